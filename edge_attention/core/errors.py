@@ -1,0 +1,167 @@
+"""The one catalogue of errors. Each has a name, a gRPC status, and a sentence for a person.
+
+    EdgeAttentionError
+    ├── InvalidArgument        INVALID_ARGUMENT     the request is wrong, whatever the state
+    │   ├── InvalidTensor                           shape, dtype, NaN, checksum, encoding
+    │   ├── InvalidGraph                            an ONNX file that cannot be used
+    │   └── InvalidProgram                          an instruction that cannot be carried out
+    ├── NotFound               NOT_FOUND            no such node, context, run, version, tensor, blob
+    ├── AlreadyExists          ALREADY_EXISTS       a name is taken
+    │   └── DuplicateContribution                   the fold has this one already
+    ├── FailedPrecondition     FAILED_PRECONDITION  right in itself, not in this state
+    │   ├── EmptyContext
+    │   └── StaleVersion                            made with other parameters than asked for
+    ├── PermissionDenied       PERMISSION_DENIED    not allowed to this peer
+    │   └── PrivateTensor                           the node's operator has not allowed it to leave
+    ├── ResourceExhausted      RESOURCE_EXHAUSTED   a limit was reached; says which
+    │   ├── MessageTooLarge
+    │   └── OutOfMemory
+    ├── Unavailable            UNAVAILABLE          a peer is away; trying again may help
+    │   └── NodeLost
+    ├── DeadlineExceeded       DEADLINE_EXCEEDED    says what was waited for
+    ├── Cancelled              CANCELLED
+    ├── DataLoss               DATA_LOSS            a digest or checksum does not fit
+    └── Internal               INTERNAL             a defect of ours
+
+The message says what was wrong, where, and what to do about it. `to_wire` and `from_wire` carry the
+class over gRPC, so that a client raises the class the server named.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AlreadyExists",
+    "Cancelled",
+    "DataLoss",
+    "DeadlineExceeded",
+    "DuplicateContribution",
+    "EdgeAttentionError",
+    "EmptyContext",
+    "FailedPrecondition",
+    "Internal",
+    "InvalidArgument",
+    "InvalidGraph",
+    "InvalidProgram",
+    "InvalidTensor",
+    "MessageTooLarge",
+    "NodeLost",
+    "NotFound",
+    "OutOfMemory",
+    "PermissionDenied",
+    "PrivateTensor",
+    "ResourceExhausted",
+    "StaleVersion",
+    "Unavailable",
+    "by_name",
+]
+
+
+class EdgeAttentionError(Exception):
+    """Base of every error this project raises on purpose. `status` is the gRPC status code's name."""
+
+    status: ClassVar[str] = "UNKNOWN"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidArgument(EdgeAttentionError):
+    status = "INVALID_ARGUMENT"
+
+
+class InvalidTensor(InvalidArgument):
+    pass
+
+
+class InvalidGraph(InvalidArgument):
+    pass
+
+
+class InvalidProgram(InvalidArgument):
+    pass
+
+
+class NotFound(EdgeAttentionError):
+    status = "NOT_FOUND"
+
+
+class AlreadyExists(EdgeAttentionError):
+    status = "ALREADY_EXISTS"
+
+
+class DuplicateContribution(AlreadyExists):
+    pass
+
+
+class FailedPrecondition(EdgeAttentionError):
+    status = "FAILED_PRECONDITION"
+
+
+class EmptyContext(FailedPrecondition):
+    pass
+
+
+class StaleVersion(FailedPrecondition):
+    pass
+
+
+class PermissionDenied(EdgeAttentionError):
+    status = "PERMISSION_DENIED"
+
+
+class PrivateTensor(PermissionDenied):
+    pass
+
+
+class ResourceExhausted(EdgeAttentionError):
+    status = "RESOURCE_EXHAUSTED"
+
+
+class MessageTooLarge(ResourceExhausted):
+    pass
+
+
+class OutOfMemory(ResourceExhausted):
+    pass
+
+
+class Unavailable(EdgeAttentionError):
+    status = "UNAVAILABLE"
+
+
+class NodeLost(Unavailable):
+    pass
+
+
+class DeadlineExceeded(EdgeAttentionError):
+    status = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(EdgeAttentionError):
+    status = "CANCELLED"
+
+
+class DataLoss(EdgeAttentionError):
+    status = "DATA_LOSS"
+
+
+class Internal(EdgeAttentionError):
+    status = "INTERNAL"
+
+
+def _catalogue(root: type[EdgeAttentionError]) -> dict[str, type[EdgeAttentionError]]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        found |= _catalogue(child)
+    return found
+
+
+_BY_NAME = _catalogue(EdgeAttentionError)
+
+
+def by_name(name: str, message: str) -> EdgeAttentionError:
+    """The error of class `name` saying `message`; a name this version does not know becomes the base class."""
+    return _BY_NAME.get(name, EdgeAttentionError)(message)
