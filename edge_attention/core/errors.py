@@ -163,5 +163,5 @@ _BY_NAME = _catalogue(EdgeAttentionError)
 
 
 def by_name(name: str, message: str) -> EdgeAttentionError:
-    """The error of class `name` saying `message`; a name this version does not know becomes the base class."""
+    """The error of class `name` saying `message`; an unknown name becomes the base class."""
     return _BY_NAME.get(name, EdgeAttentionError)(message)

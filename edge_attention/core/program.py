@@ -1,0 +1,131 @@
+"""Programs: what an aggregator asks of a node, and the contributions it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edge_attention.core.tensors import Array, DataType, Encoded, Encoding
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error of the catalogue, as data. `name` is the class's name."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in the node's store; of a sequence, the tiles `tiles` (all in use if None)."""
+
+    name: str
+    tiles: range | None = None
+
+
+Value = Stored | Array
+
+
+@dataclass(frozen=True)
+class BulkTensor:
+    """A tensor known by the SHA-256 of its bytes, which travel by Download or Upload."""
+
+    name: str
+    data_type: DataType
+    shape: tuple[int, ...]
+    encoding: Encoding
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run the graph `graph` (its SHA-256): `inputs` by input name, `outputs` output -> stored name."""
+
+    graph: str
+    inputs: Mapping[str, Value]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Append:
+    """Grow `sequence` by `source` [tokens, heads, dim] at token `at` (None: the end)."""
+
+    sequence: str
+    source: Value
+    at: int | None = None
+    tile: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Read `rows` (int64 [rows], or [times, rows] inside a Repeat; None: all) of `dataset`.
+
+    `columns` maps a column to the stored name it gets. `identity_output` names the keyed hashes of the
+    rows' ids: uint8 [rows, 16].
+    """
+
+    dataset: str
+    columns: Mapping[str, str]
+    rows: Value | None = None
+    identity_output: str = ""
+    identity_key: bytes = b""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Run `body` `times` times."""
+
+    times: int
+    body: tuple[Instruction, ...]
+
+
+@dataclass(frozen=True)
+class Return:
+    """Stream the tensor `stored` to the aggregator as `name`."""
+
+    stored: str
+    name: str
+    encoding: Encoding = Encoding.RAW
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Forget tensors; a name that ends in `/` stands for all that begin with it."""
+
+    stored: tuple[str, ...]
+
+
+Instruction = Run | Append | Batch | Repeat | Return | Drop
+
+
+@dataclass(frozen=True)
+class Program:
+    """One task for one node. See `protos/edge_attention/v1/program.proto`."""
+
+    task_id: str
+    shard: str
+    coverage: range
+    instructions: tuple[Instruction, ...]
+    version: int = 0
+    deadline_seconds: float | None = None
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+    bulk_tensors: tuple[BulkTensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a task returns: one of these or several, numbered; the last is `final`."""
+
+    task_id: str
+    shard: str
+    coverage: range
+    version: int
+    number: int
+    tensors: Mapping[str, Array | Encoded] = field(default_factory=dict)
+    bulk_tensors: tuple[BulkTensor, ...] = ()
+    final: bool = False
+    error: Fault | None = None
+    run_seconds: float = 0.0
+    task_seconds: float = 0.0

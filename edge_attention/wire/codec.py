@@ -1,0 +1,258 @@
+"""Compiles converters between our dataclasses and generated messages, once for each pair.
+
+A field of a dataclass and of its message have the same name. The dataclass's type hint says how the
+field converts:
+
+    int float str bool bytes   the scalar
+    X | None                   absent on the wire
+    tuple[X, ...]              repeated
+    Mapping[str, X]            map
+    Mapping[str, Array]        repeated Tensor, by name
+    Array                      Tensor, checked (wire/tensors.py)
+    range                      Range
+    Enum                       enum, `ENCODING_RAW` for Encoding.RAW
+    a dataclass                its message
+    a union of dataclasses     a message with one `oneof`, its field chosen by the class
+
+Decoding refuses what the types cannot hold with an error of the catalogue; it never raises another.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+
+from edge_attention.core.errors import InvalidArgument, MessageTooLarge
+from edge_attention.core.tensors import Array, Encoded
+from edge_attention.wire.tensors import decode_range, decode_tensor, encode_range, encode_tensor
+
+T = TypeVar("T")
+
+MESSAGE_LIMIT = 4 * 1024 * 1024
+"""Bytes of the largest message either side accepts. Larger things travel in chunks."""
+
+_registry: dict[type, tuple[type[Message], dict[type, str]]] = {}
+
+
+def register(cls: type, message: type[Message], variants: Mapping[type, str] | None = None) -> None:
+    """Say that `cls` travels as `message`."""
+    _registry[cls] = (message, dict(variants or {}))
+
+
+class Codec(Generic[T]):
+    """Converts `T` to bytes and back. `variants` maps a class to its field, where `T` is a union.
+
+    Example: `Codec(Program, program_pb2.Program).decode(codec.encode(program))`.
+    """
+
+    def __init__(self, cls: Any, message: type[Message], variants: Mapping[type, str] | None = None) -> None:
+        self._message = message
+        self._what = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", message.DESCRIPTOR.name).lower()
+        self._fill, self._read = _union(variants) if variants else _dataclass(cls)
+
+    def encode(self, value: T) -> bytes:
+        """The wire bytes of `value`.
+
+        Raises:
+            MessageTooLarge: past MESSAGE_LIMIT; the other side would refuse it with less to say.
+        """
+        message = self._message()
+        self._fill(message, value)
+        data: bytes = message.SerializeToString()
+        if len(data) > MESSAGE_LIMIT:
+            raise MessageTooLarge(
+                f"the {self._what} has {len(data):,} bytes; a message has at most {MESSAGE_LIMIT:,}: "
+                "split it in several calls"
+            )
+        return data
+
+    def decode(self, data: bytes) -> T:
+        """The value `data` stands for.
+
+        Raises:
+            InvalidArgument: if the bytes are not such a message, or a field does not fit.
+        """
+        try:
+            message = self._message.FromString(data)
+        except DecodeError:
+            raise InvalidArgument(f"these {len(data):,} bytes are not a {self._what}") from None
+        return typing.cast(T, self._read(message))
+
+
+Fill = Callable[[Any, Any], None]
+Read = Callable[[Any], Any]
+
+
+def _dataclass(cls: type) -> tuple[Fill, Read]:
+    hints = typing.get_type_hints(cls)
+    fields = [(f.name, *_field(f.name, hints[f.name])) for f in dataclasses.fields(cls)]
+
+    def fill(message: Any, value: Any) -> None:
+        for name, put, _ in fields:
+            put(message, getattr(value, name))
+
+    def read(message: Any) -> Any:
+        return cls(**{name: get(message) for name, _, get in fields})
+
+    return fill, read
+
+
+def _union(variants: Mapping[type, str]) -> tuple[Fill, Read]:
+    codecs: dict[str, tuple[Fill, Read]] = {}
+
+    def codec(name: str, cls: type) -> tuple[Fill, Read]:
+        # Compiled at first use: an Instruction holds a Repeat, which holds Instructions.
+        if name not in codecs:
+            codecs[name] = _dataclass(cls)
+        return codecs[name]
+
+    classes = {name: cls for cls, name in variants.items()}
+
+    def fill(message: Any, value: Any) -> None:
+        name = variants[type(value)]
+        part = getattr(message, name)
+        part.SetInParent()
+        codec(name, type(value))[0](part, value)
+
+    def read(message: Any) -> Any:
+        (oneof,) = message.DESCRIPTOR.oneofs
+        name = message.WhichOneof(oneof.name)
+        if name is None:
+            raise InvalidArgument(f"a {message.DESCRIPTOR.name} is empty or of an unknown kind")
+        return codec(name, classes[name])[1](getattr(message, name))
+
+    return fill, read
+
+
+def _field(name: str, hint: Any) -> tuple[Fill, Read]:
+    """The pair that puts a value of type `hint` into a message's field `name` and gets it out."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union) and type(None) in args:
+        rest = [arg for arg in args if arg is not type(None)]
+        put, get = _field(name, rest[0] if len(rest) == 1 else typing.Union[tuple(rest)])  # noqa: UP007
+
+        def put_optional(message: Any, value: Any) -> None:
+            if value is not None:
+                put(message, value)
+
+        return put_optional, lambda message: get(message) if message.HasField(name) else None
+    if hint in (int, float, str, bool, bytes):
+        return (lambda message, value: setattr(message, name, value)), lambda message: getattr(message, name)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        to_wire, from_wire = _enum(hint)
+        return (
+            lambda message, value: setattr(message, name, to_wire(value)),
+            lambda message: from_wire(getattr(message, name)),
+        )
+    if origin is tuple:
+        return _repeated(name, args[0])
+    if origin is collections.abc.Mapping:
+        return _mapping(name, args[1])
+    fill, read = _message(hint)
+
+    def put_message(message: Any, value: Any) -> None:
+        part = getattr(message, name)
+        part.SetInParent()
+        fill(part, value)
+
+    return put_message, lambda message: read(getattr(message, name))
+
+
+def _repeated(name: str, hint: Any) -> tuple[Fill, Read]:
+    if hint in (int, float, str, bool, bytes):
+        return (
+            lambda message, value: getattr(message, name).extend(value),
+            lambda message: tuple(getattr(message, name)),
+        )
+    fill, read = _message(hint)
+
+    def put(message: Any, value: Any) -> None:
+        field = getattr(message, name)
+        for item in value:
+            fill(field.add(), item)
+
+    return put, lambda message: tuple(read(item) for item in getattr(message, name))
+
+
+def _is_array(hint: Any) -> bool:
+    return hint is Array or typing.get_origin(hint) is np.ndarray
+
+
+def _mapping(name: str, hint: Any) -> tuple[Fill, Read]:
+    if _is_array(hint) or hint == Array | Encoded:
+
+        def put_tensors(message: Any, value: Any) -> None:
+            field = getattr(message, name)
+            for key, array in value.items():
+                encode_tensor(array, field.add(), key)
+
+        def get_tensors(message: Any) -> dict[str, Array]:
+            found: dict[str, Array] = {}
+            for tensor in getattr(message, name):
+                if tensor.name in found:
+                    raise InvalidArgument(f"tensor {tensor.name!r} is in the message twice")
+                found[tensor.name] = decode_tensor(tensor)
+            return found
+
+        return put_tensors, get_tensors
+    if hint in (int, float, str):
+        return (
+            lambda message, value: getattr(message, name).update(value),
+            lambda message: dict(getattr(message, name)),
+        )
+    fill, read = _message(hint)
+
+    def put(message: Any, value: Any) -> None:
+        field = getattr(message, name)
+        for key, item in value.items():
+            fill(field[key], item)
+
+    return put, lambda message: {key: read(item) for key, item in getattr(message, name).items()}
+
+
+def _message(hint: Any) -> tuple[Fill, Read]:
+    if _is_array(hint):
+        return (lambda message, value: encode_tensor(value, message, message.name)), decode_tensor
+    if hint is range:
+        return (lambda message, value: encode_range(value, message)), decode_range
+    if hint in _special:
+        return _special[hint]
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(typing.cast(type, hint))
+    raise TypeError(f"no converter for {hint}")
+
+
+_special: dict[Any, tuple[Fill, Read]] = {}
+
+
+def special(hint: Any, fill: Fill, read: Read) -> None:
+    """Say how `hint` converts, where the rules above do not."""
+    _special[hint] = (fill, read)
+
+
+def union(hint: Any, variants: Mapping[type, str]) -> None:
+    """Say that the union `hint` travels as a message with a `oneof`."""
+    _special[hint] = _union(variants)
+
+
+def _enum(cls: type[Enum]) -> tuple[Callable[[Any], int], Callable[[int], Any]]:
+    numbers = {member: number for number, member in enumerate(cls, start=1)}
+    members = {number: member for member, number in numbers.items()}
+    first = next(iter(cls))
+
+    def from_wire(number: int) -> Any:
+        # 0 is "not said": the first member is the default, as the .proto files document.
+        if number and number not in members:
+            raise InvalidArgument(f"{cls.__name__} has no value {number}")
+        return members.get(number, first)
+
+    return numbers.__getitem__, from_wire

@@ -1,0 +1,51 @@
+"""The one translator of the catalogue to gRPC, and the one from it."""
+
+from __future__ import annotations
+
+import grpc
+
+from edge_attention.core import errors
+from edge_attention.core.errors import EdgeAttentionError
+
+ERROR_KEY = "edge-attention-error"
+"""Trailing metadata: the name of the error's class."""
+
+_BY_STATUS: dict[grpc.StatusCode, type[EdgeAttentionError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidArgument,
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
+    grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: errors.Cancelled,
+    grpc.StatusCode.DATA_LOSS: errors.DataLoss,
+    grpc.StatusCode.INTERNAL: errors.Internal,
+}
+
+
+def to_status(error: EdgeAttentionError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    """Status, details and trailing metadata that stand for `error`."""
+    return grpc.StatusCode[error.status], error.message, ((ERROR_KEY, type(error).__name__),)
+
+
+def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
+    """The error a failed call stands for: the class the server named, or the one its status implies.
+
+    Args:
+        where: who was called, added where gRPC and not the server made the error.
+    """
+    call: grpc.Call = error  # type: ignore[assignment]  # every RpcError of a call is one
+    name = next((str(value) for key, value in call.trailing_metadata() or () if key == ERROR_KEY), "")
+    details = call.details() or ""
+    if name:
+        return errors.by_name(name, details)
+    cls = _BY_STATUS.get(call.code(), EdgeAttentionError)
+    if cls is errors.Unavailable:
+        details = (
+            f"{where or 'the server'} cannot be reached: {details}; is it running, and is the address right?"
+        )
+    elif cls is errors.DeadlineExceeded:
+        details = f"{where or 'the server'} did not answer in time"
+    return cls(details or f"{where or 'the server'} answered {call.code().name}")

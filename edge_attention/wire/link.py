@@ -1,0 +1,101 @@
+"""The node link on the wire: what the daemons put on `EdgeLinkService` and take off it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edge_attention.core.errors import InvalidProgram
+from edge_attention.core.program import (
+    Append,
+    Batch,
+    Contribution,
+    Drop,
+    Instruction,
+    Program,
+    Repeat,
+    Return,
+    Run,
+    Stored,
+    Value,
+)
+from edge_attention.core.session import (
+    Cancel,
+    Chunk,
+    Credit,
+    DownloadRequest,
+    FromNode,
+    Heartbeat,
+    HeartbeatAck,
+    Register,
+    Registered,
+    ToNode,
+    UploadChunk,
+    Uploaded,
+)
+from edge_attention.wire import codec
+from edge_attention.wire.codec import Codec
+from edge_attention.wire.methods import Method, Service
+from edge_attention.wire.tensors import decode_range, decode_tensor, encode_range, encode_tensor
+from protos.edge_attention.v1 import link_pb2
+
+
+def _fill_value(message: Any, value: Value) -> None:
+    if isinstance(value, np.ndarray):
+        encode_tensor(value, message.inline)
+        return
+    message.stored = value.name
+    if value.tiles is not None:
+        encode_range(value.tiles, message.tiles)
+
+
+def _read_value(message: Any) -> Value:
+    match message.WhichOneof("source"):
+        case "stored":
+            tiles = decode_range(message.tiles) if message.HasField("tiles") else None
+            return Stored(message.stored, tiles)
+        case "inline":
+            return decode_tensor(message.inline)
+    raise InvalidProgram("a value names neither a stored tensor nor an inline one")
+
+
+codec.special(Value, _fill_value, _read_value)
+codec.union(
+    Instruction,
+    {
+        Run: "run",
+        Append: "append",
+        Batch: "batch",
+        Repeat: "repeat",
+        Return: "return_value",
+        Drop: "drop",
+    },
+)
+
+from_node: Codec[FromNode] = Codec(
+    FromNode,
+    link_pb2.ConnectRequest,
+    {Register: "register", Heartbeat: "heartbeat", Contribution: "contribution", Credit: "credit"},
+)
+to_node: Codec[ToNode] = Codec(
+    ToNode,
+    link_pb2.ConnectResponse,
+    {
+        Registered: "registered",
+        HeartbeatAck: "heartbeat_ack",
+        Program: "program",
+        Cancel: "cancel",
+        Credit: "credit",
+    },
+)
+
+download_request = Codec[DownloadRequest](DownloadRequest, link_pb2.DownloadRequest)
+download_chunk = Codec[Chunk](Chunk, link_pb2.DownloadResponse)
+upload_chunk = Codec[UploadChunk](UploadChunk, link_pb2.UploadRequest)
+upload_response = Codec[Uploaded](Uploaded, link_pb2.UploadResponse)
+
+LINK = Service("edge_attention.v1.EdgeLinkService")
+CONNECT = Method(LINK, "Connect", from_node, to_node, streams_request=True, streams_response=True)
+DOWNLOAD = Method(LINK, "Download", download_request, download_chunk, streams_response=True)
+UPLOAD = Method(LINK, "Upload", upload_chunk, upload_response, streams_request=True)

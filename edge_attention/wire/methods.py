@@ -1,0 +1,55 @@
+"""What a gRPC method is to us: a path, and a codec for each direction. Messages stay inside `wire`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Some room above MESSAGE_LIMIT, so that the refusal that names the limit is ours, not gRPC's.
+    ("grpc.max_receive_message_length", 2 * MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", 2 * MESSAGE_LIMIT),
+    # Both sides agree: NAT tables stay warm, and nobody sends GOAWAY for too many pings.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
+    # Reconnection is ours (edge_node/session.py); gRPC's own must not add to it.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Two servers on one port would each get some of the nodes, in silence.
+    ("grpc.so_reuseport", 0),
+)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A gRPC service's full name, as `edge_attention.v1.FleetService`."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Method(Generic[Q, R]):
+    """One method: request `Q`, response `R`; either side may be a stream."""
+
+    service: Service
+    name: str
+    request: Codec[Q]
+    response: Codec[R]
+    streams_request: bool = False
+    streams_response: bool = False
+
+    @property
+    def path(self) -> str:
+        return f"/{self.service.name}/{self.name}"
+
+
+AnyMethod = Method[Any, Any]

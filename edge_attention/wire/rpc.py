@@ -1,0 +1,186 @@
+"""Serving and calling `Method`s: bytes in, our dataclasses, bytes out; errors by the catalogue.
+
+Decoding happens in the handler and not in gRPC's deserializer, so that a malformed message is answered
+with an error that says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import grpc
+import grpc.aio
+
+from edge_attention.core.errors import EdgeAttentionError, Internal, Unavailable
+from edge_attention.wire.errors import from_rpc, to_status
+from edge_attention.wire.methods import AnyMethod, Method, Service
+
+log = logging.getLogger(__name__)
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+Handler = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Any]
+
+
+def service_handlers(handlers: Mapping[AnyMethod, Handler]) -> list[grpc.GenericRpcHandler[Any, Any]]:
+    """gRPC handlers for `handlers`, by service.
+
+    A handler is called with the decoded request (an async iterator of them where the method streams)
+    and the call's context, and returns the response (is an async generator of them).
+    """
+    services: dict[Service, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+    for method, handler in handlers.items():
+        services.setdefault(method.service, {})[method.name] = _rpc_handler(method, handler)
+    return [grpc.method_handlers_generic_handler(service.name, rpcs) for service, rpcs in services.items()]
+
+
+def _rpc_handler(method: AnyMethod, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+    def requests(raw: Any) -> Any:
+        return _decoded(method, raw) if method.streams_request else method.request.decode(raw)
+
+    async def unary(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        try:
+            return method.response.encode(await handler(requests(raw), context))
+        except Exception as error:
+            await _abort(method, error, context)
+            raise
+
+    async def stream(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        try:
+            async for response in handler(requests(raw), context):
+                yield method.response.encode(response)
+        except Exception as error:
+            await _abort(method, error, context)
+            raise
+
+    kinds = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    behaviour: Any = stream if method.streams_response else unary
+    return kinds[method.streams_request, method.streams_response](behaviour)
+
+
+async def _decoded(method: Method[Q, R], raw: AsyncIterable[bytes]) -> AsyncIterator[Q]:
+    async for data in raw:
+        yield method.request.decode(data)
+
+
+async def _abort(method: AnyMethod, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """End the call with what stands for `error`. Returns only for errors gRPC raises to end a call."""
+    if isinstance(error, grpc.aio.AbortError | grpc.RpcError | grpc.aio.UsageError):
+        return
+    if not isinstance(error, EdgeAttentionError):
+        log.exception("%s failed", method.path)
+        error = Internal(f"{method.name} failed in the server: {type(error).__name__}; its log says more")
+    code, details, metadata = to_status(error)
+    await context.abort(code, details, metadata)
+
+
+class Caller:
+    """Calls methods on an asyncio channel. Errors are raised as the class the server named."""
+
+    def __init__(self, channel: grpc.aio.Channel, where: str) -> None:
+        self._channel = channel
+        self._where = where
+        self._calls: dict[AnyMethod, Any] = {}
+
+    def _call(self, method: AnyMethod) -> Any:
+        call = self._calls.get(method)
+        if call is None:
+            kinds = {
+                (False, False): self._channel.unary_unary,
+                (False, True): self._channel.unary_stream,
+                (True, False): self._channel.stream_unary,
+                (True, True): self._channel.stream_stream,
+            }
+            call = self._calls[method] = kinds[method.streams_request, method.streams_response](
+                method.path, None, None
+            )
+        return call
+
+    async def unary(self, method: Method[Q, R], request: Q, timeout: float | None = None) -> R:
+        """One request, one response, within `timeout` seconds."""
+        try:
+            return method.response.decode(
+                await self._call(method)(method.request.encode(request), timeout=timeout)
+            )
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._where) from None
+
+    async def send(self, method: Method[Q, R], requests: AsyncIterable[Q], timeout: float | None = None) -> R:
+        """A stream of requests, one response."""
+        failed: list[Exception] = []
+
+        async def raw() -> AsyncIterator[bytes]:
+            # gRPC swallows what a request iterator raises; the caller must not lose it.
+            try:
+                async for request in requests:
+                    yield method.request.encode(request)
+            except Exception as error:
+                failed.append(error)
+                raise
+
+        try:
+            return method.response.decode(await self._call(method)(raw(), timeout=timeout))
+        except (grpc.RpcError, asyncio.CancelledError) as error:
+            if failed:
+                raise failed[0] from None
+            if isinstance(error, grpc.RpcError):
+                raise from_rpc(error, self._where) from None
+            raise
+
+    async def receive(
+        self, method: Method[Q, R], request: Q, timeout: float | None = None
+    ) -> AsyncIterator[R]:
+        """One request, a stream of responses."""
+        call = self._call(method)(method.request.encode(request), timeout=timeout)
+        try:
+            async for data in call:
+                yield method.response.decode(data)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._where) from None
+        finally:
+            call.cancel()
+
+    def duplex(self, method: Method[Q, R]) -> Duplex[Q, R]:
+        """A stream both ways."""
+        return Duplex(method, self._call(method)(), self._where)
+
+
+class Duplex(Generic[Q, R]):
+    """An open stream both ways: `write`, iterate to read, `cancel`."""
+
+    def __init__(self, method: Method[Q, R], call: Any, where: str) -> None:
+        self._method, self._raw, self._where = method, call, where
+
+    async def write(self, request: Q) -> None:
+        """Returns when gRPC has taken the message; raises when the stream has ended."""
+        try:
+            await self._raw.write(self._method.request.encode(request))
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            raise await self._error(error) from None
+
+    async def __aiter__(self) -> AsyncIterator[R]:
+        try:
+            async for data in self._raw:
+                yield self._method.response.decode(data)
+        except grpc.RpcError as error:
+            raise await self._error(error) from None
+
+    async def _error(self, error: Exception) -> EdgeAttentionError:
+        if isinstance(error, grpc.RpcError):
+            return from_rpc(error, self._where)
+        code = await self._raw.code()
+        return Unavailable(f"the stream to {self._where} has ended with {code.name}")
+
+    async def done_writing(self) -> None:
+        await self._raw.done_writing()
+
+    def cancel(self) -> None:
+        self._raw.cancel()

@@ -1,0 +1,96 @@
+"""Arrays <-> Tensor messages. Everything a peer says of a tensor is checked here, before it is one."""
+
+from __future__ import annotations
+
+import math
+import sys
+import zlib
+from typing import Any
+
+import numpy as np
+
+from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidTensor
+from edge_attention.core.tensors import MAX_RANK, Array, DataType, Encoded, Encoding
+
+# protobuf numbers, by hand: tests/wire compares them with the generated enum.
+_NUMBERS = {data_type: number for number, data_type in enumerate(DataType, start=1)}
+_TYPES = {number: np.dtype(data_type.value) for data_type, number in _NUMBERS.items()}
+_CODES = {np.dtype(data_type.value): number for data_type, number in _NUMBERS.items()}
+_RAW, _FLOAT16 = 1, 2
+_FLOAT32_CODE = _NUMBERS[DataType.FLOAT32]
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("tensors travel little-endian; this machine is big-endian")
+
+
+def encode_tensor(value: Array | Encoded, message: Any, name: str = "") -> None:
+    """Fill `message` with `value`; an Encoded travels in its encoding (FLOAT16 needs float32)."""
+    array, encoding = (value.array, value.encoding) if isinstance(value, Encoded) else (value, Encoding.RAW)
+    code = _CODES.get(array.dtype)
+    if code is None:
+        DataType.of(array.dtype, f"tensor {name!r}")
+        raise InvalidTensor(f"tensor {name!r} has dtype {array.dtype}, which does not travel")
+    if encoding is Encoding.FLOAT16:
+        if code != _FLOAT32_CODE:
+            raise InvalidTensor(f"tensor {name!r} is {array.dtype}; only float32 travels as float16")
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float16)
+        message.encoding = _FLOAT16
+    else:
+        message.encoding = _RAW
+    data = array.tobytes()
+    if name:
+        message.name = name
+    message.data_type = code
+    message.shape.extend(array.shape)
+    message.crc32 = zlib.crc32(data)
+    message.data = data
+
+
+def decode_tensor(message: Any) -> Array:
+    """The array of a Tensor message: read-only, over the message's own bytes.
+
+    Raises:
+        InvalidTensor: unknown dtype or encoding, a bad shape, or a length that does not fit the shape.
+        DataLoss: the checksum is wrong.
+    """
+    name = message.name[:80] or "a tensor"
+    stored = dtype = _TYPES.get(message.data_type)
+    if dtype is None or stored is None:
+        raise InvalidTensor(
+            f"{name}: data type {message.data_type} is not known; see DataType in tensor.proto"
+        )
+    if message.encoding == _FLOAT16:
+        if message.data_type != _FLOAT32_CODE:
+            raise InvalidTensor(f"{name}: encoding FLOAT16 stands for FLOAT32 only, not {dtype}")
+        stored = np.dtype(np.float16)
+    elif message.encoding not in (0, _RAW):
+        raise InvalidTensor(f"{name}: encoding {message.encoding} is not known; see Encoding in tensor.proto")
+    shape = tuple(message.shape)
+    data = message.data
+    check_size(name, shape, stored.itemsize, len(data))
+    if message.HasField("crc32") and message.crc32 != zlib.crc32(data):
+        raise DataLoss(f"{name}: the checksum is wrong, its bytes were damaged on the way; send it again")
+    array = np.frombuffer(data, stored).reshape(shape)
+    return array if stored is dtype else array.astype(dtype)
+
+
+def check_size(name: str, shape: tuple[int, ...], itemsize: int, size: int) -> None:
+    """Refuse a shape that is no shape, or that does not fit `size` bytes."""
+    if len(shape) > MAX_RANK or any(n < 0 for n in shape):
+        raise InvalidTensor(f"{name}: {list(shape)[:9]} is not a shape of at most {MAX_RANK} dimensions")
+    if math.prod(shape) * itemsize != size:
+        raise InvalidTensor(
+            f"{name}: shape {list(shape)} of {itemsize}-byte elements takes {math.prod(shape) * itemsize:,} "
+            f"bytes, but {size:,} came"
+        )
+
+
+def encode_range(value: range, message: Any) -> None:
+    message.start, message.stop = value.start, value.stop
+
+
+def decode_range(message: Any) -> range:
+    if message.start < 0 or message.stop < message.start:
+        raise InvalidArgument(f"[{message.start}, {message.stop}) is not a range")
+    return range(message.start, message.stop)
