@@ -1,4 +1,4 @@
-"""Generates the Python code of `protos/` beside the .proto files; `--check` fails if what is there is stale."""
+"""Generates the Python code of `protos/` beside the .proto files; `--check` fails if it is stale."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def _mapping(name: str, hint: Any) -> tuple[Fill, Read]:
 
 
 def _message(hint: Any) -> tuple[Fill, Read]:
-    if _is_array(hint):
+    if _is_array(hint) or hint == Array | Encoded:
         return (lambda message, value: encode_tensor(value, message, message.name)), decode_tensor
     if hint is range:
         return (lambda message, value: encode_range(value, message)), decode_range

@@ -1,0 +1,186 @@
+"""What a client says of contexts and attention, and what it gets back. One class a message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.tensors import Array, Encoded, Encoding, require_name
+
+
+@dataclass(frozen=True)
+class ContextSpec:
+    """The shape of a context: heads, dimensions, and on how many nodes each segment is kept."""
+
+    name: str
+    query_heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    replicas: int = 1
+
+    def check(self) -> ContextSpec:
+        """This spec, if there can be such a context.
+
+        Raises:
+            InvalidArgument: a bad name, a size out of range, or heads that do not divide.
+        """
+        require_name(self.name, "context")
+        limits = {"query_heads": 1024, "key_heads": 1024, "key_dim": 4096, "value_dim": 4096, "replicas": 64}
+        for name, limit in limits.items():
+            size = getattr(self, name)
+            if not 1 <= size <= limit:
+                raise InvalidArgument(f"context {self.name!r}: {name} is {size}; it must be 1 to {limit}")
+        if self.query_heads % self.key_heads:
+            raise InvalidArgument(
+                f"context {self.name!r}: {self.key_heads} key heads do not divide {self.query_heads} query "
+                "heads; each key head serves the same number of query heads"
+            )
+        return self
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes one token takes on a node."""
+        return 4 * self.key_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tokens of a context, the nodes that hold them, and those of them reachable now."""
+
+    id: str
+    tokens: range
+    holders: tuple[str, ...]
+    live: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    spec: ContextSpec
+    tokens: int
+    segments: tuple[Segment, ...] = ()
+
+
+@dataclass(frozen=True)
+class CreateContextRequest:
+    spec: ContextSpec
+
+
+@dataclass(frozen=True)
+class CreateContextResponse:
+    context: Context
+
+
+@dataclass(frozen=True, eq=False)
+class AppendRequest:
+    """One message of an append; `context` and `node` count in the first."""
+
+    context: str
+    node: str
+    keys: Array
+    values: Array
+
+
+@dataclass(frozen=True)
+class AppendResponse:
+    tokens: range
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class AppendDatasetRequest:
+    context: str
+    node: str
+    dataset: str
+    graph: str
+    inputs: Mapping[str, str]
+    rows: range | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AttendRequest:
+    """See `AttendRequest` in attention.proto for shapes and defaults."""
+
+    context: str
+    queries: Array
+    positions: Array | None = None
+    causal: bool = False
+    window: int | None = None
+    scale: float | None = None
+    deadline_seconds: float | None = None
+    encoding: Encoding = Encoding.RAW
+    weights: bool = False
+    until: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ShardMass:
+    """exp(lse_shard - lse), float32 [queries, query_heads]: the share of attention a shard received."""
+
+    shard: str
+    node: str
+    tokens: range
+    mass: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """|out - exact out| <= error, element by element; tight if every missing lse was known."""
+
+    error: Array
+    tight: bool
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A shard the answer does not stand on, and why."""
+
+    shard: str
+    tokens: range
+    holders: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class AttendResponse:
+    out: Array | Encoded
+    lse: Array
+    exact: bool
+    coverage: tuple[range, ...]
+    mass: tuple[ShardMass, ...]
+    tokens: int
+    weights: Array | None = None
+    bound: Bound | None = None
+    missing: tuple[Missing, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DescribeContextRequest:
+    context: str
+
+
+@dataclass(frozen=True)
+class DescribeContextResponse:
+    context: Context
+
+
+@dataclass(frozen=True)
+class ListContextsRequest:
+    pass
+
+
+@dataclass(frozen=True)
+class ListContextsResponse:
+    contexts: tuple[Context, ...]
+
+
+@dataclass(frozen=True)
+class DropContextRequest:
+    context: str
+
+
+@dataclass(frozen=True)
+class DropContextResponse:
+    pass

@@ -1,0 +1,92 @@
+"""Attention partials and their merge: the arithmetic the whole house rests on.
+
+    lse_i = log sum_j exp(s_ij)        out_i = sum_j exp(s_ij - lse_i) v_j
+    M = max_i lse_i    w_i = exp(lse_i - M)
+    out = sum_i w_i out_i / sum_i w_i  lse = M + log sum_i w_i
+
+Natural logarithms throughout. The identity is `out = 0, lse = -inf`: what a shard with no visible key
+returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_attention.core.tensors import Float32, require
+
+
+@dataclass(frozen=True, eq=False)
+class Partial:
+    """Attention of some queries over one shard of the keys.
+
+    Attributes:
+        out: float32 [..., dim], zero where `lse` is -inf.
+        lse: float32 [...], the natural logarithm of the sum of exp(score).
+    """
+
+    out: Float32
+    lse: Float32
+
+    def check(self, out_shape: tuple[int, ...], what: str) -> Partial:
+        """This partial, if it is one of `out_shape`; its identity rows normalised to out = 0.
+
+        Raises:
+            InvalidTensor: wrong shape or dtype, NaN anywhere, an infinite `out` or lse = +inf.
+        """
+        require(self.lse, f"{what}: lse", shape=out_shape[:-1], finite=False)
+        if np.isnan(self.lse).any() or np.isposinf(self.lse).any():
+            require(np.where(np.isneginf(self.lse), 0, self.lse), f"{what}: lse", shape=out_shape[:-1])
+        out = self.out
+        empty = np.isneginf(self.lse)
+        if empty.any() and out.shape == out_shape:
+            out = np.where(empty[..., None], np.float32(0), out)
+        require(out, f"{what}: out", shape=out_shape)
+        return Partial(out, self.lse)
+
+
+def identity(out_shape: tuple[int, ...]) -> Partial:
+    """The partial of no keys at all."""
+    return Partial(np.zeros(out_shape, np.float32), np.full(out_shape[:-1], -np.inf, np.float32))
+
+
+def merge(a: Partial, b: Partial) -> Partial:
+    """The partial of both shards' keys together (FlashAttention's and FlashInfer's `merge_state`).
+
+    Args:
+        a, b: partials of the same queries over disjoint keys, shapes alike.
+
+    Example:
+        >>> one = Partial(np.array([[1.0]], np.float32), np.array([0.0], np.float32))
+        >>> merge(one, identity((1, 1))).out.item()
+        1.0
+    """
+    top = np.maximum(a.lse, b.lse)
+    # Two identities: exp(-inf - -inf) is NaN, so they are measured from 0 and give the identity again.
+    base = np.where(np.isneginf(top), np.float32(0), top)
+    weight_a, weight_b = np.exp(a.lse - base), np.exp(b.lse - base)
+    total = weight_a + weight_b
+    empty = total == 0
+    share = np.where(empty, np.float32(1), total)
+    out = a.out * (weight_a / share)[..., None] + b.out * (weight_b / share)[..., None]
+    with np.errstate(divide="ignore"):
+        lse = base + np.log(total)
+    return Partial(out.astype(np.float32, copy=False), lse.astype(np.float32, copy=False))
+
+
+def mass(lse_shard: Float32, lse: Float32) -> Float32:
+    """The share of global attention a shard received: exp(lse_shard - lse), 0 where nobody saw a key."""
+    base = np.where(np.isneginf(lse), np.float32(0), lse)
+    share: Float32 = np.exp(lse_shard - base)
+    return share
+
+
+def log_sum_exp(values: list[Float32]) -> Float32:
+    """log(sum(exp(values))) over the list, element by element; -inf where all are."""
+    stacked = np.stack(values)
+    top = stacked.max(axis=0)
+    base = np.where(np.isneginf(top), np.float32(0), top)
+    with np.errstate(divide="ignore"):
+        total: Float32 = base + np.log(np.exp(stacked - base).sum(axis=0))
+    return total.astype(np.float32, copy=False)

@@ -1,0 +1,80 @@
+"""Masks by position: which tokens of a segment each query sees, as one range a query.
+
+Causal and sliding-window masks, and the end of a segment inside its last tile, are all a half-open range
+of tokens: position p sees [p - window + 1, p] of the context. A mask added here becomes available
+everywhere as long as it is one range of tokens for each query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.tensors import Int64
+
+
+@dataclass(frozen=True, eq=False)
+class Visibility:
+    """Of the context's tokens, query i sees positions start[i] <= p < stop[i]. Both int64 [queries]."""
+
+    start: Int64
+    stop: Int64
+
+    def count(self) -> int:
+        """Positions from the first any query sees to the last."""
+        return len(self.span())
+
+    def span(self) -> range:
+        """The smallest range of positions that holds all any query sees; empty if none sees any."""
+        some = self.stop > self.start
+        if not some.any():
+            return range(0)
+        return range(int(self.start[some].min()), int(self.stop[some].max()))
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentView:
+    """What queries see of one segment, for a graph that reads the segment's tiles `tiles`.
+
+    lo, hi: int64 [queries], counted from the first token of tile tiles.start.
+    """
+
+    tiles: range
+    lo: Int64
+    hi: Int64
+
+
+def visible(tokens: int, positions: Int64, *, causal: bool = False, window: int | None = None) -> Visibility:
+    """What queries at `positions` see of a context of `tokens` tokens.
+
+    Args:
+        positions: int64 [queries]; not negative, may lie past the end.
+        causal: see only positions up to and with one's own.
+        window: see only the last `window` positions up to and with one's own (implies causal).
+
+    Raises:
+        InvalidArgument: a window under 1, or a negative position.
+    """
+    if window is not None and window < 1:
+        raise InvalidArgument(f"window is {window}; a query sees at least its own position: give 1 or more")
+    if positions.size and int(positions.min()) < 0:
+        raise InvalidArgument(f"position {int(positions.min())} is negative; positions count from 0")
+    stop = (
+        np.minimum(positions + 1, tokens) if causal or window is not None else np.full_like(positions, tokens)
+    )
+    start = np.zeros_like(positions) if window is None else np.maximum(positions + 1 - window, 0)
+    return Visibility(np.minimum(start, stop), stop)
+
+
+def of_segment(view: Visibility, segment: range, tile: int) -> SegmentView | None:
+    """What the queries see of `segment`, kept in tiles of `tile` tokens; None if they see nothing of it."""
+    lo = np.clip(view.start - segment.start, 0, len(segment))
+    hi = np.clip(view.stop - segment.start, 0, len(segment))
+    some = hi > lo
+    if not some.any():
+        return None
+    tiles = range(int(lo[some].min()) // tile, -(-int(hi[some].max()) // tile))
+    first = tiles.start * tile
+    return SegmentView(tiles, np.where(some, lo - first, 0), np.where(some, hi - first, 0))
