@@ -1,0 +1,312 @@
+"""The append recipe: place tokens on nodes, all of them or none."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aggregator.bulk import Bulk
+from aggregator.contexts import Contexts, StoredContext, StoredSegment
+from aggregator.dispatch import Dispatcher
+from aggregator.exchange import Assignment
+from aggregator.membership import Member, Membership
+from edge_attention.core.attention import AppendDatasetRequest, AppendResponse
+from edge_attention.core.bounds import Summary
+from edge_attention.core.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidTensor,
+    NotFound,
+    Unavailable,
+)
+from edge_attention.core.fleet import NodeState
+from edge_attention.core.placement import Candidate, OpenSegment, Piece, place
+from edge_attention.core.program import (
+    Append,
+    Batch,
+    BulkTensor,
+    Contribution,
+    Drop,
+    Instruction,
+    Program,
+    Repeat,
+    Return,
+    Run,
+    Stored,
+)
+from edge_attention.core.tensors import Array, Float32, require
+from edge_attention.graphs import library
+
+log = logging.getLogger(__name__)
+
+APPEND_SECONDS = 120.0
+SEGMENT_LIMIT = 32 * library.TILE
+"""Tokens to which small appends fill a segment before another node gets the next."""
+
+DATASET_ROWS = 4096
+"""Rows a node encodes at a time when it appends from its own dataset."""
+
+_SUMMARY = library.digest("segment_summary")
+
+
+@dataclass
+class _Target:
+    """A piece with the segment it goes to."""
+
+    piece: Piece
+    segment: str
+    at: int
+    tokens: range
+    before: StoredSegment | None
+    summaries: dict[str, Summary] = field(default_factory=dict)
+
+
+class Appender:
+    """Appends to contexts."""
+
+    def __init__(
+        self, contexts: Contexts, membership: Membership, dispatcher: Dispatcher, bulk: Bulk
+    ) -> None:
+        self._contexts = contexts
+        self._membership = membership
+        self._dispatcher = dispatcher
+        self._bulk = bulk
+
+    async def append(self, name: str, node: str, keys: Float32, values: Float32) -> AppendResponse:
+        """Append tokens given as arrays, placed over the live nodes or on `node` alone.
+
+        Raises:
+            InvalidTensor: shapes that do not fit the context, NaN or Inf, no tokens at all.
+            Unavailable, OutOfMemory, DeadlineExceeded: nothing was appended.
+        """
+        context = self._contexts.get(name)
+        spec = context.spec
+        require(keys, "keys", shape=("tokens", spec.key_heads, spec.key_dim))
+        require(values, "values", shape=(len(keys), spec.key_heads, spec.value_dim))
+        if not len(keys):
+            raise InvalidTensor("keys holds no tokens; append at least one")
+        async with context.lock:
+            targets = self._place(context, len(keys), node)
+            first = context.tokens
+
+            def program(target: _Target) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+                part = slice(target.tokens.start - first, target.tokens.stop - first)
+                tensors = {"task/keys": keys[part], "task/values": values[part]}
+                store = self._store(context, target, Stored("task/keys"), Stored("task/values"), target.at)
+                return store, tensors
+
+            return await self._run(context, targets, program)
+
+    async def append_dataset(self, request: AppendDatasetRequest) -> AppendResponse:
+        """Append what `request.node` computes from its own dataset: a token a row.
+
+        Raises:
+            NotFound: no such context, node, dataset, column or graph.
+            PrivateTensor: the node does not let the summary of its tokens leave.
+        """
+        context = self._contexts.get(request.context)
+        member = self._membership.require_live(request.node)
+        dataset = next((d for d in member.register.datasets if d.name == request.dataset), None)
+        if dataset is None:
+            have = ", ".join(d.name for d in member.register.datasets) or "none"
+            raise NotFound(f"node {request.node!r} has no dataset {request.dataset[:80]!r}; it has: {have}")
+        columns = {column.name for column in dataset.columns}
+        for column in request.inputs.values():
+            if column not in columns:
+                raise NotFound(
+                    f"dataset {request.dataset!r} has no column {column[:80]!r}; "
+                    f"it has: {', '.join(sorted(columns))}"
+                )
+        self._bulk.find(request.graph)
+        rows = range(dataset.rows) if request.rows is None else request.rows
+        if not len(rows) or rows.stop > dataset.rows:
+            raise InvalidArgument(f"rows [{rows.start}, {rows.stop}) of a dataset of {dataset.rows} rows")
+        async with context.lock:
+            targets = self._place(context, len(rows), request.node, extend=False)
+            first = context.tokens
+
+            def program(target: _Target) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+                part = range(target.tokens.start - first, target.tokens.stop - first)
+                return self._encode(context, target, request, rows[part.start : part.stop])
+
+            return await self._run(context, targets, program)
+
+    def _place(self, context: StoredContext, tokens: int, node: str, *, extend: bool = True) -> list[_Target]:
+        """Cut `tokens` into targets, in order of position; `extend`: the last segment may grow."""
+        spec = context.spec
+        members: Sequence[Member] = (
+            [self._membership.require_live(node)] if node else self._membership.members()
+        )
+        candidates = [
+            Candidate(
+                m.name,
+                self._contexts.held(context, m.name),
+                # A tile is the grain of memory: what does not fill one takes a whole one.
+                max((m.register.memory_limit - m.memory) // (spec.token_bytes * library.TILE), 0)
+                * library.TILE,
+            )
+            for m in members
+            if m.state is NodeState.READY
+        ]
+        if not candidates:
+            raise Unavailable("no node is ready; start one with `edge-node --aggregator ... --name ...`")
+        last = context.segments[-1] if context.segments else None
+        open_segment = None
+        if extend and last is not None and set(self._contexts.serving(context, last)) == set(last.holders):
+            open_segment = OpenSegment(last.holders, len(last.tokens))
+        pieces = place(
+            tokens,
+            candidates,
+            open_segment,
+            replicas=1 if node else spec.replicas,
+            tile=library.TILE,
+            segment_limit=SEGMENT_LIMIT,
+        )
+        targets, position = [], context.tokens
+        for piece in pieces:
+            before = last if piece.extends else None
+            at = len(before.tokens) if before is not None else 0
+            segment = before.id if before is not None else secrets.token_hex(4)
+            targets.append(_Target(piece, segment, at, range(position, position + piece.tokens), before))
+            position += piece.tokens
+        return targets
+
+    def _store(
+        self, context: StoredContext, target: _Target, keys: Stored, values: Stored, at: int | None
+    ) -> tuple[Instruction, ...]:
+        """Instructions that append `keys` and `values` and return their summary."""
+        outputs = ("key_norm", "value_min", "value_max")
+        return (
+            Run(_SUMMARY, {"keys": keys, "values": values}, {name: f"task/{name}" for name in outputs}),
+            # Asked before anything is stored: a node that may not return it must not hold the tokens.
+            *(Return(f"task/{name}", name) for name in outputs),
+            Append(context.keys(target.segment), keys, at, library.TILE),
+            Append(context.values(target.segment), values, at, library.TILE),
+        )
+
+    def _encode(
+        self, context: StoredContext, target: _Target, request: AppendDatasetRequest, rows: range
+    ) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+        """Instructions that encode `rows` of the dataset in turns and append them."""
+        turns = len(rows) // DATASET_ROWS
+        whole = np.arange(rows.start, rows.start + turns * DATASET_ROWS, dtype=np.int64)
+        rest = np.arange(rows.start + turns * DATASET_ROWS, rows.stop, dtype=np.int64)
+        tensors: dict[str, Array] = {}
+
+        def body(rows_name: str) -> tuple[Instruction, ...]:
+            columns = {
+                column: f"task/column/{i}" for i, column in enumerate(sorted(set(request.inputs.values())))
+            }
+            keys, values = Stored("task/keys"), Stored("task/values")
+            return (
+                Batch(request.dataset, columns, Stored(rows_name)),
+                Run(
+                    request.graph,
+                    {name: Stored(columns[column]) for name, column in request.inputs.items()},
+                    {"keys": keys.name, "values": values.name},
+                ),
+                *self._store(context, target, keys, values, at=None),
+            )
+
+        # Turns append at the end, so a program that is run again after half of it must begin anew.
+        instructions: list[Instruction] = [Drop((f"context/{context.id}/{target.segment}/",))]
+        if turns:
+            tensors["task/rows"] = whole.reshape(turns, DATASET_ROWS)
+            instructions.append(Repeat(turns, body("task/rows")))
+        if len(rest):
+            tensors["task/rest"] = rest
+            instructions += body("task/rest")
+        return tuple(instructions), tensors
+
+    async def _run(
+        self,
+        context: StoredContext,
+        targets: list[_Target],
+        program: Callable[[_Target], tuple[tuple[Instruction, ...], Mapping[str, Array]]],
+    ) -> AppendResponse:
+        """Run each target's program on each of its holders; commit if every one has stored its tokens."""
+        assignments: list[Assignment] = []
+        by_shard: dict[str, _Target] = {}
+        lent: list[BulkTensor] = []
+        try:
+            for target in targets:
+                instructions, tensors = program(target)
+                inline, bulk = self._bulk.lend_tensors(tensors)
+                lent += bulk
+                for holder in target.piece.holders:
+                    shard = f"{target.segment}@{holder}"
+                    by_shard[shard] = target
+                    assignments.append(
+                        Assignment(
+                            shard,
+                            (holder,),
+                            Program("", shard, target.tokens, instructions, 0, APPEND_SECONDS, inline, bulk),
+                        )
+                    )
+
+            def fold(assignment: Assignment, node: str, contribution: Contribution) -> None:
+                if contribution.tensors:
+                    target = by_shard[assignment.shard]
+                    summary = self._summary(context, contribution.tensors)
+                    known = target.summaries.get(node)
+                    target.summaries[node] = summary if known is None else known.joined(summary)
+
+            outcome = await self._dispatcher.run(assignments, APPEND_SECONDS, fold)
+        except BaseException:
+            self._undo(context, targets)
+            raise
+        finally:
+            for tensor in lent:
+                self._bulk.take_back(tensor.digest)
+        if outcome.missing:
+            self._undo(context, targets)
+            reason = "; ".join(sorted(set(outcome.missing.values())))
+            cls = DeadlineExceeded if "in time" in reason else Unavailable
+            raise cls(f"nothing was appended to context {context.spec.name!r}: {reason}")
+        segments = [self._grown(target) for target in targets]
+        self._contexts.commit(context, segments)
+        tokens = range(targets[0].tokens.start, targets[-1].tokens.stop)
+        return AppendResponse(tokens, tuple(self._contexts.segment(context, s) for s in segments))
+
+    def _summary(self, context: StoredContext, tensors: Mapping[str, object]) -> Summary:
+        spec = context.spec
+        shapes: dict[str, tuple[int, ...]] = {
+            "key_norm": (spec.key_heads,),
+            "value_min": (spec.key_heads, spec.value_dim),
+            "value_max": (spec.key_heads, spec.value_dim),
+        }
+        arrays: list[Float32] = []
+        for name, shape in shapes.items():
+            array = tensors.get(name)
+            if array is None:
+                raise InvalidTensor(f"the summary of a segment lacks {name}")
+            require(array, f"summary {name}", shape=shape)  # type: ignore[arg-type]
+            arrays.append(array)  # type: ignore[arg-type]
+        return Summary(*arrays)
+
+    def _grown(self, target: _Target) -> StoredSegment:
+        summaries = list(target.summaries.values())
+        if not summaries:
+            raise FailedPrecondition(f"no node returned a summary of segment {target.segment}")
+        summary = summaries[0]
+        for other in summaries[1:]:
+            summary = summary.joined(other)
+        if target.before is None:
+            return StoredSegment(target.segment, target.tokens, target.piece.holders, summary)
+        tokens = range(target.before.tokens.start, target.tokens.stop)
+        return StoredSegment(
+            target.segment, tokens, target.before.holders, target.before.summary.joined(summary)
+        )
+
+    def _undo(self, context: StoredContext, targets: list[_Target]) -> None:
+        """Free what new segments have stored; beyond the end of a grown one, the next append overwrites."""
+        for target in targets:
+            if target.before is None:
+                names = (f"context/{context.id}/{target.segment}/",)
+                for holder in target.piece.holders:
+                    self._dispatcher.post(holder, (Drop(names),))

@@ -1,0 +1,153 @@
+"""What is too large for a message: graphs and tensors by digest, in chunks, from any offset."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+
+import numpy as np
+
+from aggregator.state import State
+from edge_attention.core.errors import (
+    DataLoss,
+    InvalidArgument,
+    InvalidTensor,
+    NotFound,
+    ResourceExhausted,
+)
+from edge_attention.core.program import BulkTensor
+from edge_attention.core.session import Chunk, DownloadRequest, UploadChunk, Uploaded
+from edge_attention.core.tensors import Array, DataType, Encoding
+from edge_attention.graphs import library
+
+CHUNK = 1024 * 1024
+INLINE_LIMIT = 1024 * 1024
+"""Tensors of a program beyond this many bytes travel by Download."""
+
+UPLOAD_LIMIT = 512 * 1024 * 1024
+"""Bytes of the largest file taken, and of all of one sender's under way together."""
+
+
+class Bulk:
+    """Files by SHA-256: lent for the length of an exchange, kept in the state, or under way upwards."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._lent: dict[str, bytes] = {}
+        self._loans: Counter[str] = Counter()
+        self._library = {library.digest(name): library.load(name) for name in library.names()}
+        self._uploads: dict[str, dict[str, bytearray]] = {}
+
+    # Down
+
+    def lend(self, data: bytes) -> str:
+        """Offer `data` for download until `take_back` of the digest returned."""
+        digest = hashlib.sha256(data).hexdigest()
+        self._lent[digest] = data
+        self._loans[digest] += 1
+        return digest
+
+    def take_back(self, digest: str) -> None:
+        self._loans[digest] -= 1
+        if self._loans[digest] <= 0:
+            self._lent.pop(digest, None)
+            del self._loans[digest]
+
+    def lend_tensors(self, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], tuple[BulkTensor, ...]]:
+        """Split `tensors` into those that fit a message together and those that are lent."""
+        inline: dict[str, Array] = {}
+        lent: list[BulkTensor] = []
+        size = 0
+        for name, array in tensors.items():
+            size += array.nbytes
+            if size <= INLINE_LIMIT:
+                inline[name] = array
+                continue
+            size -= array.nbytes
+            data = array.tobytes()
+            data_type = DataType.of(array.dtype, name)
+            lent.append(BulkTensor(name, data_type, array.shape, Encoding.RAW, self.lend(data), len(data)))
+        return inline, tuple(lent)
+
+    def find(self, digest: str) -> bytes:
+        """The file with this digest.
+
+        Raises:
+            NotFound: nobody has offered it.
+        """
+        data = self._lent.get(digest) or self._library.get(digest)
+        if data is None:
+            try:
+                data = self._state.get_blob(digest)
+            except InvalidArgument:
+                raise NotFound(f"{digest[:80]!r} is not the SHA-256 of a file here") from None
+        return data
+
+    async def download(self, request: DownloadRequest) -> AsyncIterator[Chunk]:
+        """The file in chunks, from `request.offset` on."""
+        data = self.find(request.digest)
+        if request.offset > len(data):
+            raise InvalidArgument(f"offset {request.offset} lies past the file's {len(data)} bytes")
+        view = memoryview(data)
+        for start in range(request.offset, max(len(data), 1), CHUNK):
+            yield Chunk(start, len(data), bytes(view[start : start + CHUNK]))
+
+    # Up
+
+    async def upload(self, sender: str, chunks: AsyncIterator[UploadChunk], keep: bool) -> Uploaded:
+        """Take a file's chunks; what came before a broken call is still there at the next.
+
+        `keep`: put the finished file into the state (clients' graphs); otherwise it waits for `received`.
+
+        Raises:
+            DataLoss: the whole file does not have the digest.
+            ResourceExhausted: it is larger than UPLOAD_LIMIT.
+            InvalidArgument: the chunks do not follow each other.
+        """
+        files = self._uploads.setdefault(sender, {})
+        received = 0
+        async for chunk in chunks:
+            if keep and self._state.has_blob(chunk.digest):
+                return Uploaded(chunk.size)
+            others = sum(len(data) for digest, data in files.items() if digest != chunk.digest)
+            if chunk.size + others > UPLOAD_LIMIT:
+                raise ResourceExhausted(
+                    f"a file of {chunk.size:,} bytes does not fit: {UPLOAD_LIMIT:,} bytes may be under way"
+                )
+            data = files.setdefault(chunk.digest, bytearray())
+            if chunk.data:
+                if chunk.offset != len(data) or len(data) + len(chunk.data) > chunk.size:
+                    raise InvalidArgument(
+                        f"chunk at {chunk.offset} of {chunk.size} bytes does not follow {len(data)} received"
+                    )
+                data += chunk.data
+            received = len(data)
+            if received == chunk.size:
+                if hashlib.sha256(data).hexdigest() != chunk.digest:
+                    del files[chunk.digest]
+                    raise DataLoss(f"the file received does not have the digest {chunk.digest[:80]}")
+                if keep:
+                    self._state.put_blob(bytes(data))
+                    del files[chunk.digest]
+        return Uploaded(received)
+
+    def received(self, sender: str, tensor: BulkTensor) -> Array:
+        """The tensor whose bytes `sender` has uploaded; they are forgotten here.
+
+        Raises:
+            NotFound: they have not come, or not all.
+            InvalidTensor: they do not fit the shape.
+        """
+        data = self._uploads.get(sender, {}).pop(tensor.digest, None)
+        if data is None or len(data) != tensor.size:
+            raise NotFound(f"tensor {tensor.name[:80]!r} was announced, but its bytes were not uploaded")
+        dtype = np.dtype(np.float16 if tensor.encoding is Encoding.FLOAT16 else tensor.data_type.value)
+        if math.prod(tensor.shape) * dtype.itemsize != len(data) or any(n < 0 for n in tensor.shape):
+            raise InvalidTensor(f"tensor {tensor.name[:80]!r}: {len(data):,} bytes do not fit its shape")
+        return np.frombuffer(data, dtype).reshape(tensor.shape).astype(tensor.data_type.value, copy=False)
+
+    def forget(self, sender: str) -> None:
+        """Drop what `sender` has under way."""
+        self._uploads.pop(sender, None)

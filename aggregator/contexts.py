@@ -1,0 +1,169 @@
+"""Contexts as the aggregator knows them: where each segment lives, durable in the state."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from aggregator.membership import Member, Membership
+from aggregator.metrics import Metrics
+from aggregator.state import State
+from edge_attention.core import attention
+from edge_attention.core.attention import ContextSpec
+from edge_attention.core.bounds import Summary
+from edge_attention.core.errors import AlreadyExists, NotFound
+
+
+@dataclass(frozen=True, eq=False)
+class StoredSegment:
+    """Consecutive tokens, the nodes they were given to, and the summary made when they were stored."""
+
+    id: str
+    tokens: range
+    holders: tuple[str, ...]
+    summary: Summary
+
+    def to_json(self) -> dict[str, Any]:
+        summary = {name: array.tolist() for name, array in vars(self.summary).items()}
+        return {"tokens": [self.tokens.start, self.tokens.stop], "holders": list(self.holders), **summary}
+
+    @classmethod
+    def from_json(cls, id: str, spec: dict[str, Any]) -> StoredSegment:
+        arrays = [np.asarray(spec[name], np.float32) for name in ("key_norm", "value_min", "value_max")]
+        return cls(id, range(*spec["tokens"]), tuple(spec["holders"]), Summary(*arrays))
+
+
+@dataclass
+class StoredContext:
+    """One context; `lock` makes appends take turns. Segments are in order of position."""
+
+    id: str
+    spec: ContextSpec
+    segments: list[StoredSegment] = field(default_factory=list)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def tokens(self) -> int:
+        return self.segments[-1].tokens.stop if self.segments else 0
+
+    def keys(self, segment: str) -> str:
+        """What the segment's keys are called in a node's store."""
+        return f"context/{self.id}/{segment}/keys"
+
+    def values(self, segment: str) -> str:
+        return f"context/{self.id}/{segment}/values"
+
+
+class Contexts:
+    """All contexts, by name."""
+
+    def __init__(self, state: State, membership: Membership, metrics: Metrics) -> None:
+        self._state = state
+        self._membership = membership
+        self._metrics = metrics
+        self._contexts: dict[str, StoredContext] = {}
+        for row in state.list_contexts():
+            segments = [StoredSegment.from_json(s.id, s.spec) for s in state.list_segments(row.id)]
+            segments.sort(key=lambda s: s.tokens.start)
+            self._contexts[row.name] = StoredContext(row.id, ContextSpec(**row.spec), segments)
+        self._gauge()
+
+    def create(self, spec: ContextSpec) -> StoredContext:
+        """A new, empty context.
+
+        Raises:
+            InvalidArgument: there can be no such context.
+            AlreadyExists: the name is taken.
+        """
+        spec.check()
+        if spec.name in self._contexts:
+            raise AlreadyExists(f"there is a context {spec.name!r} already; drop it, or choose another name")
+        context = StoredContext(secrets.token_hex(6), spec)
+        self._state.put_context(context.id, spec.name, time.time(), asdict(spec))
+        self._contexts[spec.name] = context
+        self._gauge()
+        return context
+
+    def get(self, name: str) -> StoredContext:
+        """The context `name`.
+
+        Raises:
+            NotFound: there is none.
+        """
+        context = self._contexts.get(name)
+        if context is None:
+            known = ", ".join(sorted(self._contexts)[:20]) or "none"
+            raise NotFound(f"no context {name[:80]!r}; contexts here: {known}")
+        return context
+
+    def commit(self, context: StoredContext, segments: Sequence[StoredSegment]) -> None:
+        """Make grown and new segments part of the context: in the state first, then here."""
+        with self._state.transaction():
+            for segment in segments:
+                self._state.put_segment(context.id, segment.id, segment.to_json())
+        by_id = {s.id: s for s in context.segments} | {s.id: s for s in segments}
+        context.segments = sorted(by_id.values(), key=lambda s: s.tokens.start)
+        for segment in segments:
+            for name in segment.holders:
+                member = self._membership.get(name)
+                if member is not None:
+                    for sequence in (context.keys(segment.id), context.values(segment.id)):
+                        member.sequences[sequence] = len(segment.tokens)
+        self._gauge()
+
+    def drop(self, name: str) -> StoredContext:
+        context = self.get(name)
+        self._state.delete_context(context.id)
+        del self._contexts[name]
+        self._gauge()
+        return context
+
+    def held(self, context: StoredContext, node: str) -> int:
+        """Tokens of `context` that `node` holds."""
+        return sum(len(s.tokens) for s in context.segments if node in s.holders)
+
+    def serving(self, context: StoredContext, segment: StoredSegment) -> tuple[str, ...]:
+        """The segment's holders that have its tokens, as far as they have said; live or not."""
+        return tuple(name for name in segment.holders if self._has(context, segment, name))
+
+    def unknown(self, member: Member) -> tuple[str, ...]:
+        """Of the sequences a node has reported, those that are no longer part of a context here."""
+        known = {
+            sequence
+            for context in self._contexts.values()
+            for segment in context.segments
+            if member.name in segment.holders
+            for sequence in (context.keys(segment.id), context.values(segment.id))
+        }
+        return tuple(name for name in member.sequences if name.startswith("context/") and name not in known)
+
+    def describe(self, context: StoredContext) -> attention.Context:
+        """The context as clients see it."""
+        segments = tuple(self.segment(context, segment) for segment in context.segments)
+        return attention.Context(context.spec, context.tokens, segments)
+
+    def segment(self, context: StoredContext, segment: StoredSegment) -> attention.Segment:
+        serving = self.serving(context, segment)
+        live = tuple(n for n in serving if (m := self._membership.get(n)) is not None and m.live)
+        return attention.Segment(segment.id, segment.tokens, segment.holders, live)
+
+    def list(self) -> tuple[StoredContext, ...]:
+        return tuple(self._contexts[name] for name in sorted(self._contexts))
+
+    def _has(self, context: StoredContext, segment: StoredSegment, node: str) -> bool:
+        member = self._membership.get(node)
+        if member is None:
+            # Not seen since this aggregator started: it may come with the tokens.
+            return True
+        names = (context.keys(segment.id), context.values(segment.id))
+        return all(member.sequences.get(name, 0) >= len(segment.tokens) for name in names)
+
+    def _gauge(self) -> None:
+        self._metrics.contexts.set(len(self._contexts))
+        self._metrics.tokens.set(sum(context.tokens for context in self._contexts.values()))

@@ -1,0 +1,217 @@
+"""Performs what exchanges decide: programs to connections, contributions back, deadlines on the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from aggregator.exchange import Action, Assignment, Deliver, Exchange, Revoke, Send
+from aggregator.membership import Membership
+from aggregator.metrics import Metrics
+from edge_attention.core.errors import (
+    DuplicateContribution,
+    EdgeAttentionError,
+    Internal,
+    NotFound,
+    StaleVersion,
+)
+from edge_attention.core.program import Contribution, Instruction, Program
+from edge_attention.core.session import Cancel
+
+log = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    """A node's open stream."""
+
+    def send(self, message: Program | Cancel) -> None: ...
+
+
+Fold = Callable[[Assignment, str, Contribution], None]
+"""Takes (assignment, node, contribution); raises an EdgeAttentionError to refuse it."""
+
+
+@dataclass
+class Outcome:
+    """How an exchange ended: who answered each shard, what is missing and why, seconds in graphs."""
+
+    answered: Mapping[str, str]
+    missing: Mapping[str, str]
+    run_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Running:
+    exchange: Exchange
+    fold: Fold
+    done: asyncio.Future[None]
+    say: Callable[[str], None] | None = None
+    run_seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Dispatcher:
+    """Runs exchanges over the connections there are."""
+
+    def __init__(self, membership: Membership, metrics: Metrics) -> None:
+        self._membership = membership
+        self._metrics = metrics
+        self._connections: dict[str, Connection] = {}
+        self._running: dict[str, _Running] = {}
+        # Task ids of an earlier life of this aggregator must not be taken for this one's.
+        self._ids = (f"{secrets.token_hex(4)}-{n}" for n in itertools.count())
+        self._changed = asyncio.Event()
+
+    # From the link
+
+    def connected(self, name: str, connection: Connection) -> None:
+        self._connections[name] = connection
+        self.changed(name)
+
+    def disconnected(self, name: str, connection: Connection) -> None:
+        if self._connections.get(name) is connection:
+            del self._connections[name]
+            self.changed(name)
+
+    def changed(self, name: str) -> None:
+        """The state of a node changed: every exchange hears of it."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+        for running in list(self._running.values()):
+            self._perform(running, running.exchange.node(name))
+            if running.say is not None:
+                running.say(self._waits(running.exchange))
+
+    def contribution(self, node: str, contribution: Contribution) -> None:
+        """Fold what a node returned; refuse and count what fits no exchange."""
+        running = self._running.get(contribution.task_id.partition(".")[0])
+        try:
+            if running is None:
+                raise NotFound(f"nobody waits for task {contribution.task_id[:80]!r}")
+            if contribution.final:
+                self._metrics.run_seconds.observe(contribution.run_seconds)
+                running.run_seconds[contribution.shard] = contribution.run_seconds
+            self._perform(running, running.exchange.contribution(node, contribution))
+        except EdgeAttentionError as error:
+            outcome = {DuplicateContribution: "duplicate", NotFound: "late", StaleVersion: "stale"}
+            self._metrics.contributions.labels(outcome.get(type(error), "refused")).inc()
+            log.debug("contribution of node %s refused: %s", node, error.message)
+
+    def refuse(self, node: str, task_id: str, error: EdgeAttentionError) -> None:
+        """A message of `task_id` came damaged: another holder is asked, if there is one."""
+        running = self._running.get(task_id.partition(".")[0])
+        if running is not None:
+            refusal = type(error)(f"node {node!r}: {error.message}")
+            self._perform(running, running.exchange.refuse(task_id, refusal))
+
+    # For recipes
+
+    async def run(
+        self,
+        assignments: Sequence[Assignment],
+        deadline_seconds: float,
+        fold: Fold,
+        say: Callable[[str], None] | None = None,
+    ) -> Outcome:
+        """Run one exchange to its end: every shard answered or missing, at the deadline at the latest.
+
+        `say` is called with a sentence when a node that is waited for goes away, with "" when it is back.
+
+        Raises:
+            EdgeAttentionError: what a node found wrong with the program itself.
+        """
+        exchange = Exchange(next(self._ids), assignments, self._membership.state)
+        running = _Running(exchange, fold, asyncio.get_running_loop().create_future(), say)
+        self._running[exchange.id] = running
+        timer = asyncio.get_running_loop().call_later(
+            deadline_seconds, lambda: self._perform(running, exchange.deadline())
+        )
+        try:
+            self._perform(running, exchange.start())
+            await running.done
+        finally:
+            timer.cancel()
+            if not exchange.done or exchange.failure:
+                self._perform(running, exchange.cancel())
+            del self._running[exchange.id]
+        if exchange.failure is not None:
+            raise exchange.failure
+        return Outcome(exchange.answered, exchange.missing, running.run_seconds)
+
+    def post(self, node: str, instructions: tuple[Instruction, ...]) -> None:
+        """Have `node` run instructions nobody waits for, if it is connected."""
+        connection = self._connections.get(node)
+        if connection is not None:
+            connection.send(Program(f"{next(self._ids)}.0.1", "", range(0), instructions))
+
+    async def all_live(self, names: Sequence[str], patience: float, say: Callable[[str], None]) -> bool:
+        """Wait until every node of `names` is live, at most `patience` seconds.
+
+        `say` is called with a sentence that says who is waited for and until when, and with "" at the end.
+        """
+        until = time.monotonic() + patience
+        said = ""
+        while away := [n for n in names if n not in self._connections]:
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            states = ", ".join(f"node {n!r} ({self._membership.state(n).value})" for n in away)
+            if said != states:
+                clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+                say(f"waits for {states} until {clock}, {patience:.0f} s in all")
+                said = states
+            changed = self._changed
+            try:
+                await asyncio.wait_for(changed.wait(), min(left, 1.0))
+            except TimeoutError:
+                continue
+        if said:
+            say("")
+        return True
+
+    # Inside
+
+    def _waits(self, exchange: Exchange) -> str:
+        """Which nodes that are away `exchange` waits for, and until when at the latest."""
+        away = []
+        for node in sorted(set(exchange.waits.values()) - set(self._connections)):
+            member = self._membership.get(node)
+            if member is not None:
+                left = max(member.heard + self._membership.lease - time.monotonic(), 0.0)
+                clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+                away.append(f"node {node!r} ({member.state.value}), whose lease ends at {clock}")
+        return f"waits for {', '.join(away)}" if away else ""
+
+    def _perform(self, running: _Running, actions: Sequence[Action]) -> None:
+        # A fold that refuses and a connection that is gone add actions of their own.
+        queue = list(actions)
+        while queue:
+            match queue.pop(0):
+                case Send(node, program):
+                    connection = self._connections.get(node)
+                    if connection is not None:
+                        connection.send(program)
+                case Revoke(node, task_id):
+                    connection = self._connections.get(node)
+                    if connection is not None:
+                        connection.send(Cancel(task_id))
+                case Deliver(assignment, node, contribution):
+                    try:
+                        running.fold(assignment, node, contribution)
+                        self._metrics.contributions.labels("folded").inc()
+                    except Exception as problem:
+                        # Whatever a peer sends, the stream it came on and this exchange go on.
+                        error = problem if isinstance(problem, EdgeAttentionError) else None
+                        if error is None:
+                            log.exception("a contribution of node %s could not be folded", node)
+                            error = Internal(f"its contribution could not be folded: {problem!r}")
+                        self._metrics.contributions.labels("refused").inc()
+                        log.warning("contribution of node %s refused: %s", node, error.message)
+                        queue += running.exchange.refuse(contribution.task_id, error)
+        if running.exchange.done and not running.done.done():
+            running.done.set_result(None)

@@ -1,0 +1,247 @@
+"""The aggregator's end of the node link: streams in, contributions to the dispatcher, programs out."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from aggregator.bulk import Bulk
+from aggregator.dispatch import Dispatcher
+from aggregator.membership import Member, Membership
+from aggregator.metrics import Metrics
+from edge_attention.core.credit import Window
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
+from edge_attention.core.program import Contribution, Program
+from edge_attention.core.session import (
+    Chunk,
+    Credit,
+    DownloadRequest,
+    Heartbeat,
+    HeartbeatAck,
+    Register,
+    Registered,
+    ToNode,
+    UploadChunk,
+    Uploaded,
+)
+from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, task_of, to_node
+from edge_attention.wire.methods import AnyMethod
+from edge_attention.wire.rpc import Handler
+
+log = logging.getLogger(__name__)
+
+CREDIT = Credit(bytes=64 * 1024 * 1024, messages=1024)
+"""What a node may have under way to us."""
+
+Welcome = Callable[[Member], tuple[str, ...]]
+"""Called when a node has registered; returns what it may forget of its store."""
+
+
+class NodeConnection:
+    """One node's stream, outgoing side: control messages first, programs as the node's credit allows."""
+
+    def __init__(self) -> None:
+        self._control: collections.deque[bytes] = collections.deque()
+        self._programs: collections.deque[bytes] = collections.deque()
+        # The node grants its credit after it has registered.
+        self._window = Window(Credit(0, 0))
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    def send(self, message: ToNode) -> None:
+        queue = self._programs if isinstance(message, Program) else self._control
+        queue.append(to_node.encode(message))
+        self._wake.set()
+
+    def grant(self, credit: Credit) -> None:
+        self._window.grant(credit)
+        self._wake.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake.set()
+
+    async def outgoing(self) -> AsyncIterator[bytes]:
+        while not self._closed:
+            if self._control:
+                yield self._control.popleft()
+            elif self._programs and self._window.take(len(self._programs[0])):
+                yield self._programs.popleft()
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+
+class Link:
+    """Serves EdgeLinkService."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        dispatcher: Dispatcher,
+        bulk: Bulk,
+        metrics: Metrics,
+        *,
+        heartbeat_seconds: float,
+        welcome: Welcome,
+    ) -> None:
+        self._membership = membership
+        self._dispatcher = dispatcher
+        self._bulk = bulk
+        self._metrics = metrics
+        self._heartbeat = heartbeat_seconds
+        self._welcome = welcome
+        self._connections: dict[str, NodeConnection] = {}
+        self.bytes_sent: Counter[str] = Counter()
+        self.bytes_received: Counter[str] = Counter()
+
+    def handlers(self) -> Mapping[AnyMethod, Handler]:
+        return {CONNECT: self.connect, DOWNLOAD: self.download, UPLOAD: self.upload}
+
+    def close(self) -> None:
+        """End every stream; nodes will try to come back."""
+        for connection in self._connections.values():
+            connection.close()
+
+    def connected(self, name: str) -> bool:
+        return name in self._connections
+
+    async def connect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        register = await self._first(requests)
+        try:
+            admission = self._membership.register(register, time.monotonic())
+        except EdgeAttentionError as error:
+            self._metrics.registrations.labels("refused").inc()
+            log.warning("refused node %s from %s: %s", register.name[:80], context.peer(), error.message)
+            raise
+        member, name = admission.member, register.name
+        self._metrics.registrations.labels("resumed" if admission.resumed else "new").inc()
+        previous = self._connections.get(name)
+        if previous is not None:
+            previous.close()
+        connection = self._connections[name] = NodeConnection()
+        log.info("node %s %s from %s", name, "resumed" if admission.resumed else "registered", context.peer())
+        drop = self._welcome(member)
+        connection.send(
+            Registered(
+                member.session, self._membership.lease, self._heartbeat, admission.resumed, CREDIT, drop
+            )
+        )
+        # A task of this loop turn: the node hears "registered" before its first program.
+        self._dispatcher.connected(name, connection)
+        reader = asyncio.create_task(self._read(name, member, connection, requests), name=f"read {name}")
+        try:
+            async for data in connection.outgoing():
+                self._count(self.bytes_sent, name, len(data), "sent", "stream")
+                yield data
+        finally:
+            reader.cancel()
+            if self._connections.get(name) is connection:
+                del self._connections[name]
+            self._membership.disconnected(name, member.epoch)
+            self._dispatcher.disconnected(name, connection)
+            log.info("node %s disconnected: %s", name, self._membership.state(name).value)
+        if reader.done() and not reader.cancelled():
+            failure = reader.exception()
+            if failure is not None:
+                raise failure
+
+    async def _first(self, requests: AsyncIterator[bytes]) -> Register:
+        try:
+            data = await asyncio.wait_for(anext(aiter(requests)), 10)
+        except (TimeoutError, StopAsyncIteration):
+            raise FailedPrecondition("a node registers within 10 s of connecting; nothing came") from None
+        message = from_node.decode(data)
+        if not isinstance(message, Register):
+            raise FailedPrecondition(f"the first message is Register, not {type(message).__name__}")
+        return message
+
+    async def _read(
+        self, name: str, member: Member, connection: NodeConnection, requests: AsyncIterator[bytes]
+    ) -> None:
+        owed_bytes = owed_messages = 0
+        try:
+            async for data in requests:
+                self._count(self.bytes_received, name, len(data), "received", "stream")
+                self._membership.heard(name, time.monotonic())
+                try:
+                    message = from_node.decode(data)
+                except EdgeAttentionError as error:
+                    self._metrics.contributions.labels("damaged").inc()
+                    log.warning("node %s sent a message that cannot be read: %s", name, error.message)
+                    self._dispatcher.refuse(name, task_of(data), error)
+                    continue
+                match message:
+                    case Contribution():
+                        owed_bytes, owed_messages = owed_bytes + len(data), owed_messages + 1
+                        # Granted back in lumps: a message a contribution would double the traffic.
+                        if owed_bytes > CREDIT.bytes // 4 or owed_messages > CREDIT.messages // 4:
+                            connection.send(Credit(owed_bytes, owed_messages))
+                            owed_bytes = owed_messages = 0
+                        self._contribution(name, member, message)
+                    case Heartbeat():
+                        draining = message.draining
+                        before = self._membership.state(name)
+                        self._membership.heard(name, time.monotonic(), message)
+                        connection.send(HeartbeatAck(message.number))
+                        if draining and self._membership.state(name) is not before:
+                            log.info("node %s is draining", name)
+                            self._dispatcher.changed(name)
+                    case Credit():
+                        connection.grant(message)
+                    case Register():
+                        raise InvalidArgument("a node registers once a stream")
+        finally:
+            connection.close()
+
+    def _contribution(self, name: str, member: Member, contribution: Contribution) -> None:
+        if contribution.bulk_tensors:
+            try:
+                bulk = {t.name: self._bulk.received(member.session, t) for t in contribution.bulk_tensors}
+            except EdgeAttentionError as error:
+                self._dispatcher.refuse(name, contribution.task_id, error)
+                return
+            contribution = replace(contribution, tensors={**contribution.tensors, **bulk}, bulk_tensors=())
+        self._dispatcher.contribution(name, contribution)
+
+    async def download(self, request: DownloadRequest, context: Any) -> AsyncIterator[Chunk]:
+        name = self._membership.of_session(request.session).name
+        async for chunk in self._bulk.download(request):
+            self._count(self.bytes_sent, name, len(chunk.data), "sent", "bulk")
+            yield chunk
+
+    async def upload(self, chunks: AsyncIterator[UploadChunk], context: Any) -> Uploaded:
+        first = await anext(aiter(chunks))
+        name = self._membership.of_session(first.session).name
+
+        async def counted() -> AsyncIterator[UploadChunk]:
+            chunk: UploadChunk | None = first
+            while chunk is not None:
+                self._count(self.bytes_received, name, len(chunk.data), "received", "bulk")
+                self._membership.heard(name, time.monotonic())
+                yield chunk
+                chunk = await anext(aiter(chunks), None)
+
+        return await self._bulk.upload(first.session, counted(), keep=False)
+
+    def _count(self, counter: Counter[str], name: str, size: int, direction: str, kind: str) -> None:
+        counter[name] += size
+        self._metrics.bytes.labels(direction, kind).inc(size)
+
+
+async def watch_leases(membership: Membership, dispatcher: Dispatcher, metrics: Metrics) -> None:
+    """Notice leases that run out; runs as long as the aggregator does."""
+    while True:
+        await asyncio.sleep(min(0.5, membership.lease / 4))
+        for name in membership.tick(time.monotonic()):
+            log.warning("node %s is lost: silent for more than %.1f s", name, membership.lease)
+            dispatcher.changed(name)
+        counts = Counter(member.state for member in membership.members())
+        for state in type(membership.state("")):
+            metrics.nodes.labels(state.value).set(counts[state])

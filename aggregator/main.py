@@ -1,0 +1,82 @@
+"""`edge-aggregator`: the command line of the service in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+
+from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.options import ADDRESS, setup_logging
+
+
+@click.command(
+    context_settings={"auto_envvar_prefix": "EDGE_AGGREGATOR", "show_default": True},
+    epilog="Every option is also an environment variable: --metrics-port is EDGE_AGGREGATOR_METRICS_PORT.",
+)
+@click.option(
+    "--listen",
+    type=ADDRESS,
+    default="127.0.0.1:50051",
+    metavar="HOST:PORT",
+    help="Where nodes and clients connect. Port 0: one that is free, printed.",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for what must survive a restart: contexts, runs, parameters. Without it they end with "
+    "the process.",
+)
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics there; 0: any.")
+@click.option("--metrics-host", default="127.0.0.1", help="Address of the metrics port.")
+@click.option(
+    "--lease",
+    type=click.FloatRange(0.5, 3600),
+    default=10.0,
+    help="Seconds a node may be silent before it counts as lost.",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(1, 86400),
+    default=600.0,
+    help="Seconds a training run waits for a node that is away, unless its job says otherwise.",
+)
+@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.version_option(package_name="edge-attention")
+def main(
+    listen: tuple[str, int],
+    state: Path | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    lease: float,
+    patience: float,
+    log_level: str,
+) -> None:
+    """Run the aggregator: edge nodes dial in here, clients call here.
+
+    It fuses the nodes' partial results exactly, trains, and keeps the committed parameters in --state.
+    It stops on SIGTERM or Ctrl-C; nodes keep what they store and come back by themselves.
+    """
+    setup_logging(log_level)
+    try:
+        from aggregator.server import Settings, serve
+    except ModuleNotFoundError as error:
+        print(
+            f"edge-aggregator: {error.name} is not installed; pip install 'edge-attention[aggregator]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    settings = Settings(*listen, state, metrics_host, metrics_port, lease, min(lease / 3, 3.0), patience)
+    try:
+        asyncio.run(serve(settings))
+    except EdgeAttentionError as error:
+        print(f"edge-aggregator: {error.message}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Who is there: leases and sessions as a pure state machine. Times are seconds of any steady clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edge_attention.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from edge_attention.core.fleet import Node, NodeState
+from edge_attention.core.session import PROTOCOL, Heartbeat, Register
+from edge_attention.core.tensors import require_name, require_stored
+
+
+@dataclass
+class Member:
+    """One node by name, and the connection (`epoch`) that speaks for it now."""
+
+    register: Register
+    session: str
+    epoch: int
+    heard: float
+    state: NodeState = NodeState.READY
+    memory: int = 0
+    tasks: int = 0
+    sequences: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.register.name
+
+    @property
+    def live(self) -> bool:
+        """Whether it can be sent work now."""
+        return self.state in (NodeState.READY, NodeState.DRAINING)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A node was let in. `resumed`: the same process as before, with its session."""
+
+    member: Member
+    resumed: bool
+
+
+class Membership:
+    """Registers nodes, renews their leases, and says who is live.
+
+    Args:
+        lease: seconds a node may be silent before it is no longer a holder.
+        new_session: makes an unguessable session name.
+    """
+
+    def __init__(self, lease: float, new_session: Callable[[], str]) -> None:
+        self.lease = lease
+        self._new_session = new_session
+        self._members: dict[str, Member] = {}
+        self._epoch = 0
+
+    def register(self, register: Register, now: float) -> Admission:
+        """Let a node in, or say why not.
+
+        A name whose lease is good belongs to the process that holds it. One whose stream broke may be
+        taken at once: the box was restarted.
+
+        Raises:
+            FailedPrecondition: it speaks another version of the protocol.
+            InvalidArgument: its name, or that of a dataset or sequence, is none.
+            AlreadyExists: the name belongs to another live node.
+        """
+        if register.protocol != PROTOCOL:
+            raise FailedPrecondition(
+                f"node {register.name[:80]!r} speaks version {register.protocol} of the protocol, this "
+                f"aggregator speaks {PROTOCOL}: install the same release on both"
+            )
+        require_name(register.name, "node")
+        for dataset in register.datasets:
+            require_name(dataset.name, f"node {register.name!r}: dataset")
+        for sequence in register.sequences:
+            require_stored(sequence.name)
+        if not register.instance:
+            raise InvalidArgument(f"node {register.name!r} gave no instance")
+        member = self._members.get(register.name)
+        same = member is not None and member.register.instance == register.instance
+        if member is not None and member.state in (NodeState.READY, NodeState.DRAINING) and not same:
+            raise AlreadyExists(
+                f"a node named {register.name!r} is connected already; stop it, or start this one with "
+                "another --name"
+            )
+        resumed = member is not None and same and member.session == register.session
+        session = member.session if member is not None and resumed else self._new_session()
+        self._epoch += 1
+        member = Member(register, session, self._epoch, now)
+        member.sequences = {s.name: s.tokens for s in register.sequences}
+        self._members[register.name] = member
+        return Admission(member, resumed)
+
+    def heard(self, name: str, now: float, heartbeat: Heartbeat | None = None) -> None:
+        """Anything that comes from a node renews its lease."""
+        member = self._members[name]
+        member.heard = now
+        if heartbeat is not None:
+            member.memory, member.tasks = heartbeat.memory, heartbeat.tasks
+            if member.live:
+                member.state = NodeState.DRAINING if heartbeat.draining else NodeState.READY
+
+    def disconnected(self, name: str, epoch: int) -> bool:
+        """The stream of connection `epoch` ended. False if another has taken its place already."""
+        member = self._members.get(name)
+        if member is None or member.epoch != epoch or not member.live:
+            return False
+        # One that said it was leaving has left.
+        draining = member.state is NodeState.DRAINING
+        member.state = NodeState.LOST if draining else NodeState.SUSPECT
+        return True
+
+    def tick(self, now: float) -> tuple[str, ...]:
+        """Names of the nodes whose lease ran out since the last tick."""
+        lost = []
+        for member in self._members.values():
+            if member.state is not NodeState.LOST and now - member.heard > self.lease:
+                member.state = NodeState.LOST
+                lost.append(member.name)
+        return tuple(lost)
+
+    def of_session(self, session: str) -> Member:
+        """The member that holds `session`.
+
+        Raises:
+            NotFound: nobody does.
+        """
+        for member in self._members.values():
+            if session and member.session == session:
+                return member
+        raise NotFound("this session is not known here; connect first")
+
+    def get(self, name: str) -> Member | None:
+        return self._members.get(name)
+
+    def require_live(self, name: str) -> Member:
+        """The member `name`, if it can be sent work.
+
+        Raises:
+            NotFound: no such node has ever connected.
+            FailedPrecondition: it is not connected.
+        """
+        member = self._members.get(name)
+        if member is None:
+            known = ", ".join(sorted(self._members)) or "none"
+            raise NotFound(f"no node {name[:80]!r}; nodes seen: {known}")
+        if not member.live:
+            raise FailedPrecondition(f"node {name!r} is {member.state.value}; start it, or wait for it")
+        return member
+
+    def state(self, name: str) -> NodeState:
+        member = self._members.get(name)
+        return NodeState.LOST if member is None else member.state
+
+    def members(self) -> tuple[Member, ...]:
+        return tuple(sorted(self._members.values(), key=lambda m: m.name))
+
+    def nodes(self, now: float) -> tuple[Node, ...]:
+        """The fleet as clients see it, by name."""
+        return tuple(
+            Node(
+                name=m.name,
+                state=m.state,
+                provider=m.register.provider,
+                threads=m.register.threads,
+                memory_limit=m.register.memory_limit,
+                memory=m.memory,
+                datasets=m.register.datasets,
+                silent_seconds=max(now - m.heard, 0.0),
+                software=m.register.software,
+                tasks=m.tasks,
+                releases=m.register.releases,
+            )
+            for m in self.members()
+        )

@@ -1,0 +1,145 @@
+"""Puts the aggregator together: one event loop, one gRPC server, one metrics port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import secrets
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from aggregator.api import Api
+from aggregator.append import Appender
+from aggregator.attend import Attender
+from aggregator.bulk import Bulk
+from aggregator.contexts import Contexts
+from aggregator.dispatch import Dispatcher
+from aggregator.link import Link, watch_leases
+from aggregator.membership import Member, Membership
+from aggregator.metrics import Metrics
+from aggregator.parameters import ParameterStore
+from aggregator.state import State
+from aggregator.training.runs import Runs
+from aggregator.training.service import TrainingApi
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from edge_attention.wire.methods import CHANNEL_OPTIONS
+from edge_attention.wire.rpc import service_handlers
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says. Times in seconds."""
+
+    host: str
+    port: int
+    state: Path | None
+    metrics_host: str
+    metrics_port: int | None
+    lease: float
+    heartbeat: float
+    patience: float
+
+
+def require_loopback(host: str) -> None:
+    """Refuse to listen beyond this machine: the connection is neither encrypted nor authenticated.
+
+    Raises:
+        FailedPrecondition: `host` is not a loopback address.
+    """
+    with contextlib.suppress(ValueError):
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            return
+    raise FailedPrecondition(
+        f"refusing to listen on {host!r}: beyond loopback TLS and authentication are required, and this "
+        "release has none yet. Listen on 127.0.0.1 and reach it through a tunnel (ssh -L, WireGuard)"
+    )
+
+
+async def serve(settings: Settings) -> None:
+    """Run the aggregator until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(settings) as port:
+        # Scripts and `edge-attention up` wait for this line.
+        print(f"listening on {settings.host}:{port}", flush=True)
+        await stop.wait()
+        log.info("stopping")
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[int]:
+    """The aggregator, serving while the block runs. Gives the port."""
+    require_loopback(settings.host)
+    if settings.metrics_port is not None:
+        require_loopback(settings.metrics_host)
+    metrics = Metrics()
+    with State(settings.state) as state:
+        membership = Membership(settings.lease, lambda: secrets.token_urlsafe(16))
+        dispatcher = Dispatcher(membership, metrics)
+        bulk = Bulk(state)
+        contexts = Contexts(state, membership, metrics)
+
+        def welcome(member: Member) -> tuple[str, ...]:
+            return contexts.unknown(member)
+
+        link = Link(
+            membership, dispatcher, bulk, metrics, heartbeat_seconds=settings.heartbeat, welcome=welcome
+        )
+        parameters = ParameterStore(state)
+        runs = Runs(state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience)
+        appender = Appender(contexts, membership, dispatcher, bulk)
+        attender = Attender(contexts, dispatcher, metrics)
+        api = Api(membership, dispatcher, bulk, contexts, appender, attender)
+        handlers = {**link.handlers(), **api.handlers(), **TrainingApi(runs).handlers()}
+
+        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        generic = service_handlers(handlers)
+        server.add_generic_rpc_handlers(tuple(generic))
+        checker = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+        names = sorted({method.service.name for method in handlers})
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        address = f"[{settings.host}]" if ":" in settings.host else settings.host
+        try:
+            port = server.add_insecure_port(f"{address}:{settings.port}")
+        except RuntimeError:
+            raise InvalidArgument(
+                f"cannot listen on {settings.host}:{settings.port}: the port is taken or the address is not "
+                "of this machine; choose another --listen"
+            ) from None
+        await server.start()
+        http = None
+        if settings.metrics_port is not None:
+            http, _ = start_http_server(
+                settings.metrics_port, settings.metrics_host, registry=metrics.registry
+            )
+            print(f"metrics on {settings.metrics_host}:{http.server_port}", flush=True)
+        leases = asyncio.create_task(watch_leases(membership, dispatcher, metrics), name="leases")
+        for name in ("", *names):
+            await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
+        runs.resume()
+        try:
+            yield port
+        finally:
+            await checker.enter_graceful_shutdown()
+            await runs.close()
+            link.close()
+            await server.stop(GRACE_SECONDS)
+            leases.cancel()
+            if http is not None:
+                http.shutdown()

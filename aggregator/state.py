@@ -1,0 +1,447 @@
+"""What the aggregator must remember: one folder with a SQLite database, blobs, and the files of runs.
+
+    <directory>/lock          held (flock) by the one aggregator that uses the folder
+    <directory>/state.db      contexts and segments, runs, versions and records
+    <directory>/blobs/        files by the SHA-256 of their bytes
+    <directory>/runs/         written by `aggregator.parameters`
+
+A method that returns has made its change durable: SQLite in WAL mode with synchronous=FULL, files fsynced
+before and folders after the rename. Methods block on the disk, so asyncio calls them in a worker thread;
+one lock makes any number of threads safe.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_attention.core.errors import (
+    AlreadyExists,
+    DataLoss,
+    EdgeAttentionError,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+
+__all__ = ["Context", "Record", "Run", "Segment", "State", "Version", "check_run_id", "sync", "write_durably"]
+
+SCHEMA = 1  # kept in the database's user_version
+TEMPORARY = ".tmp"  # what a crash may leave behind ends so, and is removed on opening
+
+_TABLES = (
+    """CREATE TABLE contexts (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL,
+        spec TEXT NOT NULL)""",
+    """CREATE TABLE segments (context TEXT NOT NULL REFERENCES contexts ON DELETE CASCADE, id TEXT NOT NULL,
+        spec TEXT NOT NULL, PRIMARY KEY (context, id))""",
+    """CREATE TABLE runs (id TEXT PRIMARY KEY, name TEXT NOT NULL, created REAL NOT NULL, job TEXT NOT NULL,
+        status TEXT NOT NULL, detail TEXT NOT NULL, round INTEGER NOT NULL, version INTEGER)""",
+    """CREATE TABLE versions (run TEXT NOT NULL REFERENCES runs, version INTEGER NOT NULL,
+        round INTEGER NOT NULL, file TEXT NOT NULL, digest TEXT NOT NULL, optimizer_file TEXT,
+        optimizer_digest TEXT, created REAL NOT NULL, PRIMARY KEY (run, version))""",
+    "CREATE TABLE records (run TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, json TEXT NOT NULL)",
+    "CREATE INDEX records_by_round ON records (run, round)",
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    id: str
+    name: str
+    created: float  # seconds since 1970
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Segment:
+    context: str
+    id: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    id: str
+    name: str
+    created: float  # seconds since 1970
+    job: dict[str, Any]
+    status: str
+    detail: str
+    round: int  # of the latest commit; 0 before it
+    version: int | None  # the latest committed; None before it
+
+
+@dataclass(frozen=True)
+class Version:
+    """One committed version; files are relative to the state folder."""
+
+    run: str
+    version: int
+    round: int
+    file: str
+    digest: str
+    optimizer_file: str | None  # None: no longer kept
+    optimizer_digest: str | None
+    created: float  # seconds since 1970
+
+
+@dataclass(frozen=True)
+class Record:
+    round: int
+    record: dict[str, Any]
+
+
+class State:
+    """The folder `directory` (made if need be), or with None a temporary one that `close` removes.
+
+    Raises `FailedPrecondition` if another aggregator uses the folder, if a newer release wrote it, or if it
+    cannot be written; `DataLoss` if its database is damaged.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._temporary = (
+            tempfile.TemporaryDirectory(prefix="edge-aggregator-") if directory is None else None
+        )
+        self.directory = Path(self._temporary.name if self._temporary else directory or "").absolute()
+        self._blobs = self.directory / "blobs"
+        self._mutex = threading.RLock()
+        try:
+            self._blobs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock_file = _lock(self.directory)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"state folder {self.directory} cannot be used: {error.strerror}; "
+                "make it writable for the aggregator, or give another --state"
+            ) from error
+        try:
+            for left in self._blobs.glob(f"*{TEMPORARY}"):
+                left.unlink()
+            self._database = self._open(":memory:" if self._temporary else str(self.directory / "state.db"))
+        except BaseException:
+            os.close(self._lock_file)
+            raise
+
+    def _open(self, path: str) -> sqlite3.Connection:
+        # isolation_level None: transactions begin and end where `transaction` says, nowhere else.
+        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            with _translated(self.directory):
+                for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                    database.execute(f"PRAGMA {pragma}")
+                (schema,) = database.execute("PRAGMA user_version").fetchone()
+                if schema > SCHEMA:
+                    raise FailedPrecondition(
+                        f"state folder {self.directory} has schema {schema} and this release reads up to "
+                        f"{SCHEMA}; run the release that wrote it, or a newer one, or give another --state"
+                    )
+                if schema == 0:
+                    database.execute("BEGIN IMMEDIATE")
+                    for statement in (*_TABLES, f"PRAGMA user_version={SCHEMA}", "COMMIT"):
+                        database.execute(statement)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def close(self) -> None:
+        """Frees the folder for another aggregator, and removes it if it is temporary. Twice is once."""
+        with self._mutex:
+            if self._lock_file < 0:
+                return
+            self._database.close()
+            os.close(self._lock_file)
+            self._lock_file = -1
+            if self._temporary:
+                self._temporary.cleanup()
+
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes made inside become durable together, or none does. Nested: part of the outer one."""
+        with self._mutex, _translated(self.directory):
+            nested = bool(self._database.in_transaction)
+            if nested:
+                yield
+                return
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def _change(self, missing: str, statement: str, *values: object) -> None:
+        """Runs one statement; `NotFound(missing)` if it changed no row."""
+        with self.transaction():
+            if not self._database.execute(statement, values).rowcount:
+                raise NotFound(missing)
+
+    def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._mutex, _translated(self.directory):
+            return self._database.execute(statement, values).fetchall()
+
+    # Contexts
+
+    def put_context(self, id: str, name: str, created: float, spec: Mapping[str, Any]) -> None:
+        """Adds the context, or replaces its row and keeps its segments; `AlreadyExists` for a name taken."""
+        text = _to_json(f"the spec of context {name}", spec)
+        with self.transaction():
+            if self._rows("SELECT 1 FROM contexts WHERE name = ? AND id <> ?", name, id):
+                raise AlreadyExists(f"there is a context {name!r} already; delete it, or take another name")
+            self._database.execute(
+                "INSERT INTO contexts VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                "name = excluded.name, created = excluded.created, spec = excluded.spec",
+                (id, name, created, text),
+            )
+
+    def delete_context(self, id: str) -> None:
+        """Deletes the context with its segments."""
+        self._change(f"there is no context with id {id!r}", "DELETE FROM contexts WHERE id = ?", id)
+
+    def list_contexts(self) -> list[Context]:
+        """All contexts, oldest first."""
+        rows = self._rows("SELECT id, name, created, spec FROM contexts ORDER BY created, rowid")
+        return [Context(id, name, created, json.loads(spec)) for id, name, created, spec in rows]
+
+    def put_segment(self, context: str, id: str, spec: Mapping[str, Any]) -> None:
+        """Adds or replaces a segment; `NotFound` without its context."""
+        text = _to_json(f"the spec of segment {id}", spec)
+        with self.transaction():
+            if not self._rows("SELECT 1 FROM contexts WHERE id = ?", context):
+                raise NotFound(f"there is no context with id {context!r} for segment {id!r}")
+            self._database.execute(
+                "INSERT INTO segments VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET spec = excluded.spec",
+                (context, id, text),
+            )
+
+    def delete_segment(self, context: str, id: str) -> None:
+        missing = f"there is no segment {id!r} in the context with id {context!r}"
+        self._change(missing, "DELETE FROM segments WHERE context = ? AND id = ?", context, id)
+
+    def list_segments(self, context: str) -> list[Segment]:
+        """The context's segments in the order in which they were added; none for an unknown context."""
+        rows = self._rows("SELECT context, id, spec FROM segments WHERE context = ? ORDER BY rowid", context)
+        return [Segment(context, id, json.loads(spec)) for context, id, spec in rows]
+
+    # Runs
+
+    def put_run(self, id: str, name: str, created: float, job: Mapping[str, Any], status: str) -> None:
+        """Adds a run; its id becomes a folder's name, so it is checked. `AlreadyExists` for an id taken."""
+        check_run_id(id)
+        text = _to_json(f"the job of run {id}", job)
+        with self.transaction():
+            if self._rows("SELECT 1 FROM runs WHERE id = ?", id):
+                raise AlreadyExists(f"there is a run {id!r} already; take another id")
+            values = (id, name, created, text, status)
+            self._database.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, '', 0, NULL)", values)
+
+    def set_run_status(self, id: str, status: str, detail: str = "") -> None:
+        statement = "UPDATE runs SET status = ?, detail = ? WHERE id = ?"
+        self._change(f"there is no run {id!r}", statement, status, detail, id)
+
+    def get_run(self, id: str) -> Run:
+        rows = self._rows("SELECT * FROM runs WHERE id = ?", id)
+        if not rows:
+            raise NotFound(f"there is no run {id!r}")
+        return _run(rows[0])
+
+    def list_runs(self) -> list[Run]:
+        """All runs, oldest first."""
+        return [_run(row) for row in self._rows("SELECT * FROM runs ORDER BY created, rowid")]
+
+    def add_version(self, version: Version) -> None:
+        """Adds the version as its run's latest. `ParameterStore` wrote the files."""
+        v = version
+        row = (v.run, v.version, v.round, v.file, v.digest, v.optimizer_file, v.optimizer_digest, v.created)
+        with self.transaction():
+            statement = "UPDATE runs SET round = ?, version = ? WHERE id = ?"
+            self._change(f"there is no run {v.run!r}", statement, v.round, v.version, v.run)
+            self._database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def forget_optimizers(self, run: str, before: int) -> list[str]:
+        """Strikes the optimizer files of versions below `before`; the caller deletes those returned."""
+        where = "run = ? AND version < ? AND optimizer_file IS NOT NULL"
+        with self.transaction():
+            struck = self._rows(f"SELECT optimizer_file FROM versions WHERE {where}", run, before)
+            self._database.execute(
+                f"UPDATE versions SET optimizer_file = NULL, optimizer_digest = NULL WHERE {where}",
+                (run, before),
+            )
+        return [file for (file,) in struck]
+
+    def get_version(self, run: str, version: int) -> Version:
+        rows = self._rows("SELECT * FROM versions WHERE run = ? AND version = ?", run, version)
+        if not rows:
+            raise NotFound(f"run {run!r} has no version {version}; its latest is {self.get_run(run).version}")
+        return Version(*rows[0])
+
+    def list_versions(self, run: str | None = None) -> list[Version]:
+        """The versions of one run, or of all, in order."""
+        where = "? IS NULL OR run = ?"
+        rows = self._rows(f"SELECT * FROM versions WHERE {where} ORDER BY run, version", run, run)
+        return [Version(*row) for row in rows]
+
+    def add_record(self, run: str, round: int, record: Mapping[str, Any]) -> None:
+        """Adds what is to be remembered of a round."""
+        text = _to_json(f"the record of round {round} of run {run}", record)
+        with self.transaction():
+            self.get_run(run)
+            self._database.execute("INSERT INTO records VALUES (?, ?, ?)", (run, round, text))
+
+    def replace_record(self, run: str, round: int, record: Mapping[str, Any]) -> None:
+        """Puts `record` in the place of what is remembered of a round."""
+        text = _to_json(f"the record of round {round} of run {run}", record)
+        missing = f"run {run!r} has no record of round {round}"
+        self._change(missing, "UPDATE records SET json = ? WHERE run = ? AND round = ?", text, run, round)
+
+    def records(self, run: str, after_round: int = -1) -> list[Record]:
+        """The records of rounds above `after_round`, in order."""
+        statement = "SELECT round, json FROM records WHERE run = ? AND round > ? ORDER BY round, rowid"
+        return [Record(round, json.loads(text)) for round, text in self._rows(statement, run, after_round)]
+
+    # Blobs
+
+    def put_blob(self, data: bytes) -> str:
+        """Stores the bytes; their SHA-256 in lower-case hexadecimal, under which `get_blob` returns them."""
+        digest = hashlib.sha256(data).hexdigest()
+        with self._mutex:
+            try:
+                self.get_blob(digest)
+            except (NotFound, DataLoss):  # a damaged blob is healed by putting it again
+                write_durably(self._blobs / digest, data)
+                sync(self._blobs)
+        return digest
+
+    def get_blob(self, digest: str) -> bytes:
+        """The blob, verified: `NotFound` if there is none, `DataLoss` if its bytes are not what was put."""
+        path = self._blob(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"there is no blob {digest}; upload it") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DataLoss(f"blob {path} is damaged: its bytes have another digest; upload it again")
+        return data
+
+    def has_blob(self, digest: str) -> bool:
+        return self._blob(digest).is_file()
+
+    def _blob(self, digest: str) -> Path:
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise InvalidArgument(
+                f"{digest[:80]!r} is no SHA-256 digest; give 64 lower-case hexadecimal digits"
+            )
+        return self._blobs / digest
+
+
+def check_run_id(id: str) -> None:
+    """`InvalidArgument` unless the id may be a folder's name: 1 to 64 of a-z, 0-9 and hyphens."""
+    if not re.fullmatch("[a-z0-9-]{1,64}", id):
+        raise InvalidArgument(f"{id[:80]!r} is no run id; it is 1 to 64 of the characters a-z, 0-9 and '-'")
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes the file whole or not at all. The folder's entry is durable once the caller calls `sync`."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+
+
+def sync(folder: Path) -> None:
+    """Makes the names of the folder's files durable."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> EdgeAttentionError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(f"{path} cannot be written: {error.strerror}; free space there")
+    return Internal(
+        f"{path} cannot be written: {error.strerror}; check the disk and the folder's permissions"
+    )
+
+
+def _lock(directory: Path) -> int:
+    """An open descriptor that holds the folder; the kernel frees it however the process ends."""
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise FailedPrecondition(
+            f"state folder {directory} is in use by another aggregator (process {holder}); "
+            "stop that one, or give this one another --state"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        raise
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+@contextmanager
+def _translated(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OverflowError as error:
+        raise InvalidArgument("a number does not fit into 64 bits with a sign; give a smaller one") from error
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            message = f"the database in state folder {directory} is damaged ({error}); restore it from a copy"
+            raise DataLoss(message) from error
+        if code == sqlite3.SQLITE_FULL:
+            raise ResourceExhausted(
+                f"the disk of state folder {directory} is full; free space there"
+            ) from error
+        raise Internal(f"the database in state folder {directory} failed: {error}; see the log") from error
+
+
+def _to_json(what: str, value: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(value))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"{what} cannot be stored as JSON: {error}; give plain numbers and text"
+        ) from error
+
+
+def _run(row: tuple[Any, ...]) -> Run:
+    id, name, created, job, status, detail, round, version = row
+    return Run(id, name, created, json.loads(job), status, detail, round, version)

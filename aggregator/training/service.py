@@ -1,0 +1,57 @@
+"""TrainingService: what clients call about runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from aggregator.training.runs import Runs
+from edge_attention.core import jobs
+from edge_attention.wire import services
+from edge_attention.wire.methods import AnyMethod
+from edge_attention.wire.rpc import Handler
+
+CHUNK = 1024 * 1024
+
+
+class TrainingApi:
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+
+    def handlers(self) -> Mapping[AnyMethod, Handler]:
+        return {
+            services.START_RUN: self.start,
+            services.PLAN_RUN: self.plan,
+            services.WATCH_RUN: self.watch,
+            services.STOP_RUN: self.stop,
+            services.DESCRIBE_RUN: self.describe,
+            services.LIST_RUNS: self.list,
+            services.GET_PARAMETERS: self.parameters,
+        }
+
+    async def start(self, request: jobs.StartRunRequest, call: Any) -> jobs.StartRunResponse:
+        return jobs.StartRunResponse(await self._runs.start(request.job))
+
+    async def plan(self, request: jobs.PlanRunRequest, call: Any) -> jobs.PlanRunResponse:
+        return jobs.PlanRunResponse(await self._runs.plan(request.job))
+
+    def watch(
+        self, request: jobs.WatchRunRequest, call: Any
+    ) -> AsyncIterator[jobs.TrainingRound | jobs.TrainingRun]:
+        return self._runs.watch(request.run, request.after_round)
+
+    async def stop(self, request: jobs.StopRunRequest, call: Any) -> jobs.StopRunResponse:
+        return jobs.StopRunResponse(await self._runs.stop(request.run))
+
+    async def describe(self, request: jobs.DescribeRunRequest, call: Any) -> jobs.DescribeRunResponse:
+        return jobs.DescribeRunResponse(self._runs.describe(request.run))
+
+    async def list(self, request: jobs.ListRunsRequest, call: Any) -> jobs.ListRunsResponse:
+        return jobs.ListRunsResponse(self._runs.list())
+
+    async def parameters(
+        self, request: jobs.GetParametersRequest, call: Any
+    ) -> AsyncIterator[jobs.ParametersChunk]:
+        version, data = self._runs.export(request.run, request.version)
+        for start in range(0, len(data), CHUNK):
+            yield jobs.ParametersChunk(version, len(data), data[start : start + CHUNK])

@@ -1,0 +1,401 @@
+"""The client against an aggregator by the definitions: division of calls, joining, errors, reconnection."""
+
+import asyncio
+import hashlib
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake import Fake, attention, serving
+
+import edge_attention
+from edge_attention import AsyncClient, Client, Encoder, FusionJob, Head, QueriesSpec
+from edge_attention import aio as aio_module
+from edge_attention.core.errors import (
+    EmptyContext,
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidTensor,
+    NodeLost,
+    NotFound,
+    Unavailable,
+)
+from edge_attention.core.jobs import OptimizerSpec, RunState
+
+SIZES = {"query_heads": 4, "key_heads": 2, "key_dim": 8, "value_dim": 6}
+
+
+def arrays(tokens, queries, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = (tokens, 2, 8), (tokens, 2, 6), (queries, 4, 8)
+    return [rng.standard_normal(shape, np.float32) for shape in shapes]
+
+
+@pytest.fixture
+def filled(client):
+    keys, values, queries = arrays(1000, 50)
+    context = client.create_context("memory", **SIZES)
+    context.append(keys, values)
+    return context, keys, values, queries
+
+
+def reference(keys, values, queries, positions=None):
+    at = np.arange(len(keys))
+    seen = np.ones((len(queries), len(keys)), bool) if positions is None else at <= positions[:, None]
+    return attention(queries, keys, values, seen, 8**-0.5)
+
+
+def test_attend_in_one_call(filled, fake):
+    context, keys, values, queries = filled
+    answer = context.attend(queries)
+    out, lse, _ = reference(keys, values, queries)
+    np.testing.assert_allclose(answer.out, out, atol=1e-5)
+    np.testing.assert_allclose(answer.lse, lse, atol=1e-5)
+    assert answer.exact
+    assert answer.coverage == (range(1000),)
+    assert answer.bound is None
+    assert answer.weights is None
+    np.testing.assert_allclose(sum(answer.mass.values()), 1, atol=1e-5)
+    assert [call for call in fake.calls if call[0] in ("attend", "describe")] == [("attend", 50, None, None)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_large_batch_is_divided_and_joined(filled, fake, monkeypatch, causal):
+    context, keys, values, queries = filled
+    monkeypatch.setattr(aio_module, "ATTEND_REPLY", 300_000)  # 18 queries with weights
+    answer = context.attend(queries, causal=causal, weights=True)
+    calls = [call for call in fake.calls if call[0] == "attend"]
+    assert len(calls) > 2
+    assert {until for _, _, until, _ in calls} == {1000}
+    positions = np.arange(950, 1000) if causal else None
+    out, lse, weights = reference(keys, values, queries, positions)
+    np.testing.assert_allclose(answer.out, out, atol=1e-5)
+    np.testing.assert_allclose(answer.lse, lse, atol=1e-5)
+    np.testing.assert_allclose(answer.weights, weights, atol=1e-6)
+    assert answer.weights.shape == (50, 4, 1000)
+    np.testing.assert_allclose(answer.mass["a"], weights[..., :500].sum(-1), atol=1e-5)
+    np.testing.assert_allclose(sum(answer.mass.values()), 1, atol=1e-5)
+    assert [shard.shard for shard in answer.shards] == ["s0", "s1"]
+
+
+def test_a_shard_that_some_parts_do_not_see_has_no_mass_there(filled, monkeypatch):
+    context, _, _, queries = filled
+    monkeypatch.setattr(aio_module, "ATTEND_REPLY", 300_000)
+    positions = np.where(np.arange(50) < 25, 400, 900)
+    answer = context.attend(queries, causal=True, positions=positions, weights=True)
+    assert not answer.mass["b"][:25].any()
+    assert (answer.mass["b"][25:] > 0).all()
+    assert answer.coverage == (range(1000),)
+
+
+def test_a_divided_answer_is_labelled_if_one_part_is(filled, fake, monkeypatch):
+    context, _, _, queries = filled
+    monkeypatch.setattr(aio_module, "ATTEND_REPLY", 300_000)
+    fake.missing = range(600, 700)
+    positions = np.where(np.arange(50) < 25, 400, 900)
+    answer = context.attend(queries, causal=True, positions=positions, weights=True)
+    assert not answer.exact
+    assert answer.coverage == (range(600), range(700, 1000))
+    assert [gap.shard for gap in answer.missing] == ["s1"]
+    assert answer.bound.error.shape == answer.out.shape
+    assert not answer.bound.error[0].any()
+    assert (answer.bound.error[-1] == 1).all()
+
+
+def test_the_deadline_reaches_the_server(filled, fake):
+    context, _, _, queries = filled
+    context.attend(queries, deadline=2.0)
+    (_, _, _, deadline) = fake.calls[-1]
+    assert 1.5 < deadline <= 2.0
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(filled, fake, monkeypatch):
+    context, _, _, queries = filled
+
+    async def never(request, context):
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr(aio_module, "DEADLINE_MARGIN", 0.2)
+    monkeypatch.setattr(Fake, "told", lambda *_: None)
+    with serving(fake_with(never)) as address, Client(address) as other:
+        slow = aio_module.AsyncContext(other._client, context.spec)
+        with pytest.raises(edge_attention.DeadlineExceeded, match="did not answer in time"):
+            edge_attention.client.Context(other, slow).attend(queries, deadline=0.1)
+
+
+def fake_with(attend):
+    fake = Fake()
+    fake.handlers = {
+        method: attend if method.name == "Attend" else handler for method, handler in fake.handlers.items()
+    }
+    return fake
+
+
+def test_long_appends_are_cut_and_nothing_is_lost(client, fake, monkeypatch):
+    keys, values, queries = arrays(1000, 3)
+    monkeypatch.setattr(aio_module, "APPEND_CALL", 112 * 300)  # a token takes 112 bytes
+    monkeypatch.setattr(aio_module, "APPEND_MESSAGE", 112 * 100)
+    seen = []
+    context = client.create_context("memory", **SIZES)
+    appended = context.append(keys, values, node="a", progress=lambda *done: seen.append(done))
+    assert appended.ranges == (range(1000),)
+    assert appended.tokens == 1000
+    assert len(appended.segments) == 4
+    assert seen == [(300, 1000), (600, 1000), (900, 1000), (1000, 1000)]
+    assert [call for call in fake.calls if call[0] == "append"] == [("append", "a", 3)] * 3 + [
+        ("append", "a", 1)
+    ]
+    np.testing.assert_allclose(context.attend(queries).out, reference(keys, values, queries)[0], atol=1e-5)
+
+
+def test_a_failed_append_says_what_was_stored(client, fake, monkeypatch):
+    keys, values, _ = arrays(1000, 1)
+    monkeypatch.setattr(aio_module, "APPEND_CALL", 112 * 300)
+    fake.fail_append_after = 600
+    context = client.create_context("memory", **SIZES)
+    with pytest.raises(NodeLost, match="first 600 of 1,000 tokens were stored"):
+        context.append(keys, values)
+
+
+def test_layout_is_no_matter_but_everything_else_is(filled, fake):
+    context, keys, values, queries = filled
+    turned = np.asfortranarray(queries)
+    np.testing.assert_array_equal(context.attend(turned).out, context.attend(queries).out)
+    calls = len(fake.calls)
+    for wrong, match in [
+        (queries.astype(np.float64), "astype\\('float32'\\)"),
+        (queries[:, :3], r"must be \[queries, 4, 8\]"),
+        (queries[0], "shape"),
+        (queries.tolist(), "list is not an array"),
+        (np.where(np.arange(8) == 3, np.nan, queries).astype(np.float32), "finite"),
+    ]:
+        with pytest.raises(InvalidTensor, match=match):
+            context.attend(wrong)
+    with pytest.raises(InvalidTensor, match="int64"):
+        context.attend(queries, positions=np.zeros(50, np.int32))
+    for deadline in (-1.0, 0.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidArgument, match="deadline"):
+            context.attend(queries, deadline=deadline)
+    with pytest.raises(InvalidTensor, match=r"values has shape \[999, 2, 6\]"):
+        context.append(keys, values[1:])
+    with pytest.raises(InvalidTensor, match="at least one"):
+        context.append(keys[:0], values[:0])
+    assert len(fake.calls) == calls  # refused before anything was sent
+
+
+def test_errors_are_of_the_class_the_server_named(client):
+    with pytest.raises(NotFound, match="no context 'nope'"):
+        client.context("nope")
+    empty = client.create_context("empty", **SIZES)
+    with pytest.raises(EmptyContext):
+        empty.attend(arrays(1, 1)[2])
+    with pytest.raises(InvalidArgument, match="do not divide"):
+        client.create_context("c", query_heads=3, key_heads=2, key_dim=8, value_dim=8)
+    with pytest.raises(InvalidArgument, match="key_dim is -1"):
+        client.create_context("c", query_heads=2, key_heads=2, key_dim=-1, value_dim=8)
+
+
+def test_nobody_listens():
+    with Client("127.0.0.1:1") as client, pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 cannot be"):
+        client.nodes()
+    for address in ("localhost", ":1", "host:port", "host:99999"):
+        with pytest.raises(InvalidArgument, match="HOST:PORT"):
+            Client(address)
+
+
+def test_contexts_and_nodes(client):
+    context = client.create_context("memory", **SIZES)
+    assert [c.spec.name for c in client.contexts()] == ["memory"]
+    assert client.context("memory").spec == context.spec
+    assert context.describe().tokens == 0
+    context.drop()
+    assert client.contexts() == []
+    assert [node.name for node in client.nodes()] == ["a"]
+
+
+def test_a_model_is_uploaded_once(client, fake, tmp_path):
+    model = bytes(range(256)) * 10_000  # 2.5 MiB: three chunks
+    (tmp_path / "model.onnx").write_bytes(model)
+    context = client.create_context("memory", **SIZES)
+    context.append_dataset("a", "d", tmp_path / "model.onnx", {"x": "column"}, rows=range(2, 5))
+    digest = hashlib.sha256(model).hexdigest()
+    assert bytes(fake.blobs[digest]) == model
+    assert [size for name, *size in fake.calls if name == "upload"] == [
+        [0],
+        [2**20],
+        [2**20],
+        [len(model) - 2 * 2**20],
+    ]
+    (_, request) = fake.calls[-1]
+    assert (request.graph, request.rows, request.inputs) == (digest, range(2, 5), {"x": "column"})
+    context.append_dataset("a", "d", model, {"x": "column"})
+    assert [size for name, *size in fake.calls if name == "upload"][4:] == [[0]]
+    assert fake.calls[-1][1].rows is None
+
+
+def test_an_upload_goes_on_where_it_was_cut(client, fake):
+    model = bytes(range(256)) * 8192
+    fake.blobs[hashlib.sha256(model).hexdigest()] = bytearray(model[: 2**20])
+    client.create_context("c", **SIZES).append_dataset("a", "d", model, {})
+    assert [size for name, *size in fake.calls if name == "upload"] == [[0], [2**20]]
+
+
+JOB = FusionJob(
+    name="job",
+    encoders=(Encoder("a", "d", b"model-a", {"x": "f"}), Encoder("b", "d", b"model-b", {"x": "f"})),
+    head=Head("a", "d", b"model-h", {"label": "y"}, metrics=("correct",)),
+    queries=QueriesSpec(2, 4, 8),
+    optimizer="adam",
+    rounds=5,
+    batch=8,
+)
+
+
+def test_training_yields_every_round_once_over_restarts(client, fake):
+    fake.cut = [2, 0, 1]
+    run = client.train(JOB)
+    assert [r.number for r in run] == [1, 2, 3, 4, 5]
+    assert [call[1] for call in fake.calls if call[0] == "watch"] == [0, 2, 2, 3]
+    assert run.info.state is RunState.FINISHED
+    sent = next(call[1] for call in fake.calls if call[0] == "start")
+    assert sent.optimizer == OptimizerSpec("adam")
+    np.testing.assert_array_equal(sent.queries, QueriesSpec(2, 4, 8).draw())
+    assert sent.head.metrics == ("correct",)
+    assert [r.number for r in run] == [1, 2, 3, 4, 5]
+
+
+def test_what_a_run_waits_for_is_said(client):
+    run = client.train(JOB)
+    heard = [event.waiting for event in run.events() if hasattr(event, "waiting")]
+    assert heard[0] == "node 'b', until 12:00:00"
+    assert run.waiting == ""
+
+
+def test_an_aggregator_that_stays_away_is_given_up(fake):
+    with serving(fake) as address:
+        client = Client(address, patience=0.3)
+        run = client.train(JOB)
+    with client, pytest.raises(Unavailable, match=r"tried for 0\.3 s"):
+        for _ in run:
+            pass
+    assert "until" in run.waiting
+
+
+def test_a_failed_run_raises_after_its_rounds(client, fake):
+    fake.end = replace(fake.end, state=RunState.FAILED, detail="node 'b' stayed away", round=2)
+    numbers = []
+    with pytest.raises(FailedPrecondition, match="after round 2: node 'b' stayed away"):
+        numbers += [r.number for r in client.train(JOB)]
+    numbers = []
+    with pytest.raises(FailedPrecondition):
+        for record in client.run("r1"):
+            numbers.append(record.number)  # noqa: PERF401
+    assert numbers == [1, 2]
+
+
+def test_runs_plan_stop(client):
+    assert [run.id for run in client.runs()] == ["r1"]
+    assert client.run("job").stop().state is RunState.STOPPED
+    assert [graph.release for graph in client.plan(JOB)] == ["fusion", "", "sha256:d3"]
+    with pytest.raises(NotFound, match="no run 'x'"):
+        client.run("x")
+
+
+def test_parameters(client, fake, tmp_path):
+    from safetensors.numpy import load_file
+
+    run = client.run("r1")
+    parameters = run.parameters()
+    assert parameters.version == 5
+    assert list(parameters) == ["w", "b"]
+    np.testing.assert_array_equal(parameters["w"], fake.arrays["w"])
+    assert run.save_parameters(tmp_path / "p.safetensors", version=3) == 3
+    np.testing.assert_array_equal(load_file(tmp_path / "p.safetensors")["w"], fake.arrays["w"])
+    with pytest.raises(InvalidArgument, match="cannot be written"):
+        run.save_parameters(tmp_path / "no" / "p.safetensors")
+    with pytest.raises(InvalidArgument, match="versions count from 0"):
+        run.parameters(-1)
+
+
+def test_several_threads_share_a_client(filled):
+    context, keys, values, queries = filled
+    out = reference(keys, values, queries)[0]
+    failed = []
+
+    def work(number):
+        try:
+            for i in range(5):
+                part = slice(number * 5 + i, number * 5 + i + 3)
+                np.testing.assert_allclose(context.attend(queries[part]).out, out[part], atol=1e-5)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_closing_leaves_nothing_running(address):
+    def ours():
+        return [t for t in threading.enumerate() if t.name == "edge-attention-client"]
+
+    with Client(address) as one:
+        with Client(address) as two:
+            two.nodes()
+            assert len(ours()) == 1
+        one.nodes()
+        with pytest.raises(FailedPrecondition, match="closed"):
+            two.nodes()
+        run = iter(one.train(JOB))
+        assert next(run).number == 1
+    assert not ours()
+    with pytest.raises(FailedPrecondition, match="closed"):
+        next(run)
+    with pytest.raises(FailedPrecondition, match="closed"):
+        one.nodes()
+    one.close()  # again is nothing
+
+
+def test_a_callback_that_calls_the_client_is_refused(client):
+    keys, values, _ = arrays(10, 1)
+    context = client.create_context("memory", **SIZES)
+    with pytest.raises(FailedPrecondition, match="callback"):
+        context.append(keys, values, progress=lambda *_: context.describe())
+
+
+def test_asyncio(fake):
+    async def main(address):
+        client = AsyncClient(address)  # made before its loop is used
+        async with client:
+            context = await client.create_context("memory", **SIZES)
+            keys, values, queries = arrays(100, 4)
+            await context.append(keys, values)
+            answers = await asyncio.gather(*(context.attend(queries) for _ in range(4)))
+            run = await client.train(JOB)
+            rounds = [r.number async for r in run]
+            return answers, rounds, (await run.parameters()).version, reference(keys, values, queries)[0]
+
+    with serving(fake) as address:
+        answers, rounds, version, out = asyncio.run(main(address))
+    for answer in answers:
+        np.testing.assert_allclose(answer.out, out, atol=1e-5)
+    assert rounds == [1, 2, 3, 4, 5]
+    assert version == 5
+
+
+def test_importing_the_package_is_light():
+    code = (
+        "import sys, edge_attention; heavy = {'numpy', 'grpc', 'onnx', 'rich'} & set(sys.modules); "
+        "assert not heavy, heavy; from edge_attention import Client, NotFound, FusionJob; "
+        "heavy = {'onnx', 'rich', 'onnxruntime', 'safetensors'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert {"Client", "NotFound", "Encoder"} <= set(dir(edge_attention))
+    with pytest.raises(AttributeError):
+        edge_attention.nothing  # noqa: B018

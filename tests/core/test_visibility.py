@@ -1,0 +1,96 @@
+"""Ranges and tiles against one boolean a (query, position)."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.visibility import of_segment, visible
+
+positions_of = st.lists(
+    st.one_of(st.integers(0, 60), st.integers(2**63 - 3, 2**63 - 1)), min_size=1, max_size=5
+)
+windows = st.none() | st.integers(1, 70) | st.integers(2**63 - 3, 2**63 - 1)
+
+
+def mask(tokens: int, positions: list[int], causal: bool, window: int | None) -> np.ndarray:
+    """bool [queries, tokens], each pair on its own, in Python's integers."""
+    sees = [
+        [
+            (p <= at or not (causal or window is not None)) and (window is None or p > at - window)
+            for p in range(tokens)
+        ]
+        for at in positions
+    ]
+    return np.array(sees, bool).reshape(len(positions), tokens)
+
+
+@given(st.integers(0, 50), positions_of, st.booleans(), windows)
+def test_a_query_sees_what_the_mask_says(tokens, positions, causal, window):
+    view = visible(tokens, np.array(positions, np.int64), causal=causal, window=window)
+    want = mask(tokens, positions, causal, window)
+    have = np.array(
+        [[a <= p < b for p in range(tokens)] for a, b in zip(view.start, view.stop, strict=True)], bool
+    )
+    np.testing.assert_array_equal(have.reshape(want.shape), want)
+    seen = np.flatnonzero(want.any(axis=0))
+    assert view.span() == (range(int(seen[0]), int(seen[-1]) + 1) if len(seen) else range(0))
+    assert view.count() == len(view.span())
+    assert view.start.dtype == view.stop.dtype == np.int64
+
+
+@given(
+    st.integers(0, 50),
+    positions_of,
+    st.booleans(),
+    windows,
+    st.lists(st.integers(0, 50), max_size=4),
+    st.integers(1, 9),
+)
+def test_segments_in_tiles_see_the_same_and_no_more(tokens, positions, causal, window, cuts, tile):
+    view = visible(tokens, np.array(positions, np.int64), causal=causal, window=window)
+    edges = [0, *sorted(min(c, tokens) for c in cuts), tokens]
+    have = np.zeros((len(positions), tokens), bool)
+    for a, b in itertools.pairwise(edges):
+        part = of_segment(view, range(a, b), tile)
+        if part is None:
+            continue
+        stored = -(-(b - a) // tile)
+        assert 0 <= part.tiles.start < part.tiles.stop <= stored, "tiles the segment has"
+        assert part.lo.dtype == part.hi.dtype == np.int64
+        assert (part.lo >= 0).all()
+        assert (part.hi <= len(part.tiles) * tile).all()
+        assert (part.lo <= part.hi).all()
+        some = part.hi > part.lo
+        assert some.any(), "nothing visible is None, not an empty view"
+        # No tile at either end that nobody reads.
+        assert part.lo[some].min() < tile
+        assert part.hi[some].max() > (len(part.tiles) - 1) * tile
+        for query, (lo, hi) in enumerate(zip(part.lo, part.hi, strict=True)):
+            if hi > lo:
+                first = a + part.tiles.start * tile
+                assert first + hi <= b, "not past the segment's end in its last tile"
+                have[query, first + lo : first + hi] = True
+    np.testing.assert_array_equal(have, mask(tokens, positions, causal, window))
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_without_a_position_is_refused(window):
+    with pytest.raises(InvalidArgument, match="window"):
+        visible(10, np.array([3]), window=window)
+
+
+def test_negative_positions_are_refused():
+    with pytest.raises(InvalidArgument, match="-1"):
+        visible(10, np.array([3, -1]))
+
+
+def test_no_queries_see_nothing():
+    view = visible(10, np.array([], np.int64), causal=True)
+    assert view.span() == range(0)
+    assert of_segment(view, range(0, 10), 4) is None
