@@ -120,11 +120,11 @@ class Attender:
         answered = time.perf_counter()
         merged = fold.result() or identity(shape)
         response = self._response(context, query, parts, outcome, lses, merged)
+        merging += time.perf_counter() - answered
         weights = None
         if request.weights:
             weights = await self._weights(context, query, parts, outcome, merged.lse)
         ended = time.perf_counter()
-        merging += ended - answered
         self._metrics.merge_seconds.observe(merging)
         seconds = {
             "plan": planned - started,

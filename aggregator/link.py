@@ -15,7 +15,7 @@ from aggregator.bulk import Bulk
 from aggregator.dispatch import Dispatcher
 from aggregator.membership import Member, Membership
 from aggregator.metrics import Metrics
-from edge_attention.core.credit import Window
+from edge_attention.core.credit import Debt, Window
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
 from edge_attention.core.program import Contribution, Program
 from edge_attention.core.session import (
@@ -50,7 +50,7 @@ class NodeConnection:
         self._control: collections.deque[bytes] = collections.deque()
         self._programs: collections.deque[bytes] = collections.deque()
         # The node grants its credit after it has registered.
-        self._window = Window(Credit(0, 0))
+        self._window = Window()
         self._wake = asyncio.Event()
         self._closed = False
 
@@ -165,7 +165,7 @@ class Link:
     async def _read(
         self, name: str, member: Member, connection: NodeConnection, requests: AsyncIterator[bytes]
     ) -> None:
-        owed_bytes = owed_messages = 0
+        debt = Debt(CREDIT)
         try:
             async for data in requests:
                 self._count(self.bytes_received, name, len(data), "received", "stream")
@@ -179,12 +179,9 @@ class Link:
                     continue
                 match message:
                     case Contribution():
-                        owed_bytes, owed_messages = owed_bytes + len(data), owed_messages + 1
-                        # Granted back in lumps: a message a contribution would double the traffic.
-                        if owed_bytes > CREDIT.bytes // 4 or owed_messages > CREDIT.messages // 4:
-                            connection.send(Credit(owed_bytes, owed_messages))
-                            owed_bytes = owed_messages = 0
                         self._contribution(name, member, message)
+                        if (credit := debt.consumed(len(data))) is not None:
+                            connection.send(credit)
                     case Heartbeat():
                         draining = message.draining
                         before = self._membership.state(name)

@@ -20,7 +20,7 @@ from aggregator.bulk import Bulk
 from aggregator.dispatch import Dispatcher
 from aggregator.exchange import Assignment
 from aggregator.training.alignment import Alignment
-from aggregator.training.plan import FusionPlan, PlannedPart
+from aggregator.training.plan import FusionPlan, Graph, PlannedPart
 from edge_attention.core.errors import InvalidTensor, Unavailable
 from edge_attention.core.fold import Fold, Tensors, add_tensors
 from edge_attention.core.jobs import Evaluation
@@ -141,7 +141,7 @@ class FusionRounds:
         labels = batch.rows(self._plan.head)[0]
         returned = {"loss", "dfused", *(f"grad/{name}" for name in self._plan.head.part.parameters)}
         head = await self._head(
-            merged.out, labels, parameters, version, timer, self._plan.head.gradient.digest, returned
+            merged.out, labels, parameters, version, timer, self._plan.head.gradient, returned
         )
         dout = head["dfused"]
         require(dout, "dfused", shape=merged.out.shape)
@@ -165,7 +165,7 @@ class FusionRounds:
         """Mean loss and summed metrics over `batch`, without gradients."""
         metrics = dict.fromkeys(self._plan.job.head.metrics, 0.0)
         loss, size = 0.0, max(self._plan.job.batch, 256)
-        graph, wanted = self._plan.head.forward.digest, {"loss", *metrics}
+        graph, wanted = self._plan.head.forward, {"loss", *metrics}
         for start in range(0, len(batch), size):
             part = replace(batch, positions=batch.positions[start : start + size])
             merged, _ = await self._forward(part, parameters, version, timer)
@@ -214,7 +214,7 @@ class FusionRounds:
             columns: dict[str, str] = {part.columns[name]: stored.name for name, stored in data.items()}
             encode = Run(
                 part.forward.digest,
-                {**data, **self._bound(part)},
+                _needed(part.forward, {**data, **self._bound(part)}),
                 {"keys": keys.name, "values": values.name},
             )
             attend = Run(
@@ -252,7 +252,7 @@ class FusionRounds:
         parameters: Mapping[str, Array],
         version: int,
         timer: Timer,
-        graph: str,
+        graph: Graph,
         wanted: set[str],
     ) -> Mapping[str, Array]:
         head = self._plan.head
@@ -265,7 +265,7 @@ class FusionRounds:
             inputs: dict[str, Value] = {**labels, **self._bound(part), "fused": Stored("task/fused")}
             instructions: tuple[Instruction, ...] = (
                 Batch(part.dataset, columns, rows),
-                Run(graph, inputs, outputs),
+                Run(graph.digest, _needed(graph, inputs), outputs),
                 *(Return(stored, name) for name, stored in outputs.items()),
             )
             return instructions, {**self._parameters(part, parameters), "task/fused": fused}
@@ -306,16 +306,9 @@ class FusionRounds:
                 _BACKWARD, inputs, {"dq": "task/dq", "dkeys": "task/dkeys", "dvalues": "task/dvalues"}
             )
             outputs = {f"grad/{name}": f"task/grad/{i}" for i, name in enumerate(part.part.parameters)}
-            encode = Run(
-                part.gradient.digest,
-                {
-                    **self._data(part),
-                    **self._bound(part),
-                    "dkeys": Stored("task/dkeys"),
-                    "dvalues": Stored("task/dvalues"),
-                },
-                outputs,
-            )
+            seeds = {"dkeys": Stored("task/dkeys"), "dvalues": Stored("task/dvalues")}
+            bound: dict[str, Value] = {**self._data(part), **self._bound(part), **seeds}
+            encode = Run(part.gradient.digest, _needed(part.gradient, bound), outputs)
             returns = (Return("task/dq", "dq"), *(Return(stored, name) for name, stored in outputs.items()))
             tensors = {"task/lse": lse, "task/dout": dout, "task/delta": delta}
             return (attend, encode, *returns), tensors
@@ -425,3 +418,8 @@ class FusionRounds:
             raise Interrupted("; ".join(sorted(set(outcome.missing.values()))))
         graphs_seconds = sum(outcome.run_seconds.values())
         timer.seconds["graphs"] = timer.seconds.get("graphs", 0.0) + graphs_seconds
+
+
+def _needed(graph: Graph, inputs: Mapping[str, Value]) -> dict[str, Value]:
+    """Of `inputs` those the graph has: nodes refuse any other."""
+    return {name: value for name, value in inputs.items() if name in graph.inputs}

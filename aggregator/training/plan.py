@@ -14,20 +14,21 @@ from edge_attention.core.jobs import Encoder, FusionJob, Head, PlannedGraph
 from edge_attention.core.optimizers import Optimizer, from_config
 from edge_attention.core.session import Dataset
 from edge_attention.core.tensors import Array, require, require_name
-from edge_attention.graphs.gradients import encoder_gradient, head_gradient
+from edge_attention.graphs.gradients import encoder_gradient, graph_inputs, head_gradient
 from edge_attention.graphs.parts import Part, load_part
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph nodes are sent by digest."""
+    """A graph nodes are sent by digest. `inputs`: those it has; differentiation drops what it needs not."""
 
     digest: str
     data: bytes
+    inputs: frozenset[str]
 
     @classmethod
     def of(cls, data: bytes) -> Graph:
-        return cls(hashlib.sha256(data).hexdigest(), data)
+        return cls(hashlib.sha256(data).hexdigest(), data, frozenset(graph_inputs(data)))
 
 
 @dataclass(frozen=True, eq=False)

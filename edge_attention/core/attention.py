@@ -20,6 +20,10 @@ class ContextSpec:
     value_dim: int
     replicas: int = 1
 
+    def __post_init__(self) -> None:
+        if self.replicas == 0:  # not said on the wire
+            object.__setattr__(self, "replicas", 1)
+
     def check(self) -> ContextSpec:
         """This spec, if there can be such a context.
 

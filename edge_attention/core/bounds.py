@@ -12,10 +12,10 @@ on a missing lse gives the same certificate, weaker: `s = scale * q.k <= |scale|
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_attention.core.partial import Partial, log_sum_exp
 from edge_attention.core.tensors import Float32
@@ -53,10 +53,11 @@ def lse_upper_bound(queries: Float32, summary: Summary, scale: float, visible: F
         float32 [queries, query_heads]; -inf where a query sees nothing.
     """
     group = queries.shape[1] // len(summary.key_norm)
-    norms = np.linalg.norm(queries, axis=-1) * np.repeat(summary.key_norm, group)[None]
-    with np.errstate(divide="ignore"):
-        bound: Float32 = (abs(scale) * norms + np.log(visible)[:, None]).astype(np.float32)
-    return bound
+    norms = np.linalg.norm(queries.astype(np.float64), axis=-1) * np.repeat(summary.key_norm, group)[None]
+    # Some room for key_norm, a float32 sum of key_dim squares.
+    with np.errstate(divide="ignore", over="ignore"):
+        bound = abs(scale) * norms * (1 + 1e-5) + np.log(visible.astype(np.float64))[:, None]
+        return _up(bound)
 
 
 def error_bound(arrived: Partial, missing: list[tuple[Float32, Summary]]) -> Float32:
@@ -67,27 +68,33 @@ def error_bound(arrived: Partial, missing: list[tuple[Float32, Summary]]) -> Flo
         missing: for each missing shard its lse (or an upper bound) [queries, query_heads], and its summary.
 
     Returns:
-        float32 of `out`'s shape; zero where the missing shards had no weight.
+        float32 of `out`'s shape; zero where a query sees nothing of the missing shards. It allows for
+        the rounding of `out` and the lses to float32, not for the error of the kernels that made them.
     """
     group = arrived.lse.shape[1] // len(missing[0][1].key_norm)
-    low, high = (
-        np.repeat(np.stack(values), group, axis=1)
-        for values in ([s.value_min for _, s in missing], [s.value_max for _, s in missing])
-    )
-    lse = log_sum_exp([lse for lse, _ in missing])
-    # sigmoid(lse_T - lse); nothing arrived means all the weight is missing, nothing missing none of it.
-    gone = np.where(np.isneginf(lse), -math.inf, np.where(np.isneginf(arrived.lse), math.inf, 0.0))
+    # The missing values' range for each query: a shard it does not see must not widen it.
+    top = np.full(arrived.out.shape, -np.inf)
+    bottom = np.full(arrived.out.shape, np.inf)
+    for shard_lse, summary in missing:
+        seen = ~np.isneginf(shard_lse)[..., None]
+        np.maximum(top, np.repeat(summary.value_max, group, axis=0), out=top, where=seen)
+        np.minimum(bottom, np.repeat(summary.value_min, group, axis=0), out=bottom, where=seen)
+    lse = log_sum_exp([lse for lse, _ in missing]).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        gap = np.where(np.isinf(gone), gone, lse.astype(np.float64) - arrived.lse)
-        tau = 1.0 / (1.0 + np.exp(-gap))
-    # A shard a query does not see must not widen that query's range.
-    seen = np.stack([~np.isneginf(lse) for lse, _ in missing])[..., None]
-    top = np.where(seen, high[:, None], -np.inf).max(axis=0)
-    bottom = np.where(seen, low[:, None], np.inf).min(axis=0)
-    with np.errstate(invalid="ignore"):
+        # sigmoid(lse_T - lse), the lses' own rounding added; infinities apart, their difference may be NaN.
+        gap = lse - arrived.lse + _EPS * (np.abs(lse) + np.abs(arrived.lse))
+        gap = np.where(np.isneginf(arrived.lse) | np.isposinf(lse), np.inf, gap)
+        tau = 1.0 / (1.0 + np.exp(-gap))[..., None]
         reach = np.maximum(np.abs(top - arrived.out), np.abs(bottom - arrived.out))
-        bound = np.where(tau[..., None] > 0, tau[..., None] * reach, 0.0)
-    # Rounded up: the certificate is about real numbers, and float32 must not undercut it.
-    rounded: Float32 = bound.astype(np.float32) * np.float32(1 + 1e-6)
-    up: Float32 = np.nextafter(rounded, np.float32(np.inf))
-    return up
+        bound = tau * reach + _EPS * np.abs(arrived.out)
+        return np.where(np.isneginf(lse)[..., None], np.float32(0), _up(bound))
+
+
+_EPS = float(np.finfo(np.float32).eps)
+
+
+def _up(bound: NDArray[np.float64]) -> Float32:
+    """Rounded up: a certificate is about real numbers, and float32 must not undercut it."""
+    up: Float32 = np.nextafter(bound.astype(np.float32), np.float32(np.inf))
+    # The identity of log-sum-exp stays what it is.
+    return np.where(np.isneginf(bound), np.float32(-np.inf), up)

@@ -48,6 +48,7 @@ class Fold(Generic[T]):
             NotFound: the plan has no such shard.
             InvalidArgument: the contribution covers something else than the plan says.
             DuplicateContribution: the shard is folded in already.
+            Whatever `combine` raises; the fold is then as it was.
         """
         if shard not in self._leaf:
             raise NotFound(f"shard {shard!r} is not part of this plan")
@@ -55,18 +56,22 @@ class Fold(Generic[T]):
             raise InvalidArgument(f"shard {shard!r} covers {self._ranges[shard]}, not {coverage}")
         if shard in self._arrived:
             raise DuplicateContribution(f"shard {shard!r} was folded in already; each counts once")
-        self._arrived.add(shard)
         level, index = 0, self._leaf[shard]
+        merged: list[tuple[int, int]] = []
         width = len(self._leaf)
         while width > 1:
             sibling = (level, index ^ 1)
             if index ^ 1 < width:
                 if sibling not in self._nodes:
                     break
-                other = self._nodes.pop(sibling)
+                merged.append(sibling)
+                other = self._nodes[sibling]
                 value = self._combine(value, other) if index % 2 == 0 else self._combine(other, value)
             level, index, width = level + 1, index // 2, (width + 1) // 2
+        for node in merged:
+            del self._nodes[node]
         self._nodes[level, index] = value
+        self._arrived.add(shard)
 
     def result(self) -> T | None:
         """What has arrived, combined; None if nothing has. The fold can go on after it."""

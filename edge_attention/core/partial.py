@@ -65,7 +65,8 @@ def merge(a: Partial, b: Partial) -> Partial:
     top = np.maximum(a.lse, b.lse)
     # Two identities: exp(-inf - -inf) is NaN, so they are measured from 0 and give the identity again.
     base = np.where(np.isneginf(top), np.float32(0), top)
-    weight_a, weight_b = np.exp(a.lse - base), np.exp(b.lse - base)
+    with np.errstate(over="ignore"):
+        weight_a, weight_b = np.exp(a.lse - base), np.exp(b.lse - base)
     total = weight_a + weight_b
     empty = total == 0
     share = np.where(empty, np.float32(1), total)
@@ -86,7 +87,8 @@ def log_sum_exp(values: list[Float32]) -> Float32:
     """log(sum(exp(values))) over the list, element by element; -inf where all are."""
     stacked = np.stack(values)
     top = stacked.max(axis=0)
-    base = np.where(np.isneginf(top), np.float32(0), top)
-    with np.errstate(divide="ignore"):
+    # An infinite top cannot be measured from: -inf stays -inf, and +inf (a useless bound) stays +inf.
+    base = np.where(np.isinf(top), np.float32(0), top)
+    with np.errstate(divide="ignore", over="ignore"):
         total: Float32 = base + np.log(np.exp(stacked - base).sum(axis=0))
     return total.astype(np.float32, copy=False)

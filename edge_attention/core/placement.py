@@ -72,57 +72,64 @@ def place(
                 loads[name] += take
                 rooms[name] -= take
             tokens -= take
-    shares = _level(tokens * replicas, loads, rooms, tile)
-    if sum(shares.values()) < tokens * replicas:
-        raise OutOfMemory(
-            f"the live nodes have room for {sum(rooms.values()) // replicas:,} tokens of this context, "
-            f"{tokens:,} were to be stored; add a node or raise a node's --memory-limit"
-        )
-    names = sorted(loads, key=lambda name: (loads[name], name))
-    if replicas == 1:
-        new = [Piece((name,), shares[name], extends=False) for name in names if shares[name]]
-    else:
-        # Chained replicas: piece i on nodes i, i+1, ...: every node holds about the same.
-        used = [name for name in names if rooms[name] > 0]
-        if len(used) < replicas:
-            raise OutOfMemory(f"only {len(used)} nodes have room, each segment is to have {replicas} holders")
-        cut = _cut(tokens, len(used), tile)
-        new = [
-            Piece(tuple(used[(i + k) % len(used)] for k in range(replicas)), size, extends=False)
-            for i, size in enumerate(cut)
-            if size
-        ]
-    return tuple(pieces + new)
+    if tokens == 0:
+        return tuple(pieces)
+    # A node holds a token once. Whole tiles if the rooms allow it, single tokens if they are that tight.
+    caps = {name: max(0, min(room, -(-tokens // tile) * tile)) for name, room in rooms.items()}
+    for unit in (tile, 1):
+        units = -(-tokens // unit)
+        room_units = {name: min(cap // unit, units) for name, cap in caps.items()}
+        shares = _level(units * replicas, room_units, loads, unit)
+        if sum(shares.values()) == units * replicas:
+            names = sorted(loads, key=lambda name: (loads[name], name))
+            return tuple(pieces + _wrap([(n, shares[n]) for n in names if shares[n]], units, unit, tokens))
+    room = sum(min(cap, tokens) for cap in caps.values()) // replicas
+    raise OutOfMemory(
+        f"the live nodes have room for {room:,} tokens of this context, {tokens:,} were to be stored"
+        + (f" on {replicas} nodes each" if replicas > 1 else "")
+        + "; add a node or raise a node's --memory-limit"
+    )
 
 
-def _cut(tokens: int, parts: int, tile: int) -> list[int]:
-    """`tokens` in at most `parts` sizes, whole tiles but for the last."""
-    tiles = -(-tokens // tile)
-    sizes = [(tiles // parts + (i < tiles % parts)) * tile for i in range(parts)]
-    excess = sum(sizes) - tokens
-    last = max((i for i, size in enumerate(sizes) if size), default=0)
-    sizes[last] -= excess
-    return sizes
-
-
-def _level(tokens: int, loads: dict[str, int], rooms: dict[str, int], tile: int) -> dict[str, int]:
-    """How many of `tokens` each node gets so that loads end up level, in whole tiles, within the rooms."""
-    shares = dict.fromkeys(loads, 0)
-    left = tokens
-    while left > 0:
-        able = [n for n in sorted(loads) if rooms[n] - shares[n] > 0]
-        if not able:
+def _level(units: int, rooms: dict[str, int], loads: dict[str, int], unit: int) -> dict[str, int]:
+    """How many of `units` each node gets so that loads (in tokens) end up level; rooms are in units."""
+    shares = dict.fromkeys(rooms, 0)
+    while units > 0:
+        levels = {n: loads[n] + shares[n] * unit for n in rooms if shares[n] < rooms[n]}
+        if not levels:
             break
-        lowest = min(loads[n] + shares[n] for n in able)
-        floor = [n for n in able if loads[n] + shares[n] < lowest + tile]
-        above = [loads[n] + shares[n] for n in able if n not in floor]
-        # Raise the lowest nodes together, to the next one's level or by an even share of what is left.
-        step = max(min((min(above) - lowest) if above else left, -(-left // len(floor))), 1)
-        step = -(-step // tile) * tile
+        lowest = min(levels.values())
+        floor = sorted((n for n in levels if levels[n] < lowest + unit), key=lambda n: (levels[n], n))
+        above = [level for level in levels.values() if level >= lowest + unit]
+        # Raise the lowest together, to the next one's level or by an even share of what is left.
+        even = units // len(floor)
+        step = max(1, min((min(above) - lowest) // unit, even) if above else even)
         for name in floor:
-            give = min(step, left, rooms[name] - shares[name])
+            give = min(step, units, rooms[name] - shares[name])
             shares[name] += give
-            left -= give
-            if left == 0:
-                break
+            units -= give
     return shares
+
+
+def _wrap(shares: list[tuple[str, int]], units: int, unit: int, tokens: int) -> list[Piece]:
+    """Pieces in which each node has its share and each token its holders, distinct (McNaughton's rule).
+
+    The shares lie end to end on a line, and the line is wrapped into rows of `units`, a row a replica.
+    No share is longer than a row, so a node never meets itself in a column; a piece is a run of like ones.
+    """
+    rows: list[list[tuple[int, str]]] = [[]]
+    column = 0
+    for name, share in shares:
+        while share:
+            if column == units:
+                rows.append([])
+                column = 0
+            part = min(share, units - column)
+            column, share = column + part, share - part
+            rows[-1].append((column, name))
+    pieces, start = [], 0
+    for stop in sorted({end for row in rows for end, _ in row}):
+        holders = tuple(next(name for end, name in row if end >= stop) for row in rows)
+        pieces.append(Piece(holders, min(stop * unit, tokens) - start * unit, extends=False))
+        start = stop
+    return pieces

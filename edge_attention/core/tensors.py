@@ -89,13 +89,18 @@ def require(
             f".astype({np.dtype(dtype).name!r})"
         )
     # One pass without a temporary: a sum is finite only if every element is, overflow aside.
-    if finite and array.size and not np.isfinite(np.sum(array, dtype=np.float64)):
+    if finite and array.size and not np.isfinite(_sum(array)):
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):
             place = bad[0].tolist()
             raise InvalidTensor(
                 f"{what} holds {array[tuple(place)]} at {place}; every element must be finite"
             )
+
+
+def _sum(array: Array) -> Any:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sum(array, dtype=np.float64)
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -61,10 +61,10 @@ def visible(tokens: int, positions: Int64, *, causal: bool = False, window: int 
         raise InvalidArgument(f"window is {window}; a query sees at least its own position: give 1 or more")
     if positions.size and int(positions.min()) < 0:
         raise InvalidArgument(f"position {int(positions.min())} is negative; positions count from 0")
-    stop = (
-        np.minimum(positions + 1, tokens) if causal or window is not None else np.full_like(positions, tokens)
-    )
-    start = np.zeros_like(positions) if window is None else np.maximum(positions + 1 - window, 0)
+    masked = causal or window is not None
+    # Never `positions + 1`: it overflows at the largest int64, which a peer may send.
+    stop = np.minimum(positions, tokens - 1) + 1 if masked else np.full_like(positions, tokens)
+    start = np.zeros_like(positions) if window is None else np.maximum(positions - (window - 1), 0)
     return Visibility(np.minimum(start, stop), stop)
 
 

@@ -29,7 +29,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError, EncodeError, Message
 
 from edge_attention.core.errors import InvalidArgument, MessageTooLarge
 from edge_attention.core.tensors import Array, Encoded
@@ -64,23 +64,35 @@ class Codec(Generic[T]):
 
         Raises:
             MessageTooLarge: past MESSAGE_LIMIT; the other side would refuse it with less to say.
+            InvalidArgument: a number past its field's range, text that is no UTF-8, a value of another type.
         """
         message = self._message()
-        self._fill(message, value)
-        data: bytes = message.SerializeToString()
+        try:
+            self._fill(message, value)
+            data: bytes = message.SerializeToString()
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"the {self._what} cannot be sent: {error}") from error
+        except EncodeError:  # past protobuf's own 2 GiB
+            raise self._too_large(message.ByteSize()) from None
         if len(data) > MESSAGE_LIMIT:
-            raise MessageTooLarge(
-                f"the {self._what} has {len(data):,} bytes; a message has at most {MESSAGE_LIMIT:,}: "
-                "split it in several calls"
-            )
+            raise self._too_large(len(data))
         return data
+
+    def _too_large(self, size: int) -> MessageTooLarge:
+        return MessageTooLarge(
+            f"the {self._what} has {size:,} bytes; a message has at most {MESSAGE_LIMIT:,}: "
+            "split it in several calls"
+        )
 
     def decode(self, data: bytes) -> T:
         """The value `data` stands for.
 
         Raises:
             InvalidArgument: if the bytes are not such a message, or a field does not fit.
+            MessageTooLarge: past MESSAGE_LIMIT.
         """
+        if len(data) > MESSAGE_LIMIT:
+            raise self._too_large(len(data))
         try:
             message = self._message.FromString(data)
         except DecodeError:
@@ -164,6 +176,8 @@ def _field(name: str, hint: Any) -> tuple[Fill, Read]:
         part.SetInParent()
         fill(part, value)
 
+    if read is decode_tensor:
+        return put_message, lambda message: decode_tensor(getattr(message, name), name)
     return put_message, lambda message: read(getattr(message, name))
 
 

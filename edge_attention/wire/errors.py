@@ -25,9 +25,17 @@ _BY_STATUS: dict[grpc.StatusCode, type[EdgeAttentionError]] = {
 }
 
 
+_DETAILS_LIMIT = 2_000
+"""Bytes of a message that travel: percent-encoded they must fit gRPC's 8 KiB of metadata."""
+
+
 def to_status(error: EdgeAttentionError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
     """Status, details and trailing metadata that stand for `error`."""
-    return grpc.StatusCode[error.status], error.message, ((ERROR_KEY, type(error).__name__),)
+    details = error.message.encode(errors="replace")
+    if len(details) > _DETAILS_LIMIT:
+        details = details[:_DETAILS_LIMIT] + b"..."
+    text = details.decode(errors="ignore")
+    return grpc.StatusCode[error.status], text, ((ERROR_KEY, type(error).__name__),)
 
 
 def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
@@ -39,9 +47,11 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
     call: grpc.Call = error  # type: ignore[assignment]  # every RpcError of a call is one
     name = next((str(value) for key, value in call.trailing_metadata() or () if key == ERROR_KEY), "")
     details = call.details() or ""
-    if name:
-        return errors.by_name(name, details)
     cls = _BY_STATUS.get(call.code(), EdgeAttentionError)
+    if name:
+        named = errors.by_name(name, details)
+        # A newer server may name a class this catalogue lacks: its status still says what it is.
+        return named if type(named).__name__ == name else cls(details)
     if cls is errors.Unavailable:
         details = (
             f"{where or 'the server'} cannot be reached: {details}; is it running, and is the address right?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from edge_attention.core.errors import InvalidProgram
 from edge_attention.core.program import (
@@ -96,6 +97,14 @@ upload_chunk = Codec[UploadChunk](UploadChunk, link_pb2.UploadRequest)
 upload_response = Codec[Uploaded](Uploaded, link_pb2.UploadResponse)
 
 LINK = Service("edge_attention.v1.EdgeLinkService")
-CONNECT = Method(LINK, "Connect", from_node, to_node, streams_request=True, streams_response=True)
+CONNECT = Method(LINK, "Connect", from_node, to_node, streams_request=True, streams_response=True, raw=True)
 DOWNLOAD = Method(LINK, "Download", download_request, download_chunk, streams_response=True)
 UPLOAD = Method(LINK, "Upload", upload_chunk, upload_response, streams_request=True)
+
+
+def task_of(data: bytes) -> str:
+    """The task a message from a node speaks of, though the rest of it be damaged; "" if it cannot be told."""
+    try:
+        return str(link_pb2.ConnectRequest.FromString(data).contribution.task_id)
+    except DecodeError:
+        return ""

@@ -38,7 +38,11 @@ class Service:
 
 @dataclass(frozen=True, eq=False)
 class Method(Generic[Q, R]):
-    """One method: request `Q`, response `R`; either side may be a stream."""
+    """One method: request `Q`, response `R`; either side may be a stream.
+
+    The server's handler of a `raw` method takes and gives bytes: it decodes message by message, so that
+    one that is damaged does not end the stream.
+    """
 
     service: Service
     name: str
@@ -46,6 +50,7 @@ class Method(Generic[Q, R]):
     response: Codec[R]
     streams_request: bool = False
     streams_response: bool = False
+    raw: bool = False
 
     @property
     def path(self) -> str:

@@ -7,6 +7,7 @@ with an error that says what is wrong with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 import grpc.aio
 
-from edge_attention.core.errors import EdgeAttentionError, Internal, Unavailable
+from edge_attention.core.errors import Cancelled, EdgeAttentionError, Internal, Unavailable
 from edge_attention.wire.errors import from_rpc, to_status
 from edge_attention.wire.methods import AnyMethod, Method, Service
 
@@ -39,6 +40,8 @@ def service_handlers(handlers: Mapping[AnyMethod, Handler]) -> list[grpc.Generic
 
 def _rpc_handler(method: AnyMethod, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
     def requests(raw: Any) -> Any:
+        if method.raw:
+            return raw
         return _decoded(method, raw) if method.streams_request else method.request.decode(raw)
 
     async def unary(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
@@ -50,8 +53,9 @@ def _rpc_handler(method: AnyMethod, handler: Handler) -> grpc.RpcMethodHandler[A
 
     async def stream(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         try:
-            async for response in handler(requests(raw), context):
-                yield method.response.encode(response)
+            async with contextlib.aclosing(handler(requests(raw), context)) as responses:
+                async for response in responses:
+                    yield response if method.raw else method.response.encode(response)
         except Exception as error:
             await _abort(method, error, context)
             raise
@@ -73,7 +77,7 @@ async def _decoded(method: Method[Q, R], raw: AsyncIterable[bytes]) -> AsyncIter
 
 async def _abort(method: AnyMethod, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
     """End the call with what stands for `error`. Returns only for errors gRPC raises to end a call."""
-    if isinstance(error, grpc.aio.AbortError | grpc.RpcError | grpc.aio.UsageError):
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError):
         return
     if not isinstance(error, EdgeAttentionError):
         log.exception("%s failed", method.path)
@@ -110,8 +114,8 @@ class Caller:
             return method.response.decode(
                 await self._call(method)(method.request.encode(request), timeout=timeout)
             )
-        except grpc.RpcError as error:
-            raise from_rpc(error, self._where) from None
+        except (grpc.RpcError, asyncio.CancelledError) as error:
+            raise self._failure(error) from None
 
     async def send(self, method: Method[Q, R], requests: AsyncIterable[Q], timeout: float | None = None) -> R:
         """A stream of requests, one response."""
@@ -129,11 +133,7 @@ class Caller:
         try:
             return method.response.decode(await self._call(method)(raw(), timeout=timeout))
         except (grpc.RpcError, asyncio.CancelledError) as error:
-            if failed:
-                raise failed[0] from None
-            if isinstance(error, grpc.RpcError):
-                raise from_rpc(error, self._where) from None
-            raise
+            raise failed[0] if failed else self._failure(error) from None
 
     async def receive(
         self, method: Method[Q, R], request: Q, timeout: float | None = None
@@ -143,10 +143,19 @@ class Caller:
         try:
             async for data in call:
                 yield method.response.decode(data)
-        except grpc.RpcError as error:
-            raise from_rpc(error, self._where) from None
+        except (grpc.RpcError, asyncio.CancelledError) as error:
+            raise self._failure(error) from None
         finally:
             call.cancel()
+
+    def _failure(self, error: grpc.RpcError | asyncio.CancelledError) -> BaseException:
+        if isinstance(error, grpc.RpcError):
+            return from_rpc(error, self._where)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return error
+        # gRPC says so too when the channel was closed under the call; this task must not die of that.
+        return Cancelled(f"the connection to {self._where} was closed during the call")
 
     def duplex(self, method: Method[Q, R]) -> Duplex[Q, R]:
         """A stream both ways."""

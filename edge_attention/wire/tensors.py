@@ -17,7 +17,8 @@ _NUMBERS = {data_type: number for number, data_type in enumerate(DataType, start
 _TYPES = {number: np.dtype(data_type.value) for data_type, number in _NUMBERS.items()}
 _CODES = {np.dtype(data_type.value): number for data_type, number in _NUMBERS.items()}
 _RAW, _FLOAT16 = 1, 2
-_FLOAT32_CODE = _NUMBERS[DataType.FLOAT32]
+_FLOAT32_CODE, _BOOL_CODE = _NUMBERS[DataType.FLOAT32], _NUMBERS[DataType.BOOL]
+_EMPTY_LIMIT = 2**31
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("tensors travel little-endian; this machine is big-endian")
@@ -47,14 +48,14 @@ def encode_tensor(value: Array | Encoded, message: Any, name: str = "") -> None:
     message.data = data
 
 
-def decode_tensor(message: Any) -> Array:
-    """The array of a Tensor message: read-only, over the message's own bytes.
+def decode_tensor(message: Any, where: str = "a tensor") -> Array:
+    """The array of a Tensor message: read-only, over the message's own bytes. `where` it is, in errors.
 
     Raises:
         InvalidTensor: unknown dtype or encoding, a bad shape, or a length that does not fit the shape.
         DataLoss: the checksum is wrong.
     """
-    name = message.name[:80] or "a tensor"
+    name = message.name[:80] or where
     stored = dtype = _TYPES.get(message.data_type)
     if dtype is None or stored is None:
         raise InvalidTensor(
@@ -72,6 +73,8 @@ def decode_tensor(message: Any) -> Array:
     if message.HasField("crc32") and message.crc32 != zlib.crc32(data):
         raise DataLoss(f"{name}: the checksum is wrong, its bytes were damaged on the way; send it again")
     array = np.frombuffer(data, stored).reshape(shape)
+    if message.data_type == _BOOL_CODE and array.size and array.view(np.uint8).max() > 1:
+        raise InvalidTensor(f"{name}: a BOOL element is one byte, 0 or 1; there are others")
     return array if stored is dtype else array.astype(dtype)
 
 
@@ -84,6 +87,9 @@ def check_size(name: str, shape: tuple[int, ...], itemsize: int, size: int) -> N
             f"{name}: shape {list(shape)} of {itemsize}-byte elements takes {math.prod(shape) * itemsize:,} "
             f"bytes, but {size:,} came"
         )
+    # No bytes vouch for the other dimensions of an empty tensor, and what is made from it may have them.
+    if size == 0 and math.prod(n or 1 for n in shape) > _EMPTY_LIMIT:
+        raise InvalidTensor(f"{name}: {list(shape)} is empty, and too large in its other dimensions")
 
 
 def encode_range(value: range, message: Any) -> None:

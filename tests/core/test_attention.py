@@ -18,7 +18,7 @@ def test_a_good_spec_is_itself_and_knows_its_size():
 
 
 def test_replicas_not_said_on_the_wire_are_one():
-    assert replace(GOOD, replicas=0).check() == GOOD
+    assert replace(GOOD, replicas=0) == GOOD
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_nothing_to_place_is_no_piece():
 
 
 def test_too_few_nodes_and_too_little_room_are_told_apart():
-    with pytest.raises(Unavailable, match="1 live nodes.*2 holders"):
+    with pytest.raises(Unavailable, match=r"1 live nodes.*2 holders"):
         place(1, [Candidate("a", 0, 10)], None, replicas=2, tile=16, segment_limit=64)
     with pytest.raises(OutOfMemory, match=r"room for 30 tokens.*31 were to be stored"):
         place(31, [Candidate("a", 0, 10), Candidate("b", 0, 20)], None, tile=4, segment_limit=64)

@@ -1,0 +1,47 @@
+# `make run` and `make test` set up .venv by themselves; nothing else has to be installed first.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: run test check bench protos graphs format clean help
+
+help: ## This list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: .venv/demo ## The demo: three labs, one model, nothing leaves them.
+	$(BIN)/edge-attention demo
+
+test: .venv/dev ## Every test, real processes included.
+	$(BIN)/python -m pytest
+
+check: .venv/dev ## Linters, types, import rules, freshness of generated files.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/generate_protos.py --check
+	$(BIN)/python -m edge_attention.graphs.library_build --check
+
+bench: .venv/bench ## Speed, as ratios; writes benchmarks/results.json. Installs PyTorch and Ray.
+	$(BIN)/python -m benchmarks
+
+protos: .venv/dev ## Generate the Python code of protos/ anew.
+	$(BIN)/python tools/generate_protos.py
+
+graphs: .venv/dev ## Build the attention graphs anew.
+	$(BIN)/python -m edge_attention.graphs.library_build
+
+format: .venv/dev ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment and caches.
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# One stamp an extra: pip runs again only when pyproject.toml has changed.
+.venv/%: pyproject.toml | .venv/bin/python
+	$(PIP) install -e '.[$*]'
+	@touch $@

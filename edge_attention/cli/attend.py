@@ -1,0 +1,138 @@
+"""`edge-attention attend`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import numpy as np
+
+from edge_attention.cli.output import json_option, print_json, print_table, stretches
+from edge_attention.client import Client, Context
+from edge_attention.core.tensors import Array
+from edge_attention.job import load_array
+from edge_attention.results import Answer
+
+
+@click.command()
+@click.argument("context")
+@click.option(
+    "--queries",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An .npy file: float32 [queries, query_heads, key_dim].",
+)
+@click.option(
+    "--random", "count", type=click.IntRange(min=1), help="So many standard normal queries instead."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of --random.")
+@click.option("--causal", is_flag=True, help="A query sees positions up to and with its own.")
+@click.option("--window", type=int, help="A query sees only so many last positions.")
+@click.option("--scale", type=float, help="Multiplies the scores; by default 1 / sqrt(key_dim).")
+@click.option("--deadline", type=float, help="Seconds; what is missing then is labelled.")
+@click.option("--weights", is_flag=True, help="Also every token's global attention weight.")
+@click.option("--encoding", type=click.Choice(["float32", "float16"]), default="float32")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the arrays to an .npz file."
+)
+@json_option
+@click.pass_obj
+def attend(
+    address: str,
+    context: str,
+    queries: Path | None,
+    count: int | None,
+    seed: int,
+    causal: bool,
+    window: int | None,
+    scale: float | None,
+    deadline: float | None,
+    weights: bool,
+    encoding: Literal["float32", "float16"],
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Attend to CONTEXT, wherever its tokens are: the exact result, and how much each node weighed."""
+    if (queries is None) == (count is None):
+        raise click.UsageError("give either --queries FILE.npy or --random N")
+    with Client(address) as client:
+        target = client.context(context)
+        asked = load_array(queries) if queries else _random(target, count or 1, seed)
+        answer = target.attend(
+            asked,
+            causal=causal,
+            window=window,
+            scale=scale,
+            deadline=deadline,
+            weights=weights,
+            encoding=encoding,
+        )
+    if output:
+        _save(output, answer)
+    if as_json:
+        print_json(_summary(answer, len(asked)))
+    else:
+        _print(context, answer, len(asked), output)
+
+
+def _random(context: Context, count: int, seed: int) -> Array:
+    shape = count, context.spec.query_heads, context.spec.key_dim
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def _save(file: Path, answer: Answer) -> None:
+    arrays: dict[str, Any] = {"out": answer.out, "lse": answer.lse}
+    arrays |= {f"mass.{node}": mass for node, mass in answer.mass.items()}
+    if answer.weights is not None:
+        arrays["weights"] = answer.weights
+    if answer.bound is not None:
+        arrays["bound"] = answer.bound.error
+    with file.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def _summary(answer: Answer, queries: int) -> dict[str, Any]:
+    return {
+        "queries": queries,
+        "tokens": answer.tokens,
+        "exact": answer.exact,
+        "coverage": answer.coverage,
+        "mass": {node: float(mass.mean()) for node, mass in answer.mass.items()},
+        "missing": answer.missing,
+        "bound": None
+        if answer.bound is None
+        else {"largest": float(answer.bound.error.max(initial=0)), "tight": answer.bound.tight},
+        "seconds": answer.seconds,
+    }
+
+
+def _print(name: str, answer: Answer, queries: int, output: Path | None) -> None:
+    covered = sum(map(len, answer.coverage))
+    click.echo(
+        f"{'exact' if answer.exact else 'NOT EXACT'}: {queries} queries over {name}, "
+        f"{answer.tokens:,} tokens, standing on positions {stretches(answer.coverage)} ({covered:,} tokens)"
+    )
+    for gap in answer.missing:
+        click.echo(f"missing: positions {stretches([gap.tokens])} on {', '.join(gap.holders)}: {gap.reason}")
+    if answer.bound is not None:
+        kind = "tight" if answer.bound.tight else "from the norms of the keys"
+        click.echo(f"no element is off by more than {answer.bound.error.max(initial=0):.3g} ({kind})")
+    elif not answer.exact:
+        click.echo("no bound on the error can be given")
+    held: dict[str, int] = {}
+    for shard in answer.shards:
+        held[shard.node] = held.get(shard.node, 0) + len(shard.tokens)
+    print_table(
+        ("node", "tokens", "mass, mean", "smallest", "largest"),
+        (
+            (node, held[node], float(mass.mean()), float(mass.min(initial=1)), float(mass.max(initial=0)))
+            for node, mass in answer.mass.items()
+        ),
+    )
+    if answer.weights is not None and answer.weights.size:
+        weights = np.nan_to_num(answer.weights).mean(axis=(0, 1))
+        top = np.argsort(weights)[::-1][:5]
+        click.echo("most attended tokens: " + ", ".join(f"{i} ({weights[i]:.3g})" for i in top))
+    click.echo("milliseconds: " + ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in answer.seconds.items()))
+    if output:
+        click.echo(f"wrote {output}")

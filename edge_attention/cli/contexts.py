@@ -1,0 +1,220 @@
+"""`edge-attention contexts`: list, create, append, append-dataset, describe, drop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edge_attention.cli.output import json_option, print_json, print_table, stretches
+from edge_attention.client import Client
+from edge_attention.core.attention import Context
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.tensors import Array
+from edge_attention.results import Appended
+
+_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def contexts(ctx: click.Context, as_json: bool) -> None:
+    """List contexts, or create, append to, describe and drop them."""
+    if ctx.invoked_subcommand is not None:
+        return
+    with Client(ctx.obj) as client:
+        found = client.contexts()
+    if as_json:
+        print_json(found)
+    elif not found:
+        click.echo("no contexts; make one with: edge-attention contexts create NAME")
+    else:
+        print_table(
+            ("context", "tokens", "query heads", "key heads", "key dim", "value dim", "replicas", "segments"),
+            (
+                (
+                    c.spec.name,
+                    c.tokens,
+                    c.spec.query_heads,
+                    c.spec.key_heads,
+                    c.spec.key_dim,
+                    c.spec.value_dim,
+                    c.spec.replicas,
+                    len(c.segments),
+                )
+                for c in found
+            ),
+        )
+
+
+@contexts.command("list")
+@json_option
+@click.pass_context
+def list_contexts(ctx: click.Context, as_json: bool) -> None:
+    """List contexts."""
+    ctx.invoke(contexts, as_json=as_json)
+
+
+@contexts.command()
+@click.argument("name")
+@click.option("--query-heads", type=int, required=True)
+@click.option("--key-heads", type=int, required=True, help="Divides the query heads.")
+@click.option("--key-dim", type=int, required=True)
+@click.option("--value-dim", type=int, help="By default the key dimension.")
+@click.option("--replicas", type=int, default=1, help="Nodes that hold each segment.")
+@json_option
+@click.pass_obj
+def create(
+    address: str,
+    name: str,
+    query_heads: int,
+    key_heads: int,
+    key_dim: int,
+    value_dim: int | None,
+    replicas: int,
+    as_json: bool,
+) -> None:
+    """Create the empty context NAME."""
+    with Client(address) as client:
+        made = client.create_context(
+            name,
+            query_heads=query_heads,
+            key_heads=key_heads,
+            key_dim=key_dim,
+            value_dim=key_dim if value_dim is None else value_dim,
+            replicas=replicas,
+        )
+    print_json(made.spec) if as_json else click.echo(f"created context {name}")
+
+
+@contexts.command()
+@click.argument("name")
+@click.argument("file", type=_file)
+@click.option("--node", help="Keep the tokens on this node. By default the aggregator places them.")
+@json_option
+@click.pass_obj
+def append(address: str, name: str, file: Path, node: str | None, as_json: bool) -> None:
+    """Append the arrays `keys` and `values` of an .npz FILE to context NAME.
+
+    float32, keys [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
+    """
+    keys, values = _keys_and_values(file)
+    with Client(address) as client:
+        appended = client.context(name).append(keys, values, node=node)
+    _print_appended(name, appended, as_json)
+
+
+@contexts.command("append-dataset")
+@click.argument("name")
+@click.argument("node")
+@click.argument("dataset")
+@click.argument("model", type=_file)
+@click.option("--input", "inputs", multiple=True, metavar="INPUT=COLUMN", help="What the model reads.")
+@click.option("--rows", metavar="START:STOP", help="Which rows; by default all.")
+@json_option
+@click.pass_obj
+def append_dataset(
+    address: str,
+    name: str,
+    node: str,
+    dataset: str,
+    model: Path,
+    inputs: tuple[str, ...],
+    rows: str | None,
+    as_json: bool,
+) -> None:
+    """Append to NAME what NODE computes from its own DATASET with the ONNX file MODEL; no row leaves it."""
+    columns = dict(_pair(text) for text in inputs)
+    with Client(address) as client:
+        appended = client.context(name).append_dataset(
+            node, dataset, model, columns, None if rows is None else _range(rows)
+        )
+    _print_appended(name, appended, as_json)
+
+
+@contexts.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def describe(address: str, name: str, as_json: bool) -> None:
+    """Show the segments of context NAME and the nodes that hold them."""
+    with Client(address) as client:
+        context = client.context(name).describe()
+    print_json(context) if as_json else _print_context(context)
+
+
+@contexts.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def drop(address: str, name: str, as_json: bool) -> None:
+    """Forget context NAME and its tokens."""
+    with Client(address) as client:
+        client.context(name).drop()
+    print_json({"dropped": name}) if as_json else click.echo(f"dropped context {name}")
+
+
+def _print_context(context: Context) -> None:
+    spec = context.spec
+    click.echo(
+        f"{spec.name}: {context.tokens:,} tokens; {spec.query_heads} query heads, {spec.key_heads} key "
+        f"heads, key dim {spec.key_dim}, value dim {spec.value_dim}, {spec.token_bytes:,} bytes a token, "
+        f"replicas {spec.replicas}"
+    )
+    if context.segments:
+        print_table(
+            ("segment", "positions", "tokens", "held by", "reachable"),
+            (
+                (
+                    s.id,
+                    stretches([s.tokens]),
+                    len(s.tokens),
+                    ", ".join(s.holders),
+                    ", ".join(s.live) or "none",
+                )
+                for s in context.segments
+            ),
+        )
+
+
+def _print_appended(name: str, appended: Appended, as_json: bool) -> None:
+    if as_json:
+        print_json(appended)
+        return
+    holders = sorted({holder for segment in appended.segments for holder in segment.holders})
+    click.echo(
+        f"appended {appended.tokens:,} tokens to {name}, positions {stretches(appended.ranges)}, "
+        f"on {', '.join(holders) or 'no node'}"
+    )
+
+
+def _keys_and_values(file: Path) -> tuple[Array, Array]:
+    import numpy as np
+
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return content["keys"], content["values"]
+    except KeyError as error:
+        raise InvalidArgument(
+            f"{file} has no array {error.args[0]!r}; it must hold `keys` and `values`"
+        ) from None
+    except (ValueError, TypeError, AttributeError, EOFError):
+        raise InvalidArgument(f"{file} is not an .npz file of `keys` and `values`") from None
+    except Exception as error:
+        # zipfile and zlib have errors of their own for a damaged file.
+        raise InvalidArgument(f"{file} cannot be read: {error}") from None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, column = text.partition("=")
+    if not (name and equals and column):
+        raise click.BadParameter(f"{text!r} is not INPUT=COLUMN", param_hint="--input")
+    return name, column
+
+
+def _range(text: str) -> range:
+    start, colon, stop = text.partition(":")
+    if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise click.BadParameter(f"{text!r} is not START:STOP, as 0:1000", param_hint="--rows")
+    return range(int(start), int(stop))

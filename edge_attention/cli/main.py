@@ -1,0 +1,109 @@
+"""`edge-attention`: the command line of clients. Each command is a module of this package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
+from edge_attention.options import ADDRESS
+
+_COMMANDS = {
+    "attend": "edge_attention.cli.attend:attend",
+    "contexts": "edge_attention.cli.contexts:contexts",
+    "demo": "edge_attention.demo.command:demo",
+    "nodes": "edge_attention.cli.nodes:nodes",
+    "parameters": "edge_attention.cli.parameters:parameters",
+    "train": "edge_attention.cli.train:train",
+    "up": "edge_attention.cli.up:up",
+}
+
+
+class _Lazy(click.Group):
+    """Imports a command when it is asked for, so that one with missing packages costs the others nothing."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        try:
+            command = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            return _unavailable(cmd_name, error.name or "a package")
+        assert isinstance(command, click.Command)
+        return command
+
+
+def _unavailable(name: str, package: str) -> click.Command:
+    extra = "demo" if name == "demo" else "cli"
+
+    @click.command(name, context_settings={"ignore_unknown_options": True}, add_help_option=False)
+    @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+    def command(rest: tuple[str, ...]) -> None:
+        raise FailedPrecondition(
+            f"{name} needs {package}, which is not installed: pip install 'edge-attention[{extra}]'"
+        )
+
+    command.help = f"Not available: pip install 'edge-attention[{extra}]'."
+    return command
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"auto_envvar_prefix": "EDGE_ATTENTION", "show_default": True},
+    epilog="Every option is also an environment variable: --aggregator is EDGE_ATTENTION_AGGREGATOR.",
+)
+@click.option("--aggregator", type=ADDRESS, default="127.0.0.1:50051", help="Where the aggregator listens.")
+@click.version_option(package_name="edge-attention")
+@click.pass_context
+def cli(ctx: click.Context, aggregator: tuple[str, int]) -> None:
+    """One attention model over many small machines.
+
+    Attend to contexts that are spread over nodes, train on data that stays where it is.
+    """
+    ctx.obj = f"{aggregator[0]}:{aggregator[1]}"
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 an error said in one line, 2 bad usage, 130 interrupted."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        result = cli.main(prog_name="edge-attention", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has enough. Python would complain once more as it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except EdgeAttentionError as error:
+        message = error.message
+    except OSError as error:
+        message = f"{error.filename or 'the system'}: {error.strerror or error}"
+    except Exception as error:
+        if os.environ.get("EDGE_ATTENTION_TRACEBACK"):
+            raise
+        message = (
+            f"a defect: {type(error).__name__}: {error}; EDGE_ATTENTION_TRACEBACK=1 shows where it happened"
+        )
+    click.echo(f"edge-attention: {message}", err=True)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""`edge-attention nodes`."""
+
+from __future__ import annotations
+
+import click
+
+from edge_attention.cli.output import json_option, print_json, print_table, size
+from edge_attention.client import Client
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def nodes(address: str, as_json: bool) -> None:
+    """List the fleet's nodes: state, memory, datasets, releases."""
+    with Client(address) as client:
+        found = client.nodes()
+    if as_json:
+        print_json(found)
+    elif not found:
+        click.echo(f"no nodes; start one with: edge-node --aggregator {address} --name a")
+    else:
+        print_table(
+            (
+                "node",
+                "state",
+                "provider",
+                "threads",
+                "memory",
+                "of",
+                "tasks",
+                "silent",
+                "datasets",
+                "releases",
+            ),
+            (
+                (
+                    node.name,
+                    node.state.value,
+                    node.provider.removesuffix("ExecutionProvider"),
+                    node.threads,
+                    size(node.memory),
+                    size(node.memory_limit),
+                    node.tasks,
+                    f"{node.silent_seconds:.1f} s",
+                    ", ".join(f"{d.name} ({d.rows:,} rows)" for d in node.datasets) or "-",
+                    ", ".join(r[:12] for r in node.releases) or "-",
+                )
+                for node in found
+            ),
+        )

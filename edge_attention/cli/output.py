@@ -1,0 +1,91 @@
+"""How commands print: JSON for programs, tables for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import click
+import numpy as np
+
+from edge_attention.core.errors import FailedPrecondition
+
+json_option: Callable[[Any], Any] = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON instead of text."
+)
+
+
+def plain(value: Any) -> Any:
+    """`value` as what JSON can hold: ranges as [start, stop], enums by value, NaN as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, range):
+        return [value.start, value.stop]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def print_json(value: Any, indent: int | None = 2) -> None:
+    click.echo(json.dumps(plain(value), indent=indent, allow_nan=False))
+
+
+def require_rich() -> None:
+    """One clear line instead of a traceback where the extra is not installed."""
+    try:
+        import rich  # noqa: F401
+    except ImportError:
+        raise FailedPrecondition(
+            "tables need the package rich: pip install 'edge-attention[cli]', or give --json"
+        ) from None
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """A table; numbers to the right. Columns are as wide as they must be where stdout is no terminal."""
+    require_rich()
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    content = [list(row) for row in rows]
+    for i, column in enumerate(columns):
+        number = bool(content) and all(isinstance(row[i], int | float) for row in content)
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in content:
+        table.add_row(*map(_cell, row))
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def size(count: float) -> str:
+    """Bytes for a person."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def stretches(ranges: Iterable[range]) -> str:
+    """`0-999, 2000-2999`: the positions, first and last of each range."""
+    return ", ".join(f"{r.start}-{r.stop - 1}" for r in ranges if r) or "none"

@@ -1,0 +1,50 @@
+"""`edge-attention parameters`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from edge_attention.cli.output import json_option, print_json, print_table
+from edge_attention.client import Client
+
+
+@click.command()
+@click.argument("run")
+@click.option("--version", type=click.IntRange(min=0), help="By default the latest; 0: the initial ones.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write them as a safetensors file."
+)
+@json_option
+@click.pass_obj
+def parameters(address: str, run: str, version: int | None, output: Path | None, as_json: bool) -> None:
+    """Show or export the parameters of RUN, an id or a name."""
+    with Client(address) as client:
+        found = client.run(run)
+        if output:
+            written = found.save_parameters(output, version)
+            shown = {"run": found.id, "version": written, "file": str(output)}
+            print_json(shown) if as_json else click.echo(
+                f"wrote version {written} of run {found.id} to {output}"
+            )
+            return
+        arrays = found.parameters(version)
+    rows = [
+        (name, array.dtype.name, list(array.shape), float(np.linalg.norm(array.astype(np.float64))))
+        for name, array in arrays.items()
+    ]
+    if as_json:
+        keys = ("name", "dtype", "shape", "norm")
+        print_json(
+            {
+                "run": arrays.run,
+                "version": arrays.version,
+                "parameters": [dict(zip(keys, row, strict=True)) for row in rows],
+            }
+        )
+        return
+    count = sum(array.size for array in arrays.values())
+    click.echo(f"run {arrays.run}, version {arrays.version}: {len(rows)} tensors, {count:,} numbers")
+    print_table(("parameter", "dtype", "shape", "norm"), rows)

@@ -1,0 +1,118 @@
+"""`edge-attention up`: a fleet on this machine, for development."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from edge_attention.cli.local_fleet import AGGREGATOR, LocalFleet
+from edge_attention.cli.output import json_option, print_json
+from edge_attention.core.errors import FailedPrecondition
+
+_WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback|Error:")
+
+
+@click.command()
+@click.option("--nodes", "count", type=click.IntRange(1, 64), default=3, help="How many nodes.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="The aggregator's; 0: one that is free."
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="[NODE:]NAME=FILE",
+    help="A dataset of every node, or of NODE (node-1, node-2, ...).",
+)
+@click.option("--allow-release", multiple=True, help="What every node lets leave; see edge-node --help.")
+@click.option(
+    "--state", type=click.Path(file_okay=False, path_type=Path), help="Folder for what survives a restart."
+)
+@json_option
+def up(
+    count: int,
+    port: int,
+    data: tuple[str, ...],
+    allow_release: tuple[str, ...],
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    """Start an aggregator and nodes on loopback; Ctrl-C stops them all."""
+    names = [f"node-{i + 1}" for i in range(count)]
+    datasets = _datasets(data, names)
+    stop = threading.Event()
+    before = {number: signal.signal(number, _setter(stop)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with LocalFleet(state, port, _tell) as fleet:
+            fleet.start_aggregator()
+            for name in names:
+                if stop.is_set():
+                    return
+                fleet.start_node(name, data=datasets[name], allow_release=allow_release, wait=False)
+            for name in names:
+                if not stop.is_set():
+                    fleet.wait_ready(name)
+            _print_ready(fleet, as_json)
+            _watch(fleet, stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if not as_json:
+        click.echo("stopped")
+
+
+def _setter(stop: threading.Event) -> signal._HANDLER:
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    return handle
+
+
+def _tell(child: str, line: str) -> None:
+    if _WARNING.search(line):
+        click.echo(f"{child}: {line}", err=True)
+
+
+def _print_ready(fleet: LocalFleet, as_json: bool) -> None:
+    children = [{"name": child.name, "pid": child.pid} for child in fleet.children.values()]
+    if as_json:
+        print_json({"aggregator": fleet.address, "children": children}, indent=None)
+        return
+    for child in children:
+        where = f" at {fleet.address}" if child["name"] == AGGREGATOR else ""
+        click.echo(f"{child['name']}{where}, process id {child['pid']}")
+    click.echo(f"ready: edge-attention --aggregator {fleet.address} nodes; Ctrl-C stops the fleet")
+
+
+def _watch(fleet: LocalFleet, stop: threading.Event) -> None:
+    """Until `stop`. A node that ends is reported and the others go on; without aggregator nothing does."""
+    reported: set[str] = set()
+    while not stop.wait(0.2):
+        for child in fleet.children.values():
+            if child.running or child.name in reported:
+                continue
+            reported.add(child.name)
+            code, lines = child.process.poll(), child.last_lines()
+            said = f"{child.name} ended with exit code {code}; its last lines:{lines}"
+            if child.name == AGGREGATOR:
+                raise FailedPrecondition(said)
+            click.echo(f"{said}\nthe others go on", err=True)
+
+
+def _datasets(data: tuple[str, ...], names: list[str]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {name: {} for name in names}
+    for text in data:
+        key, equals, file = text.partition("=")
+        node, colon, name = key.rpartition(":")
+        if not (equals and name and file) or (colon and node not in found):
+            raise click.BadParameter(
+                f"{text!r} is not NAME=FILE or NODE:NAME=FILE with NODE one of {', '.join(names)}",
+                param_hint="--data",
+            )
+        for each in [node] if colon else names:
+            found[each][name] = file
+    return found

@@ -1,0 +1,1 @@
+"""`edge-attention demo`: the whole loop on real data, with every figure checked."""

@@ -1,0 +1,354 @@
+"""A fusion job as a user writes it: model parts as files, bytes or ONNX models, in Python or TOML.
+
+    job = FusionJob(
+        name="patients",
+        encoders=(Encoder("a", "patients", "encoder_a.onnx", {"x": "features"}),
+                  Encoder("b", "patients", "encoder_b.onnx", {"x": "features"})),
+        head=Head("a", "patients", "head.onnx", {"label": "label"}, metrics=("correct",)),
+        queries=QueriesSpec(count=4, heads=4, dim=16),
+        optimizer=OptimizerSpec("adam", {"lr": 1e-2}),
+        rounds=100,
+        batch=64,
+    )
+
+The same as a file for `FusionJob.from_toml` is in docs/client.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from edge_attention.core import jobs
+from edge_attention.core.errors import InvalidArgument, InvalidGraph, InvalidTensor
+from edge_attention.core.jobs import MissingSamples, OptimizerSpec
+from edge_attention.core.tensors import Array, require
+
+__all__ = ["Encoder", "FusionJob", "Head", "QueriesSpec", "model_bytes"]
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class ModelProto(Protocol):
+    """An `onnx.ModelProto`, without importing onnx."""
+
+    def SerializeToString(self) -> bytes: ...
+
+
+Model = bytes | str | Path | ModelProto
+
+
+def model_bytes(model: Model) -> bytes:
+    """The bytes of an ONNX model given as bytes, as a file's path, or as an `onnx.ModelProto`.
+
+    Raises:
+        InvalidGraph: a file that cannot be read, or nothing in it.
+        InvalidArgument: something else.
+    """
+    if isinstance(model, str | Path):
+        try:
+            data = Path(model).read_bytes()
+        except OSError as error:
+            raise InvalidGraph(f"the model {str(model)!r} cannot be read: {error.strerror}") from None
+    elif isinstance(model, bytes):
+        data = model
+    elif isinstance(model, ModelProto):
+        data = model.SerializeToString()
+    else:
+        raise InvalidArgument(
+            f"a model is {type(model).__name__}; give a path, the bytes of an ONNX file or an onnx.ModelProto"
+        )
+    if not data:
+        raise InvalidGraph(
+            f"the model {str(model)!r} is empty" if data is not model else "the model is empty"
+        )
+    return data
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A node's part of the model: from columns of its dataset to keys and values. See core.jobs.Encoder."""
+
+    node: str
+    dataset: str
+    model: Model
+    inputs: Mapping[str, str]
+    trainable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Head:
+    """From the fused output and labels to a loss, on the node with the labels. See core.jobs.Head."""
+
+    node: str
+    dataset: str
+    model: Model
+    inputs: Mapping[str, str]
+    trainable: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class QueriesSpec:
+    """Initial learned queries drawn from the standard normal distribution."""
+
+    count: int
+    heads: int
+    dim: int
+    seed: int = 0
+
+    def draw(self) -> Array:
+        """float32 [count, heads, dim], the same for the same spec."""
+        for name in ("count", "heads", "dim"):
+            _positive(getattr(self, name), f"queries: {name}")
+        shape = self.count, self.heads, self.dim
+        return np.random.default_rng(_count(self.seed, "queries: seed")).standard_normal(shape, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class FusionJob:
+    """Train one model whose samples' tokens are spread over nodes.
+
+    Attributes:
+        queries: the initial learned queries, float32 [queries, query_heads, key_dim], or how to draw them.
+        optimizer: a name of core/optimizers.py, or one with options.
+        rounds, batch: training steps, and samples of each.
+        seed: of the order of samples and of the held-out split.
+        scale: multiplies the scores; None: 1 / sqrt(key_dim).
+        missing: what becomes of a sample some node lacks.
+        holdout: share of the samples kept for evaluation, in [0, 1).
+        evaluate_every: rounds between evaluations; 0: after the last only.
+        patience_seconds: how long a round may wait for a node; None: the server's default.
+    """
+
+    name: str
+    encoders: tuple[Encoder, ...]
+    head: Head
+    queries: Array | QueriesSpec
+    optimizer: str | OptimizerSpec
+    rounds: int
+    batch: int
+    seed: int = 0
+    scale: float | None = None
+    missing: MissingSamples = MissingSamples.LEAVE_OUT
+    holdout: float = 0.0
+    evaluate_every: int = 0
+    patience_seconds: float | None = None
+
+    def prepare(self) -> tuple[jobs.FusionJob, dict[str, bytes]]:
+        """The job as it travels, and its ONNX files by SHA-256.
+
+        Raises:
+            InvalidArgument, InvalidGraph, InvalidTensor: what cannot be such a job, whatever the fleet.
+        """
+        files: dict[str, bytes] = {}
+
+        def digest(model: Model) -> str:
+            data = model_bytes(model)
+            name = hashlib.sha256(data).hexdigest()
+            files[name] = data
+            return name
+
+        encoders = tuple(
+            jobs.Encoder(e.node, e.dataset, digest(e.model), dict(e.inputs), tuple(e.trainable))
+            for e in self.encoders
+        )
+        h = self.head
+        head = jobs.Head(
+            h.node, h.dataset, digest(h.model), dict(h.inputs), tuple(h.trainable), tuple(h.metrics)
+        )
+        queries = self.queries.draw() if isinstance(self.queries, QueriesSpec) else self.queries
+        if not isinstance(queries, np.ndarray):
+            raise InvalidTensor(
+                f"queries are {type(queries).__name__}; give a float32 array or a QueriesSpec"
+            )
+        require(queries, "queries", shape=("queries", "query_heads", "key_dim"))
+        optimizer = OptimizerSpec(self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
+        return jobs.FusionJob(
+            name=self.name,
+            encoders=encoders,
+            head=head,
+            queries=queries,
+            optimizer=optimizer,
+            rounds=_positive(self.rounds, "rounds"),
+            batch=_positive(self.batch, "batch"),
+            seed=_count(self.seed, "seed"),
+            scale=self.scale,
+            missing=self.missing,
+            holdout=self.holdout,
+            evaluate_every=_count(self.evaluate_every, "evaluate_every"),
+            patience_seconds=self.patience_seconds,
+        ), files
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> FusionJob:
+        """The job of a TOML file; paths in it are relative to the file.
+
+        Raises:
+            InvalidArgument: naming the file and the key that is unknown, missing or of a wrong type.
+        """
+        path = Path(path)
+        try:
+            content = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise InvalidArgument(f"{path} cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidArgument(f"{path} is not TOML: {error}") from None
+        table = _Table(path, "", content)
+        encoders = tuple(
+            Encoder(**_part(part)) for part in (table.table(i, "encoders") for i in table.tables("encoders"))
+        )
+        head_table = table.table(table.take("head", dict), "head")
+        metrics = head_table.strings("metrics")
+        missing = table.take("missing", str, MissingSamples.LEAVE_OUT.value)
+        if missing not in {member.value for member in MissingSamples}:
+            raise InvalidArgument(f"{path}: missing is {missing!r}; it must be 'leave_out' or 'attend'")
+        job = cls(
+            name=table.take("name", str, path.stem),
+            encoders=encoders,
+            head=Head(**_part(head_table), metrics=metrics),
+            queries=_queries(table.table(table.take("queries", dict), "queries")),
+            optimizer=_optimizer(table.table(table.take("optimizer", dict), "optimizer")),
+            rounds=table.take("rounds", int),
+            batch=table.take("batch", int),
+            seed=table.take("seed", int, 0),
+            scale=table.optional_number("scale"),
+            missing=MissingSamples(missing),
+            holdout=table.optional_number("holdout") or 0.0,
+            evaluate_every=table.take("evaluate_every", int, 0),
+            patience_seconds=table.optional_number("patience_seconds"),
+        )
+        table.end()
+        return job
+
+
+class _Table:
+    """A TOML table from which keys are taken one by one; what remains at the end is unknown."""
+
+    def __init__(self, file: Path, where: str, values: Any) -> None:
+        if not isinstance(values, dict):
+            raise InvalidArgument(f"{file}: {where} must be a table")
+        self.file, self._where, self._values = file, where, dict(values)
+
+    def name(self, key: str) -> str:
+        return f"{self._where}.{key}" if self._where else key
+
+    def take(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """The value of `key`, which must be of `kind`; without a default it must be there."""
+        if key not in self._values and default is not None:
+            return default
+        if key not in self._values:
+            raise InvalidArgument(f"{self.file}: the key {self.name(key)!r} is missing")
+        value = self._values.pop(key)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise InvalidArgument(f"{self.file}: {self.name(key)} is {value!r}; it must be {_KINDS[kind]}")
+        return value
+
+    def optional_number(self, key: str) -> float | None:
+        if key not in self._values:
+            return None
+        value = self._values.pop(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidArgument(f"{self.file}: {self.name(key)} is {value!r}; it must be a number")
+        return float(value)
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        values = self.take(key, list, [])
+        if not all(isinstance(value, str) for value in values):
+            raise InvalidArgument(f"{self.file}: {self.name(key)} must hold strings")
+        return tuple(values)
+
+    def tables(self, key: str) -> list[Any]:
+        return self.take(key, list)
+
+    def table(self, values: Any, where: str) -> _Table:
+        return _Table(self.file, where, values)
+
+    def numbers(self) -> dict[str, float]:
+        """All that remains, as numbers by name."""
+        return {key: self.optional_number(key) or 0.0 for key in list(self._values)}
+
+    def path(self, key: str) -> Path:
+        return self.file.parent / self.take(key, str)
+
+    def has(self, key: str) -> bool:
+        return key in self._values
+
+    def end(self) -> None:
+        """Refuse what was not taken."""
+        if self._values:
+            key = self.name(next(iter(self._values)))
+            raise InvalidArgument(
+                f"{self.file}: the key {key!r} is unknown; see docs/client.md for the format"
+            )
+
+
+_KINDS: dict[type, str] = {str: "a string", int: "a whole number", list: "a list", dict: "a table"}
+
+
+def _part(table: _Table) -> dict[str, Any]:
+    inputs = table.take("inputs", dict)
+    for name, column in inputs.items():
+        if not isinstance(column, str):
+            raise InvalidArgument(f"{table.file}: {table.name('inputs')}.{name} must name a column")
+    part = {
+        "node": table.take("node", str),
+        "dataset": table.take("dataset", str),
+        "model": table.path("model"),
+        "inputs": inputs,
+        "trainable": table.strings("trainable"),
+    }
+    # A head's metrics were taken before.
+    table.end()
+    return part
+
+
+def _queries(table: _Table) -> Array | QueriesSpec:
+    queries: Array | QueriesSpec
+    if table.has("file"):
+        queries = load_array(table.path("file"))
+    else:
+        sizes = {key: table.take(key, int) for key in ("count", "heads", "dim")}
+        queries = QueriesSpec(**sizes, seed=table.take("seed", int, 0))
+    table.end()
+    return queries
+
+
+def _optimizer(table: _Table) -> OptimizerSpec:
+    return OptimizerSpec(table.take("name", str), table.numbers())
+
+
+def load_array(path: Path) -> Array:
+    """The array of an .npy file.
+
+    Raises:
+        InvalidArgument: the file cannot be read, or is no .npy file.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise InvalidArgument(f"{path} is not an .npy file of numbers") from None
+    if not isinstance(array, np.ndarray):
+        raise InvalidArgument(f"{path} is an .npz file; an .npy file of one array is wanted")
+    return array
+
+
+def _positive(value: int, what: str) -> int:
+    if _count(value, what) < 1:
+        raise InvalidArgument(f"{what} is {value}; it must be 1 or more")
+    return int(value)
+
+
+def _count(value: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
+        raise InvalidArgument(f"{what} is {value!r}; it must be a whole number from 0 to 4294967295")
+    return int(value)

@@ -1,0 +1,63 @@
+"""What the three command lines share: types of options, and logging."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import click
+
+__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "setup_logging"]
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE)
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]")
+
+
+class _Address(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4
+    """`HOST:PORT` as (host, port); an IPv6 host stands in brackets, and keeps them."""
+
+    name = "HOST:PORT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        host, colon, port = str(value).rpartition(":")
+        if not colon or not _HOST.fullmatch(host):
+            self.fail(f"{value!r} is not HOST:PORT, as aggregator.example:50051 or [::1]:50051", param, ctx)
+        if not port.isascii() or not port.isdigit() or int(port) > 65535:
+            self.fail(f"{port!r} in {value!r} is not a port; ports are 0 to 65535", param, ctx)
+        return host, int(port)
+
+
+class _Bytes(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4
+    """A number of bytes: `1048576`, `500MB`, `2GiB`."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None or match[2].lower() == "i":
+            self.fail(
+                f"{value!r} is not a size: write bytes, or a number with kB, MB, GB, MiB, GiB", param, ctx
+            )
+        return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+ADDRESS = _Address()
+BYTES = _Bytes()
+
+
+def setup_logging(level: str) -> None:
+    """Log to stderr, a line each: time, level, message."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+    )

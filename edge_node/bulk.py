@@ -1,0 +1,151 @@
+"""What is too large for a message: graphs and tensors down, tensors up, by digest and resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edge_attention.core.errors import Cancelled, DataLoss, InvalidArgument, OutOfMemory, Unavailable
+from edge_attention.core.program import BulkTensor, Contribution
+from edge_attention.core.session import DownloadRequest, UploadChunk
+from edge_attention.core.tensors import Array, DataType, Encoded, Encoding
+from edge_attention.wire.link import DOWNLOAD, UPLOAD
+from edge_attention.wire.rpc import Caller
+from edge_attention.wire.tensors import check_size
+from edge_node.runtime import Stop
+from edge_node.store import Store
+
+CHUNK = INLINE = 1024 * 1024
+
+
+def split(contribution: Contribution) -> tuple[Contribution, dict[str, memoryview]]:
+    """`contribution` with at most INLINE bytes of tensors in it, and the others' bytes by digest."""
+    inline, blobs = dict(contribution.tensors), dict[str, memoryview]()
+    bulk: list[BulkTensor] = []
+    arrays = {name: v.array if isinstance(v, Encoded) else v for name, v in inline.items()}
+    left = sum(array.nbytes for array in arrays.values())
+    for name in sorted(arrays, key=lambda name: -arrays[name].nbytes):
+        if left <= INLINE:
+            break
+        value, array = inline.pop(name), arrays[name]
+        left -= array.nbytes
+        encoding = value.encoding if isinstance(value, Encoded) else Encoding.RAW
+        with np.errstate(over="ignore"):
+            sent: Any = np.ascontiguousarray(array, np.float16 if encoding is Encoding.FLOAT16 else None)
+        data = memoryview(sent.reshape(-1)).cast("B")
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[digest] = data
+        bulk.append(BulkTensor(name, DataType.of(array.dtype), array.shape, encoding, digest, len(data)))
+    return replace(contribution, tensors=inline, bulk_tensors=tuple(bulk)), blobs
+
+
+class Transfers:
+    """Bulk over whatever connection there is: a transfer that breaks goes on where it was, on the next."""
+
+    def __init__(self, store: Store, counted: Callable[[str, int], None]) -> None:
+        """`counted(direction, bytes)` is told what goes over the wire."""
+        self._store, self._counted = store, counted
+        self._connection: tuple[Caller, str] | None = None
+        self._online = asyncio.Event()
+
+    def online(self, caller: Caller, session: str) -> None:
+        self._connection = (caller, session)
+        self._online.set()
+
+    def offline(self) -> None:
+        self._connection = None
+        self._online.clear()
+
+    async def download(self, digest: str, limit: int, stop: Stop) -> bytearray:
+        """The file; the store counts its bytes as reserved, until the caller releases them.
+
+        Raises:
+            OutOfMemory: larger than `limit` or than the store's room.
+            DataLoss: it came damaged.
+            NotFound: the aggregator does not have it.
+        """
+        data: bytearray | None = None
+        received = 0
+        try:
+            while data is None or received < len(data):
+                caller, session = await self._connected(stop)
+                try:
+                    async for chunk in caller.receive(DOWNLOAD, DownloadRequest(session, digest, received)):
+                        stop.check()
+                        if data is None:
+                            if chunk.size > limit:
+                                raise OutOfMemory(
+                                    f"file {digest[:12]} has {chunk.size:,} bytes, over {limit:,}"
+                                )
+                            self._store.reserve(chunk.size, f"file {digest[:12]}")
+                            data = bytearray(chunk.size)
+                        end = received + len(chunk.data)
+                        if chunk.offset != received or end > len(data) or chunk.size != len(data):
+                            raise DataLoss(f"file {digest[:12]} came in chunks that do not follow each other")
+                        data[received:end] = chunk.data
+                        received = end
+                        self._counted("received", len(chunk.data))
+                except (Unavailable, Cancelled):
+                    await self._again(stop)
+            if (await asyncio.to_thread(hashlib.sha256, data)).hexdigest() != digest:
+                raise DataLoss(f"file {digest[:12]} came damaged: its bytes have another digest")
+            return data
+        except BaseException:
+            self._store.release(len(data or b""))
+            raise
+
+    async def tensor(self, bulk: BulkTensor, stop: Stop) -> Array:
+        """The tensor, downloaded; `bulk.size` bytes stay reserved until the caller releases them."""
+        half = bulk.encoding is Encoding.FLOAT16
+        dtype = np.dtype(np.float16 if half else bulk.data_type.value)
+        check_size(bulk.name, bulk.shape, dtype.itemsize, bulk.size)
+        if half and bulk.data_type is not DataType.FLOAT32:
+            raise InvalidArgument(f"{bulk.name}: encoding FLOAT16 stands for FLOAT32 only")
+        data = await self.download(bulk.digest, bulk.size, stop)
+        if len(data) != bulk.size:
+            self._store.release(len(data))
+            raise DataLoss(f"{bulk.name} was announced with {bulk.size:,} bytes; its file has {len(data):,}")
+        array = np.frombuffer(data, dtype).reshape(bulk.shape)
+        return array.astype(np.float32) if half else array
+
+    async def upload(self, digest: str, data: memoryview, stop: Stop) -> None:
+        """Returns when the aggregator has the whole file."""
+        received = -1
+        while received < len(data):
+            caller, session = await self._connected(stop)
+
+            async def chunks(start: int, session: str = session) -> AsyncIterator[UploadChunk]:
+                for offset in range(start, max(len(data), 1), CHUNK):
+                    stop.check()
+                    part = bytes(data[offset : offset + CHUNK])
+                    self._counted("sent", len(part))
+                    yield UploadChunk(session, digest, offset, len(data), part)
+
+            async def question(session: str = session) -> AsyncIterator[UploadChunk]:
+                yield UploadChunk(session, digest, 0, len(data), b"")
+
+            try:
+                received = (await caller.send(UPLOAD, question())).received
+                if received < len(data):
+                    received = (await caller.send(UPLOAD, chunks(received))).received
+            except (Unavailable, Cancelled):
+                await self._again(stop)
+
+    async def _connected(self, stop: Stop) -> tuple[Caller, str]:
+        while True:
+            stop.check()
+            if self._connection is not None:
+                return self._connection
+            # Woken now and then, to see whether anybody still waits for the task.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._online.wait(), 1)
+
+    async def _again(self, stop: Stop) -> None:
+        stop.check()
+        await asyncio.sleep(1)

@@ -1,0 +1,271 @@
+"""Carries out programs: instructions over the store, graphs and datasets; contributions as they are ready."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidProgram
+from edge_attention.core.program import (
+    Append,
+    Batch,
+    Contribution,
+    Drop,
+    Fault,
+    Instruction,
+    Program,
+    Repeat,
+    Return,
+    Run,
+    Stored,
+    Value,
+)
+from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
+from edge_node.datasets import Dataset
+from edge_node.release import ALIGNMENT, Releases
+from edge_node.runtime import Graph, Stop
+from edge_node.store import Held, Origin, Store
+
+log = logging.getLogger(__name__)
+
+MAX_INSTRUCTIONS = 10_000
+MAX_DEPTH = 4
+MAX_STEPS = 10_000_000
+"""Instructions carried out in one task, each turn of a Repeat counted."""
+MAX_GRAPHS = 64
+_COALESCE = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Node:
+    """What programs work on. `secret` is mixed into the key of the hashes of ids."""
+
+    store: Store
+    datasets: Mapping[str, Dataset]
+    releases: Releases
+    secret: bytes = b""
+
+
+def graphs_of(program: Program) -> set[str]:
+    """The digests of the graphs `program` runs.
+
+    Raises:
+        InvalidProgram: it has too many instructions, turns or graphs, or is nested too deeply.
+    """
+    digests: set[str] = set()
+    count = 0
+
+    def steps(block: tuple[Instruction, ...], depth: int) -> int:
+        nonlocal count
+        count += len(block)
+        if depth > MAX_DEPTH or count > MAX_INSTRUCTIONS:
+            raise InvalidProgram(
+                f"a program has at most {MAX_INSTRUCTIONS} instructions, Repeats nested {MAX_DEPTH} deep"
+            )
+        total = len(block)
+        for instruction in block:
+            if isinstance(instruction, Run):
+                digests.add(instruction.graph)
+            elif isinstance(instruction, Repeat):
+                total += instruction.times * steps(instruction.body, depth + 1)
+        return total
+
+    if (total := steps(program.instructions, 0)) > MAX_STEPS:
+        raise InvalidProgram(f"this program carries out {total:,} instructions; the limit is {MAX_STEPS:,}")
+    for digest in digests:
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise InvalidProgram(f"{digest[:80]!r} is not the digest of a graph: 64 lower-case hex digits")
+    if len(digests) > MAX_GRAPHS:
+        raise InvalidProgram(f"this program runs {len(digests)} graphs; the limit is {MAX_GRAPHS}")
+    return digests
+
+
+class Execution:
+    """One task. `serial` is unlike that of every other task now running: it keeps their `task/` apart."""
+
+    def __init__(
+        self,
+        program: Program,
+        node: Node,
+        graphs: Mapping[str, Graph],
+        *,
+        serial: int = 0,
+        stop: Stop | None = None,
+        arrived: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._program, self._node, self._graphs = program, node, graphs
+        self._store = node.store
+        self._scope = f"task/{serial}/"
+        self._stop = stop or Stop()
+        self._clock = clock
+        self._arrived = clock() if arrived is None else arrived
+        self._run_seconds = 0.0
+        self._number = 0
+        self._pending: dict[str, Array | Encoded] = {}
+        self._pending_bytes = 0
+
+    def contributions(self) -> Generator[Contribution, None, None]:
+        """Runs the task. The last contribution is final; a task that fails ends with one that says why.
+
+        Returns that follow each other travel together; what was returned before a graph leaves before it
+        runs. The task's own tensors are freed at the end, and nothing is raised.
+        """
+        try:
+            for name, array in self._program.tensors.items():
+                self._store.put(self._name(name), array)
+            yield from self._block(self._program.instructions, None)
+            self._stop.check()
+            yield self._contribution(final=True)
+        except Exception as error:
+            yield self.failure(error)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Free the task's own tensors."""
+        self._store.drop(self._scope)
+
+    def place(self, name: str, array: Array) -> None:
+        """Store a tensor that came in bulk, before the first instruction."""
+        self._store.put(self._name(name), array)
+
+    def failure(self, error: Exception) -> Contribution:
+        """The final contribution of this task when it ended with `error`."""
+        if not isinstance(error, EdgeAttentionError):
+            log.error("task %s failed", self._program.task_id, exc_info=error)
+            error = Internal(f"the node failed at this task: {type(error).__name__}; its log says more")
+        self._pending = {}
+        fault = Fault(type(error).__name__, error.message.replace(self._scope, "task/"))
+        return replace(self._contribution(final=True), error=fault)
+
+    def _contribution(self, final: bool = False) -> Contribution:
+        program, tensors, number = self._program, self._pending, self._number
+        self._pending, self._pending_bytes = {}, 0
+        self._number += 1
+        return Contribution(
+            program.task_id,
+            program.shard,
+            program.coverage,
+            program.version,
+            number,
+            tensors,
+            final=final,
+            run_seconds=self._run_seconds if final else 0.0,
+            task_seconds=self._clock() - self._arrived if final else 0.0,
+        )
+
+    def _block(self, block: tuple[Instruction, ...], turn: int | None) -> Iterator[Contribution]:
+        for instruction in block:
+            self._stop.check()
+            match instruction:
+                case Run():
+                    if self._pending:
+                        yield self._contribution()
+                    self._run(instruction)
+                case Append(sequence, source, at, tile):
+                    held = self._value(source)
+                    self._store.append(self._name(sequence), held.array, at, tile, held.origin)
+                case Batch():
+                    self._batch(instruction, turn)
+                case Repeat(times, body):
+                    for index in range(times):
+                        self._stop.check()
+                        yield from self._block(body, index)
+                case Return():
+                    held = self._value(Stored(instruction.stored))
+                    self._node.releases.require(instruction.stored, held)
+                    full = self._pending_bytes + held.array.nbytes > _COALESCE
+                    if self._pending and (full or instruction.name in self._pending):
+                        yield self._contribution()
+                    self._return(instruction, held.array)
+                case Drop(names):
+                    for name in names:
+                        self._store.drop(self._name(name, prefix=True))
+
+    def _name(self, name: str, prefix: bool = False) -> str:
+        """The name in the store: `task/x` is this task's own."""
+        require_stored(name)
+        if name.endswith("/") and not prefix:
+            raise InvalidProgram(f"{name!r} stands for many tensors; one is needed here")
+        if name.startswith("dataset/"):
+            raise InvalidProgram(f"{name!r}: datasets are read with Batch, and never written")
+        return self._scope + name.removeprefix("task/") if name.startswith("task/") else name
+
+    def _value(self, value: Value) -> Held:
+        if isinstance(value, Stored):
+            return self._store.get(self._name(value.name), value.tiles)
+        return Held(value)
+
+    def _run(self, run: Run) -> None:
+        if not run.outputs:
+            raise InvalidProgram(f"the run of graph {run.graph[:12]} keeps no output")
+        targets = {output: self._name(name) for output, name in run.outputs.items()}
+        inputs = {name: self._value(value) for name, value in run.inputs.items()}
+        private = any(held.origin is not None for held in inputs.values())
+        feeds = {name: held.array for name, held in inputs.items()}
+        started = self._clock()
+        try:
+            results = self._graphs[run.graph].run(feeds, list(targets), self._stop, private)
+        finally:
+            self._run_seconds += self._clock() - started
+        for (output, name), array in zip(targets.items(), results, strict=True):
+            released = not private or self._node.releases.allow(run.graph, output)
+            self._store.put(name, array, None if released else Origin(run.graph, output))
+
+    def _batch(self, batch: Batch, turn: int | None) -> None:
+        dataset = self._node.datasets.get(batch.dataset)
+        if dataset is None:
+            known = ", ".join(self._node.datasets) or "none"
+            raise InvalidProgram(f"this node has no dataset {batch.dataset[:80]!r}; its datasets: {known}")
+        rows = None if batch.rows is None else self._rows(batch.rows, turn, dataset)
+        count = dataset.rows if rows is None else len(rows)
+        for column, name in batch.columns.items():
+            target, source = self._name(name), dataset.column(column)
+            self._store.require(count * source[:1].nbytes, f"{count} rows of {column!r}")
+            array = np.ascontiguousarray(source if rows is None else source[rows])
+            self._store.put(target, array, Origin("", f"column {column!r} of dataset {dataset.name!r}"))
+        if batch.identity_output:
+            if not batch.identity_key:
+                raise InvalidProgram("hashes of ids need an identity_key: without one anybody can guess ids")
+            key = batch.identity_key
+            if self._node.secret:
+                key = hmac.digest(self._node.secret, key, "sha256")
+            self._store.require(16 * count, "hashes of ids")
+            origin = None if self._node.releases.alignment else Origin("", ALIGNMENT)
+            self._store.put(self._name(batch.identity_output), dataset.hashes(rows, key), origin)
+
+    def _rows(self, value: Value, turn: int | None, dataset: Dataset) -> Array:
+        rows = self._value(value).array
+        if rows.ndim == 2 and turn is not None:
+            if turn >= len(rows):
+                raise InvalidProgram(f"turn {turn} of a Repeat has no rows: {len(rows)} turns have")
+            rows = rows[turn]
+        if rows.ndim != 1 or rows.dtype != np.int64:
+            raise InvalidProgram(
+                f"rows are int64 [rows], or [times, rows] inside a Repeat; these are {rows.dtype} "
+                f"{list(rows.shape)}"
+            )
+        if len(rows) and not (rows.min() >= 0 and rows.max() < dataset.rows):
+            raise InvalidProgram(
+                f"dataset {dataset.name!r} has rows 0 to {dataset.rows - 1}; others were asked for"
+            )
+        return rows
+
+    def _return(self, instruction: Return, array: Array) -> None:
+        if not 0 < len(instruction.name) <= 256:
+            raise InvalidProgram(
+                f"{instruction.stored} is returned under no name, or one of over 256 characters"
+            )
+        if self._store.is_sequence(self._name(instruction.stored)):
+            array = array.copy()  # the next append writes there
+        if instruction.encoding is Encoding.FLOAT16 and array.dtype != np.float32:
+            raise InvalidProgram(f"{instruction.stored} is {array.dtype}; only float32 travels as float16")
+        raw = instruction.encoding is Encoding.RAW
+        self._pending[instruction.name] = array if raw else Encoded(array, instruction.encoding)
+        self._pending_bytes += array.nbytes

@@ -1,0 +1,148 @@
+"""`edge-node`: the command line of the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
+from edge_attention.core.tensors import require_name
+from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, setup_logging
+
+log = logging.getLogger(__name__)
+
+_EPILOG = """
+A clinic whose rows never leave, but whose attention results and hashed ids may:
+
+\b
+  edge-node --aggregator aggregator.example:50051 --name clinic-1 \\
+      --data patients=/data/patients.csv \\
+      --allow-release attention --allow-release alignment
+
+Every option is also an environment variable: --memory-limit is EDGE_NODE_MEMORY_LIMIT; options that may
+be repeated take several values there, separated by spaces. The first SIGTERM finishes the tasks under
+way, the second leaves at once.
+"""
+
+
+@click.command(
+    context_settings={"auto_envvar_prefix": "EDGE_NODE", "show_default": True, "max_content_width": 110},
+    epilog=_EPILOG,
+)
+@click.option("--aggregator", type=ADDRESS, default="127.0.0.1:50051", help="Where the aggregator listens.")
+@click.option("--name", help="What the aggregator calls this node; no two may share it.  [default: hostname]")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A dataset to work on: .npz, .csv or .parquet. Its rows stay here. Ids are in the column `id`, or "
+    "FILE?id=COLUMN. Repeatable.",
+)
+@click.option(
+    "--allow-release",
+    multiple=True,
+    metavar="WHAT",
+    help="What computed from private data may leave: a release (`attention`: results of attention; "
+    "`alignment`: keyed hashes of ids), a graph's SHA-256 or its .onnx file, the last two with "
+    ":OUTPUT[,OUTPUT]. Repeatable.",
+)
+@click.option(
+    "--id-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with a secret the nodes share, mixed into the hashes of ids: the aggregator cannot guess ids.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads a graph runs on.  [default: cores]")
+@click.option("--memory-limit", type=BYTES, help="Bytes stored here at most, as 2GB.  [default: half of RAM]")
+@click.option("--provider", default="auto", help="Execution provider: auto, cpu, cuda, tensorrt, openvino...")
+@click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder in which contexts survive a restart. Without it they end with the process.",
+)
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics there; 0: any.")
+@click.option("--metrics-host", default="127.0.0.1", help="Address of the metrics port.")
+@click.option("--log-level", default="info", type=click.Choice(LOG_LEVELS))
+@click.version_option(package_name="edge-attention")
+def main(
+    aggregator: tuple[str, int],
+    name: str | None,
+    data: tuple[str, ...],
+    allow_release: tuple[str, ...],
+    id_key: Path | None,
+    threads: int | None,
+    memory_limit: int | None,
+    provider: str,
+    store: Path | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    log_level: str,
+) -> None:
+    """Run an edge node: keep data and contexts on this machine, and compute on them for an aggregator.
+
+    The node dials out and needs no open port. It runs ONNX graphs the aggregator sends; what is computed
+    from its datasets leaves only if --allow-release says so.
+    """
+    setup_logging(log_level)
+    from edge_node import datasets, executor, files, release, runtime  # after --help and --version
+    from edge_node import store as stores
+    from edge_node.link import Identity, Link
+
+    limit = memory_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        secret = id_key.read_bytes().strip() if id_key else b""
+        if id_key and len(secret) < 16:
+            raise InvalidArgument(f"--id-key {id_key} holds {len(secret)} bytes; use 16 or more, at random")
+        sets = [datasets.read(spec) for spec in data]
+        if len({dataset.name for dataset in sets}) < len(sets):
+            raise InvalidArgument("two --data have one name; give each its own")
+        engine = runtime.Runtime(provider, threads or len(os.sched_getaffinity(0)), limit)
+        engine.limit_arena()
+        node = executor.Node(
+            stores.Store(limit, files.Files(store) if store else None),
+            {dataset.name: dataset for dataset in sets},
+            release.Releases(allow_release),
+            secret,
+        )
+        identity = Identity(require_name(name or socket.gethostname(), "--name"), version("edge-attention"))
+        link = Link(f"{aggregator[0]}:{aggregator[1]}", identity, node, engine)
+        if metrics_port is not None:
+            try:
+                port = link.metrics.serve(metrics_host, metrics_port)
+            except OSError as error:
+                raise InvalidArgument(f"--metrics-port {metrics_port}: {error.strerror}") from None
+            log.info("metrics on http://%s:%d/metrics", metrics_host, port)
+    except (EdgeAttentionError, OSError) as error:
+        click.echo(f"edge-node: {error}", err=True)
+        sys.exit(2)
+    code, text = asyncio.run(_run(link))
+    if text:
+        click.echo(f"edge-node: {text}", err=True)
+    log.info("left")
+    logging.shutdown()
+    sys.stderr.flush()
+    # A graph that does not end must not keep the process from ending.
+    os._exit(code)
+
+
+async def _run(link: object) -> tuple[int, str]:
+    from edge_node.link import Link
+
+    assert isinstance(link, Link)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(signum, link.drain)
+    return await link.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The node's Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from edge_node.store import Store
+
+_SECONDS = tuple(mantissa * 10.0**power for power in range(-4, 2) for mantissa in (1, 2, 5))
+
+
+class Metrics:
+    """Every metric is called `edge_attention_node_...`."""
+
+    def __init__(self, store: Store, session: Callable[[], tuple[bool, int]]) -> None:
+        """`session` gives whether the node is registered, and how often it came back."""
+        r = self.registry = CollectorRegistry()
+        name = "edge_attention_node_"
+        outcomes = "Tasks ended, by outcome: ok or the error's name"
+        self.tasks = Counter(f"{name}tasks", outcomes, ["outcome"], registry=r)
+        self.run_seconds = _histogram(f"{name}run_seconds", "A task's time in graphs", r)
+        self.task_seconds = _histogram(f"{name}task_seconds", "From a task's arrival to its end", r)
+        self.bytes = Counter(f"{name}bytes", "Bytes over the link", ["direction", "kind"], registry=r)
+        self.refused = Counter(f"{name}refused_releases", "Private tensors asked for and kept", registry=r)
+        stored = Gauge(f"{name}store_bytes", "Bytes stored", ["scope"], registry=r)
+        for scope in ("task", "job", "context"):
+            stored.labels(scope).set_function(partial(_scope_bytes, store, scope))
+        Gauge(f"{name}memory_limit_bytes", "Bytes the node may store", registry=r).set(store.limit)
+        connected = Gauge(f"{name}connected", "1 while registered with the aggregator", registry=r)
+        connected.set_function(lambda: float(session()[0]))
+        reconnects = Gauge(f"{name}reconnects", "Times the node registered again", registry=r)
+        reconnects.set_function(lambda: float(session()[1]))
+
+    def serve(self, host: str, port: int) -> int:
+        """Serve them over HTTP; returns the port (a free one for 0). Raises OSError."""
+        server, _ = start_http_server(port, host, self.registry)
+        return int(server.server_port)
+
+
+def _histogram(name: str, text: str, registry: CollectorRegistry) -> Histogram:
+    return Histogram(name, text, buckets=_SECONDS, registry=registry)
+
+
+def _scope_bytes(store: Store, scope: str) -> float:
+    return store.used_by_scope().get(scope, 0)

@@ -1,0 +1,259 @@
+"""ONNX Runtime: graphs from bytes, checked inputs, arrays in and out without copies."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edge_attention.core.errors import (
+    DataLoss,
+    EdgeAttentionError,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProgram,
+    OutOfMemory,
+)
+from edge_attention.core.tensors import Array
+from edge_attention.graphs import library
+
+log = logging.getLogger(__name__)
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+_AUTO = ("cuda", "rocm", "coreml")
+_GRAPHS = 64
+
+_DTYPES = {
+    f"tensor({name})": np.dtype(dtype)
+    for name, dtype in {
+        "float": "float32",
+        "double": "float64",
+        "float16": "float16",
+        "int8": "int8",
+        "uint8": "uint8",
+        "int32": "int32",
+        "int64": "int64",
+        "bool": "bool",
+    }.items()
+}
+
+# A StringStringEntryProto with key "location", whatever the varints' length: where an initializer says it is
+# kept in a file, or (ONNX Runtime's own extension) at an address in memory.
+_EXTERNAL = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
+
+
+class Stop:
+    """Ends a task from another thread, between its instructions and within a graph."""
+
+    def __init__(self) -> None:
+        self.options = ort.RunOptions()
+        self._error: EdgeAttentionError | None = None
+
+    def set(self, error: EdgeAttentionError) -> None:
+        """The task ends with `error`, at the next check; the first one counts."""
+        self._error = self._error or error
+        self.options.terminate = True
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class Graph:
+    """A graph ready to run; `size` is that of its file in bytes."""
+
+    def __init__(self, digest: str, session: Any, size: int) -> None:
+        self.digest = digest
+        self.size = size
+        self._session = session
+        self._inputs: dict[str, tuple[np.dtype[Any], tuple[Any, ...]]] = {}
+        for node in session.get_inputs():
+            if node.type not in _DTYPES:
+                raise InvalidGraph(
+                    f"graph {digest[:12]}: input {node.name!r} is {node.type}: nothing here is"
+                )
+            self._inputs[node.name] = (_DTYPES[node.type], tuple(node.shape))
+        self._outputs = {node.name for node in session.get_outputs()}
+
+    def run(
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str],
+        stop: Stop | None = None,
+        discreet: bool = False,
+    ) -> list[Array]:
+        """The outputs named, computed from `feeds` (contiguous arrays are bound as they are).
+
+        `discreet`: ONNX Runtime's own words, which may quote an element, stay in this node's log.
+
+        Raises:
+            InvalidProgram: an input that is missing, unknown or does not fit; an unknown output; or what the
+                graph itself found wrong with its inputs.
+            OutOfMemory: the graph needs more than there is.
+        """
+        where = f"graph {self.digest[:12]}"
+        for name, (dtype, shape) in self._inputs.items():
+            array = feeds.get(name)
+            if array is None:
+                raise InvalidProgram(f"{where}: input {name!r} is not bound")
+            if array.dtype != dtype or not _fits(array.shape, shape):
+                raise InvalidProgram(
+                    f"{where}: input {name!r} must be {dtype} {_dims(shape)}; "
+                    f"it is {array.dtype} {_dims(array.shape)}"
+                )
+        if len(feeds) > len(self._inputs):
+            unknown = ", ".join(sorted(set(feeds) - set(self._inputs)))
+            raise InvalidProgram(f"{where} has no input {unknown[:200]}; it has {', '.join(self._inputs)}")
+        if not self._outputs.issuperset(outputs):
+            unknown = ", ".join(sorted(set(outputs) - self._outputs))
+            raise InvalidProgram(
+                f"{where} has no output {unknown[:200]}; it has {', '.join(sorted(self._outputs))}"
+            )
+        try:
+            # On the CPU neither direction copies: feeds are borrowed, results own ONNX Runtime's memory.
+            results = self._session.run(list(outputs), dict(feeds), stop.options if stop else None)
+        except Exception as error:
+            if stop is not None:
+                stop.check()
+            raised = _translate(error, where, InvalidProgram)
+            if discreet:
+                log.warning("%s", raised.message)
+                raised = type(raised)(f"{where} failed on private data; the node's log says why")
+            raise raised from None
+        for name, result in zip(outputs, results, strict=True):
+            if not isinstance(result, np.ndarray):
+                raise InvalidProgram(f"{where}: output {name!r} is no tensor: it cannot be kept")
+        return list(results)
+
+
+class Runtime:
+    """Graphs by digest, at most `_GRAPHS` of them and `limit` bytes; those least recently used go first.
+
+    `provider` is one of PROVIDERS or `auto`; where it cannot be had the CPU serves, with a warning.
+    """
+
+    def __init__(self, provider: str = "cpu", threads: int = 1, limit: int = 1 << 30) -> None:
+        self.threads = threads
+        self.limit = limit
+        self.provider = choose_provider(provider, ort.get_available_providers())
+        self._graphs: OrderedDict[str, Graph] = OrderedDict()
+        self._lock = threading.Lock()
+        self._shared_arena = False
+
+    def limit_arena(self) -> None:
+        """Bound what all graphs together allocate by `limit`. Once a process: it has one allocator."""
+        info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(info, ort.OrtArenaCfg(self.limit, 0, -1, -1))
+        self._shared_arena = True
+
+    def cached(self, digest: str) -> Graph | None:
+        """The graph with this digest, if it is loaded."""
+        with self._lock:
+            graph = self._graphs.get(digest)
+            if graph is not None:
+                self._graphs.move_to_end(digest)
+            return graph
+
+    def find(self, digest: str) -> Graph | None:
+        """The same, or the graph of this project's library that has the digest."""
+        graph = self.cached(digest)
+        name = next((name for name in library.names() if library.digest(name) == digest), None)
+        return self.load(digest, library.load(name)) if graph is None and name is not None else graph
+
+    def load(self, digest: str, data: bytes) -> Graph:
+        """Make the graph in `data`, an ONNX file, ready to run.
+
+        Raises:
+            DataLoss: the digest is not that of `data`.
+            InvalidGraph: ONNX Runtime cannot use it, or it wants to read other files.
+        """
+        where = f"graph {digest[:12]}"
+        if sha256(data).hexdigest() != digest:
+            raise DataLoss(f"{where} came damaged: its bytes have another digest; send it again")
+        if _EXTERNAL.search(data):
+            raise InvalidGraph(
+                f"{where} keeps initializers in other files (or calls something 'location'): put all into "
+                "one ONNX file"
+            )
+        if data[4:8] == b"ORTM":
+            raise InvalidGraph(f"{where} is in ONNX Runtime's own format; use ONNX")
+        providers = list(dict.fromkeys([self.provider, PROVIDERS["cpu"]]))
+        try:
+            session = ort.InferenceSession(data, self._options(), providers=providers)
+        except Exception as error:
+            raise _translate(error, where, InvalidGraph) from None
+        graph = Graph(digest, session, len(data))
+        with self._lock:
+            self._graphs[digest] = graph
+            while len(self._graphs) > 1 and (
+                len(self._graphs) > _GRAPHS or sum(g.size for g in self._graphs.values()) > self.limit
+            ):
+                self._graphs.popitem(last=False)
+        return graph
+
+    def _options(self) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what fails is raised, and answered to whom it concerns
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        if self._shared_arena:
+            options.add_session_config_entry("session.use_env_allocators", "1")
+        return options
+
+
+def choose_provider(wanted: str, available: Sequence[str]) -> str:
+    """ONNX Runtime's name of the execution provider to use; the CPU, with a warning, if it is not there.
+
+    Raises:
+        InvalidArgument: no provider is called so.
+    """
+    if wanted == "auto":
+        return next((PROVIDERS[p] for p in _AUTO if PROVIDERS[p] in available), PROVIDERS["cpu"])
+    if wanted not in PROVIDERS:
+        raise InvalidArgument(f"provider {wanted!r} is not known; use auto, {', '.join(PROVIDERS)}")
+    if PROVIDERS[wanted] in available:
+        return PROVIDERS[wanted]
+    log.warning(
+        "provider %s is not in this build of onnxruntime, which has %s; using the CPU (install the "
+        "onnxruntime package made for that hardware)",
+        wanted,
+        ", ".join(available),
+    )
+    return PROVIDERS["cpu"]
+
+
+def _fits(have: tuple[int, ...], want: tuple[Any, ...]) -> bool:
+    return len(have) == len(want) and all(
+        not isinstance(size, int) or size == n for n, size in zip(have, want, strict=True)
+    )
+
+
+def _dims(shape: tuple[Any, ...]) -> str:
+    return "[" + ", ".join("?" if size is None else str(size)[:40] for size in shape) + "]"
+
+
+def _translate(error: Exception, where: str, cls: type[EdgeAttentionError]) -> EdgeAttentionError:
+    text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
+    if isinstance(error, MemoryError) or "allocate memory" in text or "Available memory of" in text:
+        cls = OutOfMemory
+    return cls(f"{where}: ONNX Runtime refused it: {text[:300]}")

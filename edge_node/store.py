@@ -1,0 +1,289 @@
+"""Named tensors, and sequences in tiles that grow without moving. Thread-safe; every byte is counted."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import threading
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory
+from edge_attention.core.tensors import MAX_RANK, Array, DataType, Float32, require
+from edge_node.files import Files, Manifest
+
+# Linux's value; Python names it since 3.13. Only address space is taken, memory comes with the first write.
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_MAX_TILE = 65_536
+_MAX_NAMES = 100_000
+# Each is a mapping, and a process has 65,530 of them.
+_MAX_SEQUENCES = 8_192
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a private tensor comes from: an output of a graph, or (no digest) what `output` says."""
+
+    digest: str
+    output: str
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A tensor of the store. `origin` is set if and only if it is private."""
+
+    array: Array
+    origin: Origin | None = None
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """`tiles` [reserved, heads, tile, dim]; the first `tokens` tokens are written."""
+
+    tiles: Float32
+    tokens: int
+    origin: Origin | None
+
+    @property
+    def in_use(self) -> int:
+        return -(-self.tokens // int(self.tiles.shape[2]))
+
+    @property
+    def nbytes(self) -> int:
+        return self.in_use * 4 * math.prod(self.tiles.shape[1:])
+
+
+class Store:
+    """What one node holds, at most `limit` bytes of it.
+
+    `files`: keeps sequences under `context/` on disk, and has those of an earlier life.
+    """
+
+    def __init__(self, limit: int, files: Files | None = None) -> None:
+        self.limit = limit
+        self._files = files
+        self._held: dict[str, Held] = {}
+        self._sequences: dict[str, _Sequence] = {}
+        self._bytes: Counter[str] = Counter()
+        self._lock = threading.RLock()
+        for manifest, memory in files.load(limit) if files else ():
+            origin = Origin(*manifest.origin) if manifest.origin else None
+            sequence = _Sequence(_tiles(memory, manifest.layout), manifest.tokens, origin)
+            self._sequences[manifest.name] = sequence
+            self._count(manifest.name, sequence.nbytes)
+
+    @property
+    def used(self) -> int:
+        """Bytes stored."""
+        return self._bytes.total()
+
+    def used_by_scope(self) -> dict[str, int]:
+        """Bytes stored, by `task`, `job` and `context`."""
+        return dict(self._bytes)
+
+    def sequences(self) -> dict[str, int]:
+        """Tokens of every sequence."""
+        with self._lock:
+            return {name: sequence.tokens for name, sequence in self._sequences.items()}
+
+    def require(self, more: int, what: str) -> None:
+        """Refuse what would take the store past its limit.
+
+        Raises:
+            OutOfMemory: naming the limit, what is stored, and what was asked for.
+        """
+        if self.used + more > self.limit:
+            raise OutOfMemory(
+                f"{what} needs {more:,} more bytes, but {self.used:,} of the node's {self.limit:,} are used; "
+                "drop something, give the node less, or start it with a larger --memory-limit"
+            )
+
+    def reserve(self, size: int, what: str) -> None:
+        """Count `size` bytes that are about to come; `release` them when they are stored or given up."""
+        with self._lock:
+            self.require(size, what)
+            self._bytes["task"] += size
+
+    def release(self, size: int) -> None:
+        with self._lock:
+            self._bytes["task"] -= size
+
+    def put(self, name: str, array: Array, origin: Origin | None = None) -> None:
+        """Store `array` (not copied: it must not change) as `name`, in place of a tensor of that name.
+
+        Raises:
+            InvalidProgram: `name` is a sequence, or the store has too many names.
+            InvalidTensor: a dtype that does not travel, or too many dimensions.
+            OutOfMemory: past the limit.
+        """
+        DataType.of(array.dtype, name)
+        if array.ndim > MAX_RANK:
+            raise InvalidTensor(f"{name} has {array.ndim} dimensions; the limit is {MAX_RANK}")
+        with self._lock:
+            if name in self._sequences:
+                raise InvalidProgram(f"{name} is a sequence: drop it before storing another tensor there")
+            self._require_room_for_name(name)
+            more = array.nbytes - (self._held[name].array.nbytes if name in self._held else 0)
+            if more > 0:
+                self.require(more, name)
+            self._held[name] = Held(array, origin)
+            self._count(name, more)
+
+    def get(self, name: str, tiles: range | None = None) -> Held:
+        """The tensor `name`: of a sequence a view [tiles, heads, tile, dim] of the tiles asked for or in use.
+
+        Raises:
+            NotFound: there is no such tensor.
+            InvalidProgram: tiles of what is no sequence, or tiles not in use.
+        """
+        with self._lock:
+            held = self._held.get(name)
+            if held is not None:
+                if tiles is not None:
+                    raise InvalidProgram(f"{name} is no sequence, it has no tiles")
+                return held
+            sequence = self._sequences.get(name)
+            if sequence is None:
+                raise NotFound(f"this node stores nothing called {name!r}")
+            wanted = range(sequence.in_use) if tiles is None else tiles
+            if wanted.stop > sequence.in_use:
+                raise InvalidProgram(
+                    f"{name} has {sequence.in_use} tiles in use, not [{wanted.start}, {wanted.stop})"
+                )
+            return Held(sequence.tiles[wanted.start : wanted.stop], sequence.origin)
+
+    def is_sequence(self, name: str) -> bool:
+        return name in self._sequences
+
+    def append(
+        self, name: str, source: Array, at: int | None = None, tile: int = 0, origin: Origin | None = None
+    ) -> int:
+        """Write `source` [tokens, heads, dim] float32 at token `at` (None: the end) of the sequence `name`.
+
+        A sequence that does not exist begins with tiles of `tile` tokens. Tokens that are there already are
+        replaced; what is private once stays private. Returns the tokens then stored.
+
+        Raises:
+            InvalidTensor: a source of another shape or dtype than the sequence's.
+            InvalidProgram: `at` past the end, or a tile size that is none or not the sequence's.
+            OutOfMemory: past the limit, or no address space or disk is left.
+        """
+        require(source, f"the source of {name}", shape=("tokens", "heads", "dim"), finite=False)
+        tokens, heads, dim = source.shape
+        files = self._files_of(name)
+        with self._lock:
+            sequence = self._sequences.get(name)
+            new = sequence is None
+            if sequence is None:
+                sequence = self._begin(name, heads, tile, dim)
+            _, has_heads, has_tile, has_dim = sequence.tiles.shape
+            if (heads, dim) != (has_heads, has_dim):
+                raise InvalidTensor(
+                    f"the source of {name} has {heads} heads of {dim}; the sequence: {has_heads} of {has_dim}"
+                )
+            if tile not in (0, has_tile):
+                raise InvalidProgram(f"{name} has tiles of {has_tile} tokens, not {tile}")
+            start = sequence.tokens if at is None else at
+            if not 0 <= start <= sequence.tokens:
+                raise InvalidProgram(
+                    f"{name} holds {sequence.tokens} tokens; nothing can be written at token {start}, "
+                    "it would leave a gap"
+                )
+            grown = _Sequence(sequence.tiles, max(sequence.tokens, start + tokens), origin or sequence.origin)
+            if grown.in_use > sequence.in_use:
+                more = grown.nbytes - sequence.nbytes
+                self.require(more, name)
+                if grown.in_use > len(sequence.tiles):
+                    raise OutOfMemory(
+                        f"{name} has reserved {len(sequence.tiles)} tiles; it cannot grow further"
+                    )
+                if files is not None:
+                    files.allocate(name, sequence.nbytes, more)
+            if files is not None and grown.origin and not sequence.origin and not new:
+                # Private before the data: a crash in between must not leave private data marked public.
+                files.save(_manifest(name, _Sequence(sequence.tiles, sequence.tokens, grown.origin)))
+            _write(sequence.tiles, source, start)
+            self._sequences[name] = grown
+            self._count(name, grown.nbytes - (0 if new else sequence.nbytes))
+            if files is not None:
+                files.save(_manifest(name, grown))
+            return grown.tokens
+
+    def drop(self, name: str) -> None:
+        """Forget `name`; one that ends in `/` stands for all that begin with it. Unknown names are fine."""
+        with self._lock:
+            everything = (*self._held, *self._sequences)
+            for found in [n for n in everything if n.startswith(name)] if name.endswith("/") else [name]:
+                held = self._held.pop(found, None)
+                if held is not None:
+                    self._count(found, -held.array.nbytes)
+                sequence = self._sequences.pop(found, None)
+                if sequence is not None:
+                    self._count(found, -sequence.nbytes)
+                    if (files := self._files_of(found)) is not None:
+                        files.delete(found)
+
+    def _begin(self, name: str, heads: int, tile: int, dim: int) -> _Sequence:
+        if name in self._held:
+            raise InvalidProgram(f"{name} is a tensor and no sequence: drop it before appending there")
+        if not (0 < tile <= _MAX_TILE and heads and dim):
+            raise InvalidProgram(
+                f"{name} does not exist yet, and {heads} heads of {dim} in tiles of {tile} tokens begin no "
+                f"sequence; a tile has 1 to {_MAX_TILE} tokens"
+            )
+        self._require_room_for_name(name)
+        if len(self._sequences) >= _MAX_SEQUENCES:
+            raise InvalidProgram(f"{name}: this node stores {_MAX_SEQUENCES} sequences already, the limit")
+        one = 4 * heads * tile * dim
+        self.require(one, name)
+        files = self._files_of(name)
+        # The whole limit if possible: address space costs nothing, and what is stored never moves. Less where
+        # it grows short: there are processors with 512 GiB of it.
+        for size in (self.limit, self.limit // 16, self.limit // 256):
+            size = max(size // one, 1) * one
+            try:
+                memory = files.create(name, size) if files is not None else _anonymous(size)
+                return _Sequence(_tiles(memory, (heads, tile, dim)), 0, None)
+            except (OSError, ValueError, OverflowError) as error:
+                reason = error
+        raise OutOfMemory(f"{name}: no address space is left for {size:,} bytes: {reason}")
+
+    def _files_of(self, name: str) -> Files | None:
+        return self._files if name.startswith("context/") else None
+
+    def _require_room_for_name(self, name: str) -> None:
+        if name not in self._held and len(self._held) + len(self._sequences) >= _MAX_NAMES:
+            raise InvalidProgram(f"{name}: this node stores {_MAX_NAMES} tensors already, which is the limit")
+
+    def _count(self, name: str, more: int) -> None:
+        self._bytes[name.partition("/")[0]] += more
+
+
+def _manifest(name: str, sequence: _Sequence) -> Manifest:
+    _, heads, tile, dim = sequence.tiles.shape
+    origin = sequence.origin
+    private = (origin.digest, origin.output) if origin else None
+    return Manifest(name, sequence.tokens, (heads, tile, dim), private)
+
+
+def _anonymous(size: int) -> mmap.mmap:
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+
+
+def _tiles(memory: mmap.mmap, layout: tuple[int, int, int]) -> Float32:
+    one = math.prod(layout)
+    count = len(memory) // (4 * one)
+    return np.frombuffer(memory, np.float32, count * one).reshape(count, *layout)
+
+
+def _write(tiles: Float32, source: Array, start: int) -> None:
+    """Put source [tokens, heads, dim] into tiles [_, heads, tile, dim] from token `start` on."""
+    tile = tiles.shape[2]
+    done = 0
+    while done < len(source):
+        index, offset = divmod(start + done, tile)
+        part = source[done : done + tile - offset]
+        tiles[index, :, offset : offset + len(part)] = part.transpose(1, 0, 2)
+        done += len(part)

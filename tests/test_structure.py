@@ -1,0 +1,117 @@
+"""The structure DESIGN section 6 promises, read off the files. Imports between rooms: also .importlinter."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIENT = ("client", "aio", "aio_run", "background", "job", "results", "cli", "demo")
+
+
+def python(folder: str) -> list[Path]:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files, f"{folder} has no Python: this test looks in the wrong place"
+    return files
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of what a file imports, wherever in it; `from a import b` is `a` and `a.b`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def test_the_node_is_small():
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in python("edge_node"))
+    assert 0 < lines < 1500
+
+
+def test_the_node_knows_no_model_and_no_strategy():
+    words = re.compile(
+        r"\b(model|optimizer|optimiser|sgd|adam|fedavg|strategy|gradient|training|loss|epoch)\w*",
+        re.IGNORECASE,
+    )
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in python("edge_node")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if words.search(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_core_is_numpy_and_the_standard_library():
+    for path in python("edge_attention/core"):
+        for name in imported(path):
+            top = name.partition(".")[0]
+            assert top == "numpy" or top in sys.stdlib_module_names or within(name, "edge_attention.core"), (
+                f"{path.relative_to(ROOT)} imports {name}"
+            )
+
+
+def test_only_wire_names_generated_messages():
+    for folder in ("edge_attention", "edge_node", "aggregator"):
+        for path in python(folder):
+            if (ROOT / "edge_attention/wire") in path.parents:
+                continue
+            generated = {
+                name
+                for name in imported(path)
+                if re.search(r"_pb2(_grpc)?\b", name) or within(name, "protos")
+            }
+            if folder == "aggregator":  # health and reflection come with their own
+                generated = {n for n in generated if not n.startswith(("grpc_health.", "grpc_reflection."))}
+            assert not generated, f"{path.relative_to(ROOT)} imports {sorted(generated)}"
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"\b(attention|fleet|link|program|tensor|training)_pb2", text), path
+
+
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [
+        ("edge_node", ("aggregator", *(f"edge_attention.{name}" for name in CLIENT))),
+        ("aggregator", ("edge_node", *(f"edge_attention.{name}" for name in CLIENT))),
+        ("edge_attention", ("edge_node", "aggregator")),
+        ("edge_attention/core", ("edge_attention.graphs", "edge_attention.wire", "protos")),
+        ("edge_attention/graphs", ("edge_attention.wire", "protos", "grpc")),
+        ("edge_attention/wire", ("edge_attention.graphs", "onnx", "onnxruntime")),
+    ],
+)
+def test_rooms_do_not_import(folder, others):
+    for path in python(folder):
+        for name in imported(path):
+            for other in others:
+                assert not within(name, other), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def loaded_by(module: str) -> set[str]:
+    """Top-level modules and ours that a fresh interpreter has after importing `module`."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_node_loads_nothing_a_box_need_not_have():
+    loaded = loaded_by("edge_node.main")
+    assert "edge_node.main" in loaded
+    assert not loaded & {"onnx", "onnx_ad", "sklearn", "rich", "safetensors", "torch", "pandas", "aggregator"}
+
+
+def test_importing_the_package_loads_no_grpc_until_it_is_used():
+    assert not loaded_by("edge_attention.core.partial") & {"grpc", "onnx", "onnxruntime", "google.protobuf"}

@@ -1,0 +1,318 @@
+"""Methods over real gRPC on the loopback: streams, errors by class, nothing of the server's inside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+
+from edge_attention.core import errors
+from edge_attention.core.attention import DropContextRequest, DropContextResponse
+from edge_attention.core.session import Chunk, Credit, DownloadRequest, HeartbeatAck, UploadChunk, Uploaded
+from edge_attention.wire import link, services
+from edge_attention.wire.codec import MESSAGE_LIMIT
+from edge_attention.wire.errors import ERROR_KEY, to_status
+from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
+from edge_attention.wire.rpc import Caller, service_handlers
+
+CATALOGUE = [getattr(errors, name) for name in errors.__all__ if name != "by_name"]
+ECHO = Method(link.LINK, "Connect", link.from_node, link.to_node, streams_request=True, streams_response=True)
+
+
+@contextlib.asynccontextmanager
+async def serving(handlers) -> AsyncIterator[tuple[Caller, grpc.aio.Channel]]:
+    server = grpc.aio.server(options=CHANNEL_OPTIONS)
+    server.add_generic_rpc_handlers(service_handlers(handlers))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
+            yield Caller(channel, "the test's server"), channel
+    finally:
+        await server.stop(None)
+
+
+def run(test) -> None:
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+async def listed(items) -> list:
+    return [item async for item in items]
+
+
+async def these(*items):
+    for item in items:
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+def piece(offset=0, data=b"x") -> UploadChunk:
+    return UploadChunk("", "d", offset, 10, data)
+
+
+async def count(requests, context) -> Uploaded:
+    return Uploaded(sum([len(r.data) async for r in requests]))
+
+
+@pytest.mark.parametrize("cls", CATALOGUE, ids=lambda c: c.__name__)
+def test_an_error_arrives_as_its_class_with_its_sentence(cls):
+    sentence = "naïve: 100% of shard 's0' is 在那里\nand what to do"
+
+    async def fail(request, context):
+        raise cls(sentence)
+
+    async def fail_later(request, context):
+        yield Chunk(0, 1, b"x")
+        raise cls(sentence)
+
+    async def test():
+        async with serving({services.DROP_CONTEXT: fail, services.BULK_DOWNLOAD: fail_later}) as (caller, _):
+            with pytest.raises(cls) as caught:
+                await caller.unary(services.DROP_CONTEXT, DropContextRequest("c"))
+            assert (type(caught.value), caught.value.message) == (cls, sentence)
+            stream = caller.receive(services.BULK_DOWNLOAD, DownloadRequest("", "d"))
+            assert await anext(stream) == Chunk(0, 1, b"x"), "what came before the error is not lost"
+            with pytest.raises(cls) as caught:
+                await anext(stream)
+            assert (type(caught.value), caught.value.message) == (cls, sentence)
+
+    run(test)
+
+
+def rpc_error() -> grpc.aio.AioRpcError:
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, details="secret-9f")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("secret-9f"), ValueError("secret-9f"), rpc_error(), StopAsyncIteration("secret-9f")]
+)
+def test_an_unexpected_exception_is_internal_and_tells_nothing(error, caplog):
+    async def fail(request, context):
+        raise error
+
+    async def test():
+        async with serving({services.DROP_CONTEXT: fail}) as (caller, _):
+            with pytest.raises(errors.Internal) as caught:
+                await caller.unary(services.DROP_CONTEXT, DropContextRequest("c"))
+            assert "secret-9f" not in caught.value.message
+            assert "Traceback" not in caught.value.message
+            assert type(error).__name__ in caught.value.message
+
+    with caplog.at_level(logging.ERROR):
+        run(test)
+    assert any("secret-9f" in (r.exc_text or str(r.exc_info)) for r in caplog.records), "the log does say"
+
+
+def test_unary_and_streams_both_ways_carry_values():
+    async def drop(request, context):
+        assert request == DropContextRequest("c")
+        return DropContextResponse()
+
+    async def chunks(request, context):
+        for i in range(3):
+            yield Chunk(i, 3, bytes([i]))
+
+    async def echo(requests, context):
+        async for request in requests:
+            yield HeartbeatAck(request.bytes)
+
+    async def test():
+        handlers = {
+            services.DROP_CONTEXT: drop,
+            services.BULK_DOWNLOAD: chunks,
+            services.BULK_UPLOAD: count,
+            ECHO: echo,
+        }
+        async with serving(handlers) as (caller, _):
+            assert await caller.unary(services.DROP_CONTEXT, DropContextRequest("c")) == DropContextResponse()
+            got = await listed(caller.receive(services.BULK_DOWNLOAD, DownloadRequest("", "d")))
+            assert got == [Chunk(i, 3, bytes([i])) for i in range(3)]
+            assert await caller.send(
+                services.BULK_UPLOAD, these(piece(0, b"ab"), piece(2, b"cde"))
+            ) == Uploaded(5)
+            stream = caller.duplex(ECHO)
+            answers = aiter(stream)
+            for n in (1, 2**40):
+                await stream.write(Credit(n, 0))
+                assert await anext(answers) == HeartbeatAck(n)
+            await stream.done_writing()
+            assert await listed(answers) == []
+
+    run(test)
+
+
+def test_an_error_ends_a_stream_both_ways_for_reader_and_writer():
+    async def fail(requests, context):
+        async for _ in requests:
+            raise errors.StaleVersion("too old")
+            yield
+
+    async def test():
+        async with serving({ECHO: fail}) as (caller, _):
+            stream = caller.duplex(ECHO)
+            await stream.write(Credit(1, 1))
+            with pytest.raises(errors.StaleVersion, match="too old"):
+                await listed(stream)
+            with pytest.raises(errors.EdgeAttentionError):
+                await stream.write(Credit(1, 1))
+
+    run(test)
+
+
+def test_what_a_request_iterator_raises_reaches_the_caller():
+    async def test():
+        async with serving({services.BULK_UPLOAD: count}) as (caller, _):
+            with pytest.raises(OSError, match="the disk"):
+                await caller.send(services.BULK_UPLOAD, these(piece(), OSError("the disk")))
+            with pytest.raises(errors.NotFound, match="no file"):
+                await caller.send(services.BULK_UPLOAD, these(errors.NotFound("no file")))
+            assert await caller.send(services.BULK_UPLOAD, these(piece())) == Uploaded(1), "the channel lives"
+
+    run(test)
+
+
+def test_a_message_past_the_limit_is_refused_before_it_is_sent_wherever_it_is_made():
+    large = b"x" * MESSAGE_LIMIT
+
+    async def chunks(request, context):
+        yield Chunk(0, 1, large)
+
+    async def test():
+        async with serving({services.BULK_UPLOAD: count, services.BULK_DOWNLOAD: chunks}) as (
+            caller,
+            channel,
+        ):
+            with pytest.raises(errors.MessageTooLarge, match="at most"):
+                await caller.send(services.BULK_UPLOAD, these(piece(0, large)))
+            with pytest.raises(errors.MessageTooLarge, match="download response"):
+                await listed(caller.receive(services.BULK_DOWNLOAD, DownloadRequest("", "d")))
+            # A client that is not ours: within gRPC's limit and past ours, then past both.
+            for size in (MESSAGE_LIMIT + 1, 2 * MESSAGE_LIMIT + 1):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await channel.stream_unary(services.BULK_UPLOAD.path)(iter([b"\x7a" + b"x" * size]))
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    run(test)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff", b"\x0a\x05ab"])
+def test_bytes_that_are_no_message_are_the_clients_fault(data):
+    async def drop(request, context):
+        return DropContextResponse()
+
+    async def test():
+        async with serving({services.DROP_CONTEXT: drop, services.BULK_UPLOAD: count}) as (_, channel):
+            for call in (
+                channel.unary_unary(services.DROP_CONTEXT.path)(data),
+                channel.stream_unary(services.BULK_UPLOAD.path)(iter([data])),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert dict(caught.value.trailing_metadata())[ERROR_KEY] == "InvalidArgument"
+
+    run(test)
+
+
+def test_deadlines_absent_servers_and_absent_methods_have_their_names():
+    async def never(request, context):
+        await asyncio.Event().wait()
+
+    async def test():
+        async with serving({services.DROP_CONTEXT: never}) as (caller, _):
+            with pytest.raises(errors.DeadlineExceeded, match="the test's server"):
+                await caller.unary(services.DROP_CONTEXT, DropContextRequest("c"), timeout=0.1)
+            with pytest.raises(errors.EdgeAttentionError):
+                await caller.receive(services.BULK_DOWNLOAD, DownloadRequest("", "d")).__anext__()
+        async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+            with pytest.raises(errors.Unavailable, match=r"box 7 cannot be reached.*is it running"):
+                await Caller(channel, "box 7").unary(
+                    services.DROP_CONTEXT, DropContextRequest("c"), timeout=20
+                )
+
+    run(test)
+
+
+def test_a_channel_closed_under_a_call_is_an_error_and_a_cancelled_task_is_cancelled():
+    async def test():
+        entered = asyncio.Event()
+
+        async def never(request, context):
+            entered.set()
+            await asyncio.Event().wait()
+
+        async with serving({services.DROP_CONTEXT: never}) as (caller, channel):
+            for end in ("cancel", "close"):
+                entered.clear()
+                call = asyncio.create_task(caller.unary(services.DROP_CONTEXT, DropContextRequest("c")))
+                await entered.wait()
+                if end == "cancel":
+                    call.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await call
+                    assert call.cancelled()
+                else:
+                    await channel.close()
+                    with pytest.raises(errors.Cancelled, match="the test's server"):
+                        await call
+
+    run(test)
+
+
+def test_a_reader_that_leaves_ends_the_handler_with_its_cleanup():
+    async def test():
+        closed = asyncio.Event()
+
+        async def endless(request, context):
+            try:
+                while True:
+                    yield Chunk(0, 1, b"x")
+                    await asyncio.sleep(0)
+            finally:
+                closed.set()
+
+        async with serving({services.BULK_DOWNLOAD: endless}) as (caller, _):
+            stream = caller.receive(services.BULK_DOWNLOAD, DownloadRequest("", "d"))
+            assert await anext(stream) == Chunk(0, 1, b"x")
+            await stream.aclose()
+            await closed.wait()
+
+    run(test)
+
+
+@pytest.mark.parametrize("character", ["x", "%", "在", "😀", "\n", "\ud800"])
+def test_a_sentence_of_any_length_travels_shortened(character):
+    async def fail(request, context):
+        raise errors.InvalidGraph(character * 100_000)
+
+    async def test():
+        async with serving({services.DROP_CONTEXT: fail}) as (caller, _):
+            with pytest.raises(errors.InvalidGraph) as caught:
+                await caller.unary(services.DROP_CONTEXT, DropContextRequest("c"))
+            assert caught.value.message.endswith("...")
+            assert caught.value.message[:400] == character.encode(errors="replace").decode() * 400
+
+    run(test)
+
+
+def test_an_error_of_a_newer_server_is_what_its_status_says():
+    newer = type("NewerRefusal", (errors.FailedPrecondition,), {})
+
+    async def fail(request, context):
+        raise newer("not yet")
+
+    async def test():
+        async with serving({services.DROP_CONTEXT: fail}) as (caller, _):
+            with pytest.raises(errors.FailedPrecondition, match="not yet") as caught:
+                await caller.unary(services.DROP_CONTEXT, DropContextRequest("c"))
+            assert type(caught.value) is errors.FailedPrecondition
+
+    assert to_status(newer("x"))[2] == ((ERROR_KEY, "NewerRefusal"),)
+    run(test)
