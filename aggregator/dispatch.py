@@ -120,7 +120,7 @@ class Dispatcher:
     ) -> Outcome:
         """Run one exchange to its end: every shard answered or missing, at the deadline at the latest.
 
-        `say` is called with a sentence when a node that is waited for goes away, with "" when it is back.
+        `say` is told which node is waited for while it is away and until when, and "" when it is back.
 
         Raises:
             EdgeAttentionError: what a node found wrong with the program itself.
@@ -152,7 +152,7 @@ class Dispatcher:
     async def all_live(self, names: Sequence[str], patience: float, say: Callable[[str], None]) -> bool:
         """Wait until every node of `names` is live, at most `patience` seconds.
 
-        `say` is called with a sentence that says who is waited for and until when, and with "" at the end.
+        `say` is told who is waited for and until when, and "" at the end.
         """
         until = time.monotonic() + patience
         said = ""
@@ -163,7 +163,7 @@ class Dispatcher:
             states = ", ".join(f"node {n!r} ({self._membership.state(n).value})" for n in away)
             if said != states:
                 clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
-                say(f"waits for {states} until {clock}, {patience:.0f} s in all")
+                say(f"{states}, until {clock} ({patience:.0f} s in all)")
                 said = states
             changed = self._changed
             try:
@@ -185,7 +185,7 @@ class Dispatcher:
                 left = max(member.heard + self._membership.lease - time.monotonic(), 0.0)
                 clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
                 away.append(f"node {node!r} ({member.state.value}), whose lease ends at {clock}")
-        return f"waits for {', '.join(away)}" if away else ""
+        return ", ".join(away)
 
     def _perform(self, running: _Running, actions: Sequence[Action]) -> None:
         # A fold that refuses and a connection that is gone add actions of their own.

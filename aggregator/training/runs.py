@@ -263,7 +263,7 @@ class Runs:
         def say(sentence: str) -> None:
             if sentence != active.info.waiting:
                 if sentence:
-                    log.warning("run %s %s", id, sentence)
+                    log.warning("run %s waits for %s", id, sentence)
                 elif active.info.waiting:
                     log.info("run %s goes on", id)
                 self._metrics.waiting.labels(id).set(bool(sentence))
