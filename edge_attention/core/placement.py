@@ -47,7 +47,8 @@ def place(
 
     A small append extends the open segment (a token at a time must not make a segment each); a large one
     is spread so that the nodes' loads even out, in whole tiles, because an attend takes as long as its
-    most loaded node. With replicas each piece goes to that many nodes.
+    most loaded node. What falls to the open segment's holders grows it: a segment is a kernel run of its
+    own. With replicas each piece goes to that many nodes.
 
     Raises:
         Unavailable: fewer live nodes than replicas.
@@ -62,7 +63,9 @@ def place(
     by_name = {c.name: c for c in candidates}
     loads = {c.name: c.held for c in candidates}
     rooms = {c.name: c.room for c in candidates}
+    growing: tuple[str, ...] = ()
     if open_segment is not None and all(name in by_name for name in open_segment.holders):
+        growing = open_segment.holders
         # Fill the open segment to its limit by a small append, to its tile's end by a large one.
         spare = segment_limit - open_segment.tokens if tokens < tile else -open_segment.tokens % tile
         take = min(tokens, max(spare, 0), *(rooms[name] for name in open_segment.holders))
@@ -81,8 +84,13 @@ def place(
         room_units = {name: min(cap // unit, units) for name, cap in caps.items()}
         shares = _level(units * replicas, room_units, loads, unit)
         if sum(shares.values()) == units * replicas:
-            names = sorted(loads, key=lambda name: (loads[name], name))
-            return tuple(pieces + _wrap([(n, shares[n]) for n in names if shares[n]], units, unit, tokens))
+            # The open segment's holders come first, so that their share can grow that segment.
+            names = sorted(loads, key=lambda name: (name not in growing, loads[name], name))
+            new = _wrap([(n, shares[n]) for n in names if shares[n]], units, unit, tokens)
+            if growing and set(new[0].holders) == set(growing):
+                before = sum(piece.tokens for piece in pieces)
+                pieces = [Piece(growing, before + new.pop(0).tokens, extends=True)]
+            return tuple(pieces + new)
     room = sum(min(cap, tokens) for cap in caps.values()) // replicas
     raise OutOfMemory(
         f"the live nodes have room for {room:,} tokens of this context, {tokens:,} were to be stored"

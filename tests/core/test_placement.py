@@ -52,7 +52,6 @@ def test_every_token_is_placed_on_distinct_nodes_with_room_or_refused(situation)
         if piece.extends:
             assert segment is not None
             assert piece.holders == segment.holders
-            assert segment.tokens + piece.tokens <= max(64, math.ceil(segment.tokens / tile) * tile)
 
 
 @given(st.integers(1, 5000), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 16, 64]))
@@ -103,8 +102,16 @@ def test_token_by_token_the_open_segment_grows(replicas):
         )
         assert piece.extends
         size += piece.tokens
-    (full,) = place(1, nodes, OpenSegment(first.holders, size), replicas=replicas, tile=16, segment_limit=64)
-    assert not full.extends, "past its limit a segment is closed"
+    held = [Candidate(c.name, 64 if c.name in first.holders else 0, 1000) for c in nodes]
+    (full,) = place(1, held, OpenSegment(first.holders, size), replicas=replicas, tile=16, segment_limit=64)
+    assert not full.extends, "past its limit a segment is closed where another node holds less"
+    assert full.holders != first.holders
+
+
+def test_a_node_alone_has_one_segment_however_long():
+    node = Candidate("a", 500, 10**6)
+    (piece,) = place(5000, [node], OpenSegment(("a",), 500), tile=16, segment_limit=64)
+    assert (piece.tokens, piece.extends) == (5000, True)
 
 
 def test_a_segment_whose_holder_is_away_is_not_extended():
@@ -116,8 +123,11 @@ def test_a_segment_whose_holder_is_away_is_not_extended():
 def test_a_large_append_fills_the_open_tile_and_spreads_the_rest():
     nodes = [Candidate("a", 10, 10**4), Candidate("b", 0, 10**4)]
     first, *rest = place(1000, nodes, OpenSegment(("a",), 10), tile=16, segment_limit=4096)
-    assert (first.extends, first.tokens) == (True, 6)
-    assert {p.holders for p in rest} == {("a",), ("b",)}
+    # What falls to the holder grows its segment: 6 to the tile's end, and a share of the rest.
+    assert first.extends
+    assert (10 + first.tokens) % 16 == 0
+    assert [p.holders for p in rest] == [("b",)]
+    assert abs(10 + first.tokens - rest[0].tokens) <= 16
 
 
 def test_the_last_room_of_an_open_segment_can_be_filled():
