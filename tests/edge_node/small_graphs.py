@@ -24,7 +24,10 @@ def doubled():
     """y = x + x, z = sum(x)."""
     return named(
         model(
-            [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("ReduceSum", ["x"], ["z"], keepdims=0)],
+            [
+                helper.make_node("Add", ["x", "x"], ["y"]),
+                helper.make_node("ReduceSum", ["x"], ["z"], keepdims=0),
+            ],
             [value("x", FLOAT, ["n", 2])],
             [value("y", FLOAT, ["n", 2]), value("z", FLOAT, [])],
         )

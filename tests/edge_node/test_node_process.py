@@ -66,16 +66,27 @@ def test_a_program_runs_and_comes_back():
             while "metrics on" not in line:
                 line = process.stderr.readline()
             url = re.search(r"http://\S+", line)[0]
-            return only, urllib.request.urlopen(url).read().decode(), aggregator.registers
+            metrics = await asyncio.to_thread(urllib.request.urlopen, url)
+            return only, metrics.read().decode(), aggregator.registers
 
     only, metrics, registers = asyncio.run(scenario())
     np.testing.assert_array_equal(only.tensors["y"], 2 * x)
     np.testing.assert_array_equal(only.tensors["z"], 10)
-    assert (only.final, only.error, only.shard, only.coverage, only.version) == (True, None, "shard", range(3, 7), 5)
+    assert (only.final, only.error, only.shard, only.coverage, only.version) == (
+        True,
+        None,
+        "shard",
+        range(3, 7),
+        5,
+    )
     assert only.task_seconds >= only.run_seconds > 0
     assert 'edge_attention_node_tasks_total{outcome="ok"} 1.0' in metrics
     assert "edge_attention_node_connected 1.0" in metrics
-    assert (registers[0].name, registers[0].provider, registers[0].threads) == ("n1", "CPUExecutionProvider", 1)
+    assert (registers[0].name, registers[0].provider, registers[0].threads) == (
+        "n1",
+        "CPUExecutionProvider",
+        1,
+    )
 
 
 def test_bulk_goes_both_ways_and_resumes():
@@ -216,7 +227,7 @@ def test_messages_that_cannot_be_read_are_answered():
     damaged = damaged.replace(np.arange(6.0).tobytes(), np.arange(1, 7.0).tobytes())
 
     async def scenario():
-        async with house() as (aggregator, process):
+        async with house() as (aggregator, _):
             aggregator.send(b"\xff\xff\xff", b"", damaged)
             (answer,) = await aggregator.result("t")
             (alive,) = await aggregator.run(program("t2"))

@@ -1,0 +1,237 @@
+"""Transcripts: what happens, and what the node does about it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_attention.core.credit import Debt, Window
+from edge_attention.core.errors import AlreadyExists, InvalidArgument, PermissionDenied, Unavailable
+from edge_attention.core.program import Program
+from edge_attention.core.session import Cancel, Credit, Heartbeat, HeartbeatAck, Register, Registered
+from edge_node.session import (
+    PROGRAMS,
+    Connect,
+    Disconnect,
+    End,
+    Forget,
+    Leave,
+    Say,
+    Send,
+    Session,
+    Start,
+)
+
+AWAY = Unavailable("away")
+
+
+def register(session):
+    return Register(1, "0", "n", "i", session, "cpu", 1, 100)
+
+
+def begin(random=0.5):
+    return Session("n", "hub:1", register=register, memory=lambda: 42, random=lambda: random)
+
+
+def welcome(credit=Credit(1000, 10), resumed=False, drop=()):  # noqa: B008
+    return Registered("s", 10.0, 3.0, resumed, credit, drop)
+
+
+def registered(**terms):
+    session = begin()
+    session.tick(0)
+    session.connected(0)
+    session.received(welcome(**terms), 1, 0)
+    return session
+
+
+def program(task="t"):
+    return Program(task, "s", range(1), ())
+
+
+def sent(actions):
+    return [a.message for a in actions if isinstance(a, Send)]
+
+
+def test_it_connects_registers_and_says_so():
+    session = begin()
+    assert session.wake == 0
+    assert session.tick(0) == [Connect()]
+    assert session.tick(0) == []
+    assert session.connected(1) == [Send(register(""))]
+    actions = session.received(welcome(drop=("context/c/",)), 1, 2)
+    assert actions == [Send(PROGRAMS), Forget(("context/c/",)), Say("registered with hub:1 as n")]
+    assert session.wake == 5
+    assert session.tick(4.9) == []
+    assert session.tick(5) == [Send(Heartbeat(1, 42, 0, False))]
+    assert session.received(HeartbeatAck(1), 1, 5) == []
+    assert session.tick(8) == [Send(Heartbeat(2, 42, 0, False))]
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 40))
+def test_backoff_has_full_jitter_and_a_cap(random, failures):
+    session = begin(random)
+    now = 0.0
+    for attempt in range(failures + 1):
+        now = session.wake
+        assert session.tick(now) == [Connect()]
+        session.lost(AWAY, now)
+        assert session.wake - now == pytest.approx(random * min(30, 0.25 * 2**attempt), abs=1e-6)
+
+
+def test_it_tells_of_trouble_once_and_resumes_its_session():
+    session = registered()
+    (say,) = session.lost(AWAY, 10)
+    assert say == Say("away; trying again until it answers", warning=True)
+    assert session.wake == 10.125
+    assert session.tick(10.125) == [Connect()]
+    assert session.lost(AWAY, 11) == []
+    assert session.tick(11.25) == [Connect()]
+    assert session.connected(12) == [Send(register("s"))]
+    assert Say("registered with hub:1 as n (session resumed)") in session.received(
+        welcome(resumed=True), 1, 12
+    )
+    assert session.reconnects == 1
+
+
+@pytest.mark.parametrize("error", [AlreadyExists("taken"), InvalidArgument("odd"), PermissionDenied("no")])
+def test_a_refusal_is_final_only_the_first_time(error):
+    session = begin()
+    session.tick(0)
+    session.connected(0)
+    assert session.lost(error, 0) == [Leave(1, error.message)]
+    assert session.wake is None
+    session = registered()
+    assert not any(isinstance(a, Leave) for a in session.lost(error, 1))
+    assert session.wake is not None
+
+
+def test_silence_counts_as_loss():
+    session = registered()
+    for now in (3, 6, 9):
+        assert sent(session.tick(now))
+    assert session.wake == 10
+    assert session.tick(10)[0] == Disconnect()
+    assert session.phase == "waiting"
+    session = begin()
+    session.tick(0)
+    session.connected(0)
+    assert session.tick(10)[0] == Disconnect()
+
+
+def test_a_program_starts_once_and_its_contributions_are_given_again():
+    session = registered()
+    assert session.received(program(), 10, 1) == [Start(program())]
+    assert session.received(program(), 10, 1) == []
+    assert session.tasks == 1
+    assert sent(session.produced("t", b"a", 2, final=False)) == [b"a"]
+    assert sent(session.produced("t", b"b", 3, final=True)) == [b"b"]
+    assert session.tasks == 0
+    assert sent(session.received(program(), 10, 4)) == [b"a", b"b"]
+    assert session.tasks == 0
+
+
+def test_a_task_that_sent_bulk_runs_again():
+    session = registered()
+    session.received(program(), 10, 1)
+    session.produced("t", b"a", 2, final=True, keep=False)
+    assert session.received(program(), 10, 3) == [Start(program())]
+
+
+def test_credit_holds_contributions_back():
+    session = registered(credit=Credit(3, 10))
+    assert sent(session.produced("t", b"12", 1, final=False)) == [b"12"]
+    assert sent(session.produced("t", b"34", 1, final=False)) == [b"34"]  # the last may overdraw
+    assert session.produced("t", b"5", 1, final=True) == []
+    assert session.backlog == 1
+    assert session.received(Credit(1, 1), 1, 2) == []
+    assert sent(session.received(Credit(1, 1), 1, 2)) == [b"5"]
+    assert session.backlog == 0
+
+
+def test_what_was_not_taken_is_sent_again_in_order():
+    session = registered(credit=Credit(1000, 3))
+    for data in (b"a", b"b", b"c", b"d"):
+        session.produced("t", data, 1, final=False)
+    session.received(Credit(1, 1), 1, 1)  # a was taken; d went
+    session.produced("t", b"e", 1, final=True)
+    session.lost(AWAY, 2)
+    session.produced("u", b"f", 2, final=True)
+    assert session.backlog == 5
+    session.tick(3)
+    session.connected(3)
+    assert sent(session.received(welcome(resumed=True), 1, 3))[1:] == [b"b", b"c", b"d", b"e", b"f"]
+
+
+def test_programs_are_granted_back_when_they_end_on_the_same_stream():
+    session = registered()
+    size = PROGRAMS.bytes // 4
+    session.received(program(), size, 1)
+    assert Credit(size, 1) in sent(session.produced("t", b"a", 2, final=True))
+    session.received(program("u"), size, 1)
+    session.lost(AWAY, 2)
+    session.tick(9)
+    session.connected(9)
+    session.received(welcome(), 1, 9)
+    assert sent(session.produced("u", b"a", 10, final=True)) == [b"a"]
+
+
+def test_cancel_stops_a_running_task_only():
+    session = registered()
+    session.received(program(), 1, 1)
+    (stop,) = session.received(Cancel("t"), 1, 1)
+    assert isinstance(stop, End)
+    assert stop.task_id == "t"
+    assert session.received(Cancel("other"), 1, 1) == []
+
+
+def test_draining_finishes_refuses_and_leaves():
+    session = registered()
+    session.received(program(), 1, 1)
+    say, beat = session.drain(2)
+    assert isinstance(say, Say)
+    assert beat == Send(Heartbeat(1, 42, 1, True))
+    (refuse,) = session.received(program("u"), 1, 2)
+    assert isinstance(refuse.refusal, Unavailable)
+    assert sent(session.produced("u", b"no", 2, final=True)) == [b"no"]
+    assert session.produced("t", b"a", 3, final=True) == [Send(b"a"), Leave(0)]
+    assert session.lost(AWAY, 4) == []
+
+
+def test_draining_waits_for_credit_and_a_connection_but_not_for_ever():
+    session = registered(credit=Credit(1, 0))
+    session.produced("t", b"a", 1, final=True)
+    session.drain(2)
+    assert session.phase == "registered"
+    session.lost(AWAY, 3)
+    assert session.wake <= 12
+    (leave,) = session.tick(12)
+    assert leave.code == 1
+    session = begin()
+    assert session.drain(0)[-1] == Leave(0)
+
+
+def test_a_second_drain_leaves_at_once():
+    session = registered()
+    session.received(program(), 1, 1)
+    session.drain(2)
+    (leave,) = session.drain(2)
+    assert leave.code == 1
+
+
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 100), st.integers(1, 9))
+def test_credit_never_runs_dry_or_over(sizes, limit, messages):
+    """A sender and a receiver that takes everything: all arrives, at most a window and a message ahead."""
+    total = Credit(limit, messages)
+    window, debt = Window(total), Debt(total)
+    flight = []
+    for size in sizes:
+        while not window.take(size):
+            assert flight, "nothing under way, and yet no credit"
+            credit = debt.consumed(flight.pop(0))
+            if credit:
+                window.grant(credit)
+        flight.append(size)
+        assert len(flight) <= messages
+        assert sum(flight[:-1]) < limit

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import small_graphs
+
+from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidGraph
+from edge_attention.graphs import library
+from edge_node import runtime as rooms
+from edge_node.runtime import Runtime, choose_provider
+
+
+def load(made):
+    return Runtime().load(*made)
+
+
+def test_arrays_go_in_and_out():
+    graph = load(small_graphs.doubled())
+    x = np.frombuffer(np.arange(6, dtype=np.float32).tobytes(), np.float32).reshape(3, 2)  # read-only
+    z, y = graph.run({"x": x}, ["z", "y"])
+    np.testing.assert_array_equal(y, 2 * x)
+    assert z == 15
+
+
+@pytest.mark.parametrize("key", ["location"])
+def test_external_data_is_refused_before_it_is_looked_for(key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.ones(2, np.float32).tofile("secret.bin")
+    with pytest.raises(InvalidGraph, match="other files"):
+        load(small_graphs.external(key))
+
+
+def test_external_data_is_refused_whatever_its_varints_look_like(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, data = small_graphs.external()
+    # The same message with the key's length in two bytes; those around it grow by one.
+    index = data.index(b"\x0a\x08location")
+    entry = data.rindex(b"\x6a", 0, index)
+    changed = bytearray(data)
+    changed[index + 1 : index + 2] = b"\x88\x00"
+    changed[entry + 1] += 1
+    assert rooms._EXTERNAL.search(bytes(changed))
+    assert not rooms._EXTERNAL.search(small_graphs.doubled()[1])
+
+
+@pytest.mark.parametrize("name", library.names())
+def test_the_library_s_graphs_are_found_without_a_download(name):
+    runtime = Runtime()
+    graph = runtime.find(library.digest(name))
+    assert graph is not None
+    assert runtime.cached(graph.digest) is graph
+
+
+def test_what_is_no_graph_is_refused():
+    with pytest.raises(InvalidGraph, match="ONNX Runtime refused"):
+        load(small_graphs.named(b"not a graph"))
+    with pytest.raises(InvalidGraph, match="own format"):
+        load(small_graphs.named(b"\x00\x00\x00\x00ORTM"))
+    with pytest.raises(DataLoss):
+        Runtime().load("0" * 64, small_graphs.doubled()[1])
+    assert Runtime().find("0" * 64) is None
+
+
+def test_graphs_used_least_go_first(monkeypatch):
+    monkeypatch.setattr(rooms, "_GRAPHS", 2)
+    made = [small_graphs.doubled(), small_graphs.filled(), small_graphs.gathered()]
+    runtime = Runtime()
+    runtime.load(*made[0])
+    runtime.load(*made[1])
+    assert runtime.cached(made[0][0])
+    runtime.load(*made[2])
+    assert [runtime.cached(digest) is not None for digest, _ in made] == [True, False, True]
+    small = Runtime(limit=1)
+    small.load(*made[0])
+    small.load(*made[1])
+    assert [small.cached(digest) is not None for digest, _ in made] == [False, True, False]
+
+
+def test_the_provider_that_is_not_there_is_the_cpu(caplog):
+    cpu = "CPUExecutionProvider"
+    assert choose_provider("auto", [cpu]) == cpu
+    assert choose_provider("auto", [cpu, "CUDAExecutionProvider"]) == "CUDAExecutionProvider"
+    assert not caplog.text
+    assert choose_provider("cuda", [cpu]) == cpu
+    assert "cuda is not in this build" in caplog.text
+    with pytest.raises(InvalidArgument, match="abacus"):
+        choose_provider("abacus", onnxruntime.get_available_providers())
