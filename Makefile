@@ -43,5 +43,6 @@ clean: ## Remove the environment and caches.
 
 # One stamp an extra: pip runs again only when pyproject.toml has changed.
 .venv/%: pyproject.toml | .venv/bin/python
-	$(PIP) install -e '.[$*]'
+	@echo "installing into .venv: $*"
+	@$(PIP) install -e '.[$*]'
 	@touch $@

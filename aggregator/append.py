@@ -91,6 +91,7 @@ class Appender:
         if not len(keys):
             raise InvalidTensor("keys holds no tokens; append at least one")
         async with context.lock:
+            self._contexts.require_current(context)
             targets = self._place(context, len(keys), node)
             first = context.tokens
 
@@ -127,6 +128,7 @@ class Appender:
         if not len(rows) or rows.stop > dataset.rows:
             raise InvalidArgument(f"rows [{rows.start}, {rows.stop}) of a dataset of {dataset.rows} rows")
         async with context.lock:
+            self._contexts.require_current(context)
             targets = self._place(context, len(rows), request.node, extend=False)
             first = context.tokens
 
@@ -256,20 +258,21 @@ class Appender:
                     known = target.summaries.get(node)
                     target.summaries[node] = summary if known is None else known.joined(summary)
 
+            context.appending.update(target.segment for target in targets)
             outcome = await self._dispatcher.run(assignments, APPEND_SECONDS, fold)
+            if outcome.missing:
+                reason = "; ".join(sorted(set(outcome.missing.values())))
+                cls = DeadlineExceeded if "in time" in reason else Unavailable
+                raise cls(f"nothing was appended to context {context.spec.name!r}: {reason}")
+            segments = [self._grown(target) for target in targets]
+            self._contexts.commit(context, segments)
         except BaseException:
             self._undo(context, targets)
             raise
         finally:
+            context.appending.clear()
             for tensor in lent:
                 self._bulk.take_back(tensor.digest)
-        if outcome.missing:
-            self._undo(context, targets)
-            reason = "; ".join(sorted(set(outcome.missing.values())))
-            cls = DeadlineExceeded if "in time" in reason else Unavailable
-            raise cls(f"nothing was appended to context {context.spec.name!r}: {reason}")
-        segments = [self._grown(target) for target in targets]
-        self._contexts.commit(context, segments)
         tokens = range(targets[0].tokens.start, targets[-1].tokens.stop)
         return AppendResponse(tokens, tuple(self._contexts.segment(context, s) for s in segments))
 

@@ -47,6 +47,8 @@ class StoredContext:
     spec: ContextSpec
     segments: list[StoredSegment] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    appending: set[str] = field(default_factory=set)
+    """New segments under way: nodes may hold their tokens before they are committed here."""
 
     @property
     def tokens(self) -> int:
@@ -102,6 +104,11 @@ class Contexts:
             raise NotFound(f"no context {name[:80]!r}; contexts here: {known}")
         return context
 
+    def require_current(self, context: StoredContext) -> None:
+        """Refuse a context that was dropped while its lock was waited for."""
+        if self._contexts.get(context.spec.name) is not context:
+            raise NotFound(f"context {context.spec.name!r} was dropped meanwhile")
+
     def commit(self, context: StoredContext, segments: Sequence[StoredSegment]) -> None:
         """Make grown and new segments part of the context: in the state first, then here."""
         with self._state.transaction():
@@ -140,6 +147,11 @@ class Contexts:
             for segment in context.segments
             if member.name in segment.holders
             for sequence in (context.keys(segment.id), context.values(segment.id))
+        } | {
+            sequence
+            for context in self._contexts.values()
+            for segment_id in context.appending
+            for sequence in (context.keys(segment_id), context.values(segment_id))
         }
         return tuple(name for name in member.sequences if name.startswith("context/") and name not in known)
 

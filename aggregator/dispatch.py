@@ -93,10 +93,11 @@ class Dispatcher:
         try:
             if running is None:
                 raise NotFound(f"nobody waits for task {contribution.task_id[:80]!r}")
+            actions = running.exchange.contribution(node, contribution)
             if contribution.final:
                 self._metrics.run_seconds.observe(contribution.run_seconds)
                 running.run_seconds[contribution.shard] = contribution.run_seconds
-            self._perform(running, running.exchange.contribution(node, contribution))
+            self._perform(running, actions)
         except EdgeAttentionError as error:
             outcome = {DuplicateContribution: "duplicate", NotFound: "late", StaleVersion: "stale"}
             self._metrics.contributions.labels(outcome.get(type(error), "refused")).inc()
@@ -107,7 +108,7 @@ class Dispatcher:
         running = self._running.get(task_id.partition(".")[0])
         if running is not None:
             refusal = type(error)(f"node {node!r}: {error.message}")
-            self._perform(running, running.exchange.refuse(task_id, refusal))
+            self._perform(running, running.exchange.damaged(node, task_id, refusal))
 
     # For recipes
 
@@ -156,7 +157,7 @@ class Dispatcher:
         """
         until = time.monotonic() + patience
         said = ""
-        while away := [n for n in names if n not in self._connections]:
+        while away := [n for n in names if n not in self._connections or not self._membership.live(n)]:
             left = until - time.monotonic()
             if left <= 0:
                 return False
@@ -179,9 +180,9 @@ class Dispatcher:
     def _waits(self, exchange: Exchange) -> str:
         """Which nodes that are away `exchange` waits for, and until when at the latest."""
         away = []
-        for node in sorted(set(exchange.waits.values()) - set(self._connections)):
+        for node in sorted(set(exchange.waits.values())):
             member = self._membership.get(node)
-            if member is not None:
+            if member is not None and not member.live:
                 left = max(member.heard + self._membership.lease - time.monotonic(), 0.0)
                 clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
                 away.append(f"node {node!r} ({member.state.value}), whose lease ends at {clock}")

@@ -141,6 +141,13 @@ class Exchange:
         shard.answered = contribution.final
         return deliver
 
+    def damaged(self, node: str, task_id: str, error: EdgeAttentionError) -> list[Action]:
+        """A contribution of `node` to the task came damaged: ask another holder, if there is one."""
+        shard = self._tasks.get(task_id)
+        if shard is None or shard.node != node or not shard.open:
+            return []
+        return self.refuse(task_id, error)
+
     def refuse(self, task_id: str, error: EdgeAttentionError) -> list[Action]:
         """What the task returned could not be folded: ask another holder, if there is one."""
         shard = self._tasks.get(task_id)
@@ -164,11 +171,8 @@ class Exchange:
                 # Back. The same process ignores a task it runs and repeats what it has returned, a new one
                 # starts over; either way what came already is a duplicate and changes nothing.
                 actions.append(Send(name, self._program(shard)))
-            elif state is NodeState.LOST:
-                shard.tried[name] = f"node {name!r} was lost"
-                actions += self._ask(shard)
-            elif self._choose(shard, besides=name):
-                shard.tried[name] = f"the stream of node {name!r} broke"
+            elif state is NodeState.LOST or self._choose(shard):
+                # Not held against it: it may be asked again when it is back.
                 actions += self._ask(shard)
         return actions
 
@@ -214,13 +218,12 @@ class Exchange:
 
     # Inside
 
-    def _choose(self, shard: _Shard, besides: str = "") -> str:
+    def _choose(self, shard: _Shard) -> str:
         """The live holder, not tried yet, with the fewest open tasks of this exchange."""
         live = [
             name
             for name in shard.assignment.holders
             if name not in shard.tried
-            and name != besides
             and self._state(name) in (NodeState.READY, NodeState.DRAINING)
         ]
         load = {name: sum(s.open and s.node == name for s in self._shards.values()) for name in live}

@@ -19,6 +19,7 @@ from edge_attention.core.credit import Debt, Window
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
 from edge_attention.core.program import Contribution, Program
 from edge_attention.core.session import (
+    Cancel,
     Chunk,
     Credit,
     DownloadRequest,
@@ -48,15 +49,19 @@ class NodeConnection:
 
     def __init__(self) -> None:
         self._control: collections.deque[bytes] = collections.deque()
-        self._programs: collections.deque[bytes] = collections.deque()
+        self._programs: dict[str, bytes] = {}
         # The node grants its credit after it has registered.
         self._window = Window()
         self._wake = asyncio.Event()
         self._closed = False
 
     def send(self, message: ToNode) -> None:
-        queue = self._programs if isinstance(message, Program) else self._control
-        queue.append(to_node.encode(message))
+        if isinstance(message, Program):
+            self._programs[message.task_id] = to_node.encode(message)
+        elif isinstance(message, Cancel) and self._programs.pop(message.task_id, None) is not None:
+            return  # it still waited for credit: the node has never heard of it
+        else:
+            self._control.append(to_node.encode(message))
         self._wake.set()
 
     def grant(self, credit: Credit) -> None:
@@ -71,8 +76,8 @@ class NodeConnection:
         while not self._closed:
             if self._control:
                 yield self._control.popleft()
-            elif self._programs and self._window.take(len(self._programs[0])):
-                yield self._programs.popleft()
+            elif self._programs and self._window.take(len(next(iter(self._programs.values())))):
+                yield self._programs.pop(next(iter(self._programs)))
             else:
                 self._wake.clear()
                 await self._wake.wait()
@@ -111,6 +116,13 @@ class Link:
 
     def connected(self, name: str) -> bool:
         return name in self._connections
+
+    def lost(self, name: str) -> None:
+        """The node's lease ran out: end its stream, so that it registers again when it is back."""
+        if (connection := self._connections.get(name)) is not None:
+            connection.close()
+        if (member := self._membership.get(name)) is not None:
+            self._bulk.forget(member.session)
 
     async def connect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         register = await self._first(requests)
@@ -214,7 +226,9 @@ class Link:
             yield chunk
 
     async def upload(self, chunks: AsyncIterator[UploadChunk], context: Any) -> Uploaded:
-        first = await anext(aiter(chunks))
+        first = await anext(aiter(chunks), None)
+        if first is None:
+            raise InvalidArgument("an upload without a message; send a chunk")
         name = self._membership.of_session(first.session).name
 
         async def counted() -> AsyncIterator[UploadChunk]:
@@ -232,12 +246,13 @@ class Link:
         self._metrics.bytes.labels(direction, kind).inc(size)
 
 
-async def watch_leases(membership: Membership, dispatcher: Dispatcher, metrics: Metrics) -> None:
+async def watch_leases(membership: Membership, dispatcher: Dispatcher, link: Link, metrics: Metrics) -> None:
     """Notice leases that run out; runs as long as the aggregator does."""
     while True:
         await asyncio.sleep(min(0.5, membership.lease / 4))
         for name in membership.tick(time.monotonic()):
             log.warning("node %s is lost: silent for more than %.1f s", name, membership.lease)
+            link.lost(name)
             dispatcher.changed(name)
         counts = Counter(member.state for member in membership.members())
         for state in type(membership.state("")):

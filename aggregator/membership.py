@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edge_attention.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from edge_attention.core.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from edge_attention.core.fleet import Node, NodeState
 from edge_attention.core.session import PROTOCOL, Heartbeat, Register
 from edge_attention.core.tensors import require_name, require_stored
+
+
+MEMBERS = 10_000
+"""Nodes remembered, those that are gone included."""
 
 
 @dataclass
@@ -66,6 +76,7 @@ class Membership:
             FailedPrecondition: it speaks another version of the protocol.
             InvalidArgument: its name, or that of a dataset or sequence, is none.
             AlreadyExists: the name belongs to another live node.
+            ResourceExhausted: there are too many nodes.
         """
         if register.protocol != PROTOCOL:
             raise FailedPrecondition(
@@ -88,11 +99,20 @@ class Membership:
             )
         resumed = member is not None and same and member.session == register.session
         session = member.session if member is not None and resumed else self._new_session()
+        if member is None and len(self._members) >= MEMBERS:
+            self._make_room()
         self._epoch += 1
         member = Member(register, session, self._epoch, now)
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
         return Admission(member, resumed)
+
+    def _make_room(self) -> None:
+        """Forget the node that has been lost longest; a fleet of names made up must not fill the memory."""
+        lost = [member for member in self._members.values() if member.state is NodeState.LOST]
+        if not lost:
+            raise ResourceExhausted(f"{MEMBERS:,} nodes are connected already, which is the limit")
+        del self._members[min(lost, key=lambda member: member.heard).name]
 
     def heard(self, name: str, now: float, heartbeat: Heartbeat | None = None) -> None:
         """Anything that comes from a node renews its lease."""
@@ -150,6 +170,10 @@ class Membership:
         if not member.live:
             raise FailedPrecondition(f"node {name!r} is {member.state.value}; start it, or wait for it")
         return member
+
+    def live(self, name: str) -> bool:
+        member = self._members.get(name)
+        return member is not None and member.live
 
     def state(self, name: str) -> NodeState:
         member = self._members.get(name)

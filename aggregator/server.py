@@ -129,7 +129,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 settings.metrics_port, settings.metrics_host, registry=metrics.registry
             )
             print(f"metrics on {settings.metrics_host}:{http.server_port}", flush=True)
-        leases = asyncio.create_task(watch_leases(membership, dispatcher, metrics), name="leases")
+        leases = asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases")
         for name in ("", *names):
             await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
         runs.resume()

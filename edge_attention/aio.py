@@ -9,31 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Literal
 
 import grpc.aio
-import numpy as np
 
+from edge_attention.aio_context import AsyncContext
 from edge_attention.aio_run import AsyncRun
 from edge_attention.core import attention as wire
 from edge_attention.core import jobs
-from edge_attention.core.errors import (
-    DataLoss,
-    EdgeAttentionError,
-    FailedPrecondition,
-    InvalidArgument,
-    InvalidTensor,
-    Unavailable,
-)
+from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
 from edge_attention.core.fleet import ListNodesRequest, Node
 from edge_attention.core.session import UploadChunk
-from edge_attention.core.tensors import Array, Encoding, Float32, Int64, require
-from edge_attention.job import FusionJob, Model, model_bytes
-from edge_attention.results import Answer, Appended, join, merged
+from edge_attention.job import FusionJob
 from edge_attention.wire import services
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import Caller
@@ -41,16 +30,6 @@ from edge_attention.wire.rpc import Caller
 __all__ = ["AsyncClient", "AsyncContext", "AsyncRun"]
 
 MIB = 1024 * 1024
-APPEND_CALL = 64 * MIB  # bytes of one all-or-nothing append
-APPEND_MESSAGE = MIB * 15 // 16  # room for a message's other fields within 1 MiB
-ATTEND_REPLY = 3 * MIB  # bytes of arrays planned for one reply, of the 4 MiB a message may have
-WEIGHTS_REPLY = 2 * MIB * 15 // 16  # of them for weights, which may have half a message
-ATTEND_PARTS = 4  # groups of queries under way at once
-DEADLINE_MARGIN = 5.0  # the server answers at the deadline, labelled; gRPC's own comes after it
-SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
-
-Progress = Callable[[int, int], None]
-"""Called with tokens done and tokens in all."""
 
 
 class AsyncClient:
@@ -64,6 +43,8 @@ class AsyncClient:
     Every method raises the error the server named (edge_attention.core.errors), `Unavailable` if it
     cannot be reached, `DeadlineExceeded` if it does not answer in time.
     """
+
+    SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
 
     def __init__(self, address: str, *, timeout: float = 60.0, patience: float = 60.0) -> None:
         host, colon, port = address.rpartition(":")
@@ -147,7 +128,7 @@ class AsyncClient:
             for at in range(start, size, MIB):
                 yield UploadChunk("", digest, at, size, data[at : at + MIB])
 
-        timeout = self.timeout + size / SLOWEST
+        timeout = self.timeout + size / self.SLOWEST
         ask = chunks(size)  # without data: how much is there
         for attempt in range(3):
             try:
@@ -189,228 +170,3 @@ class AsyncClient:
         for data in files.values():
             await self.upload(data)
         return prepared
-
-
-class AsyncContext:
-    """A context on the aggregator. `spec` holds its name, heads and dimensions."""
-
-    def __init__(self, client: AsyncClient, spec: wire.ContextSpec) -> None:
-        self._client = client
-        self.spec = spec
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} at {self._client.address}>"
-
-    async def append(
-        self, keys: Float32, values: Float32, *, node: str | None = None, progress: Progress | None = None
-    ) -> Appended:
-        """Append tokens: keys float32 [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
-
-        Long appends are cut into calls of at most 64 MiB. Each call is stored whole or not at all; if one
-        fails, the error says how many tokens the calls before it stored.
-
-        Args:
-            node: where to keep the tokens; None: the aggregator places them.
-            progress: called in the event loop after each call.
-
-        Raises:
-            InvalidTensor: wrong shape or dtype, NaN or infinity.
-        """
-        spec = self.spec
-        _require_array(keys, "keys", ("tokens", spec.key_heads, spec.key_dim))
-        _require_array(values, "values", (len(keys), spec.key_heads, spec.value_dim))
-        if not len(keys):
-            raise InvalidTensor("keys has no tokens; append at least one")
-        step = max(1, APPEND_CALL // spec.token_bytes)
-        done: list[wire.AppendResponse] = []
-        for at in range(0, len(keys), step):
-            stop = min(at + step, len(keys))
-            timeout = self._client.timeout + (stop - at) * spec.token_bytes / SLOWEST
-            messages = self._messages(keys[at:stop], values[at:stop], node or "")
-            try:
-                done.append(await self._client.caller.send(services.APPEND, messages, timeout))
-            except EdgeAttentionError as error:
-                if not at:
-                    raise
-                raise type(error)(
-                    f"{error.message} (the first {at:,} of {len(keys):,} tokens were stored before, as "
-                    f"positions {_appended(done).ranges}; append the others again)"
-                ) from error
-            if progress:
-                progress(stop, len(keys))
-        return _appended(done)
-
-    async def _messages(self, keys: Float32, values: Float32, node: str) -> AsyncIterator[wire.AppendRequest]:
-        step = max(1, APPEND_MESSAGE // self.spec.token_bytes)
-        for at in range(0, len(keys), step):
-            yield wire.AppendRequest(self.name, node, keys[at : at + step], values[at : at + step])
-
-    async def append_dataset(
-        self,
-        node: str,
-        dataset: str,
-        model: Model,
-        inputs: dict[str, str],
-        rows: range | None = None,
-        *,
-        timeout: float = 600.0,
-    ) -> Appended:
-        """Append what `node` computes from its own dataset: the tokens never leave it.
-
-        Args:
-            model: an ONNX model from columns to `keys` [rows, key_heads, key_dim] and `values`
-                [rows, key_heads, value_dim]: a path, bytes or an onnx.ModelProto.
-            inputs: graph input -> column of the dataset.
-            rows: which rows; None: all.
-        """
-        if rows is not None and (rows.step != 1 or rows.start < 0):
-            raise InvalidArgument(f"rows are {rows}; give a range of consecutive rows from 0 on")
-        graph = await self._client.upload(await asyncio.to_thread(model_bytes, model))
-        request = wire.AppendDatasetRequest(self.name, node, dataset, graph, inputs, rows)
-        return _appended([await self._client.caller.unary(services.APPEND_DATASET, request, timeout)])
-
-    async def attend(
-        self,
-        queries: Float32,
-        *,
-        causal: bool = False,
-        positions: Int64 | None = None,
-        window: int | None = None,
-        scale: float | None = None,
-        deadline: float | None = None,
-        weights: bool = False,
-        encoding: Literal["float32", "float16"] = "float32",
-        until: int | None = None,
-    ) -> Answer:
-        """Exact attention of `queries` over the context, or what the deadline left of it, labelled.
-
-        Many queries travel in several calls, all of which see the context as it was at the first.
-
-        Args:
-            queries: float32 [queries, query_heads, key_dim].
-            causal: a query sees positions up to and with its own.
-            positions: int64 [queries], each query's own position, for causal and window; None: the last
-                positions of the context.
-            window: a query sees only so many last positions up to and with its own.
-            scale: multiplies the scores; None: 1 / sqrt(key_dim).
-            deadline: seconds after which the answer is given with what arrived; None: the server's default.
-            weights: also return every token's global attention weight.
-            encoding: how `out` travels; float16 halves the bytes for an error of about 2e-4.
-            until: attend to positions below this one only; None: all there are now.
-
-        Raises:
-            InvalidTensor: wrong shape or dtype, NaN or infinity.
-            InvalidArgument: a window under 1, a deadline that is not positive, ...
-            EmptyContext: there is nothing to attend to.
-            MessageTooLarge: one query's weights do not fit a message.
-        """
-        began = time.monotonic()
-        _require_array(queries, "queries", ("queries", self.spec.query_heads, self.spec.key_dim))
-        count = len(queries)
-        if positions is not None:
-            _require_array(positions, "positions", (count,), np.int64)
-        if deadline is not None and not 0 < deadline < 1e9:
-            raise InvalidArgument(f"deadline is {deadline} seconds; it must be positive")
-        if encoding not in ("float32", "float16"):
-            raise InvalidArgument(f"encoding is {encoding!r}; it must be 'float32' or 'float16'")
-        step = max(count, 1)
-        # What a small call's reply cannot exceed needs no plan; a larger one is planned by a description.
-        if weights or self._reply_bytes(count, segments=256) > ATTEND_REPLY:
-            context = await self.describe()
-            step = self._fitting(context, weights)
-            if step < count:
-                until = context.tokens if until is None else min(until, context.tokens)
-                if positions is None and (causal or window is not None):
-                    positions = last_positions(count, until)
-        gate = asyncio.Semaphore(ATTEND_PARTS)
-
-        async def part(at: int) -> wire.AttendResponse:
-            async with gate:
-                left = None if deadline is None else max(1e-3, deadline - (time.monotonic() - began))
-                request = wire.AttendRequest(
-                    context=self.name,
-                    queries=queries[at : at + step],
-                    positions=None if positions is None else positions[at : at + step],
-                    causal=bool(causal),
-                    window=window,
-                    scale=scale,
-                    deadline_seconds=left,
-                    encoding=Encoding.FLOAT16 if encoding == "float16" else Encoding.RAW,
-                    weights=weights,
-                    until=until,
-                )
-                timeout = self._client.timeout if left is None else left + DEADLINE_MARGIN
-                timeout += (left or self._client.timeout) if weights else 0  # they take a second trip
-                return await self._client.caller.unary(services.ATTEND, request, timeout)
-
-        parts = await _all([part(at) for at in range(0, max(count, 1), step)])
-        return join(parts, time.monotonic() - began)
-
-    def _reply_bytes(self, queries: int, segments: int) -> int:
-        """At most so many bytes in the larger of request and reply, weights apart."""
-        spec = self.spec
-        floats = max(spec.key_dim, 2 * spec.value_dim + 1 + segments)
-        return queries * spec.query_heads * 4 * floats + segments * 256
-
-    def _fitting(self, context: wire.Context, weights: bool) -> int:
-        """How many queries one call can carry."""
-        fixed = self._reply_bytes(0, len(context.segments))
-        each = self._reply_bytes(1, len(context.segments)) - fixed
-        fit = (ATTEND_REPLY - fixed) // each
-        if weights:
-            fit = min(fit, WEIGHTS_REPLY // max(1, self.spec.query_heads * 4 * context.tokens))
-        return max(1, fit)
-
-    async def describe(self) -> wire.Context:
-        """The context's spec, tokens and segments, with their holders."""
-        request = wire.DescribeContextRequest(self.name)
-        return (
-            await self._client.caller.unary(services.DESCRIBE_CONTEXT, request, self._client.timeout)
-        ).context
-
-    async def drop(self) -> None:
-        """Forget the context on the aggregator and its tokens on the nodes."""
-        request = wire.DropContextRequest(self.name)
-        await self._client.caller.unary(services.DROP_CONTEXT, request, self._client.timeout)
-
-
-async def _all(calls: Sequence[Coroutine[Any, Any, wire.AttendResponse]]) -> list[wire.AttendResponse]:
-    """All results in order; the first failure cancels the others."""
-    if len(calls) == 1:
-        return [await calls[0]]
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def last_positions(count: int, tokens: int) -> Int64:
-    """Where queries without positions sit: the last query on the last token."""
-    if count > tokens:
-        raise InvalidArgument(
-            f"{count} queries do not fit at the end of {tokens} tokens; give their positions"
-        )
-    return np.arange(tokens - count, tokens)
-
-
-def _appended(replies: Sequence[wire.AppendResponse]) -> Appended:
-    return Appended(
-        merged(reply.tokens for reply in replies),
-        tuple(segment for reply in replies for segment in reply.segments),
-    )
-
-
-def _require_array(
-    array: Array, what: str, shape: Sequence[int | str], dtype: type[np.generic] = np.float32
-) -> None:
-    if not isinstance(array, np.ndarray):
-        name = np.dtype(dtype).name
-        raise InvalidTensor(f"{what}: {type(array).__name__} is not an array; give np.asarray(..., {name!r})")
-    require(array, what, shape=shape, dtype=dtype)

@@ -74,7 +74,9 @@ class AsyncRun:
             try:
                 request = jobs.WatchRunRequest(self.id, after)
                 async for event in self._client.caller.receive(services.WATCH_RUN, request):
-                    away_since, delay = None, 0.1
+                    if away_since is not None:
+                        self.info = replace(self.info, waiting="")
+                        away_since, delay = None, 0.1
                     if isinstance(event, TrainingRun):
                         self.info = event
                     elif event.number > after:

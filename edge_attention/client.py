@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from edge_attention.aio import AsyncClient, AsyncContext, AsyncRun, Progress
-from edge_attention.aio_run import Event
+from edge_attention.aio import AsyncClient
+from edge_attention.aio_context import AsyncContext, Progress
+from edge_attention.aio_run import AsyncRun, Event
 from edge_attention.background import BACKGROUND
 from edge_attention.core import attention as wire
 from edge_attention.core.fleet import Node

@@ -56,7 +56,7 @@ def read_safetensors(data: bytes, what: str = "the file") -> dict[str, Array]:
         header = json.loads(data[8 : 8 + size].decode("utf-8"))
         header.pop("__metadata__", None)
         entries = [(name, *_entry(entry)) for name, entry in header.items()]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataLoss(f"{what} has a header that is not safetensors'") from None
     body = memoryview(data)[8 + size :]
     end = 0
@@ -65,7 +65,10 @@ def read_safetensors(data: bytes, what: str = "the file") -> dict[str, Array]:
         # Gaps and overlaps are forbidden by the format: they are where a forged file hides things.
         if begin != end or stop - begin != dtype.itemsize * math.prod(shape) or stop > len(body):
             raise DataLoss(f"{what}: tensor {name[:80]!r} does not fit its place in the file")
-        arrays[name] = np.frombuffer(body[begin:stop], dtype).reshape(shape)
+        try:
+            arrays[name] = np.frombuffer(body[begin:stop], dtype).reshape(shape)
+        except ValueError:
+            raise DataLoss(f"{what}: tensor {name[:80]!r} has a shape no array can have") from None
         end = stop
     if end != len(body):
         raise DataLoss(f"{what} has {len(body) - end:,} bytes that belong to no tensor")

@@ -71,30 +71,30 @@ class Transfers:
             NotFound: the aggregator does not have it.
         """
         data: bytearray | None = None
-        received = 0
+        where, received = f"file {digest[:12]}", 0
         try:
             while data is None or received < len(data):
                 caller, session = await self._connected(stop)
                 try:
                     async for chunk in caller.receive(DOWNLOAD, DownloadRequest(session, digest, received)):
                         stop.check()
+                        if chunk.size > limit:
+                            raise OutOfMemory(f"{where} has {chunk.size:,} bytes; the limit is {limit:,}")
                         if data is None:
-                            if chunk.size > limit:
-                                raise OutOfMemory(
-                                    f"file {digest[:12]} has {chunk.size:,} bytes, over {limit:,}"
-                                )
-                            self._store.reserve(chunk.size, f"file {digest[:12]}")
+                            self._store.reserve(chunk.size, where)
                             data = bytearray(chunk.size)
                         end = received + len(chunk.data)
                         if chunk.offset != received or end > len(data) or chunk.size != len(data):
-                            raise DataLoss(f"file {digest[:12]} came in chunks that do not follow each other")
+                            raise DataLoss(f"{where} came in chunks that do not follow each other")
                         data[received:end] = chunk.data
                         received = end
                         self._counted("received", len(chunk.data))
+                    if data is None or received < len(data):
+                        raise DataLoss(f"{where} ended after {received:,} bytes")
                 except (Unavailable, Cancelled):
                     await self._again(stop)
             if (await asyncio.to_thread(hashlib.sha256, data)).hexdigest() != digest:
-                raise DataLoss(f"file {digest[:12]} came damaged: its bytes have another digest")
+                raise DataLoss(f"{where} came damaged: its bytes have another digest")
             return data
         except BaseException:
             self._store.release(len(data or b""))
@@ -116,24 +116,24 @@ class Transfers:
 
     async def upload(self, digest: str, data: memoryview, stop: Stop) -> None:
         """Returns when the aggregator has the whole file."""
-        received = -1
-        while received < len(data):
+
+        async def chunks(session: str, start: int, stop_at: int) -> AsyncIterator[UploadChunk]:
+            for offset in range(start, max(stop_at, start + 1), CHUNK):
+                stop.check()
+                part = bytes(data[offset : min(offset + CHUNK, stop_at)])
+                self._counted("sent", len(part))
+                yield UploadChunk(session, digest, offset, len(data), part)
+
+        while True:
             caller, session = await self._connected(stop)
-
-            async def chunks(start: int, session: str = session) -> AsyncIterator[UploadChunk]:
-                for offset in range(start, max(len(data), 1), CHUNK):
-                    stop.check()
-                    part = bytes(data[offset : offset + CHUNK])
-                    self._counted("sent", len(part))
-                    yield UploadChunk(session, digest, offset, len(data), part)
-
-            async def question(session: str = session) -> AsyncIterator[UploadChunk]:
-                yield UploadChunk(session, digest, 0, len(data), b"")
-
             try:
-                received = (await caller.send(UPLOAD, question())).received
+                # Without data it asks how much is there.
+                received = (await caller.send(UPLOAD, chunks(session, 0, 0))).received
                 if received < len(data):
-                    received = (await caller.send(UPLOAD, chunks(received))).received
+                    received = (await caller.send(UPLOAD, chunks(session, received, len(data)))).received
+                if received != len(data):
+                    raise DataLoss(f"the aggregator took {received:,} of a tensor's {len(data):,} bytes")
+                return
             except (Unavailable, Cancelled):
                 await self._again(stop)
 

@@ -138,7 +138,8 @@ def _numbers(values: tuple[str, ...], column: str, path: Path) -> Array:
     """int64 if every value is an integer, else float32."""
     for dtype, storage in ((np.int64, np.int64), (np.float64, np.float32)):
         try:
-            return np.array(values, dtype=np.str_).astype(dtype).astype(storage)
+            with np.errstate(over="ignore"):  # what becomes infinite is refused with its line
+                return np.array(values, dtype=np.str_).astype(dtype).astype(storage)
         except (ValueError, OverflowError):
             continue
     for line, value in enumerate(values, start=2):
@@ -168,9 +169,6 @@ def _parquet(name: str, path: Path, id_column: str) -> Dataset:
     columns: dict[str, Array] = {}
     for column, values in cells.items():
         array = values.to_numpy()
-        if values.null_count:
-            row = values.is_null().to_pylist().index(True)
-            raise InvalidArgument(f"{path.name}: row {row}, column {column!r} is missing")
         if array.dtype.kind not in "biuf":
             raise InvalidArgument(f"{path.name}: column {column!r} is {values.type}, not numbers")
         columns[column] = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)

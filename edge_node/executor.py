@@ -64,15 +64,14 @@ def graphs_of(program: Program) -> set[str]:
         nonlocal count
         count += len(block)
         if depth > MAX_DEPTH or count > MAX_INSTRUCTIONS:
-            raise InvalidProgram(
-                f"a program has at most {MAX_INSTRUCTIONS} instructions, Repeats nested {MAX_DEPTH} deep"
-            )
+            limits = f"{MAX_INSTRUCTIONS} instructions, Repeats nested {MAX_DEPTH} deep"
+            raise InvalidProgram(f"a program has at most {limits}")
         total = len(block)
         for instruction in block:
             if isinstance(instruction, Run):
                 digests.add(instruction.graph)
             elif isinstance(instruction, Repeat):
-                total += instruction.times * steps(instruction.body, depth + 1)
+                total += instruction.times * (1 + steps(instruction.body, depth + 1))
         return total
 
     if (total := steps(program.instructions, 0)) > MAX_STEPS:
@@ -96,7 +95,6 @@ class Execution:
         *,
         serial: int = 0,
         stop: Stop | None = None,
-        arrived: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._program, self._node, self._graphs = program, node, graphs
@@ -104,7 +102,7 @@ class Execution:
         self._scope = f"task/{serial}/"
         self._stop = stop or Stop()
         self._clock = clock
-        self._arrived = clock() if arrived is None else arrived
+        self._arrived = clock()
         self._run_seconds = 0.0
         self._number = 0
         self._pending: dict[str, Array | Encoded] = {}
@@ -223,7 +221,8 @@ class Execution:
         if dataset is None:
             known = ", ".join(self._node.datasets) or "none"
             raise InvalidProgram(f"this node has no dataset {batch.dataset[:80]!r}; its datasets: {known}")
-        rows = None if batch.rows is None else self._rows(batch.rows, turn, dataset)
+        asked = None if batch.rows is None else self._value(batch.rows)
+        rows = None if asked is None else _rows(asked.array, turn, dataset)
         count = dataset.rows if rows is None else len(rows)
         for column, name in batch.columns.items():
             target, source = self._name(name), dataset.column(column)
@@ -231,37 +230,20 @@ class Execution:
             array = np.ascontiguousarray(source if rows is None else source[rows])
             self._store.put(target, array, Origin("", f"column {column!r} of dataset {dataset.name!r}"))
         if batch.identity_output:
-            if not batch.identity_key:
-                raise InvalidProgram("hashes of ids need an identity_key: without one anybody can guess ids")
             key = batch.identity_key
+            if not key:
+                raise InvalidProgram("hashes of ids need an identity_key: without one anybody can guess ids")
             if self._node.secret:
                 key = hmac.digest(self._node.secret, key, "sha256")
             self._store.require(16 * count, "hashes of ids")
-            origin = None if self._node.releases.alignment else Origin("", ALIGNMENT)
+            # Rows chosen by what is in them would tell it with their ids.
+            chosen = asked.origin if asked is not None else None
+            origin = chosen if self._node.releases.alignment else Origin("", ALIGNMENT)
             self._store.put(self._name(batch.identity_output), dataset.hashes(rows, key), origin)
-
-    def _rows(self, value: Value, turn: int | None, dataset: Dataset) -> Array:
-        rows = self._value(value).array
-        if rows.ndim == 2 and turn is not None:
-            if turn >= len(rows):
-                raise InvalidProgram(f"turn {turn} of a Repeat has no rows: {len(rows)} turns have")
-            rows = rows[turn]
-        if rows.ndim != 1 or rows.dtype != np.int64:
-            raise InvalidProgram(
-                f"rows are int64 [rows], or [times, rows] inside a Repeat; these are {rows.dtype} "
-                f"{list(rows.shape)}"
-            )
-        if len(rows) and not (rows.min() >= 0 and rows.max() < dataset.rows):
-            raise InvalidProgram(
-                f"dataset {dataset.name!r} has rows 0 to {dataset.rows - 1}; others were asked for"
-            )
-        return rows
 
     def _return(self, instruction: Return, array: Array) -> None:
         if not 0 < len(instruction.name) <= 256:
-            raise InvalidProgram(
-                f"{instruction.stored} is returned under no name, or one of over 256 characters"
-            )
+            raise InvalidProgram(f"{instruction.stored} is returned under a name of none or over 256 letters")
         if self._store.is_sequence(self._name(instruction.stored)):
             array = array.copy()  # the next append writes there
         if instruction.encoding is Encoding.FLOAT16 and array.dtype != np.float32:
@@ -269,3 +251,18 @@ class Execution:
         raw = instruction.encoding is Encoding.RAW
         self._pending[instruction.name] = array if raw else Encoded(array, instruction.encoding)
         self._pending_bytes += array.nbytes
+
+
+def _rows(rows: Array, turn: int | None, dataset: Dataset) -> Array:
+    if rows.ndim == 2 and turn is not None:
+        if turn >= len(rows):
+            raise InvalidProgram(f"turn {turn} of a Repeat has no rows: {len(rows)} turns have")
+        rows = rows[turn]
+    if rows.ndim != 1 or rows.dtype != np.int64:
+        raise InvalidProgram(
+            f"rows are int64 [rows], or [times, rows] inside a Repeat; these are {rows.dtype} "
+            f"{list(rows.shape)}"
+        )
+    if len(rows) and not (rows.min() >= 0 and rows.max() < dataset.rows):
+        raise InvalidProgram(f"dataset {dataset.name!r} has {dataset.rows} rows; others were asked for")
+    return rows

@@ -10,7 +10,7 @@ import random
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import grpc.aio
@@ -26,19 +26,7 @@ from edge_node.bulk import Transfers, split
 from edge_node.executor import Execution, Node, graphs_of
 from edge_node.metrics import Metrics
 from edge_node.runtime import Graph, Runtime, Stop
-from edge_node.session import (
-    Action,
-    Connect,
-    Disconnect,
-    Forget,
-    Leave,
-    Refuse,
-    Say,
-    Send,
-    Session,
-    Start,
-)
-from edge_node.session import Stop as StopTask
+from edge_node.session import Action, Connect, Disconnect, End, Forget, Leave, Say, Send, Session, Start
 
 log = logging.getLogger(__name__)
 
@@ -68,26 +56,14 @@ def open_channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What the node says of itself."""
-
-    name: str
-    software: str
-
-
 class Link:
     """Keeps `node` connected to the aggregator at `address`, until it is told to leave."""
 
-    def __init__(self, address: str, identity: Identity, node: Node, runtime: Runtime) -> None:
-        self._address, self._identity, self._node, self._runtime = address, identity, node, runtime
+    def __init__(self, address: str, name: str, node: Node, runtime: Runtime) -> None:
+        self._address, self._name, self._node, self._runtime = address, name, node, runtime
         self._instance = secrets.token_hex(8)
         self._session = Session(
-            identity.name,
-            address,
-            register=self._register,
-            memory=lambda: node.store.used,
-            random=random.SystemRandom().random,
+            name, address, register=self._register, memory=lambda: node.store.used, random=random.random
         )
         self.metrics = Metrics(
             node.store, lambda: (self._session.phase == "registered", self._session.reconnects)
@@ -123,8 +99,8 @@ class Link:
         node = self._node
         return said.Register(
             said.PROTOCOL,
-            self._identity.software,
-            self._identity.name,
+            version("edge-attention"),
+            self._name,
             self._instance,
             session,
             self._runtime.provider,
@@ -159,11 +135,14 @@ class Link:
                 data = message if isinstance(message, bytes) else from_node.encode(message)
                 self.metrics.bytes.labels("sent", "stream").inc(len(data))
                 self._outgoing.put_nowait(data)
-            case Start(program):
-                self._spawn(program)
-            case Refuse(program, error):
-                self._answer(Execution(program, self._node, {}).failure(error))
-            case StopTask(task_id, error):
+            case Start(program, None):
+                stop = self._stops[program.task_id] = Stop()
+                task = asyncio.create_task(self._task(program, stop), name=f"task {program.task_id}")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case Start(program, refusal) if refusal is not None:
+                self._answer(Execution(program, self._node, {}).failure(refusal))
+            case End(task_id, error):
                 if task_id in self._stops:
                     self._stops[task_id].set(error)
             case Forget(names):
@@ -206,7 +185,7 @@ class Link:
         except EdgeAttentionError as error:
             # A program's fields that say what task it is are numbered as a contribution's.
             task_id = task_of(data)
-            log.warning("a message of task %r cannot be read: %s", task_id, error.message)
+            log.warning("a message of task %.80r cannot be read: %s", task_id, error.message)
             self._step(self._session.damaged, len(data))
             if task_id:
                 self._answer(Execution(Program(task_id, "", range(0), ()), self._node, {}).failure(error))
@@ -214,12 +193,6 @@ class Link:
         self._step(self._session.received, message, len(data))
 
     # Tasks
-
-    def _spawn(self, program: Program) -> None:
-        stop = self._stops[program.task_id] = Stop()
-        task = asyncio.create_task(self._task(program, stop), name=f"task {program.task_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _task(self, program: Program, stop: Stop) -> None:
         graphs: dict[str, Graph] = {}
@@ -284,7 +257,7 @@ class Link:
             self.metrics.run_seconds.observe(contribution.run_seconds)
             self.metrics.task_seconds.observe(contribution.task_seconds)
             if contribution.error:
-                log.warning("task %s failed: %s", contribution.task_id, contribution.error.message)
+                log.warning("task %.80r failed: %s", contribution.task_id, contribution.error.message)
         self._step(
             self._session.produced,
             contribution.task_id,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -94,7 +92,7 @@ def main(
     setup_logging(log_level)
     from edge_node import datasets, executor, files, release, runtime  # after --help and --version
     from edge_node import store as stores
-    from edge_node.link import Identity, Link
+    from edge_node.link import Link
 
     limit = memory_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     try:
@@ -112,18 +110,21 @@ def main(
             release.Releases(allow_release),
             secret,
         )
-        identity = Identity(require_name(name or socket.gethostname(), "--name"), version("edge-attention"))
-        link = Link(f"{aggregator[0]}:{aggregator[1]}", identity, node, engine)
+        name = require_name(name or socket.gethostname(), "--name")
+        link = Link(f"{aggregator[0]}:{aggregator[1]}", name, node, engine)
         if metrics_port is not None:
-            try:
-                port = link.metrics.serve(metrics_host, metrics_port)
-            except OSError as error:
-                raise InvalidArgument(f"--metrics-port {metrics_port}: {error.strerror}") from None
+            port = link.metrics.serve(metrics_host, metrics_port)
             log.info("metrics on http://%s:%d/metrics", metrics_host, port)
     except (EdgeAttentionError, OSError) as error:
         click.echo(f"edge-node: {error}", err=True)
         sys.exit(2)
-    code, text = asyncio.run(_run(link))
+
+    async def run() -> tuple[int, str]:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(signum, link.drain)
+        return await link.run()
+
+    code, text = asyncio.run(run())
     if text:
         click.echo(f"edge-node: {text}", err=True)
     log.info("left")
@@ -131,18 +132,3 @@ def main(
     sys.stderr.flush()
     # A graph that does not end must not keep the process from ending.
     os._exit(code)
-
-
-async def _run(link: object) -> tuple[int, str]:
-    from edge_node.link import Link
-
-    assert isinstance(link, Link)
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(signum, link.drain)
-    return await link.run()
-
-
-if __name__ == "__main__":
-    main()

@@ -7,6 +7,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from edge_attention.core.errors import InvalidArgument
 from edge_node.store import Store
 
 _SECONDS = tuple(mantissa * 10.0**power for power in range(-4, 2) for mantissa in (1, 2, 5))
@@ -35,8 +36,11 @@ class Metrics:
         reconnects.set_function(lambda: float(session()[1]))
 
     def serve(self, host: str, port: int) -> int:
-        """Serve them over HTTP; returns the port (a free one for 0). Raises OSError."""
-        server, _ = start_http_server(port, host, self.registry)
+        """Serve them over HTTP; returns the port (a free one for 0). Raises InvalidArgument."""
+        try:
+            server, _ = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise InvalidArgument(f"metrics cannot be served on {host}:{port}: {error.strerror}") from None
         return int(server.server_port)
 
 

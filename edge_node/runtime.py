@@ -21,39 +21,18 @@ from edge_attention.core.errors import (
     InvalidProgram,
     OutOfMemory,
 )
-from edge_attention.core.tensors import Array
+from edge_attention.core.tensors import Array, DataType
 from edge_attention.graphs import library
 
 log = logging.getLogger(__name__)
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "rocm": "ROCMExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-}
-_AUTO = ("cuda", "rocm", "coreml")
+_CPU = "CPUExecutionProvider"
+_AUTO = ("cuda", "migraphx", "coreml")
 _GRAPHS = 64
 
-_DTYPES = {
-    f"tensor({name})": np.dtype(dtype)
-    for name, dtype in {
-        "float": "float32",
-        "double": "float64",
-        "float16": "float16",
-        "int8": "int8",
-        "uint8": "uint8",
-        "int32": "int32",
-        "int64": "int64",
-        "bool": "bool",
-    }.items()
-}
+# ONNX Runtime's names of types, which are NumPy's but for two.
+_DTYPES = {f"tensor({t.value})": np.dtype(t.value) for t in DataType}
+_DTYPES |= {"tensor(float)": np.dtype("float32"), "tensor(double)": np.dtype("float64")}
 
 # A StringStringEntryProto with key "location", whatever the varints' length: where an initializer says it is
 # kept in a file, or (ONNX Runtime's own extension) at an address in memory.
@@ -147,7 +126,7 @@ class Graph:
 class Runtime:
     """Graphs by digest, at most `_GRAPHS` of them and `limit` bytes; those least recently used go first.
 
-    `provider` is one of PROVIDERS or `auto`; where it cannot be had the CPU serves, with a warning.
+    `provider` is `auto` or the name of one, as `cpu` or `cuda`; without it the CPU serves.
     """
 
     def __init__(self, provider: str = "cpu", threads: int = 1, limit: int = 1 << 30) -> None:
@@ -195,7 +174,7 @@ class Runtime:
             )
         if data[4:8] == b"ORTM":
             raise InvalidGraph(f"{where} is in ONNX Runtime's own format; use ONNX")
-        providers = list(dict.fromkeys([self.provider, PROVIDERS["cpu"]]))
+        providers = list(dict.fromkeys([self.provider, _CPU]))
         try:
             session = ort.InferenceSession(data, self._options(), providers=providers)
         except Exception as error:
@@ -227,19 +206,17 @@ def choose_provider(wanted: str, available: Sequence[str]) -> str:
     Raises:
         InvalidArgument: no provider is called so.
     """
+    every: list[str] = ort.get_all_providers()
+    known = {name.removesuffix("ExecutionProvider").lower(): name for name in every}
     if wanted == "auto":
-        return next((PROVIDERS[p] for p in _AUTO if PROVIDERS[p] in available), PROVIDERS["cpu"])
-    if wanted not in PROVIDERS:
-        raise InvalidArgument(f"provider {wanted!r} is not known; use auto, {', '.join(PROVIDERS)}")
-    if PROVIDERS[wanted] in available:
-        return PROVIDERS[wanted]
-    log.warning(
-        "provider %s is not in this build of onnxruntime, which has %s; using the CPU (install the "
-        "onnxruntime package made for that hardware)",
-        wanted,
-        ", ".join(available),
-    )
-    return PROVIDERS["cpu"]
+        return next((known[p] for p in _AUTO if known.get(p) in available), _CPU)
+    if wanted not in known:
+        raise InvalidArgument(f"provider {wanted!r} is not known; use auto, {', '.join(sorted(known))}")
+    if known[wanted] in available:
+        return known[wanted]
+    have = ", ".join(available)
+    log.warning("provider %s is not in this build of onnxruntime (it has %s): using the CPU", wanted, have)
+    return _CPU
 
 
 def _fits(have: tuple[int, ...], want: tuple[Any, ...]) -> bool:

@@ -22,6 +22,7 @@ from edge_attention.core.errors import (
     FailedPrecondition,
     InvalidArgument,
     PermissionDenied,
+    ResourceExhausted,
     Unavailable,
 )
 from edge_attention.core.program import Program
@@ -66,21 +67,14 @@ class Send:
 
 @dataclass(frozen=True)
 class Start:
-    """Run the program; call `produced` for each contribution."""
+    """Run the program, or answer with `refusal`; call `produced` for each contribution."""
 
     program: Program
+    refusal: EdgeAttentionError | None = None
 
 
 @dataclass(frozen=True)
-class Refuse:
-    """Call `produced` with a final contribution of this program that says the error."""
-
-    program: Program
-    error: EdgeAttentionError
-
-
-@dataclass(frozen=True)
-class Stop:
+class End:
     """End the task early."""
 
     task_id: str
@@ -110,7 +104,7 @@ class Leave:
     text: str = ""
 
 
-Action = Connect | Disconnect | Send | Start | Refuse | Stop | Forget | Say | Leave
+Action = Connect | Disconnect | Send | Start | End | Forget | Say | Leave
 
 
 @dataclass
@@ -174,16 +168,14 @@ class Session:
         if self.phase == "waiting" and now >= self._until:
             self.phase, self._until = "connecting", now + ANSWER_SECONDS
             return [Connect()]
-        if self.phase in ("connecting", "registering") and now >= self._until:
-            text = f"{self._where} did not answer in {ANSWER_SECONDS:.0f} s"
-            return [Disconnect(), *self.lost(Unavailable(text), now)]
-        if self.phase == "registered":
-            if now >= self._heard + self._lease:
-                text = f"{self._where} was silent for {self._lease:.1f} s"
-                return [Disconnect(), *self.lost(Unavailable(text), now)]
-            if now >= self._beat_at:
-                return [self._beat(now)]
-        return []
+        limit = self._heard + self._lease if self.phase == "registered" else self._until
+        if self.phase in ("connecting", "registering", "registered") and now >= limit:
+            silent = self._lease if self.phase == "registered" else ANSWER_SECONDS
+            return [
+                Disconnect(),
+                *self.lost(Unavailable(f"{self._where} was silent for {silent:.1f} s"), now),
+            ]
+        return [self._beat(now)] if self.phase == "registered" and now >= self._beat_at else []
 
     def connected(self, now: float) -> list[Action]:
         """The stream is open."""
@@ -209,7 +201,7 @@ class Session:
         self._until = now + delay
         first = was == "registered" or self._attempts == 1
         say = [Say(f"{error.message}; trying again until it answers", warning=True)] if first else []
-        return [*say, *self._finish(now)]
+        return [*say, *self._finish()]
 
     def received(self, message: ToNode, size: int, now: float) -> list[Action]:
         """A message of `size` bytes came."""
@@ -220,12 +212,12 @@ class Session:
             case Program():
                 return self._program(message, size)
             case Cancel(task_id) if task_id in self._running:
-                return [Stop(task_id, Cancelled(f"task {task_id[:80]} was cancelled by the aggregator"))]
+                return [End(task_id, Cancelled(f"task {task_id[:80]} was cancelled by the aggregator"))]
             case Credit():
                 for _ in range(min(message.messages, len(self._flight))):
                     self._flight.popleft()
                 self._window.grant(message)
-                return self._pump(now)
+                return self._pump()
             case Cancel() | HeartbeatAck():
                 return []
 
@@ -252,7 +244,7 @@ class Session:
                     self._keep(task_id, task.contributions)
         self._outbox.append(data)
         self.backlog += len(data)
-        return [*actions, *self._pump(now)]
+        return [*actions, *self._pump()]
 
     def drain(self, now: float) -> list[Action]:
         """Finish what runs, take nothing more, and leave; asked again, leave at once."""
@@ -261,7 +253,7 @@ class Session:
         self.draining, self._drain_until = True, now + DRAIN_SECONDS
         text = f"draining: {self.tasks} tasks to finish; a second signal ends this at once"
         beat: list[Action] = [self._beat(now)] if self.phase == "registered" else []
-        return [Say(text), *beat, *self._finish(now)]
+        return [Say(text), *beat, *self._finish()]
 
     def _registered(self, message: Registered, now: float) -> list[Action]:
         if self.phase != "registering":
@@ -279,7 +271,7 @@ class Session:
             actions.append(self._beat(now))
         how = " (session resumed)" if message.resumed else ""
         actions.append(Say(f"registered with {self._where} as {self._name}{how}"))
-        return [*actions, *self._pump(now)]
+        return [*actions, *self._pump()]
 
     def _program(self, program: Program, size: int) -> list[Action]:
         task_id = program.task_id
@@ -289,11 +281,14 @@ class Session:
             again = [data for data in self._kept[task_id] if data not in self._outbox]
             self._outbox.extend(again)
             self.backlog += sum(map(len, again))
-            return [*self._consumed(size, self._epoch), *self._pump(self._heard)]
+            return [*self._consumed(size, self._epoch), *self._pump()]
         self._running[task_id] = _Task(size, self._epoch)
+        refusal: EdgeAttentionError | None = None
         if self.draining:
-            return [Refuse(program, Unavailable("this node is about to leave and takes no more tasks"))]
-        return [Start(program)]
+            refusal = Unavailable("this node is about to leave and takes no more tasks")
+        elif len(self._running) > 2 * PROGRAMS.messages:  # twice: a reconnection grants it anew
+            refusal = ResourceExhausted(f"this node has {self.tasks} tasks under way, more than it granted")
+        return [Start(program, refusal)]
 
     def _consumed(self, size: int, epoch: int) -> list[Action]:
         # Credit belongs to a stream: for a program of an earlier one there is nothing to grant back.
@@ -302,14 +297,14 @@ class Session:
         credit = self._debt.consumed(size)
         return [Send(credit)] if credit else []
 
-    def _pump(self, now: float) -> list[Action]:
+    def _pump(self) -> list[Action]:
         actions: list[Action] = []
         while self.phase == "registered" and self._outbox and self._window.take(len(self._outbox[0])):
             data = self._outbox.popleft()
             self.backlog -= len(data)
             self._flight.append(data)
             actions.append(Send(data))
-        return [*actions, *self._finish(now)]
+        return [*actions, *self._finish()]
 
     def _keep(self, task_id: str, contributions: list[bytes]) -> None:
         self._kept[task_id] = contributions
@@ -322,11 +317,10 @@ class Session:
         self._beat_at = now + self._heartbeat
         return Send(Heartbeat(self._beats, self._memory(), self.tasks, self.draining))
 
-    def _finish(self, now: float) -> list[Action]:
+    def _finish(self) -> list[Action]:
         """Leave, if that is what remains."""
-        if not self.draining or self._running or self._outbox:
-            return []
-        return self._leave(0, "")
+        done = self.draining and not self._running and not self._outbox
+        return self._leave(0, "") if done else []
 
     def _leave(self, code: int, text: str) -> list[Action]:
         if self.phase == "left":

@@ -18,8 +18,8 @@ from edge_node.files import Files, Manifest
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _MAX_TILE = 65_536
 _MAX_NAMES = 100_000
-# Each is a mapping, and a process has 65,530 of them.
-_MAX_SEQUENCES = 8_192
+# Each is a mapping, of which a process has 65,530, and a line of the Register message.
+_MAX_SEQUENCES = 4_096
 
 
 @dataclass(frozen=True)

@@ -398,8 +398,16 @@ class FusionRounds:
                 wrong.append(error)
                 raise
 
+        came: dict[str, dict[str, Array]] = {}
+
         def take(assignment: Assignment, node: str, contribution: Contribution) -> None:
-            tensors = {name: a for name, a in contribution.tensors.items() if isinstance(a, np.ndarray)}
+            if contribution.number == 0:
+                came[assignment.shard] = {}
+            # What is large comes in several contributions; it counts when it is whole.
+            tensors = came[assignment.shard]
+            tensors |= {name: a for name, a in contribution.tensors.items() if isinstance(a, np.ndarray)}
+            if not contribution.final:
+                return
             if lacking := wanted - tensors.keys():
                 raise InvalidTensor(f"node {node!r} did not return {', '.join(sorted(lacking))}")
             for name, array in tensors.items():

@@ -18,6 +18,9 @@ from edge_attention.graphs.gradients import encoder_gradient, graph_inputs, head
 from edge_attention.graphs.parts import Part, load_part
 
 
+MAX_PATIENCE = 30 * 86_400
+
+
 @dataclass(frozen=True)
 class Graph:
     """A graph nodes are sent by digest. `inputs`: those it has; differentiation drops what it needs not."""
@@ -126,8 +129,10 @@ def plan(job: FusionJob, models: Mapping[str, bytes]) -> FusionPlan:
             raise InvalidArgument(f"{what} is {value}; it must be {low:,} to {high:,}")
     if not 0 <= job.holdout < 1:
         raise InvalidArgument(f"holdout is {job.holdout}; it is a share of the samples, 0 to below 1")
-    if job.patience_seconds is not None and not job.patience_seconds > 0:
-        raise InvalidArgument(f"patience_seconds is {job.patience_seconds}; it must be above 0")
+    if job.patience_seconds is not None and not 0 < job.patience_seconds <= MAX_PATIENCE:
+        raise InvalidArgument(
+            f"patience_seconds is {job.patience_seconds}; it must be above 0 and at most {MAX_PATIENCE:,}"
+        )
     require(job.queries, "queries", shape=("queries", "query_heads", "key_dim"))
     optimizer = from_config(job.optimizer.name, **job.optimizer.options)
     encoders = tuple(_encoder(encoder, models, job.batch) for encoder in job.encoders)

@@ -114,7 +114,7 @@ class Runs:
         """Stop a run after the round it is in; what was committed stays."""
         info = self.describe(name)
         active = self._active.get(info.id)
-        if active is None or active.task is None:
+        if active is None or active.task is None or info.state is not RunState.RUNNING:
             return info
         self._state.set_run_status(info.id, RunState.STOPPED.value, "stopped on request")
         active.task.cancel()
@@ -161,13 +161,15 @@ class Runs:
         while True:
             active = self._active.get(info.id)
             changed = active.changed if active is not None else None
+            # Asked before the records: of a run that has ended they are all there.
+            now = self.describe(info.id)
+            going = now.state is RunState.RUNNING
             for row in self._state.records(info.id, after_round):
-                if active is not None and active.evaluating and row.round == active.info.round:
+                if going and active is not None and active.evaluating and row.round == active.info.round:
                     # Its evaluation is still to come.
                     break
                 yield record_from(row.record)
                 after_round = row.round
-            now = self.describe(info.id)
             if told is None or (now.state, now.waiting, now.samples) != (
                 told.state,
                 told.waiting,
@@ -175,7 +177,7 @@ class Runs:
             ):
                 told = now
                 yield now
-            if now.state is not RunState.RUNNING or changed is None:
+            if not going or changed is None:
                 return
             await changed.wait()
 
@@ -200,7 +202,10 @@ class Runs:
                 row.id, row.name, RunState.RUNNING, "", row.round, job.rounds, row.version or 0, row.created
             )
             log.info("run %s goes on after round %d of %d", row.id, row.round, job.rounds)
-            self._begin(ActiveRun(info, job, bytes.fromhex(row.job["identity_key"])), None)
+            active = ActiveRun(info, job, bytes.fromhex(row.job["identity_key"]))
+            due = row.round > 0 and self._due(job, row.round)
+            active.evaluating = due and self._unevaluated(row.id, row.round)
+            self._begin(active, None)
 
     async def close(self) -> None:
         """Leave the runs as they are, to be taken up by the next process."""
@@ -342,13 +347,29 @@ class Runs:
             absent=step.absent,
         )
         committed = Committed(current.version + 1, number, parameters, optimizer_state)
+        commit = asyncio.create_task(self._commit(active, committed, record, timer))
+        try:
+            await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            await commit  # a commit under way cannot be called back: what it commits must be known
+            raise
+        return committed
+
+    async def _commit(
+        self,
+        active: ActiveRun,
+        committed: Committed,
+        record: TrainingRound,
+        timer: Timer,
+    ) -> None:
+        id, job, number = active.info.id, active.job, committed.round
         await asyncio.to_thread(
             self._parameters.commit,
             id,
             committed.version,
             number,
-            parameters,
-            optimizer_state,
+            committed.parameters,
+            committed.optimizer_state,
             to_json(record),
         )
         timer.lap("commit")
@@ -360,7 +381,6 @@ class Runs:
         active.update(round=number, version=committed.version)
         if not active.evaluating:
             self._write_lines(id, number)
-        return committed
 
     def _keep(self, graph: Graph) -> None:
         if not self._state.has_blob(graph.digest):
@@ -462,11 +482,16 @@ class _Ready:
         return next((r.record["fingerprint"] for r in rows[:1] if r.round == 0), None)
 
     def progress(self) -> None:
+        if self._failures:
+            self._say("")
         self._failures, self._since = 0, time.monotonic()
 
     async def pause(self, interruption: Interrupted) -> None:
         """Wait a little before the round is run again; give up when nothing has worked for long."""
         self._failures += 1
-        if time.monotonic() - self._since > self._patience:
+        now = time.monotonic()
+        if now - self._since > self._patience:
             raise DeadlineExceeded(f"no round has ended for {self._patience:.0f} s: {interruption.message}")
+        clock = time.strftime("%H:%M:%S", time.localtime(time.time() + self._since + self._patience - now))
+        self._say(f"another try, until {clock}: {interruption.message}")
         await asyncio.sleep(min(0.1 * 2**self._failures, 5.0))

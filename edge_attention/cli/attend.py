@@ -11,7 +11,7 @@ import numpy as np
 from edge_attention.cli.output import json_option, print_json, print_table, stretches
 from edge_attention.client import Client, Context
 from edge_attention.core.tensors import Array
-from edge_attention.job import load_array
+from edge_attention.job_file import load_array
 from edge_attention.results import Answer
 
 

@@ -1,4 +1,4 @@
-"""Runs a module as `python -m` does, and stops it when whoever holds the other end of stdin is gone.
+"""Runs the `main` of a module, and stops it when whoever holds the other end of stdin is gone.
 
     python -m edge_attention.cli.child edge_node.main --name a ...
 
@@ -8,11 +8,11 @@ A pipe instead of Linux' parent-death signal: that one is tied to the thread tha
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 import sys
 import threading
 import time
+from importlib import import_module
 
 GRACE = 10.0
 
@@ -28,4 +28,4 @@ def _follow_parent() -> None:
 if __name__ == "__main__":
     threading.Thread(target=_follow_parent, daemon=True).start()
     del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    import_module(sys.argv[0]).main()

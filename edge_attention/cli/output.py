@@ -67,7 +67,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
         table.add_row(*map(_cell, row))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
+        wanted = console.measure(table, options=console.options.update(width=2000)).maximum
+        console.width = max(console.width, wanted)
     console.print(table)
 
 

@@ -89,6 +89,11 @@ def release_flags(graphs: Sequence[PlannedGraph]) -> dict[str, list[str]]:
     return needed
 
 
+def _some(outputs: Sequence[str]) -> str:
+    more = f" and {len(outputs) - 2} more" if len(outputs) > 3 else ""
+    return ", ".join(outputs[:2] if more else outputs) + more or "nothing"
+
+
 def _print_plan(graphs: Sequence[PlannedGraph], job: Path, as_json: bool) -> None:
     needed = release_flags(graphs)
     if as_json:
@@ -96,10 +101,7 @@ def _print_plan(graphs: Sequence[PlannedGraph], job: Path, as_json: bool) -> Non
         return
     print_table(
         ("node", "graph", "digest", "leaves the node", "release"),
-        (
-            (g.node, g.role, g.digest[:12], ", ".join(g.outputs) or "nothing", g.release or "-")
-            for g in graphs
-        ),
+        ((g.node, g.role, g.digest[:12], _some(g.outputs), g.release[:19] or "-") for g in graphs),
         title=f"What {job} runs. Nothing else of a node's data leaves it.",
     )
     click.echo("What the nodes' operators allow for it:")

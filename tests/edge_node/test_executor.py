@@ -181,6 +181,13 @@ def test_hashes_of_ids(node, graphs):
     assert "identity_key" in failed(run(node, graphs, Batch("d", {}, None, "task/ids")))[1]
 
 
+def test_hashes_of_rows_chosen_by_private_data_stay(node, graphs):
+    allowed = Node(node.store, node.datasets, Releases(["alignment"]))
+    node.store.put("job/j/rows", np.array([1, 2]), Origin(DOUBLED, "y"))
+    batch = Batch("d", {}, Stored("job/j/rows"), "task/ids", b"key")
+    assert failed(run(allowed, graphs, batch, Return("task/ids", "i")))[0] == "PrivateTensor"
+
+
 def test_releases_by_name_are_the_library_s():
     releases = Releases(["attention", "alignment"])
     assert releases.alignment
@@ -211,6 +218,7 @@ def test_limits_of_a_program():
         ((Repeat(1, (Drop(()),) * 10_000),), "instructions"),
         (deep, "nested"),
         ((Repeat(2**20, (Repeat(2**20, (Drop(()),)),)),), "carries out"),
+        ((Repeat(2**32 - 1, ()),), "carries out"),
         ((Run("../x", {}, {}),), "digest"),
         (tuple(Run(f"{n:064x}", {}, {}) for n in range(65)), "65 graphs"),
     ):
@@ -237,7 +245,7 @@ def test_limits_of_a_program():
         (Batch("e", {}), "no dataset 'e'"),
         (Batch("d", {"q": "task/q"}), "no column 'q'"),
         (Return("dataset/d/x", "x"), "read with Batch"),
-        (Return("task/x", ""), "under no name"),
+        (Return("task/x", ""), "under a name of none"),
         (Return("task/i", "i", Encoding.FLOAT16), "only float32"),
     ],
 )

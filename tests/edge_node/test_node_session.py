@@ -177,6 +177,12 @@ def test_programs_are_granted_back_when_they_end_on_the_same_stream():
     assert sent(session.produced("u", b"a", 10, final=True)) == [b"a"]
 
 
+def test_more_programs_than_granted_are_refused():
+    session = registered()
+    starts = [session.received(program(f"t{n}"), 1, 1)[0] for n in range(2 * PROGRAMS.messages + 1)]
+    assert [s.refusal is None for s in starts] == [True] * 2 * PROGRAMS.messages + [False]
+
+
 def test_cancel_stops_a_running_task_only():
     session = registered()
     session.received(program(), 1, 1)
