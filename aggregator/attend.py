@@ -101,6 +101,10 @@ class Attender:
             if not isinstance(lse, np.ndarray):
                 raise InvalidTensor(f"node {node!r} returned no lse for shard {assignment.shard!r}")
             begun = time.perf_counter()
+            if "out" in tensors and not contribution.final:
+                raise InvalidTensor(
+                    f"node {node!r} returned an out of shard {assignment.shard!r} to come again"
+                )
             if "out" in tensors:
                 partial = Partial(tensors["out"], lse)  # type: ignore[arg-type]
                 partial = partial.check(shape, f"node {node!r}, shard {assignment.shard!r}")
@@ -194,7 +198,10 @@ class Attender:
                 )
                 for m in missing
             ]
-            bound = Bound(error_bound(merged, bounds), all(m.shard in lses for m in missing))
+            error = error_bound(merged, bounds)
+            if query.request.encoding is Encoding.FLOAT16:
+                error = error + self._rounding(parts, outcome)
+            bound = Bound(error, all(m.shard in lses for m in missing))
         return AttendResponse(
             out=Encoded(merged.out, query.request.encoding),
             lse=merged.lse,
@@ -205,6 +212,12 @@ class Attender:
             bound=bound,
             missing=missing,
         )
+
+    def _rounding(self, parts: Mapping[str, _Part], outcome: Outcome) -> np.float32:
+        """What out in float16 may add to an error: half a unit of the largest value at the node, and here."""
+        summaries = [parts[id].segment.summary for id in outcome.answered]
+        largest = max((np.maximum(-s.value_min, s.value_max).max() for s in summaries), default=0.0)
+        return np.float32(largest * 2.0**-10 + 2.0**-24)
 
     def _lse_bound(self, query: _Query, part: _Part) -> Float32:
         seen = (part.view.hi - part.view.lo).astype(np.float32)

@@ -108,38 +108,45 @@ class Bulk:
             InvalidArgument: the chunks do not follow each other.
         """
         files = self._uploads.setdefault(sender, {})
-        received, complete = 0, ""
-        async for chunk in chunks:
-            if keep and self._state.has_blob(chunk.digest):
-                return Uploaded(chunk.size)
-            others = sum(len(data) for digest, data in files.items() if digest != chunk.digest)
-            if chunk.size + others > UPLOAD_LIMIT:
-                raise ResourceExhausted(
-                    f"a file of {chunk.size:,} bytes does not fit: {UPLOAD_LIMIT:,} bytes may be under way"
+        received, size, claimed = 0, 1, ""
+        try:
+            async for chunk in chunks:
+                size = chunk.size
+                if keep and self._state.has_blob(chunk.digest):
+                    return Uploaded(chunk.size)
+                if not claimed:
+                    claimed = chunk.digest
+                    self._wanted[sender, claimed] += 1
+                received = self._take(files, chunk)
+                if keep and received == size:
+                    self._state.put_blob(bytes(files.pop(chunk.digest)))
+        finally:
+            if claimed and (keep or received < size):
+                self._wanted[sender, claimed] -= 1
+        return Uploaded(received)
+
+    def _take(self, files: dict[str, bytearray], chunk: UploadChunk) -> int:
+        """Put the chunk into its file; the bytes there then."""
+        others = sum(len(data) for digest, data in files.items() if digest != chunk.digest)
+        if chunk.size + others > UPLOAD_LIMIT:
+            raise ResourceExhausted(
+                f"a file of {chunk.size:,} bytes does not fit: {UPLOAD_LIMIT:,} bytes may be under way"
+            )
+        data = files.setdefault(chunk.digest, bytearray())
+        if chunk.data:
+            end = chunk.offset + len(chunk.data)
+            if chunk.offset > len(data) or end > chunk.size:
+                raise InvalidArgument(
+                    f"chunk at {chunk.offset} of {chunk.size} bytes does not follow {len(data)} received"
                 )
-            data = files.setdefault(chunk.digest, bytearray())
-            if chunk.data:
-                end = chunk.offset + len(chunk.data)
-                if chunk.offset > len(data) or end > chunk.size:
-                    raise InvalidArgument(
-                        f"chunk at {chunk.offset} of {chunk.size} bytes does not follow {len(data)} received"
-                    )
-                if end > len(data):
-                    # Another call may be sending the same file.
-                    data += chunk.data[len(data) - chunk.offset :]
-            received = len(data)
-            if received == chunk.size:
-                if hashlib.sha256(data).hexdigest() != chunk.digest:
+            if end > len(data):
+                # Another call may be sending the same file.
+                data += chunk.data[len(data) - chunk.offset :]
+                whole = end == chunk.size
+                if whole and hashlib.sha256(data).hexdigest() != chunk.digest:
                     del files[chunk.digest]
                     raise DataLoss(f"the file received does not have the digest {chunk.digest[:80]}")
-                if keep:
-                    self._state.put_blob(bytes(data))
-                    del files[chunk.digest]
-                else:
-                    complete = chunk.digest
-        if complete:
-            self._wanted[sender, complete] += 1
-        return Uploaded(received)
+        return len(data)
 
     def received(self, sender: str, tensor: BulkTensor) -> Array:
         """The tensor whose bytes `sender` has uploaded; they are forgotten here.

@@ -223,8 +223,7 @@ class Exchange:
         live = [
             name
             for name in shard.assignment.holders
-            if name not in shard.tried
-            and self._state(name) in (NodeState.READY, NodeState.DRAINING)
+            if name not in shard.tried and self._state(name) in (NodeState.READY, NodeState.DRAINING)
         ]
         load = {name: sum(s.open and s.node == name for s in self._shards.values()) for name in live}
         return min(live, key=lambda name: load[name], default="")

@@ -16,7 +16,6 @@ from edge_attention.core.fleet import Node, NodeState
 from edge_attention.core.session import PROTOCOL, Heartbeat, Register
 from edge_attention.core.tensors import require_name, require_stored
 
-
 MEMBERS = 10_000
 """Nodes remembered, those that are gone included."""
 

@@ -69,7 +69,7 @@ class AsyncClient:
         self._closed = True
         self.__dict__.pop("caller", None)
         if self._channel is not None:
-            await self._channel.close()
+            await self._channel.close(None)
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_attention.core import attention as wire
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidTensor
-from edge_attention.core.tensors import Array, Encoding, Float32, Int64, require
+from edge_attention.core.tensors import Encoding, Float32, Int64, require
 from edge_attention.job import Model, model_bytes
 from edge_attention.results import Answer, Appended, join, merged
 from edge_attention.wire import services
@@ -248,7 +248,7 @@ def _appended(replies: Sequence[wire.AppendResponse]) -> Appended:
 
 
 def _require_array(
-    array: Array, what: str, shape: Sequence[int | str], dtype: type[np.generic] = np.float32
+    array: Any, what: str, shape: Sequence[int | str], dtype: type[np.generic] = np.float32
 ) -> None:
     if not isinstance(array, np.ndarray):
         name = np.dtype(dtype).name

@@ -17,7 +17,6 @@ from edge_attention.core.tensors import Array, require, require_name
 from edge_attention.graphs.gradients import encoder_gradient, graph_inputs, head_gradient
 from edge_attention.graphs.parts import Part, load_part
 
-
 MAX_PATIENCE = 30 * 86_400
 
 

@@ -325,7 +325,7 @@ class Runs:
         current: Committed,
     ) -> Committed:
         """One round: gradients, an optimizer step, a durable commit; then, and only then, it is known."""
-        id, job, number = active.info.id, active.job, current.round + 1
+        job, number = active.job, current.round + 1
         sent, received = dict(self._link.bytes_sent), dict(self._link.bytes_received)
         began, timer = time.perf_counter(), Timer()
         positions = batch_positions(parts.train, job.batch, job.seed, number)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import operator
 import re
 import types
 import typing
@@ -112,8 +113,10 @@ def _dataclass(cls: type) -> tuple[Fill, Read]:
         for name, put, _ in fields:
             put(message, getattr(value, name))
 
+    getters = [get for _, _, get in fields]
+
     def read(message: Any) -> Any:
-        return cls(**{name: get(message) for name, _, get in fields})
+        return cls(*[get(message) for get in getters])
 
     return fill, read
 
@@ -135,9 +138,13 @@ def _union(variants: Mapping[type, str]) -> tuple[Fill, Read]:
         part.SetInParent()
         codec(name, type(value))[0](part, value)
 
+    oneof = ""
+
     def read(message: Any) -> Any:
-        (oneof,) = message.DESCRIPTOR.oneofs
-        name = message.WhichOneof(oneof.name)
+        nonlocal oneof
+        if not oneof:
+            oneof = message.DESCRIPTOR.oneofs[0].name
+        name = message.WhichOneof(oneof)
         if name is None:
             raise InvalidArgument(f"a {message.DESCRIPTOR.name} is empty or of an unknown kind")
         return codec(name, classes[name])[1](getattr(message, name))
@@ -158,7 +165,7 @@ def _field(name: str, hint: Any) -> tuple[Fill, Read]:
 
         return put_optional, lambda message: get(message) if message.HasField(name) else None
     if hint in (int, float, str, bool, bytes):
-        return (lambda message, value: setattr(message, name, value)), lambda message: getattr(message, name)
+        return (lambda message, value: setattr(message, name, value)), operator.attrgetter(name)
     if isinstance(hint, type) and issubclass(hint, Enum):
         to_wire, from_wire = _enum(hint)
         return (
