@@ -309,6 +309,12 @@ class State:
             self.get_run(run)
             self._database.execute("INSERT INTO records VALUES (?, ?, ?)", (run, round, text))
 
+    def record(self, run: str, round: int) -> dict[str, Any] | None:
+        """What is remembered of one round; None if nothing is."""
+        rows = self._rows("SELECT json FROM records WHERE run = ? AND round = ? LIMIT 1", run, round)
+        found: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
+        return found
+
     def replace_record(self, run: str, round: int, record: Mapping[str, Any]) -> None:
         """Puts `record` in the place of what is remembered of a round."""
         text = _to_json(f"the record of round {round} of run {run}", record)

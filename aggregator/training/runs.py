@@ -221,8 +221,8 @@ class Runs:
         return START_RUN.request.decode(base64.b64decode(stored["job"])).job
 
     def _samples(self, id: str) -> Samples | None:
-        zeroth = next((r for r in self._state.records(id, -1) if r.round == 0), None)
-        return Samples(**zeroth.record["samples"]) if zeroth is not None else None
+        zeroth = self._state.record(id, 0)
+        return Samples(**zeroth["samples"]) if zeroth is not None else None
 
     async def _plan(self, job: FusionJob) -> FusionPlan:
         digests = {encoder.graph for encoder in job.encoders} | {job.head.graph}
@@ -391,7 +391,9 @@ class Runs:
         return job.holdout > 0 and (number == job.rounds or bool(every and number % every == 0))
 
     def _record(self, id: str, number: int) -> TrainingRound:
-        return next(record_from(r.record) for r in self._state.records(id, number - 1) if r.round == number)
+        record = self._state.record(id, number)
+        assert record is not None  # it was committed with its version
+        return record_from(record)
 
     def _unevaluated(self, id: str, number: int) -> bool:
         return self._record(id, number).evaluation is None
@@ -478,8 +480,8 @@ class _Ready:
         return self._aligned, split(len(self._aligned), job.holdout, job.seed)
 
     def _fingerprint(self) -> str | None:
-        rows = self._runs._state.records(self._active.info.id, -1)
-        return next((r.record["fingerprint"] for r in rows[:1] if r.round == 0), None)
+        zeroth = self._runs._state.record(self._active.info.id, 0)
+        return None if zeroth is None else str(zeroth["fingerprint"])
 
     def progress(self) -> None:
         if self._failures:
