@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run test check bench protos graphs format clean help
+.PHONY: run test check compat bench protos graphs format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,11 @@ check: .venv/dev ## Linters, types, import rules, freshness of generated files.
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_protos.py --check
 	$(BIN)/python -m edge_attention.graphs.library_build --check
+
+compat: ## The wire under protobuf 7; .venv has 6, which the generated code was made with.
+	@test -x .venv/compat/bin/python || $(PYTHON) -m venv .venv/compat
+	@.venv/compat/bin/python -m pip --disable-pip-version-check -q install -e '.[aggregator]' 'protobuf>=7' pytest hypothesis
+	.venv/compat/bin/python -m pytest -p no:cacheprovider tests/wire
 
 bench: .venv/bench ## Speed, as ratios; writes benchmarks/results.json. Installs PyTorch and Ray.
 	$(BIN)/python -m benchmarks
