@@ -103,7 +103,7 @@ class Attender:
             begun = time.perf_counter()
             if "out" in tensors and not contribution.final:
                 raise InvalidTensor(
-                    f"node {node!r} returned an out of shard {assignment.shard!r} to come again"
+                    f"node {node!r} returned out before its last word on {assignment.shard}"
                 )
             if "out" in tensors:
                 partial = Partial(tensors["out"], lse)  # type: ignore[arg-type]

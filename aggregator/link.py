@@ -102,6 +102,8 @@ class Link:
         self._metrics = metrics
         self._heartbeat = heartbeat_seconds
         self._welcome = welcome
+        ways, kinds = ("sent", "received"), ("stream", "bulk")
+        self._bytes = {(way, kind): metrics.bytes.labels(way, kind) for way in ways for kind in kinds}
         self._connections: dict[str, NodeConnection] = {}
         self.bytes_sent: Counter[str] = Counter()
         self.bytes_received: Counter[str] = Counter()
@@ -243,7 +245,7 @@ class Link:
 
     def _count(self, counter: Counter[str], name: str, size: int, direction: str, kind: str) -> None:
         counter[name] += size
-        self._metrics.bytes.labels(direction, kind).inc(size)
+        self._bytes[direction, kind].inc(size)
 
 
 async def watch_leases(membership: Membership, dispatcher: Dispatcher, link: Link, metrics: Metrics) -> None:

@@ -17,7 +17,6 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,7 +139,7 @@ async def _bare(down: int, up: int) -> None:
     loop = asyncio.get_running_loop()
     with children("echo", str(up)) as echoes:
         ports = [await loop.run_in_executor(None, echo.readline) for echo in echoes]
-        channels = [grpc.aio.insecure_channel(f"127.0.0.1:{int(port)}") for port in ports]
+        channels: list[Any] = [grpc.aio.insecure_channel(f"127.0.0.1:{int(port)}") for port in ports]
         streams = [channel.stream_stream("/bare/Stream")() for channel in channels]
         data = bytes(down)
 
@@ -267,7 +266,9 @@ def _gloo_rank(keys: int, folder: str, rank: int) -> None:
         if q.isnan().any():
             break
         out, lse, seconds = attend(q.numpy())
-        group.gather(torch.from_numpy(np.concatenate((out.ravel(), lse.ravel(), [np.float32(seconds)]))), dst=0)
+        group.gather(
+            torch.from_numpy(np.concatenate((out.ravel(), lse.ravel(), [np.float32(seconds)]))), dst=0
+        )
     group.destroy_process_group()
 
 

@@ -11,10 +11,9 @@ first call. Exits with 1 if a bound is missed.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.report import Figure, Report
+from benchmarks.turns import Worker, median_ratio, serve
+
 HEADS, DIM = 12, 64
+TITLE = "The shard kernel by PyTorch's scaled_dot_product_attention, one thread"
 ENGINES = ("ours", "sdpa", "flash")
 
 
@@ -122,55 +125,33 @@ def _work(engine: str, case: Case, graph: str | None, tile: int | None) -> None:
     Path("/proc/self/clear_refs").write_text("5")
     before = _memory("VmRSS")
     call()
-    print(_memory("VmHWM") - before, flush=True)
-    for line in sys.stdin:
+    memory = _memory("VmHWM") - before
+
+    def turn(calls: int) -> float:
         best = float("inf")
-        for _ in range(int(line)):
+        for _ in range(calls):
             start = time.perf_counter()
             call()
             best = min(best, time.perf_counter() - start)
-        print(best * 1e3, flush=True)
+        return best * 1e3
 
-
-class _Worker:
-    def __init__(self, engine: str, case: Case, extra: list[str]) -> None:
-        command = [sys.executable, "-m", "benchmarks.kernel", "--worker", engine]
-        command += ["--queries", str(case.queries), "--keys", str(case.keys), *extra]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-        self.memory = self._read()
-
-    def time(self, calls: int) -> float:
-        assert self._process.stdin is not None
-        print(calls, file=self._process.stdin, flush=True)
-        return self._read()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _read(self) -> float:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("A benchmark worker ended early; its error is above.")
-        return float(line)
+    serve(turn, memory)
 
 
 def measure(case: Case, rounds: int, calls: int, extra: list[str]) -> Row:
     """Time the engines in turn, `rounds` turns of `calls` calls each."""
     from edge_attention.graphs import library
 
-    workers = {engine: _Worker(engine, case, extra) for engine in ENGINES}
+    flags = ["--queries", str(case.queries), "--keys", str(case.keys), *extra]
+    workers = {engine: Worker("benchmarks.kernel", "--worker", engine, *flags) for engine in ENGINES}
     try:
-        turns = [{name: worker.time(calls) for name, worker in workers.items()} for _ in range(rounds)]
+        turns = [{name: worker.turn(calls) for name, worker in workers.items()} for _ in range(rounds)]
     finally:
         for worker in workers.values():
             worker.close()
     median = {name: statistics.median(turn[name] for turn in turns) for name in ENGINES}
-    ratio = {name: statistics.median(turn["ours"] / turn[name] for turn in turns) for name in ENGINES}
+    ours = [turn["ours"] for turn in turns]
+    ratio = {name: median_ratio(ours, [turn[name] for turn in turns]) for name in ENGINES}
     return Row(
         case.queries,
         case.keys,
@@ -181,10 +162,26 @@ def measure(case: Case, rounds: int, calls: int, extra: list[str]) -> Row:
         ratio["sdpa"],
         ratio["flash"],
         case.bound,
-        workers["ours"].memory,
-        workers["sdpa"].memory,
+        workers["ours"].first,
+        workers["sdpa"].first,
         case.memory,
     )
+
+
+def report(quick: bool) -> Report:
+    """Every case's ratio and memory, for `python -m benchmarks`."""
+    if importlib.util.find_spec("torch") is None:
+        return Report(TITLE, (), ("PyTorch is not installed (pip install '.[bench]')",))
+    figures, rows = [], []
+    for case in CASES:
+        row = measure(case, 5 if quick else 15, 3, [])
+        rows.append(asdict(row) | {"met": row.met})
+        what = f"{row.queries} queries, {row.keys:,} keys"
+        figures.append(Figure(what, row.ratio, "times", row.bound))
+        figures.append(Figure(f"{what}: ours", row.ours_ms, "ms"))
+        if row.memory_bound is not None:
+            figures.append(Figure(f"{what}: extra memory", row.ours_mb, "MB", row.memory_bound))
+    return Report(TITLE, tuple(figures), details={"rows": rows})
 
 
 def main() -> int:

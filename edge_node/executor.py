@@ -10,21 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edge_attention.core import program as said
 from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidProgram
-from edge_attention.core.program import (
-    Append,
-    Batch,
-    Contribution,
-    Drop,
-    Fault,
-    Instruction,
-    Program,
-    Repeat,
-    Return,
-    Run,
-    Stored,
-    Value,
-)
+from edge_attention.core.program import Batch, Contribution, Fault, Program, Return, Run, Stored
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
 from edge_node.datasets import Dataset
 from edge_node.release import ALIGNMENT, Releases
@@ -33,11 +21,6 @@ from edge_node.store import Held, Origin, Store
 
 log = logging.getLogger(__name__)
 
-MAX_INSTRUCTIONS = 10_000
-MAX_DEPTH = 4
-MAX_STEPS = 10_000_000
-"""Instructions carried out in one task, each turn of a Repeat counted."""
-MAX_GRAPHS = 64
 _COALESCE = 16 * 1024 * 1024
 
 
@@ -49,39 +32,6 @@ class Node:
     datasets: Mapping[str, Dataset]
     releases: Releases
     secret: bytes = b""
-
-
-def graphs_of(program: Program) -> set[str]:
-    """The digests of the graphs `program` runs.
-
-    Raises:
-        InvalidProgram: it has too many instructions, turns or graphs, or is nested too deeply.
-    """
-    digests: set[str] = set()
-    count = 0
-
-    def steps(block: tuple[Instruction, ...], depth: int) -> int:
-        nonlocal count
-        count += len(block)
-        if depth > MAX_DEPTH or count > MAX_INSTRUCTIONS:
-            limits = f"{MAX_INSTRUCTIONS} instructions, Repeats nested {MAX_DEPTH} deep"
-            raise InvalidProgram(f"a program has at most {limits}")
-        total = len(block)
-        for instruction in block:
-            if isinstance(instruction, Run):
-                digests.add(instruction.graph)
-            elif isinstance(instruction, Repeat):
-                total += instruction.times * (1 + steps(instruction.body, depth + 1))
-        return total
-
-    if (total := steps(program.instructions, 0)) > MAX_STEPS:
-        raise InvalidProgram(f"this program carries out {total:,} instructions; the limit is {MAX_STEPS:,}")
-    for digest in digests:
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            raise InvalidProgram(f"{digest[:80]!r} is not the digest of a graph: 64 lower-case hex digits")
-    if len(digests) > MAX_GRAPHS:
-        raise InvalidProgram(f"this program runs {len(digests)} graphs; the limit is {MAX_GRAPHS}")
-    return digests
 
 
 class Execution:
@@ -103,10 +53,9 @@ class Execution:
         self._stop = stop or Stop()
         self._clock = clock
         self._arrived = clock()
-        self._run_seconds = 0.0
-        self._number = 0
-        self._pending: dict[str, Array | Encoded] = {}
-        self._pending_bytes = 0
+        self._own: set[str] = set()
+        self._run_seconds, self._number = 0.0, 0
+        self._pending, self._pending_bytes = dict[str, Array | Encoded](), 0
 
     def contributions(self) -> Generator[Contribution, None, None]:
         """Runs the task. The last contribution is final; a task that fails ends with one that says why.
@@ -127,7 +76,8 @@ class Execution:
 
     def close(self) -> None:
         """Free the task's own tensors."""
-        self._store.drop(self._scope)
+        for name in self._own:
+            self._store.drop(name)
 
     def place(self, name: str, array: Array) -> None:
         """Store a tensor that came in bulk, before the first instruction."""
@@ -143,22 +93,15 @@ class Execution:
         return replace(self._contribution(final=True), error=fault)
 
     def _contribution(self, final: bool = False) -> Contribution:
-        program, tensors, number = self._program, self._pending, self._number
-        self._pending, self._pending_bytes = {}, 0
-        self._number += 1
-        return Contribution(
-            program.task_id,
-            program.shard,
-            program.coverage,
-            program.version,
-            number,
-            tensors,
-            final=final,
-            run_seconds=self._run_seconds if final else 0.0,
-            task_seconds=self._clock() - self._arrived if final else 0.0,
-        )
+        p, number, tensors = self._program, self._number, self._pending
+        self._number, self._pending, self._pending_bytes = number + 1, {}, 0
+        message = Contribution(p.task_id, p.shard, p.coverage, p.version, number, tensors, final=final)
+        if not final:
+            return message
+        seconds = self._clock() - self._arrived
+        return replace(message, run_seconds=self._run_seconds, task_seconds=seconds)
 
-    def _block(self, block: tuple[Instruction, ...], turn: int | None) -> Iterator[Contribution]:
+    def _block(self, block: tuple[said.Instruction, ...], turn: int | None) -> Iterator[Contribution]:
         for instruction in block:
             self._stop.check()
             match instruction:
@@ -166,12 +109,12 @@ class Execution:
                     if self._pending:
                         yield self._contribution()
                     self._run(instruction)
-                case Append(sequence, source, at, tile):
+                case said.Append(sequence, source, at, tile):
                     held = self._value(source)
                     self._store.append(self._name(sequence), held.array, at, tile, held.origin)
                 case Batch():
                     self._batch(instruction, turn)
-                case Repeat(times, body):
+                case said.Repeat(times, body):
                     for index in range(times):
                         self._stop.check()
                         yield from self._block(body, index)
@@ -182,7 +125,7 @@ class Execution:
                     if self._pending and (full or instruction.name in self._pending):
                         yield self._contribution()
                     self._return(instruction, held.array)
-                case Drop(names):
+                case said.Drop(names):
                     for name in names:
                         self._store.drop(self._name(name, prefix=True))
 
@@ -193,9 +136,13 @@ class Execution:
             raise InvalidProgram(f"{name!r} stands for many tensors; one is needed here")
         if name.startswith("dataset/"):
             raise InvalidProgram(f"{name!r}: datasets are read with Batch, and never written")
-        return self._scope + name.removeprefix("task/") if name.startswith("task/") else name
+        if not name.startswith("task/"):
+            return name
+        name = self._scope + name.removeprefix("task/")
+        self._own.add(name)
+        return name
 
-    def _value(self, value: Value) -> Held:
+    def _value(self, value: said.Value) -> Held:
         if isinstance(value, Stored):
             return self._store.get(self._name(value.name), value.tiles)
         return Held(value)
@@ -259,10 +206,8 @@ def _rows(rows: Array, turn: int | None, dataset: Dataset) -> Array:
             raise InvalidProgram(f"turn {turn} of a Repeat has no rows: {len(rows)} turns have")
         rows = rows[turn]
     if rows.ndim != 1 or rows.dtype != np.int64:
-        raise InvalidProgram(
-            f"rows are int64 [rows], or [times, rows] inside a Repeat; these are {rows.dtype} "
-            f"{list(rows.shape)}"
-        )
+        what = f"{rows.dtype} {list(rows.shape)}"
+        raise InvalidProgram(f"rows are int64 [rows], or [times, rows] inside a Repeat; these are {what}")
     if len(rows) and not (rows.min() >= 0 and rows.max() < dataset.rows):
         raise InvalidProgram(f"dataset {dataset.name!r} has {dataset.rows} rows; others were asked for")
     return rows

@@ -17,13 +17,13 @@ import grpc.aio
 
 from edge_attention.core import session as said
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, Unavailable
+from edge_attention.core.limits import graphs_of
 from edge_attention.core.program import Contribution, Program
-from edge_attention.wire.codec import Codec
-from edge_attention.wire.link import CONNECT, LINK, from_node, task_of, to_node
-from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
+from edge_attention.wire.link import from_node, task_of, to_node
+from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import Caller, Duplex
-from edge_node.bulk import Transfers, split
-from edge_node.executor import Execution, Node, graphs_of
+from edge_attention.wire.transfers import NODE_STREAM, Transfers, split
+from edge_node.executor import Execution, Node
 from edge_node.metrics import Metrics
 from edge_node.runtime import Graph, Runtime, Stop
 from edge_node.session import Action, Connect, Disconnect, End, Forget, Leave, Say, Send, Session, Start
@@ -33,23 +33,6 @@ log = logging.getLogger(__name__)
 WORKERS = 4
 BACKLOG = 16 * 1024 * 1024
 """Bytes of contributions that wait for credit before tasks are held up."""
-_CLOSE_SECONDS = 2.0
-
-
-class _Bytes(Codec[bytes]):
-    """Messages as they are on the wire: a damaged one must not end the stream, and size is credit."""
-
-    def __init__(self) -> None:
-        pass
-
-    def encode(self, value: bytes) -> bytes:
-        return value
-
-    def decode(self, data: bytes) -> bytes:
-        return data
-
-
-_STREAM = Method(LINK, CONNECT.name, _Bytes(), _Bytes(), streams_request=True, streams_response=True)
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
@@ -62,17 +45,13 @@ class Link:
     def __init__(self, address: str, name: str, node: Node, runtime: Runtime) -> None:
         self._address, self._name, self._node, self._runtime = address, name, node, runtime
         self._instance = secrets.token_hex(8)
-        self._session = Session(
-            name, address, register=self._register, memory=lambda: node.store.used, random=random.random
-        )
-        self.metrics = Metrics(
-            node.store, lambda: (self._session.phase == "registered", self._session.reconnects)
-        )
+        self._session = Session(name, address, self._register, lambda: node.store.used, random.random)
+        self.metrics = Metrics(node.store, self._session)
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="task")
         self._serials = itertools.count()
         self._stops: dict[str, Stop] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = set[asyncio.Task[None]]()
         self._stream: asyncio.Task[None] | None = None
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
@@ -86,7 +65,7 @@ class Link:
         code, text = await self._left
         self._outgoing.put_nowait(None)
         if self._stream is not None:
-            await asyncio.wait([self._stream], timeout=_CLOSE_SECONDS if code == 0 else 0.1)
+            await asyncio.wait([self._stream], timeout=2.0 if code == 0 else 0.1)
         for stop in self._stops.values():
             stop.set(Unavailable("the node has left"))
         return code, text
@@ -96,22 +75,11 @@ class Link:
         self._step(self._session.drain)
 
     def _register(self, session: str) -> said.Register:
-        node = self._node
-        return said.Register(
-            said.PROTOCOL,
-            version("edge-attention"),
-            self._name,
-            self._instance,
-            session,
-            self._runtime.provider,
-            self._runtime.threads,
-            node.store.limit,
-            tuple(dataset.describe() for dataset in node.datasets.values()),
-            tuple(said.Sequence(name, tokens) for name, tokens in node.store.sequences().items()),
-            node.releases.announced,
-        )
-
-    # What the session decides
+        node, who = self._node, (version("edge-attention"), self._name, self._instance, session)
+        means = (self._runtime.provider, self._runtime.threads, node.store.limit)
+        datasets = tuple(dataset.describe() for dataset in node.datasets.values())
+        sequences = tuple(said.Sequence(*item) for item in node.store.sequences().items())
+        return said.Register(said.PROTOCOL, *who, *means, datasets, sequences, node.releases.announced)
 
     def _step(self, event: Callable[..., Sequence[Action]], *args: Any, **kwargs: Any) -> None:
         """Tell the session of an event, do what it says, and set the clock for the next."""
@@ -121,7 +89,7 @@ class Link:
             self._timer.cancel()
         if (wake := self._session.wake) is not None:
             self._timer = self._loop.call_at(wake, self._step, self._session.tick)
-        if self._session.backlog < BACKLOG:
+        if self._session.outbox.backlog < BACKLOG:
             self._room.set()
 
     def _perform(self, action: Action) -> None:
@@ -129,8 +97,8 @@ class Link:
             case Connect():
                 self._stream = asyncio.create_task(self._connection(), name="connection")
             case Disconnect():
-                if self._stream is not None:
-                    self._stream.cancel()
+                assert self._stream is not None
+                self._stream.cancel()
             case Send(message):
                 data = message if isinstance(message, bytes) else from_node.encode(message)
                 self.metrics.bytes.labels("sent", "stream").inc(len(data))
@@ -143,8 +111,7 @@ class Link:
             case Start(program, refusal) if refusal is not None:
                 self._answer(Execution(program, self._node, {}).failure(refusal))
             case End(task_id, error):
-                if task_id in self._stops:
-                    self._stops[task_id].set(error)
+                self._stops.get(task_id, Stop()).set(error)
             case Forget(names):
                 log.info("dropping %d sequences the aggregator no longer knows", len(names))
                 for name in names:
@@ -152,18 +119,16 @@ class Link:
             case Say(text, warning):
                 log.log(logging.WARNING if warning else logging.INFO, "%s", text)
             case Leave(code, text):
-                if not self._left.done():
-                    self._left.set_result((code, text))
+                self._left.set_result((code, text))
 
     async def _connection(self) -> None:
         channel = open_channel(self._address)
         self._outgoing = asyncio.Queue()
         caller = Caller(channel, self._address)
         error: EdgeAttentionError = Unavailable(f"{self._address} ended the connection")
-        writer = None
+        stream = caller.duplex(NODE_STREAM)
+        writer = asyncio.create_task(_write(stream, self._outgoing), name="writer")
         try:
-            stream = caller.duplex(_STREAM)
-            writer = asyncio.create_task(_write(stream, self._outgoing), name="writer")
             self._step(self._session.connected)
             async for data in stream:
                 self._received(data)
@@ -173,8 +138,7 @@ class Link:
             error = raised
         finally:
             self._transfers.offline()
-            if writer is not None:
-                writer.cancel()
+            writer.cancel()
             await channel.close(None)
         self._step(self._session.lost, error)
 
@@ -186,20 +150,18 @@ class Link:
             # A program's fields that say what task it is are numbered as a contribution's.
             task_id = task_of(data)
             log.warning("a message of task %.80r cannot be read: %s", task_id, error.message)
-            self._step(self._session.damaged, len(data))
+            self._step(self._session.received, None, len(data))
             if task_id:
                 self._answer(Execution(Program(task_id, "", range(0), ()), self._node, {}).failure(error))
             return
         self._step(self._session.received, message, len(data))
-
-    # Tasks
 
     async def _task(self, program: Program, stop: Stop) -> None:
         graphs: dict[str, Graph] = {}
         seconds = program.deadline_seconds
         execution = Execution(program, self._node, graphs, serial=next(self._serials), stop=stop)
         late = DeadlineExceeded(f"the task was not done in its {seconds} s")
-        timer = None if seconds is None else self._loop.call_later(max(seconds, 0), stop.set, late)
+        timer = None if seconds is None else self._loop.call_later(max(0.0, seconds), stop.set, late)
         try:
             for digest in graphs_of(program):
                 graphs[digest] = self._runtime.cached(digest) or await self._load(digest, stop)
@@ -207,15 +169,15 @@ class Link:
                 array = await self._transfers.tensor(bulk, stop)
                 self._node.store.release(bulk.size)
                 execution.place(bulk.name, array)
-            await self._loop.run_in_executor(self._pool, self._work, execution, stop)
+            self._produced(*await self._loop.run_in_executor(self._pool, self._work, execution, stop))
         except Exception as error:
             self._answer(execution.failure(error))
         finally:
             execution.close()
-            if self._stops.get(program.task_id) is stop:
-                del self._stops[program.task_id]
             if timer is not None:
                 timer.cancel()
+            if self._stops.get(program.task_id) is stop:
+                del self._stops[program.task_id]
 
     async def _load(self, digest: str, stop: Stop) -> Graph:
         graph = await self._loop.run_in_executor(self._pool, self._runtime.find, digest)
@@ -227,20 +189,23 @@ class Link:
         finally:
             self._node.store.release(len(data))
 
-    def _work(self, execution: Execution, stop: Stop) -> None:
-        """In a worker thread: run the task, and hand over its contributions one by one."""
+    def _work(self, execution: Execution, stop: Stop) -> tuple[Contribution, bytes]:
+        """In a worker thread: run the task, hand over its contributions one by one; returns the final one."""
         with contextlib.closing(execution.contributions()) as contributions:
             for contribution in contributions:
                 message, blobs = split(contribution)
                 data = from_node.encode(message)
-                if blobs or self._session.backlog > BACKLOG:
+                if blobs or self._session.outbox.backlog > BACKLOG:
                     asyncio.run_coroutine_threadsafe(self._make_way(blobs, stop), self._loop).result()
+                if message.final:
+                    return message, data
                 self._loop.call_soon_threadsafe(self._produced, message, data)
+        raise AssertionError("the last contribution is final")
 
     async def _make_way(self, blobs: dict[str, memoryview], stop: Stop) -> None:
         for digest, data in blobs.items():
             await self._transfers.upload(digest, data, stop)
-        while self._session.backlog > BACKLOG:
+        while self._session.outbox.backlog > BACKLOG:
             stop.check()
             self._room.clear()
             with contextlib.suppress(TimeoutError):
@@ -250,21 +215,20 @@ class Link:
         self._produced(contribution, from_node.encode(contribution))
 
     def _produced(self, contribution: Contribution, data: bytes) -> None:
+        final, keep = contribution.final, not contribution.bulk_tensors
+        self._step(self._session.produced, contribution.task_id, data, final=final, keep=keep)
         if contribution.final:
-            outcome = contribution.error.name if contribution.error else "ok"
-            self.metrics.tasks.labels(outcome).inc()
-            self.metrics.refused.inc(outcome == "PrivateTensor")
-            self.metrics.run_seconds.observe(contribution.run_seconds)
-            self.metrics.task_seconds.observe(contribution.task_seconds)
-            if contribution.error:
-                log.warning("task %.80r failed: %s", contribution.task_id, contribution.error.message)
-        self._step(
-            self._session.produced,
-            contribution.task_id,
-            data,
-            final=contribution.final,
-            keep=not contribution.bulk_tensors,
-        )
+            # Behind the writer, which the step has woken: nobody waits for these.
+            self._loop.call_soon(self._count, contribution)
+
+    def _count(self, contribution: Contribution) -> None:
+        outcome = contribution.error.name if contribution.error else "ok"
+        self.metrics.tasks.labels(outcome).inc()
+        self.metrics.refused.inc(outcome == "PrivateTensor")
+        self.metrics.run_seconds.observe(contribution.run_seconds)
+        self.metrics.task_seconds.observe(contribution.task_seconds)
+        if contribution.error:
+            log.warning("task %.80r failed: %s", contribution.task_id, contribution.error.message)
 
 
 async def _write(stream: Duplex[bytes, bytes], outgoing: asyncio.Queue[bytes | None]) -> None:

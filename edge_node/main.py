@@ -63,6 +63,7 @@ way, the second leaves at once.
 @click.option("--provider", default="auto", help="Execution provider: auto, cpu, cuda, tensorrt, openvino...")
 @click.option(
     "--store",
+    "folder",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder in which contexts survive a restart. Without it they end with the process.",
 )
@@ -79,7 +80,7 @@ def main(
     threads: int | None,
     memory_limit: int | None,
     provider: str,
-    store: Path | None,
+    folder: Path | None,
     metrics_port: int | None,
     metrics_host: str,
     log_level: str,
@@ -90,9 +91,8 @@ def main(
     from its datasets leaves only if --allow-release says so.
     """
     setup_logging(log_level)
-    from edge_node import datasets, executor, files, release, runtime  # after --help and --version
-    from edge_node import store as stores
-    from edge_node.link import Link
+    from edge_attention.sequence_files import Files  # these after --help and --version
+    from edge_node import datasets, executor, link, release, runtime, store
 
     limit = memory_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     try:
@@ -105,24 +105,23 @@ def main(
         engine = runtime.Runtime(provider, threads or len(os.sched_getaffinity(0)), limit)
         engine.limit_arena()
         node = executor.Node(
-            stores.Store(limit, files.Files(store) if store else None),
+            store.Store(limit, Files(folder) if folder else None),
             {dataset.name: dataset for dataset in sets},
             release.Releases(allow_release),
             secret,
         )
         name = require_name(name or socket.gethostname(), "--name")
-        link = Link(f"{aggregator[0]}:{aggregator[1]}", name, node, engine)
+        daemon = link.Link(f"{aggregator[0]}:{aggregator[1]}", name, node, engine)
         if metrics_port is not None:
-            port = link.metrics.serve(metrics_host, metrics_port)
-            log.info("metrics on http://%s:%d/metrics", metrics_host, port)
+            log.info("metrics on %s", daemon.metrics.serve(metrics_host, metrics_port))
     except (EdgeAttentionError, OSError) as error:
         click.echo(f"edge-node: {error}", err=True)
         sys.exit(2)
 
     async def run() -> tuple[int, str]:
         for signum in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(signum, link.drain)
-        return await link.run()
+            asyncio.get_running_loop().add_signal_handler(signum, daemon.drain)
+        return await daemon.run()
 
     code, text = asyncio.run(run())
     if text:

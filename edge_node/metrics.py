@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from edge_attention.core.errors import InvalidArgument
+from edge_node.session import Session
 from edge_node.store import Store
 
 _SECONDS = tuple(mantissa * 10.0**power for power in range(-4, 2) for mantissa in (1, 2, 5))
@@ -16,8 +16,7 @@ _SECONDS = tuple(mantissa * 10.0**power for power in range(-4, 2) for mantissa i
 class Metrics:
     """Every metric is called `edge_attention_node_...`."""
 
-    def __init__(self, store: Store, session: Callable[[], tuple[bool, int]]) -> None:
-        """`session` gives whether the node is registered, and how often it came back."""
+    def __init__(self, store: Store, session: Session) -> None:
         r = self.registry = CollectorRegistry()
         name = "edge_attention_node_"
         outcomes = "Tasks ended, by outcome: ok or the error's name"
@@ -28,25 +27,21 @@ class Metrics:
         self.refused = Counter(f"{name}refused_releases", "Private tensors asked for and kept", registry=r)
         stored = Gauge(f"{name}store_bytes", "Bytes stored", ["scope"], registry=r)
         for scope in ("task", "job", "context"):
-            stored.labels(scope).set_function(partial(_scope_bytes, store, scope))
+            stored.labels(scope).set_function(partial(store.used_in, scope))
         Gauge(f"{name}memory_limit_bytes", "Bytes the node may store", registry=r).set(store.limit)
         connected = Gauge(f"{name}connected", "1 while registered with the aggregator", registry=r)
-        connected.set_function(lambda: float(session()[0]))
+        connected.set_function(lambda: float(session.phase == "registered"))
         reconnects = Gauge(f"{name}reconnects", "Times the node registered again", registry=r)
-        reconnects.set_function(lambda: float(session()[1]))
+        reconnects.set_function(lambda: float(session.reconnects))
 
-    def serve(self, host: str, port: int) -> int:
-        """Serve them over HTTP; returns the port (a free one for 0). Raises InvalidArgument."""
+    def serve(self, host: str, port: int) -> str:
+        """Serve them over HTTP; returns the URL (port 0: any that is free). Raises InvalidArgument."""
         try:
             server, _ = start_http_server(port, host, self.registry)
         except OSError as error:
             raise InvalidArgument(f"metrics cannot be served on {host}:{port}: {error.strerror}") from None
-        return int(server.server_port)
+        return f"http://{host}:{server.server_port}/metrics"
 
 
 def _histogram(name: str, text: str, registry: CollectorRegistry) -> Histogram:
     return Histogram(name, text, buckets=_SECONDS, registry=registry)
-
-
-def _scope_bytes(store: Store, scope: str) -> float:
-    return store.used_by_scope().get(scope, 0)

@@ -20,24 +20,21 @@ _DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 class Releases:
     """The outputs of graphs that may leave though computed from private tensors.
 
-    `allowed`: names of releases, digests of graphs or paths of .onnx files, each optionally `:out1,out2`.
-
-    Raises:
-        InvalidArgument: one of them is none of these.
+    `allowed`: names of releases, digests of graphs or paths of .onnx files, each optionally `:out1,out2`;
+    InvalidArgument for anything else. `announced`: what the aggregator is told of it, which is no path.
     """
 
     def __init__(self, allowed: Iterable[str] = ()) -> None:
-        self.names = tuple(dict.fromkeys(allowed))
-        self.alignment = ALIGNMENT in self.names
+        names = dict.fromkeys(allowed)
+        self.alignment = ALIGNMENT in names
         # Digest -> the outputs; None: all of them.
         self._outputs: dict[str, frozenset[str] | None] = {}
         announced = []
-        for value in self.names:
+        for value in names:
             name, _, selected = value.removeprefix("sha256:").partition(":")
             outputs = frozenset(selected.split(",")) if selected else None
             announced.append(self._allow(name, outputs, value) + (f":{selected}" if selected else ""))
         self.announced = tuple(announced)
-        """What the aggregator is told: names and digests, never paths."""
 
     def _allow(self, name: str, outputs: frozenset[str] | None, value: str) -> str:
         if name == ALIGNMENT:
@@ -55,11 +52,9 @@ class Releases:
         try:
             release = library.release(name)
         except NotFound:
-            known = ", ".join((ALIGNMENT, *sorted(library.RELEASES)))
-            raise InvalidArgument(
-                f"--allow-release {value}: use a release ({known}), the SHA-256 of a graph, or a path that "
-                "ends in .onnx"
-            ) from None
+            known = ", ".join((ALIGNMENT, *library.RELEASES))
+            what = f"use a release ({known}), a graph's SHA-256 or its .onnx file"
+            raise InvalidArgument(f"--allow-release {value}: {what}") from None
         for digest, released in release.items():
             self._add(digest, released & outputs if outputs else released)
         return name
@@ -74,11 +69,7 @@ class Releases:
         return outputs is None or output in outputs
 
     def require(self, name: str, held: Held) -> None:
-        """Refuse a private tensor.
-
-        Raises:
-            PrivateTensor: naming it, what made it, and the flag that would let it leave, if there is one.
-        """
+        """Raises PrivateTensor for one, naming what made it and the flag that would let it leave, if any."""
         if held.origin is None:
             return
         digest, output = held.origin.digest, held.origin.output
@@ -87,10 +78,6 @@ class Releases:
                 f"{name} is private: it is output {output!r} of graph {digest}, computed from private data; "
                 f"the node's operator can let it leave with --allow-release {digest}:{output}"
             )
-        flag = (
-            f"with --allow-release {ALIGNMENT}"
-            if output == ALIGNMENT
-            else "only as a result computed from it"
-        )
-        what = "hashes of the ids of private rows" if output == ALIGNMENT else output
-        raise PrivateTensor(f"{name} is private: it is {what}, and may leave {flag}")
+        if output == ALIGNMENT:
+            raise PrivateTensor(f"{name} is private: hashes of ids leave with --allow-release {ALIGNMENT}")
+        raise PrivateTensor(f"{name} is private: it is {output}; only results computed from it may leave")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -13,16 +12,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edge_attention.core.errors import (
-    DataLoss,
-    EdgeAttentionError,
-    InvalidArgument,
-    InvalidGraph,
-    InvalidProgram,
-    OutOfMemory,
-)
+from edge_attention.core import errors
+from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
 from edge_attention.core.tensors import Array, DataType
 from edge_attention.graphs import library
+from edge_attention.graphs.self_contained import require_self_contained
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +27,6 @@ _GRAPHS = 64
 # ONNX Runtime's names of types, which are NumPy's but for two.
 _DTYPES = {f"tensor({t.value})": np.dtype(t.value) for t in DataType}
 _DTYPES |= {"tensor(float)": np.dtype("float32"), "tensor(double)": np.dtype("float64")}
-
-# A StringStringEntryProto with key "location", whatever the varints' length: where an initializer says it is
-# kept in a file, or (ONNX Runtime's own extension) at an address in memory.
-_EXTERNAL = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 
 
 class Stop:
@@ -60,33 +50,22 @@ class Graph:
     """A graph ready to run; `size` is that of its file in bytes."""
 
     def __init__(self, digest: str, session: Any, size: int) -> None:
-        self.digest = digest
-        self.size = size
-        self._session = session
+        self.digest, self.size, self._session = digest, size, session
         self._inputs: dict[str, tuple[np.dtype[Any], tuple[Any, ...]]] = {}
         for node in session.get_inputs():
             if node.type not in _DTYPES:
-                raise InvalidGraph(
-                    f"graph {digest[:12]}: input {node.name!r} is {node.type}: nothing here is"
-                )
+                raise InvalidGraph(f"graph {digest[:12]}: nothing here is {node.type}, as its {node.name!r}")
             self._inputs[node.name] = (_DTYPES[node.type], tuple(node.shape))
         self._outputs = {node.name for node in session.get_outputs()}
 
     def run(
-        self,
-        feeds: Mapping[str, Array],
-        outputs: Sequence[str],
-        stop: Stop | None = None,
-        discreet: bool = False,
+        self, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop, quiet: bool = False
     ) -> list[Array]:
         """The outputs named, computed from `feeds` (contiguous arrays are bound as they are).
 
-        `discreet`: ONNX Runtime's own words, which may quote an element, stay in this node's log.
+        `quiet`: ONNX Runtime's own words, which may quote an element, stay in this node's log.
 
-        Raises:
-            InvalidProgram: an input that is missing, unknown or does not fit; an unknown output; or what the
-                graph itself found wrong with its inputs.
-            OutOfMemory: the graph needs more than there is.
+        Raises InvalidProgram (an input or output does not fit, or the graph refuses it), OutOfMemory.
         """
         where = f"graph {self.digest[:12]}"
         for name, (dtype, shape) in self._inputs.items():
@@ -94,32 +73,26 @@ class Graph:
             if array is None:
                 raise InvalidProgram(f"{where}: input {name!r} is not bound")
             if array.dtype != dtype or not _fits(array.shape, shape):
-                raise InvalidProgram(
-                    f"{where}: input {name!r} must be {dtype} {_dims(shape)}; "
-                    f"it is {array.dtype} {_dims(array.shape)}"
-                )
+                want, have = f"{dtype} {_dims(shape)}", f"{array.dtype} {_dims(array.shape)}"
+                raise InvalidProgram(f"{where}: input {name!r} must be {want}; it is {have}")
         if len(feeds) > len(self._inputs):
             unknown = ", ".join(sorted(set(feeds) - set(self._inputs)))
             raise InvalidProgram(f"{where} has no input {unknown[:200]}; it has {', '.join(self._inputs)}")
         if not self._outputs.issuperset(outputs):
             unknown = ", ".join(sorted(set(outputs) - self._outputs))
-            raise InvalidProgram(
-                f"{where} has no output {unknown[:200]}; it has {', '.join(sorted(self._outputs))}"
-            )
+            raise InvalidProgram(f"{where} has no output {unknown[:200]}; it has {', '.join(self._outputs)}")
         try:
             # On the CPU neither direction copies: feeds are borrowed, results own ONNX Runtime's memory.
-            results = self._session.run(list(outputs), dict(feeds), stop.options if stop else None)
+            results = self._session.run(list(outputs), dict(feeds), stop.options)
         except Exception as error:
-            if stop is not None:
-                stop.check()
+            stop.check()
             raised = _translate(error, where, InvalidProgram)
-            if discreet:
+            if quiet:
                 log.warning("%s", raised.message)
                 raised = type(raised)(f"{where} failed on private data; the node's log says why")
             raise raised from None
-        for name, result in zip(outputs, results, strict=True):
-            if not isinstance(result, np.ndarray):
-                raise InvalidProgram(f"{where}: output {name!r} is no tensor: it cannot be kept")
+        if not all(isinstance(result, np.ndarray) for result in results):
+            raise InvalidProgram(f"{where}: an output is no tensor: it cannot be kept")
         return list(results)
 
 
@@ -130,8 +103,7 @@ class Runtime:
     """
 
     def __init__(self, provider: str = "cpu", threads: int = 1, limit: int = 1 << 30) -> None:
-        self.threads = threads
-        self.limit = limit
+        self.threads, self.limit = threads, limit
         self.provider = choose_provider(provider, ort.get_available_providers())
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         self._lock = threading.Lock()
@@ -160,20 +132,12 @@ class Runtime:
     def load(self, digest: str, data: bytes) -> Graph:
         """Make the graph in `data`, an ONNX file, ready to run.
 
-        Raises:
-            DataLoss: the digest is not that of `data`.
-            InvalidGraph: ONNX Runtime cannot use it, or it wants to read other files.
+        Raises DataLoss (it has another digest) or InvalidGraph (it cannot be used, or reads other files).
         """
         where = f"graph {digest[:12]}"
         if sha256(data).hexdigest() != digest:
-            raise DataLoss(f"{where} came damaged: its bytes have another digest; send it again")
-        if _EXTERNAL.search(data):
-            raise InvalidGraph(
-                f"{where} keeps initializers in other files (or calls something 'location'): put all into "
-                "one ONNX file"
-            )
-        if data[4:8] == b"ORTM":
-            raise InvalidGraph(f"{where} is in ONNX Runtime's own format; use ONNX")
+            raise errors.DataLoss(f"{where} came damaged: its bytes have another digest; send it again")
+        require_self_contained(data, where)
         providers = list(dict.fromkeys([self.provider, _CPU]))
         try:
             session = ort.InferenceSession(data, self._options(), providers=providers)
@@ -182,10 +146,9 @@ class Runtime:
         graph = Graph(digest, session, len(data))
         with self._lock:
             self._graphs[digest] = graph
-            while len(self._graphs) > 1 and (
-                len(self._graphs) > _GRAPHS or sum(g.size for g in self._graphs.values()) > self.limit
-            ):
-                self._graphs.popitem(last=False)
+            size = sum(held.size for held in self._graphs.values())
+            while len(self._graphs) > 1 and (len(self._graphs) > _GRAPHS or size > self.limit):
+                size -= self._graphs.popitem(last=False)[1].size
         return graph
 
     def _options(self) -> Any:
@@ -201,17 +164,13 @@ class Runtime:
 
 
 def choose_provider(wanted: str, available: Sequence[str]) -> str:
-    """ONNX Runtime's name of the execution provider to use; the CPU, with a warning, if it is not there.
-
-    Raises:
-        InvalidArgument: no provider is called so.
-    """
+    """ONNX Runtime's name of the execution provider to use; the CPU, with a warning, if it is not there."""
     every: list[str] = ort.get_all_providers()
     known = {name.removesuffix("ExecutionProvider").lower(): name for name in every}
     if wanted == "auto":
         return next((known[p] for p in _AUTO if known.get(p) in available), _CPU)
     if wanted not in known:
-        raise InvalidArgument(f"provider {wanted!r} is not known; use auto, {', '.join(sorted(known))}")
+        raise errors.InvalidArgument(f"no provider is called {wanted!r}; use auto, {', '.join(known)}")
     if known[wanted] in available:
         return known[wanted]
     have = ", ".join(available)
@@ -220,9 +179,8 @@ def choose_provider(wanted: str, available: Sequence[str]) -> str:
 
 
 def _fits(have: tuple[int, ...], want: tuple[Any, ...]) -> bool:
-    return len(have) == len(want) and all(
-        not isinstance(size, int) or size == n for n, size in zip(have, want, strict=True)
-    )
+    fixed = [n if isinstance(size, int) else size for n, size in zip(have, want, strict=False)]
+    return len(have) == len(want) and fixed == list(want)
 
 
 def _dims(shape: tuple[Any, ...]) -> str:
@@ -232,5 +190,5 @@ def _dims(shape: tuple[Any, ...]) -> str:
 def _translate(error: Exception, where: str, cls: type[EdgeAttentionError]) -> EdgeAttentionError:
     text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
     if isinstance(error, MemoryError) or "allocate memory" in text or "Available memory of" in text:
-        cls = OutOfMemory
+        cls = errors.OutOfMemory
     return cls(f"{where}: ONNX Runtime refused it: {text[:300]}")

@@ -12,10 +12,11 @@ import numpy as np
 
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, Float32, require
-from edge_node.files import Files, Manifest
+from edge_attention.core.tiles import write
+from edge_attention.sequence_files import Files, Manifest
 
 # Linux's value; Python names it since 3.13. Only address space is taken, memory comes with the first write.
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
 _MAX_TILE = 65_536
 _MAX_NAMES = 100_000
 # Each is a mapping, of which a process has 65,530, and a line of the Register message.
@@ -79,9 +80,9 @@ class Store:
         """Bytes stored."""
         return self._bytes.total()
 
-    def used_by_scope(self) -> dict[str, int]:
-        """Bytes stored, by `task`, `job` and `context`."""
-        return dict(self._bytes)
+    def used_in(self, scope: str) -> int:
+        """Bytes stored under `task`, `job` or `context`."""
+        return self._bytes[scope]
 
     def sequences(self) -> dict[str, int]:
         """Tokens of every sequence."""
@@ -89,11 +90,7 @@ class Store:
             return {name: sequence.tokens for name, sequence in self._sequences.items()}
 
     def require(self, more: int, what: str) -> None:
-        """Refuse what would take the store past its limit.
-
-        Raises:
-            OutOfMemory: naming the limit, what is stored, and what was asked for.
-        """
+        """Raises OutOfMemory if `more` bytes would take the store past its limit."""
         if self.used + more > self.limit:
             raise OutOfMemory(
                 f"{what} needs {more:,} more bytes, but {self.used:,} of the node's {self.limit:,} are used; "
@@ -113,10 +110,7 @@ class Store:
     def put(self, name: str, array: Array, origin: Origin | None = None) -> None:
         """Store `array` (not copied: it must not change) as `name`, in place of a tensor of that name.
 
-        Raises:
-            InvalidProgram: `name` is a sequence, or the store has too many names.
-            InvalidTensor: a dtype that does not travel, or too many dimensions.
-            OutOfMemory: past the limit.
+        Raises InvalidProgram (a sequence is called so), InvalidTensor (of no use here), OutOfMemory.
         """
         DataType.of(array.dtype, name)
         if array.ndim > MAX_RANK:
@@ -124,7 +118,8 @@ class Store:
         with self._lock:
             if name in self._sequences:
                 raise InvalidProgram(f"{name} is a sequence: drop it before storing another tensor there")
-            self._require_room_for_name(name)
+            if name not in self._held and len(self._held) >= _MAX_NAMES:
+                raise InvalidProgram(f"{name}: this node stores {_MAX_NAMES} tensors already, the limit")
             more = array.nbytes - (self._held[name].array.nbytes if name in self._held else 0)
             if more > 0:
                 self.require(more, name)
@@ -134,9 +129,7 @@ class Store:
     def get(self, name: str, tiles: range | None = None) -> Held:
         """The tensor `name`: of a sequence a view [tiles, heads, tile, dim] of the tiles asked for or in use.
 
-        Raises:
-            NotFound: there is no such tensor.
-            InvalidProgram: tiles of what is no sequence, or tiles not in use.
+        Raises NotFound, or InvalidProgram for tiles that are not in use.
         """
         with self._lock:
             held = self._held.get(name)
@@ -149,9 +142,7 @@ class Store:
                 raise NotFound(f"this node stores nothing called {name!r}")
             wanted = range(sequence.in_use) if tiles is None else tiles
             if wanted.stop > sequence.in_use:
-                raise InvalidProgram(
-                    f"{name} has {sequence.in_use} tiles in use, not [{wanted.start}, {wanted.stop})"
-                )
+                raise InvalidProgram(f"{name} has {sequence.in_use} tiles in use, but {wanted} was asked for")
             return Held(sequence.tiles[wanted.start : wanted.stop], sequence.origin)
 
     def is_sequence(self, name: str) -> bool:
@@ -165,10 +156,8 @@ class Store:
         A sequence that does not exist begins with tiles of `tile` tokens. Tokens that are there already are
         replaced; what is private once stays private. Returns the tokens then stored.
 
-        Raises:
-            InvalidTensor: a source of another shape or dtype than the sequence's.
-            InvalidProgram: `at` past the end, or a tile size that is none or not the sequence's.
-            OutOfMemory: past the limit, or no address space or disk is left.
+        Raises InvalidTensor (the source does not fit), InvalidProgram (`at` past the end, another tile size),
+        OutOfMemory (also where no address space or disk is left).
         """
         require(source, f"the source of {name}", shape=("tokens", "heads", "dim"), finite=False)
         tokens, heads, dim = source.shape
@@ -178,33 +167,26 @@ class Store:
             new = sequence is None
             if sequence is None:
                 sequence = self._begin(name, heads, tile, dim)
-            _, has_heads, has_tile, has_dim = sequence.tiles.shape
-            if (heads, dim) != (has_heads, has_dim):
-                raise InvalidTensor(
-                    f"the source of {name} has {heads} heads of {dim}; the sequence: {has_heads} of {has_dim}"
-                )
-            if tile not in (0, has_tile):
-                raise InvalidProgram(f"{name} has tiles of {has_tile} tokens, not {tile}")
-            start = sequence.tokens if at is None else at
-            if not 0 <= start <= sequence.tokens:
-                raise InvalidProgram(
-                    f"{name} holds {sequence.tokens} tokens; nothing can be written at token {start}, "
-                    "it would leave a gap"
-                )
-            grown = _Sequence(sequence.tiles, max(sequence.tokens, start + tokens), origin or sequence.origin)
+            held, (_, *layout) = sequence.tokens, sequence.tiles.shape
+            if [heads, dim] != [layout[0], layout[2]]:
+                raise InvalidTensor(f"the source of {name} is {source.shape}; a tile of it is {layout}")
+            if tile not in (0, layout[1]):
+                raise InvalidProgram(f"{name} has tiles of {layout[1]} tokens, not {tile}")
+            start = held if at is None else at
+            if not 0 <= start <= held:
+                raise InvalidProgram(f"{name} holds {held} tokens; one at token {start} leaves a gap")
+            grown = _Sequence(sequence.tiles, max(held, start + tokens), origin or sequence.origin)
             if grown.in_use > sequence.in_use:
                 more = grown.nbytes - sequence.nbytes
                 self.require(more, name)
                 if grown.in_use > len(sequence.tiles):
-                    raise OutOfMemory(
-                        f"{name} has reserved {len(sequence.tiles)} tiles; it cannot grow further"
-                    )
+                    raise OutOfMemory(f"{name} cannot grow past the {len(sequence.tiles)} tiles reserved")
                 if files is not None:
                     files.allocate(name, sequence.nbytes, more)
             if files is not None and grown.origin and not sequence.origin and not new:
                 # Private before the data: a crash in between must not leave private data marked public.
-                files.save(_manifest(name, _Sequence(sequence.tiles, sequence.tokens, grown.origin)))
-            _write(sequence.tiles, source, start)
+                files.save(_manifest(name, _Sequence(sequence.tiles, held, grown.origin)))
+            write(sequence.tiles, source, start)
             self._sequences[name] = grown
             self._count(name, grown.nbytes - (0 if new else sequence.nbytes))
             if files is not None:
@@ -229,11 +211,8 @@ class Store:
         if name in self._held:
             raise InvalidProgram(f"{name} is a tensor and no sequence: drop it before appending there")
         if not (0 < tile <= _MAX_TILE and heads and dim):
-            raise InvalidProgram(
-                f"{name} does not exist yet, and {heads} heads of {dim} in tiles of {tile} tokens begin no "
-                f"sequence; a tile has 1 to {_MAX_TILE} tokens"
-            )
-        self._require_room_for_name(name)
+            what = f"{heads} heads of {dim} in tiles of {tile} tokens"
+            raise InvalidProgram(f"{what} begin no sequence {name}; a tile has 1 to {_MAX_TILE}")
         if len(self._sequences) >= _MAX_SEQUENCES:
             raise InvalidProgram(f"{name}: this node stores {_MAX_SEQUENCES} sequences already, the limit")
         one = 4 * heads * tile * dim
@@ -244,7 +223,7 @@ class Store:
         for size in (self.limit, self.limit // 16, self.limit // 256):
             size = max(size // one, 1) * one
             try:
-                memory = files.create(name, size) if files is not None else _anonymous(size)
+                memory = files.create(name, size) if files is not None else mmap.mmap(-1, size, _ANONYMOUS)
                 return _Sequence(_tiles(memory, (heads, tile, dim)), 0, None)
             except (OSError, ValueError, OverflowError) as error:
                 reason = error
@@ -252,10 +231,6 @@ class Store:
 
     def _files_of(self, name: str) -> Files | None:
         return self._files if name.startswith("context/") else None
-
-    def _require_room_for_name(self, name: str) -> None:
-        if name not in self._held and len(self._held) + len(self._sequences) >= _MAX_NAMES:
-            raise InvalidProgram(f"{name}: this node stores {_MAX_NAMES} tensors already, which is the limit")
 
     def _count(self, name: str, more: int) -> None:
         self._bytes[name.partition("/")[0]] += more
@@ -268,22 +243,7 @@ def _manifest(name: str, sequence: _Sequence) -> Manifest:
     return Manifest(name, sequence.tokens, (heads, tile, dim), private)
 
 
-def _anonymous(size: int) -> mmap.mmap:
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
-
-
 def _tiles(memory: mmap.mmap, layout: tuple[int, int, int]) -> Float32:
     one = math.prod(layout)
     count = len(memory) // (4 * one)
     return np.frombuffer(memory, np.float32, count * one).reshape(count, *layout)
-
-
-def _write(tiles: Float32, source: Array, start: int) -> None:
-    """Put source [tokens, heads, dim] into tiles [_, heads, tile, dim] from token `start` on."""
-    tile = tiles.shape[2]
-    done = 0
-    while done < len(source):
-        index, offset = divmod(start + done, tile)
-        part = source[done : done + tile - offset]
-        tiles[index, :, offset : offset + len(part)] = part.transpose(1, 0, 2)
-        done += len(part)

@@ -10,9 +10,12 @@ debt.consumed(4096)                 # None, or a Credit to grant back now
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Collection
+
 from edge_attention.core.session import Credit
 
-__all__ = ["Debt", "Window"]
+__all__ = ["Debt", "Outbox", "Window"]
 
 
 class Window:
@@ -58,3 +61,53 @@ class Debt:
         credit = Credit(self._bytes, self._messages)
         self._bytes = self._messages = 0
         return credit
+
+
+class Outbox:
+    """Encoded messages on their way: in order, within the credit, and again if the connection breaks.
+
+    The receiver grants credit back as it takes messages, in order: what was sent and not granted back may
+    be lost. `backlog` is the bytes that wait for credit.
+    """
+
+    def __init__(self) -> None:
+        self.backlog = 0
+        self._window = Window()
+        self._waiting: deque[bytes] = deque()
+        self._flight: deque[bytes] = deque()
+
+    def __bool__(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._waiting)
+
+    def add(self, messages: Collection[bytes]) -> None:
+        """These are to go, after the others; what waits already is not added again."""
+        new = [data for data in messages if data not in self._waiting]
+        self._waiting.extend(new)
+        self.backlog += sum(map(len, new))
+
+    def open(self, credit: Credit) -> None:
+        """A connection is there, with this credit."""
+        self._window = Window(credit)
+
+    def granted(self, credit: Credit) -> None:
+        """The receiver took messages and allows as many more."""
+        for _ in range(min(credit.messages, len(self._flight))):
+            self._flight.popleft()
+        self._window.grant(credit)
+
+    def broke(self) -> None:
+        """The connection ended: what may be lost goes again, before the rest, on the next one."""
+        self.backlog += sum(map(len, self._flight))
+        self._waiting.extendleft(reversed(self._flight))
+        self._flight.clear()
+        self._window = Window()
+
+    def take(self) -> list[bytes]:
+        """What may be sent now; it counts as sent."""
+        sent: list[bytes] = []
+        while self._waiting and self._window.take(len(self._waiting[0])):
+            sent.append(self._waiting.popleft())
+        self.backlog -= sum(map(len, sent))
+        self._flight.extend(sent)
+        return sent

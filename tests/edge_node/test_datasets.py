@@ -53,7 +53,7 @@ def test_csv_with_ids_elsewhere_and_none(tmp_path):
         ("id,a\nx,1\ny,2,3\n", "line 3: 3 values under 2 columns"),
         ("id,id\n1,2\n", "line 1"),
         ("", "line 1"),
-        ("id\nx\n", "needs columns"),
+        ("id\nx\n", "columns of one length"),
         ("id,a\nx,99999999999999999999\n", ""),
     ],
 )

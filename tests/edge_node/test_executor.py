@@ -7,11 +7,13 @@ import pytest
 import small_graphs
 
 from edge_attention.core.errors import DeadlineExceeded, InvalidProgram
+from edge_attention.core.limits import graphs_of
 from edge_attention.core.program import Append, Batch, Drop, Program, Repeat, Return, Run, Stored
 from edge_attention.core.tensors import Encoded, Encoding
 from edge_attention.graphs import library
+from edge_attention.tables import Table
 from edge_node.datasets import Dataset
-from edge_node.executor import Execution, Node, graphs_of
+from edge_node.executor import Execution, Node
 from edge_node.release import Releases
 from edge_node.runtime import Runtime, Stop
 from edge_node.store import Origin, Store
@@ -30,7 +32,8 @@ def graphs():
 
 @pytest.fixture
 def node():
-    table = Dataset("d", {"x": np.arange(10, dtype=np.float32).reshape(5, 2)}, ["a", "b", "c", "d", "é"])
+    columns = {"x": np.arange(10, dtype=np.float32).reshape(5, 2)}
+    table = Dataset("d", Table(columns, ["a", "b", "c", "d", "é"]))
     return Node(Store(1 << 20), {"d": table}, Releases())
 
 
@@ -77,7 +80,6 @@ def test_the_same_name_twice_is_two_contributions(node, graphs):
 def test_tasks_do_not_see_each_other(node, graphs):
     one = Execution(program(Return("task/x", "x"), tensors={"task/x": X}), node, graphs, serial=1)
     two = Execution(program(Return("task/x", "x"), tensors={"task/x": -X}), node, graphs, serial=2)
-    node.store.put("task/1/other", X)
     (first,), (second,) = list(one.contributions()), list(two.contributions())
     np.testing.assert_array_equal(first.tensors["x"], X)
     np.testing.assert_array_equal(second.tensors["x"], -X)
@@ -86,7 +88,7 @@ def test_tasks_do_not_see_each_other(node, graphs):
 
 def test_other_scopes_stay_until_they_are_dropped(node, graphs):
     run(node, graphs, tensors={"job/j/x": X, "task/x": X})
-    assert node.store.used_by_scope() == {"job": X.nbytes, "task": 0}
+    assert (node.store.used_in("job"), node.store.used_in("task")) == (X.nbytes, 0)
     run(node, graphs, Drop(("job/j/",)))
     assert node.store.used == 0
 

@@ -31,7 +31,7 @@ def register(session):
 
 
 def begin(random=0.5):
-    return Session("n", "hub:1", register=register, memory=lambda: 42, random=lambda: random)
+    return Session("n", "hub:1", register, lambda: 42, lambda: random)
 
 
 def welcome(credit=Credit(1000, 10), resumed=False, drop=()):  # noqa: B008
@@ -144,10 +144,10 @@ def test_credit_holds_contributions_back():
     assert sent(session.produced("t", b"12", 1, final=False)) == [b"12"]
     assert sent(session.produced("t", b"34", 1, final=False)) == [b"34"]  # the last may overdraw
     assert session.produced("t", b"5", 1, final=True) == []
-    assert session.backlog == 1
+    assert session.outbox.backlog == 1
     assert session.received(Credit(1, 1), 1, 2) == []
     assert sent(session.received(Credit(1, 1), 1, 2)) == [b"5"]
-    assert session.backlog == 0
+    assert session.outbox.backlog == 0
 
 
 def test_what_was_not_taken_is_sent_again_in_order():
@@ -158,7 +158,7 @@ def test_what_was_not_taken_is_sent_again_in_order():
     session.produced("t", b"e", 1, final=True)
     session.lost(AWAY, 2)
     session.produced("u", b"f", 2, final=True)
-    assert session.backlog == 5
+    assert session.outbox.backlog == 5
     session.tick(3)
     session.connected(3)
     assert sent(session.received(welcome(resumed=True), 1, 3))[1:] == [b"b", b"c", b"d", b"e", b"f"]

@@ -6,7 +6,7 @@ import pytest
 import small_graphs
 
 from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidGraph
-from edge_attention.graphs import library
+from edge_attention.graphs import library, self_contained
 from edge_node import runtime as rooms
 from edge_node.runtime import Runtime, choose_provider
 
@@ -18,7 +18,7 @@ def load(made):
 def test_arrays_go_in_and_out():
     graph = load(small_graphs.doubled())
     x = np.frombuffer(np.arange(6, dtype=np.float32).tobytes(), np.float32).reshape(3, 2)  # read-only
-    z, y = graph.run({"x": x}, ["z", "y"])
+    z, y = graph.run({"x": x}, ["z", "y"], rooms.Stop())
     np.testing.assert_array_equal(y, 2 * x)
     assert z == 15
 
@@ -40,8 +40,8 @@ def test_external_data_is_refused_whatever_its_varints_look_like(tmp_path, monke
     changed = bytearray(data)
     changed[index + 1 : index + 2] = b"\x88\x00"
     changed[entry + 1] += 1
-    assert rooms._EXTERNAL.search(bytes(changed))
-    assert not rooms._EXTERNAL.search(small_graphs.doubled()[1])
+    assert self_contained._EXTERNAL.search(bytes(changed))
+    assert not self_contained._EXTERNAL.search(small_graphs.doubled()[1])
 
 
 @pytest.mark.parametrize("name", library.names())

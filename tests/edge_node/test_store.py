@@ -17,7 +17,7 @@ from edge_attention.core.errors import (
     NotFound,
     OutOfMemory,
 )
-from edge_node.files import Files
+from edge_attention.sequence_files import Files
 from edge_node.store import Origin, Store
 
 MIB = 1 << 20
@@ -81,7 +81,7 @@ def test_the_limit_names_itself_and_what_was_asked():
     with pytest.raises(OutOfMemory, match=r"needs 804 more bytes.*800 of the node's 1,000"):
         store.put("job/a/y", np.zeros(201, np.float32))
     store.put("job/a/x", np.zeros(250, np.float32))  # in place of the first
-    assert store.used_by_scope() == {"job": 1000}
+    assert store.used_in("job") == 1000
     with pytest.raises(OutOfMemory):
         store.append("context/a/x", np.zeros((1, 1, 1), np.float32), tile=1)
     store.drop("job/a/")

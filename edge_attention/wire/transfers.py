@@ -1,4 +1,4 @@
-"""What is too large for a message: graphs and tensors down, tensors up, by digest and resumable."""
+"""The node's end of bulk: what is too large for a message, by digest and resumable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,13 +15,43 @@ from edge_attention.core.errors import Cancelled, DataLoss, InvalidArgument, Out
 from edge_attention.core.program import BulkTensor, Contribution
 from edge_attention.core.session import DownloadRequest, UploadChunk
 from edge_attention.core.tensors import Array, DataType, Encoded, Encoding
-from edge_attention.wire.link import DOWNLOAD, UPLOAD
+from edge_attention.wire.codec import Codec
+from edge_attention.wire.link import CONNECT, DOWNLOAD, LINK, UPLOAD
+from edge_attention.wire.methods import Method
 from edge_attention.wire.rpc import Caller
 from edge_attention.wire.tensors import check_size
-from edge_node.runtime import Stop
-from edge_node.store import Store
 
 CHUNK = INLINE = 1024 * 1024
+
+
+class _Bytes(Codec[bytes]):
+    """Messages as they are on the wire: a damaged one must not end the stream, and size is credit."""
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, value: bytes) -> bytes:
+        return value
+
+    def decode(self, data: bytes) -> bytes:
+        return data
+
+
+NODE_STREAM = Method(LINK, CONNECT.name, _Bytes(), _Bytes(), streams_request=True, streams_response=True)
+
+
+class Room(Protocol):
+    """Who counts the bytes that are about to come. `reserve` raises OutOfMemory."""
+
+    def reserve(self, size: int, what: str) -> None: ...
+
+    def release(self, size: int) -> None: ...
+
+
+class Stop(Protocol):
+    """Whether somebody still waits. `check` raises if not."""
+
+    def check(self) -> None: ...
 
 
 def split(contribution: Contribution) -> tuple[Contribution, dict[str, memoryview]]:
@@ -48,9 +78,9 @@ def split(contribution: Contribution) -> tuple[Contribution, dict[str, memoryvie
 class Transfers:
     """Bulk over whatever connection there is: a transfer that breaks goes on where it was, on the next."""
 
-    def __init__(self, store: Store, counted: Callable[[str, int], None]) -> None:
+    def __init__(self, room: Room, counted: Callable[[str, int], None]) -> None:
         """`counted(direction, bytes)` is told what goes over the wire."""
-        self._store, self._counted = store, counted
+        self._room, self._counted = room, counted
         self._connection: tuple[Caller, str] | None = None
         self._online = asyncio.Event()
 
@@ -63,10 +93,10 @@ class Transfers:
         self._online.clear()
 
     async def download(self, digest: str, limit: int, stop: Stop) -> bytearray:
-        """The file; the store counts its bytes as reserved, until the caller releases them.
+        """The file; its bytes stay reserved until the caller releases them.
 
         Raises:
-            OutOfMemory: larger than `limit` or than the store's room.
+            OutOfMemory: larger than `limit` or than there is room.
             DataLoss: it came damaged.
             NotFound: the aggregator does not have it.
         """
@@ -81,7 +111,7 @@ class Transfers:
                         if chunk.size > limit:
                             raise OutOfMemory(f"{where} has {chunk.size:,} bytes; the limit is {limit:,}")
                         if data is None:
-                            self._store.reserve(chunk.size, where)
+                            self._room.reserve(chunk.size, where)
                             data = bytearray(chunk.size)
                         end = received + len(chunk.data)
                         if chunk.offset != received or end > len(data) or chunk.size != len(data):
@@ -97,7 +127,7 @@ class Transfers:
                 raise DataLoss(f"{where} came damaged: its bytes have another digest")
             return data
         except BaseException:
-            self._store.release(len(data or b""))
+            self._room.release(len(data or b""))
             raise
 
     async def tensor(self, bulk: BulkTensor, stop: Stop) -> Array:
@@ -109,7 +139,7 @@ class Transfers:
             raise InvalidArgument(f"{bulk.name}: encoding FLOAT16 stands for FLOAT32 only")
         data = await self.download(bulk.digest, bulk.size, stop)
         if len(data) != bulk.size:
-            self._store.release(len(data))
+            self._room.release(len(data))
             raise DataLoss(f"{bulk.name} was announced with {bulk.size:,} bytes; its file has {len(data):,}")
         array = np.frombuffer(data, dtype).reshape(bulk.shape)
         return array.astype(np.float32) if half else array

@@ -38,7 +38,7 @@ class Manifest:
 
 
 class Files:
-    """The folder `folder`, which belongs to one process at a time.
+    """The sequences kept in `folder`, which belongs to one process at a time.
 
     Raises:
         FailedPrecondition: it cannot be used, or another process uses it.

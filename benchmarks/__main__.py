@@ -1,0 +1,43 @@
+"""Every benchmark: python -m benchmarks [kernel] [attend] [round] [idle] [--quick] [--json FILE]
+
+Prints a table for each, the bound beside what was measured, and writes all with the machine's description
+to benchmarks/results.json. Exits with 1 if a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.report import Report, machine
+
+NAMES = ("kernel", "attend", "round", "idle")
+RESULTS = Path(__file__).parent / "results.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed, as ratios with bounds.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)}; without: all")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing installed")
+    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="where the figures go")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(NAMES):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    described = machine()
+    load = described["load_before"]
+    print(f"{described['cpu']}, {described['cores']} cores, load {load:.1f} before the start")
+    reports: dict[str, Report] = {}
+    for name in args.names or NAMES:
+        # Imported one at a time: each needs extras of its own.
+        reports[name] = importlib.import_module(f"benchmarks.{name}").report(args.quick)
+        print(reports[name].table(), flush=True)
+    found = {"machine": described, "quick": args.quick} | {n: report.json() for n, report in reports.items()}
+    args.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if all(report.met for report in reports.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""What distributing one attend adds to its kernels: ours by bare gRPC streams, Ray actors, PyTorch's gloo.
+
+Two shards of 32,768 keys, 12 heads of 64, one query, one thread a shard. Added is what a call takes, seen
+at the root, beyond the slowest kernel of that same call. The ways take turns, a call at a time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from contextlib import ExitStack
+
+from benchmarks.attend_variants import MODULE
+from benchmarks.report import Figure, Report
+from benchmarks.turns import Worker, median_ratio
+
+KEYS = 32_768
+WARM = 5
+BOUNDS = {"bare": 2.5, "ray": 1.0, "gloo": 1.0}
+TITLES = {"bare": "a bare gRPC fan-out of the same bytes", "ray": "what Ray adds", "gloo": "what gloo adds"}
+NEEDS = {"ray": "ray", "gloo": "torch"}
+
+
+def report(quick: bool) -> Report:
+    """Added milliseconds of each way, and ours by theirs."""
+    rounds = 40 if quick else 150
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> Worker:
+            worker = Worker(MODULE, *arguments)
+            stack.callback(worker.close)
+            return worker
+
+        workers = {"ours": start("ours", str(KEYS))}
+        sizes = workers["ours"].first
+        workers["bare"] = start("bare", str(sizes["sent"]), str(sizes["received"]))
+        skipped = []
+        for way, package in NEEDS.items():
+            if importlib.util.find_spec(package) is None:
+                skipped.append(f"{TITLES[way]}: {package} is not installed (pip install '.[bench]')")
+                continue
+            try:
+                workers[way] = start(way, str(KEYS))
+            except SystemExit as error:
+                skipped.append(f"{TITLES[way]}: {error}")
+        for worker in workers.values():
+            worker.turn(WARM)
+        turns = [{way: worker.turn(1)[0] for way, worker in workers.items()} for _ in range(rounds)]
+    added = {way: [turn[way][0] for turn in turns] for way in workers}
+    kernel = {way: statistics.median(turn[way][1] for turn in turns) for way in workers if way != "bare"}
+    figures = [
+        *(
+            Figure(f"ours by {TITLES[way]}", median_ratio(added["ours"], added[way]), "times", BOUNDS[way])
+            for way in workers
+            if way != "ours"
+        ),
+        *(Figure(f"{way}, added", statistics.median(added[way]), "ms") for way in workers),
+        *(Figure(f"{way}, kernel", ms, "ms") for way, ms in kernel.items()),
+    ]
+    details = {"rounds": rounds, "bytes_a_node": sizes, "added_ms": added}
+    return Report("One attend over 2 nodes of 32,768 keys", tuple(figures), tuple(skipped), details)

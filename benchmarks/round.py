@@ -1,0 +1,89 @@
+"""A fusion training round's wall time by the sum of its graphs' run times.
+
+The demo's model (three labs, ten tokens each, batch 64) and a larger one (two nodes, 64 tokens each, dims
+of 64, batch 256). `graphs` is what all nodes report of time inside ONNX Runtime, summed: nodes that run at
+the same time bring the ratio under 1. `all` is the aggregator's clock over a round, the commit aside.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report import Figure, Report
+from edge_attention import Client
+from edge_attention.cli.local_fleet import LocalFleet
+from edge_attention.core.jobs import OptimizerSpec
+from edge_attention.demo import patients
+from edge_attention.graphs.tabular import classifier_head, tabular_encoder
+from edge_attention.job import Encoder, FusionJob, Head, QueriesSpec
+
+NODES = ("left", "right")
+FEATURES, SAMPLES, BATCH, DIM = 64, 1024, 256, 64
+WARM = 5
+
+
+def report(quick: bool) -> Report:
+    """Median ratio of a round's wall time by its graphs' time; medians of both, and of every stage."""
+    figures: list[Figure] = []
+    details = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        demo = replace(patients.job(), rounds=40 if quick else 150, holdout=0.0)
+        details["demo"] = _train(demo, patients.Patients.load().write(folder))
+        details["larger"] = _train(_larger(15 if quick else 40), _write(folder))
+    for model, seconds in details.items():
+        ratio = statistics.median(a / g for a, g in zip(seconds["all"], seconds["graphs"], strict=True))
+        figures.append(Figure(f"{model}: wall by graphs", ratio, "times"))
+        figures += (
+            Figure(f"{model}: {stage}", 1e3 * statistics.median(values), "ms")
+            for stage, values in seconds.items()
+        )
+    return Report("One training round by fusion", tuple(figures), details={"seconds": details})
+
+
+def _train(job: FusionJob, files: Mapping[str, Mapping[str, Path]]) -> dict[str, list[float]]:
+    """Stage -> seconds of each round, the first few left out."""
+    with LocalFleet() as fleet:
+        fleet.start_aggregator()
+        with Client(fleet.address) as client:
+            planned = client.plan(job)
+            for node, data in files.items():
+                releases = sorted(
+                    {graph.release for graph in planned if graph.node == node and graph.release}
+                )
+                fleet.start_node(node, "--threads", "1", data=data, allow_release=releases)
+            rounds = [round.seconds for round in client.train(job)][WARM:]
+    return {stage: [seconds[stage] for seconds in rounds] for stage in rounds[0]}
+
+
+def _larger(rounds: int) -> FusionJob:
+    def encoder(seed: int) -> bytes:
+        return tabular_encoder(FEATURES, key_heads=1, key_dim=DIM, value_dim=DIM, width=DIM, seed=seed)
+
+    return FusionJob(
+        name="larger",
+        encoders=tuple(Encoder(node, "data", encoder(seed), {"x": "x"}) for seed, node in enumerate(NODES)),
+        head=Head(
+            NODES[0], "data", classifier_head(queries=2, query_heads=1, value_dim=DIM, classes=2), {"y": "y"}
+        ),
+        queries=QueriesSpec(count=2, heads=1, dim=DIM),
+        optimizer=OptimizerSpec("adam", {"lr": 1e-3}),
+        rounds=rounds,
+        batch=BATCH,
+    )
+
+
+def _write(folder: Path) -> dict[str, dict[str, Path]]:
+    files: dict[str, dict[str, Path]] = {}
+    rng = np.random.default_rng(0)
+    for node in NODES:
+        files[node] = {"data": folder / f"{node}.npz"}
+        x, y = rng.standard_normal((SAMPLES, FEATURES), np.float32), rng.integers(0, 2, SAMPLES)
+        np.savez(files[node]["data"], id=np.arange(SAMPLES), x=x, y=y)
+    return files

@@ -1,0 +1,161 @@
+"""An aggregator without a network: real recipes, and nodes that run real programs in the same event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from aggregator.append import Appender
+from aggregator.attend import Attender
+from aggregator.bulk import Bulk
+from aggregator.contexts import Contexts
+from aggregator.dispatch import Dispatcher
+from aggregator.membership import Membership
+from aggregator.metrics import Metrics
+from aggregator.parameters import ParameterStore
+from aggregator.state import State
+from aggregator.training.runs import Runs
+from edge_attention.core.fleet import NodeState
+from edge_attention.core.program import Program
+from edge_attention.core.session import PROTOCOL, Register, Sequence
+from edge_attention.wire.link import from_node, to_node
+from edge_node.datasets import read
+from edge_node.executor import Execution, Node
+from edge_node.release import Releases
+from edge_node.runtime import Runtime
+from edge_node.store import Store
+
+
+class House:
+    """The aggregator's parts, put together as its server does."""
+
+    def __init__(self, folder=None, patience=5.0):
+        self.state = State(folder)
+        self.metrics = Metrics()
+        sessions = (f"s{n}" for n in itertools.count())
+        self.membership = Membership(10.0, lambda: next(sessions))
+        self.dispatcher = Dispatcher(self.membership, self.metrics)
+        self.bulk = Bulk(self.state)
+        self.contexts = Contexts(self.state, self.membership, self.metrics)
+        self.appender = Appender(self.contexts, self.membership, self.dispatcher, self.bulk)
+        self.attender = Attender(self.contexts, self.dispatcher, self.metrics)
+        self.parameters = ParameterStore(self.state)
+        link = SimpleNamespace(bytes_sent=Counter(), bytes_received=Counter())
+        parts = (self.state, self.parameters, self.membership, self.dispatcher, self.bulk, link, self.metrics)
+        self.runs = Runs(*parts, patience)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.state.close()
+
+    def node(self, name, **options):
+        return Box(self, name, **options)
+
+    def counted(self, outcome):
+        return (
+            self.metrics.registry.get_sample_value(
+                "edge_attention_aggregator_contributions_total", {"outcome": outcome}
+            )
+            or 0
+        )
+
+
+class Box:
+    """A node. `tamper(contribution)` changes what it returns (None: nothing); `mute`: it answers nothing."""
+
+    def __init__(self, house, name, *, datasets=(), releases=(), limit=1 << 28, tamper=None, mute=False):
+        self.house, self.name, self.tamper, self.mute = house, name, tamper, mute
+        self.datasets = {dataset.name: dataset for dataset in datasets}
+        self.node = Node(Store(limit), self.datasets, Releases(releases))
+        self.runtime = Runtime("cpu", 1)
+        self.programs, self.cancelled = [], []
+        self.lives = 0
+        self.connect()
+
+    def connect(self, *, fresh=False):
+        """Register, as the process it was or (fresh) as a new one."""
+        self.lives += fresh
+        if fresh:
+            self.node = replace(self.node, store=Store(self.node.store.limit))
+        sequences = tuple(Sequence(name, tokens) for name, tokens in self.node.store.sequences().items())
+        described = tuple(dataset.describe() for dataset in self.datasets.values())
+        register = Register(
+            PROTOCOL, "0", self.name, f"{self.name}-{self.lives}", "", "CPU", 1, self.node.store.limit,
+            described, sequences, (),
+        )  # fmt: skip
+        now = asyncio.get_running_loop().time()
+        self.member = self.house.membership.register(register, now).member
+        for name in self.house.contexts.unknown(self.member):
+            self.node.store.drop(name)
+        self.house.dispatcher.connected(self.name, self)
+
+    def disconnect(self):
+        self.house.membership.disconnected(self.name, self.member.epoch)
+        self.house.dispatcher.disconnected(self.name, self)
+
+    def lose(self):
+        """Its lease runs out."""
+        self.disconnect()
+        self.member.state = NodeState.LOST
+        self.house.dispatcher.changed(self.name)
+
+    def send(self, message):
+        message = to_node.decode(to_node.encode(message))
+        if isinstance(message, Program):
+            self.programs.append(message)
+            if not self.mute:
+                asyncio.get_running_loop().call_soon(self.run, message)
+        else:
+            self.cancelled.append(message.task_id)
+
+    def run(self, program):
+        for contribution in self.execute(program):
+            self.house.dispatcher.contribution(self.name, contribution)
+
+    def execute(self, program):
+        """The contributions of `program`, as they arrive."""
+        graphs = {}
+        execution = Execution(program, self.node, graphs)
+        for digest in digests(program.instructions):
+            graphs[digest] = self.runtime.find(digest) or self.runtime.load(
+                digest, self.house.bulk.find(digest)
+            )
+        for bulk in program.bulk_tensors:
+            data = np.frombuffer(self.house.bulk.find(bulk.digest), bulk.data_type.value)
+            execution.place(bulk.name, data.reshape(bulk.shape))
+        for contribution in execution.contributions():
+            contribution = from_node.decode(from_node.encode(contribution))
+            contribution = self.tamper(contribution) if self.tamper else contribution
+            if contribution is not None:
+                yield contribution
+
+
+def dataset(name, ids=None, **columns):
+    """A node's dataset of these columns, by way of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "data.npz"
+        np.savez(file, **columns, **({} if ids is None else {"id": np.array(ids)}))
+        return read(f"{name}={file}")
+
+
+def digests(instructions):
+    for instruction in instructions:
+        if hasattr(instruction, "graph"):
+            yield instruction.graph
+        yield from digests(getattr(instruction, "body", ()))
+
+
+async def until(condition):
+    """Let the loop turn until `condition()` holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)

@@ -1,0 +1,301 @@
+"""The append recipe: all of it or nothing, whatever happens in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import numpy as np
+import pytest
+import reference
+from house import House, dataset, until
+from onnx import TensorProto, helper
+
+from edge_attention.core.attention import AppendDatasetRequest, AttendRequest, ContextSpec
+from edge_attention.core.errors import (
+    InvalidProgram,
+    InvalidTensor,
+    NotFound,
+    OutOfMemory,
+    PrivateTensor,
+    Unavailable,
+)
+
+RANDOM = np.random.default_rng(1)
+KEYS = RANDOM.standard_normal((1300, 2, 4)).astype(np.float32)
+VALUES = RANDOM.standard_normal((1300, 2, 4)).astype(np.float32)
+QUERIES = RANDOM.standard_normal((3, 4, 4)).astype(np.float32)
+
+
+def create(house, replicas=1, value_dim=4):
+    return house.contexts.create(ContextSpec("c", 4, 2, 4, value_dim, replicas))
+
+
+def append(house, start, stop, node=""):
+    return house.appender.append("c", node, KEYS[start:stop], VALUES[start:stop])
+
+
+async def exact(house, tokens=1300):
+    response = await house.attender.attend(AttendRequest("c", QUERIES))
+    scores = reference.scores(QUERIES, KEYS[:tokens], 0.5)
+    out, lse = reference.attend(scores, VALUES[:tokens])
+    assert response.exact, response.missing
+    np.testing.assert_allclose(response.out.array, out, atol=1e-5)
+    np.testing.assert_allclose(response.lse, lse, atol=1e-5)
+
+
+def run(scenario, folder=None):
+    with House(folder) as house:
+        return asyncio.run(scenario(house))
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_appends_cut_anyhow_are_one_context(replicas):
+    async def scenario(house):
+        for name in "abc":
+            house.node(name)
+        create(house, replicas)
+        cuts = [0, 1, 2, 5, 300, 812, 813, 1290, *range(1291, 1301)]
+        for start, stop in itertools.pairwise(cuts):
+            response = await append(house, start, stop)
+            assert response.tokens == range(start, stop)
+        await exact(house)
+        context = house.contexts.get("c")
+        assert [s.tokens.stop for s in context.segments[:-1]] == [
+            s.tokens.start for s in context.segments[1:]
+        ]
+        assert all(len(segment.holders) == replicas for segment in context.segments)
+        assert len(context.segments) < 10, "a token at a time does not make a segment each"
+
+    run(scenario)
+
+
+def test_an_append_that_fails_leaves_nothing_and_can_be_repeated():
+    async def scenario(house):
+        boxes = [house.node("a"), house.node("b")]
+        create(house, replicas=2)
+        await append(house, 0, 400)
+        boxes[1].tamper = lambda contribution: None  # stored, but never heard of
+        task = asyncio.create_task(append(house, 400, 1300))
+        await until(lambda: len(boxes[1].programs) > 1)
+        await asyncio.sleep(0.05)
+        boxes[1].lose()
+        with pytest.raises(Unavailable, match="nothing was appended"):
+            await task
+        assert house.contexts.get("c").tokens == 400
+        boxes[1].tamper = None
+        boxes[1].connect()
+        await append(house, 400, 1300)
+        await exact(house)
+
+    run(scenario)
+
+
+def test_a_node_that_reconnects_between_storing_and_the_commit_keeps_the_tokens():
+    async def scenario(house):
+        box = house.node("a")
+        create(house)
+        held = []
+        box.tamper = lambda contribution: held.append(contribution)
+        task = asyncio.create_task(append(house, 0, 1300))
+        await until(lambda: held and held[-1].final)
+        box.disconnect()
+        box.mute = True  # it has run the task already, and only repeats what it returned
+        box.connect()
+        for contribution in held:
+            house.dispatcher.contribution("a", contribution)
+        await task
+        box.tamper, box.mute = None, False
+        await exact(house)
+
+    run(scenario)
+
+
+def test_a_context_dropped_while_an_append_waits_gets_no_tokens():
+    async def scenario(house):
+        box = house.node("a")
+        context = create(house)
+        async with context.lock:
+            waiting = asyncio.create_task(append(house, 0, 10))
+            await asyncio.sleep(0)
+            house.contexts.drop("c")
+            create(house)
+        with pytest.raises(NotFound, match="dropped meanwhile"):
+            await waiting
+        assert box.node.store.sequences() == {}
+
+    run(scenario)
+
+
+def test_tokens_that_cannot_be_committed_are_freed(monkeypatch):
+    async def scenario(house):
+        box = house.node("a")
+        create(house)
+
+        def full(*_):
+            raise OutOfMemory("the disk is full")
+
+        monkeypatch.setattr(house.contexts, "commit", full)
+        with pytest.raises(OutOfMemory):
+            await append(house, 0, 10)
+        await until(lambda: box.node.store.sequences() == {})
+
+    run(scenario)
+
+
+def test_a_cancelled_append_leaves_nothing():
+    async def scenario(house):
+        box = house.node("a")
+        create(house)
+        box.mute = True
+        task = asyncio.create_task(append(house, 0, 10))
+        await until(lambda: box.programs)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert box.cancelled == [box.programs[0].task_id]
+        box.mute = False
+        await append(house, 0, 1300)
+        await exact(house)
+
+    run(scenario)
+
+
+def test_no_node_and_no_memory_are_said():
+    async def scenario(house):
+        create(house)
+        with pytest.raises(Unavailable, match="no node is ready"):
+            await append(house, 0, 10)
+        house.node("a", limit=20_000)
+        with pytest.raises(OutOfMemory, match="--memory-limit"):
+            await append(house, 0, 1300)
+        with pytest.raises(NotFound, match="nodes seen: a"):
+            await append(house, 0, 10, node="b")
+
+    run(scenario)
+
+
+def test_a_node_that_turns_out_to_be_full_is_named():
+    async def scenario(house):
+        box = house.node("a")
+        create(house)
+        box.node.store.limit = 1000  # it has told of more
+        with pytest.raises(Unavailable, match=r"node 'a'.*--memory-limit"):
+            await append(house, 0, 1300)
+        assert house.contexts.get("c").tokens == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [
+        (KEYS[:0], VALUES[:0]),
+        (KEYS[:5], VALUES[:4]),
+        (KEYS[:5, :1], VALUES[:5]),
+        (KEYS[:5].astype(np.float64), VALUES[:5]),
+        (KEYS[:5] * np.nan, VALUES[:5]),
+        (KEYS[:5], VALUES[:5] * np.inf),
+    ],
+)
+def test_bad_tokens_reach_no_node(keys, values):
+    async def scenario(house):
+        box = house.node("a")
+        create(house)
+        with pytest.raises(InvalidTensor), np.errstate(invalid="ignore"):
+            await house.appender.append("c", "", keys, values)
+        assert box.programs == []
+
+    with np.errstate(invalid="ignore"):
+        run(scenario)
+
+
+def encoder(dims=("rows", 2, 4)):
+    """keys = x reshaped, values = keys + 1: a graph over a column [rows, 8]."""
+    value = helper.make_tensor_value_info
+    shape = helper.make_tensor("shape", TensorProto.INT64, [3], [-1, *dims[1:]])
+    one = helper.make_tensor("one", TensorProto.FLOAT, [], [1.0])
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["keys"]),
+        helper.make_node("Add", ["keys", "one"], ["values"]),
+    ]
+    outputs = [value(name, TensorProto.FLOAT, dims) for name in ("keys", "values")]
+    graph = helper.make_graph(
+        nodes, "encoder", [value("x", TensorProto.FLOAT, ["rows", 8])], outputs, [shape, one]
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    ).SerializeToString()
+
+
+def dataset_request(house, data=None, **changed):
+    fields = {"context": "c", "node": "a", "dataset": "d", "graph": house.state.put_blob(data or encoder())}
+    return AppendDatasetRequest(**{**fields, "inputs": {"x": "x"}, "rows": None, **changed})
+
+
+DATA = dataset("d", x=RANDOM.standard_normal((5000, 8)).astype(np.float32))
+
+
+@pytest.mark.parametrize("rows", [None, range(100, 4300), range(7, 8)])
+def test_a_node_appends_what_it_computes_from_its_own_data(rows):
+    async def scenario(house):
+        box = house.node("a", datasets=[DATA], releases=["attention"])
+        create(house)
+        await house.appender.append_dataset(dataset_request(house, rows=rows))
+        keys = DATA.column("x")[slice(rows.start, rows.stop) if rows else slice(None)].reshape(-1, 2, 4)
+        response = await house.attender.attend(AttendRequest("c", QUERIES))
+        out, lse = reference.attend(reference.scores(QUERIES, keys, 0.5), keys + 1)
+        assert response.exact
+        np.testing.assert_allclose(response.out.array, out, atol=1e-5)
+        np.testing.assert_allclose(response.lse, lse, atol=1e-5)
+        # Sent again after the half of it was stored, a program begins anew.
+        box.run(box.programs[0])
+        assert set(box.node.store.sequences().values()) == {len(keys)}
+
+    run(scenario)
+
+
+def test_without_the_release_nothing_is_stored_and_the_flag_is_named():
+    async def scenario(house):
+        box = house.node("a", datasets=[DATA])
+        create(house)
+        with pytest.raises(PrivateTensor, match=r"task/key_norm.*--allow-release [0-9a-f]{64}:key_norm"):
+            await house.appender.append_dataset(dataset_request(house))
+        await until(lambda: box.node.store.sequences() == {})
+        assert house.contexts.get("c").tokens == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"node": "b"}, NotFound, "no node 'b'"),
+        ({"dataset": "e"}, NotFound, "it has: d"),
+        ({"inputs": {"x": "y"}}, NotFound, "no column 'y'"),
+        ({"inputs": {"z": "x"}}, InvalidProgram, "'x' is not bound"),
+        ({"inputs": {}}, InvalidProgram, "'x' is not bound"),
+        ({"graph": "00"}, NotFound, "SHA-256"),
+        ({"rows": range(4999, 5001)}, Exception, "5000 rows"),
+    ],
+)
+def test_a_dataset_append_that_does_not_fit_is_said(changed, error, said):
+    async def scenario(house):
+        house.node("a", datasets=[DATA], releases=["attention"])
+        create(house)
+        with pytest.raises(error, match=said):
+            await house.appender.append_dataset(dataset_request(house, **changed))
+        assert house.contexts.get("c").tokens == 0
+
+    run(scenario)
+
+
+def test_tokens_of_another_shape_than_the_contexts_are_refused():
+    async def scenario(house):
+        box = house.node("a", datasets=[DATA], releases=["attention"])
+        create(house)
+        with pytest.raises(Unavailable, match="summary key_norm has shape"):
+            await house.appender.append_dataset(dataset_request(house, encoder(("rows", 1, 8))))
+        await until(lambda: box.node.store.sequences() == {})
+
+    run(scenario)

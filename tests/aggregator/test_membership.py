@@ -1,0 +1,131 @@
+"""Membership as transcripts: who registers, who is silent, who is back."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from aggregator import membership as rooms
+from aggregator.membership import Membership
+from edge_attention.core.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from edge_attention.core.fleet import NodeState
+from edge_attention.core.session import PROTOCOL, Dataset, Heartbeat, Register, Sequence
+
+
+@pytest.fixture
+def fleet():
+    sessions = (f"s{n}" for n in itertools.count(1))
+    return Membership(10.0, lambda: next(sessions))
+
+
+def register(name="a", instance="1", session="", **changed):
+    return replace(Register(PROTOCOL, "0", name, instance, session, "CPU", 1, 100), **changed)
+
+
+def test_a_node_comes_is_silent_is_lost_and_is_back(fleet):
+    first = fleet.register(register(), 0.0)
+    assert (first.resumed, first.member.session, fleet.state("a")) == (False, "s1", NodeState.READY)
+    fleet.heard("a", 8.0)
+    assert fleet.tick(17.9) == ()
+    assert fleet.tick(18.1) == ("a",)
+    assert fleet.tick(30.0) == (), "told once"
+    assert not fleet.live("a")
+    again = fleet.register(register(session="s1"), 31.0)
+    assert (again.resumed, again.member.session, fleet.live("a")) == (True, "s1", True)
+
+
+def test_a_broken_stream_makes_a_node_suspect_until_its_lease_ends(fleet):
+    epoch = fleet.register(register(), 0.0).member.epoch
+    assert fleet.disconnected("a", epoch)
+    assert fleet.state("a") is NodeState.SUSPECT
+    with pytest.raises(FailedPrecondition, match="'a' is suspect"):
+        fleet.require_live("a")
+    assert fleet.tick(11.0) == ("a",)
+    assert fleet.state("a") is NodeState.LOST
+
+
+def test_the_end_of_an_old_stream_does_not_touch_its_successor(fleet):
+    old = fleet.register(register(), 0.0).member.epoch
+    new = fleet.register(register(session="s1"), 1.0).member.epoch
+    assert new != old
+    assert not fleet.disconnected("a", old)
+    assert fleet.state("a") is NodeState.READY
+    assert fleet.disconnected("a", new)
+    assert not fleet.disconnected("a", new), "once"
+
+
+def test_a_live_name_belongs_to_its_process(fleet):
+    epoch = fleet.register(register(), 0.0).member.epoch
+    with pytest.raises(AlreadyExists, match="--name"):
+        fleet.register(register(instance="2"), 1.0)
+    fleet.disconnected("a", epoch)
+    taken = fleet.register(register(instance="2", session="s1"), 2.0)
+    assert not taken.resumed, "a session cannot be taken with the name"
+    assert taken.member.session == "s2"
+
+
+def test_a_draining_node_that_disconnects_has_left(fleet):
+    epoch = fleet.register(register(), 0.0).member.epoch
+    fleet.heard("a", 1.0, Heartbeat(1, 7, 2, draining=True))
+    assert fleet.state("a") is NodeState.DRAINING
+    assert fleet.live("a")
+    node = fleet.nodes(3.0)[0]
+    assert (node.memory, node.tasks, node.silent_seconds) == (7, 2, 2.0)
+    fleet.disconnected("a", epoch)
+    assert fleet.state("a") is NodeState.LOST
+
+
+def test_a_late_heartbeat_does_not_revive_the_lost(fleet):
+    fleet.register(register(), 0.0)
+    fleet.tick(11.0)
+    fleet.heard("a", 12.0, Heartbeat(1, 0, 0))
+    assert fleet.state("a") is NodeState.LOST
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"protocol": PROTOCOL + 1}, FailedPrecondition),
+        ({"name": "../a"}, InvalidArgument),
+        ({"name": ""}, InvalidArgument),
+        ({"instance": ""}, InvalidArgument),
+        ({"datasets": (Dataset("a/b", 1, (), False),)}, InvalidArgument),
+        ({"sequences": (Sequence("passwords", 1),)}, InvalidArgument),
+    ],
+)
+def test_who_is_not_let_in(fleet, fields, error):
+    with pytest.raises(error):
+        fleet.register(register(**fields), 0.0)
+    assert fleet.members() == ()
+
+
+def test_sessions_are_found_and_the_empty_one_is_nobodys(fleet):
+    fleet.register(register(), 0.0)
+    assert fleet.of_session("s1").name == "a"
+    for session in ("", "s2"):
+        with pytest.raises(NotFound):
+            fleet.of_session(session)
+    with pytest.raises(NotFound, match="nodes seen: a"):
+        fleet.require_live("b")
+    assert fleet.state("b") is NodeState.LOST
+
+
+def test_names_made_up_do_not_fill_the_memory(fleet, monkeypatch):
+    monkeypatch.setattr(rooms, "MEMBERS", 2)
+    fleet.register(register("a"), 0.0)
+    fleet.register(register("b"), 5.0)
+    with pytest.raises(ResourceExhausted):
+        fleet.register(register("c"), 6.0)
+    fleet.tick(11.0)
+    fleet.register(register("c"), 12.0)
+    assert [member.name for member in fleet.members()] == ["b", "c"]
+    fleet.register(register("b", session="s2"), 13.0)
+    assert len(fleet.members()) == 2

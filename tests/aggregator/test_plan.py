@@ -1,0 +1,127 @@
+"""A job made ready: what it runs, what leaves each node, and every way in which it does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import small_job
+from small_job import HEAD, MODELS, QUERIES
+
+from aggregator.training.plan import check_dataset, plan
+from edge_attention.core.errors import InvalidArgument, InvalidGraph, NotFound
+from edge_attention.core.jobs import OptimizerSpec
+from edge_attention.core.session import Column, Dataset
+from edge_attention.core.tensors import DataType
+from edge_attention.graphs.tabular import classifier_head, tabular_encoder
+from edge_attention.job import Encoder, Head
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return plan(*small_job.job())
+
+
+def test_the_plan_says_what_leaves_each_node(planned):
+    released = {(g.node, g.role): g for g in planned.released()}
+    assert {g.release for g in released.values() if g.role in ("ids", "attention")} == {
+        "alignment",
+        "attention",
+    }
+    assert released["b", "encoder"].outputs == (), "keys and values stay"
+    assert all(name.startswith("grad/") for name in released["b", "encoder_gradient"].outputs)
+    assert ("b", "head") not in released
+    assert released["a", "head"].outputs == ("loss", "correct")
+    assert planned.nodes == ("a", "b")
+    assert set(planned.sources) == {"a/x", "b/x", "a/labels"}
+
+
+def test_version_0_holds_every_parameter_under_its_node(planned):
+    parameters = planned.parameters()
+    np.testing.assert_array_equal(parameters["queries"], QUERIES)
+    assert {name.split("/")[0] for name in parameters} == {"a", "b", "head", "queries"}
+    assert planned.scale == np.float32(0.5)
+
+
+def encoder(**changed):
+    sizes = {"key_heads": 1, "key_dim": 4, "value_dim": 4, "width": 4, **changed}
+    return tabular_encoder(sizes.pop("features", 3), **sizes)
+
+
+def with_b(model):
+    return {"encoders": (Encoder("a", "x", MODELS["a"], {"x": "x"}), Encoder("b", "x", model, {"x": "x"}))}
+
+
+def with_head(model=HEAD, inputs=None, **changed):
+    return {"head": Head("a", "labels", model, inputs or {"y": "y"}, **changed)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"encoders": ()}, InvalidArgument, "at least one node"),
+        ({"encoders": (Encoder("a", "x", MODELS["a"], {"x": "x"}),) * 2}, InvalidArgument, "two encoders"),
+        ({"encoders": (Encoder("head", "x", MODELS["a"], {"x": "x"}),)}, InvalidArgument, "'head'"),
+        ({"name": "../up"}, InvalidArgument, "run"),
+        ({"batch": 100_000}, InvalidArgument, "batch is 100000"),
+        ({"holdout": 1.0}, InvalidArgument, "holdout"),
+        ({"holdout": float("nan")}, InvalidArgument, "holdout"),
+        ({"scale": float("inf")}, InvalidArgument, "scale"),
+        ({"patience_seconds": 0.0}, InvalidArgument, "patience"),
+        ({"patience_seconds": float("inf")}, InvalidArgument, "patience"),
+        ({"patience_seconds": float("nan")}, InvalidArgument, "patience"),
+        ({"optimizer": OptimizerSpec("adamm")}, Exception, "adamm"),
+        ({"optimizer": OptimizerSpec("adam", {"rate": 1.0})}, Exception, "rate"),
+        ({"optimizer": OptimizerSpec("adam", {"lr": float("nan")})}, Exception, "lr"),
+        (with_b(b"not ONNX at all"), InvalidGraph, "encoder 'b'"),
+        (with_b(MODELS["b"][:-100]), InvalidGraph, "encoder 'b'"),
+        (with_b(HEAD), InvalidGraph, "encoder 'b'"),
+        (with_b(encoder(key_dim=5)), InvalidGraph, "keys have dimension 5"),
+        (with_b(encoder(value_dim=5)), InvalidGraph, "values have dimension 5"),
+        (with_b(encoder(key_heads=2)), InvalidGraph, "2 key heads, another encoder has 1"),
+        (with_b(encoder(key_heads=3)), InvalidGraph, "do not divide"),
+        (
+            {"encoders": (Encoder("b", "x", MODELS["b"], {"z": "x"}),)},
+            InvalidGraph,
+            "bind each input to a column",
+        ),
+        (with_head(MODELS["a"]), InvalidGraph, "head"),
+        (with_head(inputs={"label": "y"}), InvalidGraph, "the job binds"),
+        (with_head(metrics=("f1",)), InvalidArgument, "'f1' is no output"),
+        (with_head(metrics=("probabilities",)), InvalidArgument, "float32 scalar"),
+        (
+            with_head(classifier_head(queries=2, query_heads=2, value_dim=8, classes=2)),
+            InvalidGraph,
+            "fused has shape",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(changed, error, said):
+    with pytest.raises(error, match=said):
+        plan(*small_job.job(**changed))
+
+
+def test_a_wire_job_is_checked_though_the_client_would_have(planned):
+    with pytest.raises(InvalidArgument, match="rounds is 0"):
+        plan(replace(planned.job, rounds=0), small_job.job()[1])
+
+
+COLUMN = Column("x", DataType.FLOAT32, (3,))
+
+
+@pytest.mark.parametrize(
+    ("datasets", "error", "said"),
+    [
+        ((), NotFound, "it has: none.*--data x=FILE"),
+        ((Dataset("x", 30, (COLUMN,), identified=False),), InvalidArgument, "has no ids"),
+        ((Dataset("x", 30, (replace(COLUMN, name="y"),), True),), NotFound, "no column 'x'; it has: y"),
+        ((Dataset("x", 30, (replace(COLUMN, shape=(4,)),), True),), InvalidArgument, r"\[4\] a row"),
+        ((Dataset("x", 30, (replace(COLUMN, shape=()),), True),), InvalidArgument, "a row"),
+        ((Dataset("x", 30, (replace(COLUMN, data_type=DataType.INT64),), True),), InvalidArgument, "int64"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_said(planned, datasets, error, said):
+    with pytest.raises(error, match=said):
+        check_dataset(planned.encoders[1], datasets)
+    check_dataset(planned.encoders[1], (Dataset("x", 30, (COLUMN,), identified=True),))
