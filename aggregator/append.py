@@ -262,7 +262,8 @@ class Appender:
             outcome = await self._dispatcher.run(assignments, APPEND_SECONDS, fold)
             if outcome.missing:
                 reason = "; ".join(sorted(set(outcome.missing.values())))
-                cls = DeadlineExceeded if "in time" in reason else Unavailable
+                otherwise = DeadlineExceeded if "in time" in reason else Unavailable
+                cls = next((outcome.causes[s] for s in outcome.missing if s in outcome.causes), otherwise)
                 raise cls(f"nothing was appended to context {context.spec.name!r}: {reason}")
             segments = [self._grown(target) for target in targets]
             self._contexts.commit(context, segments)

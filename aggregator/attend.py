@@ -41,6 +41,8 @@ class _Query:
     request: AttendRequest
     queries: Float32
     positions: Int64
+    tokens: int
+    """Of the context when it was asked; it may grow before the answer is there."""
     scale: float
     view: Visibility
     deadline: float
@@ -102,9 +104,7 @@ class Attender:
                 raise InvalidTensor(f"node {node!r} returned no lse for shard {assignment.shard!r}")
             begun = time.perf_counter()
             if "out" in tensors and not contribution.final:
-                raise InvalidTensor(
-                    f"node {node!r} returned out before its last word on {assignment.shard}"
-                )
+                raise InvalidTensor(f"node {node!r} returned out before its last word on {assignment.shard}")
             if "out" in tensors:
                 partial = Partial(tensors["out"], lse)  # type: ignore[arg-type]
                 partial = partial.check(shape, f"node {node!r}, shard {assignment.shard!r}")
@@ -208,7 +208,7 @@ class Attender:
             exact=not missing,
             coverage=join(parts[id].segment.tokens for id in outcome.answered),
             mass=masses,
-            tokens=context.tokens,
+            tokens=query.tokens,
             bound=bound,
             missing=missing,
         )
@@ -232,10 +232,10 @@ class Attender:
         lse: Float32,
     ) -> Float32:
         """Every token's global attention weight, computed where the token is from the merged lse."""
-        weights = np.zeros((*query.queries.shape[:2], context.tokens), np.float32)
+        weights = np.zeros((*query.queries.shape[:2], query.tokens), np.float32)
         if weights.nbytes > MESSAGE_LIMIT // 2:
             raise MessageTooLarge(
-                f"the weights of {len(query.queries)} queries over {context.tokens:,} tokens take "
+                f"the weights of {len(query.queries)} queries over {query.tokens:,} tokens take "
                 f"{weights.nbytes:,} bytes, a message has {MESSAGE_LIMIT // 2:,} for them: "
                 "ask for fewer queries at a time"
             )
@@ -310,4 +310,4 @@ def check(context: StoredContext, request: AttendRequest) -> _Query:
         raise InvalidArgument(f"out does not travel as {request.encoding}")
     view = visible(tokens, positions, causal=request.causal, window=request.window)
     early = request.deadline_seconds is not None
-    return _Query(request, request.queries, positions, scale, view, deadline, early)
+    return _Query(request, request.queries, positions, context.tokens, scale, view, deadline, early)

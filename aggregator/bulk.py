@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import numpy as np
 
@@ -148,23 +148,30 @@ class Bulk:
                     raise DataLoss(f"the file received does not have the digest {chunk.digest[:80]}")
         return len(data)
 
-    def received(self, sender: str, tensor: BulkTensor) -> Array:
-        """The tensor whose bytes `sender` has uploaded; they are forgotten here.
+    def received(self, sender: str, tensors: Sequence[BulkTensor]) -> dict[str, Array]:
+        """One contribution's tensors whose bytes `sender` has uploaded; they are forgotten here.
+
+        Tensors of equal bytes, as gradients of zeros, are one file.
 
         Raises:
             NotFound: they have not come, or not all.
             InvalidTensor: they do not fit the shape.
         """
         files = self._uploads.get(sender, {})
-        data = files.get(tensor.digest)
-        if data is None or len(data) != tensor.size or not self._wanted[sender, tensor.digest]:
-            raise NotFound(f"tensor {tensor.name[:80]!r} was announced, but its bytes were not uploaded")
-        self._wanted[sender, tensor.digest] -= 1
-        if not self._wanted[sender, tensor.digest]:
-            del self._wanted[sender, tensor.digest], files[tensor.digest]
-        dtype = np.dtype(np.float16 if tensor.encoding is Encoding.FLOAT16 else tensor.data_type.value)
-        check_size(tensor.name[:80], tensor.shape, dtype.itemsize, len(data))
-        return np.frombuffer(data, dtype).reshape(tensor.shape).astype(tensor.data_type.value, copy=False)
+        found: dict[str, Array] = {}
+        for tensor in tensors:
+            data = files.get(tensor.digest)
+            if data is None or len(data) != tensor.size or not self._wanted[sender, tensor.digest]:
+                raise NotFound(f"tensor {tensor.name[:80]!r} was announced, but its bytes were not uploaded")
+            dtype = np.dtype(np.float16 if tensor.encoding is Encoding.FLOAT16 else tensor.data_type.value)
+            check_size(tensor.name[:80], tensor.shape, dtype.itemsize, len(data))
+            array = np.frombuffer(data, dtype).reshape(tensor.shape)
+            found[tensor.name] = array.astype(tensor.data_type.value, copy=False)
+        for digest in {tensor.digest for tensor in tensors}:
+            self._wanted[sender, digest] -= 1
+            if not self._wanted[sender, digest]:
+                del self._wanted[sender, digest], files[digest]
+        return found
 
     def forget(self, sender: str) -> None:
         """Drop what `sender` has under way."""

@@ -44,6 +44,7 @@ class Outcome:
     answered: Mapping[str, str]
     missing: Mapping[str, str]
     run_seconds: Mapping[str, float] = field(default_factory=dict)
+    causes: Mapping[str, type[EdgeAttentionError]] = field(default_factory=dict)
 
 
 @dataclass
@@ -142,7 +143,7 @@ class Dispatcher:
             del self._running[exchange.id]
         if exchange.failure is not None:
             raise exchange.failure
-        return Outcome(exchange.answered, exchange.missing, running.run_seconds)
+        return Outcome(exchange.answered, exchange.missing, running.run_seconds, exchange.causes)
 
     def post(self, node: str, instructions: tuple[Instruction, ...]) -> None:
         """Have `node` run instructions nobody waits for, if it is connected."""

@@ -90,6 +90,8 @@ class Exchange:
     def __init__(self, id: str, assignments: Sequence[Assignment], state: Callable[[str], NodeState]) -> None:
         self.id = id
         self.failure: EdgeAttentionError | None = None
+        self.causes: dict[str, type[EdgeAttentionError]] = {}
+        """Shard -> the class of the last error a node met at it."""
         self._state = state
         self._shards = {a.shard: _Shard(a) for a in assignments}
         self._tasks: dict[str, _Shard] = {}
@@ -254,6 +256,7 @@ class Exchange:
             self.failure = type(error)(f"node {shard.node!r}: {error.message}")
             return [a for s in self._shards.values() if s.open and s is not shard for a in self._revoke(s)]
         shard.tried[shard.node] = f"node {shard.node!r}: {error.message}"
+        self.causes[shard.assignment.shard] = type(error)
         return self._ask(shard)
 
     def _why(self, shard: _Shard) -> str:

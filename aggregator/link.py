@@ -214,7 +214,7 @@ class Link:
     def _contribution(self, name: str, member: Member, contribution: Contribution) -> None:
         if contribution.bulk_tensors:
             try:
-                bulk = {t.name: self._bulk.received(member.session, t) for t in contribution.bulk_tensors}
+                bulk = self._bulk.received(member.session, contribution.bulk_tensors)
             except EdgeAttentionError as error:
                 self._dispatcher.refuse(name, contribution.task_id, error)
                 return

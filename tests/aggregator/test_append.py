@@ -180,7 +180,7 @@ def test_a_node_that_turns_out_to_be_full_is_named():
         box = house.node("a")
         create(house)
         box.node.store.limit = 1000  # it has told of more
-        with pytest.raises(Unavailable, match=r"node 'a'.*--memory-limit"):
+        with pytest.raises(OutOfMemory, match=r"node 'a'.*--memory-limit"):
             await append(house, 0, 1300)
         assert house.contexts.get("c").tokens == 0
 
