@@ -26,25 +26,26 @@ from edge_attention.job import Encoder, FusionJob, Head, QueriesSpec
 NODES = ("left", "right")
 FEATURES, SAMPLES, BATCH, DIM = 64, 1024, 256, 64
 WARM = 5
+STAGES = ("all", "graphs", "forward", "head", "backward", "merge", "optimizer")
 
 
 def report(quick: bool) -> Report:
     """Median ratio of a round's wall time by its graphs' time; medians of both, and of every stage."""
     figures: list[Figure] = []
-    details = {}
+    seconds_of = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         demo = replace(patients.job(), rounds=40 if quick else 150, holdout=0.0)
-        details["demo"] = _train(demo, patients.Patients.load().write(folder))
-        details["larger"] = _train(_larger(15 if quick else 40), _write(folder))
-    for model, seconds in details.items():
+        seconds_of["demo"] = _train(demo, patients.Patients.load().write(folder))
+        seconds_of["larger"] = _train(_larger(15 if quick else 40), _write(folder))
+    for model, seconds in seconds_of.items():
         ratio = statistics.median(a / g for a, g in zip(seconds["all"], seconds["graphs"], strict=True))
         figures.append(Figure(f"{model}: wall by graphs", ratio, "times"))
         figures += (
             Figure(f"{model}: {stage}", 1e3 * statistics.median(values), "ms")
             for stage, values in seconds.items()
         )
-    return Report("One training round by fusion", tuple(figures), details={"seconds": details})
+    return Report("One training round by fusion", tuple(figures))
 
 
 def _train(job: FusionJob, files: Mapping[str, Mapping[str, Path]]) -> dict[str, list[float]]:
@@ -59,7 +60,7 @@ def _train(job: FusionJob, files: Mapping[str, Mapping[str, Path]]) -> dict[str,
                 )
                 fleet.start_node(node, "--threads", "1", data=data, allow_release=releases)
             rounds = [round.seconds for round in client.train(job)][WARM:]
-    return {stage: [seconds[stage] for seconds in rounds] for stage in rounds[0]}
+    return {stage: [seconds[stage] for seconds in rounds] for stage in STAGES}
 
 
 def _larger(rounds: int) -> FusionJob:

@@ -60,6 +60,8 @@ def split(contribution: Contribution) -> tuple[Contribution, dict[str, memoryvie
     bulk: list[BulkTensor] = []
     arrays = {name: v.array if isinstance(v, Encoded) else v for name, v in inline.items()}
     left = sum(array.nbytes for array in arrays.values())
+    if left <= INLINE:
+        return contribution, blobs
     for name in sorted(arrays, key=lambda name: -arrays[name].nbytes):
         if left <= INLINE:
             break
