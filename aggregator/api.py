@@ -64,7 +64,7 @@ class Api:
         return fleet.ListNodesResponse(self._membership.nodes(time.monotonic()))
 
     async def upload(self, chunks: AsyncIterator[UploadChunk], call: Any) -> Uploaded:
-        sender = f"client {call.peer()}"
+        sender = f"client {call.peer()} {id(chunks)}"
         try:
             return await self._bulk.upload(sender, chunks, keep=True)
         finally:

@@ -117,18 +117,22 @@ class Bulk:
                 if not claimed:
                     claimed = chunk.digest
                     self._wanted[sender, claimed] += 1
-                received = self._take(files, chunk)
+                received = self._take(sender, files, chunk)
                 if keep and received == size:
                     self._state.put_blob(bytes(files.pop(chunk.digest)))
         finally:
             if claimed and (keep or received < size):
-                self._wanted[sender, claimed] -= 1
+                self._done(sender, claimed)
         return Uploaded(received)
 
-    def _take(self, files: dict[str, bytearray], chunk: UploadChunk) -> int:
+    def _take(self, sender: str, files: dict[str, bytearray], chunk: UploadChunk) -> int:
         """Put the chunk into its file; the bytes there then."""
-        others = sum(len(data) for digest, data in files.items() if digest != chunk.digest)
-        if chunk.size + others > UPLOAD_LIMIT:
+        others = {digest: len(data) for digest, data in files.items() if digest != chunk.digest}
+        if chunk.size + sum(others.values()) > UPLOAD_LIMIT:
+            # What was broken off and never taken up again makes room first.
+            for digest in [digest for digest in others if not self._wanted[sender, digest]]:
+                del files[digest], others[digest]
+        if chunk.size + sum(others.values()) > UPLOAD_LIMIT:
             raise ResourceExhausted(
                 f"a file of {chunk.size:,} bytes does not fit: {UPLOAD_LIMIT:,} bytes may be under way"
             )
@@ -168,10 +172,16 @@ class Bulk:
             array = np.frombuffer(data, dtype).reshape(tensor.shape)
             found[tensor.name] = array.astype(tensor.data_type.value, copy=False)
         for digest in {tensor.digest for tensor in tensors}:
-            self._wanted[sender, digest] -= 1
-            if not self._wanted[sender, digest]:
-                del self._wanted[sender, digest], files[digest]
+            if not self._done(sender, digest):
+                del files[digest]
         return found
+
+    def _done(self, sender: str, digest: str) -> int:
+        """One call fewer wants the file; how many still do."""
+        self._wanted[sender, digest] -= 1
+        if (left := self._wanted[sender, digest]) <= 0:
+            del self._wanted[sender, digest]
+        return max(left, 0)
 
     def forget(self, sender: str) -> None:
         """Drop what `sender` has under way."""

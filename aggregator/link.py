@@ -128,6 +128,7 @@ class Link:
 
     async def connect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         register = await self._first(requests)
+        known = self._membership.get(register.name)
         try:
             admission = self._membership.register(register, time.monotonic())
         except EdgeAttentionError as error:
@@ -135,6 +136,8 @@ class Link:
             log.warning("refused node %s from %s: %s", register.name[:80], context.peer(), error.message)
             raise
         member, name = admission.member, register.name
+        if known is not None and not admission.resumed:
+            self._bulk.forget(known.session)
         self._metrics.registrations.labels("resumed" if admission.resumed else "new").inc()
         previous = self._connections.get(name)
         if previous is not None:
@@ -189,7 +192,11 @@ class Link:
                 except EdgeAttentionError as error:
                     self._metrics.contributions.labels("damaged").inc()
                     log.warning("node %s sent a message that cannot be read: %s", name, error.message)
-                    self._dispatcher.refuse(name, task_of(data), error)
+                    task_id = task_of(data)
+                    self._dispatcher.refuse(name, task_id, error)
+                    # A contribution took credit, damaged or not.
+                    if task_id and (credit := debt.consumed(len(data))) is not None:
+                        connection.send(credit)
                     continue
                 match message:
                     case Contribution():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from edge_attention.core.errors import (
@@ -63,7 +63,12 @@ class Membership:
         self.lease = lease
         self._new_session = new_session
         self._members: dict[str, Member] = {}
+        self._expected: dict[str, float] = {}
         self._epoch = 0
+
+    def expect(self, names: Iterable[str], now: float) -> None:
+        """Nodes that hold something since an earlier life of this aggregator: suspect for a lease."""
+        self._expected |= dict.fromkeys(names, now)
 
     def register(self, register: Register, now: float) -> Admission:
         """Let a node in, or say why not.
@@ -104,6 +109,7 @@ class Membership:
         member = Member(register, session, self._epoch, now)
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
+        self._expected.pop(register.name, None)
         return Admission(member, resumed)
 
     def _make_room(self) -> None:
@@ -115,7 +121,9 @@ class Membership:
 
     def heard(self, name: str, now: float, heartbeat: Heartbeat | None = None) -> None:
         """Anything that comes from a node renews its lease."""
-        member = self._members[name]
+        member = self._members.get(name)
+        if member is None:
+            return
         member.heard = now
         if heartbeat is not None:
             member.memory, member.tasks = heartbeat.memory, heartbeat.tasks
@@ -134,7 +142,9 @@ class Membership:
 
     def tick(self, now: float) -> tuple[str, ...]:
         """Names of the nodes whose lease ran out since the last tick."""
-        lost = []
+        lost = [name for name, since in self._expected.items() if now - since > self.lease]
+        for name in lost:
+            del self._expected[name]
         for member in self._members.values():
             if member.state is not NodeState.LOST and now - member.heard > self.lease:
                 member.state = NodeState.LOST
@@ -176,7 +186,9 @@ class Membership:
 
     def state(self, name: str) -> NodeState:
         member = self._members.get(name)
-        return NodeState.LOST if member is None else member.state
+        if member is None:
+            return NodeState.SUSPECT if name in self._expected else NodeState.LOST
+        return member.state
 
     def members(self) -> tuple[Member, ...]:
         return tuple(sorted(self._members.values(), key=lambda m: m.name))

@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,8 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         dispatcher = Dispatcher(membership, metrics)
         bulk = Bulk(state)
         contexts = Contexts(state, membership, metrics)
+        holders = {name for c in contexts.list() for segment in c.segments for name in segment.holders}
+        membership.expect(holders, time.monotonic())
 
         def welcome(member: Member) -> tuple[str, ...]:
             return contexts.unknown(member)

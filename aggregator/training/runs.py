@@ -144,8 +144,8 @@ class Runs:
             now = self.describe(info.id)
             going = now.state is RunState.RUNNING
             for row in self._state.records(info.id, after_round):
-                if going and active is not None and active.evaluating and row.round == active.info.round:
-                    # Its evaluation is still to come.
+                if going and active is not None and row.round >= active.info.round + (not active.evaluating):
+                    # Its commit is not yet known here, or its evaluation is still to come.
                     break
                 yield record_from(row.record)
                 after_round = row.round
