@@ -46,6 +46,8 @@ class StoredContext:
     id: str
     spec: ContextSpec
     segments: list[StoredSegment] = field(default_factory=list)
+    revision: int = 0
+    """Changes with the segments: what was planned for another revision no longer holds."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     appending: set[str] = field(default_factory=set)
     """New segments under way: nodes may hold their tokens before they are committed here."""
@@ -116,6 +118,7 @@ class Contexts:
                 self._state.put_segment(context.id, segment.id, segment.to_json())
         by_id = {s.id: s for s in context.segments} | {s.id: s for s in segments}
         context.segments = sorted(by_id.values(), key=lambda s: s.tokens.start)
+        context.revision += 1
         for segment in segments:
             for name in segment.holders:
                 member = self._membership.get(name)

@@ -62,6 +62,7 @@ class Dispatcher:
     def __init__(self, membership: Membership, metrics: Metrics) -> None:
         self._membership = membership
         self._metrics = metrics
+        self._folded = metrics.contributions.labels("folded")
         self._connections: dict[str, Connection] = {}
         self._running: dict[str, _Running] = {}
         # Task ids of an earlier life of this aggregator must not be taken for this one's.
@@ -205,7 +206,7 @@ class Dispatcher:
                 case Deliver(assignment, node, contribution):
                     try:
                         running.fold(assignment, node, contribution)
-                        self._metrics.contributions.labels("folded").inc()
+                        self._folded.inc()
                     except Exception as problem:
                         # Whatever a peer sends, the stream it came on and this exchange go on.
                         error = problem if isinstance(problem, EdgeAttentionError) else None

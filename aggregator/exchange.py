@@ -71,6 +71,7 @@ Action = Send | Revoke | Deliver
 @dataclass
 class _Shard:
     assignment: Assignment
+    index: int = 0
     node: str = ""
     task_id: str = ""
     attempts: int = 0
@@ -93,7 +94,7 @@ class Exchange:
         self.causes: dict[str, type[EdgeAttentionError]] = {}
         """Shard -> the class of the last error a node met at it."""
         self._state = state
-        self._shards = {a.shard: _Shard(a) for a in assignments}
+        self._shards = {a.shard: _Shard(a, i) for i, a in enumerate(assignments)}
         self._tasks: dict[str, _Shard] = {}
         if len(self._shards) != len(assignments):
             raise InvalidArgument("two assignments of one exchange name the same shard")
@@ -227,6 +228,8 @@ class Exchange:
             for name in shard.assignment.holders
             if name not in shard.tried and self._state(name) in (NodeState.READY, NodeState.DRAINING)
         ]
+        if len(live) < 2:
+            return live[0] if live else ""
         load = {name: sum(s.open and s.node == name for s in self._shards.values()) for name in live}
         return min(live, key=lambda name: load[name], default="")
 
@@ -235,8 +238,7 @@ class Exchange:
         if shard.node:
             shard.attempts += 1
             shard.numbers = 0
-            index = list(self._shards).index(shard.assignment.shard)
-            shard.task_id = f"{self.id}.{index}.{shard.attempts}"
+            shard.task_id = f"{self.id}.{shard.index}.{shard.attempts}"
             self._tasks[shard.task_id] = shard
             return [Send(shard.node, self._program(shard))]
         waiting = [h for h in shard.assignment.holders if h not in shard.tried]

@@ -159,6 +159,7 @@ class Execution:
             results = self._graphs[run.graph].run(feeds, list(targets), self._stop, private)
         finally:
             self._run_seconds += self._clock() - started
+        self._stop.check()  # who stopped the task may have dropped by now what it would store
         for (output, name), array in zip(targets.items(), results, strict=True):
             released = not private or self._node.releases.allow(run.graph, output)
             self._store.put(name, array, None if released else Origin(run.graph, output))

@@ -21,7 +21,7 @@ from edge_attention.core.limits import graphs_of
 from edge_attention.core.program import Contribution, Program
 from edge_attention.wire.link import from_node, task_of, to_node
 from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_attention.wire.rpc import Caller, Duplex
+from edge_attention.wire.rpc import Caller
 from edge_attention.wire.transfers import NODE_STREAM, Transfers, split
 from edge_node.executor import Execution, Node
 from edge_node.metrics import Metrics
@@ -104,10 +104,7 @@ class Link:
                 self.metrics.bytes.labels("sent", "stream").inc(len(data))
                 self._outgoing.put_nowait(data)
             case Start(program, None):
-                stop = self._stops[program.task_id] = Stop()
-                task = asyncio.create_task(self._task(program, stop), name=f"task {program.task_id}")
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._start(program)
             case Start(program, refusal) if refusal is not None:
                 self._answer(Execution(program, self._node, {}).failure(refusal))
             case End(task_id, error):
@@ -127,7 +124,7 @@ class Link:
         caller = Caller(channel, self._address)
         error: EdgeAttentionError = Unavailable(f"{self._address} ended the connection")
         stream = caller.duplex(NODE_STREAM)
-        writer = asyncio.create_task(_write(stream, self._outgoing), name="writer")
+        writer = asyncio.create_task(stream.write_all(self._outgoing), name="writer")
         try:
             self._step(self._session.connected)
             async for data in stream:
@@ -156,28 +153,49 @@ class Link:
             return
         self._step(self._session.received, message, len(data))
 
-    async def _task(self, program: Program, stop: Stop) -> None:
-        graphs: dict[str, Graph] = {}
-        seconds = program.deadline_seconds
+    def _start(self, program: Program) -> None:
+        stop = self._stops[program.task_id] = Stop()
+        graphs = dict[str, Graph]()
         execution = Execution(program, self._node, graphs, serial=next(self._serials), stop=stop)
-        late = DeadlineExceeded(f"the task was not done in its {seconds} s")
-        timer = None if seconds is None else self._loop.call_later(max(0.0, seconds), stop.set, late)
+        if (seconds := program.deadline_seconds) is not None:
+            late = DeadlineExceeded(f"the task was not done in its {seconds} s")
+            stop.timer = self._loop.call_later(max(0.0, seconds), stop.set, late)
         try:
-            for digest in graphs_of(program):
-                graphs[digest] = self._runtime.cached(digest) or await self._load(digest, stop)
+            wanted = graphs_of(program)
+        except EdgeAttentionError as error:
+            return self._fail(execution, stop, error)
+        graphs.update({digest: graph for digest in wanted if (graph := self._runtime.cached(digest))})
+        if not program.bulk_tensors and len(graphs) == len(wanted):
+            self._pool.submit(self._work, execution, stop)
+            return
+        task = asyncio.create_task(self._fetch(program, wanted - graphs.keys(), graphs, execution, stop))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fetch(
+        self, program: Program, missing: set[str], graphs: Any, task: Execution, stop: Stop
+    ) -> None:
+        try:
+            for digest in missing:
+                graphs[digest] = await self._load(digest, stop)
             for bulk in program.bulk_tensors:
                 array = await self._transfers.tensor(bulk, stop)
                 self._node.store.release(bulk.size)
-                execution.place(bulk.name, array)
-            self._produced(*await self._loop.run_in_executor(self._pool, self._work, execution, stop))
+                task.place(bulk.name, array)
+            self._pool.submit(self._work, task, stop)
         except Exception as error:
-            self._answer(execution.failure(error))
-        finally:
-            execution.close()
-            if timer is not None:
-                timer.cancel()
-            if self._stops.get(program.task_id) is stop:
-                del self._stops[program.task_id]
+            self._fail(task, stop, error)
+
+    def _fail(self, task: Execution, stop: Stop, error: Exception) -> None:
+        failure = task.failure(error)
+        self._end(task, stop, failure, from_node.encode(failure))
+
+    def _end(self, task: Execution, stop: Stop, message: Contribution, data: bytes) -> None:
+        task.close()
+        if stop.timer is not None:
+            stop.timer.cancel()
+        self._stops.pop(message.task_id, None)
+        self._produced(message, data)
 
     async def _load(self, digest: str, stop: Stop) -> Graph:
         graph = await self._loop.run_in_executor(self._pool, self._runtime.find, digest)
@@ -189,18 +207,21 @@ class Link:
         finally:
             self._node.store.release(len(data))
 
-    def _work(self, execution: Execution, stop: Stop) -> tuple[Contribution, bytes]:
-        """In a worker thread: run the task, hand over its contributions one by one; returns the final one."""
-        with contextlib.closing(execution.contributions()) as contributions:
-            for contribution in contributions:
-                message, blobs = split(contribution)
-                data = from_node.encode(message)
-                if blobs or self._session.outbox.backlog > BACKLOG:
-                    asyncio.run_coroutine_threadsafe(self._make_way(blobs, stop), self._loop).result()
-                if message.final:
-                    return message, data
-                self._loop.call_soon_threadsafe(self._produced, message, data)
-        raise AssertionError("the last contribution is final")
+    def _work(self, execution: Execution, stop: Stop) -> None:
+        """In a worker thread: run the task and hand its contributions to the loop, one by one."""
+        try:
+            with contextlib.closing(execution.contributions()) as contributions:
+                for message in contributions:
+                    message, blobs = split(message)
+                    data = from_node.encode(message)
+                    if blobs or self._session.outbox.backlog > BACKLOG:
+                        asyncio.run_coroutine_threadsafe(self._make_way(blobs, stop), self._loop).result()
+                    if not message.final:
+                        self._loop.call_soon_threadsafe(self._produced, message, data)
+        except Exception as error:
+            message = execution.failure(error)
+            data = from_node.encode(message)
+        self._loop.call_soon_threadsafe(self._end, execution, stop, message, data)
 
     async def _make_way(self, blobs: dict[str, memoryview], stop: Stop) -> None:
         for digest, data in blobs.items():
@@ -229,11 +250,3 @@ class Link:
         self.metrics.task_seconds.observe(contribution.task_seconds)
         if contribution.error:
             log.warning("task %.80r failed: %s", contribution.task_id, contribution.error.message)
-
-
-async def _write(stream: Duplex[bytes, bytes], outgoing: asyncio.Queue[bytes | None]) -> None:
-    # An error here ends the reader too, and is told there.
-    with contextlib.suppress(EdgeAttentionError):
-        while (data := await outgoing.get()) is not None:
-            await stream.write(data)
-        await stream.done_writing()

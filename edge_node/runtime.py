@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import OrderedDict
@@ -17,11 +18,11 @@ from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, Invalid
 from edge_attention.core.tensors import Array, DataType
 from edge_attention.graphs import library
 from edge_attention.graphs.self_contained import require_self_contained
+from edge_attention.providers import choose_provider
 
 log = logging.getLogger(__name__)
 
 _CPU = "CPUExecutionProvider"
-_AUTO = ("cuda", "migraphx", "coreml")
 _GRAPHS = 64
 
 # ONNX Runtime's names of types, which are NumPy's but for two.
@@ -34,6 +35,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.options = ort.RunOptions()
+        self.timer: asyncio.TimerHandle | None = None
         self._error: EdgeAttentionError | None = None
 
     def set(self, error: EdgeAttentionError) -> None:
@@ -161,21 +163,6 @@ class Runtime:
         if self._shared_arena:
             options.add_session_config_entry("session.use_env_allocators", "1")
         return options
-
-
-def choose_provider(wanted: str, available: Sequence[str]) -> str:
-    """ONNX Runtime's name of the execution provider to use; the CPU, with a warning, if it is not there."""
-    every: list[str] = ort.get_all_providers()
-    known = {name.removesuffix("ExecutionProvider").lower(): name for name in every}
-    if wanted == "auto":
-        return next((known[p] for p in _AUTO if known.get(p) in available), _CPU)
-    if wanted not in known:
-        raise errors.InvalidArgument(f"no provider is called {wanted!r}; use auto, {', '.join(known)}")
-    if known[wanted] in available:
-        return known[wanted]
-    have = ", ".join(available)
-    log.warning("provider %s is not in this build of onnxruntime (it has %s): using the CPU", wanted, have)
-    return _CPU
 
 
 def _fits(have: tuple[int, ...], want: tuple[Any, ...]) -> bool:

@@ -36,12 +36,12 @@ class Partial:
             InvalidTensor: wrong shape or dtype, NaN anywhere, an infinite `out` or lse = +inf.
         """
         require(self.lse, f"{what}: lse", shape=out_shape[:-1], finite=False)
-        if np.isnan(self.lse).any() or np.isposinf(self.lse).any():
-            require(np.where(np.isneginf(self.lse), 0, self.lse), f"{what}: lse", shape=out_shape[:-1])
-        out = self.out
-        empty = np.isneginf(self.lse)
-        if empty.any() and out.shape == out_shape:
-            out = np.where(empty[..., None], np.float32(0), out)
+        lse, out = self.lse, self.out
+        # NaN makes a maximum NaN, which is not below anything.
+        if lse.size and not lse.max() < np.inf:
+            require(np.where(np.isneginf(lse), np.float32(0), lse), f"{what}: lse", shape=out_shape[:-1])
+        if lse.size and lse.min() == -np.inf and out.shape == out_shape:
+            out = np.where(np.isneginf(lse)[..., None], np.float32(0), out)
         require(out, f"{what}: out", shape=out_shape)
         return Partial(out, self.lse)
 

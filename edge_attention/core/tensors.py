@@ -77,10 +77,11 @@ def require(
     Raises:
         InvalidTensor: naming the array, what it is, what it must be, and for NaN and Inf the place.
     """
-    fits = array.ndim == len(shape) and all(
-        not isinstance(want, int) or have == want for have, want in zip(array.shape, shape, strict=True)
-    )
-    if not fits:
+    have = array.shape
+    if have != shape and not (
+        len(have) == len(shape)
+        and all(n == want or not isinstance(want, int) for n, want in zip(have, shape, strict=True))
+    ):
         wanted = ", ".join(str(size) for size in shape)
         raise InvalidTensor(f"{what} has shape {list(array.shape)}; it must be [{wanted}]")
     if array.dtype != dtype:
@@ -88,8 +89,7 @@ def require(
             f"{what} has dtype {array.dtype}; it must be {np.dtype(dtype).name}: convert it with "
             f".astype({np.dtype(dtype).name!r})"
         )
-    # One pass without a temporary: a sum is finite only if every element is, overflow aside.
-    if finite and array.size and not np.isfinite(_sum(array)):
+    if finite and not _finite(array):
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):
             place = bad[0].tolist()
@@ -98,9 +98,13 @@ def require(
             )
 
 
-def _sum(array: Array) -> Any:
+def _finite(array: Array) -> bool:
+    """Whether all elements are finite; of a large array False may also mean that its sum is not."""
+    if array.size <= 65_536:
+        return bool(np.isfinite(array).all())
+    # One pass without a temporary: a sum is finite only if every element is.
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.sum(array, dtype=np.float64)
+        return bool(np.isfinite(np.sum(array, dtype=np.float64)))
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

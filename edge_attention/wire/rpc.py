@@ -175,6 +175,13 @@ class Duplex(Generic[Q, R]):
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             raise await self._error(error) from None
 
+    async def write_all(self, requests: asyncio.Queue[Q | None]) -> None:
+        """Write what comes through the queue, until None. The reading side tells of an error."""
+        with contextlib.suppress(EdgeAttentionError):
+            while (request := await requests.get()) is not None:
+                await self.write(request)
+            await self.done_writing()
+
     async def __aiter__(self) -> AsyncIterator[R]:
         try:
             async for data in self._raw:

@@ -10,7 +10,6 @@ import pytest
 import reference
 from house import House, until
 
-from aggregator.attend import check
 from edge_attention.core.attention import AttendRequest, ContextSpec
 from edge_attention.core.errors import EmptyContext, InvalidArgument, InvalidTensor, NotFound
 from edge_attention.core.tensors import Encoded, Encoding
@@ -281,8 +280,6 @@ def test_an_empty_and_an_unknown_context():
 def test_positions_default_to_the_end_and_until_hides_what_came_later():
     async def scenario(house):
         await filled(house, "a", "b")
-        context = house.contexts.get("c")
-        assert check(context, request(causal=True)).positions.tolist() == list(range(1495, 1500))
         response = await house.attender.attend(request(causal=True, until=700))
         assert not any(m.tokens.start >= 750 for m in response.mass)
         return response
@@ -292,3 +289,28 @@ def test_positions_default_to_the_end_and_until_hides_what_came_later():
     visible = np.arange(1500)[None] <= np.arange(695, 700)[:, None]
     out, _ = reference.attend(reference.scores(QUERIES, KEYS, 8**-0.5), VALUES, visible)
     np.testing.assert_allclose(response.out.array, out, atol=1e-5)
+
+
+def test_an_answer_says_how_many_tokens_there_were_when_it_was_asked():
+    """The context grows between two attends alike, and while one is under way."""
+
+    async def scenario(house):
+        boxes = await filled(house, "a")
+        first = await house.attender.attend(request(weights=True))
+        boxes["a"].mute = True
+        boxes["a"].programs.clear()
+        under_way = asyncio.create_task(house.attender.attend(request()))
+        await until(lambda: boxes["a"].programs)
+        boxes["a"].mute = False
+        await house.appender.append("c", "a", KEYS[:600], VALUES[:600])
+        boxes["a"].run(boxes["a"].programs[0])
+        return first, await under_way, await house.attender.attend(request())
+
+    with House() as house:
+        first, under_way, last = asyncio.run(scenario(house))
+    exact(first)
+    exact(under_way)
+    assert (first.tokens, under_way.tokens, last.tokens) == (1500, 1500, 2100)
+    scores = reference.scores(QUERIES, np.concatenate([KEYS, KEYS[:600]]), 8**-0.5)
+    out, _ = reference.attend(scores, np.concatenate([VALUES, VALUES[:600]]))
+    np.testing.assert_allclose(out_of(last), out, atol=1e-5)

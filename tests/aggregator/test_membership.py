@@ -127,5 +127,18 @@ def test_names_made_up_do_not_fill_the_memory(fleet, monkeypatch):
     fleet.tick(11.0)
     fleet.register(register("c"), 12.0)
     assert [member.name for member in fleet.members()] == ["b", "c"]
+    fleet.heard("a", 12.5)  # of its stream, which is about to end
     fleet.register(register("b", session="s2"), 13.0)
     assert len(fleet.members()) == 2
+
+
+def test_nodes_of_an_earlier_life_are_expected_for_a_lease(fleet):
+    fleet.expect(["a", "b"], 0.0)
+    assert fleet.state("a") is NodeState.SUSPECT
+    assert not fleet.live("a")
+    assert fleet.members() == ()
+    fleet.register(register("a"), 1.0)
+    assert fleet.state("a") is NodeState.READY
+    assert fleet.tick(10.5) == ("b",)
+    assert fleet.state("b") is NodeState.LOST
+    assert fleet.tick(12.0) == ("a",)

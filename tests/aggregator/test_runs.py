@@ -176,6 +176,30 @@ def test_a_run_that_fails_while_it_evaluates_has_told_its_last_round():
     assert rounds[-1].evaluation is None
 
 
+def test_a_round_is_told_when_its_commit_is_known_and_its_evaluation_there(monkeypatch):
+    async def scenario(house):
+        run, _ = await started(house, rounds=2)
+        loop, committed = asyncio.get_running_loop(), asyncio.Event()
+        commit = house.parameters.commit
+
+        def slow(*given):
+            commit(*given)
+            if given[1] == 2:
+                loop.call_soon_threadsafe(committed.set)
+                time.sleep(0.2)
+
+        monkeypatch.setattr(house.parameters, "commit", slow)
+        watching = asyncio.create_task(ended(house, run))
+        await committed.wait()
+        house.runs._active[run].update()  # something else wakes whoever watches
+        return (await watching)[0]
+
+    with House() as house:
+        rounds = asyncio.run(scenario(house))
+    assert [r.number for r in rounds] == [1, 2]
+    assert rounds[-1].evaluation is not None
+
+
 def test_unknown_runs_and_jobs_that_cannot_be_leave_nothing():
     async def scenario(house):
         with pytest.raises(NotFound, match="runs here: none"):

@@ -302,3 +302,19 @@ def test_two_tasks_of_one_node_share_nothing_when_one_is_abandoned(node, graphs)
     assert node.store.used > 0
     contributions.close()
     assert node.store.used == 0
+
+
+def test_a_graph_that_ends_after_its_task_was_stopped_stores_nothing(node, graphs):
+    """Who stopped the task may have dropped its scope already: what came later would stay for good."""
+    stop = Stop()
+
+    class Late:
+        def run(self, feeds, outputs, *_):
+            stop.set(DeadlineExceeded("late"))
+            node.store.drop("job/r/")
+            return [feeds["x"] for _ in outputs]
+
+    keep = Run(DOUBLED, {"x": X}, {"y": "job/r/y"})
+    task = Execution(program(keep), node, {DOUBLED: Late()}, stop=stop)
+    assert failed(list(task.contributions())) == ("DeadlineExceeded", "late")
+    assert node.store.used == 0
