@@ -22,6 +22,7 @@ from edge_attention.core.errors import (
     InvalidArgument,
     InvalidTensor,
     NotFound,
+    OutOfMemory,
     Unavailable,
 )
 from edge_attention.core.fleet import NodeState
@@ -45,6 +46,9 @@ from edge_attention.graphs import library
 log = logging.getLogger(__name__)
 
 APPEND_SECONDS = 120.0
+KEY_LIMIT = 1e18
+"""Largest magnitude of a key's element: its square, summed over a key, still fits float32."""
+
 SEGMENT_LIMIT = 32 * library.TILE
 """Tokens to which small appends fill a segment before another node gets the next."""
 
@@ -64,6 +68,14 @@ class _Target:
     tokens: range
     before: StoredSegment | None
     summaries: dict[str, Summary] = field(default_factory=dict)
+
+
+class _Full(OutOfMemory):
+    """These nodes had no room."""
+
+    def __init__(self, message: str, nodes: frozenset[str]) -> None:
+        super().__init__(message)
+        self.nodes = nodes
 
 
 class Appender:
@@ -90,9 +102,13 @@ class Appender:
         require(values, "values", shape=(len(keys), spec.key_heads, spec.value_dim))
         if not len(keys):
             raise InvalidTensor("keys holds no tokens; append at least one")
+        largest = max(float(keys.max()), -float(keys.min()))
+        if largest > KEY_LIMIT:
+            raise InvalidTensor(
+                f"keys hold {largest:.3g}; beyond {KEY_LIMIT:.0e} scores would overflow float32: rescale them"
+            )
         async with context.lock:
             self._contexts.require_current(context)
-            targets = self._place(context, len(keys), node)
             first = context.tokens
 
             def program(target: _Target) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
@@ -101,7 +117,17 @@ class Appender:
                 store = self._store(context, target, Stored("task/keys"), Stored("task/values"), target.at)
                 return store, tensors
 
-            return await self._run(context, targets, program)
+            full: set[str] = set()
+            while True:
+                targets = self._place(context, len(keys), node, full)
+                try:
+                    return await self._run(context, targets, program)
+                except _Full as error:
+                    # What a node holds is known by its last heartbeat only. The others may have room.
+                    if node or not self._others(full | error.nodes):
+                        raise OutOfMemory(error.message) from None
+                    log.info("append to context %s is placed anew: %s", name, error.message)
+                    full |= error.nodes
 
     async def append_dataset(self, request: AppendDatasetRequest) -> AppendResponse:
         """Append what `request.node` computes from its own dataset: a token a row.
@@ -129,7 +155,7 @@ class Appender:
             raise InvalidArgument(f"rows [{rows.start}, {rows.stop}) of a dataset of {dataset.rows} rows")
         async with context.lock:
             self._contexts.require_current(context)
-            targets = self._place(context, len(rows), request.node, extend=False)
+            targets = self._place(context, len(rows), request.node, set(), extend=False)
             first = context.tokens
 
             def program(target: _Target) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
@@ -138,7 +164,13 @@ class Appender:
 
             return await self._run(context, targets, program)
 
-    def _place(self, context: StoredContext, tokens: int, node: str, *, extend: bool = True) -> list[_Target]:
+    def _others(self, full: set[str]) -> bool:
+        """Whether a node is ready that is not among `full`."""
+        return any(m.state is NodeState.READY and m.name not in full for m in self._membership.members())
+
+    def _place(
+        self, context: StoredContext, tokens: int, node: str, full: set[str], *, extend: bool = True
+    ) -> list[_Target]:
         """Cut `tokens` into targets, in order of position; `extend`: the last segment may grow."""
         spec = context.spec
         members: Sequence[Member] = (
@@ -148,12 +180,13 @@ class Appender:
             Candidate(
                 m.name,
                 self._contexts.held(context, m.name),
-                # A tile is the grain of memory: what does not fill one takes a whole one.
-                max((m.register.memory_limit - m.memory) // (spec.token_bytes * library.TILE), 0)
+                # Twice: tokens that arrive count until they are stored. A tile is the grain of memory:
+                # what does not fill one takes a whole one.
+                max((m.register.memory_limit - m.memory) // (2 * spec.token_bytes * library.TILE), 0)
                 * library.TILE,
             )
             for m in members
-            if m.state is NodeState.READY
+            if m.state is NodeState.READY and m.name not in full
         ]
         if not candidates:
             raise Unavailable("no node is ready; start one with `edge-node --aggregator ... --name ...`")
@@ -264,9 +297,19 @@ class Appender:
                 reason = "; ".join(sorted(set(outcome.missing.values())))
                 otherwise = DeadlineExceeded if "in time" in reason else Unavailable
                 cls = next((outcome.causes[s] for s in outcome.missing if s in outcome.causes), otherwise)
-                raise cls(f"nothing was appended to context {context.spec.name!r}: {reason}")
+                message = f"nothing was appended to context {context.spec.name!r}: {reason}"
+                if cls is OutOfMemory:
+                    causes = outcome.causes
+                    full = (s.partition("@")[2] for s in outcome.missing if causes.get(s) is OutOfMemory)
+                    raise _Full(message, frozenset(full))
+                raise cls(message)
             segments = [self._grown(target) for target in targets]
             self._contexts.commit(context, segments)
+            for target in targets:
+                for holder in target.piece.holders:
+                    if (member := self._membership.get(holder)) is not None:
+                        # Until its next heartbeat says so.
+                        member.memory += target.piece.tokens * context.spec.token_bytes
         except BaseException:
             self._undo(context, targets)
             raise

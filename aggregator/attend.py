@@ -24,6 +24,9 @@ from edge_attention.core.tensors import Encoded, Encoding, Float32, require
 from edge_attention.graphs import library
 from edge_attention.wire.codec import MESSAGE_LIMIT
 
+MIN_SECONDS = 0.05
+"""What the weights' own trip gets at least, where the first has used up the deadline."""
+
 
 class Attender:
     """Answers attends."""
@@ -105,7 +108,8 @@ class Attender:
         merging += time.perf_counter() - answered
         weights = None
         if request.weights:
-            weights = await self._weights(request, plan, outcome, merged.lse)
+            left = max(plan.deadline - (time.perf_counter() - started), MIN_SECONDS)
+            weights = await self._weights(request, plan, outcome, merged.lse, left)
         ended = time.perf_counter()
         seconds = {
             "plan": planned - started,
@@ -169,6 +173,7 @@ class Attender:
         plan: Plan,
         outcome: Outcome,
         lse: Float32,
+        seconds: float,
     ) -> Float32:
         """Every token's global attention weight, computed where the token is from the merged lse."""
         parts = plan.parts
@@ -194,10 +199,10 @@ class Attender:
         tensors = {QUERIES: request.queries, LSE: lse}
         assignments = []
         for id, node in outcome.answered.items():
-            program = parts[id].program(parts[id].weigh, tensors, plan.deadline)
+            program = parts[id].program(parts[id].weigh, tensors, seconds)
             holders = (node, *(n for n in parts[id].segment.holders if n != node))
             assignments.append(Assignment(id, holders, program))
-        second = await self._dispatcher.run(assignments, plan.deadline, on)
+        second = await self._dispatcher.run(assignments, seconds, on)
         for id in (*second.missing, *outcome.missing):
             # Not known is not zero.
             tokens = parts[id].segment.tokens

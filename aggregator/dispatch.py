@@ -163,7 +163,10 @@ class Dispatcher:
             left = until - time.monotonic()
             if left <= 0:
                 return False
-            states = ", ".join(f"node {n!r} ({self._membership.state(n).value})" for n in away)
+            states = ", ".join(
+                f"node {n!r} ({self._membership.state(n).value if self._membership.get(n) else 'never seen'})"
+                for n in away
+            )
             if said != states:
                 clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
                 say(f"{states}, until {clock} ({patience:.0f} s in all)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def main(
     It fuses the nodes' partial results exactly, trains, and keeps the committed parameters in --state.
     It stops on SIGTERM or Ctrl-C; nodes keep what they store and come back by themselves.
     """
+    if not (math.isfinite(lease) and math.isfinite(patience)):
+        raise click.BadParameter("--lease and --patience are numbers of seconds")
     setup_logging(log_level)
     try:
         from aggregator.server import Settings, serve

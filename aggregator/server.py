@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from wsgiref.simple_server import WSGIServer
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -62,7 +63,7 @@ def require_loopback(host: str) -> None:
         FailedPrecondition: `host` is not a loopback address.
     """
     with contextlib.suppress(ValueError):
-        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+        if host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback:
             return
     raise FailedPrecondition(
         f"refusing to listen on {host!r}: beyond loopback TLS and authentication are required, and this "
@@ -117,7 +118,8 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
         names = sorted({method.service.name for method in handlers})
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-        address = f"[{settings.host}]" if ":" in settings.host else settings.host
+        host = settings.host.strip("[]")
+        address = f"[{host}]" if ":" in host else host
         try:
             port = server.add_insecure_port(f"{address}:{settings.port}")
         except RuntimeError:
@@ -125,13 +127,8 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 f"cannot listen on {settings.host}:{settings.port}: the port is taken or the address is not "
                 "of this machine; choose another --listen"
             ) from None
+        http = _serve_metrics(settings, metrics)
         await server.start()
-        http = None
-        if settings.metrics_port is not None:
-            http, _ = start_http_server(
-                settings.metrics_port, settings.metrics_host, registry=metrics.registry
-            )
-            print(f"metrics on {settings.metrics_host}:{http.server_port}", flush=True)
         leases = asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases")
         for name in ("", *names):
             await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -146,3 +143,17 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             leases.cancel()
             if http is not None:
                 http.shutdown()
+
+
+def _serve_metrics(settings: Settings, metrics: Metrics) -> WSGIServer | None:
+    if settings.metrics_port is None:
+        return None
+    try:
+        http, _ = start_http_server(settings.metrics_port, settings.metrics_host, registry=metrics.registry)
+    except OSError as error:
+        raise InvalidArgument(
+            f"cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}: {error.strerror}; "
+            "choose another --metrics-port"
+        ) from None
+    print(f"metrics on {settings.metrics_host}:{http.server_port}", flush=True)
+    return http

@@ -18,9 +18,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +58,9 @@ _TABLES = (
     "CREATE TABLE records (run TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, json TEXT NOT NULL)",
     "CREATE INDEX records_by_round ON records (run, round)",
 )
+
+
+_PREFIX = "edge-aggregator-"  # of temporary folders
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,9 @@ class State:
     """
 
     def __init__(self, directory: Path | None) -> None:
-        self._temporary = (
-            tempfile.TemporaryDirectory(prefix="edge-aggregator-") if directory is None else None
-        )
+        if directory is None:
+            _sweep()
+        self._temporary = tempfile.TemporaryDirectory(prefix=_PREFIX) if directory is None else None
         self.directory = Path(self._temporary.name if self._temporary else directory or "").absolute()
         self._blobs = self.directory / "blobs"
         self._mutex = threading.RLock()
@@ -399,6 +404,20 @@ def _unwritable(path: Path, error: OSError) -> EdgeAttentionError:
     return Internal(
         f"{path} cannot be written: {error.strerror}; check the disk and the folder's permissions"
     )
+
+
+def _sweep() -> None:
+    """Remove temporary folders of aggregators that were killed: those of this user nobody holds any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            # A young one may be about to be locked.
+            if folder.stat().st_uid != os.getuid() or time.time() - folder.stat().st_mtime < 60:
+                continue
+            with (folder / "lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue
 
 
 def _lock(directory: Path) -> int:

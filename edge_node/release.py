@@ -76,7 +76,7 @@ class Releases:
         if digest:
             raise PrivateTensor(
                 f"{name} is private: it is output {output!r} of graph {digest}, computed from private data; "
-                f"the node's operator can let it leave with --allow-release {digest}:{output}"
+                f"the node's operator can let it leave with --allow-release {library.flag(digest, output)}"
             )
         if output == ALIGNMENT:
             raise PrivateTensor(f"{name} is private: hashes of ids leave with --allow-release {ALIGNMENT}")

@@ -45,7 +45,11 @@ class Readiness:
             FailedPrecondition: the data are no longer those the run began with.
         """
         job, nodes = self._planned.job, self._planned.nodes
-        if not await self._dispatcher.all_live(nodes, self._patience, self._say):
+        before = time.monotonic()
+        there = await self._dispatcher.all_live(nodes, self._patience, self._say)
+        # Patience with a round that fails does not run while a node is away: that has its own.
+        self._since += time.monotonic() - before
+        if not there:
             away = [n for n in nodes if (m := self._membership.get(n)) is None or not m.live]
             raise DeadlineExceeded(
                 f"node {', '.join(away)} did not come within {self._patience:.0f} s; "

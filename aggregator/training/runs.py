@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import re
 import secrets
@@ -24,6 +25,7 @@ from edge_attention.core.errors import (
     EdgeAttentionError,
     FailedPrecondition,
     NotFound,
+    Unavailable,
 )
 from edge_attention.core.jobs import (
     FusionJob,
@@ -62,6 +64,7 @@ class Runs:
         self._metrics = metrics
         self._patience = patience
         self._active: dict[str, ActiveRun] = {}
+        self._closing = False
 
     # Calls of clients
 
@@ -159,13 +162,16 @@ class Runs:
             if not going or changed is None:
                 return
             await changed.wait()
+            if self._closing:
+                raise Unavailable("the aggregator is stopping; the run goes on when it is started again")
 
     def export(self, name: str, version: int | None) -> tuple[int, bytes]:
         """A version's number and its parameters as a safetensors file."""
         info = self.describe(name)
         latest = self._parameters.latest(info.id)
         if latest is None:
-            raise FailedPrecondition(f"run {info.id} has no version yet; it waits for its nodes")
+            why = f"it {info.state.value}: {info.detail}" if info.detail else f"it waits for {info.waiting}"
+            raise FailedPrecondition(f"run {info.id} has no version yet; {why}")
         chosen = latest if version is None else version
         return chosen, self._parameters.export(info.id, chosen)
 
@@ -188,11 +194,14 @@ class Runs:
 
     async def close(self) -> None:
         """Leave the runs as they are, to be taken up by the next process."""
+        self._closing = True
         tasks = [active.task for active in self._active.values() if active.task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for active in self._active.values():
+            active.update()  # those who watch are to hear of it
 
     # Inside
 
@@ -231,7 +240,8 @@ class Runs:
         finally:
             self._metrics.runs.dec()
             for gauge in (self._metrics.version, self._metrics.waiting):
-                gauge.remove_by_labels({"run": id})
+                with contextlib.suppress(KeyError):  # it may never have been set
+                    gauge.remove(id)
 
     def _end(self, active: ActiveRun, state: RunState, detail: str) -> None:
         self._state.set_run_status(active.info.id, state.value, detail)

@@ -91,12 +91,22 @@ def place(
                 before = sum(piece.tokens for piece in pieces)
                 pieces = [Piece(growing, before + new.pop(0).tokens, extends=True)]
             return tuple(pieces + new)
-    room = sum(min(cap, tokens) for cap in caps.values()) // replicas
+    room = _room(rooms, replicas)
     raise OutOfMemory(
         f"the live nodes have room for {room:,} tokens of this context, {tokens:,} were to be stored"
         + (f" on {replicas} nodes each" if replicas > 1 else "")
         + "; add a node or raise a node's --memory-limit"
     )
+
+
+def _room(rooms: dict[str, int], replicas: int) -> int:
+    """The most tokens that fit on `replicas` nodes each, a token once on a node (Hall)."""
+    low, high = 0, sum(max(room, 0) for room in rooms.values()) // replicas
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = sum(min(max(room, 0), middle) for room in rooms.values()) >= middle * replicas
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
 
 
 def _level(units: int, rooms: dict[str, int], loads: dict[str, int], unit: int) -> dict[str, int]:

@@ -259,7 +259,7 @@ def test_without_the_release_nothing_is_stored_and_the_flag_is_named():
     async def scenario(house):
         box = house.node("a", datasets=[DATA])
         create(house)
-        with pytest.raises(PrivateTensor, match=r"task/key_norm.*--allow-release [0-9a-f]{64}:key_norm"):
+        with pytest.raises(PrivateTensor, match=r"task/key_norm.*--allow-release attention$"):
             await house.appender.append_dataset(dataset_request(house))
         await until(lambda: box.node.store.sequences() == {})
         assert house.contexts.get("c").tokens == 0
@@ -299,3 +299,38 @@ def test_tokens_of_another_shape_than_the_contexts_are_refused():
         await until(lambda: box.node.store.sequences() == {})
 
     run(scenario)
+
+
+def test_a_small_node_gets_less_and_one_that_is_full_unseen_is_passed_over():
+    async def scenario(house):
+        spec = ContextSpec("big", 8, 2, 64, 64)
+        house.contexts.create(spec)
+        small = house.node("small", limit=1_000_000)
+        house.node("large", limit=200_000_000)
+        keys = np.random.default_rng(0).standard_normal((20_000, 2, 64)).astype(np.float32)
+        appended = await house.appender.append("big", "", keys, keys)
+        assert appended.tokens == range(20_000)
+        # What the aggregator has not heard of: the node is fuller than its last heartbeat said.
+        small.node.store.put("job/x/other", np.zeros(200_000, np.uint8))
+        house.membership.get("small").memory = 0
+        appended = await house.appender.append("big", "", keys, keys)
+        assert appended.tokens == range(20_000, 40_000)
+        assert {segment.holders for segment in appended.segments} == {("large",)}
+        with pytest.raises(OutOfMemory, match="room for"):
+            await house.appender.append("big", "small", keys, keys)
+
+    with House() as house:
+        asyncio.run(scenario(house))
+
+
+def test_keys_whose_scores_would_overflow_are_refused_by_name():
+    async def scenario(house):
+        house.contexts.create(ContextSpec("big", 8, 2, 64, 64))
+        house.node("a")
+        keys = np.ones((3, 2, 64), np.float32)
+        keys[1, 1, 5] = -1e19
+        with pytest.raises(InvalidTensor, match=r"keys hold 1e\+19.*rescale"):
+            await house.appender.append("big", "", keys, np.ones_like(keys))
+
+    with House() as house:
+        asyncio.run(scenario(house))

@@ -161,9 +161,9 @@ def test_waiting_says_for_whom_and_until_when_and_ends():
         assert not await house.dispatcher.all_live(["c"], 0.01, said.append)
 
     run(scenario)
-    assert said[0].startswith("node 'a' (lost), node 'b' (lost), until ")
-    assert said[1].startswith("node 'b' (lost), until ")
-    assert said[2].startswith("node 'a' (lost), node 'b' (lost)")
+    assert said[0].startswith("node 'a' (never seen), node 'b' (never seen), until ")
+    assert said[1].startswith("node 'b' (never seen), until ")
+    assert said[2].startswith("node 'a' (lost), node 'b' (never seen)")
     assert said[-2] == ""
 
 

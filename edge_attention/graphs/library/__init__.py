@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from edge_attention.core.errors import NotFound
 
-__all__ = ["RELEASES", "TILE", "digest", "forward_graph", "load", "names", "release"]
+__all__ = ["RELEASES", "TILE", "digest", "flag", "forward_graph", "load", "names", "release"]
 
 # Tokens a tile of a stored context holds, unless a job says otherwise.
 TILE = 512
@@ -75,6 +75,12 @@ def release(name: str) -> dict[str, frozenset[str]]:
     if name not in RELEASES:
         raise NotFound(f"There is no release {name!r}; this version has {', '.join(sorted(RELEASES))}.")
     return {digest(graph): outputs for graph, outputs in RELEASES[name].items()}
+
+
+def flag(digest_: str, output: str) -> str:
+    """What `--allow-release` needs so that `output` of the graph may leave: a release, if one has it."""
+    named = (name for name in RELEASES if output in release(name).get(digest_, ()))
+    return next(named, f"{digest_}:{output}")
 
 
 def forward_graph(queries: int, group: int) -> str:
