@@ -48,14 +48,13 @@ def test_who_watches_a_run_hears_that_the_aggregator_stops():
             house.state.put_blob(model)
         run = (await house.runs.start(job)).id
         events = house.runs.watch(run, 0)
-        await anext(events)
+        while not (await anext(events)).waiting:
+            pass
         following = asyncio.create_task(anext(events))
         await asyncio.sleep(0)
         await house.runs.close()
         with pytest.raises(Unavailable, match="stopping"):
-            while True:
-                await following
-                following = asyncio.create_task(anext(events))
+            await following
 
     with House() as house:
         asyncio.run(scenario(house))
