@@ -34,6 +34,8 @@ class DataType(Enum):
 
     @classmethod
     def of(cls, dtype: np.dtype[Any], where: str = "a tensor") -> DataType:
+        if (known := _BY_DTYPE.get(dtype)) is not None:
+            return known
         try:
             return cls(dtype.name)
         except ValueError:
@@ -41,6 +43,10 @@ class DataType(Enum):
                 f"{where} has dtype {dtype}, which does not travel; "
                 f"use one of {', '.join(t.value for t in cls)}"
             ) from None
+
+
+# NumPy makes up a dtype's name anew each time it is asked.
+_BY_DTYPE = {np.dtype(data_type.value): data_type for data_type in DataType}
 
 
 class Encoding(Enum):

@@ -107,7 +107,10 @@ Read = Callable[[Any], Any]
 
 def _dataclass(cls: type) -> tuple[Fill, Read]:
     hints = typing.get_type_hints(cls)
-    fields = [(f.name, *_field(f.name, hints[f.name])) for f in dataclasses.fields(cls)]
+    fields = [
+        (f.name, *(_named.get((cls, f.name)) or _field(f.name, hints[f.name])))
+        for f in dataclasses.fields(cls)
+    ]
 
     def fill(message: Any, value: Any) -> None:
         for name, put, _ in fields:
@@ -173,7 +176,7 @@ def _field(name: str, hint: Any) -> tuple[Fill, Read]:
             lambda message: from_wire(getattr(message, name)),
         )
     if origin is tuple:
-        return _repeated(name, args[0])
+        return repeated(name, args[0])
     if origin is collections.abc.Mapping:
         return _mapping(name, args[1])
     fill, read = _message(hint)
@@ -188,7 +191,8 @@ def _field(name: str, hint: Any) -> tuple[Fill, Read]:
     return put_message, lambda message: read(getattr(message, name))
 
 
-def _repeated(name: str, hint: Any) -> tuple[Fill, Read]:
+def repeated(name: str, hint: Any) -> tuple[Fill, Read]:
+    """The pair for a repeated field of elements of type `hint`."""
     if hint in (int, float, str, bool, bytes):
         return (
             lambda message, value: getattr(message, name).extend(value),
@@ -253,6 +257,12 @@ def _message(hint: Any) -> tuple[Fill, Read]:
 
 
 _special: dict[Any, tuple[Fill, Read]] = {}
+_named: dict[tuple[type, str], tuple[Fill, Read]] = {}
+
+
+def named_field(cls: type, name: str, put: Fill, get: Read) -> None:
+    """Say how the field `name` of `cls` is put into its message and got out of it."""
+    _named[cls, name] = (put, get)
 
 
 def special(hint: Any, fill: Fill, read: Read) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from edge_attention.wire import codec
 from edge_attention.wire.codec import Codec
 from edge_attention.wire.methods import Method, Service
 from edge_attention.wire.tensors import decode_range, decode_tensor, encode_range, encode_tensor
-from protos.edge_attention.v1 import link_pb2
+from protos.edge_attention.v1 import link_pb2, program_pb2
 
 
 def _fill_value(message: Any, value: Value) -> None:
@@ -73,6 +74,45 @@ codec.union(
         Drop: "drop",
     },
 )
+
+_put_block, _get_block = codec.repeated("instructions", Instruction)
+_written: OrderedDict[int, tuple[tuple[Instruction, ...], bytes]] = OrderedDict()
+_read: OrderedDict[bytes, tuple[Instruction, ...]] = OrderedDict()
+_RECENT, _RECENT_BYTES = 256, 8192
+
+
+def _put_instructions(message: Any, value: tuple[Instruction, ...]) -> None:
+    """Recipes send the same instructions over and over, with other tensors: they are encoded once."""
+    known = _written.get(id(value))
+    if known is not None and known[0] is value:
+        message.MergeFromString(known[1])
+        return
+    block = program_pb2.Program()
+    _put_block(block, value)
+    data = block.SerializeToString()
+    message.MergeFromString(data)
+    if len(data) <= _RECENT_BYTES:
+        # Kept with the value, so that nothing else gets its id meanwhile.
+        _written[id(value)] = (value, data)
+        if len(_written) > _RECENT:
+            _written.popitem(last=False)
+
+
+def _get_instructions(message: Any) -> tuple[Instruction, ...]:
+    """The same on the other side: instructions are frozen and their arrays read-only, so tasks share them."""
+    key = b"".join(part.SerializeToString(deterministic=True) for part in message.instructions)
+    value = _read.get(key)
+    if value is None:
+        value = _get_block(message)
+        if len(key) <= _RECENT_BYTES:
+            _read[key] = value
+            if len(_read) > _RECENT:
+                _read.popitem(last=False)
+    return value
+
+
+# Program's own, by its field's name: a Repeat's body is `body`, and is part of them.
+codec.named_field(Program, "instructions", _put_instructions, _get_instructions)
 
 from_node: Codec[FromNode] = Codec(
     FromNode,
