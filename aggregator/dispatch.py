@@ -97,7 +97,6 @@ class Dispatcher:
                 raise NotFound(f"nobody waits for task {contribution.task_id[:80]!r}")
             actions = running.exchange.contribution(node, contribution)
             if contribution.final:
-                self._metrics.run_seconds.observe(contribution.run_seconds)
                 running.run_seconds[contribution.shard] = contribution.run_seconds
             self._perform(running, actions)
         except EdgeAttentionError as error:
@@ -142,9 +141,14 @@ class Dispatcher:
             if not exchange.done or exchange.failure:
                 self._perform(running, exchange.cancel())
             del self._running[exchange.id]
+            asyncio.get_running_loop().call_soon(self._observe, running.run_seconds)
         if exchange.failure is not None:
             raise exchange.failure
         return Outcome(exchange.answered, exchange.missing, running.run_seconds, exchange.causes)
+
+    def _observe(self, seconds: Mapping[str, float]) -> None:
+        for value in seconds.values():
+            self._metrics.run_seconds.observe(value)
 
     def post(self, node: str, instructions: tuple[Instruction, ...]) -> None:
         """Have `node` run instructions nobody waits for, if it is connected."""

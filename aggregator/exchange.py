@@ -14,7 +14,7 @@ Where another live holder is there, that one is asked at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from edge_attention.core import errors
 from edge_attention.core.errors import (
@@ -247,7 +247,12 @@ class Exchange:
         return []
 
     def _program(self, shard: _Shard) -> Program:
-        return replace(shard.assignment.program, task_id=shard.task_id)
+        p = shard.assignment.program
+        # Not `replace`, which costs five times as much, for every shard of every query.
+        return Program(
+            shard.task_id, p.shard, p.coverage, p.instructions, p.version, p.deadline_seconds, p.tensors,
+            p.bulk_tensors,
+        )  # fmt: skip
 
     def _revoke(self, shard: _Shard) -> list[Action]:
         return [Revoke(shard.node, shard.task_id)] if shard.node else []

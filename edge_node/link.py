@@ -101,7 +101,7 @@ class Link:
                 self._stream.cancel()
             case Send(message):
                 data = message if isinstance(message, bytes) else from_node.encode(message)
-                self.metrics.bytes.labels("sent", "stream").inc(len(data))
+                self.metrics.sent.inc(len(data))
                 self._outgoing.put_nowait(data)
             case Start(program, None):
                 self._start(program)
@@ -140,7 +140,7 @@ class Link:
         self._step(self._session.lost, error)
 
     def _received(self, data: bytes) -> None:
-        self.metrics.bytes.labels("received", "stream").inc(len(data))
+        self.metrics.received.inc(len(data))
         try:
             message = to_node.decode(data)
         except EdgeAttentionError as error:

@@ -21,9 +21,11 @@ class Metrics:
         name = "edge_attention_node_"
         outcomes = "Tasks ended, by outcome: ok or the error's name"
         self.tasks = Counter(f"{name}tasks", outcomes, ["outcome"], registry=r)
-        self.run_seconds = _histogram(f"{name}run_seconds", "A task's time in graphs", r)
-        self.task_seconds = _histogram(f"{name}task_seconds", "From a task's arrival to its end", r)
+        histogram = partial(Histogram, buckets=_SECONDS, registry=r)
+        self.run_seconds = histogram(f"{name}run_seconds", "A task's time in graphs")
+        self.task_seconds = histogram(f"{name}task_seconds", "From a task's arrival to its end")
         self.bytes = Counter(f"{name}bytes", "Bytes over the link", ["direction", "kind"], registry=r)
+        self.sent, self.received = (self.bytes.labels(way, "stream") for way in ("sent", "received"))
         self.refused = Counter(f"{name}refused_releases", "Private tensors asked for and kept", registry=r)
         stored = Gauge(f"{name}store_bytes", "Bytes stored", ["scope"], registry=r)
         for scope in ("task", "job", "context"):
@@ -41,7 +43,3 @@ class Metrics:
         except OSError as error:
             raise InvalidArgument(f"metrics cannot be served on {host}:{port}: {error.strerror}") from None
         return f"http://{host}:{server.server_port}/metrics"
-
-
-def _histogram(name: str, text: str, registry: CollectorRegistry) -> Histogram:
-    return Histogram(name, text, buckets=_SECONDS, registry=registry)

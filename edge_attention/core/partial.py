@@ -62,17 +62,17 @@ def merge(a: Partial, b: Partial) -> Partial:
         >>> merge(one, identity((1, 1))).out.item()
         1.0
     """
-    top = np.maximum(a.lse, b.lse)
-    # Two identities: exp(-inf - -inf) is NaN, so they are measured from 0 and give the identity again.
-    base = np.where(np.isneginf(top), np.float32(0), top)
-    with np.errstate(over="ignore"):
+    top = base = np.maximum(a.lse, b.lse)
+    some = not top.size or top.min() > -np.inf
+    if not some:
+        # Two identities: exp(-inf - -inf) is NaN, so they are measured from 0 and give the identity again.
+        base = np.where(np.isneginf(top), np.float32(0), top)
+    with np.errstate(over="ignore", divide="ignore"):
         weight_a, weight_b = np.exp(a.lse - base), np.exp(b.lse - base)
-    total = weight_a + weight_b
-    empty = total == 0
-    share = np.where(empty, np.float32(1), total)
-    out = a.out * (weight_a / share)[..., None] + b.out * (weight_b / share)[..., None]
-    with np.errstate(divide="ignore"):
+        total = weight_a + weight_b
+        share = total if some else np.where(total == 0, np.float32(1), total)
         lse = base + np.log(total)
+    out = a.out * (weight_a / share)[..., None] + b.out * (weight_b / share)[..., None]
     return Partial(out.astype(np.float32, copy=False), lse.astype(np.float32, copy=False))
 
 
