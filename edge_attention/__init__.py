@@ -8,10 +8,34 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edge_attention.core.errors import (
+    AlreadyExists,
+    Cancelled,
+    DataLoss,
+    DeadlineExceeded,
+    DuplicateContribution,
+    EdgeAttentionError,
+    EmptyContext,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProgram,
+    InvalidTensor,
+    MessageTooLarge,
+    NodeLost,
+    NotFound,
+    OutOfMemory,
+    PermissionDenied,
+    PrivateTensor,
+    ResourceExhausted,
+    StaleVersion,
+    Unavailable,
+)
+
 if TYPE_CHECKING:
     from edge_attention.aio import AsyncClient as AsyncClient
     from edge_attention.client import Client as Client
-    from edge_attention.core.errors import *  # noqa: F403
     from edge_attention.core.jobs import MissingSamples as MissingSamples
     from edge_attention.core.jobs import OptimizerSpec as OptimizerSpec
     from edge_attention.job import Encoder as Encoder
@@ -20,6 +44,41 @@ if TYPE_CHECKING:
     from edge_attention.job import QueriesSpec as QueriesSpec
     from edge_attention.parameters import Parameters as Parameters
     from edge_attention.results import Answer as Answer
+
+__all__ = [
+    "AlreadyExists",
+    "Answer",
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "DataLoss",
+    "DeadlineExceeded",
+    "DuplicateContribution",
+    "EdgeAttentionError",
+    "EmptyContext",
+    "Encoder",
+    "FailedPrecondition",
+    "FusionJob",
+    "Head",
+    "Internal",
+    "InvalidArgument",
+    "InvalidGraph",
+    "InvalidProgram",
+    "InvalidTensor",
+    "MessageTooLarge",
+    "MissingSamples",
+    "NodeLost",
+    "NotFound",
+    "OptimizerSpec",
+    "OutOfMemory",
+    "Parameters",
+    "PermissionDenied",
+    "PrivateTensor",
+    "QueriesSpec",
+    "ResourceExhausted",
+    "StaleVersion",
+    "Unavailable",
+]
 
 _HOME = {
     "Answer": "results",
@@ -36,16 +95,10 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(name)
-    errors = import_module("edge_attention.core.errors")
-    if name in errors.__all__:
-        return getattr(errors, name)
     if name in _HOME:
         return getattr(import_module(f"edge_attention.{_HOME[name]}"), name)
     raise AttributeError(f"module 'edge_attention' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    errors = import_module("edge_attention.core.errors")
-    return sorted({*globals(), *_HOME, *errors.__all__})
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ipaddress
 from collections.abc import AsyncIterator
 from functools import cached_property
 from types import TracebackType
@@ -17,6 +18,7 @@ import grpc.aio
 
 from edge_attention.aio_context import AsyncContext
 from edge_attention.aio_run import AsyncRun
+from edge_attention.checks import require_number
 from edge_attention.core import attention as wire
 from edge_attention.core import jobs
 from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
@@ -47,9 +49,12 @@ class AsyncClient:
     SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
 
     def __init__(self, address: str, *, timeout: float = 60.0, patience: float = 60.0) -> None:
+        if not isinstance(address, str):
+            raise InvalidArgument(f"the address is {address!r}; it must be a string, as '127.0.0.1:50051'")
         host, colon, port = address.rpartition(":")
         if not (colon and host and port.isdigit() and int(port) < 65536):
             raise InvalidArgument(f"{address!r} is not HOST:PORT, as 127.0.0.1:50051")
+        require_number(timeout, "timeout", 0, 1e9)
         self.address = address
         self.timeout = timeout
         self.patience = patience
@@ -61,7 +66,9 @@ class AsyncClient:
         # Made at the first call: a channel belongs to the event loop it was made in.
         if self._closed:
             raise FailedPrecondition(f"the client of {self.address} is closed; make another")
-        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        # A proxy cannot reach this machine's own loopback, whatever http_proxy says.
+        direct = (("grpc.enable_http_proxy", 0),) if _is_loopback(self.address) else ()
+        self._channel = grpc.aio.insecure_channel(self.address, options=(*CHANNEL_OPTIONS, *direct))
         return Caller(self._channel, f"the aggregator at {self.address}")
 
     async def close(self) -> None:
@@ -106,10 +113,10 @@ class AsyncClient:
         )
         return AsyncContext(self, reply.context.spec)
 
-    async def context(self, name: str) -> AsyncContext:
-        """The context of that name; NotFound if there is none."""
+    async def context(self, name: str, *, timeout: float | None = None) -> AsyncContext:
+        """The context of that name; NotFound if there is none. `timeout`: seconds; None: the client's."""
         request = wire.DescribeContextRequest(name)
-        reply = await self.caller.unary(services.DESCRIBE_CONTEXT, request, self.timeout)
+        reply = await self.caller.unary(services.DESCRIBE_CONTEXT, request, timeout or self.timeout)
         return AsyncContext(self, reply.context.spec)
 
     async def contexts(self) -> list[wire.Context]:
@@ -166,7 +173,19 @@ class AsyncClient:
         return list(reply.runs)
 
     async def _prepare(self, job: FusionJob) -> jobs.FusionJob:
+        if not isinstance(job, FusionJob):
+            raise InvalidArgument(
+                f"the job is {type(job).__name__}; give a FusionJob, as FusionJob.from_toml('job.toml')"
+            )
         prepared, files = await asyncio.to_thread(job.prepare)
         for data in files.values():
             await self.upload(data)
         return prepared
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from edge_attention.checks import require_number, require_whole
 from edge_attention.core import attention as wire
-from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidTensor
+from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidGraph, InvalidTensor
 from edge_attention.core.tensors import Encoding, Float32, Int64, require
 from edge_attention.job import Model, model_bytes
 from edge_attention.results import Answer, Appended, join, merged
@@ -25,7 +27,9 @@ APPEND_MESSAGE = MIB * 15 // 16  # room for a message's other fields within 1 Mi
 ATTEND_REPLY = 3 * MIB  # bytes of arrays planned for one reply, of the 4 MiB a message may have
 WEIGHTS_REPLY = 2 * MIB * 15 // 16  # of them for weights, which may have half a message
 ATTEND_PARTS = 4  # groups of queries under way at once
-DEADLINE_MARGIN = 5.0  # the server answers at the deadline, labelled; gRPC's own comes after it
+DEADLINE_MARGIN = 2.0  # the server answers at the deadline, labelled; gRPC's own comes after it
+MAX_DEADLINE = 3600.0  # seconds, the server's limit
+MAX_SCALE = float(np.finfo(np.float32).max)
 
 Progress = Callable[[int, int], None]
 """Called with tokens done and tokens in all."""
@@ -103,15 +107,23 @@ class AsyncContext:
 
         Args:
             model: an ONNX model from columns to `keys` [rows, key_heads, key_dim] and `values`
-                [rows, key_heads, value_dim]: a path, bytes or an onnx.ModelProto.
+                [rows, key_heads, value_dim], float32, a token a row: a path, bytes or an onnx.ModelProto.
             inputs: graph input -> column of the dataset.
             rows: which rows; None: all.
+
+        Raises:
+            InvalidGraph: the node cannot use the model.
+            PrivateTensor: the node needs `--allow-release attention`.
         """
         if rows is not None and (rows.step != 1 or rows.start < 0):
             raise InvalidArgument(f"rows are {rows}; give a range of consecutive rows from 0 on")
         graph = await self._client.upload(await asyncio.to_thread(model_bytes, model))
         request = wire.AppendDatasetRequest(self.name, node, dataset, graph, inputs, rows)
-        return _appended([await self._client.caller.unary(services.APPEND_DATASET, request, timeout)])
+        try:
+            return _appended([await self._client.caller.unary(services.APPEND_DATASET, request, timeout)])
+        except InvalidGraph as error:
+            name = model if isinstance(model, str | Path) else "the model"
+            raise InvalidGraph(f"{name}: {error.message}") from None
 
     async def attend(
         self,
@@ -153,20 +165,26 @@ class AsyncContext:
         count = len(queries)
         if positions is not None:
             _require_array(positions, "positions", (count,), np.int64)
-        if deadline is not None and not 0 < deadline < 1e9:
-            raise InvalidArgument(f"deadline is {deadline} seconds; it must be positive")
+        if deadline is not None:
+            require_number(deadline, "deadline", 0, MAX_DEADLINE)
+        if scale is not None:
+            require_number(scale, "scale", -MAX_SCALE, MAX_SCALE)
+        for what, whole, low in (("window", window, 1), ("until", until, 0)):
+            if whole is not None:
+                require_whole(whole, what, low, 2**63 - 1)
         if encoding not in ("float32", "float16"):
             raise InvalidArgument(f"encoding is {encoding!r}; it must be 'float32' or 'float16'")
         step = max(count, 1)
         # What a small call's reply cannot exceed needs no plan; a larger one is planned by a description.
         if weights or self._reply_bytes(count, segments=256) > ATTEND_REPLY:
-            context = await self.describe()
+            context = await self.describe(timeout=None if deadline is None else deadline + DEADLINE_MARGIN)
             step = self._fitting(context, weights)
             if step < count:
                 until = context.tokens if until is None else min(until, context.tokens)
                 if positions is None and (causal or window is not None):
                     positions = last_positions(count, until)
         gate = asyncio.Semaphore(ATTEND_PARTS)
+        transfer = self._reply_bytes(min(step, count), segments=0) / self._client.SLOWEST
 
         async def part(at: int) -> wire.AttendResponse:
             async with gate:
@@ -183,7 +201,7 @@ class AsyncContext:
                     weights=weights,
                     until=until,
                 )
-                timeout = self._client.timeout if left is None else left + DEADLINE_MARGIN
+                timeout = self._client.timeout if left is None else left + DEADLINE_MARGIN + transfer
                 timeout += (left or self._client.timeout) if weights else 0  # they take a second trip
                 return await self._client.caller.unary(services.ATTEND, request, timeout)
 
@@ -205,12 +223,13 @@ class AsyncContext:
             fit = min(fit, WEIGHTS_REPLY // max(1, self.spec.query_heads * 4 * context.tokens))
         return max(1, fit)
 
-    async def describe(self) -> wire.Context:
-        """The context's spec, tokens and segments, with their holders."""
+    async def describe(self, *, timeout: float | None = None) -> wire.Context:
+        """The context's spec, tokens and segments, with their holders. `timeout`: seconds."""
         request = wire.DescribeContextRequest(self.name)
-        return (
-            await self._client.caller.unary(services.DESCRIBE_CONTEXT, request, self._client.timeout)
-        ).context
+        reply = await self._client.caller.unary(
+            services.DESCRIBE_CONTEXT, request, timeout or self._client.timeout
+        )
+        return reply.context
 
     async def drop(self) -> None:
         """Forget the context on the aggregator and its tokens on the nodes."""

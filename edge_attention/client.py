@@ -91,9 +91,9 @@ class Client:
         )
         return Context(self, BACKGROUND.run(made))
 
-    def context(self, name: str) -> Context:
-        """The context of that name; NotFound if there is none."""
-        return Context(self, BACKGROUND.run(self._client.context(name)))
+    def context(self, name: str, *, timeout: float | None = None) -> Context:
+        """The context of that name; NotFound if there is none. `timeout`: seconds; None: the client's."""
+        return Context(self, BACKGROUND.run(self._client.context(name, timeout=timeout)))
 
     def contexts(self) -> list[wire.Context]:
         """All contexts, each with its spec, its number of tokens and its segments."""
@@ -151,7 +151,11 @@ class Context:
         *,
         timeout: float = 600.0,
     ) -> Appended:
-        """Append what `node` computes from its own dataset through an ONNX model; see AsyncContext."""
+        """Append what `node` computes from its own dataset through an ONNX model, a token a row.
+
+        The model's outputs are `keys` [rows, key_heads, key_dim] and `values` [rows, key_heads, value_dim];
+        see AsyncContext.append_dataset.
+        """
         return BACKGROUND.run(
             self._context.append_dataset(node, dataset, model, inputs, rows, timeout=timeout)
         )

@@ -24,6 +24,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from edge_attention.checks import require_whole
 from edge_attention.core import jobs
 from edge_attention.core.errors import InvalidArgument, InvalidGraph, InvalidTensor
 from edge_attention.core.jobs import MissingSamples, OptimizerSpec
@@ -71,24 +72,30 @@ def model_bytes(model: Model) -> bytes:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A node's part of the model: from columns of its dataset to keys and values. See core.jobs.Encoder."""
+    """A node's part of the model: from columns of its dataset to keys and values. See core.jobs.Encoder.
+
+    `trainable` names the initializers that train; None: all floating-point ones.
+    """
 
     node: str
     dataset: str
     model: Model
     inputs: Mapping[str, str]
-    trainable: tuple[str, ...] = ()
+    trainable: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Head:
-    """From the fused output and labels to a loss, on the node with the labels. See core.jobs.Head."""
+    """From the fused output and labels to a loss, on the node with the labels. See core.jobs.Head.
+
+    `trainable` names the initializers that train; None: all floating-point ones.
+    """
 
     node: str
     dataset: str
     model: Model
     inputs: Mapping[str, str]
-    trainable: tuple[str, ...] = ()
+    trainable: tuple[str, ...] | None = None
     metrics: tuple[str, ...] = ()
 
 
@@ -104,9 +111,11 @@ class QueriesSpec:
     def draw(self) -> Array:
         """float32 [count, heads, dim], the same for the same spec."""
         for name in ("count", "heads", "dim"):
-            _positive(getattr(self, name), f"queries: {name}")
+            require_whole(getattr(self, name), f"queries: {name}", 1)
         shape = self.count, self.heads, self.dim
-        return np.random.default_rng(_count(self.seed, "queries: seed")).standard_normal(shape, np.float32)
+        return np.random.default_rng(require_whole(self.seed, "queries: seed")).standard_normal(
+            shape, np.float32
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,12 +163,18 @@ class FusionJob:
             return name
 
         encoders = tuple(
-            jobs.Encoder(e.node, e.dataset, digest(e.model), dict(e.inputs), tuple(e.trainable))
+            jobs.Encoder(
+                e.node,
+                e.dataset,
+                digest(e.model),
+                dict(e.inputs),
+                _trainable(e, f"encoder on {e.node!r}"),
+            )
             for e in self.encoders
         )
         h = self.head
         head = jobs.Head(
-            h.node, h.dataset, digest(h.model), dict(h.inputs), tuple(h.trainable), tuple(h.metrics)
+            h.node, h.dataset, digest(h.model), dict(h.inputs), _trainable(h, "head"), tuple(h.metrics)
         )
         queries = self.queries.draw() if isinstance(self.queries, QueriesSpec) else self.queries
         if not isinstance(queries, np.ndarray):
@@ -174,13 +189,13 @@ class FusionJob:
             head=head,
             queries=queries,
             optimizer=optimizer,
-            rounds=_positive(self.rounds, "rounds"),
-            batch=_positive(self.batch, "batch"),
-            seed=_count(self.seed, "seed"),
+            rounds=require_whole(self.rounds, "rounds", 1, 10_000_000),
+            batch=require_whole(self.batch, "batch", 1, 65_536),
+            seed=require_whole(self.seed, "seed"),
             scale=self.scale,
             missing=self.missing,
             holdout=self.holdout,
-            evaluate_every=_count(self.evaluate_every, "evaluate_every"),
+            evaluate_every=require_whole(self.evaluate_every, "evaluate_every"),
             patience_seconds=self.patience_seconds,
         ), files
 
@@ -196,13 +211,13 @@ class FusionJob:
         return read(Path(path))
 
 
-def _positive(value: int, what: str) -> int:
-    if _count(value, what) < 1:
-        raise InvalidArgument(f"{what} is {value}; it must be 1 or more")
-    return int(value)
-
-
-def _count(value: int, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
-        raise InvalidArgument(f"{what} is {value!r}; it must be a whole number from 0 to 4294967295")
-    return int(value)
+def _trainable(part: Encoder | Head, what: str) -> tuple[str, ...]:
+    """As it travels: empty for all."""
+    if part.trainable is None:
+        return ()
+    if not isinstance(part.trainable, tuple | list) or not part.trainable:
+        raise InvalidArgument(
+            f"trainable of the {what} is {part.trainable!r}; leave it out to train all floating-point "
+            "initializers, or list the names of those that train, at least one"
+        )
+    return tuple(part.trainable)

@@ -1,19 +1,20 @@
-"""A fusion job as a TOML file, whose format is in docs/client.md. A new key is taken in `read`."""
+"""A fusion job as a TOML file, whose format is in docs/client.md. Keys are called as the fields are."""
 
 from __future__ import annotations
 
 import tomllib
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
+from edge_attention.array_files import load_npy
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.jobs import MissingSamples, OptimizerSpec
 from edge_attention.core.tensors import Array
 from edge_attention.job import Encoder, FusionJob, Head, QueriesSpec
 
-__all__ = ["load_array", "read"]
+__all__ = ["read"]
 
 T = TypeVar("T")
 
@@ -24,23 +25,31 @@ def read(path: Path) -> FusionJob:
         content = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InvalidArgument(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"{path}, byte {error.start}: it is not UTF-8, which TOML must be; save it as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
         raise InvalidArgument(f"{path} is not TOML: {error}") from None
-    table = _Table(path, "", content)
+    table = _Table(path, "", content, _names(FusionJob))
     encoders = tuple(
-        Encoder(**_part(part)) for part in (table.table(i, "encoders") for i in table.tables("encoders"))
+        Encoder(**_part(_Table(path, "encoders", part, _names(Encoder))))
+        for part in table.take("encoders", list)
     )
-    head_table = table.table(table.take("head", dict), "head")
+    head_table = _Table(path, "head", table.take("head", dict), _names(Head))
     metrics = head_table.strings("metrics")
     missing = table.take("missing", str, MissingSamples.LEAVE_OUT.value)
     if missing not in {member.value for member in MissingSamples}:
         raise InvalidArgument(f"{path}: missing is {missing!r}; it must be 'leave_out' or 'attend'")
-    job = FusionJob(
+    given = table.take("queries", dict)
+    queries = _Table(path, "queries", given, {"file"} if "file" in given else _names(QueriesSpec) | {"file"})
+    optimizer = _Table(path, "optimizer", table.take("optimizer", dict), None)
+    return FusionJob(
         name=table.take("name", str, path.stem),
         encoders=encoders,
         head=Head(**_part(head_table), metrics=metrics),
-        queries=_queries(table.table(table.take("queries", dict), "queries")),
-        optimizer=_optimizer(table.table(table.take("optimizer", dict), "optimizer")),
+        queries=_queries(queries),
+        optimizer=OptimizerSpec(optimizer.take("name", str), optimizer.numbers()),
         rounds=table.take("rounds", int),
         batch=table.take("batch", int),
         seed=table.take("seed", int, 0),
@@ -50,17 +59,23 @@ def read(path: Path) -> FusionJob:
         evaluate_every=table.take("evaluate_every", int, 0),
         patience_seconds=table.optional_number("patience_seconds"),
     )
-    table.end()
-    return job
+
+
+def _names(cls: type[Any]) -> set[str]:
+    return {field.name for field in fields(cls)}
 
 
 class _Table:
-    """A TOML table from which keys are taken one by one; what remains at the end is unknown."""
+    """A TOML table from which keys are taken one by one; a key that is not `known` is refused at once."""
 
-    def __init__(self, file: Path, where: str, values: Any) -> None:
+    def __init__(self, file: Path, where: str, values: Any, known: set[str] | None) -> None:
         if not isinstance(values, dict):
             raise InvalidArgument(f"{file}: {where} must be a table")
         self.file, self._where, self._values = file, where, dict(values)
+        if known is not None and (unknown := sorted(self._values.keys() - known)):
+            near = get_close_matches(unknown[0], known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+            raise InvalidArgument(f"{file}: the key {self.name(unknown[0])!r} is unknown; {hint}")
 
     def name(self, key: str) -> str:
         return f"{self._where}.{key}" if self._where else key
@@ -90,12 +105,6 @@ class _Table:
             raise InvalidArgument(f"{self.file}: {self.name(key)} must hold strings")
         return tuple(values)
 
-    def tables(self, key: str) -> list[Any]:
-        return self.take(key, list)
-
-    def table(self, values: Any, where: str) -> _Table:
-        return _Table(self.file, where, values)
-
     def numbers(self) -> dict[str, float]:
         """All that remains, as numbers by name."""
         return {key: self.optional_number(key) or 0.0 for key in list(self._values)}
@@ -106,14 +115,6 @@ class _Table:
     def has(self, key: str) -> bool:
         return key in self._values
 
-    def end(self) -> None:
-        """Refuse what was not taken."""
-        if self._values:
-            key = self.name(next(iter(self._values)))
-            raise InvalidArgument(
-                f"{self.file}: the key {key!r} is unknown; see docs/client.md for the format"
-            )
-
 
 _KINDS: dict[type, str] = {str: "a string", int: "a whole number", list: "a list", dict: "a table"}
 
@@ -123,45 +124,17 @@ def _part(table: _Table) -> dict[str, Any]:
     for name, column in inputs.items():
         if not isinstance(column, str):
             raise InvalidArgument(f"{table.file}: {table.name('inputs')}.{name} must name a column")
-    part = {
+    return {
         "node": table.take("node", str),
         "dataset": table.take("dataset", str),
         "model": table.path("model"),
         "inputs": inputs,
-        "trainable": table.strings("trainable"),
+        "trainable": table.strings("trainable") if table.has("trainable") else None,
     }
-    # A head's metrics were taken before.
-    table.end()
-    return part
 
 
 def _queries(table: _Table) -> Array | QueriesSpec:
-    queries: Array | QueriesSpec
     if table.has("file"):
-        queries = load_array(table.path("file"))
-    else:
-        sizes = {key: table.take(key, int) for key in ("count", "heads", "dim")}
-        queries = QueriesSpec(**sizes, seed=table.take("seed", int, 0))
-    table.end()
-    return queries
-
-
-def _optimizer(table: _Table) -> OptimizerSpec:
-    return OptimizerSpec(table.take("name", str), table.numbers())
-
-
-def load_array(path: Path) -> Array:
-    """The array of an .npy file.
-
-    Raises:
-        InvalidArgument: the file cannot be read, or is no .npy file.
-    """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise InvalidArgument(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError:
-        raise InvalidArgument(f"{path} is not an .npy file of numbers") from None
-    if not isinstance(array, np.ndarray):
-        raise InvalidArgument(f"{path} is an .npz file; an .npy file of one array is wanted")
-    return array
+        return load_npy(table.path("file"))
+    sizes = {key: table.take(key, int) for key in ("count", "heads", "dim")}
+    return QueriesSpec(**sizes, seed=table.take("seed", int, 0))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "setup_logging"]
+__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_variables", "setup_logging"]
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -54,6 +54,20 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
 
 ADDRESS = _Address()
 BYTES = _Bytes()
+
+
+def name_variables(command: click.Command, prefix: str) -> None:
+    """Give each option the environment variable of its flag: `--x-y` of `a b` is PREFIX_A_B_X_Y.
+
+    click by itself goes by the name of the function's parameter, which is not always the flag's.
+    """
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.expose_value and parameter.envvar is None:
+            flag = max(parameter.opts, key=len).removeprefix("--")
+            parameter.envvar = f"{prefix}_{flag}".upper().replace("-", "_")
+    if isinstance(command, click.Group):
+        for name, sub in command.commands.items():
+            name_variables(sub, f"{prefix}_{name}")
 
 
 def setup_logging(level: str) -> None:

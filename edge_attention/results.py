@@ -32,7 +32,8 @@ class Answer:
         bound: |out - exact out| <= bound.error; None if exact, or if no bound can be given.
         missing: the shards it does not stand on, and why.
         seconds: the server's stages and, as `client`, the whole call seen from here. Of a call divided in
-            several, the server's are sums.
+            several, which overlap, the server's are means.
+        calls: how many calls it was divided in.
     """
 
     out: Float32
@@ -46,6 +47,7 @@ class Answer:
     bound: Bound | None = None
     missing: tuple[Missing, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def join(parts: Sequence[AttendResponse], client_seconds: float) -> Answer:
     seconds: dict[str, float] = {}
     for part in parts:
         for stage, spent in part.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + spent
+            seconds[stage] = seconds.get(stage, 0.0) + spent / len(parts)
     return Answer(
         out=_concatenated(outs),
         lse=_concatenated([part.lse for part in parts]),
@@ -87,6 +89,7 @@ def join(parts: Sequence[AttendResponse], client_seconds: float) -> Answer:
         bound=_bound(parts, outs),
         missing=missing,
         seconds=seconds | {"client": client_seconds},
+        calls=len(parts),
     )
 
 

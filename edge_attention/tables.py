@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from edge_attention.array_files import load_npz
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
 
 __all__ = ["ALL", "Table", "read_table"]
 
 ALL = "*"
-"""The column that is all float columns of a table side by side: [rows, n] float32, in the file's order."""
+"""The column that is all others side by side, ids left out: [rows, n] float32, in the file's order."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,60 @@ class Table:
 def read_table(path: Path, id_column: str = "") -> Table:
     """Read `path`; `id_column` names the column of ids, otherwise `id` or `ids` does if there is one.
 
-    In .csv and .parquet integers are int64 and other numbers float32, and ALL is added.
+    In .csv and .parquet integers are int64 and other numbers float32, and ALL is added, in which integers
+    are float32 too.
 
     Raises:
-        InvalidArgument: it cannot be read; says where and why.
+        InvalidArgument: it cannot be read, has no rows, lacks a number or has an id twice; says where.
     """
     readers = {".npz": _npz, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InvalidArgument(f"{path.name} is none of {', '.join(readers)}")
     try:
-        return reader(path, id_column)
+        table = reader(path, id_column)
+    except UnicodeDecodeError:
+        raise InvalidArgument(_not_utf8(path)) from None
     except (OSError, ValueError, EOFError, csv.Error) as error:
         raise InvalidArgument(f"{path} cannot be read: {error}") from None
+    _check(table, path)
+    return table
+
+
+def _check(table: Table, path: Path) -> None:
+    place, first = ("line", table.first_line) if table.first_line else ("row", 0)
+    for column, array in table.columns.items():
+        if not len(array):
+            raise InvalidArgument(f"{path.name}: column {column!r} has no rows; a dataset has one or more")
+        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+            row = first + int(np.argwhere(~finite)[0][0])
+            raise InvalidArgument(
+                f"{path.name}, {place} {row}, column {column!r}: a number is missing, or not finite"
+            )
+    seen: dict[str, int] = {}
+    for row, identity in enumerate(table.ids or (), start=first):
+        if seen.setdefault(identity, row) != row:
+            raise InvalidArgument(
+                f"{path.name}: id {identity!r} is in {place} {seen[identity]} and again in {place} {row}"
+            )
+
+
+def _not_utf8(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        # The reader's own position is that in a piece of the file.
+        line = data.count(b"\n", 0, error.start) + 1
+        return (
+            f"{path.name}, line {line}, byte {error.start}: 0x{data[error.start]:02x} is not UTF-8; "
+            "save the file as UTF-8"
+        )
+    return f"{path.name} is not UTF-8; save the file as UTF-8"
 
 
 def _npz(path: Path, id_column: str) -> Table:
-    with np.load(path, allow_pickle=False) as arrays:
-        columns = {column: np.ascontiguousarray(arrays[column]) for column in arrays.files}
+    columns = {column: np.ascontiguousarray(array) for column, array in load_npz(path).items()}
     identity = _id_column(columns, id_column, path)
     ids = [str(i) for i in columns.pop(identity).tolist()] if identity else None
     return Table(columns, ids)
@@ -120,11 +157,11 @@ def _parquet(path: Path, id_column: str) -> Table:
 
 
 def _with_all(columns: dict[str, Array], ids: list[str] | None, first_line: int = 0) -> Table:
-    floats = [column for column, array in columns.items() if array.dtype == np.float32]
-    if floats and ALL not in columns:
-        matrix = np.stack([columns[column] for column in floats], axis=1)
-        # Views: a table is held once.
-        columns |= {column: matrix[:, index] for index, column in enumerate(floats)}
+    if columns and ALL not in columns:
+        matrix = np.stack([array.astype(np.float32, copy=False) for array in columns.values()], axis=1)
+        for index, (column, array) in enumerate(columns.items()):
+            if array.dtype == np.float32:
+                columns[column] = matrix[:, index]  # a view: it is held once
         columns[ALL] = matrix
     return Table(columns, ids, first_line)
 

@@ -14,7 +14,7 @@ from edge_attention.tables import Table, read_table
 
 
 class Dataset:
-    """A table of finite numbers whose columns have one length and whose ids differ; else InvalidArgument."""
+    """A table as `read_table` gives it, whose columns have one length; else InvalidArgument."""
 
     def __init__(self, name: str, table: Table) -> None:
         self.name = require_name(name, "the dataset")
@@ -24,20 +24,10 @@ class Dataset:
         if not lengths or len({*lengths.values(), *([len(self._ids)] if self._ids is not None else [])}) != 1:
             raise InvalidArgument(f"columns of one length are needed; there are {lengths or 'none'}")
         self.rows = next(iter(lengths.values()))
-        place, first = ("line", table.first_line) if table.first_line else ("row", 0)
         for column, array in table.columns.items():
             DataType.of(array.dtype, f"column {column!r}")
             if array.ndim > MAX_RANK:
                 raise InvalidArgument(f"column {column!r} has over {MAX_RANK} dimensions")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                row = first + int(np.argwhere(~np.isfinite(array))[0][0])
-                raise InvalidArgument(f"{place} {row}, column {column!r}: a number is missing, or not finite")
-        seen: dict[str, int] = {}
-        for row, identity in enumerate(table.ids or (), start=first):
-            if seen.setdefault(identity, row) != row:
-                raise InvalidArgument(
-                    f"id {identity!r} is in {place} {seen[identity]} and again in {place} {row}"
-                )
 
     def describe(self) -> session.Dataset:
         """What the aggregator may know of it."""

@@ -55,6 +55,7 @@ class Link:
         self._stream: asyncio.Task[None] | None = None
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
+        self._wake: float | None = None
         self._room = asyncio.Event()
 
     async def run(self) -> tuple[int, str]:
@@ -85,12 +86,17 @@ class Link:
         """Tell the session of an event, do what it says, and set the clock for the next."""
         for action in event(*args, self._loop.time(), **kwargs):
             self._perform(action)
-        if self._timer is not None:
-            self._timer.cancel()
-        if (wake := self._session.wake) is not None:
-            self._timer = self._loop.call_at(wake, self._step, self._session.tick)
+        if (wake := self._session.wake) != self._wake:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._wake = wake
+            self._timer = None if wake is None else self._loop.call_at(wake, self._tick)
         if self._session.outbox.backlog < BACKLOG:
             self._room.set()
+
+    def _tick(self) -> None:
+        self._wake = None
+        self._step(self._session.tick)
 
     def _perform(self, action: Action) -> None:
         match action:

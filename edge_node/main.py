@@ -63,7 +63,6 @@ way, the second leaves at once.
 @click.option("--provider", default="auto", help="Execution provider: auto, cpu, cuda, tensorrt, openvino...")
 @click.option(
     "--store",
-    "folder",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder in which contexts survive a restart. Without it they end with the process.",
 )
@@ -80,7 +79,7 @@ def main(
     threads: int | None,
     memory_limit: int | None,
     provider: str,
-    folder: Path | None,
+    store: Path | None,
     metrics_port: int | None,
     metrics_host: str,
     log_level: str,
@@ -92,7 +91,8 @@ def main(
     """
     setup_logging(log_level)
     from edge_attention.sequence_files import Files  # these after --help and --version
-    from edge_node import datasets, executor, link, release, runtime, store
+    from edge_node import datasets, executor, link, release, runtime
+    from edge_node import store as stores
 
     limit = memory_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     try:
@@ -105,7 +105,7 @@ def main(
         engine = runtime.Runtime(provider, threads or len(os.sched_getaffinity(0)), limit)
         engine.limit_arena()
         node = executor.Node(
-            store.Store(limit, Files(folder) if folder else None),
+            stores.Store(limit, Files(store) if store else None),
             {dataset.name: dataset for dataset in sets},
             release.Releases(allow_release),
             secret,

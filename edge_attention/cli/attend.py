@@ -8,14 +8,27 @@ from typing import Any, Literal
 import click
 import numpy as np
 
+from edge_attention.aio_context import DEADLINE_MARGIN, MAX_DEADLINE
+from edge_attention.array_files import load_npy
 from edge_attention.cli.output import json_option, print_json, print_table, stretches
 from edge_attention.client import Client, Context
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
-from edge_attention.job_file import load_array
 from edge_attention.results import Answer
 
+RANDOM_BYTES = 2**30
+NOT_EXACT = 3
 
-@click.command()
+_EPILOG = """
+Examples:
+
+\b
+  edge-attention attend memory --random 4 --causal
+  edge-attention attend memory --queries q.npy --deadline 2 --require-exact --output answer.npz
+"""
+
+
+@click.command(epilog=_EPILOG)
 @click.argument("context")
 @click.option(
     "--queries",
@@ -27,9 +40,14 @@ from edge_attention.results import Answer
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of --random.")
 @click.option("--causal", is_flag=True, help="A query sees positions up to and with its own.")
-@click.option("--window", type=int, help="A query sees only so many last positions.")
+@click.option("--window", type=click.IntRange(1, 2**63 - 1), help="A query sees only so many last positions.")
 @click.option("--scale", type=float, help="Multiplies the scores; by default 1 / sqrt(key_dim).")
-@click.option("--deadline", type=float, help="Seconds; what is missing then is labelled.")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, MAX_DEADLINE, min_open=True),
+    help="Seconds; what is missing then is labelled.",
+)
+@click.option("--require-exact", is_flag=True, help="Exit with 3 if the answer is not exact.")
 @click.option("--weights", is_flag=True, help="Also every token's global attention weight.")
 @click.option("--encoding", type=click.Choice(["float32", "float16"]), default="float32")
 @click.option(
@@ -47,17 +65,23 @@ def attend(
     window: int | None,
     scale: float | None,
     deadline: float | None,
+    require_exact: bool,
     weights: bool,
     encoding: Literal["float32", "float16"],
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Attend to CONTEXT, wherever its tokens are: the exact result, and how much each node weighed."""
+    """Attend to CONTEXT, wherever its tokens are: the exact result, and how much each node weighed.
+
+    An answer that is not exact says so and says what is missing; the exit code is then still 0, or 3 with
+    --require-exact.
+    """
     if (queries is None) == (count is None):
         raise click.UsageError("give either --queries FILE.npy or --random N")
     with Client(address) as client:
-        target = client.context(context)
-        asked = load_array(queries) if queries else _random(target, count or 1, seed)
+        # The deadline is also for finding an aggregator that accepts and never answers.
+        target = client.context(context, timeout=None if deadline is None else deadline + DEADLINE_MARGIN)
+        asked = load_npy(queries) if queries else _random(target, count or 1, seed)
         answer = target.attend(
             asked,
             causal=causal,
@@ -73,10 +97,16 @@ def attend(
         print_json(_summary(answer, len(asked)))
     else:
         _print(context, answer, len(asked), output)
+    if require_exact and not answer.exact:
+        click.echo("edge-attention: the answer is not exact, and --require-exact was given", err=True)
+        raise click.exceptions.Exit(NOT_EXACT)
 
 
 def _random(context: Context, count: int, seed: int) -> Array:
     shape = count, context.spec.query_heads, context.spec.key_dim
+    most = RANDOM_BYTES // (4 * shape[1] * shape[2])
+    if count > most:
+        raise InvalidArgument(f"--random {count} is too many; of this context's size it is at most {most}")
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
@@ -103,7 +133,14 @@ def _summary(answer: Answer, queries: int) -> dict[str, Any]:
         if answer.bound is None
         else {"largest": float(answer.bound.error.max(initial=0)), "tight": answer.bound.tight},
         "seconds": answer.seconds,
+        "calls": answer.calls,
     }
+
+
+def _print_times(answer: Answer) -> None:
+    server = f"on the server, mean of {answer.calls} calls" if answer.calls > 1 else "on the server"
+    stages = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in answer.seconds.items() if stage != "client")
+    click.echo(f"milliseconds: {1000 * answer.seconds['client']:.1f} in all; {server}: {stages}")
 
 
 def _print(name: str, answer: Answer, queries: int, output: Path | None) -> None:
@@ -133,6 +170,6 @@ def _print(name: str, answer: Answer, queries: int, output: Path | None) -> None
         weights = np.nan_to_num(answer.weights).mean(axis=(0, 1))
         top = np.argsort(weights)[::-1][:5]
         click.echo("most attended tokens: " + ", ".join(f"{i} ({weights[i]:.3g})" for i in top))
-    click.echo("milliseconds: " + ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in answer.seconds.items()))
+    _print_times(answer)
     if output:
         click.echo(f"wrote {output}")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from edge_attention.array_files import load_npz
 from edge_attention.cli.output import json_option, print_json, print_table, stretches
 from edge_attention.client import Client
 from edge_attention.core.attention import Context
-from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.tensors import Array
+from edge_attention.core.errors import InvalidTensor
 from edge_attention.results import Appended
 
+_size = click.IntRange(1)
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -56,13 +57,15 @@ def list_contexts(ctx: click.Context, as_json: bool) -> None:
     ctx.invoke(contexts, as_json=as_json)
 
 
-@contexts.command()
+@contexts.command(
+    epilog="Example: edge-attention contexts create memory --query-heads 8 --key-heads 2 --key-dim 64"
+)
 @click.argument("name")
-@click.option("--query-heads", type=int, required=True)
-@click.option("--key-heads", type=int, required=True, help="Divides the query heads.")
-@click.option("--key-dim", type=int, required=True)
-@click.option("--value-dim", type=int, help="By default the key dimension.")
-@click.option("--replicas", type=int, default=1, help="Nodes that hold each segment.")
+@click.option("--query-heads", type=_size, required=True)
+@click.option("--key-heads", type=_size, required=True, help="Divides the query heads.")
+@click.option("--key-dim", type=_size, required=True)
+@click.option("--value-dim", type=_size, help="By default the key dimension.")
+@click.option("--replicas", type=_size, default=1, help="Nodes that hold each segment.")
 @json_option
 @click.pass_obj
 def create(
@@ -88,7 +91,7 @@ def create(
     print_json(made.spec) if as_json else click.echo(f"created context {name}")
 
 
-@contexts.command()
+@contexts.command(epilog="Example: edge-attention contexts append memory tokens.npz --node a")
 @click.argument("name")
 @click.argument("file", type=_file)
 @click.option("--node", help="Keep the tokens on this node. By default the aggregator places them.")
@@ -99,18 +102,37 @@ def append(address: str, name: str, file: Path, node: str | None, as_json: bool)
 
     float32, keys [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
     """
-    keys, values = _keys_and_values(file)
+    arrays = load_npz(file, ("keys", "values"))
     with Client(address) as client:
-        appended = client.context(name).append(keys, values, node=node)
+        context = client.context(name)
+        try:
+            appended = context.append(arrays["keys"], arrays["values"], node=node)
+        except InvalidTensor as error:
+            raise InvalidTensor(f"{file}, for context {name!r}: {error.message}") from None
     _print_appended(name, appended, as_json)
 
 
-@contexts.command("append-dataset")
+_APPEND_DATASET_EPILOG = """
+The node must be started with --allow-release attention: what it tells of its tokens is of private data.
+
+\b
+Example:
+  edge-attention contexts append-dataset memory a patients encoder.onnx --input x='*' --rows 0:1000
+"""
+
+
+@contexts.command("append-dataset", epilog=_APPEND_DATASET_EPILOG)
 @click.argument("name")
 @click.argument("node")
 @click.argument("dataset")
 @click.argument("model", type=_file)
-@click.option("--input", "inputs", multiple=True, metavar="INPUT=COLUMN", help="What the model reads.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="INPUT=COLUMN",
+    help="An input of MODEL and the column of DATASET it reads; column *: all, [rows, n]. Repeatable.",
+)
 @click.option("--rows", metavar="START:STOP", help="Which rows; by default all.")
 @json_option
 @click.pass_obj
@@ -124,7 +146,11 @@ def append_dataset(
     rows: str | None,
     as_json: bool,
 ) -> None:
-    """Append to NAME what NODE computes from its own DATASET with the ONNX file MODEL; no row leaves it."""
+    """Append to NAME what NODE computes from its own DATASET with the ONNX file MODEL; no row leaves it.
+
+    MODEL has the outputs `keys` [rows, key_heads, key_dim] and `values` [rows, key_heads, value_dim],
+    float32: each row of the dataset becomes one token.
+    """
     columns = dict(_pair(text) for text in inputs)
     with Client(address) as client:
         appended = client.context(name).append_dataset(
@@ -187,23 +213,6 @@ def _print_appended(name: str, appended: Appended, as_json: bool) -> None:
         f"appended {appended.tokens:,} tokens to {name}, positions {stretches(appended.ranges)}, "
         f"on {', '.join(holders) or 'no node'}"
     )
-
-
-def _keys_and_values(file: Path) -> tuple[Array, Array]:
-    import numpy as np
-
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            return content["keys"], content["values"]
-    except KeyError as error:
-        raise InvalidArgument(
-            f"{file} has no array {error.args[0]!r}; it must hold `keys` and `values`"
-        ) from None
-    except (ValueError, TypeError, AttributeError, EOFError):
-        raise InvalidArgument(f"{file} is not an .npz file of `keys` and `values`") from None
-    except Exception as error:
-        # zipfile and zlib have errors of their own for a damaged file.
-        raise InvalidArgument(f"{file} cannot be read: {error}") from None
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -9,7 +9,9 @@ from importlib import import_module
 import click
 
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
-from edge_attention.options import ADDRESS
+from edge_attention.options import ADDRESS, name_variables
+
+PREFIX = "EDGE_ATTENTION"
 
 _COMMANDS = {
     "attend": "edge_attention.cli.attend:attend",
@@ -37,6 +39,7 @@ class _Lazy(click.Group):
         except ModuleNotFoundError as error:
             return _unavailable(cmd_name, error.name or "a package")
         assert isinstance(command, click.Command)
+        name_variables(command, f"{PREFIX}_{cmd_name}")
         return command
 
 
@@ -56,8 +59,11 @@ def _unavailable(name: str, package: str) -> click.Command:
 
 @click.group(
     cls=_Lazy,
-    context_settings={"auto_envvar_prefix": "EDGE_ATTENTION", "show_default": True},
-    epilog="Every option is also an environment variable: --aggregator is EDGE_ATTENTION_AGGREGATOR.",
+    context_settings={"show_default": True},
+    epilog="Every option is also an environment variable: --aggregator is EDGE_ATTENTION_AGGREGATOR; of a "
+    "command, its name comes before: --random of attend is EDGE_ATTENTION_ATTEND_RANDOM, --node of contexts "
+    "append is EDGE_ATTENTION_CONTEXTS_APPEND_NODE. Options that may be repeated take several values there, "
+    "separated by spaces.",
 )
 @click.option("--aggregator", type=ADDRESS, default="127.0.0.1:50051", help="Where the aggregator listens.")
 @click.version_option(package_name="edge-attention")
@@ -70,8 +76,11 @@ def cli(ctx: click.Context, aggregator: tuple[str, int]) -> None:
     ctx.obj = f"{aggregator[0]}:{aggregator[1]}"
 
 
+name_variables(cli, PREFIX)
+
+
 def main() -> None:
-    """Exit codes: 0 done, 1 an error said in one line, 2 bad usage, 130 interrupted."""
+    """Exit codes: 0 done, 1 an error said in one line, 2 bad usage, 3 not exact, 130 interrupted."""
     sys.exit(_run())
 
 

@@ -8,7 +8,7 @@ from edge_attention.cli.output import json_option, print_json, print_table, size
 from edge_attention.client import Client
 
 
-@click.command()
+@click.command(epilog="Example: edge-attention --aggregator aggregator.example:50051 nodes")
 @json_option
 @click.pass_obj
 def nodes(address: str, as_json: bool) -> None:

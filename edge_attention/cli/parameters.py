@@ -11,7 +11,7 @@ from edge_attention.cli.output import json_option, print_json, print_table
 from edge_attention.client import Client
 
 
-@click.command()
+@click.command(epilog="Example: edge-attention parameters patients --output patients.safetensors")
 @click.argument("run")
 @click.option("--version", type=click.IntRange(min=0), help="By default the latest; 0: the initial ones.")
 @click.option(

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import TypeVar
 
 import click
 
 from edge_attention.cli.output import json_option, print_json, print_table
 from edge_attention.cli.watch import watch
 from edge_attention.client import Client
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.jobs import PlannedGraph
 from edge_attention.job import FusionJob
 
+T = TypeVar("T")
 
-@click.command()
+_EPILOG = """
+Examples:
+
+\b
+  edge-attention train job.toml --plan
+  edge-attention train job.toml --record rounds.jsonl
+  edge-attention train --watch patients
+"""
+
+
+@click.command(epilog=_EPILOG)
 @click.argument("job", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--plan", is_flag=True, help="Show what JOB would run where, and the releases it needs; no start."
@@ -48,7 +59,7 @@ def train(
     """
     if sum(map(bool, (job, watched, stopped, listed))) != 1 or (plan and not job):
         raise click.UsageError("give one of: JOB.toml, JOB.toml --plan, --watch RUN, --stop RUN, --list")
-    with Client(address) as client, ExitStack() as files:
+    with Client(address) as client:
         if listed:
             _list(client, as_json)
         elif stopped:
@@ -56,12 +67,21 @@ def train(
             said = f"run {run.id} is {run.state.value}, at round {run.round} of {run.rounds}"
             print_json(run) if as_json else click.echo(said)
         elif job and plan:
-            _print_plan(client.plan(FusionJob.from_toml(job)), job, as_json)
+            _print_plan(_of_file(client.plan, job), job, as_json)
         else:
-            lines: IO[str] | None = files.enter_context(record.open("a")) if record else None
-            prepared = FusionJob.from_toml(job) if job else None
-            followed = client.train(prepared) if prepared else client.run(watched or "")
-            watch(followed, lines, as_json)
+            if record:
+                record.open("a").close()  # before the run starts
+            followed = _of_file(client.train, job) if job else client.run(watched or "")
+            watch(followed, record, as_json)
+
+
+def _of_file(call: Callable[[FusionJob], T], file: Path) -> T:
+    """`call` with the job of `file`, which is named where the job is refused."""
+    job = FusionJob.from_toml(file)
+    try:
+        return call(job)
+    except InvalidArgument as error:
+        raise type(error)(f"{file}: {error.message}") from None
 
 
 def _list(client: Client, as_json: bool) -> None:
@@ -72,9 +92,9 @@ def _list(client: Client, as_json: bool) -> None:
         click.echo("no runs; start one with: edge-attention train JOB.toml")
     else:
         print_table(
-            ("run", "name", "state", "round", "of", "version", "waits for"),
+            ("run", "name", "state", "round", "of", "version", "waits for", "detail"),
             (
-                (r.id, r.name, r.state.value, r.round, r.rounds, r.version, r.waiting or r.detail or "-")
+                (r.id, r.name, r.state.value, r.round, r.rounds, r.version, r.waiting or "-", r.detail or "-")
                 for r in runs
             ),
         )

@@ -17,7 +17,14 @@ from edge_attention.core.errors import FailedPrecondition
 _WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback|Error:")
 
 
-@click.command()
+_EPILOG = """
+\b
+Example:
+  edge-attention up --nodes 2 --data node-1:patients=a.csv --allow-release attention
+"""
+
+
+@click.command(epilog=_EPILOG)
 @click.option("--nodes", "count", type=click.IntRange(1, 64), default=3, help="How many nodes.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="The aggregator's; 0: one that is free."

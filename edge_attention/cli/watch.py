@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import IO
+from pathlib import Path
+from typing import Any
 
 import click
 
 from edge_attention.cli.output import plain, print_json, require_rich
 from edge_attention.client import Run
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.jobs import TrainingRound, TrainingRun
 
 Show = Callable[[TrainingRound | TrainingRun], None]
 
 
-def watch(run: Run, record: IO[str] | None, as_json: bool) -> None:
-    """Follow `run` to its end; Ctrl-C ends the following and not the run."""
+def watch(run: Run, record: Path | None, as_json: bool) -> None:
+    """Follow `run` to its end, its rounds also into `record`; Ctrl-C ends the following and not the run."""
     follow = _follow_json if as_json else _follow
     try:
         follow(run, record)
@@ -30,24 +32,34 @@ def watch(run: Run, record: IO[str] | None, as_json: bool) -> None:
         raise click.exceptions.Exit(130) from None
 
 
-def _events(run: Run, record: IO[str] | None, show: Show) -> None:
+def _events(run: Run, record: Path | None, show: Show) -> None:
     for event in run.events():
         if record and isinstance(event, TrainingRound):
-            record.write(json.dumps(plain(event)) + "\n")
-            record.flush()
+            try:
+                with record.open("a") as file:
+                    file.write(json.dumps(_row(run, event), allow_nan=False) + "\n")
+            except OSError as error:
+                raise InvalidArgument(
+                    f"--record {record} cannot be written: {error.strerror}; run {run.id} goes on, watch it "
+                    f"with: edge-attention train --watch {run.id}"
+                ) from None
         show(event)
 
 
-def _follow_json(run: Run, record: IO[str] | None) -> None:
+def _row(run: Run, event: TrainingRound) -> dict[str, Any]:
+    return {"run": run.id, **plain(event)}
+
+
+def _follow_json(run: Run, record: Path | None) -> None:
     def show(event: TrainingRound | TrainingRun) -> None:
         if isinstance(event, TrainingRound):
-            print_json({"run": run.id, **plain(event)}, indent=None)
+            print_json(_row(run, event), indent=None)
 
     _events(run, record, show)
     print_json(run.info, indent=None)
 
 
-def _follow(run: Run, record: IO[str] | None) -> None:
+def _follow(run: Run, record: Path | None) -> None:
     require_rich()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
+import click
 import numpy as np
 import pytest
 
@@ -114,6 +117,32 @@ def test_attend(run, memory, fake, tmp_path):
     assert out.startswith("NOT EXACT")
     assert "missing: positions 60-69 on b: node 'b' is lost" in out
     assert "off by more than 1 (tight)" in out
+    code, _, err = run("attend", "memory", "--random", 3, "--require-exact")
+    assert (code, err.count("\n"), "not exact" in err) == (3, 1, True)
+    fake.missing = range(0)
+    assert run("attend", "memory", "--random", 3, "--require-exact")[0] == 0
+
+
+def test_times_of_a_divided_call_are_means(run, memory):
+    told = json.loads(run("attend", "memory", "--random", 20_000, "--json")[1])
+    assert told["calls"] > 1
+    assert told["seconds"]["all"] == pytest.approx(0.5)
+    assert f"mean of {told['calls']} calls: all 500.0" in run("attend", "memory", "--random", 20_000)[1]
+
+
+def test_a_port_that_never_answers_is_given_up_at_the_deadline(run):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        code, _, err = run("attend", "memory", "--random", 1, "--deadline", 0.1, aggregator=address)
+    assert (code, "did not answer in time" in err) == (1, True)
+    assert time.monotonic() - began < 15  # gRPC alone gives up after 20 s
+
+
+def test_loopback_is_not_behind_a_proxy(run, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert run("nodes", "--json")[0] == 0
 
 
 def test_train(run, job, tmp_path, fake):
@@ -124,7 +153,7 @@ def test_train(run, job, tmp_path, fake):
     assert "waiting for the aggregator at" in out
     assert "run r1 finished after round 5" in out
     records = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
-    assert [record["number"] for record in records] == [1, 2, 3, 4, 5]
+    assert [(record["run"], record["number"]) for record in records] == [("r1", n) for n in range(1, 6)]
     code, out, _ = run("train", "--watch", "job", "--json")
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["number"] for line in lines[:-1]] == [1, 2, 3, 4, 5]
@@ -137,6 +166,50 @@ def test_a_failed_run_is_an_error(run, fake):
     fake.end = replace(fake.end, state=RunState.FAILED, detail="node 'b' stayed away")
     code, _, err = run("train", "--watch", "r1")
     assert (code, err) == (1, "edge-attention: run r1 failed after round 5: node 'b' stayed away\n")
+
+
+def test_a_record_that_cannot_be_written_does_not_hide_the_run(run, job, tmp_path, fake):
+    code, _, err = run("train", job, "--record", "/dev/full")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "--record /dev/full cannot be written: No space" in err
+    assert "run r1 goes on, watch it with: edge-attention train --watch r1" in err
+    fake.calls.clear()
+    assert run("train", job, "--record", tmp_path / "no" / "file")[0] == 1
+    assert not fake.calls  # nothing was started
+
+
+def test_list_tells_waiting_from_detail(run, fake):
+    fake.end = replace(fake.end, state=RunState.FAILED, detail="node 'b' stayed away")
+    lines = run("train", "--list")[1].splitlines()
+    head, row = (next(line for line in lines if word in line) for word in ("detail", "r1 "))
+    assert head.index("detail") == row.index("node 'b' stayed away")
+
+
+def test_every_option_is_an_environment_variable(run, memory, monkeypatch, tmp_path):
+    def walk(command, prefix):
+        for option in command.params:
+            if isinstance(option, click.Option) and option.expose_value:
+                flag = max(option.opts, key=len)
+                yield option.envvar, f"{prefix}{flag[1:]}".upper().replace("-", "_")
+        for name, sub in getattr(command, "commands", {}).items():
+            yield from walk(sub, f"{prefix}_{name}")
+
+    context = click.Context(cli_main.cli)
+    found = list(walk(cli_main.cli, "EDGE_ATTENTION"))
+    for name in cli_main._COMMANDS:
+        found += walk(cli_main.cli.get_command(context, name), f"EDGE_ATTENTION_{name}")
+    assert [have for have, _ in found] == [want for _, want in found]
+    names = {have for have, _ in found}
+    assert {
+        "EDGE_ATTENTION_AGGREGATOR",
+        "EDGE_ATTENTION_NODES_JSON",
+        "EDGE_ATTENTION_DEMO_JSON",
+        "EDGE_ATTENTION_CONTEXTS_APPEND_DATASET_INPUT",
+    } <= names
+    monkeypatch.setenv("EDGE_ATTENTION_NODES_JSON", "1")
+    monkeypatch.setenv("EDGE_ATTENTION_ATTEND_RANDOM", "2")
+    assert json.loads(run("nodes")[1])
+    assert "exact: 2 queries" in run("attend", "memory")[1]
 
 
 def test_plan(run, job):
@@ -167,7 +240,32 @@ def test_parameters(run, tmp_path, fake):
         (["attend", "nope", "--random", "1"], 1, "no context 'nope'"),
         (["attend", "memory"], 2, "give either"),
         (["attend", "memory", "--queries", "missing.npy"], 2, "does not exist"),
-        (["attend", "memory", "--random", "1", "--deadline", "-1"], 1, "deadline is -1.0"),
+        (
+            ["attend", "memory", "--random", "1", "--deadline", "-1"],
+            2,
+            "'--deadline': -1.0 is not in the range",
+        ),
+        (["attend", "memory", "--random", "1", "--deadline", "1e300"], 2, "'--deadline': 1e+300 is not in"),
+        (["attend", "memory", "--random", "1", "--window", "9" * 23], 2, "'--window'"),
+        (["attend", "memory", "--random", "1" + "0" * 11], 1, "--random 100000000000 is too many"),
+        (["attend", "memory", "--queries", "EMPTY.npy"], 1, "not an .npy file"),
+        (["contexts", "append", "memory", "EMPTY.npy"], 1, "cannot be read"),
+        (["contexts", "append", "memory", "NOKEYS"], 1, "nokeys.npz has no array 'keys'; it has: a"),
+        (["contexts", "append", "memory", "NAN"], 1, "nan.npz, for context 'memory': keys holds nan"),
+        (
+            [
+                "contexts",
+                "create",
+                "c",
+                *("--query-heads", "1", "--key-heads", "1", "--key-dim", "1"),
+                "--replicas",
+                "0",
+            ],
+            2,
+            "'--replicas': 0 is not in the range",
+        ),
+        (["train", "BADJOB"], 1, "bad.toml: rounds is -1; it must be a whole number from 1"),
+        (["train", "NOMODEL"], 1, "nomodel.toml: the model"),
         (["attend", "memory", "--queries", "JOB"], 1, "not an .npy file"),
         (["contexts", "append", "memory", "JOB"], 1, "JOB"),
         (["contexts", "append", "memory", "QUERIES"], 1, "keys"),
@@ -184,7 +282,22 @@ def test_parameters(run, tmp_path, fake):
 )
 def test_errors_are_one_line_and_an_exit_code(run, memory, job, tmp_path, args, code, said):
     np.save(tmp_path / "q.npy", np.zeros((1, 4, 8)))
-    args = [{"JOB": job, "QUERIES": tmp_path / "q.npy"}.get(arg, arg) for arg in args]
+    np.savez(tmp_path / "nokeys.npz", a=np.zeros(1))
+    tokens = np.zeros((1, 2, 8), np.float32)
+    np.savez(tmp_path / "nan.npz", keys=tokens * np.nan, values=tokens)
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "bad.toml").write_text(JOB.replace("rounds = 5", "rounds = -1"))
+    (tmp_path / "nomodel.toml").write_text(JOB.replace("m.onnx", "none.onnx"))
+    files = {
+        "JOB": job,
+        "QUERIES": tmp_path / "q.npy",
+        "EMPTY.npy": tmp_path / "empty.npy",
+        "NOKEYS": tmp_path / "nokeys.npz",
+        "NAN": tmp_path / "nan.npz",
+        "BADJOB": tmp_path / "bad.toml",
+        "NOMODEL": tmp_path / "nomodel.toml",
+    }
+    args = [files.get(arg, arg) for arg in args]
     got, _, err = run(*args)
     assert got == code
     assert said.replace("JOB", str(job)) in err

@@ -13,6 +13,7 @@ from fake import Fake, attention, serving
 
 import edge_attention
 from edge_attention import AsyncClient, Client, Encoder, FusionJob, Head, QueriesSpec, aio_context
+from edge_attention.core import errors
 from edge_attention.core.errors import (
     EmptyContext,
     FailedPrecondition,
@@ -215,6 +216,33 @@ def test_nobody_listens():
             Client(address)
 
 
+def test_what_is_no_argument_of_that_kind(client, filled):
+    context, *_, queries = filled
+    for wrong, said in [
+        (lambda: Client(50051), "the address is 50051"),
+        (lambda: Client("h:1", timeout="1"), "timeout is '1'"),
+        (lambda: context.attend(queries, deadline="1"), "deadline is '1'"),
+        (lambda: context.attend(queries, scale=float("nan")), "scale is nan"),
+        (lambda: context.attend(queries, window=1.5), "window is 1.5"),
+        (lambda: context.attend(queries, window=2**64), "window is 18446744073709551616"),
+        (lambda: client.train(None), "the job is NoneType"),
+    ]:
+        with pytest.raises(InvalidArgument, match=said):
+            wrong()
+
+
+def test_a_model_the_node_refuses_is_named(client, fake, tmp_path, monkeypatch):
+    async def refuse(request, context):
+        raise edge_attention.InvalidGraph("the graph is no ONNX")
+
+    fake.handlers = {m: refuse if m.name == "AppendDataset" else h for m, h in fake.handlers.items()}
+    (tmp_path / "m.onnx").write_bytes(b"garbage")
+    with serving(fake) as address, Client(address) as other:
+        context = other.create_context("memory", **SIZES)
+        with pytest.raises(edge_attention.InvalidGraph, match=r"m\.onnx: the graph is no ONNX"):
+            context.append_dataset("a", "d", tmp_path / "m.onnx", {})
+
+
 def test_contexts_and_nodes(client):
     context = client.create_context("memory", **SIZES)
     assert [c.spec.name for c in client.contexts()] == ["memory"]
@@ -402,5 +430,8 @@ def test_importing_the_package_is_light():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert {"Client", "NotFound", "Encoder"} <= set(dir(edge_attention))
+    names: dict = {}
+    exec("from edge_attention import *", names)
+    assert {*edge_attention._HOME, *errors.__all__} - {"by_name"} == set(names) - {"__builtins__"}
     with pytest.raises(AttributeError):
         edge_attention.nothing  # noqa: B018

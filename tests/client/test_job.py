@@ -90,7 +90,10 @@ def test_a_file_becomes_a_job(file):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("seed = 7", "sed = 7", "the key 'sed' is unknown"),
+        ("seed = 7", "sed = 7", "the key 'sed' is unknown; did you mean 'seed'?"),
+        ("rounds = 100", "round = 100", "the key 'round' is unknown; did you mean 'rounds'?"),
+        ("rounds = 100", "zzz = 100", "the key 'zzz' is unknown; there are batch, "),
+        ("heads = 2", 'heads = 2\nfile = "q.npy"', "the key 'queries.count' is unknown; there are file"),
         ("heads = 2", "heads = 2\nhead = 3", "the key 'queries.head' is unknown"),
         ("rounds = 100", "", "the key 'rounds' is missing"),
         ("rounds = 100", 'rounds = "many"', "rounds is 'many'; it must be a whole number"),
@@ -121,6 +124,12 @@ def test_queries_of_a_file(file):
     np.testing.assert_array_equal(FusionJob.from_toml(file).prepare()[0].queries, queries)
 
 
+def test_an_empty_trainable_is_not_all(file):
+    file.write_text(TOML.replace('trainable = ["w"]', "trainable = []"))
+    with pytest.raises(InvalidArgument, match="leave it out to train all"):
+        FusionJob.from_toml(file).prepare()
+
+
 def test_missing_files_are_named(tmp_path, file):
     with pytest.raises(InvalidArgument, match=r"none\.toml cannot be read"):
         FusionJob.from_toml(tmp_path / "none.toml")
@@ -146,7 +155,10 @@ def job(**changes):
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"rounds": 0}, InvalidArgument, "rounds is 0"),
+        ({"rounds": 0}, InvalidArgument, "rounds is 0; it must be a whole number from 1 to 10000000"),
+        ({"head": Head("a", "d", b"m", {}, trainable=())}, InvalidArgument, "trainable of the head is"),
+        ({"head": Head("a", "d", b"m", {}, trainable="w")}, InvalidArgument, "trainable of the head is 'w'"),
+        ({"encoders": (Encoder("b", "d", b"m", {}, []),)}, InvalidArgument, "encoder on 'b'"),
         ({"batch": -1}, InvalidArgument, "batch is -1"),
         ({"seed": 1.5}, InvalidArgument, "seed is 1.5"),
         ({"queries": QueriesSpec(0, 2, 4)}, InvalidArgument, "queries: count is 0"),

@@ -25,9 +25,9 @@ def test_csv(tmp_path):
         "a": (DataType.FLOAT32, ()),
         "n": (DataType.INT64, ()),
         "b": (DataType.FLOAT32, ()),
-        "*": (DataType.FLOAT32, (2,)),
+        "*": (DataType.FLOAT32, (3,)),
     }
-    np.testing.assert_array_equal(dataset.column("*"), np.array([[1.5, 2], [-2000, 0.5]], np.float32))
+    np.testing.assert_array_equal(dataset.column("*"), np.array([[1.5, 1, 2], [-2000, 7, 0.5]], np.float32))
     np.testing.assert_array_equal(dataset.column("b"), [2, 0.5])
     assert dataset.column("n").tolist() == [1, 7]
 
@@ -42,14 +42,22 @@ def test_csv_with_ids_elsewhere_and_none(tmp_path):
         read(f"{spec}?id=nobody")
 
 
+def test_all_of_whole_numbers(tmp_path):
+    dataset = read(csv(tmp_path, "id,a,b\n1,3,4\n2,5,6\n"))
+    np.testing.assert_array_equal(dataset.column("*"), np.array([[3, 4], [5, 6]], np.float32))
+    assert dataset.column("*").dtype == np.float32
+    assert dataset.column("a").dtype == np.int64
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("id,a,b\n", "d.csv: column 'a' has no rows"),
         ("id,a\nx,1.0\ny,\n", "line 3, column 'a': '' is not a number"),
         ("id,a\nx,1.0\ny,high\n", "line 3, column 'a': 'high'"),
-        ("id,a\nx,1.0\ny,nan\n", "line 3, column 'a': a number is missing"),
+        ("id,a\nx,1.0\ny,nan\n", "d.csv, line 3, column 'a': a number is missing"),
         ("id,a\nx,1.0\ny,1e300\n", "line 3, column 'a'"),
-        ("id,a\nx,1\ny,2\nx,3\n", "id 'x' is in line 2 and again in line 4"),
+        ("id,a\nx,1\ny,2\nx,3\n", "d.csv: id 'x' is in line 2 and again in line 4"),
         ("id,a\nx,1\ny,2,3\n", "line 3: 3 values under 2 columns"),
         ("id,id\n1,2\n", "line 1"),
         ("", "line 1"),
@@ -64,6 +72,23 @@ def test_csv_says_where_it_is_wrong(tmp_path, text, said):
     with pytest.raises(InvalidArgument) as caught:
         read(csv(tmp_path, text))
     assert said in str(caught.value)
+
+
+def test_latin_1_is_told_apart(tmp_path):
+    text = "id,a\n" + "x,1\n" * 5000 + "caf\xe9,2\n"  # beyond the piece a reader decodes at a time
+    (tmp_path / "d.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(
+        InvalidArgument, match=r"d\.csv, line 5002, byte 20008: 0xe9 .* save the file as UTF-8"
+    ):
+        read(f"d={tmp_path}/d.csv")
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"PK\3\4garbage"])
+def test_a_damaged_npz_is_one_line_of_ours(tmp_path, data):
+    (tmp_path / "d.npz").write_bytes(data)
+    with pytest.raises(InvalidArgument, match=r"d\.npz cannot be read: it is not an \.npz") as refused:
+        read(f"d={tmp_path}/d.npz")
+    assert "pickle" not in refused.value.message
 
 
 def test_npz(tmp_path):
@@ -82,6 +107,7 @@ def test_npz(tmp_path):
         ({"x": np.array(["a"])}, "dtype"),
         ({"x": np.array([None])}, "cannot be read"),
         ({"x": np.array([1, np.inf])}, "row 1, column 'x'"),
+        ({"x": np.zeros((0, 2))}, "no rows"),
         ({"x": np.zeros(2), "id": np.array(["a", "a"])}, "id 'a' is in row 0 and again in row 1"),
     ],
 )
@@ -101,7 +127,7 @@ def test_parquet(tmp_path):
     assert columns(dataset) == {
         "a": (DataType.FLOAT32, ()),
         "n": (DataType.INT64, ()),
-        "*": (DataType.FLOAT32, (1,)),
+        "*": (DataType.FLOAT32, (2,)),
     }
     for cells, said in (({"a": [1.0, None]}, "row 1, column 'a'"), ({"a": ["x", "y"]}, "not numbers")):
         parquet.write_table(pyarrow.table(cells), path)
