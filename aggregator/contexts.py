@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from edge_attention.core import attention
 from edge_attention.core.attention import ContextSpec
 from edge_attention.core.bounds import Summary
 from edge_attention.core.errors import AlreadyExists, NotFound
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,7 @@ class Contexts:
         spec.check()
         if spec.name in self._contexts:
             raise AlreadyExists(f"there is a context {spec.name!r} already; drop it, or choose another name")
-        context = StoredContext(secrets.token_hex(6), spec)
+        context = StoredContext(f"{self._state.id}-{secrets.token_hex(4)}", spec)
         self._state.put_context(context.id, spec.name, time.time(), asdict(spec))
         self._contexts[spec.name] = context
         self._gauge()
@@ -143,7 +146,11 @@ class Contexts:
         return tuple(name for name in segment.holders if self._has(context, segment, name))
 
     def unknown(self, member: Member) -> tuple[str, ...]:
-        """Of the sequences a node has reported, those that are no longer part of a context here."""
+        """Of the sequences a node has reported, those of contexts made here that no longer are.
+
+        Those of another state's contexts are left alone: an aggregator started with a wrong --state, or
+        without one, must not have every node forget what it stores.
+        """
         known = {
             sequence
             for context in self._contexts.values()
@@ -156,7 +163,16 @@ class Contexts:
             for segment_id in context.appending
             for sequence in (context.keys(segment_id), context.values(segment_id))
         }
-        return tuple(name for name in member.sequences if name.startswith("context/") and name not in known)
+        held = [name for name in member.sequences if name.startswith("context/")]
+        ours = [name for name in held if name.startswith(f"context/{self._state.id}-")]
+        if len(ours) < len(held):
+            log.warning(
+                "node %s keeps %d sequences of contexts made by another aggregator, or with another --state; "
+                "they take memory there until it is started without them",
+                member.name,
+                len(held) - len(ours),
+            )
+        return tuple(name for name in ours if name not in known)
 
     def describe(self, context: StoredContext) -> attention.Context:
         """The context as clients see it."""

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import sqlite3
 import tempfile
@@ -136,9 +137,18 @@ class State:
             for left in self._blobs.glob(f"*{TEMPORARY}"):
                 left.unlink()
             self._database = self._open(":memory:" if self._temporary else str(self.directory / "state.db"))
+            self.id = self._identity()
         except BaseException:
             os.close(self._lock_file)
             raise
+
+    def _identity(self) -> str:
+        """What tells this state from any other: 8 letters and digits, made when the folder is first used."""
+        path = self.directory / "id"
+        if not path.exists():
+            write_durably(path, secrets.token_hex(4).encode())
+            sync(self.directory)
+        return path.read_text()
 
     def _open(self, path: str) -> sqlite3.Connection:
         # isolation_level None: transactions begin and end where `transaction` says, nowhere else.

@@ -91,7 +91,7 @@ def test_a_node_is_told_to_forget_what_no_context_has():
     with House() as house:
         context = house.contexts.create(SPEC)
         house.contexts.commit(context, [segment()])
-        known, dropped = context.keys("s1"), "context/gone/s1/keys"
+        known, dropped = context.keys("s1"), f"context/{house.state.id}-gone/s1/keys"
         elsewhere = {known: 10, dropped: 5, "job/r/keys": 1}
         member = register(house, "a", elsewhere)
         assert house.contexts.unknown(member) == (dropped,)
@@ -100,6 +100,20 @@ def test_a_node_is_told_to_forget_what_no_context_has():
         context.appending.add("gone")
         other.sequences = {context.keys("gone"): 5, known: 10}
         assert house.contexts.unknown(other) == (known,), "an append under way may still be committed"
+
+
+def test_another_states_contexts_are_left_alone(caplog):
+    with House() as house:
+        member = register(house, "a", {"context/0badc0de-1/s/keys": 10, "context/old/s/values": 10})
+        assert house.contexts.unknown(member) == ()
+        assert "node a keeps 2 sequences" in caplog.text
+
+
+def test_a_state_keeps_its_identity(tmp_path):
+    with House(tmp_path) as house:
+        first = house.state.id
+    with House(tmp_path) as house, House() as other:
+        assert house.state.id == first != other.state.id
 
 
 def test_a_commit_that_fails_changes_nothing(monkeypatch):
