@@ -24,7 +24,8 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from aggregator.state import TEMPORARY, State, Version, check_run_id, sync, write_durably
+from aggregator.folder import TEMPORARY, sync, write_durably
+from aggregator.state import State, Version, check_run_id
 from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, InvalidTensor
 
 __all__ = ["Committed", "ParameterStore"]

@@ -12,28 +12,24 @@ one lock makes any number of threads safe.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
-import shutil
 import sqlite3
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aggregator.folder import PREFIX, TEMPORARY, lock, sweep, sync, write_durably
 from edge_attention.core.errors import (
     AlreadyExists,
     DataLoss,
-    EdgeAttentionError,
     FailedPrecondition,
     Internal,
     InvalidArgument,
@@ -44,7 +40,6 @@ from edge_attention.core.errors import (
 __all__ = ["Context", "Record", "Run", "Segment", "State", "Version", "check_run_id", "sync", "write_durably"]
 
 SCHEMA = 1  # kept in the database's user_version
-TEMPORARY = ".tmp"  # what a crash may leave behind ends so, and is removed on opening
 
 _TABLES = (
     """CREATE TABLE contexts (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL,
@@ -59,9 +54,6 @@ _TABLES = (
     "CREATE TABLE records (run TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, json TEXT NOT NULL)",
     "CREATE INDEX records_by_round ON records (run, round)",
 )
-
-
-_PREFIX = "edge-aggregator-"  # of temporary folders
 
 
 @dataclass(frozen=True)
@@ -120,14 +112,14 @@ class State:
 
     def __init__(self, directory: Path | None) -> None:
         if directory is None:
-            _sweep()
-        self._temporary = tempfile.TemporaryDirectory(prefix=_PREFIX) if directory is None else None
+            sweep()
+        self._temporary = tempfile.TemporaryDirectory(prefix=PREFIX) if directory is None else None
         self.directory = Path(self._temporary.name if self._temporary else directory or "").absolute()
         self._blobs = self.directory / "blobs"
         self._mutex = threading.RLock()
         try:
             self._blobs.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_file = _lock(self.directory)
+            self._lock_file = lock(self.directory)
         except OSError as error:
             raise FailedPrecondition(
                 f"state folder {self.directory} cannot be used: {error.strerror}; "
@@ -380,74 +372,6 @@ def check_run_id(id: str) -> None:
     """`InvalidArgument` unless the id may be a folder's name: 1 to 64 of a-z, 0-9 and hyphens."""
     if not re.fullmatch("[a-z0-9-]{1,64}", id):
         raise InvalidArgument(f"{id[:80]!r} is no run id; it is 1 to 64 of the characters a-z, 0-9 and '-'")
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes the file whole or not at all. The folder's entry is durable once the caller calls `sync`."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
-
-
-def sync(folder: Path) -> None:
-    """Makes the names of the folder's files durable."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> EdgeAttentionError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"{path} cannot be written: {error.strerror}; free space there")
-    return Internal(
-        f"{path} cannot be written: {error.strerror}; check the disk and the folder's permissions"
-    )
-
-
-def _sweep() -> None:
-    """Remove temporary folders of aggregators that were killed: those of this user nobody holds any more."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        try:
-            # A young one may be about to be locked.
-            if folder.stat().st_uid != os.getuid() or time.time() - folder.stat().st_mtime < 60:
-                continue
-            with (folder / "lock").open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue
-
-
-def _lock(directory: Path) -> int:
-    """An open descriptor that holds the folder; the kernel frees it however the process ends."""
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise FailedPrecondition(
-            f"state folder {directory} is in use by another aggregator (process {holder}); "
-            "stop that one, or give this one another --state"
-        ) from None
-    except OSError:  # a file system without locks
-        os.close(descriptor)
-        raise
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor
 
 
 @contextmanager

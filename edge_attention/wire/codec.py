@@ -56,6 +56,7 @@ class Codec(Generic[T]):
     """
 
     def __init__(self, cls: Any, message: type[Message], variants: Mapping[type, str] | None = None) -> None:
+        self.cls = cls
         self._message = message
         self._what = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", message.DESCRIPTOR.name).lower()
         self._fill, self._read = _union(variants) if variants else _dataclass(cls)

@@ -1,6 +1,9 @@
-"""The client services on the wire: fleet, bulk, attention, training."""
+"""The client services on the wire: fleet, bulk, attention, training. A new call is a line here."""
 
 from __future__ import annotations
+
+from types import ModuleType
+from typing import TypeVar
 
 from edge_attention.core import attention, fleet, jobs
 from edge_attention.core.jobs import TrainingRound, TrainingRun
@@ -9,84 +12,57 @@ from edge_attention.wire.link import download_chunk, download_request, upload_ch
 from edge_attention.wire.methods import Method, Service
 from protos.edge_attention.v1 import attention_pb2, fleet_pb2, training_pb2
 
-FLEET = Service("edge_attention.v1.FleetService")
-LIST_NODES = Method(
-    FLEET,
-    "ListNodes",
-    Codec[fleet.ListNodesRequest](fleet.ListNodesRequest, fleet_pb2.ListNodesRequest),
-    Codec[fleet.ListNodesResponse](fleet.ListNodesResponse, fleet_pb2.ListNodesResponse),
-)
+Q = TypeVar("Q")
+R = TypeVar("R")
 
+FLEET = Service("edge_attention.v1.FleetService")
 BULK = Service("edge_attention.v1.BulkService")
+ATTENTION = Service("edge_attention.v1.AttentionService")
+TRAINING = Service("edge_attention.v1.TrainingService")
+
+RunEvent = TrainingRound | TrainingRun
+
+
+def _method(
+    service: Service,
+    name: str,
+    request: type[Q],
+    response: type[R],
+    messages: ModuleType,
+    *,
+    streams_request: bool = False,
+    streams_response: bool = False,
+) -> Method[Q, R]:
+    """The method `name`, whose messages are called `<name>Request` and `<name>Response`, as buf wants it."""
+    return Method(
+        service,
+        name,
+        Codec[Q](request, getattr(messages, f"{name}Request")),
+        Codec[R](response, getattr(messages, f"{name}Response")),
+        streams_request,
+        streams_response,
+    )
+
+
+a, j, a_pb, j_pb = attention, jobs, attention_pb2, training_pb2
+
+LIST_NODES = _method(FLEET, "ListNodes", fleet.ListNodesRequest, fleet.ListNodesResponse, fleet_pb2)
+
 BULK_UPLOAD = Method(BULK, "Upload", upload_chunk, upload_response, streams_request=True)
 BULK_DOWNLOAD = Method(BULK, "Download", download_request, download_chunk, streams_response=True)
 
-ATTENTION = Service("edge_attention.v1.AttentionService")
-CREATE_CONTEXT = Method(
-    ATTENTION,
-    "CreateContext",
-    Codec[attention.CreateContextRequest](attention.CreateContextRequest, attention_pb2.CreateContextRequest),
-    Codec[attention.CreateContextResponse](
-        attention.CreateContextResponse, attention_pb2.CreateContextResponse
-    ),
+CREATE_CONTEXT = _method(ATTENTION, "CreateContext", a.CreateContextRequest, a.CreateContextResponse, a_pb)
+APPEND = _method(ATTENTION, "Append", a.AppendRequest, a.AppendResponse, a_pb, streams_request=True)
+APPEND_DATASET = _method(ATTENTION, "AppendDataset", a.AppendDatasetRequest, a.AppendResponse, a_pb)
+ATTEND = _method(ATTENTION, "Attend", a.AttendRequest, a.AttendResponse, a_pb)
+DESCRIBE_CONTEXT = _method(
+    ATTENTION, "DescribeContext", a.DescribeContextRequest, a.DescribeContextResponse, a_pb
 )
-append_response = Codec[attention.AppendResponse](attention.AppendResponse, attention_pb2.AppendResponse)
-APPEND = Method(
-    ATTENTION,
-    "Append",
-    Codec[attention.AppendRequest](attention.AppendRequest, attention_pb2.AppendRequest),
-    append_response,
-    streams_request=True,
-)
-APPEND_DATASET = Method(
-    ATTENTION,
-    "AppendDataset",
-    Codec[attention.AppendDatasetRequest](attention.AppendDatasetRequest, attention_pb2.AppendDatasetRequest),
-    Codec[attention.AppendResponse](attention.AppendResponse, attention_pb2.AppendDatasetResponse),
-)
-ATTEND = Method(
-    ATTENTION,
-    "Attend",
-    Codec[attention.AttendRequest](attention.AttendRequest, attention_pb2.AttendRequest),
-    Codec[attention.AttendResponse](attention.AttendResponse, attention_pb2.AttendResponse),
-)
-DESCRIBE_CONTEXT = Method(
-    ATTENTION,
-    "DescribeContext",
-    Codec[attention.DescribeContextRequest](
-        attention.DescribeContextRequest, attention_pb2.DescribeContextRequest
-    ),
-    Codec[attention.DescribeContextResponse](
-        attention.DescribeContextResponse, attention_pb2.DescribeContextResponse
-    ),
-)
-LIST_CONTEXTS = Method(
-    ATTENTION,
-    "ListContexts",
-    Codec[attention.ListContextsRequest](attention.ListContextsRequest, attention_pb2.ListContextsRequest),
-    Codec[attention.ListContextsResponse](attention.ListContextsResponse, attention_pb2.ListContextsResponse),
-)
-DROP_CONTEXT = Method(
-    ATTENTION,
-    "DropContext",
-    Codec[attention.DropContextRequest](attention.DropContextRequest, attention_pb2.DropContextRequest),
-    Codec[attention.DropContextResponse](attention.DropContextResponse, attention_pb2.DropContextResponse),
-)
+LIST_CONTEXTS = _method(ATTENTION, "ListContexts", a.ListContextsRequest, a.ListContextsResponse, a_pb)
+DROP_CONTEXT = _method(ATTENTION, "DropContext", a.DropContextRequest, a.DropContextResponse, a_pb)
 
-TRAINING = Service("edge_attention.v1.TrainingService")
-RunEvent = TrainingRound | TrainingRun
-START_RUN = Method(
-    TRAINING,
-    "StartRun",
-    Codec[jobs.StartRunRequest](jobs.StartRunRequest, training_pb2.StartRunRequest),
-    Codec[jobs.StartRunResponse](jobs.StartRunResponse, training_pb2.StartRunResponse),
-)
-PLAN_RUN = Method(
-    TRAINING,
-    "PlanRun",
-    Codec[jobs.PlanRunRequest](jobs.PlanRunRequest, training_pb2.PlanRunRequest),
-    Codec[jobs.PlanRunResponse](jobs.PlanRunResponse, training_pb2.PlanRunResponse),
-)
+START_RUN = _method(TRAINING, "StartRun", j.StartRunRequest, j.StartRunResponse, j_pb)
+PLAN_RUN = _method(TRAINING, "PlanRun", j.PlanRunRequest, j.PlanRunResponse, j_pb)
 WATCH_RUN = Method(
     TRAINING,
     "WatchRun",
@@ -94,28 +70,9 @@ WATCH_RUN = Method(
     Codec[RunEvent](RunEvent, training_pb2.WatchRunResponse, {TrainingRound: "round", TrainingRun: "run"}),
     streams_response=True,
 )
-STOP_RUN = Method(
-    TRAINING,
-    "StopRun",
-    Codec[jobs.StopRunRequest](jobs.StopRunRequest, training_pb2.StopRunRequest),
-    Codec[jobs.StopRunResponse](jobs.StopRunResponse, training_pb2.StopRunResponse),
-)
-DESCRIBE_RUN = Method(
-    TRAINING,
-    "DescribeRun",
-    Codec[jobs.DescribeRunRequest](jobs.DescribeRunRequest, training_pb2.DescribeRunRequest),
-    Codec[jobs.DescribeRunResponse](jobs.DescribeRunResponse, training_pb2.DescribeRunResponse),
-)
-LIST_RUNS = Method(
-    TRAINING,
-    "ListRuns",
-    Codec[jobs.ListRunsRequest](jobs.ListRunsRequest, training_pb2.ListRunsRequest),
-    Codec[jobs.ListRunsResponse](jobs.ListRunsResponse, training_pb2.ListRunsResponse),
-)
-GET_PARAMETERS = Method(
-    TRAINING,
-    "GetParameters",
-    Codec[jobs.GetParametersRequest](jobs.GetParametersRequest, training_pb2.GetParametersRequest),
-    Codec[jobs.ParametersChunk](jobs.ParametersChunk, training_pb2.GetParametersResponse),
-    streams_response=True,
+STOP_RUN = _method(TRAINING, "StopRun", j.StopRunRequest, j.StopRunResponse, j_pb)
+DESCRIBE_RUN = _method(TRAINING, "DescribeRun", j.DescribeRunRequest, j.DescribeRunResponse, j_pb)
+LIST_RUNS = _method(TRAINING, "ListRuns", j.ListRunsRequest, j.ListRunsResponse, j_pb)
+GET_PARAMETERS = _method(
+    TRAINING, "GetParameters", j.GetParametersRequest, j.ParametersChunk, j_pb, streams_response=True
 )

@@ -12,7 +12,7 @@ import pytest
 import small_job
 from house import House
 
-from aggregator import state as states
+from aggregator import folder
 from aggregator.server import Settings, require_loopback, running
 from aggregator.state import State
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, Unavailable
@@ -61,7 +61,7 @@ def test_who_watches_a_run_hears_that_the_aggregator_stops():
 
 
 def test_temporary_folders_of_killed_aggregators_are_swept(tmp_path, monkeypatch):
-    monkeypatch.setattr(states.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(folder.tempfile, "tempdir", str(tmp_path))
     old = time.time() - 3600
     dead = tmp_path / "edge-aggregator-dead"
     (dead / "blobs").mkdir(parents=True)

@@ -151,7 +151,7 @@ def of_codec(codec: Any) -> st.SearchStrategy:
     message = codec._message.DESCRIPTOR
     if message.name in ONEOFS:
         return values(UNIONS.get(message.name), None, message)
-    return instances(typing.get_args(codec.__orig_class__)[0], message)
+    return instances(codec.cls, message)
 
 
 def pairs() -> dict[type, Descriptor]:
@@ -185,7 +185,7 @@ def pairs() -> dict[type, Descriptor]:
             message = codec._message.DESCRIPTOR
             if message.name == "AppendDatasetResponse":
                 continue  # AppendResponse's twin: compared in the tests
-            cls = None if message.name in ONEOFS else typing.get_args(codec.__orig_class__)[0]
+            cls = None if message.name in ONEOFS else codec.cls
             visit(cls, message)
     return found
 

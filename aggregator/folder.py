@@ -1,0 +1,84 @@
+"""The state folder as files: written whole or not at all, held by one process, swept after a crash."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, Internal, ResourceExhausted
+
+TEMPORARY = ".tmp"  # what a crash may leave behind ends so, and is removed on opening
+PREFIX = "edge-aggregator-"  # of temporary folders
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes the file whole or not at all. The folder's entry is durable once the caller calls `sync`."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def sync(folder: Path) -> None:
+    """Makes the names of the folder's files durable."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> EdgeAttentionError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(f"{path} cannot be written: {error.strerror}; free space there")
+    return Internal(
+        f"{path} cannot be written: {error.strerror}; check the disk and the folder's permissions"
+    )
+
+
+def sweep() -> None:
+    """Remove temporary folders of aggregators that were killed: those of this user nobody holds any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            # A young one may be about to be locked.
+            if folder.stat().st_uid != os.getuid() or time.time() - folder.stat().st_mtime < 60:
+                continue
+            with (folder / "lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue
+
+
+def lock(directory: Path) -> int:
+    """An open descriptor that holds the folder; the kernel frees it however the process ends."""
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise FailedPrecondition(
+            f"state folder {directory} is in use by another aggregator (process {holder}); "
+            "stop that one, or give this one another --state"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        raise
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
