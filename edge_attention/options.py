@@ -12,6 +12,9 @@ __all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_variables", "setup_logging"]
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+LEAST_BYTES = 65_536
+"""Nothing that a size is an option of works with less."""
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE)
@@ -49,7 +52,10 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
             self.fail(
                 f"{value!r} is not a size: write bytes, or a number with kB, MB, GB, MiB, GiB", param, ctx
             )
-        return int(float(match[1]) * _UNITS[match[2].lower()])
+        size = int(float(match[1]) * _UNITS[match[2].lower()])
+        if size < LEAST_BYTES:
+            self.fail(f"{value!r} is {size:,} bytes; give {LEAST_BYTES:,} or more", param, ctx)
+        return size
 
 
 ADDRESS = _Address()
