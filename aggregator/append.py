@@ -330,10 +330,10 @@ class Appender:
         arrays: list[Float32] = []
         for name, shape in shapes.items():
             array = tensors.get(name)
-            if array is None:
+            if not isinstance(array, np.ndarray):
                 raise InvalidTensor(f"the summary of a segment lacks {name}")
-            require(array, f"summary {name}", shape=shape)  # type: ignore[arg-type]
-            arrays.append(array)  # type: ignore[arg-type]
+            require(array, f"summary {name}", shape=shape)
+            arrays.append(array)
         return Summary(*arrays)
 
     def _grown(self, target: _Target) -> StoredSegment:

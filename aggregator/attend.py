@@ -74,11 +74,11 @@ class Attender:
             if not isinstance(lse, np.ndarray):
                 raise InvalidTensor(f"node {node!r} returned no lse for shard {assignment.shard!r}")
             begun = time.perf_counter()
-            if "out" in tensors and not contribution.final:
+            out = tensors.get("out")
+            if out is not None and not contribution.final:
                 raise InvalidTensor(f"node {node!r} returned out before its last word on {assignment.shard}")
-            if "out" in tensors:
-                partial = Partial(tensors["out"], lse)  # type: ignore[arg-type]
-                partial = partial.check(shape, f"node {node!r}, shard {assignment.shard!r}")
+            if isinstance(out, np.ndarray):
+                partial = Partial(out, lse).check(shape, f"node {node!r}, shard {assignment.shard!r}")
                 fold.add(assignment.shard, contribution.coverage, partial)
                 lse = partial.lse
             elif contribution.final:

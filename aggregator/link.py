@@ -116,9 +116,6 @@ class Link:
         for connection in self._connections.values():
             connection.close()
 
-    def connected(self, name: str) -> bool:
-        return name in self._connections
-
     def lost(self, name: str) -> None:
         """The node's lease ran out: end its stream, so that it registers again when it is back."""
         if (connection := self._connections.get(name)) is not None:
@@ -150,7 +147,7 @@ class Link:
                 member.session, self._membership.lease, self._heartbeat, admission.resumed, CREDIT, drop
             )
         )
-        # A task of this loop turn: the node hears "registered" before its first program.
+        # Only now: the node hears "registered" before its first program.
         self._dispatcher.connected(name, connection)
         reader = asyncio.create_task(self._read(name, member, connection, requests), name=f"read {name}")
         try:

@@ -27,7 +27,7 @@ from aggregator.bulk import Bulk
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
 from aggregator.link import Link, watch_leases
-from aggregator.membership import Member, Membership
+from aggregator.membership import Membership
 from aggregator.metrics import Metrics
 from aggregator.parameters import ParameterStore
 from aggregator.state import State
@@ -97,12 +97,13 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         contexts = Contexts(state, membership, metrics)
         holders = {name for c in contexts.list() for segment in c.segments for name in segment.holders}
         membership.expect(holders, time.monotonic())
-
-        def welcome(member: Member) -> tuple[str, ...]:
-            return contexts.unknown(member)
-
         link = Link(
-            membership, dispatcher, bulk, metrics, heartbeat_seconds=settings.heartbeat, welcome=welcome
+            membership,
+            dispatcher,
+            bulk,
+            metrics,
+            heartbeat_seconds=settings.heartbeat,
+            welcome=contexts.unknown,
         )
         parameters = ParameterStore(state)
         runs = Runs(state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience)

@@ -22,17 +22,6 @@ class Visibility:
     start: Int64
     stop: Int64
 
-    def count(self) -> int:
-        """Positions from the first any query sees to the last."""
-        return len(self.span())
-
-    def span(self) -> range:
-        """The smallest range of positions that holds all any query sees; empty if none sees any."""
-        some = self.stop > self.start
-        if not some.any():
-            return range(0)
-        return range(int(self.start[some].min()), int(self.stop[some].max()))
-
 
 @dataclass(frozen=True, eq=False)
 class SegmentView:
