@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import secrets
 import signal
@@ -33,7 +32,8 @@ from aggregator.parameters import ParameterStore
 from aggregator.state import State
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
-from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from edge_attention.core.addresses import require_loopback
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import service_handlers
 
@@ -54,21 +54,6 @@ class Settings:
     lease: float
     heartbeat: float
     patience: float
-
-
-def require_loopback(host: str) -> None:
-    """Refuse to listen beyond this machine: the connection is neither encrypted nor authenticated.
-
-    Raises:
-        FailedPrecondition: `host` is not a loopback address.
-    """
-    with contextlib.suppress(ValueError):
-        if host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback:
-            return
-    raise FailedPrecondition(
-        f"refusing to listen on {host!r}: beyond loopback TLS and authentication are required, and this "
-        "release has none yet. Listen on 127.0.0.1 and reach it through a tunnel (ssh -L, WireGuard)"
-    )
 
 
 async def serve(settings: Settings) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
 from edge_node.session import Session
 from edge_node.store import Store
@@ -37,7 +38,8 @@ class Metrics:
         reconnects.set_function(lambda: float(session.reconnects))
 
     def serve(self, host: str, port: int) -> str:
-        """Serve them over HTTP; returns the URL (port 0: any that is free). Raises InvalidArgument."""
+        """Serve them over HTTP; returns the URL (port 0: any that is free), or raises EdgeAttentionError."""
+        require_loopback(host)
         try:
             server, _ = start_http_server(port, host, self.registry)
         except OSError as error:

@@ -13,8 +13,9 @@ import small_job
 from house import House
 
 from aggregator import folder
-from aggregator.server import Settings, require_loopback, running
+from aggregator.server import Settings, running
 from aggregator.state import State
+from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, Unavailable
 
 
