@@ -10,6 +10,7 @@ import importlib.util
 import statistics
 from contextlib import ExitStack
 
+from benchmarks import attend_floor
 from benchmarks.attend_variants import MODULE
 from benchmarks.report import Figure, Report
 from benchmarks.turns import Worker, median_ratio
@@ -17,7 +18,12 @@ from benchmarks.turns import Worker, median_ratio
 KEYS = 32_768
 WARM = 5
 BOUNDS = {"bare": 2.5, "ray": 1.0, "gloo": 1.0}
-TITLES = {"bare": "a bare gRPC fan-out of the same bytes", "ray": "what Ray adds", "gloo": "what gloo adds"}
+TITLES = {
+    "bare": "a bare gRPC fan-out of the same bytes",
+    "floor": "gRPC, a thread and the merge alone",
+    "ray": "what Ray adds",
+    "gloo": "what gloo adds",
+}
 NEEDS = {"ray": "ray", "gloo": "torch"}
 
 
@@ -26,14 +32,15 @@ def report(quick: bool) -> Report:
     rounds = 40 if quick else 150
     with ExitStack() as stack:
 
-        def start(*arguments: str) -> Worker:
-            worker = Worker(MODULE, *arguments)
+        def start(*arguments: str, module: str = MODULE) -> Worker:
+            worker = Worker(module, *arguments)
             stack.callback(worker.close)
             return worker
 
         workers = {"ours": start("ours", str(KEYS))}
         sizes = workers["ours"].first
         workers["bare"] = start("bare", str(sizes["sent"]), str(sizes["received"]))
+        workers["floor"] = start("root", str(KEYS), module=attend_floor.MODULE)
         skipped = []
         for way, package in NEEDS.items():
             if importlib.util.find_spec(package) is None:
@@ -50,9 +57,19 @@ def report(quick: bool) -> Report:
     kernel = {way: statistics.median(turn[way][1] for turn in turns) for way in workers if way != "bare"}
     figures = [
         *(
-            Figure(f"ours by {TITLES[way]}", median_ratio(added["ours"], added[way]), "times", BOUNDS[way])
+            Figure(
+                f"ours by {TITLES[way]}", median_ratio(added["ours"], added[way]), "times", BOUNDS.get(way)
+            )
             for way in workers
             if way != "ours"
+        ),
+        *(
+            Figure(
+                "gRPC, a thread and the merge alone by gloo",
+                median_ratio(added["floor"], added["gloo"]),
+                "times",
+            )
+            for _ in added.get("gloo", ())[:1]
         ),
         *(Figure(f"{way}, added", statistics.median(added[way]), "ms") for way in workers),
         *(Figure(f"{way}, kernel", ms, "ms") for way, ms in kernel.items()),

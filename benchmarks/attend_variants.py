@@ -273,9 +273,9 @@ def _gloo_rank(keys: int, folder: str, rank: int) -> None:
 
 
 @contextmanager
-def children(role: str, *arguments: str) -> Iterator[list[Any]]:
-    """One process a shard that runs this module in `role`; the files to read what they print."""
-    command = [sys.executable, "-m", MODULE, role, *arguments]
+def children(role: str, *arguments: str, module: str = MODULE) -> Iterator[list[Any]]:
+    """One process a shard that runs `module` in `role`; the files to read what they print."""
+    command = [sys.executable, "-m", module, role, *arguments]
     pipe = subprocess.PIPE
     started = [
         subprocess.Popen([*command, str(number)], stdin=pipe, stdout=pipe, text=True)
