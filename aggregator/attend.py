@@ -147,8 +147,8 @@ class Attender:
                 for m in missing
             ]
             error = error_bound(merged, bounds)
-            if plan.encoding is Encoding.FLOAT16:
-                error = error + self._rounding(parts, outcome)
+            if plan.encoding is not Encoding.RAW:
+                error = error + self._rounding(parts, outcome, plan.encoding)
             bound = Bound(error, all(m.shard in lses for m in missing))
         return AttendResponse(
             out=Encoded(merged.out, plan.encoding),
@@ -161,11 +161,12 @@ class Attender:
             missing=missing,
         )
 
-    def _rounding(self, parts: Mapping[str, Part], outcome: Outcome) -> np.float32:
-        """What float16 may add to an error: half a unit of the largest value, at the node and here."""
+    def _rounding(self, parts: Mapping[str, Part], outcome: Outcome, encoding: Encoding) -> np.float32:
+        """What half precision may add to an error: half a unit of the largest value, at the node and here."""
+        unit = 2.0**-10 if encoding is Encoding.FLOAT16 else 2.0**-7
         summaries = [parts[id].segment.summary for id in outcome.answered]
         largest = max((np.maximum(-s.value_min, s.value_max).max() for s in summaries), default=0.0)
-        return np.float32(largest * 2.0**-10 + 2.0**-24)
+        return np.float32(largest * unit + 2.0**-24)
 
     async def _weights(
         self,

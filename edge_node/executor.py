@@ -12,6 +12,7 @@ import numpy as np
 
 from edge_attention.core import program as said
 from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidProgram
+from edge_attention.core.halves import stored_dtype
 from edge_attention.core.program import Batch, Contribution, Fault, Program, Return, Run, Stored
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
 from edge_node.datasets import Dataset
@@ -194,10 +195,9 @@ class Execution:
             raise InvalidProgram(f"{instruction.stored} is returned under a name of none or over 256 letters")
         if self._store.is_sequence(self._name(instruction.stored)):
             array = array.copy()  # the next append writes there
-        if instruction.encoding is Encoding.FLOAT16 and array.dtype != np.float32:
-            raise InvalidProgram(f"{instruction.stored} is {array.dtype}; only float32 travels as float16")
-        raw = instruction.encoding is Encoding.RAW
-        self._pending[instruction.name] = array if raw else Encoded(array, instruction.encoding)
+        encoding = instruction.encoding
+        stored_dtype(encoding, array.dtype, instruction.stored)  # refuses what cannot travel so
+        self._pending[instruction.name] = array if encoding is Encoding.RAW else Encoded(array, encoding)
         self._pending_bytes += array.nbytes
 
 

@@ -6,6 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from edge_attention.core.federated_job import ConsensusSpec as ConsensusSpec
+from edge_attention.core.federated_job import FederatedJob as FederatedJob
+from edge_attention.core.federated_job import FederatedModel as FederatedModel
+from edge_attention.core.federated_job import LocalSpec as LocalSpec
+from edge_attention.core.federated_job import LossSpec as LossSpec
+from edge_attention.core.federated_job import PushSpec as PushSpec
+from edge_attention.core.federated_job import SelectionSpec as SelectionSpec
+from edge_attention.core.federated_job import StopSpec as StopSpec
+from edge_attention.core.specs import EncodingSpec as EncodingSpec
+from edge_attention.core.specs import OptimizerSpec as OptimizerSpec
+from edge_attention.core.specs import StrategySpec as StrategySpec
 from edge_attention.core.tensors import Array
 
 
@@ -54,14 +65,6 @@ class Head:
     metrics: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """An optimizer of core/optimizers.py by name, with its options."""
-
-    name: str
-    options: Mapping[str, float] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, eq=False)
 class FusionJob:
     """Train one model whose samples' tokens are spread over nodes. See FusionJob in training.proto."""
@@ -93,6 +96,8 @@ class Samples:
 
 @dataclass(frozen=True)
 class TrainingRun:
+    """A run as it stands. `nodes`: what each node of the round under way does, for a person."""
+
     id: str
     name: str
     state: RunState
@@ -103,6 +108,7 @@ class TrainingRun:
     created: float
     waiting: str = ""
     samples: Samples | None = None
+    nodes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,10 +119,40 @@ class Evaluation:
     loss: float
     metrics: Mapping[str, float]
 
+    def share(self, metric: str) -> float:
+        """The metric's sum by what it counts: the tokens, where they are a metric, or else the samples."""
+        return self.metrics[metric] / max(1, self.metrics.get("tokens", self.samples))
+
+
+@dataclass(frozen=True)
+class NodeRound:
+    """One node's part of a federated round.
+
+    Attributes:
+        samples, steps: what its local steps went over.
+        loss: their mean.
+        seconds: from asking it to its last byte.
+        staleness: versions between the parameters it started from and the current.
+        norm: L2 norm of its update before clipping.
+    """
+
+    samples: int
+    steps: int
+    loss: float
+    seconds: float
+    staleness: int = 0
+    norm: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
 
 @dataclass(frozen=True)
 class TrainingRound:
-    """One round's record: what it used, what it cost, what it committed."""
+    """One round's record: what it used, what it cost, what it committed.
+
+    Of a federated round: `nodes` contributed, `left_out` were asked and why it went on without them,
+    `consensus` are the consensus losses by name.
+    """
 
     number: int
     version: int
@@ -128,11 +164,17 @@ class TrainingRound:
     mass: Mapping[str, float]
     evaluation: Evaluation | None = None
     absent: Mapping[str, int] = field(default_factory=dict)
+    nodes: Mapping[str, NodeRound] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    consensus: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StartRunRequest:
-    job: FusionJob
+    """Exactly one of the two."""
+
+    job: FusionJob | None = None
+    federated: FederatedJob | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +184,10 @@ class StartRunResponse:
 
 @dataclass(frozen=True)
 class PlanRunRequest:
-    job: FusionJob
+    """Exactly one of the two."""
+
+    job: FusionJob | None = None
+    federated: FederatedJob | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +223,16 @@ class StopRunResponse:
 
 
 @dataclass(frozen=True)
+class ResumeRunRequest:
+    run: str
+
+
+@dataclass(frozen=True)
+class ResumeRunResponse:
+    run: TrainingRun
+
+
+@dataclass(frozen=True)
 class DescribeRunRequest:
     run: str
 
@@ -206,6 +261,21 @@ class GetParametersRequest:
 @dataclass(frozen=True)
 class ParametersChunk:
     """A piece of a safetensors file of `size` bytes that holds version `version`."""
+
+    version: int
+    size: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class GetModelRequest:
+    run: str
+    version: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelChunk:
+    """A piece of an ONNX file of `size` bytes that holds version `version`."""
 
     version: int
     size: int

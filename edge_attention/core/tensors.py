@@ -54,6 +54,7 @@ class Encoding(Enum):
 
     RAW = "raw"
     FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
 
 
 @dataclass(frozen=True, eq=False)

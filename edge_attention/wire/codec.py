@@ -14,6 +14,7 @@ field converts:
     a dataclass                its message
     a union of dataclasses     a message with one `oneof`, its field chosen by the class
 
+A field that is absent, of those whose absence shows on the wire, takes the dataclass's default.
 Decoding refuses what the types cannot hold with an error of the catalogue; it never raises another.
 """
 
@@ -108,10 +109,15 @@ Read = Callable[[Any], Any]
 
 def _dataclass(cls: type) -> tuple[Fill, Read]:
     hints = typing.get_type_hints(cls)
-    fields = [
-        (f.name, *(_named.get((cls, f.name)) or _field(f.name, hints[f.name])))
-        for f in dataclasses.fields(cls)
-    ]
+    fields = []
+    for f in dataclasses.fields(cls):
+        put, get = _named.get((cls, f.name)) or _field(f.name, hints[f.name])
+        if f.default_factory is not dataclasses.MISSING:
+            default = f.default_factory()
+        else:
+            default = None if f.default is dataclasses.MISSING else f.default
+        # What decodes to nothing where nothing was sent needs no default.
+        fields.append((f.name, put, _or_default(f.name, get, default) if default else get))
 
     def fill(message: Any, value: Any) -> None:
         for name, put, _ in fields:
@@ -123,6 +129,14 @@ def _dataclass(cls: type) -> tuple[Fill, Read]:
         return cls(*[get(message) for get in getters])
 
     return fill, read
+
+
+def _or_default(name: str, get: Read, default: Any) -> Read:
+    def read(message: Any) -> Any:
+        shows = message.DESCRIPTOR.fields_by_name[name].has_presence
+        return default if shows and not message.HasField(name) else get(message)
+
+    return read
 
 
 def _union(variants: Mapping[type, str]) -> tuple[Fill, Read]:

@@ -71,8 +71,10 @@ WATCH_RUN = Method(
     streams_response=True,
 )
 STOP_RUN = _method(TRAINING, "StopRun", j.StopRunRequest, j.StopRunResponse, j_pb)
+RESUME_RUN = _method(TRAINING, "ResumeRun", j.ResumeRunRequest, j.ResumeRunResponse, j_pb)
 DESCRIBE_RUN = _method(TRAINING, "DescribeRun", j.DescribeRunRequest, j.DescribeRunResponse, j_pb)
 LIST_RUNS = _method(TRAINING, "ListRuns", j.ListRunsRequest, j.ListRunsResponse, j_pb)
 GET_PARAMETERS = _method(
     TRAINING, "GetParameters", j.GetParametersRequest, j.ParametersChunk, j_pb, streams_response=True
 )
+GET_MODEL = _method(TRAINING, "GetModel", j.GetModelRequest, j.ModelChunk, j_pb, streams_response=True)

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidTensor
+from edge_attention.core.halves import from_wire, stored_dtype, to_wire
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, Encoded, Encoding
 
 # protobuf numbers, by hand: tests/wire compares them with the generated enum.
 _NUMBERS = {data_type: number for number, data_type in enumerate(DataType, start=1)}
 _TYPES = {number: np.dtype(data_type.value) for data_type, number in _NUMBERS.items()}
 _CODES = {np.dtype(data_type.value): number for data_type, number in _NUMBERS.items()}
-_RAW, _FLOAT16 = 1, 2
-_FLOAT32_CODE, _BOOL_CODE = _NUMBERS[DataType.FLOAT32], _NUMBERS[DataType.BOOL]
+_ENCODING_CODES = {encoding: number for number, encoding in enumerate(Encoding, start=1)}
+# 0, unspecified, is RAW.
+_ENCODINGS = {0: Encoding.RAW} | {number: encoding for encoding, number in _ENCODING_CODES.items()}
+_BOOL_CODE = _NUMBERS[DataType.BOOL]
 _EMPTY_LIMIT = 2**31
 
 if sys.byteorder != "little":  # pragma: no cover
@@ -25,21 +28,16 @@ if sys.byteorder != "little":  # pragma: no cover
 
 
 def encode_tensor(value: Array | Encoded, message: Any, name: str = "") -> None:
-    """Fill `message` with `value`; an Encoded travels in its encoding (FLOAT16 needs float32)."""
+    """Fill `message` with `value`; an Encoded travels in its encoding (all but RAW need float32)."""
     array, encoding = (value.array, value.encoding) if isinstance(value, Encoded) else (value, Encoding.RAW)
     code = _CODES.get(array.dtype)
     if code is None:
         DataType.of(array.dtype, f"tensor {name!r}")
         raise InvalidTensor(f"tensor {name!r} has dtype {array.dtype}, which does not travel")
-    if encoding is Encoding.FLOAT16:
-        if code != _FLOAT32_CODE:
-            raise InvalidTensor(f"tensor {name!r} is {array.dtype}; only float32 travels as float16")
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float16)
-        message.encoding = _FLOAT16
-    else:
-        message.encoding = _RAW
-    data = array.tobytes()
+    if encoding is not Encoding.RAW:
+        stored_dtype(encoding, array.dtype, f"tensor {name!r}")
+    message.encoding = _ENCODING_CODES[encoding]
+    data = to_wire(array, encoding).tobytes()
     if name:
         message.name = name
     message.data_type = code
@@ -56,17 +54,15 @@ def decode_tensor(message: Any, where: str = "a tensor") -> Array:
         DataLoss: the checksum is wrong.
     """
     name = message.name[:80] or where
-    stored = dtype = _TYPES.get(message.data_type)
-    if dtype is None or stored is None:
+    dtype = _TYPES.get(message.data_type)
+    if dtype is None:
         raise InvalidTensor(
             f"{name}: data type {message.data_type} is not known; see DataType in tensor.proto"
         )
-    if message.encoding == _FLOAT16:
-        if message.data_type != _FLOAT32_CODE:
-            raise InvalidTensor(f"{name}: encoding FLOAT16 stands for FLOAT32 only, not {dtype}")
-        stored = np.dtype(np.float16)
-    elif message.encoding not in (0, _RAW):
+    encoding = _ENCODINGS.get(message.encoding)
+    if encoding is None:
         raise InvalidTensor(f"{name}: encoding {message.encoding} is not known; see Encoding in tensor.proto")
+    stored = stored_dtype(encoding, dtype, name)
     shape = tuple(message.shape)
     data = message.data
     check_size(name, shape, stored.itemsize, len(data))
@@ -75,7 +71,7 @@ def decode_tensor(message: Any, where: str = "a tensor") -> Array:
     array = np.frombuffer(data, stored).reshape(shape)
     if message.data_type == _BOOL_CODE and array.size and array.view(np.uint8).max() > 1:
         raise InvalidTensor(f"{name}: a BOOL element is one byte, 0 or 1; there are others")
-    return array if stored is dtype else array.astype(dtype)
+    return from_wire(array, encoding)
 
 
 def check_size(name: str, shape: tuple[int, ...], itemsize: int, size: int) -> None:

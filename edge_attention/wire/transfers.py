@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edge_attention.core.errors import Cancelled, DataLoss, InvalidArgument, OutOfMemory, Unavailable
+from edge_attention.core.errors import Cancelled, DataLoss, OutOfMemory, Unavailable
+from edge_attention.core.halves import from_wire, stored_dtype, to_wire
 from edge_attention.core.program import BulkTensor, Contribution
 from edge_attention.core.session import DownloadRequest, UploadChunk
 from edge_attention.core.tensors import Array, DataType, Encoded, Encoding
@@ -68,8 +69,7 @@ def split(contribution: Contribution) -> tuple[Contribution, dict[str, memoryvie
         value, array = inline.pop(name), arrays[name]
         left -= array.nbytes
         encoding = value.encoding if isinstance(value, Encoded) else Encoding.RAW
-        with np.errstate(over="ignore"):
-            sent: Any = np.ascontiguousarray(array, np.float16 if encoding is Encoding.FLOAT16 else None)
+        sent: Any = np.ascontiguousarray(to_wire(array, encoding))
         data = memoryview(sent.reshape(-1)).cast("B")
         digest = hashlib.sha256(data).hexdigest()
         blobs[digest] = data
@@ -134,17 +134,13 @@ class Transfers:
 
     async def tensor(self, bulk: BulkTensor, stop: Stop) -> Array:
         """The tensor, downloaded; `bulk.size` bytes stay reserved until the caller releases them."""
-        half = bulk.encoding is Encoding.FLOAT16
-        dtype = np.dtype(np.float16 if half else bulk.data_type.value)
+        dtype = stored_dtype(bulk.encoding, np.dtype(bulk.data_type.value), bulk.name)
         check_size(bulk.name, bulk.shape, dtype.itemsize, bulk.size)
-        if half and bulk.data_type is not DataType.FLOAT32:
-            raise InvalidArgument(f"{bulk.name}: encoding FLOAT16 stands for FLOAT32 only")
         data = await self.download(bulk.digest, bulk.size, stop)
         if len(data) != bulk.size:
             self._room.release(len(data))
             raise DataLoss(f"{bulk.name} was announced with {bulk.size:,} bytes; its file has {len(data):,}")
-        array = np.frombuffer(data, dtype).reshape(bulk.shape)
-        return array.astype(np.float32) if half else array
+        return from_wire(np.frombuffer(data, dtype).reshape(bulk.shape), bulk.encoding)
 
     async def upload(self, digest: str, data: memoryview, stop: Stop) -> None:
         """Returns when the aggregator has the whole file."""

@@ -12,6 +12,7 @@ from house import House, until
 
 from edge_attention.core.attention import AttendRequest, ContextSpec
 from edge_attention.core.errors import EmptyContext, InvalidArgument, InvalidTensor, NotFound
+from edge_attention.core.halves import from_wire, to_wire
 from edge_attention.core.tensors import Encoded, Encoding
 
 SPEC = ContextSpec("c", query_heads=4, key_heads=2, key_dim=8, value_dim=6)
@@ -147,7 +148,8 @@ def test_an_early_lse_makes_the_bound_tight():
     assert response.bound.tight
 
 
-def test_a_bound_holds_for_out_that_travels_as_float16():
+@pytest.mark.parametrize("encoding", [Encoding.FLOAT16, Encoding.BFLOAT16])
+def test_a_bound_holds_for_out_that_travels_in_half(encoding):
     async def scenario(house):
         # What is missing weighs next to nothing: the encoding is all the error there is.
         house.contexts.create(SPEC)
@@ -158,14 +160,14 @@ def test_a_bound_holds_for_out_that_travels_as_float16():
         )
         boxes["b"].tamper = lambda contribution: None if contribution.final else contribution
         return await house.attender.attend(
-            AttendRequest("c", 20 * QUERIES, deadline_seconds=0.2, encoding=Encoding.FLOAT16)
+            AttendRequest("c", 20 * QUERIES, deadline_seconds=0.2, encoding=encoding)
         )
 
     with House() as house:
         response = asyncio.run(scenario(house))
     keys, values = np.concatenate([KEYS, 0 * KEYS[:1]]), np.concatenate([100 * VALUES, 0 * VALUES[:1]])
     truth, _ = reference.attend(reference.scores(20 * QUERIES, keys, 8**-0.5), values)
-    sent = response.out.array.astype(np.float16).astype(np.float64)
+    sent = from_wire(to_wire(response.out.array, encoding), encoding).astype(np.float64)
     assert np.abs(sent - truth).max() > 1e-3
     assert (np.abs(sent - truth) <= response.bound.error).all()
 

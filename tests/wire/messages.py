@@ -82,8 +82,13 @@ def arrays(draw) -> np.ndarray:
     return draw(st.sampled_from([array, np.asfortranarray(array), array[..., ::-1] if array.ndim else array]))
 
 
+# Numbers their encoding does not change.
 halves = st.lists(st.floats(width=16, allow_nan=False), max_size=4).map(
     lambda x: Encoded(np.array(x, np.float32), Encoding.FLOAT16)
+) | st.lists(st.integers(0, 2**16 - 1), max_size=4).map(
+    lambda x: Encoded(
+        np.nan_to_num(np.array([n << 16 for n in x], np.uint32).view(np.float32)), Encoding.BFLOAT16
+    )
 )
 
 

@@ -42,18 +42,38 @@ def test_data_types_are_numbered_as_in_the_contract(data_type):
     assert decode_tensor(message).dtype == np.dtype(data_type.value)
 
 
-def test_half_precision_travels_in_half_and_comes_back_float32():
+@pytest.mark.parametrize("encoding", Encoding)
+def test_encodings_are_numbered_as_in_the_contract(encoding):
+    message = encoded(Encoded(np.zeros(2, np.float32), encoding))
+    numbers = Tensor.DESCRIPTOR.fields_by_name["encoding"].enum_type.values_by_name
+    assert message.encoding == numbers[f"ENCODING_{encoding.name}"].number
+
+
+@pytest.mark.parametrize(
+    ("encoding", "number", "error"), [(Encoding.FLOAT16, 2, 2**-11), (Encoding.BFLOAT16, 3, 2**-8)]
+)
+def test_half_precision_travels_in_half_and_comes_back_float32(encoding, number, error):
     array = np.linspace(-3, 3, 100, dtype=np.float32).reshape(4, 25)
-    message = encoded(Encoded(array, Encoding.FLOAT16))
-    assert (len(message.data), message.encoding, message.data_type) == (200, 2, 1)
+    message = encoded(Encoded(array, encoding))
+    assert (len(message.data), message.encoding, message.data_type) == (200, number, 1)
     came = decode_tensor(message)
     assert came.dtype == np.float32
-    np.testing.assert_array_equal(came, array.astype(np.float16).astype(np.float32))
+    np.testing.assert_allclose(came, array, rtol=error)
+    assert (came != array).any()
+    assert same(decode_tensor(encoded(Encoded(came, encoding))), came)
     assert same(decode_tensor(encoded(Encoded(array, Encoding.RAW))), array)
 
 
+def test_nan_and_inf_travel_in_half():
+    array = np.array([np.nan, np.inf, -np.inf, -0.0], np.float32)
+    for encoding in (Encoding.FLOAT16, Encoding.BFLOAT16):
+        came = decode_tensor(encoded(Encoded(array, encoding)))
+        np.testing.assert_array_equal(came, array)
+        assert np.signbit(came[3])
+
+
 def test_only_float32_travels_as_float16():
-    with pytest.raises(InvalidTensor, match="'w' is float64"):
+    with pytest.raises(InvalidTensor, match="'w': only float32 travels as float16; it is float64"):
         encoded(Encoded(np.zeros(2), Encoding.FLOAT16))
 
 
@@ -72,7 +92,8 @@ GOOD = {"name": "w", "data_type": 1, "shape": [2], "data": b"12345678"}
         ({"data_type": 0}, "data type 0"),
         ({"data_type": 99}, "data type 99"),
         ({"encoding": 7}, "encoding 7"),
-        ({"encoding": 2, "data_type": 2}, "FLOAT16"),
+        ({"encoding": 2, "data_type": 2}, "only float32 travels as float16"),
+        ({"encoding": 3, "data_type": 8}, "only float32 travels as bfloat16"),
         ({"encoding": 2}, "4 bytes, but 8 came"),
         ({"shape": [3]}, "12 bytes, but 8 came"),
         ({"shape": []}, "4 bytes, but 8 came"),

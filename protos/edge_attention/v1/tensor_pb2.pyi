@@ -61,6 +61,8 @@ class _EncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Encoding.Val
     """Elements as they are, little-endian, row-major (last dimension fastest)."""
     ENCODING_FLOAT16: _Encoding.ValueType  # 2
     """FLOAT32 elements rounded to IEEE half precision: two bytes each."""
+    ENCODING_BFLOAT16: _Encoding.ValueType  # 3
+    """The upper 16 bits of FLOAT32 elements, rounded to nearest, ties to even: two bytes each."""
 
 class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
     """How the bytes on the wire stand for the elements."""
@@ -71,6 +73,8 @@ ENCODING_RAW: Encoding.ValueType  # 1
 """Elements as they are, little-endian, row-major (last dimension fastest)."""
 ENCODING_FLOAT16: Encoding.ValueType  # 2
 """FLOAT32 elements rounded to IEEE half precision: two bytes each."""
+ENCODING_BFLOAT16: Encoding.ValueType  # 3
+"""The upper 16 bits of FLOAT32 elements, rounded to nearest, ties to even: two bytes each."""
 Global___Encoding: _TypeAlias = Encoding  # noqa: Y015
 
 @_typing.final

@@ -308,8 +308,566 @@ class Optimizer(_message.Message):
 Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
 
 @_typing.final
+class FederatedJob(_message.Message):
+    """Each node holds other samples and the whole model: nodes take local steps from the parameters of
+    the current version and return updates; the aggregator folds them and steps its own optimizer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    COMBINE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    WEIGHTING_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    PUSH_FIELD_NUMBER: _builtins.int
+    CONSENSUS_FIELD_NUMBER: _builtins.int
+    HOLDOUT_FIELD_NUMBER: _builtins.int
+    EVALUATE_EVERY_FIELD_NUMBER: _builtins.int
+    PATIENCE_SECONDS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    KEEP_VERSIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    dataset: _builtins.str
+    """What the dataset is called on every node."""
+    rounds: _builtins.int
+    seed: _builtins.int
+    """Of the nodes selected, of the order of samples and of the split."""
+    weighting: _builtins.str
+    """How nodes weigh in a mean: samples (the default) or equal."""
+    holdout: _builtins.float
+    """Share of each node's rows held out for evaluation, in [0, 1)."""
+    evaluate_every: _builtins.int
+    """Evaluate on them every so many rounds, and after the last. 0: after the last only."""
+    patience_seconds: _builtins.float
+    """Seconds a round may wait for a node before the run fails. Absent: the server's default."""
+    keep_versions: _builtins.int
+    """Versions of the parameters kept, the latest ones. Absent: 10."""
+    @_builtins.property
+    def model(self) -> Global___FederatedModel: ...
+    @_builtins.property
+    def strategy(self) -> Global___Strategy: ...
+    @_builtins.property
+    def local(self) -> Global___Local: ...
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: every node that has the dataset when the run starts."""
+
+    @_builtins.property
+    def combine(self) -> Global___Strategy:
+        """How updates become one: mean, median, trimmed_mean, krum, multi_krum, clipped_mean. Absent: mean."""
+
+    @_builtins.property
+    def selection(self) -> Global___Selection: ...
+    @_builtins.property
+    def update(self) -> Global___UpdateEncoding:
+        """How updates travel up. Absent: float32."""
+
+    @_builtins.property
+    def push(self) -> Global___Push: ...
+    @_builtins.property
+    def consensus(self) -> Global___Consensus: ...
+    @_builtins.property
+    def stop(self) -> Global___Stop: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: Global___FederatedModel | None = ...,
+        dataset: _builtins.str = ...,
+        strategy: Global___Strategy | None = ...,
+        local: Global___Local | None = ...,
+        rounds: _builtins.int = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        combine: Global___Strategy | None = ...,
+        seed: _builtins.int = ...,
+        weighting: _builtins.str | None = ...,
+        selection: Global___Selection | None = ...,
+        update: Global___UpdateEncoding | None = ...,
+        push: Global___Push | None = ...,
+        consensus: Global___Consensus | None = ...,
+        holdout: _builtins.float = ...,
+        evaluate_every: _builtins.int = ...,
+        patience_seconds: _builtins.float | None = ...,
+        stop: Global___Stop | None = ...,
+        keep_versions: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_patience_seconds", b"_patience_seconds", "_weighting", b"_weighting", "combine", b"combine", "consensus", b"consensus", "keep_versions", b"keep_versions", "local", b"local", "model", b"model", "patience_seconds", b"patience_seconds", "push", b"push", "selection", b"selection", "stop", b"stop", "strategy", b"strategy", "update", b"update", "weighting", b"weighting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_patience_seconds", b"_patience_seconds", "_weighting", b"_weighting", "combine", b"combine", "consensus", b"consensus", "dataset", b"dataset", "evaluate_every", b"evaluate_every", "holdout", b"holdout", "keep_versions", b"keep_versions", "local", b"local", "model", b"model", "name", b"name", "nodes", b"nodes", "patience_seconds", b"patience_seconds", "push", b"push", "rounds", b"rounds", "seed", b"seed", "selection", b"selection", "stop", b"stop", "strategy", b"strategy", "update", b"update", "weighting", b"weighting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_versions: _TypeAlias = _typing.Literal["keep_versions"]  # noqa: Y015
+    _WhichOneofArgType__keep_versions: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions"]  # noqa: Y015
+    _WhichOneofReturnType__patience_seconds: _TypeAlias = _typing.Literal["patience_seconds"]  # noqa: Y015
+    _WhichOneofArgType__patience_seconds: _TypeAlias = _typing.Literal["_patience_seconds", b"_patience_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__weighting: _TypeAlias = _typing.Literal["weighting"]  # noqa: Y015
+    _WhichOneofArgType__weighting: _TypeAlias = _typing.Literal["_weighting", b"_weighting"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_versions) -> _WhichOneofReturnType__keep_versions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__patience_seconds) -> _WhichOneofReturnType__patience_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weighting) -> _WhichOneofReturnType__weighting | None: ...
+
+Global___FederatedJob: _TypeAlias = FederatedJob  # noqa: Y015
+
+@_typing.final
+class FederatedModel(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class GradientsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    GRAPH_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    INITIAL_FIELD_NUMBER: _builtins.int
+    GRADIENTS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    graph: _builtins.str
+    """Digest of an ONNX file."""
+    initial: _builtins.str
+    """Digest of a safetensors file of initial values. Empty: those of the file."""
+    @_builtins.property
+    def loss(self) -> Global___Loss: ...
+    @_builtins.property
+    def parameters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The initializers that train. Empty: all floating-point ones."""
+
+    @_builtins.property
+    def inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Graph input -> column of the dataset; an input left out is the column of its own name."""
+
+    @_builtins.property
+    def gradients(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Not empty: the file is a step graph, which computes its own gradients. Parameter (a graph
+        input) -> the output that is the loss's gradient by it.
+        """
+
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Scalar outputs, sums over the batch, reported in evaluations."""
+
+    def __init__(
+        self,
+        *,
+        graph: _builtins.str = ...,
+        loss: Global___Loss | None = ...,
+        parameters: _abc.Iterable[_builtins.str] | None = ...,
+        inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        initial: _builtins.str = ...,
+        gradients: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradients", b"gradients", "graph", b"graph", "initial", b"initial", "inputs", b"inputs", "loss", b"loss", "metrics", b"metrics", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FederatedModel: _TypeAlias = FederatedModel  # noqa: Y015
+
+@_typing.final
+class Loss(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """output: `output` is the loss itself, the mean over the batch. Else of the logits `output` and the
+    labels: cross_entropy, binary_cross_entropy, mse, l1.
+    """
+    output: _builtins.str
+    """Empty: `loss` where it is the loss itself, else the model's only output."""
+    labels: _builtins.str
+    """The graph input that the loss reads the labels from. Empty: labels."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        output: _builtins.str = ...,
+        labels: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name", b"name", "output", b"output"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Loss: _TypeAlias = Loss  # noqa: Y015
+
+@_typing.final
+class Strategy(_message.Message):
+    """A rule by its name, with options."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        options: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Strategy: _TypeAlias = Strategy  # noqa: Y015
+
+@_typing.final
+class UpdateEncoding(_message.Message):
+    """float32, float16, bfloat16, int8, topk, with options."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        options: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateEncoding: _TypeAlias = UpdateEncoding  # noqa: Y015
+
+@_typing.final
+class Local(_message.Message):
+    """What a node does in a round: so many steps, or so many passes over its rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    batch: _builtins.int
+    steps: _builtins.int
+    epochs: _builtins.float
+    clip: _builtins.float
+    """Above 0: an update's L2 norm over all parameters is at most this."""
+    @_builtins.property
+    def optimizer(self) -> Global___Optimizer: ...
+    def __init__(
+        self,
+        *,
+        optimizer: Global___Optimizer | None = ...,
+        batch: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        epochs: _builtins.float = ...,
+        clip: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["optimizer", b"optimizer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "clip", b"clip", "epochs", b"epochs", "optimizer", b"optimizer", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Local: _TypeAlias = Local  # noqa: Y015
+
+@_typing.final
+class Selection(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRACTION_FIELD_NUMBER: _builtins.int
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_FIELD_NUMBER: _builtins.int
+    fraction: _builtins.float
+    """Share of the nodes asked each round, in (0, 1]. Absent: 1."""
+    minimum: _builtins.int
+    """Nodes asked each round at least, and the least a round waits for. Absent: 1."""
+    quorum: _builtins.float
+    """Share of the nodes asked that a round needs, in (0, 1]. Absent: 1."""
+    deadline_seconds: _builtins.float
+    """Seconds until a round with a quorum goes on without those still missing. Absent: it waits."""
+    adaptive: _builtins.float
+    """k: the deadline is the median of what nodes took plus k times their deviation."""
+    def __init__(
+        self,
+        *,
+        fraction: _builtins.float | None = ...,
+        minimum: _builtins.int | None = ...,
+        quorum: _builtins.float | None = ...,
+        deadline_seconds: _builtins.float | None = ...,
+        adaptive: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_deadline_seconds", b"_deadline_seconds", "_fraction", b"_fraction", "_minimum", b"_minimum", "_quorum", b"_quorum", "adaptive", b"adaptive", "deadline_seconds", b"deadline_seconds", "fraction", b"fraction", "minimum", b"minimum", "quorum", b"quorum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_deadline_seconds", b"_deadline_seconds", "_fraction", b"_fraction", "_minimum", b"_minimum", "_quorum", b"_quorum", "adaptive", b"adaptive", "deadline_seconds", b"deadline_seconds", "fraction", b"fraction", "minimum", b"minimum", "quorum", b"quorum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adaptive: _TypeAlias = _typing.Literal["adaptive"]  # noqa: Y015
+    _WhichOneofArgType__adaptive: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive"]  # noqa: Y015
+    _WhichOneofReturnType__deadline_seconds: _TypeAlias = _typing.Literal["deadline_seconds"]  # noqa: Y015
+    _WhichOneofArgType__deadline_seconds: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__fraction: _TypeAlias = _typing.Literal["fraction"]  # noqa: Y015
+    _WhichOneofArgType__fraction: _TypeAlias = _typing.Literal["_fraction", b"_fraction"]  # noqa: Y015
+    _WhichOneofReturnType__minimum: _TypeAlias = _typing.Literal["minimum"]  # noqa: Y015
+    _WhichOneofArgType__minimum: _TypeAlias = _typing.Literal["_minimum", b"_minimum"]  # noqa: Y015
+    _WhichOneofReturnType__quorum: _TypeAlias = _typing.Literal["quorum"]  # noqa: Y015
+    _WhichOneofArgType__quorum: _TypeAlias = _typing.Literal["_quorum", b"_quorum"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adaptive) -> _WhichOneofReturnType__adaptive | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_seconds) -> _WhichOneofReturnType__deadline_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fraction) -> _WhichOneofReturnType__fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum) -> _WhichOneofReturnType__minimum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quorum) -> _WhichOneofReturnType__quorum | None: ...
+
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
+@_typing.final
+class Push(_message.Message):
+    """How parameters travel down."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    difference: _builtins.bool
+    """Only the difference to the version the node has, where it has one."""
+    @_builtins.property
+    def encoding(self) -> Global___UpdateEncoding:
+        """Of the difference. Absent: float32."""
+
+    def __init__(
+        self,
+        *,
+        difference: _builtins.bool = ...,
+        encoding: Global___UpdateEncoding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference", b"difference", "encoding", b"encoding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Push: _TypeAlias = Push  # noqa: Y015
+
+@_typing.final
+class Consensus(_message.Message):
+    """The losses that hold nodes together (DESIGN section 4), on a probe batch that every node is sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTENTION_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    ATTENTION_WEIGHT_FIELD_NUMBER: _builtins.int
+    PARAMETER_WEIGHT_FIELD_NUMBER: _builtins.int
+    attention: _builtins.str
+    """The model's output that is its attention. Empty: none is compared."""
+    attention_weight: _builtins.float
+    """Above 0: |attention - global attention|^2, times this, is added to each node's loss."""
+    parameter_weight: _builtins.float
+    """Above 0: |parameters - global parameters|^2, times this, is added to each node's loss."""
+    @_builtins.property
+    def probe(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
+        """The model's inputs, without labels, by name."""
+
+    def __init__(
+        self,
+        *,
+        attention: _builtins.str = ...,
+        probe: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
+        attention_weight: _builtins.float = ...,
+        parameter_weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "attention_weight", b"attention_weight", "parameter_weight", b"parameter_weight", "probe", b"probe"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Consensus: _TypeAlias = Consensus  # noqa: Y015
+
+@_typing.final
+class Stop(_message.Message):
+    """When a run ends before its last round, by whichever comes first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LOSS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    loss: _builtins.float
+    """An evaluation's loss, or a round's loss where nothing is held out, is at most this."""
+    seconds: _builtins.float
+    """Seconds of training."""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Metric -> its share of the held-out samples (of `tokens`, where that is a metric) is at least this."""
+
+    def __init__(
+        self,
+        *,
+        loss: _builtins.float | None = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_seconds", b"_seconds", "loss", b"loss", "seconds", b"seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_seconds", b"_seconds", "loss", b"loss", "metrics", b"metrics", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
+    _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
+
+Global___Stop: _TypeAlias = Stop  # noqa: Y015
+
+@_typing.final
 class TrainingRun(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NodesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -321,6 +879,7 @@ class TrainingRun(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     state: Global___RunState.ValueType
@@ -334,6 +893,10 @@ class TrainingRun(_message.Message):
     """What the run waits for now, for a person; empty when it does not wait."""
     @_builtins.property
     def samples(self) -> Global___Samples: ...
+    @_builtins.property
+    def nodes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What each node of the round under way does, for a person: "computes", "12 of 40 chunks", "done"."""
+
     def __init__(
         self,
         *,
@@ -347,10 +910,11 @@ class TrainingRun(_message.Message):
         created: _builtins.float = ...,
         waiting: _builtins.str = ...,
         samples: Global___Samples | None = ...,
+        nodes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "detail", b"detail", "id", b"id", "name", b"name", "round", b"round", "rounds", b"rounds", "samples", b"samples", "state", b"state", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "detail", b"detail", "id", b"id", "name", b"name", "nodes", b"nodes", "round", b"round", "rounds", b"rounds", "samples", b"samples", "state", b"state", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,6 +1053,67 @@ class TrainingRound(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class NodesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___NodeRound: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___NodeRound | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LeftOutEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ConsensusEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NUMBER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
@@ -499,6 +1124,9 @@ class TrainingRound(_message.Message):
     MASS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     ABSENT_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    CONSENSUS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     version: _builtins.int
     """Committed by this round."""
@@ -527,6 +1155,18 @@ class TrainingRound(_message.Message):
     def absent(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Samples of the batch each node lacked."""
 
+    @_builtins.property
+    def nodes(self) -> _containers.MessageMap[_builtins.str, Global___NodeRound]:
+        """Federated: what each node contributed."""
+
+    @_builtins.property
+    def left_out(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Federated: node asked -> why the round went on without it."""
+
+    @_builtins.property
+    def consensus(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Federated: the consensus losses, by name."""
+
     def __init__(
         self,
         *,
@@ -540,14 +1180,63 @@ class TrainingRound(_message.Message):
         mass: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         evaluation: Global___Evaluation | None = ...,
         absent: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        nodes: _abc.Mapping[_builtins.str, Global___NodeRound] | None = ...,
+        left_out: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        consensus: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "evaluation", b"evaluation", "loss", b"loss", "mass", b"mass", "number", b"number", "samples", b"samples", "seconds", b"seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "consensus", b"consensus", "evaluation", b"evaluation", "left_out", b"left_out", "loss", b"loss", "mass", b"mass", "nodes", b"nodes", "number", b"number", "samples", b"samples", "seconds", b"seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingRound: _TypeAlias = TrainingRound  # noqa: Y015
+
+@_typing.final
+class NodeRound(_message.Message):
+    """One node's part of a federated round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
+    NORM_FIELD_NUMBER: _builtins.int
+    BYTES_UP_FIELD_NUMBER: _builtins.int
+    BYTES_DOWN_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    steps: _builtins.int
+    loss: _builtins.float
+    """The mean over its local steps."""
+    seconds: _builtins.float
+    """From asking it to its last byte."""
+    staleness: _builtins.int
+    """Versions between the parameters it started from and the current."""
+    norm: _builtins.float
+    """L2 norm of its update, before clipping."""
+    bytes_up: _builtins.int
+    bytes_down: _builtins.int
+    def __init__(
+        self,
+        *,
+        samples: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        loss: _builtins.float = ...,
+        seconds: _builtins.float = ...,
+        staleness: _builtins.int = ...,
+        norm: _builtins.float = ...,
+        bytes_up: _builtins.int = ...,
+        bytes_down: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "loss", b"loss", "norm", b"norm", "samples", b"samples", "seconds", b"seconds", "staleness", b"staleness", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeRound: _TypeAlias = NodeRound  # noqa: Y015
 
 @_typing.final
 class Evaluation(_message.Message):
@@ -599,19 +1288,25 @@ Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
 @_typing.final
 class StartRunRequest(_message.Message):
+    """Exactly one of the two."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    FEDERATED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___FusionJob: ...
+    @_builtins.property
+    def federated(self) -> Global___FederatedJob: ...
     def __init__(
         self,
         *,
         job: Global___FusionJob | None = ...,
+        federated: Global___FederatedJob | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["federated", b"federated", "job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["federated", b"federated", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -639,19 +1334,25 @@ Global___StartRunResponse: _TypeAlias = StartRunResponse  # noqa: Y015
 
 @_typing.final
 class PlanRunRequest(_message.Message):
+    """Exactly one of the two."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    FEDERATED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___FusionJob: ...
+    @_builtins.property
+    def federated(self) -> Global___FederatedJob: ...
     def __init__(
         self,
         *,
         job: Global___FusionJob | None = ...,
+        federated: Global___FederatedJob | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["federated", b"federated", "job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["federated", b"federated", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -688,7 +1389,9 @@ class PlannedGraph(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     role: _builtins.str
-    """encoder, encoder_gradient, head, head_gradient."""
+    """encoder, encoder_gradient, head, head_gradient; of a federated job as gradient, step, update,
+    evaluate.
+    """
     digest: _builtins.str
     release: _builtins.str
     """What to give to `edge-node --allow-release`; empty if nothing of this graph leaves."""
@@ -801,6 +1504,45 @@ class StopRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopRunResponse: _TypeAlias = StopRunResponse  # noqa: Y015
+
+@_typing.final
+class ResumeRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRunRequest: _TypeAlias = ResumeRunRequest  # noqa: Y015
+
+@_typing.final
+class ResumeRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___TrainingRun: ...
+    def __init__(
+        self,
+        *,
+        run: Global___TrainingRun | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRunResponse: _TypeAlias = ResumeRunResponse  # noqa: Y015
 
 @_typing.final
 class DescribeRunRequest(_message.Message):
@@ -925,3 +1667,53 @@ class GetParametersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetParametersResponse: _TypeAlias = GetParametersResponse  # noqa: Y015
+
+@_typing.final
+class GetModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    version: _builtins.int
+    """Absent: the latest."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        version: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "run", b"run", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+
+Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
+
+@_typing.final
+class GetModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    size: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        size: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "size", b"size", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015

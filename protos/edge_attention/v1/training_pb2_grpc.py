@@ -55,6 +55,11 @@ class TrainingServiceStub(object):
                 request_serializer=edge__attention_dot_v1_dot_training__pb2.StopRunRequest.SerializeToString,
                 response_deserializer=edge__attention_dot_v1_dot_training__pb2.StopRunResponse.FromString,
                 _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/edge_attention.v1.TrainingService/ResumeRun',
+                request_serializer=edge__attention_dot_v1_dot_training__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_training__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
         self.DescribeRun = channel.unary_unary(
                 '/edge_attention.v1.TrainingService/DescribeRun',
                 request_serializer=edge__attention_dot_v1_dot_training__pb2.DescribeRunRequest.SerializeToString,
@@ -69,6 +74,11 @@ class TrainingServiceStub(object):
                 '/edge_attention.v1.TrainingService/GetParameters',
                 request_serializer=edge__attention_dot_v1_dot_training__pb2.GetParametersRequest.SerializeToString,
                 response_deserializer=edge__attention_dot_v1_dot_training__pb2.GetParametersResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_stream(
+                '/edge_attention.v1.TrainingService/GetModel',
+                request_serializer=edge__attention_dot_v1_dot_training__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_training__pb2.GetModelResponse.FromString,
                 _registered_method=True)
 
 
@@ -98,7 +108,15 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StopRun(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ends a run after the round under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """Lets a stopped run go on after its last committed round.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -117,6 +135,13 @@ class TrainingServiceServicer(object):
 
     def GetParameters(self, request, context):
         """A version's parameters as a safetensors file, in chunks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """The model of a federated run as an ONNX file with a version's parameters in it, in chunks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,6 +170,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     request_deserializer=edge__attention_dot_v1_dot_training__pb2.StopRunRequest.FromString,
                     response_serializer=edge__attention_dot_v1_dot_training__pb2.StopRunResponse.SerializeToString,
             ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=edge__attention_dot_v1_dot_training__pb2.ResumeRunRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_training__pb2.ResumeRunResponse.SerializeToString,
+            ),
             'DescribeRun': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeRun,
                     request_deserializer=edge__attention_dot_v1_dot_training__pb2.DescribeRunRequest.FromString,
@@ -159,6 +189,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.GetParameters,
                     request_deserializer=edge__attention_dot_v1_dot_training__pb2.GetParametersRequest.FromString,
                     response_serializer=edge__attention_dot_v1_dot_training__pb2.GetParametersResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=edge__attention_dot_v1_dot_training__pb2.GetModelRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_training__pb2.GetModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -281,6 +316,33 @@ class TrainingService(object):
             _registered_method=True)
 
     @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_attention.v1.TrainingService/ResumeRun',
+            edge__attention_dot_v1_dot_training__pb2.ResumeRunRequest.SerializeToString,
+            edge__attention_dot_v1_dot_training__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DescribeRun(request,
             target,
             options=(),
@@ -351,6 +413,33 @@ class TrainingService(object):
             '/edge_attention.v1.TrainingService/GetParameters',
             edge__attention_dot_v1_dot_training__pb2.GetParametersRequest.SerializeToString,
             edge__attention_dot_v1_dot_training__pb2.GetParametersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/edge_attention.v1.TrainingService/GetModel',
+            edge__attention_dot_v1_dot_training__pb2.GetModelRequest.SerializeToString,
+            edge__attention_dot_v1_dot_training__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

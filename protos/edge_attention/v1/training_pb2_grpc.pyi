@@ -40,10 +40,15 @@ class TrainingServiceStub:
     WatchRun: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchRunRequest, _training_pb2.WatchRunResponse]
     """The rounds from `after_round` on, and what the run waits for, until it ends."""
     StopRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.StopRunRequest, _training_pb2.StopRunResponse]
+    """Ends a run after the round under way."""
+    ResumeRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeRunRequest, _training_pb2.ResumeRunResponse]
+    """Lets a stopped run go on after its last committed round."""
     DescribeRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.DescribeRunRequest, _training_pb2.DescribeRunResponse]
     ListRuns: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListRunsRequest, _training_pb2.ListRunsResponse]
     GetParameters: _grpc.UnaryStreamMultiCallable[_training_pb2.GetParametersRequest, _training_pb2.GetParametersResponse]
     """A version's parameters as a safetensors file, in chunks."""
+    GetModel: _grpc.UnaryStreamMultiCallable[_training_pb2.GetModelRequest, _training_pb2.GetModelResponse]
+    """The model of a federated run as an ONNX file with a version's parameters in it, in chunks."""
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -57,10 +62,15 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     WatchRun: _aio.UnaryStreamMultiCallable[_training_pb2.WatchRunRequest, _training_pb2.WatchRunResponse]  # type: ignore[assignment]
     """The rounds from `after_round` on, and what the run waits for, until it ends."""
     StopRun: _aio.UnaryUnaryMultiCallable[_training_pb2.StopRunRequest, _training_pb2.StopRunResponse]  # type: ignore[assignment]
+    """Ends a run after the round under way."""
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeRunRequest, _training_pb2.ResumeRunResponse]  # type: ignore[assignment]
+    """Lets a stopped run go on after its last committed round."""
     DescribeRun: _aio.UnaryUnaryMultiCallable[_training_pb2.DescribeRunRequest, _training_pb2.DescribeRunResponse]  # type: ignore[assignment]
     ListRuns: _aio.UnaryUnaryMultiCallable[_training_pb2.ListRunsRequest, _training_pb2.ListRunsResponse]  # type: ignore[assignment]
     GetParameters: _aio.UnaryStreamMultiCallable[_training_pb2.GetParametersRequest, _training_pb2.GetParametersResponse]  # type: ignore[assignment]
     """A version's parameters as a safetensors file, in chunks."""
+    GetModel: _aio.UnaryStreamMultiCallable[_training_pb2.GetModelRequest, _training_pb2.GetModelResponse]  # type: ignore[assignment]
+    """The model of a federated run as an ONNX file with a version's parameters in it, in chunks."""
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Training runs."""
@@ -94,7 +104,16 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _training_pb2.StopRunRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_training_pb2.StopRunResponse, _abc.Awaitable[_training_pb2.StopRunResponse]]: ...
+    ) -> _typing.Union[_training_pb2.StopRunResponse, _abc.Awaitable[_training_pb2.StopRunResponse]]:
+        """Ends a run after the round under way."""
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _training_pb2.ResumeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ResumeRunResponse, _abc.Awaitable[_training_pb2.ResumeRunResponse]]:
+        """Lets a stopped run go on after its last committed round."""
 
     @_abc_1.abstractmethod
     def DescribeRun(
@@ -117,5 +136,13 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.GetParametersResponse], _abc.AsyncIterator[_training_pb2.GetParametersResponse]]:
         """A version's parameters as a safetensors file, in chunks."""
+
+    @_abc_1.abstractmethod
+    def GetModel(
+        self,
+        request: _training_pb2.GetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_pb2.GetModelResponse], _abc.AsyncIterator[_training_pb2.GetModelResponse]]:
+        """The model of a federated run as an ONNX file with a version's parameters in it, in chunks."""
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,141 @@
+"""A federated job as it travels: each node holds other samples and the whole model.
+
+One class a message of training.proto, where the fields' meaning is written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edge_attention.core.specs import EncodingSpec, OptimizerSpec, StrategySpec
+from edge_attention.core.tensors import Array
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A model's loss.
+
+    `output`: the model's output `output` (by default `loss`) is the loss, a scalar, the mean over the batch.
+    The others are of the output `output` (by default the only one) and a new input `labels`: `cross_entropy` (logits [B, C] or
+    [B, T, C], labels int64 [B] or [B, T]), `binary_cross_entropy` (logits [B] or [B, 1], labels float32),
+    `mse`, `l1`. By default the input is called `labels`.
+    """
+
+    name: str
+    output: str = ""
+    labels: str = ""
+
+
+@dataclass(frozen=True)
+class FederatedModel:
+    """An ONNX file, by digest, whose initializers train: `parameters` names them (empty: all floating-point).
+
+    `inputs`: graph input -> column; one left out is the column of its own name. `initial`: digest of a
+    safetensors file of initial values (empty: those of the file). `gradients`: not empty if the file is a
+    step graph, which computes its own: parameter (a graph input) -> the output that is its gradient.
+    `metrics` are scalar outputs, sums over the batch.
+    """
+
+    graph: str
+    loss: LossSpec
+    parameters: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    initial: str = ""
+    gradients: Mapping[str, str] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LocalSpec:
+    """What a node does in a round: `steps` steps of `batch` samples, or `epochs` passes over its rows.
+
+    `clip` above 0: an update's L2 norm over all parameters is at most that.
+    """
+
+    optimizer: OptimizerSpec
+    batch: int
+    steps: int = 0
+    epochs: float = 0.0
+    clip: float = 0.0
+
+
+@dataclass(frozen=True)
+class SelectionSpec:
+    """Who is asked in a round, and when it goes on without those who have not answered.
+
+    Attributes:
+        fraction: share of the nodes asked, in (0, 1].
+        minimum: nodes asked at least, and the least a round waits for.
+        quorum: share of those asked that a round needs, in (0, 1].
+        deadline_seconds: until a round with a quorum goes on without the others; None: it waits for all.
+        adaptive: k: the deadline is the median of what nodes took plus k times their deviation.
+    """
+
+    fraction: float = 1.0
+    minimum: int = 1
+    quorum: float = 1.0
+    deadline_seconds: float | None = None
+    adaptive: float | None = None
+
+
+@dataclass(frozen=True)
+class PushSpec:
+    """How parameters travel down: whole, or as the difference, so encoded, to what the node has."""
+
+    difference: bool = False
+    encoding: EncodingSpec = field(default_factory=EncodingSpec)
+
+
+@dataclass(frozen=True, eq=False)
+class ConsensusSpec:
+    """The losses of DESIGN section 4 on a probe batch; penalties on local training where a weight is above 0.
+
+    `attention` names the model's output that is its attention (empty: none is compared), `probe` holds the
+    model's inputs, without labels, by name.
+    """
+
+    attention: str = ""
+    probe: Mapping[str, Array] = field(default_factory=dict)
+    attention_weight: float = 0.0
+    parameter_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class StopSpec:
+    """When a run ends before its last round, by whichever comes first.
+
+    Attributes:
+        loss: an evaluation's loss, or a round's where nothing is held out, is at most this.
+        metrics: metric -> its share (`Evaluation.share`) is at least this.
+        seconds: of training.
+    """
+
+    loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedJob:
+    """Train one model over nodes that each hold other samples. See FederatedJob in training.proto."""
+
+    name: str
+    model: FederatedModel
+    dataset: str
+    strategy: StrategySpec
+    local: LocalSpec
+    rounds: int
+    nodes: tuple[str, ...] = ()
+    combine: StrategySpec = field(default_factory=lambda: StrategySpec("mean"))
+    seed: int = 0
+    weighting: str = "samples"
+    selection: SelectionSpec = field(default_factory=SelectionSpec)
+    update: EncodingSpec = field(default_factory=EncodingSpec)
+    push: PushSpec = field(default_factory=PushSpec)
+    consensus: ConsensusSpec = field(default_factory=ConsensusSpec)
+    holdout: float = 0.0
+    evaluate_every: int = 0
+    patience_seconds: float | None = None
+    stop: StopSpec = field(default_factory=StopSpec)
+    keep_versions: int = 10

@@ -1,0 +1,30 @@
+"""Things a job chooses by name, with numbers as options; who knows the name checks the options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer of core/optimizers.py by name, with its options."""
+
+    name: str
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """A strategy of core/strategies, or a rule of core/combine, by name, with its options."""
+
+    name: str
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EncodingSpec:
+    """An encoding of core/encodings.py by name, with its options."""
+
+    name: str = "float32"
+    options: Mapping[str, float] = field(default_factory=dict)
