@@ -10,22 +10,32 @@ run here follows the same run in PyTorch. The state is a flat mapping of arrays,
 `step` (int64, shape ()), and for each parameter the slots of the optimizer, `m/<name>` and `v/<name>`
 (float32, the parameter's shape).
 
-To add an optimizer, write one frozen dataclass here: `name`, `slots`, its options, `_update`.
+To add an optimizer, write one frozen dataclass here: `name`, `slots`, its options, `update`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from edge_attention.core.errors import InvalidArgument, InvalidTensor
+from edge_attention.core.errors import InvalidTensor
+from edge_attention.core.options import (
+    EPSILON,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    SWITCH,
+    Configured,
+    configure,
+    find,
+    option,
+)
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Momentum", "Optimizer", "from_config", "to_config"]
 
@@ -35,47 +45,16 @@ Tensors = Mapping[str, Array]
 _BY_NAME: dict[str, type[Optimizer]] = {}
 
 
-def _option(default: float, expected: str) -> Any:
-    """A hyperparameter and the range it may take, one of the keys of `_RANGES`."""
-    return field(default=default, metadata={"expected": expected})
-
-
-_POSITIVE, _NOT_NEGATIVE, _SHARE, _SWITCH = "above 0", "0 or above", "in [0, 1)", "true or false"
-_EPSILON = "1e-30 or above"  # one that rounds to zero in float32 divides 0 by 0
-_RANGES: dict[str, Callable[[float], bool]] = {
-    _POSITIVE: lambda x: x > 0,
-    _NOT_NEGATIVE: lambda x: x >= 0,
-    _SHARE: lambda x: 0 <= x < 1,
-    _SWITCH: lambda x: x in (0, 1),
-    _EPSILON: lambda x: x >= 1e-30,
-}
-
-
 @dataclass(frozen=True)
-class Optimizer(ABC):
-    """What all optimizers share: options in range, tensors that fit, nothing non-finite in or out.
+class Optimizer(Configured, ABC):
+    """What all optimizers share: options in range, tensors that fit, nothing non-finite in or out."""
 
-    Raises `InvalidArgument` for an option out of range. `True`/`False` options accept 1 and 0, because
-    the wire carries options as doubles.
-    """
-
-    name: ClassVar[str]
+    kind: ClassVar[str] = "optimizer"
     slots: ClassVar[tuple[str, ...]]  # of the state, one tensor each for every parameter
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         _BY_NAME[cls.name] = cls
-
-    def __post_init__(self) -> None:
-        for option in dataclasses.fields(self):
-            value, expected = getattr(self, option.name), option.metadata["expected"]
-            switch = expected == _SWITCH
-            usable = isinstance(value, numbers.Real) and (switch or not isinstance(value, bool))
-            if not usable or not math.isfinite(value) or not _RANGES[expected](value):
-                raise InvalidArgument(
-                    f"option {option.name} of optimizer {self.name} is {value!r}; it must be {expected}"
-                )
-            object.__setattr__(self, option.name, bool(value) if switch else float(value))
 
     def init(self, parameters: Tensors) -> dict[str, Array]:
         """The state before the first step: `step` 0 and every slot zero, of its parameter's shape.
@@ -125,7 +104,7 @@ class Optimizer(ABC):
             for slot, tensor in zip(self.slots, held, strict=True):
                 _check(f"optimizer state {slot}/{name}", tensor, shape)
             with np.errstate(all="ignore"):  # an overflow is found below, with the name it deserves
-                updated = self._update(count, parameter, gradient, *held)
+                updated = self.update(count, parameter, gradient, *held)
             for key, value in zip((name, *(f"{slot}/{name}" for slot in self.slots)), updated, strict=True):
                 if not np.isfinite(value).all():
                     raise InvalidTensor(
@@ -138,8 +117,11 @@ class Optimizer(ABC):
         return new_parameters, new_state
 
     @abstractmethod
-    def _update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
-        """The new parameter and its new slots, in new arrays; `step` counts from 1."""
+    def update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
+        """The new parameter and its new slots, in new arrays; `step` counts from 1.
+
+        Elementwise, on arrays or any pieces of them, and unchecked: `step` checks what goes in and comes out.
+        """
 
 
 # Scalars are rounded by hand: NumPy 1 would widen `float32 array of shape () * float` to float64.
@@ -156,10 +138,10 @@ class SGD(Optimizer):
 
     name: ClassVar[str] = "sgd"
     slots: ClassVar[tuple[str, ...]] = ()
-    lr: float = _option(1e-3, _POSITIVE)
-    weight_decay: float = _option(0.0, _NOT_NEGATIVE)
+    lr: float = option(1e-3, POSITIVE)
+    weight_decay: float = option(0.0, NOT_NEGATIVE)
 
-    def _update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
+    def update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
         return (p - _f32(self.lr) * _decayed(p, g, self.weight_decay),)
 
 
@@ -173,12 +155,12 @@ class Momentum(Optimizer):
 
     name: ClassVar[str] = "momentum"
     slots: ClassVar[tuple[str, ...]] = ("m",)
-    lr: float = _option(1e-3, _POSITIVE)
-    momentum: float = _option(0.9, _SHARE)
-    nesterov: bool = _option(False, _SWITCH)
-    weight_decay: float = _option(0.0, _NOT_NEGATIVE)
+    lr: float = option(1e-3, POSITIVE)
+    momentum: float = option(0.9, SHARE)
+    nesterov: bool = option(False, SWITCH)
+    weight_decay: float = option(0.0, NOT_NEGATIVE)
 
-    def _update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
+    def update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
         g = _decayed(p, g, self.weight_decay)
         m = _f32(self.momentum) * slots[0] + g
         return p - _f32(self.lr) * (g + _f32(self.momentum) * m if self.nesterov else m), m
@@ -193,12 +175,12 @@ class Adagrad(Optimizer):
 
     name: ClassVar[str] = "adagrad"
     slots: ClassVar[tuple[str, ...]] = ("v",)
-    lr: float = _option(1e-2, _POSITIVE)
-    lr_decay: float = _option(0.0, _NOT_NEGATIVE)
-    eps: float = _option(1e-10, _EPSILON)
-    weight_decay: float = _option(0.0, _NOT_NEGATIVE)
+    lr: float = option(1e-2, POSITIVE)
+    lr_decay: float = option(0.0, NOT_NEGATIVE)
+    eps: float = option(1e-10, EPSILON)
+    weight_decay: float = option(0.0, NOT_NEGATIVE)
 
-    def _update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
+    def update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
         g = _decayed(p, g, self.weight_decay)
         v = slots[0] + g * g
         rate = _f32(self.lr / (1 + (step - 1) * self.lr_decay))
@@ -214,13 +196,13 @@ class Adam(Optimizer):
 
     name: ClassVar[str] = "adam"
     slots: ClassVar[tuple[str, ...]] = ("m", "v")
-    lr: float = _option(1e-3, _POSITIVE)
-    beta1: float = _option(0.9, _SHARE)
-    beta2: float = _option(0.999, _SHARE)
-    eps: float = _option(1e-8, _EPSILON)
-    weight_decay: float = _option(0.0, _NOT_NEGATIVE)
+    lr: float = option(1e-3, POSITIVE)
+    beta1: float = option(0.9, SHARE)
+    beta2: float = option(0.999, SHARE)
+    eps: float = option(1e-8, EPSILON)
+    weight_decay: float = option(0.0, NOT_NEGATIVE)
 
-    def _update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
+    def update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
         return self._adapt(step, p, _decayed(p, g, self.weight_decay), *slots)
 
     def _adapt(self, step: int, p: Array, g: Array, m: Array, v: Array) -> tuple[Array, ...]:
@@ -238,9 +220,9 @@ class AdamW(Adam):
     """
 
     name: ClassVar[str] = "adamw"
-    weight_decay: float = _option(1e-2, _NOT_NEGATIVE)
+    weight_decay: float = option(1e-2, NOT_NEGATIVE)
 
-    def _update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
+    def update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
         return self._adapt(step, p * _f32(1 - self.lr * self.weight_decay), g, *slots)
 
 
@@ -250,13 +232,7 @@ def from_config(name: str, /, **options: float | bool) -> Optimizer:
     Raises `InvalidArgument` for a name or an option that does not exist (it lists those that do) and for
     a value out of range.
     """
-    if name not in _BY_NAME:
-        raise InvalidArgument(f"there is no optimizer {name!r}; there are {', '.join(sorted(_BY_NAME))}")
-    known = [option.name for option in dataclasses.fields(_BY_NAME[name])]
-    for option in options:
-        if option not in known:
-            raise InvalidArgument(f"optimizer {name} has no option {option!r}; it has {', '.join(known)}")
-    return _BY_NAME[name](**options)
+    return configure(find(_BY_NAME, "optimizer", name), options)
 
 
 def to_config(optimizer: Optimizer) -> dict[str, Any]:
