@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
-from edge_attention.graphs import parts
+from edge_attention.graphs import onnx_file
 from edge_attention.graphs.parts import load_part
 
 FLOAT = TensorProto.FLOAT
@@ -338,9 +338,9 @@ def test_a_trainable_name_has_to_exist_and_to_matter() -> None:
 
 def test_a_file_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoder().SerializeToString()
-    monkeypatch.setattr(parts, "MAX_PART_BYTES", len(data))
+    monkeypatch.setattr(onnx_file, "MAX_BYTES", len(data))
     load_part(data, "encoder")
-    monkeypatch.setattr(parts, "MAX_PART_BYTES", len(data) - 1)
+    monkeypatch.setattr(onnx_file, "MAX_BYTES", len(data) - 1)
     with pytest.raises(InvalidGraph, match="more than the limit"):
         load_part(data, "encoder")
 

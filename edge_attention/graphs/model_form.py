@@ -1,0 +1,97 @@
+"""What a model is once it is loaded, and the names its tensors have then."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, TensorProto, helper, numpy_helper
+
+from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.onnx_file import TensorSpec, keep, rename_values, values_of
+
+__all__ = ["METRIC", "Model", "Parameters", "check_input", "lift", "set_aside"]
+
+METRIC = "metric/"
+"""Prefix of the outputs that count something over the batch."""
+Parameters = dict[str, NDArray[np.float32]]
+
+# What the graphs of a job add to a model; a tensor of the file so named is renamed, a data input refused.
+_RESERVED = (
+    *("x/", "p/", "grad/", "sum/", "next/", "slot/", "anchor/", "control/", "extra/", "update/", "residual/"),
+    *("probe/", "adjoint/", "loss/", "penalty/", METRIC),
+)
+_RESERVED_NAMES = frozenset(
+    ("alpha", "loss", "loss_sum", "count", "lr", "mu", "steps", "norm", "max_norm", "penalty", "penalty_weight")
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A checked model.
+
+    `forward`: its graph. Inputs: data (dimension 0 symbolic: "batch") and parameters `x/<i>`; outputs `loss`,
+    `metric/<name>` and the file's other outputs. Empty for a step graph of one fixed batch.
+    `names`: the parameters, as the file calls them, in its order; `<i>` counts them. `parameters`: their
+    initial values (float32, read-only). `inputs`: the data inputs, labels included. `metrics`: what is
+    summed over the batch. `untied`: parameters that the file's exporter had merged into another one.
+    `dropped`: parameters of the exporter's model that the file does not have (all zero, mostly).
+    `step`: of a step graph, the user's own gradient graph, with the names of `gradient_graph`.
+    """
+
+    place: str
+    forward: bytes
+    names: tuple[str, ...]
+    parameters: Parameters
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    metrics: tuple[str, ...]
+    untied: dict[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    step: bytes = b""
+
+
+def check_input(name: str, place: str) -> None:
+    """Raises InvalidGraph for a data input whose name the graphs of a job need."""
+    if name.startswith(_RESERVED) or name in _RESERVED_NAMES:
+        raise InvalidGraph(f"{place}: the input name '{name}' is reserved for training; rename the input")
+
+
+def set_aside(graph: GraphProto, wanted: Collection[str]) -> dict[str, str]:
+    """Rename values whose names the graphs of a job need, and drop outputs so named that no one wants.
+
+    Returns the new names by the old.
+    """
+    names = values_of(graph)
+    renamed = {}
+    for name in sorted(names - set(wanted)):
+        if name.startswith(_RESERVED) or name in _RESERVED_NAMES:
+            renamed[name] = f"model/{name}"
+            while renamed[name] in names:
+                renamed[name] += "'"
+    keep(graph.output, {value.name for value in graph.output} - set(renamed))
+    rename_values(graph, renamed)
+    return renamed
+
+
+def lift(graph: GraphProto, held: Mapping[str, str], place: str) -> Parameters:
+    """Turn initializers into inputs `x/<i>`. `held`: the parameters' names, and what they are called here."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    parameters = {name: _value(tensors[inner], place) for name, inner in held.items()}
+    keep(graph.initializer, set(tensors) - set(held.values()))
+    rename_values(graph, {inner: f"x/{i}" for i, inner in enumerate(held.values())})
+    graph.input.extend(
+        helper.make_tensor_value_info(f"x/{i}", TensorProto.FLOAT, array.shape)
+        for i, array in enumerate(parameters.values())
+    )
+    return parameters
+
+
+def _value(tensor: TensorProto, place: str) -> NDArray[np.float32]:
+    array = np.array(numpy_helper.to_array(tensor), dtype=np.float32, order="C")
+    if not np.isfinite(array).all():
+        raise InvalidGraph(f"{place}: parameter '{tensor.name}' has NaN or Inf; export it again")
+    array.flags.writeable = False
+    return array

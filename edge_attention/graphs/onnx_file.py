@@ -1,0 +1,304 @@
+"""ONNX files that users bring: read, checked, stripped; and small operations on their graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+    shape_inference,
+    version_converter,
+)
+from onnx.inliner import inline_local_functions
+
+from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.onnx_builder import IR_VERSION, OPSET
+
+__all__ = [
+    "BATCH",
+    "TensorSpec",
+    "all_nodes",
+    "bind_batch",
+    "check_operators",
+    "first_line",
+    "infer_outputs",
+    "ints",
+    "keep",
+    "make_batch_symbolic",
+    "parse",
+    "prune",
+    "raise_opset",
+    "rename_values",
+    "serialize",
+    "spec_of",
+    "strip",
+    "values_of",
+]
+
+TensorSpec = tuple[np.dtype[Any], tuple[int | None, ...]]
+"""dtype and shape of a tensor; None is a dimension that is not fixed (dimension 0: the batch)."""
+
+BATCH = "batch"  # the one symbolic dimension of a graph users bring
+MIN_OPSET, MAX_OPSET = 13, 26  # below 13, `axes` are attributes; above 26, ONNX Runtime does not read it
+MAX_IR_VERSION = 13
+MAX_BYTES = 256 << 20
+
+# A gradient graph computes the forward pass again: a random operator would answer otherwise.
+_RANDOM = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
+# Stands for the batch while shapes are inferred: prime and large, so no fixed dimension is mistaken for it.
+_PROBE = 10_007
+
+
+def bind_batch(model: ModelProto, batch: int) -> ModelProto:
+    """A copy with dimension 0 of every data input fixed to `batch` and all shapes inferred.
+
+    Raises onnx's own InferenceError where the shapes contradict each other.
+    """
+    bound = ModelProto()
+    bound.CopyFrom(model)
+    for value in bound.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == BATCH:
+                dim.dim_value = batch
+    bound.graph.ClearField("value_info")
+    for value in bound.graph.output:  # declared dimensions may be symbols that mean nothing any more
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
+    return shape_inference.infer_shapes(bound, check_type=True, strict_mode=True, data_prop=True)
+
+
+def prune(graph: GraphProto) -> None:
+    """Drop, in place, every node, initializer and input that no graph output depends on."""
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed |= _reads(node)
+    needed.discard("")
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    keep(graph.initializer, needed)
+    keep(graph.input, needed)
+
+
+def serialize(model: ModelProto) -> bytes:
+    """The model's bytes; the same model gives the same bytes in every process."""
+    return model.SerializeToString(deterministic=True)
+
+
+def spec_of(value: ValueInfoProto) -> TensorSpec:
+    """dtype and shape that a graph's input or output declares."""
+    kind = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+    return helper.tensor_dtype_to_np_dtype(kind.elem_type), shape
+
+
+def parse(data: bytes, place: str) -> ModelProto:
+    if len(data) > MAX_BYTES:
+        raise InvalidGraph(
+            f"{place}: {len(data)} bytes, more than the limit of {MAX_BYTES}; bring a smaller one"
+        )
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise InvalidGraph(f"{place}: not an ONNX file; export it again") from error
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise InvalidGraph(
+            f"{place}: opset {opset} is not supported; export with opset {MIN_OPSET} to {MAX_OPSET}"
+        )
+    if model.ir_version > MAX_IR_VERSION:
+        raise InvalidGraph(
+            f"{place}: ir_version {model.ir_version} is not supported; save with {MAX_IR_VERSION} or less"
+        )
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+        raise InvalidGraph(f"{place}: its weights are in another file; save it with external_data=False")
+    if model.graph.sparse_initializer:
+        raise InvalidGraph(f"{place}: sparse initializers are not supported; make them dense")
+    try:
+        onnx.checker.check_model(model)
+        return inline_local_functions(model) if model.functions else model
+    except (onnx.checker.ValidationError, RuntimeError) as error:
+        raise InvalidGraph(f"{place}: not a valid ONNX graph: {first_line(error)}") from error
+
+
+def check_operators(graph: GraphProto, place: str) -> None:
+    """Refuse operators that no gradient can be made of: of other domains, or random."""
+    for node in all_nodes(graph):
+        label = f"operator {node.op_type} (node '{node.name or node.output[0]}')"
+        if node.domain not in ("", "ai.onnx"):
+            raise InvalidGraph(
+                f"{place}: {label} is of domain '{node.domain}'; only standard ONNX can be differentiated"
+            )
+        if node.op_type in _RANDOM or (node.op_type == "Dropout" and len(node.input) > 2):
+            raise InvalidGraph(f"{place}: {label} is random, so its gradient is not defined; remove it")
+
+
+def raise_opset(model: ModelProto, place: str) -> ModelProto:
+    """`model` in the opset of the graphs that are made here, if it is older.
+
+    So that what is appended to it, and what it is composed with, has one meaning of every operator. From
+    opset 18 on only DFT and GridSample changed theirs.
+
+    Raises InvalidGraph where an operator cannot be converted.
+    """
+    raised = ModelProto()
+    raised.CopyFrom(model)
+    raised.ir_version = max(model.ir_version, IR_VERSION)
+    imported = next(o for o in raised.opset_import if o.domain in ("", "ai.onnx"))
+    if imported.version >= OPSET:
+        return raised
+    if imported.version >= 18 and not {"DFT", "GridSample"} & {n.op_type for n in all_nodes(model.graph)}:
+        imported.version = OPSET
+        return raised
+    try:
+        return version_converter.convert_version(raised, OPSET)
+    except Exception as error:  # the converter raises whatever its C++ half does
+        raise InvalidGraph(
+            f"{place}: opset {imported.version} cannot be converted to {OPSET} ({first_line(error)}); "
+            "export with opset 18 or later"
+        ) from error
+
+
+def make_batch_symbolic(value: ValueInfoProto, place: str) -> None:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or kind.elem_type in (0, TensorProto.STRING):
+        raise InvalidGraph(f"{place}: input '{value.name}' is no numeric tensor; encode it before the graph")
+    dims = kind.shape.dim
+    if not dims or dims[0].HasField("dim_value"):
+        raise InvalidGraph(
+            f"{place}: dimension 0 of input '{value.name}' must be the batch; export it as dynamic"
+        )
+    if any(not dim.HasField("dim_value") for dim in dims[1:]):
+        raise InvalidGraph(
+            f"{place}: input '{value.name}' has a dynamic dimension besides the batch; export it fixed"
+        )
+    dims[0].dim_param = BATCH
+
+
+def infer_outputs(model: ModelProto, place: str) -> dict[str, TensorSpec]:
+    """Infer the outputs' shapes, declare them in `model` and return them."""
+    try:
+        inferred = bind_batch(model, _PROBE)
+    except shape_inference.InferenceError as error:
+        raise InvalidGraph(
+            f"{place}: the shapes do not hold for every batch size: {first_line(error)}"
+        ) from error
+    outputs = {}
+    for declared, found in zip(model.graph.output, inferred.graph.output, strict=True):
+        kind = found.type.tensor_type
+        if not found.type.HasField("tensor_type") or not kind.HasField("shape"):
+            raise InvalidGraph(f"{place}: the shape of output '{found.name}' is unknown; declare it")
+        for dim in kind.shape.dim:
+            if dim.dim_value == _PROBE:
+                dim.dim_param = BATCH
+        declared.CopyFrom(found)
+        outputs[found.name] = spec_of(found)
+    return outputs
+
+
+def strip(model: ModelProto) -> None:
+    """Drop what exporters leave behind (stack traces, paths): it is large and tells about the machine."""
+    graph = model.graph
+    for field in ("doc_string", "metadata_props", "producer_name", "producer_version"):
+        model.ClearField(field)
+    for field in ("doc_string", "metadata_props", "value_info"):
+        graph.ClearField(field)
+    for item in (*all_nodes(graph), *_tensors(graph), *graph.input, *graph.output):
+        item.ClearField("doc_string")
+        item.ClearField("metadata_props")
+
+
+def keep(field: Any, names: set[str]) -> None:
+    kept = [item for item in field if item.name in names]
+    del field[:]
+    field.extend(kept)
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+def _graphs(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for inner in _graphs(node):
+            yield from all_nodes(inner)
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield attribute.t
+            yield from attribute.tensors
+        for inner in _graphs(node):
+            yield from _tensors(inner)
+
+
+def _reads(node: NodeProto) -> set[str]:
+    """What a node depends on; for its subgraphs a superset, since a local name may equal an outer one."""
+    names = set(node.input)
+    for graph in _graphs(node):
+        names |= {name for inner in all_nodes(graph) for name in inner.input}
+        names |= {value.name for value in graph.output}
+    return names
+
+
+def values_of(graph: GraphProto) -> set[str]:
+    """Every name of a value in the graph and in the graphs inside it."""
+    names = {name for node in all_nodes(graph) for name in (*node.input, *node.output)}
+    names |= {value.name for value in (*graph.input, *graph.output)}
+    names |= {tensor.name for tensor in graph.initializer}
+    return names - {""}
+
+
+def ints(name: str, values: Sequence[int]) -> TensorProto:
+    """An initializer: an int64 vector."""
+    return numpy_helper.from_array(np.array(values, np.int64).reshape(len(values)), name)
+
+
+def rename_values(graph: GraphProto, renamed: Mapping[str, str]) -> None:
+    """Rename values in place, everywhere in the graph and in the graphs inside it."""
+    for node in all_nodes(graph):
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                names[position] = renamed.get(name, name)
+        for inner in _graphs(node):
+            _rename_declared(inner, renamed)
+    _rename_declared(graph, renamed)
+
+
+def _rename_declared(graph: GraphProto, renamed: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output):
+        value.name = renamed.get(value.name, value.name)
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
