@@ -16,8 +16,11 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from edge_attention.core.errors import FailedPrecondition, OutOfMemory
-from edge_attention.core.tensors import require_stored
+from edge_attention.core.tensors import Float32, require_stored
+from edge_attention.kept_files import KeptFiles
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class Files:
             ) from None
         except OSError as error:
             raise FailedPrecondition(f"{folder} cannot be used as --store: {error.strerror}") from None
+        self.kept = KeptFiles(folder / "kept")
 
     def load(self, limit: int) -> Iterator[tuple[Manifest, mmap.mmap]]:
         """What an earlier process left, mapped for growth to `limit` bytes; what is damaged is skipped."""
@@ -111,6 +115,13 @@ class Files:
 
     def _path(self, name: str, suffix: str) -> Path:
         return self._folder / (_stem(name) + suffix)
+
+
+def tiles_of(memory: mmap.mmap, layout: tuple[int, int, int]) -> Float32:
+    """`memory` as tiles of (heads, tile, dim): float32 [tiles, heads, tile, dim], as many as fit."""
+    one = math.prod(layout)
+    count = len(memory) // (4 * one)
+    return np.frombuffer(memory, np.float32, count * one).reshape(count, *layout)
 
 
 def _stem(name: str) -> str:

@@ -8,12 +8,11 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 
-import numpy as np
-
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, Float32, require
 from edge_attention.core.tiles import write
-from edge_attention.sequence_files import Files, Manifest
+from edge_attention.kept_files import KEPT
+from edge_attention.sequence_files import Files, Manifest, tiles_of
 
 # Linux's value; Python names it since 3.13. Only address space is taken, memory comes with the first write.
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -71,9 +70,13 @@ class Store:
         self._lock = threading.RLock()
         for manifest, memory in files.load(limit) if files else ():
             origin = Origin(*manifest.origin) if manifest.origin else None
-            sequence = _Sequence(_tiles(memory, manifest.layout), manifest.tokens, origin)
+            sequence = _Sequence(tiles_of(memory, manifest.layout), manifest.tokens, origin)
             self._sequences[manifest.name] = sequence
             self._count(manifest.name, sequence.nbytes)
+        for name, array, private in files.kept.load() if files else ():
+            self.require(array.nbytes, name)
+            self._held[name] = Held(array, Origin(*private) if private else None)
+            self._count(name, array.nbytes)
 
     @property
     def used(self) -> int:
@@ -123,6 +126,8 @@ class Store:
             more = array.nbytes - (self._held[name].array.nbytes if name in self._held else 0)
             if more > 0:
                 self.require(more, name)
+            if self._files is not None and KEPT in name:
+                self._files.kept.save(name, array, (origin.digest, origin.output) if origin else None)
             self._held[name] = Held(array, origin)
             self._count(name, more)
 
@@ -201,6 +206,8 @@ class Store:
                 held = self._held.pop(found, None)
                 if held is not None:
                     self._count(found, -held.array.nbytes)
+                    if self._files is not None and KEPT in found:
+                        self._files.kept.delete(found)
                 sequence = self._sequences.pop(found, None)
                 if sequence is not None:
                     self._count(found, -sequence.nbytes)
@@ -224,7 +231,7 @@ class Store:
             size = max(size // one, 1) * one
             try:
                 memory = files.create(name, size) if files is not None else mmap.mmap(-1, size, _ANONYMOUS)
-                return _Sequence(_tiles(memory, (heads, tile, dim)), 0, None)
+                return _Sequence(tiles_of(memory, (heads, tile, dim)), 0, None)
             except (OSError, ValueError, OverflowError) as error:
                 reason = error
         raise OutOfMemory(f"{name}: no address space is left for {size:,} bytes: {reason}")
@@ -241,9 +248,3 @@ def _manifest(name: str, sequence: _Sequence) -> Manifest:
     origin = sequence.origin
     private = (origin.digest, origin.output) if origin else None
     return Manifest(name, sequence.tokens, (heads, tile, dim), private)
-
-
-def _tiles(memory: mmap.mmap, layout: tuple[int, int, int]) -> Float32:
-    one = math.prod(layout)
-    count = len(memory) // (4 * one)
-    return np.frombuffer(memory, np.float32, count * one).reshape(count, *layout)

@@ -248,7 +248,8 @@ def test_limits_of_a_program():
         (Batch("d", {"q": "task/q"}), "no column 'q'"),
         (Return("dataset/d/x", "x"), "read with Batch"),
         (Return("task/x", ""), "under a name of none"),
-        (Return("task/i", "i", Encoding.FLOAT16), "only float32"),
+        (Return("task/i", "i", Encoding.FLOAT16), "task/i: only float32 travels as float16; it is int64"),
+        (Return("task/i", "i", Encoding.BFLOAT16), "only float32 travels as bfloat16"),
     ],
 )
 def test_what_is_wrong_is_said(node, graphs, instruction, said):

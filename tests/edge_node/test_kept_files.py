@@ -1,0 +1,68 @@
+"""Tensors named as kept are there after a restart, with what makes them private; no others are."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from edge_attention.core.errors import NotFound
+from edge_attention.kept_files import MAX_AGE
+from edge_attention.sequence_files import Files
+from edge_node.store import Origin, Store
+
+NAME = "job/r/kept/residual/3/0"
+
+
+def reopened(folder, old):
+    """The store of the next process."""
+    old._lock.close()
+    return Store(1 << 20, Files(folder))
+
+
+@pytest.mark.parametrize("origin", [None, Origin("a" * 64, "next/residual/0")])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 2), (2, 3, 4)])
+def test_what_is_kept_is_there_after_a_restart(tmp_path, shape, origin):
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    files = Files(tmp_path)
+    store = Store(1 << 20, files)
+    store.put(NAME, array, origin)
+    store.put("job/r/data/0", array)
+    store = reopened(tmp_path, files)
+    held = store.get(NAME)
+    np.testing.assert_array_equal(held.array, array)
+    assert held.array.shape == shape
+    assert held.origin == origin
+    assert store.used == array.nbytes
+    with pytest.raises(NotFound):
+        store.get("job/r/data/0")
+
+
+def test_what_is_dropped_or_written_anew_is_so_after_a_restart(tmp_path):
+    files = Files(tmp_path)
+    store = Store(1 << 20, files)
+    for number in range(3):
+        store.put(f"job/r/kept/residual/{number}/0", np.full(2, number, np.float32))
+    store.put("job/r/kept/residual/1/0", np.full(2, 7, np.float32))
+    store.drop("job/r/kept/residual/0/")
+    store = reopened(tmp_path, files)
+    with pytest.raises(NotFound):
+        store.get("job/r/kept/residual/0/0")
+    assert store.get("job/r/kept/residual/1/0").array.tolist() == [7, 7]
+    store.drop("job/r/")
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_what_is_damaged_unfinished_or_old_is_removed(tmp_path):
+    files = Files(tmp_path)
+    store = Store(1 << 20, files)
+    for number in range(3):
+        store.put(f"job/r/kept/residual/{number}/0", np.ones(2, np.float32))
+    first, second, _ = sorted((tmp_path / "kept").iterdir())
+    first.write_bytes(first.read_bytes()[:-1])
+    os.utime(second, (0, first.stat().st_mtime - MAX_AGE - 10))
+    (tmp_path / "kept" / "x.new").write_bytes(b"half")
+    store = reopened(tmp_path, files)
+    assert store.used == 8
+    assert len(list((tmp_path / "kept").iterdir())) == 1
