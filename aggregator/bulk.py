@@ -1,32 +1,58 @@
-"""What is too large for a message: graphs and tensors by digest, in chunks, from any offset."""
+"""What is too large for a message: graphs and tensors by digest, in chunks, from any offset.
+
+Neither way is a file held in memory: what goes down is read from where it lies, chunk by chunk, what comes
+up goes to the spool. Only what recipes `lend` as bytes, small tensors and graphs, is here itself.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
+from aggregator.spool import Spool, SpooledTensor, SpoolFile
 from aggregator.state import State
-from edge_attention.core.errors import (
-    DataLoss,
-    InvalidArgument,
-    NotFound,
-    ResourceExhausted,
-)
+from edge_attention.core.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
 from edge_attention.core.program import BulkTensor
 from edge_attention.core.session import Chunk, DownloadRequest, UploadChunk, Uploaded
 from edge_attention.core.tensors import Array, DataType, Encoding
 from edge_attention.graphs import library
-from edge_attention.wire.tensors import check_size
 
 CHUNK = 1024 * 1024
 INLINE_LIMIT = 1024 * 1024
 """Tensors of a program beyond this many bytes travel by Download."""
 
-UPLOAD_LIMIT = 512 * 1024 * 1024
+UPLOAD_LIMIT = 4 * 1024 * 1024 * 1024
 """Bytes of the largest file taken, and of all of one sender's under way together."""
+
+FILES_LIMIT = 10_000
+"""Files one sender may have under way."""
+
+STALE_SECONDS = 600.0
+"""What has come and was not asked for since is dropped: its task was cancelled."""
+
+
+class Progress(NamedTuple):
+    """What of one sender's files under way has come, in chunks, and when the last did (`time.monotonic`)."""
+
+    done: int
+    total: int
+    last: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Bytes [offset, offset + size) of a file."""
+
+    path: Path
+    offset: int
+    size: int
 
 
 class Bulk:
@@ -34,10 +60,12 @@ class Bulk:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._lent: dict[str, bytes] = {}
+        # Of equal bytes in several files each is known while any is lent: one may be removed meanwhile.
+        self._lent: dict[str, list[bytes | _Part]] = {}
         self._loans: Counter[str] = Counter()
         self._library = {library.digest(name): library.load(name) for name in library.names()}
-        self._uploads: dict[str, dict[str, bytearray]] = {}
+        self._spool = Spool(state.directory / "spool")
+        self._uploads: dict[str, dict[str, SpoolFile]] = {}
         # Two tasks may return the same bytes: each fetches them once.
         self._wanted: Counter[tuple[str, str]] = Counter()
 
@@ -46,9 +74,18 @@ class Bulk:
     def lend(self, data: bytes) -> str:
         """Offer `data` for download until `take_back` of the digest returned."""
         digest = hashlib.sha256(data).hexdigest()
-        self._lent[digest] = data
-        self._loans[digest] += 1
+        self._offer(digest, data)
         return digest
+
+    def lend_file(self, digest: str, path: Path, offset: int, size: int) -> None:
+        """Offer these bytes of a file, whose digest this is, until `take_back`. The file stays as it is."""
+        self._offer(digest, _Part(path, offset, size))
+
+    def _offer(self, digest: str, source: bytes | _Part) -> None:
+        sources = self._lent.setdefault(digest, [])
+        if source not in sources:
+            sources.append(source)
+        self._loans[digest] += 1
 
     def take_back(self, digest: str) -> None:
         self._loans[digest] -= 1
@@ -73,27 +110,51 @@ class Bulk:
         return inline, tuple(lent)
 
     def find(self, digest: str) -> bytes:
-        """The file with this digest.
+        """The file with this digest, in memory.
 
         Raises:
             NotFound: nobody has offered it.
         """
-        data = self._lent.get(digest) or self._library.get(digest)
-        if data is None:
-            try:
-                data = self._state.get_blob(digest)
-            except InvalidArgument:
-                raise NotFound(f"{digest[:80]!r} is not the SHA-256 of a file here") from None
-        return data
+        data = self._library.get(digest)
+        if data is not None:
+            return data
+        for source in self._lent.get(digest, ()):
+            if isinstance(source, bytes):
+                return source
+            with _Reader(source) as reader:
+                return reader.read(0, source.size)
+        try:
+            return self._state.get_blob(digest)
+        except InvalidArgument:
+            raise _unknown(digest) from None
 
     async def download(self, request: DownloadRequest) -> AsyncIterator[Chunk]:
-        """The file in chunks, from `request.offset` on."""
-        data = self.find(request.digest)
-        if request.offset > len(data):
-            raise InvalidArgument(f"offset {request.offset} lies past the file's {len(data)} bytes")
-        view = memoryview(data)
-        for start in range(request.offset, max(len(data), 1), CHUNK):
-            yield Chunk(start, len(data), bytes(view[start : start + CHUNK]))
+        """The file in chunks, from `request.offset` on.
+
+        Raises:
+            NotFound: nobody has offered it.
+            InvalidArgument: the offset lies past its end.
+        """
+        with await self._open(request.digest) as reader:
+            if request.offset > reader.size:
+                raise InvalidArgument(f"offset {request.offset} lies past the file's {reader.size} bytes")
+            for start in range(request.offset, max(reader.size, 1), CHUNK):
+                yield Chunk(start, reader.size, reader.read(start, CHUNK))
+
+    async def _open(self, digest: str) -> _Reader:
+        sources = list(self._lent.get(digest, ()))
+        if digest in self._library:
+            sources.append(self._library[digest])
+        for source in sources:
+            try:
+                return _Reader(source)
+            except FileNotFoundError:
+                continue  # its version was removed; another that is lent has the same bytes
+        try:
+            path = await asyncio.to_thread(self._state.blob_path, digest)
+            return _Reader(_Part(path, 0, path.stat().st_size))
+        except InvalidArgument:
+            raise _unknown(digest) from None
 
     # Up
 
@@ -104,7 +165,7 @@ class Bulk:
 
         Raises:
             DataLoss: the whole file does not have the digest.
-            ResourceExhausted: it is larger than UPLOAD_LIMIT.
+            ResourceExhausted: it is larger than UPLOAD_LIMIT, or the disk is full.
             InvalidArgument: the chunks do not follow each other.
         """
         files = self._uploads.setdefault(sender, {})
@@ -119,41 +180,65 @@ class Bulk:
                     self._wanted[sender, claimed] += 1
                 received = self._take(sender, files, chunk)
                 if keep and received == size:
-                    self._state.put_blob(bytes(files.pop(chunk.digest)))
+                    file = files.pop(chunk.digest)
+                    try:
+                        await asyncio.to_thread(self._state.adopt_blob, file.path, file.digest)
+                    finally:
+                        file.release()
         finally:
             if claimed and (keep or received < size):
                 self._done(sender, claimed)
         return Uploaded(received)
 
-    def _take(self, sender: str, files: dict[str, bytearray], chunk: UploadChunk) -> int:
+    def _take(self, sender: str, files: dict[str, SpoolFile], chunk: UploadChunk) -> int:
         """Put the chunk into its file; the bytes there then."""
-        others = {digest: len(data) for digest, data in files.items() if digest != chunk.digest}
-        if chunk.size + sum(others.values()) > UPLOAD_LIMIT:
-            # What was broken off and never taken up again makes room first.
-            for digest in [digest for digest in others if not self._wanted[sender, digest]]:
-                del files[digest], others[digest]
-        if chunk.size + sum(others.values()) > UPLOAD_LIMIT:
-            raise ResourceExhausted(
-                f"a file of {chunk.size:,} bytes does not fit: {UPLOAD_LIMIT:,} bytes may be under way"
+        file = files.get(chunk.digest)
+        if file is None or file.size != chunk.size:
+            self._make_room(sender, files, chunk)
+            if chunk.digest in files:
+                self._drop(files, chunk.digest)
+            file = files[chunk.digest] = self._spool.file(chunk.digest, chunk.size)
+        end = chunk.offset + len(chunk.data)
+        if chunk.data and (chunk.offset > file.received or end > chunk.size):
+            raise InvalidArgument(
+                f"chunk at {chunk.offset} of {chunk.size} bytes does not follow {file.received} received"
             )
-        data = files.setdefault(chunk.digest, bytearray())
-        if chunk.data:
-            end = chunk.offset + len(chunk.data)
-            if chunk.offset > len(data) or end > chunk.size:
-                raise InvalidArgument(
-                    f"chunk at {chunk.offset} of {chunk.size} bytes does not follow {len(data)} received"
-                )
-            if end > len(data):
+        if end > file.received or not chunk.size:
+            try:
                 # Another call may be sending the same file.
-                data += chunk.data[len(data) - chunk.offset :]
-                whole = end == chunk.size
-                if whole and hashlib.sha256(data).hexdigest() != chunk.digest:
-                    del files[chunk.digest]
-                    raise DataLoss(f"the file received does not have the digest {chunk.digest[:80]}")
-        return len(data)
+                file.append(memoryview(chunk.data)[file.received - chunk.offset :])
+            except DataLoss:
+                self._drop(files, chunk.digest)
+                raise
+        return file.received
 
-    def received(self, sender: str, tensors: Sequence[BulkTensor]) -> dict[str, Array]:
-        """One contribution's tensors whose bytes `sender` has uploaded; they are forgotten here.
+    def _make_room(self, sender: str, files: dict[str, SpoolFile], chunk: UploadChunk) -> None:
+        """Before a file that is new: drop what nobody asks for any more.
+
+        Raises:
+            ResourceExhausted: there is still too much under way.
+        """
+
+        def full() -> bool:
+            others = sum(file.size for digest, file in files.items() if digest != chunk.digest)
+            return len(files) >= FILES_LIMIT or chunk.size + others > UPLOAD_LIMIT
+
+        old = time.monotonic() - STALE_SECONDS
+        for digest in [digest for digest, file in files.items() if file.last < old]:
+            self._drop(files, digest)
+            del self._wanted[sender, digest]
+        if full():
+            # What was broken off and never taken up again.
+            for digest in [digest for digest in files if not self._wanted[sender, digest]]:
+                self._drop(files, digest)
+        if full():
+            raise ResourceExhausted(
+                f"a file of {chunk.size:,} bytes does not fit: {UPLOAD_LIMIT:,} bytes may be under way, "
+                f"in {FILES_LIMIT:,} files"
+            )
+
+    def received(self, sender: str, tensors: Sequence[BulkTensor]) -> dict[str, SpooledTensor]:
+        """One contribution's tensors whose bytes `sender` has uploaded. The caller closes them.
 
         Tensors of equal bytes, as gradients of zeros, are one file.
 
@@ -162,19 +247,40 @@ class Bulk:
             InvalidTensor: they do not fit the shape.
         """
         files = self._uploads.get(sender, {})
-        found: dict[str, Array] = {}
+        found: dict[str, SpooledTensor] = {}
         for tensor in tensors:
-            data = files.get(tensor.digest)
-            if data is None or len(data) != tensor.size or not self._wanted[sender, tensor.digest]:
+            file = files.get(tensor.digest)
+            if (
+                file is None
+                or not file.whole
+                or file.size != tensor.size
+                or not self._wanted[sender, tensor.digest]
+            ):
                 raise NotFound(f"tensor {tensor.name[:80]!r} was announced, but its bytes were not uploaded")
-            dtype = np.dtype(np.float16 if tensor.encoding is Encoding.FLOAT16 else tensor.data_type.value)
-            check_size(tensor.name[:80], tensor.shape, dtype.itemsize, len(data))
-            array = np.frombuffer(data, dtype).reshape(tensor.shape)
-            found[tensor.name] = array.astype(tensor.data_type.value, copy=False)
+            if tensor.name in found:
+                raise InvalidArgument(f"tensor {tensor.name[:80]!r} is announced twice")
+            found[tensor.name] = SpooledTensor(file, tensor)
+        for tensor in tensors:
+            files[tensor.digest].hold()
         for digest in {tensor.digest for tensor in tensors}:
             if not self._done(sender, digest):
-                del files[digest]
+                self._drop(files, digest)
         return found
+
+    def progress(self, sender: str, since: float = 0.0) -> Progress | None:
+        """How far `sender` is with what it sends up; None if nothing is under way.
+
+        `since` (`time.monotonic`): only of files of which something came after that.
+        """
+        files = [file for file in self._uploads.get(sender, {}).values() if file.last >= since]
+        if not files:
+            return None
+        done = sum(-(-file.received // CHUNK) for file in files)
+        total = sum(-(-file.size // CHUNK) for file in files)
+        return Progress(done, total, max(file.last for file in files))
+
+    def _drop(self, files: dict[str, SpoolFile], digest: str) -> None:
+        files.pop(digest).release()
 
     def _done(self, sender: str, digest: str) -> int:
         """One call fewer wants the file; how many still do."""
@@ -185,5 +291,43 @@ class Bulk:
 
     def forget(self, sender: str) -> None:
         """Drop what `sender` has under way."""
-        for digest in self._uploads.pop(sender, ()):
+        files = self._uploads.pop(sender, {})
+        for digest in list(files):
+            self._drop(files, digest)
             del self._wanted[sender, digest]
+
+
+class _Reader:
+    """Bytes lent, or a part of a file, open."""
+
+    def __init__(self, source: bytes | _Part) -> None:
+        self._view: memoryview | None = None
+        self._descriptor, self._offset = -1, 0
+        if isinstance(source, bytes):
+            self._view, self.size = memoryview(source), len(source)
+            return
+        self._offset, self.size = source.offset, source.size
+        self._path = source.path
+        self._descriptor = os.open(source.path, os.O_RDONLY)
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def read(self, start: int, size: int) -> bytes:
+        """At most `size` bytes from `start` on."""
+        size = min(size, self.size - start)
+        if self._view is not None:
+            return bytes(self._view[start : start + size])
+        data = os.pread(self._descriptor, size, self._offset + start)
+        if len(data) != size:
+            raise DataLoss(f"{self._path} has lost its end; restore the state folder from a copy")
+        return data
+
+
+def _unknown(digest: str) -> NotFound:
+    return NotFound(f"{digest[:80]!r} is not the SHA-256 of a file here")

@@ -7,24 +7,29 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from aggregator.exchange import Action, Assignment, Deliver, Exchange, Revoke, Send
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
+from aggregator.spool import SpooledTensor
 from edge_attention.core.errors import (
     DuplicateContribution,
     EdgeAttentionError,
     Internal,
     NotFound,
+    ResourceExhausted,
     StaleVersion,
 )
 from edge_attention.core.program import Contribution, Instruction, Program
 from edge_attention.core.session import Cancel
 
 log = logging.getLogger(__name__)
+
+ARRAYS_LIMIT = 512 * 1024 * 1024
+"""Bytes of one contribution's tensors that are loaded; a recipe that takes more reads them in pieces."""
 
 
 class Connection(Protocol):
@@ -54,6 +59,7 @@ class _Running:
     done: asyncio.Future[None]
     say: Callable[[str], None] | None = None
     run_seconds: dict[str, float] = field(default_factory=dict)
+    spooled: bool = False
 
 
 class Dispatcher:
@@ -90,8 +96,13 @@ class Dispatcher:
                 running.say(self._waits(running.exchange))
 
     def contribution(self, node: str, contribution: Contribution) -> None:
-        """Fold what a node returned; refuse and count what fits no exchange."""
+        """Fold what a node returned; refuse and count what fits no exchange.
+
+        Its large tensors come as `SpooledTensor`s. They are closed here, unless a fold that asked for them
+        took them.
+        """
         running = self._running.get(contribution.task_id.partition(".")[0])
+        actions: Sequence[Action] = ()
         try:
             if running is None:
                 raise NotFound(f"nobody waits for task {contribution.task_id[:80]!r}")
@@ -103,6 +114,9 @@ class Dispatcher:
             outcome = {DuplicateContribution: "duplicate", NotFound: "late", StaleVersion: "stale"}
             self._metrics.contributions.labels(outcome.get(type(error), "refused")).inc()
             log.debug("contribution of node %s refused: %s", node, error.message)
+        finally:
+            if not any(isinstance(action, Deliver) for action in actions):
+                _close(contribution)
 
     def refuse(self, node: str, task_id: str, error: EdgeAttentionError) -> None:
         """A message of `task_id` came damaged: another holder is asked, if there is one."""
@@ -119,16 +133,20 @@ class Dispatcher:
         deadline_seconds: float,
         fold: Fold,
         say: Callable[[str], None] | None = None,
+        *,
+        spooled: bool = False,
     ) -> Outcome:
         """Run one exchange to its end: every shard answered or missing, at the deadline at the latest.
 
         `say` is told which node is waited for while it is away and until when, and "" when it is back.
+        `spooled`: `fold` gets large tensors as `SpooledTensor`s instead of arrays, and what it does not
+        refuse is its own to close.
 
         Raises:
             EdgeAttentionError: what a node found wrong with the program itself.
         """
         exchange = Exchange(next(self._ids), assignments, self._membership.state)
-        running = _Running(exchange, fold, asyncio.get_running_loop().create_future(), say)
+        running = _Running(exchange, fold, asyncio.get_running_loop().create_future(), say, spooled=spooled)
         self._running[exchange.id] = running
         timer = asyncio.get_running_loop().call_later(
             deadline_seconds, lambda: self._perform(running, exchange.deadline())
@@ -212,9 +230,14 @@ class Dispatcher:
                         connection.send(Cancel(task_id))
                 case Deliver(assignment, node, contribution):
                     try:
-                        running.fold(assignment, node, contribution)
+                        running.fold(
+                            assignment, node, contribution if running.spooled else _loaded(contribution)
+                        )
                         self._folded.inc()
+                        if not running.spooled:
+                            _close(contribution)
                     except Exception as problem:
+                        _close(contribution)
                         # Whatever a peer sends, the stream it came on and this exchange go on.
                         error = problem if isinstance(problem, EdgeAttentionError) else None
                         if error is None:
@@ -225,3 +248,32 @@ class Dispatcher:
                         queue += running.exchange.refuse(contribution.task_id, error)
         if running.exchange.done and not running.done.done():
             running.done.set_result(None)
+
+
+def _spooled(contribution: Contribution) -> Iterator[tuple[str, SpooledTensor]]:
+    for name, tensor in contribution.tensors.items():
+        value: object = tensor
+        if isinstance(value, SpooledTensor):
+            yield name, value
+
+
+def _close(contribution: Contribution) -> None:
+    for _, tensor in _spooled(contribution):
+        tensor.close()
+
+
+def _loaded(contribution: Contribution) -> Contribution:
+    """`contribution` with arrays alone.
+
+    Raises:
+        ResourceExhausted: they are larger than ARRAYS_LIMIT together.
+    """
+    spooled = dict(_spooled(contribution))
+    if not spooled:
+        return contribution
+    if (size := sum(tensor.nbytes for tensor in spooled.values())) > ARRAYS_LIMIT:
+        raise ResourceExhausted(
+            f"it returned {size:,} bytes where {ARRAYS_LIMIT:,} are loaded; cut the request into several"
+        )
+    arrays = {name: tensor.array() for name, tensor in spooled.items()}
+    return replace(contribution, tensors={**contribution.tensors, **arrays})

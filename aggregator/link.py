@@ -218,11 +218,12 @@ class Link:
     def _contribution(self, name: str, member: Member, contribution: Contribution) -> None:
         if contribution.bulk_tensors:
             try:
-                bulk = self._bulk.received(member.session, contribution.bulk_tensors)
+                spooled: Any = self._bulk.received(member.session, contribution.bulk_tensors)
             except EdgeAttentionError as error:
                 self._dispatcher.refuse(name, contribution.task_id, error)
                 return
-            contribution = replace(contribution, tensors={**contribution.tensors, **bulk}, bulk_tensors=())
+            tensors = {**contribution.tensors, **spooled}
+            contribution = replace(contribution, tensors=tensors, bulk_tensors=())
         self._dispatcher.contribution(name, contribution)
 
     async def download(self, request: DownloadRequest, context: Any) -> AsyncIterator[Chunk]:

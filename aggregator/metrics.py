@@ -70,5 +70,24 @@ class Metrics:
         self.waiting = Gauge(
             prefix + "run_waiting", "1 while a run waits for a node.", ["run"], registry=registry
         )
+        self.updates = Counter(
+            prefix + "updates_total",
+            "Updates of federated rounds by outcome: folded, left_out, refused, stale.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.staleness = Histogram(
+            prefix + "update_staleness_versions",
+            "Versions between the parameters an update was computed on and the current.",
+            buckets=(0, 1, 2, 4, 8, 16, 32),
+            registry=registry,
+        )
+        self.loss = Gauge(
+            prefix + "run_loss", "Training loss of a run's last round.", ["run"], registry=registry
+        )
+        self.consensus = Gauge(
+            prefix + "run_consensus_loss", "Consensus losses of a run's last round.", ["run", "kind"],
+            registry=registry,
+        )  # fmt: skip
         self.contexts = Gauge(prefix + "contexts", "Contexts.", registry=registry)
         self.tokens = Gauge(prefix + "context_tokens", "Tokens over all contexts.", registry=registry)

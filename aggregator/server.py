@@ -32,6 +32,7 @@ from aggregator.parameters import ParameterStore
 from aggregator.state import State
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
+from aggregator.training.services import Services
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.wire.methods import CHANNEL_OPTIONS
@@ -91,7 +92,8 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             welcome=contexts.unknown,
         )
         parameters = ParameterStore(state)
-        runs = Runs(state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience)
+        services = Services(state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience)
+        runs = Runs(services)
         appender = Appender(contexts, membership, dispatcher, bulk)
         attender = Attender(contexts, dispatcher, metrics)
         api = Api(membership, dispatcher, bulk, contexts, appender, attender)

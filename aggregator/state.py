@@ -3,6 +3,7 @@
     <directory>/lock          held (flock) by the one aggregator that uses the folder
     <directory>/state.db      contexts and segments, runs, versions and records
     <directory>/blobs/        files by the SHA-256 of their bytes
+    <directory>/spool/        what is under way up; empty at every start (`aggregator.spool`)
     <directory>/runs/         written by `aggregator.parameters`
 
 A method that returns has made its change durable: SQLite in WAL mode with synchronous=FULL, files fsynced
@@ -12,7 +13,6 @@ one lock makes any number of threads safe.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aggregator.folder import PREFIX, TEMPORARY, lock, sweep, sync, write_durably
+from aggregator.blobs import Blobs
+from aggregator.folder import PREFIX, lock, sweep, sync, write_durably
 from edge_attention.core.errors import (
     AlreadyExists,
     DataLoss,
@@ -115,10 +116,10 @@ class State:
             sweep()
         self._temporary = tempfile.TemporaryDirectory(prefix=PREFIX) if directory is None else None
         self.directory = Path(self._temporary.name if self._temporary else directory or "").absolute()
-        self._blobs = self.directory / "blobs"
+        folder = self.directory / "blobs"
         self._mutex = threading.RLock()
         try:
-            self._blobs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_file = lock(self.directory)
         except OSError as error:
             raise FailedPrecondition(
@@ -126,8 +127,7 @@ class State:
                 "make it writable for the aggregator, or give another --state"
             ) from error
         try:
-            for left in self._blobs.glob(f"*{TEMPORARY}"):
-                left.unlink()
+            self._blobs = Blobs(folder)
             self._database = self._open(":memory:" if self._temporary else str(self.directory / "state.db"))
             self.id = self._identity()
         except BaseException:
@@ -297,11 +297,27 @@ class State:
             )
         return [file for (file,) in struck]
 
+    def forget_versions(self, run: str, before: int) -> list[str]:
+        """Strikes versions below `before`, but never version 0; the caller deletes the files returned."""
+        where = "run = ? AND version > 0 AND version < ?"
+        with self.transaction():
+            struck = self._rows(f"SELECT file, optimizer_file FROM versions WHERE {where}", run, before)
+            self._database.execute(f"DELETE FROM versions WHERE {where}", (run, before))
+        return [file for files in struck for file in files if file is not None]
+
     def get_version(self, run: str, version: int) -> Version:
+        """The version; `NotFound` if there is none, or no longer."""
         rows = self._rows("SELECT * FROM versions WHERE run = ? AND version = ?", run, version)
-        if not rows:
-            raise NotFound(f"run {run!r} has no version {version}; its latest is {self.get_run(run).version}")
-        return Version(*rows[0])
+        if rows:
+            return Version(*rows[0])
+        latest = self.get_run(run).version
+        if latest is None or not 0 <= version <= latest:
+            raise NotFound(f"run {run!r} has no version {version}; its latest is {latest}")
+        ((oldest,),) = self._rows("SELECT MIN(version) FROM versions WHERE run = ? AND version > 0", run)
+        raise NotFound(
+            f"version {version} of run {run!r} is no longer kept; there are 0 and {oldest} to {latest}: "
+            "take one of them, and give the next run a larger keep_versions"
+        )
 
     def list_versions(self, run: str | None = None) -> list[Version]:
         """The versions of one run, or of all, in order."""
@@ -337,35 +353,22 @@ class State:
 
     def put_blob(self, data: bytes) -> str:
         """Stores the bytes; their SHA-256 in lower-case hexadecimal, under which `get_blob` returns them."""
-        digest = hashlib.sha256(data).hexdigest()
-        with self._mutex:
-            try:
-                self.get_blob(digest)
-            except (NotFound, DataLoss):  # a damaged blob is healed by putting it again
-                write_durably(self._blobs / digest, data)
-                sync(self._blobs)
-        return digest
+        return self._blobs.put(data)
+
+    def adopt_blob(self, file: Path, digest: str) -> None:
+        """Moves `file`, which lies in this folder and has this digest, among the blobs."""
+        self._blobs.adopt(file, digest)
 
     def get_blob(self, digest: str) -> bytes:
         """The blob, verified: `NotFound` if there is none, `DataLoss` if its bytes are not what was put."""
-        path = self._blob(digest)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise NotFound(f"there is no blob {digest}; upload it") from None
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise DataLoss(f"blob {path} is damaged: its bytes have another digest; upload it again")
-        return data
+        return self._blobs.get(digest)
+
+    def blob_path(self, digest: str) -> Path:
+        """Where the blob lies, for reading only; verified. Raises as `get_blob` does."""
+        return self._blobs.path(digest)
 
     def has_blob(self, digest: str) -> bool:
-        return self._blob(digest).is_file()
-
-    def _blob(self, digest: str) -> Path:
-        if not re.fullmatch("[0-9a-f]{64}", digest):
-            raise InvalidArgument(
-                f"{digest[:80]!r} is no SHA-256 digest; give 64 lower-case hexadecimal digits"
-            )
-        return self._blobs / digest
+        return self._blobs.has(digest)
 
 
 def check_run_id(id: str) -> None:

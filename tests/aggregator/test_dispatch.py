@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from house import House, until
 
+from aggregator import dispatch
 from aggregator.exchange import Assignment
 from aggregator.link import NodeConnection
+from aggregator.spool import SpooledTensor
 from edge_attention.core.errors import InvalidProgram, InvalidTensor
 from edge_attention.core.fleet import NodeState
-from edge_attention.core.program import Contribution, Drop, Fault, Program
-from edge_attention.core.session import Cancel, Credit, Heartbeat
+from edge_attention.core.program import BulkTensor, Contribution, Drop, Fault, Program
+from edge_attention.core.session import Cancel, Credit, Heartbeat, UploadChunk
+from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire.link import to_node
 
 
@@ -29,11 +34,11 @@ def answer(program, **changed):
     return replace(contribution, **changed)
 
 
-async def asked(house, box, *assignments, fold=lambda *_: None, seconds=5.0):
+async def asked(house, box, *assignments, fold=lambda *_: None, seconds=5.0, **options):
     """An exchange of which `box` has got its programs and answers none by itself."""
     box.mute = True
-    task = asyncio.create_task(house.dispatcher.run(assignments, seconds, fold))
-    await until(lambda: len(box.programs) == len(assignments))
+    task = asyncio.create_task(house.dispatcher.run(assignments, seconds, fold, **options))
+    await until(lambda: len(box.programs) >= len(assignments))
     return task, box.programs
 
 
@@ -143,6 +148,88 @@ def test_a_node_that_resumes_is_sent_its_task_again():
         return await task
 
     assert run(scenario).answered == {"s": "a"}
+
+
+ARRAY = np.arange(50, dtype=np.float32)
+
+
+async def uploaded(house):
+    """A tensor on the spool, as the link hands it on."""
+    data = ARRAY.tobytes()
+    digest = hashlib.sha256(data).hexdigest()
+
+    async def chunks():
+        yield UploadChunk("", digest, 0, len(data), data)
+
+    await house.bulk.upload("s", chunks(), keep=False)
+    large = BulkTensor("x", DataType.FLOAT32, (50,), Encoding.RAW, digest, len(data))
+    return {"x": house.bulk.received("s", [large])["x"], "y": np.ones(2, np.float32)}
+
+
+def on_disk(house):
+    return len(list((house.state.directory / "spool").iterdir()))
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_large_tensors_come_as_arrays_or_as_handles_that_the_recipe_closes(spooled):
+    folded = []
+
+    async def scenario(house):
+        task, (program,) = await asked(
+            house, house.node("a"), assignment(), fold=lambda a, n, c: folded.append(c), spooled=spooled
+        )
+        house.dispatcher.contribution("a", answer(program, tensors=await uploaded(house)))
+        await task
+        tensors = folded[0].tensors
+        assert isinstance(tensors["x"], SpooledTensor if spooled else np.ndarray)
+        np.testing.assert_array_equal(tensors["x"].array() if spooled else tensors["x"], ARRAY)
+        np.testing.assert_array_equal(tensors["y"], [1, 1])
+        assert on_disk(house) == spooled
+        if spooled:
+            tensors["x"].close()
+        assert on_disk(house) == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_nothing_of_what_is_refused_stays_on_the_disk(spooled):
+    async def scenario(house):
+        def fold(*_):
+            raise InvalidTensor("no")
+
+        box = house.node("a")
+        task, (program,) = await asked(house, box, assignment(), fold=fold, spooled=spooled)
+        for wrong in (
+            {"version": 1},
+            {"task_id": "1234-0.0.1"},
+            {"number": 3},
+            {"coverage": range(1)},
+            {},  # the fold refuses it
+            {},  # late
+        ):
+            house.dispatcher.contribution("a", answer(program, **{"tensors": await uploaded(house), **wrong}))
+            assert on_disk(house) == 0, wrong
+        assert (await task).missing
+        task, programs = await asked(house, box, assignment("t"), fold=fold, spooled=spooled)
+        fault = answer(programs[-1], error=Fault("NotFound", "gone"), tensors=await uploaded(house))
+        house.dispatcher.contribution("a", fault)
+        assert (await task).missing
+        assert on_disk(house) == 0
+
+    run(scenario)
+
+
+def test_more_than_is_loaded_is_refused(monkeypatch):
+    monkeypatch.setattr(dispatch, "ARRAYS_LIMIT", 199)
+
+    async def scenario(house):
+        task, (program,) = await asked(house, house.node("a"), assignment())
+        house.dispatcher.contribution("a", answer(program, tensors=await uploaded(house)))
+        assert on_disk(house) == 0
+        return await task
+
+    assert "200 bytes where 199 are loaded" in run(scenario).missing["s"]
 
 
 def test_waiting_says_for_whom_and_until_when_and_ends():

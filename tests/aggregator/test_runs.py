@@ -117,7 +117,7 @@ def test_stopping_what_waits_and_what_has_ended():
         run, _ = await started(house, skip="b")
         await until(lambda: "node 'b'" in house.runs.describe(run).waiting)
         with pytest.raises(FailedPrecondition, match="no version yet"):
-            house.runs.export(run, None)
+            house.runs.parameters(run, None)
         info = await house.runs.stop(run)
         assert (info.state, info.waiting) == (RunState.STOPPED, "")
         assert await house.runs.stop(run) == info
@@ -230,9 +230,9 @@ def test_a_run_is_found_by_id_and_by_its_latest_name():
         assert house.runs.describe(first).id == first
         assert house.runs.describe("small").id == second
         assert [run.id for run in house.runs.list()] == [first, second]
-        assert house.runs.export(first, None)[0] == 1
+        assert house.runs.parameters(first, None).version == 1
         with pytest.raises(NotFound, match="no version 7"):
-            house.runs.export(first, 7)
+            house.runs.parameters(first, 7)
 
     with House() as house:
         asyncio.run(scenario(house))

@@ -206,6 +206,26 @@ def test_blobs_are_verified_healed_and_cleaned(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("blobs/*.tmp"))
 
 
+def test_a_file_becomes_a_blob_where_it_lies(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"graph").hexdigest()
+    with State(tmp_path) as state:
+        file = tmp_path / "spool" / "x"
+        file.parent.mkdir()
+        file.write_bytes(b"graph")
+        state.adopt_blob(file, digest)
+        assert not file.exists()
+        assert (state.get_blob(digest), state.blob_path(digest).read_bytes()) == (b"graph", b"graph")
+        with pytest.raises(Internal, match="cannot be written"):
+            state.adopt_blob(file, "0" * 64)
+    with State(tmp_path) as state:
+        assert state.blob_path(digest).read_bytes() == b"graph"
+        with pytest.raises(NotFound, match="upload it"):
+            state.blob_path("0" * 64)
+    (tmp_path / "blobs" / digest).write_bytes(b"graqh")
+    with State(tmp_path) as state, pytest.raises(DataLoss, match=f"{digest} is damaged"):
+        state.blob_path(digest)
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
