@@ -6,12 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from aggregator.dispatch import Dispatcher
-from aggregator.membership import Membership
-from aggregator.state import State
 from aggregator.training.alignment import Alignment, Split, align, split
 from aggregator.training.fusion import FusionRounds, Interrupted
 from aggregator.training.plan import FusionPlan, check_dataset
+from aggregator.training.services import Services
 from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition
 
 
@@ -20,16 +18,15 @@ class Readiness:
 
     def __init__(
         self,
-        state: State,
-        membership: Membership,
-        dispatcher: Dispatcher,
+        services: Services,
         run: str,
         planned: FusionPlan,
         rounds: FusionRounds,
         patience: float,
         say: Callable[[str], None],
     ) -> None:
-        self._state, self._membership, self._dispatcher = state, membership, dispatcher
+        self._state, self._membership = services.state, services.membership
+        self._dispatcher = services.dispatcher
         self._run, self._planned, self._rounds = run, planned, rounds
         self._patience, self._say = patience, say
         self._instances: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_attention.core.jobs import Evaluation, TrainingRound
+from edge_attention.core.jobs import Evaluation, NodeRound, TrainingRound
 
 
 def to_json(record: TrainingRound) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def record_from(data: Mapping[str, Any]) -> TrainingRound:
             **data,
             "samples": tuple(data["samples"]),
             "evaluation": Evaluation(**evaluation) if evaluation else None,
+            "nodes": {node: NodeRound(**part) for node, part in data.get("nodes", {}).items()},
         }
     )
 

@@ -8,19 +8,19 @@ import contextlib
 import logging
 import re
 import secrets
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 
-from aggregator.bulk import Bulk
-from aggregator.dispatch import Dispatcher
-from aggregator.link import Link
-from aggregator.membership import Membership
-from aggregator.metrics import Metrics
-from aggregator.parameters import ParameterStore
-from aggregator.state import State
-from aggregator.training.plan import FusionPlan, check_dataset, plan
+from aggregator.parameters import Stream
+from aggregator.state import Run
+from aggregator.training.active import ActiveRun, Job, evaluation_due
+from aggregator.training.federated.export import export
+from aggregator.training.federated.plan import FederatedPlan
+from aggregator.training.recipes import Recipe, recipe_of
 from aggregator.training.records import record_from
-from aggregator.training.trainer import ActiveRun, Trainer, evaluation_due
+from aggregator.training.services import Services
 from edge_attention.core.errors import (
     EdgeAttentionError,
     FailedPrecondition,
@@ -28,6 +28,7 @@ from edge_attention.core.errors import (
     Unavailable,
 )
 from edge_attention.core.jobs import (
+    FederatedJob,
     FusionJob,
     PlannedGraph,
     RunState,
@@ -44,53 +45,60 @@ log = logging.getLogger(__name__)
 class Runs:
     """All runs: those going on and those that have ended."""
 
-    def __init__(
-        self,
-        state: State,
-        parameters: ParameterStore,
-        membership: Membership,
-        dispatcher: Dispatcher,
-        bulk: Bulk,
-        link: Link,
-        metrics: Metrics,
-        patience: float,
-    ) -> None:
-        self._state = state
-        self._parameters = parameters
-        self._membership = membership
-        self._dispatcher = dispatcher
-        self._bulk = bulk
-        self._link = link
-        self._metrics = metrics
-        self._patience = patience
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._state = services.state
+        self._parameters = services.parameters
+        self._metrics = services.metrics
         self._active: dict[str, ActiveRun] = {}
         self._closing = False
 
     # Calls of clients
 
-    async def plan(self, job: FusionJob) -> tuple[PlannedGraph, ...]:
+    async def plan(self, job: Job | None) -> tuple[PlannedGraph, ...]:
         """What the job would run and what has to be released for it."""
-        return (await self._plan(job)).released()
+        recipe = recipe_of(job, self._services)
+        await recipe.plan()
+        try:
+            return recipe.released()
+        finally:
+            recipe.discard()
 
-    async def start(self, job: FusionJob) -> TrainingRun:
+    async def start(self, job: Job | None) -> TrainingRun:
         """Start a run.
 
         Raises:
             EdgeAttentionError: the job cannot run; nothing is left of it.
         """
-        planned = await self._plan(job)
-        for part in (*planned.encoders, planned.head):
-            member = self._membership.get(part.node)
-            if member is not None and member.live:
-                check_dataset(part, member.register.datasets)
-        stem = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-") or "run"
-        id, created, key = f"{stem[:40]}-{secrets.token_hex(3)}", time.time(), secrets.token_bytes(32)
-        encoded = START_RUN.request.encode(StartRunRequest(job))
-        stored = {"job": base64.b64encode(encoded).decode(), "identity_key": key.hex()}
+        recipe = recipe_of(job, self._services)
+        assert job is not None  # or there is no recipe
+        await recipe.plan()
+        try:
+            recipe.check_nodes()
+            stem = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-") or "run"
+            id, created, key = f"{stem[:40]}-{secrets.token_hex(3)}", time.time(), secrets.token_bytes(32)
+            request = StartRunRequest(job) if isinstance(job, FusionJob) else StartRunRequest(federated=job)
+            encoded = START_RUN.request.encode(request)
+            stored = {"job": base64.b64encode(encoded).decode(), "identity_key": key.hex(), **recipe.keep(id)}
+        finally:
+            recipe.discard()
         self._state.put_run(id, job.name, created, stored, RunState.RUNNING.value)
         info = TrainingRun(id, job.name, RunState.RUNNING, "", 0, job.rounds, 0, created)
-        self._begin(ActiveRun(info, job, key), planned)
+        self._begin(ActiveRun(info, job, key), recipe, None)
         return info
+
+    async def resume_run(self, name: str) -> TrainingRun:
+        """Let a stopped run go on after its last committed round.
+
+        Raises:
+            FailedPrecondition: it is not stopped.
+        """
+        info = self.describe(name)
+        if info.state is not RunState.STOPPED:
+            raise FailedPrecondition(f"run {info.id} is {info.state.value}; only a stopped run is resumed")
+        self._state.set_run_status(info.id, RunState.RUNNING.value)
+        self._take_up(self._state.get_run(info.id))
+        return self.describe(info.id)
 
     async def stop(self, name: str) -> TrainingRun:
         """Stop a run after the round it is in; what was committed stays."""
@@ -165,32 +173,61 @@ class Runs:
             if self._closing:
                 raise Unavailable("the aggregator is stopping; the run goes on when it is started again")
 
-    def export(self, name: str, version: int | None) -> tuple[int, bytes]:
-        """A version's number and its parameters as a safetensors file."""
+    def parameters(self, name: str, version: int | None) -> Stream:
+        """A version's parameters as a safetensors file, in pieces."""
         info = self.describe(name)
         latest = self._parameters.latest(info.id)
         if latest is None:
             why = f"it {info.state.value}: {info.detail}" if info.detail else f"it waits for {info.waiting}"
             raise FailedPrecondition(f"run {info.id} has no version yet; {why}")
+        job = self._state.get_run(info.id).job
+        names = FederatedPlan.from_json(job["plan"]).names if "plan" in job else None
+        return self._parameters.stream(info.id, version, names)
+
+    @contextlib.asynccontextmanager
+    async def model(self, name: str, version: int | None) -> AsyncIterator[tuple[int, Path]]:
+        """A version's number and the trained model as an ONNX file, which is there meanwhile.
+
+        Raises:
+            FailedPrecondition: the run trains parts on several nodes, or has no version yet.
+        """
+        info = self.describe(name)
+        row = self._state.get_run(info.id)
+        job, latest = self._job(row.job), self._parameters.latest(info.id)
+        if not isinstance(job, FederatedJob):
+            raise FailedPrecondition(
+                f"run {info.id} trains parts of a model on several nodes; take its parameters instead"
+            )
+        if latest is None:
+            raise FailedPrecondition(
+                f"run {info.id} has no version yet; it waits for {info.waiting or 'nodes'}"
+            )
         chosen = latest if version is None else version
-        return chosen, self._parameters.export(info.id, chosen)
+        parameters, _ = self._parameters.open(info.id, chosen)
+        names = FederatedPlan.from_json(row.job["plan"]).names
+        with tempfile.TemporaryDirectory(dir=self._state.directory) as folder:
+            out = Path(folder) / "model.onnx"
+            await export(self._state.blob_path(job.model.graph), parameters.path, names, out)
+            yield chosen, out
 
     # Of the process
 
     def resume(self) -> None:
         """Take up the runs that were going on when the aggregator ended."""
         for row in self._state.list_runs():
-            if row.status != RunState.RUNNING.value:
-                continue
-            job = self._job(row.job)
-            info = TrainingRun(
-                row.id, row.name, RunState.RUNNING, "", row.round, job.rounds, row.version or 0, row.created
-            )
-            log.info("run %s goes on after round %d of %d", row.id, row.round, job.rounds)
-            active = ActiveRun(info, job, bytes.fromhex(row.job["identity_key"]))
-            record = self._state.record(row.id, row.round) if evaluation_due(job, row.round) else None
-            active.evaluating = record is not None and record_from(record).evaluation is None
-            self._begin(active, None)
+            if row.status == RunState.RUNNING.value:
+                self._take_up(row)
+
+    def _take_up(self, row: Run) -> None:
+        job = self._job(row.job)
+        info = TrainingRun(
+            row.id, row.name, RunState.RUNNING, "", row.round, job.rounds, row.version or 0, row.created
+        )
+        log.info("run %s goes on after round %d of %d", row.id, row.round, job.rounds)
+        active = ActiveRun(info, job, bytes.fromhex(row.job["identity_key"]))
+        record = self._state.record(row.id, row.round) if evaluation_due(job, row.round) else None
+        active.evaluating = record is not None and record_from(record).evaluation is None
+        self._begin(active, recipe_of(job, self._services), row.job)
 
     async def close(self) -> None:
         """Leave the runs as they are, to be taken up by the next process."""
@@ -205,30 +242,28 @@ class Runs:
 
     # Inside
 
-    def _job(self, stored: dict[str, str]) -> FusionJob:
-        return START_RUN.request.decode(base64.b64decode(stored["job"])).job
+    def _job(self, stored: Mapping[str, str]) -> FusionJob | FederatedJob:
+        request = START_RUN.request.decode(base64.b64decode(stored["job"]))
+        job = request.job or request.federated
+        assert job is not None  # it was started
+        return job
 
     def _samples(self, id: str) -> Samples | None:
         zeroth = self._state.record(id, 0)
         return Samples(**zeroth["samples"]) if zeroth is not None else None
 
-    async def _plan(self, job: FusionJob) -> FusionPlan:
-        digests = {encoder.graph for encoder in job.encoders} | {job.head.graph}
-        models = {digest: self._bulk.find(digest) for digest in digests}
-        # Differentiating takes a second or more; heartbeats must not wait for it.
-        return await asyncio.to_thread(plan, job, models)
-
-    def _begin(self, active: ActiveRun, planned: FusionPlan | None) -> None:
+    def _begin(self, active: ActiveRun, recipe: Recipe, stored: Mapping[str, str] | None) -> None:
         self._active[active.info.id] = active
         self._metrics.runs.inc()
-        active.task = asyncio.create_task(self._supervise(active, planned), name=f"run {active.info.id}")
+        work = self._supervise(active, recipe, stored)
+        active.task = asyncio.create_task(work, name=f"run {active.info.id}")
 
-    async def _supervise(self, active: ActiveRun, planned: FusionPlan | None) -> None:
+    async def _supervise(self, active: ActiveRun, recipe: Recipe, stored: Mapping[str, str] | None) -> None:
         id = active.info.id
         try:
-            planned = planned or await self._plan(active.job)
-            await self._trainer(active, planned).train()
-            self._end(active, RunState.FINISHED, "")
+            if stored is not None:
+                await recipe.recall(id, stored)
+            self._end(active, RunState.FINISHED, await recipe.train(active))
         except EdgeAttentionError as error:
             log.error("run %s failed: %s", id, error.message)
             self._end(active, RunState.FAILED, error.message)
@@ -246,18 +281,3 @@ class Runs:
     def _end(self, active: ActiveRun, state: RunState, detail: str) -> None:
         self._state.set_run_status(active.info.id, state.value, detail)
         active.update(state=state, detail=detail, waiting="")
-
-    def _trainer(self, active: ActiveRun, planned: FusionPlan) -> Trainer:
-        patience = active.job.patience_seconds or self._patience
-        return Trainer(
-            active,
-            planned,
-            self._state,
-            self._parameters,
-            self._membership,
-            self._dispatcher,
-            self._bulk,
-            self._link,
-            self._metrics,
-            patience,
-        )

@@ -24,16 +24,18 @@ class TrainingApi:
             services.PLAN_RUN: self.plan,
             services.WATCH_RUN: self.watch,
             services.STOP_RUN: self.stop,
+            services.RESUME_RUN: self.resume,
             services.DESCRIBE_RUN: self.describe,
             services.LIST_RUNS: self.list,
             services.GET_PARAMETERS: self.parameters,
+            services.GET_MODEL: self.model,
         }
 
     async def start(self, request: jobs.StartRunRequest, call: Any) -> jobs.StartRunResponse:
-        return jobs.StartRunResponse(await self._runs.start(request.job))
+        return jobs.StartRunResponse(await self._runs.start(request.job or request.federated))
 
     async def plan(self, request: jobs.PlanRunRequest, call: Any) -> jobs.PlanRunResponse:
-        return jobs.PlanRunResponse(await self._runs.plan(request.job))
+        return jobs.PlanRunResponse(await self._runs.plan(request.job or request.federated))
 
     def watch(
         self, request: jobs.WatchRunRequest, call: Any
@@ -42,6 +44,9 @@ class TrainingApi:
 
     async def stop(self, request: jobs.StopRunRequest, call: Any) -> jobs.StopRunResponse:
         return jobs.StopRunResponse(await self._runs.stop(request.run))
+
+    async def resume(self, request: jobs.ResumeRunRequest, call: Any) -> jobs.ResumeRunResponse:
+        return jobs.ResumeRunResponse(await self._runs.resume_run(request.run))
 
     async def describe(self, request: jobs.DescribeRunRequest, call: Any) -> jobs.DescribeRunResponse:
         return jobs.DescribeRunResponse(self._runs.describe(request.run))
@@ -52,6 +57,13 @@ class TrainingApi:
     async def parameters(
         self, request: jobs.GetParametersRequest, call: Any
     ) -> AsyncIterator[jobs.ParametersChunk]:
-        version, data = self._runs.export(request.run, request.version)
-        for start in range(0, len(data), CHUNK):
-            yield jobs.ParametersChunk(version, len(data), data[start : start + CHUNK])
+        stream = self._runs.parameters(request.run, request.version)
+        for piece in stream.pieces:
+            yield jobs.ParametersChunk(stream.version, stream.size, piece)
+
+    async def model(self, request: jobs.GetModelRequest, call: Any) -> AsyncIterator[jobs.ModelChunk]:
+        async with self._runs.model(request.run, request.version) as (version, path):
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                while data := file.read(CHUNK):
+                    yield jobs.ModelChunk(version, size, data)

@@ -5,74 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from aggregator.bulk import Bulk
-from aggregator.dispatch import Dispatcher
-from aggregator.link import Link
-from aggregator.membership import Membership
-from aggregator.metrics import Metrics
-from aggregator.parameters import Committed, ParameterStore
-from aggregator.state import State
+from aggregator.parameters import Committed
+from aggregator.training.active import ActiveRun, evaluation_due
 from aggregator.training.alignment import Alignment, Split, batch_positions
 from aggregator.training.fusion import FusionRounds, Interrupted, Samples, Timer
 from aggregator.training.plan import FusionPlan, Graph
 from aggregator.training.readiness import Readiness
 from aggregator.training.records import record_from, to_json, write_lines
-from edge_attention.core.jobs import FusionJob, TrainingRound, TrainingRun
+from aggregator.training.services import Services
+from edge_attention.core.jobs import FusionJob, TrainingRound
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class ActiveRun:
-    """A run as it stands. `changed` is replaced each time something does."""
-
-    info: TrainingRun
-    job: FusionJob
-    identity_key: bytes
-    task: asyncio.Task[None] | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    evaluating: bool = False
-
-    def update(self, **changes: object) -> None:
-        self.info = replace(self.info, **changes)  # type: ignore[arg-type]
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-
-def evaluation_due(job: FusionJob, number: int) -> bool:
-    """Whether the held-out samples are evaluated after round `number`; 0 is before the first."""
-    every = job.evaluate_every
-    due = number == job.rounds or bool(every and number % every == 0)
-    return job.holdout > 0 and number > 0 and due
 
 
 class Trainer:
     """Trains one run; `train` returns when its last round is committed and pushed."""
 
-    def __init__(
-        self,
-        active: ActiveRun,
-        planned: FusionPlan,
-        state: State,
-        parameters: ParameterStore,
-        membership: Membership,
-        dispatcher: Dispatcher,
-        bulk: Bulk,
-        link: Link,
-        metrics: Metrics,
-        patience: float,
-    ) -> None:
-        self._active, self._planned = active, planned
-        self._id, self._job = active.info.id, active.job
-        self._state, self._parameters, self._link, self._metrics = state, parameters, link, metrics
+    def __init__(self, active: ActiveRun, job: FusionJob, planned: FusionPlan, services: Services) -> None:
+        self._active, self._job, self._planned = active, job, planned
+        self._id = active.info.id
+        self._state, self._parameters = services.state, services.parameters
+        self._link, self._metrics = services.link, services.metrics
+        patience = job.patience_seconds or services.patience
         self._rounds = FusionRounds(
-            self._id, planned, dispatcher, bulk, patience, active.identity_key, self._say
+            self._id, planned, services.dispatcher, services.bulk, patience, active.identity_key, self._say
         )
-        self._ready = Readiness(
-            state, membership, dispatcher, self._id, planned, self._rounds, patience, self._say
-        )
+        self._ready = Readiness(services, self._id, planned, self._rounds, patience, self._say)
 
     async def train(self) -> None:
         """Raises EdgeAttentionError if the run cannot go on."""
@@ -85,14 +45,7 @@ class Trainer:
             self._rounds.forget()
 
     def _say(self, sentence: str) -> None:
-        active = self._active
-        if sentence != active.info.waiting:
-            if sentence:
-                log.warning("run %s waits for %s", self._id, sentence)
-            elif active.info.waiting:
-                log.info("run %s goes on", self._id)
-            self._metrics.waiting.labels(self._id).set(bool(sentence))
-            active.update(waiting=sentence)
+        self._active.say(sentence, self._metrics)
 
     async def _all_rounds(self) -> None:
         active, job, rounds, ready = self._active, self._job, self._rounds, self._ready

@@ -22,6 +22,7 @@ from aggregator.metrics import Metrics
 from aggregator.parameters import ParameterStore
 from aggregator.state import State
 from aggregator.training.runs import Runs
+from aggregator.training.services import Services
 from edge_attention.core.fleet import NodeState
 from edge_attention.core.program import Program
 from edge_attention.core.session import PROTOCOL, Register, Sequence
@@ -49,7 +50,7 @@ class House:
         self.parameters = ParameterStore(self.state)
         link = SimpleNamespace(bytes_sent=Counter(), bytes_received=Counter())
         parts = (self.state, self.parameters, self.membership, self.dispatcher, self.bulk, link, self.metrics)
-        self.runs = Runs(*parts, patience)
+        self.runs = Runs(Services(*parts, patience))
 
     def __enter__(self):
         return self

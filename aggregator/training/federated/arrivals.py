@@ -1,0 +1,56 @@
+"""Which nodes train: those the job names, or all that have its dataset, once they are there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from aggregator.training.federated.plan import FederatedPlan, check_dataset
+from aggregator.training.services import Services
+from edge_attention.core.errors import DeadlineExceeded
+from edge_attention.core.jobs import FederatedJob
+
+
+async def arrivals(
+    job: FederatedJob,
+    plan: FederatedPlan,
+    services: Services,
+    patience: float,
+    say: Callable[[str], None],
+) -> dict[str, int]:
+    """The rows each node of the run has, by name.
+
+    Raises:
+        DeadlineExceeded: they do not come within `patience` seconds.
+        NotFound, InvalidArgument: a node's dataset does not fit the model.
+    """
+    membership = services.membership
+    if job.nodes:
+        if not await services.dispatcher.all_live(job.nodes, patience, say):
+            away = [n for n in job.nodes if not membership.live(n)]
+            raise DeadlineExceeded(
+                f"node {', '.join(away)} did not come within {patience:.0f} s; start it, and the run anew"
+            )
+        names = job.nodes
+    else:
+        until, least = time.monotonic() + patience, max(1, job.selection.minimum)
+        while len(names := _with_dataset(job, services)) < least:
+            left = until - time.monotonic()
+            if left < 0:
+                raise DeadlineExceeded(
+                    f"{len(names)} nodes have a dataset {job.dataset!r}, {least} are needed; start nodes "
+                    f"with --data {job.dataset}=FILE, and the run anew"
+                )
+            say(f"{least} nodes with a dataset {job.dataset!r}, there are {len(names)}")
+            await asyncio.sleep(min(0.2, left + 0.01))
+        say("")
+    return {
+        name: check_dataset(plan, job, name, membership.require_live(name).register.datasets)
+        for name in sorted(names)
+    }
+
+
+def _with_dataset(job: FederatedJob, services: Services) -> tuple[str, ...]:
+    members = (m.register for m in services.membership.members() if m.live)
+    return tuple(m.name for m in members if any(d.name == job.dataset for d in m.datasets))

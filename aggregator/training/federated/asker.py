@@ -1,0 +1,115 @@
+"""Asks one node for one answer, for as long as somebody wants it: a node that was away is asked again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from aggregator.bulk import Bulk
+from aggregator.dispatch import Dispatcher
+from aggregator.exchange import Assignment
+from aggregator.membership import Membership
+from aggregator.spool import SpooledTensor
+from aggregator.training.federated.push import Push
+from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, NotFound
+from edge_attention.core.program import Contribution, Instruction, Program
+from edge_attention.core.tensors import Array, Encoded
+
+Tensors = dict[str, Array | SpooledTensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the node returned, and the seconds from asking it to its last word."""
+
+    tensors: Mapping[str, Array | SpooledTensor]
+    seconds: float
+
+
+class Lacking(NotFound):
+    """The node does not have a tensor that the program takes for granted: it has been restarted."""
+
+
+class Refused(EdgeAttentionError):
+    """The node was asked and cannot do it; says why. `hopeless`: asking again would not help."""
+
+    def __init__(self, message: str, hopeless: bool = False) -> None:
+        super().__init__(message)
+        self.hopeless = hopeless
+
+
+class Asker:
+    """Runs tasks on single nodes. `patience`: seconds a node may stay away, or take."""
+
+    def __init__(self, dispatcher: Dispatcher, bulk: Bulk, membership: Membership, patience: float) -> None:
+        self._dispatcher, self._bulk, self._membership = dispatcher, bulk, membership
+        self._patience = patience
+
+    async def ask(
+        self,
+        node: str,
+        version: int,
+        instructions: tuple[Instruction, ...],
+        tensors: Mapping[str, Array],
+        push: Push,
+        state: Callable[[bool], None],
+    ) -> Answer:
+        """The node's answer. `state(False)` is called when it is gone and `state(True)` when it is back.
+
+        Raises:
+            Lacking: something the program takes for granted is not there.
+            Refused: the node found something wrong with it.
+            DeadlineExceeded: it stayed away for longer than there is patience.
+        """
+        while True:
+            found: Tensors = {}
+            began = time.monotonic()
+            inline, lent = self._bulk.lend_tensors(tensors)
+            program = Program(
+                "", node, range(1), instructions, version, self._patience,
+                {**push.inline, **inline}, (*push.bulk, *lent),
+            )  # fmt: skip
+
+            def fold(
+                assignment: Assignment, name: str, contribution: Contribution, found: Tensors = found
+            ) -> None:
+                if contribution.number == 0:
+                    close(found)
+                for key, tensor in contribution.tensors.items():
+                    assert not isinstance(tensor, Encoded)  # that is how tensors leave, not how they come
+                    found[key] = tensor
+
+            try:
+                outcome = await self._dispatcher.run(
+                    [Assignment(node, (node,), program)], self._patience, fold, spooled=True
+                )
+            except EdgeAttentionError as error:
+                close(found)
+                raise Refused(error.message, hopeless=True) from None
+            except BaseException:
+                close(found)
+                raise
+            finally:
+                for tensor in lent:
+                    self._bulk.take_back(tensor.digest)
+            if not outcome.missing:
+                return Answer(found, time.monotonic() - began)
+            close(found)
+            reason = "; ".join(outcome.missing.values())
+            if issubclass(outcome.causes.get(node, EdgeAttentionError), NotFound):
+                raise Lacking(reason)
+            if self._membership.live(node):
+                raise Refused(reason)
+            state(False)
+            if not await self._dispatcher.all_live([node], self._patience, lambda sentence: None):
+                raise DeadlineExceeded(f"node {node!r} did not come back within {self._patience:.0f} s")
+            state(True)
+
+
+def close(tensors: Tensors) -> None:
+    """Free what lies on the disk, and forget all."""
+    for tensor in tensors.values():
+        if isinstance(tensor, SpooledTensor):
+            tensor.close()
+    tensors.clear()

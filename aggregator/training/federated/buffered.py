@@ -1,0 +1,127 @@
+"""FedBuff's updates: nodes are always at work; performs what core/buffered decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from aggregator.training.federated.collect import PATIENT_SECONDS, Collected, Collector
+from aggregator.training.federated.updates import Update
+from aggregator.training.federated.work import Basis
+from edge_attention.core.buffered import Again, Ask, Buffered, BufferRules, Drop, Quarantine, Step
+from edge_attention.core.errors import (
+    DeadlineExceeded,
+    EdgeAttentionError,
+    FailedPrecondition,
+    InvalidTensor,
+)
+from edge_attention.core.strategies import from_config
+from edge_attention.core.strategies.fedbuff import FedBuff
+
+log = logging.getLogger(__name__)
+
+
+class Buffer(Collector):
+    """Updates of several versions meet in one step; nobody waits for a slow node."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        strategy = from_config(self._job.strategy.name, **self._job.strategy.options)
+        assert isinstance(strategy, FedBuff)
+        self._rules = BufferRules(
+            strategy.buffer, max_staleness=strategy.max_staleness, patience_seconds=self._patience
+        )
+        self._state: Buffered | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._updates: dict[tuple[str, int], Update] = {}
+        self._hopeless = ""
+
+    async def collect(self, basis: Basis) -> Collected:
+        began = time.monotonic()
+        actions: list[Any]
+        if self._state is None:
+            nodes = [node for node in self._nodes if node not in self.quarantined]
+            self._state = Buffered(self._rules, nodes, basis.version, began)
+            actions = self._state.start(began)
+        else:
+            actions = self._state.committed(basis.version, began)
+        state, dropped = self._state, self._state.dropped
+        while True:
+            for action in actions:
+                match action:
+                    case Ask(node, _, turn):
+                        work = self._task(node, turn, basis, state)
+                        self._tasks[node] = asyncio.create_task(work, name=f"{node} turn {turn}")
+                        state.started(node, time.monotonic())
+                    case Drop(node, turn, staleness):
+                        log.info("run %s: an update of %s is %d versions old", self.run, node, staleness)
+                        self._updates.pop((node, turn)).close()
+                    case Quarantine(node, reason):
+                        self.quarantine(node, reason)
+                        for key in [key for key in self._updates if key[0] == node]:
+                            self._updates.pop(key).close()
+                    case Again(reason):
+                        raise FailedPrecondition(reason) if self._hopeless else DeadlineExceeded(reason)
+                    case Step(contributions):
+                        self.say("", "")
+                        return Collected(
+                            self._taken(contributions), dict(self.quarantined), state.dropped - dropped
+                        )
+            event = await self.next_event(state.wake)
+            now = time.monotonic()
+            actions = list(event(now)) if event is not None else []
+            for node in self._tasks:
+                if (chunks := self.progress(node)) is not None:
+                    actions += state.progress(node, *chunks, now)
+            actions += state.tick(now)
+            if now - began > PATIENT_SECONDS:
+                self.say(state.waits(now), ",".join(state.waited))
+                self.show(state.doing(now))
+
+    def took(self, node: str, seconds: float) -> None:
+        """Nobody is waited for, so it does not matter."""
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for update in self._updates.values():
+            update.close()
+
+    def _taken(self, contributions: Sequence[Any]) -> list[Update]:
+        found = []
+        for contribution in contributions:
+            update = self._updates.pop((contribution.node, contribution.turn))
+            update.staleness = contribution.staleness
+            self._work.took_part(contribution.node, contribution.turn)
+            found.append(update)
+        return found
+
+    async def _task(self, node: str, turn: int, basis: Basis, state: Buffered) -> None:
+        """Puts into the queue what comes of asking `node`; never raises."""
+        put = self._events.put_nowait
+
+        def connection(there: bool) -> None:
+            put(lambda now: state.back(node, now) if there else state.lost(node, now))
+
+        try:
+            update = await self._work.update(node, basis, connection, turn)
+        except InvalidTensor as error:
+            reason = error.message
+            put(lambda now: state.refused(node, reason, now))
+        except EdgeAttentionError as error:
+            reason = error.message
+            self._hopeless = self._hopeless or (reason if getattr(error, "hopeless", False) else "")
+            log.warning("run %s: node %s failed: %s", self.run, node, reason)
+            put(lambda now: state.failed(node, reason, now))
+        except Exception as error:
+            log.exception("turn %d of node %s failed in the aggregator", turn, node)
+            reason = f"{type(error).__name__} in the aggregator; its log says more"
+            put(lambda now: state.failed(node, reason, now))
+        else:
+            self._updates[node, turn] = update
+            put(lambda now: state.finished(node, now))

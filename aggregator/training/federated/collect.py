@@ -1,0 +1,241 @@
+"""Gathers a synchronous round's updates: performs what core/rounds decides, with one task a node."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aggregator.training.active import ActiveRun
+from aggregator.training.federated.asker import Refused
+from aggregator.training.federated.samples import NodeSamples
+from aggregator.training.federated.updates import Update
+from aggregator.training.federated.work import Basis, Work
+from aggregator.training.services import Services
+from edge_attention.core.errors import (
+    DeadlineExceeded,
+    EdgeAttentionError,
+    FailedPrecondition,
+    InvalidTensor,
+    Unavailable,
+)
+from edge_attention.core.jobs import FederatedJob
+from edge_attention.core.rounds import Action, Again, Ask, Close, LeaveOut, Quarantine, Round, RoundRules
+from edge_attention.core.selection import select
+from edge_attention.core.timings import Timings
+
+log = logging.getLogger(__name__)
+
+QUARANTINED = "quarantined"
+"""How the reason begins for which a node is out of all further rounds."""
+PATIENT_SECONDS = 2.0
+"""A round younger than this is no wait worth a word."""
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """A round's updates in the nodes' order, who was left out and why, and how many came too late."""
+
+    updates: Sequence[Update]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    dropped: int = 0
+
+
+class Collector(ABC):
+    """Has the nodes of one run work. `quarantined`: those that may not any more, and why."""
+
+    def __init__(
+        self,
+        active: ActiveRun,
+        job: FederatedJob,
+        services: Services,
+        work: Work,
+        samples: Mapping[str, NodeSamples],
+        patience: float,
+    ) -> None:
+        self._active, self._job, self._services, self._work = active, job, services, work
+        self._nodes, self._patience = tuple(sorted(samples)), patience
+        self._events: asyncio.Queue[Callable[[float], Sequence[Any]]] = asyncio.Queue()
+        self.quarantined: dict[str, str] = {}
+
+    @property
+    def run(self) -> str:
+        return self._active.info.id
+
+    @abstractmethod
+    async def collect(self, basis: Basis) -> Collected:
+        """Updates for the next server step, from `basis` on.
+
+        Raises:
+            DeadlineExceeded: not enough of them come.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Nobody is asked any more."""
+
+    @abstractmethod
+    def took(self, node: str, seconds: float) -> None:
+        """What `node` took in a round of an earlier life of this aggregator."""
+
+    def say(self, sentence: str, about: str) -> None:
+        self._active.say(sentence, self._services.metrics, about)
+
+    def show(self, states: Mapping[str, str]) -> None:
+        """What each node does, for those who watch."""
+        if states != self._active.info.nodes:
+            self._active.update(nodes=dict(states))
+
+    def progress(self, node: str) -> tuple[int, int] | None:
+        """Chunks of its update that have come, of how many."""
+        member = self._services.membership.get(node)
+        chunks = None if member is None else self._services.bulk.progress(member.session)
+        return None if chunks is None else chunks[:2]
+
+    def quarantine(self, node: str, reason: str) -> str:
+        """The node works for this run no more; what records say of it."""
+        log.error("run %s: node %s is quarantined: %s", self.run, node, reason)
+        self._services.metrics.updates.labels("refused").inc()
+        self.quarantined[node] = f"{QUARANTINED}: {reason}"
+        return self.quarantined[node]
+
+    async def next_event(self, wake: float | None) -> Callable[[float], Sequence[Any]] | None:
+        """The next event, or nothing when it is time to look at the clock."""
+        seconds = 1.0 if wake is None else min(1.0, max(0.0, wake - time.monotonic()))
+        try:
+            return await asyncio.wait_for(self._events.get(), seconds)
+        except TimeoutError:
+            return None
+
+
+class Synchronous(Collector):
+    """All updates of a step start from the same version."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._timings = Timings()
+        self._tries, self._hopeless = 0, False
+
+    def took(self, node: str, seconds: float) -> None:
+        self._timings.add(node, seconds)
+
+    async def collect(self, basis: Basis) -> Collected:
+        since, self._tries = time.monotonic(), 0
+        while True:
+            selected = await self._select(basis, since)
+            collected = await self._once(basis, selected, since)
+            if collected is not None:
+                return collected
+
+    async def close(self) -> None:
+        """Every round ends its own tasks."""
+
+    async def _select(self, basis: Basis, since: float) -> tuple[str, ...]:
+        job, membership = self._job, self._services.membership
+        # Without a deadline a round is the same whoever happens to be away: it waits for them.
+        patient = job.selection.deadline_seconds is None and job.selection.adaptive is None
+        while True:
+            there = [n for n in self._nodes if n not in self.quarantined and (patient or membership.live(n))]
+            try:
+                return select(there, job.selection, job.seed, basis.number)
+            except Unavailable as error:
+                left = since + self._patience - time.monotonic()
+                if left < 0:
+                    raise DeadlineExceeded(f"{error.message} (waited {self._patience:.0f} s)") from None
+                self.say(f"{error.message}; gives up in {left:.0f} s", "nodes")
+                await asyncio.sleep(min(0.5, left + 0.01))
+
+    async def _once(self, basis: Basis, selected: Sequence[str], since: float) -> Collected | None:
+        """One try at the round; None: it has to be run again."""
+        began = time.monotonic()
+        self._events, self._hopeless = asyncio.Queue(), False  # what an earlier try has left means nothing
+        patience = max(0.1, since + self._patience - began)
+        rules = RoundRules.of(self._job.selection, self._timings, patience)
+        round = Round(basis.number, basis.version, rules, selected, began)
+        tasks: dict[str, asyncio.Task[None]] = {}
+        updates: dict[str, Update] = {}
+        left_out = dict(self.quarantined)
+        actions: list[Action] = round.start()
+        closed: tuple[str, ...] | None = None
+        try:
+            while closed is None:
+                for action in actions:
+                    match action:
+                        case Ask(node):
+                            work = self._task(node, basis, round, updates)
+                            tasks[node] = asyncio.create_task(work, name=f"round {basis.number} {node}")
+                            round.started(node, began)
+                        case LeaveOut(node, reason):
+                            log.warning(
+                                "run %s: round %d leaves out %s: %s", self.run, basis.number, node, reason
+                            )
+                            left_out[node] = reason
+                            tasks[node].cancel()
+                        case Quarantine(node, reason):
+                            left_out[node] = self.quarantine(node, reason)
+                        case Close(participants):
+                            closed = participants
+                        case Again(reason):
+                            await self._again(reason, since)
+                            return None
+                if closed is not None:
+                    break
+                event = await self.next_event(round.wake)
+                now = time.monotonic()
+                actions = list(event(now)) if event is not None else []
+                for node in tasks:
+                    if (chunks := self.progress(node)) is not None:
+                        actions += round.progress(node, *chunks, now)
+                actions += round.tick(now)
+                if now - began > PATIENT_SECONDS:
+                    self.say(round.waits(now), ",".join(round.waited))
+                    self.show(round.doing(now))
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            for node, update in updates.items():
+                if closed is None or node not in closed:
+                    update.close()
+            self.say("", "")
+        for node in closed:
+            self._timings.add(node, round.seconds[node])
+            self._work.took_part(node, basis.number)
+        return Collected([updates[node] for node in closed], left_out)
+
+    async def _again(self, reason: str, since: float) -> None:
+        if self._hopeless:
+            raise FailedPrecondition(reason)
+        if time.monotonic() - since >= self._patience:
+            raise DeadlineExceeded(f"{reason} (tried for {self._patience:.0f} s)")
+        log.warning("run %s: %s; it is run again", self.run, reason)
+        self._tries += 1
+        await asyncio.sleep(min(0.1 * 2**self._tries, 5.0))
+
+    async def _task(self, node: str, basis: Basis, round: Round, updates: dict[str, Update]) -> None:
+        """Puts into the queue what comes of asking `node`; never raises."""
+        put = self._events.put_nowait
+
+        def state(there: bool) -> None:
+            put(lambda now: round.back(node, now) if there else round.lost(node, now))
+
+        try:
+            update = await self._work.update(node, basis, state)
+        except InvalidTensor as error:
+            reason = error.message
+            put(lambda now: round.refused(node, reason, now))
+        except EdgeAttentionError as error:
+            reason = error.message
+            self._hopeless |= isinstance(error, Refused) and error.hopeless
+            put(lambda now: round.failed(node, reason, now))
+        except Exception as error:
+            log.exception("round %d of node %s failed in the aggregator", basis.number, node)
+            reason = f"{type(error).__name__} in the aggregator; its log says more"
+            put(lambda now: round.failed(node, reason, now))
+        else:
+            updates[node] = update
+            put(lambda now: round.finished(node, update.samples, now))

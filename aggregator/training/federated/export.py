@@ -1,0 +1,55 @@
+"""The trained model as an ONNX file, made in a process of its own, as plans are.
+
+    python -m aggregator.training.federated.export MODEL PARAMETERS NAMES OUT
+
+`NAMES`: a JSON list, the parameters' names in the model, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from aggregator.tensor_file import TensorFile
+from edge_attention.core.errors import DeadlineExceeded, Internal
+
+SECONDS = 300.0
+
+
+async def export(model: Path, parameters: Path, names: Sequence[str], out: Path) -> None:
+    """Write the file `model` with the values of `parameters` to `out`."""
+    module = "aggregator.training.federated.export"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, str(model), str(parameters), json.dumps(list(names)), str(out),
+        stdin=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        await asyncio.wait_for(process.wait(), SECONDS)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the model could not be written in {SECONDS:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode:
+        raise Internal("the trained model could not be written; the aggregator's log says more")
+
+
+def main(model: str, parameters: str, names: str, out: str) -> None:
+    from edge_attention.graphs.trained import trained_onnx
+
+    file = TensorFile(Path(parameters))
+    values = {
+        name: file.read(f"p/{index}").reshape(file.specs[f"p/{index}"][1])
+        for index, name in enumerate(json.loads(names))
+    }
+    Path(out).write_bytes(trained_onnx(Path(model).read_bytes(), values))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,167 @@
+"""A federated job made ready: its graphs by digest, what the parameters look like, what leaves the nodes.
+
+A plan is plain data: it is made once, in a process of its own (`planner`), and kept with the run as JSON,
+so that a run that goes on after a restart goes on with the very same graphs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from edge_attention.core.encodings import Int8, UpdateEncoding
+from edge_attention.core.encodings import from_config as encoding_from
+from edge_attention.core.errors import InvalidArgument, NotFound
+from edge_attention.core.jobs import FederatedJob, PlannedGraph
+from edge_attention.core.session import Dataset
+from edge_attention.core.strategies import Strategy
+from edge_attention.core.strategies import from_config as strategy_from
+
+PIECE = 1 << 18
+"""Elements of a parameter that are in memory at a time, of each update."""
+
+
+@dataclass(frozen=True)
+class PlannedGraphFile:
+    """A graph nodes run. `inputs`: those it has; differentiation drops what it does not need."""
+
+    digest: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """What a node's column must be for an input of the model: dtype by NumPy's name, shape of one row."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FederatedPlan:
+    """See the module. `graphs`: by role, of gradient, start, step, update, evaluate, attention, penalty and
+    difference those the job needs. `slots`: the local optimizer's state, tensors a parameter."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    inputs: tuple[DataInput, ...]
+    metrics: tuple[str, ...]
+    slots: tuple[str, ...]
+    graphs: Mapping[str, PlannedGraphFile]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of each parameter."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters."""
+        return 4 * sum(self.sizes)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> FederatedPlan:
+        data = json.loads(text)
+        return cls(
+            tuple(data["names"]),
+            tuple(tuple(shape) for shape in data["shapes"]),
+            tuple(DataInput(d["name"], d["dtype"], tuple(d["shape"])) for d in data["inputs"]),
+            tuple(data["metrics"]),
+            tuple(data["slots"]),
+            {
+                role: PlannedGraphFile(g["digest"], tuple(g["inputs"]), tuple(g["outputs"]))
+                for role, g in data["graphs"].items()
+            },
+        )
+
+    def returned(self, encoding: UpdateEncoding) -> tuple[str, ...]:
+        """Names of what a node returns of a round."""
+        parts = (part for i in range(len(self.names)) for part in encoding.parts(i))
+        return ("loss", "norm", *parts)
+
+    def released(self, job: FederatedJob, nodes: Sequence[str]) -> tuple[PlannedGraph, ...]:
+        """What each node must let leave."""
+        encoding = encoding_from(job.update.name, **job.update.options)
+        leaves = {"update": self.returned(encoding)}
+        if "evaluate" in self.graphs:
+            leaves["evaluate"] = ("next/loss", *(f"next/{name}" for name in self.metrics))
+        if "attention" in self.graphs:
+            leaves["attention"] = ("attention",)
+        return tuple(
+            PlannedGraph(
+                node,
+                role,
+                graph.digest,
+                leaves.get(role, ()),
+                f"sha256:{graph.digest}" if role in leaves else "",
+            )
+            for node in nodes
+            for role, graph in self.graphs.items()
+        )
+
+
+def strategy_of(job: FederatedJob) -> Strategy:
+    """The job's strategy. Gradient averaging steps with the optimizer of `local`, as nodes take no step.
+
+    Raises:
+        InvalidArgument: there is no such strategy, or option.
+    """
+    if job.strategy.name == "gradient_averaging":
+        optimizer = job.local.optimizer
+        return strategy_from(job.strategy.name, optimizer=optimizer.name, **optimizer.options)
+    return strategy_from(job.strategy.name, **job.strategy.options)
+
+
+def push_encoding(job: FederatedJob) -> UpdateEncoding:
+    """How differences between versions travel down.
+
+    Raises:
+        InvalidArgument: one that cannot be made piece by piece.
+    """
+    encoding = encoding_from(job.push.encoding.name, **job.push.encoding.options)
+    if encoding.name == "topk" or (isinstance(encoding, Int8) and PIECE % encoding.block):
+        raise InvalidArgument(
+            f"push.encoding is {encoding.name} {encoding.options}; it must be float32, float16, bfloat16, or "
+            "int8 with a block that is a power of two"
+        )
+    return encoding
+
+
+def check_dataset(plan: FederatedPlan, job: FederatedJob, node: str, datasets: Sequence[Dataset]) -> int:
+    """The rows of the job's dataset on `node`, whose columns must fit the model.
+
+    Raises:
+        NotFound: no such dataset or column.
+        InvalidArgument: no rows, or a column that does not fit.
+    """
+    dataset = next((d for d in datasets if d.name == job.dataset), None)
+    if dataset is None:
+        have = ", ".join(d.name for d in datasets) or "none"
+        raise NotFound(
+            f"node {node!r} has no dataset {job.dataset!r} (it has: {have}); "
+            f"start it with --data {job.dataset}=FILE"
+        )
+    if not dataset.rows:
+        raise InvalidArgument(f"dataset {job.dataset!r} of node {node!r} has no rows")
+    columns = {column.name: column for column in dataset.columns}
+    for wanted in plan.inputs:
+        name = job.model.inputs.get(wanted.name, wanted.name)
+        column = columns.get(name)
+        if column is None:
+            raise NotFound(
+                f"dataset {job.dataset!r} of node {node!r} has no column {name!r} for the model's input "
+                f"{wanted.name!r}; it has: {', '.join(columns)}"
+            )
+        if (column.data_type.value, tuple(column.shape)) != (wanted.dtype, wanted.shape):
+            raise InvalidArgument(
+                f"column {name!r} of node {node!r} is {column.data_type.value} {list(column.shape)} a row, "
+                f"the model's input {wanted.name!r} takes {wanted.dtype} {list(wanted.shape)}"
+            )
+    return dataset.rows

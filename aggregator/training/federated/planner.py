@@ -1,0 +1,248 @@
+"""Makes a job's plan in a process of its own: what differentiating a model takes of memory goes with it.
+
+    python -m aggregator.training.federated.planner FOLDER
+
+`FOLDER/request.json` names the encoded job and where the files are. Left there: `plan.json`, the graphs as
+`<digest>.onnx`, the initial parameters as `initial.safetensors`; or `error.json`, an error of the catalogue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aggregator.training.federated.plan import (
+    DataInput,
+    FederatedPlan,
+    PlannedGraphFile,
+    push_encoding,
+    strategy_of,
+)
+from edge_attention.core import errors
+from edge_attention.core.combine import from_config as combine_from
+from edge_attention.core.encodings import from_config as encoding_from
+from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidArgument
+from edge_attention.core.jobs import FederatedJob, StartRunRequest
+from edge_attention.core.optimizers import from_config as optimizer_from
+from edge_attention.core.tensors import require_name
+from edge_attention.wire.services import START_RUN
+
+SECONDS = 900.0
+"""What planning may take: models are differentiated and tried."""
+MAX_STEPS, MAX_ROUNDS, MAX_BATCH = 100_000, 10_000_000, 65_536
+
+
+async def make(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> FederatedPlan:
+    """Plan `job` into `folder`. `files`: digest -> where the file is.
+
+    Raises:
+        EdgeAttentionError: what cannot be trained, and why.
+    """
+    encoded = base64.b64encode(START_RUN.request.encode(StartRunRequest(federated=job))).decode()
+    request = {"job": encoded, "files": {digest: str(path) for digest, path in files.items()}}
+    (folder / "request.json").write_text(json.dumps(request))
+    module = "aggregator.training.federated.planner"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, str(folder), stdin=asyncio.subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        await asyncio.wait_for(process.wait(), SECONDS)
+    except TimeoutError:
+        raise InvalidArgument(
+            f"the model could not be planned in {SECONDS:.0f} s; bring a smaller one"
+        ) from None
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    failure = folder / "error.json"
+    if failure.exists():
+        said = json.loads(failure.read_text())
+        raise getattr(errors, said["name"], Internal)(said["message"])
+    if process.returncode:
+        raise Internal(f"planning the model ended with {process.returncode}; the aggregator's log says more")
+    return FederatedPlan.from_json((folder / "plan.json").read_text())
+
+
+def check(job: FederatedJob) -> None:
+    """Refuse what no model could mend.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    require_name(job.name, "run")
+    require_name(job.dataset, "dataset")
+    for node in job.nodes:
+        require_name(node, "node")
+    if len(set(job.nodes)) != len(job.nodes):
+        raise InvalidArgument("nodes names one twice; name each once")
+    strategy = strategy_of(job)
+    combine = combine_from(job.combine.name, **job.combine.options)
+    if job.nodes:
+        combine.require(len(job.nodes))
+    encoding = encoding_from(job.update.name, **job.update.options)
+    push_encoding(job)
+    optimizer_from(job.local.optimizer.name, **job.local.optimizer.options)
+    for what, value, low, high in (
+        ("rounds", job.rounds, 1, MAX_ROUNDS),
+        ("local.batch", job.local.batch, 1, MAX_BATCH),
+        ("local.steps", job.local.steps, 0, MAX_STEPS),
+    ):
+        if not low <= value <= high:
+            raise InvalidArgument(f"{what} is {value}; it must be {low:,} to {high:,}")
+    if not strategy.gradients and bool(job.local.steps) == bool(job.local.epochs):
+        raise InvalidArgument("local needs steps or epochs, one of both")
+    if job.weighting not in ("samples", "equal"):
+        raise InvalidArgument(f"weighting is {job.weighting!r}; it must be 'samples' or 'equal'")
+    if not 0 <= job.holdout < 1:
+        raise InvalidArgument(f"holdout is {job.holdout}; it is a share of each node's rows, 0 to below 1")
+    bent = job.local.clip or job.consensus.parameter_weight or job.consensus.attention_weight
+    if strategy.controls and (bent or encoding.name == "topk"):
+        raise InvalidArgument(
+            f"{strategy.name} reads a node's gradients off its update; leave out local.clip, consensus "
+            "weights and topk"
+        )
+    if strategy.controls and job.local.optimizer.name != "sgd":
+        raise InvalidArgument(f"{strategy.name} corrects plain SGD; set local.optimizer to sgd")
+    if not 0 < job.selection.fraction <= 1 or not 0 < job.selection.quorum <= 1:
+        raise InvalidArgument("selection.fraction and selection.quorum are shares, above 0 and at most 1")
+    if job.consensus.attention and not job.consensus.probe:
+        raise InvalidArgument("consensus.attention needs a probe batch; give arrays for the model's inputs")
+
+
+def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> FederatedPlan:
+    """The plan of `job`; its graphs and initial parameters go to `folder`."""
+    # onnx and onnx-ad are for this process alone.
+    import safetensors.numpy
+
+    from edge_attention.graphs.gradients import graph_inputs, graph_outputs
+    from edge_attention.graphs.local_step import local_step, start_graph
+    from edge_attention.graphs.model import gradient_graph, load_model, load_step_graph
+    from edge_attention.graphs.model_checks import check_model
+    from edge_attention.graphs.model_graphs import attention_graph, evaluation_graph, penalty_graph
+    from edge_attention.graphs.parts import serialize
+    from edge_attention.graphs.update import difference_graph, update_graph
+
+    check(job)
+    spec, local, consensus = job.model, job.local, job.consensus
+    strategy = strategy_of(job)
+    encoding = encoding_from(job.update.name, **job.update.options)
+    data = files[spec.graph].read_bytes()
+    place = f"model of {job.name}"
+    given = safetensors.numpy.load(files[spec.initial].read_bytes()) if spec.initial else {}
+    if spec.gradients:
+        loss = spec.loss.output or "loss"
+        model, _ = load_step_graph(
+            data, gradients=spec.gradients, loss=loss, initial=given, metrics=spec.metrics, place=place
+        )
+    else:
+        model = load_model(
+            data, loss=spec.loss, parameters=spec.parameters, metrics=spec.metrics, place=place
+        )
+    check_model(model)
+    gradient = gradient_graph(model, local.batch)
+    parameters = _initial(model.parameters, given) if given else dict(model.parameters)
+    shapes = tuple(array.shape for array in parameters.values())
+    parameter_weight = 2 * consensus.parameter_weight if consensus.parameter_weight else 0.0
+    penalty = bool(consensus.attention and consensus.attention_weight)
+
+    graphs: dict[str, bytes] = {}
+    slots: tuple[str, ...] = ()
+    if strategy.gradients:
+        graphs["gradient"] = serialize(gradient)
+    else:
+        optimizer = optimizer_from(local.optimizer.name, **local.optimizer.options)
+        slots = optimizer.slots
+        proximal = bool(strategy.proximal or parameter_weight)
+        if slots:
+            graphs["start"] = start_graph(shapes, slots)
+        graphs["step"] = local_step(
+            gradient, shapes, optimizer, proximal=proximal, control=strategy.controls, penalty=penalty
+        )
+    graphs["update"] = update_graph(
+        shapes, source="gradient" if strategy.gradients else "difference", clip=bool(local.clip),
+        encoding=encoding,
+    )  # fmt: skip
+    if job.push.difference:
+        graphs["difference"] = difference_graph(shapes, push_encoding(job))
+    if encoding.feedback:
+        graphs["zeros"] = start_graph(shapes, ("residual",))
+    if job.holdout and model.forward:
+        graphs["evaluate"] = evaluation_graph(model)
+    if consensus.attention:
+        graphs["attention"] = attention_graph(model, consensus.attention)
+        if penalty:
+            batch = len(next(iter(consensus.probe.values())))
+            graphs["penalty"] = penalty_graph(model, consensus.attention, batch)
+
+    planned = {}
+    for role, graph in graphs.items():
+        digest = hashlib.sha256(graph).hexdigest()
+        (folder / f"{digest}.onnx").write_bytes(graph)
+        planned[role] = PlannedGraphFile(digest, tuple(graph_inputs(graph)), tuple(graph_outputs(graph)))
+    safetensors.numpy.save_file(
+        {f"p/{i}": np.ascontiguousarray(array) for i, array in enumerate(parameters.values())},
+        folder / "initial.safetensors",
+    )
+    inputs = tuple(
+        DataInput(name, dtype.name, tuple(n or 0 for n in shape[1:]))
+        for name, (dtype, shape) in model.inputs.items()
+    )
+    result = FederatedPlan(tuple(parameters), shapes, inputs, tuple(model.metrics), slots, planned)
+    _unknown_columns(job, result)
+    (folder / "plan.json").write_text(result.to_json())
+    return result
+
+
+def _initial(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with the values given, which must be all of them."""
+    if missing := sorted(parameters.keys() - given.keys()):
+        raise InvalidArgument(f"initial lacks {', '.join(missing[:5])}; give every parameter a value")
+    found = {}
+    for name, array in parameters.items():
+        value = given[name]
+        if value.shape != array.shape or value.dtype != np.float32 or not np.isfinite(value).all():
+            raise InvalidArgument(
+                f"initial: {name} is {value.dtype} {list(value.shape)}; it must be finite float32 "
+                f"{list(array.shape)}"
+            )
+        found[name] = value
+    return found
+
+
+def _unknown_columns(job: FederatedJob, made: FederatedPlan) -> None:
+    known = {wanted.name for wanted in made.inputs}
+    if unknown := sorted(set(job.model.inputs) - known):
+        raise InvalidArgument(
+            f"model.inputs binds {unknown[0]!r}, which is no input of the model; it has "
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def main(folder: Path) -> int:
+    request = json.loads((folder / "request.json").read_text())
+    job = START_RUN.request.decode(base64.b64decode(request["job"])).federated
+    assert job is not None
+    try:
+        plan(job, {digest: Path(path) for digest, path in request["files"].items()}, folder)
+    except EdgeAttentionError as error:
+        said = {"name": type(error).__name__, "message": error.message}
+        (folder / "error.json").write_text(json.dumps(said))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

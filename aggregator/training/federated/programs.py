@@ -1,0 +1,268 @@
+"""What nodes are asked in a federated run: instructions over graphs of the plan. No state, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from aggregator.training.federated.plan import FederatedPlan
+from edge_attention.core.encodings import UpdateEncoding
+from edge_attention.core.jobs import FederatedJob
+from edge_attention.core.optimizers import SGD, Adagrad, Adam, Momentum, from_config
+from edge_attention.core.program import Batch, Drop, Instruction, Repeat, Return, Run, Stored, Value
+from edge_attention.core.strategies import Strategy
+from edge_attention.core.tensors import Array, Encoding, Int64
+
+EVALUATION_BATCH = 256
+
+Program = tuple[tuple[Instruction, ...], dict[str, Array]]
+"""Instructions, and the small tensors that go with them; parameters are pushed besides."""
+
+
+At = Callable[[int], str]
+"""Where a node finds parameter i of the version it is to start from."""
+
+
+def local_lr(job: FederatedJob) -> float:
+    """The learning rate of nodes' steps: the job's, or the optimizer's default."""
+    spec = job.local.optimizer
+    optimizer = from_config(spec.name, **spec.options)
+    assert isinstance(optimizer, SGD | Momentum | Adagrad | Adam)
+    return optimizer.lr
+
+
+def control(index: int) -> str:
+    """Where a node finds the control of SCAFFOLD for a parameter."""
+    return f"task/control/{index}"
+
+
+@dataclass(frozen=True, eq=False)
+class Programs:
+    """The programs of run `run`."""
+
+    run: str
+    job: FederatedJob
+    plan: FederatedPlan
+    strategy: Strategy
+    encoding: UpdateEncoding
+
+    @property
+    def proximal(self) -> float:
+        """mu: FedProx's, and twice the weight of |O_i - O'|^2, whose gradient it is."""
+        return float(self.strategy.proximal) + 2 * self.job.consensus.parameter_weight
+
+    @property
+    def penalty(self) -> bool:
+        return "penalty" in self.plan.graphs
+
+    def train(
+        self,
+        number: int,
+        rows: Int64,
+        at: At,
+        *,
+        residuals: tuple[int, ...] = (),
+        alpha: Array | None = None,
+    ) -> Program:
+        """One round on one node. `rows` int64 [steps, batch].
+
+        `residuals`: the rounds, last one last, whose residuals the node has; without any, they begin at zero.
+        `alpha`: the global attention weights on the probe batch, for the penalty.
+        """
+        tensors: dict[str, Array] = {}
+        instructions: list[Instruction] = []
+        if self.strategy.gradients:
+            instructions += self._gradient(rows, at, tensors)
+        else:
+            instructions += self._steps(rows, at, tensors, alpha)
+        if self.job.consensus.attention:
+            instructions += self._attention(at if self.strategy.gradients else _local, tensors)
+        instructions += self._update(number, rows, at, tensors, residuals)
+        return tuple(instructions), tensors
+
+    def evaluate(self, rows: Int64, at: At) -> Program:
+        """Sums of loss and metrics over `rows` [n] of the node's dataset."""
+        graph, names = self.plan.graphs["evaluate"], ("loss", *self.plan.metrics)
+        tensors: dict[str, Array] = {f"task/sum/{name}": np.zeros((), np.float32) for name in names}
+        full = len(rows) // EVALUATION_BATCH
+        inputs: dict[str, Value] = {
+            **self._inputs(),
+            **{f"x/{i}": Stored(at(i)) for i in range(len(self.plan.names))},
+            **{f"sum/{name}": Stored(f"task/sum/{name}") for name in names},
+        }
+        run = Run(
+            graph.digest,
+            self._needed("evaluate", inputs),
+            {f"next/{name}": f"task/sum/{name}" for name in names},
+        )
+        instructions: list[Instruction] = []
+        if full:
+            tensors["task/rows/full"] = rows[: full * EVALUATION_BATCH].reshape(full, EVALUATION_BATCH)
+            instructions.append(Repeat(full, (self._batch("task/rows/full"), run)))
+        if len(rows) % EVALUATION_BATCH:
+            tensors["task/rows/rest"] = rows[full * EVALUATION_BATCH :]
+            instructions += [self._batch("task/rows/rest"), run]
+        instructions += [Return(f"task/sum/{name}", f"next/{name}") for name in names]
+        return tuple(instructions), tensors
+
+    def catch_up(self, before: At, at: At, difference: Callable[[str], str]) -> tuple[Instruction, ...]:
+        """From the version the node has, at `before`, to the next, at `at`, by the difference pushed."""
+        graph, count = self.plan.graphs["difference"], range(len(self.plan.names))
+        inputs: dict[str, Value] = {f"p/{i}": Stored(before(i)) for i in count}
+        inputs |= {n: Stored(difference(n)) for n in graph.inputs if not n.startswith("p/")}
+        return (Run(graph.digest, inputs, {f"next/p/{i}": at(i) for i in count}),)
+
+    # Pieces
+
+    def _batch(self, rows: str) -> Batch:
+        # Two inputs may read one column: a column is read once, under the first input's name.
+        bind = self.job.model.inputs
+        columns: dict[str, str] = {}
+        for i, wanted in enumerate(self.plan.inputs):
+            columns.setdefault(bind.get(wanted.name, wanted.name), f"task/data/{i}")
+        return Batch(self.job.dataset, columns, Stored(rows))
+
+    def _inputs(self) -> dict[str, Value]:
+        bind, first = self.job.model.inputs, dict[str, str]()
+        found: dict[str, Value] = {}
+        for i, wanted in enumerate(self.plan.inputs):
+            column = bind.get(wanted.name, wanted.name)
+            found[wanted.name] = Stored(first.setdefault(column, f"task/data/{i}"))
+        return found
+
+    def _needed(self, role: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Of `inputs` those the graph has: nodes refuse any other."""
+        wanted = self.plan.graphs[role].inputs
+        return {name: value for name, value in inputs.items() if name in wanted}
+
+    def _gradient(self, rows: Int64, at: At, tensors: dict[str, Array]) -> list[Instruction]:
+        tensors["task/rows"] = rows[0]
+        count = len(self.plan.names)
+        inputs = {**self._inputs(), **{f"x/{i}": Stored(at(i)) for i in range(count)}}
+        outputs = {"loss": "task/loss_sum", **{f"grad/{i}": f"task/grad/{i}" for i in range(count)}}
+        run = Run(self.plan.graphs["gradient"].digest, self._needed("gradient", inputs), outputs)
+        return [self._batch("task/rows"), run]
+
+    def _steps(
+        self, rows: Int64, at: At, tensors: dict[str, Array], alpha: Array | None
+    ) -> list[Instruction]:
+        count, slots = range(len(self.plan.names)), self.plan.slots
+        tensors["task/lr"] = np.asarray(local_lr(self.job), np.float32)
+        tensors["task/mu"] = np.asarray(self.proximal, np.float32)
+        x = {f"x/{i}": f"task/x/{i}" for i in count}
+        state = {f"slot/{slot}/{i}": f"task/slot/{slot}/{i}" for slot in slots for i in count}
+        single = {"count": "task/count", "loss_sum": "task/loss_sum"}
+        instructions: list[Instruction] = []
+        penalty: dict[str, Value] = {}
+        if self.penalty and alpha is not None:
+            tensors |= {f"task/probe/{name}": array for name, array in self.job.consensus.probe.items()}
+            tensors["task/alpha"] = alpha
+            weight = self.job.consensus.attention_weight
+            tensors["task/penalty_weight"] = np.asarray(weight, np.float32)
+            probe = {f"probe/{name}": Stored(f"task/probe/{name}") for name in self.job.consensus.probe}
+            penalty = {f"extra/{i}": Stored(f"task/extra/{i}") for i in count}
+            penalty["penalty_weight"] = Stored("task/penalty_weight")
+        elif self.penalty:
+            # Before the first round nobody has attention weights of the fleet: nothing pulls yet.
+            tensors["task/penalty_weight"] = np.zeros((), np.float32)
+            penalty = {f"extra/{i}": Stored(at(i)) for i in count}
+            penalty["penalty_weight"] = Stored("task/penalty_weight")
+
+        def step(x_from: Mapping[str, Value], rows_name: str) -> tuple[Instruction, ...]:
+            if self.penalty and alpha is not None:
+                inputs = self._needed("penalty", {**x_from, **probe, "alpha": Stored("task/alpha")})
+                outputs = {f"grad/{i}": f"task/extra/{i}" for i in count}
+                before: tuple[Instruction, ...] = (Run(self.plan.graphs["penalty"].digest, inputs, outputs),)
+            else:
+                before = ()
+            bound: dict[str, Value] = {
+                **self._inputs(),
+                **x_from,
+                **{name: Stored(stored) for name, stored in (state | single).items()},
+                **{f"anchor/{i}": Stored(at(i)) for i in count},
+                **{f"control/{i}": Stored(control(i)) for i in count},
+                **penalty,
+                "lr": Stored("task/lr"),
+                "mu": Stored("task/mu"),
+            }
+            graph = self.plan.graphs["step"]
+            outputs = {
+                f"next/{name}": stored
+                for name, stored in (x | state | single).items()
+                if f"next/{name}" in graph.outputs
+            }
+            return (*before, self._batch(rows_name), Run(graph.digest, self._needed("step", bound), outputs))
+
+        moving: dict[str, Value] = {name: Stored(stored) for name, stored in x.items()}
+        times = len(rows)
+        if not slots:
+            # Without slots the first step reads the parameters where they are: no copy of the model.
+            tensors["task/loss_sum"] = np.zeros((), np.float32)
+            tensors["task/count"] = np.zeros((), np.int64)
+            tensors["task/rows/first"] = rows[0]
+            instructions += step({f"x/{i}": Stored(at(i)) for i in count}, "task/rows/first")
+            times -= 1
+        else:
+            start = Run(
+                self.plan.graphs["start"].digest,
+                {f"p/{i}": Stored(at(i)) for i in count},
+                x | state | single,
+            )
+            instructions.append(start)
+        if times:
+            tensors["task/rows"] = np.ascontiguousarray(rows[len(rows) - times :])
+            instructions.append(Repeat(times, step(moving, "task/rows")))
+        if slots:
+            instructions.append(Drop(("task/slot/",)))
+        return instructions
+
+    def _attention(self, at: At, tensors: dict[str, Array]) -> list[Instruction]:
+        graph = self.plan.graphs["attention"]
+        probe = self.job.consensus.probe
+        tensors |= {f"task/probe/{name}": array for name, array in probe.items()}
+        inputs: dict[str, Value] = {
+            **{name: Stored(f"task/probe/{name}") for name in probe},
+            **{f"x/{i}": Stored(at(i)) for i in range(len(self.plan.names))},
+        }
+        run = Run(graph.digest, self._needed("attention", inputs), {"attention": "task/attention"})
+        return [run, Return("task/attention", "attention")]
+
+    def _update(
+        self, number: int, rows: Int64, at: At, tensors: dict[str, Array], residuals: tuple[int, ...]
+    ) -> list[Instruction]:
+        count, graph = range(len(self.plan.names)), self.plan.graphs["update"]
+        tensors["task/steps"] = np.asarray(len(rows), np.float32)
+        inputs: dict[str, Value] = {"loss_sum": Stored("task/loss_sum"), "steps": Stored("task/steps")}
+        if self.job.local.clip:
+            tensors["task/max_norm"] = np.asarray(self.job.local.clip, np.float32)
+            inputs["max_norm"] = Stored("task/max_norm")
+        for i in count:
+            inputs |= {f"anchor/{i}": Stored(at(i)), f"x/{i}": Stored(f"task/x/{i}")}
+            inputs[f"grad/{i}"] = Stored(f"task/grad/{i}")
+        returned = self.plan.returned(self.encoding)
+        outputs = {name: f"task/returned/{j}" for j, name in enumerate(returned)}
+        instructions: list[Instruction] = []
+        scope = f"job/{self.run}/kept/residual"
+        if any(name.startswith("residual/") for name in graph.inputs):
+            # A round's residuals have a name of their own: a round that is run again starts from the same.
+            before = f"{scope}/{residuals[-1]}" if residuals else "task/zeros"
+            if not residuals:
+                zeros = {f"slot/residual/{i}": f"{before}/{i}" for i in count}
+                pushed: dict[str, Value] = {f"p/{i}": Stored(at(i)) for i in count}
+                instructions.append(Run(self.plan.graphs["zeros"].digest, pushed, zeros))
+            for i in count:
+                inputs[f"residual/{i}"] = Stored(f"{before}/{i}")
+                outputs[f"next/residual/{i}"] = f"{scope}/{number}/{i}"
+            if len(residuals) > 1 and residuals[0] != residuals[-1]:
+                instructions.append(Drop((f"{scope}/{residuals[0]}/",)))
+        instructions.append(Run(graph.digest, self._needed("update", inputs), outputs))
+        instructions.append(Drop(("task/x/", "task/grad/", "task/p/", "task/control/")))
+        wire = {"loss": Encoding.RAW, "norm": Encoding.RAW}
+        instructions += [Return(outputs[name], name, wire.get(name, self.encoding.wire)) for name in returned]
+        return instructions
+
+
+def _local(index: int) -> str:
+    return f"task/x/{index}"

@@ -1,0 +1,42 @@
+"""Which rows a node uses: pure functions of the job's seed, the node's name and the round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_attention.core.jobs import FederatedJob
+from edge_attention.core.sampling import holdout_rows, steps_of, training_rows
+from edge_attention.core.strategies import Strategy
+from edge_attention.core.tensors import Int64
+
+
+@dataclass(frozen=True)
+class NodeSamples:
+    """One node's dataset of `rows` rows, as a job cuts it."""
+
+    job: FederatedJob
+    strategy: Strategy
+    node: str
+    rows: int
+
+    @property
+    def steps(self) -> int:
+        """Local steps of a round."""
+        if self.strategy.gradients:
+            return 1
+        local = self.job.local
+        return steps_of(self.rows, self.job.holdout, local.batch, local.steps, local.epochs)
+
+    @property
+    def training(self) -> int:
+        """Rows that are not held out."""
+        return self.rows - len(self.held_out())
+
+    def of_round(self, number: int) -> Int64:
+        """int64 [steps, batch]."""
+        job = self.job
+        return training_rows(self.rows, job.holdout, job.local.batch, self.steps, job.seed, self.node, number)
+
+    def held_out(self) -> Int64:
+        """int64 [n], never trained on."""
+        return holdout_rows(self.rows, self.job.holdout, self.job.seed, self.node)

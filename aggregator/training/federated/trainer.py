@@ -1,0 +1,256 @@
+"""One federated run from its nodes' arrival to its last version: rounds, commits, evaluations, records."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from aggregator.training.active import ActiveRun, evaluation_due
+from aggregator.training.federated.arrivals import arrivals
+from aggregator.training.federated.asker import Asker
+from aggregator.training.federated.buffered import Buffer
+from aggregator.training.federated.collect import QUARANTINED, Collected, Collector, Synchronous
+from aggregator.training.federated.consensus import Consensus
+from aggregator.training.federated.evaluate import Evaluator
+from aggregator.training.federated.fold import Folded, Folder
+from aggregator.training.federated.plan import FederatedPlan, push_encoding, strategy_of
+from aggregator.training.federated.programs import Programs, local_lr
+from aggregator.training.federated.samples import NodeSamples
+from aggregator.training.federated.versions import Current, Versions
+from aggregator.training.federated.work import Basis, Work
+from aggregator.training.records import record_from, to_json, write_lines
+from aggregator.training.services import Services
+from edge_attention.core.combine import from_config as combine_from
+from edge_attention.core.encodings import from_config as encoding_from
+from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.jobs import FederatedJob, NodeRound, Samples, TrainingRound
+from edge_attention.core.program import Drop
+
+
+class FederatedTrainer:
+    """Trains one run; `train` returns when its last round is committed."""
+
+    def __init__(self, active: ActiveRun, job: FederatedJob, plan: FederatedPlan, services: Services) -> None:
+        self._active, self._job, self._plan, self._services = active, job, plan, services
+        self._id = active.info.id
+        self._state, self._metrics = services.state, services.metrics
+        self._patience = job.patience_seconds or services.patience
+        self._strategy = strategy_of(job)
+        self._combine = combine_from(job.combine.name, **job.combine.options)
+        self._consensus = Consensus(job, plan, services.state)
+
+    async def train(self) -> str:
+        """Why it ended before its last round, or nothing. Raises EdgeAttentionError if it cannot go on."""
+        zeroth = self._state.record(self._id, 0)
+        if zeroth is None:
+            rows = await arrivals(self._job, self._plan, self._services, self._patience, self._say)
+        else:
+            rows = dict(zeroth["nodes"])
+            # Nodes of an earlier life are expected back: they keep what this run goes on from.
+            self._services.membership.expect(rows, time.monotonic())
+        samples = {n: NodeSamples(self._job, self._strategy, n, rows[n]) for n in sorted(rows)}
+        self._put_together(samples)
+        if zeroth is None:
+            held = sum(len(s.held_out()) for s in samples.values())
+            counts = Samples(sum(rows.values()), 0, sum(rows.values()) - held, held)
+            await asyncio.to_thread(self._versions.begin, {"nodes": rows, "samples": vars(counts)})
+        else:
+            counts = Samples(**zeroth["samples"])
+        current = await asyncio.to_thread(self._versions.latest)
+        self._active.update(samples=counts, round=current.round, version=current.version)
+        self._write_lines()
+        try:
+            why = await self._all_rounds(current)
+        except asyncio.CancelledError:
+            # Stopped, or the aggregator is: what nodes keep for the next round stays with them.
+            await self._collector.close()
+            raise
+        except BaseException:
+            await self._collector.close()
+            self._forget(tuple(samples))
+            raise
+        await self._collector.close()
+        self._forget(tuple(samples))
+        return why
+
+    def _put_together(self, samples: dict[str, NodeSamples]) -> None:
+        job, plan, services = self._job, self._plan, self._services
+        encoding = encoding_from(job.update.name, **job.update.options)
+        push = push_encoding(job) if job.push.difference else None
+        equal = job.weighting == "equal"
+        folder = Folder(
+            plan, self._strategy, self._combine, encoding, tuple(samples), local_lr(job), equal, push
+        )
+        self._nodes = tuple(samples)
+        self._versions = Versions(self._id, job, services.parameters, folder)
+        programs = Programs(self._id, job, plan, self._strategy, encoding)
+        asker = Asker(services.dispatcher, services.bulk, services.membership, self._patience)
+        work = Work(self._id, services, asker, programs, folder, samples)
+        self._evaluator = Evaluator(work, programs, samples)
+        kind = Buffer if self._strategy.asynchronous else Synchronous
+        self._collector: Collector = kind(self._active, job, services, work, samples, self._patience)
+        last: dict[str, str] = {}
+        for row in self._state.records(self._id):
+            if row.round:
+                record = record_from(row.record)
+                last = dict(record.left_out)
+                for node, part in record.nodes.items():
+                    work.took_part(node, row.round)
+                    self._collector.took(node, part.seconds)
+        self._collector.quarantined |= {n: why for n, why in last.items() if why.startswith(QUARANTINED)}
+
+    def _forget(self, nodes: Sequence[str]) -> None:
+        for node in nodes:
+            self._services.dispatcher.post(node, (Drop((f"job/{self._id}/",)),))
+
+    def _say(self, sentence: str) -> None:
+        self._active.say(sentence, self._metrics)
+
+    # Rounds
+
+    async def _all_rounds(self, current: Current) -> str:
+        active, job = self._active, self._job
+        began = time.monotonic()
+        while True:
+            # The weights of attention on the probe that this version gives, for penalties and losses.
+            alpha = await asyncio.to_thread(self._consensus.alpha, current.parameters)
+            basis = Basis(
+                current.round + 1,
+                current.version,
+                current.parameters,
+                current.state,
+                alpha,
+                current.difference,
+            )
+            if evaluation_due(job, current.round) and self._record(current.round).evaluation is None:
+                active.evaluating = True
+                await self._evaluate(basis, current.round)
+            if current.round > 0 and active.evaluating:
+                active.evaluating = False
+                active.update()
+                self._write_lines(current.round)
+            if current.round >= job.rounds:
+                return ""
+            if current.round and (why := self._stops(current.round, time.monotonic() - began)):
+                return why
+            current = await self._round(current, basis)
+
+    async def _round(self, current: Current, basis: Basis) -> Current:
+        """One round: updates, the server's step, a durable commit; then, and only then, it is known."""
+        link = self._services.link
+        sent, received = dict(link.bytes_sent), dict(link.bytes_received)
+        began = time.perf_counter()
+        collected = await self._collector.collect(basis)
+        seconds = {"collect": time.perf_counter() - began}
+
+        def recorded(folded: Folded) -> tuple[TrainingRound, dict[str, object]]:
+            seconds["all"] = time.perf_counter() - began  # the commit's own cannot be part of it
+            seconds["fold"] = seconds["all"] - seconds["collect"]
+            record = self._make_record(current, collected, folded, seconds)
+            names = self._nodes
+            record = replace(
+                record,
+                bytes_sent={n: link.bytes_sent[n] - sent.get(n, 0) for n in names},
+                bytes_received={n: link.bytes_received[n] - received.get(n, 0) for n in names},
+            )
+            return record, to_json(record)
+
+        try:
+            work = asyncio.create_task(
+                asyncio.to_thread(self._versions.commit, current, collected, self._consensus.wanted, recorded)
+            )
+            try:
+                after, record = await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await work  # a commit under way cannot be called back
+                raise
+        finally:
+            for update in collected.updates:
+                update.close()
+        self._announce(record, collected)
+        return after
+
+    def _make_record(
+        self, current: Current, collected: Collected, folded: Folded, seconds: dict[str, float]
+    ) -> TrainingRound:
+        updates = collected.updates
+        share = np.array([u.samples for u in updates], np.float64)
+        unused = {n: f"{self._combine.name} gave it no weight" for n, w in folded.weights.items() if not w}
+        return TrainingRound(
+            number=current.round + 1,
+            version=current.version + 1,
+            loss=float(np.array([u.loss for u in updates]) @ share / share.sum()),
+            samples=(),
+            seconds=dict(seconds),
+            bytes_sent={},
+            bytes_received={},
+            mass={},
+            nodes={
+                u.node: NodeRound(u.samples, u.steps, u.loss, u.seconds, u.staleness, u.norm, u.bytes)
+                for u in updates
+            },
+            left_out={**collected.left_out, **unused},
+            consensus=self._consensus.losses(updates, folded.distances),
+        )
+
+    def _announce(self, record: TrainingRound, collected: Collected) -> None:
+        active, metrics, number = self._active, self._metrics, record.number
+        metrics.rounds.inc()
+        metrics.version.labels(self._id).set(record.version)
+        for stage, seconds in record.seconds.items():
+            metrics.round_seconds.labels(stage).observe(seconds)
+        metrics.updates.labels("folded").inc(len(record.nodes))
+        metrics.updates.labels("left_out").inc(len(record.left_out))
+        metrics.updates.labels("stale").inc(collected.dropped)
+        for node in record.nodes.values():
+            metrics.staleness.observe(node.staleness)
+        metrics.loss.labels(self._id).set(record.loss)
+        for name, value in record.consensus.items():
+            metrics.consensus.labels(self._id, name).set(value)
+        active.evaluating = evaluation_due(self._job, number)
+        active.update(round=number, version=record.version)
+        if not active.evaluating:
+            self._write_lines(number)
+
+    async def _evaluate(self, basis: Basis, number: int) -> None:
+        began = time.perf_counter()
+        deadline = self._job.selection.deadline_seconds
+        evaluation = await self._evaluator.evaluate(basis, self._collector.quarantined, deadline)
+        record = self._record(number)
+        seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
+        record = replace(record, evaluation=evaluation, seconds=seconds)
+        self._state.replace_record(self._id, number, to_json(record))
+
+    def _stops(self, number: int, seconds: float) -> str:
+        """Why the run ends after round `number`, or nothing."""
+        stop, record = self._job.stop, self._record(number)
+        evaluation = record.evaluation
+        loss = evaluation.loss if evaluation is not None else record.loss
+        if stop.loss is not None and loss <= stop.loss and (evaluation is not None or not self._job.holdout):
+            return f"its loss is {loss:.6g}, at most {stop.loss:g} was wanted"
+        if evaluation is not None and evaluation.samples and stop.metrics:
+            shares = {name: evaluation.share(name) for name in stop.metrics}
+            if all(shares[name] >= wanted for name, wanted in stop.metrics.items()):
+                return ", ".join(f"{name} is {share:.2%}" for name, share in shares.items())
+        if stop.seconds is not None and seconds >= stop.seconds:
+            return f"it has trained for {stop.seconds:g} s"
+        return ""
+
+    def _record(self, number: int) -> TrainingRound:
+        record = self._state.record(self._id, number)
+        if record is None:
+            raise FailedPrecondition(f"round {number} of run {self._id} has no record")
+        return record_from(record)
+
+    def _write_lines(self, number: int | None = None) -> None:
+        """Append round `number` to the run's JSON lines, or write them all anew."""
+        path = self._services.parameters.folder(self._id) / "record.jsonl"
+        after = 0 if number is None else number - 1
+        records = (record_from(r.record) for r in self._state.records(self._id, after))
+        with suppress(OSError):  # for people; the state's own copy is what counts
+            write_lines(path, records, append=number is not None)

@@ -1,0 +1,113 @@
+"""One node's answer in a round: its tensors as they came, checked, and read piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aggregator.spool import SpooledTensor
+from aggregator.training.federated.plan import PIECE, FederatedPlan
+from edge_attention.core.encodings import UpdateEncoding
+from edge_attention.core.errors import InvalidTensor
+from edge_attention.core.tensors import Array, Float32
+
+Returned = Mapping[str, Array | SpooledTensor]
+
+
+@dataclass(eq=False)
+class Update:
+    """What `node` returned of round `number`, computed from parameters of `version`."""
+
+    node: str
+    number: int
+    version: int
+    samples: int
+    steps: int
+    seconds: float
+    tensors: Returned
+    bytes: int = 0
+    loss: float = math.nan
+    norm: float = math.nan
+    staleness: int = 0
+    attention: Array | None = None
+    squared_norm: float = field(default=math.nan)
+
+    def read(self, name: str, start: int, stop: int) -> Array:
+        """Elements start..stop of a returned tensor, flat."""
+        tensor = self.tensors[name]
+        if isinstance(tensor, SpooledTensor):
+            return tensor.read(start, stop)
+        return tensor.reshape(-1)[start:stop]
+
+    def close(self) -> None:
+        """Free what lies on the disk."""
+        for tensor in self.tensors.values():
+            if isinstance(tensor, SpooledTensor):
+                tensor.close()
+
+
+def pieces(size: int) -> Iterator[tuple[int, int]]:
+    """A parameter of `size` elements in pieces: (start, stop)."""
+    for start in range(0, size, PIECE):
+        yield start, min(start + PIECE, size)
+
+
+def piece_of(
+    update: Update, plan: FederatedPlan, encoding: UpdateEncoding, index: int, start: int, stop: int
+) -> Float32:
+    """Elements start..stop of the update of parameter `index`, decoded."""
+    return encoding.decode(index, plan.shapes[index], update.read, start, stop)
+
+
+def check(update: Update, plan: FederatedPlan, encoding: UpdateEncoding) -> None:
+    """Refuse an answer that is not whole, does not fit, or is not finite; fill in loss, norm, attention.
+
+    Raises:
+        InvalidTensor: naming the node and the tensor.
+    """
+    where = f"node {update.node!r}"
+    missing = [name for name in plan.returned(encoding) if name not in update.tensors]
+    if missing:
+        raise InvalidTensor(f"{where} did not return {', '.join(missing[:5])}")
+    for index, shape in enumerate(plan.shapes):
+        for name, (dtype, wanted) in encoding.specs(index, shape).items():
+            tensor = update.tensors[name]
+            if tensor.dtype != dtype or tuple(tensor.shape) != wanted:
+                raise InvalidTensor(
+                    f"{where} returned {name} as {tensor.dtype} {list(tensor.shape)}; "
+                    f"it must be {dtype} {list(wanted)}"
+                )
+    update.loss, update.norm = (_scalar(update, name, where) for name in ("loss", "norm"))
+    squared = 0.0
+    for index, size in enumerate(plan.sizes):
+        for start, stop in pieces(size):
+            piece = piece_of(update, plan, encoding, index, start, stop)
+            # In float32 first: it is finite, and small enough to square, if the sum is.
+            part = float(np.dot(piece, piece))
+            if not math.isfinite(part):
+                if not np.isfinite(piece).all():
+                    raise InvalidTensor(
+                        f"{where} returned an update of {plan.names[index]} that is not finite"
+                    )
+                part = float(np.square(piece, dtype=np.float64).sum())
+            squared += part
+    update.squared_norm = squared
+    if "attention" in update.tensors:
+        tensor = update.tensors["attention"]
+        attention = tensor.array() if isinstance(tensor, SpooledTensor) else tensor
+        if attention.dtype != np.float32 or not np.isfinite(attention).all():
+            raise InvalidTensor(f"{where} returned attention weights that are not finite float32")
+        update.attention = attention
+
+
+def _scalar(update: Update, name: str, where: str) -> float:
+    tensor = update.tensors[name]
+    if tensor.shape != () or tensor.dtype != np.float32:
+        raise InvalidTensor(f"{where} returned {name} as {tensor.dtype} {list(tensor.shape)}, not a number")
+    value = float(update.read(name, 0, 1)[0])
+    if not math.isfinite(value):
+        raise InvalidTensor(f"{where} returned a {name} that is not finite: {value}")
+    return value

@@ -1,0 +1,183 @@
+"""One node's share of a round: bring it to the version, ask it, check what it returns.
+
+The collectors decide who works when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from aggregator.spool import SpooledTensor
+from aggregator.tensor_file import TensorFile, TensorFileWriter
+from aggregator.training.federated.asker import Answer, Asker, Lacking
+from aggregator.training.federated.fold import Folder
+from aggregator.training.federated.programs import At, Program, Programs, control
+from aggregator.training.federated.push import Push, lent, renamed
+from aggregator.training.federated.samples import NodeSamples
+from aggregator.training.federated.updates import Update, check, pieces
+from aggregator.training.services import Services
+from edge_attention.core.program import Drop, Instruction
+from edge_attention.core.tensors import Array
+
+__all__ = ["Basis", "Work"]
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """What nodes start from: a committed version, and the global attention weights it gives.
+
+    `difference`: from the version before to this one, if it was committed as one.
+    """
+
+    number: int
+    version: int
+    parameters: TensorFile
+    state: TensorFile | None
+    alpha: Array | None = None
+    difference: TensorFile | None = None
+
+
+class Work:
+    """Has nodes work on rounds of one run, and remembers what they keep for the next."""
+
+    def __init__(
+        self,
+        run: str,
+        services: Services,
+        asker: Asker,
+        programs: Programs,
+        folder: Folder,
+        samples: Mapping[str, NodeSamples],
+    ) -> None:
+        self._run, self._services, self._asker = run, services, asker
+        self._programs, self._folder, self._samples = programs, folder, samples
+        self._keeps = programs.job.push.difference
+        # Node -> the rounds, at most two, whose residuals it keeps; those not committed do not count.
+        self._residuals: dict[str, tuple[int, ...]] = {}
+        # Node -> its session and the version it has, where parameters stay on nodes.
+        self._has: dict[str, tuple[str, int]] = {}
+
+    def took_part(self, node: str, number: int) -> None:
+        """A round that `node` took part in has been committed: it goes on from that round's residuals."""
+        self._residuals[node] = (*self._residuals.get(node, ())[-1:], number)
+
+    async def update(
+        self, node: str, basis: Basis, state: Callable[[bool], None], turn: int | None = None
+    ) -> Update:
+        """The node's checked update. `state(False)`: it is gone, `state(True)`: it is back.
+
+        `turn`: whose rows it takes, where nodes do not go by rounds.
+
+        Raises:
+            InvalidTensor: it returned what no node should.
+            Refused, DeadlineExceeded: it cannot, or stayed away.
+        """
+        samples = self._samples[node]
+        number = basis.number if turn is None else turn
+        rows = samples.of_round(number)
+        residuals = self._residuals.get(node, ())
+
+        def program(at: At, fresh: bool) -> Program:
+            # One that has been restarted without --store has lost its residuals: they begin at zero again.
+            kept = () if fresh else residuals
+            return self._programs.train(number, rows, at, residuals=kept, alpha=basis.alpha)
+
+        answer = await self.ask(node, basis, program, state, controls=True)
+        weight = samples.job.local.batch if self._programs.strategy.gradients else samples.training
+        size = sum(
+            t.file_bytes if isinstance(t, SpooledTensor) else int(t.nbytes) for t in answer.tensors.values()
+        )
+        update = Update(node, number, basis.version, weight, len(rows), answer.seconds, answer.tensors, size)
+        try:
+            await asyncio.to_thread(check, update, self._programs.plan, self._programs.encoding)
+        except BaseException:
+            update.close()
+            raise
+        return update
+
+    async def ask(
+        self,
+        node: str,
+        basis: Basis,
+        program: Callable[[At, bool], Program],
+        state: Callable[[bool], None],
+        controls: bool = False,
+    ) -> Answer:
+        """The node's answer to `program(at, fresh)`. `fresh`: take nothing for granted that it may keep."""
+        fresh = False
+        while True:
+            with self._pushed(node, basis, fresh, controls) as (push, before, at):
+                instructions, tensors = program(at, fresh)
+                try:
+                    answer = await self._asker.ask(
+                        node, basis.version, (*before, *instructions), tensors, push, state
+                    )
+                except Lacking:
+                    if fresh:
+                        raise
+                    fresh = True
+                    continue
+            if self._keeps and (member := self._services.membership.get(node)) is not None:
+                self._has[node] = (member.session, basis.version)
+            return answer
+
+    @contextmanager
+    def _pushed(
+        self, node: str, basis: Basis, fresh: bool, controls: bool
+    ) -> Iterator[tuple[Push, tuple[Instruction, ...], At]]:
+        """Whatever `node` needs to start from `basis`, lent meanwhile; instructions; where it then is."""
+        bulk, count = self._services.bulk, len(self._programs.plan.names)
+        controls = controls and self._programs.strategy.controls
+        share = 2 if controls else 1
+        at, before = self._at(basis.version), self._at(basis.version - 1)
+        instructions: tuple[Instruction, ...] = ()
+        with ExitStack() as stack:
+            has = -1 if fresh else self._version_of(node)
+            push = Push()
+            if has == basis.version - 1 and basis.difference is not None:
+                names = {name: f"task/{name}" for name in basis.difference.specs}
+                push = stack.enter_context(lent(bulk, basis.difference, names, share))
+                instructions = (*self._programs.catch_up(before, at, lambda name: f"task/{name}"),)
+                # The version before that: the node had it still, should it be asked for this one again.
+                instructions += (Drop((f"job/{self._run}/p/{basis.version - 2}/",)),)
+            elif has != basis.version:
+                push = stack.enter_context(lent(bulk, basis.parameters, renamed(count, "p", at), share))
+                if self._keeps and node in self._has:
+                    _, last = self._has[node]
+                    instructions = (Drop(tuple(f"job/{self._run}/p/{v}/" for v in (last - 1, last))),)
+            if controls:
+                file = stack.enter_context(self._controls(node, basis))
+                push += stack.enter_context(lent(bulk, file, renamed(count, "control", control), share))
+            yield push, instructions, at
+
+    def _at(self, version: int) -> At:
+        """Where a node has the parameters: with the task they are for, or for the next to build upon."""
+        scope = f"job/{self._run}/p/{version}" if self._keeps else "task/p"
+        return lambda index: f"{scope}/{index}"
+
+    def _version_of(self, node: str) -> int:
+        member = self._services.membership.get(node)
+        session, version = self._has.get(node, ("", -1))
+        return version if member is not None and member.session == session else -1
+
+    @contextmanager
+    def _controls(self, node: str, basis: Basis) -> Iterator[TensorFile]:
+        """SCAFFOLD's c - c_i of one node, in a file of its own."""
+        plan = self._programs.plan
+        path = self._services.parameters.folder(self._run) / f"control-{node}-{basis.number}.safetensors"
+        specs = {f"control/{i}": (np.dtype(np.float32), shape) for i, shape in enumerate(plan.shapes)}
+        try:
+            writer = TensorFileWriter(path, specs, {})
+            for index, size in enumerate(plan.sizes):
+                for start, stop in pieces(size):
+                    piece = self._folder.control(node, basis.state, index, start, stop)
+                    writer.write_at(f"control/{index}", start, piece)
+            writer.finish()
+            yield TensorFile(path)
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,176 @@
+"""The two ways to train, as one thing to `Runs`: plan a job, say what it releases, train it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+from aggregator.training.active import ActiveRun, Job
+from aggregator.training.federated import planner
+from aggregator.training.federated.plan import FederatedPlan, check_dataset
+from aggregator.training.federated.trainer import FederatedTrainer
+from aggregator.training.plan import FusionPlan
+from aggregator.training.plan import check_dataset as check_part
+from aggregator.training.plan import plan as plan_fusion
+from aggregator.training.services import Services
+from aggregator.training.trainer import Trainer
+from edge_attention.core.errors import NotFound
+from edge_attention.core.jobs import FederatedJob, FusionJob, PlannedGraph
+
+
+class Recipe(ABC):
+    """One job, from its plan to its training."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @abstractmethod
+    async def plan(self) -> None:
+        """Make the plan.
+
+        Raises:
+            EdgeAttentionError: the job cannot run.
+        """
+
+    @abstractmethod
+    def released(self) -> tuple[PlannedGraph, ...]:
+        """What each node must let leave."""
+
+    @abstractmethod
+    def check_nodes(self) -> None:
+        """Refuse a job that does not fit the nodes that are here."""
+
+    @abstractmethod
+    def keep(self, run: str) -> Mapping[str, str]:
+        """Put by what the run needs after a restart; what goes into its row."""
+
+    @abstractmethod
+    async def recall(self, run: str, stored: Mapping[str, str]) -> None:
+        """The plan of a run that goes on."""
+
+    @abstractmethod
+    async def train(self, active: ActiveRun) -> str:
+        """Train to the end; why it ended early, or nothing."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Leave nothing of a plan that comes to no run."""
+
+
+class FusionRecipe(Recipe):
+    def __init__(self, job: FusionJob, services: Services) -> None:
+        super().__init__(services)
+        self._job = job
+        self._planned: FusionPlan | None = None
+
+    @property
+    def _plan(self) -> FusionPlan:
+        assert self._planned is not None
+        return self._planned
+
+    async def plan(self) -> None:
+        job = self._job
+        digests = {encoder.graph for encoder in job.encoders} | {job.head.graph}
+        models = {digest: self._services.bulk.find(digest) for digest in digests}
+        # Differentiating takes a second or more; heartbeats must not wait for it.
+        self._planned = await asyncio.to_thread(plan_fusion, job, models)
+
+    def released(self) -> tuple[PlannedGraph, ...]:
+        return self._plan.released()
+
+    def check_nodes(self) -> None:
+        for part in (*self._plan.encoders, self._plan.head):
+            member = self._services.membership.get(part.node)
+            if member is not None and member.live:
+                check_part(part, member.register.datasets)
+
+    def keep(self, run: str) -> Mapping[str, str]:
+        return {}
+
+    async def recall(self, run: str, stored: Mapping[str, str]) -> None:
+        await self.plan()
+
+    async def train(self, active: ActiveRun) -> str:
+        await Trainer(active, self._job, self._plan, self._services).train()
+        return ""
+
+    def discard(self) -> None:
+        """It lies in memory only."""
+
+
+class FederatedRecipe(Recipe):
+    def __init__(self, job: FederatedJob, services: Services) -> None:
+        super().__init__(services)
+        self._job = job
+        self._planned: FederatedPlan | None = None
+        self._folder: Path | None = None
+
+    @property
+    def _plan(self) -> FederatedPlan:
+        assert self._planned is not None
+        return self._planned
+
+    async def plan(self) -> None:
+        planner.check(self._job)
+        state, model = self._services.state, self._job.model
+        files = {digest: state.blob_path(digest) for digest in (model.graph, model.initial) if digest}
+        plans = state.directory / "plans"
+        plans.mkdir(mode=0o700, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(dir=plans))
+        try:
+            self._planned = await planner.make(self._job, files, self._folder)
+        except BaseException:
+            self.discard()
+            raise
+
+    def released(self) -> tuple[PlannedGraph, ...]:
+        nodes = self._job.nodes or self._candidates() or ("*",)
+        return self._plan.released(self._job, nodes)
+
+    def _candidates(self) -> tuple[str, ...]:
+        members = (m for m in self._services.membership.members() if m.live)
+        return tuple(
+            sorted(
+                m.register.name for m in members if self._job.dataset in {d.name for d in m.register.datasets}
+            )
+        )
+
+    def check_nodes(self) -> None:
+        for name in self._job.nodes or self._candidates():
+            member = self._services.membership.get(name)
+            if member is not None and member.live:
+                check_dataset(self._plan, self._job, name, member.register.datasets)
+
+    def keep(self, run: str) -> Mapping[str, str]:
+        assert self._folder is not None
+        for graph in self._plan.graphs.values():
+            self._services.state.put_blob((self._folder / f"{graph.digest}.onnx").read_bytes())
+        kept = self._services.parameters.folder(run) / "plan"
+        kept.mkdir(mode=0o700, parents=True)
+        (self._folder / "initial.safetensors").rename(kept / "initial.safetensors")
+        self.discard()
+        return {"plan": self._plan.to_json()}
+
+    async def recall(self, run: str, stored: Mapping[str, str]) -> None:
+        self._planned = FederatedPlan.from_json(stored["plan"])
+
+    async def train(self, active: ActiveRun) -> str:
+        return await FederatedTrainer(active, self._job, self._plan, self._services).train()
+
+    def discard(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def recipe_of(job: Job | None, services: Services) -> Recipe:
+    """The recipe for this kind of job."""
+    if isinstance(job, FusionJob):
+        return FusionRecipe(job, services)
+    if isinstance(job, FederatedJob):
+        return FederatedRecipe(job, services)
+    raise NotFound("the request holds no job; give a fusion job or a federated one")
