@@ -36,12 +36,23 @@ from edge_attention.core.errors import (
 if TYPE_CHECKING:
     from edge_attention.aio import AsyncClient as AsyncClient
     from edge_attention.client import Client as Client
+    from edge_attention.core.jobs import ConsensusSpec as ConsensusSpec
+    from edge_attention.core.jobs import EncodingSpec as EncodingSpec
+    from edge_attention.core.jobs import LocalSpec as LocalSpec
+    from edge_attention.core.jobs import LossSpec as LossSpec
     from edge_attention.core.jobs import MissingSamples as MissingSamples
     from edge_attention.core.jobs import OptimizerSpec as OptimizerSpec
+    from edge_attention.core.jobs import PushSpec as PushSpec
+    from edge_attention.core.jobs import SelectionSpec as SelectionSpec
+    from edge_attention.core.jobs import StopSpec as StopSpec
+    from edge_attention.core.jobs import StrategySpec as StrategySpec
+    from edge_attention.federated_job import FederatedJob as FederatedJob
+    from edge_attention.federated_job import FederatedModel as FederatedModel
     from edge_attention.job import Encoder as Encoder
     from edge_attention.job import FusionJob as FusionJob
     from edge_attention.job import Head as Head
     from edge_attention.job import QueriesSpec as QueriesSpec
+    from edge_attention.job_file import read_job as read_job
     from edge_attention.parameters import Parameters as Parameters
     from edge_attention.results import Answer as Answer
 
@@ -51,13 +62,17 @@ __all__ = [
     "AsyncClient",
     "Cancelled",
     "Client",
+    "ConsensusSpec",
     "DataLoss",
     "DeadlineExceeded",
     "DuplicateContribution",
     "EdgeAttentionError",
     "EmptyContext",
     "Encoder",
+    "EncodingSpec",
     "FailedPrecondition",
+    "FederatedJob",
+    "FederatedModel",
     "FusionJob",
     "Head",
     "Internal",
@@ -65,6 +80,8 @@ __all__ = [
     "InvalidGraph",
     "InvalidProgram",
     "InvalidTensor",
+    "LocalSpec",
+    "LossSpec",
     "MessageTooLarge",
     "MissingSamples",
     "NodeLost",
@@ -74,23 +91,39 @@ __all__ = [
     "Parameters",
     "PermissionDenied",
     "PrivateTensor",
+    "PushSpec",
     "QueriesSpec",
     "ResourceExhausted",
+    "SelectionSpec",
     "StaleVersion",
+    "StopSpec",
+    "StrategySpec",
     "Unavailable",
+    "read_job",
 ]
 
 _HOME = {
     "Answer": "results",
     "AsyncClient": "aio",
     "Client": "client",
+    "ConsensusSpec": "core.jobs",
     "Encoder": "job",
+    "EncodingSpec": "core.jobs",
+    "FederatedJob": "federated_job",
+    "FederatedModel": "federated_job",
     "FusionJob": "job",
     "Head": "job",
+    "LocalSpec": "core.jobs",
+    "LossSpec": "core.jobs",
     "MissingSamples": "core.jobs",
     "OptimizerSpec": "core.jobs",
     "Parameters": "parameters",
+    "PushSpec": "core.jobs",
     "QueriesSpec": "job",
+    "SelectionSpec": "core.jobs",
+    "StopSpec": "core.jobs",
+    "StrategySpec": "core.jobs",
+    "read_job": "job_file",
 }
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import cached_property
 from types import TracebackType
+from typing import TypedDict
 
 import grpc.aio
 
@@ -24,6 +25,7 @@ from edge_attention.core import jobs
 from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
 from edge_attention.core.fleet import ListNodesRequest, Node
 from edge_attention.core.session import UploadChunk
+from edge_attention.federated_job import FederatedJob
 from edge_attention.job import FusionJob
 from edge_attention.wire import services
 from edge_attention.wire.methods import CHANNEL_OPTIONS
@@ -32,6 +34,11 @@ from edge_attention.wire.rpc import Caller
 __all__ = ["AsyncClient", "AsyncContext", "AsyncRun"]
 
 MIB = 1024 * 1024
+
+
+class _Prepared(TypedDict, total=False):
+    job: jobs.FusionJob
+    federated: jobs.FederatedJob
 
 
 class AsyncClient:
@@ -46,6 +53,7 @@ class AsyncClient:
     cannot be reached, `DeadlineExceeded` if it does not answer in time.
     """
 
+    PLANNING = 1000.0  # seconds a job's planning may take: its models are differentiated and tried
     SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
 
     def __init__(self, address: str, *, timeout: float = 60.0, patience: float = 60.0) -> None:
@@ -152,15 +160,15 @@ class AsyncClient:
             ask = chunks(size)
         raise DataLoss(f"the aggregator at {self.address} did not keep file {digest[:12]}: send it again")
 
-    async def train(self, job: FusionJob) -> AsyncRun:
+    async def train(self, job: FusionJob | FederatedJob) -> AsyncRun:
         """Start a run of `job`; iterate over what is returned to follow it."""
-        request = jobs.StartRunRequest(await self._prepare(job))
-        return AsyncRun(self, (await self.caller.unary(services.START_RUN, request, self.timeout)).run)
+        request = jobs.StartRunRequest(**await self._prepare(job))
+        return AsyncRun(self, (await self.caller.unary(services.START_RUN, request, self._planning)).run)
 
-    async def plan(self, job: FusionJob) -> list[jobs.PlannedGraph]:
+    async def plan(self, job: FusionJob | FederatedJob) -> list[jobs.PlannedGraph]:
         """What `job` would run on each node and what releases that needs, without starting it."""
-        request = jobs.PlanRunRequest(await self._prepare(job))
-        return list((await self.caller.unary(services.PLAN_RUN, request, self.timeout)).graphs)
+        request = jobs.PlanRunRequest(**await self._prepare(job))
+        return list((await self.caller.unary(services.PLAN_RUN, request, self._planning)).graphs)
 
     async def run(self, run: str) -> AsyncRun:
         """The run of that id or name; NotFound if there is none."""
@@ -172,15 +180,22 @@ class AsyncClient:
         reply = await self.caller.unary(services.LIST_RUNS, jobs.ListRunsRequest(), self.timeout)
         return list(reply.runs)
 
-    async def _prepare(self, job: FusionJob) -> jobs.FusionJob:
-        if not isinstance(job, FusionJob):
+    @property
+    def _planning(self) -> float:
+        return max(self.timeout, self.PLANNING)
+
+    async def _prepare(self, job: FusionJob | FederatedJob) -> _Prepared:
+        """The request's field for this kind of job; its files are sent."""
+        if not isinstance(job, FusionJob | FederatedJob):
             raise InvalidArgument(
-                f"the job is {type(job).__name__}; give a FusionJob, as FusionJob.from_toml('job.toml')"
+                f"the job is {type(job).__name__}; give a FusionJob or a FederatedJob, or read a file of "
+                "either with edge_attention.read_job('job.toml')"
             )
-        prepared, files = await asyncio.to_thread(job.prepare)
+        prepare: Callable[[], tuple[jobs.FusionJob | jobs.FederatedJob, dict[str, bytes]]] = job.prepare
+        prepared, files = await asyncio.to_thread(prepare)
         for data in files.values():
             await self.upload(data)
-        return prepared
+        return {"job": prepared} if isinstance(prepared, jobs.FusionJob) else {"federated": prepared}
 
 
 def _is_loopback(address: str) -> bool:

@@ -19,7 +19,7 @@ from edge_attention.core.errors import (
     InvalidArgument,
     Unavailable,
 )
-from edge_attention.core.jobs import RunState, TrainingRound, TrainingRun
+from edge_attention.core.jobs import ModelChunk, ParametersChunk, RunState, TrainingRound, TrainingRun
 from edge_attention.parameters import Parameters, read_safetensors
 from edge_attention.wire import services
 
@@ -123,34 +123,73 @@ class AsyncRun:
         self.info = (await self._client.caller.unary(services.STOP_RUN, request, self._client.timeout)).run
         return self.info
 
+    async def resume(self) -> TrainingRun:
+        """Let a stopped run go on after its last committed round.
+
+        Raises:
+            FailedPrecondition: it is not stopped.
+        """
+        request = jobs.ResumeRunRequest(self.id)
+        self.info = (await self._client.caller.unary(services.RESUME_RUN, request, self._client.timeout)).run
+        return self.info
+
     async def parameters(self, version: int | None = None) -> Parameters:
         """The parameters of `version` (None: the latest; 0: the initial ones), name -> array."""
-        data, version = await self._fetch(version)
+        data, version = await self._parameters(version)
         arrays = read_safetensors(data, f"version {version} of run {self.id}")
         return Parameters(arrays, version, self.id)
 
     async def save_parameters(self, file: str | Path, version: int | None = None) -> int:
         """Write the parameters of `version` as a safetensors file; returns the version written."""
-        data, version = await self._fetch(version)
+        data, version = await self._parameters(version)
         read_safetensors(data, f"version {version} of run {self.id}")
         await asyncio.to_thread(_write, Path(file), data)
         return version
 
-    async def _fetch(self, version: int | None) -> tuple[bytes, int]:
-        if version is not None and version < 0:
-            raise InvalidArgument(f"version is {version}; versions count from 0")
-        request = jobs.GetParametersRequest(self.id, version)
-        data = bytearray()
-        size = got = -1
-        async for chunk in self._client.caller.receive(services.GET_PARAMETERS, request):
-            if size < 0:
-                size, got = chunk.size, chunk.version
-            data += chunk.data
-            if (chunk.size, chunk.version) != (size, got) or len(data) > size:
-                raise DataLoss(f"the chunks of the parameters of run {self.id} do not fit together")
-        if size < 0 or len(data) != size:
-            raise DataLoss(f"only {len(data):,} of {max(size, 0):,} bytes of run {self.id}'s parameters came")
-        return bytes(data), got
+    async def onnx(self, version: int | None = None) -> bytes:
+        """A federated run's model with the parameters of `version` in it: an ONNX file, ready to serve.
+
+        Raises:
+            FailedPrecondition: the run has no such model: a fusion run, or one of a step graph.
+        """
+        return (await self._model(version))[0]
+
+    async def save_onnx(self, file: str | Path, version: int | None = None) -> int:
+        """Write what `onnx` gives to a file; returns the version written."""
+        data, version = await self._model(version)
+        await asyncio.to_thread(_write, Path(file), data)
+        return version
+
+    async def _parameters(self, version: int | None) -> tuple[bytes, int]:
+        request = jobs.GetParametersRequest(self.id, _checked(version))
+        chunks = self._client.caller.receive(services.GET_PARAMETERS, request)
+        return await _joined(chunks, f"the parameters of run {self.id}")
+
+    async def _model(self, version: int | None) -> tuple[bytes, int]:
+        request = jobs.GetModelRequest(self.id, _checked(version))
+        chunks = self._client.caller.receive(services.GET_MODEL, request)
+        return await _joined(chunks, f"the model of run {self.id}")
+
+
+def _checked(version: int | None) -> int | None:
+    if version is not None and version < 0:
+        raise InvalidArgument(f"version is {version}; versions count from 0")
+    return version
+
+
+async def _joined(chunks: AsyncIterator[ParametersChunk | ModelChunk], what: str) -> tuple[bytes, int]:
+    """The file that `chunks` are pieces of, and its version; DataLoss if it is not whole."""
+    data = bytearray()
+    size = got = -1
+    async for chunk in chunks:
+        if size < 0:
+            size, got = chunk.size, chunk.version
+        data += chunk.data
+        if (chunk.size, chunk.version) != (size, got) or len(data) > size:
+            raise DataLoss(f"the chunks of {what} do not fit together; ask again")
+    if size < 0 or len(data) != size:
+        raise DataLoss(f"only {len(data):,} of {max(size, 0):,} bytes of {what} came; ask again")
+    return bytes(data), got
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -25,6 +25,7 @@ from edge_attention.core import attention as wire
 from edge_attention.core.fleet import Node
 from edge_attention.core.jobs import PlannedGraph, TrainingRound, TrainingRun
 from edge_attention.core.tensors import Float32, Int64
+from edge_attention.federated_job import FederatedJob
 from edge_attention.job import FusionJob, Model
 from edge_attention.parameters import Parameters
 from edge_attention.results import Answer, Appended
@@ -99,11 +100,11 @@ class Client:
         """All contexts, each with its spec, its number of tokens and its segments."""
         return BACKGROUND.run(self._client.contexts())
 
-    def train(self, job: FusionJob) -> Run:
+    def train(self, job: FusionJob | FederatedJob) -> Run:
         """Start a run of `job`; iterate over what is returned to follow it."""
         return Run(self, BACKGROUND.run(self._client.train(job)))
 
-    def plan(self, job: FusionJob) -> list[PlannedGraph]:
+    def plan(self, job: FusionJob | FederatedJob) -> list[PlannedGraph]:
         """What `job` would run on each node and what releases that needs, without starting it."""
         return BACKGROUND.run(self._client.plan(job))
 
@@ -251,6 +252,10 @@ class Run:
         """End the run after the round under way. What it committed stays."""
         return BACKGROUND.run(self._run.stop())
 
+    def resume(self) -> TrainingRun:
+        """Let a stopped run go on after its last committed round; FailedPrecondition if it is not stopped."""
+        return BACKGROUND.run(self._run.resume())
+
     def parameters(self, version: int | None = None) -> Parameters:
         """The parameters of `version` (None: the latest; 0: the initial ones): name -> array, `.version`."""
         return BACKGROUND.run(self._run.parameters(version))
@@ -258,6 +263,14 @@ class Run:
     def save_parameters(self, file: str | Path, version: int | None = None) -> int:
         """Write the parameters of `version` as a safetensors file; returns the version written."""
         return BACKGROUND.run(self._run.save_parameters(file, version))
+
+    def onnx(self, version: int | None = None) -> bytes:
+        """A federated run's model with the parameters of `version` in it: an ONNX file, ready to serve."""
+        return BACKGROUND.run(self._run.onnx(version))
+
+    def save_onnx(self, file: str | Path, version: int | None = None) -> int:
+        """Write what `onnx` gives to a file; returns the version written."""
+        return BACKGROUND.run(self._run.save_onnx(file, version))
 
 
 def _close(client: AsyncClient) -> None:

@@ -206,9 +206,9 @@ class FusionJob:
         Raises:
             InvalidArgument: naming the file and the key that is unknown, missing or of a wrong type.
         """
-        from edge_attention.job_file import read
+        from edge_attention.job_file import read_fusion
 
-        return read(Path(path))
+        return read_fusion(path)
 
 
 def _trainable(part: Encoder | Head, what: str) -> tuple[str, ...]:

@@ -71,9 +71,9 @@ def name_variables(command: click.Command, prefix: str) -> None:
         if isinstance(parameter, click.Option) and parameter.expose_value and parameter.envvar is None:
             flag = max(parameter.opts, key=len).removeprefix("--")
             parameter.envvar = f"{prefix}_{flag}".upper().replace("-", "_")
-    if isinstance(command, click.Group):
-        for name, sub in command.commands.items():
-            name_variables(sub, f"{prefix}_{name}")
+    commands: dict[str, click.Command] = getattr(command, "commands", {})
+    for name, sub in commands.items():
+        name_variables(sub, f"{prefix}_{name}")
 
 
 def setup_logging(level: str) -> None:

@@ -1,4 +1,4 @@
-"""Parameters of a run: named arrays of one version, and a reader of the safetensors files they come in."""
+"""Parameters of a run: named arrays of one version, and the safetensors files they come in."""
 
 from __future__ import annotations
 
@@ -73,6 +73,18 @@ def read_safetensors(data: bytes, what: str = "the file") -> dict[str, Array]:
     if end != len(body):
         raise DataLoss(f"{what} has {len(body) - end:,} bytes that belong to no tensor")
     return {name: arrays[name] for name in header}
+
+
+def write_safetensors(arrays: Mapping[str, Array]) -> bytes:
+    """A safetensors file of float32 arrays; `read_safetensors` reads it."""
+    header, at = dict[str, Any](), 0
+    for name, array in arrays.items():
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the elements are aligned
+    data = (np.ascontiguousarray(array, "<f4").tobytes() for array in arrays.values())
+    return len(text).to_bytes(8, "little") + text + b"".join(data)
 
 
 def _entry(entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:

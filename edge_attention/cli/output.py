@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.jobs import Evaluation, TrainingRound
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead of text."
@@ -90,3 +91,24 @@ def size(count: float) -> str:
 def stretches(ranges: Iterable[range]) -> str:
     """`0-999, 2000-2999`: the positions, first and last of each range."""
     return ", ".join(f"{r.start}-{r.stop - 1}" for r in ranges if r) or "none"
+
+
+def waiting(what: str) -> str:
+    """A sentence of what a run says it waits for: `node 'a'`, or already `round 4 waits for a: ...`."""
+    return what if "waits for" in what else f"waiting for {what}"
+
+
+def seconds_of(round: TrainingRound) -> float:
+    """Seconds of a round in all."""
+    return round.seconds.get("all", sum(round.seconds.values()))
+
+
+def evaluated(result: Evaluation) -> str:
+    """`loss 0.4123, correct 43 of 50 (86.0%)`; of the tokens, where they are a metric."""
+    of = result.metrics.get("tokens", result.samples)
+    shares = "".join(
+        f", {name} {total:g} of {of:g} ({result.share(name):.1%})"
+        for name, total in result.metrics.items()
+        if name != "tokens"
+    )
+    return f"loss {result.loss:.4f}{shares}"

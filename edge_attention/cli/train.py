@@ -1,20 +1,22 @@
-"""`edge-attention train`: start, plan, watch, list and stop runs."""
+"""`edge-attention train`: start, plan, watch, list, stop, resume and export runs."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from edge_attention.cli.commands import Commands
 from edge_attention.cli.output import json_option, print_json, print_table
+from edge_attention.cli.plan import print_plan
 from edge_attention.cli.watch import watch
-from edge_attention.client import Client
+from edge_attention.client import Client, Run
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.jobs import PlannedGraph
+from edge_attention.federated_job import FederatedJob
 from edge_attention.job import FusionJob
+from edge_attention.job_file import read_job
 
 T = TypeVar("T")
 
@@ -23,65 +25,191 @@ Examples:
 
 \b
   edge-attention train job.toml --plan
-  edge-attention train job.toml --record rounds.jsonl
-  edge-attention train --watch patients
+  edge-attention train job.toml --watch
+  edge-attention train job.toml --detach
+  edge-attention train stop patients
+  edge-attention train export patients --onnx patients.onnx
 """
 
-
-@click.command(epilog=_EPILOG)
-@click.argument("job", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--plan", is_flag=True, help="Show what JOB would run where, and the releases it needs; no start."
-)
-@click.option("--watch", "watched", metavar="RUN", help="Follow a run that was started before.")
-@click.option("--stop", "stopped", metavar="RUN", help="Stop a run after the round under way.")
-@click.option("--list", "listed", is_flag=True, help="List the runs.")
-@click.option(
+_record_option: Callable[[Any], Any] = click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Append one JSON object a round to this file.",
 )
+_detach_option: Callable[[Any], Any] = click.option(
+    "--detach", is_flag=True, help="Do not follow the run; it goes on by itself."
+)
+
+
+@click.command(cls=Commands, epilog=_EPILOG)
+@click.argument("job", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--plan", is_flag=True, help="Show what JOB would run where, and the releases it needs; no start."
+)
+@click.option("--watch", "table", is_flag=True, help="Follow it as a table of the nodes, a line each.")
+@_detach_option
+@click.option("--stop", "stopped", metavar="RUN", help="The same as: train stop RUN.")
+@click.option("--list", "listed", is_flag=True, help="The same as: train list.")
+@_record_option
 @json_option
 @click.pass_obj
 def train(
     address: str,
     job: Path | None,
     plan: bool,
-    watched: str | None,
+    table: bool,
+    detach: bool,
     stopped: str | None,
     listed: bool,
     record: Path | None,
     as_json: bool,
 ) -> None:
-    """Train the job of the TOML file JOB, and follow it. RUN is an id or a name.
+    """Train the job of the TOML file JOB, and follow it; or one of the commands below, on a run.
 
-    docs/client.md has the file's format. With --json: one JSON object a round, then the run.
+    RUN is an id or a name. docs/client.md has the file's format. With --json: one JSON object a round, then
+    the run. `train --watch RUN` is the same as `train watch RUN`.
     """
-    if sum(map(bool, (job, watched, stopped, listed))) != 1 or (plan and not job):
-        raise click.UsageError("give one of: JOB.toml, JOB.toml --plan, --watch RUN, --stop RUN, --list")
+    if sum(map(bool, (job, stopped, listed))) != 1 or (plan and not job):
+        raise click.UsageError(
+            "give one of: JOB.toml, JOB.toml --plan, or one of the commands list, watch RUN, stop RUN, "
+            "resume RUN, export RUN"
+        )
+    if sum((plan, table, detach)) > 1 or (record and (plan or detach)):
+        raise click.UsageError("--plan, --detach and following (--watch, --record) exclude each other")
+    if job and not job.is_file() and not (table and job.suffix != ".toml"):
+        raise click.BadParameter(f"File '{job}' does not exist.", param_hint="'[JOB]'")
     with Client(address) as client:
         if listed:
             _list(client, as_json)
         elif stopped:
-            run = client.run(stopped).stop()
-            said = f"run {run.id} is {run.state.value}, at round {run.round} of {run.rounds}"
-            print_json(run) if as_json else click.echo(said)
+            _stop(client, stopped, as_json)
         elif job and plan:
-            _print_plan(_of_file(client.plan, job), job, as_json)
-        else:
-            if record:
-                record.open("a").close()  # before the run starts
-            followed = _of_file(client.train, job) if job else client.run(watched or "")
-            watch(followed, record, as_json)
+            print_plan(_of_file(client.plan, job), job, as_json)
+        elif job:
+            _touch(record)  # before the run starts
+            run = _of_file(client.train, job) if job.is_file() else client.run(str(job))
+            _left(run, as_json) if detach else watch(run, record, as_json, table=table)
 
 
-def _of_file(call: Callable[[FusionJob], T], file: Path) -> T:
+@train.add
+@click.command("list")
+@json_option
+@click.pass_obj
+def list_runs(address: str, as_json: bool) -> None:
+    """List the runs."""
+    with Client(address) as client:
+        _list(client, as_json)
+
+
+@train.add
+@click.command("watch")
+@click.argument("run")
+@_record_option
+@json_option
+@click.pass_obj
+def watch_run(address: str, run: str, record: Path | None, as_json: bool) -> None:
+    """Follow RUN as a table of the nodes. Where stdout is no terminal: a line a round."""
+    with Client(address) as client:
+        _touch(record)
+        watch(client.run(run), record, as_json, table=True)
+
+
+@train.add
+@click.command("stop")
+@click.argument("run")
+@json_option
+@click.pass_obj
+def stop_run(address: str, run: str, as_json: bool) -> None:
+    """Stop RUN after the round under way. What it committed stays."""
+    with Client(address) as client:
+        _stop(client, run, as_json)
+
+
+@train.add
+@click.command("resume")
+@click.argument("run")
+@click.option("--watch", "table", is_flag=True, help="Follow it as a table of the nodes, a line each.")
+@_detach_option
+@_record_option
+@json_option
+@click.pass_obj
+def resume_run(address: str, run: str, table: bool, detach: bool, record: Path | None, as_json: bool) -> None:
+    """Let RUN, which was stopped, go on after its last committed round, and follow it."""
+    if detach and (table or record):
+        raise click.UsageError("--detach and following (--watch, --record) exclude each other")
+    with Client(address) as client:
+        _touch(record)
+        found = client.run(run)
+        at = found.resume().round
+        _left(found, as_json) if detach else watch(found, record, as_json, table=table, after=at)
+
+
+@train.add
+@click.command("export")
+@click.argument("run")
+@click.option(
+    "--onnx", type=click.Path(dir_okay=False, path_type=Path), help="Write the trained model as ONNX."
+)
+@click.option(
+    "--parameters",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the parameters as a safetensors file.",
+)
+@click.option("--version", type=click.IntRange(min=0), help="By default the latest; 0: the initial ones.")
+@json_option
+@click.pass_obj
+def export_run(
+    address: str, run: str, onnx: Path | None, parameters: Path | None, version: int | None, as_json: bool
+) -> None:
+    """Write what RUN has trained to a file."""
+    if onnx is None and parameters is None:
+        raise click.UsageError("give --onnx FILE, --parameters FILE, or both")
+    with Client(address) as client:
+        found = client.run(run)
+        if onnx is not None:
+            version = found.save_onnx(onnx, version)
+        if parameters is not None:
+            version = found.save_parameters(parameters, version)
+    files = [str(file) for file in (onnx, parameters) if file is not None]
+    if as_json:
+        print_json({"run": found.id, "version": version, "files": files})
+    else:
+        click.echo(f"wrote version {version} of run {found.id} to {' and '.join(files)}")
+
+
+def _touch(record: Path | None) -> None:
+    if record:
+        record.open("a").close()
+
+
+def _of_file(call: Callable[[FusionJob | FederatedJob], T], file: Path) -> T:
     """`call` with the job of `file`, which is named where the job is refused."""
-    job = FusionJob.from_toml(file)
+    job = read_job(file)
     try:
         return call(job)
     except InvalidArgument as error:
         raise type(error)(f"{file}: {error.message}") from None
+
+
+def _left(run: Run, as_json: bool) -> None:
+    if as_json:
+        print_json(run.info)
+        return
+    click.echo(
+        f"run {run.id} ({run.info.name}) goes on: {run.info.rounds} rounds\n"
+        f"  watch it: edge-attention train watch {run.id}\n"
+        f"  stop it:  edge-attention train stop {run.id}"
+    )
+
+
+def _stop(client: Client, name: str, as_json: bool) -> None:
+    run = client.run(name).stop()
+    if as_json:
+        print_json(run)
+        return
+    click.echo(f"run {run.id} is {run.state.value}, at round {run.round} of {run.rounds}")
+    if run.state.value == "stopped":
+        click.echo(f"  let it go on: edge-attention train resume {run.id}")
 
 
 def _list(client: Client, as_json: bool) -> None:
@@ -98,33 +226,3 @@ def _list(client: Client, as_json: bool) -> None:
                 for r in runs
             ),
         )
-
-
-def release_flags(graphs: Sequence[PlannedGraph]) -> dict[str, list[str]]:
-    """Node -> the values of `edge-node --allow-release` it needs, each once."""
-    needed: dict[str, list[str]] = {graph.node: [] for graph in graphs}
-    for graph in graphs:
-        if graph.release and graph.release not in needed[graph.node]:
-            needed[graph.node].append(graph.release)
-    return needed
-
-
-def _some(outputs: Sequence[str]) -> str:
-    more = f" and {len(outputs) - 2} more" if len(outputs) > 3 else ""
-    return ", ".join(outputs[:2] if more else outputs) + more or "nothing"
-
-
-def _print_plan(graphs: Sequence[PlannedGraph], job: Path, as_json: bool) -> None:
-    needed = release_flags(graphs)
-    if as_json:
-        print_json({"graphs": graphs, "allow_release": needed})
-        return
-    print_table(
-        ("node", "graph", "digest", "leaves the node", "release"),
-        ((g.node, g.role, g.digest[:12], _some(g.outputs), g.release[:19] or "-") for g in graphs),
-        title=f"What {job} runs. Nothing else of a node's data leaves it.",
-    )
-    click.echo("What the nodes' operators allow for it:")
-    for node, releases in needed.items():
-        flags = "".join(f" --allow-release {shlex.quote(release)}" for release in releases)
-        click.echo(f"  edge-node --name {node}{flags} ..." if flags else f"  {node}: nothing")

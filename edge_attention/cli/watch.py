@@ -1,39 +1,64 @@
-"""Following a run in a terminal: a progress bar with the loss, and what the run waits for."""
+"""Following a run: as a bar with the loss, as a live table of the nodes, as lines, as JSON."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edge_attention.cli.output import plain, print_json, require_rich
+from edge_attention.cli.output import evaluated, plain, print_json, require_rich, seconds_of, waiting
 from edge_attention.client import Run
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.jobs import TrainingRound, TrainingRun
+from edge_attention.core.jobs import RunState, TrainingRound, TrainingRun
 
 Show = Callable[[TrainingRound | TrainingRun], None]
 
+_COUNTS = re.compile(r"\d+ of \d+ chunks|, idle [\d.]+ s|\bin \d+ s|[\d.]+ s ago|for [\d.]+ s")
+"""Of the sentences that say what a run waits for: what only counts on."""
 
-def watch(run: Run, record: Path | None, as_json: bool) -> None:
-    """Follow `run` to its end, its rounds also into `record`; Ctrl-C ends the following and not the run."""
-    follow = _follow_json if as_json else _follow
+
+def watch(run: Run, record: Path | None, as_json: bool, *, table: bool = False, after: int = 0) -> None:
+    """Follow `run` after round `after` to its end, its rounds also into `record`.
+
+    `table`: as a live table; as lines where stdout is no terminal. Ctrl-C ends the following and not the run.
+    """
+    if as_json:
+        follow = _follow_json
+    elif table:
+        follow = _follow_table if sys.stdout.isatty() else _follow_lines
+    else:
+        follow = _follow
     try:
-        follow(run, record)
+        follow(run, record, after)
     except KeyboardInterrupt:
         click.echo(
             f"\nstopped watching; run {run.id} goes on.\n"
-            f"  watch it again: edge-attention train --watch {run.id}\n"
-            f"  stop it:        edge-attention train --stop {run.id}",
+            f"  watch it again: edge-attention train watch {run.id}\n"
+            f"  stop it:        edge-attention train stop {run.id}",
             err=True,
         )
         raise click.exceptions.Exit(130) from None
 
 
-def _events(run: Run, record: Path | None, show: Show) -> None:
-    for event in run.events():
+class _Waits:
+    """What there is to print of a run's waiting: what it waits for, and not every second that it does."""
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    def news(self, info: TrainingRun) -> str:
+        about = _COUNTS.sub("", info.waiting)
+        new, self._told = about != self._told, about
+        return waiting(info.waiting) if new and info.waiting else ""
+
+
+def _events(run: Run, record: Path | None, after: int, show: Show) -> None:
+    for event in run.events(after):
         if record and isinstance(event, TrainingRound):
             try:
                 with record.open("a") as file:
@@ -41,7 +66,7 @@ def _events(run: Run, record: Path | None, show: Show) -> None:
             except OSError as error:
                 raise InvalidArgument(
                     f"--record {record} cannot be written: {error.strerror}; run {run.id} goes on, watch it "
-                    f"with: edge-attention train --watch {run.id}"
+                    f"with: edge-attention train watch {run.id}"
                 ) from None
         show(event)
 
@@ -50,16 +75,16 @@ def _row(run: Run, event: TrainingRound) -> dict[str, Any]:
     return {"run": run.id, **plain(event)}
 
 
-def _follow_json(run: Run, record: Path | None) -> None:
+def _follow_json(run: Run, record: Path | None, after: int) -> None:
     def show(event: TrainingRound | TrainingRun) -> None:
         if isinstance(event, TrainingRound):
             print_json(_row(run, event), indent=None)
 
-    _events(run, record, show)
+    _events(run, record, after, show)
     print_json(run.info, indent=None)
 
 
-def _follow(run: Run, record: Path | None) -> None:
+def _follow(run: Run, record: Path | None, after: int) -> None:
     require_rich()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -71,36 +96,73 @@ def _follow(run: Run, record: Path | None) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
     )
-    click.echo(f"run {run.id} ({run.info.name}): {run.info.rounds} rounds")
-    waiting = ""
+    _begun(run)
+    waits = _Waits()
     with Progress(*columns, console=Console(highlight=False, markup=False)) as bar:
-        task = bar.add_task("training", total=run.info.rounds, said="")
+        task = bar.add_task("training", total=run.info.rounds, completed=after, said="")
 
         def show(event: TrainingRound | TrainingRun) -> None:
-            nonlocal waiting
             if isinstance(event, TrainingRound):
                 bar.update(
                     task, completed=event.number, said=f"loss {event.loss:.4f}  version {event.version}"
                 )
                 if event.evaluation is not None:
                     bar.console.print(_evaluated(event))
-            elif event.waiting != waiting:
-                waiting = event.waiting
-                if waiting:
-                    # Printed, so that it is also there where the bar cannot be drawn.
-                    bar.console.print(f"waiting for {waiting}")
+            elif line := waits.news(event):
+                # Printed, so that it is also there where the bar cannot be drawn.
+                bar.console.print(line)
 
-        _events(run, record, show)
+        _events(run, record, after, show)
+    _ended(run)
+
+
+def _follow_lines(run: Run, record: Path | None, after: int) -> None:
+    _begun(run)
+    waits = _Waits()
+
+    def show(event: TrainingRound | TrainingRun) -> None:
+        if isinstance(event, TrainingRun):
+            if line := waits.news(event):
+                click.echo(line)
+            return
+        click.echo(
+            f"round {event.number} of {run.info.rounds}: loss {event.loss:.4f}, version {event.version}, "
+            f"{seconds_of(event):.2f} s, {len(event.nodes or event.mass)} nodes"
+        )
+        for node, reason in event.left_out.items():
+            click.echo(f"round {event.number}: without {node}: {reason}")
+        if event.evaluation is not None:
+            click.echo(_evaluated(event))
+
+    _events(run, record, after, show)
+    _ended(run)
+
+
+def _follow_table(run: Run, record: Path | None, after: int) -> None:
+    require_rich()
+    from rich.live import Live
+
+    from edge_attention.cli.run_table import RunTable
+
+    table = RunTable(run.info)
+    with Live(table, refresh_per_second=5):
+        _events(run, record, after, table.hear)
+    _ended(run)
+
+
+def _begun(run: Run) -> None:
+    click.echo(f"run {run.id} ({run.info.name}): {run.info.rounds} rounds")
+
+
+def _ended(run: Run) -> None:
     info = run.info
-    click.echo(f"run {info.id} {info.state.value} after round {info.round}, version {info.version}")
+    why = f" ({info.detail})" if info.detail else ""
+    click.echo(f"run {info.id} {info.state.value}{why} after round {info.round}, version {info.version}")
     click.echo(f"  its parameters: edge-attention parameters {info.id}")
+    if info.state is RunState.STOPPED:
+        click.echo(f"  let it go on:   edge-attention train resume {info.id}")
 
 
 def _evaluated(event: TrainingRound) -> str:
-    result = event.evaluation
-    assert result is not None
-    shares = "".join(
-        f", {name} {total:g} of {result.samples} ({total / max(1, result.samples):.1%})"
-        for name, total in result.metrics.items()
-    )
-    return f"round {event.number}: held-out loss {result.loss:.4f}{shares}"
+    assert event.evaluation is not None
+    return f"round {event.number}: held-out {evaluated(event.evaluation)}"

@@ -44,7 +44,10 @@ def safetensors(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 class Fake:
-    """`calls` records what came; `cut` makes the watch streams end after so many rounds, once each."""
+    """`calls` records what came; `cut` makes the watch streams end after so many rounds, once each.
+
+    `federated` makes the rounds those of a federated run; `lost` bytes of the trained model never come.
+    """
 
     def __init__(self) -> None:
         self.contexts: dict[str, tuple[a.ContextSpec, list, list]] = {}
@@ -53,6 +56,8 @@ class Fake:
         self.cut: list[int] = []
         self.missing = range(0)
         self.fail_append_after = 10**9
+        self.federated = False
+        self.trained, self.lost = b"an ONNX file" * 50, 0
         self.end = jobs.TrainingRun("r1", "job", jobs.RunState.FINISHED, "", 5, 5, 5, 0.0)
         self.arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(1, np.float32)}
         self.handlers = {
@@ -71,7 +76,9 @@ class Fake:
             s.DESCRIBE_RUN: self.describe_run,
             s.STOP_RUN: self.stop_run,
             s.LIST_RUNS: self.list_runs,
+            s.RESUME_RUN: self.resume_run,
             s.GET_PARAMETERS: self.parameters,
+            s.GET_MODEL: self.model,
         }
 
     async def nodes(self, request, context):
@@ -169,12 +176,35 @@ class Fake:
             seconds={"all": 0.5},
         )
 
+    def round(self, number: int) -> jobs.TrainingRound:
+        made = jobs.TrainingRound(number, number, 1 / number, (0,), {"all": 0.1}, {}, {}, {"a": 1.0})
+        if not self.federated:
+            return made
+        nodes = {
+            name: jobs.NodeRound(64, 2, 1 / number, 0.05, i, 1.5, 4096, 8192) for i, name in enumerate("ab")
+        }
+        left = {"b": "the deadline of 2 s passed"} if number == self.end.round else {}
+        evaluation = jobs.Evaluation(50, 0.25, {"correct": 43.0}) if number % 2 else None
+        return replace(
+            made,
+            mass={},
+            samples=(),
+            nodes={name: part for name, part in nodes.items() if name not in left},
+            left_out=left,
+            evaluation=evaluation,
+            consensus={"global": 0.125},
+        )
+
     def run(self, state=jobs.RunState.RUNNING) -> jobs.TrainingRun:
         return replace(self.end, state=state, round=0, version=0)
 
     async def start(self, request, context):
-        assert all(e.graph in self.blobs for e in (*request.job.encoders, request.job.head))
-        self.calls.append(("start", request.job))
+        if request.federated is not None:
+            model = request.federated.model
+            assert {model.graph, model.initial} - {""} <= self.blobs.keys()
+        else:
+            assert all(e.graph in self.blobs for e in (*request.job.encoders, request.job.head))
+        self.calls.append(("start", request.federated or request.job))
         return jobs.StartRunResponse(self.run())
 
     async def plan(self, request, context):
@@ -193,8 +223,9 @@ class Fake:
                 raise errors.Unavailable("going down")
             cut -= 1
             if number == 2:
-                yield replace(self.run(), waiting="node 'b', until 12:00:00")
-            yield jobs.TrainingRound(number, number, 1 / number, (0,), {"all": 0.1}, {}, {}, {"a": 1.0})
+                doing = {"a": "done", "b": "12 of 40 chunks"}
+                yield replace(self.run(), waiting="node 'b', until 12:00:00", nodes=doing)
+            yield self.round(number)
         yield self.end
 
     async def describe_run(self, request, context):
@@ -205,6 +236,13 @@ class Fake:
     async def stop_run(self, request, context):
         return jobs.StopRunResponse(self.run(jobs.RunState.STOPPED))
 
+    async def resume_run(self, request, context):
+        self.calls.append(("resume", request.run))
+        if self.end.state is not jobs.RunState.STOPPED:
+            raise errors.FailedPrecondition(f"run {request.run} is {self.end.state.value}")
+        self.end = replace(self.end, state=jobs.RunState.FINISHED)
+        return jobs.ResumeRunResponse(replace(self.end, state=jobs.RunState.RUNNING, round=3, version=3))
+
     async def list_runs(self, request, context):
         return jobs.ListRunsResponse((self.end,))
 
@@ -213,6 +251,12 @@ class Fake:
         version = 5 if request.version is None else request.version
         for at in range(0, len(data), 100):
             yield jobs.ParametersChunk(version, len(data), data[at : at + 100])
+
+    async def model(self, request, context):
+        version = 5 if request.version is None else request.version
+        size = len(self.trained) + self.lost
+        for at in range(0, len(self.trained), 100):
+            yield jobs.ModelChunk(version, size, self.trained[at : at + 100])
 
 
 @contextmanager

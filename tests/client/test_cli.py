@@ -172,7 +172,7 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_run(run, job, tmp_pat
     code, _, err = run("train", job, "--record", "/dev/full")
     assert (code, err.count("\n")) == (1, 1)
     assert "--record /dev/full cannot be written: No space" in err
-    assert "run r1 goes on, watch it with: edge-attention train --watch r1" in err
+    assert "run r1 goes on, watch it with: edge-attention train watch r1" in err
     fake.calls.clear()
     assert run("train", job, "--record", tmp_path / "no" / "file")[0] == 1
     assert not fake.calls  # nothing was started
@@ -351,7 +351,7 @@ def test_ctrl_c_ends_the_watching_only(address, fake):
     _, err = watching.communicate(timeout=20)
     assert watching.returncode == 130
     assert "run r1 goes on" in err
-    assert "edge-attention train --stop r1" in err
+    assert "edge-attention train stop r1" in err
     assert "Traceback" not in err
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_attention import FusionJob
+from edge_attention import FederatedJob, FusionJob, read_job
+from edge_attention.parameters import write_safetensors
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 
@@ -17,7 +18,7 @@ def blocks(language):
 
 def test_the_blocks_run(address, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in ("encoder", "head"):
+    for name in ("encoder", "head", "digits"):
         Path(f"{name}.onnx").write_bytes(name.encode())
     names: dict = {}
     *first, last = blocks("python")
@@ -36,7 +37,24 @@ def test_the_blocks_run(address, tmp_path, monkeypatch, capsys):
 def test_the_job_file_is_one(tmp_path):
     for name in ("encoder", "head"):
         (tmp_path / f"{name}.onnx").write_bytes(name.encode())
-    (block,) = blocks("toml")
+    block, _ = blocks("toml")
     (tmp_path / "job.toml").write_text(block)
     job, files = FusionJob.from_toml(tmp_path / "job.toml").prepare()
     assert (job.name, job.rounds, len(job.encoders), len(files)) == ("patients", 100, 2, 2)
+
+
+def test_the_federated_job_file_is_one(tmp_path):
+    (tmp_path / "digits.onnx").write_bytes(b"digits")
+    (tmp_path / "start.safetensors").write_bytes(write_safetensors({"w": np.ones(3, np.float32)}))
+    np.savez(tmp_path / "probe.npz", x=np.zeros((4, 64), np.float32))
+    _, block = blocks("toml")
+    (tmp_path / "job.toml").write_text(block)
+    job = read_job(tmp_path / "job.toml")
+    assert isinstance(job, FederatedJob)
+    assert job.prepare()[0].rounds == 50
+    # What the file shows as a comment is a key there is, too.
+    shown = re.sub(r"^# (?=[a-z_]+ = |\[)", "", block, flags=re.MULTILINE)
+    assert shown != block
+    (tmp_path / "job.toml").write_text(shown)
+    job, files = read_job(tmp_path / "job.toml").prepare()
+    assert (job.consensus.attention, len(files)) == ("attention", 2)

@@ -1,0 +1,43 @@
+"""What a job would run on the nodes, and what their operators allow for it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from edge_attention.cli.output import print_json, print_table
+from edge_attention.core.jobs import PlannedGraph
+
+
+def release_flags(graphs: Sequence[PlannedGraph]) -> dict[str, list[str]]:
+    """Node -> the values of `edge-node --allow-release` it needs, each once."""
+    needed: dict[str, list[str]] = {graph.node: [] for graph in graphs}
+    for graph in graphs:
+        if graph.release and graph.release not in needed[graph.node]:
+            needed[graph.node].append(graph.release)
+    return needed
+
+
+def _some(outputs: Sequence[str]) -> str:
+    more = f" and {len(outputs) - 2} more" if len(outputs) > 3 else ""
+    return ", ".join(outputs[:2] if more else outputs) + more or "nothing"
+
+
+def print_plan(graphs: Sequence[PlannedGraph], job: Path, as_json: bool) -> None:
+    """The plan of the job file `job`, as a table and as flags of `edge-node`."""
+    needed = release_flags(graphs)
+    if as_json:
+        print_json({"graphs": graphs, "allow_release": needed})
+        return
+    print_table(
+        ("node", "graph", "digest", "leaves the node", "release"),
+        ((g.node, g.role, g.digest[:12], _some(g.outputs), g.release[:19] or "-") for g in graphs),
+        title=f"What {job} runs. Nothing else of a node's data leaves it.",
+    )
+    click.echo("What the nodes' operators allow for it:")
+    for node, releases in needed.items():
+        flags = "".join(f" --allow-release {shlex.quote(release)}" for release in releases)
+        click.echo(f"  edge-node --name {node}{flags} ..." if flags else f"  {node}: nothing")
