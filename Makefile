@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run test check compat bench protos graphs format clean help
+.PHONY: run demo-federated test check compat bench protos graphs format clean help
 
 help: ## This list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/demo ## The demo: three labs, one model, nothing leaves them.
 	$(BIN)/edge-attention demo
+
+demo-federated: .venv/demo ## The other demo: five nodes, each with samples of its own.
+	$(BIN)/edge-attention demo federated
 
 test: .venv/dev ## Every test, real processes included.
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Every benchmark: python -m benchmarks [kernel] [attend] [round] [idle] [--quick] [--json FILE]
+"""Every benchmark: python -m benchmarks [NAME ...] [--quick] [--json FILE]
 
 Prints a table for each, the bound beside what was measured, and writes all with the machine's description
 to benchmarks/results.json. Exits with 1 if a bound is missed.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.report import Report, machine
 
-NAMES = ("kernel", "attend", "round", "idle")
+NAMES = ("kernel", "attend", "round", "idle", "torch_parity")
 RESULTS = Path(__file__).parent / "results.json"
 
 

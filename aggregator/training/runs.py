@@ -160,11 +160,7 @@ class Runs:
                     break
                 yield record_from(row.record)
                 after_round = row.round
-            if told is None or (now.state, now.waiting, now.samples) != (
-                told.state,
-                told.waiting,
-                told.samples,
-            ):
+            if told is None or _shown(now) != _shown(told):
                 told = now
                 yield now
             if not going or changed is None:
@@ -281,3 +277,8 @@ class Runs:
     def _end(self, active: ActiveRun, state: RunState, detail: str) -> None:
         self._state.set_run_status(active.info.id, state.value, detail)
         active.update(state=state, detail=detail, waiting="")
+
+
+def _shown(run: TrainingRun) -> tuple[object, ...]:
+    """What of a run is news to those who watch; its rounds they hear of by themselves."""
+    return run.state, run.waiting, run.samples, run.nodes

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -14,9 +11,8 @@ import numpy as np
 
 # Asked for here, not when the data is loaded: without the extra the command says so at once.
 import sklearn  # noqa: F401
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from edge_attention.cli.commands import Commands
 from edge_attention.cli.local_fleet import LocalFleet
 from edge_attention.cli.output import print_table, size
 from edge_attention.client import Client
@@ -24,23 +20,18 @@ from edge_attention.core.errors import Internal
 from edge_attention.core.jobs import PlannedGraph, RunState, TrainingRound
 from edge_attention.core.tensors import Array
 from edge_attention.demo import memory, one_machine, patients
+from edge_attention.demo.federated import federated
 from edge_attention.demo.figures import Accuracy, Bytes, Figures, PartialAnswer
 from edge_attention.demo.memory import Memory, Meter
 from edge_attention.demo.patients import LABS, Patients
+from edge_attention.demo.show import conclude, console, json_file_option, printer, progress, verbose_option
 
-console = Console(highlight=False)
 VICTIM = "worst"
 
 
-@click.command()
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write every figure to FILE.",
-)
-@click.option("--verbose", is_flag=True, help="Also print what the processes print.")
+@click.command(cls=Commands)
+@json_file_option
+@verbose_option
 def demo(json_file: Path | None, verbose: bool) -> None:
     """Three labs, one model: see the whole loop on real data, in about a minute.
 
@@ -50,25 +41,16 @@ def demo(json_file: Path | None, verbose: bool) -> None:
     node is killed in the middle of a query. Ends with 1 if a figure that must hold does not.
     """
     started = time.perf_counter()
-
-    def on_line(child: str, line: str) -> None:
-        if verbose:
-            console.print(f"[dim]{child}: {line}[/dim]", markup=True)
-
     with (
         tempfile.TemporaryDirectory(prefix="edge-attention-") as folder,
-        LocalFleet(state=Path(folder) / "state", on_line=on_line) as fleet,
+        LocalFleet(state=Path(folder) / "state", on_line=printer(verbose)) as fleet,
     ):
         figures = _run(fleet, Path(folder), started)
     _report(figures)
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures.to_json(), indent=2) + "\n")
-    failures = figures.failures()
-    for failure in failures:
-        console.print(f"[red]does not hold:[/red] {failure}")
-    if failures:
-        raise click.exceptions.Exit(1)
-    console.print(f"everything that must hold does; {figures.seconds:.0f} s in all")
+    conclude(figures, json_file)
+
+
+demo.add(federated)
 
 
 class _Fleet:
@@ -110,7 +92,7 @@ def _run(fleet: LocalFleet, folder: Path, started: float) -> Figures:
 
         reference = Memory.random()
         asked = memory.queries(16)
-        with _progress("tokens") as (bar, task):
+        with progress("tokens") as (bar, task):
             context = memory.spread(
                 client, reference, lambda done, total: bar.update(task, completed=done, total=total)
             )
@@ -147,7 +129,7 @@ def _train(client: Client, data: Patients) -> tuple[list[TrainingRound], float, 
     """Train the fleet, then the yardsticks on the same batches from the same first parameters."""
     run = client.train(patients.job())
     rounds: list[TrainingRound] = []
-    with _progress("rounds", patients.ROUNDS) as (bar, task):
+    with progress("rounds", patients.ROUNDS) as (bar, task):
         for record in run:
             rounds.append(record)
             bar.update(task, completed=record.number, said=f"loss {record.loss:.4f}")
@@ -160,7 +142,7 @@ def _train(client: Client, data: Patients) -> tuple[list[TrainingRound], float, 
     first: dict[str, Array] = dict(run.parameters(version=0))
     everyone = list(LABS)
     trained: dict[str, one_machine.Trained] = {}
-    with _progress("yardsticks", 4 * len(batches)) as (bar, task):
+    with progress("yardsticks", 4 * len(batches)) as (bar, task):
         for i, labs in enumerate([everyone, *([lab] for lab in LABS)]):
             trained["+".join(labs)] = one_machine.train(
                 data,
@@ -182,19 +164,6 @@ def _train(client: Client, data: Patients) -> tuple[list[TrainingRound], float, 
     tokens = 10 * len(LABS) * patients.BATCH * patients.KEY_HEADS
     shipped = 2 * len(rounds) * tokens * 2 * patients.DIM * 4
     return rounds, difference, accuracy, shipped
-
-
-@contextmanager
-def _progress(what: str, total: int | None = None) -> Iterator[tuple[Progress, TaskID]]:
-    columns = (
-        TextColumn(f"{what:<11}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[said]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        yield bar, bar.add_task(what, total=total, said="")
 
 
 def _nodes(client: Client) -> None:
