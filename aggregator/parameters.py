@@ -156,6 +156,7 @@ class ParameterStore:
                 self._check_next(draft.run, draft.version, draft.round)
                 file, digest = self._finish(draft.parameters)
                 held, held_digest = (None, None) if draft.state is None else self._finish(draft.state)
+                sync(draft.parameters.path.parent)
                 self._name(
                     Version(
                         draft.run, draft.version, draft.round, file, digest, held, held_digest, self._clock()

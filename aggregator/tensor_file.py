@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.folder import TEMPORARY, sync, unwritable
+from aggregator.folder import TEMPORARY, unwritable
 from edge_attention.core.errors import DataLoss, Internal, InvalidTensor
 from edge_attention.core.tensors import Array
 
@@ -154,7 +154,7 @@ class TensorFileWriter:
         self._written[name] += piece.size
 
     def finish(self, durable: bool = True) -> Written:
-        """The file has its name. `durable`: it survives a crash of the machine.
+        """The file has its name. `durable`: its bytes are on the disk; its name is after a `sync`.
 
         Raises:
             Internal: a tensor is not whole.
@@ -176,8 +176,6 @@ class TensorFileWriter:
             os.replace(self._temporary, self.path)
         except OSError as error:
             raise unwritable(self.path, error) from error
-        if durable:
-            sync(self.path.parent)
         return Written(self._hash.hexdigest(), {name: h.hexdigest() for name, h in self._hashes.items()})
 
     def abort(self) -> None:

@@ -157,6 +157,7 @@ class Runtime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False  # it holds each graph's whole memory, beside the arena's
         options.log_severity_level = 4  # what fails is raised, and answered to whom it concerns
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")

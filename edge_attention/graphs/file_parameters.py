@@ -229,10 +229,11 @@ def _untie(
 def _groups(uses: list[_Use], constant: bool, torchscript: bool, gone: set[str]) -> list[list[_Use]] | None:
     """The uses by the parameter they were before the exporter merged; None where nothing tells."""
     groups: dict[object, list[_Use]] = defaultdict(list)
+    called = torchscript or any(use.alias for use in uses)
     owners = {name.rpartition(".")[0] for name in gone}  # modules that have lost a parameter
     for position, use in enumerate(uses):
         scope = _scope(use.node)
-        if use.alias or torchscript:  # its own name counts too: the others had an Identity
+        if called:  # the file's own name counts too: the others had an Identity
             groups[use.alias].append(use)
         elif scope:
             # One module may have had two equal parameters.

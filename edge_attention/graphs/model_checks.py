@@ -14,7 +14,9 @@ from edge_attention.graphs.onnx_file import serialize
 
 __all__ = ["check_model"]
 
-_COORDINATES = 48  # in all: every one costs six forward passes
+# Coordinates in all: every one costs two forward passes, six at worst.
+_COORDINATES, _COORDINATES_OF_LARGE = 48, 16
+_LARGE = 1 << 22  # elements
 
 
 def check_model(
@@ -69,7 +71,7 @@ def check_model(
         objective,
         point,
         gradients,
-        _spread(list(tensors)),
+        _spread(model),
         rng=rng,
         tolerance=tolerance,
         place=model.place,
@@ -77,9 +79,12 @@ def check_model(
     )
 
 
-def _spread(names: list[str]) -> dict[str, int]:
+def _spread(model: Model) -> dict[str, int]:
     """How many random coordinates of which tensors, besides the one with the largest gradient."""
-    if len(names) > _COORDINATES:
-        picked = np.linspace(0, len(names) - 1, _COORDINATES).round().astype(int)
+    names = list(parameter_inputs(model))
+    large = sum(array.size for array in model.parameters.values()) > _LARGE
+    total = _COORDINATES_OF_LARGE if large else _COORDINATES
+    if len(names) > total:
+        picked = np.linspace(0, len(names) - 1, total).round().astype(int)
         return {names[i]: 0 for i in picked}
-    return {name: min(3, _COORDINATES // len(names) - 1) for name in names}
+    return dict.fromkeys(names, min(3, total // len(names) - 1))

@@ -23,9 +23,10 @@ _RESERVED = (
     *("x/", "p/", "grad/", "sum/", "next/", "slot/", "anchor/", "control/", "extra/", "update/", "residual/"),
     *("probe/", "adjoint/", "loss/", "penalty/", METRIC),
 )
-_RESERVED_NAMES = frozenset(
-    ("alpha", "loss", "loss_sum", "count", "lr", "mu", "steps", "norm", "max_norm", "penalty", "penalty_weight")
-)
+_RESERVED_NAMES = {
+    *("alpha", "count", "loss", "loss_sum", "lr", "max_norm", "mu", "norm", "penalty", "penalty_weight"),
+    "steps",
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,12 +89,12 @@ def _load(
         made[f"grad/{i}"] = gradients[name], array.shape
     made |= {METRIC + name: (name, ()) for name in metrics}
     del graph.output[:]
-    for name, (source, shape) in made.items():
+    for name, (source, _) in made.items():
         if outputs[source][0] != _FLOAT and not name.startswith(METRIC):
             raise InvalidGraph(f"{place}: output '{source}' is {outputs[source][0]}; it must be float32")
         inner = aside.get(source, source)
         graph.node.append(helper.make_node("Cast", [inner], [name], to=TensorProto.FLOAT))
-        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     prune(graph)
     found = infer_outputs(file, place)
     for name, (source, shape) in made.items():

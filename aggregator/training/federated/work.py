@@ -6,6 +6,7 @@ The collectors decide who works when.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from edge_attention.core.program import Drop, Instruction
 from edge_attention.core.tensors import Array
 
 __all__ = ["Basis", "Work"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +85,9 @@ class Work:
         rows = samples.of_round(number)
         residuals = self._residuals.get(node, ())
 
-        def program(at: At, fresh: bool) -> Program:
+        def program(at: At, forgotten: bool) -> Program:
             # One that has been restarted without --store has lost its residuals: they begin at zero again.
-            kept = () if fresh else residuals
+            kept = () if forgotten else residuals
             return self._programs.train(number, rows, at, residuals=kept, alpha=basis.alpha)
 
         answer = await self.ask(node, basis, program, state, controls=True)
@@ -108,19 +111,25 @@ class Work:
         state: Callable[[bool], None],
         controls: bool = False,
     ) -> Answer:
-        """The node's answer to `program(at, fresh)`. `fresh`: take nothing for granted that it may keep."""
-        fresh = False
+        """The node's answer to `program(at, forgotten)`. `forgotten`: it lost what it kept of earlier rounds."""
+        # A node that has been restarted lacks its parameters first; with --store, nothing else.
+        fresh = forgotten = False
         while True:
             with self._pushed(node, basis, fresh, controls) as (push, before, at):
-                instructions, tensors = program(at, fresh)
+                instructions, tensors = program(at, forgotten)
                 try:
                     answer = await self._asker.ask(
                         node, basis.version, (*before, *instructions), tensors, push, state
                     )
-                except Lacking:
-                    if fresh:
+                except Lacking as error:
+                    if forgotten:
                         raise
-                    fresh = True
+                    if fresh:
+                        log.warning(
+                            "run %s: node %s begins again without what it kept: %s",
+                            self._run, node, error.message,
+                        )  # fmt: skip
+                    fresh, forgotten = True, fresh
                     continue
             if self._keeps and (member := self._services.membership.get(node)) is not None:
                 self._has[node] = (member.session, basis.version)
