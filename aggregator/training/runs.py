@@ -88,14 +88,16 @@ class Runs:
         return info
 
     async def resume_run(self, name: str) -> TrainingRun:
-        """Let a stopped run go on after its last committed round.
+        """Let a run that was stopped, or failed, go on after its last committed round.
 
         Raises:
-            FailedPrecondition: it is not stopped.
+            FailedPrecondition: it is neither.
         """
         info = self.describe(name)
-        if info.state is not RunState.STOPPED:
-            raise FailedPrecondition(f"run {info.id} is {info.state.value}; only a stopped run is resumed")
+        if info.state not in (RunState.STOPPED, RunState.FAILED):
+            raise FailedPrecondition(
+                f"run {info.id} is {info.state.value}; only a run that was stopped, or failed, is resumed"
+            )
         self._state.set_run_status(info.id, RunState.RUNNING.value)
         self._take_up(self._state.get_run(info.id))
         return self.describe(info.id)
@@ -194,6 +196,10 @@ class Runs:
             raise FailedPrecondition(
                 f"run {info.id} trains parts of a model on several nodes; take its parameters instead"
             )
+        if job.model.gradients:
+            raise FailedPrecondition(
+                f"run {info.id} trains a step graph, which is none to serve; take its parameters instead"
+            )
         if latest is None:
             raise FailedPrecondition(
                 f"run {info.id} has no version yet; it waits for {info.waiting or 'nodes'}"
@@ -270,9 +276,10 @@ class Runs:
             self._end(active, RunState.FAILED, f"{type(error).__name__} in the aggregator; its log says more")
         finally:
             self._metrics.runs.dec()
-            for gauge in (self._metrics.version, self._metrics.waiting):
+            for gauge in (self._metrics.version, self._metrics.waiting, self._metrics.loss):
                 with contextlib.suppress(KeyError):  # it may never have been set
                     gauge.remove(id)
+            self._metrics.consensus.remove_by_labels({"run": id})
 
     def _end(self, active: ActiveRun, state: RunState, detail: str) -> None:
         self._state.set_run_status(active.info.id, state.value, detail)

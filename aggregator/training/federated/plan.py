@@ -114,6 +114,10 @@ def strategy_of(job: FederatedJob) -> Strategy:
         InvalidArgument: there is no such strategy, or option.
     """
     if job.strategy.name == "gradient_averaging":
+        if job.strategy.options:
+            raise InvalidArgument(
+                "gradient_averaging takes no options: the server steps with the optimizer of local"
+            )
         optimizer = job.local.optimizer
         return strategy_from(job.strategy.name, optimizer=optimizer.name, **optimizer.options)
     return strategy_from(job.strategy.name, **job.strategy.options)

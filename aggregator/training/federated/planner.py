@@ -151,6 +151,11 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
         model = load_model(
             data, loss=spec.loss, parameters=spec.parameters, metrics=spec.metrics, place=place
         )
+    if job.holdout and not model.forward:
+        raise InvalidArgument(
+            "this step graph has a fixed batch, so held-out rows cannot be evaluated; set holdout to 0, or "
+            "export it with a dynamic batch"
+        )
     check_model(model)
     gradient = gradient_graph(model, local.batch)
     parameters = _initial(model.parameters, given) if given else dict(model.parameters)

@@ -100,7 +100,9 @@ class FederatedTrainer:
                 record = record_from(row.record)
                 last = dict(record.left_out)
                 for node, part in record.nodes.items():
-                    work.took_part(node, row.round)
+                    # Residuals of buffered rounds go by turns, which begin anew: they begin at zero.
+                    if not self._strategy.asynchronous:
+                        work.took_part(node, row.round)
                     self._collector.took(node, part.seconds)
         self._collector.quarantined |= {n: why for n, why in last.items() if why.startswith(QUARANTINED)}
 
@@ -152,12 +154,10 @@ class FederatedTrainer:
             seconds["all"] = time.perf_counter() - began  # the commit's own cannot be part of it
             seconds["fold"] = seconds["all"] - seconds["collect"]
             record = self._make_record(current, collected, folded, seconds)
-            names = self._nodes
-            record = replace(
-                record,
-                bytes_sent={n: link.bytes_sent[n] - sent.get(n, 0) for n in names},
-                bytes_received={n: link.bytes_received[n] - received.get(n, 0) for n in names},
-            )
+            down = {n: link.bytes_sent[n] - sent.get(n, 0) for n in self._nodes}
+            up = {n: link.bytes_received[n] - received.get(n, 0) for n in self._nodes}
+            nodes = {n: replace(part, bytes_down=down[n]) for n, part in record.nodes.items()}
+            record = replace(record, nodes=nodes, bytes_sent=down, bytes_received=up)
             return record, to_json(record)
 
         try:

@@ -111,7 +111,7 @@ class Work:
         state: Callable[[bool], None],
         controls: bool = False,
     ) -> Answer:
-        """The node's answer to `program(at, forgotten)`. `forgotten`: it lost what it kept of earlier rounds."""
+        """The node's answer to `program(at, forgotten)`. `forgotten`: what it kept of rounds is lost."""
         # A node that has been restarted lacks its parameters first; with --store, nothing else.
         fresh = forgotten = False
         while True:
