@@ -195,7 +195,8 @@ class Dispatcher:
                 said = states
             changed = self._changed
             try:
-                await asyncio.wait_for(changed.wait(), min(left, 1.0))
+                async with asyncio.timeout(min(left, 1.0)):  # wait_for may forget a cancellation
+                    await changed.wait()
             except TimeoutError:
                 continue
         if said:

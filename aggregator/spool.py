@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from aggregator.folder import unwritable
-from edge_attention.core.errors import DataLoss, Internal, InvalidTensor, NotFound
+from edge_attention.core.errors import DataLoss, Internal, InvalidArgument, InvalidTensor, NotFound
 from edge_attention.core.halves import from_wire, stored_dtype
 from edge_attention.core.program import BulkTensor
 from edge_attention.core.tensors import Array
@@ -64,10 +64,11 @@ class SpoolFile:
         """Whether all bytes are there; they have the digest."""
         return self.received == self.size
 
-    def append(self, data: bytes | memoryview) -> None:
-        """Write what comes next. It blocks on the disk and may run in any thread.
+    def append(self, data: bytes, offset: int) -> None:
+        """Write what of `data`, the bytes from `offset` on, has not come yet. It blocks, in any thread.
 
         Raises:
+            InvalidArgument: it begins past what is there, or goes past the end.
             DataLoss: the file is whole and does not have the digest; it has to come again, from its start.
             ResourceExhausted: the disk is full.
             NotFound: its last user has let go of it.
@@ -75,19 +76,26 @@ class SpoolFile:
         with self._mutex:
             if not self._users:
                 raise NotFound(f"file {self.digest[:12]} was given up while it came; send it again")
+            end = offset + len(data)
+            if offset > self.received or end > self.size:
+                raise InvalidArgument(
+                    f"chunk at {offset} of {self.size} bytes does not follow {self.received} received"
+                )
+            if end <= self.received and self.size:
+                return  # another call has sent it
+            new = memoryview(data)[self.received - offset :]
             try:
                 descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
                 try:
-                    view = memoryview(data)
+                    view = new
                     while view:
-                        count = os.pwrite(descriptor, view, self.received + len(data) - len(view))
-                        view = view[count:]
+                        view = view[os.pwrite(descriptor, view, end - len(view)) :]
                 finally:
                     os.close(descriptor)
             except OSError as error:
                 raise unwritable(self.path, error) from error
-            self._hash.update(data)
-            self.received += len(data)
+            self._hash.update(new)
+            self.received = end
             self.last = time.monotonic()
             if self.whole and self._hash.hexdigest() != self.digest:
                 self.received, self._hash = 0, hashlib.sha256()

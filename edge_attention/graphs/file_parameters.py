@@ -21,15 +21,14 @@ The first use keeps the file's name; the others are called as the exporter knew 
 Naming an initializer in `parameters`, and not the other uses, keeps it tied.
 
 **Split.** An embedding that is also the output projection comes out of an exporter as two initializers, one
-the transpose of the other; they are made one again.
+the transpose of the other; and the weights of a layer used twice as two equal ones, noted to come from one
+parameter. Both are made one again.
 """
 
 from __future__ import annotations
 
-import ast
-import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,15 +36,10 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.exporter_notes import folded_sources, noted_kinds, scope
 from edge_attention.graphs.onnx_file import all_nodes, keep, prune, values_of
 
 __all__ = ["FileParameters", "find_parameters"]
-
-_KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
-_FOLDED = "pkg.onnxscript.optimizer.folded_from"
-_SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_TARGET = re.compile(r"^\S+: (PARAMETER|BUFFER|CONSTANT_TENSOR)\b.*?target='([^']*)'", re.MULTILINE)
 
 _COMMUTES = {"Add", "Mul", "Max", "Min", "Sum"}
 _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -99,8 +93,10 @@ def find_parameters(model: ModelProto, named: Collection[str], place: str) -> Fi
     """
     _drop_default_inputs(model.graph)
     aliases = _look_through_identities(model.graph)
-    kinds, gone = _noted_kinds(model)
-    untied = _untie(model, aliases, kinds, gone, named, place)
+    whole = _tie_folded(model.graph, named)
+    kinds, gone = noted_kinds(model)
+    whole |= {name for name, trains in kinds.items() if not trains}
+    untied = _untie(model, aliases, whole, gone, named, place)
     _tie_transposed(model.graph, named)
     tensors = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
     for name in named:
@@ -157,49 +153,30 @@ def _look_through_identities(graph: GraphProto) -> dict[tuple[int, int], str]:
     return aliases
 
 
-def _noted_kinds(model: ModelProto) -> tuple[dict[str, bool], set[str]]:
-    """What the exporter notes: initializer to whether it trains, and the parameters that are in no file."""
-    noted: dict[str, bool] = {}
-    for note in model.graph.metadata_props:
-        if note.key == _SIGNATURE:
-            noted |= {target: kind == "PARAMETER" for kind, target in _TARGET.findall(note.value)}
-    parameters = {name for name, trains in noted.items() if trains}
-    gone = parameters - {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.value_info:
-        for note in value.metadata_props:
-            if note.key == _KIND:
-                noted[value.name] = note.value == "PARAMETER"
-            elif note.key == _FOLDED and parameters:
-                sources = parameters.intersection(_strings(note.value))
-                noted[value.name] = bool(sources)
-                gone -= sources
-    return noted, gone
-
-
 def _untie(
     model: ModelProto,
     aliases: dict[tuple[int, int], str],
-    kinds: dict[str, bool],
+    whole: Collection[str],
     gone: set[str],
     named: Collection[str],
     place: str,
 ) -> dict[str, str]:
-    """Give every use of a merged initializer its own; returns the new names with the old."""
+    """Give every use of a merged initializer its own, but those in `whole`; returns new name to old."""
     graph = model.graph
     taken = values_of(graph)
-    torchscript = model.producer_name == "pytorch" and not any(_scope(node) for node in graph.node)
+    torchscript = model.producer_name == "pytorch" and not any(scope(node) for node in graph.node)
     every = _uses(graph, aliases)
     untied: dict[str, str] = {}
     for tensor in list(graph.initializer):
         uses = every[tensor.name]
-        if tensor.data_type != TensorProto.FLOAT or len(uses) < 2 or kinds.get(tensor.name) is False:
+        if tensor.data_type != TensorProto.FLOAT or len(uses) < 2 or tensor.name in whole:
             continue
         if not tensor.dims:
             continue  # a scalar is a constant: sharing it ties nothing
         constant = _all_equal(tensor)
         if not constant and len({use.kind for use in uses}) == len(uses):
             continue  # one weight in several roles
-        groups = _groups(uses, constant, torchscript, gone)
+        groups = _groups(tensor.name, uses, constant, torchscript, gone)
         if groups is None:
             if named:
                 continue
@@ -226,31 +203,67 @@ def _untie(
     return untied
 
 
-def _groups(uses: list[_Use], constant: bool, torchscript: bool, gone: set[str]) -> list[list[_Use]] | None:
+def _groups(
+    name: str, uses: list[_Use], constant: bool, torchscript: bool, gone: set[str]
+) -> list[list[_Use]] | None:
     """The uses by the parameter they were before the exporter merged; None where nothing tells."""
-    groups: dict[object, list[_Use]] = defaultdict(list)
     called = torchscript or any(use.alias for use in uses)
-    owners = {name.rpartition(".")[0] for name in gone}  # modules that have lost a parameter
+    groups: dict[object, list[_Use]] = defaultdict(list)
     for position, use in enumerate(uses):
-        scope = _scope(use.node)
+        modules = scope(use.node)
         if called:  # the file's own name counts too: the others had an Identity
             groups[use.alias].append(use)
-        elif scope:
-            # One module may have had two equal parameters.
-            groups[scope, position if constant and scope[-1] in owners else -1].append(use)
+        elif modules:
+            groups[modules].append(use)
         elif constant:
             groups[position].append(use)
         else:
             return None
-    return list(groups.values())
+    if called or not constant:
+        return list(groups.values())
+    # One module may have had two equal parameters, each with a use of its own.
+    parted: list[list[_Use]] = []
+    for group in groups.values():
+        module = ".".join(scope(group[0].node)[-1:])
+        several = len(group) == len(_held_before(name, module, gone)) + (name.rpartition(".")[0] == module)
+        parted += [[use] for use in group] if several else [group]
+    return parted
+
+
+def _held_before(name: str, module: str, gone: set[str]) -> list[str]:
+    """The parameters of `module` that may have been merged into `name`: of its last part, if there are."""
+    held = [other for other in sorted(gone) if other.rpartition(".")[0] == module]
+    return [other for other in held if other.rpartition(".")[2] == name.rpartition(".")[2]] or held
 
 
 def _name_before(name: str, use: _Use, gone: set[str]) -> str:
     """The parameter that `use` read before it was merged into `name`: the module's, by the last part."""
-    module = ".".join(_scope(use.node)[-1:])
+    module = ".".join(scope(use.node)[-1:])
     leaf = name.rpartition(".")[2]
     found = [other for other in gone if other.startswith(f"{module}.") and other.rpartition(".")[2] == leaf]
     return found[0] if module and len(found) == 1 else f"{name}@{use.label}"
+
+
+def _tie_folded(graph: GraphProto, named: Collection[str]) -> set[str]:
+    """Make initializers one that an exporter has computed from the same parameters, with the same result.
+
+    Returns the names of those that are one now.
+    """
+    sources = {name: source for name, source in folded_sources(graph).items() if name not in named}
+    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    again: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.name in sources and tensor.data_type == TensorProto.FLOAT:
+            value = numpy_helper.to_array(tensor).tobytes()
+            key = (sources[tensor.name], tuple(tensor.dims), value)
+            if first.setdefault(key, tensor.name) != tensor.name:
+                again[tensor.name] = first[key]
+    if again:
+        keep(graph.initializer, {tensor.name for tensor in graph.initializer} - set(again))
+        for node in all_nodes(graph):
+            for slot, name in enumerate(node.input):
+                node.input[slot] = again.get(name, name)
+    return set(again.values())
 
 
 def _tie_transposed(graph: GraphProto, named: Collection[str]) -> None:
@@ -317,23 +330,6 @@ def _all_equal(tensor: TensorProto) -> bool:
 
 def _count(tensor: TensorProto) -> int:
     return int(np.prod(list(tensor.dims), dtype=np.int64))
-
-
-def _scope(node: NodeProto) -> tuple[str, ...]:
-    """The modules a node belongs to, outermost first; empty where the exporter does not say."""
-    for note in node.metadata_props:
-        if note.key == _SCOPES:
-            return tuple(_strings(note.value))[:-1]  # the last is the node itself
-    return ()
-
-
-def _strings(text: str) -> Iterator[str]:
-    """The strings of a list that an exporter wrote down with Python's repr."""
-    try:
-        found = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return iter(())
-    return iter([item for item in found if isinstance(item, str)] if isinstance(found, list) else [])
 
 
 def _some(names: Collection[str]) -> str:

@@ -65,6 +65,8 @@ _RANDOM = {
 }
 # Stands for the batch while shapes are inferred: prime and large, so no fixed dimension is mistaken for it.
 _PROBE = 10_007
+MAX_FOLLOWED = 1 << 18
+"""Elements of the longest vector beside which values are followed while shapes are inferred."""
 
 
 def bind_batch(model: ModelProto, batch: int) -> ModelProto:
@@ -83,7 +85,24 @@ def bind_batch(model: ModelProto, batch: int) -> ModelProto:
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.Clear()
-    return shape_inference.infer_shapes(bound, check_type=True, strict_mode=True, data_prop=True)
+    return infer_shapes(bound, strict=True)
+
+
+def infer_shapes(model: ModelProto, strict: bool = False) -> ModelProto:
+    """A copy with all shapes inferred; values that become shapes are followed. `strict`: raise what is wrong.
+
+    Raises onnx's own InferenceError where the shapes contradict each other.
+    """
+    # onnx follows the values of each tensor with one dimension, number by number: for a vector of a million
+    # that takes seconds an operator, and no shape is as long.
+    lengths = [
+        value.type.tensor_type.shape.dim[0].dim_value
+        for value in model.graph.input
+        if len(value.type.tensor_type.shape.dim) == 1
+    ]
+    lengths += [tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 1]
+    follow = max(lengths, default=0) <= MAX_FOLLOWED
+    return shape_inference.infer_shapes(model, check_type=strict, strict_mode=strict, data_prop=follow)
 
 
 def prune(graph: GraphProto) -> None:

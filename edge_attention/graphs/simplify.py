@@ -16,9 +16,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edge_attention.graphs.onnx_file import ints
+from edge_attention.graphs.onnx_file import infer_shapes, ints
 
 __all__ = ["flatten_products", "squeeze_ones"]
 
@@ -68,7 +68,7 @@ def squeeze_ones(model: ModelProto) -> ModelProto:
     Takes a model of static shapes; names, dtypes and shapes of inputs and outputs stay. A model with
     subgraphs or with a shape that inference cannot tell comes back as it is.
     """
-    inferred = shape_inference.infer_shapes(model, data_prop=True)
+    inferred = infer_shapes(model)
     shapes = _shapes(inferred)
     if any(_has_graph(node) for node in model.graph.node):
         return model

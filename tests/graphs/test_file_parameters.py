@@ -127,6 +127,46 @@ def test_the_modules_of_the_nodes_tell_a_merger_from_a_layer_used_twice(constant
     assert loaded.dropped == ()
 
 
+def test_two_equal_parameters_of_one_module_are_told_by_the_one_that_is_gone() -> None:
+    nodes = [
+        node("Add", ["x", "block.first"], ["a"], name="add_1"),
+        node("Tanh", ["a"], ["b"]),
+        node("Add", ["b", "block.first"], ["y"], name="add_2"),
+    ]
+    for made in nodes:
+        note(made, "pkg.torch.onnx.name_scopes", "['', 'block', 'add']")
+    file = onnx.load_model_from_string(
+        model(
+            nodes,
+            {"x": (FLOAT, ["n", 4])},
+            {"y": (FLOAT, ["n", 4])},
+            {"block.first": np.zeros(4, np.float32)},
+        )
+    )
+    assert load_model(file.SerializeToString(), loss=LOSS).names == ("block.first",)
+    signature = "p_a: PARAMETER target='block.first'\np_b: PARAMETER target='block.second'\n"
+    note(file.graph, "pkg.torch.export.ExportedProgram.graph_signature", signature)
+    assert load_model(file.SerializeToString(), loss=LOSS).names == ("block.first", "block.first@add_2")
+
+
+def test_a_weight_that_the_exporter_has_copied_for_each_use_is_one_again() -> None:
+    weight = normal(1, 4, 4)
+    nodes = [node("MatMul", ["x", "val_1"], ["a"]), node("MatMul", ["a", "val_2"], ["y"])]
+    file = onnx.load_model_from_string(
+        model(nodes, {"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, ["n", 4])}, {"val_1": weight, "val_2": weight})
+    )
+    assert load_model(file.SerializeToString(), loss=LOSS).names == ("val_1", "val_2")
+    note(file.graph, "pkg.torch.export.ExportedProgram.graph_signature", "w: PARAMETER target='layer.w'")
+    for name in ("val_1", "val_2"):
+        info = onnx.helper.make_tensor_value_info(name, FLOAT, [4, 4])
+        note(info, "pkg.onnxscript.optimizer.folded_from", "['layer.w']")
+        file.graph.value_info.append(info)
+    tied = load_model(file.SerializeToString(), loss=LOSS)
+    assert tied.names == ("val_1",)
+    both = gradients(load_model(file.SerializeToString(), loss=LOSS, parameters=["val_1", "val_2"]))
+    close(gradients(tied)["val_1"], both["val_1"] + both["val_2"])
+
+
 def test_what_the_exporter_says_of_parameters_and_buffers_is_believed() -> None:
     values = {"weight": normal(1, 4), "buffer": normal(2, 4), "temperature": np.ones((), np.float32)}
     values["val_1"], values["val_2"] = normal(3, 4), normal(4, 4)

@@ -107,7 +107,9 @@ class Collector(ABC):
         """The next event, or nothing when it is time to look at the clock."""
         seconds = 1.0 if wake is None else min(1.0, max(0.0, wake - time.monotonic()))
         try:
-            return await asyncio.wait_for(self._events.get(), seconds)
+            # Not wait_for: until Python 3.12 it forgets a cancellation that comes together with an event.
+            async with asyncio.timeout(seconds):
+                return await self._events.get()
         except TimeoutError:
             return None
 

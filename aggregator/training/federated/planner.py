@@ -12,6 +12,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ from edge_attention.core.jobs import FederatedJob, StartRunRequest
 from edge_attention.core.optimizers import from_config as optimizer_from
 from edge_attention.core.tensors import require_name
 from edge_attention.wire.services import START_RUN
+
+log = logging.getLogger(__name__)
 
 SECONDS = 900.0
 """What planning may take: models are differentiated and tried."""
@@ -157,6 +160,10 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
             "export it with a dynamic batch"
         )
     check_model(model)
+    for new, old in model.untied.items():
+        log.info("%s: %s was one with %s in the file and trains by itself", place, new, old)
+    if model.dropped:
+        log.warning("%s: the exporter has left out %s", place, ", ".join(model.dropped))
     gradient = gradient_graph(model, local.batch)
     parameters = _initial(model.parameters, given) if given else dict(model.parameters)
     shapes = tuple(array.shape for array in parameters.values())
@@ -237,6 +244,8 @@ def _unknown_columns(job: FederatedJob, made: FederatedPlan) -> None:
 
 
 def main(folder: Path) -> int:
+    # Its standard error is the aggregator's.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     request = json.loads((folder / "request.json").read_text())
     job = START_RUN.request.decode(base64.b64decode(request["job"])).federated
     assert job is not None
