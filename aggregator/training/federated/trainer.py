@@ -167,7 +167,9 @@ class FederatedTrainer:
             try:
                 after, record = await asyncio.shield(work)
             except asyncio.CancelledError:
-                await work  # a commit under way cannot be called back
+                # A commit under way cannot be called back: it counts, and the run is known to be there.
+                _, record = await work
+                self._announce(record, collected)
                 raise
         finally:
             for update in collected.updates:
