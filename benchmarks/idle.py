@@ -42,7 +42,7 @@ def report(quick: bool) -> Report:
     ]
     if quick:
         return Report("An idle edge node", tuple(figures), ("the installation: --quick",))
-    packages, size = _installed()
+    packages, size = installed()
     unwanted = [package for package in packages if package in UNWANTED]
     figures += [
         Figure("packages it must not bring", len(unwanted), ", ".join(unwanted) or "packages", 0.0),
@@ -52,7 +52,7 @@ def report(quick: bool) -> Report:
     return Report("An idle edge node", tuple(figures), details={"packages": packages})
 
 
-def _installed() -> tuple[list[str], float]:
+def installed() -> tuple[list[str], float]:
     """`pip install .` into a fresh environment: the packages it brings, and their megabytes."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)

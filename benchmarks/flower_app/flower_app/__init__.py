@@ -1,0 +1,1 @@
+"""The federated benchmark's work, done by Flower: it runs in Flower's own environment."""
