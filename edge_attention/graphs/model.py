@@ -21,7 +21,7 @@ from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.federated_job import LossSpec
 from edge_attention.graphs.file_parameters import find_parameters
 from edge_attention.graphs.gradients import differentiate
-from edge_attention.graphs.model_form import METRIC, Model, check_input, lift, set_aside
+from edge_attention.graphs.model_form import METRIC, Model, check_input, lift, set_aside, take_out
 from edge_attention.graphs.model_losses import add_loss
 from edge_attention.graphs.model_step import load_step_graph
 from edge_attention.graphs.onnx_file import (
@@ -118,6 +118,7 @@ def _load_model(
 ) -> Model:
     file = parse(data, place)
     found = find_parameters(file, wanted, place)
+    weights = take_out(file.graph, found.names)
     strip(file)
     check_operators(file.graph, place)
     file = raise_opset(file, place)
@@ -152,7 +153,7 @@ def _load_model(
         raise InvalidGraph(f"{place}: the loss does not depend on parameters {lost}; leave them out")
     if not needed.graph.input:
         raise InvalidGraph(f"{place}: the loss depends on no data input; check loss.output")
-    parameters = lift(graph, reached, place)
+    parameters = lift(graph, reached, place, weights)
     if not parameters:
         raise InvalidGraph(
             f"{place}: no parameters that the loss depends on; a parameter is a float32 initializer, and "

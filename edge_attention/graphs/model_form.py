@@ -12,10 +12,11 @@ from onnx import GraphProto, TensorProto, helper, numpy_helper
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.onnx_file import TensorSpec, keep, rename_values, values_of
 
-__all__ = ["METRIC", "Model", "Parameters", "check_input", "lift", "set_aside"]
+__all__ = ["METRIC", "Model", "Parameters", "check_input", "lift", "set_aside", "take_out"]
 
 METRIC = "metric/"
 """Prefix of the outputs that count something over the batch."""
+_TAKEN_OUT = 1 << 16  # bytes of an initializer; what is smaller costs nothing
 Parameters = dict[str, NDArray[np.float32]]
 
 # What the graphs of a job add to a model; a tensor of the file so named is renamed, a data input refused.
@@ -77,10 +78,30 @@ def set_aside(graph: GraphProto, wanted: Collection[str]) -> dict[str, str]:
     return renamed
 
 
-def lift(graph: GraphProto, held: Mapping[str, str], place: str) -> Parameters:
-    """Turn initializers into inputs `x/<i>`. `held`: the parameters' names, and what they are called here."""
+def take_out(graph: GraphProto, names: Collection[str]) -> dict[str, TensorProto]:
+    """Take the values of these initializers out of the graph, where only dtype and shape stay.
+
+    What is done to the graph then copies no weights: a model is in memory once.
+    """
+    taken = {}
+    for tensor in graph.initializer:
+        if tensor.name in names and len(tensor.raw_data) > _TAKEN_OUT:
+            taken[tensor.name] = kept = TensorProto()
+            kept.CopyFrom(tensor)
+            tensor.ClearField("raw_data")
+    return taken
+
+
+def lift(
+    graph: GraphProto, held: Mapping[str, str], place: str, weights: Mapping[str, TensorProto] | None = None
+) -> Parameters:
+    """Turn initializers into inputs `x/<i>`. `held`: the parameters' names, and what they are called here.
+
+    `weights`: by parameter, what `take_out` has taken.
+    """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    parameters = {name: _value(tensors[inner], place) for name, inner in held.items()}
+    taken = weights or {}
+    parameters = {name: _value(taken.get(name, tensors[inner]), place) for name, inner in held.items()}
     keep(graph.initializer, set(tensors) - set(held.values()))
     rename_values(graph, {inner: f"x/{i}" for i, inner in enumerate(held.values())})
     graph.input.extend(

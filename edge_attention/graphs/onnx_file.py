@@ -155,7 +155,7 @@ def parse(data: bytes, place: str) -> ModelProto:
     if model.graph.sparse_initializer:
         raise InvalidGraph(f"{place}: sparse initializers are not supported; make them dense")
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(data)  # the bytes: of the model it would make them again
         return inline_local_functions(model) if model.functions else model
     except (onnx.checker.ValidationError, RuntimeError) as error:
         raise InvalidGraph(f"{place}: not a valid ONNX graph: {first_line(error)}") from error

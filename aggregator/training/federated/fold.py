@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aggregator.training.federated.plan import FederatedPlan
+from aggregator.training.federated.plan import PIECE, FederatedPlan
 from aggregator.training.federated.updates import Update, piece_of, pieces
 from edge_attention.core.combine import Combine
-from edge_attention.core.encodings import UpdateEncoding
+from edge_attention.core.encodings import Int8, UpdateEncoding
 from edge_attention.core.errors import InvalidTensor
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.strategies.scaffold import next_control, next_global_control
@@ -102,9 +102,13 @@ class Folder:
         damping = np.float32(self.strategy.damping(samples, [u.staleness for u in updates]))
         apart = np.zeros(len(updates))
         norm = 0.0
+        piece = self._piece(len(updates))
+        room = np.empty((len(updates), min(piece, max(self.plan.sizes, default=1))), np.float32)
         for index, size in enumerate(self.plan.sizes):
-            for start, stop in pieces(size):
-                rows = np.stack([piece_of(u, self.plan, self.encoding, index, start, stop) for u in updates])
+            for start, stop in pieces(size, piece):
+                rows = room[:, : stop - start]
+                for row, update in zip(rows, updates, strict=True):
+                    row[:] = piece_of(update, self.plan, self.encoding, index, start, stop)
                 folded = damping * self.combine.fold(rows, weights)
                 norm += float(np.dot(folded, folded))
                 before = old.read(f"p/{index}", start, stop)
@@ -147,6 +151,12 @@ class Folder:
         c, own = (state.read(name, start, stop) for name in (f"c/{index}", f"ci/{node}/{index}"))
         return np.asarray(c - own, np.float32)
 
+    def _piece(self, updates: int) -> int:
+        """Elements in memory at a time of each update: a power of two, less the more updates there are."""
+        # Of a push in blocks, pieces are whole blocks.
+        least = self.push.block if isinstance(self.push, Int8) else 1 << 12
+        return max(least, min(PIECE, 1 << (4 * PIECE // updates).bit_length() - 1))
+
     def _held(self, state: Reader | None, name: str, start: int, stop: int) -> Array:
         return np.zeros(stop - start, np.float32) if state is None else state.read(name, start, stop)
 
@@ -168,7 +178,7 @@ class Folder:
         """Squared distances between all pairs: float64 [n, n]."""
         found = np.zeros((len(updates), len(updates)))
         for index, size in enumerate(self.plan.sizes):
-            for start, stop in pieces(size):
+            for start, stop in pieces(size, self._piece(len(updates))):
                 rows = [piece_of(u, self.plan, self.encoding, index, start, stop) for u in updates]
                 for a in range(len(rows)):
                     for b in range(a):

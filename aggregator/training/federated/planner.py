@@ -57,7 +57,8 @@ async def make(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Fe
     module = "aggregator.training.federated.planner"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module, str(folder), stdin=asyncio.subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # What is freed goes back to the system at once: a large model is handled piece after piece.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)},
     )  # fmt: skip
     try:
         await asyncio.wait_for(process.wait(), SECONDS)
@@ -142,17 +143,22 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
     spec, local, consensus = job.model, job.local, job.consensus
     strategy = strategy_of(job)
     encoding = encoding_from(job.update.name, **job.update.options)
-    data = files[spec.graph].read_bytes()
+    file = files[spec.graph]
     place = f"model of {job.name}"
     given = safetensors.numpy.load(files[spec.initial].read_bytes()) if spec.initial else {}
     if spec.gradients:
         loss = spec.loss.output or "loss"
         model, _ = load_step_graph(
-            data, gradients=spec.gradients, loss=loss, initial=given, metrics=spec.metrics, place=place
+            file.read_bytes(),
+            gradients=spec.gradients,
+            loss=loss,
+            initial=given,
+            metrics=spec.metrics,
+            place=place,
         )
     else:
         model = load_model(
-            data, loss=spec.loss, parameters=spec.parameters, metrics=spec.metrics, place=place
+            file.read_bytes(), loss=spec.loss, parameters=spec.parameters, metrics=spec.metrics, place=place
         )
     if job.holdout and not model.forward:
         raise InvalidArgument(

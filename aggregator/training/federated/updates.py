@@ -49,10 +49,10 @@ class Update:
                 tensor.close()
 
 
-def pieces(size: int) -> Iterator[tuple[int, int]]:
+def pieces(size: int, piece: int = PIECE) -> Iterator[tuple[int, int]]:
     """A parameter of `size` elements in pieces: (start, stop)."""
-    for start in range(0, size, PIECE):
-        yield start, min(start + PIECE, size)
+    for start in range(0, size, piece):
+        yield start, min(start + piece, size)
 
 
 def piece_of(
