@@ -11,11 +11,12 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from aggregator.lanes import Lanes
 from aggregator.spool import Spool, SpooledTensor, SpoolFile
 from aggregator.state import State
 from edge_attention.core.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
@@ -24,7 +25,7 @@ from edge_attention.core.session import Chunk, DownloadRequest, UploadChunk, Upl
 from edge_attention.core.tensors import Array, DataType, Encoding
 from edge_attention.graphs import library
 
-CHUNK = 1024 * 1024
+CHUNK = 512 * 1024
 INLINE_LIMIT = 1024 * 1024
 """Tensors of a program beyond this many bytes travel by Download."""
 
@@ -33,6 +34,9 @@ UPLOAD_LIMIT = 4 * 1024 * 1024 * 1024
 
 FILES_LIMIT = 10_000
 """Files one sender may have under way."""
+
+LANES = 8
+"""Senders whose chunks are in memory at a time. Of more receivers each has smaller ones."""
 
 STALE_SECONDS = 600.0
 """What has come and was not asked for since is dropped: its task was cancelled."""
@@ -68,6 +72,8 @@ class Bulk:
         self._loans: Counter[str] = Counter()
         self._library = {library.digest(name): library.load(name) for name in library.names()}
         self._spool = Spool(state.directory / "spool")
+        self._lanes = Lanes(LANES)
+        self._downloads = 0
         self._uploads: dict[str, dict[str, SpoolFile]] = {}
         # Two tasks may return the same bytes: each fetches them once.
         self._wanted: Counter[tuple[str, str]] = Counter()
@@ -131,8 +137,10 @@ class Bulk:
         except InvalidArgument:
             raise _unknown(digest) from None
 
-    async def download(self, request: DownloadRequest) -> AsyncIterator[Chunk]:
-        """The file in chunks, from `request.offset` on.
+    async def download(
+        self, request: DownloadRequest, counted: Callable[[int], None] | None = None
+    ) -> AsyncIterator[Chunk]:
+        """The file in chunks, from `request.offset` on. `counted` is told the bytes of each.
 
         Raises:
             NotFound: nobody has offered it.
@@ -141,8 +149,19 @@ class Bulk:
         with await self._open(request.digest) as reader:
             if request.offset > reader.size:
                 raise InvalidArgument(f"offset {request.offset} lies past the file's {reader.size} bytes")
-            for start in range(request.offset, max(reader.size, 1), CHUNK):
-                yield Chunk(start, reader.size, reader.read(start, CHUNK))
+            self._downloads += 1
+            try:
+                start = request.offset
+                while start < max(reader.size, 1):
+                    size = min(CHUNK if self._downloads <= LANES else CHUNK // 4, reader.size - start)
+                    if counted is not None:
+                        counted(size)
+                    start += size
+                    yield Chunk(start - size, reader.size, reader.read(start - size, size))
+                    if not size:
+                        return
+            finally:
+                self._downloads -= 1
 
     async def _open(self, digest: str) -> _Reader:
         sources = list(self._lent.get(digest, ()))
@@ -174,7 +193,7 @@ class Bulk:
         files = self._uploads.setdefault(sender, {})
         received, size, claimed = 0, 1, ""
         try:
-            async for chunk in chunks:
+            async for chunk in self._lanes.each(chunks):
                 size = chunk.size
                 if keep and self._state.has_blob(chunk.digest):
                     return Uploaded(chunk.size)
@@ -188,6 +207,7 @@ class Bulk:
                         await asyncio.to_thread(self._state.adopt_blob, file.path, file.digest)
                     finally:
                         file.release()
+                del chunk  # not kept while the next is waited for
         finally:
             if claimed and (keep or received < size):
                 self._done(sender, claimed)

@@ -226,27 +226,33 @@ class Link:
             contribution = replace(contribution, tensors=tensors, bulk_tensors=())
         self._dispatcher.contribution(name, contribution)
 
-    async def download(self, request: DownloadRequest, context: Any) -> AsyncIterator[Chunk]:
+    def download(self, request: DownloadRequest, context: Any) -> AsyncIterator[Chunk]:
         name = self._membership.of_session(request.session).name
-        async for chunk in self._bulk.download(request):
-            self._count(self.bytes_sent, name, len(chunk.data), "sent", "bulk")
-            yield chunk
+        return self._bulk.download(
+            request, lambda size: self._count(self.bytes_sent, name, size, "sent", "bulk")
+        )
 
     async def upload(self, chunks: AsyncIterator[UploadChunk], context: Any) -> Uploaded:
-        first = await anext(aiter(chunks), None)
-        if first is None:
+        # A chunk is kept nowhere while the next is waited for: of many uploads at once that would be much.
+        ahead = [chunk] if (chunk := await anext(aiter(chunks), None)) is not None else []
+        del chunk
+        if not ahead:
             raise InvalidArgument("an upload without a message; send a chunk")
-        name = self._membership.of_session(first.session).name
+        session = ahead[0].session
+        name = self._membership.of_session(session).name
 
         async def counted() -> AsyncIterator[UploadChunk]:
-            chunk: UploadChunk | None = first
-            while chunk is not None:
-                self._count(self.bytes_received, name, len(chunk.data), "received", "bulk")
-                self._membership.heard(name, time.monotonic())
-                yield chunk
-                chunk = await anext(aiter(chunks), None)
+            yield self._counted(name, ahead.pop())
+            async for chunk in chunks:
+                yield self._counted(name, chunk)
+                del chunk
 
-        return await self._bulk.upload(first.session, counted(), keep=False)
+        return await self._bulk.upload(session, counted(), keep=False)
+
+    def _counted(self, name: str, chunk: UploadChunk) -> UploadChunk:
+        self._count(self.bytes_received, name, len(chunk.data), "received", "bulk")
+        self._membership.heard(name, time.monotonic())
+        return chunk
 
     def _count(self, counter: Counter[str], name: str, size: int, direction: str, kind: str) -> None:
         counter[name] += size

@@ -32,7 +32,7 @@ from edge_attention.wire.rpc import Caller, service_handlers
 from edge_attention.wire.transfers import Transfers
 
 SIZE = 50_000_000
-CHUNK = 1024 * 1024
+CHUNK = 512 * 1024
 BARE = "edge_attention.benchmark.Bare"
 
 
@@ -90,7 +90,7 @@ async def _turns(channel: grpc.aio.Channel, session: str, digest: str, turns: in
     async def up() -> None:
         # As random as an update, and another each time: its digest is part of the work.
         update[:8] = secrets.token_bytes(8)
-        await transfers.upload(hashlib.sha256(update).hexdigest(), memoryview(update), _Stop())
+        await transfers.upload_all({hashlib.sha256(update).hexdigest(): memoryview(update)}, _Stop())
 
     async def down_bare() -> None:
         async for _ in bare_down(b""):

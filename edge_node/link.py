@@ -18,11 +18,11 @@ import grpc.aio
 from edge_attention.core import session as said
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, Unavailable
 from edge_attention.core.limits import graphs_of
-from edge_attention.core.program import Contribution, Program
+from edge_attention.core.program import BulkTensor, Contribution, Program
 from edge_attention.wire.link import from_node, task_of, to_node
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import Caller
-from edge_attention.wire.transfers import NODE_STREAM, Transfers, split
+from edge_attention.wire.transfers import NODE_STREAM, Transfers, split, together
 from edge_node.executor import Execution, Node
 from edge_node.metrics import Metrics
 from edge_node.runtime import Graph, Runtime, Stop
@@ -181,13 +181,15 @@ class Link:
     async def _fetch(
         self, program: Program, missing: set[str], graphs: Any, task: Execution, stop: Stop
     ) -> None:
+        async def place(bulk: BulkTensor) -> None:
+            array = await self._transfers.tensor(bulk, stop)
+            self._node.store.release(bulk.size)
+            task.place(bulk.name, array)
+
         try:
             for digest in missing:
                 graphs[digest] = await self._load(digest, stop)
-            for bulk in program.bulk_tensors:
-                array = await self._transfers.tensor(bulk, stop)
-                self._node.store.release(bulk.size)
-                task.place(bulk.name, array)
+            await together(place, program.bulk_tensors)
             self._pool.submit(self._work, task, stop)
         except Exception as error:
             self._fail(task, stop, error)
@@ -230,8 +232,7 @@ class Link:
         self._loop.call_soon_threadsafe(self._end, execution, stop, message, data)
 
     async def _make_way(self, blobs: dict[str, memoryview], stop: Stop) -> None:
-        for digest, data in blobs.items():
-            await self._transfers.upload(digest, data, stop)
+        await self._transfers.upload_all(blobs, stop)
         while self._session.outbox.backlog > BACKLOG:
             stop.check()
             self._room.clear()

@@ -38,6 +38,7 @@ from edge_attention.core.session import (
 )
 from edge_attention.wire import codec
 from edge_attention.wire.codec import Codec
+from edge_attention.wire.frames import FrameCodec
 from edge_attention.wire.methods import Method, Service
 from edge_attention.wire.tensors import decode_range, decode_tensor, encode_range, encode_tensor
 from protos.edge_attention.v1 import link_pb2, program_pb2
@@ -132,8 +133,8 @@ to_node: Codec[ToNode] = Codec(
 )
 
 download_request = Codec[DownloadRequest](DownloadRequest, link_pb2.DownloadRequest)
-download_chunk = Codec[Chunk](Chunk, link_pb2.DownloadResponse)
-upload_chunk = Codec[UploadChunk](UploadChunk, link_pb2.UploadRequest)
+download_chunk = FrameCodec(Chunk, link_pb2.DownloadResponse)
+upload_chunk = FrameCodec(UploadChunk, link_pb2.UploadRequest)
 upload_response = Codec[Uploaded](Uploaded, link_pb2.UploadResponse)
 
 LINK = Service("edge_attention.v1.EdgeLinkService")

@@ -21,6 +21,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
+    # Without probing a stream's window is one message. With it a sender fills it with many megabytes that
+    # nobody has asked for yet, and fifty senders as many times that.
+    ("grpc.http2.bdp_probe", 0),
     # Reconnection is ours (edge_node/session.py); gRPC's own must not add to it.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),

@@ -55,7 +55,9 @@ def _rpc_handler(method: AnyMethod, handler: Handler) -> grpc.RpcMethodHandler[A
         try:
             async with contextlib.aclosing(handler(requests(raw), context)) as responses:
                 async for response in responses:
-                    yield response if method.raw else method.response.encode(response)
+                    data = response if method.raw else method.response.encode(response)
+                    del response  # it may be long until the other side has taken the bytes
+                    yield data
         except Exception as error:
             await _abort(method, error, context)
             raise
@@ -72,7 +74,11 @@ def _rpc_handler(method: AnyMethod, handler: Handler) -> grpc.RpcMethodHandler[A
 
 async def _decoded(method: Method[Q, R], raw: AsyncIterable[bytes]) -> AsyncIterator[Q]:
     async for data in raw:
-        yield method.request.decode(data)
+        message = method.request.decode(data)
+        # Not kept while the next one is waited for: of many streams at once that would be much.
+        del data
+        yield message
+        del message
 
 
 async def _abort(method: AnyMethod, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,14 @@ from edge_attention.wire.methods import Method
 from edge_attention.wire.rpc import Caller
 from edge_attention.wire.tensors import check_size
 
-CHUNK = INLINE = 1024 * 1024
+T = TypeVar("T")
+
+INLINE = 1024 * 1024
+CHUNK = 512 * 1024
+"""Bytes of a message. Larger ones are no faster, and the aggregator has some of every node in memory."""
+
+TOGETHER = 4
+"""Files under way at a time: of many small ones each would be a round trip or two."""
 
 
 class _Bytes(Codec[bytes]):
@@ -77,6 +84,24 @@ def split(contribution: Contribution) -> tuple[Contribution, dict[str, memoryvie
     return replace(contribution, tensors=inline, bulk_tensors=tuple(bulk)), blobs
 
 
+async def together(work: Callable[[T], Awaitable[object]], items: Iterable[T]) -> None:
+    """`work` on every item, TOGETHER at a time. After an error the others are called off."""
+    free = asyncio.Semaphore(TOGETHER)
+
+    async def one(item: T) -> None:
+        async with free:
+            await work(item)
+
+    tasks = [asyncio.create_task(one(item)) for item in items]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
 class Transfers:
     """Bulk over whatever connection there is: a transfer that breaks goes on where it was, on the next."""
 
@@ -94,7 +119,7 @@ class Transfers:
         self._connection = None
         self._online.clear()
 
-    async def download(self, digest: str, limit: int, stop: Stop) -> bytearray:
+    async def download(self, digest: str, limit: int, stop: Stop) -> memoryview:
         """The file; its bytes stay reserved until the caller releases them.
 
         Raises:
@@ -102,8 +127,9 @@ class Transfers:
             DataLoss: it came damaged.
             NotFound: the aggregator does not have it.
         """
-        data: bytearray | None = None
+        data: memoryview | None = None
         where, received = f"file {digest[:12]}", 0
+        found, hashing = hashlib.sha256(), None
         try:
             while data is None or received < len(data):
                 caller, session = await self._connected(stop)
@@ -114,18 +140,26 @@ class Transfers:
                             raise OutOfMemory(f"{where} has {chunk.size:,} bytes; the limit is {limit:,}")
                         if data is None:
                             self._room.reserve(chunk.size, where)
-                            data = bytearray(chunk.size)
+                            # Not a bytearray: that would write it all twice.
+                            data = np.empty(chunk.size, np.uint8).data
                         end = received + len(chunk.data)
                         if chunk.offset != received or end > len(data) or chunk.size != len(data):
                             raise DataLoss(f"{where} came in chunks that do not follow each other")
-                        data[received:end] = chunk.data
+                        part = data[received:end]
+                        part[:] = chunk.data
                         received = end
+                        if hashing is not None:
+                            await hashing
+                        # While the next one comes.
+                        hashing = asyncio.create_task(asyncio.to_thread(found.update, part))
                         self._counted("received", len(chunk.data))
                     if data is None or received < len(data):
                         raise DataLoss(f"{where} ended after {received:,} bytes")
                 except (Unavailable, Cancelled):
                     await self._again(stop)
-            if (await asyncio.to_thread(hashlib.sha256, data)).hexdigest() != digest:
+            if hashing is not None:
+                await hashing
+            if found.hexdigest() != digest:
                 raise DataLoss(f"{where} came damaged: its bytes have another digest")
             return data
         except BaseException:
@@ -142,28 +176,49 @@ class Transfers:
             raise DataLoss(f"{bulk.name} was announced with {bulk.size:,} bytes; its file has {len(data):,}")
         return from_wire(np.frombuffer(data, dtype).reshape(bulk.shape), bulk.encoding)
 
-    async def upload(self, digest: str, data: memoryview, stop: Stop) -> None:
-        """Returns when the aggregator has the whole file."""
+    async def upload_all(self, files: Mapping[str, memoryview], stop: Stop) -> None:
+        """Returns when the aggregator has every file, by digest. It hears of all before the first byte."""
+        there: dict[str, int] = {}
 
-        async def chunks(session: str, start: int, stop_at: int) -> AsyncIterator[UploadChunk]:
-            for offset in range(start, max(stop_at, start + 1), CHUNK):
-                stop.check()
-                part = bytes(data[offset : min(offset + CHUNK, stop_at)])
-                self._counted("sent", len(part))
-                yield UploadChunk(session, digest, offset, len(data), part)
+        async def ask(digest: str) -> None:
+            there[digest] = await self._ask(digest, len(files[digest]), stop)
+
+        async def upload(digest: str) -> None:
+            await self._upload(digest, files[digest], there[digest], stop)
+
+        await together(ask, files)
+        await together(upload, files)
+
+    async def _ask(self, digest: str, size: int, stop: Stop) -> int:
+        """How much of the file the aggregator has."""
+
+        async def question(session: str) -> AsyncIterator[UploadChunk]:
+            yield UploadChunk(session, digest, 0, size, b"")
 
         while True:
             caller, session = await self._connected(stop)
             try:
-                # Without data it asks how much is there.
-                received = (await caller.send(UPLOAD, chunks(session, 0, 0))).received
-                if received < len(data):
-                    received = (await caller.send(UPLOAD, chunks(session, received, len(data)))).received
-                if received != len(data):
-                    raise DataLoss(f"the aggregator took {received:,} of a tensor's {len(data):,} bytes")
-                return
+                return (await caller.send(UPLOAD, question(session))).received
             except (Unavailable, Cancelled):
                 await self._again(stop)
+
+    async def _upload(self, digest: str, data: memoryview, there: int, stop: Stop) -> None:
+        async def chunks(session: str, start: int) -> AsyncIterator[UploadChunk]:
+            for offset in range(start, len(data), CHUNK):
+                stop.check()
+                part: Any = data[offset : offset + CHUNK]
+                self._counted("sent", len(part))
+                yield UploadChunk(session, digest, offset, len(data), part)
+
+        while there < len(data):
+            caller, session = await self._connected(stop)
+            try:
+                there = (await caller.send(UPLOAD, chunks(session, there))).received
+                if there != len(data):
+                    raise DataLoss(f"the aggregator took {there:,} of a tensor's {len(data):,} bytes")
+            except (Unavailable, Cancelled):
+                await self._again(stop)
+                there = await self._ask(digest, len(data), stop)
 
     async def _connected(self, stop: Stop) -> tuple[Caller, str]:
         while True:

@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.spool import Spool, SpooledTensor
-from edge_attention.core.errors import DataLoss, Internal, InvalidTensor, NotFound, ResourceExhausted
+from edge_attention.core.errors import (
+    DataLoss,
+    Internal,
+    InvalidArgument,
+    InvalidTensor,
+    NotFound,
+    ResourceExhausted,
+)
 from edge_attention.core.program import BulkTensor
 from edge_attention.core.tensors import DataType, Encoding
 
@@ -23,7 +30,7 @@ def stored(spool: Spool, data: bytes, cuts: tuple[int, ...] = ()):
     file = spool.file(hashlib.sha256(data).hexdigest(), len(data))
     ends = [*sorted(cuts), len(data)]
     for start, stop in zip([0, *ends], ends, strict=False):
-        file.append(data[start:stop])
+        file.append(data[start:stop], start)
     return file
 
 
@@ -99,12 +106,24 @@ def test_a_bool_is_nought_or_one(spool: Spool) -> None:
 
 def test_other_bytes_than_the_digest_says_come_again(spool: Spool) -> None:
     file = spool.file(hashlib.sha256(b"right").hexdigest(), 5)
-    file.append(b"wr")
+    file.append(b"wr", 0)
     with pytest.raises(DataLoss, match="does not have the digest"):
-        file.append(b"ong")
+        file.append(b"ong", 2)
     assert (file.received, file.whole) == (0, False)
-    file.append(b"right")
+    file.append(b"right", 0)
     assert file.whole
+
+
+def test_what_comes_twice_is_written_once_and_nothing_is_left_out(spool: Spool) -> None:
+    file = spool.file(hashlib.sha256(b"abcdef").hexdigest(), 6)
+    for offset, data in ((0, b"abc"), (0, b"xy"), (1, b"..d"), (4, b"ef"), (0, b"abcdef")):
+        file.append(data, offset)
+    assert file.whole
+    assert file.path.read_bytes() == b"abcdef"
+    other = spool.file(hashlib.sha256(b"abcdef").hexdigest(), 6)
+    for offset, data in ((1, b"b"), (0, b"abcdefg")):
+        with pytest.raises(InvalidArgument, match=f"chunk at {offset} of 6 bytes does not follow 0"):
+            other.append(data, offset)
 
 
 def test_the_last_user_removes_the_file(spool: Spool, tmp_path: Path) -> None:
@@ -120,7 +139,7 @@ def test_the_last_user_removes_the_file(spool: Spool, tmp_path: Path) -> None:
     with pytest.raises(Internal, match="closed"):
         second.read()
     with pytest.raises(NotFound, match="given up"):
-        file.append(b"")
+        file.append(b"", 4)
 
 
 def test_no_descriptor_stays_open_and_nothing_lost_sight_of_stays(spool: Spool, tmp_path: Path) -> None:
@@ -141,7 +160,7 @@ def test_a_start_empties_the_folder(tmp_path: Path) -> None:
 
 def test_a_full_disk_says_so_and_what_came_stays(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     file = spool.file(hashlib.sha256(b"abcd").hexdigest(), 4)
-    file.append(b"ab")
+    file.append(b"ab", 0)
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
@@ -149,9 +168,9 @@ def test_a_full_disk_says_so_and_what_came_stays(spool: Spool, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         with pytest.raises(ResourceExhausted, match="free space"):
-            file.append(b"cd")
+            file.append(b"cd", 2)
     assert file.received == 2
-    file.append(b"cd")
+    file.append(b"cd", 2)
     assert file.whole
 
 
@@ -161,8 +180,8 @@ def test_given_up_in_the_middle_of_a_write_nothing_stays(spool: Spool, tmp_path:
 
     def write() -> None:
         try:
-            for _ in range(400):
-                file.append(bytes(1000))
+            for n in range(400):
+                file.append(bytes(1000), 1000 * n)
         except NotFound:
             refused.append(True)
 

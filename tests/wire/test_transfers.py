@@ -8,10 +8,11 @@ import hashlib
 import numpy as np
 import pytest
 
-from edge_attention.core.errors import EdgeAttentionError, InvalidTensor
+from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, Unavailable
 from edge_attention.core.program import BulkTensor, Contribution
-from edge_attention.core.session import Chunk
+from edge_attention.core.session import Chunk, Uploaded
 from edge_attention.core.tensors import DataType, Encoded, Encoding
+from edge_attention.wire import transfers
 from edge_attention.wire.transfers import Transfers, split
 
 LARGE = np.linspace(-1, 1, 300_000, dtype=np.float32).reshape(3, 100_000)
@@ -39,9 +40,9 @@ class Lender:
 def downloaded(bulk: BulkTensor, data: bytes) -> np.ndarray:
     async def get() -> np.ndarray:
         lender = Lender(data)
-        transfers = Transfers(lender, lambda direction, size: None)
-        transfers.online(lender, "session")
-        return await transfers.tensor(bulk, lender)
+        end = Transfers(lender, lambda direction, size: None)
+        end.online(lender, "session")
+        return await end.tensor(bulk, lender)
 
     return asyncio.run(get())
 
@@ -73,3 +74,75 @@ def test_a_size_that_does_not_fit_is_refused_before_anything_is_fetched():
     bulk = BulkTensor("w", DataType.FLOAT32, (3,), Encoding.BFLOAT16, "0" * 64, 12)
     with pytest.raises(EdgeAttentionError, match="takes 6 bytes, but 12 came"):
         downloaded(bulk, b"")
+
+
+class Taker(Lender):
+    """Takes uploads. `breaks` calls with bytes break after a chunk; a chunk of `poison` is refused."""
+
+    def __init__(self, breaks: int = 0, poison: str = "") -> None:
+        super().__init__(b"")
+        self.files: dict[str, bytearray] = {}
+        self.calls: list[tuple[str, bool]] = []
+        self.breaks, self.poison = breaks, poison
+        self.now = self.most = 0
+
+    async def send(self, method, chunks):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            async for chunk in chunks:
+                await asyncio.sleep(0)
+                if chunk.offset == 0 or chunk.data:
+                    self.calls.append((chunk.digest, bool(chunk.data)))
+                if chunk.digest == self.poison and chunk.data:
+                    raise InvalidTensor("no")
+                file = self.files.setdefault(chunk.digest, bytearray())
+                if chunk.data:
+                    assert chunk.offset == len(file)
+                    file += chunk.data
+                    if self.breaks:
+                        self.breaks -= 1
+                        raise Unavailable("gone")
+            return Uploaded(len(file))
+        finally:
+            self.now -= 1
+
+
+def uploading(taker: Taker, files: dict[str, bytes]) -> None:
+    async def put() -> None:
+        end = Transfers(taker, lambda direction, size: None)
+        end.online(taker, "session")
+        await end.upload_all({digest: memoryview(data) for digest, data in files.items()}, taker)
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(put())
+
+
+FILES = {f"{n}": bytes([n]) * (n * 1000 + 1) for n in range(9)}
+
+
+def test_the_other_side_hears_of_every_file_before_the_first_byte():
+    taker = Taker()
+    uploading(taker, FILES)
+    assert taker.files == FILES
+    assert sorted(taker.calls[: len(FILES)]) == [(digest, False) for digest in FILES]
+    assert 1 < taker.most <= transfers.TOGETHER
+
+
+def test_what_is_there_is_not_sent_and_what_broke_goes_on_where_it_was(monkeypatch):
+    monkeypatch.setattr(transfers, "CHUNK", 100)
+    again = asyncio.sleep
+    monkeypatch.setattr(Transfers, "_again", lambda self, stop: again(0))
+    taker = Taker(breaks=3)
+    taker.files = {"7": bytearray(FILES["7"]), "6": bytearray(FILES["6"][:150])}
+    uploading(taker, FILES)
+    assert taker.files == FILES
+    assert ("7", True) not in taker.calls
+    assert taker.breaks == 0
+
+
+def test_one_file_that_is_refused_calls_the_others_off():
+    taker = Taker(poison="4")
+    with pytest.raises(InvalidTensor, match="no"):
+        uploading(taker, FILES)
+    assert taker.now == 0
