@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.report import Report, machine
 
-NAMES = ("kernel", "attend", "round", "idle", "torch_parity", "federated", "federated_slow")
+NAMES = ("kernel", "attend", "round", "idle", "torch_parity", "federated", "federated_slow", "bulk")
 RESULTS = Path(__file__).parent / "results.json"
 
 

@@ -41,8 +41,8 @@ class ActiveRun:
             return
         about = about or sentence
         if sentence and about != self.said:
-            whole = sentence if " waits for " in sentence else f"waits for {sentence}"
-            log.warning("run %s: %s", self.info.id, whole)
+            whole = f": {sentence}" if " waits for " in sentence else f" waits for {sentence}"
+            log.warning("run %s%s", self.info.id, whole)
         elif self.said and not sentence:
             log.info("run %s goes on", self.info.id)
         self.said = about if sentence else ""
