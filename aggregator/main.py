@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.options import ADDRESS, setup_logging
+from edge_attention.options import ADDRESS, set_up
 
 
 @click.command(
@@ -62,7 +62,7 @@ def main(
     """
     if not (math.isfinite(lease) and math.isfinite(patience)):
         raise click.BadParameter("--lease and --patience are numbers of seconds")
-    setup_logging(log_level)
+    set_up(log_level)
     try:
         from aggregator.server import Settings, serve
     except ModuleNotFoundError as error:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import re
 from typing import Any
 
 import click
 
-__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_variables", "setup_logging"]
+__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_variables", "set_up"]
+
+_M_ARENA_MAX = -8  # malloc.h
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -76,8 +80,12 @@ def name_variables(command: click.Command, prefix: str) -> None:
         name_variables(sub, f"{prefix}_{name}")
 
 
-def setup_logging(level: str) -> None:
-    """Log to stderr, a line each: time, level, message."""
+def set_up(level: str) -> None:
+    """What both daemons begin with. Log to stderr, a line each: time, level, message; keep few free bytes."""
+    # glibc gives every thread a heap of its own, and each keeps what was freed there. Other C libraries
+    # have no such call.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
     )

@@ -14,7 +14,7 @@ import click
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.core.tensors import require_name
-from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, setup_logging
+from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, set_up
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def main(
     The node dials out and needs no open port. It runs ONNX graphs the aggregator sends; what is computed
     from its datasets leaves only if --allow-release says so.
     """
-    setup_logging(log_level)
+    set_up(log_level)
     from edge_attention.sequence_files import Files  # these after --help and --version
     from edge_node import datasets, executor, link, release, runtime
     from edge_node import store as stores
