@@ -21,6 +21,9 @@ from aggregator.training.trainer import Trainer
 from edge_attention.core.errors import NotFound
 from edge_attention.core.jobs import FederatedJob, FusionJob, PlannedGraph
 
+SCRATCH = "plans"
+"""The folder in the state for files that live no longer than a call."""
+
 
 class Recipe(ABC):
     """One job, from its plan to its training."""
@@ -118,7 +121,7 @@ class FederatedRecipe(Recipe):
         planner.check(self._job)
         state, model = self._services.state, self._job.model
         files = {digest: state.blob_path(digest) for digest in (model.graph, model.initial) if digest}
-        plans = state.directory / "plans"
+        plans = state.directory / SCRATCH
         plans.mkdir(mode=0o700, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(dir=plans))
         try:

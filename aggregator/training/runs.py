@@ -8,6 +8,7 @@ import contextlib
 import logging
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -18,7 +19,7 @@ from aggregator.state import Run
 from aggregator.training.active import ActiveRun, Job, evaluation_due
 from aggregator.training.federated.export import export
 from aggregator.training.federated.plan import FederatedPlan
-from aggregator.training.recipes import Recipe, recipe_of
+from aggregator.training.recipes import SCRATCH, Recipe, recipe_of
 from aggregator.training.records import record_from
 from aggregator.training.services import Services
 from edge_attention.core.errors import (
@@ -41,6 +42,8 @@ from edge_attention.wire.services import START_RUN
 
 log = logging.getLogger(__name__)
 
+STOPPED = "stopped on request"
+
 
 class Runs:
     """All runs: those going on and those that have ended."""
@@ -52,6 +55,8 @@ class Runs:
         self._metrics = services.metrics
         self._active: dict[str, ActiveRun] = {}
         self._closing = False
+        # What a process that was killed was at.
+        shutil.rmtree(self._state.directory / SCRATCH, ignore_errors=True)
 
     # Calls of clients
 
@@ -108,10 +113,11 @@ class Runs:
         active = self._active.get(info.id)
         if active is None or active.task is None or info.state is not RunState.RUNNING:
             return info
-        self._state.set_run_status(info.id, RunState.STOPPED.value, "stopped on request")
-        active.task.cancel()
-        await asyncio.wait([active.task])
-        active.update(state=RunState.STOPPED, detail="stopped on request", waiting="")
+        self._state.set_run_status(info.id, RunState.STOPPED.value, STOPPED)
+        task = active.task
+        if not task.cancelling():
+            task.cancel()
+        await asyncio.wait([task])
         return active.info
 
     def describe(self, name: str) -> TrainingRun:
@@ -207,7 +213,9 @@ class Runs:
         chosen = latest if version is None else version
         parameters, _ = self._parameters.open(info.id, chosen)
         names = FederatedPlan.from_json(row.job["plan"]).names
-        with tempfile.TemporaryDirectory(dir=self._state.directory) as folder:
+        scratch = self._state.directory / SCRATCH
+        scratch.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
             out = Path(folder) / "model.onnx"
             await export(self._state.blob_path(job.model.graph), parameters.path, names, out)
             yield chosen, out
@@ -270,11 +278,15 @@ class Runs:
             log.error("run %s failed: %s", id, error.message)
             self._end(active, RunState.FAILED, error.message)
         except asyncio.CancelledError:
+            # Here, not in `stop`: whoever called that may have gone meanwhile.
+            if not self._closing:
+                active.update(state=RunState.STOPPED, detail=STOPPED, waiting="")
             raise
         except Exception as error:
             log.exception("run %s failed", id)
             self._end(active, RunState.FAILED, f"{type(error).__name__} in the aggregator; its log says more")
         finally:
+            active.task = None  # a task that was cancelled holds all it worked with
             self._metrics.runs.dec()
             for gauge in (self._metrics.version, self._metrics.waiting, self._metrics.loss):
                 with contextlib.suppress(KeyError):  # it may never have been set

@@ -17,9 +17,9 @@ class LossSpec:
     """A model's loss.
 
     `output`: the model's output `output` (by default `loss`) is the loss, a scalar, the mean over the batch.
-    The others are of the output `output` (by default the only one) and a new input `labels`: `cross_entropy` (logits [B, C] or
-    [B, T, C], labels int64 [B] or [B, T]), `binary_cross_entropy` (logits [B] or [B, 1], labels float32),
-    `mse`, `l1`. By default the input is called `labels`.
+    The others are of the output `output` (by default the only one) and a new input `labels` (by default so
+    called): `cross_entropy` (logits [B, C] or [B, T, C], labels int64 [B] or [B, T]), `binary_cross_entropy`
+    (logits [B] or [B, 1], labels float32), `mse`, `l1`.
     """
 
     name: str

@@ -11,8 +11,9 @@ from aggregator.dispatch import Dispatcher
 from aggregator.exchange import Assignment
 from aggregator.membership import Membership
 from aggregator.spool import SpooledTensor
+from aggregator.tensor_file import Spec
 from aggregator.training.federated.push import Push
-from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, NotFound
+from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, InvalidTensor, NotFound
 from edge_attention.core.program import Contribution, Instruction, Program
 from edge_attention.core.tensors import Array, Encoded
 
@@ -53,17 +54,22 @@ class Asker:
         instructions: tuple[Instruction, ...],
         tensors: Mapping[str, Array],
         push: Push,
+        wanted: Mapping[str, Spec],
         state: Callable[[bool], None],
     ) -> Answer:
         """The node's answer. `state(False)` is called when it is gone and `state(True)` when it is back.
 
+        `wanted`: what it is to return, name -> (dtype, shape); nothing else is taken, and nothing twice.
+
         Raises:
+            InvalidTensor: it returned something else.
             Lacking: something the program takes for granted is not there.
             Refused: the node found something wrong with it.
             DeadlineExceeded: it stayed away for longer than there is patience.
         """
         while True:
             found: Tensors = {}
+            misfits: list[InvalidTensor] = []
             began = time.monotonic()
             inline, lent = self._bulk.lend_tensors(tensors)
             program = Program(
@@ -72,13 +78,20 @@ class Asker:
             )  # fmt: skip
 
             def fold(
-                assignment: Assignment, name: str, contribution: Contribution, found: Tensors = found
+                assignment: Assignment,
+                name: str,
+                contribution: Contribution,
+                found: Tensors = found,
+                misfits: list[InvalidTensor] = misfits,
             ) -> None:
                 if contribution.number == 0:
                     close(found)
                 for key, tensor in contribution.tensors.items():
                     assert not isinstance(tensor, Encoded)  # that is how tensors leave, not how they come
-                    found[key] = tensor
+                    if misfit := _misfit(key, tensor, wanted.get(key), key in found):
+                        misfits.append(InvalidTensor(f"node {node!r} returned {misfit}"))
+                        raise misfits[-1]
+                found.update(contribution.tensors)  # type: ignore[arg-type]
 
             try:
                 outcome = await self._dispatcher.run(
@@ -96,6 +109,8 @@ class Asker:
             if not outcome.missing:
                 return Answer(found, time.monotonic() - began)
             close(found)
+            if misfits:
+                raise misfits[-1]
             reason = "; ".join(outcome.missing.values())
             if issubclass(outcome.causes.get(node, EdgeAttentionError), NotFound):
                 raise Lacking(reason)
@@ -105,6 +120,18 @@ class Asker:
             if not await self._dispatcher.all_live([node], self._patience, lambda sentence: None):
                 raise DeadlineExceeded(f"node {node!r} did not come back within {self._patience:.0f} s")
             state(True)
+
+
+def _misfit(name: str, tensor: Array | SpooledTensor, wanted: Spec | None, twice: bool) -> str:
+    """What is wrong with a tensor returned, or nothing. Its numbers are not looked at."""
+    if wanted is None:
+        return f"{name[:80]!r}, which nobody asked for"
+    if twice:
+        return f"{name} twice"
+    dtype, shape = wanted
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        return f"{name} as {tensor.dtype} {list(tensor.shape)}; it must be {dtype} {list(shape)}"
+    return ""
 
 
 def close(tensors: Tensors) -> None:

@@ -36,11 +36,12 @@ class Buffer(Collector):
         )
         self._state: Buffered | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._asked: dict[str, float] = {}
         self._updates: dict[tuple[str, int], Update] = {}
         self._hopeless = ""
 
     async def collect(self, basis: Basis) -> Collected:
-        began = time.monotonic()
+        began = now = time.monotonic()
         actions: list[Any]
         if self._state is None:
             nodes = [node for node in self._nodes if node not in self.quarantined]
@@ -55,7 +56,8 @@ class Buffer(Collector):
                     case Ask(node, _, turn):
                         work = self._task(node, turn, basis, state)
                         self._tasks[node] = asyncio.create_task(work, name=f"{node} turn {turn}")
-                        state.started(node, time.monotonic())
+                        self._asked[node] = now
+                        state.started(node, now)  # at the time of these actions: no others come of it
                     case Drop(node, turn, staleness):
                         log.info("run %s: an update of %s is %d versions old", self.run, node, staleness)
                         self._updates.pop((node, turn)).close()
@@ -73,8 +75,8 @@ class Buffer(Collector):
             event = await self.next_event(state.wake)
             now = time.monotonic()
             actions = list(event(now)) if event is not None else []
-            for node in self._tasks:
-                if (chunks := self.progress(node)) is not None:
+            for node, since in self._asked.items():
+                if (chunks := self.progress(node, since)) is not None:
                     actions += state.progress(node, *chunks, now)
             actions += state.tick(now)
             if now - began > PATIENT_SECONDS:
@@ -97,7 +99,6 @@ class Buffer(Collector):
         for contribution in contributions:
             update = self._updates.pop((contribution.node, contribution.turn))
             update.staleness = contribution.staleness
-            self._work.took_part(contribution.node, contribution.turn)
             found.append(update)
         return found
 
@@ -123,5 +124,7 @@ class Buffer(Collector):
             reason = f"{type(error).__name__} in the aggregator; its log says more"
             put(lambda now: state.failed(node, reason, now))
         else:
+            # Its next turn, which may begin before this one is folded, goes on from its residuals.
+            self._work.took_part(node, turn)
             self._updates[node, turn] = update
             put(lambda now: state.finished(node, now))

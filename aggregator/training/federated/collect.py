@@ -7,19 +7,23 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aggregator.training.active import ActiveRun
 from aggregator.training.federated.asker import Refused
+from aggregator.training.federated.plan import asked_of
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.updates import Update
 from aggregator.training.federated.work import Basis, Work
 from aggregator.training.services import Services
+from edge_attention.core.combine import Combine, from_config
 from edge_attention.core.errors import (
     DeadlineExceeded,
     EdgeAttentionError,
     FailedPrecondition,
+    InvalidArgument,
     InvalidTensor,
     Unavailable,
 )
@@ -90,10 +94,10 @@ class Collector(ABC):
         if states != self._active.info.nodes:
             self._active.update(nodes=dict(states))
 
-    def progress(self, node: str) -> tuple[int, int] | None:
-        """Chunks of its update that have come, of how many."""
+    def progress(self, node: str, since: float) -> tuple[int, int] | None:
+        """Chunks of the update of `node`, asked at `since`, that have come, of how many."""
         member = self._services.membership.get(node)
-        chunks = None if member is None else self._services.bulk.progress(member.session)
+        chunks = None if member is None else self._services.bulk.progress(member.session, since)
         return None if chunks is None else chunks[:2]
 
     def quarantine(self, node: str, reason: str) -> str:
@@ -114,6 +118,21 @@ class Collector(ABC):
             return None
 
 
+def least(combine: Combine, count: int) -> int:
+    """The fewest of `count` updates that can be folded, and any number between, too.
+
+    Raises:
+        InvalidArgument: not even all of them can.
+    """
+    combine.require(count)
+    fewest = count
+    with suppress(InvalidArgument):
+        while fewest > 1:
+            combine.require(fewest - 1)
+            fewest -= 1
+    return fewest
+
+
 class Synchronous(Collector):
     """All updates of a step start from the same version."""
 
@@ -121,6 +140,7 @@ class Synchronous(Collector):
         super().__init__(*args)
         self._timings = Timings()
         self._tries, self._hopeless = 0, False
+        self._combine = from_config(self._job.combine.name, **self._job.combine.options)
 
     def took(self, node: str, seconds: float) -> None:
         self._timings.add(node, seconds)
@@ -140,11 +160,21 @@ class Synchronous(Collector):
         job, membership = self._job, self._services.membership
         # Without a deadline a round is the same whoever happens to be away: it waits for them.
         patient = job.selection.deadline_seconds is None and job.selection.adaptive is None
+        eligible = [n for n in self._nodes if n not in self.quarantined]
+        if len(eligible) < job.selection.minimum:
+            why = "; ".join(f"{node}: {reason}" for node, reason in self.quarantined.items())
+            raise FailedPrecondition(
+                f"round {basis.number} takes at least {job.selection.minimum} nodes, {len(eligible)} of "
+                f"{len(self._nodes)} may take part: {why}"
+            )
+        self._combine.require(asked_of(job, len(eligible)))
         while True:
-            there = [n for n in self._nodes if n not in self.quarantined and (patient or membership.live(n))]
+            there = [n for n in eligible if patient or membership.live(n)]
             try:
-                return select(there, job.selection, job.seed, basis.number)
-            except Unavailable as error:
+                selected = select(there, job.selection, job.seed, basis.number)
+                self._combine.require(len(selected))
+                return selected
+            except (Unavailable, InvalidArgument) as error:
                 left = since + self._patience - time.monotonic()
                 if left < 0:
                     raise DeadlineExceeded(f"{error.message} (waited {self._patience:.0f} s)") from None
@@ -157,6 +187,7 @@ class Synchronous(Collector):
         self._events, self._hopeless = asyncio.Queue(), False  # what an earlier try has left means nothing
         patience = max(0.1, since + self._patience - began)
         rules = RoundRules.of(self._job.selection, self._timings, patience)
+        rules = replace(rules, minimum=max(rules.minimum, least(self._combine, len(selected))))
         round = Round(basis.number, basis.version, rules, selected, began)
         tasks: dict[str, asyncio.Task[None]] = {}
         updates: dict[str, Update] = {}
@@ -190,7 +221,7 @@ class Synchronous(Collector):
                 now = time.monotonic()
                 actions = list(event(now)) if event is not None else []
                 for node in tasks:
-                    if (chunks := self.progress(node)) is not None:
+                    if (chunks := self.progress(node, began)) is not None:
                         actions += round.progress(node, *chunks, now)
                 actions += round.tick(now)
                 if now - began > PATIENT_SECONDS:

@@ -5,42 +5,67 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Container, Mapping
-
-import numpy as np
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from aggregator.spool import SpooledTensor
+from aggregator.training.federated.plan import SCALAR
 from aggregator.training.federated.programs import At, Program, Programs
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.work import Basis, Work
 from edge_attention.core.errors import EdgeAttentionError, InvalidTensor
 from edge_attention.core.jobs import Evaluation
+from edge_attention.core.tensors import Array
 
 log = logging.getLogger(__name__)
 
+Sums = dict[str, float]
+PATIENT_SECONDS = 2.0
+"""An evaluation younger than this is no wait worth a word."""
+LEAST_SECONDS = 1.0
+"""What the other half of the nodes has at least, where the slow are not waited for."""
+
 
 class Evaluator:
-    """Evaluates versions of one run."""
+    """Evaluates versions of one run. `say(sentence, about)` is told whom an evaluation waits for.
 
-    def __init__(self, work: Work, programs: Programs, samples: Mapping[str, NodeSamples]) -> None:
-        self._work, self._programs, self._samples = work, programs, samples
+    It waits for all it asks: `deadline` seconds, `patience` without one. `hurried`: nodes that take more
+    than three times as long as half of them took are not waited for.
+    """
 
-    async def evaluate(self, basis: Basis, without: Container[str], deadline: float | None) -> Evaluation:
-        """Over all nodes but those in `without`. With a deadline, over those that answer within it."""
+    def __init__(
+        self,
+        work: Work,
+        programs: Programs,
+        samples: Mapping[str, NodeSamples],
+        say: Callable[[str, str], None],
+        *,
+        patience: float,
+        deadline: float | None,
+        hurried: bool,
+    ) -> None:
+        self._work, self._programs, self._samples, self._say = work, programs, samples, say
+        self._seconds = patience if deadline is None else min(deadline, patience)
+        self._hurried = hurried
+
+    async def evaluate(self, basis: Basis, without: Container[str]) -> Evaluation:
+        """Over all nodes but those in `without`, as far as they answer in time."""
         names = ("loss", *self._programs.plan.metrics)
-        nodes = [s for name, s in self._samples.items() if name not in without and len(s.held_out())]
+        nodes = [s for name, s in self._samples.items() if name not in without and s.training < s.rows]
         asked = [asyncio.create_task(self._ask(s, basis), name=s.node) for s in nodes]
         try:
-            done, late = await asyncio.wait(asked, timeout=deadline) if asked else (set(), set())
+            await self._wait(asked, f"the evaluation of version {basis.version}")
+            late = [task for task in asked if not task.done()]
         finally:
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
+            self._say("", "")
         for task in late:
             log.info("an evaluation goes on without a node that was late: %s", task.get_name())
         totals, samples = dict.fromkeys(names, 0.0), 0
         for task in asked:  # in the nodes' order, so that sums have the same bits every time
-            found = task.result() if task in done and not task.cancelled() else None
+            found = None if task in late else task.result()
             if found is not None:
                 samples += int(found["samples"])
                 for name in names:
@@ -48,21 +73,48 @@ class Evaluator:
         loss = totals.pop("loss") / samples if samples else math.nan
         return Evaluation(samples, loss, totals)
 
-    async def _ask(self, samples: NodeSamples, basis: Basis) -> dict[str, float] | None:
-        rows = samples.held_out()
+    async def _wait(self, asked: Sequence[asyncio.Task[Sums | None]], what: str) -> None:
+        began = time.monotonic()
+        seconds = self._seconds
+        while pending := [task for task in asked if not task.done()]:
+            took = time.monotonic() - began
+            answered = sum(task.done() and task.result() is not None for task in asked)
+            if self._hurried and seconds == self._seconds and 2 * answered >= len(asked):
+                seconds = min(self._seconds, max(3 * took, took + LEAST_SECONDS))
+            if took >= seconds:
+                return
+            if took > PATIENT_SECONDS:
+                waited = ", ".join(task.get_name() for task in pending)
+                self._say(f"{what} waits for {waited}, goes on in {seconds - took:.0f} s at most", waited)
+            until = min(1.0, seconds - took)
+            await asyncio.wait(pending, timeout=until, return_when=asyncio.FIRST_COMPLETED)
 
-        def program(at: At, fresh: bool) -> Program:
+    async def _ask(self, samples: NodeSamples, basis: Basis) -> Sums | None:
+        rows = await asyncio.to_thread(samples.held_out)
+
+        def program(at: At, forgotten: bool) -> Program:
             return self._programs.evaluate(rows, at)
 
+        names = ("loss", *self._programs.plan.metrics)
+        wanted = {f"next/{name}": SCALAR for name in names}
         try:
-            answer = await self._work.ask(samples.node, basis, program, lambda there: None)
+            answer = await self._work.ask(samples.node, basis, program, wanted, lambda there: None)
             found = {"samples": float(len(rows))}
-            for name in ("loss", *self._programs.plan.metrics):
+            for name in names:
                 tensor = answer.tensors.get(f"next/{name}")
-                if tensor is None or isinstance(tensor, SpooledTensor) or tensor.shape != ():
-                    raise InvalidTensor(f"node {samples.node!r} returned no sum of {name}")
-                found[name] = float(np.asarray(tensor))
+                value = math.nan if tensor is None else float(_array(tensor))
+                if not math.isfinite(value):
+                    raise InvalidTensor(f"node {samples.node!r} returned no sum of {name} that is a number")
+                found[name] = value
             return found
         except EdgeAttentionError as error:
             log.warning("node %s was not evaluated: %s", samples.node, error.message)
             return None
+
+
+def _array(tensor: Array | SpooledTensor) -> Array:
+    if not isinstance(tensor, SpooledTensor):
+        return tensor
+    array = tensor.array()
+    tensor.close()
+    return array

@@ -1,8 +1,8 @@
 """The trained model as an ONNX file, made in a process of its own, as plans are.
 
-    python -m aggregator.training.federated.export MODEL PARAMETERS NAMES OUT
+    python -m aggregator.training.federated.export MODEL PARAMETERS OUT
 
-`NAMES`: a JSON list, the parameters' names in the model, in order.
+Standard input has the parameters' names in the model, in order, as a JSON list: too many for an argument.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ async def export(model: Path, parameters: Path, names: Sequence[str], out: Path)
     """Write the file `model` with the values of `parameters` to `out`."""
     module = "aggregator.training.federated.export"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, str(model), str(parameters), json.dumps(list(names)), str(out),
-        stdin=asyncio.subprocess.DEVNULL,
+        sys.executable, "-m", module, str(model), str(parameters), str(out), stdin=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        await asyncio.wait_for(process.wait(), SECONDS)
+        async with asyncio.timeout(SECONDS):  # wait_for may forget a cancellation
+            await process.communicate(json.dumps(list(names)).encode())
     except TimeoutError:
         raise DeadlineExceeded(f"the model could not be written in {SECONDS:.0f} s") from None
     finally:
@@ -40,13 +40,13 @@ async def export(model: Path, parameters: Path, names: Sequence[str], out: Path)
         raise Internal("the trained model could not be written; the aggregator's log says more")
 
 
-def main(model: str, parameters: str, names: str, out: str) -> None:
+def main(model: str, parameters: str, out: str) -> None:
     from edge_attention.graphs.trained import trained_onnx
 
     file = TensorFile(Path(parameters))
     values = {
         name: file.read(f"p/{index}").reshape(file.specs[f"p/{index}"][1])
-        for index, name in enumerate(json.loads(names))
+        for index, name in enumerate(json.load(sys.stdin))
     }
     Path(out).write_bytes(trained_onnx(Path(model).read_bytes(), values))
 

@@ -34,9 +34,8 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class Folded:
-    """What folding found: the norm of the combined update; by node its weight, and |O_i - O'|^2 if asked."""
+    """What folding found: by node its weight, and |O_i - O'|^2 if asked."""
 
-    norm: float
     weights: Mapping[str, float]
     distances: Mapping[str, float] = field(default_factory=dict)
 
@@ -101,7 +100,6 @@ class Folder:
         samples = [1.0 if self.equal else float(u.samples) for u in updates]
         damping = np.float32(self.strategy.damping(samples, [u.staleness for u in updates]))
         apart = np.zeros(len(updates))
-        norm = 0.0
         piece = self._piece(len(updates))
         room = np.empty((len(updates), min(piece, max(self.plan.sizes, default=1))), np.float32)
         for index, size in enumerate(self.plan.sizes):
@@ -110,7 +108,6 @@ class Folder:
                 for row, update in zip(rows, updates, strict=True):
                     row[:] = piece_of(update, self.plan, self.encoding, index, start, stop)
                 folded = damping * self.combine.fold(rows, weights)
-                norm += float(np.dot(folded, folded))
                 before = old.read(f"p/{index}", start, stop)
                 held = [
                     state.read(f"s/{slot}/{index}", start, stop) if state is not None
@@ -139,7 +136,6 @@ class Folder:
                     apart += [float(np.square(before - row - after, dtype=np.float64).sum()) for row in rows]
         nodes = [u.node for u in updates]
         return Folded(
-            norm**0.5,
             dict(zip(nodes, (float(w) for w in weights), strict=True)),
             dict(zip(nodes, apart.tolist(), strict=True)) if distances else {},
         )

@@ -11,16 +11,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
+from aggregator.tensor_file import Spec
 from edge_attention.core.encodings import Int8, UpdateEncoding
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, NotFound
 from edge_attention.core.jobs import FederatedJob, PlannedGraph
+from edge_attention.core.selection import share_of
 from edge_attention.core.session import Dataset
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.strategies import from_config as strategy_from
 
 PIECE = 1 << 18
 """Elements of a parameter that are in memory at a time, of each update."""
+SCALAR: Spec = (np.dtype(np.float32), ())
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,14 @@ class FederatedPlan:
 
     def returned(self, encoding: UpdateEncoding) -> tuple[str, ...]:
         """Names of what a node returns of a round."""
-        parts = (part for i in range(len(self.names)) for part in encoding.parts(i))
-        return ("loss", "norm", *parts)
+        return tuple(self.specs(encoding))
+
+    def specs(self, encoding: UpdateEncoding) -> dict[str, Spec]:
+        """What a node returns of a round: name -> (dtype, shape)."""
+        found = {"loss": SCALAR, "norm": SCALAR}
+        for index, shape in enumerate(self.shapes):
+            found |= encoding.specs(index, shape)
+        return found
 
     def released(self, job: FederatedJob, nodes: Sequence[str]) -> tuple[PlannedGraph, ...]:
         """What each node must let leave."""
@@ -105,6 +116,11 @@ class FederatedPlan:
             for node in nodes
             for role, graph in self.graphs.items()
         )
+
+
+def asked_of(job: FederatedJob, nodes: int) -> int:
+    """How many of `nodes` nodes a round asks, all being there."""
+    return min(nodes, max(job.selection.minimum, share_of(job.selection.fraction, nodes)))
 
 
 def strategy_of(job: FederatedJob) -> Strategy:

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from aggregator.training.federated.plan import (
     DataInput,
     FederatedPlan,
     PlannedGraphFile,
+    asked_of,
     push_encoding,
     strategy_of,
 )
@@ -35,6 +37,7 @@ from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidArgument
 from edge_attention.core.jobs import FederatedJob, StartRunRequest
 from edge_attention.core.optimizers import from_config as optimizer_from
+from edge_attention.core.strategies.fedbuff import FedBuff
 from edge_attention.core.tensors import require_name
 from edge_attention.wire.services import START_RUN
 
@@ -42,7 +45,7 @@ log = logging.getLogger(__name__)
 
 SECONDS = 900.0
 """What planning may take: models are differentiated and tried."""
-MAX_STEPS, MAX_ROUNDS, MAX_BATCH = 100_000, 10_000_000, 65_536
+MAX_STEPS, MAX_ROUNDS, MAX_BATCH, MAX_NODES = 100_000, 10_000_000, 65_536, 100_000
 
 
 async def make(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> FederatedPlan:
@@ -61,7 +64,8 @@ async def make(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Fe
         env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)},
     )  # fmt: skip
     try:
-        await asyncio.wait_for(process.wait(), SECONDS)
+        async with asyncio.timeout(SECONDS):  # wait_for may forget a cancellation
+            await process.wait()
     except TimeoutError:
         raise InvalidArgument(
             f"the model could not be planned in {SECONDS:.0f} s; bring a smaller one"
@@ -94,8 +98,10 @@ def check(job: FederatedJob) -> None:
         raise InvalidArgument("nodes names one twice; name each once")
     strategy = strategy_of(job)
     combine = combine_from(job.combine.name, **job.combine.options)
-    if job.nodes:
-        combine.require(len(job.nodes))
+    if isinstance(strategy, FedBuff):
+        combine.require(strategy.buffer)
+    elif job.nodes:
+        combine.require(asked_of(job, len(job.nodes)))
     encoding = encoding_from(job.update.name, **job.update.options)
     push_encoding(job)
     optimizer_from(job.local.optimizer.name, **job.local.optimizer.options)
@@ -103,9 +109,24 @@ def check(job: FederatedJob) -> None:
         ("rounds", job.rounds, 1, MAX_ROUNDS),
         ("local.batch", job.local.batch, 1, MAX_BATCH),
         ("local.steps", job.local.steps, 0, MAX_STEPS),
+        ("selection.minimum", job.selection.minimum, 1, len(job.nodes) or MAX_NODES),
     ):
         if not low <= value <= high:
             raise InvalidArgument(f"{what} is {value}; it must be {low:,} to {high:,}")
+    for what, number, zero in (
+        ("local.epochs", job.local.epochs, True),
+        ("local.clip", job.local.clip, True),
+        ("selection.deadline_seconds", job.selection.deadline_seconds, False),
+        ("selection.adaptive", job.selection.adaptive, True),
+        ("consensus.attention_weight", job.consensus.attention_weight, True),
+        ("consensus.parameter_weight", job.consensus.parameter_weight, True),
+        ("patience_seconds", job.patience_seconds, False),
+        ("stop.seconds", job.stop.seconds, False),
+    ):
+        if number is not None and not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
+            raise InvalidArgument(
+                f"{what} is {number}; it must be a number {'0 or above' if zero else 'above 0'}"
+            )
     if not strategy.gradients and bool(job.local.steps) == bool(job.local.epochs):
         raise InvalidArgument("local needs steps or epochs, one of both")
     if job.weighting not in ("samples", "equal"):
@@ -117,6 +138,11 @@ def check(job: FederatedJob) -> None:
         raise InvalidArgument(
             f"{strategy.name} reads a node's gradients off its update; leave out local.clip, consensus "
             "weights and topk"
+        )
+    if strategy.controls and combine.name != "mean":
+        raise InvalidArgument(
+            f"{strategy.name} takes the plain mean of what nodes' updates say of their gradients, which "
+            f"combine {combine.name} does not protect; leave out combine, or choose another strategy"
         )
     if strategy.controls and job.local.optimizer.name != "sgd":
         raise InvalidArgument(f"{strategy.name} corrects plain SGD; set local.optimizer to sgd")
@@ -219,7 +245,7 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
         for name, (dtype, shape) in model.inputs.items()
     )
     result = FederatedPlan(tuple(parameters), shapes, inputs, tuple(model.metrics), slots, planned)
-    _unknown_columns(job, result)
+    _unknown_names(job, result)
     (folder / "plan.json").write_text(result.to_json())
     return result
 
@@ -240,13 +266,36 @@ def _initial(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
     return found
 
 
-def _unknown_columns(job: FederatedJob, made: FederatedPlan) -> None:
+def _unknown_names(job: FederatedJob, made: FederatedPlan) -> None:
     known = {wanted.name for wanted in made.inputs}
     if unknown := sorted(set(job.model.inputs) - known):
         raise InvalidArgument(
             f"model.inputs binds {unknown[0]!r}, which is no input of the model; it has "
             f"{', '.join(sorted(known))}"
         )
+    if unknown := sorted(set(job.stop.metrics) - set(made.metrics)):
+        raise InvalidArgument(
+            f"stop.metrics names {unknown[0]!r}, which is no metric of the model; it has "
+            f"{', '.join(made.metrics) or 'none'}"
+        )
+    if job.consensus.attention:
+        _check_probe(job, made)
+
+
+def _check_probe(job: FederatedJob, made: FederatedPlan) -> None:
+    """The probe has what the attention graph takes, a row an example."""
+    probe, wanted = job.consensus.probe, {i.name: i for i in made.inputs}
+    if missing := [n for n in made.graphs["attention"].inputs if n in wanted and n not in probe]:
+        raise InvalidArgument(f"consensus.probe lacks {missing[0]!r}, an input of the model")
+    for name, array in probe.items():
+        known = wanted.get(name)
+        if known is None or (array.dtype.name, array.shape[1:]) != (known.dtype, known.shape):
+            needs = "no input" if known is None else f"{known.dtype} {list(known.shape)} a row"
+            raise InvalidArgument(
+                f"consensus.probe has {name!r} as {array.dtype} {list(array.shape)}; the model has {needs}"
+            )
+    if len({array.shape[:1] for array in probe.values()}) != 1:
+        raise InvalidArgument("consensus.probe: its arrays have different numbers of rows")
 
 
 def main(folder: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,12 +63,14 @@ class Programs:
         rows: Int64,
         at: At,
         *,
-        residuals: tuple[int, ...] = (),
+        residual: int | None = None,
+        forgotten: Iterable[int] = (),
         alpha: Array | None = None,
     ) -> Program:
         """One round on one node. `rows` int64 [steps, batch].
 
-        `residuals`: the rounds, last one last, whose residuals the node has; without any, they begin at zero.
+        `residual`: the round whose residuals the node goes on from; without one they begin at zero.
+        `forgotten`: rounds whose residuals it need not keep any longer.
         `alpha`: the global attention weights on the probe batch, for the penalty.
         """
         tensors: dict[str, Array] = {}
@@ -79,7 +81,7 @@ class Programs:
             instructions += self._steps(rows, at, tensors, alpha)
         if self.job.consensus.attention:
             instructions += self._attention(at if self.strategy.gradients else _local, tensors)
-        instructions += self._update(number, rows, at, tensors, residuals)
+        instructions += self._update(number, rows, at, tensors, residual, forgotten)
         return tuple(instructions), tensors
 
     def evaluate(self, rows: Int64, at: At) -> Program:
@@ -230,7 +232,13 @@ class Programs:
         return [run, Return("task/attention", "attention")]
 
     def _update(
-        self, number: int, rows: Int64, at: At, tensors: dict[str, Array], residuals: tuple[int, ...]
+        self,
+        number: int,
+        rows: Int64,
+        at: At,
+        tensors: dict[str, Array],
+        residual: int | None,
+        forgotten: Iterable[int],
     ) -> list[Instruction]:
         count, graph = range(len(self.plan.names)), self.plan.graphs["update"]
         tensors["task/steps"] = np.asarray(len(rows), np.float32)
@@ -247,16 +255,16 @@ class Programs:
         scope = f"job/{self.run}/kept/residual"
         if any(name.startswith("residual/") for name in graph.inputs):
             # A round's residuals have a name of their own: a round that is run again starts from the same.
-            before = f"{scope}/{residuals[-1]}" if residuals else "task/zeros"
-            if not residuals:
+            before = "task/zeros" if residual is None else f"{scope}/{residual}"
+            if residual is None:
                 zeros = {f"slot/residual/{i}": f"{before}/{i}" for i in count}
                 pushed: dict[str, Value] = {f"p/{i}": Stored(at(i)) for i in count}
                 instructions.append(Run(self.plan.graphs["zeros"].digest, pushed, zeros))
             for i in count:
                 inputs[f"residual/{i}"] = Stored(f"{before}/{i}")
                 outputs[f"next/residual/{i}"] = f"{scope}/{number}/{i}"
-            if len(residuals) > 1 and residuals[0] != residuals[-1]:
-                instructions.append(Drop((f"{scope}/{residuals[0]}/",)))
+            if drop := tuple(f"{scope}/{old}/" for old in forgotten):
+                instructions.append(Drop(drop))
         instructions.append(Run(graph.digest, self._needed("update", inputs), outputs))
         instructions.append(Drop(("task/x/", "task/grad/", "task/p/", "task/control/")))
         wire = {"loss": Encoding.RAW, "norm": Encoding.RAW}

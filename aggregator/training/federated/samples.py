@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.jobs import FederatedJob
 from edge_attention.core.sampling import holdout_rows, steps_of, training_rows
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.tensors import Int64
+
+MAX_ROWS = 1 << 24
+"""Rows of all local steps of a round together: their numbers go down with the program."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,15 @@ class NodeSamples:
         local = self.job.local
         return steps_of(self.rows, self.job.holdout, local.batch, local.steps, local.epochs)
 
-    @property
+    def check(self) -> None:
+        """Raises InvalidArgument if a round takes more than MAX_ROWS."""
+        if self.steps * self.job.local.batch > MAX_ROWS:
+            raise InvalidArgument(
+                f"{self.steps:,} local steps of {self.job.local.batch:,} rows on node {self.node!r} are more "
+                f"than {MAX_ROWS:,} rows a round; have fewer local.steps or local.epochs, and more rounds"
+            )
+
+    @cached_property
     def training(self) -> int:
         """Rows that are not held out."""
         return self.rows - len(self.held_out())

@@ -16,9 +16,10 @@ from aggregator.training.federated.asker import Asker
 from aggregator.training.federated.buffered import Buffer
 from aggregator.training.federated.collect import QUARANTINED, Collected, Collector, Synchronous
 from aggregator.training.federated.consensus import Consensus
+from aggregator.training.federated.endings import to_the_end
 from aggregator.training.federated.evaluate import Evaluator
 from aggregator.training.federated.fold import Folded, Folder
-from aggregator.training.federated.plan import FederatedPlan, push_encoding, strategy_of
+from aggregator.training.federated.plan import FederatedPlan, asked_of, push_encoding, strategy_of
 from aggregator.training.federated.programs import Programs, local_lr
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.versions import Current, Versions
@@ -49,16 +50,21 @@ class FederatedTrainer:
         zeroth = self._state.record(self._id, 0)
         if zeroth is None:
             rows = await arrivals(self._job, self._plan, self._services, self._patience, self._say)
+            if not self._strategy.asynchronous:
+                self._combine.require(asked_of(self._job, len(rows)))
         else:
             rows = dict(zeroth["nodes"])
             # Nodes of an earlier life are expected back: they keep what this run goes on from.
             self._services.membership.expect(rows, time.monotonic())
         samples = {n: NodeSamples(self._job, self._strategy, n, rows[n]) for n in sorted(rows)}
+        for node in samples.values():
+            node.check()
         self._put_together(samples)
         if zeroth is None:
-            held = sum(len(s.held_out()) for s in samples.values())
-            counts = Samples(sum(rows.values()), 0, sum(rows.values()) - held, held)
-            await asyncio.to_thread(self._versions.begin, {"nodes": rows, "samples": vars(counts)})
+            everything, train = sum(rows.values()), sum(s.training for s in samples.values())
+            counts = Samples(everything, 0, train, everything - train)
+            first = {"nodes": rows, "samples": vars(counts)}
+            await to_the_end(asyncio.to_thread(self._versions.begin, first))
         else:
             counts = Samples(**zeroth["samples"])
         current = await asyncio.to_thread(self._versions.latest)
@@ -91,9 +97,16 @@ class FederatedTrainer:
         programs = Programs(self._id, job, plan, self._strategy, encoding)
         asker = Asker(services.dispatcher, services.bulk, services.membership, self._patience)
         work = Work(self._id, services, asker, programs, folder, samples)
-        self._evaluator = Evaluator(work, programs, samples)
         kind = Buffer if self._strategy.asynchronous else Synchronous
         self._collector: Collector = kind(self._active, job, services, work, samples, self._patience)
+        deadline = job.selection.deadline_seconds
+        # Where rounds do not wait for a slow node, nor for one that is away, an evaluation does not either.
+        self._hurried = self._strategy.asynchronous or job.selection.adaptive is not None
+        self._present = self._hurried or deadline is not None
+        self._evaluator = Evaluator(
+            work, programs, samples, self._collector.say,
+            patience=self._patience, deadline=deadline, hurried=self._hurried,
+        )  # fmt: skip
         last: dict[str, str] = {}
         for row in self._state.records(self._id):
             if row.round:
@@ -160,22 +173,19 @@ class FederatedTrainer:
             record = replace(record, nodes=nodes, bytes_sent=down, bytes_received=up)
             return record, to_json(record)
 
-        try:
-            work = asyncio.create_task(
-                asyncio.to_thread(self._versions.commit, current, collected, self._consensus.wanted, recorded)
+        async def commit() -> Current:
+            after, record = await asyncio.to_thread(
+                self._versions.commit, current, collected, self._consensus.wanted, recorded
             )
-            try:
-                after, record = await asyncio.shield(work)
-            except asyncio.CancelledError:
-                # A commit under way cannot be called back: it counts, and the run is known to be there.
-                _, record = await work
-                self._announce(record, collected)
-                raise
+            self._announce(record, collected)
+            return after
+
+        try:
+            # A commit under way cannot be called back: it counts, and the run is known to be there.
+            return await to_the_end(commit())
         finally:
             for update in collected.updates:
                 update.close()
-        self._announce(record, collected)
-        return after
 
     def _make_record(
         self, current: Current, collected: Collected, folded: Folded, seconds: dict[str, float]
@@ -206,7 +216,7 @@ class FederatedTrainer:
         metrics.version.labels(self._id).set(record.version)
         for stage, seconds in record.seconds.items():
             metrics.round_seconds.labels(stage).observe(seconds)
-        metrics.updates.labels("folded").inc(len(record.nodes))
+        metrics.updates.labels("folded").inc(len(collected.updates))
         metrics.updates.labels("left_out").inc(len(record.left_out))
         metrics.updates.labels("stale").inc(collected.dropped)
         for node in record.nodes.values():
@@ -221,8 +231,10 @@ class FederatedTrainer:
 
     async def _evaluate(self, basis: Basis, number: int) -> None:
         began = time.perf_counter()
-        deadline = self._job.selection.deadline_seconds
-        evaluation = await self._evaluator.evaluate(basis, self._collector.quarantined, deadline)
+        without = set(self._collector.quarantined)
+        if self._present:
+            without |= {n for n in self._nodes if not self._services.membership.live(n)}
+        evaluation = await self._evaluator.evaluate(basis, without)
         record = self._record(number)
         seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
         record = replace(record, evaluation=evaluation, seconds=seconds)

@@ -93,14 +93,13 @@ class Versions:
                 writer,
                 distances,
             )
-            if writer is not None:
-                writer.finish()
+            digests = writer.finish().digests if writer is not None else {}
             record, encoded = recorded(folded)
             self._store.commit_draft(draft, encoded)
             undo.pop_all()
         self._store.prune(self._run, max(2, self._job.keep_versions))
         self._difference_path(version - 1).unlink(missing_ok=True)
-        return self.latest(TensorFile(path) if writer is not None else None), record
+        return self.latest(TensorFile(path, digests) if writer is not None else None), record
 
     def _difference_path(self, version: int) -> Path:
         return self._store.folder(self._run) / f"{version:08d}.difference.safetensors"

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from aggregator.spool import SpooledTensor
-from aggregator.tensor_file import TensorFile, TensorFileWriter
+from aggregator.tensor_file import Spec, TensorFile, TensorFileWriter
 from aggregator.training.federated.asker import Answer, Asker, Lacking
+from aggregator.training.federated.endings import to_the_end
 from aggregator.training.federated.fold import Folder
 from aggregator.training.federated.programs import At, Program, Programs, control
 from aggregator.training.federated.push import Push, lent, renamed
@@ -60,14 +62,20 @@ class Work:
         self._run, self._services, self._asker = run, services, asker
         self._programs, self._folder, self._samples = programs, folder, samples
         self._keeps = programs.job.push.difference
-        # Node -> the rounds, at most two, whose residuals it keeps; those not committed do not count.
-        self._residuals: dict[str, tuple[int, ...]] = {}
-        # Node -> its session and the version it has, where parameters stay on nodes.
+        # Node -> the round whose residuals it goes on from, and those it may keep besides.
+        self._residual: dict[str, int] = {}
+        self._besides: dict[str, set[int]] = {}
+        # Where parameters stay on nodes: node -> its session and the version it has; all it may keep, and
+        # those that a task under way works with.
         self._has: dict[str, tuple[str, int]] = {}
+        self._sent: dict[str, set[int]] = {}
+        self._used: Counter[tuple[str, int]] = Counter()
 
     def took_part(self, node: str, number: int) -> None:
-        """A round that `node` took part in has been committed: it goes on from that round's residuals."""
-        self._residuals[node] = (*self._residuals.get(node, ())[-1:], number)
+        """The update of `node` in that round counts: it goes on from that round's residuals."""
+        # The one before stays until the next is returned: this round may be run again after a restart.
+        self._besides[node] = {self._residual[node]} if node in self._residual else set()
+        self._residual[node] = number
 
     async def update(
         self, node: str, basis: Basis, state: Callable[[bool], None], turn: int | None = None
@@ -82,22 +90,31 @@ class Work:
         """
         samples = self._samples[node]
         number = basis.number if turn is None else turn
-        rows = samples.of_round(number)
-        residuals = self._residuals.get(node, ())
+        rows = await asyncio.to_thread(samples.of_round, number)
+        residual, besides = self._residual.get(node), self._besides.setdefault(node, set())
+        # Of rounds it was left out of, too: what it had of them by then is there.
+        old = sorted(besides - {number, residual})
+        besides.add(number)
 
         def program(at: At, forgotten: bool) -> Program:
             # One that has been restarted without --store has lost its residuals: they begin at zero again.
-            kept = () if forgotten else residuals
-            return self._programs.train(number, rows, at, residuals=kept, alpha=basis.alpha)
+            kept = None if forgotten else residual
+            return self._programs.train(
+                number, rows, at, residual=kept, forgotten=old, alpha=basis.alpha
+            )  # fmt: skip
 
-        answer = await self.ask(node, basis, program, state, controls=True)
+        wanted = self._programs.plan.specs(self._programs.encoding)
+        if basis.alpha is not None:
+            wanted["attention"] = (np.dtype(np.float32), basis.alpha.shape)
+        answer = await self.ask(node, basis, program, wanted, state, controls=True)
+        besides.difference_update(old)
         weight = samples.job.local.batch if self._programs.strategy.gradients else samples.training
         size = sum(
             t.file_bytes if isinstance(t, SpooledTensor) else int(t.nbytes) for t in answer.tensors.values()
         )
-        update = Update(node, number, basis.version, weight, len(rows), answer.seconds, answer.tensors, size)
+        update = Update(node, weight, len(rows), answer.seconds, answer.tensors, size)
         try:
-            await asyncio.to_thread(check, update, self._programs.plan, self._programs.encoding)
+            await asyncio.to_thread(check, update, self._programs.plan, self._programs.encoding, wanted)
         except BaseException:
             update.close()
             raise
@@ -108,18 +125,22 @@ class Work:
         node: str,
         basis: Basis,
         program: Callable[[At, bool], Program],
+        wanted: Mapping[str, Spec],
         state: Callable[[bool], None],
         controls: bool = False,
     ) -> Answer:
-        """The node's answer to `program(at, forgotten)`. `forgotten`: what it kept of rounds is lost."""
+        """The node's answer to `program(at, forgotten)`, of nothing but `wanted`: name -> (dtype, shape).
+
+        `forgotten`: what it kept of rounds is lost.
+        """
         # A node that has been restarted lacks its parameters first; with --store, nothing else.
         fresh = forgotten = False
         while True:
-            with self._pushed(node, basis, fresh, controls) as (push, before, at):
+            async with self._pushed(node, basis, fresh, controls) as (push, before, at):
                 instructions, tensors = program(at, forgotten)
                 try:
                     answer = await self._asker.ask(
-                        node, basis.version, (*before, *instructions), tensors, push, state
+                        node, basis.version, (*before, *instructions), tensors, push, wanted, state
                     )
                 except Lacking as error:
                     if forgotten:
@@ -135,10 +156,10 @@ class Work:
                 self._has[node] = (member.session, basis.version)
             return answer
 
-    @contextmanager
-    def _pushed(
+    @asynccontextmanager
+    async def _pushed(
         self, node: str, basis: Basis, fresh: bool, controls: bool
-    ) -> Iterator[tuple[Push, tuple[Instruction, ...], At]]:
+    ) -> AsyncIterator[tuple[Push, tuple[Instruction, ...], At]]:
         """Whatever `node` needs to start from `basis`, lent meanwhile; instructions; where it then is."""
         bulk, count = self._services.bulk, len(self._programs.plan.names)
         controls = controls and self._programs.strategy.controls
@@ -147,22 +168,31 @@ class Work:
         instructions: tuple[Instruction, ...] = ()
         with ExitStack() as stack:
             has = -1 if fresh else self._version_of(node)
+            needed = {basis.version}
             push = Push()
             if has == basis.version - 1 and basis.difference is not None:
                 names = {name: f"task/{name}" for name in basis.difference.specs}
                 push = stack.enter_context(lent(bulk, basis.difference, names, share))
                 instructions = (*self._programs.catch_up(before, at, lambda name: f"task/{name}"),)
-                # The version before that: the node had it still, should it be asked for this one again.
-                instructions += (Drop((f"job/{self._run}/p/{basis.version - 2}/",)),)
+                # It builds upon that again, should it be asked for this one again.
+                needed.add(has)
             elif has != basis.version:
                 push = stack.enter_context(lent(bulk, basis.parameters, renamed(count, "p", at), share))
-                if self._keeps and node in self._has:
-                    _, last = self._has[node]
-                    instructions = (Drop(tuple(f"job/{self._run}/p/{v}/" for v in (last - 1, last))),)
+            old: list[int] = []
+            if self._keeps:
+                sent = self._sent.setdefault(node, {basis.version - 1, basis.version - 2})  # of a life before
+                old = sorted(v for v in sent - needed if not self._used[node, v])
+                if old:
+                    instructions += (Drop(tuple(f"job/{self._run}/p/{v}/" for v in old)),)
+                sent |= needed
+                stack.callback(self._used.subtract, {(node, v): 1 for v in needed})
+                self._used.update({(node, v): 1 for v in needed})
             if controls:
-                file = stack.enter_context(self._controls(node, basis))
+                file = await self._controls(node, basis, stack)
                 push += stack.enter_context(lent(bulk, file, renamed(count, "control", control), share))
             yield push, instructions, at
+            if self._keeps:
+                self._sent[node].difference_update(old)
 
     def _at(self, version: int) -> At:
         """Where a node has the parameters: with the task they are for, or for the next to build upon."""
@@ -174,19 +204,22 @@ class Work:
         session, version = self._has.get(node, ("", -1))
         return version if member is not None and member.session == session else -1
 
-    @contextmanager
-    def _controls(self, node: str, basis: Basis) -> Iterator[TensorFile]:
-        """SCAFFOLD's c - c_i of one node, in a file of its own."""
+    async def _controls(self, node: str, basis: Basis, stack: ExitStack) -> TensorFile:
+        """SCAFFOLD's c - c_i of one node, in a file of its own, which goes with `stack`."""
         plan = self._programs.plan
         path = self._services.parameters.folder(self._run) / f"control-{node}-{basis.number}.safetensors"
         specs = {f"control/{i}": (np.dtype(np.float32), shape) for i, shape in enumerate(plan.shapes)}
-        try:
+        stack.callback(path.unlink, missing_ok=True)
+
+        def write() -> TensorFile:
             writer = TensorFileWriter(path, specs, {})
-            for index, size in enumerate(plan.sizes):
-                for start, stop in pieces(size):
-                    piece = self._folder.control(node, basis.state, index, start, stop)
-                    writer.write_at(f"control/{index}", start, piece)
-            writer.finish()
-            yield TensorFile(path)
-        finally:
-            path.unlink(missing_ok=True)
+            try:
+                for index, size in enumerate(plan.sizes):
+                    for start, stop in pieces(size):
+                        piece = self._folder.control(node, basis.state, index, start, stop)
+                        writer.write_at(f"control/{index}", start, piece)
+                return TensorFile(path, writer.finish(durable=False).digests)
+            finally:
+                writer.abort()
+
+        return await to_the_end(asyncio.to_thread(write))
