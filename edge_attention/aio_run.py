@@ -118,16 +118,16 @@ class AsyncRun:
         return self.info
 
     async def stop(self) -> TrainingRun:
-        """End the run after the round under way. What it committed stays."""
+        """End the run. What it committed stays; a round under way is dropped."""
         request = jobs.StopRunRequest(self.id)
         self.info = (await self._client.caller.unary(services.STOP_RUN, request, self._client.timeout)).run
         return self.info
 
     async def resume(self) -> TrainingRun:
-        """Let a stopped run go on after its last committed round.
+        """Let a run that was stopped, or failed, go on after its last committed round.
 
         Raises:
-            FailedPrecondition: it is not stopped.
+            FailedPrecondition: it is neither.
         """
         request = jobs.ResumeRunRequest(self.id)
         self.info = (await self._client.caller.unary(services.RESUME_RUN, request, self._client.timeout)).run

@@ -249,11 +249,11 @@ class Run:
         return BACKGROUND.run(self._run.describe())
 
     def stop(self) -> TrainingRun:
-        """End the run after the round under way. What it committed stays."""
+        """End the run. What it committed stays; a round under way is dropped."""
         return BACKGROUND.run(self._run.stop())
 
     def resume(self) -> TrainingRun:
-        """Let a stopped run go on after its last committed round; FailedPrecondition if it is not stopped."""
+        """Let a run that was stopped, or failed, go on; FailedPrecondition if it is neither."""
         return BACKGROUND.run(self._run.resume())
 
     def parameters(self, version: int | None = None) -> Parameters:

@@ -108,7 +108,7 @@ class Runs:
         return self.describe(info.id)
 
     async def stop(self, name: str) -> TrainingRun:
-        """Stop a run after the round it is in; what was committed stays."""
+        """Stop a run; what was committed stays, a round under way is dropped."""
         info = self.describe(name)
         active = self._active.get(info.id)
         if active is None or active.task is None or info.state is not RunState.RUNNING:

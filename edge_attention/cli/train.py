@@ -120,7 +120,7 @@ def watch_run(address: str, run: str, record: Path | None, as_json: bool) -> Non
 @json_option
 @click.pass_obj
 def stop_run(address: str, run: str, as_json: bool) -> None:
-    """Stop RUN after the round under way. What it committed stays."""
+    """Stop RUN now. What it committed stays; a round under way is dropped."""
     with Client(address) as client:
         _stop(client, run, as_json)
 

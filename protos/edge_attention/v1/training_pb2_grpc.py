@@ -108,14 +108,14 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StopRun(self, request, context):
-        """Ends a run after the round under way.
+        """Ends a run now: a round under way is dropped unless its commit has begun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """Lets a stopped run go on after its last committed round.
+        """Lets a run that was stopped, or failed, go on after its last committed round.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,9 +40,9 @@ class TrainingServiceStub:
     WatchRun: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchRunRequest, _training_pb2.WatchRunResponse]
     """The rounds from `after_round` on, and what the run waits for, until it ends."""
     StopRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.StopRunRequest, _training_pb2.StopRunResponse]
-    """Ends a run after the round under way."""
+    """Ends a run now: a round under way is dropped unless its commit has begun."""
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeRunRequest, _training_pb2.ResumeRunResponse]
-    """Lets a stopped run go on after its last committed round."""
+    """Lets a run that was stopped, or failed, go on after its last committed round."""
     DescribeRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.DescribeRunRequest, _training_pb2.DescribeRunResponse]
     ListRuns: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListRunsRequest, _training_pb2.ListRunsResponse]
     GetParameters: _grpc.UnaryStreamMultiCallable[_training_pb2.GetParametersRequest, _training_pb2.GetParametersResponse]
@@ -62,9 +62,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     WatchRun: _aio.UnaryStreamMultiCallable[_training_pb2.WatchRunRequest, _training_pb2.WatchRunResponse]  # type: ignore[assignment]
     """The rounds from `after_round` on, and what the run waits for, until it ends."""
     StopRun: _aio.UnaryUnaryMultiCallable[_training_pb2.StopRunRequest, _training_pb2.StopRunResponse]  # type: ignore[assignment]
-    """Ends a run after the round under way."""
+    """Ends a run now: a round under way is dropped unless its commit has begun."""
     ResumeRun: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeRunRequest, _training_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """Lets a stopped run go on after its last committed round."""
+    """Lets a run that was stopped, or failed, go on after its last committed round."""
     DescribeRun: _aio.UnaryUnaryMultiCallable[_training_pb2.DescribeRunRequest, _training_pb2.DescribeRunResponse]  # type: ignore[assignment]
     ListRuns: _aio.UnaryUnaryMultiCallable[_training_pb2.ListRunsRequest, _training_pb2.ListRunsResponse]  # type: ignore[assignment]
     GetParameters: _aio.UnaryStreamMultiCallable[_training_pb2.GetParametersRequest, _training_pb2.GetParametersResponse]  # type: ignore[assignment]
@@ -105,7 +105,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.StopRunResponse, _abc.Awaitable[_training_pb2.StopRunResponse]]:
-        """Ends a run after the round under way."""
+        """Ends a run now: a round under way is dropped unless its commit has begun."""
 
     @_abc_1.abstractmethod
     def ResumeRun(
@@ -113,7 +113,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.ResumeRunResponse, _abc.Awaitable[_training_pb2.ResumeRunResponse]]:
-        """Lets a stopped run go on after its last committed round."""
+        """Lets a run that was stopped, or failed, go on after its last committed round."""
 
     @_abc_1.abstractmethod
     def DescribeRun(
