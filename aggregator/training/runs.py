@@ -126,6 +126,8 @@ class Runs:
         Raises:
             NotFound: there is none.
         """
+        if (active := self._active.get(name)) is not None:
+            return active.info  # as watchers ask at every round; the others need their jobs decoded
         runs = self.list()
         for run in runs:
             if run.id == name:
