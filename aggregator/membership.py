@@ -67,8 +67,11 @@ class Membership:
         self._epoch = 0
 
     def expect(self, names: Iterable[str], now: float) -> None:
-        """Nodes that hold something since an earlier life of this aggregator: suspect for a lease."""
-        self._expected |= dict.fromkeys(names, now)
+        """Nodes that hold something since an earlier life of this aggregator: suspect for a lease.
+
+        Those that are here already need not be expected.
+        """
+        self._expected |= {name: now for name in names if name not in self._members}
 
     def register(self, register: Register, now: float) -> Admission:
         """Let a node in, or say why not.

@@ -61,11 +61,14 @@ def _cross_entropy(g: _Writer, loss: LossSpec, shape: Shape, place: str) -> tupl
             f"'{loss.output}' is {_show(shape)}; for one number a row use binary_cross_entropy"
         )
     g.labels(loss, TensorProto.INT64, shape[1:-1])
-    # GatherElements rather than OneHot: a label out of range is an error, not a loss of zero.
+    # GatherElements rather than OneHot: a label out of range is an error, not a loss of zero. A negative
+    # one would count from the last class; it is made one that is too large.
+    beyond = g.number(shape[-1] or 0, np.int64)
+    known = g("Where", g("Less", loss.labels, g.number(0, np.int64)), beyond, loss.labels)
     picked = g(
         "GatherElements",
         g("LogSoftmax", loss.output, axis=-1),
-        g("Unsqueeze", loss.labels, g.ints(-1)),
+        g("Unsqueeze", known, g.ints(-1)),
         axis=len(shape) - 1,
     )
     g("Neg", g("ReduceMean", picked, keepdims=0), to="loss")
@@ -146,8 +149,8 @@ class _Writer:
     def ints(self, *values: int) -> str:
         return self._constant(np.array(values, np.int64))
 
-    def number(self, value: float) -> str:
-        return self._constant(np.array(value, np.float32))
+    def number(self, value: float, dtype: type[np.generic] = np.float32) -> str:
+        return self._constant(np.array(value, dtype))
 
     def _constant(self, array: np.ndarray[Any, Any]) -> str:
         name = self._fresh()

@@ -214,3 +214,25 @@ def test_a_stopped_run_is_resumed_and_one_that_goes_on_is_not():
     assert at < 40
     assert info.state is RunState.FINISHED, info.detail
     assert [r.number for r in rounds] == list(range(1, 41))
+
+
+def test_where_no_row_is_held_out_nothing_is_evaluated():
+    rounds, *_ = trained(holdout=0.001, evaluate_every=1, stop=StopSpec(loss=100.0))
+    assert rounds[-1].evaluation is None
+    assert len(rounds) == 1, "its loss is the nodes'"
+
+
+def test_a_run_resumed_over_live_nodes_does_not_take_them_for_lost():
+    async def scenario(house):
+        run, boxes = await started(house, rounds=40)
+        await until(lambda: house.runs.describe(run).round >= 2)
+        await house.runs.stop(run)
+        await house.runs.resume_run(run)
+        await ended(house, run)
+        now = asyncio.get_running_loop().time()
+        for box in boxes.values():
+            house.membership.heard(box.name, now + 100.0)
+        return house.membership.tick(now + 100.0)
+
+    with House() as house:
+        assert not list(asyncio.run(scenario(house)))

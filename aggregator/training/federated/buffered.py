@@ -78,6 +78,8 @@ class Buffer(Collector):
             for node, since in self._asked.items():
                 if (chunks := self.progress(node, since)) is not None:
                     actions += state.progress(node, *chunks, now)
+            for node in state.waited:
+                actions += (state.back if self.there(node) else state.lost)(node, now)
             actions += state.tick(now)
             if now - began > PATIENT_SECONDS:
                 self.say(state.waits(now), ",".join(state.waited))

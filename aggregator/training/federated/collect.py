@@ -100,6 +100,10 @@ class Collector(ABC):
         chunks = None if member is None else self._services.bulk.progress(member.session, since)
         return None if chunks is None else chunks[:2]
 
+    def there(self, node: str) -> bool:
+        """Whether the node is connected; one that is asked may not be, and come."""
+        return self._services.membership.live(node)
+
     def quarantine(self, node: str, reason: str) -> str:
         """The node works for this run no more; what records say of it."""
         log.error("run %s: node %s is quarantined: %s", self.run, node, reason)
@@ -223,6 +227,8 @@ class Synchronous(Collector):
                 for node in tasks:
                     if (chunks := self.progress(node, began)) is not None:
                         actions += round.progress(node, *chunks, now)
+                for node in round.waited:
+                    actions += (round.back if self.there(node) else round.lost)(node, now)
                 actions += round.tick(now)
                 if now - began > PATIENT_SECONDS:
                     self.say(round.waits(now), ",".join(round.waited))

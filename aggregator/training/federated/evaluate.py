@@ -70,8 +70,8 @@ class Evaluator:
                 samples += int(found["samples"])
                 for name in names:
                     totals[name] += found[name]
-        loss = totals.pop("loss") / samples if samples else math.nan
-        return Evaluation(samples, loss, totals)
+        total = totals.pop("loss")
+        return Evaluation(samples, total / samples if samples else math.nan, totals)
 
     async def _wait(self, asked: Sequence[asyncio.Task[Sums | None]], what: str) -> None:
         began = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,6 +32,8 @@ from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.jobs import FederatedJob, NodeRound, Samples, TrainingRound
 from edge_attention.core.program import Drop
+
+log = logging.getLogger(__name__)
 
 
 class FederatedTrainer:
@@ -67,6 +70,12 @@ class FederatedTrainer:
             await to_the_end(asyncio.to_thread(self._versions.begin, first))
         else:
             counts = Samples(**zeroth["samples"])
+        self._held = counts.holdout
+        if self._job.holdout and not self._held:
+            log.warning(
+                "run %s: a share of %g holds out no row of so few; nothing is evaluated",
+                self._id, self._job.holdout,
+            )  # fmt: skip
         current = await asyncio.to_thread(self._versions.latest)
         self._active.update(samples=counts, round=current.round, version=current.version)
         self._write_lines()
@@ -142,7 +151,7 @@ class FederatedTrainer:
                 alpha,
                 current.difference,
             )
-            if evaluation_due(job, current.round) and self._record(current.round).evaluation is None:
+            if self._due(current.round) and self._record(current.round).evaluation is None:
                 active.evaluating = True
                 await self._evaluate(basis, current.round)
             if current.round > 0 and active.evaluating:
@@ -224,7 +233,7 @@ class FederatedTrainer:
         metrics.loss.labels(self._id).set(record.loss)
         for name, value in record.consensus.items():
             metrics.consensus.labels(self._id, name).set(value)
-        active.evaluating = evaluation_due(self._job, number)
+        active.evaluating = self._due(number)
         active.update(round=number, version=record.version)
         if not active.evaluating:
             self._write_lines(number)
@@ -240,12 +249,16 @@ class FederatedTrainer:
         record = replace(record, evaluation=evaluation, seconds=seconds)
         self._state.replace_record(self._id, number, to_json(record))
 
+    def _due(self, number: int) -> bool:
+        """Whether the held-out rows, if there are any, are evaluated after this round."""
+        return bool(self._held) and evaluation_due(self._job, number)
+
     def _stops(self, number: int, seconds: float) -> str:
         """Why the run ends after round `number`, or nothing."""
         stop, record = self._job.stop, self._record(number)
         evaluation = record.evaluation
         loss = evaluation.loss if evaluation is not None else record.loss
-        if stop.loss is not None and loss <= stop.loss and (evaluation is not None or not self._job.holdout):
+        if stop.loss is not None and loss <= stop.loss and (evaluation is not None or not self._held):
             return f"its loss is {loss:.6g}, at most {stop.loss:g} was wanted"
         if evaluation is not None and evaluation.samples and stop.metrics:
             shares = {name: evaluation.share(name) for name in stop.metrics}
