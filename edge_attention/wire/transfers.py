@@ -28,7 +28,7 @@ INLINE = 1024 * 1024
 CHUNK = 512 * 1024
 """Bytes of a message. Larger ones are no faster, and the aggregator has some of every node in memory."""
 
-TOGETHER = 4
+TOGETHER = 2
 """Files under way at a time: of many small ones each would be a round trip or two."""
 
 
