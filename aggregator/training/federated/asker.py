@@ -86,12 +86,14 @@ class Asker:
             ) -> None:
                 if contribution.number == 0:
                     close(found)
+                taken: Tensors = {}
                 for key, tensor in contribution.tensors.items():
                     assert not isinstance(tensor, Encoded)  # that is how tensors leave, not how they come
                     if misfit := _misfit(key, tensor, wanted.get(key), key in found):
                         misfits.append(InvalidTensor(f"node {node!r} returned {misfit}"))
                         raise misfits[-1]
-                found.update(contribution.tensors)  # type: ignore[arg-type]
+                    taken[key] = tensor
+                found.update(taken)
 
             try:
                 outcome = await self._dispatcher.run(

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 QUARANTINED = "quarantined"
 """How the reason begins for which a node is out of all further rounds."""
 PATIENT_SECONDS = 2.0
-"""A round younger than this is no wait worth a word."""
+"""A round, or an evaluation, younger than this is no wait worth a word."""
 
 
 @dataclass(frozen=True, eq=False)

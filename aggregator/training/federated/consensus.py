@@ -29,10 +29,8 @@ class Consensus:
     def wanted(self) -> bool:
         return bool(self._probe)
 
-    def alpha(self, parameters: TensorFile) -> Array | None:
-        """The attention weights of these parameters on the probe batch; None without a probe."""
-        if not self._probe:
-            return None
+    def alpha(self, parameters: TensorFile) -> Array:
+        """The attention weights of these parameters on the probe batch, which there is if it is `wanted`."""
         import onnxruntime  # only a run with a probe needs it here
 
         graph = self._plan.graphs["attention"]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Container, Mapping, Sequence
 
 from aggregator.spool import SpooledTensor
+from aggregator.training.federated.collect import PATIENT_SECONDS
 from aggregator.training.federated.plan import SCALAR
 from aggregator.training.federated.programs import At, Program, Programs
 from aggregator.training.federated.samples import NodeSamples
@@ -20,8 +21,6 @@ from edge_attention.core.tensors import Array
 log = logging.getLogger(__name__)
 
 Sums = dict[str, float]
-PATIENT_SECONDS = 2.0
-"""An evaluation younger than this is no wait worth a word."""
 LEAST_SECONDS = 1.0
 """What the other half of the nodes has at least, where the slow are not waited for."""
 

@@ -7,14 +7,13 @@ Standard input has the parameters' names in the model, in order, as a JSON list:
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from aggregator.tensor_file import TensorFile
+from aggregator.training.federated import child
 from edge_attention.core.errors import DeadlineExceeded, Internal
 
 SECONDS = 300.0
@@ -23,20 +22,12 @@ SECONDS = 300.0
 async def export(model: Path, parameters: Path, names: Sequence[str], out: Path) -> None:
     """Write the file `model` with the values of `parameters` to `out`."""
     module = "aggregator.training.federated.export"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, str(model), str(parameters), str(out), stdin=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    data = json.dumps(list(names)).encode()
     try:
-        async with asyncio.timeout(SECONDS):  # wait_for may forget a cancellation
-            await process.communicate(json.dumps(list(names)).encode())
+        status = await child.run(module, str(model), str(parameters), str(out), seconds=SECONDS, data=data)
     except TimeoutError:
         raise DeadlineExceeded(f"the model could not be written in {SECONDS:.0f} s") from None
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    if process.returncode:
+    if status:
         raise Internal("the trained model could not be written; the aggregator's log says more")
 
 

@@ -160,10 +160,12 @@ class Folder:
         """Write a piece of the difference, encoded; what nodes make of it."""
         assert self.push is not None
         tensors = self.push.encode_array(index, piece, "difference")
-        for name, tensor in tensors.items():
-            # Of int8 a piece is whole blocks, but for the last one of a parameter.
-            at = start if len(tensor) >= len(piece) else start * len(tensor) // max(len(piece), 1)
-            difference.write_at(name, at, tensor)
+        # A piece is whole blocks, but for a parameter's last; of int8's two parts the second is one a block.
+        numbers, *scales = self.push.parts(index, "difference")
+        difference.write_at(numbers, start, tensors[numbers].reshape(-1))
+        if isinstance(self.push, Int8):
+            for name in scales:
+                difference.write_at(name, start // self.push.block, tensors[name])
         return self.push.decode_array(index, piece.shape, tensors, "difference")
 
     def _weight(self, update: Update) -> float:

@@ -63,11 +63,6 @@ class FederatedPlan:
         """Elements of each parameter."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parameters."""
-        return 4 * sum(self.sizes)
-
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 

@@ -8,21 +8,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aggregator.training.federated import child
 from aggregator.training.federated.plan import (
     DataInput,
     FederatedPlan,
@@ -58,29 +56,20 @@ async def make(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Fe
     request = {"job": encoded, "files": {digest: str(path) for digest, path in files.items()}}
     (folder / "request.json").write_text(json.dumps(request))
     module = "aggregator.training.federated.planner"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, str(folder), stdin=asyncio.subprocess.DEVNULL,
-        # What is freed goes back to the system at once: a large model is handled piece after piece.
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)},
-    )  # fmt: skip
+    # What is freed goes back to the system at once: a large model is handled piece after piece.
+    environment = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
     try:
-        async with asyncio.timeout(SECONDS):  # wait_for may forget a cancellation
-            await process.wait()
+        status = await child.run(module, str(folder), seconds=SECONDS, environment=environment)
     except TimeoutError:
         raise InvalidArgument(
             f"the model could not be planned in {SECONDS:.0f} s; bring a smaller one"
         ) from None
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
     failure = folder / "error.json"
     if failure.exists():
         said = json.loads(failure.read_text())
         raise getattr(errors, said["name"], Internal)(said["message"])
-    if process.returncode:
-        raise Internal(f"planning the model ended with {process.returncode}; the aggregator's log says more")
+    if status:
+        raise Internal(f"planning the model ended with {status}; the aggregator's log says more")
     return FederatedPlan.from_json((folder / "plan.json").read_text())
 
 

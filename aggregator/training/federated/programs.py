@@ -158,7 +158,8 @@ class Programs:
         single = {"count": "task/count", "loss_sum": "task/loss_sum"}
         instructions: list[Instruction] = []
         penalty: dict[str, Value] = {}
-        if self.penalty and alpha is not None:
+        if self.penalty:
+            assert alpha is not None  # there is a probe
             tensors |= {f"task/probe/{name}": array for name, array in self.job.consensus.probe.items()}
             tensors["task/alpha"] = alpha
             weight = self.job.consensus.attention_weight
@@ -166,14 +167,9 @@ class Programs:
             probe = {f"probe/{name}": Stored(f"task/probe/{name}") for name in self.job.consensus.probe}
             penalty = {f"extra/{i}": Stored(f"task/extra/{i}") for i in count}
             penalty["penalty_weight"] = Stored("task/penalty_weight")
-        elif self.penalty:
-            # Before the first round nobody has attention weights of the fleet: nothing pulls yet.
-            tensors["task/penalty_weight"] = np.zeros((), np.float32)
-            penalty = {f"extra/{i}": Stored(at(i)) for i in count}
-            penalty["penalty_weight"] = Stored("task/penalty_weight")
 
         def step(x_from: Mapping[str, Value], rows_name: str) -> tuple[Instruction, ...]:
-            if self.penalty and alpha is not None:
+            if self.penalty:
                 inputs = self._needed("penalty", {**x_from, **probe, "alpha": Stored("task/alpha")})
                 outputs = {f"grad/{i}": f"task/extra/{i}" for i in count}
                 before: tuple[Instruction, ...] = (Run(self.plan.graphs["penalty"].digest, inputs, outputs),)

@@ -30,7 +30,7 @@ from aggregator.training.services import Services
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import FailedPrecondition
-from edge_attention.core.jobs import FederatedJob, NodeRound, Samples, TrainingRound
+from edge_attention.core.jobs import FederatedJob, NodeRound, Samples, StopSpec, TrainingRound
 from edge_attention.core.program import Drop
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,9 @@ class FederatedTrainer:
         began = time.monotonic()
         while True:
             # The weights of attention on the probe that this version gives, for penalties and losses.
-            alpha = await asyncio.to_thread(self._consensus.alpha, current.parameters)
+            alpha = None
+            if self._consensus.wanted:
+                alpha = await asyncio.to_thread(self._consensus.alpha, current.parameters)
             basis = Basis(
                 current.round + 1,
                 current.version,
@@ -255,6 +257,8 @@ class FederatedTrainer:
 
     def _stops(self, number: int, seconds: float) -> str:
         """Why the run ends after round `number`, or nothing."""
+        if self._job.stop == StopSpec():
+            return ""
         stop, record = self._job.stop, self._record(number)
         evaluation = record.evaluation
         loss = evaluation.loss if evaluation is not None else record.loss

@@ -83,6 +83,7 @@ class Versions:
             if self._folder.push is not None:
                 writer = TensorFileWriter(path, self._folder.difference_specs(), {})
                 undo.callback(path.unlink, missing_ok=True)
+                undo.callback(writer.abort)
             folded = self._folder.fold(
                 collected.updates,
                 version,
