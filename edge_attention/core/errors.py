@@ -11,6 +11,8 @@
     ├── FailedPrecondition     FAILED_PRECONDITION  right in itself, not in this state
     │   ├── EmptyContext
     │   └── StaleVersion                            made with other parameters than asked for
+    ├── Unauthenticated        UNAUTHENTICATED      who calls has not shown who it is
+    │   └── Revoked                                 it has, and is no longer let in: trying again is no use
     ├── PermissionDenied       PERMISSION_DENIED    not allowed to this peer
     │   └── PrivateTensor                           the node's operator has not allowed it to leave
     ├── ResourceExhausted      RESOURCE_EXHAUSTED   a limit was reached; says which
@@ -52,7 +54,9 @@ __all__ = [
     "PermissionDenied",
     "PrivateTensor",
     "ResourceExhausted",
+    "Revoked",
     "StaleVersion",
+    "Unauthenticated",
     "Unavailable",
     "by_name",
 ]
@@ -105,6 +109,14 @@ class EmptyContext(FailedPrecondition):
 
 
 class StaleVersion(FailedPrecondition):
+    pass
+
+
+class Unauthenticated(EdgeAttentionError):
+    status = "UNAUTHENTICATED"
+
+
+class Revoked(Unauthenticated):
     pass
 
 

@@ -1,0 +1,137 @@
+"""Who calls, and whether they may: authentication and roles, for gRPC and for HTTP.
+
+A peer shows a certificate (by a signed assertion, see `edge_attention.trust.assertion`) or an access token.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aggregator.trust.audit import Audit
+from aggregator.trust.proof import CertificateProof, Proven, bearer
+from aggregator.trust.registry import Registry
+from aggregator.trust.server_certificate import ServerCertificate
+from edge_attention.core.errors import EdgeAttentionError, PermissionDenied
+from edge_attention.trust.names import Role, may
+from edge_attention.trust.tokens import parse_token
+
+__all__ = ["Access", "Peer", "Role"]
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 4096
+"""Proofs that were good, so that a call does not check a signature again."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who calls. `proof` says by what: `certificate SERIAL` or `token ID`."""
+
+    name: str
+    role: Role
+    proof: str = ""
+
+    @property
+    def subject(self) -> str:
+        """As audit lines and logs have it: `node/a`."""
+        return f"{self.role}/{self.name}"
+
+
+class Access:
+    """Authenticates calls, and refuses with a clear message, a log line and an audit line.
+
+    `refused(reason)` is told the class of every refusal's error.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        certificates: CertificateProof,
+        server: ServerCertificate,
+        audit: Audit,
+        refused: Callable[[str], None] = lambda reason: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry, self._certificates, self._server, self._audit = registry, certificates, server, audit
+        self._refused, self._clock = refused, clock
+        self._mutex = threading.Lock()
+        self._good: OrderedDict[str, Proven] = OrderedDict()
+
+    def authenticate(self, authorization: str | None, peer: str, what: str = "") -> Peer:
+        """Who shows `authorization` (a header, or the metadata of that name).
+
+        Args:
+            peer: the other end's address, for the log.
+            what: what is called, for the log.
+
+        Raises:
+            Unauthenticated: nothing was shown, or it proves nothing: expired, of another authority, damaged.
+            Revoked: it was good once.
+        """
+        try:
+            proven = self._prove(authorization)
+        except EdgeAttentionError as error:
+            self.refuse(error, peer, what)
+            raise
+        return Peer(proven.name, proven.role, proven.proof)
+
+    def require(self, peer: Peer, role: Role, address: str = "", what: str = "") -> None:
+        """Refuse `peer` unless it has `role`, or more.
+
+        Raises:
+            PermissionDenied: it has not.
+        """
+        if may(peer.role, role):
+            return
+        remedy = (
+            "it can be called by nodes only"
+            if role == "node"
+            else f"ask an operator for one: edge-aggregator token create --role {role}"
+        )
+        error = PermissionDenied(
+            f"{what or 'this'} needs the role {role}, and {peer.name!r} has the role {peer.role}; {remedy}"
+        )
+        self.refuse(error, address, what, peer.subject)
+        raise error
+
+    def refuse(self, error: EdgeAttentionError, address: str, what: str, subject: str = "") -> None:
+        """Tell log, audit and metrics of a refusal; the caller raises `error`."""
+        log.warning("refused %s%s: %s", address or "a peer", f", {what}" if what else "", error.message)
+        self._refused(type(error).__name__)
+        more = {"method": what} if what else {}
+        self._audit.write(
+            "refused", outcome="refused", subject=subject, peer=address, reason=error.message, **more
+        )
+
+    def server_ssl_context(self) -> ssl.SSLContext | None:
+        """The server's certificate for HTTPS; the same context follows every rotation."""
+        return self._server.ssl_context()
+
+    def changed(self) -> None:
+        """Something was revoked: nothing that was good is taken for good any more."""
+        with self._mutex:
+            self._good.clear()
+
+    def _prove(self, authorization: str | None) -> Proven:
+        shown = bearer(authorization)
+        now = self._clock()
+        with self._mutex:
+            proven = self._good.get(shown)
+            if proven is not None and now < proven.until:
+                return proven
+        if shown.startswith(("eat_", "eaj_")):
+            proven = self._registry.access(parse_token(shown, "access"), now)
+        else:
+            proven = self._certificates.check(shown, now)
+            self._registry.require_not_revoked(proven)
+        with self._mutex:
+            self._good[shown] = proven
+            while len(self._good) > REMEMBERED:
+                self._good.popitem(last=False)
+        return proven
