@@ -11,15 +11,15 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from aggregator.trust.audit import Audit
-from aggregator.trust.proof import CertificateProof, Proven, bearer
+from aggregator.trust.proof import CertificateProof, Peer, bearer
 from aggregator.trust.registry import Registry
 from aggregator.trust.server_certificate import ServerCertificate
-from edge_attention.core.errors import EdgeAttentionError, PermissionDenied
+from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, PermissionDenied, Unauthenticated
+from edge_attention.trust.assertion import SECONDS
 from edge_attention.trust.names import Role, may
-from edge_attention.trust.tokens import parse_token
+from edge_attention.trust.tokens import Token, parse_token
 
 __all__ = ["Access", "Peer", "Role"]
 
@@ -27,20 +27,6 @@ log = logging.getLogger(__name__)
 
 REMEMBERED = 4096
 """Proofs that were good, so that a call does not check a signature again."""
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Who calls. `proof` says by what: `certificate SERIAL` or `token ID`."""
-
-    name: str
-    role: Role
-    proof: str = ""
-
-    @property
-    def subject(self) -> str:
-        """As audit lines and logs have it: `node/a`."""
-        return f"{self.role}/{self.name}"
 
 
 class Access:
@@ -61,7 +47,7 @@ class Access:
         self._registry, self._certificates, self._server, self._audit = registry, certificates, server, audit
         self._refused, self._clock = refused, clock
         self._mutex = threading.Lock()
-        self._good: OrderedDict[str, Proven] = OrderedDict()
+        self._good: OrderedDict[str, tuple[Peer, float]] = OrderedDict()
 
     def authenticate(self, authorization: str | None, peer: str, what: str = "") -> Peer:
         """Who shows `authorization` (a header, or the metadata of that name).
@@ -75,11 +61,10 @@ class Access:
             Revoked: it was good once.
         """
         try:
-            proven = self._prove(authorization)
+            return self._prove(authorization)
         except EdgeAttentionError as error:
             self.refuse(error, peer, what)
             raise
-        return Peer(proven.name, proven.role, proven.proof)
 
     def require(self, peer: Peer, role: Role, address: str = "", what: str = "") -> None:
         """Refuse `peer` unless it has `role`, or more.
@@ -118,20 +103,28 @@ class Access:
         with self._mutex:
             self._good.clear()
 
-    def _prove(self, authorization: str | None) -> Proven:
+    def _prove(self, authorization: str | None) -> Peer:
         shown = bearer(authorization)
         now = self._clock()
         with self._mutex:
-            proven = self._good.get(shown)
-            if proven is not None and now < proven.until:
-                return proven
+            peer, until = self._good.get(shown, (None, 0.0))
+            if peer is not None and now < until:
+                return peer
         if shown.startswith(("eat_", "eaj_")):
-            proven = self._registry.access(parse_token(shown, "access"), now)
+            peer = self._registry.access(_token(shown), now)
         else:
-            proven = self._certificates.check(shown, now)
-            self._registry.require_not_revoked(proven)
+            peer = self._certificates.check(shown, now)
+            self._registry.require_not_revoked(peer)
         with self._mutex:
-            self._good[shown] = proven
+            # An assertion is checked anew as often as it is made anew.
+            self._good[shown] = (peer, min(now + SECONDS, peer.ends))
             while len(self._good) > REMEMBERED:
                 self._good.popitem(last=False)
-        return proven
+        return peer
+
+
+def _token(shown: str) -> Token:
+    try:
+        return parse_token(shown, "access")
+    except InvalidArgument as error:
+        raise Unauthenticated(error.message) from None
