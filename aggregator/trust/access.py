@@ -30,10 +30,7 @@ REMEMBERED = 4096
 
 
 class Access:
-    """Authenticates calls, and refuses with a clear message, a log line and an audit line.
-
-    `refused(reason)` is told the class of every refusal's error.
-    """
+    """Authenticates calls, and refuses with a clear message, a log line and an audit line."""
 
     def __init__(
         self,
@@ -41,11 +38,10 @@ class Access:
         certificates: CertificateProof,
         server: ServerCertificate,
         audit: Audit,
-        refused: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry, self._certificates, self._server, self._audit = registry, certificates, server, audit
-        self._refused, self._clock = refused, clock
+        self._clock = clock
         self._mutex = threading.Lock()
         self._good: OrderedDict[str, tuple[Peer, float]] = OrderedDict()
 
@@ -86,9 +82,8 @@ class Access:
         raise error
 
     def refuse(self, error: EdgeAttentionError, address: str, what: str, subject: str = "") -> None:
-        """Tell log, audit and metrics of a refusal; the caller raises `error`."""
+        """Tell log and audit of a refusal; the caller raises `error`."""
         log.warning("refused %s%s: %s", address or "a peer", f", {what}" if what else "", error.message)
-        self._refused(type(error).__name__)
         more = {"method": what} if what else {}
         self._audit.write(
             "refused", outcome="refused", subject=subject, peer=address, reason=error.message, **more

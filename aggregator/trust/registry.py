@@ -197,6 +197,14 @@ class Registry:
             self._database.execute("UPDATE tokens SET revoked = coalesce(revoked, ?) WHERE id = ?", (now, id))
         return row
 
+    def knows(self, token: Token) -> bool:
+        """Whether the token is one of this aggregator's, valid or not."""
+        try:
+            self._known(token)
+        except Revoked:
+            return False
+        return True
+
     def _known(self, token: Token) -> TokenRow:
         """The row of a token whose secret is right."""
         rows = self._rows(f"SELECT secret, {_TOKEN} FROM tokens WHERE id = ?", token.id)

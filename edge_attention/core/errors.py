@@ -19,7 +19,8 @@
     │   ├── MessageTooLarge
     │   └── OutOfMemory
     ├── Unavailable            UNAVAILABLE          a peer is away; trying again may help
-    │   └── NodeLost
+    │   ├── NodeLost
+    │   └── Unreachable                             nobody answered at the address
     ├── DeadlineExceeded       DEADLINE_EXCEEDED    says what was waited for
     ├── Cancelled              CANCELLED
     ├── DataLoss               DATA_LOSS            a digest or checksum does not fit
@@ -58,6 +59,7 @@ __all__ = [
     "StaleVersion",
     "Unauthenticated",
     "Unavailable",
+    "Unreachable",
     "by_name",
 ]
 
@@ -145,6 +147,10 @@ class Unavailable(EdgeAttentionError):
 
 
 class NodeLost(Unavailable):
+    pass
+
+
+class Unreachable(Unavailable):
     pass
 
 
