@@ -236,6 +236,7 @@ class Registry:
         self,
         token: Token,
         name: str,
+        suggested: str,
         key: str,
         now: float,
         issue: Callable[[Role, str], CertificateRow],
@@ -250,7 +251,7 @@ class Registry:
         """
         with self._transaction():
             row = self._known(token)
-            wanted = name or row.name
+            wanted = name or row.name or suggested
             holders = self._holders(row.role, wanted)
             again = require_redeemable(row, holders, key, now)
             admit(row, wanted, key, holders, now)

@@ -56,7 +56,7 @@ class TrustApi:
             issued, row = await asyncio.to_thread(self._enrol, request)
         except EdgeAttentionError as error:
             self._metrics.enrolments.labels("refused").inc()
-            self._access.refuse(error, address, f"enrolment of {request.name[:80]!r}")
+            self._access.refuse(error, address, f"enrolment of {(request.name or request.suggested)[:80]!r}")
             raise
         self._metrics.enrolments.labels("ok").inc()
         self._metrics.certificates_issued.labels(row.role).inc()
@@ -75,7 +75,8 @@ class TrustApi:
             made.append(issued)
             return row
 
-        row = self._registry.enrol(token, request.name, key_fingerprint(key), time.time(), issue)
+        names = (request.name, request.suggested)
+        row = self._registry.enrol(token, *names, key_fingerprint(key), time.time(), issue)
         return made[0], row
 
     async def renew(self, request: RenewRequest, call: Any) -> RenewResponse:

@@ -17,11 +17,12 @@ class Issued:
 
 @dataclass(frozen=True)
 class EnrolRequest:
-    """`token` is a join token's text; `name` "" leaves the name to the token."""
+    """`token` is a join token's text; `name` "" leaves the name to the token, and then to `suggested`."""
 
     token: str
     signing_request: bytes
     name: str = ""
+    suggested: str = ""
 
     def __repr__(self) -> str:
         return f"EnrolRequest(name={self.name!r})"

@@ -23,22 +23,26 @@ class EnrolRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     SIGNING_REQUEST_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    SUGGESTED_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The join token, as text: `eaj_...`."""
     signing_request: _builtins.bytes
     """PKCS #10, DER, of a P-256 key: the key itself never leaves who made it."""
     name: _builtins.str
-    """The name asked for. Empty: the token's."""
+    """The name asked for. Empty: the token's, and if that is for none in particular, `suggested`."""
+    suggested: _builtins.str
+    """As a host's name."""
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         signing_request: _builtins.bytes = ...,
         name: _builtins.str = ...,
+        suggested: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "signing_request", b"signing_request", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "signing_request", b"signing_request", "suggested", b"suggested", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
