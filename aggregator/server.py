@@ -11,13 +11,11 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from wsgiref.simple_server import WSGIServer
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from aggregator.api import Api
 from aggregator.append import Appender
@@ -25,6 +23,8 @@ from aggregator.attend import Attender
 from aggregator.bulk import Bulk
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
+from aggregator.http.guard import Access
+from aggregator.http.server import HttpServer, page_url
 from aggregator.link import Link, watch_leases
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
@@ -115,33 +115,37 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 f"cannot listen on {settings.host}:{settings.port}: the port is taken or the address is not "
                 "of this machine; choose another --listen"
             ) from None
-        http = _serve_metrics(settings, metrics)
+        http = await _serve_http(settings, metrics, membership)
         await server.start()
         leases = asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases")
         for name in ("", *names):
             await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
         runs.resume()
+        if http is not None:
+            http.serving()
         try:
             yield port
         finally:
+            if http is not None:
+                http.draining()
             await checker.enter_graceful_shutdown()
             await runs.close()
             link.close()
             await server.stop(GRACE_SECONDS)
             leases.cancel()
             if http is not None:
-                http.shutdown()
+                await http.close()
 
 
-def _serve_metrics(settings: Settings, metrics: Metrics) -> WSGIServer | None:
+async def _serve_http(
+    settings: Settings, metrics: Metrics, membership: Membership, access: Access | None = None
+) -> HttpServer | None:
     if settings.metrics_port is None:
         return None
-    try:
-        http, _ = start_http_server(settings.metrics_port, settings.metrics_host, registry=metrics.registry)
-    except OSError as error:
-        raise InvalidArgument(
-            f"cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}: {error.strerror}; "
-            "choose another --metrics-port"
-        ) from None
-    print(f"metrics on {settings.metrics_host}:{http.server_port}", flush=True)
+    http = HttpServer(metrics, membership, access)
+    host = settings.metrics_host
+    port = await http.start(host, settings.metrics_port)
+    # Scripts and tests wait for this line.
+    print(f"metrics on {host}:{port}", flush=True)
+    print(f"page at {page_url(host, port, tls=access is not None)}", flush=True)
     return http
