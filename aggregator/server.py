@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from aggregator.activity import Activity
 from aggregator.api import Api
 from aggregator.append import Appender
 from aggregator.attend import Attender
@@ -24,7 +25,7 @@ from aggregator.bulk import Bulk
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
 from aggregator.http.guard import Access
-from aggregator.http.server import HttpServer, page_url
+from aggregator.http.server import HttpServer, Parts, page_url
 from aggregator.link import Link, watch_leases
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
@@ -92,10 +93,13 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             welcome=contexts.unknown,
         )
         parameters = ParameterStore(state)
-        services = Services(state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience)
+        activity = Activity()
+        services = Services(
+            state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience, activity
+        )
         runs = Runs(services)
         appender = Appender(contexts, membership, dispatcher, bulk)
-        attender = Attender(contexts, dispatcher, metrics)
+        attender = Attender(contexts, dispatcher, metrics, activity)
         api = Api(membership, dispatcher, bulk, contexts, appender, attender)
         handlers = {**link.handlers(), **api.handlers(), **TrainingApi(runs).handlers()}
 
@@ -115,7 +119,9 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 f"cannot listen on {settings.host}:{settings.port}: the port is taken or the address is not "
                 "of this machine; choose another --listen"
             ) from None
-        http = await _serve_http(settings, metrics, membership)
+        await asyncio.to_thread(runs.recall)
+        parts = Parts(metrics, membership, contexts, runs, activity, f"{address}:{port}")
+        http = await _serve_http(settings, parts)
         await server.start()
         leases = asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases")
         for name in ("", *names):
@@ -137,12 +143,10 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 await http.close()
 
 
-async def _serve_http(
-    settings: Settings, metrics: Metrics, membership: Membership, access: Access | None = None
-) -> HttpServer | None:
+async def _serve_http(settings: Settings, parts: Parts, access: Access | None = None) -> HttpServer | None:
     if settings.metrics_port is None:
         return None
-    http = HttpServer(metrics, membership, access)
+    http = HttpServer(parts, access)
     host = settings.metrics_host
     port = await http.start(host, settings.metrics_port)
     # Scripts and tests wait for this line.

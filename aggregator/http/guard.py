@@ -21,8 +21,8 @@ COOKIE = "__Host-edge-attention"
 """The prefix has the browser insist on Secure, Path=/ and no Domain."""
 RECHECK_SECONDS = 5.0
 """A session's token is looked up again after so long: one that was revoked ends its sessions."""
-OPEN = frozenset({"/healthz", "/readyz", "/signin", "/style.css", "/icon.svg"})
-"""What needs no sign-in: probes, and what the sign-in page is made of."""
+OPEN = frozenset({"/healthz", "/readyz", "/signin"})
+"""What needs no sign-in; nor do the page's files, which say nothing of this fleet."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -43,9 +43,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Access(Protocol):
     """What this port asks of `aggregator.trust.access.Access`."""
 
-    def authenticate(self, authorization: str | None, peer: str) -> Any: ...
+    def authenticate(self, authorization: str | None, peer: str, what: str = "") -> Any: ...
 
-    def require(self, peer: Any, role: Any) -> None: ...
+    def require(self, peer: Any, role: Any, address: str = "", what: str = "") -> None: ...
 
     def server_ssl_context(self) -> ssl.SSLContext | None: ...
 
@@ -57,6 +57,17 @@ class Guard:
         self.access = access
         self.sessions = sessions
         self.attempts = Attempts()
+        self.open = set(OPEN)
+
+    def _comes_to_sign_in(self, request: web.Request) -> bool:
+        """Whether it is a browser that looks for the page, rather than a caller to refuse."""
+        return (
+            self.access is not None
+            and request.method == hdrs.METH_GET
+            and "text/html" in request.headers.get(hdrs.ACCEPT, "")
+            and hdrs.AUTHORIZATION not in request.headers
+            and self.sessions.find(request.cookies.get(COOKIE, ""), time.monotonic()) is None
+        )
 
     def admit(self, request: web.Request) -> Any:
         """The peer that asks; None where there is no sign-in.
@@ -75,8 +86,9 @@ class Guard:
     def viewer(self, authorization: str | None, request: web.Request) -> Any:
         """The peer that `authorization` names, if it may look."""
         assert self.access is not None
-        peer = self.access.authenticate(authorization, address_of(request))
-        self.access.require(peer, "viewer")
+        address, what = address_of(request), f"{request.method} {request.path[:80]}"
+        peer = self.access.authenticate(authorization, address, what)
+        self.access.require(peer, "viewer", address, what)
         return peer
 
     def _of_cookie(self, cookie: str, request: web.Request) -> Any:
@@ -101,7 +113,9 @@ class Guard:
                 require_loopback_name(request.headers.get(hdrs.HOST))
             if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
                 require_same_origin(request)
-            if request.path not in OPEN:
+            if request.path not in self.open:
+                if self._comes_to_sign_in(request):
+                    return web.Response(status=303, headers={"Location": "/signin"})
                 self.admit(request)
             return await handler(request)
         except EdgeAttentionError as error:

@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from aiohttp import hdrs, web
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
 
 from aggregator.http.guard import COOKIE, Guard, address_of
@@ -85,9 +85,10 @@ class Scraped:
         names = request.query.getall("name[]", [])
         registry: Any = self._registry.restricted_registry(names) if names else self._registry
         encode, content_type = choose_encoder(request.headers.get(hdrs.ACCEPT, ""))
-        # In a thread: with many nodes the text is long, and queries are not to wait for it.
+        # What is counted is read here, where it changes. Written down it is in a thread: with many nodes
+        # the text is long, and queries are not to wait for it.
         async with self._one_at_a_time:
-            body = await asyncio.to_thread(encode, registry)
+            body = await asyncio.to_thread(encode, _Collected(registry))
         return _text(body, content_type)
 
     async def targets(self, request: web.Request) -> web.Response:
@@ -133,6 +134,7 @@ class Page:
         names = [file.name for file in folder.iterdir() if file.name.rpartition(".")[2] in _TYPES]
         # All of them in memory: no request names a path on the disk.
         self._files: Mapping[str, bytes] = {name: (folder / name).read_bytes() for name in names}
+        guard.open |= {f"/{name}" for name in names if not name.endswith(".html")}
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -208,6 +210,16 @@ async def _token(request: web.Request) -> str:
             "the form's field `token` holds no token; paste it as `token create` printed it"
         )
     return token.strip()
+
+
+class _Collected:
+    """A registry as it was at one moment."""
+
+    def __init__(self, registry: Any) -> None:
+        self._families = list(registry.collect())
+
+    def collect(self) -> list[Metric]:
+        return self._families
 
 
 def _text(body: bytes, content_type: str) -> web.Response:

@@ -7,15 +7,22 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from aggregator.activity import Activity
+from aggregator.contexts import Contexts
+from aggregator.http.feed import Feed
 from aggregator.http.guard import Access, Guard, add_headers
+from aggregator.http.live import Live
 from aggregator.http.routes import TOKEN_LIMIT, Page, Phase, Probes, Scraped, Status
 from aggregator.http.sessions import Sessions
+from aggregator.http.snapshot import Snapshots
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
+from aggregator.training.runs import Runs
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
 
@@ -26,6 +33,18 @@ HANDSHAKE_SECONDS = 10.0
 GRACE_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What of the aggregator is told of. `address`: where nodes and clients dial."""
+
+    metrics: Metrics
+    membership: Membership
+    contexts: Contexts
+    runs: Runs
+    activity: Activity
+    address: str
+
+
 class HttpServer:
     """The HTTP port.
 
@@ -33,15 +52,25 @@ class HttpServer:
         access: who may ask, and the TLS to ask over; None: anyone on this machine, plaintext, loopback only.
     """
 
-    def __init__(self, metrics: Metrics, membership: Membership, access: Access | None = None) -> None:
+    def __init__(self, parts: Parts, access: Access | None = None) -> None:
         self.status = Status()
         self._access = access
         self._guard = Guard(access, Sessions(lambda: secrets.token_urlsafe(32)))
         self.app = web.Application(client_max_size=TOKEN_LIMIT, middlewares=[self._guard.middleware])
         self.app.on_response_prepare.append(add_headers)
         self._add(Probes(self.status).routes())
-        self._add(Scraped(metrics.registry, membership).routes())
+        self._add(Scraped(parts.metrics.registry, parts.membership).routes())
         self._add(Page(self._guard).routes())
+        snapshots = Snapshots(
+            parts.membership,
+            parts.contexts,
+            parts.runs,
+            parts.activity,
+            self.status,
+            {"address": parts.address, "tls": access is not None},
+        )
+        self._feed = Feed(snapshots.take)
+        self._add(Live(self._feed, self._guard).routes())
         self._runner = web.AppRunner(
             self.app, access_log=None, keepalive_timeout=IDLE_SECONDS, shutdown_timeout=GRACE_SECONDS
         )
@@ -86,6 +115,7 @@ class HttpServer:
     async def close(self) -> None:
         if self._listening is not None:
             self._listening.close()
+        self._feed.close()
         await self._runner.cleanup()
 
     def _protocol(self) -> asyncio.BaseProtocol:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import aiohttp
 from house import House
 
-from aggregator.http.server import HttpServer
+from aggregator.http.server import HttpServer, Parts
 
 
 @dataclass
@@ -48,7 +48,8 @@ def run(scenario, *, access=None, tls=None, host="127.0.0.1"):
 
     async def whole():
         with House() as house:
-            server = HttpServer(house.metrics, house.membership, access)
+            parts = (house.metrics, house.membership, house.contexts, house.runs, house.activity)
+            server = HttpServer(Parts(*parts, "127.0.0.1:50051"), access)
             port = await server.start(host, 0)
             try:
                 scheme = "https" if access is not None else "http"
