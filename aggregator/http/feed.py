@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aggregator.http.snapshot import Sections
-from edge_attention.core.errors import ResourceExhausted
+from edge_attention.core.errors import ResourceExhausted, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -82,16 +82,23 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self.closed = False
 
-    def watch(self) -> Watcher:
-        """A new watcher; it begins with `whole`.
+    def require_room(self) -> None:
+        """Refuse a watcher there is no room for.
 
         Raises:
+            Unavailable: the aggregator is stopping.
             ResourceExhausted: there are too many.
         """
+        if self.closed:
+            raise Unavailable("the aggregator is stopping; try again when it is back")
         if len(self._watchers) >= WATCHERS:
             raise ResourceExhausted(
                 f"{WATCHERS} pages watch this aggregator already; close one of them and try again"
             )
+
+    def watch(self) -> Watcher:
+        """A new watcher; it begins with `whole`. Raises as `require_room` does."""
+        self.require_room()
         if not self._watchers:
             self._told = self._take()
         watcher = Watcher()

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from aggregator.http.feed import Feed, event
 from aggregator.http.guard import Guard
-from edge_attention.core.errors import EdgeAttentionError, Unavailable
+from edge_attention.core.errors import EdgeAttentionError
 
 ALIVE_SECONDS = 5.0
 """A stream without news says so often: the page notices a connection that is dead, this end who may not see
@@ -28,16 +28,20 @@ class Live:
         return [
             web.get("/api/state", self.state),
             web.get("/api/events", self.events, allow_head=False),
+            web.head("/api/events", self.would),
         ]
 
     async def state(self, request: web.Request) -> web.Response:
         return web.json_response({**self._feed.whole(), "you": self._you(request)})
 
+    async def would(self, request: web.Request) -> web.Response:
+        """Why there are no events, for a page that was refused them: a browser does not tell it."""
+        self._feed.require_room()
+        return web.Response(headers={"Content-Type": "text/event-stream"})
+
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: `state`, then `change` after `change`; `alive` when nothing else is said."""
         you = self._you(request)
-        if self._feed.closed:
-            raise Unavailable("the aggregator is stopping; try again when it is back")
         watcher = self._feed.watch()
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}

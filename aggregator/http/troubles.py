@@ -134,8 +134,8 @@ def _certificates(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
 def _runs(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
     for run in fleet.runs:
         if run.state is RunState.RUNNING and run.waiting:
-            about = "" if " waits for " in run.waiting else "waits for "
-            text = f"Run {run.id}: {about}{run.waiting}."
+            whole = " waits for " in run.waiting
+            text = f"Run {run.id}: {run.waiting}." if whole else f"Run {run.id} waits for {run.waiting}."
             yield f"run/{run.id}", Trouble("warn", text)
         elif run.state is RunState.FAILED and run.created > fleet.started:
             remedy = f"When that is put right: edge-attention train resume {run.id}"
