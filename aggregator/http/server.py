@@ -67,6 +67,7 @@ class HttpServer:
             parts.runs,
             parts.activity,
             self.status,
+            parts.metrics,
             {"address": parts.address, "tls": access is not None},
         )
         self._feed = Feed(snapshots.take)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
+
+from prometheus_client import Gauge
 
 from aggregator.activity import Activity, Query, Round, RunCurves, Span
 from aggregator.contexts import Contexts, StoredContext
@@ -15,6 +17,7 @@ from aggregator.curve import Curve
 from aggregator.http.routes import Status
 from aggregator.http.troubles import Fleet, troubles
 from aggregator.membership import Membership
+from aggregator.metrics import Metrics
 from aggregator.training.runs import Runs
 from edge_attention.core.attention import Context
 from edge_attention.core.fleet import Node, NodeState
@@ -37,7 +40,6 @@ class Snapshots:
 
     Args:
         facts: what does not change: the address nodes dial, whether there is TLS.
-        days: days left of certificates by name, where that is known.
     """
 
     def __init__(
@@ -47,12 +49,12 @@ class Snapshots:
         runs: Runs,
         activity: Activity,
         status: Status,
+        metrics: Metrics,
         facts: Mapping[str, Any],
-        days: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._membership, self._contexts = membership, contexts
         self._runs, self._activity = runs, activity
-        self._status, self._facts, self._days = status, facts, days
+        self._status, self._metrics, self._facts = status, metrics, facts
         self._software = version("edge-attention")
         self._described: dict[str, tuple[object, Context, dict[str, Any]]] = {}
         self._curves: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -64,7 +66,7 @@ class Snapshots:
         )[:NODES]
         described = self._contexts_of(nodes)
         runs = self._runs.overview(RUNS)
-        days = self._days()
+        days = certificate_days(self._metrics, now)
         fleet = Fleet(
             now,
             nodes,
@@ -144,6 +146,18 @@ class Snapshots:
             found[run.id] = known[1]
         self._curves = {id: known for id, known in self._curves.items() if id in found}
         return found
+
+
+def certificate_days(metrics: Metrics, now: float) -> dict[str, float]:
+    """Days left of each certificate the aggregator counts on, by name; of a node by the node's."""
+    gauge: Gauge | None = getattr(metrics, "certificate_expiry", None)  # there with TLS
+    if gauge is None:
+        return {}
+    return {
+        sample.labels["name"].removeprefix("node/"): (sample.value - now) / 86400.0
+        for family in gauge.collect()
+        for sample in family.samples
+    }
 
 
 def number(value: float | None, digits: int = 6) -> float | None:
