@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from aggregator.activity import Activity
 from aggregator.attend_plan import LSE, QUERIES, Part, Plan, Plans
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher, Outcome
@@ -31,10 +32,13 @@ MIN_SECONDS = 0.05
 class Attender:
     """Answers attends."""
 
-    def __init__(self, contexts: Contexts, dispatcher: Dispatcher, metrics: Metrics) -> None:
+    def __init__(
+        self, contexts: Contexts, dispatcher: Dispatcher, metrics: Metrics, activity: Activity
+    ) -> None:
         self._contexts = contexts
         self._dispatcher = dispatcher
         self._metrics = metrics
+        self._activity = activity
         self._plans = Plans()
 
     async def attend(self, request: AttendRequest) -> AttendResponse:
@@ -45,14 +49,16 @@ class Attender:
         """
         try:
             response = await self._attend(request)
-        except EdgeAttentionError:
+        except EdgeAttentionError as error:
             self._metrics.queries.labels("failed").inc()
+            self._activity.failed(request, error.message, time.time())
             raise
         # After the answer is on its way: nobody waits for these.
-        asyncio.get_running_loop().call_soon(self._count, response)
+        asyncio.get_running_loop().call_soon(self._count, request, response)
         return response
 
-    def _count(self, response: AttendResponse) -> None:
+    def _count(self, request: AttendRequest, response: AttendResponse) -> None:
+        self._activity.answered(request, response, time.time())
         self._metrics.queries.labels("exact" if response.exact else "partial").inc()
         self._metrics.merge_seconds.observe(response.seconds["merge"])
         for stage, seconds in response.seconds.items():

@@ -223,6 +223,7 @@ class FederatedTrainer:
 
     def _announce(self, record: TrainingRound, collected: Collected) -> None:
         active, metrics, number = self._active, self._metrics, record.number
+        self._services.activity.round(self._id, record, time.time())
         metrics.rounds.inc()
         metrics.version.labels(self._id).set(record.version)
         for stage, seconds in record.seconds.items():
@@ -250,6 +251,7 @@ class FederatedTrainer:
         seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
         record = replace(record, evaluation=evaluation, seconds=seconds)
         self._state.replace_record(self._id, number, to_json(record))
+        self._services.activity.evaluated(self._id, number, evaluation)
 
     def _due(self, number: int) -> bool:
         """Whether the held-out rows, if there are any, are evaluated after this round."""
