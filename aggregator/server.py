@@ -91,6 +91,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             heartbeat_seconds=settings.heartbeat,
             welcome=contexts.unknown,
         )
+        metrics.now.watch(membership.members, link.queues)
         parameters = ParameterStore(state)
         services = Services(state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience)
         runs = Runs(services)
@@ -100,7 +101,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         handlers = {**link.handlers(), **api.handlers(), **TrainingApi(runs).handlers()}
 
         server = grpc.aio.server(options=CHANNEL_OPTIONS)
-        generic = service_handlers(handlers)
+        generic = service_handlers(handlers, metrics)
         server.add_generic_rpc_handlers(tuple(generic))
         checker = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)

@@ -90,7 +90,8 @@ def main(
     from its datasets leaves only if --allow-release says so.
     """
     set_up(log_level)
-    from edge_attention.sequence_files import Files  # these after --help and --version
+    from edge_attention.metrics.common import serve  # these after --help and --version
+    from edge_attention.sequence_files import Files
     from edge_node import datasets, executor, link, release, runtime
     from edge_node import store as stores
 
@@ -113,7 +114,7 @@ def main(
         name = require_name(name or socket.gethostname(), "--name")
         daemon = link.Link(f"{aggregator[0]}:{aggregator[1]}", name, node, engine)
         if metrics_port is not None:
-            log.info("metrics on %s", daemon.metrics.serve(metrics_host, metrics_port))
+            log.info("metrics on %s", serve(daemon.metrics.registry, metrics_host, metrics_port))
     except (EdgeAttentionError, OSError) as error:
         click.echo(f"edge-node: {error}", err=True)
         sys.exit(2)
