@@ -51,7 +51,8 @@ def serve(registry: CollectorRegistry, host: str, port: int) -> str:
     """Serve them over HTTP in a thread; the URL (port 0: any that is free).
 
     Raises:
-        InvalidArgument: the address is not of this machine alone, or taken.
+        FailedPrecondition: the address is not of this machine alone.
+        InvalidArgument: it is taken.
     """
     require_loopback(host)
     try:
