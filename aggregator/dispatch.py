@@ -49,7 +49,7 @@ class Outcome:
 
     Attributes:
         run_seconds, task_seconds: by shard, in graphs and from a task's arrival to its end, as nodes say.
-        seconds: by shard, from the start to the last word.
+        seconds: by shard that answered, from the start to its last word.
         causes: shard -> the class of the last error a node met at it.
         unanswered: shard that is missing -> the node asked last, empty if none was.
     """
@@ -179,9 +179,10 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(self._observe, running.run_seconds)
         if exchange.failure is not None:
             raise exchange.failure
-        missing = exchange.missing
+        answered, missing = exchange.answered, exchange.missing
         return Outcome(
-            exchange.answered, missing, running.run_seconds, running.task_seconds, running.seconds,
+            answered, missing, running.run_seconds, running.task_seconds,
+            {shard: running.seconds[shard] for shard in answered},
             exchange.causes, exchange.unanswered if missing else {},
         )  # fmt: skip
 

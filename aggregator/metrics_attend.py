@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 
 STAGES = ("client", "plan", "queue", "node_run", "network", "merge", "all")
 BOUNDS = tuple(10.0**power for power in range(-6, 4))
+SHARES_SECONDS = 0.05
+"""Where attention went is looked at no more often."""
 _NEW = 0.05
-"""How much the latest attend weighs in the mean of a node's share."""
+"""How much an attend weighs in the mean of a node's share."""
 
 
 class AttendMetrics:
@@ -44,6 +48,7 @@ class AttendMetrics:
             "attend_mass", "Moving mean of the share of attention the node's part gets.", "node"
         )
         self._mass, self._shares = ByNode(mass), dict[str, float]()
+        self._look = -math.inf
         self._wait = make.counter("attend_wait_seconds_total", "Seconds attends have waited for nodes.")
         self._straggler = make.counter(
             "attend_straggler_seconds_total",
@@ -78,19 +83,23 @@ class AttendMetrics:
             self.bound.observe(float(response.bound.error.max(initial=0.0)))
         self._wait.inc(wait)
         self._count_waits(outcome, wait)
-        self._count_shares(response)
+        if (now := time.monotonic()) >= self._look:
+            self._look = now + SHARES_SECONDS
+            self._count_shares(response)
 
     def _count_waits(self, outcome: Outcome, wait: float) -> None:
-        answers = sorted((seconds, shard) for shard, seconds in outcome.seconds.items())
-        parts = len(answers) + len(outcome.missing)
+        came = outcome.seconds
+        parts = len(came) + len(outcome.missing)
         if parts < 2:
             return
         median = (parts - 1) // 2
-        if median < len(answers):
-            self._straggler.inc(max(wait - answers[median][0], 0.0))
-        last = set(outcome.unanswered.values()) or {outcome.answered[answers[-1][1]]}
+        if median < len(came):
+            self._straggler.inc(max(wait - sorted(came.values())[median], 0.0))
+        last = {node for node in outcome.unanswered.values() if node}
+        if not last and came:
+            last = {outcome.answered[max(came, key=lambda shard: came[shard])]}
         for node in last:
-            if node and (child := self._slowest.of(node)) is not None:
+            if (child := self._slowest.of(node)) is not None:
                 child.inc()
 
     def _count_shares(self, response: AttendResponse) -> None:

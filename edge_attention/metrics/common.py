@@ -9,7 +9,6 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     start_http_server,
@@ -17,6 +16,7 @@ from prometheus_client import (
 
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.metrics.batched import Batched
 
 __all__ = ["Maker", "serve"]
 
@@ -43,8 +43,10 @@ class Maker:
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(self.prefix + name, text, labels, registry=self.registry)
 
-    def histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS) -> Histogram:
-        return Histogram(self.prefix + name, text, labels, registry=self.registry, buckets=buckets)
+    def histogram(
+        self, name: str, text: str, label: str | None = None, buckets: Sequence[float] = SECONDS
+    ) -> Batched:
+        return Batched(self.prefix + name, text, label, buckets, self.registry)
 
 
 def serve(registry: CollectorRegistry, host: str, port: int) -> str:

@@ -12,6 +12,7 @@ import pytest
 from house import House
 from prometheus_client import Counter
 
+from aggregator import metrics_attend
 from aggregator.dispatch import Outcome
 from aggregator.link import Link
 from aggregator.membership import Member
@@ -119,7 +120,8 @@ def outcome(seconds, unanswered=()):
     return Outcome(answered, dict.fromkeys(missing, "late"), seconds=took, unanswered=missing)
 
 
-def test_an_answer_is_counted_by_stage_and_by_node():
+def test_an_answer_is_counted_by_stage_and_by_node(monkeypatch):
+    monkeypatch.setattr(metrics_attend, "SHARES_SECONDS", 0.0)
     metrics = Metrics()
     mass = [("a", 0.25), ("b", 0.5), ("a", 0.25)]
     seconds = {
