@@ -48,8 +48,8 @@ class Attender:
         except Exception:
             self._metrics.attends.failed()
             raise
-        # After the answer is on its way: nobody waits for these.
-        asyncio.get_running_loop().call_soon(self._metrics.attends.answered, response, outcome)
+        if self._metrics.attends.answered(response, outcome):
+            asyncio.get_running_loop().call_soon(self._metrics.attends.count)
         return response
 
     async def _attend(self, request: AttendRequest) -> tuple[AttendResponse, Outcome]:

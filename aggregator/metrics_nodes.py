@@ -1,12 +1,11 @@
-"""What is counted by node: bounded in number, and gone with the node."""
+"""The metrics of who is there. Nodes that have series are bounded in number, and theirs go with them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import Counter, Gauge, Metric
+from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -18,8 +17,6 @@ NODES = 1_000
 LOST_SECONDS = 3600.0
 """A node lost for longer has none any more."""
 
-Kind = TypeVar("Kind", Counter, Gauge)
-
 
 def shown(members: Iterable[Member], now: float) -> tuple[Member, ...]:
     """Those of `members` that have series, by name: the live first, then those heard of last."""
@@ -27,29 +24,6 @@ def shown(members: Iterable[Member], now: float) -> tuple[Member, ...]:
     if len(kept) > NODES:
         kept = sorted(kept, key=lambda m: (not m.live, now - m.heard, m.name))[:NODES]
     return tuple(sorted(kept, key=lambda m: m.name))
-
-
-class ByNode(Generic[Kind]):
-    """A metric with the one label `node`."""
-
-    def __init__(self, metric: Kind) -> None:
-        self._metric: Kind = metric
-        self._children: dict[str, Kind] = {}
-
-    def of(self, node: str) -> Kind | None:
-        """What `node` counts on; nothing where there are too many already."""
-        child = self._children.get(node)
-        if child is None and len(self._children) < NODES:
-            child = self._children[node] = self._metric.labels(node)
-        return child
-
-    def keep(self, nodes: Container[str]) -> tuple[str, ...]:
-        """Remove the series of all other nodes; their names."""
-        gone = tuple(node for node in self._children if node not in nodes)
-        for node in gone:
-            del self._children[node]
-            self._metric.remove(node)
-        return gone
 
 
 class NodesNow(Collector):

@@ -38,24 +38,19 @@ def report(quick: bool) -> Report:
                 names = ("without", "with", "again") if turn % 2 else ("again", "with", "without")
                 for name in names:
                     found[name].append(worker.turn(calls if name == "with" else -calls))
-    wall, cpu = ({name: [pair[i] for pair in pairs] for name, pairs in found.items()} for i in (0, 1))
-    # Each turn with metrics stands between two without.
-    beside = [
-        {name: [(a + b) / 2 for a, b in zip(of["without"], of["again"], strict=True)] for name in ("mean",)}
-        for of in (wall, cpu)
-    ]
-    figures = (
-        Figure(
-            "processor time, with by without", median_ratio(cpu["with"], beside[1]["mean"]), "times", BOUND
-        ),
-        Figure("processor time, without by without", median_ratio(cpu["again"], cpu["without"]), "times"),
-        Figure("time, with by without", median_ratio(wall["with"], beside[0]["mean"]), "times"),
-        Figure("time, without by without", median_ratio(wall["again"], wall["without"]), "times"),
-        Figure("processor time, with", statistics.median(cpu["with"]) * 1e3, "ms"),
-        Figure("attends a second, with", 1 / statistics.median(wall["with"]), "1/s"),
-    )
+    figures = []
+    for column, what in ((1, "processor time"), (0, "time")):
+        of = {name: [turn[column] for turn in turns] for name, turns in found.items()}
+        # Each turn with metrics stands between two without.
+        beside = [(a + b) / 2 for a, b in zip(of["without"], of["again"], strict=True)]
+        bound = BOUND if column else None
+        figures += [
+            Figure(f"{what}, with by without", median_ratio(of["with"], beside), "times", bound),
+            Figure(f"{what}, without by without", median_ratio(of["again"], of["without"]), "times"),
+            Figure(f"{what}, with", statistics.median(of["with"]) * 1e3, "ms"),
+        ]
     details = {"fleets": fleets, "turns": turns, "calls": calls, "at_once": AT_ONCE}
-    return Report("What metrics cost an attend over 2 nodes of 512 keys", figures, (), details)
+    return Report("What metrics cost an attend over 2 nodes of 512 keys", tuple(figures), (), details)
 
 
 def processor_seconds(pid: int) -> float:
@@ -70,7 +65,7 @@ def processor_seconds(pid: int) -> float:
 
 
 def work() -> None:
-    """A fleet. A turn gives seconds and the daemons' processor seconds of a call; below 0 nothing is counted."""
+    """A fleet. A turn is seconds and the daemons' processor seconds of a call; below 0 nothing is counted."""
     from edge_attention.aio import AsyncClient
     from edge_attention.cli.local_fleet import LocalFleet
 

@@ -1,4 +1,4 @@
-"""Either daemon, run as always, that counts after SIGUSR1 and does not after SIGUSR2. For benchmarks/metrics.py.
+"""Either daemon, run as always: it counts after SIGUSR1 and does not after SIGUSR2. For metrics.py.
 
 One process that does both: two processes of the same program differ by more than metrics cost. What is put
 out of action are functions of classes, so what was looked up in advance is out of action, too.

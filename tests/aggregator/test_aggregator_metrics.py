@@ -10,14 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from house import House
-from prometheus_client import Counter
 
 from aggregator import metrics_attend
 from aggregator.dispatch import Outcome
 from aggregator.link import Link
 from aggregator.membership import Member
 from aggregator.metrics import Metrics
-from aggregator.metrics_nodes import LOST_SECONDS, NODES, ByNode, shown
+from aggregator.metrics_nodes import LOST_SECONDS, NODES, shown
 from aggregator.metrics_runs import KEPT_SECONDS, RUNS
 from edge_attention.core.attention import AttendRequest, AttendResponse, Bound, ContextSpec, ShardMass
 from edge_attention.core.errors import InvalidTensor, NotFinite, NotFound
@@ -65,18 +64,19 @@ def test_nodes_that_are_shown_are_bounded_and_the_long_lost_are_not():
     assert not {f"x{n:04}" for n in range(NODES - 2, NODES)} & names
 
 
-def test_a_metric_by_node_has_a_limit_and_forgets():
+def test_nodes_that_attends_are_counted_by_are_bounded(monkeypatch):
+    monkeypatch.setattr(metrics_attend, "SHARES_SECONDS", 0.0)
     metrics = Metrics()
-    by_node = ByNode(Counter("x", "x", ["node"], registry=metrics.registry))
     for n in range(NODES + 5):
-        if (child := by_node.of(f"n{n}")) is not None:
-            child.inc()
-    assert by_node.of("n0") is not None
-    assert by_node.of(f"n{NODES}") is None
-    assert len(by_node.keep({"n0", "n7"})) == NODES - 2
-    assert by_node.of(f"n{NODES}") is not None
-    assert metrics.registry.get_sample_value("x_total", {"node": "n7"}) == 1
-    assert metrics.registry.get_sample_value("x_total", {"node": "n8"}) is None
+        pair = [(f"n{n}", 0.5), ("z", 0.4)]
+        metrics.attends.answered(answer(pair), outcome(pair))
+    for name in ("attend_mass", "attend_slowest_total"):
+        assert len(series(metrics, name)) == NODES
+        assert value(metrics, name, node="n0") is not None
+    metrics.tick([member("n7")], 0.0)
+    metrics.attends.answered(answer(pair), outcome(pair))
+    for name in ("attend_mass", "attend_slowest_total"):
+        assert {s.labels["node"] for s in series(metrics, name)} - {"z"} == {"n7", pair[0][0]}
 
 
 def test_the_fleet_as_it_is_when_somebody_asks():
@@ -187,8 +187,6 @@ def attended(tamper=None):
         await house.appender.append("c", "a", keys, keys)
         await house.appender.append("c", "b", keys, keys)
         found = await house.attender.attend(AttendRequest("c", keys[:1], deadline_seconds=5.0))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
         return found, house.metrics
 
     with House() as house:
