@@ -63,7 +63,7 @@ class AttendMetrics(Collector):
             "node_run_seconds", "Seconds of a task in its graphs, as nodes report it."
         )
         self._waiting: list[tuple[bool, Mapping[str, float], Outcome, tuple[ShardMass, ...]]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # a port of prometheus_client's asks in a thread of its own
         self._wait = self._straggler = 0.0
         self._slowest: Counter[str] = Counter()
         self._shares: dict[str, float] = {}
@@ -139,10 +139,10 @@ class AttendMetrics(Collector):
     def keep(self, nodes: Container[str]) -> None:
         """Count what waits, and forget all nodes but these."""
         self.count()
-        for node in [node for node in self._shares if node not in nodes]:
-            del self._shares[node]
-        for node in [node for node in self._slowest if node not in nodes]:
-            del self._slowest[node]
+        with self._lock:
+            for found in (self._shares, self._slowest):
+                for node in [node for node in found if node not in nodes]:
+                    del found[node]
 
     def collect(self) -> Iterator[Metric]:
         self.count()
