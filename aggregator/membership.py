@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -32,6 +33,10 @@ class Member:
     memory: int = 0
     tasks: int = 0
     sequences: dict[str, int] = field(default_factory=dict)
+    metrics: bytes = b""
+    """The node's own, as Prometheus text that was checked (node_metrics.py); empty: none came yet."""
+    reported: float = -math.inf
+    """When they came."""
 
     @property
     def name(self) -> str:
@@ -109,7 +114,8 @@ class Membership:
         if member is None and len(self._members) >= MEMBERS:
             self._make_room()
         self._epoch += 1
-        member = Member(register, session, self._epoch, now)
+        metrics = member.metrics if member is not None and resumed else b""
+        member = Member(register, session, self._epoch, now, metrics=metrics)
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
         self._expected.pop(register.name, None)
@@ -141,6 +147,8 @@ class Membership:
         # One that said it was leaving has left.
         draining = member.state is NodeState.DRAINING
         member.state = NodeState.LOST if draining else NodeState.SUSPECT
+        if draining:
+            member.metrics = b""
         return True
 
     def tick(self, now: float) -> tuple[str, ...]:
@@ -150,7 +158,7 @@ class Membership:
             del self._expected[name]
         for member in self._members.values():
             if member.state is not NodeState.LOST and now - member.heard > self.lease:
-                member.state = NodeState.LOST
+                member.state, member.metrics = NodeState.LOST, b""
                 lost.append(member.name)
         return tuple(lost)
 

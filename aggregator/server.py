@@ -110,6 +110,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             require_name=trust.guard.require_name if trust is not None else None,
             audit=audit,
         )
+        metrics.now.watch(membership.members, link.queues)
         parameters = ParameterStore(state)
         activity = Activity()
         services = Services(
@@ -125,7 +126,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             handlers |= trust.handlers()
 
         server = grpc.aio.server(options=CHANNEL_OPTIONS)
-        generic = service_handlers(handlers, trust.guard) if trust else service_handlers(handlers)
+        generic = service_handlers(handlers, trust.guard if trust is not None else None, metrics)
         server.add_generic_rpc_handlers(tuple(generic))
         checker = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)

@@ -285,7 +285,7 @@ class Runs:
 
     def _begin(self, active: ActiveRun, recipe: Recipe, stored: Mapping[str, str] | None) -> None:
         self._active[active.info.id] = active
-        self._metrics.runs.inc()
+        self._metrics.training.begun(active.info.id, time.time())
         work = self._supervise(active, recipe, stored)
         active.task = asyncio.create_task(work, name=f"run {active.info.id}")
 
@@ -308,11 +308,7 @@ class Runs:
             self._end(active, RunState.FAILED, f"{type(error).__name__} in the aggregator; its log says more")
         finally:
             active.task = None  # a task that was cancelled holds all it worked with
-            self._metrics.runs.dec()
-            for gauge in (self._metrics.version, self._metrics.waiting, self._metrics.loss):
-                with contextlib.suppress(KeyError):  # it may never have been set
-                    gauge.remove(id)
-            self._metrics.consensus.remove_by_labels({"run": id})
+            self._metrics.training.ended(id, time.monotonic())
 
     def _end(self, active: ActiveRun, state: RunState, detail: str) -> None:
         self._state.set_run_status(active.info.id, state.value, detail)

@@ -76,10 +76,13 @@ class Registered:
 
 @dataclass(frozen=True)
 class Heartbeat:
+    """`metrics`: the node's own, as Prometheus text, now and then."""
+
     number: int
     memory: int
     tasks: int
     draining: bool = False
+    metrics: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -142,3 +142,21 @@ def test_nodes_of_an_earlier_life_are_expected_for_a_lease(fleet):
     assert fleet.tick(10.5) == ("b",)
     assert fleet.state("b") is NodeState.LOST
     assert fleet.tick(12.0) == ("a",)
+
+
+def test_what_a_node_told_of_itself_is_kept_while_it_is_there(fleet):
+    first = fleet.register(register(), 0.0).member
+    first.metrics = b"said"
+    assert fleet.disconnected("a", first.epoch)
+    assert fleet.register(register(session="s1"), 1.0).member.metrics == b"said", "resumed"
+    assert fleet.disconnected("a", fleet.get("a").epoch)
+    fresh = fleet.register(register(instance="2"), 2.0).member
+    assert fresh.metrics == b"", "another process"
+    fresh.metrics = b"said"
+    fleet.tick(13.0)
+    assert fresh.metrics == b"", "lost"
+    left = fleet.register(register(instance="2", session=fresh.session), 14.0).member
+    left.metrics = b"said"
+    fleet.heard("a", 15.0, Heartbeat(1, 0, 0, draining=True))
+    fleet.disconnected("a", left.epoch)
+    assert left.metrics == b"", "left"

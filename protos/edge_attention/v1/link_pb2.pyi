@@ -287,12 +287,17 @@ class Heartbeat(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     memory: _builtins.int
     """Bytes stored."""
     tasks: _builtins.int
     draining: _builtins.bool
     """The node finishes its work and takes no more: it is about to leave."""
+    metrics: _builtins.bytes
+    """The node's metrics in Prometheus' text format, at most 64 KiB, about every 10 s; empty in between.
+    Only names that begin with edge_attention_node_, process_ or python_ are taken.
+    """
     def __init__(
         self,
         *,
@@ -300,10 +305,11 @@ class Heartbeat(_message.Message):
         memory: _builtins.int = ...,
         tasks: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        metrics: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "memory", b"memory", "number", b"number", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "memory", b"memory", "metrics", b"metrics", "number", b"number", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
