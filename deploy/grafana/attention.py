@@ -67,7 +67,7 @@ LATENCY = Row(
     [
         heat(
             "Attends by seconds",
-            "All of an attend at the aggregator; darker for more.",
+            "All of an attend at the aggregator; the stronger the colour, the more.",
             Query(
                 f'sum by (le) (increase({A}attend_seconds_bucket{{stage="all"}}[$__rate_interval]))', "{{le}}"
             ),

@@ -181,7 +181,7 @@ def heat(
     height: int = 9,
     scheme: str = "Blues",
 ) -> heatmap.Panel:
-    """A histogram's buckets over time, darker for more."""
+    """A histogram's buckets over time."""
     panel = _common(heatmap.Panel(), title, description, [query], unit, span, height, (), heat=True)
     return (
         panel.calculate(False)
@@ -283,7 +283,7 @@ def rows(
         column.title: column.field or (f"Value #{letters[column.expr]}" if len(queries) > 1 else "Value")
         for column in columns
     }
-    panel = panel.with_transformation(model.DataTransformerConfig("merge", options={}))
+    panel = panel.show_header(True).with_transformation(model.DataTransformerConfig("merge", options={}))
     panel = panel.with_transformation(
         model.DataTransformerConfig(
             "filterFieldsByName", options={"include": {"names": list(names.values())}}

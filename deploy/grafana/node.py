@@ -89,7 +89,7 @@ WORK = Row(
     [
         heat(
             "Tasks by seconds",
-            "From a task's arrival to its end; darker for more.",
+            "From a task's arrival to its end; the stronger the colour, the more.",
             Query(f"sum by (le) (increase({N}task_seconds_bucket{THIS}[$__rate_interval]))", "{{le}}"),
             unit="s",
             span=8,
