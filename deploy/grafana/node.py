@@ -63,10 +63,10 @@ NOW = Row(
             names=True,
             span=3,
         ),
-        number("Threads", "A graph runs on.", Query(f"max({N}threads{THIS})"), unit="short", span=3),
+        number("Threads", "Of a graph (--threads).", Query(f"max({N}threads{THIS})"), unit="short", span=3),
         number(
             "Release",
-            "Of its software.",
+            "Which of its software runs.",
             Query(f"max by (version) ({N}build_info{THIS})", "{{version}}"),
             unit="short",
             names=True,
@@ -203,7 +203,7 @@ BOX = Row(
         ),
         series(
             "Processor",
-            "Cores in use.",
+            "Cores in use by the daemon.",
             Query(f"max(rate(process_cpu_seconds_total{PROCESS}[$__rate_interval]))", "cores"),
             unit="short",
         ),

@@ -26,7 +26,9 @@ WAITS = {"1": ("waits", YELLOW), "0": ("no", GREEN)}
 NOW = Row(
     "Now",
     [
-        number("Runs", "Training runs going on.", Query(f"sum({A}runs)"), unit="short", span=4, height=4),
+        number(
+            "Going on", "Training runs under way.", Query(f"sum({A}runs)"), unit="short", span=4, height=4
+        ),
         number(
             "Rounds",
             "Committed a minute, over all runs.",
@@ -145,6 +147,11 @@ PACE = Row(
                 f"sum by (stage) (rate({A}round_seconds_sum[$__rate_interval]))\n"
                 f"  / (sum by (stage) (rate({A}round_seconds_count[$__rate_interval])) > 0)",
                 "{{stage}}",
+            ),
+            Query(
+                f'histogram_quantile(0.95, sum by (le) (rate({A}round_seconds_bucket{{stage="all"}}'
+                "[$__rate_interval])))",
+                "95% of all",
             ),
             unit="s",
         ),
