@@ -3,8 +3,8 @@
     python tests/deploy/panels.py http://127.0.0.1:9090 --wait 120
     python tests/deploy/panels.py http://127.0.0.1:9090 --without-tls
 
-Needs the standard library only. From a test: `findings = panels.check(url)`; there are none if all is well, and
-else they name panels without data and queries that are wrong.
+Needs the standard library only. From a test: `findings = panels.check(url)`; none if all is well, and else they name
+panels without data and queries that are wrong.
 """
 
 from __future__ import annotations
