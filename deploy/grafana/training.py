@@ -26,7 +26,7 @@ WAITS = {"1": ("waits", YELLOW), "0": ("no", GREEN)}
 NOW = Row(
     "Now",
     [
-        number("Going on", "Runs under way.", Query(f"sum({A}runs)"), unit="short", span=4, height=4),
+        number("Going on", "Runs that train now.", Query(f"sum({A}runs)"), unit="short", span=4, height=4),
         number(
             "Rounds",
             "Committed a minute, over all runs.",

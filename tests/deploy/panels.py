@@ -3,8 +3,8 @@
     python tests/deploy/panels.py http://127.0.0.1:9090 --wait 120
     python tests/deploy/panels.py http://127.0.0.1:9090 --without-tls
 
-Needs the standard library only. From a test: `findings = panels.check(url)`; none if all is well, and else they name
-panels without data and queries that are wrong.
+Needs the standard library only. In a test, `panels.check(url)` gives the findings: panels without data, and
+queries that are wrong.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Prometheus:
             answer = self._get(
                 "query_range", {"query": expr, "start": now - SECONDS, "end": now, "step": STEP}
             )
-        if answer["resultType"] not in ("vector", "matrix"):
+        if answer["resultType"] != ("vector" if instant else "matrix"):
             raise Refused(f"the result is a {answer['resultType']}, which panels do not show")
         return list(answer["result"])
 

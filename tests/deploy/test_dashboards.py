@@ -149,7 +149,7 @@ def test_grafana_finds_them():
     (provider,) = yaml.safe_load((folder / "dashboards/edge-attention.yml").read_text())["providers"]
     interval = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
     assert source["jsonData"]["timeInterval"] == interval
-    assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
+    assert provider["options"]["path"] == "/etc/grafana/dashboards"
     for board in BOARDS.values():
         chosen = {v["name"]: v["current"] for v in board["templating"]["list"] if v["type"] == "datasource"}
         assert chosen["datasource"]["value"] == source["uid"]

@@ -1,4 +1,4 @@
-"""A real fleet on loopback, working, seen through the repository's Prometheus configuration and dashboards."""
+"""A real fleet on loopback, at work, seen through the repository's Prometheus files and dashboards."""
 
 from __future__ import annotations
 
