@@ -50,7 +50,7 @@ class RunningPrometheus(Prometheus):
             text=True,
         )
         threading.Thread(target=self._read, daemon=True).start()
-        found = self._until(lambda: self._said(r"Listening on\W+address=127\.0\.0\.1:(\d+)"), "listening")
+        found = self._until(lambda: self._said(r"Listening on.*address=127\.0\.0\.1:(\d+)"), "listening")
         super().__init__(f"http://127.0.0.1:{found}")
         self._until(lambda: self._said(r"(Server is ready to receive web requests)"), "ready")
 
