@@ -40,4 +40,14 @@ WORKDIR /var/lib/edge-attention
 VOLUME /var/lib/edge-attention
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=6s --retries=3 --start-period=30s \
+    CMD ["python3", "-m", "edge_attention.health", "127.0.0.1:50051", \
+         "--authority", "/var/lib/edge-attention/trust/authority.pem"]
 ENTRYPOINT ["edge-aggregator"]
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="edge-aggregator" \
+      org.opencontainers.image.description="Edge Attention: the service that fuses what edge nodes compute" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"

@@ -42,11 +42,14 @@ ENV PATH=/opt/edge-attention/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MALLOC_MMAP_THRESHOLD_=1073741824 \
     MALLOC_TRIM_THRESHOLD_=2147483648 \
-    EDGE_NODE_STORE=/var/lib/edge-attention
+    EDGE_NODE_STORE=/var/lib/edge-attention \
+    EDGE_NODE_HEALTH_PORT=50052
 USER 10001:10001
 WORKDIR /var/lib/edge-attention
 VOLUME /var/lib/edge-attention
 STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=6s --retries=3 --start-period=30s \
+    CMD ["python3", "-m", "edge_attention.health", "127.0.0.1:50052"]
 ENTRYPOINT ["edge-node"]
 ARG VERSION=0.1.0
 ARG REVISION=unknown
