@@ -52,7 +52,7 @@ def parsed(program: str, flags: list[str], environment: Mapping[str, str], monke
 
 def client_variables() -> set[str]:
     """Environment variables of `edge-attention` itself, before its subcommands."""
-    main = importlib.import_module(_CLIENT).main
+    main = importlib.import_module(_CLIENT).cli
     names = set[str]()
     for option in main.params:
         given = option.envvar or f"EDGE_ATTENTION_{option.name}".upper()

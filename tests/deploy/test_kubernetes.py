@@ -1,10 +1,12 @@
-"""deploy/kubernetes, built by Kustomize itself: every object meets Kubernetes' schema, every pod the standard `restricted`,
-and what compose says too is the same here."""
+"""deploy/kubernetes, built by Kustomize itself: every object meets Kubernetes' schema, every pod the standard
+`restricted`, and what compose says too is the same here."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import json
+import re
 import shutil
 import subprocess
 
@@ -13,6 +15,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from daemon_settings import DEPLOY, client_variables, parsed, prefix
+
+from edge_attention.health import LINK_SERVICE
 
 FOLDER = DEPLOY / "kubernetes"
 BUILDS = ("base", "overlays/external", "overlays/gpu")
@@ -141,7 +145,7 @@ def test_selectors_choose_their_own_pods_and_no_others(folder):
 
 @pytest.mark.parametrize("folder", BUILDS)
 def test_pods_meet_the_standard_restricted_but_for_what_is_named(folder):
-    """https://kubernetes.io/docs/concepts/security/pod-security-standards; the two exceptions are in namespace.yaml."""
+    """The exceptions are those of namespace.yaml."""
     for workload in workloads(build(folder)):
         spec = pod(workload)
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -255,14 +259,29 @@ def test_settings_are_those_of_compose(name):
     assert published == [port["containerPort"] for port in container.get("ports", [])]
 
 
-def test_health_is_asked_as_compose_asks():
-    (container,) = pod(named(build("base"), "StatefulSet", "edge-aggregator"))["containers"]
+def dockerfile(name):
+    return (DEPLOY / f"{name}.Dockerfile").read_text().replace("\\\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "image"),
+    [("StatefulSet", "edge-aggregator", "aggregator"), ("DaemonSet", "edge-node", "edge")],
+)
+def test_health_is_asked_as_the_image_asks(kind, name, image):
+    (check,) = re.findall(r"HEALTHCHECK .*?CMD\s+(\[.*?\])", dockerfile(image))
+    (container,) = pod(named(build("base"), kind, name))["containers"]
     for probe in ("startupProbe", "livenessProbe"):
-        asked = container[probe]["exec"]["command"]
-        assert ["CMD", *asked] == compose_file.services()["aggregator"]["healthcheck"]["test"]
+        assert container[probe]["exec"]["command"] == json.loads(check)
+    if name == "edge-node":
+        assert container["readinessProbe"]["exec"]["command"] == [
+            *json.loads(check),
+            "--service",
+            LINK_SERVICE,
+        ]
+    else:
+        assert container["readinessProbe"]["httpGet"]["port"] in [p["name"] for p in container["ports"]]
 
 
 def test_the_image_runs_as_the_user_of_the_pods():
     for name in ("aggregator", "edge"):
-        lines = (DEPLOY / f"{name}.Dockerfile").read_text().splitlines()
-        assert "USER 10001:10001" in lines
+        assert "USER 10001:10001" in dockerfile(name).splitlines()

@@ -1,4 +1,4 @@
-"""The units of deploy/systemd: systemd takes them, they are as closed as they claim, and the daemons know what they say."""
+"""The units of deploy/systemd: systemd takes them, they are closed, and the daemons know what they say."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def systemd_version() -> int:
 
 
 def installed(program: str, folder: Path) -> Path:
-    """The unit as on a box, its program one that exists here: `verify` looks for it. What this systemd is too old for is out."""
+    """The unit as on a box, with a program that exists here, and without what this systemd is too old for."""
     text = (UNITS / f"{program}.service").read_text()
     assert text.count(BIN) == 1
     for key, version in NEWER.items():
@@ -165,7 +165,7 @@ def test_what_the_issue_asks_of_a_unit(program):
 
 
 def test_a_node_is_given_the_time_its_drain_takes():
-    """systemd kills after TimeoutStopSec, and must not do so within the time the node has to finish its tasks."""
+    """systemd kills after TimeoutStopSec: not before the node has given up on an aggregator that is away."""
     from edge_node import session
 
     assert seconds(one("edge-node", "TimeoutStopSec")) > session.DRAIN_SECONDS
