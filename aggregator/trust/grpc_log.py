@@ -90,5 +90,5 @@ def handshake(line: str) -> str | None:
     if match is None:
         return None
     error = match[1].strip()
-    cause = next((text for sign, text in _CAUSES if sign in error), "")
-    return f"a TLS handshake failed: {cause} ({error})" if cause else f"a TLS handshake failed: {error}"
+    cause = next((text for sign, text in _CAUSES if sign in error), error)
+    return f"a TLS handshake failed: {cause}"

@@ -32,7 +32,7 @@ def enrol(
     suggested: str = "",
     authority: x509.Certificate | None = None,
 ) -> Identity:
-    """Get a certificate for `name` ("": the token's, then `suggested`) with a key made here, and keep both in `folder`.
+    """Get a certificate for `name` ("": the token's, then `suggested`) with a key made here; keep both.
 
     Raises:
         EdgeAttentionError: what the aggregator refused it with, or why it was not reached.

@@ -54,7 +54,9 @@ class Keeper:
             self.identity = self._again()
         except EdgeAttentionError as error:
             log.warning(
-                "the certificate, which ends at %s, was not renewed: %s", moment(self._renewal.ends), error.message
+                "the certificate, which ends at %s, was not renewed: %s",
+                moment(self._renewal.ends),
+                error.message,
             )
             self._renewal.failed(time.time())
             return not isinstance(error, Revoked)

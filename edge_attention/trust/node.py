@@ -153,14 +153,17 @@ _OPTIONS = (
     click.option(
         "--join-token",
         metavar="TOKEN",
-        help="To join an aggregator with TLS the first time: `edge-aggregator token create` prints one. It also "
-        "says whom to trust.",
+        help="To join an aggregator with TLS the first time: `edge-aggregator token create` prints one. It "
+        "also says whom to trust.",
     ),
     click.option("--join-token-file", type=_FILE, help="The same, read from a file."),
     click.option(
         "--identity",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Folder for this node's key and certificate; the name in it is the node's.  [default: STORE/identity]",
+        help="Folder for this node's key and certificate; the name in it is the node's.  [default: "
+        "STORE/identity]",
     ),
-    click.option("--authority", type=_FILE, help="The aggregator's authority, PEM, instead of the token's pin."),
+    click.option(
+        "--authority", type=_FILE, help="The aggregator's authority, PEM, instead of the token's pin."
+    ),
 )
