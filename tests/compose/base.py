@@ -1,0 +1,165 @@
+"""Base images without a registry: debian:bookworm-slim by debootstrap, and Prometheus from Debian's package.
+
+What a machine needs to reach its package registries (certificate authorities, mirror and proxy of apt, pip's
+settings) goes into the *base*, so that the repository's own Dockerfiles build unchanged. Both bases are kept as tar files
+in a cache folder; a second run takes seconds. Remove the folder to build them anew.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.compose.console import run, say
+from tests.compose.engine import Engine
+
+DEBIAN = "debian:bookworm-slim"
+SUITE = "bookworm"
+MIRROR = "http://deb.debian.org/debian"
+SECURITY = "http://deb.debian.org/debian-security"
+HERE = Path(__file__).parent
+BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+# What debian:*-slim leaves out, now and in every later apt-get.
+SLIM = """path-exclude /usr/share/doc/*
+path-include /usr/share/doc/*/copyright
+path-exclude /usr/share/man/*
+path-exclude /usr/share/info/*
+path-exclude /usr/share/locale/*
+path-exclude /usr/share/lintian/*
+"""
+PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+
+def cache_folder() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "edge-attention" / "compose"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def load_debian(engine: Engine) -> None:
+    """Gives the engine DEBIAN, from the cache or built now."""
+    file = cache_folder() / f"{SUITE}-slim-{architecture()}.tar"
+    if not file.exists():
+        say(f"building {DEBIAN} by debootstrap (once; kept as {file})")
+        _debootstrap(engine.folder / "base", file)
+    changes = ['CMD ["bash"]']
+    changes += [f"ENV {name}={os.environ[name]}" for name in PROXIES if os.environ.get(name)]
+    words = [word for change in changes for word in ("--change", change)]
+    engine.docker("import", *words, file, DEBIAN, deadline=180)
+    say(f"{DEBIAN}: {image_bytes(engine, DEBIAN) / 1e6:.0f} MB")
+
+
+def load_prometheus(engine: Engine, image: str) -> None:
+    """Gives the engine `image` (the name the compose file uses), made of Debian's package."""
+    file = cache_folder() / f"prometheus-{SUITE}-{architecture()}.tar"
+    if file.exists():
+        engine.docker("load", "--input", file, deadline=180)
+        engine.docker("tag", "edge-attention-test/prometheus", image)
+    else:
+        say(f"building {image} from Debian's package prometheus (once; kept as {file})")
+        build(engine, HERE / "prometheus.Dockerfile", image, context=HERE)
+        engine.docker("tag", image, "edge-attention-test/prometheus")
+        part = file.with_suffix(".tmp")
+        engine.docker("save", "--output", part, "edge-attention-test/prometheus", deadline=180)
+        part.rename(file)
+
+
+def build(engine: Engine, dockerfile: Path, tag: str, *, context: Path, arguments: tuple[str, ...] = ()) -> None:
+    """`docker build` on the host's network, for this engine's containers reach no further than the machine."""
+    words = [word for argument in arguments for word in ("--build-arg", argument)]
+    engine.docker(
+        "build", "--network=host", "--file", dockerfile, "--tag", tag, *words, context, deadline=600
+    )
+
+
+def image_bytes(engine: Engine, image: str) -> int:
+    return int(engine.docker("image", "inspect", "--format", "{{.Size}}", image).split()[-1])
+
+
+def architecture() -> str:
+    return run(["dpkg", "--print-architecture"]).strip()
+
+
+def _debootstrap(root: Path, file: Path) -> None:
+    mirror, security = _mirrors()
+    key = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    keyring = [f"--keyring={key}"] if key.exists() else []
+    options = ["--variant=minbase", "--include=ca-certificates", *keyring]
+    run(["debootstrap", *options, SUITE, root, mirror], deadline=600)
+    (root / "etc/dpkg/dpkg.cfg.d/docker").write_text(SLIM)
+    (root / "etc/apt/sources.list").write_text(
+        f"deb {mirror} {SUITE} main\ndeb {mirror} {SUITE}-updates main\ndeb {security} {SUITE}-security main\n"
+    )
+    _apt_settings(root / "etc/apt/apt.conf.d/90machine")
+    _certificates(root)
+    _pip_settings(root / "etc/pip.conf")
+    for pattern in ("usr/share/man/*", "usr/share/locale/*", "usr/share/info/*", "var/lib/apt/lists/*"):
+        for path in root.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in [*root.glob("var/cache/apt/archives/*.deb"), *root.glob("usr/share/doc/*/*")]:
+        if path.name != "copyright" and path.is_file():
+            path.unlink()
+    part = file.with_suffix(".tmp")
+    run(["tar", "--numeric-owner", "-C", root, "-cf", part, "."])
+    part.rename(file)
+    shutil.rmtree(root)
+
+
+def _mirrors() -> tuple[str, str]:
+    """The mirrors this machine's apt takes Debian's SUITE from; Debian's own where it takes it from nowhere."""
+    found = {"main": MIRROR, "security": SECURITY}
+    done = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(CODENAME) $(ORIGIN) $(LABEL) $(SITE) $(REPO_URI)"],
+        capture_output=True,
+        text=True,
+    )
+    for line in done.stdout.splitlines():
+        words = line.split()
+        uri = words[-1].rstrip("/")
+        if len(words) >= 4 and words[0] == SUITE and words[1] == "Debian":
+            found["main"] = uri
+        elif len(words) >= 4 and words[0] == f"{SUITE}-security" and words[1] == "Debian":
+            found["security"] = uri
+    return found["main"], found["security"]
+
+
+def _apt_settings(file: Path) -> None:
+    """Proxies and the checks this machine's apt relaxes, where its mirror is a snapshot."""
+    wanted = re.compile(r"Acquire::(https?::[Pp]roxy|Check-Valid-Until|Check-Date|https::CaInfo)\b.*")
+    dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True).stdout
+    lines = [line for line in dump.splitlines() if wanted.match(line)]
+    file.write_text("\n".join([*lines, 'APT::Install-Recommends "false";', 'Acquire::Languages "none";', ""]))
+
+
+def _certificates(root: Path) -> None:
+    """The authorities this machine trusts, its own ones included."""
+    own = Path("/usr/local/share/ca-certificates")
+    if own.is_dir():
+        shutil.copytree(own, root / "usr/local/share/ca-certificates", dirs_exist_ok=True)
+    run(["chroot", root, "update-ca-certificates"])
+    if BUNDLE.exists():
+        shutil.copyfile(BUNDLE, root / BUNDLE.relative_to("/"))
+
+
+def _pip_settings(file: Path) -> None:
+    """Where pip finds packages, as here; folders of this machine mean nothing in a container and stay out."""
+    settings = {"cert": str(BUNDLE)}
+    listed = subprocess.run(["pip", "config", "list"], capture_output=True, text=True).stdout
+    for line in listed.splitlines():
+        key, _, value = line.partition("=")
+        name, value = key.rpartition(".")[2], value.strip("'\"")
+        if name in ("index-url", "proxy", "trusted-host", "timeout", "retries"):
+            settings[name] = value
+        elif name == "extra-index-url":
+            remote = [url for url in value.split() if url.startswith("http")]
+            if remote:
+                settings[name] = " ".join(remote)
+    parser = configparser.RawConfigParser()
+    parser["global"] = settings
+    with file.open("w") as out:
+        parser.write(out)

@@ -1,0 +1,138 @@
+"""What a user does, run inside a client container: the demos' data and jobs against a fleet of containers.
+
+    python3 client.py prepare FOLDER           data for three nodes, and what their operators must release
+    python3 client.py train NODE NODE NODE     the demo's fusion job, then federated averaging
+    python3 client.py attend                   a long context over the nodes, held against float64
+    python3 client.py attend-again             the same context, whoever is there now
+
+The last line printed is a JSON object of figures. Ends with 1, saying why, if one of them is wrong.
+EDGE_ATTENTION_AGGREGATOR and EDGE_ATTENTION_TOKEN_FILE say where and as whom.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_attention import Client
+from edge_attention.core.jobs import RunState
+from edge_attention.demo import digits, federated_jobs, memory, patients
+from edge_attention.demo import federated_yardsticks as yardsticks
+from edge_attention.demo.digits import Digits
+from edge_attention.demo.patients import LABS, Patients
+from edge_attention.federated_job import FederatedJob
+from edge_attention.job import FusionJob
+
+ROUNDS = 30
+"""Of federated averaging: enough to see that it learns, in seconds."""
+
+
+def connect() -> Client:
+    token = Path(os.environ["EDGE_ATTENTION_TOKEN_FILE"]).read_text().strip()
+    return Client(os.environ["EDGE_ATTENTION_AGGREGATOR"], token=token)
+
+
+def fusion(nodes: list[str]) -> FusionJob:
+    """The demo's job with each lab on one of `nodes`."""
+    job = patients.job()
+    lab = dict(zip(LABS, nodes, strict=True))
+    encoders = tuple(dataclasses.replace(e, node=lab[e.node]) for e in job.encoders)
+    return dataclasses.replace(job, encoders=encoders, head=dataclasses.replace(job.head, node=lab[job.head.node]))
+
+
+def federated(nodes: list[str]) -> FederatedJob:
+    job = federated_jobs.compared()["FedAvg"]
+    return dataclasses.replace(job, nodes=tuple(nodes), rounds=ROUNDS)
+
+
+def prepare(folder: Path) -> dict[str, Any]:
+    """One folder a node, the same file names in each, as replicas of one service are configured alike.
+
+    Every node gets the diagnoses; the job asks one of them, as in the demo.
+    """
+    data, images = Patients.load(), Digits.load()
+    parts = digits.dirichlet_split(images.train.label, len(LABS), digits.ALPHA, digits.MINIMUM, digits.SEED)
+    written = data.write(folder)
+    for number, (lab, rows) in enumerate(zip(LABS, parts, strict=True)):
+        own = folder / str(number)
+        own.mkdir()
+        (own / "measurements.csv").write_bytes(written[lab]["measurements"].read_bytes())
+        (own / "diagnoses.csv").write_bytes(written[patients.LABEL_LAB]["diagnoses"].read_bytes())
+        images.train.take(rows).write(own / "digits.npz")
+    nodes = ["a", "b", "c"]
+    with connect() as client:
+        planned = [*client.plan(fusion(nodes)), *client.plan(federated(nodes))]
+    return {"releases": sorted({graph.release for graph in planned if graph.release})}
+
+
+def train(nodes: list[str]) -> dict[str, Any]:
+    with connect() as client:
+        figures = {"fusion": finished(client, fusion(nodes)), "federated": finished(client, federated(nodes))}
+    check("the fusion's accuracy is the demo's", figures["fusion"] >= 0.97, figures)
+    check("federated averaging learns", figures["federated"] >= 0.6, figures)
+    return figures
+
+
+def finished(client: Client, job: Any) -> float:
+    """The trained share of right answers, of samples nobody trained on."""
+    run = client.train(job)
+    rounds = list(run)
+    info = run.describe()
+    if info.state is not RunState.FINISHED:
+        raise SystemExit(f"run {job.name} is {info.state.value} after round {info.round}: {info.detail}")
+    print(f"{job.name}: {len(rounds)} rounds, loss {rounds[0].loss:.4f} to {rounds[-1].loss:.4f}", flush=True)
+    if isinstance(job, FusionJob):
+        evaluation = rounds[-1].evaluation
+        assert evaluation is not None
+        return float(evaluation.metrics["correct"]) / evaluation.samples
+    return yardsticks.accuracy(run.onnx(), Digits.load().test)
+
+
+def attend(fresh: bool) -> dict[str, Any]:
+    known = memory.Memory.random()
+    asked = memory.queries(16)
+    with connect() as client:
+        if fresh:
+            context = memory.spread(client, known, lambda done, total: None)
+        else:
+            context = client.context("memory")
+        answer = context.attend(asked, deadline=memory.DEADLINE)
+    reference = known.attention(asked)
+    difference = np.abs(answer.out - reference)
+    figures = {
+        "exact": answer.exact,
+        "covered": sum(map(len, answer.coverage)) / answer.tokens,
+        "error": float(difference.max()),
+        "mass": {node: round(float(mass.mean()), 4) for node, mass in answer.mass.items()},
+    }
+    if answer.exact:
+        check("the error of an exact answer is at most 1e-5", figures["error"] <= 1e-5, figures)
+    else:
+        assert answer.bound is not None
+        holds = bool((difference <= answer.bound.error + 1e-5).all())
+        check("the certified bound holds", holds, figures)
+    return figures
+
+
+def check(what: str, holds: bool, figures: dict[str, Any]) -> None:
+    if not holds:
+        raise SystemExit(f"must hold and does not: {what}; {figures}")
+
+
+if __name__ == "__main__":
+    command, *rest = sys.argv[1:]
+    print(
+        json.dumps(
+            prepare(Path(rest[0]))
+            if command == "prepare"
+            else train(rest)
+            if command == "train"
+            else attend(fresh=command == "attend")
+        )
+    )

@@ -1,0 +1,335 @@
+"""What `make test-compose` does, in order. Each step is a function; its docstring is the line that is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.compose import base, document
+from tests.compose.console import Failed, run, say, wait_for
+from tests.compose.engine import Engine
+from tests.compose.fleet import (
+    AGGREGATOR,
+    CLIENT,
+    HARDENED,
+    NODE,
+    ROOT,
+    Project,
+    Prometheus,
+    client,
+    copy_into,
+    get_page,
+    last_object,
+    make_variables,
+    need,
+    own_address,
+)
+
+NODE_LIMIT = 230_000_000
+"""Bytes of the edge image above its base."""
+
+
+class World:
+    """What the steps share."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.variables = make_variables(engine.folder)
+        self.fleet = Project(engine, "edge-attention", ROOT, self.variables)
+        self.box_folder = engine.folder / "loft"
+        self.box_folder.mkdir()
+        self.box = Project(engine, "loft", self.box_folder, {"COMPOSE_PROFILES": ""})
+        self.version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]  # type: ignore[index]
+        self.prometheus = Prometheus(self.variables["PROMETHEUS_PORT"])
+        self.data = engine.folder / "labs"
+        self.trust = engine.folder / "trust"
+        self.token = engine.folder / "user-token"
+        self.names: list[str] = []
+        self.said = document.Substitution(
+            self.fleet.compose,
+            self.box_folder,
+            skipped={
+                "apt-get install": "what it installs is here: the engine runs",
+                "git clone": "the test runs in a checkout",
+                "exec grafana": "no image of Grafana can be had here; its dashboards' queries are run instead",
+            },
+        )
+
+    def image(self, name: str) -> str:
+        return f"{name}:{self.version}"
+
+    def nodes(self) -> dict[str, str]:
+        """The fleet's nodes and their states, as the operator's command line says."""
+        printed = self.fleet.execute("aggregator", "edge-attention", "nodes", "--json")
+        return {node["name"]: node["state"] for node in json.loads(printed)}
+
+    def run_document(self, block: str) -> str:
+        """Runs a block of docs/deploy.md; what its last command printed."""
+        printed = ""
+        for command in document.commands(block):
+            why = self.said.reason(command)
+            if why:
+                say(f"  $ {command}\n{'':11}not run: {why}")
+                continue
+            say(f"  $ {command}")
+            real = self.said.apply(command)
+            began = time.monotonic()
+            printed = run(
+                ["bash", "-euo", "pipefail", "-c", real], deadline=600, env=self.fleet.env, cwd=ROOT
+            )
+            say(f"    took {time.monotonic() - began:.1f} s")
+            token = re.search(r"\beaj_\w+", printed)
+            if token:
+                self.said.token = token[0]
+        return printed
+
+
+def bases(world: World) -> None:
+    """Base images without a registry"""
+    base.load_debian(world.engine)
+    compose = (ROOT / "docker-compose.yml").read_text()
+    image = re.search(r"image: (prom/prometheus:\S+)", compose)
+    assert image
+    base.load_prometheus(world.engine, image[1])
+
+
+def valid(world: World) -> None:
+    """The Compose files are valid, with every profile and override"""
+    secrets = ["-f", "docker-compose.yml", "-f", "deploy/compose.secrets.yml"]
+    for words in ([], ["--profile", "observability", "--profile", "gpu"], secrets):
+        world.fleet(*words, "config")
+    shown = Project(
+        world.engine, "edge", ROOT / "deploy" / "edge", {"EDGE_AGGREGATOR": "a:1", "EDGE_JOIN_TOKEN": "eaj_x"}
+    )("config")
+    need("deploy/edge/docker-compose.yml takes the address", "EDGE_NODE_AGGREGATOR: a:1" in shown, shown)
+    silent = Project(world.engine, "edge", ROOT / "deploy" / "edge", {"EDGE_AGGREGATOR": ""})
+    printed = silent("config", check=False)
+    need("without an address it says what is missing", "set EDGE_AGGREGATOR" in printed, printed)
+
+
+def built(world: World) -> None:
+    """The images are built from the repository's Dockerfiles"""
+    world.run_document("build")
+    base.build(
+        world.engine,
+        ROOT / "deploy" / "aggregator.Dockerfile",
+        f"{CLIENT}:test",
+        context=ROOT,
+        arguments=("EXTRA=demo",),
+    )
+
+
+def images(world: World) -> None:
+    """The images: size, user, what is in them and what is not"""
+    bare = base.image_bytes(world.engine, base.DEBIAN)
+    for name in (AGGREGATOR, NODE):
+        image = world.image(name)
+        above = base.image_bytes(world.engine, image) - bare
+        say(f"  {image}: {above / 1e6:.0f} MB above its base of {bare / 1e6:.0f} MB")
+        if name == NODE:
+            need(f"at most {NODE_LIMIT / 1e6:.0f} MB above the base", above <= NODE_LIMIT, above)
+        config = json.loads(world.engine.docker("image", "inspect", image))[0]["Config"]
+        need(f"{image} runs as 10001:10001", config["User"] == "10001:10001", config["User"])
+        need(f"{image} stops by SIGTERM", config["StopSignal"] == "SIGTERM", config["StopSignal"])
+        need(f"{image} has a health check", config.get("Healthcheck", {}).get("Test"), config)
+        version = config["Labels"]["org.opencontainers.image.version"]
+        need(f"{image} is labelled with the version", version == world.version, version)
+    settings = json.loads(world.engine.docker("image", "inspect", world.image(NODE)))[0]["Config"]["Env"]
+    for variable in ("MALLOC_MMAP_THRESHOLD_=1073741824", "MALLOC_TRIM_THRESHOLD_=2147483648"):
+        need(f"the edge image sets {variable}", variable in settings, settings)
+    for words in (("-c", "import onnx"), ("-c", "import pip"), ("-c", "import aggregator"), ("-m", "ensurepip")):
+        printed = inside(world, NODE, "python3", *words, check=False)
+        need(f"the edge image cannot `{words[1]}`", "No module named" in printed, printed)
+    tools = "for t in pip pip3 gcc cc ld make curl wget git; do command -v $t || true; done"
+    found = inside(world, NODE, "sh", "-c", tools).strip()
+    need("the edge image has no build tool and no downloader", not found, found)
+
+
+def inside(world: World, image: str, program: str, *words: str, check: bool = True) -> str:
+    """A program in a container that has no network and may do nothing."""
+    return world.engine.docker(
+        "run", "--rm", "--network=none", *HARDENED, f"--entrypoint={program}", world.image(image), *words, check=check
+    )
+
+
+def up(world: World) -> None:
+    """`docker compose up`: aggregator, three nodes, Prometheus; all healthy"""
+    world.run_document("up")
+    health: Callable[[], bool | None] = lambda: all(  # noqa: E731
+        state == "healthy"
+        for service in ("aggregator", "edge-node", "prometheus")
+        for state in world.fleet.health(service) or ["absent"]
+    )
+    wait_for("every container to be healthy", health, 90)
+    wait_for("three nodes", lambda: len(ready(world)) == 3, 60)
+    world.names = sorted(world.nodes())
+    need("each replica has a name of its own", len(set(world.names)) == 3, world.names)
+    volumes = {
+        mount["Name"]
+        for container in world.fleet.containers("edge-node")
+        for mount in world.fleet.inspect(container)["Mounts"]
+        if mount["Destination"] == "/var/lib/edge-attention"
+    }
+    need("each replica has a volume of its own", len(volumes) == 3, volumes)
+    world.engine.docker("cp", f"{world.fleet.containers('aggregator')[0]}:/run/edge-attention", world.trust)
+    world.said.address = f"{own_address(world.fleet)}:{world.variables['AGGREGATOR_PORT']}"
+
+
+def ready(world: World) -> list[str]:
+    return sorted(name for name, state in world.nodes().items() if state == "ready")
+
+
+def confined(world: World) -> None:
+    """Containers: no root, no capability, no new privilege, nothing to write but volumes"""
+    for service in ("aggregator", "edge-node"):
+        for container in world.fleet.containers(service):
+            status = world.engine.docker("exec", container, "cat", "/proc/1/status", "/proc/self/status")
+            need(f"{service} has no capability", set(re.findall(r"CapEff:\s+(\S+)", status)) == {"0" * 16}, status)
+            need(f"{service} gets none", set(re.findall(r"NoNewPrivs:\s+(\S+)", status)) == {"1"}, status)
+            user = world.engine.docker("exec", container, "id", "-u").strip()
+            need(f"{service} is user 10001", user == "10001", user)
+            for path in ("/opt/edge-attention/x", "/etc/x", "/var/x"):
+                printed = world.engine.docker("exec", container, "touch", path, check=False)
+                need(f"{service} cannot write {path}", "Read-only file system" in printed, printed)
+            limit = world.fleet.inspect(container)["HostConfig"]["Memory"]
+            need(f"{service} has a memory limit", limit > 0, limit)
+    printed = world.engine.docker(
+        "exec", world.fleet.containers("edge-node")[0], "touch", "/run/edge-attention/x", check=False
+    )
+    need("a node cannot write the trust volume", "Read-only file system" in printed, printed)
+
+
+def pages(world: World) -> None:
+    """The HTTP port: TLS, open health, a token for the rest"""
+    url = f"https://localhost:{world.variables['HTTP_PORT']}"
+    authority = world.trust / "authority.pem"
+    viewer = (world.trust / "viewer-token").read_text().strip()
+    for path, token, wanted in (
+        ("/healthz", None, 200),
+        ("/readyz", None, 200),
+        ("/metrics", None, 401),
+        ("/metrics", viewer, 200),
+        ("/sd", viewer, 200),
+    ):
+        status, text = get_page(f"{url}{path}", authority, token)
+        need(f"{path} {'with' if token else 'without'} a token answers {wanted}", status == wanted, text[:200])
+
+
+def scraped(world: World) -> None:
+    """Prometheus finds the aggregator and every node"""
+    def found() -> bool:
+        targets = world.prometheus.targets()
+        good = {instance for (job, instance), health in targets.items() if health == "up"}
+        if not {"aggregator:9464", *world.names} <= good:
+            raise Failed(f"up: {sorted(good)}; {world.prometheus.errors()}")
+        return True
+
+    wait_for("Prometheus to scrape all of them", found, 90)
+    need("alert rules are loaded", "EdgeNodeLost" in world.prometheus.rules(), world.prometheus.rules())
+
+
+def trained(world: World) -> None:
+    """The demo's job and federated averaging, from a client container, over TLS with a token"""
+    printed = world.fleet.execute(
+        "aggregator", "edge-aggregator", "token", "create", "--role", "user", "--name", "tester", "--json"
+    )
+    world.token.write_text(last_object(printed)["token"])
+    world.data.mkdir()
+    for path in (world.token, world.data):
+        os.chown(path, 10001, 10001)
+    releases = last_object(client(world.fleet, world.token, world.data, "prepare", "/work"))["releases"]
+    for number, container in enumerate(world.fleet.containers("edge-node")):
+        copy_into(world.engine, world.data / str(number), container, "/var/lib/edge-attention/data")
+    data = {"measurements": "measurements.csv", "diagnoses": "diagnoses.csv", "digits": "digits.npz"}
+    world.fleet.env["NODE_DATA"] = " ".join(f"{k}=/var/lib/edge-attention/data/{v}" for k, v in data.items())
+    world.fleet.env["NODE_ALLOW_RELEASE"] = " ".join(releases)
+    say("  the nodes' containers are made anew, with data; names and volumes stay")
+    world.fleet("up", "-d", "--scale", "edge-node=3")
+    wait_for("the three nodes, under the same names", lambda: ready(world) == world.names, 90)
+    say(f"  {last_object(client(world.fleet, world.token, world.data, 'train', *world.names))}")
+
+
+def attended(world: World) -> None:
+    """An attend over a long context, exact"""
+    figures = last_object(client(world.fleet, world.token, world.data, "attend"))
+    need("exact, over all three nodes", figures["exact"] and len(figures["mass"]) == 3, figures)
+    say(f"  {figures}")
+
+
+def fourth(world: World) -> None:
+    """A fourth node, by deploy/edge/docker-compose.yml, with an address and a token"""
+    world.run_document("token")
+    began = time.monotonic()
+    world.run_document("box")
+    wait_for("the fourth node to be ready", lambda: len(ready(world)) == 4, 120, every=0.2)
+    say(f"  ready {time.monotonic() - began:.1f} s after the box's first command")
+    new = sorted(set(ready(world)) - set(world.names))
+    need("it has the name of its token", new == ["loft"], new)
+    printed = world.fleet.execute("aggregator", "edge-attention", "nodes")
+    need("the operator sees it", "loft" in printed, printed)
+    targets = world.prometheus.targets
+    wait_for("Prometheus to find it", lambda: targets().get(("edge-attention-nodes", "loft")) == "up", 90)
+    world.run_document("see")
+
+
+def panels(world: World) -> None:
+    """Every panel of the dashboards finds data in the real Prometheus"""
+    program = ROOT / "tests" / "deploy" / "panels.py"
+    if not program.exists():
+        raise Failed(f"{program} is not there")
+    python = ROOT / ".venv" / "bin" / "python"
+    printed = run(
+        [python if python.exists() else "python3", program, "--prometheus", world.prometheus.url],
+        deadline=180,
+        env={"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+    )
+    say("  " + printed.rstrip().splitlines()[-1])
+
+
+def lost(world: World) -> None:
+    """One node is stopped: a labelled answer, metrics, an alert; started again: exact"""
+    victim = world.fleet.containers("edge-node")[1]
+    name = next(n for n in world.names if victim.startswith(n))
+    world.engine.docker("kill", victim)
+    up_now = f'edge_attention_aggregator_node_up{{node="{name}"}}'
+    wait_for("the node to be lost in the metrics", lambda: world.prometheus.query(up_now)[0][1] == 0, 60)
+    figures = last_object(client(world.fleet, world.token, world.data, "attend-again"))
+    need("the answer is partial, and says so", not figures["exact"] and 0 < figures["covered"] < 1, figures)
+    say(f"  without it: {figures}")
+    alert = ("EdgeNodeLost", name)
+    wait_for("EdgeNodeLost to fire", lambda: world.prometheus.alerts().get(alert) == "firing", 180)
+    world.engine.docker("start", victim)
+    wait_for("the node to be back", lambda: name in ready(world), 60)
+    figures = last_object(client(world.fleet, world.token, world.data, "attend-again"))
+    need("the answer is exact again", figures["exact"], figures)
+    say(f"  with it again: {figures}")
+    wait_for("EdgeNodeLost to end", lambda: alert not in world.prometheus.alerts(), 90)
+
+
+def drained(world: World) -> None:
+    """`docker compose stop` ends both daemons cleanly, well within their time"""
+    world.fleet("stop", "edge-node", deadline=60)
+    world.fleet("stop", "aggregator", deadline=60)
+    for service in ("edge-node", "aggregator"):
+        for container in world.fleet.containers(service, stopped=True):
+            state = world.fleet.inspect(container)["State"]
+            need(f"{service} ended by itself with 0", state["ExitCode"] == 0 and not state["OOMKilled"], state)
+
+
+STEPS: list[Callable[[World], None]] = [
+    bases, valid, built, images, up, confined, pages, scraped, trained, attended, fourth, panels, lost, drained,
+]  # fmt: skip
+
+
+def clean(world: World) -> None:
+    for project in (world.box, world.fleet):
+        if (project.folder / "docker-compose.yml").exists():
+            project("down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)
+    for folder in (world.data, world.trust):
+        shutil.rmtree(folder, ignore_errors=True)
