@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_attention.core.errors import (
     AlreadyExists,
@@ -32,6 +32,10 @@ class Member:
     memory: int = 0
     tasks: int = 0
     sequences: dict[str, int] = field(default_factory=dict)
+    registrations: int = 1
+    registered: float = 0.0
+    clock: float | None = None
+    """By how many seconds its clock was ahead of this one's when it registered."""
 
     @property
     def name(self) -> str:
@@ -106,10 +110,13 @@ class Membership:
             )
         resumed = member is not None and same and member.session == register.session
         session = member.session if member is not None and resumed else self._new_session()
+        registrations = 1 if member is None else member.registrations + 1
         if member is None and len(self._members) >= MEMBERS:
             self._make_room()
         self._epoch += 1
-        member = Member(register, session, self._epoch, now)
+        if register.box is not None:
+            register = replace(register, box=register.box.bounded())
+        member = Member(register, session, self._epoch, now, registrations=registrations, registered=now)
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
         self._expected.pop(register.name, None)
@@ -211,6 +218,10 @@ class Membership:
                 software=m.register.software,
                 tasks=m.tasks,
                 releases=m.register.releases,
+                box=m.register.box,
+                registrations=m.registrations,
+                registered_seconds=max(now - m.registered, 0.0),
+                clock_seconds=m.clock,
             )
             for m in self.members()
         )

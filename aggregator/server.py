@@ -23,6 +23,7 @@ from aggregator.api import Api
 from aggregator.append import Appender
 from aggregator.attend import Attender
 from aggregator.bulk import Bulk
+from aggregator.checkup import Checkup
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
 from aggregator.link import Link, watch_leases
@@ -97,7 +98,10 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         appender = Appender(contexts, membership, dispatcher, bulk)
         attender = Attender(contexts, dispatcher, metrics)
         api = Api(membership, dispatcher, bulk, contexts, appender, attender)
-        handlers = {**link.handlers(), **api.handlers(), **TrainingApi(runs).handlers()}
+        checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat, settings.metrics_port or 0)
+        handlers = {
+            **link.handlers(), **api.handlers(), **checkup.handlers(), **TrainingApi(runs).handlers()
+        }  # fmt: skip
 
         server = grpc.aio.server(options=CHANNEL_OPTIONS)
         generic = service_handlers(handlers)
