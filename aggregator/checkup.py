@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ MAX_DEADLINE = 300.0
 
 _PING = {"task/ping": np.zeros(1, np.uint8)}
 _PONG = (Return("task/ping", "pong"),)
-# The second answer has the first one's name, so they travel apart: one when all bytes are there, one with them.
+# The second answer has the first one's name, so they travel apart: one when all bytes are there, one back.
 _THERE_AND_BACK = (Return("task/ping", "bytes"), Return("task/bytes", "bytes"))
 
 
@@ -121,8 +121,8 @@ class Checkup:
         seconds = DEADLINE if request.deadline_seconds is None else request.deadline_seconds
         if trips > MAX_ROUND_TRIPS or request.bytes > MAX_BYTES:
             raise InvalidArgument(
-                f"a probe makes at most {MAX_ROUND_TRIPS} round trips and sends {MAX_BYTES:,} bytes; this asks "
-                f"for {trips} and {request.bytes:,}"
+                f"a probe makes at most {MAX_ROUND_TRIPS} round trips and sends {MAX_BYTES:,} bytes; this "
+                f"would make {trips} and send {request.bytes:,}"
             )
         if not 0 < seconds <= MAX_DEADLINE:  # NaN neither
             raise InvalidArgument(
@@ -177,7 +177,6 @@ class Checkup:
         times: list[float] = []
         last: list[Contribution] = []
         tensors: dict[str, Array] = {}
-        left = until - self._clock()
         began = time.perf_counter()
 
         def fold(assignment: Assignment, name: str, contribution: Contribution) -> None:
@@ -185,17 +184,9 @@ class Checkup:
             last[:] = [contribution]
             tensors.update({k: v for k, v in contribution.tensors.items() if isinstance(v, np.ndarray)})
 
-        program = Program(
-            "",
-            "probe",
-            range(0),
-            program.instructions,
-            0,
-            max(left, 1e-3),
-            program.tensors,
-            program.bulk_tensors,
-        )
-        outcome = await self._dispatcher.run([Assignment("probe", (node,), program)], max(left, 1e-3), fold)
+        left = max(until - self._clock(), 1e-3)
+        program = replace(program, shard="probe", deadline_seconds=left)
+        outcome = await self._dispatcher.run([Assignment("probe", (node,), program)], left, fold)
         if outcome.missing:
             reason = outcome.missing["probe"]
             cause = outcome.causes.get("probe", DeadlineExceeded if "in time" in reason else Unavailable)

@@ -78,7 +78,7 @@ class Client:
     def probe(
         self, node: str, *, round_trips: int = 10, size: int = 0, deadline: float = 30.0
     ) -> ProbeNodeResponse:
-        """Have the aggregator time round trips to a node and, given a `size`, so many bytes there and back."""
+        """Have the aggregator time round trips to a node and, with a `size`, so many bytes there and back."""
         probe = self._client.probe(node, round_trips=round_trips, size=size, deadline=deadline)
         return BACKGROUND.run(probe)
 
