@@ -82,7 +82,7 @@ class AsyncClient:
         if self._closed:
             raise FailedPrecondition(f"the client of {self.address} is closed; make another")
         # A proxy cannot reach this machine's own loopback, whatever http_proxy says.
-        direct = (("grpc.enable_http_proxy", 0),) if _is_loopback(self.address) else ()
+        direct = (("grpc.enable_http_proxy", 0),) if is_loopback(self.address) else ()
         self._channel = grpc.aio.insecure_channel(self.address, options=(*CHANNEL_OPTIONS, *direct))
         return Caller(self._channel, f"the aggregator at {self.address}")
 
@@ -222,7 +222,7 @@ class AsyncClient:
         return {"job": prepared} if isinstance(prepared, jobs.FusionJob) else {"federated": prepared}
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
