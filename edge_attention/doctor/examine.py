@@ -182,7 +182,7 @@ async def _way(client: AsyncClient, node: Node, asked: Questions, tell: Tell, *,
 async def _fewer(client: AsyncClient, asked: Questions, nodes: Sequence[Node], tell: Tell) -> None:
     subject = f"context {asked.context}"
     try:
-        measured = await measure_fleet.context(client, asked.context, asked.queries, nodes, asked.timeout)
+        measured = await measure_fleet.attends(client, asked.context, asked.queries, nodes, asked.timeout)
     except TimeoutError:
         fix = "give more time with --timeout, or see what is wrong with its nodes"
         tell(failed("fewer nodes", subject, f"an attend took more than {asked.timeout:g} s", fix))

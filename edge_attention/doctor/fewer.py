@@ -4,6 +4,7 @@ On one node a query takes, for `t` tokens there,
 
     time_i(t) = overhead_i + fixed_i + per_token_i * t
 
+(beyond the tokens it was measured with, in proportion to these: a longer shard fits the caches no better),
 where overhead_i is everything but the node's graphs: planning, the way there and back, the merge. Over the
 nodes S of a fleet that share T tokens evenly the slowest counts, and each further node costs a bit more:
 
@@ -31,16 +32,22 @@ GAIN, GAIN_SECONDS = 0.2, 0.2e-3
 
 @dataclass(frozen=True)
 class NodeCost:
-    """What a query costs on one node alone. Seconds; `room`: tokens it could hold, None: enough."""
+    """What a query costs on one node alone. Seconds.
+
+    `room`: tokens it could hold, None: enough. `measured`: tokens up to which it was measured, 0: any.
+    """
 
     name: str
     fixed: float
     per_token: float
     overhead: float
     room: int | None = None
+    measured: int = 0
 
     def kernel(self, tokens: float) -> float:
         """Seconds in graphs for a query over `tokens` tokens."""
+        if 0 < self.measured < tokens:
+            return (self.fixed + self.per_token * self.measured) * tokens / self.measured
         return self.fixed + self.per_token * tokens
 
     def alone(self, tokens: float) -> float:
@@ -60,13 +67,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Measured:
-    """A query over a context as it is placed: tokens by node, medians of seconds; `problem`: why not."""
+    """A query over a context as it is placed: tokens by node, seconds, or the `problem` there was.
+
+    `all` and `stages` are medians, `quick` is the lower quartile of `all`.
+    """
 
     context: str
     queries: int
     tokens: int
     placed: Mapping[str, int]
     all: float = 0.0
+    quick: float = 0.0
     stages: Mapping[str, float] | None = None
     costs: tuple[NodeCost, ...] = ()
     problem: str = ""
@@ -131,6 +142,7 @@ def fewer(measured: Measured) -> Finding:
         "tokens": measured.tokens,
         "placed": dict(measured.placed),
         "measured_seconds": measured.all,
+        "quick_seconds": measured.quick,
         "stages": dict(measured.stages or {}),
         "further_seconds": further(measured),
         "nodes": {
@@ -159,8 +171,9 @@ def fewer(measured: Measured) -> Finding:
         f"{_nodes(len(e.nodes))} {duration(e.seconds)}{'' if e.fits else ' (no room)'}" for e in table[:6]
     )
     said += f"; estimated by count, spread evenly: {others}"
-    saved = measured.all - best.seconds
-    if len(best.nodes) < now and saved > max(GAIN * measured.all, GAIN_SECONDS):
+    # Held against the quicker ones of what was measured: where times vary, less is certain.
+    saved = measured.quick - best.seconds
+    if len(best.nodes) < now and saved > max(GAIN * measured.quick, GAIN_SECONDS):
         where = ", ".join(best.nodes)
         fix = (
             f"by this estimate keep the context on {where} (append with --node): "

@@ -31,7 +31,7 @@ QUICK = 0.5
 MOST_NODES = 16
 """Nodes of a context that are measured alone, those with the most tokens."""
 
-REPEATS = 7
+REPEATS = 8
 """Attends of each kind; the median counts, and one more before them that does not."""
 
 
@@ -115,7 +115,7 @@ async def probe(client: AsyncClient, node: Node, seconds: float, *, bulk: bool) 
     return found
 
 
-async def context(
+async def attends(
     client: AsyncClient, name: str, queries: int, nodes: Sequence[Node], seconds: float
 ) -> Measured:
     """Attends over the whole context, and over parts of it that lie on one node alone.
@@ -124,47 +124,59 @@ async def context(
     No call takes longer than `seconds`.
     """
     handle = await client.context(name, timeout=seconds)
-    found = await handle.describe(timeout=seconds)
-    if not found.tokens:
+    context = await handle.describe(timeout=seconds)
+    if not context.tokens:
         return Measured(name, queries, 0, {})
     spec = handle.spec
     random = np.random.default_rng(0)
     asked: Float32 = random.standard_normal((queries, spec.query_heads, spec.key_dim), np.float32)
 
-    async def ask(tokens: range) -> list[Answer]:
+    async def ask(tokens: range) -> Answer:
         """Without a deadline of the attend's own: with one nodes run other graphs."""
         at = np.full(queries, tokens.stop - 1, np.int64)
-        answers = []
-        for _ in range(REPEATS + 1):
-            async with asyncio.timeout(seconds):
-                answers.append(await handle.attend(asked, positions=at, window=len(tokens)))
-        return answers[1:]
+        async with asyncio.timeout(seconds):
+            return await handle.attend(asked, positions=at, window=len(tokens))
 
-    whole = await ask(range(found.tokens))
-    if whole[-1].calls > 1:
+    first = await ask(range(context.tokens))
+    if first.calls > 1:
         raise InvalidArgument(f"{queries} queries of context {name!r} take several calls: ask for fewer")
-    placed = _by_node(whole[-1])
-    gaps = [missing for answer in whole for missing in answer.missing]
-    if gaps:
-        why = f"its answers are partial: {gaps[0].reason}"
-        return Measured(name, queries, found.tokens, placed, problem=why)
-    costs = []
+    placed = _by_node(first)
+    parts: dict[str, list[range]] = {}
     for node in sorted(placed, key=lambda n: -placed[n])[:MOST_NODES]:
-        held = [s for s in found.segments if node in s.live]
         # With replicas a holder is chosen, of equals the first.
-        segment = max(held, key=lambda s: (s.live[0] == node, len(s.tokens)))
-        points, overheads = [], []
-        for tokens in _parts(segment.tokens):
-            alone = [answer for answer in await ask(tokens) if set(answer.mass) == {node}]
-            if alone:
-                points.append((len(tokens), median(a.seconds["node_run"] for a in alone)))
-                overheads.append(median(a.seconds["all"] - a.seconds["node_run"] for a in alone))
-        if points:
-            member = next((n for n in nodes if n.name == node), None)
-            has = None if member is None else placed[node] + room(found, member)
-            costs.append(NodeCost(node, *fit(points), median(overheads), has))
+        held = [s for s in context.segments if node in s.live]
+        parts[node] = _parts(max(held, key=lambda s: (s.live[0] == node, len(s.tokens))).tokens)
+    whole: list[Answer] = []
+    alone: dict[tuple[str, int], list[Answer]] = {}
+    # In turns: what else the machines do meanwhile slows all alike, and no part is in the caches each time.
+    for turn in range(REPEATS + 1):
+        answers = {(node, len(tokens)): await ask(tokens) for node in parts for tokens in parts[node]}
+        answer = await ask(range(context.tokens))
+        if answer.missing:
+            why = f"its answers are partial: {answer.missing[0].reason}"
+            return Measured(name, queries, context.tokens, placed, problem=why)
+        if turn:  # the first pays for what is loaded once
+            whole.append(answer)
+            for key, each in answers.items():
+                if set(each.mass) == {key[0]}:
+                    alone.setdefault(key, []).append(each)
+    costs = []
+    for node in parts:
+        mine = {count: found for (name, count), found in alone.items() if name == node}
+        if not mine:
+            continue  # other replicas answer for it
+        points = [(count, median(a.seconds["node_run"] for a in answers)) for count, answers in mine.items()]
+        overhead = median(_overhead(a) for answers in mine.values() for a in answers)
+        member = next((n for n in nodes if n.name == node), None)
+        has = None if member is None else placed[node] + room(context, member)
+        costs.append(NodeCost(node, *fit(points), overhead, has, max(count for count, _ in points)))
     stages = {stage: median(a.seconds.get(stage, 0.0) for a in whole) for stage in whole[0].seconds}
-    return Measured(name, queries, found.tokens, placed, stages["all"], stages, tuple(costs))
+    quick = sorted(a.seconds["all"] for a in whole)[len(whole) // 4]
+    return Measured(name, queries, context.tokens, placed, stages["all"], quick, stages, tuple(costs))
+
+
+def _overhead(answer: Answer) -> float:
+    return answer.seconds["all"] - answer.seconds["node_run"]
 
 
 def _by_node(answer: Answer) -> dict[str, int]:
