@@ -16,7 +16,7 @@ from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.doctor.box_findings import Trial
 from edge_attention.graphs import library
 
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*([<>=!~0-9.,\s]*)")
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)[\s(]*([<>=!~0-9.,\s]*)")
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 _UNSYNCHRONISED = 0x0040  # STA_UNSYNC
 
