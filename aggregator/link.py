@@ -15,6 +15,7 @@ from aggregator.bulk import Bulk
 from aggregator.dispatch import Dispatcher
 from aggregator.membership import Member, Membership
 from aggregator.metrics import Metrics
+from aggregator.trust.audit import Audit
 from edge_attention.core.credit import Debt, Window
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
 from edge_attention.core.program import Contribution, Program
@@ -42,6 +43,9 @@ CREDIT = Credit(bytes=64 * 1024 * 1024, messages=1024)
 
 Welcome = Callable[[Member], tuple[str, ...]]
 """Called when a node has registered; returns what it may forget of its store."""
+
+RequireName = Callable[[str, str], None]
+"""Called with a node's name and what speaks of it; raises unless that node is who calls."""
 
 
 class NodeConnection:
@@ -95,6 +99,8 @@ class Link:
         *,
         heartbeat_seconds: float,
         welcome: Welcome,
+        require_name: RequireName | None = None,
+        audit: Audit | None = None,
     ) -> None:
         self._membership = membership
         self._dispatcher = dispatcher
@@ -102,6 +108,8 @@ class Link:
         self._metrics = metrics
         self._heartbeat = heartbeat_seconds
         self._welcome = welcome
+        self._require_name = require_name or (lambda name, what: None)
+        self._audit = audit or Audit(None)
         ways, kinds = ("sent", "received"), ("stream", "bulk")
         self._bytes = {(way, kind): metrics.bytes.labels(way, kind) for way in ways for kind in kinds}
         self._connections: dict[str, NodeConnection] = {}
@@ -125,6 +133,7 @@ class Link:
 
     async def connect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         register = await self._first(requests)
+        self._require_name(register.name, "the registration")
         known = self._membership.get(register.name)
         try:
             admission = self._membership.register(register, time.monotonic())
@@ -142,7 +151,10 @@ class Link:
         if previous is not None:
             previous.close()
         connection = self._connections[name] = NodeConnection()
-        log.info("node %s %s from %s", name, "resumed" if admission.resumed else "registered", context.peer())
+        how = "resumed" if admission.resumed else "registered"
+        log.info("node %s %s from %s", name, how, context.peer())
+        releases = list(register.releases)
+        self._audit.write(how, subject=f"node/{name}", peer=context.peer(), releases=releases)
         drop = self._welcome(member)
         connection.send(
             Registered(
@@ -209,6 +221,7 @@ class Link:
                         connection.send(HeartbeatAck(message.number))
                         if draining and self._membership.state(name) is not before:
                             log.info("node %s is draining", name)
+                            self._audit.write("drained", subject=f"node/{name}")
                             self._dispatcher.changed(name)
                     case Credit():
                         connection.grant(message)
@@ -230,6 +243,7 @@ class Link:
 
     def download(self, request: DownloadRequest, context: Any) -> AsyncIterator[Chunk]:
         name = self._membership.of_session(request.session).name
+        self._require_name(name, "a session")
         return self._bulk.download(
             request, lambda size: self._count(self.bytes_sent, name, size, "sent", "bulk")
         )
@@ -242,6 +256,7 @@ class Link:
             raise InvalidArgument("an upload without a message; send a chunk")
         session = ahead[0].session
         name = self._membership.of_session(session).name
+        self._require_name(name, "a session")
 
         async def counted() -> AsyncIterator[UploadChunk]:
             yield self._counted(name, ahead.pop())

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from aggregator.trust.commands import certificate, token
+from aggregator.trust.options import check_options, life, log_grpc, trust_options
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.options import ADDRESS, set_up
 
 
-@click.command(
+@click.group(
+    invoke_without_command=True,
     context_settings={"auto_envvar_prefix": "EDGE_AGGREGATOR", "show_default": True},
-    epilog="Every option is also an environment variable: --metrics-port is EDGE_AGGREGATOR_METRICS_PORT.",
+    epilog="Every option is also an environment variable: --metrics-port is EDGE_AGGREGATOR_METRICS_PORT; of "
+    "a command, its name comes before: --role of token create is EDGE_AGGREGATOR_TOKEN_CREATE_ROLE.",
 )
 @click.option(
     "--listen",
@@ -45,8 +51,11 @@ from edge_attention.options import ADDRESS, set_up
     help="Seconds a training run waits for a node that is away, unless its job says otherwise.",
 )
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
+@trust_options
 @click.version_option(package_name="edge-attention")
+@click.pass_context
 def main(
+    ctx: click.Context,
     listen: tuple[str, int],
     state: Path | None,
     metrics_port: int | None,
@@ -54,24 +63,43 @@ def main(
     lease: float,
     patience: float,
     log_level: str,
+    trust: Mapping[str, Any],
 ) -> None:
     """Run the aggregator: edge nodes dial in here, clients call here.
 
     It fuses the nodes' partial results exactly, trains, and keeps the committed parameters in --state.
     It stops on SIGTERM or Ctrl-C; nodes keep what they store and come back by themselves.
+
+    Without a command it serves. The commands work on --state, whether it is being served or not.
     """
+    if ctx.invoked_subcommand is not None:
+        ctx.obj = state
+        return
     if not (math.isfinite(lease) and math.isfinite(patience)):
         raise click.BadParameter("--lease and --patience are numbers of seconds")
+    try:
+        check_options(trust, state)
+    except EdgeAttentionError as error:
+        print(f"edge-aggregator: {error.message}", file=sys.stderr)
+        sys.exit(2)
+    grpc_log = log_grpc(trust)
     set_up(log_level)
     try:
         from aggregator.server import Settings, serve
+        from aggregator.trust.trust import TrustSettings
     except ModuleNotFoundError as error:
         print(
             f"edge-aggregator: {error.name} is not installed; pip install 'edge-attention[aggregator]'",
             file=sys.stderr,
         )
         sys.exit(1)
-    settings = Settings(*listen, state, metrics_host, metrics_port, lease, min(lease / 3, 3.0), patience)
+    trusted = None
+    if trust["tls"]:
+        own = (trust["tls_certificate"], trust["tls_key"], trust["tls_authority"])
+        trusted = TrustSettings(trust["tls_name"], life(trust), *own, trust["bootstrap"], grpc_log)
+    settings = Settings(
+        *listen, state, metrics_host, metrics_port, lease, min(lease / 3, 3.0), patience, trusted
+    )
     try:
         asyncio.run(serve(settings))
     except EdgeAttentionError as error:
@@ -80,6 +108,9 @@ def main(
     except KeyboardInterrupt:
         sys.exit(130)
 
+
+main.add_command(token)
+main.add_command(certificate)
 
 if __name__ == "__main__":
     main()

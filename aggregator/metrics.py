@@ -91,3 +91,15 @@ class Metrics:
         )  # fmt: skip
         self.contexts = Gauge(prefix + "contexts", "Contexts.", registry=registry)
         self.tokens = Gauge(prefix + "context_tokens", "Tokens over all contexts.", registry=registry)
+        self.certificate_expiry = Gauge(
+            prefix + "certificate_expiry_timestamp_seconds",
+            "When certificates end: the authority's, the server's, and peers' by role and name.",
+            ["name"],
+            registry=registry,
+        )
+        self.certificates_issued = Counter(
+            prefix + "certificates_issued_total", "Certificates issued, by role.", ["role"], registry=registry
+        )
+        self.enrolments = Counter(
+            prefix + "enrolments_total", "Enrolments by outcome: ok, refused.", ["outcome"], registry=registry
+        )

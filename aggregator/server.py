@@ -16,7 +16,6 @@ from wsgiref.simple_server import WSGIServer
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from aggregator.api import Api
@@ -34,8 +33,12 @@ from aggregator.state import State
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
 from aggregator.training.services import Services
+from aggregator.trust.actions import audited
+from aggregator.trust.audit import Audit
+from aggregator.trust.reflection import offer_reflection
+from aggregator.trust.trust import Trust, TrustSettings
 from edge_attention.core.addresses import require_loopback
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import service_handlers
 
@@ -56,6 +59,7 @@ class Settings:
     lease: float
     heartbeat: float
     patience: float
+    trust: TrustSettings | None = None  # None: without TLS, on loopback only
 
 
 async def serve(settings: Settings) -> None:
@@ -73,11 +77,23 @@ async def serve(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[int]:
     """The aggregator, serving while the block runs. Gives the port."""
-    require_loopback(settings.host)
-    if settings.metrics_port is not None:
-        require_loopback(settings.metrics_host)
+    audit = Audit(settings.state / "audit.jsonl" if settings.state is not None else None)
+    try:
+        if settings.trust is None:
+            require_loopback(settings.host)
+        if settings.metrics_port is not None:
+            require_loopback(settings.metrics_host)
+    except EdgeAttentionError as error:
+        if settings.state is not None:
+            settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            audit.write("refused", outcome="refused", subject="aggregator", reason=error.message)
+        raise
     metrics = Metrics()
-    with State(settings.state) as state:
+    with State(settings.state) as state, contextlib.closing(audit), contextlib.ExitStack() as stack:
+        trust = None
+        if settings.trust is not None:
+            trust = Trust(settings.trust, state.directory, settings.host, metrics, audit)
+            stack.callback(trust.close)
         membership = Membership(settings.lease, lambda: secrets.token_urlsafe(16))
         dispatcher = Dispatcher(membership, metrics)
         bulk = Bulk(state)
@@ -91,6 +107,8 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             metrics,
             heartbeat_seconds=settings.heartbeat,
             welcome=contexts.unknown,
+            require_name=trust.guard.require_name if trust is not None else None,
+            audit=audit,
         )
         parameters = ParameterStore(state)
         services = Services(state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience)
@@ -102,18 +120,25 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         handlers = {
             **link.handlers(), **api.handlers(), **checkup.handlers(), **TrainingApi(runs).handlers()
         }  # fmt: skip
+        handlers = audited(handlers, audit)
+        if trust is not None:
+            handlers |= trust.handlers()
 
         server = grpc.aio.server(options=CHANNEL_OPTIONS)
-        generic = service_handlers(handlers)
+        generic = service_handlers(handlers, trust.guard) if trust else service_handlers(handlers)
         server.add_generic_rpc_handlers(tuple(generic))
         checker = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
         names = sorted({method.service.name for method in handlers})
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        offer_reflection(server, [*names, health.SERVICE_NAME], trust.guard if trust else None)
         host = settings.host.strip("[]")
         address = f"[{host}]" if ":" in host else host
         try:
-            port = server.add_insecure_port(f"{address}:{settings.port}")
+            where = f"{address}:{settings.port}"
+            if trust is not None:
+                port = server.add_secure_port(where, trust.credentials())
+            else:
+                port = server.add_insecure_port(where)
         except RuntimeError:
             raise InvalidArgument(
                 f"cannot listen on {settings.host}:{settings.port}: the port is taken or the address is not "
@@ -121,7 +146,10 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             ) from None
         http = _serve_metrics(settings, metrics)
         await server.start()
-        leases = asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases")
+        watching = [
+            asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases"),
+            *([asyncio.create_task(trust.watch(), name="trust")] if trust is not None else []),
+        ]
         for name in ("", *names):
             await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
         runs.resume()
@@ -132,7 +160,8 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             await runs.close()
             link.close()
             await server.stop(GRACE_SECONDS)
-            leases.cancel()
+            for task in watching:
+                task.cancel()
             if http is not None:
                 http.shutdown()
 

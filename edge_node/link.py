@@ -12,16 +12,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc.aio
-
 from edge_attention import box
 from edge_attention.core import session as said
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, Unavailable
 from edge_attention.core.limits import graphs_of
 from edge_attention.core.program import BulkTensor, Contribution, Program
+from edge_attention.trust.dial import Dial
 from edge_attention.wire.link import from_node, task_of, to_node
-from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_attention.wire.rpc import Caller
 from edge_attention.wire.transfers import NODE_STREAM, Transfers, split, together
 from edge_node.executor import Execution, Node
 from edge_node.metrics import Metrics
@@ -35,17 +32,13 @@ BACKLOG = 16 * 1024 * 1024
 """Bytes of contributions that wait for credit before tasks are held up."""
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
-
-
 class Link:
-    """Keeps `node` connected to the aggregator at `address`, until it is told to leave."""
+    """Keeps `node` connected to the aggregator `dial` reaches, until it is told to leave."""
 
-    def __init__(self, address: str, name: str, node: Node, runtime: Runtime) -> None:
-        self._address, self._name, self._node, self._runtime = address, name, node, runtime
+    def __init__(self, dial: Dial, name: str, node: Node, runtime: Runtime) -> None:
+        self._dial, self._name, self._node, self._runtime = dial, name, node, runtime
         self._instance = secrets.token_hex(8)
-        self._session = Session(name, address, self._register, lambda: node.store.used, random.random)
+        self._session = Session(name, dial.address, self._register, lambda: node.store.used, random.random)
         self.metrics = Metrics(node.store, self._session)
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="task")
@@ -57,6 +50,9 @@ class Link:
         self._timer: asyncio.TimerHandle | None = None
         self._wake: float | None = None
         self._room = asyncio.Event()
+
+    def registered(self) -> bool:
+        return self._session.phase == "registered"
 
     async def run(self) -> tuple[int, str]:
         """Returns the exit code and what to say about it."""
@@ -125,10 +121,8 @@ class Link:
                 self._left.set_result((code, text))
 
     async def _connection(self) -> None:
-        channel = open_channel(self._address)
-        self._outgoing = asyncio.Queue()
-        caller = Caller(channel, self._address)
-        error: EdgeAttentionError = Unavailable(f"{self._address} ended the connection")
+        self._outgoing, caller = asyncio.Queue(), self._dial.open_caller()
+        error: EdgeAttentionError = Unavailable(f"{self._dial.address} ended the connection")
         stream = caller.duplex(NODE_STREAM)
         writer = asyncio.create_task(stream.write_all(self._outgoing), name="writer")
         try:
@@ -142,7 +136,7 @@ class Link:
         finally:
             self._transfers.offline()
             writer.cancel()
-            await channel.close(None)
+            await caller.close()
         self._step(self._session.lost, error)
 
     def _received(self, data: bytes) -> None:

@@ -6,15 +6,14 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import click
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
-from edge_attention.core.tensors import require_name
 from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, set_up
+from edge_attention.trust.node import NodeTrust, node_trust_options
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +67,8 @@ way, the second leaves at once.
 )
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics there; 0: any.")
 @click.option("--metrics-host", default="127.0.0.1", help="Address of the metrics port.")
+@click.option("--health-port", type=click.IntRange(0, 65535), help="Serve gRPC health on 127.0.0.1 there.")
+@node_trust_options
 @click.option("--log-level", default="info", type=click.Choice(LOG_LEVELS))
 @click.version_option(package_name="edge-attention")
 def main(
@@ -82,6 +83,8 @@ def main(
     store: Path | None,
     metrics_port: int | None,
     metrics_host: str,
+    health_port: int | None,
+    trust: NodeTrust,
     log_level: str,
 ) -> None:
     """Run an edge node: keep data and contexts on this machine, and compute on them for an aggregator.
@@ -90,7 +93,8 @@ def main(
     from its datasets leaves only if --allow-release says so.
     """
     set_up(log_level)
-    from edge_attention.sequence_files import Files  # these after --help and --version
+    from edge_attention.health import serving  # these after --help and --version
+    from edge_attention.sequence_files import Files
     from edge_node import datasets, executor, link, release, runtime
     from edge_node import store as stores
 
@@ -110,8 +114,8 @@ def main(
             release.Releases(allow_release),
             secret,
         )
-        name = require_name(name or socket.gethostname(), "--name")
-        daemon = link.Link(f"{aggregator[0]}:{aggregator[1]}", name, node, engine)
+        dial, name = trust.dial(f"{aggregator[0]}:{aggregator[1]}", name, store)
+        daemon = link.Link(dial, name, node, engine)
         if metrics_port is not None:
             log.info("metrics on %s", daemon.metrics.serve(metrics_host, metrics_port))
     except (EdgeAttentionError, OSError) as error:
@@ -121,7 +125,8 @@ def main(
     async def run() -> tuple[int, str]:
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, daemon.drain)
-        return await daemon.run()
+        async with serving(health_port, daemon.registered):
+            return await daemon.run()
 
     code, text = asyncio.run(run())
     if text:

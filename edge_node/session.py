@@ -104,7 +104,7 @@ class Session:
     ) -> None:
         self._name, self._where = name, where
         self._register, self._memory, self._random = register, memory, random
-        self.phase, self.id, self.draining, self.reconnects = "waiting", "", False, 0
+        self.phase, self.id, self._said, self.draining, self.reconnects = "waiting", "", "", False, 0
         self._until = 0.0  # waiting: when to connect; connecting, registering: when to give up
         self._attempts = self._streams = self._beats = 0
         self._heard = self._beat_at = self._drain_until = 0.0
@@ -149,9 +149,10 @@ class Session:
         """The stream could not be opened, or has ended."""
         if self.phase == "left":
             return []
-        if not self.id and isinstance(error, _FINAL):
+        if isinstance(error, errors.Revoked) or (not self.id and isinstance(error, _FINAL)):
             return self._leave(1, error.message)
-        first = self.phase == "registered" or self._attempts == 0
+        first = self.phase == "registered" or self._attempts == 0 or self._said != error.message
+        self._said = error.message
         self.phase = "waiting"
         self.outbox.broke()
         base, cap = BACKOFF

@@ -11,13 +11,16 @@
     ├── FailedPrecondition     FAILED_PRECONDITION  right in itself, not in this state
     │   ├── EmptyContext
     │   └── StaleVersion                            made with other parameters than asked for
+    ├── Unauthenticated        UNAUTHENTICATED      who calls has not shown who it is
+    │   └── Revoked                                 it has, and is no longer let in: trying again is no use
     ├── PermissionDenied       PERMISSION_DENIED    not allowed to this peer
     │   └── PrivateTensor                           the node's operator has not allowed it to leave
     ├── ResourceExhausted      RESOURCE_EXHAUSTED   a limit was reached; says which
     │   ├── MessageTooLarge
     │   └── OutOfMemory
     ├── Unavailable            UNAVAILABLE          a peer is away; trying again may help
-    │   └── NodeLost
+    │   ├── NodeLost
+    │   └── Unreachable                             nobody answered at the address
     ├── DeadlineExceeded       DEADLINE_EXCEEDED    says what was waited for
     ├── Cancelled              CANCELLED
     ├── DataLoss               DATA_LOSS            a digest or checksum does not fit
@@ -52,8 +55,11 @@ __all__ = [
     "PermissionDenied",
     "PrivateTensor",
     "ResourceExhausted",
+    "Revoked",
     "StaleVersion",
+    "Unauthenticated",
     "Unavailable",
+    "Unreachable",
     "by_name",
 ]
 
@@ -108,6 +114,14 @@ class StaleVersion(FailedPrecondition):
     pass
 
 
+class Unauthenticated(EdgeAttentionError):
+    status = "UNAUTHENTICATED"
+
+
+class Revoked(Unauthenticated):
+    pass
+
+
 class PermissionDenied(EdgeAttentionError):
     status = "PERMISSION_DENIED"
 
@@ -133,6 +147,10 @@ class Unavailable(EdgeAttentionError):
 
 
 class NodeLost(Unavailable):
+    pass
+
+
+class Unreachable(Unavailable):
     pass
 
 

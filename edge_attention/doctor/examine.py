@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_attention import box
-from edge_attention.aio import AsyncClient, is_loopback
+from edge_attention.aio import AsyncClient
+from edge_attention.core.addresses import is_loopback
 from edge_attention.core.attention import Context
 from edge_attention.core.box import Box
 from edge_attention.core.errors import EdgeAttentionError, NotFound, ResourceExhausted
@@ -73,9 +74,7 @@ def examine_box(asked: Questions, tell: Tell) -> Box:
     tell(box_findings.memory(subject, limit, here, default=asked.memory_limit is None))
     tell(box_findings.free_memory(subject, limit, here))
     tell(box_findings.clock_source(subject, *measure_box.clock_source()))
-    url, variable = box_findings.proxy_for(
-        asked.host, os.environ, loopback=is_loopback(f"{asked.host}:{asked.port}")
-    )
+    url, variable = box_findings.proxy_for(asked.host, os.environ, loopback=is_loopback(asked.host))
     tell(box_findings.proxy(subject, asked.host, url, variable))
     return here
 

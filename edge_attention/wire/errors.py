@@ -15,6 +15,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[EdgeAttentionError]] = {
     grpc.StatusCode.NOT_FOUND: errors.NotFound,
     grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
@@ -52,9 +53,10 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
         named = errors.by_name(name, details)
         # A newer server may name a class this catalogue lacks: its status still says what it is.
         return named if type(named).__name__ == name else cls(details)
-    if cls is errors.Unavailable:
-        details = (
-            f"{where or 'the server'} cannot be reached: {details}; is it running, and is the address right?"
+    if cls is errors.Unavailable:  # gRPC's own: no server answered
+        where = where or "the server"
+        return errors.Unreachable(
+            f"{where} cannot be reached: {details}; is it running, and is the address right?"
         )
     elif cls is errors.DeadlineExceeded:
         details = f"{where or 'the server'} did not answer in time"

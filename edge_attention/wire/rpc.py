@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
 
-from edge_attention.core.errors import Cancelled, EdgeAttentionError, Internal, Unavailable
+from edge_attention.core.errors import Cancelled, EdgeAttentionError, Internal, Unavailable, Unreachable
 from edge_attention.wire.errors import from_rpc, to_status
 from edge_attention.wire.methods import AnyMethod, Method, Service
 
@@ -24,21 +24,32 @@ log = logging.getLogger(__name__)
 Q = TypeVar("Q")
 R = TypeVar("R")
 Handler = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Any]
+Guard = Callable[[AnyMethod, "grpc.aio.ServicerContext[Any, Any]"], contextlib.AbstractContextManager[object]]
+"""Entered before a call's request is looked at, left at its end; raises the error to refuse it with."""
 
 
-def service_handlers(handlers: Mapping[AnyMethod, Handler]) -> list[grpc.GenericRpcHandler[Any, Any]]:
-    """gRPC handlers for `handlers`, by service.
+def _no_guard(method: AnyMethod, context: object) -> contextlib.AbstractContextManager[object]:
+    return _OPEN
+
+
+_OPEN = contextlib.nullcontext()
+
+
+def service_handlers(
+    handlers: Mapping[AnyMethod, Handler], guard: Guard = _no_guard
+) -> list[grpc.GenericRpcHandler[Any, Any]]:
+    """gRPC handlers for `handlers`, by service; `guard` says who may call.
 
     A handler is called with the decoded request (an async iterator of them where the method streams)
     and the call's context, and returns the response (is an async generator of them).
     """
     services: dict[Service, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for method, handler in handlers.items():
-        services.setdefault(method.service, {})[method.name] = _rpc_handler(method, handler)
+        services.setdefault(method.service, {})[method.name] = _rpc_handler(method, handler, guard)
     return [grpc.method_handlers_generic_handler(service.name, rpcs) for service, rpcs in services.items()]
 
 
-def _rpc_handler(method: AnyMethod, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+def _rpc_handler(method: AnyMethod, handler: Handler, guard: Guard) -> grpc.RpcMethodHandler[Any, Any]:
     def requests(raw: Any) -> Any:
         if method.raw:
             return raw
@@ -46,20 +57,22 @@ def _rpc_handler(method: AnyMethod, handler: Handler) -> grpc.RpcMethodHandler[A
 
     async def unary(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
-            return method.response.encode(await handler(requests(raw), context))
+            with guard(method, context):
+                return method.response.encode(await handler(requests(raw), context))
         except Exception as error:
-            await _abort(method, error, context)
+            await abort(method, error, context)
             raise
 
     async def stream(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         try:
-            async with contextlib.aclosing(handler(requests(raw), context)) as responses:
-                async for response in responses:
-                    data = response if method.raw else method.response.encode(response)
-                    del response  # it may be long until the other side has taken the bytes
-                    yield data
+            with guard(method, context):
+                async with contextlib.aclosing(handler(requests(raw), context)) as responses:
+                    async for response in responses:
+                        data = response if method.raw else method.response.encode(response)
+                        del response  # it may be long until the other side has taken the bytes
+                        yield data
         except Exception as error:
-            await _abort(method, error, context)
+            await abort(method, error, context)
             raise
 
     kinds = {
@@ -81,7 +94,7 @@ async def _decoded(method: Method[Q, R], raw: AsyncIterable[bytes]) -> AsyncIter
         del message
 
 
-async def _abort(method: AnyMethod, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+async def abort(method: AnyMethod, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
     """End the call with what stands for `error`. Returns only for errors gRPC raises to end a call."""
     if isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError):
         return
@@ -92,13 +105,45 @@ async def _abort(method: AnyMethod, error: Exception, context: grpc.aio.Servicer
     await context.abort(code, details, metadata)
 
 
-class Caller:
-    """Calls methods on an asyncio channel. Errors are raised as the class the server named."""
+Metadata = tuple[tuple[str, str], ...]
+Open = Callable[[], "Awaitable[grpc.aio.Channel]"]
 
-    def __init__(self, channel: grpc.aio.Channel, where: str) -> None:
-        self._channel = channel
+
+class Caller:
+    """Calls methods on an asyncio channel. Errors are raised as the class the server named.
+
+    Args:
+        channel: the channel, or what opens it at the first call.
+        where: who is called, for errors.
+        metadata: what goes with every call, asked for at each.
+        explain: asked why the server cannot be reached; None if it cannot tell.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel | Open,
+        where: str,
+        metadata: Callable[[], Metadata] | None = None,
+        explain: Callable[[], Awaitable[str | None]] | None = None,
+    ) -> None:
+        self._channel: Any = None if callable(channel) else channel
+        self._open = channel if callable(channel) else None
+        self._opening = asyncio.Lock()
         self._where = where
+        self._metadata = metadata or (lambda: ())
+        self._explain = explain
         self._calls: dict[AnyMethod, Any] = {}
+
+    async def close(self) -> None:
+        """End all calls under way and the connection."""
+        if self._channel is not None:
+            await self._channel.close(None)
+
+    async def _ready(self) -> None:
+        if self._channel is None and self._open is not None:
+            async with self._opening:
+                if self._channel is None:
+                    self._channel = await self._open()
 
     def _call(self, method: AnyMethod) -> Any:
         call = self._calls.get(method)
@@ -117,11 +162,13 @@ class Caller:
     async def unary(self, method: Method[Q, R], request: Q, timeout: float | None = None) -> R:
         """One request, one response, within `timeout` seconds."""
         try:
+            await self._ready()
+            data = method.request.encode(request)
             return method.response.decode(
-                await self._call(method)(method.request.encode(request), timeout=timeout)
+                await self._call(method)(data, timeout=timeout, metadata=self._metadata())
             )
         except (grpc.RpcError, asyncio.CancelledError) as error:
-            raise self._failure(error) from None
+            raise await self._failure(error) from None
 
     async def send(self, method: Method[Q, R], requests: AsyncIterable[Q], timeout: float | None = None) -> R:
         """A stream of requests, one response."""
@@ -137,42 +184,61 @@ class Caller:
                 raise
 
         try:
-            return method.response.decode(await self._call(method)(raw(), timeout=timeout))
+            await self._ready()
+            return method.response.decode(
+                await self._call(method)(raw(), timeout=timeout, metadata=self._metadata())
+            )
         except (grpc.RpcError, asyncio.CancelledError) as error:
-            raise failed[0] if failed else self._failure(error) from None
+            raise failed[0] if failed else await self._failure(error) from None
 
     async def receive(
         self, method: Method[Q, R], request: Q, timeout: float | None = None
     ) -> AsyncIterator[R]:
         """One request, a stream of responses."""
-        call = self._call(method)(method.request.encode(request), timeout=timeout)
+        await self._ready()
+        data = method.request.encode(request)
+        call = self._call(method)(data, timeout=timeout, metadata=self._metadata())
         try:
             async for data in call:
                 yield method.response.decode(data)
         except (grpc.RpcError, asyncio.CancelledError) as error:
-            raise self._failure(error) from None
+            raise await self._failure(error) from None
         finally:
             call.cancel()
 
-    def _failure(self, error: grpc.RpcError | asyncio.CancelledError) -> BaseException:
+    async def _failure(self, error: grpc.RpcError | asyncio.CancelledError) -> BaseException:
         if isinstance(error, grpc.RpcError):
-            return from_rpc(error, self._where)
+            return await self.explained(from_rpc(error, self._where))
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             return error
         # gRPC says so too when the channel was closed under the call; this task must not die of that.
         return Cancelled(f"the connection to {self._where} was closed during the call")
 
+    async def explained(self, error: EdgeAttentionError) -> EdgeAttentionError:
+        """`error`, or why the server cannot be reached, where that can be told."""
+        if self._explain is None or not isinstance(error, Unreachable):
+            return error
+        reason = await self._explain()
+        return error if reason is None else Unreachable(reason)
+
     def duplex(self, method: Method[Q, R]) -> Duplex[Q, R]:
-        """A stream both ways."""
-        return Duplex(method, self._call(method)(), self._where)
+        """A stream both ways. The channel must be open."""
+        call = self._call(method)(metadata=self._metadata())
+        return Duplex(method, call, self._where, self.explained)
 
 
 class Duplex(Generic[Q, R]):
     """An open stream both ways: `write`, iterate to read, `cancel`."""
 
-    def __init__(self, method: Method[Q, R], call: Any, where: str) -> None:
-        self._method, self._raw, self._where = method, call, where
+    def __init__(
+        self,
+        method: Method[Q, R],
+        call: Any,
+        where: str,
+        explained: Callable[[EdgeAttentionError], Awaitable[EdgeAttentionError]],
+    ) -> None:
+        self._method, self._raw, self._where, self._explained = method, call, where, explained
 
     async def write(self, request: Q) -> None:
         """Returns when gRPC has taken the message; raises when the stream has ended."""
@@ -197,7 +263,7 @@ class Duplex(Generic[Q, R]):
 
     async def _error(self, error: Exception) -> EdgeAttentionError:
         if isinstance(error, grpc.RpcError):
-            return from_rpc(error, self._where)
+            return await self._explained(from_rpc(error, self._where))
         code = await self._raw.code()
         return Unavailable(f"the stream to {self._where} has ended with {code.name}")
 

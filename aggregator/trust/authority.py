@@ -1,0 +1,183 @@
+"""The certificate authority in the state folder: makes itself, signs for the server, nodes and clients.
+
+trust/authority.pem   its certificate          trust/authority.key   its key (0600)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from edge_attention.core.errors import FailedPrecondition
+from edge_attention.trust.certificates import (
+    BACKDATE,
+    Key,
+    common_name,
+    fingerprint,
+    key_pem,
+    load_key,
+    load_pem,
+    new_key,
+    pem,
+)
+from edge_attention.trust.files import write_whole
+from edge_attention.trust.names import DOMAIN, SERVER_NAME, Role, uri
+
+AUTHORITY_LIFE = timedelta(days=3650)
+
+
+class Authority:
+    """Signs certificates with the key it was made or opened with."""
+
+    def __init__(self, certificate: x509.Certificate, key: Key) -> None:
+        self.certificate = certificate
+        self.fingerprint = fingerprint(certificate)
+        self._key = key
+
+    @classmethod
+    def open(cls, folder: Path) -> Authority:
+        """The authority kept in `folder`, made at the first call.
+
+        Raises:
+            FailedPrecondition: the folder cannot be used, or half of the authority is missing.
+            InvalidArgument: what is there is damaged.
+        """
+        certificate_file, key_file = folder / "authority.pem", folder / "authority.key"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(folder / "lock", "ab") as lock:
+                # The command line may make it while the daemon starts.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not certificate_file.exists() and not key_file.exists():
+                    made = cls.make()
+                    write_whole(key_file, key_pem(made._key), 0o600)
+                    write_whole(certificate_file, pem(made.certificate), 0o644)
+            (certificate,) = load_pem(certificate_file.read_bytes(), str(certificate_file))[:1]
+            key = load_key(key_file.read_bytes(), str(key_file))
+        except OSError as error:
+            raise FailedPrecondition(
+                f"the authority in {folder} cannot be used: {error.filename or folder}: {error.strerror}; "
+                "give the user that runs the aggregator access, or restore the folder from its backup"
+            ) from None
+        if key.public_key() != certificate.public_key():
+            raise FailedPrecondition(
+                f"{key_file} is not the key of {certificate_file}; restore both from one backup"
+            )
+        return cls(certificate, key)
+
+    @classmethod
+    def make(cls) -> Authority:
+        """A new authority, kept nowhere."""
+        key = new_key()
+        now = datetime.now(UTC)
+        serial = x509.random_serial_number()
+        name = common_name(f"Edge Attention authority {serial & 0xFFFFFFFF:08x}")
+        builder = _builder(name, name, key.public_key(), serial, now - BACKDATE, now + AUTHORITY_LIFE)
+        certificate = (
+            builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs_certificates=True), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(DOMAIN)]), critical=False
+            )
+            .sign(key, hashes.SHA256())
+        )
+        return cls(certificate, key)
+
+    def issue_peer(
+        self, key: ec.EllipticCurvePublicKey, role: Role, name: str, life: timedelta
+    ) -> x509.Certificate:
+        """A certificate with which `key` is `name` in `role`. It is good for calls, not for serving TLS."""
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri(role, name))]
+        return self._issue(key, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, life)
+
+    def issue_server(
+        self, key: ec.EllipticCurvePublicKey, names: Iterable[str], life: timedelta
+    ) -> x509.Certificate:
+        """A certificate with which the aggregator serves under `names`, DNS names or addresses."""
+        wanted = dict.fromkeys([SERVER_NAME, *names])
+        general = [_general(name) for name in wanted]
+        return self._issue(key, SERVER_NAME, general, ExtendedKeyUsageOID.SERVER_AUTH, life)
+
+    def _issue(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        subject: str,
+        names: list[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        life: timedelta,
+    ) -> x509.Certificate:
+        now = datetime.now(UTC)
+        # Nothing outlives the authority.
+        end = min(now + life, self.certificate.not_valid_after_utc)
+        builder = _builder(
+            common_name(subject),
+            self.certificate.subject,
+            key,
+            x509.random_serial_number(),
+            now - BACKDATE,
+            end,
+        )
+        own = self._key.public_key()
+        return (
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(own), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    serial: int,
+    begins: datetime,
+    ends: datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(serial)
+        .not_valid_before(begins)
+        .not_valid_after(ends)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def folder_of(state: Path) -> Path:
+    """Where trust is kept in a state folder."""
+    return Path(os.path.abspath(state)) / "trust"

@@ -1,0 +1,66 @@
+"""What a fleet on one machine needs to begin: the authority's certificate and first tokens, as files.
+
+authority.pem    join-token    viewer-token    operator-token
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from cryptography import x509
+
+from aggregator.trust.registry import Registry
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
+from edge_attention.trust.certificates import pem, pin
+from edge_attention.trust.files import write_whole
+from edge_attention.trust.names import Role
+from edge_attention.trust.tokens import Kind, read_token
+
+log = logging.getLogger(__name__)
+
+FILES: tuple[tuple[str, Kind, Role, str], ...] = (
+    ("join-token", "join", "node", ""),
+    ("viewer-token", "access", "viewer", "bootstrap-viewer"),
+    ("operator-token", "access", "operator", "bootstrap-operator"),
+)
+
+
+def write_bootstrap(folder: Path, registry: Registry, authority: x509.Certificate, now: float) -> list[str]:
+    """Write what is missing or no longer good; names of the tokens made. A token replaced is revoked.
+
+    Raises:
+        FailedPrecondition: the folder cannot be written.
+    """
+    made: list[str] = []
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        write_whole(folder / "authority.pem", pem(authority), 0o640)
+        for file, kind, role, name in FILES:
+            if _good(folder / file, kind, registry, authority, now):
+                continue
+            label = f"bootstrap {file}"
+            for row in registry.tokens():
+                if row.label == label and row.revoked is None:
+                    registry.revoke_token(row.id, now)
+            token = registry.create_token(kind, role, pin(authority), now, name=name, label=label)
+            write_whole(folder / file, token.text.encode() + b"\n", 0o640)
+            made.append(token.id)
+            log.info("wrote %s (token %s)", folder / file, token.id)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"--bootstrap {folder} cannot be written: {error.strerror}; make it writable for the aggregator"
+        ) from None
+    return made
+
+
+def _good(file: Path, kind: Kind, registry: Registry, authority: x509.Certificate, now: float) -> bool:
+    try:
+        token = read_token(file, kind)
+        return (
+            token.pin == pin(authority)
+            and registry.knows(token)
+            and (registry.token(token.id).state(now) == "valid")
+        )
+    except EdgeAttentionError:
+        return False

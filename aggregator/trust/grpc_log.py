@@ -1,0 +1,94 @@
+"""Refused handshakes, read from gRPC's own log: Python is told of them in no other way.
+
+gRPC writes to descriptor 2. A pipe takes its place; what Python writes to stderr goes around it, straight to
+the real one, and so does every line that is not about a handshake.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, MutableMapping
+
+VERBOSITY = "GRPC_VERBOSITY"
+
+_HANDSHAKE = re.compile(r"\] Handshake failed with error (.*)")
+_INFO = re.compile(r"I\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ \w+\.cc:\d+\]")
+_LEVEL = "is not suitable for production"
+
+_CAUSES = (
+    ("WRONG_VERSION_NUMBER", "it did not speak TLS: a node or client without a token, or another program"),
+    ("HTTP_REQUEST", "it spoke plain HTTP"),
+    ("UNKNOWN_CA", "it does not trust this aggregator's authority: enrol it again with a token of this one"),
+    ("CERTIFICATE_UNKNOWN", "it does not accept this aggregator's certificate"),
+    ("BAD_CERTIFICATE", "it does not accept this aggregator's certificate: wrong name, or wrong authority"),
+    ("CERTIFICATE_EXPIRED", "for it this aggregator's certificate has expired: is its clock right?"),
+    ("CERTIFICATE_VERIFY_FAILED", "a certificate does not verify"),
+    ("NO_SHARED_CIPHER", "it speaks no cipher this aggregator accepts"),
+    ("UNSUPPORTED_PROTOCOL", "it speaks a version of TLS that is too old"),
+)
+
+
+def prepare(environment: MutableMapping[str, str]) -> bool:
+    """Before gRPC is imported: have it log handshakes. True if it was not to log so much by itself."""
+    if environment.get(VERBOSITY, "").upper() in ("INFO", "DEBUG"):
+        return False
+    environment[VERBOSITY] = "INFO"
+    return True
+
+
+class GrpcLog:
+    """Reads descriptor 2 on a thread of its own. `refused(reason, line)` is told of failed handshakes."""
+
+    def __init__(self, quiet: bool) -> None:
+        """`quiet`: drop gRPC's lines of level INFO, which nobody has asked for."""
+        self._quiet = quiet
+        self._refused: Callable[[str, str], None] = lambda reason, line: None
+        self._real = os.dup(2)
+        read, write = os.pipe()
+        sys.stderr.flush()
+        sys.stderr = io.TextIOWrapper(
+            os.fdopen(os.dup(self._real), "wb", 0), "utf-8", "backslashreplace", write_through=True
+        )
+        os.dup2(write, 2)
+        os.close(write)
+        threading.Thread(target=self._read, args=(read,), name="grpc-log", daemon=True).start()
+
+    def tell(self, refused: Callable[[str, str], None]) -> None:
+        self._refused = refused
+
+    def _read(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, "rb", 0) as pipe:
+            rest = b""
+            while data := pipe.read(65536):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._line(line)
+                if len(rest) > 65536:
+                    self._line(rest)
+                    rest = b""
+
+    def _line(self, data: bytes) -> None:
+        line = data.decode(errors="replace")
+        reason = handshake(line)
+        try:
+            if reason is not None:
+                self._refused(reason, line)
+            if (self._quiet and (_INFO.match(line) or _LEVEL in line)) or reason is not None:
+                return
+            os.write(self._real, data + b"\n")
+        except Exception:  # whoever reads stderr is gone, or the loop has ended: nobody is left to tell
+            return
+
+
+def handshake(line: str) -> str | None:
+    """Why a handshake failed, if `line` of gRPC's log says that one has."""
+    match = _HANDSHAKE.search(line)
+    if match is None:
+        return None
+    error = match[1].strip()
+    cause = next((text for sign, text in _CAUSES if sign in error), error)
+    return f"a TLS handshake failed: {cause}"

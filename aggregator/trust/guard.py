@@ -1,0 +1,140 @@
+"""The guard of every gRPC call: authenticates, checks the role, and ends calls whose peer is no longer let "
+"in."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any
+
+from aggregator.trust.access import Access
+from aggregator.trust.policy import ANY, NEEDED, OPEN
+from aggregator.trust.proof import Peer
+from aggregator.trust.registry import Registry
+from edge_attention.core.errors import (
+    EdgeAttentionError,
+    Internal,
+    PermissionDenied,
+    Unauthenticated,
+)
+from edge_attention.trust.certificates import moment
+from edge_attention.trust.names import Role
+from edge_attention.wire.methods import AnyMethod
+
+_current: ContextVar[Call | None] = ContextVar("call", default=None)
+
+
+def caller() -> Peer | None:
+    """Who makes the call that is being served; None without --tls."""
+    call = _current.get()
+    return None if call is None else call.peer
+
+
+class Call:
+    """One call being served; a context manager around its handler."""
+
+    def __init__(self, calls: set[Call], peer: Peer, method: str, address: str) -> None:
+        self._calls, self.peer, self.method, self.address = calls, peer, method, address
+        self.ends = peer.ends
+        self._task: asyncio.Task[Any] | None = None
+        self._ended: EdgeAttentionError | None = None
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        _current.set(self)
+        self._calls.add(self)
+
+    def __exit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._calls.discard(self)
+        if self._ended is not None and isinstance(error, asyncio.CancelledError) and self._task is not None:
+            self._task.uncancel()
+            raise self._ended from None
+
+    def end(self, error: EdgeAttentionError) -> None:
+        """End it with `error`, wherever it is."""
+        if self._task is not None and self._ended is None:
+            self._ended = error
+            self._task.cancel()
+
+
+class _Open:
+    """Around a call that needs nobody in particular."""
+
+    def __enter__(self) -> None:
+        _current.set(None)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Guard:
+    """Called with each method and context (`edge_attention.wire.rpc.Guard`)."""
+
+    def __init__(self, access: Access, registry: Registry) -> None:
+        self._access, self._registry = access, registry
+        self._calls: set[Call] = set()
+
+    def __call__(self, method: AnyMethod, context: Any) -> Call | _Open:
+        if method in OPEN:
+            return _Open()
+        name = f"{method.service.name.rpartition('.')[2]}.{method.name}"
+        needed = NEEDED.get(method)
+        if needed is None and method not in ANY:
+            raise Internal(f"{name} has no role in aggregator/trust/policy.py")
+        return self.admit(name, needed, context)
+
+    def admit(self, method: str, needed: Role | None, context: Any) -> Call:
+        """The call, if who makes it may. `needed` None: anybody with a certificate or token."""
+        address = context.peer()
+        shown = next((v for k, v in context.invocation_metadata() or () if k == "authorization"), None)
+        peer = self._access.authenticate(shown, address, method)
+        if needed is not None:
+            self._access.require(peer, needed, address, method)
+        return Call(self._calls, peer, method, address)
+
+    def require_name(self, name: str, what: str) -> None:
+        """Refuse what speaks of the node `name` unless the caller's certificate does too.
+
+        Raises:
+            PermissionDenied: the caller is another node.
+        """
+        call = _current.get()
+        if call is None or call.peer.name == name:
+            return
+        own = call.peer.name
+        error = PermissionDenied(
+            f"{what} of node {name[:80]!r} came with the certificate of {own!r}: start that node with "
+            f"--name {own}, or enrol {name[:80]!r} with a token and an --identity folder of its own"
+        )
+        self._access.refuse(error, call.address, call.method, call.peer.subject)
+        raise error
+
+    def changed(self) -> None:
+        """Something was revoked: end the calls of whoever it was."""
+        self._access.changed()
+        for call in list(self._calls):
+            try:
+                self._registry.require_not_revoked(call.peer)
+            except EdgeAttentionError as error:
+                self._end(call, error)
+
+    def tick(self, now: float) -> None:
+        """End the calls of certificates that ended without being renewed, and of tokens that expired."""
+        for call in [call for call in self._calls if now >= call.ends]:
+            peer = call.peer
+            if peer.certificate:
+                call.ends = max(call.ends, self._registry.latest_end(peer.role, peer.name))
+            if now >= call.ends:
+                what = "certificate" if peer.certificate else "access token"
+                error = Unauthenticated(
+                    f"the {what} of {peer.role} {peer.name!r} ended at {moment(call.ends)}, during the call: "
+                    + ("enrol again with a join token" if peer.certificate else "ask for another")
+                )
+                self._end(call, error)
+
+    def _end(self, call: Call, error: EdgeAttentionError) -> None:
+        self._access.refuse(error, call.address, call.method, call.peer.subject)
+        call.end(error)

@@ -1,0 +1,363 @@
+"""What was issued and what was taken back: tokens and certificates in `trust/trust.db`.
+
+SQLite in WAL mode: the command line works on it while the daemon runs. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aggregator.trust.enrolment import Holder, admit, require_redeemable
+from aggregator.trust.proof import Peer
+from edge_attention.core.errors import (
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Revoked,
+    Unauthenticated,
+)
+from edge_attention.trust.certificates import moment
+from edge_attention.trust.names import Role, require_role
+from edge_attention.trust.tokens import Kind, Token, make_token, secret_hash
+
+SCHEMA = 1
+KEPT_SECONDS = 30 * 86400.0
+"""How long certificates that have ended are remembered."""
+
+_TABLES = (
+    """CREATE TABLE tokens (id TEXT PRIMARY KEY, kind TEXT NOT NULL, role TEXT NOT NULL, name TEXT NOT NULL,
+        secret TEXT NOT NULL, created REAL NOT NULL, expires REAL, uses INTEGER, used INTEGER NOT NULL,
+        revoked REAL, label TEXT NOT NULL)""",
+    """CREATE TABLE certificates (serial TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL,
+        key TEXT NOT NULL, token TEXT NOT NULL, issued REAL NOT NULL, ends REAL NOT NULL, revoked REAL)""",
+    "CREATE INDEX certificates_by_name ON certificates (role, name)",
+)
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A token as it is kept: without its secret. `uses` None: any number; `expires` None: never."""
+
+    id: str
+    kind: Kind
+    role: Role
+    name: str
+    created: float
+    expires: float | None
+    uses: int | None
+    used: int
+    revoked: float | None
+    label: str
+
+    def state(self, now: float) -> str:
+        if self.revoked is not None:
+            return "revoked"
+        if self.expires is not None and now >= self.expires:
+            return "expired"
+        return "used" if self.uses is not None and self.used >= self.uses else "valid"
+
+
+@dataclass(frozen=True)
+class CertificateRow:
+    """A certificate issued. `key` is its key's fingerprint, `token` the id of what it was enrolled with."""
+
+    serial: str
+    role: Role
+    name: str
+    key: str
+    token: str
+    issued: float
+    ends: float
+    revoked: float | None
+
+    @property
+    def subject(self) -> str:
+        return f"{self.role}/{self.name}"
+
+    def state(self, now: float) -> str:
+        if self.revoked is not None:
+            return "revoked"
+        return "ended" if now >= self.ends else "valid"
+
+
+_TOKEN = "id, kind, role, name, created, expires, uses, used, revoked, label"
+
+
+class Registry:
+    """The database in `folder`. Any thread may call."""
+
+    def __init__(self, folder: Path) -> None:
+        self._where = folder / "trust.db"
+        self._mutex = threading.RLock()
+        with self._translated():
+            # isolation_level None: transactions begin and end where `_transaction` says.
+            self._database = sqlite3.connect(
+                self._where, isolation_level=None, check_same_thread=False, timeout=10
+            )
+            self._where.chmod(0o600)
+            for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+                self._database.execute(f"PRAGMA {pragma}")
+            with self._transaction():
+                (schema,) = self._database.execute("PRAGMA user_version").fetchone()
+                if schema > SCHEMA:
+                    raise FailedPrecondition(
+                        f"{self._where} was written by a newer release (schema {schema}, this one reads "
+                        f"{SCHEMA}): run that release"
+                    )
+                if schema == 0:
+                    for statement in (*_TABLES, f"PRAGMA user_version={SCHEMA}"):
+                        self._database.execute(statement)
+
+    def close(self) -> None:
+        with self._mutex:
+            self._database.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            text = str(error)
+            if "disk is full" in text:
+                raise ResourceExhausted(f"{self._where}: the disk is full; free space there") from None
+            if isinstance(error, sqlite3.OperationalError):
+                raise FailedPrecondition(
+                    f"{self._where} cannot be used: {text}; run this as the user that runs the aggregator"
+                ) from None
+            raise DataLoss(f"{self._where} is damaged: {text}; restore it from a backup") from None
+        except OSError as error:
+            raise FailedPrecondition(f"{self._where} cannot be used: {error.strerror}") from None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._mutex, self._translated():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def _rows(self, statement: str, *values: object) -> list[tuple[object, ...]]:
+        with self._mutex, self._translated():
+            return self._database.execute(statement, values).fetchall()
+
+    def version(self) -> int:
+        """Changes when another connection, as the command line's, has changed something."""
+        ((version,),) = self._rows("PRAGMA data_version")
+        assert isinstance(version, int)
+        return version
+
+    # Tokens
+
+    def create_token(
+        self,
+        kind: Kind,
+        role: Role,
+        pin: str,
+        now: float,
+        *,
+        name: str = "",
+        uses: int | None = None,
+        expires: float | None = None,
+        label: str = "",
+    ) -> Token:
+        """A new token. Its secret is in what is returned and nowhere else."""
+        token = make_token(kind, pin)
+        row = (token.id, kind, role, name, secret_hash(token.secret), now, expires, uses, 0, None, label)
+        with self._transaction():
+            self._database.execute(f"INSERT INTO tokens VALUES ({', '.join('?' * len(row))})", row)
+        return token
+
+    def tokens(self) -> list[TokenRow]:
+        """All tokens, oldest first."""
+        return [_token(row) for row in self._rows(f"SELECT {_TOKEN} FROM tokens ORDER BY created, rowid")]
+
+    def token(self, id: str) -> TokenRow:
+        """Raises NotFound if there is none."""
+        rows = self._rows(f"SELECT {_TOKEN} FROM tokens WHERE id = ?", id)
+        if not rows:
+            raise NotFound(f"there is no token {id[:40]!r}; `edge-aggregator token list` lists them")
+        return _token(rows[0])
+
+    def revoke_token(self, id: str, now: float) -> TokenRow:
+        """Raises NotFound if there is none."""
+        with self._transaction():
+            row = self.token(id)
+            self._database.execute("UPDATE tokens SET revoked = coalesce(revoked, ?) WHERE id = ?", (now, id))
+        return row
+
+    def knows(self, token: Token) -> bool:
+        """Whether the token is one of this aggregator's, valid or not."""
+        try:
+            self._known(token)
+        except Revoked:
+            return False
+        return True
+
+    def _known(self, token: Token) -> TokenRow:
+        """The row of a token whose secret is right."""
+        rows = self._rows(f"SELECT secret, {_TOKEN} FROM tokens WHERE id = ?", token.id)
+        if not rows or not hmac.compare_digest(str(rows[0][0]), secret_hash(token.secret)):
+            raise Revoked(
+                f"token {token.id} is not known here: it belongs to another aggregator, or to this one "
+                "before its state folder was new; make one with: edge-aggregator token create"
+            )
+        return _token(rows[0][1:])
+
+    def access(self, token: Token, now: float) -> Peer:
+        """Whom an access token stands for.
+
+        Raises:
+            Unauthenticated: it is not known or has expired.
+            Revoked: it was revoked.
+        """
+        row = self._known(token)
+        if row.revoked is not None:
+            raise Revoked(f"access token {row.id} was revoked at {moment(row.revoked)}: ask for another")
+        if row.expires is not None and now >= row.expires:
+            raise Unauthenticated(f"access token {row.id} expired at {moment(row.expires)}: ask for another")
+        ends = math.inf if row.expires is None else row.expires
+        return Peer(row.name or row.id, row.role, token=row.id, ends=ends)
+
+    # Certificates
+
+    def enrol(
+        self,
+        token: Token,
+        name: str,
+        suggested: str,
+        key: str,
+        now: float,
+        issue: Callable[[Role, str], CertificateRow],
+    ) -> CertificateRow:
+        """Take one use of a join token for a certificate of `key`, made by `issue(role, name)`.
+
+        All or nothing. A key that asks again with the token it has just been enrolled with, because the
+        answer was lost, is answered again.
+
+        Raises:
+            Revoked, Unauthenticated, PermissionDenied, AlreadyExists: and why (`aggregator.trust.enrolment`).
+        """
+        with self._transaction():
+            row = self._known(token)
+            wanted = name or row.name or suggested
+            holders = self._holders(row.role, wanted)
+            again = require_redeemable(row, holders, key, now)
+            admit(row, wanted, key, holders, now)
+            certificate = issue(row.role, wanted)
+            if row.name:
+                # Made for this name: whoever held it does no longer.
+                self._database.execute(
+                    "UPDATE certificates SET revoked = ? WHERE role = ? AND name = ? AND key <> ? "
+                    "AND revoked IS NULL AND ends > ?",
+                    (now, row.role, wanted, key, now),
+                )
+            if not again:
+                self._database.execute("UPDATE tokens SET used = used + 1 WHERE id = ?", (row.id,))
+            self._insert(certificate, now)
+        return certificate
+
+    def renew(self, certificate: CertificateRow, old: str, now: float) -> None:
+        """Remember `certificate`, issued for the one with serial `old`.
+
+        Raises:
+            Revoked: that one was revoked.
+        """
+        with self._transaction():
+            self.require_not_revoked(Peer(certificate.name, certificate.role, certificate=old))
+            self._insert(certificate, now)
+
+    def _insert(self, c: CertificateRow, now: float) -> None:
+        self._database.execute(
+            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (c.serial, c.role, c.name, c.key, c.token, c.issued, c.ends, c.revoked),
+        )
+        # Only the latest of a name matters once it has ended; revoked ones bar their name.
+        self._database.execute(
+            "DELETE FROM certificates WHERE revoked IS NULL AND ends < ?", (now - KEPT_SECONDS,)
+        )
+
+    def _holders(self, role: Role, name: str) -> list[Holder]:
+        rows = self._rows(
+            "SELECT key, token, issued, ends, revoked FROM certificates WHERE role = ? AND name = ? "
+            "ORDER BY rowid",
+            role,
+            name,
+        )
+        return [Holder(*row) for row in rows]  # type: ignore[arg-type]
+
+    def certificates(self) -> list[CertificateRow]:
+        """The newest certificate of each role and name."""
+        rows = self._rows(
+            "SELECT * FROM certificates AS c WHERE rowid = (SELECT max(rowid) FROM certificates AS d "
+            "WHERE d.role = c.role AND d.name = c.name) ORDER BY role, name"
+        )
+        return [_certificate(row) for row in rows]
+
+    def certificate(self, serial: str) -> CertificateRow | None:
+        rows = self._rows("SELECT * FROM certificates WHERE serial = ?", serial)
+        return _certificate(rows[0]) if rows else None
+
+    def revoke_certificates(self, name: str, role: Role | None, now: float) -> list[CertificateRow]:
+        """Revoke all certificates of `name`, in `role` or in any; those that were the newest.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self._transaction():
+            found = [c for c in self.certificates() if c.name == name and role in (None, c.role)]
+            if not found:
+                raise NotFound(
+                    f"no certificate was issued for {name[:80]!r}; `edge-aggregator certificate list` lists "
+                    "them"
+                )
+            for c in found:
+                self._database.execute(
+                    "UPDATE certificates SET revoked = ? WHERE role = ? AND name = ? AND revoked IS NULL",
+                    (now, c.role, c.name),
+                )
+        return found
+
+    def require_not_revoked(self, peer: Peer) -> None:
+        """Raises Revoked if the certificate, or the token, was revoked."""
+        if peer.token:
+            row = self.token(peer.token)
+            if row.revoked is not None:
+                raise Revoked(f"access token {row.id} was revoked at {moment(row.revoked)}: ask for another")
+            return
+        certificate = self.certificate(peer.certificate)
+        if certificate is not None and certificate.revoked is not None:
+            raise Revoked(
+                f"the certificate of {peer.role} {peer.name!r} was revoked at "
+                f"{moment(certificate.revoked)}: to let it in again, an operator makes a token for it with "
+                f"edge-aggregator token create --role {peer.role} --name {peer.name}"
+            )
+
+    def latest_end(self, role: Role, name: str) -> float:
+        """When the last of a name's certificates ends that were not revoked; 0 if there is none."""
+        rows = self._rows(
+            "SELECT max(ends) FROM certificates WHERE role = ? AND name = ? AND revoked IS NULL", role, name
+        )
+        end = rows[0][0]
+        return float(end) if isinstance(end, int | float) else 0.0
+
+
+def _token(row: tuple[object, ...]) -> TokenRow:
+    return TokenRow(*row)  # type: ignore[arg-type]
+
+
+def _certificate(row: tuple[object, ...]) -> CertificateRow:
+    made = CertificateRow(*row)  # type: ignore[arg-type]
+    require_role(made.role)
+    return made

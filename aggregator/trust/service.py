@@ -1,0 +1,105 @@
+"""TrustService: certificates for join tokens, and new ones for old."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from aggregator.metrics import Metrics
+from aggregator.trust.access import Access
+from aggregator.trust.audit import Audit
+from aggregator.trust.authority import Authority
+from aggregator.trust.guard import caller
+from aggregator.trust.registry import CertificateRow, Registry
+from edge_attention.core.enrolment import (
+    EnrolRequest,
+    EnrolResponse,
+    Issued,
+    RenewRequest,
+    RenewResponse,
+)
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
+from edge_attention.trust.certificates import check_request, der, ends, key_fingerprint, serial
+from edge_attention.trust.names import Role
+from edge_attention.trust.tokens import parse_token
+from edge_attention.wire import trust
+from edge_attention.wire.methods import AnyMethod
+from edge_attention.wire.rpc import Handler
+
+
+class TrustApi:
+    """Issues certificates of `life` from `authority`."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        registry: Registry,
+        access: Access,
+        audit: Audit,
+        metrics: Metrics,
+        life: timedelta,
+    ) -> None:
+        self._authority, self._registry, self._access = authority, registry, access
+        self._audit, self._metrics, self._life = audit, metrics, life
+
+    def handlers(self) -> Mapping[AnyMethod, Handler]:
+        return {trust.ENROL: self.enrol, trust.RENEW: self.renew}
+
+    async def enrol(self, request: EnrolRequest, call: Any) -> EnrolResponse:
+        address = call.peer()
+        try:
+            issued, row = await asyncio.to_thread(self._enrol, request)
+        except EdgeAttentionError as error:
+            self._metrics.enrolments.labels("refused").inc()
+            self._access.refuse(error, address, f"enrolment of {(request.name or request.suggested)[:80]!r}")
+            raise
+        self._metrics.enrolments.labels("ok").inc()
+        self._metrics.certificates_issued.labels(row.role).inc()
+        self._audit.write(
+            "enrolled", subject=row.subject, peer=address, token=row.token, serial=row.serial, ends=row.ends
+        )
+        return EnrolResponse(issued)
+
+    def _enrol(self, request: EnrolRequest) -> tuple[Issued, CertificateRow]:
+        token = parse_token(request.token, "join")
+        key = check_request(request.signing_request)
+        made: list[Issued] = []
+
+        def issue(role: Role, name: str) -> CertificateRow:
+            issued, row = self._issue(key, role, name, token.id)
+            made.append(issued)
+            return row
+
+        names = (request.name, request.suggested)
+        row = self._registry.enrol(token, *names, key_fingerprint(key), time.time(), issue)
+        return made[0], row
+
+    async def renew(self, request: RenewRequest, call: Any) -> RenewResponse:
+        peer = caller()
+        if peer is None or not peer.certificate:
+            raise FailedPrecondition("a certificate is renewed by who holds it; an access token has none")
+        issued, row = await asyncio.to_thread(self._renew, request, peer.role, peer.name, peer.certificate)
+        self._metrics.certificates_issued.labels(row.role).inc()
+        self._audit.write("renewed", subject=row.subject, peer=call.peer(), serial=row.serial, ends=row.ends)
+        return RenewResponse(issued)
+
+    def _renew(self, request: RenewRequest, role: Role, name: str, old: str) -> tuple[Issued, CertificateRow]:
+        key = check_request(request.signing_request)
+        before = self._registry.certificate(old)
+        issued, row = self._issue(key, role, name, before.token if before else "")
+        self._registry.renew(row, old, time.time())
+        return issued, row
+
+    def _issue(
+        self, key: ec.EllipticCurvePublicKey, role: Role, name: str, token: str
+    ) -> tuple[Issued, CertificateRow]:
+        certificate = self._authority.issue_peer(key, role, name, self._life)
+        row = CertificateRow(
+            serial(certificate), role, name, key_fingerprint(key), token, time.time(), ends(certificate), None
+        )
+        return Issued(der(certificate), der(self._authority.certificate), name, role), row

@@ -1,0 +1,153 @@
+"""Puts trust together for the server: authority, certificate, registry, access, guard, service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+
+from aggregator.metrics import Metrics
+from aggregator.trust.access import Access
+from aggregator.trust.audit import Audit
+from aggregator.trust.authority import Authority, folder_of
+from aggregator.trust.bootstrap import write_bootstrap
+from aggregator.trust.expiry import show_expiry
+from aggregator.trust.grpc_log import GrpcLog
+from aggregator.trust.guard import Guard
+from aggregator.trust.proof import CertificateProof
+from aggregator.trust.registry import Registry
+from aggregator.trust.server_certificate import OperatorsCertificate, OwnCertificate, ServerCertificate
+from aggregator.trust.service import TrustApi
+from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.trust.certificates import ends, moment, pem, pin
+from edge_attention.trust.files import write_whole
+from edge_attention.wire.methods import AnyMethod
+from edge_attention.wire.rpc import Handler
+
+log = logging.getLogger(__name__)
+
+TLS_AUTHORITY = "tls-authority.pem"
+"""In the trust folder, where the operator's own certificate is served: what tokens pin is of it."""
+
+WATCH_SECONDS = 0.5
+HANDSHAKE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class TrustSettings:
+    """What the command line says about trust."""
+
+    names: tuple[str, ...] = ()
+    life: timedelta = timedelta(days=7)
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+    bootstrap: Path | None = None
+    grpc_log: GrpcLog | None = field(default=None, compare=False)
+
+
+class Trust:
+    """Everything about trust of one running aggregator. Close it at the end."""
+
+    def __init__(
+        self, settings: TrustSettings, state: Path, host: str, metrics: Metrics, audit: Audit
+    ) -> None:
+        folder = folder_of(state)
+        self._settings, self._metrics, self._audit = settings, metrics, audit
+        self._authority = Authority.open(folder)
+        self._server = self._server_certificate(folder, host)
+        self._registry = Registry(folder)
+        proof = CertificateProof(self._authority.certificate)
+        self.access = Access(self._registry, proof, self._server, audit)
+        self.guard = Guard(self.access, self._registry)
+        self._api = TrustApi(self._authority, self._registry, self.access, audit, metrics, settings.life)
+        self._seen = self._registry.version()
+        self._handshakes: dict[str, tuple[float, int]] = {}
+        if settings.grpc_log is not None:
+            settings.grpc_log.tell(self._handshake)
+        self.bootstrap()
+        log.info(
+            "TLS: authority %s, server certificate until %s",
+            pin(self._server.authority),
+            moment(ends(self._server.certificate)),
+        )
+
+    def _server_certificate(self, folder: Path, host: str) -> ServerCertificate:
+        s = self._settings
+        marker = folder / TLS_AUTHORITY
+        if s.certificate is not None and s.key is not None:
+            made: ServerCertificate = OperatorsCertificate(folder, s.certificate, s.key, s.authority)
+            write_whole(marker, pem(made.authority), 0o644)
+            return made
+        marker.unlink(missing_ok=True)
+        own = socket.gethostname()
+        always = [name for name in (own, "localhost", "127.0.0.1", "::1") if name]
+        listening = [] if host in ("0.0.0.0", "::", "[::]") else [host.strip("[]")]
+        return OwnCertificate(folder, self._authority, [*always, *listening, *s.names], s.life)
+
+    def handlers(self) -> Mapping[AnyMethod, Handler]:
+        return self._api.handlers()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        return self._server.grpc_credentials()
+
+    def bootstrap(self) -> None:
+        """Write --bootstrap's files, where they are missing."""
+        if self._settings.bootstrap is not None:
+            made = write_bootstrap(
+                self._settings.bootstrap, self._registry, self._server.authority, time.time()
+            )
+            for id in made:
+                self._audit.write("token_created", subject="bootstrap", token=id)
+
+    async def watch(self) -> None:
+        """Rotate, notice what was revoked, end what has ended; runs as long as the aggregator does."""
+        while True:
+            try:
+                await self._look()
+            except EdgeAttentionError as error:
+                log.error("%s", error.message)
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def _look(self) -> None:
+        version = await asyncio.to_thread(self._registry.version)
+        if version != self._seen:
+            self._seen = version
+            self.guard.changed()
+        now = time.time()
+        self.guard.tick(now)
+        await asyncio.to_thread(self._server.keep)
+        await asyncio.to_thread(
+            show_expiry,
+            self._metrics,
+            self._registry,
+            {"authority": self._authority.certificate, "server": self._server.certificate},
+            now,
+        )
+
+    def _handshake(self, reason: str, line: str) -> None:
+        """Called on the thread that reads gRPC's log. Of equal ones there is a line a minute."""
+        before, times = self._handshakes.get(reason, (-math.inf, 0))
+        now = time.monotonic()
+        if now - before < HANDSHAKE_SECONDS:
+            self._handshakes[reason] = (before, times + 1)
+            return
+        if len(self._handshakes) > 100:
+            self._handshakes.clear()
+        self._handshakes[reason] = (now, 0)
+        more = f" ({times} more like it before)" if times else ""
+        log.warning("refused a connection: %s%s", reason, more)
+        self._audit.write("refused", outcome="refused", reason=reason, detail=line, more_before=times)
+
+    def close(self) -> None:
+        if self._settings.grpc_log is not None:
+            self._settings.grpc_log.tell(lambda reason, line: None)
+        self._registry.close()

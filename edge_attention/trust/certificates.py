@@ -1,0 +1,168 @@
+"""X.509 as used here: P-256 keys, signing requests, fingerprints, and what a certificate says."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, Unauthenticated
+from edge_attention.trust.names import DOMAIN, Role, parse_uri
+from edge_attention.trust.tokens import PIN_DIGITS
+
+BACKDATE = timedelta(minutes=5)
+"""A certificate is valid from so long before it is made: clocks of boxes differ."""
+
+Key = ec.EllipticCurvePrivateKey
+
+ENCODING = serialization.Encoding
+
+
+def new_key() -> Key:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_pem(key: Key) -> bytes:
+    return key.private_bytes(ENCODING.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def load_key(pem: bytes, where: str) -> Key:
+    """Raises InvalidArgument if it is not a P-256 private key."""
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise InvalidArgument(f"{where} holds no private key in PEM without a password") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InvalidArgument(f"{where} holds a key that is not P-256")
+    return key
+
+
+def pem(*certificates: x509.Certificate) -> bytes:
+    return b"".join(certificate.public_bytes(ENCODING.PEM) for certificate in certificates)
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(ENCODING.DER)
+
+
+def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
+    """Raises InvalidArgument if there is no certificate in `data`."""
+    try:
+        found = x509.load_pem_x509_certificates(data)
+    except ValueError:
+        found = []
+    if not found:
+        raise InvalidArgument(f"{where} holds no certificate in PEM")
+    return found
+
+
+def load_der(data: bytes, where: str) -> x509.Certificate:
+    """Raises InvalidArgument if it is no certificate."""
+    try:
+        return x509.load_der_x509_certificate(data)
+    except ValueError:
+        raise InvalidArgument(f"{where} is not a certificate") from None
+
+
+def fingerprint(certificate: x509.Certificate | bytes) -> str:
+    """SHA-256 of the certificate's DER, as hex."""
+    data = certificate if isinstance(certificate, bytes) else der(certificate)
+    return hashlib.sha256(data).hexdigest()
+
+
+def pin(certificate: x509.Certificate | bytes) -> str:
+    return fingerprint(certificate)[:PIN_DIGITS]
+
+
+def key_fingerprint(key: object) -> str:
+    """SHA-256 of a public key's DER, as hex."""
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    data = key.public_bytes(ENCODING.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(data).hexdigest()
+
+
+def serial(certificate: x509.Certificate) -> str:
+    return f"{certificate.serial_number:x}"
+
+
+def issued(certificate: x509.Certificate) -> float:
+    """When it was made, in seconds since 1970."""
+    return (certificate.not_valid_before_utc + BACKDATE).timestamp()
+
+
+def ends(certificate: x509.Certificate) -> float:
+    """When it ends, in seconds since 1970."""
+    return certificate.not_valid_after_utc.timestamp()
+
+
+def moment(seconds: float) -> str:
+    """A time for a person: `2026-11-25 16:00:00 UTC`."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def common_name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+
+
+def uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def is_ours(authority: x509.Certificate) -> bool:
+    """Whether an aggregator made this authority for itself: then only that aggregator has such a server
+    certificate, and it is known by SERVER_NAME and not by its address."""
+    return DOMAIN in uris(authority)
+
+
+def peer_name(certificate: x509.Certificate) -> tuple[Role, str]:
+    """The role and name a certificate was issued for.
+
+    Raises:
+        Unauthenticated: it names no peer, or several.
+    """
+    found = uris(certificate)
+    try:
+        if len(found) == 1:
+            return parse_uri(found[0])
+    except EdgeAttentionError:
+        pass
+    raise Unauthenticated("the certificate names no node and no client of Edge Attention")
+
+
+def signing_request(key: Key, name: str) -> bytes:
+    """A signing request (DER): proves that who asks holds the key."""
+    request = x509.CertificateSigningRequestBuilder().subject_name(common_name(name))
+    return request.sign(key, hashes.SHA256()).public_bytes(ENCODING.DER)
+
+
+REQUEST_LIMIT = 4096
+
+
+def check_request(data: bytes) -> ec.EllipticCurvePublicKey:
+    """The public key in a signing request.
+
+    Raises:
+        InvalidArgument: it is damaged, not signed by its key, or the key is not P-256.
+    """
+    try:
+        if len(data) > REQUEST_LIMIT:
+            raise ValueError
+        request = x509.load_der_x509_csr(data)
+        key = request.public_key()
+        valid = request.is_signature_valid
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm):
+        raise InvalidArgument("the signing request is damaged: make it anew") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InvalidArgument("the signing request is for a key that is not P-256")
+    if not valid:
+        raise InvalidArgument("the signing request was not signed with its own key")
+    return key

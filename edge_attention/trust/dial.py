@@ -1,0 +1,134 @@
+"""How a peer reaches an aggregator: in plaintext on loopback, or by TLS with a token or a certificate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from cryptography import x509
+
+from edge_attention.core.addresses import is_loopback
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from edge_attention.trust.assertion import Assertion
+from edge_attention.trust.bootstrap import fetch_authority, split_address, why_unreachable
+from edge_attention.trust.certificates import is_ours, load_pem, pem, pin
+from edge_attention.trust.identity import Identity
+from edge_attention.trust.names import SERVER_NAME
+from edge_attention.trust.tokens import Token
+from edge_attention.wire.methods import CHANNEL_OPTIONS
+from edge_attention.wire.rpc import Caller, Metadata
+
+
+class Dial:
+    """Opens channels to `address`, and has the metadata that goes with each call.
+
+    Without authority, token or identity: plaintext. With a token and no authority, the authority is fetched
+    by the token's pin when first needed.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        where: str = "",
+        *,
+        authority: x509.Certificate | None = None,
+        token: Token | None = None,
+        identity: Identity | None = None,
+    ) -> None:
+        if token is not None and identity is not None:
+            raise InvalidArgument("give a token or an identity, not both: each says who is calling")
+        if token is not None and authority is not None and pin(authority) != token.pin:
+            raise InvalidArgument(
+                f"token {token.id} is of the authority {token.pin[:16]}..., and the authority given is "
+                f"{pin(authority)[:16]}...: leave out --authority, or use a token of that aggregator"
+            )
+        self.address, self.where = address, where or address
+        self._token = token
+        self._authority = authority or (identity.authority if identity is not None else None)
+        self._encrypted = self._authority is not None or token is not None
+        self.ends: Callable[[], float] = lambda: 0.0
+        """When the certificate shown ends, in seconds since 1970; 0 without one."""
+        self._metadata: Callable[[], Metadata] = tuple
+        if token is not None:
+            shown = (("authorization", f"Bearer {token.text}"),)
+            self._metadata = lambda: shown
+        elif identity is not None:
+            self.become(identity)
+
+    def become(self, identity: Identity) -> None:
+        """Show the identity's certificate from the next call on; connections stay as they are."""
+        assertion = Assertion(identity.key, identity.certificate, identity.issuer)
+        self._metadata = lambda: (("authorization", f"Bearer {assertion.text()}"),)
+
+    def caller(self) -> Caller:
+        """A caller whose channel is opened at its first call."""
+        return Caller(self._opened, self.where, self._metadata_now, self.why)
+
+    def open_caller(self) -> Caller:
+        """A caller with an open channel; the authority is known, or not needed."""
+        return Caller(self._open(grpc.aio.secure_channel), self.where, self._metadata_now, self.why)
+
+    def channel(self) -> grpc.Channel:
+        """A channel for synchronous calls; blocks while the authority is fetched."""
+        self._find_authority()
+        channel: grpc.Channel = self._open(grpc.secure_channel)
+        return channel
+
+    def metadata(self) -> Metadata:
+        return self._metadata()
+
+    async def why(self) -> str | None:
+        """Why the aggregator cannot be reached, if that can be told."""
+        return await asyncio.to_thread(self.why_now)
+
+    def why_now(self) -> str | None:
+        name = SERVER_NAME if self._authority is not None and is_ours(self._authority) else None
+        if self._encrypted and self._authority is None:
+            return None
+        return why_unreachable(self.address, self._authority, name)
+
+    def _metadata_now(self) -> Metadata:
+        return self._metadata()
+
+    async def _opened(self) -> grpc.aio.Channel:
+        await asyncio.to_thread(self._find_authority)
+        channel: grpc.aio.Channel = self._open(grpc.aio.secure_channel)
+        return channel
+
+    def _find_authority(self) -> None:
+        if self._authority is None and self._token is not None:
+            self._authority = fetch_authority(self.address, self._token.pin)
+
+    def _open(self, secure: Callable[..., Any]) -> Any:
+        options: list[tuple[str, Any]] = list(CHANNEL_OPTIONS)
+        if is_loopback(split_address(self.address)[0]):
+            # A proxy cannot reach this machine's own loopback, whatever http_proxy says.
+            options.append(("grpc.enable_http_proxy", 0))
+        if not self._encrypted:
+            insecure = grpc.insecure_channel if secure is grpc.secure_channel else grpc.aio.insecure_channel
+            return insecure(self.address, options=options)
+        assert self._authority is not None
+        if is_ours(self._authority):
+            options.append(("grpc.ssl_target_name_override", SERVER_NAME))
+        credentials = grpc.ssl_channel_credentials(pem(self._authority))
+        return secure(self.address, credentials, options=options)
+
+
+def read_authority(path: Path) -> x509.Certificate:
+    """The authority in a PEM file.
+
+    Raises:
+        FailedPrecondition: it cannot be read.
+        InvalidArgument: it holds no certificate.
+    """
+    try:
+        return load_pem(path.read_bytes(), f"authority file {path}")[0]
+    except OSError as error:
+        raise FailedPrecondition(
+            f"authority file {path} cannot be read: {error.strerror}; the aggregator's --bootstrap writes "
+            "one, and it is trust/authority.pem of its state folder"
+        ) from None

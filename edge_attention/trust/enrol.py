@@ -1,0 +1,74 @@
+"""Enrolling with a join token and renewing, as blocking calls: once at the start, then every few days."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import grpc
+from cryptography import x509
+
+from edge_attention.core.enrolment import EnrolRequest, RenewRequest
+from edge_attention.core.errors import EdgeAttentionError, Unreachable
+from edge_attention.trust.bootstrap import fetch_authority
+from edge_attention.trust.certificates import pin, signing_request
+from edge_attention.trust.dial import Dial
+from edge_attention.trust.identity import Identity, IdentityFolder
+from edge_attention.trust.tokens import Token
+from edge_attention.wire import trust
+from edge_attention.wire.errors import from_rpc
+from edge_attention.wire.methods import Method
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+TIMEOUT = 20.0
+
+
+def enrol(
+    address: str,
+    token: Token,
+    folder: IdentityFolder,
+    name: str = "",
+    suggested: str = "",
+    authority: x509.Certificate | None = None,
+) -> Identity:
+    """Get a certificate for `name` ("": the token's, then `suggested`) with a key made here; keep both.
+
+    Raises:
+        EdgeAttentionError: what the aggregator refused it with, or why it was not reached.
+    """
+    known = authority or fetch_authority(address, token.pin)
+    dial = Dial(address, f"the aggregator at {address}", authority=known)
+    # A folder that belonged to another aggregator gets a key of its own for this one.
+    fresh = folder.exists() and pin(folder.load().authority) != pin(known)
+    key = folder.pending_key(fresh)
+    request = EnrolRequest(token.text, signing_request(key, name or suggested), name, suggested)
+    return folder.save(key, _call(dial, trust.ENROL, request).issued, known)
+
+
+def renew(address: str, identity: Identity, folder: IdentityFolder) -> Identity:
+    """A new certificate for the identity's key, kept in `folder`.
+
+    Raises:
+        EdgeAttentionError: what the aggregator refused it with, or why it was not reached.
+    """
+    dial = Dial(address, f"the aggregator at {address}", identity=identity)
+    request = RenewRequest(signing_request(identity.key, identity.name))
+    return folder.save(identity.key, _call(dial, trust.RENEW, request).issued, identity.authority)
+
+
+def _call(dial: Dial, method: Method[Q, R], request: Q) -> R:
+    channel = dial.channel()
+    try:
+        call = channel.unary_unary(method.path, None, None)
+        data = call(method.request.encode(request), timeout=TIMEOUT, metadata=dial.metadata())
+        return method.response.decode(data)
+    except grpc.RpcError as error:
+        raise _explained(dial, from_rpc(error, dial.where)) from None
+    finally:
+        channel.close()
+
+
+def _explained(dial: Dial, error: EdgeAttentionError) -> EdgeAttentionError:
+    why = dial.why_now() if isinstance(error, Unreachable) else None
+    return error if why is None else Unreachable(why)

@@ -1,0 +1,131 @@
+"""A peer's own folder: the key it made, its certificate, and whom it trusts.
+
+key.pem            the key; 0600, it never leaves this folder
+certificate.pem    the certificate, then the one that signed it
+authority.pem      what the server's certificate must end in
+new-key.pem        while an enrolment is under way
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from edge_attention.core.enrolment import Issued
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from edge_attention.trust.certificates import (
+    Key,
+    key_pem,
+    load_der,
+    load_key,
+    load_pem,
+    new_key,
+    peer_name,
+    pem,
+)
+from edge_attention.trust.files import write_whole
+from edge_attention.trust.names import Role
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A name with the key that proves it, and the authority of the server it is proven to."""
+
+    key: Key
+    certificate: x509.Certificate
+    issuer: x509.Certificate
+    authority: x509.Certificate
+
+    @property
+    def name(self) -> str:
+        return peer_name(self.certificate)[1]
+
+    @property
+    def role(self) -> Role:
+        return peer_name(self.certificate)[0]
+
+
+class IdentityFolder:
+    """Reads and writes the folder; each file whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self) -> Identity:
+        """The identity kept here.
+
+        Raises:
+            NotFound: there is none.
+            FailedPrecondition: it cannot be read.
+            InvalidArgument: it is damaged.
+        """
+        key_file, chain_file = self.folder / "key.pem", self.folder / "certificate.pem"
+        try:
+            chain_data = chain_file.read_bytes()
+            key = load_key(key_file.read_bytes(), str(key_file))
+            authority_file = self.folder / "authority.pem"
+            authority = load_pem(authority_file.read_bytes(), str(authority_file))[0]
+        except FileNotFoundError:
+            raise NotFound(
+                f"there is no identity in {self.folder}: make one with a join token (edge-node --join-token, "
+                "edge-attention enrol)"
+            ) from None
+        except OSError as error:
+            raise _unusable(self.folder, error) from None
+        chain = load_pem(chain_data, str(chain_file))
+        if len(chain) < 2 or key.public_key() != chain[0].public_key():
+            raise InvalidArgument(
+                f"{chain_file} does not fit {key_file}: remove {self.folder} and enrol again with a token"
+            )
+        return Identity(key, chain[0], chain[1], authority)
+
+    def exists(self) -> bool:
+        return (self.folder / "certificate.pem").exists()
+
+    def pending_key(self, fresh: bool) -> Key:
+        """The key to enrol with: the one in use unless `fresh`, or the one of a try whose answer was lost.
+
+        It is on disk before it is asked a certificate for: an answer that is lost can be asked for again.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            names = ["new-key.pem"] if fresh else ["new-key.pem", "key.pem"]
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    return load_key((self.folder / name).read_bytes(), str(self.folder / name))
+            key = new_key()
+            write_whole(self.folder / "new-key.pem", key_pem(key), 0o600)
+            return key
+        except OSError as error:
+            raise _unusable(self.folder, error) from None
+
+    def save(self, key: Key, issued: Issued, authority: x509.Certificate) -> Identity:
+        """Keep what was issued; the identity it makes.
+
+        Raises:
+            FailedPrecondition: the folder cannot be written.
+            InvalidArgument: the certificate is not for the key.
+        """
+        certificate = load_der(issued.certificate, "the certificate issued")
+        issuer = load_der(issued.issuer, "the issuer's certificate")
+        if certificate.public_key() != key.public_key():
+            raise InvalidArgument("the aggregator issued a certificate for another key; enrol again")
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_whole(self.folder / "authority.pem", pem(authority), 0o644)
+            write_whole(self.folder / "key.pem", key_pem(key), 0o600)
+            write_whole(self.folder / "certificate.pem", pem(certificate, issuer), 0o644)
+            (self.folder / "new-key.pem").unlink(missing_ok=True)
+        except OSError as error:
+            raise _unusable(self.folder, error) from None
+        return Identity(key, certificate, issuer, authority)
+
+
+def _unusable(folder: Path, error: OSError) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"identity folder {folder} cannot be used: {error.strerror}; make it readable and writable for this "
+        "user"
+    )

@@ -1,0 +1,72 @@
+"""Keeps an identity alive: renews it on a thread of its own, and enrols again where it may."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from edge_attention.core.errors import EdgeAttentionError, Revoked
+from edge_attention.trust.certificates import ends, issued, moment
+from edge_attention.trust.identity import Identity
+from edge_attention.trust.renewal import Renewal
+
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Renews `identity` in time, until `close`.
+
+    Args:
+        renew: gets a new certificate for an identity.
+        enrol: enrols anew, where there is a token; None: that cannot be done.
+        changed: called with each new identity, on this thread.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        renew: Callable[[Identity], Identity],
+        enrol: Callable[[], Identity] | None,
+        changed: Callable[[Identity], None],
+    ) -> None:
+        self.identity = identity
+        self._renew, self._enrol, self._changed = renew, enrol, changed
+        certificate = identity.certificate
+        self._renewal = Renewal(issued(certificate), ends(certificate), random.random)
+        self._stop = threading.Event()
+        threading.Thread(target=self._run, name="certificate", daemon=True).start()
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        # Looked at now and then: a clock may be set meanwhile.
+        while not self._stop.wait(min(max(self._renewal.wake - time.time(), 0.05), 60.0)):
+            if self._renewal.step(time.time()) and not self._step():
+                return
+
+    def _step(self) -> bool:
+        """One try. False if there is no use in another."""
+        try:
+            self.identity = self._again()
+        except EdgeAttentionError as error:
+            log.warning(
+                "the certificate, which ends at %s, was not renewed: %s",
+                moment(self._renewal.ends),
+                error.message,
+            )
+            self._renewal.failed(time.time())
+            return not isinstance(error, Revoked)
+        certificate = self.identity.certificate
+        self._renewal.renewed(issued(certificate), ends(certificate))
+        log.info("the certificate was renewed, until %s", moment(ends(certificate)))
+        self._changed(self.identity)
+        return True
+
+    def _again(self) -> Identity:
+        if self._enrol is not None and self._renewal.ended(time.time()):
+            return self._enrol()
+        return self._renew(self.identity)
