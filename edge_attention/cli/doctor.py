@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 from edge_attention.aio import AsyncClient
-from edge_attention.cli.output import json_option, print_json, require_rich
+from edge_attention.cli.connection import credentials
+from edge_attention.cli.output import json_option, print_json
 from edge_attention.doctor.examine import Busy, Questions, examine_box, examine_port, run_fleet
+from edge_attention.doctor.examine_trust import Trust
 from edge_attention.doctor.finding import Finding, Status, failed, skipped, worst
 from edge_attention.options import ADDRESS, BYTES
 
@@ -27,6 +32,7 @@ Examples:
   edge-attention doctor --aggregator hub:50051 --context memory --queries 4
   edge-attention doctor --aggregator hub:50051 --idle 120 # does the router keep idle streams?
   edge-attention doctor --provider cuda --threads 4       # will a node with these run well here?
+  edge-attention --token-file token doctor --aggregator hub:50051   # with TLS
 
 \b
 Exit codes: 0 nothing failed (warnings are named), 1 something failed, 2 bad usage.
@@ -73,6 +79,19 @@ What each check means and what to do: docs/doctor.md.
     envvar=["EDGE_ATTENTION_DOCTOR_MEMORY_LIMIT", "EDGE_NODE_MEMORY_LIMIT"],
     help="Bytes it may store, as 2GB.  [default: half of RAM]",
 )
+@click.option(
+    "--node-identity",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar=["EDGE_ATTENTION_DOCTOR_NODE_IDENTITY", "EDGE_NODE_IDENTITY"],
+    help="The identity folder of a node on this box, to look at.",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar=["EDGE_ATTENTION_DOCTOR_STATE", "EDGE_AGGREGATOR_STATE"],
+    help="The state folder of an aggregator on this box, to look at.",
+)
+@click.option("--problems", is_flag=True, help="Print warnings and failures alone.")
 @json_option
 @click.pass_context
 def doctor(
@@ -86,6 +105,9 @@ def doctor(
     provider: str,
     threads: int | None,
     memory_limit: int | None,
+    node_identity: Path | None,
+    state: Path | None,
+    problems: bool,
     as_json: bool,
 ) -> int:
     """Check this box, and the fleet of an aggregator, and name the fix.
@@ -99,9 +121,12 @@ def doctor(
     address = f"{own[0]}:{own[1]}" if own else str(ctx.obj)
     host, _, port = address.rpartition(":")
     named = own is not None or _given(ctx)
+    shown = credentials()
+    trust = Trust(shown.access, shown.token_file, shown.authority, shown.identity, node_identity, state)
     asked = Questions(
         host=host,
         port=int(port),
+        trust=trust,
         timeout=timeout,
         idle=idle,
         context=context or "",
@@ -118,7 +143,15 @@ def doctor(
         busy(f"connecting to {address}")
         before = len(findings)
         if examine_port(asked, findings.append):
-            run_fleet(lambda: AsyncClient(address, timeout=timeout), asked, findings.append, busy)
+            client = partial(
+                AsyncClient,
+                address,
+                timeout=timeout,
+                token=shown.token,
+                authority=shown.authority,
+                identity=shown.identity,
+            )
+            run_fleet(client, asked, findings.append, busy)
         elif not named:
             # Nobody said there was one.
             del findings[before:]
@@ -135,7 +168,7 @@ def doctor(
     if as_json:
         print_json({"status": status, "aggregator": address, "findings": findings})
     else:
-        _print(findings)
+        _print(findings, problems)
     return 1 if status is Status.FAILED else 0
 
 
@@ -148,18 +181,40 @@ def _given(ctx: click.Context) -> bool:
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Busy]:
     """Says on stderr what is waited for, where a person sees it."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty() or not _rich():
         yield lambda what: None
         return
-    require_rich()
     from rich.console import Console
 
     with Console(stderr=True).status("") as status:
         yield lambda what: status.update(f"{what} ...")
 
 
-def _print(findings: Sequence[Finding]) -> None:
-    require_rich()
+def _rich() -> bool:
+    """Whether tables can be drawn: a box that is only a node need not have the package."""
+    return find_spec("rich") is not None
+
+
+def _print(findings: Sequence[Finding], problems: bool) -> None:
+    bad = {status: [f for f in findings if f.status is status] for status in (Status.FAILED, Status.WARNING)}
+    shown = [f for f in findings if f.status in bad] if problems else findings
+    if shown:
+        _table(shown) if _rich() else _lines(shown)
+    for status, what in ((Status.FAILED, "failed"), (Status.WARNING, "warnings")):
+        if found := bad[status]:
+            click.echo(f"{len(found)} {what}: {', '.join(f'{f.check} of {f.subject}' for f in found)}")
+    if not any(bad.values()):
+        click.echo(f"all {sum(f.status is Status.OK for f in findings)} checks are ok")
+
+
+def _lines(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        click.echo(f"{_MARK[finding.status]:8}{finding.subject}, {finding.check}: {finding.measured}")
+        if finding.fix:
+            click.echo(f"        -> {finding.fix}")
+
+
+def _table(findings: Sequence[Finding]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -175,19 +230,9 @@ def _print(findings: Sequence[Finding]) -> None:
             said.append(f"\n→ {finding.fix}", style="bold" if finding.status is Status.FAILED else "")
         subject = finding.subject if finding.subject != last else ""
         last = finding.subject
-        table.add_row(subject, finding.check, Text(_MARK[finding.status], style=_STYLE[finding.status]), said)
+        mark = Text(_MARK[finding.status], style=_STYLE[finding.status])
+        table.add_row(subject, finding.check, mark, said)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)
     console.print(table)
-    named = [
-        ("failed", [f for f in findings if f.status is Status.FAILED]),
-        ("warnings", [f for f in findings if f.status is Status.WARNING]),
-    ]
-    counts = [
-        f"{len(found)} {what}: {', '.join(f'{f.check} of {f.subject}' for f in found)}"
-        for what, found in named
-        if found
-    ]
-    checks = sum(f.status is not Status.SKIPPED for f in findings)
-    click.echo("\n".join(counts) if counts else f"all {checks} checks are ok")

@@ -47,6 +47,15 @@ class Port:
 
 
 @dataclass(frozen=True)
+class HttpAnswer:
+    """What the aggregator's HTTP port answered when asked whether it is ready; status 0: nothing."""
+
+    port: int
+    status: int
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class ClockReading:
     """Another machine's clock less this one's, in seconds, known to within `within`."""
 
@@ -113,6 +122,19 @@ def health(status: str, seconds: float, problem: str) -> Finding:
         return failed("health", "aggregator", f"it says {status}", fix, **data)
     fix = "read the aggregator's log; what answers at the port is not well, or not an aggregator"
     return failed("health", "aggregator", problem, fix, **data)
+
+
+def http_port(answer: HttpAnswer) -> Finding:
+    """Whether the page and the metrics can be had from here."""
+    data = {"port": answer.port, "status": answer.status}
+    if not answer.status:
+        said = f"port {answer.port} cannot be reached from here: {answer.problem}"
+        fix = "if Prometheus or a browser is to reach it from here, give the aggregator --metrics-host"
+        return skipped("http port", "aggregator", said, fix, **data)
+    if answer.status == 503:
+        fix = "wait if it is starting or stopping, else read its log"
+        return warning("http port", "aggregator", f"port {answer.port} says it is not ready", fix, **data)
+    return ok("http port", "aggregator", f"port {answer.port} answers", **data)
 
 
 def clock(subject: str, reading: ClockReading | None, of: str = "this box's") -> Finding:

@@ -9,14 +9,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_attention import box
 from edge_attention.aio import AsyncClient
 from edge_attention.core.addresses import is_loopback
 from edge_attention.core.attention import Context
 from edge_attention.core.box import Box
-from edge_attention.core.errors import EdgeAttentionError, NotFound, ResourceExhausted
+from edge_attention.core.errors import (
+    EdgeAttentionError,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+)
 from edge_attention.core.fleet import DescribeAggregatorResponse, Node, NodeState
 from edge_attention.core.session import PROTOCOL
 from edge_attention.doctor import (
@@ -28,12 +34,23 @@ from edge_attention.doctor import (
     measure_fleet,
     measure_port,
     node_findings,
+    trust_findings,
 )
-from edge_attention.doctor.finding import Finding, failed, skipped, warning
+from edge_attention.doctor.examine_trust import (
+    Known,
+    Trust,
+    examine_credentials,
+    examine_files,
+    examine_shown,
+)
+from edge_attention.doctor.finding import Finding, Status, failed, skipped, warning
 from edge_attention.wire.methods import KEEPALIVE_SECONDS, LEAST_PING_SECONDS
 
 PROBED = 30
 """Nodes that get bytes to carry; of the others only round trips are timed."""
+
+MAX_PROBE = 300.0
+"""Seconds a probe may take, the aggregator's own limit."""
 
 Tell = Callable[[Finding], None]
 Busy = Callable[[str], None]
@@ -48,7 +65,7 @@ class Questions:
 
     host: str
     port: int
-    tls: bool = False
+    trust: Trust = field(default_factory=Trust)
     timeout: float = 10.0
     idle: float = 2.0
     context: str = ""
@@ -76,21 +93,27 @@ def examine_box(asked: Questions, tell: Tell) -> Box:
     tell(box_findings.clock_source(subject, *measure_box.clock_source()))
     url, variable = box_findings.proxy_for(asked.host, os.environ, loopback=is_loopback(asked.host))
     tell(box_findings.proxy(subject, asked.host, url, variable))
+    examine_files(asked.trust, tell)
     return here
 
 
 def examine_port(asked: Questions, tell: Tell) -> bool:
     """Check the way to the aggregator's port; whether it is worth going on."""
-    port, _ = measure_port.look(asked.host, asked.port, asked.timeout)
+    known = examine_credentials(asked.trust, tell)
+    port = measure_port.look(asked.host, asked.port, asked.timeout)
     tell(connection_findings.name(port))
     if not port.addresses:
         return False
     tell(connection_findings.reachable(port))
     if not port.connected:
         return False
-    finding = connection_findings.protocol(port, tls=asked.tls)
+    finding = connection_findings.protocol(port, tls=asked.trust.tls)
     tell(finding)
-    return finding.status.value == "ok"
+    good = finding.status is Status.OK and known is not None
+    if port.speaks is connection_findings.Speaks.TLS:
+        # Also where this client would speak plaintext: then whom it would have to trust is told.
+        good &= examine_shown(f"{asked.host}:{asked.port}", asked.timeout, known or Known(), tell)
+    return good
 
 
 async def examine_fleet(client: AsyncClient, asked: Questions, tell: Tell, busy: Busy) -> None:
@@ -99,7 +122,16 @@ async def examine_fleet(client: AsyncClient, asked: Questions, tell: Tell, busy:
     tell(connection_findings.health(health.status, health.seconds, health.problem))
     if not health.status:
         return
-    about = await _aggregator(client, asked, tell)
+    try:
+        about = await _aggregator(client, asked, tell)
+    except (Unauthenticated, PermissionDenied) as error:
+        tell(trust_findings.access(error.message))
+        return
+    if asked.trust.tls:
+        tell(trust_findings.access(""))
+    if about is not None and about.http_port:
+        answer = await asyncio.to_thread(measure_port.readiness, asked.host, about.http_port, asked.timeout)
+        tell(connection_findings.http_port(answer))
     if asked.idle > 0:
         busy(f"keeping a stream idle for {asked.idle:g} s")
         survived, after, problem = await measure_fleet.idle(client, asked.idle)
@@ -132,6 +164,8 @@ async def _aggregator(client: AsyncClient, asked: Questions, tell: Tell) -> Desc
     here = box.software()
     try:
         about, reading = await measure_fleet.describe(client, asked.timeout)
+    except (Unauthenticated, PermissionDenied):
+        raise
     except EdgeAttentionError as error:
         # What gRPC says of a method it does not know.
         unknown = "method" in error.message.lower() and "not found" in error.message.lower()
@@ -168,7 +202,7 @@ def _node(
 async def _way(client: AsyncClient, node: Node, asked: Questions, tell: Tell, *, bulk: bool) -> None:
     subject = f"node {node.name}"
     try:
-        found = await measure_fleet.probe(client, node, asked.timeout, bulk=bulk)
+        found = await measure_fleet.probe(client, node, min(asked.timeout, MAX_PROBE), bulk=bulk)
     except ResourceExhausted as error:
         tell(skipped("round trip", subject, error.message))
     except EdgeAttentionError as error:

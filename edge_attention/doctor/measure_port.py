@@ -6,6 +6,7 @@ Each step has a deadline. Nothing here verifies a certificate: it is looked at, 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import queue
 import socket
 import ssl
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from edge_attention.doctor.connection_findings import Port, Speaks
+from edge_attention.doctor.connection_findings import HttpAnswer, Port, Speaks
 
 T = TypeVar("T")
 
@@ -44,15 +45,15 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]  # of a call that raised nothing
 
 
-def look(host: str, port: int, seconds: float) -> tuple[Port, bytes]:
-    """What is found at HOST:PORT, and the certificate (DER) that is served there, if any."""
+def look(host: str, port: int, seconds: float) -> Port:
+    """What is found at HOST:PORT."""
     host = host.strip("[]")
     found = Port(host, port)
     began = time.perf_counter()
     try:
         answers = within(seconds, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError) as error:
-        return replace(found, problem=_words(error)), b""
+        return replace(found, problem=_words(error))
     addresses = tuple(dict.fromkeys(str(answer[4][0]) for answer in answers))
     found = replace(found, addresses=addresses, resolve_seconds=time.perf_counter() - began)
     refused, problems = True, []
@@ -66,10 +67,10 @@ def look(host: str, port: int, seconds: float) -> tuple[Port, bytes]:
             problems.append(f"{address}: {_words(error)}")
             continue
         return _speaks(replace(found, connected=address, connect_seconds=took), seconds)
-    return replace(found, refused=refused, problem="; ".join(problems)), b""
+    return replace(found, refused=refused, problem="; ".join(problems))
 
 
-def _speaks(found: Port, seconds: float) -> tuple[Port, bytes]:
+def _speaks(found: Port, seconds: float) -> Port:
     """TLS is tried first: a server with TLS may take plaintext for an attack, one without only hangs up."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -79,9 +80,8 @@ def _speaks(found: Port, seconds: float) -> tuple[Port, bytes]:
             socket.create_connection((found.connected, found.port), seconds) as raw,
             context.wrap_socket(raw, server_hostname=found.host) as secure,
         ):
-            certificate = secure.getpeercert(binary_form=True) or b""
             http2 = secure.selected_alpn_protocol() == "h2"
-            return replace(found, speaks=Speaks.TLS, http2=http2), certificate
+            return replace(found, speaks=Speaks.TLS, http2=http2)
     except (OSError, ValueError) as error:
         problem = _words(error)
     first = b""
@@ -94,10 +94,32 @@ def _speaks(found: Port, seconds: float) -> tuple[Port, bytes]:
         while len(first) < 9 and (more := raw.recv(64)):
             first += more
     if len(first) >= 9 and first[3] == _SETTINGS and first[5:9] == bytes(4):
-        return replace(found, speaks=Speaks.PLAINTEXT, http2=True), b""
+        return replace(found, speaks=Speaks.PLAINTEXT, http2=True)
     if first:
         problem = f"it answered {first[:40].decode('ascii', 'replace')!r}"
-    return replace(found, speaks=Speaks.OTHER if first else Speaks.NOTHING, problem=problem), b""
+    return replace(found, speaks=Speaks.OTHER if first else Speaks.NOTHING, problem=problem)
+
+
+def readiness(host: str, port: int, seconds: float) -> HttpAnswer:
+    """What the aggregator's HTTP port answers to /readyz, over TLS if it speaks that."""
+    host = host.strip("[]")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = (
+        False,
+        ssl.CERT_NONE,
+    )  # nothing is believed but that it answers
+    problem = ""
+    for connection in (
+        http.client.HTTPConnection(host, port, timeout=seconds),
+        http.client.HTTPSConnection(host, port, timeout=seconds, context=context),
+    ):
+        try:
+            with contextlib.closing(connection):
+                connection.request("GET", "/readyz")
+                return HttpAnswer(port, connection.getresponse().status)
+        except (OSError, http.client.HTTPException) as error:
+            problem = _words(error)
+    return HttpAnswer(port, 0, problem)
 
 
 def _words(error: Exception) -> str:

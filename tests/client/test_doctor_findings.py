@@ -228,6 +228,11 @@ def test_health():
     assert statuses(*found) == ["ok", "failed", "failed"]
 
 
+def test_the_http_port():
+    found = [c.http_port(c.HttpAnswer(9464, status, "refused")) for status in (200, 404, 503, 0)]
+    assert statuses(*found) == ["ok", "ok", "warning", "skipped"]
+
+
 @pytest.mark.parametrize(
     ("ahead", "within", "status"),
     [

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2
 
 from edge_attention.doctor.connection_findings import Speaks
-from edge_attention.doctor.measure_port import look, within
+from edge_attention.doctor.measure_port import look, readiness, within
 from edge_attention.wire import health
 
 
@@ -46,7 +46,7 @@ def serving(handle):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A key and a certificate in one file, and the certificate."""
+    """A key and a certificate in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hub")])
     now = datetime.datetime.now(datetime.UTC)
@@ -63,19 +63,19 @@ def certificate(tmp_path_factory):
     pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     file = tmp_path_factory.mktemp("tls") / "both.pem"
     file.write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()) + made.public_bytes(pem))
-    return file, made.public_bytes(serialization.Encoding.DER)
+    return file
 
 
 def test_nobody_there():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    found, shown = look("127.0.0.1", port, 2)
-    assert (found.addresses, found.connected, found.refused, shown) == (("127.0.0.1",), "", True, b"")
+    found = look("127.0.0.1", port, 2)
+    assert (found.addresses, found.connected, found.refused) == (("127.0.0.1",), "", True)
     assert "refused" in found.problem
 
 
 def test_a_name_that_is_none():
-    found, _ = look("no-such-host.invalid", 1, 5)
+    found = look("no-such-host.invalid", 1, 5)
     assert found.addresses == ()
     assert found.problem
 
@@ -83,30 +83,29 @@ def test_a_name_that_is_none():
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_grpc_server(tls, certificate):
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
-    data = certificate[0].read_bytes()
+    data = certificate.read_bytes()
     credentials = grpc.ssl_server_credentials([(data, data[data.index(b"-----BEGIN CERT") :])])
     add = (lambda a: server.add_secure_port(a, credentials)) if tls else server.add_insecure_port
     port = add("127.0.0.1:0")
     server.start()
     try:
-        found, shown = look("127.0.0.1", port, 5)
+        found = look("127.0.0.1", port, 5)
     finally:
         server.stop(None)
     assert (found.speaks, found.http2) == (Speaks.TLS if tls else Speaks.PLAINTEXT, True), found.problem
-    assert shown == (certificate[1] if tls else b"")
     assert found.connect_seconds > 0
 
 
 def test_tls_without_http2(certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate[0])
+    context.load_cert_chain(certificate)
 
     def handle(connection):
         with context.wrap_socket(connection, server_side=True) as secure:
             secure.recv(1)
 
     with serving(handle) as port:
-        found, _ = look("127.0.0.1", port, 5)
+        found = look("127.0.0.1", port, 5)
     assert (found.speaks, found.http2) == (Speaks.TLS, False)
 
 
@@ -116,7 +115,7 @@ def test_an_old_web_server():
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     with serving(handle) as port:
-        found, _ = look("127.0.0.1", port, 5)
+        found = look("127.0.0.1", port, 5)
     assert found.speaks is Speaks.OTHER
     assert "HTTP/1.1 400" in found.problem
 
@@ -125,12 +124,40 @@ def test_a_server_that_accepts_and_says_nothing_costs_its_deadline_and_no_more()
     ended = threading.Event()
     with serving(lambda connection: ended.wait(30)) as port:
         began = time.monotonic()
-        found, _ = look("127.0.0.1", port, 0.3)
+        found = look("127.0.0.1", port, 0.3)
         took = time.monotonic() - began
         ended.set()
     assert found.speaks is Speaks.NOTHING
     assert took < 10
     assert "no answer in time" in found.problem
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("status", [200, 503])
+def test_an_http_port_says_whether_it_is_ready(tls, status, certificate):
+    asked = []
+
+    def handle(connection):
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            connection = context.wrap_socket(connection, server_side=True)
+        with connection:
+            asked.append(connection.recv(1000))
+            connection.sendall(b"HTTP/1.1 %d Whatever\r\nContent-Length: 0\r\n\r\n" % status)
+
+    with serving(handle) as port:
+        found = readiness("127.0.0.1", port, 5)
+    assert (found.port, found.status) == (port, status)
+    assert asked[-1].startswith(b"GET /readyz ")
+
+
+def test_an_http_port_that_is_away():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    found = readiness("127.0.0.1", port, 2)
+    assert found.status == 0
+    assert "refused" in found.problem
 
 
 def test_a_call_without_a_deadline_gets_one():

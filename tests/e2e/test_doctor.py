@@ -300,6 +300,7 @@ def test_a_name_that_does_not_resolve():
 
 def test_a_port_that_speaks_something_else(fleet):
     own = fleet("--metrics-port", str(port := free_port()))
+    assert doctor(own).of("aggregator")["http port"]["status"] == "ok"
     found = Report("doctor", "--aggregator", f"127.0.0.1:{port}", "--timeout", "2")
     assert found.with_status("failed") == {("protocol", "aggregator")}
     assert "gRPC port" in found.of("aggregator")["protocol"]["fix"]
