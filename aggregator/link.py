@@ -155,6 +155,8 @@ class Link:
             log.warning("refused node %s from %s: %s", register.name[:80], context.peer(), error.message)
             raise
         member, name = admission.member, register.name
+        if (box := member.register.box) is not None and box.time_seconds:
+            member.clock = box.time_seconds - time.time()
         if known is not None and not admission.resumed:
             self._bulk.forget(known.session)
         self._metrics.registrations.labels("resumed" if admission.resumed else "new").inc()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_attention.core.errors import (
     AlreadyExists,
@@ -37,6 +37,10 @@ class Member:
     """The node's own, as Prometheus text that was checked (node_metrics.py); empty: none came yet."""
     reported: float = -math.inf
     """When they came."""
+    registrations: int = 1
+    registered: float = 0.0
+    clock: float | None = None
+    """By how many seconds its clock was ahead of this one's when it registered."""
 
     @property
     def name(self) -> str:
@@ -111,11 +115,16 @@ class Membership:
             )
         resumed = member is not None and same and member.session == register.session
         session = member.session if member is not None and resumed else self._new_session()
+        registrations = 1 if member is None else member.registrations + 1
         if member is None and len(self._members) >= MEMBERS:
             self._make_room()
         self._epoch += 1
+        if register.box is not None:
+            register = replace(register, box=register.box.bounded())
         metrics = member.metrics if member is not None and resumed else b""
-        member = Member(register, session, self._epoch, now, metrics=metrics)
+        member = Member(
+            register, session, self._epoch, now, metrics=metrics, registrations=registrations, registered=now
+        )
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
         self._expected.pop(register.name, None)
@@ -219,6 +228,10 @@ class Membership:
                 software=m.register.software,
                 tasks=m.tasks,
                 releases=m.register.releases,
+                box=m.register.box,
+                registrations=m.registrations,
+                registered_seconds=max(now - m.registered, 0.0),
+                clock_seconds=m.clock,
             )
             for m in self.members()
         )

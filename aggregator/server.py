@@ -21,6 +21,7 @@ from aggregator.api import Api
 from aggregator.append import Appender
 from aggregator.attend import Attender
 from aggregator.bulk import Bulk
+from aggregator.checkup import Checkup
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
 from aggregator.http.guard import Access
@@ -120,7 +121,10 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         appender = Appender(contexts, membership, dispatcher, bulk)
         attender = Attender(contexts, dispatcher, metrics, activity)
         api = Api(membership, dispatcher, bulk, contexts, appender, attender)
-        handlers = {**link.handlers(), **api.handlers(), **TrainingApi(runs).handlers()}
+        checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat, settings.metrics_port or 0)
+        handlers = {
+            **link.handlers(), **api.handlers(), **checkup.handlers(), **TrainingApi(runs).handlers()
+        }  # fmt: skip
         handlers = audited(handlers, audit)
         if trust is not None:
             handlers |= trust.handlers()

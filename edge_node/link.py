@@ -10,9 +10,9 @@ import random
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from typing import Any
 
+from edge_attention import box
 from edge_attention.core import session as said
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, Unavailable
 from edge_attention.core.limits import graphs_of
@@ -74,11 +74,11 @@ class Link:
         self._step(self._session.drain)
 
     def _register(self, session: str) -> said.Register:
-        node, who = self._node, (version("edge-attention"), self._name, self._instance, session)
-        means = (self._runtime.provider, self._runtime.threads, node.store.limit)
-        datasets = tuple(dataset.describe() for dataset in node.datasets.values())
-        sequences = tuple(said.Sequence(*item) for item in node.store.sequences().items())
-        return said.Register(said.PROTOCOL, *who, *means, datasets, sequences, node.releases.announced)
+        node, r, name = self._node, self._runtime, self._name
+        who = (box.software(), name, self._instance, session, r.provider, r.threads, node.store.limit)
+        sets = tuple(dataset.describe() for dataset in node.datasets.values())
+        held = tuple(said.Sequence(*item) for item in node.store.sequences().items())
+        return said.Register(said.PROTOCOL, *who, sets, held, node.releases.announced, box.describe(r.asked))
 
     def _step(self, event: Callable[..., Sequence[Action]], *args: Any, **kwargs: Any) -> None:
         """Tell the session of an event, do what it says, and set the clock for the next."""

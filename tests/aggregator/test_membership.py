@@ -9,6 +9,7 @@ import pytest
 
 from aggregator import membership as rooms
 from aggregator.membership import Membership
+from edge_attention.core.box import Box
 from edge_attention.core.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -160,3 +161,22 @@ def test_what_a_node_told_of_itself_is_kept_while_it_is_there(fleet):
     fleet.heard("a", 15.0, Heartbeat(1, 0, 0, draining=True))
     fleet.disconnected("a", left.epoch)
     assert left.metrics == b"", "left"
+
+
+def test_how_often_a_node_has_come_and_for_how_long_it_is_here(fleet):
+    for now in (0.0, 5.0, 7.0):
+        fleet.disconnected("a", fleet.register(register(session="s1"), now).member.epoch)
+    (node,) = fleet.nodes(17.0)
+    assert (node.registrations, node.registered_seconds) == (3, 10.0)
+    fleet.register(register("b"), 17.0)
+    assert [node.registrations for node in fleet.nodes(17.0)] == [3, 1]
+
+
+def test_what_a_node_says_of_its_box_is_told_but_not_without_bounds(fleet):
+    said = Box("x" * 1000, float("nan"), 4, providers=("y" * 1000,) * 1000, versions={"z" * 1000: "1"})
+    fleet.register(register(box=said), 0.0)
+    fleet.register(register("b"), 0.0)
+    kept, none = (node.box for node in fleet.nodes(0.0))
+    assert none is None
+    assert kept == said.bounded() != said
+    assert kept.processors == 4
