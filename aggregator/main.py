@@ -20,8 +20,8 @@ from edge_attention.options import ADDRESS, set_up
 @click.group(
     invoke_without_command=True,
     context_settings={"auto_envvar_prefix": "EDGE_AGGREGATOR", "show_default": True},
-    epilog="Every option is also an environment variable: --metrics-port is EDGE_AGGREGATOR_METRICS_PORT; of a "
-    "command, its name comes before: --role of token create is EDGE_AGGREGATOR_TOKEN_CREATE_ROLE.",
+    epilog="Every option is also an environment variable: --metrics-port is EDGE_AGGREGATOR_METRICS_PORT; of "
+    "a command, its name comes before: --role of token create is EDGE_AGGREGATOR_TOKEN_CREATE_ROLE.",
 )
 @click.option(
     "--listen",
@@ -85,7 +85,8 @@ def main(
     grpc_log = log_grpc(trust)
     set_up(log_level)
     try:
-        from aggregator.server import Settings, TrustSettings, serve
+        from aggregator.server import Settings, serve
+        from aggregator.trust.trust import TrustSettings
     except ModuleNotFoundError as error:
         print(
             f"edge-aggregator: {error.name} is not installed; pip install 'edge-attention[aggregator]'",

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 from collections.abc import AsyncIterator, Callable
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
-
-import grpc.aio
 
 from edge_attention.aio_context import AsyncContext
 from edge_attention.aio_run import AsyncRun
@@ -27,8 +25,8 @@ from edge_attention.core.fleet import ListNodesRequest, Node
 from edge_attention.core.session import UploadChunk
 from edge_attention.federated_job import FederatedJob
 from edge_attention.job import FusionJob
+from edge_attention.trust.client import client_dial
 from edge_attention.wire import services
-from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import Caller
 
 __all__ = ["AsyncClient", "AsyncContext", "AsyncRun"]
@@ -48,6 +46,11 @@ class AsyncClient:
         address: `HOST:PORT`.
         timeout: seconds a call may take that has no deadline of its own; bulk calls get more by size.
         patience: seconds `AsyncRun` goes on trying to reach an aggregator that is away.
+        token: an access token (`eat_...`), for an aggregator with TLS; it also says which authority to trust.
+        authority: the authority's certificate, a PEM file, instead of the token's pin.
+        identity: a folder with a client certificate (`edge-attention enrol`), instead of a token.
+
+    Without the last three it speaks plaintext, as on loopback.
 
     Every method raises the error the server named (edge_attention.core.errors), `Unavailable` if it
     cannot be reached, `DeadlineExceeded` if it does not answer in time.
@@ -56,7 +59,16 @@ class AsyncClient:
     PLANNING = 1000.0  # seconds a job's planning may take: its models are differentiated and tried
     SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
 
-    def __init__(self, address: str, *, timeout: float = 60.0, patience: float = 60.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = 60.0,
+        patience: float = 60.0,
+        token: str | None = None,
+        authority: str | Path | None = None,
+        identity: str | Path | None = None,
+    ) -> None:
         if not isinstance(address, str):
             raise InvalidArgument(f"the address is {address!r}; it must be a string, as '127.0.0.1:50051'")
         host, colon, port = address.rpartition(":")
@@ -66,7 +78,8 @@ class AsyncClient:
         self.address = address
         self.timeout = timeout
         self.patience = patience
-        self._channel: grpc.aio.Channel | None = None
+        where = f"the aggregator at {address}"
+        self._dial, self._keeper = client_dial(address, where, token, authority, identity)
         self._closed = False
 
     @cached_property
@@ -74,17 +87,16 @@ class AsyncClient:
         # Made at the first call: a channel belongs to the event loop it was made in.
         if self._closed:
             raise FailedPrecondition(f"the client of {self.address} is closed; make another")
-        # A proxy cannot reach this machine's own loopback, whatever http_proxy says.
-        direct = (("grpc.enable_http_proxy", 0),) if _is_loopback(self.address) else ()
-        self._channel = grpc.aio.insecure_channel(self.address, options=(*CHANNEL_OPTIONS, *direct))
-        return Caller(self._channel, f"the aggregator at {self.address}")
+        return self._dial.caller()
 
     async def close(self) -> None:
         """End all calls under way and the connection."""
         self._closed = True
-        self.__dict__.pop("caller", None)
-        if self._channel is not None:
-            await self._channel.close(None)
+        if self._keeper is not None:
+            self._keeper.close()
+        caller = self.__dict__.pop("caller", None)
+        if caller is not None:
+            await caller.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -196,11 +208,3 @@ class AsyncClient:
         for data in files.values():
             await self.upload(data)
         return {"job": prepared} if isinstance(prepared, jobs.FusionJob) else {"federated": prepared}
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

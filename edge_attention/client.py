@@ -40,10 +40,24 @@ class Client:
         address: `HOST:PORT`.
         timeout: seconds a call may take that has no deadline of its own.
         patience: seconds a run's iteration goes on trying to reach an aggregator that is away.
+        token: an access token (`eat_...`), for an aggregator with TLS.
+        authority: the authority's certificate, a PEM file; a token finds it by itself.
+        identity: a folder with a client certificate (`edge-attention enrol`), instead of a token.
     """
 
-    def __init__(self, address: str, *, timeout: float = 60.0, patience: float = 60.0) -> None:
-        self._client = AsyncClient(address, timeout=timeout, patience=patience)
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = 60.0,
+        patience: float = 60.0,
+        token: str | None = None,
+        authority: str | Path | None = None,
+        identity: str | Path | None = None,
+    ) -> None:
+        self._client = AsyncClient(
+            address, timeout=timeout, patience=patience, token=token, authority=authority, identity=identity
+        )
         BACKGROUND.acquire()
         # Also runs when the client is forgotten, and at exit.
         self._end = weakref.finalize(self, _close, self._client)

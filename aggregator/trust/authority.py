@@ -1,6 +1,6 @@
 """The certificate authority in the state folder: makes itself, signs for the server, nodes and clients.
 
-    trust/authority.pem   its certificate          trust/authority.key   its key (0600)
+trust/authority.pem   its certificate          trust/authority.key   its key (0600)
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Authority:
             key = load_key(key_file.read_bytes(), str(key_file))
         except OSError as error:
             raise FailedPrecondition(
-                f"the authority in {folder} cannot be used: {error.filename or folder}: {error.strerror}; give "
-                "the user that runs the aggregator access, or restore the folder from its backup"
+                f"the authority in {folder} cannot be used: {error.filename or folder}: {error.strerror}; "
+                "give the user that runs the aggregator access, or restore the folder from its backup"
             ) from None
         if key.public_key() != certificate.public_key():
             raise FailedPrecondition(
@@ -119,7 +119,12 @@ class Authority:
         # Nothing outlives the authority.
         end = min(now + life, self.certificate.not_valid_after_utc)
         builder = _builder(
-            common_name(subject), self.certificate.subject, key, x509.random_serial_number(), now - BACKDATE, end
+            common_name(subject),
+            self.certificate.subject,
+            key,
+            x509.random_serial_number(),
+            now - BACKDATE,
+            end,
         )
         own = self._key.public_key()
         return (

@@ -1,6 +1,6 @@
 """What a fleet on one machine needs to begin: the authority's certificate and first tokens, as files.
 
-    authority.pem    join-token    viewer-token    operator-token
+authority.pem    join-token    viewer-token    operator-token
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ def write_bootstrap(folder: Path, registry: Registry, authority: x509.Certificat
 def _good(file: Path, kind: Kind, registry: Registry, authority: x509.Certificate, now: float) -> bool:
     try:
         token = read_token(file, kind)
-        return token.pin == pin(authority) and registry.knows(token) and (
-            registry.token(token.id).state(now) == "valid"
+        return (
+            token.pin == pin(authority)
+            and registry.knows(token)
+            and (registry.token(token.id).state(now) == "valid")
         )
     except EdgeAttentionError:
         return False

@@ -91,7 +91,9 @@ def token() -> None:
     is_flag=True,
     help="A client's certificate (edge-attention enrol) instead of an access token. A node always joins.",
 )
-@click.option("--uses", type=click.IntRange(1, 1_000_000), help="How often one can join with it.  [default: 1]")
+@click.option(
+    "--uses", type=click.IntRange(1, 1_000_000), help="How often one can join with it.  [default: 1]"
+)
 @click.option("--unlimited", is_flag=True, help="One can join with it any number of times.")
 @click.option(
     "--expires", metavar="SPAN", help="As 30m, 24h, 7d; or never.  [default: 24h to join, 90d for access]"
@@ -135,7 +137,12 @@ def create(
         )
         row = opened.registry.token(made.id)
         opened.audit.write(
-            "token_created", subject=f"{role}/{name or '*'}", token=made.id, kind=kind, uses=row.uses, expires=end
+            "token_created",
+            subject=f"{role}/{name or '*'}",
+            token=made.id,
+            kind=kind,
+            uses=row.uses,
+            expires=end,
         )
     if as_json:
         click.echo(json.dumps({"token": made.text, **_described(row, now)}))
@@ -175,7 +182,9 @@ def revoke(token_id: str, state: Path | None) -> None:
         opened.audit.write("token_revoked", subject=f"{row.role}/{row.name or '*'}", token=row.id)
     click.echo(f"token {row.id} ({row.role}) is revoked")
     if row.kind == "join" and row.used:
-        click.echo("certificates had by it stay good: edge-aggregator certificate list, certificate revoke NAME")
+        click.echo(
+            "certificates had by it stay good: edge-aggregator certificate list, certificate revoke NAME"
+        )
 
 
 @click.group()
@@ -213,7 +222,11 @@ def revoke_certificate(name: str, role: str | None, state: Path | None) -> None:
     now = time.time()
     with _opened(state) as opened:
         rows = opened.registry.revoke_certificates(name, require_role(role) if role else None, now)
-        valid = {row.id: row for row in opened.registry.tokens() if row.kind == "join" and row.state(now) == "valid"}
+        valid = {
+            row.id: row
+            for row in opened.registry.tokens()
+            if row.kind == "join" and row.state(now) == "valid"
+        }
         for row in rows:
             opened.audit.write("revoked", subject=row.subject, serial=row.serial)
     for row in rows:
@@ -234,7 +247,9 @@ def _end(text: str, now: float) -> float | None:
         return None
     match = _SPAN.fullmatch(text.strip())
     if match is None or not float(match[1]):
-        raise click.BadParameter(f"{text!r} is not a span: 90s, 30m, 24h, 7d, or never", param_hint="--expires")
+        raise click.BadParameter(
+            f"{text!r} is not a span: 90s, 30m, 24h, 7d, or never", param_hint="--expires"
+        )
     return now + float(match[1]) * _SECONDS[match[2]]
 
 
@@ -247,7 +262,9 @@ def _use(row: Any) -> str:
     if row.kind == "access":
         what = f"gives access as {row.role}"
     else:
-        times = "any number of times" if row.uses is None else "once" if row.uses == 1 else f"{row.uses} times"
+        times = (
+            "any number of times" if row.uses is None else "once" if row.uses == 1 else f"{row.uses} times"
+        )
         what = f"joins as {row.role}{f' {row.name}' if row.name else ''}, {times}"
     return f"{what}, until {_moment(row.expires)}" if row.expires is not None else f"{what}, without end"
 
@@ -270,4 +287,6 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> N
         return
     widths = [max(len(str(row[i])) for row in [heads, *rows]) for i in range(len(heads))]
     for row in [heads, *rows]:
-        click.echo("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        click.echo(
+            "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )

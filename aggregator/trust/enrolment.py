@@ -98,15 +98,15 @@ def admit(token: JoinToken, name: str, key: str, holders: Sequence[Holder], now:
     require_name(name, "name")
     if token.name and token.name != name:
         raise PermissionDenied(
-            f"join token {token.id} is for {token.name!r}, not for {name!r}: leave out --name, or make a token "
-            f"with edge-aggregator token create --name {name}"
+            f"join token {token.id} is for {token.name!r}, not for {name!r}: leave out --name, or make a "
+            f"token with edge-aggregator token create --name {name}"
         )
     remedy = f"edge-aggregator token create --role {token.role} --name {name}"
     newest = holders[-1] if holders else None
     if newest is not None and newest.revoked is not None and not _overrules(token, newest):
         raise Revoked(
-            f"{token.role} {name!r} was revoked at {moment(newest.revoked)}; to let it in again, make a token "
-            f"for it: {remedy}"
+            f"{token.role} {name!r} was revoked at {moment(newest.revoked)}; to let it in again, make a "
+            f"token for it: {remedy}"
         )
     for holder in holders:
         alive = holder.revoked is None and now < holder.ends

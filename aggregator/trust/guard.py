@@ -1,4 +1,5 @@
-"""The guard of every gRPC call: authenticates, checks the role, and ends calls whose peer is no longer let in."""
+"""The guard of every gRPC call: authenticates, checks the role, and ends calls whose peer is no longer let "
+"in."""
 
 from __future__ import annotations
 

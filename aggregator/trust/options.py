@@ -21,15 +21,15 @@ _OPTIONS = (
     click.option(
         "--tls",
         is_flag=True,
-        help="Serve with TLS, and let in only nodes and clients with a certificate or a token. Needs --state. "
-        "Required beyond loopback.",
+        help="Serve with TLS, and let in only nodes and clients with a certificate or a token. Needs "
+        "--state. Required beyond loopback.",
     ),
     click.option(
         "--tls-name",
         multiple=True,
         metavar="NAME",
-        help="A further DNS name or address of the server certificate, for browsers and Prometheus. Nodes and "
-        "clients need none. Repeatable.",
+        help="A further DNS name or address of the server certificate, for browsers and Prometheus. Nodes "
+        "and clients need none. Repeatable.",
     ),
     click.option(
         "--certificate-days",
@@ -42,7 +42,9 @@ _OPTIONS = (
         type=click.FloatRange(1, 315_360_000),
         help="The same in seconds, for trying rotation out; overrides --certificate-days.",
     ),
-    click.option("--tls-certificate", type=_FILE, help="The operator's own server certificate and chain, PEM."),
+    click.option(
+        "--tls-certificate", type=_FILE, help="The operator's own server certificate and chain, PEM."
+    ),
     click.option("--tls-key", type=_FILE, help="Its key, PEM without a password."),
     click.option(
         "--tls-authority", type=_FILE, help="The authority it ends in, PEM, unless the chain has it last."
@@ -80,7 +82,14 @@ def check_options(trust: Mapping[str, Any], state: Path | None) -> None:
     if not trust["tls"]:
         given = [
             "--" + name.replace("_", "-")
-            for name in ("tls_name", "certificate_seconds", "tls_certificate", "tls_key", "tls_authority", "bootstrap")
+            for name in (
+                "tls_name",
+                "certificate_seconds",
+                "tls_certificate",
+                "tls_key",
+                "tls_authority",
+                "bootstrap",
+            )
             if trust[name]
         ]
         if given:

@@ -1,9 +1,9 @@
 """The role each method needs. A method without a line here is refused to everybody.
 
-    viewer    sees: nodes, contexts, runs
-    user      works: creates and fills contexts, attends, starts runs, reads what they made
-    operator  ends what others may rely on: drops contexts, stops and resumes runs
-    node      is one: the node link, under its own name
+viewer    sees: nodes, contexts, runs
+user      works: creates and fills contexts, attends, starts runs, reads what they made
+operator  ends what others may rely on: drops contexts, stops and resumes runs
+node      is one: the node link, under its own name
 """
 
 from __future__ import annotations

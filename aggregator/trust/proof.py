@@ -96,8 +96,8 @@ class CertificateProof:
             ) from None
         if now >= ends(certificate):
             raise Unauthenticated(
-                f"the certificate of {who} ended at {moment(ends(certificate))}, and it is {moment(now)} here: "
-                "enrol again with a join token, or set the clock if one of the two is wrong"
+                f"the certificate of {who} ended at {moment(ends(certificate))}, and it is {moment(now)} "
+                "here: enrol again with a join token, or set the clock if one of the two is wrong"
             )
         if now < certificate.not_valid_before_utc.timestamp():
             raise Unauthenticated(
@@ -110,9 +110,7 @@ class CertificateProof:
         except VerificationError as error:
             raise Unauthenticated(f"the certificate of {who} does not hold: {error}") from None
 
-    def _check_signature(
-        self, assertion: str, certificate: x509.Certificate, who: str, now: float
-    ) -> None:
+    def _check_signature(self, assertion: str, certificate: x509.Certificate, who: str, now: float) -> None:
         key = certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
             raise Unauthenticated(f"the certificate of {who} has a key that is not P-256")
@@ -139,13 +137,16 @@ class CertificateProof:
         if claims["sub"] not in uris(certificate):
             raise Unauthenticated(f"the assertion of {who} says another name than its certificate")
         made, end = claims["iat"], claims["exp"]
-        if not all(isinstance(value, int) and abs(value) < 2**40 for value in (made, end)) or end > made + SECONDS:
+        if (
+            not all(isinstance(value, int) and abs(value) < 2**40 for value in (made, end))
+            or end > made + SECONDS
+        ):
             raise Unauthenticated(f"the assertion of {who} is not for {SECONDS} seconds at most")
         if not made - SKEW <= now < end + SKEW:
             off = now - made
             raise Unauthenticated(
-                f"the assertion of {who} was made {abs(off):.0f} s {'ago' if off > 0 else 'in the future'} by "
-                f"this aggregator's clock: set the clocks of both machines (NTP)"
+                f"the assertion of {who} was made {abs(off):.0f} s {'ago' if off > 0 else 'in the future'} "
+                f"by this aggregator's clock: set the clocks of both machines (NTP)"
             )
 
 

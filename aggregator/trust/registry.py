@@ -210,8 +210,8 @@ class Registry:
         rows = self._rows(f"SELECT secret, {_TOKEN} FROM tokens WHERE id = ?", token.id)
         if not rows or not hmac.compare_digest(str(rows[0][0]), secret_hash(token.secret)):
             raise Revoked(
-                f"token {token.id} is not known here: it belongs to another aggregator, or to this one before "
-                "its state folder was new; make one with: edge-aggregator token create"
+                f"token {token.id} is not known here: it belongs to another aggregator, or to this one "
+                "before its state folder was new; make one with: edge-aggregator token create"
             )
         return _token(rows[0][1:])
 
@@ -319,7 +319,8 @@ class Registry:
             found = [c for c in self.certificates() if c.name == name and role in (None, c.role)]
             if not found:
                 raise NotFound(
-                    f"no certificate was issued for {name[:80]!r}; `edge-aggregator certificate list` lists them"
+                    f"no certificate was issued for {name[:80]!r}; `edge-aggregator certificate list` lists "
+                    "them"
                 )
             for c in found:
                 self._database.execute(

@@ -135,7 +135,8 @@ class OwnCertificate(ServerCertificate):
             write_whole(self.chain_file, pem(certificate, self._authority.certificate), 0o644)
         except OSError as error:
             raise FailedPrecondition(
-                f"{self.chain_file} cannot be written: {error.strerror}; check the disk and the folder's rights"
+                f"{self.chain_file} cannot be written: {error.strerror}; check the disk and the folder's "
+                "rights"
             ) from None
         self.load()
 

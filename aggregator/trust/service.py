@@ -85,14 +85,10 @@ class TrustApi:
             raise FailedPrecondition("a certificate is renewed by who holds it; an access token has none")
         issued, row = await asyncio.to_thread(self._renew, request, peer.role, peer.name, peer.certificate)
         self._metrics.certificates_issued.labels(row.role).inc()
-        self._audit.write(
-            "renewed", subject=row.subject, peer=call.peer(), serial=row.serial, ends=row.ends
-        )
+        self._audit.write("renewed", subject=row.subject, peer=call.peer(), serial=row.serial, ends=row.ends)
         return RenewResponse(issued)
 
-    def _renew(
-        self, request: RenewRequest, role: Role, name: str, old: str
-    ) -> tuple[Issued, CertificateRow]:
+    def _renew(self, request: RenewRequest, role: Role, name: str, old: str) -> tuple[Issued, CertificateRow]:
         key = check_request(request.signing_request)
         before = self._registry.certificate(old)
         issued, row = self._issue(key, role, name, before.token if before else "")

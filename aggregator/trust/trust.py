@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import time
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ TLS_AUTHORITY = "tls-authority.pem"
 """In the trust folder, where the operator's own certificate is served: what tokens pin is of it."""
 
 WATCH_SECONDS = 0.5
+HANDSHAKE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Trust:
         self.guard = Guard(self.access, self._registry)
         self._api = TrustApi(self._authority, self._registry, self.access, audit, metrics, settings.life)
         self._seen = self._registry.version()
+        self._handshakes: dict[str, tuple[float, int]] = {}
         if settings.grpc_log is not None:
             settings.grpc_log.tell(self._handshake)
         self.bootstrap()
@@ -131,9 +134,18 @@ class Trust:
         )
 
     def _handshake(self, reason: str, line: str) -> None:
-        """Called on the thread that reads gRPC's log."""
-        log.warning("refused a connection: %s", reason)
-        self._audit.write("refused", outcome="refused", reason=reason)
+        """Called on the thread that reads gRPC's log. Of equal ones there is a line a minute."""
+        before, times = self._handshakes.get(reason, (-math.inf, 0))
+        now = time.monotonic()
+        if now - before < HANDSHAKE_SECONDS:
+            self._handshakes[reason] = (before, times + 1)
+            return
+        if len(self._handshakes) > 100:
+            self._handshakes.clear()
+        self._handshakes[reason] = (now, 0)
+        more = f" ({times} more like it before)" if times else ""
+        log.warning("refused a connection: %s%s", reason, more)
+        self._audit.write("refused", outcome="refused", reason=reason, detail=line, more_before=times)
 
     def close(self) -> None:
         if self._settings.grpc_log is not None:

@@ -10,8 +10,9 @@ import numpy as np
 
 from edge_attention.aio_context import DEADLINE_MARGIN, MAX_DEADLINE
 from edge_attention.array_files import load_npy
+from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, stretches
-from edge_attention.client import Client, Context
+from edge_attention.client import Context
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
 from edge_attention.results import Answer
@@ -78,7 +79,7 @@ def attend(
     """
     if (queries is None) == (count is None):
         raise click.UsageError("give either --queries FILE.npy or --random N")
-    with Client(address) as client:
+    with connect(address) as client:
         # The deadline is also for finding an aggregator that accepts and never answers.
         target = client.context(context, timeout=None if deadline is None else deadline + DEADLINE_MARGIN)
         asked = load_npy(queries) if queries else _random(target, count or 1, seed)

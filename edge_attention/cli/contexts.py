@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from edge_attention.array_files import load_npz
+from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, stretches
-from edge_attention.client import Client
 from edge_attention.core.attention import Context
 from edge_attention.core.errors import InvalidTensor
 from edge_attention.results import Appended
@@ -24,7 +24,7 @@ def contexts(ctx: click.Context, as_json: bool) -> None:
     """List contexts, or create, append to, describe and drop them."""
     if ctx.invoked_subcommand is not None:
         return
-    with Client(ctx.obj) as client:
+    with connect(ctx.obj) as client:
         found = client.contexts()
     if as_json:
         print_json(found)
@@ -79,7 +79,7 @@ def create(
     as_json: bool,
 ) -> None:
     """Create the empty context NAME."""
-    with Client(address) as client:
+    with connect(address) as client:
         made = client.create_context(
             name,
             query_heads=query_heads,
@@ -103,7 +103,7 @@ def append(address: str, name: str, file: Path, node: str | None, as_json: bool)
     float32, keys [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
     """
     arrays = load_npz(file, ("keys", "values"))
-    with Client(address) as client:
+    with connect(address) as client:
         context = client.context(name)
         try:
             appended = context.append(arrays["keys"], arrays["values"], node=node)
@@ -152,7 +152,7 @@ def append_dataset(
     float32: each row of the dataset becomes one token.
     """
     columns = dict(_pair(text) for text in inputs)
-    with Client(address) as client:
+    with connect(address) as client:
         appended = client.context(name).append_dataset(
             node, dataset, model, columns, None if rows is None else _range(rows)
         )
@@ -165,7 +165,7 @@ def append_dataset(
 @click.pass_obj
 def describe(address: str, name: str, as_json: bool) -> None:
     """Show the segments of context NAME and the nodes that hold them."""
-    with Client(address) as client:
+    with connect(address) as client:
         context = client.context(name).describe()
     print_json(context) if as_json else _print_context(context)
 
@@ -176,7 +176,7 @@ def describe(address: str, name: str, as_json: bool) -> None:
 @click.pass_obj
 def drop(address: str, name: str, as_json: bool) -> None:
     """Forget context NAME and its tokens."""
-    with Client(address) as client:
+    with connect(address) as client:
         client.context(name).drop()
     print_json({"dropped": name}) if as_json else click.echo(f"dropped context {name}")
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 
+from edge_attention.cli.connection import Credentials, remember
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
 from edge_attention.options import ADDRESS, name_variables
 
 PREFIX = "EDGE_ATTENTION"
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 _COMMANDS = {
     "attend": "edge_attention.cli.attend:attend",
     "contexts": "edge_attention.cli.contexts:contexts",
     "demo": "edge_attention.demo.command:demo",
+    "enrol": "edge_attention.cli.enrol:enrol",
     "nodes": "edge_attention.cli.nodes:nodes",
     "parameters": "edge_attention.cli.parameters:parameters",
     "train": "edge_attention.cli.train:train",
@@ -66,14 +70,30 @@ def _unavailable(name: str, package: str) -> click.Command:
     "separated by spaces.",
 )
 @click.option("--aggregator", type=ADDRESS, default="127.0.0.1:50051", help="Where the aggregator listens.")
+@click.option("--token", metavar="TOKEN", help="An access token (eat_...), for an aggregator with TLS.")
+@click.option("--token-file", type=_FILE, help="The same, read from a file.")
+@click.option("--authority", type=_FILE, help="The aggregator's authority, PEM; a token finds it by itself.")
+@click.option(
+    "--identity",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder with a client certificate, made by `enrol`, instead of a token.",
+)
 @click.version_option(package_name="edge-attention")
 @click.pass_context
-def cli(ctx: click.Context, aggregator: tuple[str, int]) -> None:
+def cli(
+    ctx: click.Context,
+    aggregator: tuple[str, int],
+    token: str | None,
+    token_file: Path | None,
+    authority: Path | None,
+    identity: Path | None,
+) -> None:
     """One attention model over many small machines.
 
     Attend to contexts that are spread over nodes, train on data that stays where it is.
     """
     ctx.obj = f"{aggregator[0]}:{aggregator[1]}"
+    remember(ctx, Credentials(token, token_file, authority, identity))
 
 
 name_variables(cli, PREFIX)

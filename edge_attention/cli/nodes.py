@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, size
-from edge_attention.client import Client
 
 
 @click.command(epilog="Example: edge-attention --aggregator aggregator.example:50051 nodes")
@@ -13,7 +13,7 @@ from edge_attention.client import Client
 @click.pass_obj
 def nodes(address: str, as_json: bool) -> None:
     """List the fleet's nodes: state, memory, datasets, releases."""
-    with Client(address) as client:
+    with connect(address) as client:
         found = client.nodes()
     if as_json:
         print_json(found)

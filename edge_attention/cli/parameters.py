@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import numpy as np
 
+from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table
-from edge_attention.client import Client
 
 
 @click.command(epilog="Example: edge-attention parameters patients --output patients.safetensors")
@@ -21,7 +21,7 @@ from edge_attention.client import Client
 @click.pass_obj
 def parameters(address: str, run: str, version: int | None, output: Path | None, as_json: bool) -> None:
     """Show or export the parameters of RUN, an id or a name."""
-    with Client(address) as client:
+    with connect(address) as client:
         found = client.run(run)
         if output:
             written = found.save_parameters(output, version)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from edge_attention.cli.commands import Commands
+from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table
 from edge_attention.cli.plan import print_plan
 from edge_attention.cli.watch import watch
@@ -78,7 +79,7 @@ def train(
         raise click.UsageError("--plan, --detach and following (--watch, --record) exclude each other")
     if job and not job.is_file() and not (table and job.suffix != ".toml"):
         raise click.BadParameter(f"File '{job}' does not exist.", param_hint="'[JOB]'")
-    with Client(address) as client:
+    with connect(address) as client:
         if listed:
             _list(client, as_json)
         elif stopped:
@@ -97,7 +98,7 @@ def train(
 @click.pass_obj
 def list_runs(address: str, as_json: bool) -> None:
     """List the runs."""
-    with Client(address) as client:
+    with connect(address) as client:
         _list(client, as_json)
 
 
@@ -109,7 +110,7 @@ def list_runs(address: str, as_json: bool) -> None:
 @click.pass_obj
 def watch_run(address: str, run: str, record: Path | None, as_json: bool) -> None:
     """Follow RUN as a table of the nodes. Where stdout is no terminal: a line a round."""
-    with Client(address) as client:
+    with connect(address) as client:
         _touch(record)
         watch(client.run(run), record, as_json, table=True)
 
@@ -121,7 +122,7 @@ def watch_run(address: str, run: str, record: Path | None, as_json: bool) -> Non
 @click.pass_obj
 def stop_run(address: str, run: str, as_json: bool) -> None:
     """Stop RUN now. What it committed stays; a round under way is dropped."""
-    with Client(address) as client:
+    with connect(address) as client:
         _stop(client, run, as_json)
 
 
@@ -137,7 +138,7 @@ def resume_run(address: str, run: str, table: bool, detach: bool, record: Path |
     """Let RUN, which was stopped, go on after its last committed round, and follow it."""
     if detach and (table or record):
         raise click.UsageError("--detach and following (--watch, --record) exclude each other")
-    with Client(address) as client:
+    with connect(address) as client:
         _touch(record)
         found = client.run(run)
         at = found.resume().round
@@ -164,7 +165,7 @@ def export_run(
     """Write what RUN has trained to a file."""
     if onnx is None and parameters is None:
         raise click.UsageError("give --onnx FILE, --parameters FILE, or both")
-    with Client(address) as client:
+    with connect(address) as client:
         found = client.run(run)
         if onnx is not None:
             version = found.save_onnx(onnx, version)

@@ -42,12 +42,13 @@ def shown_chain(address: str, timeout: float = TIMEOUT) -> list[x509.Certificate
             return [load_der(data, "the server's certificate") for data in _chain(tls)]
     except ssl.SSLError as error:
         raise Unreachable(
-            f"{address} does not speak TLS ({error.reason or error}): start that aggregator with --tls, or leave "
-            "out the token"
+            f"{address} does not speak TLS ({error.reason or error}): start that aggregator with --tls, or "
+            "leave out the token"
         ) from None
     except OSError as error:
         raise Unreachable(
-            f"{address} cannot be reached: {error.strerror or error}; is it running, and is the address right?"
+            f"{address} cannot be reached: {error.strerror or error}; is it running, and is the address "
+            "right?"
         ) from None
 
 
@@ -74,8 +75,10 @@ def fetch_authority(address: str, wanted: str, timeout: float = TIMEOUT) -> x509
             return certificate
     found = pin(chain[-1]) if chain else "none"
     raise Unauthenticated(
-        f"{address} shows the authority {found[:16]}..., and the token is of {wanted[:16]}...: the address is of "
-        "another aggregator, the aggregator's state folder is new (make another token), or somebody is in between"
+        f"{address} shows the authority {found[:16]}..., and the token is of {wanted[:16]}...: the address "
+        "is of "
+        "another aggregator, the aggregator's state folder is new (make another token), or somebody is in "
+        "between"
     )
 
 
@@ -120,8 +123,8 @@ def _verify(
         shown = pin(chain[-1])[:16] if chain else "none"
         if error.verify_code in _TIMES:
             return (
-                f"{address} shows a certificate that is {_TIMES[error.verify_code]} by this machine's clock: set "
-                "the clock (NTP), here or there"
+                f"{address} shows a certificate that is {_TIMES[error.verify_code]} by this machine's clock: "
+                "set the clock (NTP), here or there"
             )
         if error.verify_code in _NAMES:
             return (
@@ -129,8 +132,8 @@ def _verify(
                 f"{host}, or use a name it has"
             )
         return (
-            f"{address} is not the aggregator this side trusts: its authority is {shown}..., the one trusted is "
-            f"{pin(authority)[:16]}...: check the address, or enrol anew with a token of that aggregator"
+            f"{address} is not the aggregator this side trusts: its authority is {shown}..., the one trusted "
+            f"is {pin(authority)[:16]}...: check the address, or enrol anew with a token of that aggregator"
         )
     except OSError:
         return None

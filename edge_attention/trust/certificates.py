@@ -28,9 +28,7 @@ def new_key() -> Key:
 
 
 def key_pem(key: Key) -> bytes:
-    return key.private_bytes(
-        ENCODING.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    return key.private_bytes(ENCODING.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def load_key(pem: bytes, where: str) -> Key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -74,7 +75,8 @@ class Dial:
     def channel(self) -> grpc.Channel:
         """A channel for synchronous calls; blocks while the authority is fetched."""
         self._find_authority()
-        return self._open(grpc.secure_channel)
+        channel: grpc.Channel = self._open(grpc.secure_channel)
+        return channel
 
     def metadata(self) -> Metadata:
         return self._metadata()
@@ -94,14 +96,15 @@ class Dial:
 
     async def _opened(self) -> grpc.aio.Channel:
         await asyncio.to_thread(self._find_authority)
-        return self._open(grpc.aio.secure_channel)
+        channel: grpc.aio.Channel = self._open(grpc.aio.secure_channel)
+        return channel
 
     def _find_authority(self) -> None:
         if self._authority is None and self._token is not None:
             self._authority = fetch_authority(self.address, self._token.pin)
 
-    def _open(self, secure: Callable[..., object]) -> object:
-        options: list[tuple[str, object]] = list(CHANNEL_OPTIONS)
+    def _open(self, secure: Callable[..., Any]) -> Any:
+        options: list[tuple[str, Any]] = list(CHANNEL_OPTIONS)
         if is_loopback(split_address(self.address)[0]):
             # A proxy cannot reach this machine's own loopback, whatever http_proxy says.
             options.append(("grpc.enable_http_proxy", 0))
@@ -126,6 +129,6 @@ def read_authority(path: Path) -> x509.Certificate:
         return load_pem(path.read_bytes(), f"authority file {path}")[0]
     except OSError as error:
         raise FailedPrecondition(
-            f"authority file {path} cannot be read: {error.strerror}; the aggregator's --bootstrap writes one, and "
-            "it is trust/authority.pem of its state folder"
+            f"authority file {path} cannot be read: {error.strerror}; the aggregator's --bootstrap writes "
+            "one, and it is trust/authority.pem of its state folder"
         ) from None

@@ -32,7 +32,7 @@ def enrol(
     suggested: str = "",
     authority: x509.Certificate | None = None,
 ) -> Identity:
-    """Get a certificate for `name` ("": the token's, then `suggested`) with a key made here, and keep both in `folder`.
+    """Get a certificate for `name` ("": the token's, then `suggested`) with a key made here; keep both.
 
     Raises:
         EdgeAttentionError: what the aggregator refused it with, or why it was not reached.
@@ -42,7 +42,7 @@ def enrol(
     # A folder that belonged to another aggregator gets a key of its own for this one.
     fresh = folder.exists() and pin(folder.load().authority) != pin(known)
     key = folder.pending_key(fresh)
-    request = EnrolRequest(token.text, signing_request(key, name or suggested), name, suggested)
+    request = EnrolRequest(token.text, signing_request(key, name or suggested or "any"), name, suggested)
     return folder.save(key, _call(dial, trust.ENROL, request).issued, known)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes, mode: int) -> None:
-    """Write `path`, which never holds half of `data`, and never with more rights than `mode`. May raise OSError."""
+    """Write `path`, which never holds half of `data`, and never with more rights than `mode`. May raise "
+    "OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()

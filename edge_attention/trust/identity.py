@@ -1,9 +1,9 @@
 """A peer's own folder: the key it made, its certificate, and whom it trusts.
 
-    key.pem            the key; 0600, it never leaves this folder
-    certificate.pem    the certificate, then the one that signed it
-    authority.pem      what the server's certificate must end in
-    new-key.pem        while an enrolment is under way
+key.pem            the key; 0600, it never leaves this folder
+certificate.pem    the certificate, then the one that signed it
+authority.pem      what the server's certificate must end in
+new-key.pem        while an enrolment is under way
 """
 
 from __future__ import annotations
@@ -126,5 +126,6 @@ class IdentityFolder:
 
 def _unusable(folder: Path, error: OSError) -> FailedPrecondition:
     return FailedPrecondition(
-        f"identity folder {folder} cannot be used: {error.strerror}; make it readable and writable for this user"
+        f"identity folder {folder} cannot be used: {error.strerror}; make it readable and writable for this "
+        "user"
     )

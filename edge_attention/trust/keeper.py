@@ -45,7 +45,11 @@ class Keeper:
     def _run(self) -> None:
         # Looked at now and then: a clock may be set meanwhile.
         while not self._stop.wait(min(max(self._renewal.wake - time.time(), 0.05), 60.0)):
-            if self._renewal.step(time.time()) and not self._step():
+            now = time.time()
+            if self._renewal.ended(now) and self._enrol is None:
+                # Nobody renews one that has ended. Should the clock be wrong, that may change.
+                self._renewal.failed(now)
+            elif self._renewal.step(now) and not self._step():
                 return
 
     def _step(self) -> bool:
@@ -54,7 +58,9 @@ class Keeper:
             self.identity = self._again()
         except EdgeAttentionError as error:
             log.warning(
-                "the certificate, which ends at %s, was not renewed: %s", moment(self._renewal.ends), error.message
+                "the certificate, which ends at %s, was not renewed: %s",
+                moment(self._renewal.ends),
+                error.message,
             )
             self._renewal.failed(time.time())
             return not isinstance(error, Revoked)

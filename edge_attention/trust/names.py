@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import require_name
@@ -34,7 +34,7 @@ def require_role(text: str) -> Role:
     """
     if text not in ROLES:
         raise InvalidArgument(f"{text[:40]!r} is not a role; roles are {', '.join(ROLES)}")
-    return cast(Role, text)
+    return text
 
 
 def uri(role: Role, name: str) -> str:

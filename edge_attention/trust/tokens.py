@@ -11,7 +11,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 
@@ -58,7 +58,7 @@ def parse_token(text: str, kind: Kind | None = None) -> Token:
             f"this is not a token ({len(text.strip())} characters): copy the whole of what `edge-aggregator "
             "token create` printed; it begins with eaj_ (to join) or eat_ (for access)"
         )
-    token = Token(cast(Kind, _KINDS[match[1]]), match[2], match[3], match[4])
+    token = Token(_KINDS[match[1]], match[2], match[3], match[4])
     if kind is not None and token.kind != kind:
         wanted = {
             "join": "a join token (eaj_...) is needed; make one: edge-aggregator token create --role node",
@@ -83,8 +83,8 @@ def read_token(path: Path, kind: Kind | None = None) -> Token:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise FailedPrecondition(
-            f"token file {path} cannot be read: {error.strerror}; the aggregator's --bootstrap writes one, or "
-            "`edge-aggregator token create` prints one"
+            f"token file {path} cannot be read: {error.strerror}; the aggregator's --bootstrap writes one, "
+            "or `edge-aggregator token create` prints one"
         ) from None
     try:
         return parse_token(text, kind)
