@@ -13,9 +13,10 @@ FROM ${BASE} AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates \
  && rm -rf /var/lib/apt/lists/*
-# pip has an environment of its own and installs into the one that ships, which therefore has none.
+# pip has an environment of its own and installs into the one that ships, which therefore has none. The steps up to
+# here and the next one are the same in both Dockerfiles, so that the second build finds them done.
 RUN python3 -m venv /build/pip && python3 -m venv --without-pip /opt/edge-attention
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 WORKDIR /build/source
 COPY pyproject.toml deploy/image/requirements.py ./
 ARG ONNXRUNTIME=onnxruntime

@@ -8,10 +8,12 @@ in a cache folder; a second run takes seconds. Remove the folder to build them a
 from __future__ import annotations
 
 import configparser
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from tests.compose.console import run, say
@@ -31,6 +33,7 @@ path-exclude /usr/share/info/*
 path-exclude /usr/share/locale/*
 path-exclude /usr/share/lintian/*
 """
+DAYS = 30
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
@@ -41,10 +44,21 @@ def cache_folder() -> Path:
     return folder
 
 
+def cached(name: str, recipe: Path) -> Path:
+    """Where a base is kept: another file once what it is made by has changed."""
+    made_by = hashlib.sha256(recipe.read_bytes()).hexdigest()[:8]
+    return cache_folder() / f"{name}-{SUITE}-{architecture()}-{made_by}.tar"
+
+
+def fresh(file: Path) -> bool:
+    """Whether it is there and has what security updates of the last weeks brought."""
+    return file.exists() and time.time() - file.stat().st_mtime < DAYS * 86400
+
+
 def load_debian(engine: Engine) -> None:
     """Gives the engine DEBIAN, from the cache or built now."""
-    file = cache_folder() / f"{SUITE}-slim-{architecture()}.tar"
-    if not file.exists():
+    file = cached("debian", Path(__file__))
+    if not fresh(file):
         say(f"building {DEBIAN} by debootstrap (once; kept as {file})")
         _debootstrap(engine.folder / "base", file)
     changes = ['CMD ["bash"]']
@@ -56,8 +70,8 @@ def load_debian(engine: Engine) -> None:
 
 def load_prometheus(engine: Engine, image: str) -> None:
     """Gives the engine `image` (the name the compose file uses), made of Debian's package."""
-    file = cache_folder() / f"prometheus-{SUITE}-{architecture()}.tar"
-    if file.exists():
+    file = cached("prometheus", HERE / "prometheus.Dockerfile")
+    if fresh(file):
         engine.docker("load", "--input", file, deadline=180)
         engine.docker("tag", "edge-attention-test/prometheus", image)
     else:

@@ -8,14 +8,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
-from tests.compose import base, document
+from tests.compose import base, data, document
 from tests.compose.console import Failed, run, say, wait_for
 from tests.compose.engine import Engine
 from tests.compose.fleet import (
     AGGREGATOR,
-    CLIENT,
     HARDENED,
     NODE,
     ROOT,
@@ -68,6 +67,10 @@ class World:
         printed = self.fleet.execute("aggregator", "edge-attention", "nodes", "--json")
         return {node["name"]: node["state"] for node in json.loads(printed)}
 
+    def client(self, *words: str) -> dict[str, Any]:
+        """What client.py found, run as a user with a token."""
+        return last_object(client(self.fleet, self.image(AGGREGATOR), self.token, self.data, *words))
+
     def run_document(self, block: str) -> str:
         """Runs a block of docs/deploy.md; what its last command printed."""
         printed = ""
@@ -115,13 +118,6 @@ def valid(world: World) -> None:
 def built(world: World) -> None:
     """The images are built from the repository's Dockerfiles"""
     world.run_document("build")
-    base.build(
-        world.engine,
-        ROOT / "deploy" / "aggregator.Dockerfile",
-        f"{CLIENT}:test",
-        context=ROOT,
-        arguments=("EXTRA=demo",),
-    )
 
 
 def images(world: World) -> None:
@@ -258,24 +254,25 @@ def trained(world: World) -> None:
         "aggregator", "edge-aggregator", "token", "create", "--role", "user", "--name", "tester", "--json"
     )
     world.token.write_text(last_object(printed)["token"])
+    world.token.chmod(0o400)
+    os.chown(world.token, 10001, 10001)
     world.data.mkdir()
-    for path in (world.token, world.data):
-        os.chown(path, 10001, 10001)
-    releases = last_object(client(world.fleet, world.token, world.data, "prepare", "/work"))["releases"]
+    data.write(world.data)
+    releases = world.client("releases")["releases"]
     for number, container in enumerate(world.fleet.containers("edge-node")):
         copy_into(world.engine, world.data / str(number), container, "/var/lib/edge-attention/data")
-    data = {"measurements": "measurements.csv", "diagnoses": "diagnoses.csv", "digits": "digits.npz"}
-    world.fleet.env["NODE_DATA"] = " ".join(f"{k}=/var/lib/edge-attention/data/{v}" for k, v in data.items())
+    files = [f"{name}=/var/lib/edge-attention/data/{file}" for name, file in data.FILES.items()]
+    world.fleet.env["NODE_DATA"] = " ".join(files)
     world.fleet.env["NODE_ALLOW_RELEASE"] = " ".join(releases)
     say("  the nodes' containers are made anew, with data; names and volumes stay")
     world.fleet("up", "-d", "--scale", "edge-node=3")
     wait_for("the three nodes, under the same names", lambda: ready(world) == world.names, 90)
-    say(f"  {last_object(client(world.fleet, world.token, world.data, 'train', *world.names))}")
+    say(f"  {world.client('train', *world.names)}")
 
 
 def attended(world: World) -> None:
     """An attend over a long context, exact"""
-    figures = last_object(client(world.fleet, world.token, world.data, "attend"))
+    figures = world.client("attend")
     need("exact, over all three nodes", figures["exact"] and len(figures["mass"]) == 3, figures)
     say(f"  {figures}")
 
@@ -318,14 +315,14 @@ def lost(world: World) -> None:
     world.engine.docker("kill", victim)
     up_now = f'edge_attention_aggregator_node_up{{node="{name}"}}'
     wait_for("the node to be lost in the metrics", lambda: world.prometheus.query(up_now)[0][1] == 0, 60)
-    figures = last_object(client(world.fleet, world.token, world.data, "attend-again"))
+    figures = world.client("attend-again")
     need("the answer is partial, and says so", not figures["exact"] and 0 < figures["covered"] < 1, figures)
     say(f"  without it: {figures}")
     alert = ("EdgeNodeLost", name)
     wait_for("EdgeNodeLost to fire", lambda: world.prometheus.alerts().get(alert) == "firing", 180)
     world.engine.docker("start", victim)
     wait_for("the node to be back", lambda: name in ready(world), 60)
-    figures = last_object(client(world.fleet, world.token, world.data, "attend-again"))
+    figures = world.client("attend-again")
     need("the answer is exact again", figures["exact"], figures)
     say(f"  with it again: {figures}")
     wait_for("EdgeNodeLost to end", lambda: alert not in world.prometheus.alerts(), 90)
