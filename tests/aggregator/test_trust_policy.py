@@ -34,7 +34,7 @@ from edge_attention.trust.certificates import ends, key_fingerprint, new_key, se
 from edge_attention.trust.names import ROLES, may
 from edge_attention.wire import services
 from edge_attention.wire.link import CONNECT
-from edge_attention.wire.methods import CHANNEL_OPTIONS
+from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
 from edge_attention.wire.rpc import Caller, service_handlers
 
 
@@ -144,7 +144,8 @@ def test_open_methods_need_nobody_and_unknown_ones_are_refused(house):
             assert caller().name == "a"
         with pytest.raises(Unauthenticated):
             house.guard(method, context(None))
-    unknown = SimpleNamespace(service=services.FLEET, name="New")
+    known = services.LIST_NODES
+    unknown = Method(known.service, "New", known.request, known.response)
     with pytest.raises(EdgeAttentionError, match="has no role in"):
         house.guard(unknown, context(house.token("operator")))
 
