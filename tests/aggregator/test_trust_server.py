@@ -330,7 +330,9 @@ def test_a_disk_that_cannot_be_written_stops_nobody(tmp_path, caplog):
 
 # gRPC's log
 
-LINE = "I1125 15:31:21.944642 4694 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
+LINE = (
+    "I1125 15:31:21.944642 4694 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
+)
 
 
 @pytest.mark.parametrize(
