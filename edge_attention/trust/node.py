@@ -18,12 +18,12 @@ from edge_attention.core.errors import (
     Unavailable,
 )
 from edge_attention.core.tensors import require_name
+from edge_attention.node_options import Shared
 from edge_attention.trust.certificates import ends, moment, pin
 from edge_attention.trust.dial import Dial, read_authority
 from edge_attention.trust.enrol import enrol, renew
 from edge_attention.trust.identity import Identity, IdentityFolder
 from edge_attention.trust.keeper import Keeper
-from edge_attention.trust.options import NodeTrust
 from edge_attention.trust.tokens import Token, parse_token, read_token
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 BACKOFF = (0.25, 10.0)
 
 
-def node_dial(given: NodeTrust, address: str, name: str | None, store: Path | None) -> tuple[Dial, str]:
+def node_dial(given: Shared, address: str, name: str | None, store: Path | None) -> tuple[Dial, str]:
     """How to reach the aggregator at `address`, and this node's name; enrols first if need be.
 
     An identity kept already is used as it is, unless the token is of another aggregator. While the
@@ -68,7 +68,7 @@ def node_dial(given: NodeTrust, address: str, name: str | None, store: Path | No
     return dial, name or identity.name
 
 
-def _token(given: NodeTrust) -> Token | None:
+def _token(given: Shared) -> Token | None:
     if given.join_token and given.join_token_file:
         raise InvalidArgument("give --join-token or --join-token-file, not both")
     if given.join_token:

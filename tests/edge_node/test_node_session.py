@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention.core.credit import Debt, Window
-from edge_attention.core.errors import AlreadyExists, InvalidArgument, PermissionDenied, Unavailable
+from edge_attention.core.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    PermissionDenied,
+    Revoked,
+    Unauthenticated,
+    Unavailable,
+)
 from edge_attention.core.program import Program
 from edge_attention.core.session import Cancel, Credit, Heartbeat, HeartbeatAck, Register, Registered
 from edge_node.session import (
@@ -241,3 +248,22 @@ def test_credit_never_runs_dry_or_over(sizes, limit, messages):
         flight.append(size)
         assert len(flight) <= messages
         assert sum(flight[:-1]) < limit
+
+
+def test_revoked_it_leaves_and_refused_for_what_may_pass_it_tries_again():
+    session = registered()
+    assert session.lost(Revoked("out"), 5) == [Leave(1, "out")]
+    session = begin()
+    session.tick(0)
+    ended = session.lost(Unauthenticated("the certificate ended"), 1)
+    assert ended == [Say("the certificate ended; trying again until it answers", warning=True)]
+    assert session.phase == "waiting"
+
+
+def test_it_says_each_new_reason_once():
+    session = begin()
+    said = []
+    for text in ("away", "away", "wants TLS", "wants TLS", "away"):
+        session.tick(session.wake)
+        said += [action.text for action in session.lost(Unavailable(text), session.wake)]
+    assert [text.split(";")[0] for text in said] == ["away", "wants TLS", "away"]
