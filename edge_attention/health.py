@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import click
+
+log = logging.getLogger(__name__)
 
 LINK_SERVICE = "edge_attention.v1.EdgeLinkService"
 """Of a node: whether it is registered with its aggregator. "" is whether its process works."""
@@ -50,6 +53,7 @@ async def serving(port: int | None, registered: Callable[[], bool]) -> AsyncIter
             await asyncio.sleep(LOOK_SECONDS)
 
     await server.start()
+    log.info("health on 127.0.0.1:%d", bound)
     await checker.set("", status.SERVING)
     task = asyncio.create_task(look(), name="health")
     try:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 
@@ -18,13 +19,15 @@ from edge_attention.core.errors import (
     Unavailable,
 )
 from edge_attention.core.tensors import require_name
-from edge_attention.node_options import Shared
 from edge_attention.trust.certificates import ends, moment, pin
 from edge_attention.trust.dial import Dial, read_authority
 from edge_attention.trust.enrol import enrol, renew
 from edge_attention.trust.identity import Identity, IdentityFolder
 from edge_attention.trust.keeper import Keeper
 from edge_attention.trust.tokens import Token, parse_token, read_token
+
+if TYPE_CHECKING:
+    from edge_attention.node_options import Shared
 
 log = logging.getLogger(__name__)
 
