@@ -77,7 +77,7 @@ def test_the_authority_is_found_by_its_pin_and_no_other(tmp_path):
         assert "wants TLS" in why_unreachable(address, None, None)
         other = Authority.make().certificate
         assert "is not the aggregator this side trusts" in why_unreachable(address, other, name)
-        assert "--tls-name" in why_unreachable(address, authority.certificate, "elsewhere.example")
+        assert "is not for that name" in why_unreachable(address, authority.certificate, "elsewhere.example")
 
     served(own, inside)
 
@@ -441,6 +441,20 @@ def test_options_are_environment_variables(run, tmp_path):
         ),
         (["--tls", "--state", "x", "--tls-certificate", __file__], "go together"),
         (["--tls", "--state", "x", "--tls-authority", __file__], "give that too"),
+        (
+            [
+                "--tls",
+                "--state",
+                "x",
+                "--tls-certificate",
+                __file__,
+                "--tls-key",
+                __file__,
+                "--tls-name",
+                "a",
+            ],
+            "has its own names",
+        ),
         (["--tls", "--state", "x", "--tls-name", "a b"], "neither a DNS name"),
     ],
 )
