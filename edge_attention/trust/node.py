@@ -14,6 +14,7 @@ from cryptography import x509
 
 from edge_attention.core.errors import (
     EdgeAttentionError,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     Unavailable,
@@ -44,8 +45,15 @@ def node_dial(given: Shared, address: str, name: str | None, store: Path | None)
         EdgeAttentionError: it cannot be done, and time would not help.
     """
     authority = read_authority(given.authority) if given.authority else None
-    token, path = _token(given), given.identity or (store / "identity" if store else None)
+    path = given.identity or (store / "identity" if store else None)
     folder = IdentityFolder(path) if path else None
+    try:
+        token = _token(given)
+    except FailedPrecondition as error:
+        if folder is None or not folder.exists():
+            raise
+        log.info("%s; the identity kept needs none", error.message)
+        token = None
     if token is None and (folder is None or not folder.exists()):
         return Dial(address, authority=authority), require_name(name or socket.gethostname(), "--name")
     if folder is None:

@@ -17,7 +17,8 @@ from edge_attention.core.errors import (
     Revoked,
     Unavailable,
 )
-from edge_attention.trust.certificates import der, new_key, pem, pin
+from edge_attention.node_options import Shared
+from edge_attention.trust.certificates import der, key_pem, new_key, pem, pin
 from edge_attention.trust.client import client_dial
 from edge_attention.trust.dial import Dial, read_authority
 from edge_attention.trust.identity import IdentityFolder
@@ -71,6 +72,36 @@ def test_a_key_that_was_asked_a_certificate_for_is_kept_for_another_try(tmp_path
     new = folder.pending_key(fresh=True)
     assert new.public_key() != key.public_key()
     assert folder.load().key.public_key() == key.public_key(), "until the new one is signed"
+
+
+def test_an_enrolment_that_was_cut_short_is_done_again(tmp_path):
+    make(tmp_path)
+    folder = IdentityFolder(tmp_path)
+    key = folder.pending_key(fresh=True)
+    (tmp_path / "key.pem").write_bytes(key_pem(key))  # and the power went
+    with pytest.raises(NotFound, match="cut short"):
+        folder.load()
+    assert folder.pending_key(fresh=True).public_key() == key.public_key()
+    assert folder.authority() == AUTHORITY.certificate
+    assert IdentityFolder(tmp_path / "none").authority() is None
+    assert make(tmp_path, key=key).name == "a"
+    assert folder.load().key.public_key() == key.public_key()
+
+
+def test_an_identity_needs_its_token_no_longer(tmp_path):
+    make(tmp_path)
+    gone = Shared(None, tmp_path / "token", tmp_path, None)
+    dial, name = gone.dial("127.0.0.1:1", None, None)
+    assert name == "a"
+    assert dial.ends() > time.time() + 3600
+    with pytest.raises(FailedPrecondition, match="token file"):
+        Shared(None, tmp_path / "token", tmp_path / "none", None).dial("127.0.0.1:1", None, None)
+    token = make_token("join", pin(AUTHORITY.certificate)).text
+    with pytest.raises(InvalidArgument, match="give --identity DIR"):
+        Shared(token, None, None, None).dial("127.0.0.1:1", None, None)
+    with pytest.raises(InvalidArgument, match="not both"):
+        Shared(token, tmp_path / "token", None, None).dial("127.0.0.1:1", None, None)
+    assert Shared(None, None, None, None).dial("127.0.0.1:1", "n", None)[0].metadata() == ()
 
 
 def test_a_certificate_for_another_key_is_not_kept(tmp_path):
