@@ -95,7 +95,7 @@ export function massStrips(state, now) {
 
 /** The masses of a span; a node that took no part in its answers received nothing of their attention. */
 function whole(span, rows) {
-  if (!span || !(span.exact + span.partial)) return {};
+  if (!span || !Object.keys(span.mass).length) return {};
   return { ...Object.fromEntries(rows.map((node) => [node, 0])), ...span.mass };
 }
 
