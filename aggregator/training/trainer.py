@@ -27,9 +27,8 @@ class Trainer:
         self._active, self._job, self._planned = active, job, planned
         self._id = active.info.id
         self._state, self._parameters = services.state, services.parameters
-        self._link, self._metrics = services.link, services.metrics
+        self._link, self._metrics, self._activity = services.link, services.metrics, services.activity
         patience = job.patience_seconds or services.patience
-        self._activity = services.activity
         self._rounds = FusionRounds(
             self._id, planned, services.dispatcher, services.bulk, patience, active.identity_key, self._say
         )
@@ -66,8 +65,8 @@ class Trainer:
                     record = self._record(current.round)
                     seconds = {**record.seconds, "evaluate": sum(timer.seconds.values())}
                     record = replace(record, evaluation=evaluation, seconds=seconds)
-                    self._activity.evaluated(self._id, current.round, evaluation)
                     self._state.replace_record(self._id, current.round, to_json(record))
+                    self._activity.evaluated(self._id, current.round, evaluation)
                 if current.round > 0 and active.evaluating | due:
                     active.evaluating = False
                     active.update()
@@ -150,13 +149,13 @@ class Trainer:
             to_json(record),
         )
         timer.lap("commit")
+        self._activity.round(id, record, time.time())
         self._metrics.rounds.inc()
         self._metrics.version.labels(id).set(committed.version)
         for stage, seconds in timer.seconds.items():
             self._metrics.round_seconds.labels(stage).observe(seconds)
         active.evaluating = evaluation_due(self._job, number)
         active.update(round=number, version=committed.version)
-        self._activity.round(id, record, time.time())
         if not active.evaluating:
             self._write_lines(number)
 

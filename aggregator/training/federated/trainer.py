@@ -223,6 +223,7 @@ class FederatedTrainer:
 
     def _announce(self, record: TrainingRound, collected: Collected) -> None:
         active, metrics, number = self._active, self._metrics, record.number
+        self._services.activity.round(self._id, record, time.time())
         metrics.rounds.inc()
         metrics.version.labels(self._id).set(record.version)
         for stage, seconds in record.seconds.items():
@@ -237,7 +238,6 @@ class FederatedTrainer:
             metrics.consensus.labels(self._id, name).set(value)
         active.evaluating = self._due(number)
         active.update(round=number, version=record.version)
-        self._services.activity.round(self._id, record, time.time())
         if not active.evaluating:
             self._write_lines(number)
 
@@ -250,8 +250,8 @@ class FederatedTrainer:
         record = self._record(number)
         seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
         record = replace(record, evaluation=evaluation, seconds=seconds)
-        self._services.activity.evaluated(self._id, number, evaluation)
         self._state.replace_record(self._id, number, to_json(record))
+        self._services.activity.evaluated(self._id, number, evaluation)
 
     def _due(self, number: int) -> bool:
         """Whether the held-out rows, if there are any, are evaluated after this round."""
