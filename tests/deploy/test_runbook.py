@@ -10,10 +10,10 @@ import click
 import pytest
 
 from aggregator.main import main as aggregator
-from edge_attention.cli.main import main as client
+from edge_attention.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = {"edge-attention": client, "edge-aggregator": aggregator}
+PROGRAMS = {"edge-attention": cli, "edge-aggregator": aggregator}
 
 
 def commands():
