@@ -37,8 +37,10 @@ def test_a_command_is_one(line):
     for word in words:
         if isinstance(known[-1], click.Group):
             found = known[-1].get_command(context, word)
-            if found is not None:
-                known.append(found)
+        else:  # cli/commands.py: a command that has commands
+            found = getattr(known[-1], "commands", {}).get(word)
+        if found is not None:
+            known.append(found)
     options = {name for one in known for parameter in one.params for name in parameter.opts}
     assert len(known) > 1, f"{line}: {program} has no such command"
     for word in words:
