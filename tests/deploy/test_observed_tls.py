@@ -1,4 +1,4 @@
-"""A real fleet with TLS, scraped by a real Prometheus with the authority and the token that --bootstrap wrote."""
+"""A real fleet with TLS, scraped by a real Prometheus with the authority and token that --bootstrap wrote."""
 
 from __future__ import annotations
 
