@@ -1,9 +1,10 @@
-"""Which of ONNX Runtime's execution providers a machine uses."""
+"""Which of ONNX Runtime's execution providers a machine uses, and for which graphs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import onnxruntime as ort
 
@@ -28,3 +29,18 @@ def choose_provider(wanted: str, available: Sequence[str]) -> str:
     have = ", ".join(available)
     log.warning("provider %s is not in this build of onnxruntime (it has %s): using the CPU", wanted, have)
     return _CPU
+
+
+def open_session(data: bytes, options: Callable[[], Any], provider: str, where: str) -> Any:
+    """A session of the graph in `data` on `provider`; on the CPU, with a warning, if that refuses it.
+
+    ONNX Runtime itself gives the CPU only what a provider leaves; some take nodes that they then cannot
+    compile (OpenVINO those whose rank it cannot tell).
+    """
+    if provider != _CPU:
+        try:
+            return ort.InferenceSession(data, options(), providers=[provider, _CPU])
+        except Exception as error:
+            text = " ".join(str(error).split())
+            log.warning("%s: %s cannot run it, the CPU does: %s", where, provider, text[-300:])
+    return ort.InferenceSession(data, options(), providers=[_CPU])

@@ -18,11 +18,10 @@ from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, Invalid
 from edge_attention.core.tensors import Array, DataType
 from edge_attention.graphs import library
 from edge_attention.graphs.self_contained import require_self_contained
-from edge_attention.providers import choose_provider
+from edge_attention.providers import choose_provider, open_session
 
 log = logging.getLogger(__name__)
 
-_CPU = "CPUExecutionProvider"
 _GRAPHS = 64
 
 # ONNX Runtime's names of types, which are NumPy's but for two.
@@ -140,9 +139,8 @@ class Runtime:
         if sha256(data).hexdigest() != digest:
             raise errors.DataLoss(f"{where} came damaged: its bytes have another digest; send it again")
         require_self_contained(data, where)
-        providers = list(dict.fromkeys([self.provider, _CPU]))
         try:
-            session = ort.InferenceSession(data, self._options(), providers=providers)
+            session = open_session(data, self._options, self.provider, where)
         except Exception as error:
             raise _translate(error, where, InvalidGraph) from None
         graph = Graph(digest, session, len(data))
