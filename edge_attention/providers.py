@@ -9,10 +9,12 @@ from typing import Any
 import onnxruntime as ort
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.graphs import library
 
 log = logging.getLogger(__name__)
 
 _CPU = "CPUExecutionProvider"
+_PROBE = "attention_scores"
 _AUTO = ("cuda", "migraphx", "coreml")
 
 
@@ -28,6 +30,28 @@ def choose_provider(wanted: str, available: Sequence[str]) -> str:
         return known[wanted]
     have = ", ".join(available)
     log.warning("provider %s is not in this build of onnxruntime (it has %s): using the CPU", wanted, have)
+    return _CPU
+
+
+def working_provider(wanted: str) -> str:
+    """ONNX Runtime's name of the provider to use: what `choose_provider` says, if a graph really opens on it.
+
+    That a build has a provider does not mean that its libraries and a device are here, and ONNX Runtime then
+    takes the CPU without a word that a program could read.
+    """
+    chosen = choose_provider(wanted, ort.get_available_providers())
+    if chosen == _CPU:
+        return chosen
+    try:
+        session = ort.InferenceSession(library.load(_PROBE), providers=[chosen, _CPU])
+        why = (
+            "" if chosen in session.get_providers() else "its libraries or the device are missing, see above"
+        )
+    except Exception as error:
+        why = " ".join(str(error).split())[-300:]
+    if not why:
+        return chosen
+    log.warning("provider %s does not work here (%s): using the CPU", chosen, why)
     return _CPU
 
 

@@ -18,7 +18,7 @@ from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, Invalid
 from edge_attention.core.tensors import Array, DataType
 from edge_attention.graphs import library
 from edge_attention.graphs.self_contained import require_self_contained
-from edge_attention.providers import choose_provider, open_session
+from edge_attention.providers import open_session, working_provider
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Runtime:
 
     def __init__(self, provider: str = "cpu", threads: int = 1, limit: int = 1 << 30) -> None:
         self.threads, self.limit = threads, limit
-        self.provider = choose_provider(provider, ort.get_available_providers())
+        self.provider = working_provider(provider)
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         self._lock = threading.Lock()
         self._shared_arena = False

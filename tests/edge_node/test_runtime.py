@@ -7,9 +7,9 @@ import small_graphs
 
 from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidGraph
 from edge_attention.graphs import library, self_contained
-from edge_attention.providers import open_session
+from edge_attention.providers import choose_provider, open_session, working_provider
 from edge_node import runtime as rooms
-from edge_node.runtime import Runtime, choose_provider
+from edge_node.runtime import Runtime
 
 
 def load(made):
@@ -76,6 +76,17 @@ def test_graphs_used_least_go_first(monkeypatch):
     small.load(*made[0])
     small.load(*made[1])
     assert [small.cached(digest) is not None for digest, _ in made] == [False, True, False]
+
+
+def test_a_provider_that_is_in_the_build_but_does_not_load_is_the_cpu(caplog, monkeypatch):
+    """As onnxruntime-gpu without the libraries of CUDA: it is listed, and sessions quietly run on the CPU."""
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    for wanted in ("cuda", "auto"):
+        caplog.clear()
+        assert working_provider(wanted) == "CPUExecutionProvider"
+        assert "provider CUDAExecutionProvider does not work here" in caplog.text
+    assert Runtime("cuda").provider == "CPUExecutionProvider"
 
 
 def test_a_graph_that_a_provider_cannot_compile_runs_on_the_cpu(caplog, monkeypatch):
