@@ -1,4 +1,4 @@
-"""What a node needs, for arm64: wheels from the package index, Debian by debootstrap. Kept in a cache folder."""
+"""What a node needs, for arm64: wheels from the package index, Debian by debootstrap. They are kept."""
 
 from __future__ import annotations
 
