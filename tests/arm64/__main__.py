@@ -2,8 +2,8 @@
 
     python3 -m tests.arm64 [--as image|process|wheels]
 
-As far as this machine lets it, and it says why not further: the edge image built for arm64 and run; else the node's
-process with Debian's Python and the wheels for arm64, emulated; else the wheels for arm64 resolved.
+As far as this machine lets it, and it says why not further: the edge image built for arm64 and run; else the
+node's process with Debian's Python and the wheels for arm64, emulated; else the wheels for arm64 resolved.
 """
 
 from __future__ import annotations
