@@ -83,7 +83,9 @@ def examine_box(asked: Questions, tell: Tell) -> Box:
     tell(box_findings.packages(subject, here.versions, measure_box.required()))
     trial = measure_box.try_runtime(asked.provider)
     tell(box_findings.runtime(subject, trial))
-    if not trial.problem:
+    if not trial.known:
+        tell(box_findings.no_such_provider(subject, asked.provider, trial.available))
+    elif not trial.problem:
         devices = measure_box.devices()
         tell(box_findings.provider(subject, asked.provider, trial.used, trial.available, devices))
     tell(box_findings.threads(subject, asked.threads or here.usable_processors or here.processors, here))
