@@ -149,10 +149,10 @@ def doctor(
     findings: list[Finding] = []
     with _progress(as_json) as busy:
         busy("checking this box")
-        examine_box(asked, findings.append)
+        proxied = examine_box(asked, findings.append)
         busy(f"connecting to {address}")
         before = len(findings)
-        if examine_port(asked, findings.append):
+        if examine_port(asked, findings.append, proxied=proxied):
             client = partial(
                 AsyncClient,
                 address,
