@@ -13,7 +13,7 @@ import click
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, set_up
-from edge_attention.trust.node import NodeTrust, node_trust_options
+from edge_attention.trust.options import NodeTrust, node_trust_options
 
 log = logging.getLogger(__name__)
 
