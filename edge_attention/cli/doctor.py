@@ -210,9 +210,12 @@ def _print(findings: Sequence[Finding], problems: bool) -> None:
     shown = [f for f in findings if f.status in bad] if problems else findings
     if shown:
         _table(shown) if _rich() else _lines(shown)
-    for status, what in ((Status.FAILED, "failed"), (Status.WARNING, "warnings")):
+    for status, what in ((Status.FAILED, "failed"), (Status.WARNING, "warning")):
         if found := bad[status]:
-            click.echo(f"{len(found)} {what}: {', '.join(f'{f.check} of {f.subject}' for f in found)}")
+            plural = "s" if what == "warning" and len(found) > 1 else ""
+            click.echo(
+                f"{len(found)} {what}{plural}: {', '.join(f'{f.check} of {f.subject}' for f in found)}"
+            )
     if not any(bad.values()):
         click.echo(f"all {sum(f.status is Status.OK for f in findings)} checks are ok")
 

@@ -50,7 +50,7 @@ def test_the_page_explains_every_check_and_no_other():
 
 def test_warnings_and_failures_are_named_last(capsys):
     out = printed(capsys, FINDINGS)
-    assert out.splitlines()[-2:] == ["1 failed: state of node b", "1 warnings: store of node a"]
+    assert out.splitlines()[-2:] == ["1 failed: state of node b", "1 warning: store of node a"]
     for word in (
         "ok",
         "WARNING",
