@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 from panels import Prometheus
@@ -15,28 +16,38 @@ from panels import Prometheus
 FOLDER = Path(__file__).parents[2] / "deploy/prometheus"
 
 
-def plain(config, target):
-    """The configuration for a fleet on loopback: no TLS, no token, quicker; all else as it is."""
+def adapted(text, target, credentials=None):
+    """The text of prometheus.yml for an aggregator at `target`, and quicker; all else as it is.
+
+    `credentials` is the folder with authority.pem and viewer-token; without it there is no TLS and no token, as
+    for a fleet on loopback.
+    """
+    config = yaml.safe_load(text.replace("aggregator:9464", target))
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    for job in config["scrape_configs"]:
+        for sd in job.get("http_sd_configs", ()):
+            sd["refresh_interval"] = "1s"
+    if credentials is None:
+        _without_tls(config)
+    return yaml.safe_dump(config).replace("/run/edge-attention", str(credentials))
+
+
+def _without_tls(config):
     for job in config["scrape_configs"]:
         for place in (job, *job.get("http_sd_configs", ())):
             del place["authorization"], place["tls_config"]
         job["scheme"] = "http"
         for sd in job.get("http_sd_configs", ()):
-            sd["url"] = f"http://{target}/sd"
-            sd["refresh_interval"] = "1s"
-        for static in job.get("static_configs", ()):
-            static["targets"] = [target]
-    return config
+            sd["url"] = sd["url"].replace("https://", "http://")
 
 
 class RunningPrometheus(Prometheus):
-    """Scrapes the aggregator at `target` (HOST:PORT of its HTTP port) while the block runs."""
+    """Scrapes the aggregator at `target` (HOST:PORT of its HTTP port) while the block runs; see `adapted`."""
 
-    def __init__(self, program: str, folder: Path, target: str) -> None:
+    def __init__(self, program: str, folder: Path, target: str, credentials: Path | None = None) -> None:
         shutil.copytree(FOLDER, folder / "prometheus")
         file = folder / "prometheus/prometheus.yml"
-        file.write_text(yaml.safe_dump(plain(yaml.safe_load(file.read_text()), target)))
+        file.write_text(adapted(file.read_text(), target, credentials))
         self._lines: list[str] = []
         self.process = subprocess.Popen(
             [
@@ -69,6 +80,10 @@ class RunningPrometheus(Prometheus):
             )
             for one in self.query(expr, instant=True)
         }
+
+    def targets(self) -> list[dict[str, Any]]:
+        """What it scrapes, with the error of the last scrape."""
+        return list(self._get("targets", {"state": "active"})["activeTargets"])
 
     def until(self, expr: str, seconds: float = 90.0) -> dict[str, float]:
         """Wait until `expr` has a result; the result."""

@@ -131,7 +131,7 @@ def test_metrics_have_the_labels_that_rules_and_dashboards_go_by(watched):
 def test_answers_are_text_that_prometheus_3_takes_too(watched):
     """Prometheus 3 refuses an answer without a content type it knows; 2.42 does not."""
     _, _, watching = watched
-    targets = watching._get("targets", {"state": "active"})["activeTargets"]
+    targets = watching.targets()
     assert len(targets) == 1 + len(NODES)
     for target in targets:
         with urllib.request.urlopen(target["scrapeUrl"], timeout=30) as answer:

@@ -162,4 +162,7 @@ def test_nodes_are_found_and_not_believed():
     assert nodes["honor_timestamps"] is False
     for place in (*jobs.values(), *nodes["http_sd_configs"]):
         assert place["tls_config"] == {"ca_file": "/run/edge-attention/authority.pem"}
-        assert place["authorization"] == {"credentials_file": "/run/edge-attention/viewer-token"}
+        given = {"type": "Bearer", **place["authorization"]}
+        assert given == {"type": "Bearer", "credentials_file": "/run/edge-attention/viewer-token"}
+    # Prometheus 2.42 sends a token without its type to service discovery, unless told.
+    assert nodes["http_sd_configs"][0]["authorization"]["type"] == "Bearer"
