@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIENT = ("client", "aio", "aio_run", "background", "job", "results", "cli", "demo")
+CLIENT = ("client", "aio", "aio_run", "background", "job", "results", "cli", "demo", "doctor")
 
 
 def python(folder: str) -> list[Path]:

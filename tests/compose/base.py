@@ -83,7 +83,9 @@ def load_prometheus(engine: Engine, image: str) -> None:
         part.rename(file)
 
 
-def build(engine: Engine, dockerfile: Path, tag: str, *, context: Path, arguments: tuple[str, ...] = ()) -> None:
+def build(
+    engine: Engine, dockerfile: Path, tag: str, *, context: Path, arguments: tuple[str, ...] = ()
+) -> None:
     """`docker build` on the host's network, for this engine's containers reach no further than the machine."""
     words = [word for argument in arguments for word in ("--build-arg", argument)]
     engine.docker(

@@ -46,7 +46,9 @@ def fusion(nodes: list[str]) -> FusionJob:
     job = patients.job()
     lab = dict(zip(LABS, nodes, strict=True))
     encoders = tuple(dataclasses.replace(e, node=lab[e.node]) for e in job.encoders)
-    return dataclasses.replace(job, encoders=encoders, head=dataclasses.replace(job.head, node=lab[job.head.node]))
+    return dataclasses.replace(
+        job, encoders=encoders, head=dataclasses.replace(job.head, node=lab[job.head.node])
+    )
 
 
 def federated(nodes: list[str]) -> FederatedJob:

@@ -49,7 +49,9 @@ def run(
         )
     except subprocess.TimeoutExpired as late:
         said = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
-        raise Failed(f"`{line}` had not ended after {deadline:.0f} s; its last lines:\n{tail(said)}") from None
+        raise Failed(
+            f"`{line}` had not ended after {deadline:.0f} s; its last lines:\n{tail(said)}"
+        ) from None
     if check and done.returncode:
         raise Failed(f"`{line}` ended with {done.returncode}; its last lines:\n{tail(done.stdout)}")
     return done.stdout

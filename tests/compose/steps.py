@@ -138,7 +138,12 @@ def images(world: World) -> None:
     settings = json.loads(world.engine.docker("image", "inspect", world.image(NODE)))[0]["Config"]["Env"]
     for variable in ("MALLOC_MMAP_THRESHOLD_=1073741824", "MALLOC_TRIM_THRESHOLD_=2147483648"):
         need(f"the edge image sets {variable}", variable in settings, settings)
-    for words in (("-c", "import onnx"), ("-c", "import pip"), ("-c", "import aggregator"), ("-m", "ensurepip")):
+    for words in (
+        ("-c", "import onnx"),
+        ("-c", "import pip"),
+        ("-c", "import aggregator"),
+        ("-m", "ensurepip"),
+    ):
         printed = inside(world, NODE, "python3", *words, check=False)
         need(f"the edge image cannot `{words[1]}`", "No module named" in printed, printed)
     tools = "for t in pip pip3 gcc cc ld make curl wget git; do command -v $t || true; done"
@@ -149,7 +154,14 @@ def images(world: World) -> None:
 def inside(world: World, image: str, program: str, *words: str, check: bool = True) -> str:
     """A program in a container that has no network and may do nothing."""
     return world.engine.docker(
-        "run", "--rm", "--network=none", *HARDENED, f"--entrypoint={program}", world.image(image), *words, check=check
+        "run",
+        "--rm",
+        "--network=none",
+        *HARDENED,
+        f"--entrypoint={program}",
+        world.image(image),
+        *words,
+        check=check,
     )
 
 
@@ -185,7 +197,11 @@ def confined(world: World) -> None:
     for service in ("aggregator", "edge-node"):
         for container in world.fleet.containers(service):
             status = world.engine.docker("exec", container, "cat", "/proc/1/status", "/proc/self/status")
-            need(f"{service} has no capability", set(re.findall(r"CapEff:\s+(\S+)", status)) == {"0" * 16}, status)
+            need(
+                f"{service} has no capability",
+                set(re.findall(r"CapEff:\s+(\S+)", status)) == {"0" * 16},
+                status,
+            )
             need(f"{service} gets none", set(re.findall(r"NoNewPrivs:\s+(\S+)", status)) == {"1"}, status)
             user = world.engine.docker("exec", container, "id", "-u").strip()
             need(f"{service} is user 10001", user == "10001", user)
@@ -213,11 +229,14 @@ def pages(world: World) -> None:
         ("/sd", viewer, 200),
     ):
         status, text = get_page(f"{url}{path}", authority, token)
-        need(f"{path} {'with' if token else 'without'} a token answers {wanted}", status == wanted, text[:200])
+        need(
+            f"{path} {'with' if token else 'without'} a token answers {wanted}", status == wanted, text[:200]
+        )
 
 
 def scraped(world: World) -> None:
     """Prometheus finds the aggregator and every node"""
+
     def found() -> bool:
         targets = world.prometheus.targets()
         good = {instance for (job, instance), health in targets.items() if health == "up"}
@@ -316,7 +335,9 @@ def drained(world: World) -> None:
     for service in ("edge-node", "aggregator"):
         for container in world.fleet.containers(service, stopped=True):
             state = world.fleet.inspect(container)["State"]
-            need(f"{service} ended by itself with 0", state["ExitCode"] == 0 and not state["OOMKilled"], state)
+            need(
+                f"{service} ended by itself with 0", state["ExitCode"] == 0 and not state["OOMKilled"], state
+            )
 
 
 STEPS: list[Callable[[World], None]] = [
