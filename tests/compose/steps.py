@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from tests.compose import base, data
+from tests.compose.certificates import make_certificates, write_secret
 from tests.compose.console import Failed, run, say, wait_for
 from tests.compose.fleet import (
     AGGREGATOR,
@@ -18,9 +19,11 @@ from tests.compose.fleet import (
     NODE,
     ROOT,
     Project,
+    Prometheus,
     copy_into,
     get_page,
     last_object,
+    make_variables,
     need,
     own_address,
 )
@@ -271,9 +274,37 @@ def drained(world: World) -> None:
             )
 
 
+def own_certificates(world: World) -> None:
+    """deploy/compose.secrets.yml: certificates and tokens of the operator's, as secrets"""
+    secrets = world.engine.folder / "secrets"
+    make_certificates(secrets, "aggregator", "localhost")
+    ports = make_variables(world.engine.folder)
+    files = os.pathsep.join([ports["COMPOSE_FILE"], "deploy/compose.secrets.yml"])
+    own = Project(world.engine, "own", ROOT, {**ports, "COMPOSE_FILE": files, "SECRETS": str(secrets)})
+    try:
+        own("up", "-d", "aggregator")
+        healthy(own, "aggregator")
+        for file, words in (("join-token", ["--unlimited"]), ("viewer-token", ["--role", "viewer"])):
+            made = own.execute("aggregator", "edge-aggregator", "token", "create", *words, "--json")
+            write_secret(secrets / file, last_object(made)["token"])
+        own("up", "-d")
+        healthy(own, "aggregator", "edge-node", "prometheus")
+        said = own.engine.docker("logs", own.containers("edge-node")[0])
+        need("the node is registered", "registered with aggregator:50051" in said, said)
+        status, _ = get_page(f"https://localhost:{ports['HTTP_PORT']}/readyz", secrets / "authority.pem")
+        need("the HTTP port shows the operator's certificate", status == 200, status)
+        found = Prometheus(ports["PROMETHEUS_PORT"])
+        target = ("edge-attention-aggregator", "aggregator:9464")
+        wait_for("Prometheus to scrape it", lambda: found.targets().get(target) == "up", 60)
+        left = own.execute("aggregator", "ls", "/run/edge-attention").split()
+        need("nothing is handed over in the trust volume", not left, left)
+    finally:
+        own("down", "--volumes", "--timeout", "10", check=False)
+
+
 STEPS: list[Callable[[World], None]] = [
     bases, valid, built, images, up, confined, pages, scraped, trained, attended, fourth, panels, lost,
-    drained,
+    drained, own_certificates,
 ]  # fmt: skip
 
 
