@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated test test-arm64 check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated test test-compose test-arm64 check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo-federated: .venv/demo ## The other demo: five nodes, each with samples of i
 
 test: .venv/dev ## Every test, real processes included.
 	$(BIN)/python -m pytest
+
+test-compose: .venv/dev ## Images and Compose files, on a Docker engine of the test's own; as root, no registry needed.
+	$(BIN)/python -m tests.compose
 
 test-arm64: .venv/dev ## An arm64 node answers, emulated: the edge image if this machine can run it, else its process.
 	$(BIN)/python -m tests.arm64

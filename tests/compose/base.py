@@ -1,8 +1,8 @@
 """Base images without a registry: debian:bookworm-slim by debootstrap, and Prometheus from Debian's package.
 
 What a machine needs to reach its package registries (certificate authorities, mirror and proxy of apt, pip's
-settings) goes into the *base*, so that the repository's own Dockerfiles build unchanged. Both bases are kept as tar files
-in a cache folder; a second run takes seconds. Remove the folder to build them anew.
+settings) goes into the *base*, so that the repository's own Dockerfiles build unchanged. Both bases are kept
+as tar files in a cache folder for some weeks, so that a second run takes seconds.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def load_prometheus(engine: Engine, image: str) -> None:
 def build(
     engine: Engine, dockerfile: Path, tag: str, *, context: Path, arguments: tuple[str, ...] = ()
 ) -> None:
-    """`docker build` on the host's network, for this engine's containers reach no further than the machine."""
+    """`docker build` on the host's network: this engine's containers reach no further than the machine."""
     words = [word for argument in arguments for word in ("--build-arg", argument)]
     engine.docker(
         "build", "--network=host", "--file", dockerfile, "--tag", tag, *words, context, deadline=600
@@ -109,7 +109,8 @@ def _debootstrap(root: Path, file: Path) -> None:
     run(["debootstrap", *options, SUITE, root, mirror], deadline=600)
     (root / "etc/dpkg/dpkg.cfg.d/docker").write_text(SLIM)
     (root / "etc/apt/sources.list").write_text(
-        f"deb {mirror} {SUITE} main\ndeb {mirror} {SUITE}-updates main\ndeb {security} {SUITE}-security main\n"
+        f"deb {mirror} {SUITE} main\ndeb {mirror} {SUITE}-updates main\n"
+        f"deb {security} {SUITE}-security main\n"
     )
     _apt_settings(root / "etc/apt/apt.conf.d/90machine")
     _certificates(root)
@@ -127,7 +128,7 @@ def _debootstrap(root: Path, file: Path) -> None:
 
 
 def _mirrors() -> tuple[str, str]:
-    """The mirrors this machine's apt takes Debian's SUITE from; Debian's own where it takes it from nowhere."""
+    """The mirrors this machine's apt takes SUITE from; Debian's own where it takes it from nowhere."""
     found = {"main": MIRROR, "security": SECURITY}
     done = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(CODENAME) $(ORIGIN) $(LABEL) $(SITE) $(REPO_URI)"],

@@ -1,4 +1,4 @@
-"""What every step shares: lines that say how far the test is, commands with a deadline, waits that say for what."""
+"""What every step shares: lines that say how far it is, commands with a deadline, waits that say for what."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     stdin: str | None = None,
     check: bool = True,
 ) -> str:
-    """What `command` printed, both streams together. Fails with its last lines, or after `deadline` seconds."""
+    """What `command` printed, both streams together. Fails with its last lines, or after `deadline` s."""
     words = [str(word) for word in command]
     line = shlex.join(words)
     try:

@@ -1,4 +1,4 @@
-"""The demos' data as files: one folder a node, the same names in each, as replicas of one service are configured alike.
+"""The demos' data as files: a folder a node, the same names in each, as replicas are configured alike.
 
 Written on the machine that runs the test: reading the data takes scikit-learn, which no image has.
 """
