@@ -57,7 +57,7 @@ export function latestQueries(state) {
   return h("div", { class: "card scroll", key: "table", role: "region", tabindex: 0, "aria-labelledby": "latest-title" },
     h("table", { id: "queries-table" },
       h("caption", { class: "unseen" }, "The latest queries, the newest first"),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "At"), h("th", { scope: "col" }, "Context"),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "wide" }, "At"), h("th", { scope: "col" }, "Context"),
         h("th", { scope: "col" }, "Answer"), h("th", { scope: "col", class: "num" }, "Took"), h("th", { scope: "col", class: "wide" }, "Of that"))),
       h("tbody", {}, latest.map(([number, query]) => row(number, query)))),
     h("p", { class: "legend wide inset" }, legend("in graphs, at the slowest node", "c2"), legend("in its queue", "c1"), legend("network", "c0"), legend("merge", "c3")));
@@ -76,8 +76,8 @@ function row(number, query) {
   const badge = { exact: ["good", "exact"], partial: ["warn", "partial"], failed: ["bad", "failed"] }[query.outcome];
   const bound = query.outcome === "partial" ? `${percent(query.share)} of the tokens; off by ${query.bound === null ? "nobody knows how much" : `at most ${short(query.bound)}`}` : "";
   return h("tr", { key: number, "data-outcome": query.outcome },
-    h("td", { class: "at" }, clock(query.time)),
-    h("td", {}, h("span", { class: "name" }, query.context), h("span", { class: "sub" }, plural(query.queries, "query", "queries"))),
+    h("td", { class: "at wide" }, clock(query.time)),
+    h("td", {}, h("span", { class: "name" }, query.context), h("span", { class: "sub narrow" }, clock(query.time)), h("span", { class: "sub" }, plural(query.queries, "query", "queries"))),
     h("td", {}, h("span", { class: `badge ${badge[0]}` }, badge[1]), bound ? h("span", { class: "sub" }, bound) : null,
       query.why.map((why) => h("span", { class: "sub" }, why))),
     h("td", { class: "num" }, took(seconds.all)),
