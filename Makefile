@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated test test-arm64 check compat bench protos graphs format clean help
+.PHONY: run demo-federated test test-compose test-arm64 check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo-federated: .venv/demo ## The other demo: five nodes, each with samples of i
 test: .venv/dev ## Every test, real processes included.
 	$(BIN)/python -m pytest
 
+test-compose: .venv/dev ## Images and Compose files, on a Docker engine of the test's own; as root, no registry needed.
+	$(BIN)/python -m tests.compose
+
 test-arm64: .venv/dev ## An arm64 node answers, emulated: the edge image if this machine can run it, else its process.
 	$(BIN)/python -m tests.arm64
 
@@ -27,6 +30,7 @@ check: .venv/dev ## Linters, types, import rules, freshness of generated files.
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_protos.py --check
 	$(BIN)/python -m edge_attention.graphs.library_build --check
+	$(BIN)/python -m deploy.grafana.build --check
 
 compat: ## The wire under protobuf 7; .venv has 6, which the generated code was made with.
 	@test -x .venv/compat/bin/python || $(PYTHON) -m venv .venv/compat
@@ -41,6 +45,9 @@ protos: .venv/dev ## Generate the Python code of protos/ anew.
 
 graphs: .venv/dev ## Build the attention graphs anew.
 	$(BIN)/python -m edge_attention.graphs.library_build
+
+dashboards: .venv/dev ## Build the Grafana dashboards anew.
+	$(BIN)/python -m deploy.grafana.build
 
 format: .venv/dev ## Format the code.
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from aggregator.activity import Activity
 from aggregator.attend_plan import LSE, QUERIES, Part, Plan, Plans
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher, Outcome
@@ -31,10 +32,13 @@ MIN_SECONDS = 0.05
 class Attender:
     """Answers attends."""
 
-    def __init__(self, contexts: Contexts, dispatcher: Dispatcher, metrics: Metrics) -> None:
+    def __init__(
+        self, contexts: Contexts, dispatcher: Dispatcher, metrics: Metrics, activity: Activity
+    ) -> None:
         self._contexts = contexts
         self._dispatcher = dispatcher
         self._metrics = metrics
+        self._activity = activity
         self._plans = Plans()
 
     async def attend(self, request: AttendRequest) -> AttendResponse:
@@ -44,21 +48,20 @@ class Attender:
             NotFound, EmptyContext, InvalidTensor, InvalidArgument: nothing was asked of a node.
         """
         try:
-            response = await self._attend(request)
-        except EdgeAttentionError:
-            self._metrics.queries.labels("failed").inc()
+            response, outcome = await self._attend(request)
+        except Exception as error:
+            self._metrics.attends.failed()
+            if isinstance(error, EdgeAttentionError):
+                self._activity.failed(request, error.message, time.time())
             raise
         # After the answer is on its way: nobody waits for these.
-        asyncio.get_running_loop().call_soon(self._count, response)
+        loop = asyncio.get_running_loop()
+        if self._metrics.attends.answered(response, outcome):
+            loop.call_soon(self._metrics.attends.count)
+        loop.call_soon(self._activity.answered, request, response, time.time())
         return response
 
-    def _count(self, response: AttendResponse) -> None:
-        self._metrics.queries.labels("exact" if response.exact else "partial").inc()
-        self._metrics.merge_seconds.observe(response.seconds["merge"])
-        for stage, seconds in response.seconds.items():
-            self._metrics.query_seconds.labels(stage).observe(seconds)
-
-    async def _attend(self, request: AttendRequest) -> AttendResponse:
+    async def _attend(self, request: AttendRequest) -> tuple[AttendResponse, Outcome]:
         started = time.perf_counter()
         context = self._contexts.get(request.context)
         plan = self._plans.get(context, request)
@@ -111,14 +114,19 @@ class Attender:
             left = max(plan.deadline - (time.perf_counter() - started), MIN_SECONDS)
             weights = await self._weights(request, plan, outcome, merged.lse, left)
         ended = time.perf_counter()
+        wait, tasks = answered - planned, outcome.task_seconds
+        slowest = max(tasks, key=lambda shard: tasks[shard], default="")
+        task = tasks.get(slowest, 0.0)
         seconds = {
             "plan": planned - started,
-            "wait": answered - planned,
+            "wait": wait,
             "merge": merging,
             "node_run": max(outcome.run_seconds.values(), default=0.0),
+            "queue": max(task - outcome.run_seconds.get(slowest, 0.0), 0.0),
+            "network": max(wait - task, 0.0),
             "all": ended - started,
         }
-        return replace(response, weights=weights, seconds=seconds)
+        return replace(response, weights=weights, seconds=seconds), outcome
 
     def _response(
         self,

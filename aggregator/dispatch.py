@@ -19,6 +19,7 @@ from edge_attention.core.errors import (
     DuplicateContribution,
     EdgeAttentionError,
     Internal,
+    NotFinite,
     NotFound,
     ResourceExhausted,
     StaleVersion,
@@ -44,12 +45,22 @@ Fold = Callable[[Assignment, str, Contribution], None]
 
 @dataclass
 class Outcome:
-    """How an exchange ended: who answered each shard, what is missing and why, seconds in graphs."""
+    """How an exchange ended: who answered each shard, what is missing and why, and how long it all took.
+
+    Attributes:
+        run_seconds, task_seconds: by shard, in graphs and from a task's arrival to its end, as nodes say.
+        seconds: by shard that answered, from the start to its last word.
+        causes: shard -> the class of the last error a node met at it.
+        unanswered: shard that is missing -> the node asked last, empty if none was.
+    """
 
     answered: Mapping[str, str]
     missing: Mapping[str, str]
     run_seconds: Mapping[str, float] = field(default_factory=dict)
+    task_seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     causes: Mapping[str, type[EdgeAttentionError]] = field(default_factory=dict)
+    unanswered: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,7 +69,10 @@ class _Running:
     fold: Fold
     done: asyncio.Future[None]
     say: Callable[[str], None] | None = None
+    began: float = field(default_factory=time.perf_counter)
     run_seconds: dict[str, float] = field(default_factory=dict)
+    task_seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     spooled: bool = False
 
 
@@ -108,7 +122,10 @@ class Dispatcher:
                 raise NotFound(f"nobody waits for task {contribution.task_id[:80]!r}")
             actions = running.exchange.contribution(node, contribution)
             if contribution.final:
-                running.run_seconds[contribution.shard] = contribution.run_seconds
+                shard, took = contribution.shard, time.perf_counter() - running.began
+                running.seconds[shard] = took
+                running.run_seconds[shard] = _within(contribution.run_seconds, took)
+                running.task_seconds[shard] = _within(contribution.task_seconds, took)
             self._perform(running, actions)
         except EdgeAttentionError as error:
             outcome = {DuplicateContribution: "duplicate", NotFound: "late", StaleVersion: "stale"}
@@ -162,7 +179,12 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(self._observe, running.run_seconds)
         if exchange.failure is not None:
             raise exchange.failure
-        return Outcome(exchange.answered, exchange.missing, running.run_seconds, exchange.causes)
+        answered, missing = exchange.answered, exchange.missing
+        return Outcome(
+            answered, missing, running.run_seconds, running.task_seconds,
+            {shard: running.seconds[shard] for shard in answered},
+            exchange.causes, exchange.unanswered if missing else {},
+        )  # fmt: skip
 
     def _observe(self, seconds: Mapping[str, float]) -> None:
         for value in seconds.values():
@@ -245,10 +267,17 @@ class Dispatcher:
                             log.exception("a contribution of node %s could not be folded", node)
                             error = Internal(f"its contribution could not be folded: {problem!r}")
                         self._metrics.contributions.labels("refused").inc()
+                        if isinstance(error, NotFinite):
+                            self._metrics.nonfinite.labels("contribution").inc()
                         log.warning("contribution of node %s refused: %s", node, error.message)
                         queue += running.exchange.refuse(contribution.task_id, error)
         if running.exchange.done and not running.done.done():
             running.done.set_result(None)
+
+
+def _within(seconds: float, most: float) -> float:
+    """What a node says it took, as far as it can be true; NaN is not."""
+    return min(seconds, most) if seconds >= 0 else 0.0
 
 
 def _spooled(contribution: Contribution) -> Iterator[tuple[str, SpooledTensor]]:

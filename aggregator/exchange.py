@@ -215,6 +215,11 @@ class Exchange:
         return {name: shard.missing for name, shard in self._shards.items() if shard.missing}
 
     @property
+    def unanswered(self) -> dict[str, str]:
+        """Shard that is missing -> the node asked last, empty if none was."""
+        return {name: shard.node for name, shard in self._shards.items() if shard.missing}
+
+    @property
     def waits(self) -> dict[str, str]:
         """Shard -> the node waited for, empty while nobody could be asked."""
         return {name: shard.node for name, shard in self._shards.items() if shard.open}

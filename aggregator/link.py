@@ -15,6 +15,7 @@ from aggregator.bulk import Bulk
 from aggregator.dispatch import Dispatcher
 from aggregator.membership import Member, Membership
 from aggregator.metrics import Metrics
+from aggregator.node_metrics import checked
 from aggregator.trust.audit import Audit
 from edge_attention.core.credit import Debt, Window
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 CREDIT = Credit(bytes=64 * 1024 * 1024, messages=1024)
 """What a node may have under way to us."""
+
+REPORT_SECONDS = 1.0
+"""A node's metrics that come sooner after the last are not looked at."""
 
 Welcome = Callable[[Member], tuple[str, ...]]
 """Called when a node has registered; returns what it may forget of its store."""
@@ -71,6 +75,11 @@ class NodeConnection:
     def grant(self, credit: Credit) -> None:
         self._window.grant(credit)
         self._wake.set()
+
+    @property
+    def queue(self) -> tuple[int, int]:
+        """Programs that wait to be sent, and bytes that may be sent now."""
+        return len(self._programs), self._window.bytes
 
     def close(self) -> None:
         self._closed = True
@@ -131,6 +140,10 @@ class Link:
         if (member := self._membership.get(name)) is not None:
             self._bulk.forget(member.session)
 
+    def queues(self) -> dict[str, tuple[int, int]]:
+        """Node -> programs that wait to be sent, and bytes that may be sent now; for the metrics."""
+        return {name: connection.queue for name, connection in list(self._connections.items())}
+
     async def connect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         register = await self._first(requests)
         self._require_name(register.name, "the registration")
@@ -142,6 +155,8 @@ class Link:
             log.warning("refused node %s from %s: %s", register.name[:80], context.peer(), error.message)
             raise
         member, name = admission.member, register.name
+        if (box := member.register.box) is not None and box.time_seconds:
+            member.clock = box.time_seconds - time.time()
         if known is not None and not admission.resumed:
             self._bulk.forget(known.session)
         self._metrics.registrations.labels("resumed" if admission.resumed else "new").inc()
@@ -217,6 +232,8 @@ class Link:
                         before = self._membership.state(name)
                         self._membership.heard(name, time.monotonic(), message)
                         connection.send(HeartbeatAck(message.number))
+                        if message.metrics:
+                            self._report(member, message.metrics, time.monotonic())
                         if draining and self._membership.state(name) is not before:
                             log.info("node %s is draining", name)
                             self._audit.write("drained", subject=f"node/{name}")
@@ -227,6 +244,17 @@ class Link:
                         raise InvalidArgument("a node registers once a stream")
         finally:
             connection.close()
+
+    def _report(self, member: Member, report: bytes, now: float) -> None:
+        if now - member.reported < REPORT_SECONDS:
+            return  # reading it takes a while, of which a node gets no more than its share
+        member.reported = now
+        try:
+            member.metrics = checked(report)
+        except InvalidArgument as error:
+            member.metrics = b""
+            self._metrics.refused(error)
+            log.warning("the metrics of node %s are not shown: %s", member.name, error.message)
 
     def _contribution(self, name: str, member: Member, contribution: Contribution) -> None:
         if contribution.bulk_tensors:
@@ -282,6 +310,4 @@ async def watch_leases(membership: Membership, dispatcher: Dispatcher, link: Lin
             log.warning("node %s is lost: silent for more than %.1f s", name, membership.lease)
             link.lost(name)
             dispatcher.changed(name)
-        counts = Counter(member.state for member in membership.members())
-        for state in type(membership.state("")):
-            metrics.nodes.labels(state.value).set(counts[state])
+        metrics.tick(membership.members(), time.monotonic())

@@ -36,8 +36,8 @@ from edge_attention.options import ADDRESS, set_up
     help="Folder for what must survive a restart: contexts, runs, parameters. Without it they end with "
     "the process.",
 )
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics there; 0: any.")
-@click.option("--metrics-host", default="127.0.0.1", help="Address of the metrics port.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve metrics and a page there; 0: any.")
+@click.option("--metrics-host", default="127.0.0.1", help="Address of the metrics port; with --tls any.")
 @click.option(
     "--lease",
     type=click.FloatRange(0.5, 3600),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_attention.core.errors import (
     AlreadyExists,
@@ -32,6 +33,14 @@ class Member:
     memory: int = 0
     tasks: int = 0
     sequences: dict[str, int] = field(default_factory=dict)
+    metrics: bytes = b""
+    """The node's own, as Prometheus text that was checked (node_metrics.py); empty: none came yet."""
+    reported: float = -math.inf
+    """When they came."""
+    registrations: int = 1
+    registered: float = 0.0
+    clock: float | None = None
+    """By how many seconds its clock was ahead of this one's when it registered."""
 
     @property
     def name(self) -> str:
@@ -106,10 +115,16 @@ class Membership:
             )
         resumed = member is not None and same and member.session == register.session
         session = member.session if member is not None and resumed else self._new_session()
+        registrations = 1 if member is None else member.registrations + 1
         if member is None and len(self._members) >= MEMBERS:
             self._make_room()
         self._epoch += 1
-        member = Member(register, session, self._epoch, now)
+        if register.box is not None:
+            register = replace(register, box=register.box.bounded())
+        metrics = member.metrics if member is not None and resumed else b""
+        member = Member(
+            register, session, self._epoch, now, metrics=metrics, registrations=registrations, registered=now
+        )
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
         self._expected.pop(register.name, None)
@@ -141,6 +156,8 @@ class Membership:
         # One that said it was leaving has left.
         draining = member.state is NodeState.DRAINING
         member.state = NodeState.LOST if draining else NodeState.SUSPECT
+        if draining:
+            member.metrics = b""
         return True
 
     def tick(self, now: float) -> tuple[str, ...]:
@@ -150,7 +167,7 @@ class Membership:
             del self._expected[name]
         for member in self._members.values():
             if member.state is not NodeState.LOST and now - member.heard > self.lease:
-                member.state = NodeState.LOST
+                member.state, member.metrics = NodeState.LOST, b""
                 lost.append(member.name)
         return tuple(lost)
 
@@ -211,6 +228,10 @@ class Membership:
                 software=m.register.software,
                 tasks=m.tasks,
                 releases=m.register.releases,
+                box=m.register.box,
+                registrations=m.registrations,
+                registered_seconds=max(now - m.registered, 0.0),
+                clock_seconds=m.clock,
             )
             for m in self.members()
         )

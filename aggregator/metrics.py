@@ -1,105 +1,106 @@
-"""What the aggregator counts, in Prometheus form."""
+"""What the aggregator counts, in Prometheus form. docs/metrics.md lists it all, with a query for each.
+
+By part: `attends` (metrics_attend.py), `training` (metrics_runs.py), `now` (metrics_nodes.py: what is looked
+up when somebody asks). Labels are bounded: outcomes and stages are ours, nodes and runs limited in number.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections import Counter
+from collections.abc import Sequence
 
+from prometheus_client import PlatformCollector
+
+from aggregator.membership import Member
+from aggregator.metrics_attend import AttendMetrics
+from aggregator.metrics_nodes import NodesNow, shown
+from aggregator.metrics_runs import RunMetrics
+from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.fleet import NodeState
+from edge_attention.metrics.common import SECONDS as SECONDS
+from edge_attention.metrics.common import Maker
+from edge_attention.wire.methods import AnyMethod
+from edge_attention.wire.services import ATTEND
 
-SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+PREFIX = "edge_attention_aggregator_"
 
 
 class Metrics:
     """One registry a process; tests make their own."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        prefix = "edge_attention_aggregator_"
-        self.nodes = Gauge(prefix + "nodes", "Nodes by lease state.", ["state"], registry=registry)
+        make = Maker(PREFIX)
+        self.registry = registry = make.registry
+        PlatformCollector(registry=registry)
+        self.nodes = make.gauge("nodes", "Nodes by lease state.", "state")
         for state in NodeState:
             self.nodes.labels(state.value)
-        self.registrations = Counter(
-            prefix + "registrations_total", "Node registrations by outcome.", ["outcome"], registry=registry
+        self.now = NodesNow(PREFIX)
+        registry.register(self.now)
+        self.registrations = make.counter(
+            "registrations_total", "Node registrations by outcome: new, resumed, refused.", "outcome"
         )
-        self.contributions = Counter(
-            prefix + "contributions_total",
-            "Contributions by outcome: folded, duplicate, late, stale, refused.",
-            ["outcome"],
-            registry=registry,
+        self.contributions = make.counter(
+            "contributions_total",
+            "Contributions by outcome: folded, duplicate, late, stale, refused, damaged.",
+            "outcome",
         )
-        self.bytes = Counter(
-            prefix + "bytes_total",
+        self.nonfinite = make.counter(
+            "nonfinite_total",
+            "What nodes returned and was refused for NaN or infinity in it: a contribution, or an update of "
+            "a federated round.",
+            "what",
+        )
+        self.refusals = make.counter(
+            "refusals_total", "Calls refused, by the error's name; and reports of nodes.", "reason"
+        )
+        self.bytes = make.counter(
+            "bytes_total",
             "Bytes exchanged with nodes by direction and kind (stream or bulk).",
-            ["direction", "kind"],
-            registry=registry,
-        )
-        self.queries = Counter(
-            prefix + "attends_total",
-            "Attend calls by outcome: exact, partial, failed.",
-            ["outcome"],
-            registry=registry,
-        )
-        self.query_seconds = Histogram(
-            prefix + "attend_seconds",
-            "Seconds of an attend by stage.",
-            ["stage"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.merge_seconds = Histogram(
-            prefix + "merge_seconds", "Seconds to merge one answer.", buckets=SECONDS, registry=registry
-        )
-        self.run_seconds = Histogram(
-            prefix + "node_run_seconds",
-            "Seconds of a task in its graphs, as nodes report it.",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.rounds = Counter(prefix + "rounds_total", "Training rounds committed.", registry=registry)
-        self.round_seconds = Histogram(
-            prefix + "round_seconds",
-            "Seconds of a training round by stage.",
-            ["stage"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.runs = Gauge(prefix + "runs", "Training runs going on.", registry=registry)
-        self.version = Gauge(
-            prefix + "run_version", "Version last committed of a run going on.", ["run"], registry=registry
-        )
-        self.waiting = Gauge(
-            prefix + "run_waiting", "1 while a run waits for a node.", ["run"], registry=registry
-        )
-        self.updates = Counter(
-            prefix + "updates_total",
-            "Updates of federated rounds by outcome: folded, left_out, refused, stale.",
-            ["outcome"],
-            registry=registry,
-        )
-        self.staleness = Histogram(
-            prefix + "update_staleness_versions",
-            "Versions between the parameters an update was computed on and the current.",
-            buckets=(0, 1, 2, 4, 8, 16, 32),
-            registry=registry,
-        )
-        self.loss = Gauge(
-            prefix + "run_loss", "Training loss of a run's last round.", ["run"], registry=registry
-        )
-        self.consensus = Gauge(
-            prefix + "run_consensus_loss", "Consensus losses of a run's last round.", ["run", "kind"],
-            registry=registry,
+            "direction", "kind",
         )  # fmt: skip
-        self.contexts = Gauge(prefix + "contexts", "Contexts.", registry=registry)
-        self.tokens = Gauge(prefix + "context_tokens", "Tokens over all contexts.", registry=registry)
-        self.certificate_expiry = Gauge(
-            prefix + "certificate_expiry_timestamp_seconds",
+        for outcome in ("new", "resumed", "refused"):
+            self.registrations.labels(outcome)
+        for outcome in ("folded", "duplicate", "late", "stale", "refused", "damaged"):
+            self.contributions.labels(outcome)
+        for what in ("contribution", "update"):
+            self.nonfinite.labels(what)
+        self.attends = attends = AttendMetrics(make)
+        self.queries, self.query_seconds = attends.queries, attends.query_seconds
+        self.merge_seconds, self.run_seconds = attends.merge_seconds, attends.run_seconds
+        self.training = runs = RunMetrics(make)
+        self.rounds, self.round_seconds, self.runs = runs.rounds, runs.round_seconds, runs.runs
+        self.version, self.waiting, self.loss = runs.version, runs.waiting, runs.loss
+        self.consensus, self.updates, self.staleness = runs.consensus, runs.updates, runs.staleness
+        self.contexts = make.gauge("contexts", "Contexts.")
+        self.tokens = make.gauge("context_tokens", "Tokens over all contexts.")
+        self.certificate_expiry = make.gauge(
+            "certificate_expiry_timestamp_seconds",
             "When certificates end: the authority's, the server's, and peers' by role and name.",
-            ["name"],
-            registry=registry,
+            "name",
         )
-        self.certificates_issued = Counter(
-            prefix + "certificates_issued_total", "Certificates issued, by role.", ["role"], registry=registry
+        self.certificates_issued = make.counter(
+            "certificates_issued_total", "Certificates issued, by role.", "role"
         )
-        self.enrolments = Counter(
-            prefix + "enrolments_total", "Enrolments by outcome: ok, refused.", ["outcome"], registry=registry
-        )
+        self.enrolments = make.counter("enrolments_total", "Enrolments by outcome: ok, refused.", "outcome")
+
+    # What a server's edge tells (wire/rpc.py)
+
+    def refused(self, error: EdgeAttentionError) -> None:
+        """A call ends with an error."""
+        self.refusals.labels(type(error).__name__).inc()
+
+    def answered(self, method: AnyMethod, seconds: float) -> None:
+        """A call was answered; decoding, encoding and sending took so long."""
+        if method is ATTEND:
+            self.attends.edge(seconds)
+
+    # Now and then
+
+    def tick(self, members: Sequence[Member], now: float) -> None:
+        """Count nodes by state; forget nodes that are gone, and runs that ended some time ago."""
+        counts = Counter(member.state for member in members)
+        for state in NodeState:
+            self.nodes.labels(state.value).set(counts[state])
+        self.attends.keep({member.name for member in shown(members, now)})
+        self.training.sweep(now)

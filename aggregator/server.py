@@ -11,19 +11,21 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from wsgiref.simple_server import WSGIServer
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from prometheus_client import start_http_server
 
+from aggregator.activity import Activity
 from aggregator.api import Api
 from aggregator.append import Appender
 from aggregator.attend import Attender
 from aggregator.bulk import Bulk
+from aggregator.checkup import Checkup
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
+from aggregator.http.guard import Access
+from aggregator.http.server import HttpServer, Parts, page_url
 from aggregator.link import Link, watch_leases
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
@@ -80,8 +82,8 @@ async def running(settings: Settings) -> AsyncIterator[int]:
     try:
         if settings.trust is None:
             require_loopback(settings.host)
-        if settings.metrics_port is not None:
-            require_loopback(settings.metrics_host)
+            if settings.metrics_port is not None:
+                require_loopback(settings.metrics_host)
     except EdgeAttentionError as error:
         if settings.state is not None:
             settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,19 +111,26 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             require_name=trust.guard.require_name if trust is not None else None,
             audit=audit,
         )
+        metrics.now.watch(membership.members, link.queues)
         parameters = ParameterStore(state)
-        services = Services(state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience)
+        activity = Activity()
+        services = Services(
+            state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience, activity
+        )
         runs = Runs(services)
         appender = Appender(contexts, membership, dispatcher, bulk)
-        attender = Attender(contexts, dispatcher, metrics)
+        attender = Attender(contexts, dispatcher, metrics, activity)
         api = Api(membership, dispatcher, bulk, contexts, appender, attender)
-        handlers = {**link.handlers(), **api.handlers(), **TrainingApi(runs).handlers()}
+        checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat, settings.metrics_port or 0)
+        handlers = {
+            **link.handlers(), **api.handlers(), **checkup.handlers(), **TrainingApi(runs).handlers()
+        }  # fmt: skip
         handlers = audited(handlers, audit)
         if trust is not None:
             handlers |= trust.handlers()
 
         server = grpc.aio.server(options=CHANNEL_OPTIONS)
-        generic = service_handlers(handlers, trust.guard) if trust else service_handlers(handlers)
+        generic = service_handlers(handlers, trust.guard if trust is not None else None, metrics)
         server.add_generic_rpc_handlers(tuple(generic))
         checker = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
@@ -140,7 +149,9 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 f"cannot listen on {settings.host}:{settings.port}: the port is taken or the address is not "
                 "of this machine; choose another --listen"
             ) from None
-        http = _serve_metrics(settings, metrics)
+        await asyncio.to_thread(runs.recall)
+        parts = Parts(metrics, membership, contexts, runs, activity, f"{address}:{port}")
+        http = await _serve_http(settings, parts, trust.access if trust is not None else None)
         await server.start()
         watching = [
             asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases"),
@@ -149,9 +160,13 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         for name in ("", *names):
             await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
         runs.resume()
+        if http is not None:
+            http.serving()
         try:
             yield port
         finally:
+            if http is not None:
+                http.draining()
             await checker.enter_graceful_shutdown()
             await runs.close()
             link.close()
@@ -159,18 +174,16 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             for task in watching:
                 task.cancel()
             if http is not None:
-                http.shutdown()
+                await http.close()
 
 
-def _serve_metrics(settings: Settings, metrics: Metrics) -> WSGIServer | None:
+async def _serve_http(settings: Settings, parts: Parts, access: Access | None = None) -> HttpServer | None:
     if settings.metrics_port is None:
         return None
-    try:
-        http, _ = start_http_server(settings.metrics_port, settings.metrics_host, registry=metrics.registry)
-    except OSError as error:
-        raise InvalidArgument(
-            f"cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}: {error.strerror}; "
-            "choose another --metrics-port"
-        ) from None
-    print(f"metrics on {settings.metrics_host}:{http.server_port}", flush=True)
+    http = HttpServer(parts, access)
+    host = settings.metrics_host
+    port = await http.start(host, settings.metrics_port)
+    # Scripts and tests wait for this line.
+    print(f"metrics on {host}:{port}", flush=True)
+    print(f"page at {page_url(host, port, tls=access is not None)}", flush=True)
     return http

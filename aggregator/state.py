@@ -344,10 +344,13 @@ class State:
         missing = f"run {run!r} has no record of round {round}"
         self._change(missing, "UPDATE records SET json = ? WHERE run = ? AND round = ?", text, run, round)
 
-    def records(self, run: str, after_round: int = -1) -> list[Record]:
-        """The records of rounds above `after_round`, in order."""
-        statement = "SELECT round, json FROM records WHERE run = ? AND round > ? ORDER BY round, rowid"
-        return [Record(round, json.loads(text)) for round, text in self._rows(statement, run, after_round)]
+    def records(self, run: str, after_round: int = -1, every: int = 1) -> list[Record]:
+        """The records of rounds above `after_round`, in order; of those only every `every`th."""
+        where = "run = ? AND round > ? AND round % ? = 0"
+        rows = self._rows(
+            f"SELECT round, json FROM records WHERE {where} ORDER BY round, rowid", run, after_round, every
+        )
+        return [Record(round, json.loads(text)) for round, text in rows]
 
     # Blobs
 

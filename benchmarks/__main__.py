@@ -14,7 +14,17 @@ from pathlib import Path
 
 from benchmarks.report import Report, machine
 
-NAMES = ("kernel", "attend", "round", "idle", "torch_parity", "federated", "federated_slow", "bulk")
+NAMES = (
+    "kernel",
+    "attend",
+    "round",
+    "idle",
+    "torch_parity",
+    "federated",
+    "federated_slow",
+    "bulk",
+    "metrics",
+)
 RESULTS = Path(__file__).parent / "results.json"
 
 

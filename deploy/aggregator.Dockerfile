@@ -3,21 +3,24 @@
 #     docker build -f deploy/aggregator.Dockerfile -t edge-attention/aggregator:0.1.0 .
 #
 # Python is the base's own, so the same file builds from any Debian or Ubuntu base with Python 3.11 or newer, for
-# amd64 and arm64 alike. EXTRA is the extra of pyproject.toml that is installed: `demo` adds what the demos need.
+# amd64 and arm64 alike.
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates \
  && rm -rf /var/lib/apt/lists/*
-# pip has an environment of its own and installs into the one that ships, which therefore has none.
+# pip has an environment of its own and installs into the one that ships, which therefore has none. The steps up to
+# here and the next one are the same in both Dockerfiles, so that the second build finds them done.
 RUN python3 -m venv /build/pip && python3 -m venv --without-pip /opt/edge-attention
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 WORKDIR /build/source
 COPY pyproject.toml deploy/image/requirements.py ./
-ARG EXTRA=aggregator
-RUN python3 requirements.py pyproject.toml onnxruntime "${EXTRA}" > /build/requirements.txt \
+ARG ONNXRUNTIME=onnxruntime
+RUN python3 requirements.py pyproject.toml "${ONNXRUNTIME}" > /build/requirements.txt \
  && /build/pip/bin/pip --python /opt/edge-attention/bin/python install --no-compile -r /build/requirements.txt
+RUN python3 requirements.py pyproject.toml "${ONNXRUNTIME}" aggregator > /build/more.txt \
+ && /build/pip/bin/pip --python /opt/edge-attention/bin/python install --no-compile -r /build/more.txt
 COPY . .
 RUN /build/pip/bin/pip --python /opt/edge-attention/bin/python install --no-compile --no-deps . \
  && /opt/edge-attention/bin/python -m compileall -q -j 0 /opt/edge-attention/lib

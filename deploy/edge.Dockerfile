@@ -3,9 +3,9 @@
 #     docker build -f deploy/edge.Dockerfile -t edge-attention/edge-node:0.1.0 .
 #
 # Python is the base's own, so the same file builds from any Debian or Ubuntu base, for amd64 and arm64 alike.
-# Variants by build arguments (BASE must bring Python 3.11 or newer and the drivers' libraries):
+# Other execution providers by a build argument; the base stays the same:
 #
-#     CUDA       --build-arg BASE=nvidia/cuda:12.9.1-cudnn-runtime-ubuntu24.04 --build-arg ONNXRUNTIME=onnxruntime-gpu
+#     CUDA       --build-arg ONNXRUNTIME=onnxruntime-gpu[cuda,cudnn]
 #     OpenVINO   --build-arg ONNXRUNTIME=onnxruntime-openvino
 ARG BASE=debian:bookworm-slim
 
@@ -13,9 +13,10 @@ FROM ${BASE} AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates \
  && rm -rf /var/lib/apt/lists/*
-# pip has an environment of its own and installs into the one that ships, which therefore has none.
+# pip has an environment of its own and installs into the one that ships, which therefore has none. The steps up to
+# here and the next one are the same in both Dockerfiles, so that the second build finds them done.
 RUN python3 -m venv /build/pip && python3 -m venv --without-pip /opt/edge-attention
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 WORKDIR /build/source
 COPY pyproject.toml deploy/image/requirements.py ./
 ARG ONNXRUNTIME=onnxruntime
@@ -35,6 +36,8 @@ RUN apt-get update \
             --shell /usr/sbin/nologin edge \
  && install -d -o edge -g edge -m 0750 /var/lib/edge-attention /run/edge-attention
 COPY --from=build /opt/edge-attention /opt/edge-attention
+# Where ONNX Runtime finds CUDA, which comes as Python packages. Without them: nothing.
+RUN find /opt/edge-attention -type d -path '*/nvidia/*/lib' > /etc/ld.so.conf.d/edge-attention.conf && ldconfig
 # Large messages in half the time (docs/performance.md): blocks up to 1 GiB come from the heap and stay in it. The daemon
 # itself keeps to two arenas, so what is kept is bounded by what was once in use. Nothing is written beside modules.
 ENV PATH=/opt/edge-attention/bin:$PATH \

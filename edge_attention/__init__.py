@@ -36,8 +36,11 @@ from edge_attention.core.errors import (
     PermissionDenied,
     PrivateTensor,
     ResourceExhausted,
+    Revoked,
     StaleVersion,
+    Unauthenticated,
     Unavailable,
+    Unreachable,
 )
 
 if TYPE_CHECKING:
@@ -101,11 +104,14 @@ __all__ = [
     "PushSpec",
     "QueriesSpec",
     "ResourceExhausted",
+    "Revoked",
     "SelectionSpec",
     "StaleVersion",
     "StopSpec",
     "StrategySpec",
+    "Unauthenticated",
     "Unavailable",
+    "Unreachable",
     "read_job",
 ]
 

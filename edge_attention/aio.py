@@ -15,13 +15,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
 
-from edge_attention.aio_context import AsyncContext
+from edge_attention.aio_context import DEADLINE_MARGIN, AsyncContext
 from edge_attention.aio_run import AsyncRun
 from edge_attention.checks import require_number
 from edge_attention.core import attention as wire
 from edge_attention.core import jobs
 from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
-from edge_attention.core.fleet import ListNodesRequest, Node
+from edge_attention.core.fleet import (
+    DescribeAggregatorRequest,
+    DescribeAggregatorResponse,
+    ListNodesRequest,
+    Node,
+    ProbeNodeRequest,
+    ProbeNodeResponse,
+)
 from edge_attention.core.session import UploadChunk
 from edge_attention.federated_job import FederatedJob
 from edge_attention.job import FusionJob
@@ -110,6 +117,23 @@ class AsyncClient:
         """The fleet's nodes: name, state, provider, threads, memory (bytes), datasets."""
         reply = await self.caller.unary(services.LIST_NODES, ListNodesRequest(), self.timeout)
         return list(reply.nodes)
+
+    async def aggregator(self, *, timeout: float | None = None) -> DescribeAggregatorResponse:
+        """The aggregator's software, clock, machine and terms. `timeout`: seconds; None: the client's."""
+        request = DescribeAggregatorRequest()
+        return await self.caller.unary(services.DESCRIBE_AGGREGATOR, request, timeout or self.timeout)
+
+    async def probe(
+        self, node: str, *, round_trips: int = 10, size: int = 0, deadline: float = 30.0
+    ) -> ProbeNodeResponse:
+        """Have the aggregator time round trips to a node and, given a `size`, so many bytes there and back.
+
+        Raises:
+            NotFound, FailedPrecondition, Unavailable, DeadlineExceeded: the node did not answer.
+            ResourceExhausted: too many bytes were probed with a moment ago; it says when to try again.
+        """
+        request = ProbeNodeRequest(node, round_trips, size, deadline)
+        return await self.caller.unary(services.PROBE_NODE, request, deadline + DEADLINE_MARGIN)
 
     async def create_context(
         self,

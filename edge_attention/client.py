@@ -22,7 +22,7 @@ from edge_attention.aio_context import AsyncContext, Progress
 from edge_attention.aio_run import AsyncRun, Event
 from edge_attention.background import BACKGROUND
 from edge_attention.core import attention as wire
-from edge_attention.core.fleet import Node
+from edge_attention.core.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
 from edge_attention.core.jobs import PlannedGraph, TrainingRound, TrainingRun
 from edge_attention.core.tensors import Float32, Int64
 from edge_attention.federated_job import FederatedJob
@@ -84,6 +84,17 @@ class Client:
     def nodes(self) -> list[Node]:
         """The fleet's nodes: name, state, provider, threads, memory (bytes), datasets."""
         return BACKGROUND.run(self._client.nodes())
+
+    def aggregator(self, *, timeout: float | None = None) -> DescribeAggregatorResponse:
+        """The aggregator's software, clock, machine and terms."""
+        return BACKGROUND.run(self._client.aggregator(timeout=timeout))
+
+    def probe(
+        self, node: str, *, round_trips: int = 10, size: int = 0, deadline: float = 30.0
+    ) -> ProbeNodeResponse:
+        """Have the aggregator time round trips to a node and, with a `size`, so many bytes there and back."""
+        probe = self._client.probe(node, round_trips=round_trips, size=size, deadline=deadline)
+        return BACKGROUND.run(probe)
 
     def create_context(
         self,

@@ -18,6 +18,11 @@ _PROBE = "attention_scores"
 _AUTO = ("cuda", "migraphx", "coreml")
 
 
+def available() -> tuple[str, ...]:
+    """ONNX Runtime's names of the execution providers it was built with."""
+    return tuple(ort.get_available_providers())
+
+
 def choose_provider(wanted: str, available: Sequence[str]) -> str:
     """ONNX Runtime's name of the execution provider to use; the CPU, with a warning, if it is not there."""
     every: list[str] = ort.get_all_providers()

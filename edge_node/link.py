@@ -10,18 +10,18 @@ import random
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from typing import Any
 
+from edge_attention import box
 from edge_attention.core import session as said
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, Unavailable
 from edge_attention.core.limits import graphs_of
 from edge_attention.core.program import BulkTensor, Contribution, Program
+from edge_attention.metrics.node import NodeMetrics
 from edge_attention.trust.dial import Dial
 from edge_attention.wire.link import from_node, task_of, to_node
 from edge_attention.wire.transfers import NODE_STREAM, Transfers, split, together
 from edge_node.executor import Execution, Node
-from edge_node.metrics import Metrics
 from edge_node.runtime import Graph, Runtime, Stop
 from edge_node.session import Action, Connect, Disconnect, End, Forget, Leave, Say, Send, Session, Start
 
@@ -38,8 +38,10 @@ class Link:
     def __init__(self, dial: Dial, name: str, node: Node, runtime: Runtime) -> None:
         self._dial, self._name, self._node, self._runtime = dial, name, node, runtime
         self._instance = secrets.token_hex(8)
-        self._session = Session(name, dial.address, self._register, lambda: node.store.used, random.random)
-        self.metrics = Metrics(node.store, self._session)
+        memory, report = lambda: node.store.used, lambda now: self.metrics.report(now)
+        self._session = Session(name, dial.address, self._register, memory, random.random, report)
+        self.metrics: NodeMetrics = NodeMetrics(node.store, self._session, runtime.provider, runtime.threads)
+        self.metrics.certificate_expiry.set_function(lambda: dial.ends())
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="task")
         self._serials = itertools.count()
@@ -72,11 +74,11 @@ class Link:
         self._step(self._session.drain)
 
     def _register(self, session: str) -> said.Register:
-        node, who = self._node, (version("edge-attention"), self._name, self._instance, session)
-        means = (self._runtime.provider, self._runtime.threads, node.store.limit)
-        datasets = tuple(dataset.describe() for dataset in node.datasets.values())
-        sequences = tuple(said.Sequence(*item) for item in node.store.sequences().items())
-        return said.Register(said.PROTOCOL, *who, *means, datasets, sequences, node.releases.announced)
+        node, r, name = self._node, self._runtime, self._name
+        who = (box.software(), name, self._instance, session, r.provider, r.threads, node.store.limit)
+        sets = tuple(dataset.describe() for dataset in node.datasets.values())
+        held = tuple(said.Sequence(*item) for item in node.store.sequences().items())
+        return said.Register(said.PROTOCOL, *who, sets, held, node.releases.announced, box.describe(r.asked))
 
     def _step(self, event: Callable[..., Sequence[Action]], *args: Any, **kwargs: Any) -> None:
         """Tell the session of an event, do what it says, and set the clock for the next."""
@@ -244,10 +246,6 @@ class Link:
             self._loop.call_soon(self._count, contribution)
 
     def _count(self, contribution: Contribution) -> None:
-        outcome = contribution.error.name if contribution.error else "ok"
-        self.metrics.tasks.labels(outcome).inc()
-        self.metrics.refused.inc(outcome == "PrivateTensor")
-        self.metrics.run_seconds.observe(contribution.run_seconds)
-        self.metrics.task_seconds.observe(contribution.task_seconds)
+        self.metrics.ended(contribution)
         if contribution.error:
             log.warning("task %.80r failed: %s", contribution.task_id, contribution.error.message)

@@ -13,7 +13,7 @@ import click
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, set_up
-from edge_attention.trust.node import NodeTrust, node_trust_options
+from edge_attention.trust.options import NodeTrust, node_trust_options
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ def main(
     """
     set_up(log_level)
     from edge_attention.health import serving  # these after --help and --version
+    from edge_attention.metrics.common import serve
     from edge_attention.sequence_files import Files
     from edge_node import datasets, executor, link, release, runtime
     from edge_node import store as stores
@@ -117,7 +118,7 @@ def main(
         dial, name = trust.dial(f"{aggregator[0]}:{aggregator[1]}", name, store)
         daemon = link.Link(dial, name, node, engine)
         if metrics_port is not None:
-            log.info("metrics on %s", daemon.metrics.serve(metrics_host, metrics_port))
+            log.info("metrics on %s", serve(daemon.metrics.registry, metrics_host, metrics_port))
     except (EdgeAttentionError, OSError) as error:
         click.echo(f"edge-node: {error}", err=True)
         sys.exit(2)

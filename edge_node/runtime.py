@@ -104,7 +104,7 @@ class Runtime:
     """
 
     def __init__(self, provider: str = "cpu", threads: int = 1, limit: int = 1 << 30) -> None:
-        self.threads, self.limit = threads, limit
+        self.threads, self.limit, self.asked = threads, limit, provider
         self.provider = working_provider(provider)
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         self._lock = threading.Lock()

@@ -91,7 +91,8 @@ class Session:
     """One node's life with its aggregator.
 
     `register` makes the Register message for the session to resume ("" for a new one), `memory` gives the
-    bytes stored now, for heartbeats, `random` numbers in [0, 1) for the backoff's jitter.
+    bytes stored now and `report` what is to be told of the time it is given, for heartbeats, `random` numbers
+    in [0, 1) for the backoff's jitter.
     """
 
     def __init__(
@@ -101,9 +102,10 @@ class Session:
         register: Callable[[str], said.Register],
         memory: Callable[[], int],
         random: Callable[[], float],
+        report: Callable[[float], bytes] = lambda now: b"",
     ) -> None:
         self._name, self._where = name, where
-        self._register, self._memory, self._random = register, memory, random
+        self._register, self._memory, self._random, self._report = register, memory, random, report
         self.phase, self.id, self._said, self.draining, self.reconnects = "waiting", "", "", False, 0
         self._until = 0.0  # waiting: when to connect; connecting, registering: when to give up
         self._attempts = self._streams = self._beats = 0
@@ -255,7 +257,8 @@ class Session:
     def _beat(self, now: float) -> Send:
         self._beats += 1
         self._beat_at = now + self._heartbeat
-        return Send(said.Heartbeat(self._beats, self._memory(), self.tasks, self.draining))
+        report = self._report(now)
+        return Send(said.Heartbeat(self._beats, self._memory(), self.tasks, self.draining, report))
 
     def _finish(self) -> list[Action]:
         """Leave, if that is what remains."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIENT = ("client", "aio", "aio_run", "background", "job", "results", "cli", "demo")
+CLIENT = ("client", "aio", "aio_run", "background", "job", "results", "cli", "demo", "doctor")
 
 
 def python(folder: str) -> list[Path]:
@@ -74,22 +74,24 @@ def test_only_wire_names_generated_messages():
                 for name in imported(path)
                 if re.search(r"_pb2(_grpc)?\b", name) or within(name, "protos")
             }
-            if folder == "aggregator":  # health and reflection come with their own
-                generated = {n for n in generated if not n.startswith(("grpc_health.", "grpc_reflection."))}
+            # Health and reflection come with their own.
+            generated = {n for n in generated if not n.startswith(("grpc_health.", "grpc_reflection."))}
             assert not generated, f"{path.relative_to(ROOT)} imports {sorted(generated)}"
             text = path.read_text(encoding="utf-8")
-            assert not re.search(r"\b(attention|fleet|link|program|tensor|training)_pb2", text), path
+            assert not re.search(r"\b(attention|fleet|link|program|tensor|training|trust)_pb2", text), path
 
 
 @pytest.mark.parametrize(
     ("folder", "others"),
     [
+        ("edge_attention/trust", tuple(f"edge_attention.{name}" for name in CLIENT)),
         ("edge_node", ("aggregator", *(f"edge_attention.{name}" for name in CLIENT))),
         ("aggregator", ("edge_node", *(f"edge_attention.{name}" for name in CLIENT))),
         ("edge_attention", ("edge_node", "aggregator")),
         ("edge_attention/core", ("edge_attention.graphs", "edge_attention.wire", "protos")),
         ("edge_attention/graphs", ("edge_attention.wire", "protos", "grpc")),
-        ("edge_attention/wire", ("edge_attention.graphs", "onnx", "onnxruntime")),
+        ("edge_attention/wire", ("edge_attention.graphs", "onnx", "onnxruntime", "edge_attention.trust")),
+        ("edge_attention/trust", ("edge_attention.graphs", "protos", "onnx", "onnxruntime")),
     ],
 )
 def test_rooms_do_not_import(folder, others):

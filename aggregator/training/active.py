@@ -31,12 +31,13 @@ class ActiveRun:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    def say(self, sentence: str, metrics: Metrics, about: str = "") -> None:
-        """What the run waits for now; empty: it goes on. For the log, a metric and those who watch.
+    def say(self, sentence: str, metrics: Metrics, about: str = "", missing: int = 0) -> None:
+        """What the run waits for now; empty: it goes on. For the log, metrics and those who watch.
 
         `about`: what the sentence is about, as the nodes waited for: a sentence that only counts seconds
-        on is news to those who watch, but none to the log.
+        on is news to those who watch, but none to the log. `missing`: nodes that lack for a quorum.
         """
+        metrics.training.waits(self.info.id, bool(sentence), missing)
         if sentence == self.info.waiting:
             return
         about = about or sentence
@@ -46,7 +47,6 @@ class ActiveRun:
         elif self.said and not sentence:
             log.info("run %s goes on", self.info.id)
         self.said = about if sentence else ""
-        metrics.waiting.labels(self.info.id).set(bool(sentence))
         self.update(waiting=sentence)
 
 

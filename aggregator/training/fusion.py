@@ -21,7 +21,7 @@ from aggregator.dispatch import Dispatcher
 from aggregator.exchange import Assignment
 from aggregator.training.alignment import Alignment
 from aggregator.training.plan import FusionPlan, Graph, PlannedPart
-from edge_attention.core.errors import InvalidTensor, Unavailable
+from edge_attention.core.errors import InvalidTensor, NotFinite, Unavailable
 from edge_attention.core.fold import Fold, Tensors, add_tensors
 from edge_attention.core.jobs import Evaluation
 from edge_attention.core.partial import Partial, mass, merge
@@ -412,7 +412,7 @@ class FusionRounds:
                 raise InvalidTensor(f"node {node!r} did not return {', '.join(sorted(lacking))}")
             for name, array in tensors.items():
                 if array.dtype == np.float32 and name != "lse" and not np.isfinite(array).all():
-                    raise InvalidTensor(f"node {node!r} returned a {name} that is not finite")
+                    raise NotFinite(f"node {node!r} returned a {name} that is not finite")
             on(by_shard[assignment.shard], tensors)
 
         try:

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from aggregator.curve import POINTS
 from aggregator.parameters import Stream
 from aggregator.state import Run
 from aggregator.training.active import ActiveRun, Job, evaluation_due
@@ -43,6 +44,8 @@ from edge_attention.wire.services import START_RUN
 log = logging.getLogger(__name__)
 
 STOPPED = "stopped on request"
+RECALLED = 8
+"""Runs whose curves are drawn again after a restart."""
 
 
 class Runs:
@@ -54,6 +57,7 @@ class Runs:
         self._parameters = services.parameters
         self._metrics = services.metrics
         self._active: dict[str, ActiveRun] = {}
+        self._earlier: dict[str, TrainingRun] | None = None
         self._closing = False
         # What a process that was killed was at.
         shutil.rmtree(self._state.directory / SCRATCH, ignore_errors=True)
@@ -153,6 +157,21 @@ class Runs:
                 )
             )  # fmt: skip
         return tuple(found)
+
+    def overview(self, count: int) -> tuple[TrainingRun, ...]:
+        """Those going on, then the latest, at most `count`; cheap enough to be asked every second."""
+        if self._earlier is None:
+            self._earlier = {run.id: run for run in self.list()}
+        known = self._earlier | {id: active.info for id, active in self._active.items()}
+        runs = sorted(known.values(), key=lambda r: (r.state is RunState.RUNNING, r.created), reverse=True)
+        return tuple(runs[:count])
+
+    def recall(self) -> None:
+        """Have the curves of the latest runs known again that an earlier process has drawn. Blocks."""
+        for run in self.overview(RECALLED):
+            every = max(1, run.round // POINTS)
+            for row in self._state.records(run.id, 0, every):
+                self._services.activity.recall(run.id, record_from(row.record))
 
     async def watch(self, name: str, after_round: int) -> AsyncIterator[TrainingRound | TrainingRun]:
         """Rounds after `after_round`, and the run whenever it changes, until it ends."""
@@ -266,7 +285,7 @@ class Runs:
 
     def _begin(self, active: ActiveRun, recipe: Recipe, stored: Mapping[str, str] | None) -> None:
         self._active[active.info.id] = active
-        self._metrics.runs.inc()
+        self._metrics.training.begun(active.info.id, time.time())
         work = self._supervise(active, recipe, stored)
         active.task = asyncio.create_task(work, name=f"run {active.info.id}")
 
@@ -289,11 +308,7 @@ class Runs:
             self._end(active, RunState.FAILED, f"{type(error).__name__} in the aggregator; its log says more")
         finally:
             active.task = None  # a task that was cancelled holds all it worked with
-            self._metrics.runs.dec()
-            for gauge in (self._metrics.version, self._metrics.waiting, self._metrics.loss):
-                with contextlib.suppress(KeyError):  # it may never have been set
-                    gauge.remove(id)
-            self._metrics.consensus.remove_by_labels({"run": id})
+            self._metrics.training.ended(id, time.monotonic())
 
     def _end(self, active: ActiveRun, state: RunState, detail: str) -> None:
         self._state.set_run_status(active.info.id, state.value, detail)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from aggregator.activity import Activity
 from aggregator.bulk import Bulk
 from aggregator.dispatch import Dispatcher
 from aggregator.link import Link
@@ -25,3 +26,4 @@ class Services:
     link: Link
     metrics: Metrics
     patience: float
+    activity: Activity = field(default_factory=Activity)

@@ -27,7 +27,8 @@ class Trainer:
         self._active, self._job, self._planned = active, job, planned
         self._id = active.info.id
         self._state, self._parameters = services.state, services.parameters
-        self._link, self._metrics = services.link, services.metrics
+        self._link, self._metrics, self._activity = services.link, services.metrics, services.activity
+        self._membership = services.membership
         patience = job.patience_seconds or services.patience
         self._rounds = FusionRounds(
             self._id, planned, services.dispatcher, services.bulk, patience, active.identity_key, self._say
@@ -45,7 +46,8 @@ class Trainer:
             self._rounds.forget()
 
     def _say(self, sentence: str) -> None:
-        self._active.say(sentence, self._metrics)
+        away = sum(not self._membership.live(node) for node in self._planned.nodes) if sentence else 0
+        self._active.say(sentence, self._metrics, missing=away)
 
     async def _all_rounds(self) -> None:
         active, job, rounds, ready = self._active, self._job, self._rounds, self._ready
@@ -66,6 +68,8 @@ class Trainer:
                     seconds = {**record.seconds, "evaluate": sum(timer.seconds.values())}
                     record = replace(record, evaluation=evaluation, seconds=seconds)
                     self._state.replace_record(self._id, current.round, to_json(record))
+                    self._activity.evaluated(self._id, current.round, evaluation)
+                    self._metrics.training.evaluated(self._id, evaluation)
                 if current.round > 0 and active.evaluating | due:
                     active.evaluating = False
                     active.update()
@@ -100,6 +104,7 @@ class Trainer:
         else:
             committed = await asyncio.to_thread(self._parameters.load, id, latest)
         self._active.update(samples=samples, round=committed.round, version=committed.version)
+        self._metrics.training.at(self._id, committed.round, committed.version)
         return committed
 
     async def _round(self, aligned: Alignment, parts: Split, current: Committed) -> Committed:
@@ -148,8 +153,8 @@ class Trainer:
             to_json(record),
         )
         timer.lap("commit")
-        self._metrics.rounds.inc()
-        self._metrics.version.labels(id).set(committed.version)
+        self._activity.round(id, record, time.time())
+        self._metrics.training.committed(id, record, time.time())
         for stage, seconds in timer.seconds.items():
             self._metrics.round_seconds.labels(stage).observe(seconds)
         active.evaluating = evaluation_due(self._job, number)

@@ -22,6 +22,8 @@ _LEVEL = "is not suitable for production"
 _CAUSES = (
     ("WRONG_VERSION_NUMBER", "it did not speak TLS: a node or client without a token, or another program"),
     ("HTTP_REQUEST", "it spoke plain HTTP"),
+    # How an alert of OpenSSL's reads to BoringSSL at that point of the handshake.
+    ("BAD_PACKET_LENGTH", "it broke off: as a rule, it does not trust this aggregator's authority"),
     ("UNKNOWN_CA", "it does not trust this aggregator's authority: enrol it again with a token of this one"),
     ("CERTIFICATE_UNKNOWN", "it does not accept this aggregator's certificate"),
     ("BAD_CERTIFICATE", "it does not accept this aggregator's certificate: wrong name, or wrong authority"),

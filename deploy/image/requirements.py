@@ -1,9 +1,9 @@
-"""Prints what pip must install for an image, from pyproject.toml: the dependencies and those of the extras named.
+"""Prints what pip must install for an image: the dependencies in pyproject.toml, and those of extras.
 
     python3 requirements.py PYPROJECT ONNXRUNTIME [EXTRA ...]
 
-ONNXRUNTIME takes the place of `onnxruntime` (onnxruntime-gpu, onnxruntime-openvino, or one of these with a
-version): the wheels of its variants hold the same module and may not lie side by side. Installing from this list
+ONNXRUNTIME takes the place of `onnxruntime` (onnxruntime-gpu[cuda,cudnn], onnxruntime-openvino): the
+wheels of its variants hold the same module and may not lie side by side. Installing from this list
 before the sources are copied keeps the layer of dependencies while only our code changes.
 """
 

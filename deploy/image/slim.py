@@ -2,8 +2,8 @@
 
     python3 slim.py ENVIRONMENT [--without PACKAGE ...]
 
-What goes: tests and type stubs of packages, headers and static libraries, NumPy's compiler tools, ONNX Runtime's
-offline tools (they need `onnx`, which a node has not), and with --without whole packages of ours.
+What goes: tests and type stubs of packages, headers and static libraries, NumPy's compiler tools, ONNX
+Runtime's offline tools (they need `onnx`, which a node has not), and with --without whole packages of ours.
 """
 
 import shutil
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Relative to site-packages. Each names what it is for; none is imported by `import numpy` or `import onnxruntime`.
+# Relative to site-packages. `import numpy` and `import onnxruntime` load none of them.
 TOOLS = [
     "numpy/f2py",  # compiles Fortran
     "numpy/_core/include",  # headers for C extensions
@@ -31,9 +31,10 @@ NOTICES = {"LICENSE", "NOTICE"}
 
 PROBE = """
 import asyncio, cryptography.x509, grpc, jwt, numpy, onnxruntime, prometheus_client
-import grpc_health.v1.health_pb2_grpc, edge_node.executor, edge_node.link, edge_node.runtime, edge_attention.client
+import grpc_health.v1.health_pb2_grpc, edge_node.executor, edge_node.link, edge_node.runtime
+import edge_attention.client, edge_attention.health
 assert "onnx" not in __import__("sys").modules
-print("numpy", numpy.__version__, "onnxruntime", onnxruntime.__version__, onnxruntime.get_available_providers())
+print("onnxruntime", onnxruntime.__version__, onnxruntime.get_available_providers())
 """
 
 

@@ -20,6 +20,7 @@ _COMMANDS = {
     "attend": "edge_attention.cli.attend:attend",
     "contexts": "edge_attention.cli.contexts:contexts",
     "demo": "edge_attention.demo.command:demo",
+    "doctor": "edge_attention.cli.doctor:doctor",
     "enrol": "edge_attention.cli.enrol:enrol",
     "nodes": "edge_attention.cli.nodes:nodes",
     "parameters": "edge_attention.cli.parameters:parameters",

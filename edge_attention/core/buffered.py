@@ -206,6 +206,12 @@ class Buffered:
         """The nodes at work."""
         return tuple(sorted(self._busy))
 
+    @property
+    def missing(self) -> int:
+        """1 where nobody works who is not lost: one node is enough to go on."""
+        at_work = any(not task.progress.lost for task in self._busy.values())
+        return int(not (self.over or self.stepping or at_work))
+
     def waits(self, now: float) -> str:
         """As "round 8 waits for 2 more of 5 updates from edge-3: computes for 3.0 s, gives up in 118 s"."""
         if self.over:

@@ -2,7 +2,8 @@
 
     EdgeAttentionError
     ├── InvalidArgument        INVALID_ARGUMENT     the request is wrong, whatever the state
-    │   ├── InvalidTensor                           shape, dtype, NaN, checksum, encoding
+    │   ├── InvalidTensor                           shape, dtype, checksum, encoding
+    │   │   └── NotFinite                           NaN or infinity in it
     │   ├── InvalidGraph                            an ONNX file that cannot be used
     │   └── InvalidProgram                          an instruction that cannot be carried out
     ├── NotFound               NOT_FOUND            no such node, context, run, version, tensor, blob
@@ -50,6 +51,7 @@ __all__ = [
     "InvalidTensor",
     "MessageTooLarge",
     "NodeLost",
+    "NotFinite",
     "NotFound",
     "OutOfMemory",
     "PermissionDenied",
@@ -79,6 +81,10 @@ class InvalidArgument(EdgeAttentionError):
 
 
 class InvalidTensor(InvalidArgument):
+    pass
+
+
+class NotFinite(InvalidTensor):
     pass
 
 

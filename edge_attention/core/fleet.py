@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from edge_attention.core.box import Box
 from edge_attention.core.session import Dataset
 
 
@@ -19,7 +20,11 @@ class NodeState(Enum):
 
 @dataclass(frozen=True)
 class Node:
-    """One node as the aggregator sees it. Memory in bytes."""
+    """One node as the aggregator sees it. Memory in bytes.
+
+    `registrations` counts how often it has come, `registered_seconds` is how long ago it last did, and
+    `clock_seconds` by how much its clock was ahead of the aggregator's then.
+    """
 
     name: str
     state: NodeState
@@ -32,6 +37,10 @@ class Node:
     software: str
     tasks: int
     releases: tuple[str, ...]
+    box: Box | None = None
+    registrations: int = 0
+    registered_seconds: float = 0.0
+    clock_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,3 +51,44 @@ class ListNodesRequest:
 @dataclass(frozen=True)
 class ListNodesResponse:
     nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class DescribeAggregatorRequest:
+    pass
+
+
+@dataclass(frozen=True)
+class DescribeAggregatorResponse:
+    """The aggregator, its machine and clock (`box`), and its terms. Times in seconds; port 0: none known."""
+
+    software: str
+    protocol: int
+    uptime_seconds: float
+    lease_seconds: float
+    heartbeat_seconds: float
+    keepalive_seconds: float
+    least_ping_seconds: float
+    http_port: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class ProbeNodeRequest:
+    """Time `round_trips` to `node`, and `bytes` there and back."""
+
+    node: str
+    round_trips: int = 0
+    bytes: int = 0
+    deadline_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ProbeNodeResponse:
+    """Seconds of each round trip and of it at the node; of the bytes' way down and up, if there were any."""
+
+    round_trip_seconds: tuple[float, ...]
+    task_seconds: tuple[float, ...]
+    down_seconds: float | None
+    up_seconds: float | None
+    bytes: int

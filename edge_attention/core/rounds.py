@@ -204,6 +204,12 @@ class Round:
         """The nodes it waits for."""
         return tuple(self._open)
 
+    @property
+    def missing(self) -> int:
+        """Nodes that lack for its quorum, with all that work on it and are not lost."""
+        at_work = sum(not progress.lost for progress in self._open.values())
+        return 0 if self.over else max(self.needed - len(self.samples) - at_work, 0)
+
     def waits(self, now: float) -> str:
         """As "round 41 waits for edge-3: 12 of 40 chunks, idle 4.2 s, leaves it out in 6 s"."""
         if self.over:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_attention.core.box import Box
 from edge_attention.core.program import Contribution, Program
 from edge_attention.core.tensors import DataType
 
@@ -60,6 +61,7 @@ class Register:
     datasets: tuple[Dataset, ...] = ()
     sequences: tuple[Sequence, ...] = ()
     releases: tuple[str, ...] = ()
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,13 @@ class Registered:
 
 @dataclass(frozen=True)
 class Heartbeat:
+    """`metrics`: the node's own, as Prometheus text, now and then."""
+
     number: int
     memory: int
     tasks: int
     draining: bool = False
+    metrics: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_attention.core.errors import InvalidArgument, InvalidTensor
+from edge_attention.core.errors import InvalidArgument, InvalidTensor, NotFinite
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
@@ -82,7 +82,8 @@ def require(
         finite: refuse NaN and infinities.
 
     Raises:
-        InvalidTensor: naming the array, what it is, what it must be, and for NaN and Inf the place.
+        InvalidTensor: naming the array, what it is, what it must be; NotFinite, naming the place, for NaN and
+            Inf.
     """
     have = array.shape
     if have != shape and not (
@@ -100,9 +101,7 @@ def require(
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):
             place = bad[0].tolist()
-            raise InvalidTensor(
-                f"{what} holds {array[tuple(place)]} at {place}; every element must be finite"
-            )
+            raise NotFinite(f"{what} holds {array[tuple(place)]} at {place}; every element must be finite")
 
 
 def _finite(array: Array) -> bool:

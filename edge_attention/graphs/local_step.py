@@ -7,22 +7,22 @@ Parameters and the optimizer's state are inputs and outputs; the next step reads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
+from onnx import ModelProto, TensorProto
 
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, Optimizer
+from edge_attention.graphs.append import append
 from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
+from edge_attention.graphs.onnx_file import rename_values
 from edge_attention.graphs.parts import serialize
 
-__all__ = ["local_step", "start_graph"]
+__all__ = ["local_step", "start_graph", "step_and_update"]
 
 Shapes = Sequence[tuple[int, ...]]
-_PREFIX = "step/"
-_RENAMED = "gradient/"
 
 
 def start_graph(shapes: Shapes, slots: Sequence[str]) -> bytes:
@@ -86,12 +86,28 @@ def local_step(
         for name, value in zip(names, update(x, g, slots), strict=True):
             b.output(f"next/{name}", value, FLOAT, shape)
     b.output("next/loss_sum", b("Add", b.input("loss_sum", FLOAT, []), "loss"), FLOAT, [])
-    model = _append(gradient, b.graph())
+    model = append(gradient, b.graph(), "step/", "gradient/")
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise InvalidGraph(f"the step of {optimizer.name} is not a valid graph: {error}") from error
     return serialize(model)
+
+
+def step_and_update(step: bytes, update: bytes) -> bytes:
+    """A local step and the update of it in one graph, so that what the step makes is never stored.
+
+    `step`: of `local_step`, of an optimizer without slots; `update`: of `update_graph`, of source
+    "difference". Inputs: those of both, but the update's `x/<i>` and `loss_sum`, which are what the step
+    writes. Outputs: the update's.
+
+    Raises:
+        InvalidGraph: a data input has a name that the update uses.
+    """
+    behind = onnx.load_model_from_string(update).graph
+    written = {v.name for v in behind.input if v.name.startswith("x/")} | {"loss_sum"}
+    rename_values(behind, {name: f"next/{name}" for name in written})
+    return serialize(append(onnx.load_model_from_string(step), behind, "update/", "step/"))
 
 
 Update = Callable[[str, str, list[str]], tuple[str, ...]]
@@ -196,47 +212,3 @@ class _Rates:
     def over(self, divisor: Callable[[str], str]) -> str:
         """lr / divisor(step), float32."""
         return self.f32(self._b("Div", self.lr, divisor(self.step)))
-
-
-def _append(gradient: ModelProto, step: GraphProto) -> ModelProto:
-    """A copy of `gradient` with the nodes of `step` behind its own; names both made up are kept apart."""
-    model = ModelProto()
-    model.CopyFrom(gradient)
-    graph = model.graph
-    made = {name for node in step.node for name in node.output} | {t.name for t in step.initializer}
-    made -= {value.name for value in step.output}
-    _rename(step, {name: _PREFIX + name for name in made})
-
-    inputs = {value.name for value in graph.input}
-    parameters = {value.name for value in step.input if value.name.startswith("x/")}
-    ours = {value.name for value in (*step.input, *step.output)} - parameters
-    ours |= {_PREFIX + name for name in made}
-    if clash := sorted(inputs & ours):
-        raise InvalidGraph(f"the model's input {clash[0]!r} has a name that local steps use; rename it")
-    _rename(graph, {name: f"{_RENAMED}{name}" for name in ours})
-
-    for node in step.node:
-        node.ClearField("name")  # which must be unique too, and no node needs one
-    graph.ClearField("output")
-    graph.output.extend(step.output)
-    graph.input.extend(value for value in step.input if value.name not in inputs)
-    graph.initializer.extend(step.initializer)
-    graph.node.extend(step.node)
-    graph.name = step.name
-    return model
-
-
-def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Rename values wherever they are written or read, bodies of control flow included."""
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        value.name = names.get(value.name, value.name)
-    for tensor in graph.initializer:
-        tensor.name = names.get(tensor.name, tensor.name)
-    for node in graph.node:
-        for items in (node.input, node.output):
-            items[:] = [names.get(name, name) for name in items]
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                _rename(attribute.g, names)
-            for inner in attribute.graphs:
-                _rename(inner, names)

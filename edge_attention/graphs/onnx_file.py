@@ -317,7 +317,7 @@ def rename_values(graph: GraphProto, renamed: Mapping[str, str]) -> None:
 
 
 def _rename_declared(graph: GraphProto, renamed: Mapping[str, str]) -> None:
-    for value in (*graph.input, *graph.output):
+    for value in (*graph.input, *graph.output, *graph.value_info):
         value.name = renamed.get(value.name, value.name)
     for tensor in graph.initializer:
         tensor.name = renamed.get(tensor.name, tensor.name)

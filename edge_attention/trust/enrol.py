@@ -42,7 +42,7 @@ def enrol(
     # A folder that belonged to another aggregator gets a key of its own for this one.
     fresh = folder.exists() and pin(folder.load().authority) != pin(known)
     key = folder.pending_key(fresh)
-    request = EnrolRequest(token.text, signing_request(key, name or suggested), name, suggested)
+    request = EnrolRequest(token.text, signing_request(key, name or suggested or "any"), name, suggested)
     return folder.save(key, _call(dial, trust.ENROL, request).issued, known)
 
 

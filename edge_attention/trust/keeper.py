@@ -45,7 +45,11 @@ class Keeper:
     def _run(self) -> None:
         # Looked at now and then: a clock may be set meanwhile.
         while not self._stop.wait(min(max(self._renewal.wake - time.time(), 0.05), 60.0)):
-            if self._renewal.step(time.time()) and not self._step():
+            now = time.time()
+            if self._renewal.ended(now) and self._enrol is None:
+                # Nobody renews one that has ended. Should the clock be wrong, that may change.
+                self._renewal.failed(now)
+            elif self._renewal.step(now) and not self._step():
                 return
 
     def _step(self) -> bool:

@@ -10,17 +10,21 @@ from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
 Q = TypeVar("Q")
 R = TypeVar("R")
 
+KEEPALIVE_SECONDS = 30.0
+LEAST_PING_SECONDS = 15.0
+"""Between two pings of a peer. Who pings more often is told GOAWAY."""
+
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # Some room above MESSAGE_LIMIT, so that the refusal that names the limit is ours, not gRPC's.
     ("grpc.max_receive_message_length", 2 * MESSAGE_LIMIT),
     ("grpc.max_send_message_length", 2 * MESSAGE_LIMIT),
     # Both sides agree: NAT tables stay warm, and nobody sends GOAWAY for too many pings.
-    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_time_ms", int(1000 * KEEPALIVE_SECONDS)),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * LEAST_PING_SECONDS)),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", int(1000 * LEAST_PING_SECONDS)),
     # Without probing a stream's window is one message. With it a sender fills it with many megabytes that
     # nobody has asked for yet, and fifty senders as many times that.
     ("grpc.http2.bdp_probe", 0),

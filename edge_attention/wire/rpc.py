@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -28,6 +29,16 @@ Guard = Callable[[AnyMethod, "grpc.aio.ServicerContext[Any, Any]"], contextlib.A
 """Entered before a call's request is looked at, left at its end; raises the error to refuse it with."""
 
 
+class Observer(Protocol):
+    """Who counts what happens at the edge."""
+
+    def refused(self, error: EdgeAttentionError) -> None:
+        """A call ends with `error`."""
+
+    def answered(self, method: AnyMethod, seconds: float) -> None:
+        """A call without streams was answered; decoding, encoding and sending took so long."""
+
+
 def _no_guard(method: AnyMethod, context: object) -> contextlib.AbstractContextManager[object]:
     return _OPEN
 
@@ -36,20 +47,25 @@ _OPEN = contextlib.nullcontext()
 
 
 def service_handlers(
-    handlers: Mapping[AnyMethod, Handler], guard: Guard = _no_guard
+    handlers: Mapping[AnyMethod, Handler], guard: Guard | None = None, observer: Observer | None = None
 ) -> list[grpc.GenericRpcHandler[Any, Any]]:
-    """gRPC handlers for `handlers`, by service; `guard` says who may call.
+    """gRPC handlers for `handlers`, by service.
+
+    `guard` says who may call; `observer` is told what becomes of calls.
 
     A handler is called with the decoded request (an async iterator of them where the method streams)
     and the call's context, and returns the response (is an async generator of them).
     """
     services: dict[Service, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for method, handler in handlers.items():
-        services.setdefault(method.service, {})[method.name] = _rpc_handler(method, handler, guard)
+        rpcs = services.setdefault(method.service, {})
+        rpcs[method.name] = _rpc_handler(method, handler, guard or _no_guard, observer)
     return [grpc.method_handlers_generic_handler(service.name, rpcs) for service, rpcs in services.items()]
 
 
-def _rpc_handler(method: AnyMethod, handler: Handler, guard: Guard) -> grpc.RpcMethodHandler[Any, Any]:
+def _rpc_handler(
+    method: AnyMethod, handler: Handler, guard: Guard, observer: Observer | None
+) -> grpc.RpcMethodHandler[Any, Any]:
     def requests(raw: Any) -> Any:
         if method.raw:
             return raw
@@ -57,11 +73,24 @@ def _rpc_handler(method: AnyMethod, handler: Handler, guard: Guard) -> grpc.RpcM
 
     async def unary(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
+            came = time.perf_counter()
             with guard(method, context):
-                return method.response.encode(await handler(requests(raw), context))
+                request = requests(raw)
+                asked = time.perf_counter()
+                response = await handler(request, context)
+                answered = time.perf_counter()
+                data = method.response.encode(response)
         except Exception as error:
-            await abort(method, error, context)
+            await abort(method, error, context, observer)
             raise
+        if observer is not None and not method.streams_request:
+            before, told = asked - came, observer
+
+            def sent(_: object) -> None:
+                told.answered(method, before + time.perf_counter() - answered)
+
+            context.add_done_callback(sent)  # type: ignore[arg-type]  # the stub wants a class
+        return data
 
     async def stream(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         try:
@@ -72,7 +101,7 @@ def _rpc_handler(method: AnyMethod, handler: Handler, guard: Guard) -> grpc.RpcM
                         del response  # it may be long until the other side has taken the bytes
                         yield data
         except Exception as error:
-            await abort(method, error, context)
+            await abort(method, error, context, observer)
             raise
 
     kinds = {
@@ -94,13 +123,20 @@ async def _decoded(method: Method[Q, R], raw: AsyncIterable[bytes]) -> AsyncIter
         del message
 
 
-async def abort(method: AnyMethod, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+async def abort(
+    method: AnyMethod,
+    error: Exception,
+    context: grpc.aio.ServicerContext[Any, Any],
+    observer: Observer | None = None,
+) -> None:
     """End the call with what stands for `error`. Returns only for errors gRPC raises to end a call."""
     if isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError):
         return
     if not isinstance(error, EdgeAttentionError):
         log.exception("%s failed", method.path)
         error = Internal(f"{method.name} failed in the server: {type(error).__name__}; its log says more")
+    if observer is not None:
+        observer.refused(error)
     code, details, metadata = to_status(error)
     await context.abort(code, details, metadata)
 

@@ -47,6 +47,10 @@ def _method(
 a, j, a_pb, j_pb = attention, jobs, attention_pb2, training_pb2
 
 LIST_NODES = _method(FLEET, "ListNodes", fleet.ListNodesRequest, fleet.ListNodesResponse, fleet_pb2)
+DESCRIBE_AGGREGATOR = _method(
+    FLEET, "DescribeAggregator", fleet.DescribeAggregatorRequest, fleet.DescribeAggregatorResponse, fleet_pb2
+)
+PROBE_NODE = _method(FLEET, "ProbeNode", fleet.ProbeNodeRequest, fleet.ProbeNodeResponse, fleet_pb2)
 
 BULK_UPLOAD = Method(BULK, "Upload", upload_chunk, upload_response, streams_request=True)
 BULK_DOWNLOAD = Method(BULK, "Download", download_request, download_chunk, streams_response=True)

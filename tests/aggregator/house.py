@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from aggregator.activity import Activity
 from aggregator.append import Appender
 from aggregator.attend import Attender
 from aggregator.bulk import Bulk
@@ -40,17 +41,18 @@ class House:
     def __init__(self, folder=None, patience=5.0):
         self.state = State(folder)
         self.metrics = Metrics()
+        self.activity = Activity()
         sessions = (f"s{n}" for n in itertools.count())
         self.membership = Membership(10.0, lambda: next(sessions))
         self.dispatcher = Dispatcher(self.membership, self.metrics)
         self.bulk = Bulk(self.state)
         self.contexts = Contexts(self.state, self.membership, self.metrics)
         self.appender = Appender(self.contexts, self.membership, self.dispatcher, self.bulk)
-        self.attender = Attender(self.contexts, self.dispatcher, self.metrics)
+        self.attender = Attender(self.contexts, self.dispatcher, self.metrics, self.activity)
         self.parameters = ParameterStore(self.state)
         link = SimpleNamespace(bytes_sent=Counter(), bytes_received=Counter())
         parts = (self.state, self.parameters, self.membership, self.dispatcher, self.bulk, link, self.metrics)
-        self.runs = Runs(Services(*parts, patience))
+        self.runs = Runs(Services(*parts, patience, self.activity))
 
     def __enter__(self):
         return self

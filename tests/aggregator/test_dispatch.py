@@ -65,7 +65,9 @@ def test_contributions_are_folded_and_counted():
 
     outcome = run(scenario)
     assert len(folded) == 1
-    assert (outcome.answered, outcome.missing, outcome.run_seconds) == ({"s": "a"}, {}, {"s": 0.5})
+    assert (outcome.answered, outcome.missing, outcome.unanswered) == ({"s": "a"}, {}, {})
+    # The node says half a second; it is believed as far as it can be true.
+    assert 0 < outcome.run_seconds["s"] <= min(outcome.seconds["s"], 0.5)
 
 
 def test_a_refused_contribution_tells_nothing_of_its_seconds():
@@ -77,7 +79,7 @@ def test_a_refused_contribution_tells_nothing_of_its_seconds():
         house.dispatcher.contribution("a", answer(program))
         return await task
 
-    assert run(scenario).run_seconds == {"s": 0.5}
+    assert list(run(scenario).run_seconds) == ["s"]
 
 
 @pytest.mark.parametrize("problem", [InvalidTensor("no"), ZeroDivisionError()])

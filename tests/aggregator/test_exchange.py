@@ -235,6 +235,16 @@ def test_the_deadline_revokes_and_labels():
     assert fleet.exchange.deadline() == []
 
 
+def test_whom_a_shard_without_an_answer_was_asked_of_last():
+    fleet = Fleet(s0=["a"], s1=["b"], s2=["c"])
+    fleet.states["c"] = LOST
+    first, _ = sends(fleet.exchange.start())
+    fleet.answer("a", first)
+    assert fleet.exchange.unanswered == {"s2": ""}, "nobody: its only holder was lost"
+    fleet.exchange.deadline()
+    assert fleet.exchange.unanswered == {"s1": "b", "s2": ""}
+
+
 def test_cancelling_revokes_what_is_open():
     fleet = Fleet(s="a", t="b")
     first, second = fleet.exchange.start()

@@ -18,6 +18,7 @@ from edge_attention.core.jobs import (
     StrategySpec,
     TrainingRound,
 )
+from edge_attention.core.program import Return, Run
 from edge_attention.core.sampling import training_rows
 
 
@@ -83,6 +84,36 @@ def test_federated_averaging_follows_its_reference():
         rows - (rows - round(0.25 * rows)) for rows in small_model.ROWS.values()
     )
     assert 0 < rounds[-1].evaluation.metrics["correct"] <= rounds[-1].evaluation.samples
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "scaffold"])
+def test_a_round_of_one_local_step_is_one_graph_on_the_node(strategy):
+    """From one step neither mu nor a control that was zero makes a difference in the first round."""
+
+    async def scenario(house):
+        local = LocalSpec(OptimizerSpec("sgd", {"lr": 0.1}), batch=8, steps=1)
+        rounds = 5 if strategy == "fedavg" else 1
+        run, boxes = await started(
+            house, local=local, strategy=StrategySpec(strategy), rounds=rounds, weighting="samples"
+        )
+        return run, boxes, rounds, *await ended(house, run)
+
+    with House() as house:
+        run, boxes, rounds, records, info = asyncio.run(scenario(house))
+        assert info.state is RunState.FINISHED, info.detail
+        weight, bias = parameters(house, run)
+    trained = [
+        p
+        for p in boxes["a"].programs
+        if any(isinstance(i, Return) and i.name == "norm" for i in p.instructions)
+    ]
+    graphs = [{i.graph for i in p.instructions if isinstance(i, Run)} for p in trained[:rounds]]
+    assert all(len(used) == 1 for used in graphs)
+    assert records[0].loss > 0
+    if strategy != "scaffold":  # which weighs all nodes the same
+        expected = reference(rounds, steps=1)
+        np.testing.assert_allclose(weight, expected[0], atol=1e-5)
+        np.testing.assert_allclose(bias, expected[1], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from aggregator import membership as rooms
 from aggregator.membership import Membership
+from edge_attention.core.box import Box
 from edge_attention.core.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -142,3 +143,40 @@ def test_nodes_of_an_earlier_life_are_expected_for_a_lease(fleet):
     assert fleet.tick(10.5) == ("b",)
     assert fleet.state("b") is NodeState.LOST
     assert fleet.tick(12.0) == ("a",)
+
+
+def test_what_a_node_told_of_itself_is_kept_while_it_is_there(fleet):
+    first = fleet.register(register(), 0.0).member
+    first.metrics = b"said"
+    assert fleet.disconnected("a", first.epoch)
+    assert fleet.register(register(session="s1"), 1.0).member.metrics == b"said", "resumed"
+    assert fleet.disconnected("a", fleet.get("a").epoch)
+    fresh = fleet.register(register(instance="2"), 2.0).member
+    assert fresh.metrics == b"", "another process"
+    fresh.metrics = b"said"
+    fleet.tick(13.0)
+    assert fresh.metrics == b"", "lost"
+    left = fleet.register(register(instance="2", session=fresh.session), 14.0).member
+    left.metrics = b"said"
+    fleet.heard("a", 15.0, Heartbeat(1, 0, 0, draining=True))
+    fleet.disconnected("a", left.epoch)
+    assert left.metrics == b"", "left"
+
+
+def test_how_often_a_node_has_come_and_for_how_long_it_is_here(fleet):
+    for now in (0.0, 5.0, 7.0):
+        fleet.disconnected("a", fleet.register(register(session="s1"), now).member.epoch)
+    (node,) = fleet.nodes(17.0)
+    assert (node.registrations, node.registered_seconds) == (3, 10.0)
+    fleet.register(register("b"), 17.0)
+    assert [node.registrations for node in fleet.nodes(17.0)] == [3, 1]
+
+
+def test_what_a_node_says_of_its_box_is_told_but_not_without_bounds(fleet):
+    said = Box("x" * 1000, float("nan"), 4, providers=("y" * 1000,) * 1000, versions={"z" * 1000: "1"})
+    fleet.register(register(box=said), 0.0)
+    fleet.register(register("b"), 0.0)
+    kept, none = (node.box for node in fleet.nodes(0.0))
+    assert none is None
+    assert kept == said.bounded() != said
+    assert kept.processors == 4

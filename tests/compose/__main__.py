@@ -1,8 +1,8 @@
-"""`make test-compose`: the repository's images and Compose files on a real engine, from nothing, without a registry.
+"""`make test-compose`: the images and Compose files on a real engine, from nothing, without a registry.
 
     python3 -m tests.compose [--only-images] [--keep]
 
-Ends with 0 if every step did what it must; with 0 and the reason, if this machine cannot run an engine; else with 1.
+Ends with 0 if every step did what it must, or this machine cannot run an engine and the reason is printed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tests.compose import steps
 from tests.compose.base import cache_folder
 from tests.compose.console import Failed, complain, say, tail
 from tests.compose.engine import Engine, lacking
+from tests.compose.world import World
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
     passed = failed = 0
     say(f"bases are kept in {cache_folder()}")
     with Engine() as engine:
-        world = steps.World(engine)
+        world = World(engine)
         try:
             for number, step in enumerate(todo, start=1):
                 say(f"{number}/{len(todo)} {step.__doc__}")
@@ -61,7 +62,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _explain(world: steps.World, engine: Engine) -> None:
+def _explain(world: World, engine: Engine) -> None:
     """What a person would look at first."""
     for project in (world.fleet, world.box):
         if (project.folder / "docker-compose.yml").exists():

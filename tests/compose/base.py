@@ -1,17 +1,19 @@
 """Base images without a registry: debian:bookworm-slim by debootstrap, and Prometheus from Debian's package.
 
 What a machine needs to reach its package registries (certificate authorities, mirror and proxy of apt, pip's
-settings) goes into the *base*, so that the repository's own Dockerfiles build unchanged. Both bases are kept as tar files
-in a cache folder; a second run takes seconds. Remove the folder to build them anew.
+settings) goes into the *base*, so that the repository's own Dockerfiles build unchanged. Both bases are kept
+as tar files in a cache folder for some weeks, so that a second run takes seconds.
 """
 
 from __future__ import annotations
 
 import configparser
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from tests.compose.console import run, say
@@ -31,6 +33,7 @@ path-exclude /usr/share/info/*
 path-exclude /usr/share/locale/*
 path-exclude /usr/share/lintian/*
 """
+DAYS = 30
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
@@ -41,10 +44,21 @@ def cache_folder() -> Path:
     return folder
 
 
+def cached(name: str, recipe: Path) -> Path:
+    """Where a base is kept: another file once what it is made by has changed."""
+    made_by = hashlib.sha256(recipe.read_bytes()).hexdigest()[:8]
+    return cache_folder() / f"{name}-{SUITE}-{architecture()}-{made_by}.tar"
+
+
+def fresh(file: Path) -> bool:
+    """Whether it is there and has what security updates of the last weeks brought."""
+    return file.exists() and time.time() - file.stat().st_mtime < DAYS * 86400
+
+
 def load_debian(engine: Engine) -> None:
     """Gives the engine DEBIAN, from the cache or built now."""
-    file = cache_folder() / f"{SUITE}-slim-{architecture()}.tar"
-    if not file.exists():
+    file = cached("debian", Path(__file__))
+    if not fresh(file):
         say(f"building {DEBIAN} by debootstrap (once; kept as {file})")
         _debootstrap(engine.folder / "base", file)
     changes = ['CMD ["bash"]']
@@ -56,8 +70,8 @@ def load_debian(engine: Engine) -> None:
 
 def load_prometheus(engine: Engine, image: str) -> None:
     """Gives the engine `image` (the name the compose file uses), made of Debian's package."""
-    file = cache_folder() / f"prometheus-{SUITE}-{architecture()}.tar"
-    if file.exists():
+    file = cached("prometheus", HERE / "prometheus.Dockerfile")
+    if fresh(file):
         engine.docker("load", "--input", file, deadline=180)
         engine.docker("tag", "edge-attention-test/prometheus", image)
     else:
@@ -69,8 +83,10 @@ def load_prometheus(engine: Engine, image: str) -> None:
         part.rename(file)
 
 
-def build(engine: Engine, dockerfile: Path, tag: str, *, context: Path, arguments: tuple[str, ...] = ()) -> None:
-    """`docker build` on the host's network, for this engine's containers reach no further than the machine."""
+def build(
+    engine: Engine, dockerfile: Path, tag: str, *, context: Path, arguments: tuple[str, ...] = ()
+) -> None:
+    """`docker build` on the host's network: this engine's containers reach no further than the machine."""
     words = [word for argument in arguments for word in ("--build-arg", argument)]
     engine.docker(
         "build", "--network=host", "--file", dockerfile, "--tag", tag, *words, context, deadline=600
@@ -93,7 +109,8 @@ def _debootstrap(root: Path, file: Path) -> None:
     run(["debootstrap", *options, SUITE, root, mirror], deadline=600)
     (root / "etc/dpkg/dpkg.cfg.d/docker").write_text(SLIM)
     (root / "etc/apt/sources.list").write_text(
-        f"deb {mirror} {SUITE} main\ndeb {mirror} {SUITE}-updates main\ndeb {security} {SUITE}-security main\n"
+        f"deb {mirror} {SUITE} main\ndeb {mirror} {SUITE}-updates main\n"
+        f"deb {security} {SUITE}-security main\n"
     )
     _apt_settings(root / "etc/apt/apt.conf.d/90machine")
     _certificates(root)
@@ -111,7 +128,7 @@ def _debootstrap(root: Path, file: Path) -> None:
 
 
 def _mirrors() -> tuple[str, str]:
-    """The mirrors this machine's apt takes Debian's SUITE from; Debian's own where it takes it from nowhere."""
+    """The mirrors this machine's apt takes SUITE from; Debian's own where it takes it from nowhere."""
     found = {"main": MIRROR, "security": SECURITY}
     done = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(CODENAME) $(ORIGIN) $(LABEL) $(SITE) $(REPO_URI)"],

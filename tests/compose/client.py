@@ -1,6 +1,6 @@
-"""What a user does, run inside a client container: the demos' data and jobs against a fleet of containers.
+"""What a user does, run inside a client container: the demos' jobs against a fleet of containers.
 
-    python3 client.py prepare FOLDER           data for three nodes, and what their operators must release
+    python3 client.py releases                 what nodes must release for the jobs
     python3 client.py train NODE NODE NODE     the demo's fusion job, then federated averaging
     python3 client.py attend                   a long context over the nodes, held against float64
     python3 client.py attend-again             the same context, whoever is there now
@@ -22,12 +22,15 @@ import numpy as np
 
 from edge_attention import Client
 from edge_attention.core.jobs import RunState
-from edge_attention.demo import digits, federated_jobs, memory, patients
+from edge_attention.demo import federated_jobs, memory, patients
 from edge_attention.demo import federated_yardsticks as yardsticks
-from edge_attention.demo.digits import Digits
-from edge_attention.demo.patients import LABS, Patients
+from edge_attention.demo.digits import Images
+from edge_attention.demo.patients import LABS
 from edge_attention.federated_job import FederatedJob
 from edge_attention.job import FusionJob
+
+TEST = "/work/test.npz"
+"""Digits nobody trains on, as data.py wrote them."""
 
 ROUNDS = 30
 """Of federated averaging: enough to see that it learns, in seconds."""
@@ -43,7 +46,9 @@ def fusion(nodes: list[str]) -> FusionJob:
     job = patients.job()
     lab = dict(zip(LABS, nodes, strict=True))
     encoders = tuple(dataclasses.replace(e, node=lab[e.node]) for e in job.encoders)
-    return dataclasses.replace(job, encoders=encoders, head=dataclasses.replace(job.head, node=lab[job.head.node]))
+    return dataclasses.replace(
+        job, encoders=encoders, head=dataclasses.replace(job.head, node=lab[job.head.node])
+    )
 
 
 def federated(nodes: list[str]) -> FederatedJob:
@@ -51,20 +56,8 @@ def federated(nodes: list[str]) -> FederatedJob:
     return dataclasses.replace(job, nodes=tuple(nodes), rounds=ROUNDS)
 
 
-def prepare(folder: Path) -> dict[str, Any]:
-    """One folder a node, the same file names in each, as replicas of one service are configured alike.
-
-    Every node gets the diagnoses; the job asks one of them, as in the demo.
-    """
-    data, images = Patients.load(), Digits.load()
-    parts = digits.dirichlet_split(images.train.label, len(LABS), digits.ALPHA, digits.MINIMUM, digits.SEED)
-    written = data.write(folder)
-    for number, (lab, rows) in enumerate(zip(LABS, parts, strict=True)):
-        own = folder / str(number)
-        own.mkdir()
-        (own / "measurements.csv").write_bytes(written[lab]["measurements"].read_bytes())
-        (own / "diagnoses.csv").write_bytes(written[patients.LABEL_LAB]["diagnoses"].read_bytes())
-        images.train.take(rows).write(own / "digits.npz")
+def releases() -> dict[str, Any]:
+    """What the nodes' operators must let leave for `train`, by digest."""
     nodes = ["a", "b", "c"]
     with connect() as client:
         planned = [*client.plan(fusion(nodes)), *client.plan(federated(nodes))]
@@ -74,7 +67,7 @@ def prepare(folder: Path) -> dict[str, Any]:
 def train(nodes: list[str]) -> dict[str, Any]:
     with connect() as client:
         figures = {"fusion": finished(client, fusion(nodes)), "federated": finished(client, federated(nodes))}
-    check("the fusion's accuracy is the demo's", figures["fusion"] >= 0.97, figures)
+    check("the fusion's accuracy is the demo's", figures["fusion"] >= 0.94, figures)
     check("federated averaging learns", figures["federated"] >= 0.6, figures)
     return figures
 
@@ -91,7 +84,8 @@ def finished(client: Client, job: Any) -> float:
         evaluation = rounds[-1].evaluation
         assert evaluation is not None
         return float(evaluation.metrics["correct"]) / evaluation.samples
-    return yardsticks.accuracy(run.onnx(), Digits.load().test)
+    with np.load(TEST) as test:
+        return yardsticks.accuracy(run.onnx(), Images(test["image"], test["label"], test["id"]))
 
 
 def attend(fresh: bool) -> dict[str, Any]:
@@ -105,7 +99,7 @@ def attend(fresh: bool) -> dict[str, Any]:
         answer = context.attend(asked, deadline=memory.DEADLINE)
     reference = known.attention(asked)
     difference = np.abs(answer.out - reference)
-    figures = {
+    figures: dict[str, Any] = {
         "exact": answer.exact,
         "covered": sum(map(len, answer.coverage)) / answer.tokens,
         "error": float(difference.max()),
@@ -129,8 +123,8 @@ if __name__ == "__main__":
     command, *rest = sys.argv[1:]
     print(
         json.dumps(
-            prepare(Path(rest[0]))
-            if command == "prepare"
+            releases()
+            if command == "releases"
             else train(rest)
             if command == "train"
             else attend(fresh=command == "attend")

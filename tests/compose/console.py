@@ -1,4 +1,4 @@
-"""What every step shares: lines that say how far the test is, commands with a deadline, waits that say for what."""
+"""What every step shares: lines that say how far it is, commands with a deadline, waits that say for what."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     stdin: str | None = None,
     check: bool = True,
 ) -> str:
-    """What `command` printed, both streams together. Fails with its last lines, or after `deadline` seconds."""
+    """What `command` printed, both streams together. Fails with its last lines, or after `deadline` s."""
     words = [str(word) for word in command]
     line = shlex.join(words)
     try:
@@ -49,7 +49,9 @@ def run(
         )
     except subprocess.TimeoutExpired as late:
         said = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
-        raise Failed(f"`{line}` had not ended after {deadline:.0f} s; its last lines:\n{tail(said)}") from None
+        raise Failed(
+            f"`{line}` had not ended after {deadline:.0f} s; its last lines:\n{tail(said)}"
+        ) from None
     if check and done.returncode:
         raise Failed(f"`{line}` ended with {done.returncode}; its last lines:\n{tail(done.stdout)}")
     return done.stdout

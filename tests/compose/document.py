@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "deploy.md"
 
 
 def commands(name: str) -> list[str]:
-    """The commands of the block marked `<!-- test: NAME -->`; a comment at the end of a line is not part of one."""
+    """The commands of the block marked `<!-- test: NAME -->`, without the comments at their ends."""
     text = PAGE.read_text(encoding="utf-8")
     found = re.search(rf"<!-- test: {name} -->\n```console\n(.*?)```", text, re.DOTALL)
     if not found:
@@ -26,7 +26,7 @@ def commands(name: str) -> list[str]:
 
 @dataclass
 class Substitution:
-    """`compose`: the command there is. `address`: the aggregator's. `box`: the folder that is the other machine."""
+    """`compose`: the command there is. `address`: the aggregator's. `box`: a folder, the other machine."""
 
     compose: list[str]
     box: Path
@@ -50,4 +50,5 @@ class Substitution:
 
     def _over_there(self, match: re.Match[str]) -> str:
         inner = match[1] or match[2]
-        return f"(cd {self.box} && unset COMPOSE_FILE COMPOSE_PROFILES && export COMPOSE_PROJECT_NAME=loft && {inner})"
+        fresh = "unset COMPOSE_FILE COMPOSE_PROFILES && export COMPOSE_PROJECT_NAME=loft"
+        return f"(cd {self.box} && {fresh} && {inner})"

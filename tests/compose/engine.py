@@ -1,8 +1,9 @@
-"""A Docker engine of the test's own: its data, sockets and processes live in one folder and end with the test.
+"""A Docker engine of the test's own: data, sockets and processes live in one folder and end with the test.
 
-It stands beside an engine that runs on the machine already and shares nothing with it: no image, volume, network or
-setting of the operator's is touched. The firewall is left alone (no iptables rules, no forwarding): containers
-reach each other over their bridge, the machine through docker-proxy, and images are built on the host's network.
+It stands beside an engine that runs on the machine already and shares nothing with it: no image, volume,
+network or setting of the operator's is touched. The firewall is left alone (no iptables rules, no
+forwarding): containers reach each other over their bridge, the machine through docker-proxy, and images are
+built on the host's network.
 """
 
 from __future__ import annotations

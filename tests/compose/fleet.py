@@ -17,7 +17,7 @@ from tests.compose.console import Failed, run, tail
 from tests.compose.engine import Engine, compose_command
 
 ROOT = Path(__file__).resolve().parents[2]
-AGGREGATOR, NODE, CLIENT = "edge-attention/aggregator", "edge-attention/edge-node", "edge-attention/client"
+AGGREGATOR, NODE = "edge-attention/aggregator", "edge-attention/edge-node"
 HARDENED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true")
 
 
@@ -89,8 +89,10 @@ def make_variables(folder: Path) -> dict[str, str]:
     }
 
 
-def client(project: Project, token_file: Path, folder: Path, *words: str, deadline: float = 300) -> str:
-    """Runs tests/compose/client.py in a container of the client image: hardened, on the fleet's network."""
+def client(
+    project: Project, image: str, token_file: Path, folder: Path, *words: str, deadline: float = 300
+) -> str:
+    """Runs tests/compose/client.py in a container of its own: hardened, on the fleet's network."""
     program = Path(__file__).with_name("client.py")
     return project.engine.docker(
         "run",
@@ -99,13 +101,12 @@ def client(project: Project, token_file: Path, folder: Path, *words: str, deadli
         "--tmpfs=/tmp",
         f"--network={project.name}_default",
         f"--volume={program}:/client.py:ro",
-        f"--volume={folder}:/work",
+        f"--volume={folder}:/work:ro",
         f"--volume={token_file}:/run/token:ro",
-        f"--volume={project.name}_trust:/run/edge-attention:ro",
         "--env=EDGE_ATTENTION_AGGREGATOR=aggregator:50051",
         "--env=EDGE_ATTENTION_TOKEN_FILE=/run/token",
         "--entrypoint=python3",
-        f"{CLIENT}:test",
+        image,
         "/client.py",
         *words,
         deadline=deadline,

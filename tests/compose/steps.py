@@ -1,4 +1,4 @@
-"""What `make test-compose` does, in order. Each step is a function; its docstring is the line that is printed."""
+"""What `make test-compose` does, in order. A step is a function; its docstring is what is printed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from tests.compose import base, document
+from tests.compose import base, data
+from tests.compose.certificates import make_certificates, write_secret
 from tests.compose.console import Failed, run, say, wait_for
-from tests.compose.engine import Engine
 from tests.compose.fleet import (
     AGGREGATOR,
-    CLIENT,
     HARDENED,
     NODE,
     ROOT,
     Project,
     Prometheus,
-    client,
     copy_into,
     get_page,
     last_object,
@@ -29,64 +27,10 @@ from tests.compose.fleet import (
     need,
     own_address,
 )
+from tests.compose.world import World
 
 NODE_LIMIT = 230_000_000
 """Bytes of the edge image above its base."""
-
-
-class World:
-    """What the steps share."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.variables = make_variables(engine.folder)
-        self.fleet = Project(engine, "edge-attention", ROOT, self.variables)
-        self.box_folder = engine.folder / "loft"
-        self.box_folder.mkdir()
-        self.box = Project(engine, "loft", self.box_folder, {"COMPOSE_PROFILES": ""})
-        self.version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]  # type: ignore[index]
-        self.prometheus = Prometheus(self.variables["PROMETHEUS_PORT"])
-        self.data = engine.folder / "labs"
-        self.trust = engine.folder / "trust"
-        self.token = engine.folder / "user-token"
-        self.names: list[str] = []
-        self.said = document.Substitution(
-            self.fleet.compose,
-            self.box_folder,
-            skipped={
-                "apt-get install": "what it installs is here: the engine runs",
-                "git clone": "the test runs in a checkout",
-                "exec grafana": "no image of Grafana can be had here; its dashboards' queries are run instead",
-            },
-        )
-
-    def image(self, name: str) -> str:
-        return f"{name}:{self.version}"
-
-    def nodes(self) -> dict[str, str]:
-        """The fleet's nodes and their states, as the operator's command line says."""
-        printed = self.fleet.execute("aggregator", "edge-attention", "nodes", "--json")
-        return {node["name"]: node["state"] for node in json.loads(printed)}
-
-    def run_document(self, block: str) -> str:
-        """Runs a block of docs/deploy.md; what its last command printed."""
-        printed = ""
-        for command in document.commands(block):
-            why = self.said.reason(command)
-            if why:
-                say(f"  $ {command}\n{'':11}not run: {why}")
-                continue
-            say(f"  $ {command}")
-            real = self.said.apply(command)
-            began = time.monotonic()
-            printed = run(
-                ["bash", "-euo", "pipefail", "-c", real], deadline=600, env=self.fleet.env, cwd=ROOT
-            )
-            say(f"    took {time.monotonic() - began:.1f} s")
-            token = re.search(r"\beaj_\w+", printed)
-            if token:
-                self.said.token = token[0]
-        return printed
 
 
 def bases(world: World) -> None:
@@ -115,13 +59,6 @@ def valid(world: World) -> None:
 def built(world: World) -> None:
     """The images are built from the repository's Dockerfiles"""
     world.run_document("build")
-    base.build(
-        world.engine,
-        ROOT / "deploy" / "aggregator.Dockerfile",
-        f"{CLIENT}:test",
-        context=ROOT,
-        arguments=("EXTRA=demo",),
-    )
 
 
 def images(world: World) -> None:
@@ -142,7 +79,12 @@ def images(world: World) -> None:
     settings = json.loads(world.engine.docker("image", "inspect", world.image(NODE)))[0]["Config"]["Env"]
     for variable in ("MALLOC_MMAP_THRESHOLD_=1073741824", "MALLOC_TRIM_THRESHOLD_=2147483648"):
         need(f"the edge image sets {variable}", variable in settings, settings)
-    for words in (("-c", "import onnx"), ("-c", "import pip"), ("-c", "import aggregator"), ("-m", "ensurepip")):
+    for words in (
+        ("-c", "import onnx"),
+        ("-c", "import pip"),
+        ("-c", "import aggregator"),
+        ("-m", "ensurepip"),
+    ):
         printed = inside(world, NODE, "python3", *words, check=False)
         need(f"the edge image cannot `{words[1]}`", "No module named" in printed, printed)
     tools = "for t in pip pip3 gcc cc ld make curl wget git; do command -v $t || true; done"
@@ -153,20 +95,22 @@ def images(world: World) -> None:
 def inside(world: World, image: str, program: str, *words: str, check: bool = True) -> str:
     """A program in a container that has no network and may do nothing."""
     return world.engine.docker(
-        "run", "--rm", "--network=none", *HARDENED, f"--entrypoint={program}", world.image(image), *words, check=check
+        "run",
+        "--rm",
+        "--network=none",
+        *HARDENED,
+        f"--entrypoint={program}",
+        world.image(image),
+        *words,
+        check=check,
     )
 
 
 def up(world: World) -> None:
     """`docker compose up`: aggregator, three nodes, Prometheus; all healthy"""
     world.run_document("up")
-    health: Callable[[], bool | None] = lambda: all(  # noqa: E731
-        state == "healthy"
-        for service in ("aggregator", "edge-node", "prometheus")
-        for state in world.fleet.health(service) or ["absent"]
-    )
-    wait_for("every container to be healthy", health, 90)
-    wait_for("three nodes", lambda: len(ready(world)) == 3, 60)
+    healthy(world.fleet, "aggregator", "edge-node", "prometheus")
+    wait_for("three nodes", lambda: len(world.ready()) == 3, 60)
     world.names = sorted(world.nodes())
     need("each replica has a name of its own", len(set(world.names)) == 3, world.names)
     volumes = {
@@ -180,8 +124,14 @@ def up(world: World) -> None:
     world.said.address = f"{own_address(world.fleet)}:{world.variables['AGGREGATOR_PORT']}"
 
 
-def ready(world: World) -> list[str]:
-    return sorted(name for name, state in world.nodes().items() if state == "ready")
+def healthy(project: Project, *services: str) -> None:
+    def found() -> bool:
+        states = {service: project.health(service) for service in services}
+        if not all(held and set(held) == {"healthy"} for held in states.values()):
+            raise Failed(f"they are {states}")
+        return True
+
+    wait_for("every container to be healthy", found, 120)
 
 
 def confined(world: World) -> None:
@@ -189,7 +139,11 @@ def confined(world: World) -> None:
     for service in ("aggregator", "edge-node"):
         for container in world.fleet.containers(service):
             status = world.engine.docker("exec", container, "cat", "/proc/1/status", "/proc/self/status")
-            need(f"{service} has no capability", set(re.findall(r"CapEff:\s+(\S+)", status)) == {"0" * 16}, status)
+            need(
+                f"{service} has no capability",
+                set(re.findall(r"CapEff:\s+(\S+)", status)) == {"0" * 16},
+                status,
+            )
             need(f"{service} gets none", set(re.findall(r"NoNewPrivs:\s+(\S+)", status)) == {"1"}, status)
             user = world.engine.docker("exec", container, "id", "-u").strip()
             need(f"{service} is user 10001", user == "10001", user)
@@ -217,11 +171,14 @@ def pages(world: World) -> None:
         ("/sd", viewer, 200),
     ):
         status, text = get_page(f"{url}{path}", authority, token)
-        need(f"{path} {'with' if token else 'without'} a token answers {wanted}", status == wanted, text[:200])
+        need(
+            f"{path} {'with' if token else 'without'} a token answers {wanted}", status == wanted, text[:200]
+        )
 
 
 def scraped(world: World) -> None:
     """Prometheus finds the aggregator and every node"""
+
     def found() -> bool:
         targets = world.prometheus.targets()
         good = {instance for (job, instance), health in targets.items() if health == "up"}
@@ -239,24 +196,25 @@ def trained(world: World) -> None:
         "aggregator", "edge-aggregator", "token", "create", "--role", "user", "--name", "tester", "--json"
     )
     world.token.write_text(last_object(printed)["token"])
+    world.token.chmod(0o400)
+    os.chown(world.token, 10001, 10001)
     world.data.mkdir()
-    for path in (world.token, world.data):
-        os.chown(path, 10001, 10001)
-    releases = last_object(client(world.fleet, world.token, world.data, "prepare", "/work"))["releases"]
+    data.write(world.data)
+    releases = world.client("releases")["releases"]
     for number, container in enumerate(world.fleet.containers("edge-node")):
         copy_into(world.engine, world.data / str(number), container, "/var/lib/edge-attention/data")
-    data = {"measurements": "measurements.csv", "diagnoses": "diagnoses.csv", "digits": "digits.npz"}
-    world.fleet.env["NODE_DATA"] = " ".join(f"{k}=/var/lib/edge-attention/data/{v}" for k, v in data.items())
+    files = [f"{name}=/var/lib/edge-attention/data/{file}" for name, file in data.FILES.items()]
+    world.fleet.env["NODE_DATA"] = " ".join(files)
     world.fleet.env["NODE_ALLOW_RELEASE"] = " ".join(releases)
     say("  the nodes' containers are made anew, with data; names and volumes stay")
     world.fleet("up", "-d", "--scale", "edge-node=3")
-    wait_for("the three nodes, under the same names", lambda: ready(world) == world.names, 90)
-    say(f"  {last_object(client(world.fleet, world.token, world.data, 'train', *world.names))}")
+    wait_for("the three nodes, under the same names", lambda: world.ready() == world.names, 90)
+    say(f"  {world.client('train', *world.names)}")
 
 
 def attended(world: World) -> None:
     """An attend over a long context, exact"""
-    figures = last_object(client(world.fleet, world.token, world.data, "attend"))
+    figures = world.client("attend")
     need("exact, over all three nodes", figures["exact"] and len(figures["mass"]) == 3, figures)
     say(f"  {figures}")
 
@@ -266,9 +224,9 @@ def fourth(world: World) -> None:
     world.run_document("token")
     began = time.monotonic()
     world.run_document("box")
-    wait_for("the fourth node to be ready", lambda: len(ready(world)) == 4, 120, every=0.2)
+    wait_for("the fourth node to be ready", lambda: len(world.ready()) == 4, 120, every=0.2)
     say(f"  ready {time.monotonic() - began:.1f} s after the box's first command")
-    new = sorted(set(ready(world)) - set(world.names))
+    new = sorted(set(world.ready()) - set(world.names))
     need("it has the name of its token", new == ["loft"], new)
     printed = world.fleet.execute("aggregator", "edge-attention", "nodes")
     need("the operator sees it", "loft" in printed, printed)
@@ -280,33 +238,25 @@ def fourth(world: World) -> None:
 def panels(world: World) -> None:
     """Every panel of the dashboards finds data in the real Prometheus"""
     program = ROOT / "tests" / "deploy" / "panels.py"
-    if not program.exists():
-        raise Failed(f"{program} is not there")
-    python = ROOT / ".venv" / "bin" / "python"
-    printed = run(
-        [python if python.exists() else "python3", program, "--prometheus", world.prometheus.url],
-        deadline=180,
-        env={"PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-    )
+    printed = run([sys.executable, program, world.prometheus.url, "--wait", "120"], deadline=240, cwd=ROOT)
     say("  " + printed.rstrip().splitlines()[-1])
 
 
 def lost(world: World) -> None:
     """One node is stopped: a labelled answer, metrics, an alert; started again: exact"""
     victim = world.fleet.containers("edge-node")[1]
-    name = next(n for n in world.names if victim.startswith(n))
+    name = world.name_of(victim)
     world.engine.docker("kill", victim)
     up_now = f'edge_attention_aggregator_node_up{{node="{name}"}}'
     wait_for("the node to be lost in the metrics", lambda: world.prometheus.query(up_now)[0][1] == 0, 60)
-    figures = last_object(client(world.fleet, world.token, world.data, "attend-again"))
+    figures = world.client("attend-again")
     need("the answer is partial, and says so", not figures["exact"] and 0 < figures["covered"] < 1, figures)
     say(f"  without it: {figures}")
     alert = ("EdgeNodeLost", name)
     wait_for("EdgeNodeLost to fire", lambda: world.prometheus.alerts().get(alert) == "firing", 180)
     world.engine.docker("start", victim)
-    wait_for("the node to be back", lambda: name in ready(world), 60)
-    figures = last_object(client(world.fleet, world.token, world.data, "attend-again"))
+    wait_for("the node to be back", lambda: name in world.ready(), 60)
+    figures = world.client("attend-again")
     need("the answer is exact again", figures["exact"], figures)
     say(f"  with it again: {figures}")
     wait_for("EdgeNodeLost to end", lambda: alert not in world.prometheus.alerts(), 90)
@@ -319,11 +269,42 @@ def drained(world: World) -> None:
     for service in ("edge-node", "aggregator"):
         for container in world.fleet.containers(service, stopped=True):
             state = world.fleet.inspect(container)["State"]
-            need(f"{service} ended by itself with 0", state["ExitCode"] == 0 and not state["OOMKilled"], state)
+            need(
+                f"{service} ended by itself with 0", state["ExitCode"] == 0 and not state["OOMKilled"], state
+            )
+
+
+def own_certificates(world: World) -> None:
+    """deploy/compose.secrets.yml: certificates and tokens of the operator's, as secrets"""
+    secrets = world.engine.folder / "secrets"
+    make_certificates(secrets, "aggregator", "localhost")
+    ports = make_variables(world.engine.folder)
+    files = os.pathsep.join([ports["COMPOSE_FILE"], "deploy/compose.secrets.yml"])
+    own = Project(world.engine, "own", ROOT, {**ports, "COMPOSE_FILE": files, "SECRETS": str(secrets)})
+    try:
+        own("up", "-d", "aggregator")
+        healthy(own, "aggregator")
+        for file, words in (("join-token", ["--unlimited"]), ("viewer-token", ["--role", "viewer"])):
+            made = own.execute("aggregator", "edge-aggregator", "token", "create", *words, "--json")
+            write_secret(secrets / file, last_object(made)["token"])
+        own("up", "-d")
+        healthy(own, "aggregator", "edge-node", "prometheus")
+        said = own.engine.docker("logs", own.containers("edge-node")[0])
+        need("the node is registered", "registered with aggregator:50051" in said, said)
+        status, _ = get_page(f"https://localhost:{ports['HTTP_PORT']}/readyz", secrets / "authority.pem")
+        need("the HTTP port shows the operator's certificate", status == 200, status)
+        found = Prometheus(ports["PROMETHEUS_PORT"])
+        target = ("edge-attention-aggregator", "aggregator:9464")
+        wait_for("Prometheus to scrape it", lambda: found.targets().get(target) == "up", 60)
+        left = own.execute("aggregator", "ls", "/run/edge-attention").split()
+        need("nothing is handed over in the trust volume", not left, left)
+    finally:
+        own("down", "--volumes", "--timeout", "10", check=False)
 
 
 STEPS: list[Callable[[World], None]] = [
-    bases, valid, built, images, up, confined, pages, scraped, trained, attended, fourth, panels, lost, drained,
+    bases, valid, built, images, up, confined, pages, scraped, trained, attended, fourth, panels, lost,
+    drained, own_certificates,
 ]  # fmt: skip
 
 

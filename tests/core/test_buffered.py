@@ -38,6 +38,17 @@ def test_a_slow_node_never_holds_the_others():
     assert step.contributions == (Contribution("c", 0, 1, 20),)
 
 
+def test_one_node_at_work_is_enough():
+    b, _ = begun("ab")
+    assert b.missing == 0
+    b.lost("a", 1.0)
+    assert b.missing == 0
+    b.lost("b", 1.0)
+    assert b.missing == 1
+    b.back("a", 2.0)
+    assert b.missing == 0
+
+
 def test_what_is_too_old_is_dropped_and_its_node_is_asked_anew():
     b, _ = begun(buffer=1, max_staleness=1)
     for version in (1, 2):

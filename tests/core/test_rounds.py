@@ -86,6 +86,24 @@ def test_a_lost_node_is_waited_for_and_may_come_back():
     assert r.finished("b", 1, 62.0) == [Close(("a", "b"))]
 
 
+def test_what_lacks_for_a_quorum_is_counted():
+    r = begun("abcd", quorum=0.75)
+    assert r.missing == 0, "all work on it"
+    r.lost("a", 1.0)
+    assert r.missing == 0, "three of four are enough"
+    r.lost("b", 2.0)
+    assert r.missing == 1
+    r.finished("c", 5, 3.0)
+    assert r.missing == 1, "done or at work is the same"
+    r.back("a", 4.0)
+    assert r.missing == 0
+    r.finished("d", 5, 5.0)
+    r.lost("a", 6.0)
+    assert r.missing == 1
+    r.finished("b", 5, 7.0)
+    assert r.missing == 0
+
+
 def test_when_patience_ends_a_round_goes_on_with_a_quorum_and_is_run_again_without():
     with_quorum, without = begun(quorum=0.5), begun()
     for r in (with_quorum, without):

@@ -16,6 +16,7 @@ import pytest
 import small_graphs
 from fake_aggregator import FakeAggregator
 
+from aggregator.node_metrics import checked
 from edge_attention.core.errors import AlreadyExists
 from edge_attention.core.program import Append, Batch, BulkTensor, Program, Return, Run, Stored
 from edge_attention.core.session import Cancel
@@ -87,6 +88,19 @@ def test_a_program_runs_and_comes_back():
         "CPUExecutionProvider",
         1,
     )
+
+
+def test_its_metrics_travel_with_a_heartbeat_and_are_what_the_aggregator_takes():
+    async def scenario():
+        async with house() as (aggregator, _):
+            await aggregator.until(lambda: any(beat.metrics for beat in aggregator.heartbeats))
+            await aggregator.until(lambda: len(aggregator.heartbeats) > 3)
+            return [beat.metrics for beat in aggregator.heartbeats if beat.metrics]
+
+    (text,) = asyncio.run(scenario())
+    assert checked(text) == text
+    assert b"edge_attention_node_connected 1.0\n" in text
+    assert b"\nprocess_resident_memory_bytes " in text
 
 
 def test_bulk_goes_both_ways_and_resumes():

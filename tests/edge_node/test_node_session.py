@@ -241,3 +241,12 @@ def test_credit_never_runs_dry_or_over(sizes, limit, messages):
         flight.append(size)
         assert len(flight) <= messages
         assert sum(flight[:-1]) < limit
+
+
+def test_heartbeats_carry_what_there_is_to_report_at_that_time():
+    session = Session("n", "hub:1", register, lambda: 42, lambda: 0.5, lambda now: b"at %d" % now)
+    session.tick(0)
+    session.connected(0)
+    session.received(welcome(), 1, 0)
+    assert sent(session.tick(3)) == [Heartbeat(1, 42, 0, metrics=b"at 3")]
+    assert sent(session.drain(4))[0] == Heartbeat(2, 42, 0, True, b"at 4")

@@ -6,11 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
+from edge_attention.core.encodings import from_config
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, Optimizer
 from edge_attention.graphs.gradients import Runner, differentiate, graph_inputs, graph_outputs
-from edge_attention.graphs.local_step import local_step, start_graph
+from edge_attention.graphs.local_step import local_step, start_graph, step_and_update
 from edge_attention.graphs.onnx_builder import FLOAT, Builder
+from edge_attention.graphs.update import update_graph
 
 EVERY = [
     SGD(lr=0.05),
@@ -247,3 +249,45 @@ def test_an_optimizer_without_a_graph_is_refused():
 
 def test_the_same_arguments_give_the_same_bytes():
     assert local_step(gradient(), SHAPES, Adam()) == local_step(gradient(), SHAPES, Adam())
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "topk"])
+@pytest.mark.parametrize("terms", [(), ("proximal", "control")], ids=["plain", "terms"])
+def test_a_step_and_its_update_are_one_graph_with_the_same_bits(encoding, terms):
+    step = local_step(gradient(), SHAPES, SGD(weight_decay=0.1), **dict.fromkeys(terms, True))
+    update = update_graph(SHAPES, source="difference", clip=True, encoding=from_config(encoding))
+    both = step_and_update(step, update)
+    onnx.checker.check_model(both, full_check=True)
+    assert step_and_update(step, update) == both
+    p = {f"x/{i}": array for i, array in enumerate(make("p", 0).values())}
+    given = {
+        **p,
+        **{name.replace("x/", "anchor/"): array for name, array in p.items()},
+        **make("control", 2),
+        **make("residual", 4),
+        **batch(5),
+        **{n: np.array(v, np.float32) for n, v in {"mu": 0.3, "lr": 0.05, "loss_sum": 0, "steps": 1}.items()},
+        "max_norm": np.array(0.01, np.float32),
+    }
+
+    def run(graph: bytes, feeds: Arrays) -> Arrays:
+        names = list(graph_outputs(graph))
+        wanted = graph_inputs(graph)
+        found = Runner(graph, "both")(names, {n: a for n, a in feeds.items() if n in wanted})
+        return dict(zip(names, found, strict=True))
+
+    stepped = run(step, given)
+    moved = {name.removeprefix("next/"): array for name, array in stepped.items()}
+    expected = run(update, {**given, **moved})
+    assert any(np.any(array) for name, array in expected.items() if name.startswith("update/"))
+    found = run(both, given)
+    assert set(found) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_an_input_called_like_one_of_the_update_cannot_be_joined():
+    step = local_step(gradient({"data": "steps"}), SHAPES, SGD())
+    update = update_graph(SHAPES, source="difference", clip=False, encoding=from_config("float32"))
+    with pytest.raises(InvalidGraph, match="the model's input 'steps' has a name"):
+        step_and_update(step, update)

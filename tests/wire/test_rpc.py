@@ -25,9 +25,9 @@ ECHO = Method(link.LINK, "Connect", link.from_node, link.to_node, streams_reques
 
 
 @contextlib.asynccontextmanager
-async def serving(handlers) -> AsyncIterator[tuple[Caller, grpc.aio.Channel]]:
+async def serving(handlers, observer=None) -> AsyncIterator[tuple[Caller, grpc.aio.Channel]]:
     server = grpc.aio.server(options=CHANNEL_OPTIONS)
-    server.add_generic_rpc_handlers(service_handlers(handlers))
+    server.add_generic_rpc_handlers(service_handlers(handlers, observer))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -108,6 +108,54 @@ def test_an_unexpected_exception_is_internal_and_tells_nothing(error, caplog):
     with caplog.at_level(logging.ERROR):
         run(test)
     assert any("secret-9f" in (r.exc_text or str(r.exc_info)) for r in caplog.records), "the log does say"
+
+
+class Seen:
+    """An observer that remembers."""
+
+    def __init__(self):
+        self.refusals, self.answers = [], []
+
+    def refused(self, error):
+        self.refusals.append(error)
+
+    def answered(self, method, seconds):
+        self.answers.append((method, seconds))
+
+
+def test_an_observer_is_told_of_answers_and_of_every_refusal():
+    async def drop(request, context):
+        if request.context == "slow":
+            await asyncio.sleep(0.05)  # the handler's own time is none of the edge's
+        if request.context == "gone":
+            raise errors.NotFound("gone")
+        if request.context == "bug":
+            raise KeyError("bug")
+        return DropContextResponse()
+
+    async def chunks(request, context):
+        yield Chunk(0, 1, b"x")
+        raise errors.DataLoss("damaged")
+
+    async def test():
+        seen = Seen()
+        async with serving({services.DROP_CONTEXT: drop, services.BULK_DOWNLOAD: chunks}, seen) as (
+            caller,
+            _,
+        ):
+            for name in ("a", "gone", "bug", "slow"):
+                with contextlib.suppress(errors.EdgeAttentionError):
+                    await caller.unary(services.DROP_CONTEXT, DropContextRequest(name))
+            with pytest.raises(errors.DataLoss):
+                await listed(caller.receive(services.BULK_DOWNLOAD, DownloadRequest("", "d")))
+            # Told when the answer was sent, which a client may see before.
+            while len(seen.answers) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        assert [type(e) for e in seen.refusals] == [errors.NotFound, errors.Internal, errors.DataLoss]
+        assert [method for method, _ in seen.answers] == [services.DROP_CONTEXT] * 2
+        assert all(seconds > 0 for _, seconds in seen.answers)
+
+    run(test)
 
 
 def test_unary_and_streams_both_ways_carry_values():

@@ -17,9 +17,9 @@ async def arrivals(
     plan: FederatedPlan,
     services: Services,
     patience: float,
-    say: Callable[[str], None],
+    say: Callable[[str, int], None],
 ) -> dict[str, int]:
-    """The rows each node of the run has, by name.
+    """The rows each node of the run has, by name. `say` is told what is waited for, and how many lack.
 
     Raises:
         DeadlineExceeded: they do not come within `patience` seconds.
@@ -27,7 +27,11 @@ async def arrivals(
     """
     membership = services.membership
     if job.nodes:
-        if not await services.dispatcher.all_live(job.nodes, patience, say):
+
+        def tell(sentence: str) -> None:
+            say(sentence, sum(not membership.live(node) for node in job.nodes) if sentence else 0)
+
+        if not await services.dispatcher.all_live(job.nodes, patience, tell):
             away = [n for n in job.nodes if not membership.live(n)]
             raise DeadlineExceeded(
                 f"node {', '.join(away)} did not come within {patience:.0f} s; start it, and the run anew"
@@ -42,9 +46,9 @@ async def arrivals(
                     f"{len(names)} nodes have a dataset {job.dataset!r}, {least} are needed; start nodes "
                     f"with --data {job.dataset}=FILE, and the run anew"
                 )
-            say(f"{least} nodes with a dataset {job.dataset!r}, there are {len(names)}")
+            say(f"{least} nodes with a dataset {job.dataset!r}, there are {len(names)}", least - len(names))
             await asyncio.sleep(min(0.2, left + 0.01))
-        say("")
+        say("", 0)
     return {
         name: check_dataset(plan, job, name, membership.require_live(name).register.datasets)
         for name in sorted(names)

@@ -82,7 +82,7 @@ class Buffer(Collector):
                 actions += (state.back if self.there(node) else state.lost)(node, now)
             actions += state.tick(now)
             if now - began > PATIENT_SECONDS:
-                self.say(state.waits(now), ",".join(state.waited))
+                self.say(state.waits(now), ",".join(state.waited), state.missing)
                 self.show(state.doing(now))
 
     def took(self, node: str, seconds: float) -> None:
@@ -114,6 +114,7 @@ class Buffer(Collector):
         try:
             update = await self._work.update(node, basis, connection, turn)
         except InvalidTensor as error:
+            self.count(error)
             reason = error.message
             put(lambda now: state.refused(node, reason, now))
         except EdgeAttentionError as error:

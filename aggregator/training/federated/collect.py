@@ -25,6 +25,7 @@ from edge_attention.core.errors import (
     FailedPrecondition,
     InvalidArgument,
     InvalidTensor,
+    NotFinite,
     Unavailable,
 )
 from edge_attention.core.jobs import FederatedJob
@@ -86,8 +87,9 @@ class Collector(ABC):
     def took(self, node: str, seconds: float) -> None:
         """What `node` took in a round of an earlier life of this aggregator."""
 
-    def say(self, sentence: str, about: str) -> None:
-        self._active.say(sentence, self._services.metrics, about)
+    def say(self, sentence: str, about: str, missing: int = 0) -> None:
+        """See ActiveRun.say."""
+        self._active.say(sentence, self._services.metrics, about, missing)
 
     def show(self, states: Mapping[str, str]) -> None:
         """What each node does, for those who watch."""
@@ -103,6 +105,11 @@ class Collector(ABC):
     def there(self, node: str) -> bool:
         """Whether the node is connected; one that is asked may not be, and come."""
         return self._services.membership.live(node)
+
+    def count(self, error: InvalidTensor) -> None:
+        """What a node returned of a round is refused."""
+        if isinstance(error, NotFinite):
+            self._services.metrics.nonfinite.labels("update").inc()
 
     def quarantine(self, node: str, reason: str) -> str:
         """The node works for this run no more; what records say of it."""
@@ -182,7 +189,8 @@ class Synchronous(Collector):
                 left = since + self._patience - time.monotonic()
                 if left < 0:
                     raise DeadlineExceeded(f"{error.message} (waited {self._patience:.0f} s)") from None
-                self.say(f"{error.message}; gives up in {left:.0f} s", "nodes")
+                needed = max(job.selection.minimum, least(self._combine, len(eligible)))
+                self.say(f"{error.message}; gives up in {left:.0f} s", "nodes", max(needed - len(there), 1))
                 await asyncio.sleep(min(0.5, left + 0.01))
 
     async def _once(self, basis: Basis, selected: Sequence[str], since: float) -> Collected | None:
@@ -231,7 +239,7 @@ class Synchronous(Collector):
                     actions += (round.back if self.there(node) else round.lost)(node, now)
                 actions += round.tick(now)
                 if now - began > PATIENT_SECONDS:
-                    self.say(round.waits(now), ",".join(round.waited))
+                    self.say(round.waits(now), ",".join(round.waited), round.missing)
                     self.show(round.doing(now))
         finally:
             for task in tasks.values():
@@ -265,6 +273,7 @@ class Synchronous(Collector):
         try:
             update = await self._work.update(node, basis, state)
         except InvalidTensor as error:
+            self.count(error)
             reason = error.message
             put(lambda now: round.refused(node, reason, now))
         except EdgeAttentionError as error:

@@ -14,7 +14,7 @@ from aggregator.training.federated.plan import SCALAR
 from aggregator.training.federated.programs import At, Program, Programs
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.work import Basis, Work
-from edge_attention.core.errors import EdgeAttentionError, InvalidTensor
+from edge_attention.core.errors import EdgeAttentionError, NotFinite
 from edge_attention.core.jobs import Evaluation
 from edge_attention.core.tensors import Array
 
@@ -103,7 +103,7 @@ class Evaluator:
                 tensor = answer.tensors.get(f"next/{name}")
                 value = math.nan if tensor is None else float(_array(tensor))
                 if not math.isfinite(value):
-                    raise InvalidTensor(f"node {samples.node!r} returned no sum of {name} that is a number")
+                    raise NotFinite(f"node {samples.node!r} returned no sum of {name} that is a number")
                 found[name] = value
             return found
         except EdgeAttentionError as error:

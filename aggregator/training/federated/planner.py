@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import logging
@@ -32,7 +33,7 @@ from aggregator.training.federated.plan import (
 from edge_attention.core import errors
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
-from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidArgument
+from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidArgument, InvalidGraph
 from edge_attention.core.jobs import FederatedJob, StartRunRequest
 from edge_attention.core.optimizers import from_config as optimizer_from
 from edge_attention.core.strategies.fedbuff import FedBuff
@@ -147,7 +148,7 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
     import safetensors.numpy
 
     from edge_attention.graphs.gradients import graph_inputs, graph_outputs
-    from edge_attention.graphs.local_step import local_step, start_graph
+    from edge_attention.graphs.local_step import local_step, start_graph, step_and_update
     from edge_attention.graphs.model import gradient_graph, load_model, load_step_graph
     from edge_attention.graphs.model_checks import check_model
     from edge_attention.graphs.model_graphs import attention_graph, evaluation_graph, penalty_graph
@@ -208,6 +209,12 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
         shapes, source="gradient" if strategy.gradients else "difference", clip=bool(local.clip),
         encoding=encoding,
     )  # fmt: skip
+    if not strategy.gradients and local.steps == 1 and not slots and not consensus.attention:
+        # One step and its update are one graph: a model less for a node to hold. Where an input of the model
+        # is called like one of the update's they stay two.
+        with contextlib.suppress(InvalidGraph):
+            graphs["update"] = step_and_update(graphs["step"], graphs["update"])
+            del graphs["step"]
     if job.push.difference:
         graphs["difference"] = difference_graph(shapes, push_encoding(job))
     if encoding.feedback:

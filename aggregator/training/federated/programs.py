@@ -75,13 +75,17 @@ class Programs:
         """
         tensors: dict[str, Array] = {}
         instructions: list[Instruction] = []
+        single: Mapping[str, Value] = {}
         if self.strategy.gradients:
             instructions += self._gradient(rows, at, tensors)
-        else:
+        elif "step" in self.plan.graphs:
             instructions += self._steps(rows, at, tensors, alpha)
+        else:
+            single = self._single_step(rows, at, tensors)
+            instructions.append(self._batch("task/rows"))
         if self.job.consensus.attention:
             instructions += self._attention(at if self.strategy.gradients else _local, tensors)
-        instructions += self._update(number, rows, at, tensors, residual, forgotten)
+        instructions += self._update(number, rows, at, tensors, single, residual, forgotten)
         return tuple(instructions), tensors
 
     def evaluate(self, rows: Int64, at: At) -> Program:
@@ -216,6 +220,26 @@ class Programs:
             instructions.append(Drop(("task/slot/",)))
         return instructions
 
+    def _single_step(self, rows: Int64, at: At, tensors: dict[str, Array]) -> Mapping[str, Value]:
+        """What the update graph needs to take the one local step itself."""
+        count = range(len(self.plan.names))
+        tensors |= {
+            "task/rows": rows[0],
+            "task/lr": np.asarray(local_lr(self.job), np.float32),
+            "task/mu": np.asarray(self.proximal, np.float32),
+            "task/loss_sum": np.zeros((), np.float32),
+            "task/count": np.zeros((), np.int64),
+        }
+        scalars: dict[str, Value] = {
+            name: Stored(f"task/{name}") for name in ("lr", "mu", "loss_sum", "count")
+        }
+        return {
+            **self._inputs(),
+            **scalars,
+            **{f"x/{i}": Stored(at(i)) for i in count},
+            **{f"control/{i}": Stored(control(i)) for i in count},
+        }
+
     def _attention(self, at: At, tensors: dict[str, Array]) -> list[Instruction]:
         graph = self.plan.graphs["attention"]
         probe = self.job.consensus.probe
@@ -233,6 +257,7 @@ class Programs:
         rows: Int64,
         at: At,
         tensors: dict[str, Array],
+        single: Mapping[str, Value],
         residual: int | None,
         forgotten: Iterable[int],
     ) -> list[Instruction]:
@@ -245,6 +270,7 @@ class Programs:
         for i in count:
             inputs |= {f"anchor/{i}": Stored(at(i)), f"x/{i}": Stored(f"task/x/{i}")}
             inputs[f"grad/{i}"] = Stored(f"task/grad/{i}")
+        inputs |= single
         returned = self.plan.returned(self.encoding)
         outputs = {name: f"task/returned/{j}" for j, name in enumerate(returned)}
         instructions: list[Instruction] = []

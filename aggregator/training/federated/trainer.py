@@ -78,6 +78,7 @@ class FederatedTrainer:
             )  # fmt: skip
         current = await asyncio.to_thread(self._versions.latest)
         self._active.update(samples=counts, round=current.round, version=current.version)
+        self._metrics.training.at(self._id, current.round, current.version)
         self._write_lines()
         try:
             why = await self._all_rounds(current)
@@ -132,8 +133,8 @@ class FederatedTrainer:
         for node in nodes:
             self._services.dispatcher.post(node, (Drop((f"job/{self._id}/",)),))
 
-    def _say(self, sentence: str) -> None:
-        self._active.say(sentence, self._metrics)
+    def _say(self, sentence: str, missing: int) -> None:
+        self._active.say(sentence, self._metrics, missing=missing)
 
     # Rounds
 
@@ -223,8 +224,8 @@ class FederatedTrainer:
 
     def _announce(self, record: TrainingRound, collected: Collected) -> None:
         active, metrics, number = self._active, self._metrics, record.number
-        metrics.rounds.inc()
-        metrics.version.labels(self._id).set(record.version)
+        self._services.activity.round(self._id, record, time.time())
+        metrics.training.committed(self._id, record, time.time())
         for stage, seconds in record.seconds.items():
             metrics.round_seconds.labels(stage).observe(seconds)
         metrics.updates.labels("folded").inc(len(collected.updates))
@@ -232,9 +233,6 @@ class FederatedTrainer:
         metrics.updates.labels("stale").inc(collected.dropped)
         for node in record.nodes.values():
             metrics.staleness.observe(node.staleness)
-        metrics.loss.labels(self._id).set(record.loss)
-        for name, value in record.consensus.items():
-            metrics.consensus.labels(self._id, name).set(value)
         active.evaluating = self._due(number)
         active.update(round=number, version=record.version)
         if not active.evaluating:
@@ -250,6 +248,8 @@ class FederatedTrainer:
         seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
         record = replace(record, evaluation=evaluation, seconds=seconds)
         self._state.replace_record(self._id, number, to_json(record))
+        self._services.activity.evaluated(self._id, number, evaluation)
+        self._metrics.training.evaluated(self._id, evaluation)
 
     def _due(self, number: int) -> bool:
         """Whether the held-out rows, if there are any, are evaluated after this round."""

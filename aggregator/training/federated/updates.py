@@ -11,7 +11,7 @@ import numpy as np
 from aggregator.spool import SpooledTensor
 from aggregator.training.federated.plan import PIECE, FederatedPlan
 from edge_attention.core.encodings import UpdateEncoding
-from edge_attention.core.errors import InvalidTensor
+from edge_attention.core.errors import InvalidTensor, NotFinite
 from edge_attention.core.tensors import Array, Float32
 
 Returned = Mapping[str, Array | SpooledTensor]
@@ -66,7 +66,7 @@ def check(update: Update, plan: FederatedPlan, encoding: UpdateEncoding, wanted:
     `wanted`: the names it is to have; their dtypes and shapes are those asked for.
 
     Raises:
-        InvalidTensor: naming the node and the tensor.
+        InvalidTensor: naming the node and the tensor; NotFinite for NaN and Inf.
     """
     where = f"node {update.node!r}"
     if missing := [name for name in wanted if name not in update.tensors]:
@@ -80,9 +80,7 @@ def check(update: Update, plan: FederatedPlan, encoding: UpdateEncoding, wanted:
             part = float(np.dot(piece, piece))
             if not math.isfinite(part):
                 if not np.isfinite(piece).all():
-                    raise InvalidTensor(
-                        f"{where} returned an update of {plan.names[index]} that is not finite"
-                    )
+                    raise NotFinite(f"{where} returned an update of {plan.names[index]} that is not finite")
                 part = float(np.square(piece, dtype=np.float64).sum())
             squared += part
     update.squared_norm = squared
@@ -90,12 +88,12 @@ def check(update: Update, plan: FederatedPlan, encoding: UpdateEncoding, wanted:
         tensor = update.tensors["attention"]
         attention = tensor.array() if isinstance(tensor, SpooledTensor) else tensor
         if not np.isfinite(attention).all():
-            raise InvalidTensor(f"{where} returned attention weights that are not finite")
+            raise NotFinite(f"{where} returned attention weights that are not finite")
         update.attention = attention
 
 
 def _scalar(update: Update, name: str, where: str) -> float:
     value = float(update.read(name, 0, 1)[0])
     if not math.isfinite(value):
-        raise InvalidTensor(f"{where} returned a {name} that is not finite: {value}")
+        raise NotFinite(f"{where} returned a {name} that is not finite: {value}")
     return value

@@ -99,6 +99,10 @@ class Node(_message.Message):
     SOFTWARE_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     RELEASES_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
+    REGISTRATIONS_FIELD_NUMBER: _builtins.int
+    REGISTERED_SECONDS_FIELD_NUMBER: _builtins.int
+    CLOCK_SECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: Global___NodeState.ValueType
     provider: _builtins.str
@@ -109,10 +113,20 @@ class Node(_message.Message):
     """Seconds since the last message."""
     software: _builtins.str
     tasks: _builtins.int
+    registrations: _builtins.int
+    """Times it has registered here since the aggregator started or it was forgotten."""
+    registered_seconds: _builtins.float
+    """Seconds since it last did."""
+    clock_seconds: _builtins.float
+    """Its clock less the aggregator's when it registered, the way to here included. Absent: not known."""
     @_builtins.property
     def datasets(self) -> _containers.RepeatedCompositeFieldContainer[_link_pb2.Dataset]: ...
     @_builtins.property
     def releases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def box(self) -> _link_pb2.Box:
+        """The machine it runs on, as it said when it registered. Absent: the node's software is older."""
+
     def __init__(
         self,
         *,
@@ -127,11 +141,161 @@ class Node(_message.Message):
         software: _builtins.str = ...,
         tasks: _builtins.int = ...,
         releases: _abc.Iterable[_builtins.str] | None = ...,
+        box: _link_pb2.Box | None = ...,
+        registrations: _builtins.int = ...,
+        registered_seconds: _builtins.float = ...,
+        clock_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_seconds", b"_clock_seconds", "box", b"box", "clock_seconds", b"clock_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_seconds", b"_clock_seconds", "box", b"box", "clock_seconds", b"clock_seconds", "datasets", b"datasets", "memory", b"memory", "memory_limit", b"memory_limit", "name", b"name", "provider", b"provider", "registered_seconds", b"registered_seconds", "registrations", b"registrations", "releases", b"releases", "silent_seconds", b"silent_seconds", "software", b"software", "state", b"state", "tasks", b"tasks", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clock_seconds: _TypeAlias = _typing.Literal["clock_seconds"]  # noqa: Y015
+    _WhichOneofArgType__clock_seconds: _TypeAlias = _typing.Literal["_clock_seconds", b"_clock_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_seconds) -> _WhichOneofReturnType__clock_seconds | None: ...
+
+Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class DescribeAggregatorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets", "memory", b"memory", "memory_limit", b"memory_limit", "name", b"name", "provider", b"provider", "releases", b"releases", "silent_seconds", b"silent_seconds", "software", b"software", "state", b"state", "tasks", b"tasks", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Node: _TypeAlias = Node  # noqa: Y015
+Global___DescribeAggregatorRequest: _TypeAlias = DescribeAggregatorRequest  # noqa: Y015
+
+@_typing.final
+class DescribeAggregatorResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOFTWARE_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    LEASE_SECONDS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    KEEPALIVE_SECONDS_FIELD_NUMBER: _builtins.int
+    LEAST_PING_SECONDS_FIELD_NUMBER: _builtins.int
+    HTTP_PORT_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
+    software: _builtins.str
+    protocol: _builtins.int
+    """The version of the node link it speaks."""
+    uptime_seconds: _builtins.float
+    """Seconds since it started."""
+    lease_seconds: _builtins.float
+    """A node silent for so long is no longer a holder; it says so often that it is there."""
+    heartbeat_seconds: _builtins.float
+    keepalive_seconds: _builtins.float
+    """Seconds between its keepalive pings, and the least between two of a peer's: more often, and it hangs up."""
+    least_ping_seconds: _builtins.float
+    http_port: _builtins.int
+    """Where it serves metrics over HTTP; 0: nowhere, or a port that was left to the system."""
+    @_builtins.property
+    def box(self) -> _link_pb2.Box:
+        """The machine it runs on. `time_seconds` is its clock as it answers."""
+
+    def __init__(
+        self,
+        *,
+        software: _builtins.str = ...,
+        protocol: _builtins.int = ...,
+        uptime_seconds: _builtins.float = ...,
+        lease_seconds: _builtins.float = ...,
+        heartbeat_seconds: _builtins.float = ...,
+        keepalive_seconds: _builtins.float = ...,
+        least_ping_seconds: _builtins.float = ...,
+        http_port: _builtins.int = ...,
+        box: _link_pb2.Box | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "heartbeat_seconds", b"heartbeat_seconds", "http_port", b"http_port", "keepalive_seconds", b"keepalive_seconds", "lease_seconds", b"lease_seconds", "least_ping_seconds", b"least_ping_seconds", "protocol", b"protocol", "software", b"software", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeAggregatorResponse: _TypeAlias = DescribeAggregatorResponse  # noqa: Y015
+
+@_typing.final
+class ProbeNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ROUND_TRIPS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    round_trips: _builtins.int
+    """Round trips to time: 1 to 100. 0: 10."""
+    bytes: _builtins.int
+    """Bytes to send to the node and have back: at most 16 MiB. 0: none."""
+    deadline_seconds: _builtins.float
+    """Absent: 30."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        round_trips: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        deadline_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "deadline_seconds", b"deadline_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "bytes", b"bytes", "deadline_seconds", b"deadline_seconds", "node", b"node", "round_trips", b"round_trips"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadline_seconds: _TypeAlias = _typing.Literal["deadline_seconds"]  # noqa: Y015
+    _WhichOneofArgType__deadline_seconds: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_seconds) -> _WhichOneofReturnType__deadline_seconds | None: ...
+
+Global___ProbeNodeRequest: _TypeAlias = ProbeNodeRequest  # noqa: Y015
+
+@_typing.final
+class ProbeNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_TRIP_SECONDS_FIELD_NUMBER: _builtins.int
+    TASK_SECONDS_FIELD_NUMBER: _builtins.int
+    DOWN_SECONDS_FIELD_NUMBER: _builtins.int
+    UP_SECONDS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    down_seconds: _builtins.float
+    """From the program's way into the stream to the last byte at the node, and from then to the last byte
+    here, both with the SHA-256 that bulk goes by. Absent without bytes.
+    """
+    up_seconds: _builtins.float
+    bytes: _builtins.int
+    @_builtins.property
+    def round_trip_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Each from a program's way into the stream to its answer, and how long of that the node had it."""
+
+    @_builtins.property
+    def task_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        round_trip_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        task_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        down_seconds: _builtins.float | None = ...,
+        up_seconds: _builtins.float | None = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_down_seconds", b"_down_seconds", "_up_seconds", b"_up_seconds", "down_seconds", b"down_seconds", "up_seconds", b"up_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_down_seconds", b"_down_seconds", "_up_seconds", b"_up_seconds", "bytes", b"bytes", "down_seconds", b"down_seconds", "round_trip_seconds", b"round_trip_seconds", "task_seconds", b"task_seconds", "up_seconds", b"up_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__down_seconds: _TypeAlias = _typing.Literal["down_seconds"]  # noqa: Y015
+    _WhichOneofArgType__down_seconds: _TypeAlias = _typing.Literal["_down_seconds", b"_down_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__up_seconds: _TypeAlias = _typing.Literal["up_seconds"]  # noqa: Y015
+    _WhichOneofArgType__up_seconds: _TypeAlias = _typing.Literal["_up_seconds", b"_up_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__down_seconds) -> _WhichOneofReturnType__down_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__up_seconds) -> _WhichOneofReturnType__up_seconds | None: ...
+
+Global___ProbeNodeResponse: _TypeAlias = ProbeNodeResponse  # noqa: Y015

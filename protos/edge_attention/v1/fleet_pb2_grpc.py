@@ -41,6 +41,16 @@ class FleetServiceStub(object):
                 request_serializer=edge__attention_dot_v1_dot_fleet__pb2.ListNodesRequest.SerializeToString,
                 response_deserializer=edge__attention_dot_v1_dot_fleet__pb2.ListNodesResponse.FromString,
                 _registered_method=True)
+        self.DescribeAggregator = channel.unary_unary(
+                '/edge_attention.v1.FleetService/DescribeAggregator',
+                request_serializer=edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorResponse.FromString,
+                _registered_method=True)
+        self.ProbeNode = channel.unary_unary(
+                '/edge_attention.v1.FleetService/ProbeNode',
+                request_serializer=edge__attention_dot_v1_dot_fleet__pb2.ProbeNodeRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_fleet__pb2.ProbeNodeResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer(object):
@@ -53,6 +63,20 @@ class FleetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeAggregator(self, request, context):
+        """Who the aggregator is, what its clock says, and on which terms it takes connections.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProbeNode(self, request, context):
+        """Times round trips to one node, and a transfer to it and back. One probe at a time, and so many bytes a minute.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +84,16 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.ListNodes,
                     request_deserializer=edge__attention_dot_v1_dot_fleet__pb2.ListNodesRequest.FromString,
                     response_serializer=edge__attention_dot_v1_dot_fleet__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'DescribeAggregator': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeAggregator,
+                    request_deserializer=edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorResponse.SerializeToString,
+            ),
+            'ProbeNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProbeNode,
+                    request_deserializer=edge__attention_dot_v1_dot_fleet__pb2.ProbeNodeRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_fleet__pb2.ProbeNodeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +124,60 @@ class FleetService(object):
             '/edge_attention.v1.FleetService/ListNodes',
             edge__attention_dot_v1_dot_fleet__pb2.ListNodesRequest.SerializeToString,
             edge__attention_dot_v1_dot_fleet__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeAggregator(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_attention.v1.FleetService/DescribeAggregator',
+            edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorRequest.SerializeToString,
+            edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProbeNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_attention.v1.FleetService/ProbeNode',
+            edge__attention_dot_v1_dot_fleet__pb2.ProbeNodeRequest.SerializeToString,
+            edge__attention_dot_v1_dot_fleet__pb2.ProbeNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class FleetServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FleetServiceAsyncStub: ...
     ListNodes: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListNodesRequest, _fleet_pb2.ListNodesResponse]
+    DescribeAggregator: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DescribeAggregatorRequest, _fleet_pb2.DescribeAggregatorResponse]
+    """Who the aggregator is, what its clock says, and on which terms it takes connections."""
+    ProbeNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ProbeNodeRequest, _fleet_pb2.ProbeNodeResponse]
+    """Times round trips to one node, and a transfer to it and back. One probe at a time, and so many bytes a minute."""
 
 @_typing.type_check_only
 class FleetServiceAsyncStub(FleetServiceStub):
@@ -42,6 +46,10 @@ class FleetServiceAsyncStub(FleetServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListNodes: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListNodesRequest, _fleet_pb2.ListNodesResponse]  # type: ignore[assignment]
+    DescribeAggregator: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DescribeAggregatorRequest, _fleet_pb2.DescribeAggregatorResponse]  # type: ignore[assignment]
+    """Who the aggregator is, what its clock says, and on which terms it takes connections."""
+    ProbeNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ProbeNodeRequest, _fleet_pb2.ProbeNodeResponse]  # type: ignore[assignment]
+    """Times round trips to one node, and a transfer to it and back. One probe at a time, and so many bytes a minute."""
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Who is there."""
@@ -52,6 +60,22 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.ListNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.ListNodesResponse, _abc.Awaitable[_fleet_pb2.ListNodesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DescribeAggregator(
+        self,
+        request: _fleet_pb2.DescribeAggregatorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.DescribeAggregatorResponse, _abc.Awaitable[_fleet_pb2.DescribeAggregatorResponse]]:
+        """Who the aggregator is, what its clock says, and on which terms it takes connections."""
+
+    @_abc_1.abstractmethod
+    def ProbeNode(
+        self,
+        request: _fleet_pb2.ProbeNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ProbeNodeResponse, _abc.Awaitable[_fleet_pb2.ProbeNodeResponse]]:
+        """Times round trips to one node, and a transfer to it and back. One probe at a time, and so many bytes a minute."""
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

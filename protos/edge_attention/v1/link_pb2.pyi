@@ -109,6 +109,7 @@ class Register(_message.Message):
     DATASETS_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
     RELEASES_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """The version of this protocol the node speaks: 1."""
     software: _builtins.str
@@ -133,6 +134,10 @@ class Register(_message.Message):
     def releases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What may leave: names of releases and digests of graphs."""
 
+    @_builtins.property
+    def box(self) -> Global___Box:
+        """The machine it runs on."""
+
     def __init__(
         self,
         *,
@@ -147,14 +152,101 @@ class Register(_message.Message):
         datasets: _abc.Iterable[Global___Dataset] | None = ...,
         sequences: _abc.Iterable[Global___Sequence] | None = ...,
         releases: _abc.Iterable[_builtins.str] | None = ...,
+        box: Global___Box | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets", "instance", b"instance", "memory_limit", b"memory_limit", "name", b"name", "protocol", b"protocol", "provider", b"provider", "releases", b"releases", "sequences", b"sequences", "session", b"session", "software", b"software", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "datasets", b"datasets", "instance", b"instance", "memory_limit", b"memory_limit", "name", b"name", "protocol", b"protocol", "provider", b"provider", "releases", b"releases", "sequences", b"sequences", "session", b"session", "software", b"software", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Register: _TypeAlias = Register  # noqa: Y015
+
+@_typing.final
+class Box(_message.Message):
+    """A machine, and what of it a process may use. Nothing here decides anything: it is what
+    `edge-attention doctor` explains. 0 and empty: not known, or no limit.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class VersionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIME_SECONDS_FIELD_NUMBER: _builtins.int
+    PROCESSORS_FIELD_NUMBER: _builtins.int
+    USABLE_PROCESSORS_FIELD_NUMBER: _builtins.int
+    PROCESSOR_LIMIT_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    MEMORY_AVAILABLE_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_FIELD_NUMBER: _builtins.int
+    PROVIDER_ASKED_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    KEEPALIVE_SECONDS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The same for every process on one machine until that starts again, containers included."""
+    time_seconds: _builtins.float
+    """Its clock when this was made: seconds since 1970."""
+    processors: _builtins.int
+    """Processors of the machine; those the process may run on; and so many of them its control group has time for."""
+    usable_processors: _builtins.int
+    processor_limit: _builtins.float
+    memory: _builtins.int
+    """Bytes: of RAM in all, not in use, and what the control group allows."""
+    memory_available: _builtins.int
+    memory_limit: _builtins.int
+    provider_asked: _builtins.str
+    """What the process was told to use, as `auto` or `cuda`, and what its ONNX Runtime was built with."""
+    keepalive_seconds: _builtins.float
+    """Seconds between its keepalive pings."""
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Of `python`, `onnxruntime`, `grpcio`, `protobuf`, `numpy`."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        time_seconds: _builtins.float = ...,
+        processors: _builtins.int = ...,
+        usable_processors: _builtins.int = ...,
+        processor_limit: _builtins.float = ...,
+        memory: _builtins.int = ...,
+        memory_available: _builtins.int = ...,
+        memory_limit: _builtins.int = ...,
+        provider_asked: _builtins.str = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+        versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        keepalive_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "keepalive_seconds", b"keepalive_seconds", "memory", b"memory", "memory_available", b"memory_available", "memory_limit", b"memory_limit", "processor_limit", b"processor_limit", "processors", b"processors", "provider_asked", b"provider_asked", "providers", b"providers", "time_seconds", b"time_seconds", "usable_processors", b"usable_processors", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Box: _TypeAlias = Box  # noqa: Y015
 
 @_typing.final
 class Dataset(_message.Message):
@@ -287,12 +379,17 @@ class Heartbeat(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     memory: _builtins.int
     """Bytes stored."""
     tasks: _builtins.int
     draining: _builtins.bool
     """The node finishes its work and takes no more: it is about to leave."""
+    metrics: _builtins.bytes
+    """The node's metrics in Prometheus' text format, at most 64 KiB, about every 10 s; empty in between.
+    Only names that begin with edge_attention_node_, process_ or python_ are taken.
+    """
     def __init__(
         self,
         *,
@@ -300,10 +397,11 @@ class Heartbeat(_message.Message):
         memory: _builtins.int = ...,
         tasks: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        metrics: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "memory", b"memory", "number", b"number", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "memory", b"memory", "metrics", b"metrics", "number", b"number", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

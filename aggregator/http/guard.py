@@ -1,0 +1,189 @@
+"""Who may ask the HTTP port, and the headers of every answer."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from aiohttp import hdrs, web
+
+from aggregator.http.sessions import Attempts, Sessions
+from edge_attention.core.errors import EdgeAttentionError, PermissionDenied
+
+log = logging.getLogger(__name__)
+
+COOKIE = "__Host-edge-attention"
+"""The prefix has the browser insist on Secure, Path=/ and no Domain."""
+RECHECK_SECONDS = 5.0
+"""A session's token is looked up again after so long: one that was revoked ends its sessions."""
+OPEN = frozenset({"/healthz", "/readyz", "/signin"})
+"""What needs no sign-in; nor do the page's files, which say nothing of this fleet."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "require-trusted-types-for 'script'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # Not `no-referrer`: with it a browser sends `Origin: null` with the sign-in form.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Access(Protocol):
+    """What this port asks of `aggregator.trust.access.Access`."""
+
+    def authenticate(self, authorization: str | None, peer: str, what: str = "") -> Any: ...
+
+    def require(self, peer: Any, role: Any, address: str = "", what: str = "") -> None: ...
+
+    def server_ssl_context(self) -> ssl.SSLContext | None: ...
+
+
+class Guard:
+    """Lets requests in. Without `access` the port is on loopback and open to whoever is on this machine."""
+
+    def __init__(self, access: Access | None, sessions: Sessions) -> None:
+        self.access = access
+        self.sessions = sessions
+        self.attempts = Attempts()
+        self.open = set(OPEN)
+
+    def _comes_to_sign_in(self, request: web.Request) -> bool:
+        """Whether it is a browser that looks for the page, rather than a caller to refuse."""
+        return (
+            self.access is not None
+            and request.method == hdrs.METH_GET
+            and "text/html" in request.headers.get(hdrs.ACCEPT, "")
+            and hdrs.AUTHORIZATION not in request.headers
+            and self.sessions.find(request.cookies.get(COOKIE, ""), time.monotonic()) is None
+        )
+
+    def admit(self, request: web.Request) -> Any:
+        """The peer that asks; None where there is no sign-in.
+
+        Raises:
+            EdgeAttentionError: UNAUTHENTICATED or PERMISSION_DENIED; says why.
+        """
+        if self.access is None:
+            return None
+        authorization = request.headers.get(hdrs.AUTHORIZATION)
+        cookie = request.cookies.get(COOKIE, "")
+        if authorization is None and cookie:
+            return self._of_cookie(cookie, request)
+        return self.viewer(authorization, request)
+
+    def viewer(self, authorization: str | None, request: web.Request) -> Any:
+        """The peer that `authorization` names, if it may look."""
+        assert self.access is not None
+        address, what = address_of(request), f"{request.method} {request.path[:80]}"
+        peer = self.access.authenticate(authorization, address, what)
+        self.access.require(peer, "viewer", address, what)
+        return peer
+
+    def _of_cookie(self, cookie: str, request: web.Request) -> Any:
+        now = time.monotonic()
+        session = self.sessions.find(cookie, now)
+        if session is None:
+            return self.viewer(None, request)
+        if now - session.checked < RECHECK_SECONDS:
+            return session.peer
+        try:
+            session.peer = self.viewer(session.authorization, request)
+        except EdgeAttentionError:
+            self.sessions.end(cookie)
+            raise
+        session.checked = now
+        return session.peer
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if self.access is None:
+                require_loopback_name(request.headers.get(hdrs.HOST))
+            if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+                require_same_origin(request)
+            if request.path not in self.open:
+                if self._comes_to_sign_in(request):
+                    return web.Response(status=303, headers={"Location": "/signin"})
+                self.admit(request)
+            return await handler(request)
+        except EdgeAttentionError as error:
+            return refusal(request, error)
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal of the application: also of answers that are streamed, before their first byte."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("Cache-Control", "no-store")
+
+
+def refusal(request: web.Request, error: EdgeAttentionError) -> web.StreamResponse:
+    """What a caller that is not let in, or asks for what is not there, is told."""
+    if error.status == "UNAUTHENTICATED":
+        if request.method == hdrs.METH_GET and "text/html" in request.headers.get(hdrs.ACCEPT, ""):
+            return web.Response(status=303, headers={"Location": "/signin"})
+        headers = {"WWW-Authenticate": 'Bearer realm="edge-attention"'}
+        return web.Response(status=401, text=error.message + "\n", headers=headers)
+    codes = {
+        "PERMISSION_DENIED": 403,
+        "NOT_FOUND": 404,
+        "INVALID_ARGUMENT": 400,
+        "RESOURCE_EXHAUSTED": 503,
+        "UNAVAILABLE": 503,
+    }
+    code = codes.get(error.status, 500)
+    headers = {"Retry-After": "5"} if code == 503 else {}
+    return web.Response(status=code, text=error.message + "\n", headers=headers)
+
+
+def address_of(request: web.Request) -> str:
+    return request.remote or "unknown"
+
+
+def require_loopback_name(host: str | None) -> None:
+    """Refuse a name that is not this machine's own: a page elsewhere may have had it resolve to here.
+
+    Without sign-in whoever reaches the port may read it, so a browser must not be led to it by a name
+    that another site controls (DNS rebinding).
+
+    Raises:
+        PermissionDenied: `host`, as the request names it, is not a loopback address or name.
+    """
+    name = urlsplit(f"//{host or ''}").hostname or ""
+    try:
+        good = ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        good = name == "localhost" or name.endswith(".localhost")
+    if not good:
+        raise PermissionDenied(
+            f"the request names the host {(host or '')[:80]!r}; without --tls this port answers to "
+            "localhost, 127.0.0.1 and [::1] only"
+        )
+
+
+def require_same_origin(request: web.Request) -> None:
+    """Refuse a form that another site has a browser send here. Programs send neither of the headers.
+
+    Raises:
+        PermissionDenied: it came from elsewhere.
+    """
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        good = site in ("same-origin", "none")
+    else:
+        origin = request.headers.get(hdrs.ORIGIN)
+        good = origin is None or urlsplit(origin).netloc == request.headers.get(hdrs.HOST)
+    if not good:
+        raise PermissionDenied("this form was sent by a page of another site; sign in on this one")

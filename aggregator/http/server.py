@@ -1,0 +1,160 @@
+"""Listens: one aiohttp application in the aggregator's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from aggregator.activity import Activity
+from aggregator.contexts import Contexts
+from aggregator.http.feed import Feed
+from aggregator.http.guard import Access, Guard, add_headers
+from aggregator.http.live import Live
+from aggregator.http.routes import TOKEN_LIMIT, Page, Phase, Probes, Scraped, Status
+from aggregator.http.sessions import Sessions
+from aggregator.http.snapshot import Snapshots
+from aggregator.membership import Membership
+from aggregator.metrics import Metrics
+from aggregator.training.runs import Runs
+from edge_attention.core.addresses import require_loopback
+from edge_attention.core.errors import InvalidArgument
+
+CONNECTIONS = 512
+"""Open connections: those beyond it are closed at once, so that none here costs the nodes theirs."""
+IDLE_SECONDS = 75.0
+HANDSHAKE_SECONDS = 10.0
+GRACE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of the aggregator is told of. `address`: where nodes and clients dial."""
+
+    metrics: Metrics
+    membership: Membership
+    contexts: Contexts
+    runs: Runs
+    activity: Activity
+    address: str
+
+
+class HttpServer:
+    """The HTTP port.
+
+    Args:
+        access: who may ask, and the TLS to ask over; None: anyone on this machine, plaintext, loopback only.
+    """
+
+    def __init__(self, parts: Parts, access: Access | None = None) -> None:
+        self.status = Status()
+        self._access = access
+        self._guard = Guard(access, Sessions(lambda: secrets.token_urlsafe(32)))
+        self.app = web.Application(client_max_size=TOKEN_LIMIT, middlewares=[self._guard.middleware])
+        self.app.on_response_prepare.append(add_headers)
+        self._add(Probes(self.status).routes())
+        self._add(Scraped(parts.metrics.registry, parts.membership).routes())
+        self._add(Page(self._guard).routes())
+        snapshots = Snapshots(
+            parts.membership,
+            parts.contexts,
+            parts.runs,
+            parts.activity,
+            self.status,
+            parts.metrics,
+            {"address": parts.address, "tls": access is not None},
+        )
+        self._feed = Feed(snapshots.take)
+        self._add(Live(self._feed, self._guard).routes())
+        self._runner = web.AppRunner(
+            self.app, access_log=None, keepalive_timeout=IDLE_SECONDS, shutdown_timeout=GRACE_SECONDS
+        )
+        self._listening: asyncio.Server | None = None
+
+    def _add(self, routes: Iterable[web.RouteDef]) -> None:
+        self.app.add_routes(routes)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; the port.
+
+        Raises:
+            FailedPrecondition: beyond loopback, and there is no TLS.
+            InvalidArgument: the port is taken, or the address is not of this machine.
+        """
+        context = self._access.server_ssl_context() if self._access is not None else None
+        if context is None:
+            require_loopback(host)
+        await self._runner.setup()
+        try:
+            bound = _bind(host.strip("[]"), port)
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            raise InvalidArgument(
+                f"cannot serve metrics and the page on {host}:{port}: {why}; choose another --metrics-port"
+            ) from None
+        self._listening = await asyncio.get_running_loop().create_server(
+            self._protocol,
+            sock=bound,
+            ssl=context,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS if context is not None else None,
+        )
+        taken: int = bound.getsockname()[1]
+        return taken
+
+    def serving(self) -> None:
+        self.status.phase = Phase.SERVING
+
+    def draining(self) -> None:
+        self.status.phase = Phase.DRAINING
+
+    async def close(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+        self._feed.close()
+        await self._runner.cleanup()
+
+    def _protocol(self) -> asyncio.BaseProtocol:
+        server = self._runner.server
+        assert server is not None
+        if len(server.connections) >= CONNECTIONS:
+            return _Full()
+        made: RequestHandler = server()
+        return made
+
+
+class _Full(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # `::` is every address of this machine, those of IPv4 too.
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        bound.setblocking(False)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def page_url(host: str, port: int, *, tls: bool) -> str:
+    """Where a person looks at the page."""
+    name = host.strip("[]")
+    name = "localhost" if name in ("", "0.0.0.0", "::") else f"[{name}]" if ":" in name else name
+    return f"{'https' if tls else 'http'}://{name}:{port}/"

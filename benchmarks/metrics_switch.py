@@ -1,0 +1,58 @@
+"""Either daemon, run as always: it counts after SIGUSR1 and does not after SIGUSR2. For metrics.py.
+
+One process that does both: two processes of the same program differ by more than metrics cost. What is put
+out of action are functions of classes, so what was looked up in advance is out of action, too.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+OFF: list[tuple[type, str, Any]] = []
+"""Class, method, what it does while nothing is counted."""
+
+
+def nothing(*args: Any, **options: Any) -> None:
+    return None
+
+
+def switch(number: int, frame: FrameType | None) -> None:
+    for kind, name, does in OFF:
+        setattr(kind, name, ON[kind, name] if number == signal.SIGUSR1 else does)
+
+
+def main() -> None:
+    daemon: Any
+    from prometheus_client import Counter, Gauge
+
+    from edge_attention.metrics.batched import Batch
+
+    OFF.extend([(Counter, "inc", nothing), (Gauge, "set", nothing), (Batch, "observe", nothing)])
+    if "--listen" in sys.argv:
+        import aggregator.main as daemon
+        from aggregator.dispatch import Dispatcher
+        from aggregator.link import Link
+        from aggregator.metrics import Metrics
+        from aggregator.metrics_attend import AttendMetrics
+
+        OFF.append((AttendMetrics, "answered", nothing))
+        OFF.append((Metrics, "answered", nothing))
+        OFF.append((Metrics, "tick", nothing))
+        OFF.append((Dispatcher, "_observe", nothing))
+        OFF.append((Link, "_report", nothing))
+    else:
+        import edge_node.main as daemon
+        from edge_attention.metrics.node import NodeMetrics
+
+        OFF.append((NodeMetrics, "ended", nothing))
+        OFF.append((NodeMetrics, "report", lambda *_: b""))
+    ON.update({(kind, name): getattr(kind, name) for kind, name, _ in OFF})
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, switch)
+    daemon.main()
+
+
+ON: dict[tuple[type, str], Any] = {}

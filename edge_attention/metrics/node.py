@@ -1,0 +1,111 @@
+"""The metrics of a node, called `edge_attention_node_...`, and what of them travels up in its heartbeats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from prometheus_client import Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from edge_attention.core.program import Contribution
+from edge_attention.metrics.common import Maker
+
+__all__ = ["REPORT_LIMIT", "NodeMetrics"]
+
+PREFIX = "edge_attention_node_"
+REPORT_LIMIT = 64 * 1024
+"""Bytes of metrics that travel with a heartbeat."""
+REPORT_SECONDS = 10.0
+SCOPES = ("task", "job", "context")
+
+
+class Store(Protocol):
+    limit: int
+
+    def used_in(self, scope: str) -> int: ...
+
+
+class Session(Protocol):
+    @property
+    def phase(self) -> str: ...
+    @property
+    def reconnects(self) -> int: ...
+    @property
+    def tasks(self) -> int: ...
+
+
+class NodeMetrics:
+    """Of the node with this store and session."""
+
+    def __init__(self, store: Store, session: Session, provider: str, threads: int) -> None:
+        make = Maker(PREFIX)
+        self.registry, self._session = make.registry, session
+        self.tasks = make.counter(
+            "tasks_total", "Tasks ended, by outcome: ok or the error's name.", "outcome"
+        )
+        self._ok = self.tasks.labels("ok")
+        self.run_seconds = make.histogram("run_seconds", "Seconds of a task in graphs.")
+        self.task_seconds = make.histogram("task_seconds", "Seconds from a task's arrival to its end.")
+        self.bytes = make.counter(
+            "bytes_total",
+            "Bytes exchanged with the aggregator, by kind: stream or bulk.",
+            "direction",
+            "kind",
+        )
+        self.sent, self.received = (self.bytes.labels(way, "stream") for way in ("sent", "received"))
+        for way in ("sent", "received"):
+            self.bytes.labels(way, "bulk")
+        self.refused = make.counter("refused_releases_total", "Private tensors asked for and kept.")
+        make.gauge("memory_limit_bytes", "Bytes the node may store.").set(store.limit)
+        make.gauge("provider_info", "1, with the execution provider in use.", "provider").labels(
+            provider
+        ).set(1)
+        make.gauge("threads", "Threads a graph runs on.").set(threads)
+        self.certificate_expiry = make.gauge(
+            "certificate_expiry_timestamp_seconds",
+            "When the node's certificate ends, in Unix time; 0: it has none.",
+        )
+        self.registry.register(_Now(store, session))
+        self._next, self._life = float("-inf"), 0
+
+    def ended(self, contribution: Contribution) -> None:
+        """Count a task by its last contribution."""
+        error = contribution.error
+        (self._ok if error is None else self.tasks.labels(error.name)).inc()
+        if error is not None:
+            self.refused.inc(error.name == "PrivateTensor")
+        self.run_seconds.observe(contribution.run_seconds)
+        self.task_seconds.observe(contribution.task_seconds)
+
+    def report(self, now: float) -> bytes:
+        """All of them as Prometheus text about every 10 s, and after a reconnection; b"" in between."""
+        if now < self._next and self._life == self._session.reconnects:
+            return b""
+        self._next, self._life = now + REPORT_SECONDS, self._session.reconnects
+        text = generate_latest(self.registry)
+        return text if len(text) <= REPORT_LIMIT else b""
+
+
+class _Now(Collector):
+    """What is looked up when somebody asks."""
+
+    def __init__(self, store: Store, session: Session) -> None:
+        self._store, self._session = store, session
+
+    def collect(self) -> Iterator[Metric]:
+        stored = GaugeMetricFamily(PREFIX + "store_bytes", "Bytes stored, by scope.", labels=["scope"])
+        for scope in SCOPES:
+            stored.add_metric([scope], self._store.used_in(scope))
+        yield stored
+        connected = float(self._session.phase == "registered")
+        yield GaugeMetricFamily(
+            PREFIX + "connected", "1 while registered with the aggregator.", value=connected
+        )
+        yield CounterMetricFamily(
+            PREFIX + "reconnects_total", "Times the node registered again.", value=self._session.reconnects
+        )
+        yield GaugeMetricFamily(
+            PREFIX + "tasks_running", "Tasks under way, those that wait included.", value=self._session.tasks
+        )

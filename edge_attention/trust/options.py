@@ -1,0 +1,67 @@
+"""The options of `edge-node` about trust. Nothing heavy is imported before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from edge_attention.trust.dial import Dial
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class NodeTrust:
+    """What the command line says."""
+
+    join_token: str | None
+    join_token_file: Path | None
+    identity: Path | None
+    authority: Path | None
+
+    def dial(self, address: str, name: str | None, store: Path | None) -> tuple[Dial, str]:
+        """See `edge_attention.trust.node.node_dial`."""
+        from edge_attention.trust.node import node_dial
+
+        return node_dial(self, address, name, store)
+
+
+def node_trust_options(function: F) -> F:
+    """Adds the options; the command is called with `trust`, a NodeTrust, instead."""
+
+    def wrapped(*args: Any, **values: Any) -> Any:
+        names = ("join_token", "join_token_file", "identity", "authority")
+        return function(*args, trust=NodeTrust(*(values.pop(name) for name in names)), **values)
+
+    wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
+    wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]
+
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+_OPTIONS = (
+    click.option(
+        "--join-token",
+        metavar="TOKEN",
+        help="To join an aggregator with TLS the first time: `edge-aggregator token create` prints one. It "
+        "also says whom to trust.",
+    ),
+    click.option("--join-token-file", type=_FILE, help="The same, read from a file."),
+    click.option(
+        "--identity",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder for this node's key and certificate; the name in it is the node's.  [default: "
+        "STORE/identity]",
+    ),
+    click.option(
+        "--authority", type=_FILE, help="The aggregator's authority, PEM, instead of the token's pin."
+    ),
+)

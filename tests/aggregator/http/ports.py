@@ -1,0 +1,63 @@
+"""The HTTP port as it is, over a real socket, in front of a house's parts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from dataclasses import dataclass
+
+import aiohttp
+from house import House
+
+from aggregator.http.server import HttpServer, Parts
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: object
+    body: bytes
+
+    @property
+    def text(self):
+        return self.body.decode()
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+class Port:
+    """A server and a client of it."""
+
+    def __init__(self, house, server, client, base):
+        self.house, self.server, self.client, self.base = house, server, client, base
+
+    async def get(self, path, method="GET", **options):
+        url = self.base + path
+        async with self.client.request(method, url, allow_redirects=False, **options) as answer:
+            return Reply(answer.status, answer.headers, await answer.read())
+
+    async def post(self, path, **options):
+        return await self.get(path, "POST", **options)
+
+
+def run(scenario, *, access=None, tls=None, host="127.0.0.1"):
+    """Run `scenario(port)` against a server of its own."""
+
+    async def whole():
+        with House() as house:
+            parts = (house.metrics, house.membership, house.contexts, house.runs, house.activity)
+            server = HttpServer(Parts(*parts, "127.0.0.1:50051"), access)
+            port = await server.start(host, 0)
+            try:
+                scheme = "https" if access is not None else "http"
+                connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
+                async with asyncio.timeout(60), aiohttp.ClientSession(connector=connector) as client:
+                    await scenario(Port(house, server, client, f"{scheme}://localhost:{port}"))
+            finally:
+                with contextlib.suppress(Exception):
+                    await server.close()
+
+    asyncio.run(whole())

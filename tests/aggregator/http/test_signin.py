@@ -1,0 +1,207 @@
+"""Who is let in where there is TLS: tokens, the sign-in page's cookie, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from types import SimpleNamespace
+
+import pytest
+from ports import run
+
+from aggregator.http import guard, live
+from aggregator.http.guard import COOKIE
+from aggregator.http.sessions import TRIES
+from aggregator.metrics import Metrics
+
+trust = pytest.importorskip("aggregator.trust.trust")
+
+
+@pytest.fixture
+def house(tmp_path):
+    """Real trust in a folder of its own: its access, its tokens, and a client's TLS."""
+    from aggregator.trust.audit import Audit
+
+    audit = Audit(tmp_path / "audit.jsonl")
+    settings = trust.TrustSettings(bootstrap=tmp_path / "boot")
+    made = trust.Trust(settings, tmp_path, "127.0.0.1", Metrics(), audit)
+    tls = ssl.create_default_context(cafile=str(tmp_path / "boot" / "authority.pem"))
+    tokens = {
+        n: (tmp_path / "boot" / f"{n}-token").read_text().strip() for n in ("join", "viewer", "operator")
+    }
+
+    def audited():
+        return [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+
+    def revoke(token):
+        registry = made._registry
+        registry.revoke_token(token.split("_")[1], time.time())
+        made.access.changed()
+
+    yield SimpleNamespace(
+        run=lambda scenario: run(scenario, access=made.access, tls=tls),
+        audited=audited,
+        revoke=revoke,
+        **tokens,
+    )
+    made.close()
+    audit.close()
+
+
+def bearer(token):
+    return {"Authorization": f"Bearer {token}"}
+
+
+def cookie_of(answer):
+    """What the browser would send back."""
+    return {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+
+
+def test_without_a_token_there_is_nothing_but_probes_and_the_way_in(house):
+    async def scenario(port):
+        for path in ("/metrics", "/sd", "/nodes/a/metrics", "/api/state", "/api/events", "/", "/nothing"):
+            answer = await port.get(path)
+            assert answer.status == 401, path
+            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+            assert len(answer.text.strip()) > 10
+        for path in ("/healthz", "/signin", "/style.css", "/app.js", "/icon.svg"):
+            assert (await port.get(path)).status == 200
+        assert (await port.get("/readyz")).status == 503
+
+    house.run(scenario)
+    refused = [line for line in house.audited() if line["event"] == "refused"]
+    assert len(refused) == 7
+    assert refused[0]["method"] == "GET /metrics"
+
+
+def test_a_browser_is_sent_to_sign_in_and_not_counted_as_refused(house):
+    async def scenario(port):
+        answer = await port.get("/", headers={"Accept": "text/html,*/*"})
+        assert (answer.status, answer.headers["Location"]) == (303, "/signin")
+        form = await port.get("/signin")
+        assert 'name="token"' in form.text
+        assert "<script" not in form.text
+
+    house.run(scenario)
+    assert not [line for line in house.audited() if line["event"] == "refused"]
+
+
+def test_prometheus_brings_a_viewers_token(house):
+    async def scenario(port):
+        assert (await port.get("/metrics", headers=bearer(house.viewer))).status == 200
+        answer = await port.get("/sd", headers={**bearer(house.viewer), "Host": "aggregator:9464"})
+        assert (answer.status, answer.json) == (200, [])
+        me = (await port.get("/api/state", headers=bearer(house.operator))).json["you"]
+        assert me["role"] == "operator"
+        for bad in (house.join, house.viewer[:-1], "eat_x", "nonsense"):
+            assert (await port.get("/metrics", headers=bearer(bad))).status == 401
+
+    house.run(scenario)
+
+
+def test_signing_in_gives_a_cookie_that_scripts_and_other_sites_do_not_get(house):
+    async def scenario(port):
+        answer = await port.post("/signin", data={"token": f"  {house.viewer}\n"})
+        assert (answer.status, answer.headers["Location"]) == (303, "/")
+        said = answer.headers["Set-Cookie"]
+        assert said.startswith(f"{COOKIE}=")
+        for attribute in ("Secure", "HttpOnly", "SameSite=Strict", "Path=/"):
+            assert attribute in said
+        assert "Domain" not in said
+        assert house.viewer not in said
+        cookie = cookie_of(answer)
+        assert (await port.get("/", headers=cookie)).status == 200
+        assert (await port.get("/api/state", headers=cookie)).json["you"]["role"] == "viewer"
+        out = await port.post("/signout", headers=cookie)
+        assert (out.status, out.headers["Location"]) == (303, "/signin")
+        assert (await port.get("/api/state", headers=cookie)).status == 401
+
+    house.run(scenario)
+
+
+def test_a_bad_token_is_refused_with_the_reason_in_the_page(house):
+    async def scenario(port):
+        answer = await port.post("/signin", data={"token": "eat_<b>no</b>"})
+        assert answer.status == 401
+        assert 'role="alert"' in answer.text
+        assert "<b>" not in answer.text
+        assert "Set-Cookie" not in answer.headers
+        join = await port.post("/signin", data={"token": house.join})
+        assert join.status == 401
+        assert (await port.post("/signin", data={})).status == 401
+        assert (await port.post("/signin", data={"token": "ä"})).status == 400
+        assert (await port.post("/signin", data={"token": "x" * 9000})).status == 503
+
+    house.run(scenario)
+
+
+def test_after_some_bad_tokens_even_a_good_one_has_to_wait(house):
+    async def scenario(port):
+        for _ in range(TRIES):
+            assert (await port.post("/signin", data={"token": "eat_no"})).status == 401
+        answer = await port.post("/signin", data={"token": house.viewer})
+        assert answer.status == 429
+        assert 0 < int(answer.headers["Retry-After"]) <= 60
+        assert "try again in" in answer.text
+        # Programs with a token of their own are not in the way of it.
+        assert (await port.get("/metrics", headers=bearer(house.viewer))).status == 200
+
+    house.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_a_form_of_another_site_is_refused(house, headers):
+    async def scenario(port):
+        for path in ("/signin", "/signout"):
+            answer = await port.post(path, data={"token": house.viewer}, headers=headers)
+            assert answer.status == 403
+            assert "Set-Cookie" not in answer.headers
+
+    house.run(scenario)
+
+
+def test_the_forms_of_this_site_are_not(house):
+    async def scenario(port):
+        for headers in ({"Origin": port.base}, {"Sec-Fetch-Site": "same-origin"}, {}):
+            assert (await port.post("/signin", data={"token": house.viewer}, headers=headers)).status == 303
+
+    house.run(scenario)
+
+
+def test_a_token_that_is_revoked_ends_its_sessions_and_streams(house, monkeypatch):
+    monkeypatch.setattr(guard, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(live, "ALIVE_SECONDS", 0.01)
+
+    async def scenario(port):
+        cookie = cookie_of(await port.post("/signin", data={"token": house.viewer}))
+        async with port.client.get(port.base + "/api/events", headers=cookie) as stream:
+            assert stream.status == 200
+            house.revoke(house.viewer)
+            async with asyncio.timeout(20):
+                await stream.read()  # it ends
+        assert (await port.get("/api/state", headers=cookie)).status == 401
+        html = {**cookie, "Accept": "text/html"}
+        assert (await port.get("/", headers=html)).headers["Location"] == "/signin"
+
+    house.run(scenario)
+
+
+def test_plaintext_to_the_port_is_no_page(house):
+    async def scenario(port):
+        reader, writer = await asyncio.open_connection("localhost", int(port.base.rpartition(":")[2]))
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200" not in await reader.read()
+        writer.close()
+        assert (await port.get("/healthz")).status == 200
+
+    house.run(scenario)

@@ -1,0 +1,81 @@
+"""What a node counts, and when it reports it."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from edge_attention.core.program import Contribution, Fault
+from edge_attention.core.session import Register
+from edge_attention.metrics.common import serve
+from edge_attention.metrics.node import REPORT_LIMIT, REPORT_SECONDS, NodeMetrics
+from edge_node.session import Session
+from edge_node.store import Store
+
+
+@pytest.fixture
+def made():
+    session = Session(
+        "n", "hub:1", lambda id: Register(1, "0", "n", "i", id, "cpu", 1, 9), lambda: 0, lambda: 0
+    )
+    return NodeMetrics(Store(1000), session, "CPUExecutionProvider", 3), session
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(f"edge_attention_node_{name}", labels)
+
+
+def test_a_task_is_counted_by_how_it_ended(made):
+    metrics, _ = made
+    for name in (None, "PrivateTensor", "NotFound"):
+        error = None if name is None else Fault(name, "no")
+        done = Contribution(
+            "t", "s", range(1), 0, 0, final=True, error=error, run_seconds=0.5, task_seconds=2.0
+        )
+        metrics.ended(done)
+    assert value(metrics, "tasks_total", outcome="ok") == 1
+    assert value(metrics, "tasks_total", outcome="NotFound") == 1
+    assert value(metrics, "refused_releases_total") == 1
+    assert value(metrics, "run_seconds_sum") == 1.5
+    assert value(metrics, "task_seconds_sum") == 6.0
+
+
+def test_the_rest_is_looked_up(made):
+    metrics, session = made
+    assert value(metrics, "connected") == 0
+    assert value(metrics, "memory_limit_bytes") == 1000
+    assert value(metrics, "threads") == 3
+    assert value(metrics, "provider_info", provider="CPUExecutionProvider") == 1
+    assert value(metrics, "certificate_expiry_timestamp_seconds") == 0
+    session.phase, session.reconnects = "registered", 4
+    assert value(metrics, "connected") == 1
+    assert value(metrics, "reconnects_total") == 4
+    assert value(metrics, "tasks_running") == 0
+    assert value(metrics, "store_bytes", scope="context") == 0
+
+
+def test_it_reports_now_and_then_and_after_a_reconnection(made):
+    metrics, session = made
+    first = metrics.report(100.0)
+    assert b"edge_attention_node_build_info" in first
+    assert b"_created" not in first
+    assert metrics.report(100.0 + REPORT_SECONDS - 1) == b""
+    assert metrics.report(100.0 + REPORT_SECONDS)
+    session.reconnects += 1
+    assert metrics.report(100.0 + REPORT_SECONDS + 1)
+    assert metrics.report(100.0 + REPORT_SECONDS + 2) == b""
+
+
+def test_a_report_too_large_stays_here(made):
+    metrics, _ = made
+    metrics.certificate_expiry._documentation = "x" * REPORT_LIMIT
+    assert metrics.report(0.0) == b""
+
+
+def test_its_port_is_on_loopback_and_free(made):
+    metrics, _ = made
+    with pytest.raises(FailedPrecondition, match="refusing to listen"):
+        serve(metrics.registry, "0.0.0.0", 0)
+    url = serve(metrics.registry, "127.0.0.1", 0)
+    with pytest.raises(InvalidArgument, match="metrics cannot be served on"):
+        serve(metrics.registry, "127.0.0.1", int(url.split(":")[2].split("/")[0]))
