@@ -264,9 +264,11 @@ def test_bootstrap_writes_what_is_missing_or_no_longer_good(tmp_path):
     assert len(made) == 3
     assert write() == ([], first)
     assert folder.stat().st_mode & 0o777 == 0o750
-    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(
-        ["authority.pem", *names], 0o640
-    )
+    files = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()}
+    assert files == dict.fromkeys(["authority.pem", *names], 0o640)
+    for whose, token in (("node", "join-token"), ("viewer", "viewer-token")):
+        assert sorted(path.name for path in (folder / whose).iterdir()) == ["authority.pem", token]
+        assert (folder / whose / token).read_text() == (folder / token).read_text()
     (folder / "viewer-token").unlink()
     (folder / "join-token").write_text("damaged")
     made, second = write()
