@@ -53,7 +53,8 @@ def write_cpuinfo(root: Path) -> None:
     found = re.search(r"^QEMU_LD_PREFIX\s*= (/\S+)", said, re.MULTILINE)
     if not found:
         raise Failed(f"`{emulator} -h` names no QEMU_LD_PREFIX, the folder in which it looks first")
-    for prefix in (Path(found[1]), Path("/")):  # run by the kernel; run with -L
+    # Run by the kernel (in a container /proc is mounted over); run with -L.
+    for prefix in (Path(found[1]), Path("/")):
         file = root / prefix.relative_to("/") / "proc/cpuinfo"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(PROCESSOR.format(number=number) for number in range(os.cpu_count() or 1)))

@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+from tests.arm64 import emulation
 from tests.compose import base
 from tests.compose.console import Failed, run, say
 from tests.compose.fleet import ROOT
@@ -134,6 +135,8 @@ def _settle(folder: Path) -> None:
     base._apt_settings(folder / "etc/apt/apt.conf.d/90machine")
     base._certificates(folder)
     base._pip_settings(folder / "etc/pip.conf")
+    if not emulation.native():
+        emulation.write_cpuinfo(folder)
 
 
 def _pack(folder: Path, file: Path) -> None:
