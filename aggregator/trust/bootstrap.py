@@ -4,7 +4,8 @@
     node/          authority.pem  join-token                     what a node may see
     viewer/        authority.pem  viewer-token                   what a monitor may see
 
-The two folders are handed to others (Compose mounts a volume over each): a node must not read the operator's token.
+The two folders are handed to others (Compose mounts a volume over each): a node must not read the operator's
+token.
 """
 
 from __future__ import annotations
