@@ -38,19 +38,34 @@ def report(quick: bool) -> Report:
                 names = ("without", "with", "again") if turn % 2 else ("again", "with", "without")
                 for name in names:
                     found[name].append(worker.turn(calls if name == "with" else -calls))
-    figures = []
+    figures, between = [], {}
     for column, what in ((1, "processor time"), (0, "time")):
         of = {name: [turn[column] for turn in turns] for name, turns in found.items()}
-        # Each turn with metrics stands between two without.
-        beside = [(a + b) / 2 for a, b in zip(of["without"], of["again"], strict=True)]
+        # Each turn with metrics stands between two without. One by one: a mean of two noisy figures is larger
+        # than their median.
+        beside, on = of["without"] + of["again"], 2 * of["with"]
         bound = BOUND if column else None
+        between[what] = interval([a / b for a, b in zip(on, beside, strict=True)])
         figures += [
-            Figure(f"{what}, with by without", median_ratio(of["with"], beside), "times", bound),
+            Figure(f"{what}, with by without", median_ratio(on, beside), "times", bound),
             Figure(f"{what}, without by without", median_ratio(of["again"], of["without"]), "times"),
             Figure(f"{what}, with", statistics.median(of["with"]) * 1e3, "ms"),
         ]
-    details = {"fleets": fleets, "turns": turns, "calls": calls, "at_once": AT_ONCE}
+    details = {
+        "fleets": fleets,
+        "turns": turns,
+        "calls": calls,
+        "at_once": AT_ONCE,
+        "median_between": between,
+    }
     return Report("What metrics cost an attend over 2 nodes of 512 keys", tuple(figures), (), details)
+
+
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """Where the median lies with 95% confidence: order statistics, whatever the distribution."""
+    # Each turn with metrics is in two of them: they count as half as many.
+    ordered, middle, apart = sorted(ratios), len(ratios) / 2, 0.98 * (2 * len(ratios)) ** 0.5
+    return ordered[max(int(middle - apart), 0)], ordered[min(int(middle + apart), len(ratios) - 1)]
 
 
 def processor_seconds(pid: int) -> float:
