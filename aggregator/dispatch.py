@@ -176,7 +176,7 @@ class Dispatcher:
             if not exchange.done or exchange.failure:
                 self._perform(running, exchange.cancel())
             del self._running[exchange.id]
-            asyncio.get_running_loop().call_soon(self._observe, running.run_seconds)
+            self._metrics.attends.ran(running.run_seconds)
         if exchange.failure is not None:
             raise exchange.failure
         answered, missing = exchange.answered, exchange.missing
@@ -185,10 +185,6 @@ class Dispatcher:
             {shard: running.seconds[shard] for shard in answered},
             exchange.causes, exchange.unanswered if missing else {},
         )  # fmt: skip
-
-    def _observe(self, seconds: Mapping[str, float]) -> None:
-        for value in seconds.values():
-            self._metrics.run_seconds.observe(value)
 
     def post(self, node: str, instructions: tuple[Instruction, ...]) -> None:
         """Have `node` run instructions nobody waits for, if it is connected."""

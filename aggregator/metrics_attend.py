@@ -63,11 +63,16 @@ class AttendMetrics(Collector):
             "node_run_seconds", "Seconds of a task in its graphs, as nodes report it."
         )
         self._waiting: list[tuple[bool, Mapping[str, float], Outcome, tuple[ShardMass, ...]]] = []
+        self._ran: list[Mapping[str, float]] = []
         self._lock = threading.Lock()  # a port of prometheus_client's asks in a thread of its own
         self._wait = self._straggler = 0.0
         self._slowest: Counter[str] = Counter()
         self._shares: dict[str, float] = {}
         self._look = -math.inf
+
+    def ran(self, seconds: Mapping[str, float]) -> None:
+        """Note down what tasks took in graphs, by shard."""
+        self._ran.append(seconds)
 
     def failed(self) -> None:
         self._failed.inc()
@@ -89,6 +94,10 @@ class AttendMetrics(Collector):
     def count(self) -> None:
         """Count what was noted down."""
         with self._lock:
+            ran, self._ran = self._ran, []
+            for by_shard in ran:
+                for run_seconds in by_shard.values():
+                    self.run_seconds.observe(run_seconds)
             waiting, self._waiting = self._waiting, []
             if not waiting:
                 return

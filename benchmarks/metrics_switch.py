@@ -26,14 +26,14 @@ def switch(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     daemon: Any
-    from prometheus_client import Counter, Gauge
+    from prometheus_client import Gauge
 
     from edge_attention.metrics.batched import Batch
+    from edge_attention.metrics.tally import Tally
 
-    OFF.extend([(Counter, "inc", nothing), (Gauge, "set", nothing), (Batch, "observe", nothing)])
+    OFF.extend([(Tally, "inc", nothing), (Gauge, "set", nothing), (Batch, "observe", nothing)])
     if "--listen" in sys.argv:
         import aggregator.main as daemon
-        from aggregator.dispatch import Dispatcher
         from aggregator.link import Link
         from aggregator.metrics import Metrics
         from aggregator.metrics_attend import AttendMetrics
@@ -41,7 +41,7 @@ def main() -> None:
         OFF.append((AttendMetrics, "answered", nothing))
         OFF.append((Metrics, "answered", nothing))
         OFF.append((Metrics, "tick", nothing))
-        OFF.append((Dispatcher, "_observe", nothing))
+        OFF.append((AttendMetrics, "ran", nothing))
         OFF.append((Link, "_report", nothing))
     else:
         import edge_node.main as daemon

@@ -7,7 +7,6 @@ from importlib.metadata import version
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
     ProcessCollector,
     disable_created_metrics,
@@ -17,6 +16,7 @@ from prometheus_client import (
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.metrics.batched import Batched
+from edge_attention.metrics.tally import Tallies
 
 __all__ = ["Maker", "serve"]
 
@@ -37,8 +37,8 @@ class Maker:
             version("edge-attention")
         ).set(1)
 
-    def counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(self.prefix + name, text, labels, registry=self.registry)
+    def counter(self, name: str, text: str, *labels: str) -> Tallies:
+        return Tallies(self.prefix + name, text, labels, self.registry)
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(self.prefix + name, text, labels, registry=self.registry)

@@ -18,6 +18,8 @@ PREFIX = "edge_attention_node_"
 REPORT_LIMIT = 64 * 1024
 """Bytes of metrics that travel with a heartbeat."""
 REPORT_SECONDS = 10.0
+WAITING = 64
+"""Tasks noted down at most before they are counted."""
 SCOPES = ("task", "job", "context")
 
 
@@ -42,10 +44,13 @@ class NodeMetrics:
     def __init__(self, store: Store, session: Session, provider: str, threads: int) -> None:
         make = Maker(PREFIX)
         self.registry, self._session = make.registry, session
+        self._waiting: list[tuple[str, float, float]] = []
+        # First: what waits is counted before the others are read.
+        self.registry.register(_Now(self, store, session))
         self.tasks = make.counter(
             "tasks_total", "Tasks ended, by outcome: ok or the error's name.", "outcome"
         )
-        self._ok = self.tasks.labels("ok")
+        self.tasks.labels("ok")
         self.run_seconds = make.histogram("run_seconds", "Seconds of a task in graphs.")
         self.task_seconds = make.histogram("task_seconds", "Seconds from a task's arrival to its end.")
         self.bytes = make.counter(
@@ -67,17 +72,24 @@ class NodeMetrics:
             "certificate_expiry_timestamp_seconds",
             "When the node's certificate ends, in Unix time; 0: it has none.",
         )
-        self.registry.register(_Now(store, session))
         self._next, self._life = float("-inf"), 0
 
     def ended(self, contribution: Contribution) -> None:
-        """Count a task by its last contribution."""
-        error = contribution.error
-        (self._ok if error is None else self.tasks.labels(error.name)).inc()
-        if error is not None:
-            self.refused.inc(error.name == "PrivateTensor")
-        self.run_seconds.observe(contribution.run_seconds)
-        self.task_seconds.observe(contribution.task_seconds)
+        """Note a task down by its last contribution; it is counted later, with others."""
+        outcome = "ok" if contribution.error is None else contribution.error.name
+        self._waiting.append((outcome, contribution.run_seconds, contribution.task_seconds))
+        if len(self._waiting) >= WAITING:
+            self.count()
+
+    def count(self) -> None:
+        """Count what was noted down."""
+        waiting, self._waiting = self._waiting, []
+        for outcome, run_seconds, task_seconds in waiting:
+            self.tasks.labels(outcome).inc()
+            if outcome == "PrivateTensor":
+                self.refused.inc()
+            self.run_seconds.observe(run_seconds)
+            self.task_seconds.observe(task_seconds)
 
     def report(self, now: float) -> bytes:
         """All of them as Prometheus text about every 10 s, and after a reconnection; b"" in between."""
@@ -91,10 +103,11 @@ class NodeMetrics:
 class _Now(Collector):
     """What is looked up when somebody asks."""
 
-    def __init__(self, store: Store, session: Session) -> None:
-        self._store, self._session = store, session
+    def __init__(self, metrics: NodeMetrics, store: Store, session: Session) -> None:
+        self._metrics, self._store, self._session = metrics, store, session
 
     def collect(self) -> Iterator[Metric]:
+        self._metrics.count()
         stored = GaugeMetricFamily(PREFIX + "store_bytes", "Bytes stored, by scope.", labels=["scope"])
         for scope in SCOPES:
             stored.add_metric([scope], self._store.used_in(scope))
