@@ -2,8 +2,8 @@
 
     python3 client.py releases                 what nodes must release for the jobs
     python3 client.py train NODE NODE NODE     the demo's fusion job, then federated averaging
-    python3 client.py attend                   a long context over the nodes, held against float64
-    python3 client.py attend-again             the same context, whoever is there now
+    python3 client.py spread NAME              a long context NAME over the nodes, which are there now
+    python3 client.py attend NAME [SECONDS]    attends to it, once or for SECONDS; held against float64
 
 The last line printed is a JSON object of figures. Ends with 1, saying why, if one of them is wrong.
 EDGE_ATTENTION_AGGREGATOR and EDGE_ATTENTION_TOKEN_FILE say where and as whom.
@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +89,34 @@ def finished(client: Client, job: Any) -> float:
         return yardsticks.accuracy(run.onnx(), Images(test["image"], test["label"], test["id"]))
 
 
-def attend(fresh: bool) -> dict[str, Any]:
+def spread(name: str) -> dict[str, Any]:
+    known = memory.Memory.random()
+    with connect() as client:
+        context = client.create_context(
+            name,
+            query_heads=memory.QUERY_HEADS,
+            key_heads=memory.KEY_HEADS,
+            key_dim=memory.DIM,
+            value_dim=memory.DIM,
+        )
+        context.append(known.keys, known.values)
+        return {"tokens": context.describe().tokens}
+
+
+def attend(name: str, seconds: float = 0) -> dict[str, Any]:
     known = memory.Memory.random()
     asked = memory.queries(16)
+    end, count = time.monotonic() + seconds, 0
     with connect() as client:
-        if fresh:
-            context = memory.spread(client, known, lambda done, total: None)
-        else:
-            context = client.context("memory")
-        answer = context.attend(asked, deadline=memory.DEADLINE)
+        context = client.context(name)
+        while not count or time.monotonic() < end:
+            answer = context.attend(asked, deadline=memory.DEADLINE)
+            count += 1
+            time.sleep(0.2 if seconds else 0)
     reference = known.attention(asked)
     difference = np.abs(answer.out - reference)
     figures: dict[str, Any] = {
+        "attends": count,
         "exact": answer.exact,
         "covered": sum(map(len, answer.coverage)) / answer.tokens,
         "error": float(difference.max()),
@@ -119,14 +136,18 @@ def check(what: str, holds: bool, figures: dict[str, Any]) -> None:
         raise SystemExit(f"must hold and does not: {what}; {figures}")
 
 
+def main(command: str, *rest: str) -> dict[str, Any]:
+    match command:
+        case "releases":
+            return releases()
+        case "train":
+            return train(list(rest))
+        case "spread":
+            return spread(rest[0])
+        case "attend":
+            return attend(rest[0], *map(float, rest[1:]))
+    raise SystemExit(f"there is no {command!r}")
+
+
 if __name__ == "__main__":
-    command, *rest = sys.argv[1:]
-    print(
-        json.dumps(
-            releases()
-            if command == "releases"
-            else train(rest)
-            if command == "train"
-            else attend(fresh=command == "attend")
-        )
-    )
+    print(json.dumps(main(*sys.argv[1:])))

@@ -218,7 +218,8 @@ def trained(world: World) -> None:
 
 def attended(world: World) -> None:
     """An attend over a long context, exact"""
-    figures = world.client("attend")
+    world.client("spread", "memory")
+    figures = world.client("attend", "memory")
     need("exact, over all three nodes", figures["exact"] and len(figures["mass"]) == 3, figures)
     say(f"  {figures}")
 
@@ -241,6 +242,11 @@ def fourth(world: World) -> None:
 
 def panels(world: World) -> None:
     """Every panel of the dashboards finds data in the real Prometheus"""
+    # Something to see: a context over all four nodes, and attends for longer than rates look back.
+    world.client("spread", "wide")
+    figures = world.client("attend", "wide", "45")
+    need("all four nodes answer", len(figures["mass"]) == 4, figures)
+    say(f"  {figures}")
     program = ROOT / "tests" / "deploy" / "panels.py"
     printed = run([sys.executable, program, world.prometheus.url, "--wait", "120"], deadline=240, cwd=ROOT)
     say("  " + printed.rstrip().splitlines()[-1])
@@ -253,14 +259,14 @@ def lost(world: World) -> None:
     world.engine.docker("kill", victim)
     up_now = f'edge_attention_aggregator_node_up{{node="{name}"}}'
     wait_for("the node to be lost in the metrics", lambda: world.prometheus.query(up_now)[0][1] == 0, 60)
-    figures = world.client("attend-again")
+    figures = world.client("attend", "memory")
     need("the answer is partial, and says so", not figures["exact"] and 0 < figures["covered"] < 1, figures)
     say(f"  without it: {figures}")
     alert = ("EdgeNodeLost", name)
     wait_for("EdgeNodeLost to fire", lambda: world.prometheus.alerts().get(alert) == "firing", 180)
     world.engine.docker("start", victim)
     wait_for("the node to be back", lambda: name in world.ready(), 60)
-    figures = world.client("attend-again")
+    figures = world.client("attend", "memory")
     need("the answer is exact again", figures["exact"], figures)
     say(f"  with it again: {figures}")
     wait_for("EdgeNodeLost to end", lambda: alert not in world.prometheus.alerts(), 90)

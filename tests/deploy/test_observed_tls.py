@@ -11,19 +11,24 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def watched(prometheus, tmp_path):
+def trusted(tmp_path):
+    """A fleet of node a; its address for Prometheus."""
     fleet = TrustedFleet(tmp_path, "--metrics-port", "0")
     try:
         said = fleet.child("aggregator").wait_for(r"metrics on (\S+:\d+)")
         fleet.trusted_node("a")
-        with RunningPrometheus(prometheus, tmp_path, said[1], fleet.boot) as watching:
-            yield fleet, watching
+        yield fleet, said[1]
     finally:
         fleet.stop()
 
 
-def test_a_new_box_is_scraped_over_tls_and_its_certificate_watched(watched):
-    fleet, watching = watched
+def test_a_new_box_is_scraped_over_tls_and_its_certificate_watched(trusted, prometheus, tmp_path):
+    fleet, target = trusted
+    with RunningPrometheus(prometheus, tmp_path, target, fleet.boot) as watching:
+        seen_with_its_certificates(fleet, watching)
+
+
+def seen_with_its_certificates(fleet, watching):
     watching.until('up{job="edge-attention-aggregator"} == 1')
     watching.until('up{job="edge-attention-nodes", node="a"} == 1')
     fleet.trusted_node("b")
@@ -43,16 +48,19 @@ def test_a_new_box_is_scraped_over_tls_and_its_certificate_watched(watched):
     assert not missing, "\n".join(map(str, missing))
 
 
-def test_a_token_that_is_no_good_is_seen_and_a_good_one_taken_without_a_restart(watched):
-    fleet, watching = watched
-    watching.until('up{job="edge-attention-aggregator"} == 1')
+def test_a_token_that_is_no_good_is_an_alert(trusted, prometheus, tmp_path):
+    fleet, target = trusted
     file = fleet.boot / "viewer-token"
     good = file.read_text()
     file.write_text(fleet.token("join"))
-    watching.until('up{job="edge-attention-aggregator"} == 0')
-    watching.until('ALERTS{alertname="EdgeAggregatorDown"}')
-    (target,) = [t for t in watching.targets() if t["labels"]["job"] == "edge-attention-aggregator"]
-    assert "401" in target["lastError"]
+    with RunningPrometheus(prometheus, tmp_path / "bad", target, fleet.boot) as watching:
+        watching.until('up{job="edge-attention-aggregator"} == 0')
+        watching.until('ALERTS{alertname="EdgeAggregatorDown"}')
+        (refused,) = watching.targets()  # nodes are not even found
+        assert "401" in refused["lastError"]
+    fleet.audited("refused", "is for joining")
     file.write_text(good)
-    watching.until('up{job="edge-attention-aggregator"} == 1')
-    watching.until('absent(ALERTS{alertname="EdgeAggregatorDown"})')
+    with RunningPrometheus(prometheus, tmp_path / "good", target, fleet.boot) as watching:
+        watching.until('up{job="edge-attention-aggregator"} == 1')
+        watching.until('up{job="edge-attention-nodes", node="a"} == 1')
+        watching.until('absent(ALERTS{alertname="EdgeAggregatorDown"})')  # pending before the first scrape
