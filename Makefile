@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated test test-compose check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated test test-compose test-arm64 check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/demo ## The demo: three labs, one model, nothing leaves them.
 	$(BIN)/edge-attention demo
@@ -19,6 +19,9 @@ test: .venv/dev ## Every test, real processes included.
 
 test-compose: .venv/dev ## Images and Compose files, on a Docker engine of the test's own; as root, no registry needed.
 	$(BIN)/python -m tests.compose
+
+test-arm64: .venv/dev ## An arm64 node answers, emulated: the edge image if this machine can run it, else its process.
+	$(BIN)/python -m tests.arm64
 
 check: .venv/dev ## Linters, types, import rules, freshness of generated files.
 	$(BIN)/ruff check .

@@ -5,8 +5,15 @@ Names load when they are first used: the daemons import their parts of this pack
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Since 1.29 ONNX Runtime's wheels for Linux report to their maker (machine, providers, names and hashes of
+# graphs), and keep an id of the device in the home folder. Nothing leaves a box of ours that its operator did
+# not allow. It is read once, as onnxruntime loads, so it stands before every import of ours;
+# ORT_DISABLE_TELEMETRY=0 in the environment wins.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from edge_attention.core.errors import (
     AlreadyExists,

@@ -18,11 +18,10 @@ from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, Invalid
 from edge_attention.core.tensors import Array, DataType
 from edge_attention.graphs import library
 from edge_attention.graphs.self_contained import require_self_contained
-from edge_attention.providers import choose_provider
+from edge_attention.providers import open_session, working_provider
 
 log = logging.getLogger(__name__)
 
-_CPU = "CPUExecutionProvider"
 _GRAPHS = 64
 
 # ONNX Runtime's names of types, which are NumPy's but for two.
@@ -106,7 +105,7 @@ class Runtime:
 
     def __init__(self, provider: str = "cpu", threads: int = 1, limit: int = 1 << 30) -> None:
         self.threads, self.limit, self.asked = threads, limit, provider
-        self.provider = choose_provider(provider, ort.get_available_providers())
+        self.provider = working_provider(provider)
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         self._lock = threading.Lock()
         self._shared_arena = False
@@ -140,9 +139,8 @@ class Runtime:
         if sha256(data).hexdigest() != digest:
             raise errors.DataLoss(f"{where} came damaged: its bytes have another digest; send it again")
         require_self_contained(data, where)
-        providers = list(dict.fromkeys([self.provider, _CPU]))
         try:
-            session = ort.InferenceSession(data, self._options(), providers=providers)
+            session = open_session(data, self._options, self.provider, where)
         except Exception as error:
             raise _translate(error, where, InvalidGraph) from None
         graph = Graph(digest, session, len(data))

@@ -44,9 +44,8 @@ def qemu() -> Path | None:
 def write_cpuinfo(root: Path) -> None:
     """Lets arm64 programs below `root` see arm64 processors in /proc/cpuinfo.
 
-    qemu before 8.2 shows them the machine's own, of another architecture, on which ONNX Runtime's processor
-    detection dies by a null pointer. But qemu looks for a file in its prefix first, wherever that is below the
-    program's root.
+    qemu before 8.2 shows them the machine's own, of another architecture, and ONNX Runtime's detection of
+    processors dies of that by a null pointer. But qemu looks for a file in its prefix first.
     """
     emulator = qemu()
     assert emulator is not None
@@ -54,14 +53,15 @@ def write_cpuinfo(root: Path) -> None:
     found = re.search(r"^QEMU_LD_PREFIX\s*= (/\S+)", said, re.MULTILINE)
     if not found:
         raise Failed(f"`{emulator} -h` names no QEMU_LD_PREFIX, the folder in which it looks first")
-    for prefix in (Path(found[1]), Path("/")):  # run by the kernel; run with -L
+    # Run by the kernel (in a container /proc is mounted over); run with -L.
+    for prefix in (Path(found[1]), Path("/")):
         file = root / prefix.relative_to("/") / "proc/cpuinfo"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(PROCESSOR.format(number=number) for number in range(os.cpu_count() or 1)))
 
 
 class Handler:
-    """`with Handler():` the kernel runs arm64 programs, in containers too. What was not there before goes again."""
+    """`with Handler():` the kernel runs arm64 programs, in containers too; afterwards as before."""
 
     def __init__(self) -> None:
         self._mounted = self._registered = False

@@ -1,4 +1,4 @@
-"""What a node needs, for arm64: wheels from the package index, Debian's Python by debootstrap. Kept in a cache folder."""
+"""What a node needs, for arm64: wheels from the package index, Debian by debootstrap. They are kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+from tests.arm64 import emulation
 from tests.compose import base
 from tests.compose.console import Failed, run, say
 from tests.compose.fleet import ROOT
@@ -60,9 +61,8 @@ def resolve_wheels() -> list[Path]:
         )
     for wheel in compiled:
         say(f"  {wheel.name} ({wheel.stat().st_size / 1e6:.1f} MB)")
-    say(
-        f"  and {len(wheels) - len(compiled)} that run anywhere; {sum(w.stat().st_size for w in wheels) / 1e6:.0f} MB"
-    )
+    size = sum(wheel.stat().st_size for wheel in wheels)
+    say(f"  and {len(wheels) - len(compiled)} that run anywhere; {size / 1e6:.0f} MB in all")
     return wheels
 
 
@@ -86,7 +86,7 @@ def lacking() -> str | None:
 
 
 def python_files(folder: Path) -> Path:
-    """Files of Debian's packages for arm64, Python among them, not set up: enough to run a program from outside."""
+    """Files of Debian's packages for arm64, Python among them, not set up: enough to run it from outside."""
     file = cache_folder() / f"{base.SUITE}-python.tar"
     if not file.exists():
         say(f"  fetching Debian's Python for arm64 (once; kept as {file})")
@@ -108,12 +108,10 @@ def python_files(folder: Path) -> Path:
 
 
 def image_base(folder: Path) -> Path:
-    """A tar file of DEBIAN for arm64. Needs a kernel that runs arm64 programs, for the packages' own scripts."""
+    """A tar file of DEBIAN for arm64. Needs a kernel that runs arm64 programs, for the packages' scripts."""
     file = cache_folder() / f"{base.SUITE}-slim.tar"
     if not file.exists():
-        say(
-            f"  building {base.DEBIAN} for arm64 by debootstrap, minutes under emulation (once; kept as {file})"
-        )
+        say(f"  building {base.DEBIAN} for arm64 by debootstrap, which takes minutes (once; kept as {file})")
         _debootstrap(folder, "--include=ca-certificates")
         _settle(folder)
         _pack(folder, file)
@@ -129,7 +127,7 @@ def _debootstrap(folder: Path, *options: str) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """What makes the files an image's base: this machine's way to its package registries, as for tests/compose."""
+    """What makes it an image's base: this machine's way to its package registries, as for tests/compose."""
     mirror, security = base._mirrors()
     (folder / "etc/dpkg/dpkg.cfg.d/docker").write_text(base.SLIM)
     suites = (f"{mirror} {base.SUITE}", f"{mirror} {base.SUITE}-updates", f"{security} {base.SUITE}-security")
@@ -137,6 +135,8 @@ def _settle(folder: Path) -> None:
     base._apt_settings(folder / "etc/apt/apt.conf.d/90machine")
     base._certificates(folder)
     base._pip_settings(folder / "etc/pip.conf")
+    if not emulation.native():
+        emulation.write_cpuinfo(folder)
 
 
 def _pack(folder: Path, file: Path) -> None:

@@ -7,8 +7,9 @@ import small_graphs
 
 from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidGraph
 from edge_attention.graphs import library, self_contained
+from edge_attention.providers import choose_provider, open_session, working_provider
 from edge_node import runtime as rooms
-from edge_node.runtime import Runtime, choose_provider
+from edge_node.runtime import Runtime
 
 
 def load(made):
@@ -75,6 +76,37 @@ def test_graphs_used_least_go_first(monkeypatch):
     small.load(*made[0])
     small.load(*made[1])
     assert [small.cached(digest) is not None for digest, _ in made] == [False, True, False]
+
+
+def test_a_provider_that_is_in_the_build_but_does_not_load_is_the_cpu(caplog, monkeypatch):
+    """As onnxruntime-gpu without the libraries of CUDA: it is listed, and sessions quietly run on the CPU."""
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    for wanted in ("cuda", "auto"):
+        caplog.clear()
+        assert working_provider(wanted) == "CPUExecutionProvider"
+        assert "provider CUDAExecutionProvider does not work here" in caplog.text
+    assert Runtime("cuda").provider == "CPUExecutionProvider"
+
+
+def test_a_graph_that_a_provider_cannot_compile_runs_on_the_cpu(caplog, monkeypatch):
+    """As OpenVINO 1.24 does with attention_prefill; the CPU's answer, and its refusals, are the real ones."""
+    real = onnxruntime.InferenceSession
+
+    def refusing(data, options, providers):
+        if providers[0] != "CPUExecutionProvider":
+            raise RuntimeError("Check '!shape.rank().is_dynamic()' failed")
+        return real(data, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refusing)
+    data = library.load("attention_prefill")
+    session = open_session(
+        data, onnxruntime.SessionOptions, "OpenVINOExecutionProvider", "graph 3ed7f0214bd0"
+    )
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert "graph 3ed7f0214bd0: OpenVINOExecutionProvider cannot run it, the CPU does: Check" in caplog.text
+    with pytest.raises(Exception, match="protobuf parsing failed"):
+        open_session(b"no graph", onnxruntime.SessionOptions, "OpenVINOExecutionProvider", "graph x")
 
 
 def test_the_provider_that_is_not_there_is_the_cpu(caplog):
