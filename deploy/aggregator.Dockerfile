@@ -32,7 +32,8 @@ RUN apt-get update \
  && groupadd --system --gid 10001 edge \
  && useradd --system --uid 10001 --gid edge --no-create-home --home-dir /var/lib/edge-attention \
             --shell /usr/sbin/nologin edge \
- && install -d -o edge -g edge -m 0750 /var/lib/edge-attention /run/edge-attention
+ && install -d -o edge -g edge -m 0750 /var/lib/edge-attention /run/edge-attention /run/edge-attention/node \
+            /run/edge-attention/viewer
 COPY --from=build /opt/edge-attention /opt/edge-attention
 ENV PATH=/opt/edge-attention/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

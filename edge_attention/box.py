@@ -7,9 +7,11 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 
 from edge_attention.core.box import Box
 from edge_attention.wire.methods import KEEPALIVE_SECONDS
@@ -52,18 +54,21 @@ def describe(provider_asked: str | None = None, root: Path = Path("/")) -> Box:
         memory_limit=min(filter(None, map(_limit, groups)), default=0),
         provider_asked=provider_asked or "",
         providers=providers,
-        versions=dict(_versions()),
+        versions=_versions(),
         keepalive_seconds=KEEPALIVE_SECONDS,
     )
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    yield "python", platform.python_version()
+@cache
+def _versions() -> Mapping[str, str]:
+    """Looked up once: what is installed later is not what runs."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         for name in (package, *_ALSO.get(package, ())):
             with contextlib.suppress(PackageNotFoundError):
-                yield package, version(name)
+                found[package] = version(name)
                 break
+    return MappingProxyType(found)
 
 
 def _text(path: Path) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import click
+
+log = logging.getLogger(__name__)
 
 LINK_SERVICE = "edge_attention.v1.EdgeLinkService"
 """Of a node: whether it is registered with its aggregator. "" is whether its process works."""
@@ -26,7 +29,7 @@ async def serving(port: int | None, registered: Callable[[], bool]) -> AsyncIter
     """Serve a node's health on loopback while the block runs; None: do not. Gives the port.
 
     Raises:
-        InvalidArgument: the port is taken.
+        UsageError: the port is taken.
     """
     if port is None:
         yield None
@@ -35,15 +38,13 @@ async def serving(port: int | None, registered: Callable[[], bool]) -> AsyncIter
     from grpc_health.v1 import health_pb2, health_pb2_grpc
     from grpc_health.v1._async import HealthServicer
 
-    from edge_attention.core.errors import InvalidArgument
-
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     checker = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)
     try:
         bound = server.add_insecure_port(f"127.0.0.1:{port}")
     except RuntimeError:
-        raise InvalidArgument(f"--health-port {port} is taken; choose another") from None
+        raise click.UsageError(f"--health-port {port} is taken; choose another") from None
     status = health_pb2.HealthCheckResponse
 
     async def look() -> None:
@@ -52,6 +53,7 @@ async def serving(port: int | None, registered: Callable[[], bool]) -> AsyncIter
             await asyncio.sleep(LOOK_SECONDS)
 
     await server.start()
+    log.info("health on 127.0.0.1:%d", bound)
     await checker.set("", status.SERVING)
     task = asyncio.create_task(look(), name="health")
     try:

@@ -6,11 +6,14 @@ import contextlib
 import ctypes
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_variables", "set_up"]
+from edge_attention.core.errors import InvalidArgument
+
+__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_variables", "read_secret", "set_up"]
 
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -78,6 +81,18 @@ def name_variables(command: click.Command, prefix: str) -> None:
     commands: dict[str, click.Command] = getattr(command, "commands", {})
     for name, sub in commands.items():
         name_variables(sub, f"{prefix}_{name}")
+
+
+def read_secret(path: Path | None, option: str) -> bytes:
+    """The secret in a file; b"" without one.
+
+    Raises:
+        InvalidArgument: it is so short that it could be guessed.
+    """
+    secret = path.read_bytes().strip() if path else b""
+    if path and len(secret) < 16:
+        raise InvalidArgument(f"{option} {path} holds {len(secret)} bytes; use 16 or more, at random")
+    return secret
 
 
 def set_up(level: str) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
-from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, set_up
-from edge_attention.trust.options import NodeTrust, node_trust_options
+from edge_attention.node_options import Shared, shared_options
+from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, read_secret, set_up
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,7 @@ way, the second leaves at once.
 )
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics there; 0: any.")
 @click.option("--metrics-host", default="127.0.0.1", help="Address of the metrics port.")
-@click.option("--health-port", type=click.IntRange(0, 65535), help="Serve gRPC health on 127.0.0.1 there.")
-@node_trust_options
+@shared_options
 @click.option("--log-level", default="info", type=click.Choice(LOG_LEVELS))
 @click.version_option(package_name="edge-attention")
 def main(
@@ -83,8 +82,7 @@ def main(
     store: Path | None,
     metrics_port: int | None,
     metrics_host: str,
-    health_port: int | None,
-    trust: NodeTrust,
+    shared: Shared,
     log_level: str,
 ) -> None:
     """Run an edge node: keep data and contexts on this machine, and compute on them for an aggregator.
@@ -101,9 +99,7 @@ def main(
 
     limit = memory_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     try:
-        secret = id_key.read_bytes().strip() if id_key else b""
-        if id_key and len(secret) < 16:
-            raise InvalidArgument(f"--id-key {id_key} holds {len(secret)} bytes; use 16 or more, at random")
+        secret = read_secret(id_key, "--id-key")
         sets = [datasets.read(spec) for spec in data]
         if len({dataset.name for dataset in sets}) < len(sets):
             raise InvalidArgument("two --data have one name; give each its own")
@@ -115,7 +111,7 @@ def main(
             release.Releases(allow_release),
             secret,
         )
-        dial, name = trust.dial(f"{aggregator[0]}:{aggregator[1]}", name, store)
+        dial, name = shared.dial(f"{aggregator[0]}:{aggregator[1]}", name, store)
         daemon = link.Link(dial, name, node, engine)
         if metrics_port is not None:
             log.info("metrics on %s", serve(daemon.metrics.registry, metrics_host, metrics_port))
@@ -126,7 +122,7 @@ def main(
     async def run() -> tuple[int, str]:
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, daemon.drain)
-        async with serving(health_port, daemon.registered):
+        async with serving(shared.health_port, daemon.registered):
             return await daemon.run()
 
     code, text = asyncio.run(run())

@@ -19,6 +19,8 @@ WATCHERS = 64
 WAITING = 16
 """Changes kept for a watcher that takes its time; beyond that it is told the whole again."""
 TICK_SECONDS = 0.5
+SHARE = 0.02
+"""Of the event loop's time that pages may take: in a large fleet they are told less often."""
 
 
 def changes(before: Sections, after: Sections) -> Sections:
@@ -118,8 +120,10 @@ class Feed:
         return {"now": time.time(), **(self._told if self._watchers else self._take())}
 
     async def _tell(self) -> None:
+        took = 0.0
         while True:
-            await asyncio.sleep(TICK_SECONDS)
+            await asyncio.sleep(max(TICK_SECONDS, took / SHARE))
+            began = time.perf_counter()
             try:
                 now = self._take()
                 changed = changes(self._told, now)
@@ -131,6 +135,7 @@ class Feed:
             except Exception:
                 # The page is not worth the aggregator: it is told of the next one.
                 log.exception("the page could not be told what changed")
+            took = time.perf_counter() - began
 
     def close(self) -> None:
         """End every watch."""

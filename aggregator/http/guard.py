@@ -100,8 +100,9 @@ class Guard:
             return session.peer
         try:
             session.peer = self.viewer(session.authorization, request)
-        except EdgeAttentionError:
-            self.sessions.end(cookie)
+        except EdgeAttentionError as error:
+            if error.status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+                self.sessions.end(cookie)
             raise
         session.checked = now
         return session.peer

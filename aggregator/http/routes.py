@@ -29,6 +29,8 @@ from edge_attention.core.fleet import NodeState
 
 FORGOTTEN_SECONDS = 3600.0
 """A node lost for so long is no longer scraped: until then its `up` is 0, which is what alerts go by."""
+SCRAPED = 1000
+"""Nodes listed at most: the live first, then those heard of last."""
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 TOKEN_LIMIT = 8 * 1024
 
@@ -95,6 +97,13 @@ class Scraped:
         """Prometheus' HTTP service discovery: each node at this port, so that none needs one of its own."""
         host = request.headers.get(hdrs.HOST, "")
         now = time.monotonic()
+        known = [
+            member
+            for member in self._membership.members()
+            if member.state is not NodeState.LOST or now - member.heard <= FORGOTTEN_SECONDS
+        ]
+        if len(known) > SCRAPED:
+            known = sorted(known, key=lambda m: (not m.live, -m.heard))[:SCRAPED]
         return web.json_response(
             [
                 {
@@ -105,8 +114,7 @@ class Scraped:
                         "instance": member.name,
                     },
                 }
-                for member in self._membership.members()
-                if member.state is not NodeState.LOST or now - member.heard <= FORGOTTEN_SECONDS
+                for member in known
             ]
         )
 

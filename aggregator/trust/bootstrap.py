@@ -1,6 +1,11 @@
 """What a fleet on one machine needs to begin: the authority's certificate and first tokens, as files.
 
-authority.pem    join-token    viewer-token    operator-token
+    authority.pem  join-token  viewer-token  operator-token      everything: for who runs the fleet
+    node/          authority.pem  join-token                     what a node may see
+    viewer/        authority.pem  viewer-token                   what a monitor may see
+
+The two folders are handed to others (Compose mounts a volume over each): a node must not read the operator's
+token.
 """
 
 from __future__ import annotations
@@ -24,6 +29,10 @@ FILES: tuple[tuple[str, Kind, Role, str], ...] = (
     ("viewer-token", "access", "viewer", "bootstrap-viewer"),
     ("operator-token", "access", "operator", "bootstrap-operator"),
 )
+HANDED: dict[str, tuple[str, ...]] = {
+    "node": ("authority.pem", "join-token"),
+    "viewer": ("authority.pem", "viewer-token"),
+}
 
 
 def write_bootstrap(folder: Path, registry: Registry, authority: x509.Certificate, now: float) -> list[str]:
@@ -47,6 +56,10 @@ def write_bootstrap(folder: Path, registry: Registry, authority: x509.Certificat
             write_whole(folder / file, token.text.encode() + b"\n", 0o640)
             made.append(token.id)
             log.info("wrote %s (token %s)", folder / file, token.id)
+        for whose, files in HANDED.items():
+            (folder / whose).mkdir(mode=0o750, exist_ok=True)
+            for file in files:
+                write_whole(folder / whose / file, (folder / file).read_bytes(), 0o640)
     except OSError as error:
         raise FailedPrecondition(
             f"--bootstrap {folder} cannot be written: {error.strerror}; make it writable for the aggregator"

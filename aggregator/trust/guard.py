@@ -21,6 +21,10 @@ from edge_attention.core.errors import (
 from edge_attention.trust.certificates import moment
 from edge_attention.trust.names import Role
 from edge_attention.wire.methods import AnyMethod
+from edge_attention.wire.rpc import Served
+
+UNWILLING_SECONDS = 5.0
+"""How long a call that is to end waits for the other side to take what is under way."""
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)
 
@@ -31,7 +35,7 @@ def caller() -> Peer | None:
     return None if call is None else call.peer
 
 
-class Call:
+class Call(Served):
     """One call being served; a context manager around its handler."""
 
     def __init__(self, calls: set[Call], peer: Peer, method: str, address: str) -> None:
@@ -39,11 +43,13 @@ class Call:
         self.ends = peer.ends
         self._task: asyncio.Task[Any] | None = None
         self._ended: EdgeAttentionError | None = None
+        self._away = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Call:
         self._task = asyncio.current_task()
         _current.set(self)
         self._calls.add(self)
+        return self
 
     def __exit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -53,21 +59,33 @@ class Call:
             self._task.uncancel()
             raise self._ended from None
 
+    def away(self) -> None:
+        self._away = True
+
+    def back(self) -> None:
+        self._away = False
+        if self._ended is not None:
+            raise self._ended
+
     def end(self, error: EdgeAttentionError) -> None:
         """End it with `error`, wherever it is."""
-        if self._task is not None and self._ended is None:
-            self._ended = error
+        if self._task is None or self._ended is not None:
+            return
+        self._ended = error
+        if self._away:
+            # Cancelled inside gRPC, a call would end without a word; it is back as soon as the other side
+            # takes what is under way. Should that not do so, it ends all the same.
+            asyncio.get_running_loop().call_later(UNWILLING_SECONDS, self._task.cancel)
+        else:
             self._task.cancel()
 
 
-class _Open:
+class _Open(Served):
     """Around a call that needs nobody in particular."""
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Open:
         _current.set(None)
-
-    def __exit__(self, *_: object) -> None:
-        pass
+        return self
 
 
 class Guard:

@@ -101,6 +101,10 @@ def check_options(trust: Mapping[str, Any], state: Path | None) -> None:
         raise InvalidArgument("--tls-certificate and --tls-key go together: give both or neither")
     if trust["tls_authority"] is not None and trust["tls_certificate"] is None:
         raise InvalidArgument("--tls-authority is of the operator's own --tls-certificate: give that too")
+    if trust["tls_certificate"] is not None and trust["tls_name"]:
+        raise InvalidArgument(
+            "--tls-name is for the certificate made here; --tls-certificate has its own names"
+        )
     for name in trust["tls_name"]:
         if not re.fullmatch(r"[A-Za-z0-9_.:*\[\]-]{1,253}", name):
             raise InvalidArgument(f"--tls-name {name[:80]!r} is neither a DNS name nor an address")

@@ -39,6 +39,7 @@ TLS_AUTHORITY = "tls-authority.pem"
 
 WATCH_SECONDS = 0.5
 HANDSHAKE_SECONDS = 60.0
+EXPIRY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Trust:
         self.guard = Guard(self.access, self._registry)
         self._api = TrustApi(self._authority, self._registry, self.access, audit, metrics, settings.life)
         self._seen = self._registry.version()
+        self._shown = 0.0
         self._handshakes: dict[str, tuple[float, int]] = {}
         if settings.grpc_log is not None:
             settings.grpc_log.tell(self._handshake)
@@ -124,14 +126,11 @@ class Trust:
             self.guard.changed()
         now = time.time()
         self.guard.tick(now)
-        await asyncio.to_thread(self._server.keep)
-        await asyncio.to_thread(
-            show_expiry,
-            self._metrics,
-            self._registry,
-            {"authority": self._authority.certificate, "server": self._server.certificate},
-            now,
-        )
+        rotated = await asyncio.to_thread(self._server.keep)
+        if rotated or now >= self._shown + EXPIRY_SECONDS:
+            self._shown = now
+            own = {"authority": self._authority.certificate, "server": self._server.certificate}
+            await asyncio.to_thread(show_expiry, self._metrics, self._registry, own, now)
 
     def _handshake(self, reason: str, line: str) -> None:
         """Called on the thread that reads gRPC's log. Of equal ones there is a line a minute."""

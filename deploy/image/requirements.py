@@ -11,13 +11,13 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 
-def requirements(project: dict[str, object], onnxruntime: str, extras: list[str]) -> list[str]:
+def requirements(project: dict[str, Any], onnxruntime: str, extras: list[str]) -> list[str]:
     own = str(project["name"])
-    optional = project["optional-dependencies"]
-    assert isinstance(optional, dict)
-    listed = list(project["dependencies"])  # type: ignore[call-overload]
+    optional: dict[str, list[str]] = project["optional-dependencies"]
+    listed: list[str] = list(project["dependencies"])
     wanted, seen = list(extras), set[str]()
     while wanted:
         extra = wanted.pop()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +41,11 @@ What each check means and what to do: docs/doctor.md.
 """
 
 
+def _from(variable: str, otherwise: str | None = None) -> Callable[[], str | None]:
+    """A default: what a daemon on this box is told by its own environment variable."""
+    return lambda: os.environ.get(variable) or otherwise
+
+
 @click.command(epilog=_EPILOG)
 @click.option(
     "--aggregator",
@@ -63,33 +69,37 @@ What each check means and what to do: docs/doctor.md.
 )
 @click.option(
     "--provider",
-    default="auto",
-    envvar=["EDGE_ATTENTION_DOCTOR_PROVIDER", "EDGE_NODE_PROVIDER"],
-    help="What a node on this box is to run on: auto, cpu, cuda, openvino...",
+    default=_from("EDGE_NODE_PROVIDER", "auto"),
+    show_default=False,
+    help="What a node on this box is to run on, as cuda.  [default: EDGE_NODE_PROVIDER, or auto]",
 )
 @click.option(
     "--threads",
     type=click.IntRange(1, 1024),
-    envvar=["EDGE_ATTENTION_DOCTOR_THREADS", "EDGE_NODE_THREADS"],
-    help="Threads it is started with.  [default: cores]",
+    default=_from("EDGE_NODE_THREADS"),
+    show_default=False,
+    help="Threads it is started with.  [default: EDGE_NODE_THREADS, or cores]",
 )
 @click.option(
     "--memory-limit",
     type=BYTES,
-    envvar=["EDGE_ATTENTION_DOCTOR_MEMORY_LIMIT", "EDGE_NODE_MEMORY_LIMIT"],
-    help="Bytes it may store, as 2GB.  [default: half of RAM]",
+    default=_from("EDGE_NODE_MEMORY_LIMIT"),
+    show_default=False,
+    help="Bytes it may store, as 2GB.  [default: EDGE_NODE_MEMORY_LIMIT, or half of RAM]",
 )
 @click.option(
     "--node-identity",
     type=click.Path(file_okay=False, path_type=Path),
-    envvar=["EDGE_ATTENTION_DOCTOR_NODE_IDENTITY", "EDGE_NODE_IDENTITY"],
-    help="The identity folder of a node on this box, to look at.",
+    default=_from("EDGE_NODE_IDENTITY"),
+    show_default=False,
+    help="The identity folder of a node on this box.  [default: EDGE_NODE_IDENTITY]",
 )
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
-    envvar=["EDGE_ATTENTION_DOCTOR_STATE", "EDGE_AGGREGATOR_STATE"],
-    help="The state folder of an aggregator on this box, to look at.",
+    default=_from("EDGE_AGGREGATOR_STATE"),
+    show_default=False,
+    help="The state folder of an aggregator on this box.  [default: EDGE_AGGREGATOR_STATE]",
 )
 @click.option("--problems", is_flag=True, help="Print warnings and failures alone.")
 @json_option
@@ -139,10 +149,10 @@ def doctor(
     findings: list[Finding] = []
     with _progress(as_json) as busy:
         busy("checking this box")
-        examine_box(asked, findings.append)
+        proxied = examine_box(asked, findings.append)
         busy(f"connecting to {address}")
         before = len(findings)
-        if examine_port(asked, findings.append):
+        if examine_port(asked, findings.append, proxied=proxied):
             client = partial(
                 AsyncClient,
                 address,
@@ -200,9 +210,12 @@ def _print(findings: Sequence[Finding], problems: bool) -> None:
     shown = [f for f in findings if f.status in bad] if problems else findings
     if shown:
         _table(shown) if _rich() else _lines(shown)
-    for status, what in ((Status.FAILED, "failed"), (Status.WARNING, "warnings")):
+    for status, what in ((Status.FAILED, "failed"), (Status.WARNING, "warning")):
         if found := bad[status]:
-            click.echo(f"{len(found)} {what}: {', '.join(f'{f.check} of {f.subject}' for f in found)}")
+            plural = "s" if what == "warning" and len(found) > 1 else ""
+            click.echo(
+                f"{len(found)} {what}{plural}: {', '.join(f'{f.check} of {f.subject}' for f in found)}"
+            )
     if not any(bad.values()):
         click.echo(f"all {sum(f.status is Status.OK for f in findings)} checks are ok")
 

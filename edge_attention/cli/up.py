@@ -55,7 +55,7 @@ def up(
     before = {number: signal.signal(number, _setter(stop)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with LocalFleet(state, port, _tell) as fleet:
-            fleet.start_aggregator()
+            fleet.start_aggregator("--metrics-port", "0")
             for name in names:
                 if stop.is_set():
                     return
@@ -85,13 +85,15 @@ def _tell(child: str, line: str) -> None:
 
 
 def _print_ready(fleet: LocalFleet, as_json: bool) -> None:
+    page = fleet.child(AGGREGATOR).wait_for(r"page at (\S+)")[1]
     children = [{"name": child.name, "pid": child.pid} for child in fleet.children.values()]
     if as_json:
-        print_json({"aggregator": fleet.address, "children": children}, indent=None)
+        print_json({"aggregator": fleet.address, "page": page, "children": children}, indent=None)
         return
     for child in children:
         where = f" at {fleet.address}" if child["name"] == AGGREGATOR else ""
         click.echo(f"{child['name']}{where}, process id {child['pid']}")
+    click.echo(f"page: {page}")
     click.echo(f"ready: edge-attention --aggregator {fleet.address} nodes; Ctrl-C stops the fleet")
 
 

@@ -33,6 +33,8 @@ class Trial:
     seconds: float = 0.0
     error: float = 0.0
     problem: str = ""
+    known: bool = True
+    """Whether there is a provider called so; if not, the CPU was tried."""
 
 
 def short(provider: str) -> str:
@@ -115,6 +117,14 @@ def provider(
     return failed(
         "provider", subject, f"{wanted} was asked for and {short(used)} is used: {why}", fix, **data
     )
+
+
+def no_such_provider(subject: str, wanted: str, available: Sequence[str]) -> Finding:
+    """`wanted` is the name of none at all: a node would not start."""
+    built = ", ".join(map(short, available))
+    fix = "correct --provider (EDGE_NODE_PROVIDER): auto, or one of these, serves"
+    said = f"no provider is called {wanted!r}; built in are {built}"
+    return failed("provider", subject, said, fix, asked=wanted, available=list(available))
 
 
 def threads(subject: str, wanted: int, box: Box) -> Finding:

@@ -63,9 +63,12 @@ class ClockReading:
     within: float
 
 
-def name(port: Port) -> Finding:
-    """Whether the aggregator's name resolves."""
+def name(port: Port, *, proxied: bool = False) -> Finding:
+    """Whether the aggregator's name resolves. `proxied`: gRPC leaves that to a proxy."""
     data = {"host": port.host, "addresses": list(port.addresses), "seconds": port.resolve_seconds}
+    if not port.addresses and proxied:
+        said = f"{port.host!r} does not resolve here; gRPC leaves that to the proxy"
+        return skipped("name", "aggregator", said, **data)
     if not port.addresses:
         fix = "use the right name, add it to the DNS or /etc/hosts, or give the address in numbers"
         return failed("name", "aggregator", f"{port.host!r} does not resolve: {port.problem}", fix, **data)
@@ -76,8 +79,8 @@ def name(port: Port) -> Finding:
     return ok("name", "aggregator", said, **data)
 
 
-def reachable(port: Port) -> Finding:
-    """Whether its port takes connections."""
+def reachable(port: Port, *, proxied: bool = False) -> Finding:
+    """Whether its port takes connections. `proxied`: gRPC goes through a proxy, which alone must reach it."""
     data = {"port": port.port, "address": port.connected, "seconds": port.connect_seconds}
     if port.connected:
         said = f"{port.where} takes connections, in {duration(port.connect_seconds)}"
@@ -85,6 +88,11 @@ def reachable(port: Port) -> Finding:
             fix = "look for a lossy line or a firewall that drops the first packets on the way"
             return warning("port", "aggregator", said, fix, **data)
         return ok("port", "aggregator", said, **data)
+    if proxied:
+        said = (
+            f"{port.where} cannot be reached but through the proxy: {port.problem or 'it does not resolve'}"
+        )
+        return skipped("port", "aggregator", said, **data)
     fix = (
         "start the aggregator there, or give --aggregator the port it listens on (it prints `listening on`)"
         if port.refused

@@ -15,7 +15,6 @@ from edge_attention import box
 from edge_attention.aio import AsyncClient
 from edge_attention.core.addresses import is_loopback
 from edge_attention.core.attention import Context
-from edge_attention.core.box import Box
 from edge_attention.core.errors import (
     EdgeAttentionError,
     NotFound,
@@ -76,14 +75,16 @@ class Questions:
     memory_limit: int | None = None
 
 
-def examine_box(asked: Questions, tell: Tell) -> Box:
-    """Check this machine alone."""
+def examine_box(asked: Questions, tell: Tell) -> bool:
+    """Check this machine alone; whether gRPC would take a proxy to the aggregator."""
     here = box.describe(asked.provider)
     subject = "this box"
     tell(box_findings.packages(subject, here.versions, measure_box.required()))
     trial = measure_box.try_runtime(asked.provider)
     tell(box_findings.runtime(subject, trial))
-    if not trial.problem:
+    if not trial.known:
+        tell(box_findings.no_such_provider(subject, asked.provider, trial.available))
+    elif not trial.problem:
         devices = measure_box.devices()
         tell(box_findings.provider(subject, asked.provider, trial.used, trial.available, devices))
     tell(box_findings.threads(subject, asked.threads or here.usable_processors or here.processors, here))
@@ -94,19 +95,18 @@ def examine_box(asked: Questions, tell: Tell) -> Box:
     url, variable = box_findings.proxy_for(asked.host, os.environ, loopback=is_loopback(asked.host))
     tell(box_findings.proxy(subject, asked.host, url, variable))
     examine_files(asked.trust, tell)
-    return here
+    return bool(url)
 
 
-def examine_port(asked: Questions, tell: Tell) -> bool:
-    """Check the way to the aggregator's port; whether it is worth going on."""
+def examine_port(asked: Questions, tell: Tell, *, proxied: bool) -> bool:
+    """Check the way to the aggregator's port, past the proxy if there is one; whether to go on."""
     known = examine_credentials(asked.trust, tell)
     port = measure_port.look(asked.host, asked.port, asked.timeout)
-    tell(connection_findings.name(port))
-    if not port.addresses:
-        return False
-    tell(connection_findings.reachable(port))
+    tell(connection_findings.name(port, proxied=proxied))
+    if port.addresses or proxied:
+        tell(connection_findings.reachable(port, proxied=proxied))
     if not port.connected:
-        return False
+        return proxied and known is not None
     finding = connection_findings.protocol(port, tls=asked.trust.tls)
     tell(finding)
     good = finding.status is Status.OK and known is not None

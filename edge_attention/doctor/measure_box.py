@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,8 @@ def try_runtime(wanted: str) -> Trial:
     before, logger.disabled = logger.disabled, True  # what it would warn of is a finding
     try:
         chosen = choose_provider(wanted, there)
-    except EdgeAttentionError as error:
-        return Trial(wanted, available=there, problem=error.message)
+    except EdgeAttentionError:
+        return replace(try_runtime("cpu"), wanted=wanted, known=False)
     finally:
         logger.disabled = before
     random = np.random.default_rng(0)

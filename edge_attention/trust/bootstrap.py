@@ -128,8 +128,8 @@ def _verify(
             )
         if error.verify_code in _NAMES:
             return (
-                f"the certificate of {address} is not for that name: start the aggregator with --tls-name "
-                f"{host}, or use a name it has"
+                f"the certificate of {address} is not for that name: dial a name that it has, or give that "
+                f"aggregator a --tls-certificate for {host}"
             )
         return (
             f"{address} is not the aggregator this side trusts: its authority is {shown}..., the one trusted "

@@ -10,7 +10,7 @@ from cryptography import x509
 from edge_attention.core.enrolment import EnrolRequest, RenewRequest
 from edge_attention.core.errors import EdgeAttentionError, Unreachable
 from edge_attention.trust.bootstrap import fetch_authority
-from edge_attention.trust.certificates import pin, signing_request
+from edge_attention.trust.certificates import signing_request
 from edge_attention.trust.dial import Dial
 from edge_attention.trust.identity import Identity, IdentityFolder
 from edge_attention.trust.tokens import Token
@@ -40,7 +40,7 @@ def enrol(
     known = authority or fetch_authority(address, token.pin)
     dial = Dial(address, f"the aggregator at {address}", authority=known)
     # A folder that belonged to another aggregator gets a key of its own for this one.
-    fresh = folder.exists() and pin(folder.load().authority) != pin(known)
+    fresh = folder.authority() not in (None, known)
     key = folder.pending_key(fresh)
     request = EnrolRequest(token.text, signing_request(key, name or suggested or "any"), name, suggested)
     return folder.save(key, _call(dial, trust.ENROL, request).issued, known)

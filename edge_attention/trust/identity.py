@@ -77,6 +77,8 @@ class IdentityFolder:
             raise _unusable(self.folder, error) from None
         chain = load_pem(chain_data, str(chain_file))
         if len(chain) < 2 or key.public_key() != chain[0].public_key():
+            if (self.folder / "new-key.pem").exists():
+                raise NotFound(f"an enrolment in {self.folder} was cut short: enrol again with a join token")
             raise InvalidArgument(
                 f"{chain_file} does not fit {key_file}: remove {self.folder} and enrol again with a token"
             )
@@ -84,6 +86,12 @@ class IdentityFolder:
 
     def exists(self) -> bool:
         return (self.folder / "certificate.pem").exists()
+
+    def authority(self) -> x509.Certificate | None:
+        """The authority kept here; None if there is none, or it cannot be read."""
+        with contextlib.suppress(OSError, InvalidArgument):
+            return load_pem((self.folder / "authority.pem").read_bytes(), "authority.pem")[0]
+        return None
 
     def pending_key(self, fresh: bool) -> Key:
         """The key to enrol with: the one in use unless `fresh`, or the one of a try whose answer was lost.

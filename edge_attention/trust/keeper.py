@@ -37,7 +37,8 @@ class Keeper:
         certificate = identity.certificate
         self._renewal = Renewal(issued(certificate), ends(certificate), random.random)
         self._stop = threading.Event()
-        threading.Thread(target=self._run, name="certificate", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="certificate", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         self._stop.set()

@@ -8,11 +8,13 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 
 from edge_attention.core.errors import (
     EdgeAttentionError,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     Unavailable,
@@ -23,15 +25,17 @@ from edge_attention.trust.dial import Dial, read_authority
 from edge_attention.trust.enrol import enrol, renew
 from edge_attention.trust.identity import Identity, IdentityFolder
 from edge_attention.trust.keeper import Keeper
-from edge_attention.trust.options import NodeTrust
 from edge_attention.trust.tokens import Token, parse_token, read_token
+
+if TYPE_CHECKING:
+    from edge_attention.node_options import Shared
 
 log = logging.getLogger(__name__)
 
 BACKOFF = (0.25, 10.0)
 
 
-def node_dial(given: NodeTrust, address: str, name: str | None, store: Path | None) -> tuple[Dial, str]:
+def node_dial(given: Shared, address: str, name: str | None, store: Path | None) -> tuple[Dial, str]:
     """How to reach the aggregator at `address`, and this node's name; enrols first if need be.
 
     An identity kept already is used as it is, unless the token is of another aggregator. While the
@@ -41,8 +45,15 @@ def node_dial(given: NodeTrust, address: str, name: str | None, store: Path | No
         EdgeAttentionError: it cannot be done, and time would not help.
     """
     authority = read_authority(given.authority) if given.authority else None
-    token, path = _token(given), given.identity or (store / "identity" if store else None)
+    path = given.identity or (store / "identity" if store else None)
     folder = IdentityFolder(path) if path else None
+    try:
+        token = _token(given)
+    except FailedPrecondition as error:
+        if folder is None or not folder.exists():
+            raise
+        log.info("%s; the identity kept needs none", error.message)
+        token = None
     if token is None and (folder is None or not folder.exists()):
         return Dial(address, authority=authority), require_name(name or socket.gethostname(), "--name")
     if folder is None:
@@ -68,7 +79,7 @@ def node_dial(given: NodeTrust, address: str, name: str | None, store: Path | No
     return dial, name or identity.name
 
 
-def _token(given: NodeTrust) -> Token | None:
+def _token(given: Shared) -> Token | None:
     if given.join_token and given.join_token_file:
         raise InvalidArgument("give --join-token or --join-token-file, not both")
     if given.join_token:

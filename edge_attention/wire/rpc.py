@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 Q = TypeVar("Q")
 R = TypeVar("R")
 Handler = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Any]
-Guard = Callable[[AnyMethod, "grpc.aio.ServicerContext[Any, Any]"], contextlib.AbstractContextManager[object]]
-"""Entered before a call's request is looked at, left at its end; raises the error to refuse it with."""
 
 
 class Observer(Protocol):
@@ -39,11 +38,32 @@ class Observer(Protocol):
         """A call without streams was answered; decoding, encoding and sending took so long."""
 
 
-def _no_guard(method: AnyMethod, context: object) -> contextlib.AbstractContextManager[object]:
-    return _OPEN
+class Served:
+    """Around one call's handler. What a guard returns is one; this one lets everything be."""
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def away(self) -> None:
+        """The handler has given a response and does not run: gRPC sends it."""
+
+    def back(self) -> None:
+        """The handler runs again. Raises the error the call is to end with, if it is."""
 
 
-_OPEN = contextlib.nullcontext()
+Guard = Callable[[AnyMethod, "grpc.aio.ServicerContext[Any, Any]"], Served]
+"""Asked before a call's request is looked at; raises the error to refuse it with."""
+
+_SERVED = Served()
+
+
+def _no_guard(method: AnyMethod, context: object) -> Served:
+    return _SERVED
 
 
 def service_handlers(
@@ -94,12 +114,14 @@ def _rpc_handler(
 
     async def stream(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         try:
-            with guard(method, context):
+            with guard(method, context) as served:
                 async with contextlib.aclosing(handler(requests(raw), context)) as responses:
                     async for response in responses:
                         data = response if method.raw else method.response.encode(response)
                         del response  # it may be long until the other side has taken the bytes
+                        served.away()
                         yield data
+                        served.back()
         except Exception as error:
             await abort(method, error, context, observer)
             raise

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from aggregator import activity
-from aggregator.activity import NODES, QUERIES, ROUNDS, RUNS, SPAN_SECONDS, SPANS, Activity
+from aggregator.activity import LOOK_SECONDS, NODES, QUERIES, ROUNDS, RUNS, SPAN_SECONDS, SPANS, Activity
 from edge_attention.core.attention import AttendRequest, AttendResponse, Bound, Missing, ShardMass
 from edge_attention.core.jobs import Evaluation, TrainingRound
 
@@ -89,6 +89,16 @@ def test_spans_count_every_query_and_mean_the_mass():
     assert second.mass == {"b": 1.0}
 
 
+def test_of_many_queries_a_second_attention_is_looked_at_now_and_then():
+    seen = Activity()
+    for i in range(100):
+        seen.answered(REQUEST, response([("a", 1.0)]), 1000.0 + i * LOOK_SECONDS / 10)
+    (span,) = seen.spans
+    assert (span.answered, span.looked) == (100, 10)
+    assert span.mass == {"a": 1.0}
+    assert seen.queries[-1].mass == {}
+
+
 def test_a_clock_that_is_set_back_does_not_put_spans_out_of_order():
     seen = Activity()
     for now in (1000.0, 500.0, 1000.0 + SPAN_SECONDS):
@@ -102,8 +112,7 @@ def test_memory_is_bounded():
     for i in range(10 * QUERIES):
         seen.answered(REQUEST, response([(f"n{i}-{j}", 0.1) for j in range(3)]), 3.0 * i)
         seen.round(f"run-{i}", record(1), 3.0 * i)
-    for j in range(2 * NODES):
-        seen.answered(REQUEST, response([(f"more-{j}", 1.0)]), 1e6)
+    seen.answered(REQUEST, response([(f"more-{j}", 0.1) for j in range(2 * NODES)]), 1e6)
     assert len(seen.queries) == QUERIES
     assert len(seen.rounds) == ROUNDS
     assert len(seen.spans) <= SPANS

@@ -34,7 +34,7 @@ from edge_attention.trust.certificates import ends, key_fingerprint, new_key, se
 from edge_attention.trust.names import ROLES, may
 from edge_attention.wire import services
 from edge_attention.wire.link import CONNECT
-from edge_attention.wire.methods import CHANNEL_OPTIONS
+from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
 from edge_attention.wire.rpc import Caller, service_handlers
 
 
@@ -144,7 +144,8 @@ def test_open_methods_need_nobody_and_unknown_ones_are_refused(house):
             assert caller().name == "a"
         with pytest.raises(Unauthenticated):
             house.guard(method, context(None))
-    unknown = SimpleNamespace(service=services.FLEET, name="New")
+    known = services.LIST_NODES
+    unknown = Method(known.service, "New", known.request, known.response)
     with pytest.raises(EdgeAttentionError, match="has no role in"):
         house.guard(unknown, context(house.token("operator")))
 
@@ -227,6 +228,40 @@ def test_calls_under_way_end_with_the_reason(house):
             assert (await anext(streams["bob"])).data == b"x"
             assert {call.peer.name for call in house.guard._calls} == {"bob"}
             await streams["bob"].aclose()
+
+    asyncio.run(scenario())
+
+
+def test_a_call_whose_peer_takes_nothing_ends_all_the_same(house, monkeypatch):
+    monkeypatch.setattr("aggregator.trust.guard.UNWILLING_SECONDS", 0.1)
+    shown = house.certificate("user", "alice")
+    closed = asyncio.Event()
+
+    async def endless(request, call):
+        try:
+            while True:
+                yield Chunk(0, 1 << 20, bytes(1 << 20))
+        finally:
+            closed.set()
+
+    async def scenario():
+        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        server.add_generic_rpc_handlers(service_handlers({services.BULK_DOWNLOAD: endless}, house.guard))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
+            caller = Caller(channel, "here", lambda: (("authorization", shown),))
+            stream = caller.receive(services.BULK_DOWNLOAD, DownloadRequest("", "x"))
+            await anext(stream)
+            (call,) = house.guard._calls
+            while not call._away:  # noqa: ASYNC110  # until it waits for us to take more
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            house.registry.revoke_certificates("alice", None, time.time())
+            house.guard.changed()
+            await asyncio.wait_for(closed.wait(), 20)
+            await stream.aclose()
+        await server.stop(None)
 
     asyncio.run(scenario())
 

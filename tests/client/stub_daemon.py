@@ -10,6 +10,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     if "--listen" in arguments:
         port = arguments[arguments.index("--listen") + 1].rpartition(":")[2]
+        if "--metrics-port" in arguments:
+            print("page at http://127.0.0.1:54322/", flush=True)
         print(f"listening on 127.0.0.1:{int(port) or 54321}", flush=True)
     else:
         name = arguments[arguments.index("--name") + 1]

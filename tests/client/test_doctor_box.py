@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edge_attention import box
 from edge_attention.core.box import Box
 from edge_attention.doctor import measure_box
+from edge_attention.doctor.box_findings import no_such_provider
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:  1 kB\nMemAvailable:    8000000 kB\n"
 
@@ -155,7 +156,9 @@ def test_the_runtime_here_is_right():
 
 def test_a_provider_that_is_none_or_not_there(caplog):
     none = measure_box.try_runtime("abacus")
-    assert "abacus" in none.problem
+    assert (none.known, none.wanted, none.problem) == (False, "abacus", "")
+    finding = no_such_provider("x", none.wanted, none.available)
+    assert (finding.status.value, "abacus" in finding.measured) == ("failed", True)
     away = measure_box.try_runtime("migraphx")
     assert (away.problem, away.used) == ("", "CPUExecutionProvider")
     assert not caplog.records, "it is a finding, and said once"

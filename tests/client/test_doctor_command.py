@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +26,31 @@ def printed(capsys, findings, problems=False):
     return capsys.readouterr().out
 
 
+def checks():
+    """The first argument of every `ok(...)`, `warning(...)`, ... there is."""
+    found = set()
+    for path in (ROOT / "edge_attention").rglob("*.py"):
+        if "doctor" not in str(path.relative_to(ROOT)):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            makes = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            if makes and node.func.id in ("ok", "warning", "failed", "skipped", "_refused") and node.args:
+                assert isinstance(node.args[0], ast.Constant | ast.Name), ast.dump(node)
+                if isinstance(node.args[0], ast.Constant):
+                    found.add(node.args[0].value)
+    return found
+
+
+def test_the_page_explains_every_check_and_no_other():
+    page = (ROOT / "docs" / "doctor.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    explained = {name for row in rows for name in re.findall(r"`([a-z ]+)`", row)} - {"ok"}
+    assert explained == checks()
+
+
 def test_warnings_and_failures_are_named_last(capsys):
     out = printed(capsys, FINDINGS)
-    assert out.splitlines()[-2:] == ["1 failed: state of node b", "1 warnings: store of node a"]
+    assert out.splitlines()[-2:] == ["1 failed: state of node b", "1 warning: store of node a"]
     for word in (
         "ok",
         "WARNING",

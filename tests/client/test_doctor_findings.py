@@ -199,6 +199,12 @@ def test_each_step_of_the_way_is_named():
         "failed",
         "ok",
     ]
+    proxied = [
+        c.name(nowhere, proxied=True),
+        c.reachable(silent, proxied=True),
+        c.reachable(there, proxied=True),
+    ]
+    assert statuses(*proxied) == ["skipped", "skipped", "ok"]
     assert "start the aggregator" in c.reachable(refused).fix
     assert "firewall" in c.reachable(silent).fix
     assert statuses(c.reachable(replace(there, connect_seconds=3.0))) == ["warning"]

@@ -156,6 +156,10 @@ def confined(world: World) -> None:
         "exec", world.fleet.containers("edge-node")[0], "touch", "/run/edge-attention/x", check=False
     )
     need("a node cannot write the trust volume", "Read-only file system" in printed, printed)
+    for service, token in (("edge-node", "join-token"), ("prometheus", "viewer-token")):
+        container = world.fleet.containers(service)[0]
+        held = sorted(world.engine.docker("exec", container, "ls", "/run/edge-attention").split())
+        need(f"{service} is handed its own token only", held == ["authority.pem", token], held)
 
 
 def pages(world: World) -> None:

@@ -19,8 +19,8 @@ FOLDER = Path(__file__).parents[2] / "deploy/prometheus"
 def adapted(text, target, credentials=None):
     """The text of prometheus.yml for an aggregator at `target`, and quicker; all else as it is.
 
-    `credentials` is the folder with authority.pem and viewer-token; without it there is no TLS and no token, as
-    for a fleet on loopback.
+    `credentials` is the folder with authority.pem and viewer-token; without it there is no TLS and no token,
+    as for a fleet on loopback.
     """
     config = yaml.safe_load(text.replace("aggregator:9464", target))
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}

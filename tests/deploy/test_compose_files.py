@@ -34,13 +34,19 @@ def test_what_has_no_tls_is_published_on_loopback_only(name):
         assert port.startswith("127.0.0.1:")
 
 
-def test_only_prometheus_and_nodes_see_the_trust_volume_and_cannot_write_it():
+def test_who_is_handed_trust_sees_what_is_theirs_and_cannot_write_it():
     for name, service in FLEET["services"].items():
-        mounts = [volume for volume in service.get("volumes", []) if volume.startswith("trust:")]
+        mounts = [volume for volume in service.get("volumes", []) if volume.startswith("trust")]
         if name == "aggregator":
-            assert mounts == ["trust:/run/edge-attention"]
-        elif name.startswith(("edge-node", "prometheus")):
-            assert mounts == ["trust:/run/edge-attention:ro"]
+            assert mounts == [
+                "trust:/run/edge-attention",
+                "trust-node:/run/edge-attention/node",
+                "trust-viewer:/run/edge-attention/viewer",
+            ]
+        elif name.startswith("edge-node"):
+            assert mounts == ["trust-node:/run/edge-attention:ro"]
+        elif name == "prometheus":
+            assert mounts == ["trust-viewer:/run/edge-attention:ro"]
         else:
             assert not mounts, name
 

@@ -18,8 +18,13 @@ AGGREGATOR, NODE, CLIENT = "aggregator.main", "edge_node.main", "edge_attention.
     [
         (AGGREGATOR, (), ["--listen", "--state", "--metrics-port", "EDGE_AGGREGATOR_"]),
         (NODE, (), ["--aggregator", "--name", "--data", "--allow-release", "--memory-limit", "EDGE_NODE_"]),
-        (CLIENT, (), ["nodes", "contexts", "attend", "train", "parameters", "up", "demo", "EDGE_ATTENTION_"]),
+        (
+            CLIENT,
+            (),
+            ["nodes", "contexts", "attend", "train", "parameters", "up", "demo", "doctor", "EDGE_ATTENTION_"],
+        ),
         (CLIENT, ("nodes",), ["--json"]),
+        (CLIENT, ("doctor",), ["--aggregator", "--context", "--idle", "--json"]),
         (CLIENT, ("contexts",), ["create", "append", "drop"]),
         (CLIENT, ("attend",), ["--json"]),
         (CLIENT, ("train",), ["--plan", "--watch", "--json"]),

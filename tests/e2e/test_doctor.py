@@ -201,11 +201,12 @@ def free_port():
 class Router:
     """A router between: passes bytes on to `port`, forgets a connection that is quiet for `quiet` seconds.
 
-    `cut` ends all connections there are.
+    `cut` ends all connections there are. `proxy`: one that is asked with CONNECT, whatever for.
     """
 
-    def __init__(self, port, quiet=60.0):
-        self._port, self._quiet = port, quiet
+    def __init__(self, port, quiet=60.0, proxy=False):
+        self._port, self._quiet, self._proxy = port, quiet, proxy
+        self.asked = []
         self._server = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
         self._pairs = set()
@@ -229,6 +230,9 @@ class Router:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._server.accept()
+                if self._proxy:
+                    self.asked.append(near.recv(4096))
+                    near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                 far = socket.create_connection(("127.0.0.1", self._port))
                 threading.Thread(target=self._pass, args=(near, far), daemon=True).start()
 
@@ -254,6 +258,23 @@ def test_a_router_that_forgets_idle_streams(fleet):
     assert idle["status"] == "failed"
     assert 1.5 < idle["data"]["after_seconds"] < 30
     assert "idle" in idle["fix"]
+
+
+def test_a_proxy_that_grpc_goes_through(fleet):
+    own = fleet()
+    own.nodes("a", flags=("--memory-limit", "256MB"))
+    clean = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    arguments = ("doctor", "--aggregator", "hub.invalid:50051", "--idle", "0.1", "--timeout", "5")
+    with Router(int(own.address.rpartition(":")[2]), proxy=True) as router:
+        found = Report(*arguments, env={**clean, "http_proxy": f"http://me:secret@{router.address}"})
+        assert router.asked[0].startswith(b"CONNECT hub.invalid:50051 ")
+    assert ("proxy", "this box") in found.with_status("warning")
+    assert not found.with_status("failed"), "what this box cannot do itself, the proxy does"
+    assert found.of("aggregator")["health"]["status"] == "ok"
+    assert found.of("node a")["round trip"]["status"] == "ok"
+    assert "secret" not in found.done.stdout
+    direct = Report(*arguments, env=clean)
+    assert direct.with_status("failed") == {("name", "aggregator")}
 
 
 def test_a_node_whose_connection_does_not_hold(fleet):

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import json
 import signal
 import socket
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from fleets import SPEC, command, exact, queries, tokens, until
 from trusted import TrustedFleet, run_node
 
 from aggregator.trust.authority import Authority, folder_of
-from edge_attention import Client, EdgeAttentionError, PermissionDenied, Unavailable
+from edge_attention import Client, EdgeAttentionError, NotFound, PermissionDenied, Unavailable
 from edge_attention.core.enrolment import Issued
+from edge_attention.core.session import PROTOCOL, DownloadRequest, Register, UploadChunk
 from edge_attention.health import LINK_SERVICE
-from edge_attention.trust.certificates import der, new_key
+from edge_attention.trust.certificates import der, is_ours, key_pem, new_key, pem
+from edge_attention.trust.dial import Dial
+from edge_attention.trust.enrol import enrol
 from edge_attention.trust.identity import IdentityFolder
+from edge_attention.trust.tokens import parse_token
+from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD
 
 KEYS, VALUES = tokens(700)
 ASKED = queries(3)
@@ -315,3 +325,76 @@ def test_the_aggregator_comes_back_with_the_same_authority(tmp_path):
 def states(fleet):
     with fleet.client() as client:
         return {node.name: node.state.value for node in client.nodes()}
+
+
+def test_a_session_is_its_nodes_own(trusted, tmp_path):
+    """Two nodes by hand: whoever has heard another's session cannot use it with a certificate of its own."""
+    token = parse_token(trusted.token("join"))
+    own = {name: enrol(trusted.address, token, IdentityFolder(tmp_path / name), name) for name in ("p", "q")}
+
+    async def scenario():
+        callers = {name: Dial(trusted.address, identity=who).open_caller() for name, who in own.items()}
+        stream = callers["p"].duplex(CONNECT)
+        await stream.write(Register(PROTOCOL, "0", "p", "i", "", "CPU", 1, 1 << 20, (), (), ()))
+        session = (await anext(aiter(stream))).session
+        digest = "0" * 64
+        for name, error in (("p", NotFound), ("q", PermissionDenied)):
+            with pytest.raises(error):
+                async for _ in callers[name].receive(DOWNLOAD, DownloadRequest(session, digest)):
+                    pass
+
+        async def chunk():
+            yield UploadChunk(session, digest, 0, 10, b"")
+
+        assert (await callers["p"].send(UPLOAD, chunk())).received == 0
+        with pytest.raises(PermissionDenied, match="of node 'p' came with the certificate of 'q'"):
+            await callers["q"].send(UPLOAD, chunk())
+        for caller in callers.values():
+            await caller.close()
+
+    asyncio.run(scenario())
+    assert trusted.audited("refused", "a session of node 'p'", subject="node/q")["method"].endswith("Upload")
+
+
+def any_authority():
+    """An authority as a company has one: nothing in it says Edge Attention."""
+    key, now = new_key(), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "corp")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(7).not_valid_before(now - timedelta(days=1))
+    builder = builder.not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    builder = builder.add_extension(
+        x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+    )
+    made = Authority(builder.sign(key, hashes.SHA256()), key)
+    assert not is_ours(made.certificate)
+    return made
+
+
+def test_the_operators_own_certificate_and_a_node_that_moves_there(trusted, tmp_path):
+    """Its authority is not ours: names are checked. A token of the new aggregator moves a node to it."""
+    corporate = any_authority()
+    key, root = new_key(), tmp_path / "root.pem"
+    address = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    usage = ExtendedKeyUsageOID.SERVER_AUTH
+    leaf = corporate._issue(key.public_key(), "agg", address, usage, timedelta(days=1))
+    (tmp_path / "leaf.pem").write_bytes(pem(leaf))
+    (tmp_path / "leaf.key").write_bytes(key_pem(key))
+    root.write_bytes(pem(corporate.certificate))
+    files = ("--tls-certificate", tmp_path / "leaf.pem", "--tls-key", tmp_path / "leaf.key")
+    trusted.trusted_node("mover")
+    assert trusted.terminate("mover") == 0
+    with TrustedFleet(tmp_path, *map(str, files), "--tls-authority", str(root)) as fleet:
+        assert fleet.make_token()["token"].endswith(corporate.fingerprint[:32])
+        store = ("--store", str(trusted.store("mover")))
+        child = fleet.start_node("mover", "--threads", "1", "--join-token", fleet.token("join"), *store)
+        assert "enrolling anew" in "\n".join(child.lines)
+        assert states(fleet) == {"mover": "ready"}
+        elsewhere = fleet.address.replace("127.0.0.1", "localhost")
+        done = command(
+            "edge_attention.cli.main", "--aggregator", elsewhere, "--token", fleet.token("viewer"), "nodes"
+        )
+        assert "is not for that name: dial a name that it has" in done.stderr
+        assert fleet.terminate("mover") == 0
+        fleet.start_node("mover", "--threads", "1", *store)

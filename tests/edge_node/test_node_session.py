@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention.core.credit import Debt, Window
-from edge_attention.core.errors import AlreadyExists, InvalidArgument, PermissionDenied, Unavailable
+from edge_attention.core.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    PermissionDenied,
+    Revoked,
+    Unauthenticated,
+    Unavailable,
+)
 from edge_attention.core.program import Program
 from edge_attention.core.session import Cancel, Credit, Heartbeat, HeartbeatAck, Register, Registered
 from edge_node.session import (
@@ -250,3 +257,22 @@ def test_heartbeats_carry_what_there_is_to_report_at_that_time():
     session.received(welcome(), 1, 0)
     assert sent(session.tick(3)) == [Heartbeat(1, 42, 0, metrics=b"at 3")]
     assert sent(session.drain(4))[0] == Heartbeat(2, 42, 0, True, b"at 4")
+
+
+def test_revoked_it_leaves_and_refused_for_what_may_pass_it_tries_again():
+    session = registered()
+    assert session.lost(Revoked("out"), 5) == [Leave(1, "out")]
+    session = begin()
+    session.tick(0)
+    ended = session.lost(Unauthenticated("the certificate ended"), 1)
+    assert ended == [Say("the certificate ended; trying again until it answers", warning=True)]
+    assert session.phase == "waiting"
+
+
+def test_it_says_each_new_reason_once():
+    session = begin()
+    said = []
+    for text in ("away", "away", "wants TLS", "wants TLS", "away"):
+        session.tick(session.wake)
+        said += [action.text for action in session.lost(Unavailable(text), session.wake)]
+    assert [text.split(";")[0] for text in said] == ["away", "wants TLS", "away"]

@@ -27,7 +27,7 @@ ECHO = Method(link.LINK, "Connect", link.from_node, link.to_node, streams_reques
 @contextlib.asynccontextmanager
 async def serving(handlers, observer=None) -> AsyncIterator[tuple[Caller, grpc.aio.Channel]]:
     server = grpc.aio.server(options=CHANNEL_OPTIONS)
-    server.add_generic_rpc_handlers(service_handlers(handlers, observer))
+    server.add_generic_rpc_handlers(service_handlers(handlers, observer=observer))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -81,7 +81,10 @@ const tile = (name, value, more) => h("div", { key: name }, h("dt", {}, name), h
 
 // News for those who listen rather than look: only what has changed, in one sentence or two.
 
+const TOLD = 6; // sentences kept, so that one that comes close upon another is not lost
 let told = null;
+let news = [];
+let spoken = 0;
 
 function speak() {
   const is = {
@@ -93,11 +96,13 @@ function speak() {
   told = is;
   if (!before) return;
   const said = [];
-  for (const [key, text] of Object.entries(is.troubles)) if (!(key in before.troubles)) said.push(text);
+  for (const [key, text] of Object.entries(is.troubles)) if (!(key in before.troubles) && !key.startsWith("node/")) said.push(text);
   for (const [name, word] of Object.entries(is.nodes))
-    if (before.nodes[name] !== word && !(`node/${name}` in is.troubles)) said.push(`Node ${name} is ${STATES[word]?.[1] ?? word}.`);
+    if (before.nodes[name] !== word) said.push(is.troubles[`node/${name}`] ?? `Node ${name} is ${STATES[word]?.[1] ?? word}.`);
   for (const [id, word] of Object.entries(is.runs)) if (before.runs[id] !== word) said.push(`Run ${id} is ${word}.`);
-  if (said.length) patch($("news"), said.slice(0, 4).map((text) => h("p", {}, text)));
+  if (!said.length) return;
+  news = [...news, ...said.slice(0, TOLD).map((text) => h("p", { key: (spoken += 1) }, text))].slice(-TOLD);
+  patch($("news"), news);
 }
 
 follow(

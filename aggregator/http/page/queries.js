@@ -57,10 +57,10 @@ export function latestQueries(state) {
   return h("div", { class: "card scroll", key: "table", role: "region", tabindex: 0, "aria-labelledby": "latest-title" },
     h("table", { id: "queries-table" },
       h("caption", { class: "unseen" }, "The latest queries, the newest first"),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "At"), h("th", { scope: "col" }, "Context"),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "wide" }, "At"), h("th", { scope: "col" }, "Context"),
         h("th", { scope: "col" }, "Answer"), h("th", { scope: "col", class: "num" }, "Took"), h("th", { scope: "col", class: "wide" }, "Of that"))),
       h("tbody", {}, latest.map(([number, query]) => row(number, query)))),
-    h("p", { class: "legend wide inset" }, legend("in graphs, at the slowest node", "c2"), legend("network and queues", "c0"), legend("merge", "c3")));
+    h("p", { class: "legend wide inset" }, legend("in graphs, at the slowest node", "c2"), legend("in its queue", "c1"), legend("network", "c0"), legend("merge", "c3")));
 }
 
 export const figure = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
@@ -69,13 +69,15 @@ const legend = (name, mark) => h("span", {}, h("i", { class: `key ${mark}` }), n
 function row(number, query) {
   const { seconds } = query;
   const graphs = seconds.node_run;
-  const away = seconds.wait !== undefined && graphs !== undefined ? Math.max(0, seconds.wait - graphs) : undefined;
-  const parts = [["graphs", graphs, "c2"], ["network and queues", away, "c0"], ["merge", seconds.merge, "c3"]].filter(([, s]) => s !== undefined && s !== null);
+  const away = (seconds.wait ?? graphs ?? 0) - (graphs ?? 0);
+  const network = seconds.network ?? Math.max(0, away); // an aggregator that does not tell queues apart
+  const parts = [["graphs", graphs, "c2"], ["queue", seconds.queue, "c1"], ["network", network, "c0"], ["merge", seconds.merge, "c3"]]
+    .filter(([, s]) => s !== undefined && s !== null);
   const badge = { exact: ["good", "exact"], partial: ["warn", "partial"], failed: ["bad", "failed"] }[query.outcome];
   const bound = query.outcome === "partial" ? `${percent(query.share)} of the tokens; off by ${query.bound === null ? "nobody knows how much" : `at most ${short(query.bound)}`}` : "";
   return h("tr", { key: number, "data-outcome": query.outcome },
-    h("td", { class: "at" }, clock(query.time)),
-    h("td", {}, h("span", { class: "name" }, query.context), h("span", { class: "sub" }, plural(query.queries, "query", "queries"))),
+    h("td", { class: "at wide" }, clock(query.time)),
+    h("td", {}, h("span", { class: "name" }, query.context), h("span", { class: "sub narrow" }, clock(query.time)), h("span", { class: "sub" }, plural(query.queries, "query", "queries"))),
     h("td", {}, h("span", { class: `badge ${badge[0]}` }, badge[1]), bound ? h("span", { class: "sub" }, bound) : null,
       query.why.map((why) => h("span", { class: "sub" }, why))),
     h("td", { class: "num" }, took(seconds.all)),
@@ -95,7 +97,7 @@ export function massStrips(state, now) {
 
 /** The masses of a span; a node that took no part in its answers received nothing of their attention. */
 function whole(span, rows) {
-  if (!span || !(span.exact + span.partial)) return {};
+  if (!span || !Object.keys(span.mass).length) return {};
   return { ...Object.fromEntries(rows.map((node) => [node, 0])), ...span.mass };
 }
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import small_job
-from house import until
+from house import House, until
 from ports import run
 
 from aggregator.http import feed, live
@@ -148,6 +148,34 @@ def test_a_run_with_its_curve_masses_and_rounds():
         assert {f"{id}/{n}" for n in (1, 2, 3, 4)} == set(state["rounds"])
 
     run(scenario)
+
+
+def test_the_next_process_draws_the_curves_again(tmp_path):
+    async def train(house):
+        job, models = small_job.job(rounds=6, evaluate_every=3)
+        for model in models.values():
+            house.state.put_blob(model)
+        planned = await house.runs.plan(job)
+        for lab in "ab":
+            released = sorted({g.release for g in planned if g.node == lab and g.release})
+            house.node(lab, datasets=small_job.datasets(lab), releases=released)
+        id = (await house.runs.start(job)).id
+        await until(lambda: house.runs.describe(id).state.value != "running")
+        return id
+
+    with House(tmp_path) as house:
+        id = asyncio.run(train(house))
+        drawn = house.activity.runs[id]
+    with House(tmp_path) as house:
+        house.runs.recall()
+        again = house.activity.runs[id]
+        assert again.loss.x == [1, 2, 3, 4, 5, 6]
+        for name in ("loss", "evaluation", "mass"):
+            assert getattr(again, name).series() == getattr(drawn, name).series()
+        assert not house.activity.rounds, "old rounds are no news"
+        (run,) = house.runs.overview(5)
+        assert (run.id, run.state.value, run.round) == (id, "finished", 6)
+        assert [row.round for row in house.state.records(id, 0, 2)] == [2, 4, 6]
 
 
 def test_events_begin_with_the_whole_and_go_on_with_changes(monkeypatch):

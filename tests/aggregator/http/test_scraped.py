@@ -37,7 +37,8 @@ def test_metrics_are_what_the_registry_holds_and_can_be_asked_for_by_name():
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
         families = {f.name: f for f in text_string_to_metric_families(answer.text)}
         samples = families["edge_attention_aggregator_registrations"].samples
-        assert [s.value for s in samples if s.name.endswith("_total")] == [3.0]
+        counted = {s.labels["outcome"]: s.value for s in samples if s.name.endswith("_total")}
+        assert counted["new"] == 3.0
         some = await port.get("/metrics?name[]=edge_attention_aggregator_contexts")
         assert {f.name for f in text_string_to_metric_families(some.text)} == {
             "edge_attention_aggregator_contexts"

@@ -1,4 +1,4 @@
-"""The options of `edge-node` about trust. Nothing heavy is imported before they are used."""
+"""Options of `edge-node` that are not about the machine: trust and health. Imports nothing heavy at first."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class NodeTrust:
+class Shared:
     """What the command line says."""
 
     join_token: str | None
     join_token_file: Path | None
     identity: Path | None
     authority: Path | None
+    health_port: int | None = None
 
     def dial(self, address: str, name: str | None, store: Path | None) -> tuple[Dial, str]:
         """See `edge_attention.trust.node.node_dial`."""
@@ -31,12 +32,12 @@ class NodeTrust:
         return node_dial(self, address, name, store)
 
 
-def node_trust_options(function: F) -> F:
-    """Adds the options; the command is called with `trust`, a NodeTrust, instead."""
+def shared_options(function: F) -> F:
+    """Adds the options; the command is called with `shared` instead of them."""
 
     def wrapped(*args: Any, **values: Any) -> Any:
-        names = ("join_token", "join_token_file", "identity", "authority")
-        return function(*args, trust=NodeTrust(*(values.pop(name) for name in names)), **values)
+        names = ("join_token", "join_token_file", "identity", "authority", "health_port")
+        return function(*args, shared=Shared(*(values.pop(name) for name in names)), **values)
 
     wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
     wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
@@ -48,6 +49,11 @@ def node_trust_options(function: F) -> F:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 _OPTIONS = (
+    click.option(
+        "--health-port",
+        type=click.IntRange(0, 65535),
+        help="Serve the gRPC health service on 127.0.0.1 there; 0: any.",
+    ),
     click.option(
         "--join-token",
         metavar="TOKEN",

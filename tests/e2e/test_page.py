@@ -1,0 +1,226 @@
+"""The live page in a real browser, in front of real processes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import struct
+
+import browsers
+import pytest
+import schools
+from browsers import Browser
+from fleets import SPEC, queries, tokens, until
+from schools import Schools
+
+from edge_attention.cli.local_fleet import AGGREGATOR
+from edge_attention.core.jobs import RunState
+
+NODES = ("a", "b", "c")
+LEASE = ("--lease", "3")
+TOKENS = 600
+
+
+def page_of(fleet):
+    return fleet.child(AGGREGATOR).wait_for(r"page at (\S+)")[1]
+
+
+def size_of(png):
+    data = png.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser() as made:
+        yield made
+
+
+@pytest.fixture
+def lively(tmp_path):
+    """Three nodes with tokens of a context, and a job they let train."""
+    browsers.find()
+    with Schools(tmp_path, *LEASE, "--metrics-port", "0", names=NODES, store=True) as own:
+        job = schools.job(rounds=30, nodes=NODES, holdout=0.2, evaluate_every=5)
+        own.allow(job)
+        own.start()
+        own.job = job
+        context = own.client.create_context("memory", **SPEC)
+        keys, values = tokens(TOKENS)
+        for i, node in enumerate(NODES):
+            part = slice(i * TOKENS // 3, (i + 1) * TOKENS // 3)
+            context.append(keys[part], values[part], node=node)
+        own.context = context
+        yield own
+
+
+def test_nodes_queries_and_a_run_are_shown_as_they_happen(lively, browser, tmp_path):
+    browser.go(page_of(lively.fleet))
+    browser.wait("^live$", "#connection")
+    browser.wait("All is well", "h1")
+    for node in NODES:
+        browser.wait("ready", f"#nodes-table tr[data-node={node}]")
+    assert browser.count("#nodes-table tbody tr") == 3
+    labels = browser.run(
+        "return [...document.querySelectorAll('[data-context=memory] svg')].map(e => e.ariaLabel)"
+    )
+    assert labels == [f"{node} holds tokens {i * 200} to {(i + 1) * 200}" for i, node in enumerate(NODES)]
+
+    # A query, a training run: they come up without a reload.
+    browser.run("window.notReloaded = true")
+    assert lively.context.attend(queries(4)).exact
+    browser.wait("memory.*exact", "#queries-table tbody tr")
+    browser.wait("a.*b.*c", "#masses")
+    run = lively.client.train(lively.job)
+    card = f"[data-run={run.id}]"
+    browser.wait_for(card)
+    assert list(run)[-1].number == 30
+    assert run.describe().state is RunState.FINISHED
+    browser.wait("finished", card)
+    browser.wait("30 of 30", card)
+    until_drawn = f"{card} .losses path.curve"
+    browser.wait_for(until_drawn)
+    assert browser.count(until_drawn) == 2, "the loss, and the held-out loss"
+    steps = browser.run(
+        f"return document.querySelector('{until_drawn}').getAttribute('d').match(/[ML]/g).length"
+    )
+    assert steps == 30
+    browser.wait(r"30\s+0\.", "#rounds-table tbody tr")
+    assert browser.run("return window.notReloaded") is True
+
+    made = browsers.folder(tmp_path)
+    for shot in browser.shots(made, "page"):
+        assert size_of(shot)[0] == (390 if "phone" in shot.name else 1280)
+    assert browser.complaints() == []
+
+
+def test_a_node_that_is_killed_is_wrong_in_words_and_right_when_it_is_back(lively, browser, tmp_path):
+    browser.go(page_of(lively.fleet))
+    browser.wait("All is well", "h1")
+    lively.fleet.kill("b")
+    browser.wait("lost", "#nodes-table tr[data-node=b]")
+    browser.wait("thing", "h1")
+    browser.wait("Node b is lost. Nobody else that is here holds its 200 tokens of 'memory'", "#troubles")
+    browser.wait("start edge-node --name b", "#troubles")
+    browser.wait("out of reach", "[data-context=memory]")
+    # Those who do not see it are told.
+    browser.wait("Node b is lost", "#news")
+    assert not lively.context.attend(queries(2), deadline=5.0).exact
+    browser.wait("partial.*of the tokens; off by at most.*node 'b' is lost", "#queries-table tbody tr")
+    run = lively.client.train(lively.job)
+    browser.wait(r"Round 1 waits for b|Waits for", f"[data-run={run.id}] .waits")
+    browser.shots(browsers.folder(tmp_path), "page-node-lost")
+
+    lively.begin("b")
+    lively.fleet.wait_ready("b")
+    browser.wait("ready", "#nodes-table tr[data-node=b]")
+    browser.wait("finished", f"[data-run={run.id}]")
+    until(lambda: not browser.count("[data-trouble='node/b']"), "the end of the trouble")
+    browser.wait("Node b is ready", "#news")
+    assert browser.complaints() == []
+
+
+def test_an_empty_fleet_teaches_and_a_lost_connection_is_said_and_comes_back(fleet, browser, tmp_path):
+    browsers.find()
+    own = fleet("--metrics-port", "0", state=True)
+    url = page_of(own)
+    browser.go(url)
+    browser.wait("Ready for its first node", "h1")
+    browser.wait(f"edge-node --aggregator {own.address} --name a", "#nodes")
+    browser.wait("edge-attention contexts create", "#contexts")
+    browser.wait("edge-attention train job.toml --plan", "#runs")
+    browser.shots(browsers.folder(tmp_path), "page-empty")
+    assert browser.complaints() == []
+
+    own.kill(AGGREGATOR)
+    browser.wait("connection lost, trying again", "#connection")
+    assert browser.run("return document.body.classList.contains('stale')")
+    own.start_aggregator("--metrics-port", url.rstrip("/").rpartition(":")[2])
+    browser.wait("^live$", "#connection")
+    assert not browser.run("return document.body.classList.contains('stale')")
+    own.nodes("late")
+    browser.wait("ready", "#nodes-table tr[data-node=late]")
+
+
+def test_it_works_by_keyboard_and_says_what_it_is(shared, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.go(page_of(shared))
+    browser.wait_for("#nodes-table")
+    focused = (
+        "const e = document.activeElement; return [e.tagName, e.innerText, getComputedStyle(e).outlineStyle]"
+    )
+    browser.press(Keys.TAB)
+    assert browser.run(focused) == ["A", "Skip to the fleet", "solid"]
+    browser.press(Keys.ENTER)
+    assert browser.run("return document.activeElement.id") == "main"
+    seen = []
+    for _ in range(6):
+        browser.press(Keys.TAB)
+        tag, text, outline = browser.run(focused)
+        assert outline == "solid", (tag, text)
+        seen.append(tag)
+    assert len(set(seen)) > 1, "a table that scrolls, a summary that opens"
+
+    assert browser.run("return document.documentElement.lang") == "en"
+    for landmark in ("header", "nav[aria-label]", "main", "footer", "[aria-live=polite]", "[role=status]"):
+        assert browser.count(landmark) >= 1, landmark
+    assert browser.count("h1") == 1
+    assert browser.count("table") == browser.count("table > caption") >= 1
+    assert browser.count("th:not([scope])") == 0
+    assert browser.count("svg[role=img]:not([aria-label])") == 0
+    assert browser.count("section:not([aria-labelledby])") == 0
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling(shared, browser, theme):
+    browser.look("phone", theme)
+    try:
+        browser.go(page_of(shared))
+        browser.wait_for("#nodes-table")
+        assert browser.run("return document.documentElement.scrollWidth") <= 390
+        back = browser.run("return getComputedStyle(document.body).backgroundColor")
+        light = sum(int(part) for part in back[4:-1].split(",")) > 3 * 128
+        assert light == (theme == "light")
+    finally:
+        browser.look("desktop", "light")
+
+
+def test_signing_in_with_a_token_over_tls(tmp_path, browser):
+    trusted = pytest.importorskip("trusted", reason="this release has no TLS")
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    with trusted.TrustedFleet(tmp_path, "--metrics-port", "0") as fleet:
+        for node in NODES:
+            fleet.trusted_node(node, wait=False)
+        for node in NODES:
+            fleet.wait_ready(node)
+        url = page_of(fleet)
+        assert url.startswith("https://")
+        shown = x509.load_pem_x509_certificate((tmp_path / "state" / "trust" / "server.pem").read_bytes())
+        key = shown.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        spki = base64.b64encode(hashlib.sha256(key).digest()).decode()
+        with Browser(spki=spki) as own:
+            own.go(url)
+            own.wait("Access token")
+            assert own.driver.current_url == f"{url}signin"
+            own.shots(browsers.folder(tmp_path), "page-sign-in")
+            own.run("document.getElementById('token').focus()")
+            own.press("eat_no\n")
+            own.wait("token", "[role=alert]")
+            own.run("document.getElementById('token').focus()")
+            own.press(fleet.token("viewer") + "\n")
+            own.wait("^live$", "#connection")
+            for node in NODES:
+                own.wait("ready", f"#nodes-table tr[data-node={node}]")
+            own.wait("viewer", "#signout")
+            own.run("document.querySelector('#nodes details').open = true")
+            own.wait("edge-node --aggregator .* --join-token", "#nodes details")
+            assert own.run("return document.cookie") == "", "a script does not get the session"
+            own.shots(browsers.folder(tmp_path), "page-tls")
+            own.run("document.querySelector('#signout button').click()")
+            own.wait("Access token")
+            own.go(url)
+            own.wait("Access token")
