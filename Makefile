@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated test test-compose test-arm64 check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated test test-compose test-arm64 test-systemd check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test-compose: .venv/dev ## Images and Compose files, on a Docker engine of the t
 
 test-arm64: .venv/dev ## An arm64 node answers, emulated: the edge image if this machine can run it, else its process.
 	$(BIN)/python -m tests.arm64
+
+test-systemd: .venv/dev ## docs/pi.md as written, on a Debian box that systemd boots; as root, no registry needed.
+	$(BIN)/python -m tests.systemd
 
 check: .venv/dev ## Linters, types, import rules, freshness of generated files.
 	$(BIN)/ruff check .

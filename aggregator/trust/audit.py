@@ -82,6 +82,9 @@ class Audit:
         assert self._path is not None
         if self._file < 0:
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            if os.geteuid() == 0:  # an operator's command: what it makes must stay writable for the daemon
+                owner = self._path.parent.stat()
+                os.fchown(self._file, owner.st_uid, owner.st_gid)
         os.write(self._file, data)
         if os.fstat(self._file).st_size > LARGE:
             os.replace(self._path, self._path.with_suffix(".jsonl.1"))

@@ -31,7 +31,7 @@ def as_image(folder: Path) -> None:
     """The edge image, built for arm64 from deploy/edge.Dockerfile, runs and answers"""
     with emulation.Handler(), engine.Engine() as docker:
         file = packages.image_base(folder / "base")
-        # Without --platform: the builder of engines before 23 labels what it builds for its own processor and
+        # Without --platform: the builder of old engines labels what it builds for its own processor, and
         # would then not find it again. What the image is for, the Python in it says.
         docker.docker("import", file, base.DEBIAN, deadline=300)
         say("  building the image: apt and pip run emulated, this takes minutes")

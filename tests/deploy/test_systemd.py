@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -197,3 +198,18 @@ def test_a_misspelt_variable_is_noticed(monkeypatch):
     with pytest.raises(AssertionError, match="EDGE_NODE_AGREGATOR"):
         parsed("edge-node", [], {"EDGE_NODE_AGREGATOR": "a:1"}, monkeypatch)
     assert prefix("edge-node") == "EDGE_NODE_"
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can write what another user owns: run the tests as root"
+)
+def test_what_root_writes_into_the_audit_log_stays_the_daemons(tmp_path):
+    """`sudo edge-aggregator token create` beside a unit: the log may not have been there before."""
+    from aggregator.trust.audit import Audit
+
+    os.chown(tmp_path, 10001, 10001)
+    audit = Audit(tmp_path / "audit.jsonl")
+    audit.write("token_created", subject="x")
+    audit.close()
+    made = (tmp_path / "audit.jsonl").stat()
+    assert (made.st_uid, made.st_gid) == (10001, 10001)
