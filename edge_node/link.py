@@ -123,8 +123,18 @@ class Link:
                 self._left.set_result((code, text))
 
     async def _connection(self) -> None:
-        self._outgoing, caller = asyncio.Queue(), self._dial.open_caller()
         error: EdgeAttentionError = Unavailable(f"{self._dial.address} ended the connection")
+        try:
+            await self._converse()
+        except EdgeAttentionError as raised:
+            error = raised
+        except Exception as raised:
+            log.exception("the connection failed on this side")
+            error = Unavailable(f"the connection failed on this side: {type(raised).__name__}: {raised}")
+        self._step(self._session.lost, error)
+
+    async def _converse(self) -> None:
+        self._outgoing, caller = asyncio.Queue(), self._dial.open_caller()
         stream = caller.duplex(NODE_STREAM)
         writer = asyncio.create_task(stream.write_all(self._outgoing), name="writer")
         try:
@@ -133,13 +143,10 @@ class Link:
                 self._received(data)
                 if self._session.phase == "registered":
                     self._transfers.online(caller, self._session.id)
-        except EdgeAttentionError as raised:
-            error = raised
         finally:
             self._transfers.offline()
             writer.cancel()
             await caller.close()
-        self._step(self._session.lost, error)
 
     def _received(self, data: bytes) -> None:
         self.metrics.received.inc(len(data))

@@ -1,0 +1,39 @@
+"""What the shell does when something on this side fails: it says so, and tries again."""
+
+from __future__ import annotations
+
+import asyncio
+
+from edge_attention.trust.dial import Dial
+from edge_node.executor import Node
+from edge_node.link import Link
+from edge_node.release import Releases
+from edge_node.runtime import Runtime
+from edge_node.store import Store
+
+
+class Broken(Dial):
+    """Cannot open a channel, for a reason that nobody foresaw."""
+
+    opened = 0
+
+    def open_caller(self):
+        self.opened += 1
+        raise RuntimeError("no such thing")
+
+
+def test_a_failure_that_nobody_foresaw_is_said_and_tried_again(caplog):
+    async def scenario():
+        dial = Broken("127.0.0.1:1")
+        link = Link(dial, "n", Node(Store(1 << 20), {}, Releases()), Runtime())
+        running = asyncio.create_task(link.run())
+        async with asyncio.timeout(60):
+            while dial.opened < 2:
+                await asyncio.sleep(0.01)
+        link.drain()
+        link.drain()
+        await running
+
+    with caplog.at_level("INFO"):
+        asyncio.run(scenario())
+    assert "the connection failed on this side: RuntimeError: no such thing; trying again" in caplog.text
