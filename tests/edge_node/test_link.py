@@ -15,10 +15,15 @@ from edge_node.store import Store
 class Broken(Dial):
     """Cannot open a channel, for a reason that nobody foresaw."""
 
-    opened = 0
+    def __init__(self, address):
+        super().__init__(address)
+        self.opened = 0
+        self.again = asyncio.Event()
 
     def open_caller(self):
         self.opened += 1
+        if self.opened > 1:
+            self.again.set()
         raise RuntimeError("no such thing")
 
 
@@ -28,8 +33,7 @@ def test_a_failure_that_nobody_foresaw_is_said_and_tried_again(caplog):
         link = Link(dial, "n", Node(Store(1 << 20), {}, Releases()), Runtime())
         running = asyncio.create_task(link.run())
         async with asyncio.timeout(60):
-            while dial.opened < 2:
-                await asyncio.sleep(0.01)
+            await dial.again.wait()
         link.drain()
         link.drain()
         await running
