@@ -242,7 +242,9 @@ def fourth(world: World) -> None:
 
 def panels(world: World) -> None:
     """Every panel of the dashboards finds data in the real Prometheus"""
-    # Something to see: a context over all four nodes, and attends for longer than rates look back.
+    # Something to see, for longer than rates look back: more rounds, and attends to a context over all nodes.
+    # A counter that begins between two scrapes has no rate, so the first training is not enough.
+    world.client("train", *world.names)
     world.client("spread", "wide")
     figures = world.client("attend", "wide", "45")
     need("all four nodes answer", len(figures["mass"]) == 4, figures)
