@@ -308,8 +308,10 @@ def own_certificates(world: World) -> None:
         found = Prometheus(ports["PROMETHEUS_PORT"])
         target = ("edge-attention-aggregator", "aggregator:9464")
         wait_for("Prometheus to scrape it", lambda: found.targets().get(target) == "up", 60)
-        left = own.execute("aggregator", "ls", "/run/edge-attention").split()
-        need("nothing is handed over in the trust volume", not left, left)
+        left = own.execute("aggregator", "find", "/run/edge-attention", "-type", "f").split()
+        need("nothing is handed over in the trust volumes", not left, left)
+    except Failed as error:
+        raise Failed(f"{error}\n{own.logs(15)}") from None
     finally:
         own("down", "--volumes", "--timeout", "10", check=False)
 
