@@ -66,7 +66,8 @@ class Project:
         found = []
         for container in self.containers(service, stopped=True):
             state = self.inspect(container)["State"]
-            found.append(state.get("Health", {}).get("Status") or state["Status"])
+            health = state.get("Health", {}).get("Status")
+            found.append(health if health and state["Status"] == "running" else state["Status"])
         return found
 
     def logs(self, lines: int = 60) -> str:

@@ -242,7 +242,9 @@ def fourth(world: World) -> None:
 
 def panels(world: World) -> None:
     """Every panel of the dashboards finds data in the real Prometheus"""
-    # Something to see: a context over all four nodes, and attends for longer than rates look back.
+    # Something to see, for longer than rates look back: more rounds, and attends to a context over all nodes.
+    # A counter that begins between two scrapes has no rate, so the first training is not enough.
+    world.client("train", *world.names)
     world.client("spread", "wide")
     figures = world.client("attend", "wide", "45")
     need("all four nodes answer", len(figures["mass"]) == 4, figures)
@@ -306,8 +308,10 @@ def own_certificates(world: World) -> None:
         found = Prometheus(ports["PROMETHEUS_PORT"])
         target = ("edge-attention-aggregator", "aggregator:9464")
         wait_for("Prometheus to scrape it", lambda: found.targets().get(target) == "up", 60)
-        left = own.execute("aggregator", "ls", "/run/edge-attention").split()
-        need("nothing is handed over in the trust volume", not left, left)
+        left = own.execute("aggregator", "find", "/run/edge-attention", "-type", "f").split()
+        need("nothing is handed over in the trust volumes", not left, left)
+    except Failed as error:
+        raise Failed(f"{error}\n{own.logs(15)}") from None
     finally:
         own("down", "--volumes", "--timeout", "10", check=False)
 
