@@ -31,13 +31,23 @@ from edge_attention.trust.certificates import (
     serial,
     signing_request,
 )
-from edge_attention.trust.names import uri
+from edge_attention.trust.names import CLIENT_ROLES, uri
 
 AUTHORITY = Authority.make()
 PROOF = CertificateProof(AUTHORITY.certificate)
 KEY = new_key()
 DAY = timedelta(days=1)
 CERTIFICATE = AUTHORITY.issue_peer(KEY.public_key(), "node", "a", DAY)
+# Made here, as NOW is: by the time a test runs, a certificate made then may not be valid yet at NOW.
+CLIENTS = {role: AUTHORITY.issue_peer(KEY.public_key(), role, "alice", DAY) for role in CLIENT_ROLES}
+SERVING = AUTHORITY._issue(
+    KEY.public_key(),
+    "a",
+    [x509.UniformResourceIdentifier(uri("node", "a"))],
+    ExtendedKeyUsageOID.SERVER_AUTH,
+    DAY,
+)
+LONG = AUTHORITY.issue_peer(KEY.public_key(), "node", "a", timedelta(days=100_000))
 NOW = issued(CERTIFICATE) + 1
 AUDIENCE = AUTHORITY.fingerprint
 
@@ -72,8 +82,7 @@ def test_a_good_one_says_who_it_is():
 
 @pytest.mark.parametrize("role", ["viewer", "user", "operator"])
 def test_clients_have_certificates_too(role):
-    certificate = AUTHORITY.issue_peer(KEY.public_key(), role, "alice", DAY)
-    assert PROOF.check(shown(certificate), NOW).subject == f"{role}/alice"
+    assert PROOF.check(shown(CLIENTS[role]), NOW).subject == f"{role}/alice"
 
 
 def test_another_authority():
@@ -158,9 +167,7 @@ def shown_with(certificate):
 
 
 def test_a_certificate_for_serving_is_none_for_calling():
-    names = [x509.UniformResourceIdentifier(uri("node", "a"))]
-    server = AUTHORITY._issue(KEY.public_key(), "a", names, ExtendedKeyUsageOID.SERVER_AUTH, DAY)
-    refused(shown_with(server), "does not hold")
+    refused(shown_with(SERVING), "does not hold")
 
 
 @pytest.mark.parametrize(
@@ -216,8 +223,7 @@ def test_signing_requests_prove_the_key():
 
 
 def test_the_authority_signs_nothing_that_outlives_it_and_is_known_as_ours():
-    long = AUTHORITY.issue_peer(KEY.public_key(), "node", "a", timedelta(days=100_000))
-    assert ends(long) == ends(AUTHORITY.certificate)
+    assert ends(LONG) == ends(AUTHORITY.certificate)
     assert is_ours(AUTHORITY.certificate)
     assert not is_ours(CERTIFICATE)
     assert peer_name(CERTIFICATE) == ("node", "a")
