@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def read_secret(path: Path | None, option: str) -> bytes:
 
 
 def set_up(level: str) -> None:
-    """What both daemons begin with. Log to stderr, a line each: time, level, message; keep few free bytes."""
+    """What both daemons begin with, before they load gRPC: a log on stderr, few free bytes kept."""
+    # What fails is said in our words; gRPC's own would come beside them, at every try.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # glibc gives every thread a heap of its own, and each keeps what was freed there. Other C libraries
     # have no such call.
     with contextlib.suppress(OSError, AttributeError):

@@ -127,7 +127,8 @@ class Link:
         try:
             await self._converse()
         except EdgeAttentionError as raised:
-            error = raised
+            # Without its traceback: that holds the call, and a call that is not let go keeps dialling.
+            error = type(raised)(raised.message)
         except Exception as raised:
             log.exception("the connection failed on this side")
             error = Unavailable(f"the connection failed on this side: {type(raised).__name__}: {raised}")

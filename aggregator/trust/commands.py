@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
 from edge_attention.core.tensors import require_name
 
 if TYPE_CHECKING:  # imported when needed: `edge-aggregator --help` needs no database and no cryptography
@@ -63,6 +63,12 @@ def _opened(state: Path | None) -> Iterator[_Opened]:
         if state is None:
             raise InvalidArgument("give the aggregator's state folder: --state DIR, or EDGE_AGGREGATOR_STATE")
         folder = folder_of(state)
+        if not folder.is_dir():
+            # Not made here: a mistyped folder would print tokens of an authority that no aggregator has.
+            raise FailedPrecondition(
+                f"{state} is not the state folder of an aggregator with TLS: start edge-aggregator --tls "
+                f"--state {state} once, or give the right --state"
+            )
         authority = Authority.open(folder).certificate
         with contextlib.suppress(FileNotFoundError):
             authority = load_pem((folder / TLS_AUTHORITY).read_bytes(), TLS_AUTHORITY)[0]

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from aggregator.main import main
 from aggregator.trust import audit as audits
 from aggregator.trust.audit import Audit
-from aggregator.trust.authority import Authority
+from aggregator.trust.authority import Authority, folder_of
 from aggregator.trust.bootstrap import write_bootstrap
 from aggregator.trust.grpc_log import handshake, prepare
 from aggregator.trust.registry import Registry
@@ -381,12 +381,23 @@ def test_other_lines_reach_the_real_stderr():
 
 @pytest.fixture
 def run(tmp_path):
+    Authority.open(folder_of(tmp_path))
+
     def run(*arguments, ok=True, env=None):
         done = CliRunner().invoke(main, ["--state", str(tmp_path), *arguments], env=env)
         assert (done.exit_code == 0) is ok, done.output
         return done.output
 
     return run
+
+
+def test_a_mistyped_folder_makes_nothing(tmp_path):
+    wrong = tmp_path / "none"
+    for command in (["token", "create"], ["token", "list"], ["certificate", "list"]):
+        done = CliRunner().invoke(main, ["--state", str(wrong), *command])
+        assert done.exit_code == 1
+        assert "is not the state folder of an aggregator with TLS" in done.output
+        assert not wrong.exists()
 
 
 def test_tokens_are_made_listed_and_revoked(run):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
+import weakref
 
 from edge_attention.trust.dial import Dial
 from edge_node.executor import Node
@@ -41,3 +44,45 @@ def test_a_failure_that_nobody_foresaw_is_said_and_tried_again(caplog):
     with caplog.at_level("INFO"):
         asyncio.run(scenario())
     assert "the connection failed on this side: RuntimeError: no such thing; trying again" in caplog.text
+
+
+class Remembered(Dial):
+    """Dials for real, and knows which of its callers are still held by anybody."""
+
+    def __init__(self, address):
+        super().__init__(address)
+        self.callers = []
+        self.again = asyncio.Event()
+
+    def open_caller(self):
+        if len(self.callers) > 1:
+            self.again.set()
+        caller = super().open_caller()
+        self.callers.append(weakref.ref(caller))
+        return caller
+
+
+def test_a_connection_that_failed_is_let_go_at_once():
+    """gRPC keeps dialling for a call that somebody still holds."""
+
+    async def scenario(port):
+        dial = Remembered(f"127.0.0.1:{port}")
+        link = Link(dial, "n", Node(Store(1 << 20), {}, Releases()), Runtime())
+        running = asyncio.create_task(link.run())
+        async with asyncio.timeout(60):
+            await dial.again.wait()
+        held = [caller() is not None for caller in dial.callers]
+        link.drain()
+        link.drain()
+        await running
+        return held
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        gc.collect()
+        gc.disable()
+        try:
+            held = asyncio.run(scenario(taken.getsockname()[1]))
+        finally:
+            gc.enable()
+    assert held[:2] == [False, False]
