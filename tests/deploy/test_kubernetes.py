@@ -232,8 +232,14 @@ def test_nodes_with_and_without_a_gpu_share_no_machine():
 # What compose says too.
 
 PAIRS = {"edge-aggregator": ("StatefulSet", "aggregator"), "edge-node": ("DaemonSet", "edge-node")}
-# Names differ by where one is; compose waits for the aggregator, Kubernetes for the Secret.
-ELSEWHERE = {"EDGE_NODE_AGGREGATOR", "EDGE_AGGREGATOR_TLS_NAME", "EDGE_NODE_NAME"}
+# Names differ by where one is. Compose hands a volume over; here the files stay with the state.
+ELSEWHERE = {
+    "EDGE_NODE_AGGREGATOR",
+    "EDGE_AGGREGATOR_TLS_NAME",
+    "EDGE_NODE_NAME",
+    "EDGE_AGGREGATOR_BOOTSTRAP",
+    "EDGE_ATTENTION_TOKEN_FILE",
+}
 
 
 @pytest.mark.parametrize("name", PAIRS)
