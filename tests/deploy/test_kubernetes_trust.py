@@ -1,4 +1,4 @@
-"""What docs/kubernetes.md hands to nodes and to Prometheus stays good when the aggregator's pod is replaced."""
+"""What docs/kubernetes.md hands to nodes and Prometheus stays good when the aggregator's pod is replaced."""
 
 from __future__ import annotations
 
