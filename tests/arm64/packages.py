@@ -119,7 +119,7 @@ def image_base(folder: Path) -> Path:
 
 
 def _debootstrap(folder: Path, *options: str) -> None:
-    mirror, _ = base._mirrors()
+    mirror, _ = base.mirrors()
     key = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
     keyring = [f"--keyring={key}"] if key.exists() else []
     command = ["debootstrap", "--arch=arm64", "--variant=minbase", *options, *keyring]
@@ -128,13 +128,13 @@ def _debootstrap(folder: Path, *options: str) -> None:
 
 def _settle(folder: Path) -> None:
     """What makes it an image's base: this machine's way to its package registries, as for tests/compose."""
-    mirror, security = base._mirrors()
+    mirror, security = base.mirrors()
     (folder / "etc/dpkg/dpkg.cfg.d/docker").write_text(base.SLIM)
     suites = (f"{mirror} {base.SUITE}", f"{mirror} {base.SUITE}-updates", f"{security} {base.SUITE}-security")
     (folder / "etc/apt/sources.list").write_text("".join(f"deb {suite} main\n" for suite in suites))
-    base._apt_settings(folder / "etc/apt/apt.conf.d/90machine")
-    base._certificates(folder)
-    base._pip_settings(folder / "etc/pip.conf")
+    base.apt_settings(folder / "etc/apt/apt.conf.d/90machine")
+    base.certificates(folder)
+    base.pip_settings(folder / "etc/pip.conf")
     if not emulation.native():
         emulation.write_cpuinfo(folder)
 

@@ -102,7 +102,7 @@ def architecture() -> str:
 
 
 def _debootstrap(root: Path, file: Path) -> None:
-    mirror, security = _mirrors()
+    mirror, security = mirrors()
     key = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
     keyring = [f"--keyring={key}"] if key.exists() else []
     options = ["--variant=minbase", "--include=ca-certificates", *keyring]
@@ -112,9 +112,9 @@ def _debootstrap(root: Path, file: Path) -> None:
         f"deb {mirror} {SUITE} main\ndeb {mirror} {SUITE}-updates main\n"
         f"deb {security} {SUITE}-security main\n"
     )
-    _apt_settings(root / "etc/apt/apt.conf.d/90machine")
-    _certificates(root)
-    _pip_settings(root / "etc/pip.conf")
+    apt_settings(root / "etc/apt/apt.conf.d/90machine")
+    certificates(root)
+    pip_settings(root / "etc/pip.conf")
     for pattern in ("usr/share/man/*", "usr/share/locale/*", "usr/share/info/*", "var/lib/apt/lists/*"):
         for path in root.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -127,7 +127,7 @@ def _debootstrap(root: Path, file: Path) -> None:
     shutil.rmtree(root)
 
 
-def _mirrors() -> tuple[str, str]:
+def mirrors() -> tuple[str, str]:
     """The mirrors this machine's apt takes SUITE from; Debian's own where it takes it from nowhere."""
     found = {"main": MIRROR, "security": SECURITY}
     done = subprocess.run(
@@ -145,7 +145,7 @@ def _mirrors() -> tuple[str, str]:
     return found["main"], found["security"]
 
 
-def _apt_settings(file: Path) -> None:
+def apt_settings(file: Path) -> None:
     """Proxies and the checks this machine's apt relaxes, where its mirror is a snapshot."""
     wanted = re.compile(r"Acquire::(https?::[Pp]roxy|Check-Valid-Until|Check-Date|https::CaInfo)\b.*")
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True).stdout
@@ -153,7 +153,7 @@ def _apt_settings(file: Path) -> None:
     file.write_text("\n".join([*lines, 'APT::Install-Recommends "false";', 'Acquire::Languages "none";', ""]))
 
 
-def _certificates(root: Path) -> None:
+def certificates(root: Path) -> None:
     """The authorities this machine trusts, its own ones included."""
     own = Path("/usr/local/share/ca-certificates")
     if own.is_dir():
@@ -163,7 +163,7 @@ def _certificates(root: Path) -> None:
         shutil.copyfile(BUNDLE, root / BUNDLE.relative_to("/"))
 
 
-def _pip_settings(file: Path) -> None:
+def pip_settings(file: Path) -> None:
     """Where pip finds packages, as here; folders of this machine mean nothing in a container and stay out."""
     settings = {"cert": str(BUNDLE)}
     listed = subprocess.run(["pip", "config", "list"], capture_output=True, text=True).stdout

@@ -28,9 +28,9 @@ def free_port() -> int:
 
 
 def own_address(project: Project) -> str:
-    """An address of this machine that containers of any project reach: its end of the project's bridge."""
+    """An address of this machine that containers of any project reach: its end of the nodes' bridge."""
     form = "{{(index .IPAM.Config 0).Gateway}}"
-    return project.engine.docker("network", "inspect", "--format", form, f"{project.name}_default").strip()
+    return project.engine.docker("network", "inspect", "--format", form, f"{project.name}_fleet").strip()
 
 
 class Project:
@@ -93,14 +93,14 @@ def make_variables(folder: Path) -> dict[str, str]:
 def client(
     project: Project, image: str, token_file: Path, folder: Path, *words: str, deadline: float = 300
 ) -> str:
-    """Runs tests/compose/client.py in a container of its own: hardened, on the fleet's network."""
+    """Runs tests/compose/client.py in a container of its own: hardened, on the nodes' network."""
     program = Path(__file__).with_name("client.py")
     return project.engine.docker(
         "run",
         "--rm",
         *HARDENED,
         "--tmpfs=/tmp",
-        f"--network={project.name}_default",
+        f"--network={project.name}_fleet",
         f"--volume={program}:/client.py:ro",
         f"--volume={folder}:/work:ro",
         f"--volume={token_file}:/run/token:ro",

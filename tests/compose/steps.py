@@ -160,6 +160,11 @@ def confined(world: World) -> None:
         container = world.fleet.containers(service)[0]
         held = sorted(world.engine.docker("exec", container, "ls", "/run/edge-attention").split())
         need(f"{service} is handed its own token only", held == ["authority.pem", token], held)
+    # By name: whether bridges forward to each other is the firewall's, which this engine leaves alone.
+    node = world.fleet.containers("edge-node")[0]
+    found = world.engine.docker("exec", node, "getent", "hosts", "aggregator", "prometheus", check=False)
+    names = [line.split()[1] for line in found.splitlines()]
+    need("of the fleet, a node finds the aggregator only", names == ["aggregator"], found)
 
 
 def pages(world: World) -> None:

@@ -51,6 +51,27 @@ def test_who_is_handed_trust_sees_what_is_theirs_and_cannot_write_it():
             assert not mounts, name
 
 
+def test_who_need_not_talk_share_no_network():
+    """Prometheus and Grafana speak plain HTTP, and Prometheus asks nobody who they are."""
+    joined = {
+        name: set(service.get("networks", ["default"]))
+        for name, service in FLEET["services"].items()
+        if service.get("network_mode") != "none"
+    }
+    assert set().union(*joined.values()) == set(FLEET["networks"])
+    reached = {name: {other for other in joined if joined[name] & joined[other]} - {name} for name in joined}
+    nodes = {"edge-node", "edge-node-gpu"}
+    assert reached == {
+        "aggregator": {*nodes, "prometheus"},
+        "edge-node": {"aggregator", "edge-node-gpu"},
+        "edge-node-gpu": {"aggregator", "edge-node"},
+        "prometheus": {"aggregator", "grafana"},
+        "grafana": {"prometheus"},
+    }
+    # An override that names networks would add to these.
+    assert not any("networks" in service for service in SECRETS["services"].values())
+
+
 def test_every_volume_named_is_declared():
     for compose in (FLEET, EDGE):
         for service in compose["services"].values():

@@ -164,7 +164,7 @@ def test_pods_meet_the_standard_restricted_but_for_what_is_named(folder):
                 assert context["runAsNonRoot"] is True
                 assert (context["runAsUser"], context["runAsGroup"]) == (10001, 10001)
         hosts = [v["hostPath"]["path"] for v in spec["volumes"] if "hostPath" in v]
-        assert hosts == (["/var/lib/edge-attention"] if workload["kind"] == "DaemonSet" else [])
+        assert hosts == (["/var/lib/edge-attention-node"] if workload["kind"] == "DaemonSet" else [])
 
 
 @pytest.mark.parametrize("folder", BUILDS)
@@ -232,8 +232,14 @@ def test_nodes_with_and_without_a_gpu_share_no_machine():
 # What compose says too.
 
 PAIRS = {"edge-aggregator": ("StatefulSet", "aggregator"), "edge-node": ("DaemonSet", "edge-node")}
-# Names differ by where one is; compose waits for the aggregator, Kubernetes for the Secret.
-ELSEWHERE = {"EDGE_NODE_AGGREGATOR", "EDGE_AGGREGATOR_TLS_NAME", "EDGE_NODE_NAME"}
+# Names differ by where one is. Compose hands a volume over; here the files stay with the state.
+ELSEWHERE = {
+    "EDGE_NODE_AGGREGATOR",
+    "EDGE_AGGREGATOR_TLS_NAME",
+    "EDGE_NODE_NAME",
+    "EDGE_AGGREGATOR_BOOTSTRAP",
+    "EDGE_ATTENTION_TOKEN_FILE",
+}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -272,14 +278,20 @@ def test_health_is_asked_as_the_image_asks(kind, name, image):
     (container,) = pod(named(build("base"), kind, name))["containers"]
     for probe in ("startupProbe", "livenessProbe"):
         assert container[probe]["exec"]["command"] == json.loads(check)
-    if name == "edge-node":
-        assert container["readinessProbe"]["exec"]["command"] == [
-            *json.loads(check),
-            "--service",
-            LINK_SERVICE,
-        ]
-    else:
-        assert container["readinessProbe"]["httpGet"]["port"] in [p["name"] for p in container["ports"]]
+    # Never of the HTTP port: strangers can fill it.
+    registered = ["--service", LINK_SERVICE] if name == "edge-node" else []
+    assert container["readinessProbe"]["exec"]["command"] == [*json.loads(check), *registered]
+
+
+def test_no_page_puts_another_daemon_into_the_nodes_folder_on_the_machine():
+    """A container gives that folder to the nodes' user, whoever had it."""
+    (volume,) = [v for v in pod(named(build("base"), "DaemonSet", "edge-node"))["volumes"] if "hostPath" in v]
+    folder = volume["hostPath"]["path"]
+    units = [*(DEPLOY / "systemd").iterdir(), *(DEPLOY.parent / "docs").glob("*.md")]
+    texts = [file.read_text() for file in units if file.name != "kubernetes.md"]
+    used = {path for text in texts for path in re.findall(r"/var/lib/edge-[\w-]+", text)}
+    assert {"/var/lib/edge-attention", "/var/lib/edge-node"} <= used
+    assert folder not in used
 
 
 def test_the_image_runs_as_the_user_of_the_pods():

@@ -51,7 +51,7 @@ class Box:
             run(["tar", "-C", self.root, "-xf", file], deadline=180)
         else:
             say(f"  building Debian with systemd by debootstrap (once; kept as {file})")
-            mirror, _ = base._mirrors()
+            mirror, _ = base.mirrors()
             run(
                 ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", base.SUITE, self.root, mirror],
                 deadline=1200,
