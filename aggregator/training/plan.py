@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from edge_attention.core.jobs import Encoder, FusionJob, Head, PlannedGraph
 from edge_attention.core.optimizers import Optimizer, from_config
 from edge_attention.core.session import Dataset
 from edge_attention.core.tensors import Array, require, require_name
-from edge_attention.graphs.gradients import encoder_gradient, graph_inputs, head_gradient
-from edge_attention.graphs.parts import Part, load_part
+
+# onnx is loaded for a job that needs it: it takes 10 MB of the aggregator's memory.
+if TYPE_CHECKING:
+    from edge_attention.graphs.parts import Part
 
 MAX_PATIENCE = 30 * 86_400
 
@@ -30,6 +33,8 @@ class Graph:
 
     @classmethod
     def of(cls, data: bytes) -> Graph:
+        from edge_attention.graphs.gradients import graph_inputs
+
         return cls(hashlib.sha256(data).hexdigest(), data, frozenset(graph_inputs(data)))
 
 
@@ -144,12 +149,18 @@ def plan(job: FusionJob, models: Mapping[str, bytes]) -> FusionPlan:
 
 
 def _encoder(encoder: Encoder, models: Mapping[str, bytes], batch: int) -> PlannedPart:
+    from edge_attention.graphs.gradients import encoder_gradient
+    from edge_attention.graphs.parts import load_part
+
     part = load_part(models[encoder.graph], "encoder", encoder.trainable or None, encoder.node)
     gradient = encoder_gradient(part, batch)
     return _part(encoder, part, gradient)
 
 
 def _head(head: Head, models: Mapping[str, bytes], batch: int) -> PlannedPart:
+    from edge_attention.graphs.gradients import head_gradient
+    from edge_attention.graphs.parts import load_part
+
     part = load_part(models[head.graph], "head", head.trainable or None, f"head on {head.node}")
     for metric in head.metrics:
         if metric not in part.outputs:
