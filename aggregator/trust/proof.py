@@ -21,6 +21,7 @@ from edge_attention.trust.certificates import (
     ends,
     fingerprint,
     issued,
+    key_fingerprint,
     load_der,
     moment,
     peer_name,
@@ -42,6 +43,7 @@ class Peer:
     certificate: str = ""
     token: str = ""
     ends: float = math.inf  # when that is no longer good, in seconds since 1970
+    key: str = ""  # the fingerprint of the certificate's key
 
     @property
     def subject(self) -> str:
@@ -84,7 +86,8 @@ class CertificateProof:
         role, name = peer_name(certificate)
         self._check_chain(certificate, f"{role} {name!r}", now)
         self._check_signature(assertion, certificate, f"{role} {name!r}", now)
-        return Peer(name, role, certificate=serial(certificate), ends=ends(certificate))
+        key = key_fingerprint(certificate.public_key())
+        return Peer(name, role, certificate=serial(certificate), ends=ends(certificate), key=key)
 
     def _check_chain(self, certificate: x509.Certificate, who: str, now: float) -> None:
         try:

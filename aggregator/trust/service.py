@@ -15,6 +15,7 @@ from aggregator.trust.access import Access
 from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority
 from aggregator.trust.guard import caller
+from aggregator.trust.proof import Peer
 from aggregator.trust.registry import CertificateRow, Registry
 from edge_attention.core.enrolment import (
     EnrolRequest,
@@ -23,7 +24,7 @@ from edge_attention.core.enrolment import (
     RenewRequest,
     RenewResponse,
 )
-from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, PermissionDenied
 from edge_attention.trust.certificates import check_request, der, ends, key_fingerprint, serial
 from edge_attention.trust.names import Role
 from edge_attention.trust.tokens import parse_token
@@ -81,18 +82,29 @@ class TrustApi:
 
     async def renew(self, request: RenewRequest, call: Any) -> RenewResponse:
         peer = caller()
-        if peer is None or not peer.certificate:
-            raise FailedPrecondition("a certificate is renewed by who holds it; an access token has none")
-        issued, row = await asyncio.to_thread(self._renew, request, peer.role, peer.name, peer.certificate)
+        try:
+            if peer is None or not peer.certificate:
+                raise FailedPrecondition("a certificate is renewed by who holds it; an access token has none")
+            issued, row = await asyncio.to_thread(self._renew, request, peer)
+        except EdgeAttentionError as error:
+            subject = "" if peer is None else peer.subject
+            self._access.refuse(error, call.peer(), "TrustService.Renew", subject)
+            raise
         self._metrics.certificates_issued.labels(row.role).inc()
         self._audit.write("renewed", subject=row.subject, peer=call.peer(), serial=row.serial, ends=row.ends)
         return RenewResponse(issued)
 
-    def _renew(self, request: RenewRequest, role: Role, name: str, old: str) -> tuple[Issued, CertificateRow]:
+    def _renew(self, request: RenewRequest, peer: Peer) -> tuple[Issued, CertificateRow]:
         key = check_request(request.signing_request)
-        before = self._registry.certificate(old)
-        issued, row = self._issue(key, role, name, before.token if before else "")
-        self._registry.renew(row, old, time.time())
+        if key_fingerprint(key) != peer.key:
+            # Who has caught an assertion must not make a certificate of its own of it.
+            raise PermissionDenied(
+                f"the signing request is not for the key of the certificate of {peer.role} {peer.name!r}: a "
+                "certificate is renewed for its own key; for another one, enrol with a join token"
+            )
+        before = self._registry.certificate(peer.certificate)
+        issued, row = self._issue(key, peer.role, peer.name, before.token if before else "")
+        self._registry.renew(row, peer.certificate, time.time())
         return issued, row
 
     def _issue(
