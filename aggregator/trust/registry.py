@@ -23,12 +23,15 @@ from edge_attention.core.errors import (
     ResourceExhausted,
     Revoked,
     Unauthenticated,
+    Unavailable,
 )
 from edge_attention.trust.certificates import moment
 from edge_attention.trust.names import Role, require_role
 from edge_attention.trust.tokens import Kind, Token, make_token, secret_hash
 
 SCHEMA = 1
+WRITE_SECONDS, READ_SECONDS = 10.0, 1.0
+"""How long the database may be locked by another process."""
 KEPT_SECONDS = 30 * 86400.0
 """How long certificates that have ended are remembered."""
 
@@ -96,12 +99,11 @@ class Registry:
 
     def __init__(self, folder: Path) -> None:
         self._where = folder / "trust.db"
-        self._mutex = threading.RLock()
+        self._mutex, self._reading = threading.RLock(), threading.Lock()
+        self._writer = 0  # the thread whose transaction is under way
+        self._seen = (-1, 0)
         with self._translated():
-            # isolation_level None: transactions begin and end where `_transaction` says.
-            self._database = sqlite3.connect(
-                self._where, isolation_level=None, check_same_thread=False, timeout=10
-            )
+            self._database = self._connect(WRITE_SECONDS)
             self._where.chmod(0o600)
             for pragma in ("journal_mode=WAL", "synchronous=FULL"):
                 self._database.execute(f"PRAGMA {pragma}")
@@ -115,9 +117,16 @@ class Registry:
                 if schema == 0:
                     for statement in (*_TABLES, f"PRAGMA user_version={SCHEMA}"):
                         self._database.execute(statement)
+            # In WAL mode who reads waits for nobody who writes: calls are checked on the event loop.
+            self._reader = self._connect(READ_SECONDS)
+
+    def _connect(self, timeout: float) -> sqlite3.Connection:
+        # isolation_level None: transactions begin and end where `_transaction` says.
+        return sqlite3.connect(self._where, isolation_level=None, check_same_thread=False, timeout=timeout)
 
     def close(self) -> None:
-        with self._mutex:
+        with self._mutex, self._reading:
+            self._reader.close()
             self._database.close()
 
     @contextmanager
@@ -128,6 +137,10 @@ class Registry:
             text = str(error)
             if "disk is full" in text:
                 raise ResourceExhausted(f"{self._where}: the disk is full; free space there") from None
+            if "locked" in text or "busy" in text:
+                raise Unavailable(
+                    f"{self._where} is in use: another process has been writing to it for long; try again"
+                ) from None
             if isinstance(error, sqlite3.OperationalError):
                 raise FailedPrecondition(
                     f"{self._where} cannot be used: {text}; run this as the user that runs the aggregator"
@@ -140,6 +153,7 @@ class Registry:
     def _transaction(self) -> Iterator[None]:
         with self._mutex, self._translated():
             self._database.execute("BEGIN IMMEDIATE")
+            self._writer = threading.get_ident()
             try:
                 yield
                 self._database.execute("COMMIT")
@@ -147,16 +161,29 @@ class Registry:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
+            finally:
+                self._writer = 0
 
     def _rows(self, statement: str, *values: object) -> list[tuple[object, ...]]:
-        with self._mutex, self._translated():
-            return self._database.execute(statement, values).fetchall()
+        """What is there; inside a transaction of this thread, as that sees it."""
+        with self._translated():
+            if self._writer == threading.get_ident():
+                return self._database.execute(statement, values).fetchall()
+            with self._reading:
+                return self._reader.execute(statement, values).fetchall()
 
-    def version(self) -> int:
-        """Changes when another connection, as the command line's, has changed something."""
-        ((version,),) = self._rows("PRAGMA data_version")
-        assert isinstance(version, int)
-        return version
+    def revocations(self) -> int:
+        """How many there have been, by this process and any other: what is revoked is never forgotten."""
+        ((changed,),) = self._rows("PRAGMA data_version")
+        assert isinstance(changed, int)
+        if changed != self._seen[0]:
+            ((count,),) = self._rows(
+                "SELECT (SELECT count(*) FROM certificates WHERE revoked IS NOT NULL) + "
+                "(SELECT count(*) FROM tokens WHERE revoked IS NOT NULL)"
+            )
+            assert isinstance(count, int)
+            self._seen = (changed, count)
+        return self._seen[1]
 
     # Tokens
 
@@ -249,6 +276,7 @@ class Registry:
         Raises:
             Revoked, Unauthenticated, PermissionDenied, AlreadyExists: and why (`aggregator.trust.enrolment`).
         """
+        self._known(token)  # before anything is written or waited for: a stranger has none
         with self._transaction():
             row = self._known(token)
             wanted = name or row.name or suggested
@@ -272,7 +300,7 @@ class Registry:
         """Remember `certificate`, issued for the one with serial `old`.
 
         Raises:
-            Revoked: that one was revoked.
+            Revoked, Unauthenticated: that one was revoked, or is not known.
         """
         with self._transaction():
             self.require_not_revoked(Peer(certificate.name, certificate.role, certificate=old))
@@ -330,24 +358,38 @@ class Registry:
         return found
 
     def require_not_revoked(self, peer: Peer) -> None:
-        """Raises Revoked if the certificate, or the token, was revoked."""
+        """Refuse a certificate or token that is no longer good.
+
+        Raises:
+            Revoked: it was revoked.
+            Unauthenticated: there is no record of that certificate.
+        """
         if peer.token:
             row = self.token(peer.token)
             if row.revoked is not None:
                 raise Revoked(f"access token {row.id} was revoked at {moment(row.revoked)}: ask for another")
             return
         certificate = self.certificate(peer.certificate)
-        if certificate is not None and certificate.revoked is not None:
+        if certificate is None:
+            # It may have been revoked before the record of that was lost.
+            raise Unauthenticated(
+                f"the certificate of {peer.role} {peer.name!r} is not known here, as after a loss of this "
+                "aggregator's trust.db: enrol again, with a join token and an empty --identity folder"
+            )
+        if certificate.revoked is not None:
             raise Revoked(
                 f"the certificate of {peer.role} {peer.name!r} was revoked at "
                 f"{moment(certificate.revoked)}: to let it in again, an operator makes a token for it with "
                 f"edge-aggregator token create --role {peer.role} --name {peer.name}"
             )
 
-    def latest_end(self, role: Role, name: str) -> float:
-        """When the last of a name's certificates ends that were not revoked; 0 if there is none."""
+    def latest_end(self, role: Role, name: str, key: str) -> float:
+        """When the last of the certificates of `key` for a name ends that were not revoked; 0: none."""
         rows = self._rows(
-            "SELECT max(ends) FROM certificates WHERE role = ? AND name = ? AND revoked IS NULL", role, name
+            "SELECT max(ends) FROM certificates WHERE role = ? AND name = ? AND key = ? AND revoked IS NULL",
+            role,
+            name,
+            key,
         )
         end = rows[0][0]
         return float(end) if isinstance(end, int | float) else 0.0
