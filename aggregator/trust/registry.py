@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aggregator.trust.authority import REGISTRY
 from aggregator.trust.enrolment import Holder, admit, require_redeemable
 from aggregator.trust.proof import Peer
 from edge_attention.core.errors import (
@@ -98,7 +99,7 @@ class Registry:
     """The database in `folder`. Any thread may call."""
 
     def __init__(self, folder: Path) -> None:
-        self._where = folder / "trust.db"
+        self._where = folder / REGISTRY
         self._mutex, self._reading = threading.RLock(), threading.Lock()
         self._writer = 0  # the thread whose transaction is under way
         self._seen = (-1, 0)

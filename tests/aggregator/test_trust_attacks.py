@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
+from click.testing import CliRunner
 from trust_house import TrustHouse, in_house
 
+from aggregator.main import main
+from aggregator.trust.authority import Authority, folder_of
 from aggregator.trust.guard import Call
-from edge_attention.core.errors import FailedPrecondition, PermissionDenied, Revoked
+from aggregator.trust.registry import Registry
+from edge_attention.core.errors import FailedPrecondition, PermissionDenied, Revoked, Unauthenticated
 from edge_attention.trust.certificates import load_der, new_key
 
 
@@ -57,3 +62,45 @@ def test_who_was_overruled_by_a_token_for_its_name_is_shut_out_at_once(tmp_path)
             assert house.trust.access.authenticate(f"Bearer {house.assertion(new)}", "x").name == "stolen"
 
     asyncio.run(scenario())
+
+
+def test_without_the_record_of_what_was_revoked_it_does_not_start(tmp_path):
+    folder = folder_of(tmp_path)
+
+    def revoked(house):
+        node = house.enrol(house.token(), "a")
+        house.registry.revoke_certificates("a", "node", time.time())
+        return node
+
+    node = in_house(tmp_path, revoked)
+    for file in folder.glob("trust.db*"):
+        file.unlink()
+    for start in (lambda: TrustHouse(tmp_path), lambda: Authority.open(folder)):
+        with pytest.raises(FailedPrecondition, match=r"trust\.db is missing.* enrol again: touch .*trust\.db"):
+            start()
+    done = CliRunner().invoke(main, ["--state", str(tmp_path), "token", "create"])
+    assert done.exit_code == 1
+    assert "trust.db is missing" in done.output
+    (folder / "trust.db").touch()  # as the sentence says
+
+    def again(house):
+        with pytest.raises(Unauthenticated, match="certificate of node 'a' is not known here"):
+            house.renew(house.assertion(node), node.key)
+        assert house.enrol(house.token(), "a", node.key).name == "a"
+
+    in_house(tmp_path, again)
+
+
+@pytest.mark.parametrize("there", [["authority.key"], ["authority.key", "trust.db"]])
+def test_killed_while_the_authority_was_made_it_is_made_anew(tmp_path, there):
+    Authority.open(tmp_path / "whole")
+    half = tmp_path / "half"
+    half.mkdir()
+    for name in there:
+        (half / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    made = Authority.open(half)
+    assert Authority.open(half).fingerprint == made.fingerprint
+    Registry(half).close()
+    (half / "authority.pem").unlink()
+    with pytest.raises(FailedPrecondition, match="restore the folder"):
+        Authority.open(half)
