@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from aggregator.main import main
 from aggregator.trust import audit as audits
+from aggregator.trust import authority as authorities
 from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority
 from aggregator.trust.bootstrap import write_bootstrap
@@ -127,6 +128,23 @@ def test_the_certificate_rotates_while_it_is_served(tmp_path):
     assert len(set(served(own, inside))) == 13
     assert own.ssl_context() is context, "HTTPS follows on the same context"
     assert own.key_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_certificate_made_while_the_clock_was_ahead_is_made_anew(tmp_path, monkeypatch):
+    authority = Authority.open(tmp_path)
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return datetime.now(zone) + timedelta(days=40)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(authorities, "datetime", Ahead)
+        own = OwnCertificate(tmp_path, authority, ["localhost"], WEEK)
+    assert own.certificate.not_valid_before_utc > datetime.now(UTC)
+    assert own.keep()
+    assert own.certificate.not_valid_before_utc < datetime.now(UTC)
+    assert not own.keep()
 
 
 def test_https_follows_too(tmp_path):
