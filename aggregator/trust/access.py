@@ -9,6 +9,7 @@ import logging
 import ssl
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -43,6 +44,7 @@ class Access:
         self._registry, self._certificates, self._server, self._audit = registry, certificates, server, audit
         self._clock = clock
         self._mutex = threading.Lock()
+        self._told: set[str] = set()
         self._good: OrderedDict[str, tuple[Peer, float]] = OrderedDict()
 
     def authenticate(self, authorization: str | None, peer: str, what: str = "") -> Peer:
@@ -105,17 +107,34 @@ class Access:
             peer, until = self._good.get(shown, (None, 0.0))
             if peer is not None and now < until:
                 return peer
-        if shown.startswith(("eat_", "eaj_")):
-            peer = self._registry.access(_token(shown), now)
-        else:
-            peer = self._certificates.check(shown, now)
-            self._registry.require_not_revoked(peer)
+        try:
+            if shown.startswith(("eat_", "eaj_")):
+                peer = self._registry.access(_token(shown), now)
+            else:
+                peer = self._certificates.check(shown, now)
+                self._registry.require_not_revoked(peer)
+        except EdgeAttentionError:
+            raise
+        except Exception as error:
+            self._unforeseen(error)
+            raise Unauthenticated("the authorization could not be checked: it proves nothing") from None
         with self._mutex:
-            # An assertion is checked anew as often as it is made anew.
-            self._good[shown] = (peer, min(now + SECONDS, peer.ends))
+            # Checked anew as often as an assertion is made anew, and not taken for longer than it is good.
+            self._good[shown] = (peer, min(now + SECONDS, peer.until, peer.ends))
             while len(self._good) > REMEMBERED:
                 self._good.popitem(last=False)
         return peer
+
+    def _unforeseen(self, error: Exception) -> None:
+        """A stranger may bring it about again and again: a kind of error is told once, and in one line."""
+        kind = type(error).__name__
+        if kind not in self._told:
+            self._told.add(kind)
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            log.error(
+                "checking an authorization failed with %s (%.200s) at %s:%s; such calls are refused",
+                kind, error, last.filename, last.lineno,
+            )  # fmt: skip
 
 
 def _token(shown: str) -> Token:

@@ -43,6 +43,7 @@ class Peer:
     certificate: str = ""
     token: str = ""
     ends: float = math.inf  # when that is no longer good, in seconds since 1970
+    until: float = math.inf  # when what was shown is no longer taken, should that be sooner
     key: str = ""  # the fingerprint of the certificate's key
 
     @property
@@ -85,9 +86,9 @@ class CertificateProof:
         certificate = _certificate(assertion)
         role, name = peer_name(certificate)
         self._check_chain(certificate, f"{role} {name!r}", now)
-        self._check_signature(assertion, certificate, f"{role} {name!r}", now)
+        until = self._check_signature(assertion, certificate, f"{role} {name!r}", now)
         key = key_fingerprint(certificate.public_key())
-        return Peer(name, role, certificate=serial(certificate), ends=ends(certificate), key=key)
+        return Peer(name, role, serial(certificate), ends=ends(certificate), until=until, key=key)
 
     def _check_chain(self, certificate: x509.Certificate, who: str, now: float) -> None:
         try:
@@ -113,7 +114,8 @@ class CertificateProof:
         except VerificationError as error:
             raise Unauthenticated(f"the certificate of {who} does not hold: {error}") from None
 
-    def _check_signature(self, assertion: str, certificate: x509.Certificate, who: str, now: float) -> None:
+    def _check_signature(self, assertion: str, certificate: x509.Certificate, who: str, now: float) -> float:
+        """Until when the assertion is taken."""
         key = certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
             raise Unauthenticated(f"the certificate of {who} has a key that is not P-256")
@@ -151,6 +153,7 @@ class CertificateProof:
                 f"the assertion of {who} was made {abs(off):.0f} s {'ago' if off > 0 else 'in the future'} "
                 f"by this aggregator's clock: set the clocks of both machines (NTP)"
             )
+        return float(end + SKEW)
 
 
 def _certificate(assertion: str) -> x509.Certificate:

@@ -228,10 +228,14 @@ class Registry:
     def knows(self, token: Token) -> bool:
         """Whether the token is one of this aggregator's, valid or not."""
         try:
-            self._known(token)
+            self.require_known(token)
         except Revoked:
             return False
         return True
+
+    def require_known(self, token: Token) -> None:
+        """Raises Revoked if the token is none of this aggregator's. Valid or not is not asked."""
+        self._known(token)
 
     def _known(self, token: Token) -> TokenRow:
         """The row of a token whose secret is right."""
@@ -277,7 +281,7 @@ class Registry:
         Raises:
             Revoked, Unauthenticated, PermissionDenied, AlreadyExists: and why (`aggregator.trust.enrolment`).
         """
-        self._known(token)  # before anything is written or waited for: a stranger has none
+        self.require_known(token)  # before anything is written or waited for: a stranger has none
         with self._transaction():
             row = self._known(token)
             wanted = name or row.name or suggested

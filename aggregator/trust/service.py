@@ -68,6 +68,7 @@ class TrustApi:
 
     def _enrol(self, request: EnrolRequest) -> tuple[Issued, CertificateRow]:
         token = parse_token(request.token, "join")
+        self._registry.require_known(token)  # of a stranger nothing more is looked at
         key = check_request(request.signing_request)
         made: list[Issued] = []
 

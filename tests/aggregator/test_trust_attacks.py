@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner
 from trust_house import TrustHouse, in_house
 
 from aggregator.main import main
+from aggregator.trust.access import Access
 from aggregator.trust.authority import Authority, folder_of
 from aggregator.trust.guard import Call
-from aggregator.trust.registry import Registry
-from edge_attention.core.errors import FailedPrecondition, PermissionDenied, Revoked, Unauthenticated
-from edge_attention.trust.certificates import load_der, new_key
+from aggregator.trust.proof import CertificateProof
+from aggregator.trust.registry import CertificateRow, Registry
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Revoked, Unauthenticated
+from edge_attention.trust.assertion import SECONDS, SKEW, make_assertion
+from edge_attention.trust.certificates import ends, load_der, new_key, serial
+from edge_attention.trust.tokens import make_token
 
 
 def test_an_assertion_that_was_caught_gets_no_certificate_for_another_key(tmp_path):
@@ -104,3 +109,48 @@ def test_killed_while_the_authority_was_made_it_is_made_anew(tmp_path, there):
     (half / "authority.pem").unlink()
     with pytest.raises(FailedPrecondition, match="restore the folder"):
         Authority.open(half)
+
+
+def test_a_stranger_s_signing_request_is_not_looked_at(tmp_path):
+    def inside(house):
+        stranger = make_token("join", house.authority.fingerprint[:32])
+        with pytest.raises(Revoked, match="is not known here"):
+            house.enrol(stranger, "a", request=b"damaged")
+        with pytest.raises(InvalidArgument, match="signing request is damaged"):
+            house.enrol(house.token(), "a", request=b"damaged")
+
+    in_house(tmp_path, inside)
+
+
+def test_an_assertion_is_taken_no_longer_because_it_was_taken_before(tmp_path):
+    house = TrustHouse(tmp_path)
+    key, now = new_key(), time.time()
+    made = house.authority.issue_peer(key.public_key(), "node", "a", timedelta(days=1))
+    row = CertificateRow(serial(made), "node", "a", "", "", now, ends(made), None)
+    with house.registry._transaction():
+        house.registry._insert(row, now)
+    clock = [now + SECONDS + SKEW - 2]
+    proof = CertificateProof(house.authority.certificate)
+    access = Access(house.registry, proof, None, house.audit, lambda: clock[0])
+    shown = "Bearer " + make_assertion(key, made, house.authority.fingerprint, now)
+    assert access.authenticate(shown, "x").name == "a"
+    clock[0] += 3
+    with pytest.raises(Unauthenticated, match="by this aggregator's clock"):
+        access.authenticate(shown, "x")
+    house.close()
+
+
+def test_what_nobody_foresaw_is_a_refusal_and_one_line_of_the_log(tmp_path, caplog):
+    house = TrustHouse(tmp_path)
+
+    class Fails:
+        def check(self, shown, now):
+            raise ZeroDivisionError("as a library may")
+
+    access = Access(house.registry, Fails(), None, house.audit)
+    for _ in range(3):
+        with pytest.raises(Unauthenticated, match="could not be checked"):
+            access.authenticate("Bearer a.b.c", "x")
+    (line,) = [record for record in caplog.records if "ZeroDivisionError" in record.getMessage()]
+    assert line.exc_info is None
+    house.close()
