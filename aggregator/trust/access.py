@@ -13,8 +13,9 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 
-from aggregator.trust.audit import Audit
+from aggregator.trust.audit import A_SECOND, BURST, Audit
 from aggregator.trust.proof import CertificateProof, Peer, bearer
+from aggregator.trust.rate import Rate
 from aggregator.trust.registry import Registry
 from aggregator.trust.server_certificate import ServerCertificate
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, PermissionDenied, Unauthenticated
@@ -44,6 +45,7 @@ class Access:
         self._registry, self._certificates, self._server, self._audit = registry, certificates, server, audit
         self._clock = clock
         self._mutex = threading.Lock()
+        self._rate = Rate(BURST, A_SECOND)
         self._told: set[str] = set()
         self._good: OrderedDict[str, tuple[Peer, float]] = OrderedDict()
 
@@ -84,8 +86,16 @@ class Access:
         raise error
 
     def refuse(self, error: EdgeAttentionError, address: str, what: str, subject: str = "") -> None:
-        """Tell log and audit of a refusal; the caller raises `error`."""
-        log.warning("refused %s%s: %s", address or "a peer", f", {what}" if what else "", error.message)
+        """Tell log and audit of a refusal, up to a rate; the caller raises `error`."""
+        suppressed = self._rate.afford(subject)
+        if suppressed is not None:
+            log.warning(
+                "refused %.200s%.200s: %.1000s%s",
+                address or "a peer",
+                f", {what}" if what else "",
+                error.message,
+                f" ({suppressed} more before)" if suppressed else "",
+            )
         more = {"method": what} if what else {}
         self._audit.write(
             "refused", outcome="refused", subject=subject, peer=address, reason=error.message, **more

@@ -11,6 +11,8 @@ from click.testing import CliRunner
 from trust_house import TrustHouse, in_house
 
 from aggregator.main import main
+from aggregator.trust import audit as audits
+from aggregator.trust import rate as rates
 from aggregator.trust.access import Access
 from aggregator.trust.authority import Authority, folder_of
 from aggregator.trust.guard import Call
@@ -153,4 +155,24 @@ def test_what_nobody_foresaw_is_a_refusal_and_one_line_of_the_log(tmp_path, capl
             access.authenticate("Bearer a.b.c", "x")
     (line,) = [record for record in caplog.records if "ZeroDivisionError" in record.getMessage()]
     assert line.exc_info is None
+    house.close()
+
+
+def test_refusals_do_not_flood_the_log(tmp_path, caplog, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(rates.time, "monotonic", lambda: clock[0])
+    house = TrustHouse(tmp_path)
+
+    def refuse():
+        with pytest.raises(Unauthenticated):
+            house.trust.access.authenticate("Bearer a.b.c", "x", "/" + "y" * 10_000)
+
+    for _ in range(1000):
+        refuse()
+    lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert len(lines) == audits.BURST
+    assert len(lines[0]) < 1500
+    clock[0] = 1.0
+    refuse()
+    assert f"({1000 - int(audits.BURST)} more before)" in caplog.records[-1].getMessage()
     house.close()
