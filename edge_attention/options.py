@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,10 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def set_up(level: str) -> None:
-    """What both daemons begin with. Log to stderr, a line each: time, level, message; keep few free bytes."""
+    """What both daemons begin with: files for this user only; a log on stderr, a line each (time, level,
+    message); few free bytes kept."""
+    # What is kept is for this user; where a group is to read something, its mode is set.
+    os.umask(0o077)
     # glibc gives every thread a heap of its own, and each keeps what was freed there. Other C libraries
     # have no such call.
     with contextlib.suppress(OSError, AttributeError):

@@ -82,6 +82,9 @@ class Audit:
             self.close()
         if self._file < 0:
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            if os.fstat(self._file).st_size == 0:
+                with contextlib.suppress(OSError):  # whatever the umask, a group may be let read it
+                    os.fchmod(self._file, 0o640)
             if os.geteuid() == 0:  # an operator's command: what it makes must stay writable for the daemon
                 owner = self._path.parent.stat()
                 os.fchown(self._file, owner.st_uid, owner.st_gid)

@@ -302,6 +302,29 @@ def test_bootstrap_writes_what_is_missing_or_no_longer_good(tmp_path):
     registry.close()
 
 
+def test_what_is_for_a_group_is_so_whatever_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        registry = Registry(tmp_path)
+        folder = tmp_path / "boot"
+        write_bootstrap(folder, registry, Authority.make().certificate, 1000.0)
+        registry.close()
+        Audit(tmp_path / "audit.jsonl").write("enrolled")
+    finally:
+        os.umask(before)
+    for path in (folder, folder / "node", folder / "viewer"):
+        assert path.stat().st_mode & 0o777 == 0o750
+    for path in (folder / "join-token", folder / "node" / "join-token", tmp_path / "audit.jsonl"):
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_daemon_makes_files_for_its_user_only(tmp_path):
+    code = "from edge_attention.options import set_up; set_up('info'); open('made', 'w')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, timeout=60)
+    assert done.returncode == 0
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600
+
+
 # The audit log
 
 
