@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aggregator.trust.authority import REGISTRY
@@ -30,7 +30,7 @@ from edge_attention.trust.certificates import moment
 from edge_attention.trust.names import Role, require_role
 from edge_attention.trust.tokens import Kind, Token, make_token, secret_hash
 
-SCHEMA = 1
+SCHEMA = 2
 WRITE_SECONDS, READ_SECONDS = 10.0, 1.0
 """How long the database may be locked by another process."""
 KEPT_SECONDS = 30 * 86400.0
@@ -41,9 +41,11 @@ _TABLES = (
         secret TEXT NOT NULL, created REAL NOT NULL, expires REAL, uses INTEGER, used INTEGER NOT NULL,
         revoked REAL, label TEXT NOT NULL)""",
     """CREATE TABLE certificates (serial TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL,
-        key TEXT NOT NULL, token TEXT NOT NULL, issued REAL NOT NULL, ends REAL NOT NULL, revoked REAL)""",
+        key TEXT NOT NULL, token TEXT NOT NULL, issued REAL NOT NULL, ends REAL NOT NULL, revoked REAL,
+        der BLOB NOT NULL DEFAULT x'')""",
     "CREATE INDEX certificates_by_name ON certificates (role, name)",
 )
+_FROM_1 = ("ALTER TABLE certificates ADD COLUMN der BLOB NOT NULL DEFAULT x''",)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class CertificateRow:
     issued: float
     ends: float
     revoked: float | None
+    der: bytes = field(default=b"", repr=False)
 
     @property
     def subject(self) -> str:
@@ -115,8 +118,9 @@ class Registry:
                         f"{self._where} was written by a newer release (schema {schema}, this one reads "
                         f"{SCHEMA}): run that release"
                     )
-                if schema == 0:
-                    for statement in (*_TABLES, f"PRAGMA user_version={SCHEMA}"):
+                if schema < SCHEMA:
+                    made = _TABLES if schema == 0 else _FROM_1
+                    for statement in (*made, f"PRAGMA user_version={SCHEMA}"):
                         self._database.execute(statement)
             # In WAL mode who reads waits for nobody who writes: calls are checked on the event loop.
             self._reader = self._connect(READ_SECONDS)
@@ -276,7 +280,7 @@ class Registry:
         """Take one use of a join token for a certificate of `key`, made by `issue(role, name)`.
 
         All or nothing. A key that asks again with the token it has just been enrolled with, because the
-        answer was lost, is answered again.
+        answer was lost, is answered again; and with the certificate it has, while that is young.
 
         Raises:
             Revoked, Unauthenticated, PermissionDenied, AlreadyExists: and why (`aggregator.trust.enrolment`).
@@ -288,7 +292,8 @@ class Registry:
             holders = self._holders(row.role, wanted)
             again = require_redeemable(row, holders, key, now)
             admit(row, wanted, key, holders, now)
-            certificate = issue(row.role, wanted)
+            young = self._young(row.role, wanted, key, now)
+            certificate = young or issue(row.role, wanted)
             if row.name:
                 # Made for this name: whoever held it does no longer.
                 self._database.execute(
@@ -298,8 +303,21 @@ class Registry:
                 )
             if not again:
                 self._database.execute("UPDATE tokens SET used = used + 1 WHERE id = ?", (row.id,))
-            self._insert(certificate, now)
+            if young is None:
+                self._insert(certificate, now)
         return certificate
+
+    def _young(self, role: Role, name: str, key: str, now: float) -> CertificateRow | None:
+        """The certificate `key` has for that name, if more than half of its life is left."""
+        rows = self._rows(
+            "SELECT * FROM certificates WHERE role = ? AND name = ? AND key = ? AND revoked IS NULL AND "
+            "der <> x'' AND ends - ? > (ends - issued) / 2 ORDER BY rowid DESC LIMIT 1",
+            role,
+            name,
+            key,
+            now,
+        )
+        return _certificate(rows[0]) if rows else None
 
     def renew(self, certificate: CertificateRow, old: str, now: float) -> None:
         """Remember `certificate`, issued for the one with serial `old`.
@@ -313,8 +331,8 @@ class Registry:
 
     def _insert(self, c: CertificateRow, now: float) -> None:
         self._database.execute(
-            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (c.serial, c.role, c.name, c.key, c.token, c.issued, c.ends, c.revoked),
+            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (c.serial, c.role, c.name, c.key, c.token, c.issued, c.ends, c.revoked, c.der),
         )
         # Only the latest of a name matters once it has ended; revoked ones bar their name.
         self._database.execute(

@@ -1,4 +1,4 @@
-"""What an attacker tried: with what a peer showed, with what a stranger may send, with files that are gone."""
+"""What an attacker tried: with what a peer showed, with what a stranger may send, with files gone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,18 @@ from aggregator.trust.authority import Authority, folder_of
 from aggregator.trust.guard import Call
 from aggregator.trust.proof import CertificateProof
 from aggregator.trust.registry import CertificateRow, Registry
-from edge_attention.core.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Revoked, Unauthenticated
+from aggregator.trust.service import ENROLMENTS, RENEWALS
+from edge_attention.core.enrolment import EnrolRequest, RenewRequest
+from edge_attention.core.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    Revoked,
+    Unauthenticated,
+    Unavailable,
+)
 from edge_attention.trust.assertion import SECONDS, SKEW, make_assertion
-from edge_attention.trust.certificates import ends, load_der, new_key, serial
+from edge_attention.trust.certificates import ends, load_der, new_key, serial, signing_request
 from edge_attention.trust.tokens import make_token
 
 
@@ -83,7 +92,7 @@ def test_without_the_record_of_what_was_revoked_it_does_not_start(tmp_path):
     for file in folder.glob("trust.db*"):
         file.unlink()
     for start in (lambda: TrustHouse(tmp_path), lambda: Authority.open(folder)):
-        with pytest.raises(FailedPrecondition, match=r"trust\.db is missing.* enrol again: touch .*trust\.db"):
+        with pytest.raises(FailedPrecondition, match=r"trust\.db is missing.* again: touch .*trust\.db"):
             start()
     done = CliRunner().invoke(main, ["--state", str(tmp_path), "token", "create"])
     assert done.exit_code == 1
@@ -176,3 +185,47 @@ def test_refusals_do_not_flood_the_log(tmp_path, caplog, monkeypatch):
     refuse()
     assert f"({1000 - int(audits.BURST)} more before)" in caplog.records[-1].getMessage()
     house.close()
+
+
+def test_who_enrols_again_and_again_gets_the_certificate_it_has(tmp_path):
+    def inside(house):
+        token, key = house.token(), new_key()
+        first = house.enrol(token, "a", key)
+        assert house.enrol(token, "a", key).certificate == first.certificate
+        assert house.enrol(token, "b", key).certificate != first.certificate
+        assert [line.get("again") for line in house.audited("enrolled")] == [None, True, None]
+        # An old one is followed by a new one.
+        with house.registry._transaction():
+            house.registry._database.execute("UPDATE certificates SET issued = issued - 8 * 86400")
+        second = house.enrol(token, "a", key)
+        assert second.certificate != first.certificate
+        assert house.renew(house.assertion(second), key).name == "a"
+
+    in_house(tmp_path, inside)
+
+
+def test_a_token_and_a_certificate_are_used_so_often_and_no_oftener(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(rates.time, "monotonic", lambda: clock[0])
+
+    def inside(house):
+        token, key = house.token(), new_key()
+        node = house.enrol(token, "a", key)
+        data = signing_request(key, "a")
+        request = EnrolRequest(token.text, data, "a", "")
+        peer = house.trust.access.authenticate(f"Bearer {house.assertion(node)}", "x")
+        for allowed, ask in (
+            (int(ENROLMENTS[0]) - 1, lambda: house.trust._api._enrol(request)),
+            (int(RENEWALS[0]), lambda: house.trust._api._renew(RenewRequest(data), peer)),
+        ):
+            for _ in range(allowed):
+                ask()
+            with pytest.raises(Unavailable, match=r"too many .* at a time"):
+                ask()
+        with pytest.raises(Unavailable, match="too many enrolments with token"):
+            house.enrol(token, "b")
+        house.enrol(house.token(), "b")
+        clock[0] += 10
+        house.enrol(token, "c")
+
+    in_house(tmp_path, inside)

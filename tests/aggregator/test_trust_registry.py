@@ -215,7 +215,7 @@ def test_a_token_for_a_name_takes_it_from_who_had_it(registry):
 
 def test_a_certificate_nobody_knows_of_is_no_longer_good(registry):
     """As after the loss of trust.db: it may be one that was revoked."""
-    with pytest.raises(Unauthenticated, match="certificate of node 'a' is not known here.* enrol again"):
+    with pytest.raises(Unauthenticated, match=r"certificate of node 'a' is not known here.* enrol again"):
         registry.require_not_revoked(Peer("a", "node", certificate="beef"))
     with pytest.raises(Unauthenticated):
         registry.renew(issue("k1")("node", "a"), "beef", 200.0)
@@ -300,6 +300,25 @@ def test_a_newer_or_damaged_database_is_one_sentence(tmp_path):
     (tmp_path / "trust.db").write_bytes(b"nonsense" * 1000)
     with pytest.raises(DataLoss, match="restore it"):
         Registry(tmp_path)
+
+
+def test_a_database_of_the_release_before_is_read(tmp_path):
+    with sqlite3.connect(tmp_path / "trust.db") as database:
+        database.execute(
+            "CREATE TABLE tokens (id TEXT PRIMARY KEY, kind TEXT NOT NULL, role TEXT NOT NULL, name TEXT NOT "
+            "NULL, secret TEXT NOT NULL, created REAL NOT NULL, expires REAL, uses INTEGER, used INTEGER NOT "
+            "NULL, revoked REAL, label TEXT NOT NULL)"
+        )
+        database.execute(
+            "CREATE TABLE certificates (serial TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, "
+            "key TEXT NOT NULL, token TEXT NOT NULL, issued REAL NOT NULL, ends REAL NOT NULL, revoked REAL)"
+        )
+        database.execute("INSERT INTO certificates VALUES ('1', 'node', 'a', 'k1', 't', 100, 400, 150)")
+        database.execute("PRAGMA user_version=1")
+    for _ in range(2):
+        registry = Registry(tmp_path)
+        assert [(c.serial, c.state(200.0), c.der) for c in registry.certificates()] == [("1", "revoked", b"")]
+        registry.close()
 
 
 def test_only_the_aggregators_user_reads_it(registry, tmp_path):

@@ -83,7 +83,8 @@ class TrustHouse:
         return self.call(methods.RENEW, RenewRequest(signing_request(key, "x")), shown).issued
 
     def audited(self, event):
-        return [line for line in map(json.loads, self.file.read_text().splitlines()) if line["event"] == event]
+        lines = map(json.loads, self.file.read_text().splitlines())
+        return [line for line in lines if line["event"] == event]
 
 
 def in_house(folder, inside, **options):

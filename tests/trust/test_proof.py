@@ -206,7 +206,8 @@ ODD = {
     "no text": odd([(SAN, bytes([0x30, 4, 0x86, 2, 0xFF, 0xFE]))]),
     "bad address": odd([(SAN, bytes([0x30, 5, 0x87, 3, 1, 2, 3]))]),
     "twice": odd(
-        [(SAN, b"\x30\x00"), ("2.5.29.99", b"\x30\x00")], swap=(b"\x06\x03\x55\x1d\x63", b"\x06\x03\x55\x1d\x11")
+        [(SAN, b"\x30\x00"), ("2.5.29.99", b"\x30\x00")],
+        swap=(b"\x06\x03\x55\x1d\x63", b"\x06\x03\x55\x1d\x11"),
     ),
 }
 
