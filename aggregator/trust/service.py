@@ -74,10 +74,10 @@ class TrustApi:
         self._metrics.enrolments.labels("ok").inc()
         if new:
             self._metrics.certificates_issued.labels(row.role).inc()
-        self._audit.write(
-            "enrolled", subject=row.subject, peer=address, token=row.token, serial=row.serial, ends=row.ends,
-            **({} if new else {"again": True}),
-        )  # fmt: skip
+        said: dict[str, Any] = {"token": row.token, "serial": row.serial, "ends": row.ends}
+        if not new:
+            said["again"] = True
+        self._audit.write("enrolled", subject=row.subject, peer=address, **said)
         return EnrolResponse(self._issued(row))
 
     def _enrol(self, request: EnrolRequest) -> tuple[CertificateRow, bool]:
