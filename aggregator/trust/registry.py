@@ -11,12 +11,20 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from aggregator.trust.authority import REGISTRY
 from aggregator.trust.enrolment import Holder, admit, require_redeemable
 from aggregator.trust.proof import Peer
+from aggregator.trust.rows import (
+    FROM_1,
+    SCHEMA,
+    TABLES,
+    CertificateRow,
+    TokenRow,
+    certificate_row,
+    token_row,
+)
 from edge_attention.core.errors import (
     DataLoss,
     FailedPrecondition,
@@ -27,73 +35,15 @@ from edge_attention.core.errors import (
     Unavailable,
 )
 from edge_attention.trust.certificates import moment
-from edge_attention.trust.names import Role, require_role
+from edge_attention.trust.names import Role
 from edge_attention.trust.tokens import Kind, Token, make_token, secret_hash
 
-SCHEMA = 2
+__all__ = ["CertificateRow", "Registry", "TokenRow"]
+
 WRITE_SECONDS, READ_SECONDS = 10.0, 1.0
 """How long the database may be locked by another process."""
 KEPT_SECONDS = 30 * 86400.0
 """How long certificates that have ended are remembered."""
-
-_TABLES = (
-    """CREATE TABLE tokens (id TEXT PRIMARY KEY, kind TEXT NOT NULL, role TEXT NOT NULL, name TEXT NOT NULL,
-        secret TEXT NOT NULL, created REAL NOT NULL, expires REAL, uses INTEGER, used INTEGER NOT NULL,
-        revoked REAL, label TEXT NOT NULL)""",
-    """CREATE TABLE certificates (serial TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL,
-        key TEXT NOT NULL, token TEXT NOT NULL, issued REAL NOT NULL, ends REAL NOT NULL, revoked REAL,
-        der BLOB NOT NULL DEFAULT x'')""",
-    "CREATE INDEX certificates_by_name ON certificates (role, name)",
-)
-_FROM_1 = ("ALTER TABLE certificates ADD COLUMN der BLOB NOT NULL DEFAULT x''",)
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """A token as it is kept: without its secret. `uses` None: any number; `expires` None: never."""
-
-    id: str
-    kind: Kind
-    role: Role
-    name: str
-    created: float
-    expires: float | None
-    uses: int | None
-    used: int
-    revoked: float | None
-    label: str
-
-    def state(self, now: float) -> str:
-        if self.revoked is not None:
-            return "revoked"
-        if self.expires is not None and now >= self.expires:
-            return "expired"
-        return "used" if self.uses is not None and self.used >= self.uses else "valid"
-
-
-@dataclass(frozen=True)
-class CertificateRow:
-    """A certificate issued. `key` is its key's fingerprint, `token` the id of what it was enrolled with."""
-
-    serial: str
-    role: Role
-    name: str
-    key: str
-    token: str
-    issued: float
-    ends: float
-    revoked: float | None
-    der: bytes = field(default=b"", repr=False)
-
-    @property
-    def subject(self) -> str:
-        return f"{self.role}/{self.name}"
-
-    def state(self, now: float) -> str:
-        if self.revoked is not None:
-            return "revoked"
-        return "ended" if now >= self.ends else "valid"
-
 
 _TOKEN = "id, kind, role, name, created, expires, uses, used, revoked, label"
 
@@ -119,7 +69,7 @@ class Registry:
                         f"{SCHEMA}): run that release"
                     )
                 if schema < SCHEMA:
-                    made = _TABLES if schema == 0 else _FROM_1
+                    made = TABLES if schema == 0 else FROM_1
                     for statement in (*made, f"PRAGMA user_version={SCHEMA}"):
                         self._database.execute(statement)
             # In WAL mode who reads waits for nobody who writes: calls are checked on the event loop.
@@ -213,14 +163,14 @@ class Registry:
 
     def tokens(self) -> list[TokenRow]:
         """All tokens, oldest first."""
-        return [_token(row) for row in self._rows(f"SELECT {_TOKEN} FROM tokens ORDER BY created, rowid")]
+        return [token_row(row) for row in self._rows(f"SELECT {_TOKEN} FROM tokens ORDER BY created, rowid")]
 
     def token(self, id: str) -> TokenRow:
         """Raises NotFound if there is none."""
         rows = self._rows(f"SELECT {_TOKEN} FROM tokens WHERE id = ?", id)
         if not rows:
             raise NotFound(f"there is no token {id[:40]!r}; `edge-aggregator token list` lists them")
-        return _token(rows[0])
+        return token_row(rows[0])
 
     def revoke_token(self, id: str, now: float) -> TokenRow:
         """Raises NotFound if there is none."""
@@ -249,7 +199,7 @@ class Registry:
                 f"token {token.id} is not known here: it belongs to another aggregator, or to this one "
                 "before its state folder was new; make one with: edge-aggregator token create"
             )
-        return _token(rows[0][1:])
+        return token_row(rows[0][1:])
 
     def access(self, token: Token, now: float) -> Peer:
         """Whom an access token stands for.
@@ -280,7 +230,8 @@ class Registry:
         """Take one use of a join token for a certificate of `key`, made by `issue(role, name)`.
 
         All or nothing. A key that asks again with the token it has just been enrolled with, because the
-        answer was lost, is answered again; and with the certificate it has, while that is young.
+        answer was lost, is answered again; while the certificate it has is young, with that one, and no use
+        is taken.
 
         Raises:
             Revoked, Unauthenticated, PermissionDenied, AlreadyExists: and why (`aggregator.trust.enrolment`).
@@ -301,7 +252,7 @@ class Registry:
                     "AND revoked IS NULL AND ends > ?",
                     (now, row.role, wanted, key, now),
                 )
-            if not again:
+            if not again and young is None:
                 self._database.execute("UPDATE tokens SET used = used + 1 WHERE id = ?", (row.id,))
             if young is None:
                 self._insert(certificate, now)
@@ -317,7 +268,7 @@ class Registry:
             key,
             now,
         )
-        return _certificate(rows[0]) if rows else None
+        return certificate_row(rows[0]) if rows else None
 
     def renew(self, certificate: CertificateRow, old: str, now: float) -> None:
         """Remember `certificate`, issued for the one with serial `old`.
@@ -354,11 +305,11 @@ class Registry:
             "SELECT * FROM certificates AS c WHERE rowid = (SELECT max(rowid) FROM certificates AS d "
             "WHERE d.role = c.role AND d.name = c.name) ORDER BY role, name"
         )
-        return [_certificate(row) for row in rows]
+        return [certificate_row(row) for row in rows]
 
     def certificate(self, serial: str) -> CertificateRow | None:
         rows = self._rows("SELECT * FROM certificates WHERE serial = ?", serial)
-        return _certificate(rows[0]) if rows else None
+        return certificate_row(rows[0]) if rows else None
 
     def revoke_certificates(self, name: str, role: Role | None, now: float) -> list[CertificateRow]:
         """Revoke all certificates of `name`, in `role` or in any; those that were the newest.
@@ -416,13 +367,3 @@ class Registry:
         )
         end = rows[0][0]
         return float(end) if isinstance(end, int | float) else 0.0
-
-
-def _token(row: tuple[object, ...]) -> TokenRow:
-    return TokenRow(*row)  # type: ignore[arg-type]
-
-
-def _certificate(row: tuple[object, ...]) -> CertificateRow:
-    made = CertificateRow(*row)  # type: ignore[arg-type]
-    require_role(made.role)
-    return made
