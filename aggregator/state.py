@@ -13,6 +13,7 @@ one lock makes any number of threads safe.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -119,7 +120,8 @@ class State:
         folder = self.directory / "blobs"
         self._mutex = threading.RLock()
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for made in (self.directory, folder):  # of folders in between, mkdir leaves the mode to the umask
+                made.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_file = lock(self.directory)
         except OSError as error:
             raise FailedPrecondition(
@@ -145,6 +147,9 @@ class State:
     def _open(self, path: str) -> sqlite3.Connection:
         # isolation_level None: transactions begin and end where `transaction` says, nowhere else.
         database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        if not self._temporary:
+            with contextlib.suppress(OSError):  # a file system without modes
+                os.chmod(path, 0o600)  # the files SQLite makes beside it get the same
         try:
             with _translated(self.directory):
                 for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):

@@ -26,6 +26,7 @@ LEAST_BYTES = 65_536
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]")
 
 
@@ -96,14 +97,33 @@ def read_secret(path: Path | None, option: str) -> bytes:
     return secret
 
 
+class OneLine(logging.Formatter):
+    """A message is a line, whatever a peer has put into it: control characters are shown as escapes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _CONTROL.sub(_escaped, super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        # Set in: what an error says must not look like a line of the log.
+        lines = super().formatException(ei).splitlines()
+        return "\n".join("  " + _CONTROL.sub(_escaped, line) for line in lines)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
 def set_up(level: str) -> None:
-    """What both daemons begin with, before they load gRPC: a log on stderr, few free bytes kept."""
+    """What both daemons begin with, before they load gRPC: files for this user only; a log on stderr, a line each
+    (time, level, message); few free bytes kept."""
     # What fails is said in our words; gRPC's own would come beside them, at every try.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # What is kept is for this user; where a group is to read something, its mode is set.
+    os.umask(0o077)
     # glibc gives every thread a heap of its own, and each keeps what was freed there. Other C libraries
     # have no such call.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])

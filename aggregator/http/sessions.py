@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 SESSIONS = 256
@@ -23,7 +23,7 @@ ADDRESSES = 4096
 class Session:
     """The authorization a browser's requests stand for, and whose it was when it was last checked."""
 
-    authorization: str
+    authorization: str = field(repr=False)
     peer: Any
     began: float
     checked: float

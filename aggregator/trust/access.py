@@ -9,11 +9,13 @@ import logging
 import ssl
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 
-from aggregator.trust.audit import Audit
+from aggregator.trust.audit import A_SECOND, BURST, Audit
 from aggregator.trust.proof import CertificateProof, Peer, bearer
+from aggregator.trust.rate import Rate
 from aggregator.trust.registry import Registry
 from aggregator.trust.server_certificate import ServerCertificate
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, PermissionDenied, Unauthenticated
@@ -43,6 +45,8 @@ class Access:
         self._registry, self._certificates, self._server, self._audit = registry, certificates, server, audit
         self._clock = clock
         self._mutex = threading.Lock()
+        self._rate = Rate(BURST, A_SECOND)
+        self._told: set[str] = set()
         self._good: OrderedDict[str, tuple[Peer, float]] = OrderedDict()
 
     def authenticate(self, authorization: str | None, peer: str, what: str = "") -> Peer:
@@ -82,8 +86,16 @@ class Access:
         raise error
 
     def refuse(self, error: EdgeAttentionError, address: str, what: str, subject: str = "") -> None:
-        """Tell log and audit of a refusal; the caller raises `error`."""
-        log.warning("refused %s%s: %s", address or "a peer", f", {what}" if what else "", error.message)
+        """Tell log and audit of a refusal, up to a rate; the caller raises `error`."""
+        suppressed = self._rate.afford(subject)
+        if suppressed is not None:
+            log.warning(
+                "refused %.200s%.200s: %.1000s%s",
+                address or "a peer",
+                f", {what}" if what else "",
+                error.message,
+                f" ({suppressed} more before)" if suppressed else "",
+            )
         more = {"method": what} if what else {}
         self._audit.write(
             "refused", outcome="refused", subject=subject, peer=address, reason=error.message, **more
@@ -105,17 +117,34 @@ class Access:
             peer, until = self._good.get(shown, (None, 0.0))
             if peer is not None and now < until:
                 return peer
-        if shown.startswith(("eat_", "eaj_")):
-            peer = self._registry.access(_token(shown), now)
-        else:
-            peer = self._certificates.check(shown, now)
-            self._registry.require_not_revoked(peer)
+        try:
+            if shown.startswith(("eat_", "eaj_")):
+                peer = self._registry.access(_token(shown), now)
+            else:
+                peer = self._certificates.check(shown, now)
+                self._registry.require_not_revoked(peer)
+        except EdgeAttentionError:
+            raise
+        except Exception as error:
+            self._unforeseen(error)
+            raise Unauthenticated("the authorization could not be checked: it proves nothing") from None
         with self._mutex:
-            # An assertion is checked anew as often as it is made anew.
-            self._good[shown] = (peer, min(now + SECONDS, peer.ends))
+            # Checked anew as often as an assertion is made anew, and not taken for longer than it is good.
+            self._good[shown] = (peer, min(now + SECONDS, peer.until, peer.ends))
             while len(self._good) > REMEMBERED:
                 self._good.popitem(last=False)
         return peer
+
+    def _unforeseen(self, error: Exception) -> None:
+        """A stranger may bring it about again and again: a kind of error is told once, and in one line."""
+        kind = type(error).__name__
+        if kind not in self._told:
+            self._told.add(kind)
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            log.error(
+                "checking an authorization failed with %s (%.200s) at %s:%s; such calls are refused",
+                kind, error, last.filename, last.lineno,
+            )  # fmt: skip
 
 
 def _token(shown: str) -> Token:

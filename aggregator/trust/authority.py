@@ -1,6 +1,7 @@
 """The certificate authority in the state folder: makes itself, signs for the server, nodes and clients.
 
 trust/authority.pem   its certificate          trust/authority.key   its key (0600)
+trust/trust.db        what it has issued (`aggregator.trust.registry`); belongs to it from the first on
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from edge_attention.trust.certificates import (
 from edge_attention.trust.files import write_whole
 from edge_attention.trust.names import DOMAIN, SERVER_NAME, Role, uri
 
+REGISTRY = "trust.db"
 AUTHORITY_LIFE = timedelta(days=3650)
 
 
@@ -48,7 +50,7 @@ class Authority:
         """The authority kept in `folder`, made at the first call.
 
         Raises:
-            FailedPrecondition: the folder cannot be used, or half of the authority is missing.
+            FailedPrecondition: the folder cannot be used, or a part of what is kept there is missing.
             InvalidArgument: what is there is damaged.
         """
         certificate_file, key_file = folder / "authority.pem", folder / "authority.key"
@@ -57,10 +59,20 @@ class Authority:
             with open(folder / "lock", "ab") as lock:
                 # The command line may make it while the daemon starts.
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not certificate_file.exists() and not key_file.exists():
+                begun = folder / REGISTRY
+                if not certificate_file.exists() and (not key_file.exists() or _is_empty(begun)):
+                    # There is none, or whoever made it was killed before the certificate, the last of the
+                    # three files, was there.
                     made = cls.make()
                     write_whole(key_file, key_pem(made._key), 0o600)
+                    begun.touch(mode=0o600)
                     write_whole(certificate_file, pem(made.certificate), 0o644)
+                elif key_file.exists() and not begun.exists():
+                    raise FailedPrecondition(
+                        f"{begun} is missing, the record of what the authority beside it has issued and "
+                        "revoked: restore it from a backup; or begin an empty one, after which all nodes and "
+                        f"clients must enrol again: touch {begun}, as the user that runs the aggregator"
+                    )
             (certificate,) = load_pem(certificate_file.read_bytes(), str(certificate_file))[:1]
             key = load_key(key_file.read_bytes(), str(key_file))
         except OSError as error:
@@ -176,6 +188,10 @@ def _general(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
     except ValueError:
         return x509.DNSName(name)
+
+
+def _is_empty(file: Path) -> bool:
+    return not file.exists() or file.stat().st_size == 0
 
 
 def folder_of(state: Path) -> Path:

@@ -43,7 +43,7 @@ def write_bootstrap(folder: Path, registry: Registry, authority: x509.Certificat
     """
     made: list[str] = []
     try:
-        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _make(folder)
         write_whole(folder / "authority.pem", pem(authority), 0o640)
         for file, kind, role, name in FILES:
             if _good(folder / file, kind, registry, authority, now):
@@ -57,7 +57,7 @@ def write_bootstrap(folder: Path, registry: Registry, authority: x509.Certificat
             made.append(token.id)
             log.info("wrote %s (token %s)", folder / file, token.id)
         for whose, files in HANDED.items():
-            (folder / whose).mkdir(mode=0o750, exist_ok=True)
+            _make(folder / whose)
             for file in files:
                 write_whole(folder / whose / file, (folder / file).read_bytes(), 0o640)
     except OSError as error:
@@ -65,6 +65,14 @@ def write_bootstrap(folder: Path, registry: Registry, authority: x509.Certificat
             f"--bootstrap {folder} cannot be written: {error.strerror}; make it writable for the aggregator"
         ) from None
     return made
+
+
+def _make(folder: Path) -> None:
+    """Its group may read it, whatever the umask. One that is there already stays as somebody has made it."""
+    if folder.is_dir():
+        return
+    folder.mkdir(mode=0o750, parents=True)
+    folder.chmod(0o750)
 
 
 def _good(file: Path, kind: Kind, registry: Registry, authority: x509.Certificate, now: float) -> bool:

@@ -144,7 +144,7 @@ class Guard:
         for call in [call for call in self._calls if now >= call.ends]:
             peer = call.peer
             if peer.certificate:
-                call.ends = max(call.ends, self._registry.latest_end(peer.role, peer.name))
+                call.ends = max(call.ends, self._registry.latest_end(peer.role, peer.name, peer.key))
             if now >= call.ends:
                 what = "certificate" if peer.certificate else "access token"
                 error = Unauthenticated(

@@ -21,6 +21,7 @@ from edge_attention.trust.certificates import (
     ends,
     fingerprint,
     issued,
+    key_fingerprint,
     load_der,
     moment,
     peer_name,
@@ -42,6 +43,8 @@ class Peer:
     certificate: str = ""
     token: str = ""
     ends: float = math.inf  # when that is no longer good, in seconds since 1970
+    until: float = math.inf  # when what was shown is no longer taken, should that be sooner
+    key: str = ""  # the fingerprint of the certificate's key
 
     @property
     def subject(self) -> str:
@@ -83,8 +86,9 @@ class CertificateProof:
         certificate = _certificate(assertion)
         role, name = peer_name(certificate)
         self._check_chain(certificate, f"{role} {name!r}", now)
-        self._check_signature(assertion, certificate, f"{role} {name!r}", now)
-        return Peer(name, role, certificate=serial(certificate), ends=ends(certificate))
+        until = self._check_signature(assertion, certificate, f"{role} {name!r}", now)
+        key = key_fingerprint(certificate.public_key())
+        return Peer(name, role, serial(certificate), ends=ends(certificate), until=until, key=key)
 
     def _check_chain(self, certificate: x509.Certificate, who: str, now: float) -> None:
         try:
@@ -110,7 +114,8 @@ class CertificateProof:
         except VerificationError as error:
             raise Unauthenticated(f"the certificate of {who} does not hold: {error}") from None
 
-    def _check_signature(self, assertion: str, certificate: x509.Certificate, who: str, now: float) -> None:
+    def _check_signature(self, assertion: str, certificate: x509.Certificate, who: str, now: float) -> float:
+        """Until when the assertion is taken."""
         key = certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
             raise Unauthenticated(f"the certificate of {who} has a key that is not P-256")
@@ -148,6 +153,7 @@ class CertificateProof:
                 f"the assertion of {who} was made {abs(off):.0f} s {'ago' if off > 0 else 'in the future'} "
                 f"by this aggregator's clock: set the clocks of both machines (NTP)"
             )
+        return float(end + SKEW)
 
 
 def _certificate(assertion: str) -> x509.Certificate:

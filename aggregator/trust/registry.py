@@ -11,11 +11,20 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from aggregator.trust.authority import REGISTRY
 from aggregator.trust.enrolment import Holder, admit, require_redeemable
 from aggregator.trust.proof import Peer
+from aggregator.trust.rows import (
+    FROM_1,
+    SCHEMA,
+    TABLES,
+    CertificateRow,
+    TokenRow,
+    certificate_row,
+    token_row,
+)
 from edge_attention.core.errors import (
     DataLoss,
     FailedPrecondition,
@@ -23,70 +32,18 @@ from edge_attention.core.errors import (
     ResourceExhausted,
     Revoked,
     Unauthenticated,
+    Unavailable,
 )
 from edge_attention.trust.certificates import moment
-from edge_attention.trust.names import Role, require_role
+from edge_attention.trust.names import Role
 from edge_attention.trust.tokens import Kind, Token, make_token, secret_hash
 
-SCHEMA = 1
+__all__ = ["CertificateRow", "Registry", "TokenRow"]
+
+WRITE_SECONDS, READ_SECONDS = 10.0, 1.0
+"""How long the database may be locked by another process."""
 KEPT_SECONDS = 30 * 86400.0
 """How long certificates that have ended are remembered."""
-
-_TABLES = (
-    """CREATE TABLE tokens (id TEXT PRIMARY KEY, kind TEXT NOT NULL, role TEXT NOT NULL, name TEXT NOT NULL,
-        secret TEXT NOT NULL, created REAL NOT NULL, expires REAL, uses INTEGER, used INTEGER NOT NULL,
-        revoked REAL, label TEXT NOT NULL)""",
-    """CREATE TABLE certificates (serial TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL,
-        key TEXT NOT NULL, token TEXT NOT NULL, issued REAL NOT NULL, ends REAL NOT NULL, revoked REAL)""",
-    "CREATE INDEX certificates_by_name ON certificates (role, name)",
-)
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """A token as it is kept: without its secret. `uses` None: any number; `expires` None: never."""
-
-    id: str
-    kind: Kind
-    role: Role
-    name: str
-    created: float
-    expires: float | None
-    uses: int | None
-    used: int
-    revoked: float | None
-    label: str
-
-    def state(self, now: float) -> str:
-        if self.revoked is not None:
-            return "revoked"
-        if self.expires is not None and now >= self.expires:
-            return "expired"
-        return "used" if self.uses is not None and self.used >= self.uses else "valid"
-
-
-@dataclass(frozen=True)
-class CertificateRow:
-    """A certificate issued. `key` is its key's fingerprint, `token` the id of what it was enrolled with."""
-
-    serial: str
-    role: Role
-    name: str
-    key: str
-    token: str
-    issued: float
-    ends: float
-    revoked: float | None
-
-    @property
-    def subject(self) -> str:
-        return f"{self.role}/{self.name}"
-
-    def state(self, now: float) -> str:
-        if self.revoked is not None:
-            return "revoked"
-        return "ended" if now >= self.ends else "valid"
-
 
 _TOKEN = "id, kind, role, name, created, expires, uses, used, revoked, label"
 
@@ -95,13 +52,12 @@ class Registry:
     """The database in `folder`. Any thread may call."""
 
     def __init__(self, folder: Path) -> None:
-        self._where = folder / "trust.db"
-        self._mutex = threading.RLock()
+        self._where = folder / REGISTRY
+        self._mutex, self._reading = threading.RLock(), threading.Lock()
+        self._writer = 0  # the thread whose transaction is under way
+        self._seen = (-1, 0)
         with self._translated():
-            # isolation_level None: transactions begin and end where `_transaction` says.
-            self._database = sqlite3.connect(
-                self._where, isolation_level=None, check_same_thread=False, timeout=10
-            )
+            self._database = self._connect(WRITE_SECONDS)
             self._where.chmod(0o600)
             for pragma in ("journal_mode=WAL", "synchronous=FULL"):
                 self._database.execute(f"PRAGMA {pragma}")
@@ -112,12 +68,20 @@ class Registry:
                         f"{self._where} was written by a newer release (schema {schema}, this one reads "
                         f"{SCHEMA}): run that release"
                     )
-                if schema == 0:
-                    for statement in (*_TABLES, f"PRAGMA user_version={SCHEMA}"):
+                if schema < SCHEMA:
+                    made = TABLES if schema == 0 else FROM_1
+                    for statement in (*made, f"PRAGMA user_version={SCHEMA}"):
                         self._database.execute(statement)
+            # In WAL mode who reads waits for nobody who writes: calls are checked on the event loop.
+            self._reader = self._connect(READ_SECONDS)
+
+    def _connect(self, timeout: float) -> sqlite3.Connection:
+        # isolation_level None: transactions begin and end where `_transaction` says.
+        return sqlite3.connect(self._where, isolation_level=None, check_same_thread=False, timeout=timeout)
 
     def close(self) -> None:
-        with self._mutex:
+        with self._mutex, self._reading:
+            self._reader.close()
             self._database.close()
 
     @contextmanager
@@ -128,6 +92,10 @@ class Registry:
             text = str(error)
             if "disk is full" in text:
                 raise ResourceExhausted(f"{self._where}: the disk is full; free space there") from None
+            if "locked" in text or "busy" in text:
+                raise Unavailable(
+                    f"{self._where} is in use: another process has been writing to it for long; try again"
+                ) from None
             if isinstance(error, sqlite3.OperationalError):
                 raise FailedPrecondition(
                     f"{self._where} cannot be used: {text}; run this as the user that runs the aggregator"
@@ -140,6 +108,7 @@ class Registry:
     def _transaction(self) -> Iterator[None]:
         with self._mutex, self._translated():
             self._database.execute("BEGIN IMMEDIATE")
+            self._writer = threading.get_ident()
             try:
                 yield
                 self._database.execute("COMMIT")
@@ -147,16 +116,29 @@ class Registry:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
+            finally:
+                self._writer = 0
 
     def _rows(self, statement: str, *values: object) -> list[tuple[object, ...]]:
-        with self._mutex, self._translated():
-            return self._database.execute(statement, values).fetchall()
+        """What is there; inside a transaction of this thread, as that sees it."""
+        with self._translated():
+            if self._writer == threading.get_ident():
+                return self._database.execute(statement, values).fetchall()
+            with self._reading:
+                return self._reader.execute(statement, values).fetchall()
 
-    def version(self) -> int:
-        """Changes when another connection, as the command line's, has changed something."""
-        ((version,),) = self._rows("PRAGMA data_version")
-        assert isinstance(version, int)
-        return version
+    def revocations(self) -> int:
+        """How many there have been, by this process and any other: what is revoked is never forgotten."""
+        ((changed,),) = self._rows("PRAGMA data_version")
+        assert isinstance(changed, int)
+        if changed != self._seen[0]:
+            ((count,),) = self._rows(
+                "SELECT (SELECT count(*) FROM certificates WHERE revoked IS NOT NULL) + "
+                "(SELECT count(*) FROM tokens WHERE revoked IS NOT NULL)"
+            )
+            assert isinstance(count, int)
+            self._seen = (changed, count)
+        return self._seen[1]
 
     # Tokens
 
@@ -181,14 +163,14 @@ class Registry:
 
     def tokens(self) -> list[TokenRow]:
         """All tokens, oldest first."""
-        return [_token(row) for row in self._rows(f"SELECT {_TOKEN} FROM tokens ORDER BY created, rowid")]
+        return [token_row(row) for row in self._rows(f"SELECT {_TOKEN} FROM tokens ORDER BY created, rowid")]
 
     def token(self, id: str) -> TokenRow:
         """Raises NotFound if there is none."""
         rows = self._rows(f"SELECT {_TOKEN} FROM tokens WHERE id = ?", id)
         if not rows:
             raise NotFound(f"there is no token {id[:40]!r}; `edge-aggregator token list` lists them")
-        return _token(rows[0])
+        return token_row(rows[0])
 
     def revoke_token(self, id: str, now: float) -> TokenRow:
         """Raises NotFound if there is none."""
@@ -200,10 +182,14 @@ class Registry:
     def knows(self, token: Token) -> bool:
         """Whether the token is one of this aggregator's, valid or not."""
         try:
-            self._known(token)
+            self.require_known(token)
         except Revoked:
             return False
         return True
+
+    def require_known(self, token: Token) -> None:
+        """Raises Revoked if the token is none of this aggregator's. Valid or not is not asked."""
+        self._known(token)
 
     def _known(self, token: Token) -> TokenRow:
         """The row of a token whose secret is right."""
@@ -213,7 +199,7 @@ class Registry:
                 f"token {token.id} is not known here: it belongs to another aggregator, or to this one "
                 "before its state folder was new; make one with: edge-aggregator token create"
             )
-        return _token(rows[0][1:])
+        return token_row(rows[0][1:])
 
     def access(self, token: Token, now: float) -> Peer:
         """Whom an access token stands for.
@@ -244,18 +230,21 @@ class Registry:
         """Take one use of a join token for a certificate of `key`, made by `issue(role, name)`.
 
         All or nothing. A key that asks again with the token it has just been enrolled with, because the
-        answer was lost, is answered again.
+        answer was lost, is answered again; while the certificate it has is young, with that one, and no use
+        is taken.
 
         Raises:
             Revoked, Unauthenticated, PermissionDenied, AlreadyExists: and why (`aggregator.trust.enrolment`).
         """
+        self.require_known(token)  # before anything is written or waited for: a stranger has none
         with self._transaction():
             row = self._known(token)
             wanted = name or row.name or suggested
             holders = self._holders(row.role, wanted)
             again = require_redeemable(row, holders, key, now)
             admit(row, wanted, key, holders, now)
-            certificate = issue(row.role, wanted)
+            young = self._young(row.role, wanted, key, now)
+            certificate = young or issue(row.role, wanted)
             if row.name:
                 # Made for this name: whoever held it does no longer.
                 self._database.execute(
@@ -263,16 +252,29 @@ class Registry:
                     "AND revoked IS NULL AND ends > ?",
                     (now, row.role, wanted, key, now),
                 )
-            if not again:
+            if not again and young is None:
                 self._database.execute("UPDATE tokens SET used = used + 1 WHERE id = ?", (row.id,))
-            self._insert(certificate, now)
+            if young is None:
+                self._insert(certificate, now)
         return certificate
+
+    def _young(self, role: Role, name: str, key: str, now: float) -> CertificateRow | None:
+        """The certificate `key` has for that name, if more than half of its life is left."""
+        rows = self._rows(
+            "SELECT * FROM certificates WHERE role = ? AND name = ? AND key = ? AND revoked IS NULL AND "
+            "der <> x'' AND ends - ? > (ends - issued) / 2 ORDER BY rowid DESC LIMIT 1",
+            role,
+            name,
+            key,
+            now,
+        )
+        return certificate_row(rows[0]) if rows else None
 
     def renew(self, certificate: CertificateRow, old: str, now: float) -> None:
         """Remember `certificate`, issued for the one with serial `old`.
 
         Raises:
-            Revoked: that one was revoked.
+            Revoked, Unauthenticated: that one was revoked, or is not known.
         """
         with self._transaction():
             self.require_not_revoked(Peer(certificate.name, certificate.role, certificate=old))
@@ -280,8 +282,8 @@ class Registry:
 
     def _insert(self, c: CertificateRow, now: float) -> None:
         self._database.execute(
-            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (c.serial, c.role, c.name, c.key, c.token, c.issued, c.ends, c.revoked),
+            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (c.serial, c.role, c.name, c.key, c.token, c.issued, c.ends, c.revoked, c.der),
         )
         # Only the latest of a name matters once it has ended; revoked ones bar their name.
         self._database.execute(
@@ -303,11 +305,11 @@ class Registry:
             "SELECT * FROM certificates AS c WHERE rowid = (SELECT max(rowid) FROM certificates AS d "
             "WHERE d.role = c.role AND d.name = c.name) ORDER BY role, name"
         )
-        return [_certificate(row) for row in rows]
+        return [certificate_row(row) for row in rows]
 
     def certificate(self, serial: str) -> CertificateRow | None:
         rows = self._rows("SELECT * FROM certificates WHERE serial = ?", serial)
-        return _certificate(rows[0]) if rows else None
+        return certificate_row(rows[0]) if rows else None
 
     def revoke_certificates(self, name: str, role: Role | None, now: float) -> list[CertificateRow]:
         """Revoke all certificates of `name`, in `role` or in any; those that were the newest.
@@ -330,34 +332,38 @@ class Registry:
         return found
 
     def require_not_revoked(self, peer: Peer) -> None:
-        """Raises Revoked if the certificate, or the token, was revoked."""
+        """Refuse a certificate or token that is no longer good.
+
+        Raises:
+            Revoked: it was revoked.
+            Unauthenticated: there is no record of that certificate.
+        """
         if peer.token:
             row = self.token(peer.token)
             if row.revoked is not None:
                 raise Revoked(f"access token {row.id} was revoked at {moment(row.revoked)}: ask for another")
             return
         certificate = self.certificate(peer.certificate)
-        if certificate is not None and certificate.revoked is not None:
+        if certificate is None:
+            # It may have been revoked before the record of that was lost.
+            raise Unauthenticated(
+                f"the certificate of {peer.role} {peer.name!r} is not known here, as after a loss of this "
+                "aggregator's trust.db: enrol again, with a join token and an empty --identity folder"
+            )
+        if certificate.revoked is not None:
             raise Revoked(
                 f"the certificate of {peer.role} {peer.name!r} was revoked at "
                 f"{moment(certificate.revoked)}: to let it in again, an operator makes a token for it with "
                 f"edge-aggregator token create --role {peer.role} --name {peer.name}"
             )
 
-    def latest_end(self, role: Role, name: str) -> float:
-        """When the last of a name's certificates ends that were not revoked; 0 if there is none."""
+    def latest_end(self, role: Role, name: str, key: str) -> float:
+        """When the last of the certificates of `key` for a name ends that were not revoked; 0: none."""
         rows = self._rows(
-            "SELECT max(ends) FROM certificates WHERE role = ? AND name = ? AND revoked IS NULL", role, name
+            "SELECT max(ends) FROM certificates WHERE role = ? AND name = ? AND key = ? AND revoked IS NULL",
+            role,
+            name,
+            key,
         )
         end = rows[0][0]
         return float(end) if isinstance(end, int | float) else 0.0
-
-
-def _token(row: tuple[object, ...]) -> TokenRow:
-    return TokenRow(*row)  # type: ignore[arg-type]
-
-
-def _certificate(row: tuple[object, ...]) -> CertificateRow:
-    made = CertificateRow(*row)  # type: ignore[arg-type]
-    require_role(made.role)
-    return made

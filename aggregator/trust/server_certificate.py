@@ -121,7 +121,9 @@ class OwnCertificate(ServerCertificate):
         self._make()
 
     def keep(self) -> bool:
-        if self._clock() < due(self.certificate):
+        now = self._clock()
+        # One that begins later was made while the clock was ahead: nobody takes it, and due is far away.
+        if self.certificate.not_valid_before_utc.timestamp() <= now < due(self.certificate):
             return False
         self._make()
         log.info("the server has a new certificate, until %s", moment(ends(self.certificate)))

@@ -70,7 +70,7 @@ class Trust:
         self.access = Access(self._registry, proof, self._server, audit)
         self.guard = Guard(self.access, self._registry)
         self._api = TrustApi(self._authority, self._registry, self.access, audit, metrics, settings.life)
-        self._seen = self._registry.version()
+        self._seen = self._registry.revocations()
         self._shown = 0.0
         self._handshakes: dict[str, tuple[float, int]] = {}
         if settings.grpc_log is not None:
@@ -120,9 +120,9 @@ class Trust:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _look(self) -> None:
-        version = await asyncio.to_thread(self._registry.version)
-        if version != self._seen:
-            self._seen = version
+        revocations = await asyncio.to_thread(self._registry.revocations)
+        if revocations != self._seen:
+            self._seen = revocations
             self.guard.changed()
         now = time.time()
         self.guard.tick(now)

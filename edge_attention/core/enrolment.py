@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Issued:
 class EnrolRequest:
     """`token` is a join token's text; `name` "" leaves the name to the token, and then to `suggested`."""
 
-    token: str
+    token: str = field(repr=False)
     signing_request: bytes
     name: str = ""
     suggested: str = ""

@@ -20,6 +20,15 @@ BACKDATE = timedelta(minutes=5)
 
 Key = ec.EllipticCurvePrivateKey
 
+_DAMAGED = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises over what somebody else made."""
+
 ENCODING = serialization.Encoding
 
 
@@ -54,7 +63,7 @@ def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
     """Raises InvalidArgument if there is no certificate in `data`."""
     try:
         found = x509.load_pem_x509_certificates(data)
-    except ValueError:
+    except _DAMAGED:
         found = []
     if not found:
         raise InvalidArgument(f"{where} holds no certificate in PEM")
@@ -65,7 +74,7 @@ def load_der(data: bytes, where: str) -> x509.Certificate:
     """Raises InvalidArgument if it is no certificate."""
     try:
         return x509.load_der_x509_certificate(data)
-    except ValueError:
+    except _DAMAGED:
         raise InvalidArgument(f"{where} is not a certificate") from None
 
 
@@ -112,7 +121,7 @@ def common_name(name: str) -> x509.Name:
 def uris(certificate: x509.Certificate) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *_DAMAGED):
         return []
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 
@@ -158,11 +167,12 @@ def check_request(data: bytes) -> ec.EllipticCurvePublicKey:
             raise ValueError
         request = x509.load_der_x509_csr(data)
         key = request.public_key()
+        # Before its signature is looked at: with a key of another kind that may take long.
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise InvalidArgument("the signing request is for a key that is not P-256")
         valid = request.is_signature_valid
-    except (ValueError, InvalidSignature, UnsupportedAlgorithm):
+    except (*_DAMAGED, InvalidSignature):
         raise InvalidArgument("the signing request is damaged: make it anew") from None
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise InvalidArgument("the signing request is for a key that is not P-256")
     if not valid:
         raise InvalidArgument("the signing request was not signed with its own key")
     return key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import subprocess
 import sys
@@ -258,3 +259,16 @@ def test_threads_share_one_state(state: State) -> None:
         thread.join()
     assert failures == []
     assert len(state.records("r")) == 80
+
+
+def test_a_state_folder_is_for_its_user_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with State(tmp_path / "state") as state:
+            state.put_context("c", "x", 1.0, {})
+            modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "state").iterdir()}
+            assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+    assert {modes[name] for name in modes if name.startswith("state.db")} == {0o600}
+    assert modes["blobs"] == 0o700

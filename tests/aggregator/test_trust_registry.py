@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.trust.enrolment import AGAIN_SECONDS, Holder, admit, require_redeemable
+from aggregator.trust.proof import Peer
 from aggregator.trust.registry import CertificateRow, Registry, TokenRow
 from edge_attention.core.errors import (
     AlreadyExists,
@@ -22,6 +23,7 @@ from edge_attention.core.errors import (
     PermissionDenied,
     Revoked,
     Unauthenticated,
+    Unavailable,
 )
 from edge_attention.trust.tokens import Token, make_token
 
@@ -196,17 +198,59 @@ def test_many_at_once_share_one_use(registry):
 def test_a_token_for_a_name_takes_it_from_who_had_it(registry):
     any_name = registry.create_token("join", "node", PIN, 100.0)
     enrol(registry, any_name, "k1")
+    before = registry.revocations()
     named = registry.create_token("join", "node", PIN, 250.0, name="a", uses=1)
     enrol(registry, named, "k2", name="", now=260.0)
     newest = registry.certificates()[0]
     assert newest.key == "k2"
+    assert registry.revocations() == before + 1, "its open calls are to be ended"
+    assert registry.latest_end("node", "a", "k1") == 0.0
+    assert registry.latest_end("node", "a", "k2") == newest.ends
     old = registry.certificate("k1-200.0")
     assert old.revoked == 260.0
-    from aggregator.trust.proof import Peer
-
     with pytest.raises(Revoked):
         registry.renew(issue("k1", 270.0)("node", "a"), "k1-200.0", 270.0)
     registry.require_not_revoked(Peer("a", "node", certificate=newest.serial))
+
+
+def test_a_certificate_nobody_knows_of_is_no_longer_good(registry):
+    """As after the loss of trust.db: it may be one that was revoked."""
+    with pytest.raises(Unauthenticated, match=r"certificate of node 'a' is not known here.* enrol again"):
+        registry.require_not_revoked(Peer("a", "node", certificate="beef"))
+    with pytest.raises(Unauthenticated):
+        registry.renew(issue("k1")("node", "a"), "beef", 200.0)
+
+
+def test_reading_does_not_wait_for_who_writes(registry, tmp_path):
+    made = registry.create_token("access", "viewer", PIN, 100.0)
+    joins = registry.create_token("join", "node", PIN, 100.0)
+    registry._database.execute("PRAGMA busy_timeout=50")
+    other = sqlite3.connect(tmp_path / "trust.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waiting = threading.Event()
+
+    def write():
+        with registry._mutex:  # as long as it waits for the lock, and longer
+            waiting.set()
+            done.wait(30)
+
+    done = threading.Event()
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert waiting.wait(10)
+        assert registry.access(made, 200.0).role == "viewer"
+        assert registry.revocations() == 0
+        with pytest.raises(Revoked, match="not known here"):  # a stranger waits for nothing
+            enrol(registry, make_token("join", PIN))
+    finally:
+        done.set()
+        thread.join()
+    with pytest.raises(Unavailable, match=r"trust.db is in use: .* try again"):
+        enrol(registry, joins)
+    other.execute("ROLLBACK")
+    other.close()
+    enrol(registry, joins)
 
 
 def test_roles_are_names_of_their_own(registry):
@@ -224,11 +268,13 @@ def test_roles_are_names_of_their_own(registry):
 
 def test_another_process_sees_and_is_seen(registry, tmp_path):
     made = registry.create_token("access", "viewer", PIN, 100.0)
-    before = registry.version()
+    before = registry.revocations()
     other = Registry(tmp_path)
+    other.create_token("access", "viewer", PIN, 120.0)
+    assert registry.revocations() == before
     other.revoke_token(made.id, 150.0)
     other.close()
-    assert registry.version() != before
+    assert registry.revocations() == before + 1
     with pytest.raises(Revoked, match="was revoked"):
         registry.access(made, 200.0)
 
@@ -254,6 +300,25 @@ def test_a_newer_or_damaged_database_is_one_sentence(tmp_path):
     (tmp_path / "trust.db").write_bytes(b"nonsense" * 1000)
     with pytest.raises(DataLoss, match="restore it"):
         Registry(tmp_path)
+
+
+def test_a_database_of_the_release_before_is_read(tmp_path):
+    with sqlite3.connect(tmp_path / "trust.db") as database:
+        database.execute(
+            "CREATE TABLE tokens (id TEXT PRIMARY KEY, kind TEXT NOT NULL, role TEXT NOT NULL, name TEXT NOT "
+            "NULL, secret TEXT NOT NULL, created REAL NOT NULL, expires REAL, uses INTEGER, used INTEGER NOT "
+            "NULL, revoked REAL, label TEXT NOT NULL)"
+        )
+        database.execute(
+            "CREATE TABLE certificates (serial TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, "
+            "key TEXT NOT NULL, token TEXT NOT NULL, issued REAL NOT NULL, ends REAL NOT NULL, revoked REAL)"
+        )
+        database.execute("INSERT INTO certificates VALUES ('1', 'node', 'a', 'k1', 't', 100, 400, 150)")
+        database.execute("PRAGMA user_version=1")
+    for _ in range(2):
+        registry = Registry(tmp_path)
+        assert [(c.serial, c.state(200.0), c.der) for c in registry.certificates()] == [("1", "revoked", b"")]
+        registry.close()
 
 
 def test_only_the_aggregators_user_reads_it(registry, tmp_path):

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from aggregator.main import main
-from aggregator.trust import audit as audits
+from aggregator.trust import authority as authorities
 from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority, folder_of
 from aggregator.trust.bootstrap import write_bootstrap
@@ -127,6 +127,23 @@ def test_the_certificate_rotates_while_it_is_served(tmp_path):
     assert len(set(served(own, inside))) == 13
     assert own.ssl_context() is context, "HTTPS follows on the same context"
     assert own.key_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_certificate_made_while_the_clock_was_ahead_is_made_anew(tmp_path, monkeypatch):
+    authority = Authority.open(tmp_path)
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return datetime.now(zone) + timedelta(days=40)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(authorities, "datetime", Ahead)
+        own = OwnCertificate(tmp_path, authority, ["localhost"], WEEK)
+    assert own.certificate.not_valid_before_utc > datetime.now(UTC)
+    assert own.keep()
+    assert own.certificate.not_valid_before_utc < datetime.now(UTC)
+    assert not own.keep()
 
 
 def test_https_follows_too(tmp_path):
@@ -282,52 +299,27 @@ def test_bootstrap_writes_what_is_missing_or_no_longer_good(tmp_path):
     registry.close()
 
 
-# The audit log
+def test_what_is_for_a_group_is_so_whatever_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        registry = Registry(tmp_path)
+        folder = tmp_path / "boot"
+        write_bootstrap(folder, registry, Authority.make().certificate, 1000.0)
+        registry.close()
+        Audit(tmp_path / "audit.jsonl").write("enrolled")
+    finally:
+        os.umask(before)
+    for path in (folder, folder / "node", folder / "viewer"):
+        assert path.stat().st_mode & 0o777 == 0o750
+    for path in (folder / "join-token", folder / "node" / "join-token", tmp_path / "audit.jsonl"):
+        assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_lines_are_whole_whoever_writes(tmp_path):
-    file = tmp_path / "audit.jsonl"
-
-    def write(number):
-        audit = Audit(file)  # as the command line beside the daemon
-        for at in range(50):
-            audit.write("enrolled", subject=f"node/{number}", reason="ä\n" * 100, at=at)
-        audit.close()
-
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len(lines) == 200
-    assert set(lines[0]) == {"time", "event", "outcome", "subject", "peer", "reason", "at"}
-    assert datetime.fromisoformat(lines[0]["time"]).tzinfo is not None
-
-
-def test_a_stranger_cannot_fill_the_disk(tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(audits.time, "monotonic", lambda: clock[0])
-    audit = Audit(tmp_path / "audit.jsonl")
-    for _ in range(10_000):
-        audit.write("refused", outcome="refused", reason="x")
-    audit.write("enrolled", subject="node/a")
-    clock[0] += 10
-    audit.write("refused", outcome="refused", reason="later")
-    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-    assert len(lines) == audits.BURST + 2
-    assert lines[-2]["event"] == "enrolled"
-    assert lines[-1]["suppressed_before"] == 10_000 - audits.BURST
-    monkeypatch.setattr(audits, "LARGE", 1)
-    audit.write("enrolled")
-    audit.write("enrolled")
-    assert (tmp_path / "audit.jsonl.1").exists()
-
-
-def test_a_disk_that_cannot_be_written_stops_nobody(tmp_path, caplog):
-    Audit(tmp_path / "nowhere" / "audit.jsonl").write("enrolled")
-    assert "cannot be written" in caplog.text
-    Audit(None).write("enrolled")
+def test_a_daemon_makes_files_for_its_user_only(tmp_path):
+    code = "from edge_attention.options import set_up; set_up('info'); open('made', 'w')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, timeout=60)
+    assert done.returncode == 0
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600
 
 
 # gRPC's log

@@ -14,6 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from aggregator.trust.authority import Authority
 from aggregator.trust.proof import CertificateProof, bearer
+from edge_attention.core.enrolment import EnrolRequest
 from edge_attention.core.errors import InvalidArgument, Unauthenticated
 from edge_attention.trust.assertion import FRESH, SECONDS, SKEW, Assertion, make_assertion
 from edge_attention.trust.certificates import (
@@ -25,11 +26,13 @@ from edge_attention.trust.certificates import (
     issued,
     key_fingerprint,
     key_pem,
+    load_der,
     load_key,
     new_key,
     peer_name,
     serial,
     signing_request,
+    uris,
 )
 from edge_attention.trust.names import CLIENT_ROLES, uri
 
@@ -78,6 +81,8 @@ def test_a_good_one_says_who_it_is():
     assert (peer.name, peer.role, peer.subject) == ("a", "node", "node/a")
     assert peer.certificate == serial(CERTIFICATE)
     assert peer.ends == ends(CERTIFICATE)
+    assert peer.key == key_fingerprint(KEY.public_key())
+    assert peer.until == int(NOW) + SECONDS + SKEW
 
 
 @pytest.mark.parametrize("role", ["viewer", "user", "operator"])
@@ -178,6 +183,49 @@ def test_headers_without_a_certificate(header):
     refused(forged(header=header), "neither an access token")
 
 
+def odd(extensions=(), version=b"\x02", swap=None):
+    """The DER of a certificate as no tool makes it: what a stranger may send."""
+    builder = x509.CertificateBuilder().subject_name(CERTIFICATE.subject).issuer_name(CERTIFICATE.issuer)
+    builder = builder.public_key(KEY.public_key()).serial_number(5)
+    builder = builder.not_valid_before(datetime.now(UTC) - DAY).not_valid_after(datetime.now(UTC) + DAY)
+    for oid, data in extensions:
+        extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), data)
+        builder = builder.add_extension(extension, critical=False)
+    data = der_of(builder.sign(KEY, hashes.SHA256()))
+    data = data.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01" + version, 1)
+    return data if swap is None else data.replace(*swap)
+
+
+der_of, SAN = der, "2.5.29.17"
+ODD = {
+    "version 2": odd(version=b"\x01"),
+    "version 8": odd(version=b"\x07"),
+    "x400 name": odd([(SAN, bytes([0x30, 4, 0xA3, 2, 0x30, 0]))]),
+    "edi name": odd([(SAN, bytes([0x30, 4, 0xA5, 2, 0x30, 0]))]),
+    "junk": odd([(SAN, b"\x01\x02\x03")]),
+    "no text": odd([(SAN, bytes([0x30, 4, 0x86, 2, 0xFF, 0xFE]))]),
+    "bad address": odd([(SAN, bytes([0x30, 5, 0x87, 3, 1, 2, 3]))]),
+    "twice": odd(
+        [(SAN, b"\x30\x00"), ("2.5.29.99", b"\x30\x00")],
+        swap=(b"\x06\x03\x55\x1d\x63", b"\x06\x03\x55\x1d\x11"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_certificates_are_refused_as_any_other(name):
+    header = {"x5c": [base64.b64encode(ODD[name]).decode()]}
+    refused(forged(header=header), "neither an access token|names no node")
+    assert uris_or_none(ODD[name]) in ([], None)
+
+
+def uris_or_none(data):
+    try:
+        return uris(load_der(data, "x"))
+    except InvalidArgument:
+        return None
+
+
 @pytest.mark.parametrize("text", ["", "x", "a.b.c", "....", "e30.e30.e30", "x" * 10_000, "é.é.é"])
 def test_what_is_no_assertion_at_all(text):
     refused(text, "neither an access token")
@@ -220,6 +268,15 @@ def test_signing_requests_prove_the_key():
     p384 = other.sign(ec.generate_private_key(ec.SECP384R1()), hashes.SHA256()).public_bytes(Encoding.DER)
     with pytest.raises(InvalidArgument, match="P-256"):
         check_request(p384)
+    at = request.find(b"\x02\x01\x00")
+    with pytest.raises(InvalidArgument, match="damaged"):
+        check_request(request[:at] + b"\x02\x01\x05" + request[at + 3 :])
+    # The kind of key is looked at first: a signature with a huge one takes long to check.
+    damaged = p384[:-1] + bytes([p384[-1] ^ 1])
+    with pytest.raises(InvalidArgument, match="P-256"):
+        check_request(damaged)
+    text = repr(EnrolRequest("eaj_secret", request, "a", ""))
+    assert "secret" not in text
 
 
 def test_the_authority_signs_nothing_that_outlives_it_and_is_known_as_ours():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from aggregator.http.sessions import ADDRESSES, SECONDS, SESSIONS, TRIES, WINDOW, Attempts, Sessions
+from aggregator.http.sessions import ADDRESSES, SECONDS, SESSIONS, TRIES, WINDOW, Attempts, Session, Sessions
 
 
 def sessions():
@@ -63,3 +63,7 @@ def test_addresses_remembered_are_bounded():
         attempts.bad(str(i), 0.0)
     assert attempts.wait("first", 0.0) == 0
     assert len(attempts._bad) == ADDRESSES
+
+
+def test_a_session_does_not_tell_its_token():
+    assert "secret" not in repr(Session("Bearer secret", None, 0.0, 0.0))
