@@ -38,7 +38,7 @@ RUN apt-get update \
 COPY --from=build /opt/edge-attention /opt/edge-attention
 # Where ONNX Runtime finds CUDA, which comes as Python packages. Without them: nothing.
 RUN find /opt/edge-attention -type d -path '*/nvidia/*/lib' > /etc/ld.so.conf.d/edge-attention.conf && ldconfig
-# Large messages in half the time (docs/performance.md): blocks up to 1 GiB come from the heap and stay in it. The daemon
+# Large messages in half the time (docs/decisions.md): blocks up to 1 GiB come from the heap and stay in it. The daemon
 # itself keeps to two arenas, so what is kept is bounded by what was once in use. Nothing is written beside modules.
 ENV PATH=/opt/edge-attention/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
