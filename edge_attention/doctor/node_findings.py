@@ -193,7 +193,9 @@ def _shared(found: Sequence[Node]) -> list[Finding]:
     said = f"{threads} threads of {len(found)} nodes on {processors} processors"
     data = {"nodes": [node.name for node in found], "threads": threads, "processors": processors}
     if processors and threads > processors:
-        fix = f"start each with --threads {max(1, processors // len(found))}, or run fewer nodes on it"
+        fewer = "run fewer nodes on it"
+        each = f"start each with --threads {max(1, processors // len(found))}, or {fewer}"
+        fix = fewer if all(node.threads == 1 for node in found) else each
         findings.append(warning("shared threads", subject, said, fix, **data))
     elif processors:
         findings.append(ok("shared threads", subject, said, **data))

@@ -376,6 +376,9 @@ def test_nodes_that_share_a_box():
     assert statuses(threads, memory) == ["warning", "warning"]
     assert threads.data["threads"] == 8
     assert "--threads 1" in threads.fix
+    crowded = replace(BOX, processors=2)
+    few, _ = n.shared_boxes([replace(node, box=crowded) for node in four])
+    assert (few.status, few.fix) == (Status.WARNING, "run fewer nodes on it"), "one thread is the least"
     each = int(memory.fix.partition("--memory-limit ")[2].partition("MiB")[0]) * MIB
     assert statuses(*n.shared_boxes([replace(node, memory_limit=each) for node in four])) == ["ok", "ok"]
 

@@ -226,7 +226,7 @@ def test_draining_waits_for_credit_and_a_connection_but_not_for_ever():
 
 
 def test_draining_with_nothing_left_to_deliver_does_not_wait_for_an_aggregator_that_is_away():
-    """Credit comes back in lumps: that the aggregator has the answers is known from its heartbeats' answers."""
+    """Credit comes back in lumps; that the answers arrived is known from the heartbeats' own answers."""
     session = registered()
     session.received(program(), 1, 1)
     assert sent(session.produced("t", b"a", 2, final=True)) == [b"a"]
