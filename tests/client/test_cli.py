@@ -355,6 +355,25 @@ def test_ctrl_c_ends_the_watching_only(address, fake):
     assert "Traceback" not in err
 
 
+def test_ctrl_c_amid_an_import_is_no_traceback():
+    code = """
+import os, signal, sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpc":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupted())
+sys.argv = ["edge-attention", "nodes"]
+from edge_attention.cli.entry import main
+assert "click" not in sys.modules
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_plain_holds_no_number_json_lacks():
     assert output.plain({"a": np.float32("nan"), "b": (range(2, 5), np.arange(2)), "c": RunState.FAILED}) == {
         "a": None,
