@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edge_attention.core.errors import InvalidArgument
 
-__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_variables", "read_secret", "set_up"]
+__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_sources", "name_variables", "read_secret", "set_up"]
 
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -78,9 +79,37 @@ def name_variables(command: click.Command, prefix: str) -> None:
         if isinstance(parameter, click.Option) and parameter.expose_value and parameter.envvar is None:
             flag = max(parameter.opts, key=len).removeprefix("--")
             parameter.envvar = f"{prefix}_{flag}".upper().replace("-", "_")
+            name_source(parameter)
     commands: dict[str, click.Command] = getattr(command, "commands", {})
     for name, sub in commands.items():
         name_variables(sub, f"{prefix}_{name}")
+
+
+def name_source(option: click.Option) -> None:
+    """Have a refusal of the option's value name the environment variable, where it came from one.
+
+    click names the flag alone, which nobody gave.
+    """
+    process = option.process_value
+
+    def process_value(ctx: click.Context, value: Any) -> Any:
+        try:
+            return process(ctx, value)
+        except click.BadParameter as error:
+            source = ctx.get_parameter_source(option.name or "")
+            if source is ParameterSource.ENVIRONMENT:
+                named = option.envvar or f"{ctx.auto_envvar_prefix}_{option.name}".upper()
+                error.param_hint = f"'{max(option.opts, key=len)}' (from {named})"
+            raise
+
+    option.process_value = process_value  # type: ignore[method-assign]
+
+
+def name_sources(command: click.Command) -> None:
+    """`name_source` for every option of a command that has click's own `auto_envvar_prefix`."""
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            name_source(parameter)
 
 
 def read_secret(path: Path | None, option: str) -> bytes:

@@ -105,12 +105,25 @@ def main() -> None:
     sys.exit(_run())
 
 
+def _say_where(error: click.ClickException) -> None:
+    """Have an option that stands after the command, and belongs before it, refused with that."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.parent is not None:
+        option, command = error.option_name, error.ctx.command_path.removeprefix("edge-attention ")
+        if any(option in parameter.opts for parameter in cli.params):
+            error.possibilities = None
+            error.message = (
+                f"No such option of {command}: {option}; put it before the command, as in edge-attention "
+                f"{option} ... {command}"
+            )
+
+
 def _run() -> int:
     try:
         result = cli.main(prog_name="edge-attention", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
+        _say_where(error)
         error.show()
         return error.exit_code
     except click.exceptions.Exit as end:

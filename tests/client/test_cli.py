@@ -326,6 +326,13 @@ def test_the_demo_without_its_extra_says_what_to_install(run, monkeypatch):
     assert run("--help")[0] == 0
 
 
+def test_an_option_that_belongs_before_the_command_is_said_to(run):
+    code, _, err = run("train", "--aggregator", "x:1")
+    assert code == 2
+    assert "put it before the command, as in edge-attention --aggregator ... train\n" in err
+    assert "before the command" not in run("train", "--nothing")[2]
+
+
 def test_a_defect_is_one_line_too(run, monkeypatch):
     def broken(self):
         raise KeyError("oh")
