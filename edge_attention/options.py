@@ -97,10 +97,11 @@ def name_source(option: click.Option) -> None:
             return process(ctx, value)
         except click.BadParameter as error:
             source = ctx.get_parameter_source(option.name or "")
-            if source is ParameterSource.ENVIRONMENT:
-                named = option.envvar or f"{ctx.auto_envvar_prefix}_{option.name}".upper()
-                error.param_hint = f"'{max(option.opts, key=len)}' (from {named})"
-            raise
+            if source is not ParameterSource.ENVIRONMENT:
+                raise
+            named = option.envvar or f"{ctx.auto_envvar_prefix}_{option.name}".upper()
+            hint = f"'{max(option.opts, key=len)}' (from {named})"
+            raise click.BadParameter(error.message, ctx, option, hint) from None
 
     option.process_value = process_value  # type: ignore[method-assign]
 

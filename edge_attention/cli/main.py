@@ -105,16 +105,17 @@ def main() -> None:
     sys.exit(_run())
 
 
-def _say_where(error: click.ClickException) -> None:
-    """Have an option that stands after the command, and belongs before it, refused with that."""
+def _placed(error: click.ClickException) -> click.ClickException:
+    """The error; of an option that stands after the command and belongs before it, one that says so."""
     if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.parent is not None:
         option, command = error.option_name, error.ctx.command_path.removeprefix("edge-attention ")
         if any(option in parameter.opts for parameter in cli.params):
-            error.possibilities = None
-            error.message = (
+            return click.UsageError(
                 f"No such option of {command}: {option}; put it before the command, as in edge-attention "
-                f"{option} ... {command}"
+                f"{option} ... {command}",
+                error.ctx,
             )
+    return error
 
 
 def _run() -> int:
@@ -123,8 +124,7 @@ def _run() -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        _say_where(error)
-        error.show()
+        _placed(error).show()
         return error.exit_code
     except click.exceptions.Exit as end:
         return end.exit_code

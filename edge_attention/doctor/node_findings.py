@@ -193,9 +193,9 @@ def _shared(found: Sequence[Node]) -> list[Finding]:
     said = f"{threads} threads of {len(found)} nodes on {processors} processors"
     data = {"nodes": [node.name for node in found], "threads": threads, "processors": processors}
     if processors and threads > processors:
-        fewer = "run fewer nodes on it"
-        each = f"start each with --threads {max(1, processors // len(found))}, or {fewer}"
-        fix = fewer if all(node.threads == 1 for node in found) else each
+        fix = "run fewer nodes on it"
+        if any(node.threads > 1 for node in found):
+            fix = f"start each with --threads {max(1, processors // len(found))}, or {fix}"
         findings.append(warning("shared threads", subject, said, fix, **data))
     elif processors:
         findings.append(ok("shared threads", subject, said, **data))
