@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from aggregator.bulk import Bulk
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
 from aggregator.membership import Membership
+from aggregator.revocations import Revoked
 from edge_attention.core import attention, fleet
 from edge_attention.core.errors import InvalidArgument, ResourceExhausted
 from edge_attention.core.program import Drop
@@ -38,6 +40,7 @@ class Api:
         contexts: Contexts,
         appender: Appender,
         attender: Attender,
+        revoked: Revoked = dict,
     ) -> None:
         self._membership = membership
         self._dispatcher = dispatcher
@@ -45,6 +48,7 @@ class Api:
         self._contexts = contexts
         self._appender = appender
         self._attender = attender
+        self._revoked = revoked
 
     def handlers(self) -> Mapping[AnyMethod, Handler]:
         return {
@@ -61,7 +65,10 @@ class Api:
         }
 
     async def list_nodes(self, request: fleet.ListNodesRequest, call: Any) -> fleet.ListNodesResponse:
-        return fleet.ListNodesResponse(self._membership.nodes(time.monotonic()))
+        revoked, nodes = self._revoked(), self._membership.nodes(time.monotonic())
+        return fleet.ListNodesResponse(
+            tuple(replace(node, revoked_at=revoked.get(node.name)) for node in nodes)
+        )
 
     async def upload(self, chunks: AsyncIterator[UploadChunk], call: Any) -> Uploaded:
         sender = f"client {call.peer()} {id(chunks)}"

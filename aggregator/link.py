@@ -153,6 +153,13 @@ class Link:
         except EdgeAttentionError as error:
             self._metrics.registrations.labels("refused").inc()
             log.warning("refused node %s from %s: %s", register.name[:80], context.peer(), error.message)
+            self._audit.write(
+                "refused",
+                outcome="refused",
+                subject=f"node/{register.name}",
+                peer=context.peer(),
+                reason=error.message,
+            )
             raise
         member, name = admission.member, register.name
         if (box := member.register.box) is not None and box.time_seconds:

@@ -14,7 +14,7 @@ import click
 from aggregator.trust.commands import certificate, token
 from aggregator.trust.options import check_options, life, log_grpc, trust_options
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.options import ADDRESS, set_up
+from edge_attention.options import ADDRESS, name_sources, set_up
 
 
 @click.group(
@@ -109,6 +109,7 @@ def main(
         sys.exit(130)
 
 
+name_sources(main)
 main.add_command(token)
 main.add_command(certificate)
 

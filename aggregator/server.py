@@ -30,13 +30,16 @@ from aggregator.link import Link, watch_leases
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
 from aggregator.parameters import ParameterStore
+from aggregator.revocations import Revocations, Revoked
 from aggregator.state import State
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
 from aggregator.training.services import Services
 from aggregator.trust.actions import audited
 from aggregator.trust.audit import Audit
+from aggregator.trust.authority import folder_of
 from aggregator.trust.reflection import offer_reflection
+from aggregator.trust.registry import Registry
 from aggregator.trust.trust import Trust, TrustSettings
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
@@ -92,9 +95,12 @@ async def running(settings: Settings) -> AsyncIterator[int]:
     metrics = Metrics()
     with State(settings.state) as state, contextlib.closing(audit), contextlib.ExitStack() as stack:
         trust = None
+        revoked: Revoked = dict
         if settings.trust is not None:
             trust = Trust(settings.trust, state.directory, settings.host, metrics, audit)
             stack.callback(trust.close)
+            registry = stack.enter_context(contextlib.closing(Registry(folder_of(state.directory))))
+            revoked = Revocations(registry).of_nodes
         membership = Membership(settings.lease, lambda: secrets.token_urlsafe(16))
         dispatcher = Dispatcher(membership, metrics)
         bulk = Bulk(state)
@@ -120,7 +126,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         runs = Runs(services)
         appender = Appender(contexts, membership, dispatcher, bulk)
         attender = Attender(contexts, dispatcher, metrics, activity)
-        api = Api(membership, dispatcher, bulk, contexts, appender, attender)
+        api = Api(membership, dispatcher, bulk, contexts, appender, attender, revoked)
         checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat, settings.metrics_port or 0)
         handlers = {
             **link.handlers(), **api.handlers(), **checkup.handlers(), **TrainingApi(runs).handlers()
@@ -150,7 +156,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 "of this machine; choose another --listen"
             ) from None
         await asyncio.to_thread(runs.recall)
-        parts = Parts(metrics, membership, contexts, runs, activity, f"{address}:{port}")
+        parts = Parts(metrics, membership, contexts, runs, activity, f"{address}:{port}", revoked)
         http = await _serve_http(settings, parts, trust.access if trust is not None else None)
         await server.start()
         watching = [

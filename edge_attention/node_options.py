@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import click
 
 if TYPE_CHECKING:
     from edge_attention.trust.dial import Dial
+
+log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +32,15 @@ class Shared:
         """See `edge_attention.trust.node.node_dial`."""
         from edge_attention.trust.node import node_dial
 
+        if self.identity is not None and not self.join_token and not self.join_token_file:
+            from edge_attention.trust.identity import IdentityFolder
+
+            if not IdentityFolder(self.identity).exists():
+                log.warning(
+                    "the folder --identity %s holds no identity, so this node speaks plaintext: to join an "
+                    "aggregator with TLS, give a --join-token too",
+                    self.identity,
+                )
         return node_dial(self, address, name, store)
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edge_attention.core.errors import InvalidArgument
 
-__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_variables", "read_secret", "set_up"]
+__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_sources", "name_variables", "read_secret", "set_up"]
 
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -80,9 +81,38 @@ def name_variables(command: click.Command, prefix: str) -> None:
         if isinstance(parameter, click.Option) and parameter.expose_value and parameter.envvar is None:
             flag = max(parameter.opts, key=len).removeprefix("--")
             parameter.envvar = f"{prefix}_{flag}".upper().replace("-", "_")
+            name_source(parameter)
     commands: dict[str, click.Command] = getattr(command, "commands", {})
     for name, sub in commands.items():
         name_variables(sub, f"{prefix}_{name}")
+
+
+def name_source(option: click.Option) -> None:
+    """Have a refusal of the option's value name the environment variable, where it came from one.
+
+    click names the flag alone, which nobody gave.
+    """
+    process = option.process_value
+
+    def process_value(ctx: click.Context, value: Any) -> Any:
+        try:
+            return process(ctx, value)
+        except click.BadParameter as error:
+            source = ctx.get_parameter_source(option.name or "")
+            if source is not ParameterSource.ENVIRONMENT:
+                raise
+            named = option.envvar or f"{ctx.auto_envvar_prefix}_{option.name}".upper()
+            hint = f"'{max(option.opts, key=len)}' (from {named})"
+            raise click.BadParameter(error.message, ctx, option, hint) from None
+
+    option.process_value = process_value  # type: ignore[method-assign]
+
+
+def name_sources(command: click.Command) -> None:
+    """`name_source` for every option of a command that has click's own `auto_envvar_prefix`."""
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            name_source(parameter)
 
 
 def read_secret(path: Path | None, option: str) -> bytes:
@@ -114,8 +144,8 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def set_up(level: str) -> None:
-    """What both daemons begin with, before they load gRPC: files for this user only; a log on stderr, a line each
-    (time, level, message); few free bytes kept."""
+    """What both daemons begin with, before they load gRPC: files for this user only; a log on stderr, a line
+    each (time, level, message); few free bytes kept."""
     # What fails is said in our words; gRPC's own would come beside them, at every try.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # What is kept is for this user; where a group is to read something, its mode is set.

@@ -13,7 +13,7 @@ import click
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.node_options import Shared, shared_options
-from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, read_secret, set_up
+from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, name_sources, read_secret, set_up
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ way, the second leaves at once.
     help="Folder in which contexts survive a restart. Without it they end with the process.",
 )
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics there; 0: any.")
-@click.option("--metrics-host", default="127.0.0.1", help="Address of the metrics port.")
+@click.option("--metrics-host", default="127.0.0.1", help="Address of the metrics port: loopback.")
 @shared_options
 @click.option("--log-level", default="info", type=click.Choice(LOG_LEVELS))
 @click.version_option(package_name="edge-attention")
@@ -133,3 +133,6 @@ def main(
     sys.stderr.flush()
     # A graph that does not end must not keep the process from ending.
     os._exit(code)
+
+
+name_sources(main)

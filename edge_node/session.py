@@ -176,6 +176,8 @@ class Session:
             case said.Credit():
                 self.outbox.granted(message)
                 return self._pump()
+            case said.HeartbeatAck(number):
+                self.outbox.answered(number)
             case None:
                 return self._consumed(size, self._streams)
         return []
@@ -256,6 +258,7 @@ class Session:
 
     def _beat(self, now: float) -> Send:
         self._beats += 1
+        self.outbox.beat(self._beats)
         self._beat_at = now + self._heartbeat
         report = self._report(now)
         return Send(said.Heartbeat(self._beats, self._memory(), self.tasks, self.draining, report))

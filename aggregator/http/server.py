@@ -22,6 +22,7 @@ from aggregator.http.sessions import Sessions
 from aggregator.http.snapshot import Snapshots
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
+from aggregator.revocations import Revoked
 from aggregator.training.runs import Runs
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
@@ -43,6 +44,7 @@ class Parts:
     runs: Runs
     activity: Activity
     address: str
+    revoked: Revoked = dict
 
 
 class HttpServer:
@@ -69,6 +71,7 @@ class HttpServer:
             self.status,
             parts.metrics,
             {"address": parts.address, "tls": access is not None},
+            parts.revoked,
         )
         self._feed = Feed(snapshots.take)
         self._add(Live(self._feed, self._guard).routes())

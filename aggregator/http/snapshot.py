@@ -18,6 +18,7 @@ from aggregator.http.routes import Status
 from aggregator.http.troubles import Fleet, troubles
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
+from aggregator.revocations import Revoked
 from aggregator.training.runs import Runs
 from edge_attention.core.attention import Context
 from edge_attention.core.fleet import Node, NodeState
@@ -51,10 +52,12 @@ class Snapshots:
         status: Status,
         metrics: Metrics,
         facts: Mapping[str, Any],
+        revoked: Revoked = dict,
     ) -> None:
         self._membership, self._contexts = membership, contexts
         self._runs, self._activity = runs, activity
         self._status, self._metrics, self._facts = status, metrics, facts
+        self._revoked = revoked
         self._software = version("edge-attention")
         self._described: dict[str, tuple[object, Context, dict[str, Any]]] = {}
         self._curves: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -77,6 +80,7 @@ class Snapshots:
             self._software,
             float(int(self._status.started)),
             days,
+            self._revoked(),
         )
         return {
             "aggregator": {"self": self._self()},

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from aggregator.activity import Query, Span
 from edge_attention.core.attention import Context
 from edge_attention.core.fleet import Node, NodeState
 from edge_attention.core.jobs import RunState, TrainingRun
+from edge_attention.trust.certificates import moment
 
 LOST_SECONDS = 3600.0
 """A node lost for longer that holds nothing is no news any more."""
@@ -39,7 +40,10 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What there is to find trouble in. `now`: seconds since 1970. `days`: of certificates, by node."""
+    """What there is to find trouble in. Times are seconds since 1970.
+
+    `days`: of certificates, by node. `revoked`: when a node's certificate was, by node.
+    """
 
     now: float
     nodes: Sequence[Node]
@@ -50,6 +54,7 @@ class Fleet:
     software: str
     started: float
     days: Mapping[str, float]
+    revoked: Mapping[str, float] = field(default_factory=dict)
 
 
 def troubles(fleet: Fleet) -> dict[str, dict[str, object]]:
@@ -74,11 +79,18 @@ def _away(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
             f" Nobody else that is here holds its {tokens}: answers over them are partial." if tokens else ""
         )
         key = f"node/{name}"
+        since = fleet.started if node is None else float(int(fleet.now - node.silent_seconds))
+        away = node is None or node.state in (NodeState.LOST, NodeState.SUSPECT)
+        if away and name in fleet.revoked:
+            if only or (node is not None and node.silent_seconds < LOST_SECONDS):
+                at = moment(fleet.revoked[name])
+                text = f"Node {name} is shut out: its certificate was revoked at {at} by an operator.{only}"
+                yield key, Trouble("bad" if only else "note", text, _LET_IN.format(name=name), since)
+            continue
         if node is None:
             text = f"Node {name} has not come since the aggregator started.{only}"
-            yield key, Trouble("bad", text, _START.format(name=name), fleet.started)
+            yield key, Trouble("bad", text, _START.format(name=name), since)
             continue
-        since = float(int(fleet.now - node.silent_seconds))
         if node.state is NodeState.LOST and (only or node.silent_seconds < LOST_SECONDS):
             severity = "bad" if only else "warn"
             yield key, Trouble(severity, f"Node {name} is lost.{only}", _START.format(name=name), since)
@@ -92,6 +104,10 @@ def _away(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
 _START = (
     "See that the box is on and reaches the aggregator, then start edge-node --name {name} there; with the "
     "same --store it has its tokens again."
+)
+_LET_IN = (
+    "To let it in again: edge-aggregator token create --role node --name {name}, and start it with that as "
+    "its --join-token; if it is gone for good, append its tokens elsewhere."
 )
 
 

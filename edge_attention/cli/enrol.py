@@ -29,7 +29,7 @@ Example, the first on the aggregator's machine:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the key and the certificate.  [default: edge-attention's own --identity]",
 )
-@click.option("--name", default="", help="The name asked for.  [default: the token's]")
+@click.option("--name", default="", show_default=False, help="The name asked for.  [default: the token's]")
 @click.pass_obj
 def enrol(address: str, token: str | None, token_file: Path | None, identity: Path | None, name: str) -> None:
     """Make a client certificate with a join token; later commands show it with --identity."""

@@ -105,13 +105,26 @@ def main() -> None:
     sys.exit(_run())
 
 
+def _placed(error: click.ClickException) -> click.ClickException:
+    """The error; of an option that stands after the command and belongs before it, one that says so."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.parent is not None:
+        option, command = error.option_name, error.ctx.command_path.removeprefix("edge-attention ")
+        if any(option in parameter.opts for parameter in cli.params):
+            return click.UsageError(
+                f"No such option of {command}: {option}; put it before the command, as in edge-attention "
+                f"{option} ... {command}",
+                error.ctx,
+            )
+    return error
+
+
 def _run() -> int:
     try:
         result = cli.main(prog_name="edge-attention", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        error.show()
+        _placed(error).show()
         return error.exit_code
     except click.exceptions.Exit as end:
         return end.exit_code

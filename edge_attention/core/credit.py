@@ -66,8 +66,9 @@ class Debt:
 class Outbox:
     """Encoded messages on their way: in order, within the credit, and again if the connection breaks.
 
-    The receiver grants credit back as it takes messages, in order: what was sent and not granted back may
-    be lost. `backlog` is the bytes that wait for credit.
+    The receiver takes messages in order, and grants credit back in lumps as it does; in between, the answer
+    to a heartbeat says that it has taken all that went before that. What was sent and is known in neither
+    way to be taken may be lost. `backlog` is the bytes that wait for credit.
     """
 
     def __init__(self) -> None:
@@ -75,6 +76,8 @@ class Outbox:
         self._window = Window()
         self._waiting: deque[bytes] = deque()
         self._flight: deque[bytes] = deque()
+        self._sent = self._granted = 0  # messages, on this connection
+        self._mark = (-1, 0)  # a heartbeat, and the messages sent before it
 
     def __bool__(self) -> bool:
         """Whether anything waits."""
@@ -92,15 +95,30 @@ class Outbox:
 
     def granted(self, credit: Credit) -> None:
         """The receiver took messages and allows as many more."""
-        for _ in range(min(credit.messages, len(self._flight))):
-            self._flight.popleft()
+        self._granted += credit.messages
+        self._taken(self._granted)
         self._window.grant(credit)
+
+    def beat(self, number: int) -> None:
+        """Heartbeat `number` goes now."""
+        self._mark = number, self._sent
+
+    def answered(self, number: int) -> None:
+        """The receiver answered heartbeat `number`."""
+        if number == self._mark[0]:
+            self._taken(self._mark[1])
+
+    def _taken(self, count: int) -> None:
+        """The receiver has the first `count` messages of this connection."""
+        while self._flight and self._sent - len(self._flight) < count:
+            self._flight.popleft()
 
     def broke(self) -> None:
         """The connection ended: what may be lost goes again, before the rest, on the next one."""
         self.backlog += sum(map(len, self._flight))
         self._waiting.extendleft(reversed(self._flight))
         self._flight.clear()
+        self._sent, self._granted, self._mark = 0, 0, (-1, 0)
         self._window = Window()
 
     def take(self) -> list[bytes]:
@@ -110,4 +128,5 @@ class Outbox:
             sent.append(self._waiting.popleft())
         self.backlog -= sum(map(len, sent))
         self._flight.extend(sent)
+        self._sent += len(sent)
         return sent

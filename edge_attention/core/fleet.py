@@ -23,7 +23,8 @@ class Node:
     """One node as the aggregator sees it. Memory in bytes.
 
     `registrations` counts how often it has come, `registered_seconds` is how long ago it last did, and
-    `clock_seconds` by how much its clock was ahead of the aggregator's then.
+    `clock_seconds` by how much its clock was ahead of the aggregator's then. `revoked_at`: when its
+    certificate was revoked, seconds since 1970; None: it was not.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Node:
     registrations: int = 0
     registered_seconds: float = 0.0
     clock_seconds: float | None = None
+    revoked_at: float | None = None
 
 
 @dataclass(frozen=True)

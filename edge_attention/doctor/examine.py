@@ -143,11 +143,12 @@ async def examine_fleet(client: AsyncClient, asked: Questions, tell: Tell, busy:
         tell(_refused("nodes", "fleet", error))
         return
     tell(node_findings.nodes(nodes, f"{asked.host}:{asked.port}"))
+    may = True
     for number, node in enumerate(nodes):
         _node(node, contexts, about, tell)
-        if node.state is NodeState.READY:
+        if may and node.state is NodeState.READY:
             busy(f"probing node {node.name}")
-            await _way(client, node, asked, tell, bulk=asked.bandwidth and number < PROBED)
+            may = await _way(client, node, asked, tell, bulk=asked.bandwidth and number < PROBED)
     for finding in node_findings.shared_boxes(nodes):
         tell(finding)
     for context in contexts:
@@ -199,17 +200,23 @@ def _node(
     tell(context_findings.shards(node, contexts))
 
 
-async def _way(client: AsyncClient, node: Node, asked: Questions, tell: Tell, *, bulk: bool) -> None:
+async def _way(client: AsyncClient, node: Node, asked: Questions, tell: Tell, *, bulk: bool) -> bool:
+    """Check the way to a node; whether this client may."""
     subject = f"node {node.name}"
     try:
         found = await measure_fleet.probe(client, node, min(asked.timeout, MAX_PROBE), bulk=bulk)
     except ResourceExhausted as error:
         tell(skipped("round trip", subject, error.message))
+    except PermissionDenied:
+        why = "the ways to the nodes are not measured: that needs a token of the role user"
+        tell(skipped("round trip", "fleet", why))
+        return False
     except EdgeAttentionError as error:
         tell(_refused("round trip", subject, error))
     else:
         tell(node_findings.round_trip(node.name, found))
         tell(node_findings.bandwidth(node.name, found))
+    return True
 
 
 async def _fewer(client: AsyncClient, asked: Questions, nodes: Sequence[Node], tell: Tell) -> None:
@@ -230,7 +237,7 @@ async def _fewer(client: AsyncClient, asked: Questions, nodes: Sequence[Node], t
 def _refused(check: str, subject: str, error: EdgeAttentionError) -> Finding:
     """What an error of the fleet's means for a check."""
     if error.status in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
-        fix = "give a token of a role that may: probes need `user`, all else `viewer`"
+        fix = "give a token of a role that may: attending and probes need `user`, all else `viewer`"
         return warning(check, subject, error.message, fix, error=type(error).__name__)
     if error.status == "UNIMPLEMENTED":
         fix = "install this release there too, then run the doctor again"

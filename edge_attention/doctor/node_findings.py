@@ -9,6 +9,7 @@ from edge_attention.core.fleet import Node, NodeState, ProbeNodeResponse
 from edge_attention.doctor import box_findings, connection_findings
 from edge_attention.doctor.connection_findings import ClockReading
 from edge_attention.doctor.finding import Finding, duration, failed, ok, size, skipped, warning
+from edge_attention.trust.certificates import moment
 
 SLOW_TRIP = 0.25
 """Seconds of a round trip: each answer waits for one."""
@@ -46,6 +47,13 @@ def state(node: Node, lease: float) -> Finding:
         f"node {node.name}",
         f"{node.state.value}, last heard of {duration(node.silent_seconds)} ago",
     )
+    if node.revoked_at is not None and node.state in (NodeState.SUSPECT, NodeState.LOST):
+        said += f"; its certificate was revoked at {moment(node.revoked_at)} by an operator"
+        fix = (
+            f"to let it in again: edge-aggregator token create --role node --name {node.name}, and start it "
+            "with that as its --join-token; if it is gone for good, append its tokens elsewhere"
+        )
+        return failed("state", subject, said, fix, **data, revoked_at=node.revoked_at)
     match node.state:
         case NodeState.READY:
             return ok("state", subject, said, **data)
@@ -185,7 +193,9 @@ def _shared(found: Sequence[Node]) -> list[Finding]:
     said = f"{threads} threads of {len(found)} nodes on {processors} processors"
     data = {"nodes": [node.name for node in found], "threads": threads, "processors": processors}
     if processors and threads > processors:
-        fix = f"start each with --threads {max(1, processors // len(found))}, or run fewer nodes on it"
+        fix = "run fewer nodes on it"
+        if any(node.threads > 1 for node in found):
+            fix = f"start each with --threads {max(1, processors // len(found))}, or {fix}"
         findings.append(warning("shared threads", subject, said, fix, **data))
     elif processors:
         findings.append(ok("shared threads", subject, said, **data))

@@ -13,8 +13,8 @@ from prometheus_client import (
     start_http_server,
 )
 
-from edge_attention.core.addresses import require_loopback
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.addresses import is_loopback
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.metrics.batched import Batched
 from edge_attention.metrics.tally import Tallies
 
@@ -56,7 +56,11 @@ def serve(registry: CollectorRegistry, host: str, port: int) -> str:
         FailedPrecondition: the address is not of this machine alone.
         InvalidArgument: it is taken.
     """
-    require_loopback(host)
+    if not is_loopback(host):
+        raise FailedPrecondition(
+            f"refusing to serve a node's metrics on {host!r}, which others reach: leave --metrics-host out, "
+            "and scrape /nodes/NAME/metrics of the aggregator's HTTP port, which has them from heartbeats"
+        )
     try:
         server, _ = start_http_server(port, host, registry)
     except OSError as error:

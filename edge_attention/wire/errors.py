@@ -30,6 +30,10 @@ _DETAILS_LIMIT = 2_000
 """Bytes of a message that travel: percent-encoded they must fit gRPC's 8 KiB of metadata."""
 
 
+_NOT_GRPC = ("missing selected ALPN", "Expected SETTINGS frame", "Failed parsing HTTP/2")
+"""What gRPC says where something answered that is no gRPC server: over TLS, and without."""
+
+
 def to_status(error: EdgeAttentionError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
     """Status, details and trailing metadata that stand for `error`."""
     details = error.message.encode(errors="replace")
@@ -55,6 +59,12 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
         return named if type(named).__name__ == name else cls(details)
     if cls is errors.Unavailable:  # gRPC's own: no server answered
         where = where or "the server"
+        if any(sign in details for sign in _NOT_GRPC):
+            return errors.Unreachable(
+                f"{where} is not an aggregator's gRPC port; that is 50051 unless --listen says otherwise, "
+                "9464 is its page"
+            )
+        details = details.rstrip(". ")
         return errors.Unreachable(
             f"{where} cannot be reached: {details}; is it running, and is the address right?"
         )

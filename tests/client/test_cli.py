@@ -326,6 +326,13 @@ def test_the_demo_without_its_extra_says_what_to_install(run, monkeypatch):
     assert run("--help")[0] == 0
 
 
+def test_an_option_that_belongs_before_the_command_is_said_to(run):
+    code, _, err = run("train", "--aggregator", "x:1")
+    assert code == 2
+    assert "put it before the command, as in edge-attention --aggregator ... train\n" in err
+    assert "before the command" not in run("train", "--nothing")[2]
+
+
 def test_a_defect_is_one_line_too(run, monkeypatch):
     def broken(self):
         raise KeyError("oh")
@@ -353,6 +360,25 @@ def test_ctrl_c_ends_the_watching_only(address, fake):
     assert "run r1 goes on" in err
     assert "edge-attention train stop r1" in err
     assert "Traceback" not in err
+
+
+def test_ctrl_c_amid_an_import_is_no_traceback():
+    code = """
+import os, signal, sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpc":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupted())
+sys.argv = ["edge-attention", "nodes"]
+from edge_attention.cli.entry import main
+assert "click" not in sys.modules
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_plain_holds_no_number_json_lacks():

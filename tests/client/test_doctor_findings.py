@@ -303,6 +303,17 @@ def test_whether_anybody_is_there():
     ]
 
 
+def test_a_node_whose_certificate_was_revoked_is_not_told_to_start_again():
+    away = [replace(NODE, state=s, revoked_at=0.0) for s in (NodeState.SUSPECT, NodeState.LOST)]
+    found = [n.state(node, 10.0) for node in away]
+    assert statuses(*found) == ["failed", "failed"]
+    for finding in found:
+        assert "its certificate was revoked at 1970-01-01 00:00:00 UTC by an operator" in finding.measured
+        assert "token create --role node --name a" in finding.fix
+        assert "--store" not in finding.fix
+    assert n.state(replace(NODE, revoked_at=0.0), 10.0).status is Status.OK
+
+
 def test_states():
     found = [n.state(replace(NODE, state=s), 10.0) for s in NodeState]
     assert dict(zip([s.value for s in NodeState], statuses(*found), strict=True)) == {
@@ -365,6 +376,9 @@ def test_nodes_that_share_a_box():
     assert statuses(threads, memory) == ["warning", "warning"]
     assert threads.data["threads"] == 8
     assert "--threads 1" in threads.fix
+    crowded = replace(BOX, processors=2)
+    few, _ = n.shared_boxes([replace(node, box=crowded) for node in four])
+    assert (few.status, few.fix) == (Status.WARNING, "run fewer nodes on it"), "one thread is the least"
     each = int(memory.fix.partition("--memory-limit ")[2].partition("MiB")[0]) * MIB
     assert statuses(*n.shared_boxes([replace(node, memory_limit=each) for node in four])) == ["ok", "ok"]
 

@@ -6,8 +6,10 @@ import logging
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from edge_attention.options import BYTES, OneLine
+from edge_attention.node_options import Shared
+from edge_attention.options import ADDRESS, BYTES, OneLine, name_sources, name_variables
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,29 @@ def test_a_log_line_cannot_be_forged():
     assert first == "INFO failed"
     assert rest
     assert all(line.startswith("  ") and "\x1b" not in line for line in rest)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_bad_value_of_the_environment_is_refused_by_its_name(named):
+    @click.command(context_settings={} if named else {"auto_envvar_prefix": "X"})
+    @click.option("--lease", type=click.FloatRange(1, 10), default=5.0)
+    @click.option("--at", type=ADDRESS, default="a:1")
+    def command(lease, at):
+        pass
+
+    if named:
+        name_variables(command, "x")
+    else:
+        name_sources(command)
+    run = CliRunner()
+    assert run.invoke(command, env={"X_LEASE": "2", "X_AT": "b:2"}).exit_code == 0
+    said = run.invoke(command, env={"X_LEASE": "abc"}).output
+    assert "'--lease' (from X_LEASE): 'abc' is not a valid float" in said
+    assert "'--at' (from X_AT)" in run.invoke(command, env={"X_AT": "b"}).output
+    assert "from" not in run.invoke(command, ["--lease", "0"], env={"X_LEASE": "2"}).output
+
+
+def test_an_identity_that_is_not_there_is_told_of(tmp_path, caplog):
+    Shared(None, None, tmp_path, None).dial("127.0.0.1:1", "n", None)
+    assert f"--identity {tmp_path} holds no identity" in caplog.text
+    assert "--join-token" in caplog.text

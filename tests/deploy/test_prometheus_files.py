@@ -69,6 +69,13 @@ def test_the_configuration_needs_its_credentials(promtool, tmp_path):
     assert "viewer-token" in said
 
 
+def test_in_a_checkout_its_syntax_can_be_checked_as_the_page_says(promtool):
+    command = "promtool check config --syntax-only deploy/prometheus/prometheus.yml"
+    assert command in (FOLDER.parents[1] / "docs/observability.md").read_text()
+    code, said = run(promtool, "check", "config", "--syntax-only", FOLDER / "prometheus.yml")
+    assert code == 0, said
+
+
 def test_the_rules_are_valid(promtool):
     files = sorted((FOLDER / "rules").glob("*.yml"))
     code, said = run(promtool, "check", "rules", "--lint=all", "--lint-fatal", *files)

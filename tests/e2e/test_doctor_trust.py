@@ -70,9 +70,9 @@ def test_a_healthy_fleet_with_tls(trusted):
 def test_a_viewer_sees_all_but_may_not_probe(trusted):
     found, code = doctor("--token", trusted.token("viewer"), *fleet_arguments(trusted))
     assert code == 0
-    probe = found["node a"]["round trip"]
-    assert probe["status"] == "warning"
-    assert "user" in probe["fix"]
+    assert found["fleet"]["round trip"]["status"] == "skipped", "once, not a warning a node"
+    assert "role user" in found["fleet"]["round trip"]["measured"]
+    assert "round trip" not in found["node a"]
     assert found["node a"]["store"]["status"] == "ok"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -132,6 +133,10 @@ def test_a_revoked_certificate_shuts_the_node_out_until_an_operator_lets_it_in(t
     assert "certificate of node 'c' was revoked" in trusted.said("c")
     assert trusted.audited("revoked", subject="node/c")
     assert trusted.audited("refused", "was revoked", subject="node/c")["method"].endswith("Connect")
+    with trusted.client() as client:
+        (away,) = [node for node in client.nodes() if node.name == "c"]
+        assert away.revoked_at == pytest.approx(time.time(), abs=60)
+        assert [node.revoked_at for node in client.nodes() if node.name == "a"] == [None]
     # Neither its identity nor the token everybody has lets it in again.
     again = trusted.trusted_node("c", wait=False)
     assert again.process.wait(30) == 1
@@ -148,7 +153,21 @@ def test_a_revoked_certificate_shuts_the_node_out_until_an_operator_lets_it_in(t
     )
     token = trusted.make_token("--name", "c")["token"]
     trusted.start_node("c", "--threads", "1", "--join-token", token, "--identity", str(fresh))
+    with trusted.client() as client:
+        assert [node.revoked_at for node in client.nodes() if node.name == "c"] == [None]
     assert trusted.terminate("c") == 0
+
+
+def test_a_second_box_with_a_copy_of_the_store(trusted):
+    """Its certificate is good, so trust lets it in; that its name is here already is told as loudly."""
+    copy = trusted.folder / "copy-of-a"
+    shutil.copytree(trusted.store("a"), copy)
+    done = run_node("--aggregator", trusted.address, "--threads", "1", "--store", copy)
+    assert done.returncode == 1
+    assert "a node named 'a' is connected already" in done.stderr
+    line = trusted.audited("refused", "a node named 'a' is connected already", subject="node/a")
+    assert line["outcome"] == "refused"
+    assert "127.0.0.1" in line["peer"]
 
 
 def test_a_used_token(trusted):

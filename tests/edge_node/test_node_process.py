@@ -277,7 +277,7 @@ def test_a_taken_name_ends_the_process():
         (["--aggregator", "here"], "HOST:PORT"),
         (["--provider", "abacus"], "abacus"),
         (["--name", "a b"], "letters"),
-        (["--metrics-port", "0", "--metrics-host", "0.0.0.0"], "refusing to listen"),
+        (["--metrics-port", "0", "--metrics-host", "0.0.0.0"], "scrape /nodes/NAME/metrics"),
     ],
 )
 def test_bad_flags_give_one_line_and_exit_two(flags, said):

@@ -225,6 +225,31 @@ def test_draining_waits_for_credit_and_a_connection_but_not_for_ever():
     assert session.drain(0)[-1] == Leave(0)
 
 
+def test_draining_with_nothing_left_to_deliver_does_not_wait_for_an_aggregator_that_is_away():
+    """Credit comes back in lumps; that the answers arrived is known from the heartbeats' own answers."""
+    session = registered()
+    session.received(program(), 1, 1)
+    assert sent(session.produced("t", b"a", 2, final=True)) == [b"a"]
+    session.tick(3)
+    session.received(HeartbeatAck(1), 1, 3)
+    session.lost(AWAY, 4)
+    assert session.drain(5)[-1] == Leave(0)
+
+
+def test_what_went_after_a_heartbeat_is_not_taken_with_its_answer():
+    session = registered()
+    session.produced("t", b"a", 1, final=False)
+    session.tick(3)
+    session.produced("t", b"b", 4, final=False)
+    session.received(HeartbeatAck(1), 1, 5)
+    session.received(Credit(1, 1), 1, 5)  # for a, once more: it says nothing of b
+    session.lost(AWAY, 6)
+    session.tick(9)
+    session.connected(9)
+    session.received(HeartbeatAck(1), 1, 9)  # of a connection that is gone
+    assert sent(session.received(welcome(resumed=True), 1, 9))[1:] == [b"b"]
+
+
 def test_a_second_drain_leaves_at_once():
     session = registered()
     session.received(program(), 1, 1)

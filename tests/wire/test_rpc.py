@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import grpc
 import grpc.aio
 import pytest
 
+from aggregator.trust.authority import Authority
 from edge_attention.core import errors
 from edge_attention.core.attention import DropContextRequest, DropContextResponse
 from edge_attention.core.session import Chunk, Credit, DownloadRequest, HeartbeatAck, UploadChunk, Uploaded
+from edge_attention.trust.certificates import key_pem, new_key, pem
 from edge_attention.wire import link, services
 from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.errors import ERROR_KEY, to_status
@@ -280,10 +284,44 @@ def test_deadlines_absent_servers_and_absent_methods_have_their_names():
             with pytest.raises(errors.EdgeAttentionError):
                 await caller.receive(services.BULK_DOWNLOAD, DownloadRequest("", "d")).__anext__()
         async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
-            with pytest.raises(errors.Unavailable, match=r"box 7 cannot be reached.*is it running"):
+            with pytest.raises(errors.Unavailable, match=r"box 7 cannot be reached: .*[^.]; is it running"):
                 await Caller(channel, "box 7").unary(
                     services.DROP_CONTEXT, DropContextRequest("c"), timeout=20
                 )
+
+    run(test)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_port_of_the_web_is_named_as_what_it_is(tls, tmp_path):
+    async def answer(reader, writer):
+        with contextlib.suppress(OSError):
+            writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+            await reader.read(1)
+            writer.close()
+
+    async def test():
+        key, authority = new_key(), Authority.make()
+        certificate = authority.issue_server(key.public_key(), ["localhost"], timedelta(days=1))
+        (tmp_path / "server.pem").write_bytes(key_pem(key) + pem(certificate))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "server.pem")
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context if tls else None)
+        where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        credentials = grpc.ssl_channel_credentials(pem(authority.certificate))
+        options = [("grpc.ssl_target_name_override", "localhost")]
+        channel = (
+            grpc.aio.secure_channel(where, credentials, options) if tls else grpc.aio.insecure_channel(where)
+        )
+        async with channel, server:
+            with pytest.raises(errors.Unreachable) as raised:
+                await Caller(channel, "X:9464").unary(
+                    services.DROP_CONTEXT, DropContextRequest("c"), timeout=20
+                )
+        assert raised.value.message == (
+            "X:9464 is not an aggregator's gRPC port; that is 50051 unless --listen says otherwise, 9464 is "
+            "its page"
+        )
 
     run(test)
 

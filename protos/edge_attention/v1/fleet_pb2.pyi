@@ -103,6 +103,7 @@ class Node(_message.Message):
     REGISTRATIONS_FIELD_NUMBER: _builtins.int
     REGISTERED_SECONDS_FIELD_NUMBER: _builtins.int
     CLOCK_SECONDS_FIELD_NUMBER: _builtins.int
+    REVOKED_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: Global___NodeState.ValueType
     provider: _builtins.str
@@ -119,6 +120,8 @@ class Node(_message.Message):
     """Seconds since it last did."""
     clock_seconds: _builtins.float
     """Its clock less the aggregator's when it registered, the way to here included. Absent: not known."""
+    revoked_at: _builtins.float
+    """When its certificate was revoked, seconds since 1970. Absent: it was not."""
     @_builtins.property
     def datasets(self) -> _containers.RepeatedCompositeFieldContainer[_link_pb2.Dataset]: ...
     @_builtins.property
@@ -145,14 +148,20 @@ class Node(_message.Message):
         registrations: _builtins.int = ...,
         registered_seconds: _builtins.float = ...,
         clock_seconds: _builtins.float | None = ...,
+        revoked_at: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_seconds", b"_clock_seconds", "box", b"box", "clock_seconds", b"clock_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_seconds", b"_clock_seconds", "_revoked_at", b"_revoked_at", "box", b"box", "clock_seconds", b"clock_seconds", "revoked_at", b"revoked_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_seconds", b"_clock_seconds", "box", b"box", "clock_seconds", b"clock_seconds", "datasets", b"datasets", "memory", b"memory", "memory_limit", b"memory_limit", "name", b"name", "provider", b"provider", "registered_seconds", b"registered_seconds", "registrations", b"registrations", "releases", b"releases", "silent_seconds", b"silent_seconds", "software", b"software", "state", b"state", "tasks", b"tasks", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_seconds", b"_clock_seconds", "_revoked_at", b"_revoked_at", "box", b"box", "clock_seconds", b"clock_seconds", "datasets", b"datasets", "memory", b"memory", "memory_limit", b"memory_limit", "name", b"name", "provider", b"provider", "registered_seconds", b"registered_seconds", "registrations", b"registrations", "releases", b"releases", "revoked_at", b"revoked_at", "silent_seconds", b"silent_seconds", "software", b"software", "state", b"state", "tasks", b"tasks", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clock_seconds: _TypeAlias = _typing.Literal["clock_seconds"]  # noqa: Y015
     _WhichOneofArgType__clock_seconds: _TypeAlias = _typing.Literal["_clock_seconds", b"_clock_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__revoked_at: _TypeAlias = _typing.Literal["revoked_at"]  # noqa: Y015
+    _WhichOneofArgType__revoked_at: _TypeAlias = _typing.Literal["_revoked_at", b"_revoked_at"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_seconds) -> _WhichOneofReturnType__clock_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revoked_at) -> _WhichOneofReturnType__revoked_at | None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
 

@@ -59,6 +59,21 @@ def test_a_node_lost_long_ago_is_news_only_if_it_is_missed():
     assert set(found(nodes=nodes, contexts=[context(("b", ""))])) == {"node/b"}
 
 
+def test_a_node_that_was_revoked_is_not_told_to_start_again():
+    revoked = {"b": 0.0, "c": 0.0}
+    for state in (NodeState.SUSPECT, NodeState.LOST):
+        nodes = [node("a"), node("b", state, 30.0)]
+        told = found(nodes=nodes, revoked=revoked)["node/b"]
+        assert told["severity"] == "note"
+        assert "was revoked at 1970-01-01 00:00:00 UTC by an operator" in told["text"]
+        assert "token create --role node --name b" in told["remedy"]
+        assert "--store" not in told["remedy"]
+    told = found(nodes=nodes, revoked=revoked, contexts=[context(("b", ""), ("c", ""))])
+    assert {told[key]["severity"] for key in ("node/b", "node/c")} == {"bad"}
+    assert "revoked" in told["node/c"]["text"], "one that has not come since the aggregator started, too"
+    assert found(nodes=[node("b")], revoked=revoked) == {}, "one that is here was let in again"
+
+
 def test_a_holder_that_never_came_is_named():
     told = found(contexts=[context(("c", ""))])
     assert "has not come since the aggregator started" in told["node/c"]["text"]
