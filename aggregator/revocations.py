@@ -15,7 +15,7 @@ Revoked = Callable[[], Mapping[str, float]]
 
 
 class Revocations:
-    """Reads `registry`, which is to be a connection of its own: it notices only what others change."""
+    """Reads `registry` again when it has changed."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry

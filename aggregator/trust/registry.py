@@ -127,10 +127,15 @@ class Registry:
             with self._reading:
                 return self._reader.execute(statement, values).fetchall()
 
-    def revocations(self) -> int:
-        """How many there have been, by this process and any other: what is revoked is never forgotten."""
+    def version(self) -> int:
+        """Another number after anything has changed, by this process or any other."""
         ((changed,),) = self._rows("PRAGMA data_version")
         assert isinstance(changed, int)
+        return changed
+
+    def revocations(self) -> int:
+        """How many there have been, by this process and any other: what is revoked is never forgotten."""
+        changed = self.version()
         if changed != self._seen[0]:
             ((count,),) = self._rows(
                 "SELECT (SELECT count(*) FROM certificates WHERE revoked IS NOT NULL) + "

@@ -7,6 +7,8 @@ import signal
 
 
 def main() -> None:
+    # What fails is said in our words; gRPC's own would come beside them. Read as gRPC loads.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Not KeyboardInterrupt: raised amid an import it is printed, or lost in a callback of the importer.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
