@@ -143,8 +143,8 @@ class Membership:
             if count > MEMBERS:
                 raise ResourceExhausted(f"{MEMBERS:,} nodes are connected already, which is the limit")
             raise ResourceExhausted(
-                f"with node {name!r} the nodes connected here would describe themselves in {size:,} bytes; the "
-                f"limit is {DESCRIPTIONS:,}: have them serve fewer datasets and columns and allow fewer "
+                f"with node {name!r} the nodes here would describe themselves in {size:,} bytes; the limit "
+                f"is {DESCRIPTIONS:,}: have them serve fewer datasets and columns and allow fewer "
                 "releases, or stop some"
             )
         for gone in forgotten:

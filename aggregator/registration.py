@@ -43,8 +43,8 @@ def require_modest(register: Register) -> None:
         require_stored(sequence.name)
     if (size := description_bytes(register)) > DESCRIPTION:
         raise InvalidArgument(
-            f"{who} describes itself in {size:,} bytes; the limit is {DESCRIPTION:,}: serve fewer datasets, or "
-            "ones with fewer columns, or allow fewer releases"
+            f"{who} describes itself in {size:,} bytes; the limit is {DESCRIPTION:,}: serve fewer datasets, "
+            "or ones with fewer columns, or allow fewer releases"
         )
 
 

@@ -49,7 +49,7 @@ class Box:
         return min((x for x in (self.memory, self.memory_limit) if x > 0), default=0)
 
     def bounded(self) -> Box:
-        """This, with what a peer may have made long, unprintable or no number cut down: it is kept and shown."""
+        """This, bounded: a peer may have made it long, unprintable or no number; it is kept and shown."""
 
         def text(value: str) -> str:
             return "".join(c if c.isprintable() else "?" for c in value[:_LETTERS])
