@@ -86,7 +86,7 @@ class Guard:
     def viewer(self, authorization: str | None, request: web.Request) -> Any:
         """The peer that `authorization` names, if it may look."""
         assert self.access is not None
-        address, what = address_of(request), f"{request.method} {request.path[:80]}"
+        address, what = address_of(request), asked(request)
         peer = self.access.authenticate(authorization, address, what)
         self.access.require(peer, "viewer", address, what)
         return peer
@@ -147,6 +147,12 @@ def refusal(request: web.Request, error: EdgeAttentionError) -> web.StreamRespon
     code = codes.get(error.status, 500)
     headers = {"Retry-After": "5"} if code == 503 else {}
     return web.Response(status=code, text=error.message + "\n", headers=headers)
+
+
+def asked(request: web.Request) -> str:
+    """What a request asks for, as it came, for one line of a log: the decoded path may hold a line's end."""
+    path = request.raw_path.partition("?")[0][:80]
+    return f"{request.method} " + "".join(c if c.isascii() and c.isprintable() else "?" for c in path)
 
 
 def address_of(request: web.Request) -> str:
