@@ -142,7 +142,9 @@ def test_nodes_may_be_called_what_every_object_of_a_script_has(fleet, browser):
     held = [f"{node} holds tokens 0 to 4" for node in ("a", "constructor")]
     until(lambda: sorted(browser.run(labels)) == held, "both contexts on the page")
     browser.wait("Node constructor is ready", "#news")
-    tokens_of = "return [...document.querySelectorAll('#nodes-table tbody tr')].map(r => r.cells[3].innerText)"
+    tokens_of = (
+        "return [...document.querySelectorAll('#nodes-table tbody tr')].map(r => r.cells[3].innerText)"
+    )
     assert browser.run(tokens_of) == ["4", "4", "0", "0", "0"]
     assert browser.complaints() == []
 
