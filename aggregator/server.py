@@ -14,13 +14,13 @@ from pathlib import Path
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 
 from aggregator.activity import Activity
 from aggregator.api import Api
 from aggregator.append import Appender
 from aggregator.attend import Attender
 from aggregator.bulk import Bulk
+from aggregator.capacity import Health, raise_descriptors, server_options
 from aggregator.checkup import Checkup
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
@@ -65,6 +65,7 @@ class Settings:
 
 async def serve(settings: Settings) -> None:
     """Run the aggregator until SIGTERM or SIGINT."""
+    raise_descriptors()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -129,10 +130,10 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         if trust is not None:
             handlers |= trust.handlers()
 
-        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        server = grpc.aio.server(options=(*CHANNEL_OPTIONS, *server_options()))
         generic = service_handlers(handlers, trust.guard if trust is not None else None, metrics)
         server.add_generic_rpc_handlers(tuple(generic))
-        checker = HealthServicer()
+        checker = Health()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
         names = sorted({method.service.name for method in handlers})
         offer_reflection(server, [*names, health.SERVICE_NAME], trust.guard if trust else None)
