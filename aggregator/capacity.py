@@ -1,6 +1,6 @@
 """How many may be connected to the gRPC port at once, so that a stranger cannot use up the process.
 
-Nodes and clients make one connection each; a stranger can make as many as there are, and shows nobody who it is.
+Nodes and clients make one connection each; a stranger can make as many as there are, and is nobody yet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DESCRIPTORS = 1 << 20
 
 
 def raise_descriptors() -> None:
-    """Let this process open as many files as its hard limit allows: the usual soft one, 1,024, is soon met."""
+    """Let this process open as many files as its hard limit allows; the soft one is often 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -48,7 +48,7 @@ def server_options() -> tuple[tuple[str, int], ...]:
     )
 
 
-class Health(HealthServicer):
+class Health(HealthServicer):  # type: ignore[misc]  # it comes without types
     """The standard health service, with so many who watch."""
 
     def __init__(self) -> None:
