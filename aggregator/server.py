@@ -122,7 +122,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         appender = Appender(contexts, membership, dispatcher, bulk)
         attender = Attender(contexts, dispatcher, metrics, activity)
         api = Api(membership, dispatcher, bulk, contexts, appender, attender)
-        checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat, settings.metrics_port or 0)
+        checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat)
         handlers = {
             **link.handlers(), **api.handlers(), **checkup.handlers(), **TrainingApi(runs).handlers()
         }  # fmt: skip
@@ -153,6 +153,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         await asyncio.to_thread(runs.recall)
         parts = Parts(metrics, membership, contexts, runs, activity, f"{address}:{port}")
         http = await _serve_http(settings, parts, trust.access if trust is not None else None)
+        checkup.http_port = http.port if http is not None else 0
         await server.start()
         watching = [
             asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases"),

@@ -91,6 +91,8 @@ class HttpServer:
         )
         self._listening: asyncio.Server | None = None
         self._door: Door | None = None
+        self.port = 0
+        """Where it listens, when it does."""
 
     def _add(self, routes: Iterable[web.RouteDef]) -> None:
         self.app.add_routes(routes)
@@ -119,8 +121,8 @@ class HttpServer:
             ssl=context,
             ssl_handshake_timeout=HANDSHAKE_SECONDS if context is not None else None,
         )
-        taken: int = bound.getsockname()[1]
-        return taken
+        self.port = bound.getsockname()[1]
+        return self.port
 
     def serving(self) -> None:
         self.status.phase = Phase.SERVING
