@@ -51,10 +51,10 @@ def test_the_aggregator_describes_itself_with_the_http_port_it_was_given(asked, 
     method = services.DESCRIBE_AGGREGATOR
 
     async def scenario():
-        async with running(Settings("127.0.0.1", 0, None, "127.0.0.1", asked, 10.0, 3.0, 60.0)) as port:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                call = channel.unary_unary(method.path)
-                return method.response.decode(await call(method.request.encode(DescribeAggregatorRequest())))
+        settings = Settings("127.0.0.1", 0, None, "127.0.0.1", asked, 10.0, 3.0, 60.0)
+        async with running(settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(method.path)
+            return method.response.decode(await call(method.request.encode(DescribeAggregatorRequest())))
 
     told = asyncio.run(scenario()).http_port
     printed = re.search(r"metrics on 127.0.0.1:(\d+)", capsys.readouterr().out)
