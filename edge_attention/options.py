@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.printable import shown
 
 __all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_variables", "read_secret", "set_up"]
 
@@ -95,12 +96,20 @@ def read_secret(path: Path | None, option: str) -> bytes:
     return secret
 
 
+class _Lines(logging.Formatter):
+    """A message is one line, whoever chose its words."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = shown(record.message)
+        return super().formatMessage(record)
+
+
 def set_up(level: str) -> None:
     """What both daemons begin with. Log to stderr, a line each: time, level, message; keep few free bytes."""
     # glibc gives every thread a heap of its own, and each keeps what was freed there. Other C libraries
     # have no such call.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])

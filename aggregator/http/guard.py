@@ -168,7 +168,7 @@ def require_loopback_name(host: str | None) -> None:
     Raises:
         PermissionDenied: `host`, as the request names it, is not a loopback address or name.
     """
-    name = urlsplit(f"//{host or ''}").hostname or ""
+    name = _host_of(f"//{host or ''}")
     try:
         good = ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -178,6 +178,14 @@ def require_loopback_name(host: str | None) -> None:
             f"the request names the host {(host or '')[:80]!r}; without --tls this port answers to "
             "localhost, 127.0.0.1 and [::1] only"
         )
+
+
+def _host_of(url: str) -> str:
+    """The host of `url`; empty where it has none, or is no URL."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def require_same_origin(request: web.Request) -> None:
@@ -191,6 +199,6 @@ def require_same_origin(request: web.Request) -> None:
         good = site in ("same-origin", "none")
     else:
         origin = request.headers.get(hdrs.ORIGIN)
-        good = origin is None or urlsplit(origin).netloc == request.headers.get(hdrs.HOST)
+        good = origin is None or origin.partition("//")[2] == request.headers.get(hdrs.HOST)
     if not good:
         raise PermissionDenied("this form was sent by a page of another site; sign in on this one")

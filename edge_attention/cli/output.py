@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -14,18 +13,11 @@ import numpy as np
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.jobs import Evaluation, TrainingRound
+from edge_attention.core.printable import shown
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead of text."
 )
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-def shown(text: object) -> str:
-    """`text` with control characters escaped: a terminal would obey those that a node put into its words."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", str(text))
 
 
 def say(*lines: object, err: bool = False) -> None:

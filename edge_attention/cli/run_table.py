@@ -6,8 +6,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from edge_attention.cli.output import evaluated, seconds_of, shown, size, waiting
+from edge_attention.cli.output import evaluated, seconds_of, size, waiting
 from edge_attention.core.jobs import NodeRound, RunState, TrainingRound, TrainingRun
+from edge_attention.core.printable import shown
 
 
 class RunTable:

@@ -18,12 +18,12 @@ from edge_attention.cli.output import (
     require_rich,
     say,
     seconds_of,
-    shown,
     waiting,
 )
 from edge_attention.client import Run
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.jobs import RunState, TrainingRound, TrainingRun
+from edge_attention.core.printable import shown
 
 Show = Callable[[TrainingRound | TrainingRun], None]
 

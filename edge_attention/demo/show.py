@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from edge_attention.cli.output import shown
+from edge_attention.core.printable import shown
 
 console = Console(highlight=False)
 

@@ -177,6 +177,7 @@ def test_after_some_bad_tokens_even_a_good_one_has_to_wait(house):
     [
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "https://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],
