@@ -75,7 +75,7 @@ class Checkup:
 
     Args:
         heartbeat: seconds between a node's heartbeats.
-        http_port: where metrics are served; 0: nowhere, or not known.
+        http_port: where metrics are served, set when it is known; 0: nowhere, or not known yet.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Checkup:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership, self._dispatcher, self._bulk = membership, dispatcher, bulk
-        self._heartbeat, self._http_port, self._clock = heartbeat, http_port, clock
+        self._heartbeat, self.http_port, self._clock = heartbeat, http_port, clock
         self._started = clock()
         self._allowance = Allowance(BYTES_A_MINUTE, BYTES_A_MINUTE, self._started)
         self._free = asyncio.Lock()
@@ -105,7 +105,7 @@ class Checkup:
             heartbeat_seconds=self._heartbeat,
             keepalive_seconds=KEEPALIVE_SECONDS,
             least_ping_seconds=LEAST_PING_SECONDS,
-            http_port=self._http_port,
+            http_port=self.http_port,
             box=box.describe(),
         )
 

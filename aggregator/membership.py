@@ -6,19 +6,15 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from edge_attention.core.errors import (
-    AlreadyExists,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    ResourceExhausted,
-)
+from aggregator.registration import description_bytes, require_modest
+from edge_attention.core.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from edge_attention.core.fleet import Node, NodeState
 from edge_attention.core.session import PROTOCOL, Heartbeat, Register
-from edge_attention.core.tensors import require_name, require_stored
 
 MEMBERS = 10_000
 """Nodes remembered, those that are gone included."""
+DESCRIPTIONS = 7 * 512 * 1024
+"""Bytes of what clients are told of all of them: a list of the fleet is one message, of 4 MiB at most."""
 
 
 @dataclass
@@ -41,6 +37,8 @@ class Member:
     registered: float = 0.0
     clock: float | None = None
     """By how many seconds its clock was ahead of this one's when it registered."""
+    described: int = 0
+    """Bytes of what clients are told of it, at most."""
 
     @property
     def name(self) -> str:
@@ -90,22 +88,18 @@ class Membership:
 
         Raises:
             FailedPrecondition: it speaks another version of the protocol.
-            InvalidArgument: its name, or that of a dataset or sequence, is none.
+            InvalidArgument: what it says of itself is no name, too long or too much.
             AlreadyExists: the name belongs to another live node.
-            ResourceExhausted: there are too many nodes.
+            ResourceExhausted: there are too many nodes, or they have too much to say of themselves.
         """
         if register.protocol != PROTOCOL:
             raise FailedPrecondition(
                 f"node {register.name[:80]!r} speaks version {register.protocol} of the protocol, this "
                 f"aggregator speaks {PROTOCOL}: install the same release on both"
             )
-        require_name(register.name, "node")
-        for dataset in register.datasets:
-            require_name(dataset.name, f"node {register.name!r}: dataset")
-        for sequence in register.sequences:
-            require_stored(sequence.name)
-        if not register.instance:
-            raise InvalidArgument(f"node {register.name!r} gave no instance")
+        if register.box is not None:
+            register = replace(register, box=register.box.bounded())
+        require_modest(register)
         member = self._members.get(register.name)
         same = member is not None and member.register.instance == register.instance
         if member is not None and member.state in (NodeState.READY, NodeState.DRAINING) and not same:
@@ -116,26 +110,45 @@ class Membership:
         resumed = member is not None and same and member.session == register.session
         session = member.session if member is not None and resumed else self._new_session()
         registrations = 1 if member is None else member.registrations + 1
-        if member is None and len(self._members) >= MEMBERS:
-            self._make_room()
+        described = description_bytes(register)
+        self._make_room(register.name, described)
         self._epoch += 1
-        if register.box is not None:
-            register = replace(register, box=register.box.bounded())
         metrics = member.metrics if member is not None and resumed else b""
         member = Member(
-            register, session, self._epoch, now, metrics=metrics, registrations=registrations, registered=now
-        )
+            register, session, self._epoch, now, metrics=metrics, registrations=registrations, registered=now,
+            described=described,
+        )  # fmt: skip
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
         self._expected.pop(register.name, None)
         return Admission(member, resumed)
 
-    def _make_room(self) -> None:
-        """Forget the node that has been lost longest; a fleet of names made up must not fill the memory."""
-        lost = [member for member in self._members.values() if member.state is NodeState.LOST]
-        if not lost:
-            raise ResourceExhausted(f"{MEMBERS:,} nodes are connected already, which is the limit")
-        del self._members[min(lost, key=lambda member: member.heard).name]
+    def _make_room(self, name: str, described: int) -> None:
+        """For node `name`: forget those that have been lost longest, or refuse it.
+
+        A fleet of names made up must not fill the memory, nor make the list of nodes too long to be sent.
+        """
+        others = [member for member in self._members.values() if member.name != name]
+        count, size = len(others) + 1, described + sum(member.described for member in others)
+        if count <= MEMBERS and size <= DESCRIPTIONS:
+            return
+        forgotten = []
+        lost = (member for member in others if member.state is NodeState.LOST)
+        for member in sorted(lost, key=lambda member: member.heard):
+            forgotten.append(member.name)
+            count, size = count - 1, size - member.described
+            if count <= MEMBERS and size <= DESCRIPTIONS:
+                break
+        else:
+            if count > MEMBERS:
+                raise ResourceExhausted(f"{MEMBERS:,} nodes are connected already, which is the limit")
+            raise ResourceExhausted(
+                f"with node {name!r} the nodes here would describe themselves in {size:,} bytes; the limit "
+                f"is {DESCRIPTIONS:,}: have them serve fewer datasets and columns and allow fewer "
+                "releases, or stop some"
+            )
+        for gone in forgotten:
+            del self._members[gone]
 
     def heard(self, name: str, now: float, heartbeat: Heartbeat | None = None) -> None:
         """Anything that comes from a node renews its lease."""

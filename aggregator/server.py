@@ -14,13 +14,13 @@ from pathlib import Path
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 
 from aggregator.activity import Activity
 from aggregator.api import Api
 from aggregator.append import Appender
 from aggregator.attend import Attender
 from aggregator.bulk import Bulk
+from aggregator.capacity import Health, raise_descriptors, server_options
 from aggregator.checkup import Checkup
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
@@ -68,6 +68,7 @@ class Settings:
 
 async def serve(settings: Settings) -> None:
     """Run the aggregator until SIGTERM or SIGINT."""
+    raise_descriptors()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -127,7 +128,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         appender = Appender(contexts, membership, dispatcher, bulk)
         attender = Attender(contexts, dispatcher, metrics, activity)
         api = Api(membership, dispatcher, bulk, contexts, appender, attender, revoked)
-        checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat, settings.metrics_port or 0)
+        checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat)
         handlers = {
             **link.handlers(), **api.handlers(), **checkup.handlers(), **TrainingApi(runs).handlers()
         }  # fmt: skip
@@ -135,10 +136,10 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         if trust is not None:
             handlers |= trust.handlers()
 
-        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        server = grpc.aio.server(options=(*CHANNEL_OPTIONS, *server_options()))
         generic = service_handlers(handlers, trust.guard if trust is not None else None, metrics)
         server.add_generic_rpc_handlers(tuple(generic))
-        checker = HealthServicer()
+        checker = Health()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
         names = sorted({method.service.name for method in handlers})
         offer_reflection(server, [*names, health.SERVICE_NAME], trust.guard if trust else None)
@@ -158,6 +159,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         await asyncio.to_thread(runs.recall)
         parts = Parts(metrics, membership, contexts, runs, activity, f"{address}:{port}", revoked)
         http = await _serve_http(settings, parts, trust.access if trust is not None else None)
+        checkup.http_port = http.port if http is not None else 0
         await server.start()
         watching = [
             asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases"),

@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.printable import shown
 
 __all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_sources", "name_variables", "read_secret", "set_up"]
 
@@ -27,7 +28,6 @@ LEAST_BYTES = 65_536
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]")
 
 
@@ -131,16 +131,11 @@ class OneLine(logging.Formatter):
     """A message is a line, whatever a peer has put into it: control characters are shown as escapes."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return _CONTROL.sub(_escaped, super().formatMessage(record))
+        return shown(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
         # Set in: what an error says must not look like a line of the log.
-        lines = super().formatException(ei).splitlines()
-        return "\n".join("  " + _CONTROL.sub(_escaped, line) for line in lines)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
+        return "\n".join("  " + shown(line) for line in super().formatException(ei).splitlines())
 
 
 def set_up(level: str) -> None:

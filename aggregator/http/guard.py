@@ -86,7 +86,7 @@ class Guard:
     def viewer(self, authorization: str | None, request: web.Request) -> Any:
         """The peer that `authorization` names, if it may look."""
         assert self.access is not None
-        address, what = address_of(request), f"{request.method} {request.path[:80]}"
+        address, what = address_of(request), asked(request)
         peer = self.access.authenticate(authorization, address, what)
         self.access.require(peer, "viewer", address, what)
         return peer
@@ -149,6 +149,12 @@ def refusal(request: web.Request, error: EdgeAttentionError) -> web.StreamRespon
     return web.Response(status=code, text=error.message + "\n", headers=headers)
 
 
+def asked(request: web.Request) -> str:
+    """What a request asks for, as it came, for one line of a log: the decoded path may hold a line's end."""
+    path = request.raw_path.partition("?")[0][:80]
+    return f"{request.method} " + "".join(c if c.isascii() and c.isprintable() else "?" for c in path)
+
+
 def address_of(request: web.Request) -> str:
     return request.remote or "unknown"
 
@@ -162,7 +168,7 @@ def require_loopback_name(host: str | None) -> None:
     Raises:
         PermissionDenied: `host`, as the request names it, is not a loopback address or name.
     """
-    name = urlsplit(f"//{host or ''}").hostname or ""
+    name = _host_of(f"//{host or ''}")
     try:
         good = ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -172,6 +178,14 @@ def require_loopback_name(host: str | None) -> None:
             f"the request names the host {(host or '')[:80]!r}; without --tls this port answers to "
             "localhost, 127.0.0.1 and [::1] only"
         )
+
+
+def _host_of(url: str) -> str:
+    """The host of `url`; empty where it has none, or is no URL."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def require_same_origin(request: web.Request) -> None:
@@ -185,6 +199,6 @@ def require_same_origin(request: web.Request) -> None:
         good = site in ("same-origin", "none")
     else:
         origin = request.headers.get(hdrs.ORIGIN)
-        good = origin is None or urlsplit(origin).netloc == request.headers.get(hdrs.HOST)
+        good = origin is None or origin.partition("//")[2] == request.headers.get(hdrs.HOST)
     if not good:
         raise PermissionDenied("this form was sent by a page of another site; sign in on this one")

@@ -33,6 +33,8 @@ SCRAPED = 1000
 """Nodes listed at most: the live first, then those heard of last."""
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 TOKEN_LIMIT = 8 * 1024
+FORM_SECONDS = 10.0
+"""For the sign-in form to arrive in."""
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
@@ -209,7 +211,10 @@ class Page:
 
 async def _token(request: web.Request) -> str:
     try:
-        form = await request.post()
+        async with asyncio.timeout(FORM_SECONDS):
+            form = await request.post()
+    except TimeoutError:
+        raise InvalidArgument(f"the sign-in form did not arrive in {FORM_SECONDS:.0f} s") from None
     except (ValueError, web.HTTPRequestEntityTooLarge):
         raise ResourceExhausted("a sign-in form is at most 8 KiB; send a token and nothing else") from None
     token = form.get("token", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -10,12 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from aggregator.activity import Activity
 from aggregator.contexts import Contexts
+from aggregator.http.door import Door
 from aggregator.http.feed import Feed
-from aggregator.http.guard import Access, Guard, add_headers
+from aggregator.http.guard import Access, Guard, Handler, add_headers
 from aggregator.http.live import Live
 from aggregator.http.routes import TOKEN_LIMIT, Page, Phase, Probes, Scraped, Status
 from aggregator.http.sessions import Sessions
@@ -27,8 +30,6 @@ from aggregator.training.runs import Runs
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
 
-CONNECTIONS = 512
-"""Open connections: those beyond it are closed at once, so that none here costs the nodes theirs."""
 IDLE_SECONDS = 75.0
 HANDSHAKE_SECONDS = 10.0
 GRACE_SECONDS = 1.0
@@ -47,6 +48,17 @@ class Parts:
     revoked: Revoked = dict
 
 
+class _Ours(logging.Filter):
+    """Of what aiohttp logs as errors, those that are: not that a stranger sent nonsense, with a traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError)
+
+
+logging.getLogger("aiohttp.server").addFilter(_Ours())
+
+
 class HttpServer:
     """The HTTP port.
 
@@ -58,7 +70,9 @@ class HttpServer:
         self.status = Status()
         self._access = access
         self._guard = Guard(access, Sessions(lambda: secrets.token_urlsafe(32)))
-        self.app = web.Application(client_max_size=TOKEN_LIMIT, middlewares=[self._guard.middleware])
+        self.app = web.Application(
+            client_max_size=TOKEN_LIMIT, middlewares=[self._heard, self._guard.middleware]
+        )
         self.app.on_response_prepare.append(add_headers)
         self._add(Probes(self.status).routes())
         self._add(Scraped(parts.metrics.registry, parts.membership).routes())
@@ -79,6 +93,9 @@ class HttpServer:
             self.app, access_log=None, keepalive_timeout=IDLE_SECONDS, shutdown_timeout=GRACE_SECONDS
         )
         self._listening: asyncio.Server | None = None
+        self._door: Door | None = None
+        self.port = 0
+        """Where it listens, when it does."""
 
     def _add(self, routes: Iterable[web.RouteDef]) -> None:
         self.app.add_routes(routes)
@@ -95,7 +112,7 @@ class HttpServer:
             require_loopback(host)
         await self._runner.setup()
         try:
-            bound = _bind(host.strip("[]"), port)
+            bound = self._door = _bind(host.strip("[]"), port)
         except OSError as error:
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
             raise InvalidArgument(
@@ -107,8 +124,8 @@ class HttpServer:
             ssl=context,
             ssl_handshake_timeout=HANDSHAKE_SECONDS if context is not None else None,
         )
-        taken: int = bound.getsockname()[1]
-        return taken
+        self.port = bound.getsockname()[1]
+        return self.port
 
     def serving(self) -> None:
         self.status.phase = Phase.SERVING
@@ -125,24 +142,21 @@ class HttpServer:
     def _protocol(self) -> asyncio.BaseProtocol:
         server = self._runner.server
         assert server is not None
-        if len(server.connections) >= CONNECTIONS:
-            return _Full()
         made: RequestHandler = server()
         return made
 
+    @web.middleware
+    async def _heard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._door is not None and request.transport is not None:
+            self._door.heard(request.transport.get_extra_info("peername"))
+        return await handler(request)
 
-class _Full(asyncio.Protocol):
-    """A connection too many."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
-
-
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> Door:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    bound = socket.socket(family, kind, protocol)
+    bound = Door(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

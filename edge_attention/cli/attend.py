@@ -11,7 +11,7 @@ import numpy as np
 from edge_attention.aio_context import DEADLINE_MARGIN, MAX_DEADLINE
 from edge_attention.array_files import load_npy
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, stretches
+from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
 from edge_attention.client import Context
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
@@ -99,7 +99,7 @@ def attend(
     else:
         _print(context, answer, len(asked), output)
     if require_exact and not answer.exact:
-        click.echo("edge-attention: the answer is not exact, and --require-exact was given", err=True)
+        say("edge-attention: the answer is not exact, and --require-exact was given", err=True)
         raise click.exceptions.Exit(NOT_EXACT)
 
 
@@ -141,22 +141,22 @@ def _summary(answer: Answer, queries: int) -> dict[str, Any]:
 def _print_times(answer: Answer) -> None:
     server = f"on the server, mean of {answer.calls} calls" if answer.calls > 1 else "on the server"
     stages = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in answer.seconds.items() if stage != "client")
-    click.echo(f"milliseconds: {1000 * answer.seconds['client']:.1f} in all; {server}: {stages}")
+    say(f"milliseconds: {1000 * answer.seconds['client']:.1f} in all; {server}: {stages}")
 
 
 def _print(name: str, answer: Answer, queries: int, output: Path | None) -> None:
     covered = sum(map(len, answer.coverage))
-    click.echo(
+    say(
         f"{'exact' if answer.exact else 'NOT EXACT'}: {queries} queries over {name}, "
         f"{answer.tokens:,} tokens, standing on positions {stretches(answer.coverage)} ({covered:,} tokens)"
     )
     for gap in answer.missing:
-        click.echo(f"missing: positions {stretches([gap.tokens])} on {', '.join(gap.holders)}: {gap.reason}")
+        say(f"missing: positions {stretches([gap.tokens])} on {', '.join(gap.holders)}: {gap.reason}")
     if answer.bound is not None:
         kind = "tight" if answer.bound.tight else "from the norms of the keys"
-        click.echo(f"no element is off by more than {answer.bound.error.max(initial=0):.3g} ({kind})")
+        say(f"no element is off by more than {answer.bound.error.max(initial=0):.3g} ({kind})")
     elif not answer.exact:
-        click.echo("no bound on the error can be given")
+        say("no bound on the error can be given")
     held: dict[str, int] = {}
     for shard in answer.shards:
         held[shard.node] = held.get(shard.node, 0) + len(shard.tokens)
@@ -170,7 +170,7 @@ def _print(name: str, answer: Answer, queries: int, output: Path | None) -> None
     if answer.weights is not None and answer.weights.size:
         weights = np.nan_to_num(answer.weights).mean(axis=(0, 1))
         top = np.argsort(weights)[::-1][:5]
-        click.echo("most attended tokens: " + ", ".join(f"{i} ({weights[i]:.3g})" for i in top))
+        say("most attended tokens: " + ", ".join(f"{i} ({weights[i]:.3g})" for i in top))
     _print_times(answer)
     if output:
-        click.echo(f"wrote {output}")
+        say(f"wrote {output}")

@@ -8,7 +8,7 @@ import click
 
 from edge_attention.array_files import load_npz
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, stretches
+from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
 from edge_attention.core.attention import Context
 from edge_attention.core.errors import InvalidTensor
 from edge_attention.results import Appended
@@ -29,7 +29,7 @@ def contexts(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json(found)
     elif not found:
-        click.echo("no contexts; make one with: edge-attention contexts create NAME")
+        say("no contexts; make one with: edge-attention contexts create NAME")
     else:
         print_table(
             ("context", "tokens", "query heads", "key heads", "key dim", "value dim", "replicas", "segments"),
@@ -88,7 +88,7 @@ def create(
             value_dim=key_dim if value_dim is None else value_dim,
             replicas=replicas,
         )
-    print_json(made.spec) if as_json else click.echo(f"created context {name}")
+    print_json(made.spec) if as_json else say(f"created context {name}")
 
 
 @contexts.command(epilog="Example: edge-attention contexts append memory tokens.npz --node a")
@@ -178,12 +178,12 @@ def drop(address: str, name: str, as_json: bool) -> None:
     """Forget context NAME and its tokens."""
     with connect(address) as client:
         client.context(name).drop()
-    print_json({"dropped": name}) if as_json else click.echo(f"dropped context {name}")
+    print_json({"dropped": name}) if as_json else say(f"dropped context {name}")
 
 
 def _print_context(context: Context) -> None:
     spec = context.spec
-    click.echo(
+    say(
         f"{spec.name}: {context.tokens:,} tokens; {spec.query_heads} query heads, {spec.key_heads} key "
         f"heads, key dim {spec.key_dim}, value dim {spec.value_dim}, {spec.token_bytes:,} bytes a token, "
         f"replicas {spec.replicas}"
@@ -209,7 +209,7 @@ def _print_appended(name: str, appended: Appended, as_json: bool) -> None:
         print_json(appended)
         return
     holders = sorted({holder for segment in appended.segments for holder in segment.holders})
-    click.echo(
+    say(
         f"appended {appended.tokens:,} tokens to {name}, positions {stretches(appended.ranges)}, "
         f"on {', '.join(holders) or 'no node'}"
     )

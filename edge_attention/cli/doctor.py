@@ -15,7 +15,8 @@ from click.core import ParameterSource
 
 from edge_attention.aio import AsyncClient
 from edge_attention.cli.connection import credentials
-from edge_attention.cli.output import json_option, print_json
+from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.core.printable import shown
 from edge_attention.doctor.examine import Busy, Questions, examine_box, examine_port, run_fleet
 from edge_attention.doctor.examine_trust import Trust
 from edge_attention.doctor.finding import Finding, Status, failed, skipped, worst
@@ -213,18 +214,16 @@ def _print(findings: Sequence[Finding], problems: bool) -> None:
     for status, what in ((Status.FAILED, "failed"), (Status.WARNING, "warning")):
         if found := bad[status]:
             plural = "s" if what == "warning" and len(found) > 1 else ""
-            click.echo(
-                f"{len(found)} {what}{plural}: {', '.join(f'{f.check} of {f.subject}' for f in found)}"
-            )
+            say(f"{len(found)} {what}{plural}: {', '.join(f'{f.check} of {f.subject}' for f in found)}")
     if not any(bad.values()):
-        click.echo(f"all {sum(f.status is Status.OK for f in findings)} checks are ok")
+        say(f"all {sum(f.status is Status.OK for f in findings)} checks are ok")
 
 
 def _lines(findings: Sequence[Finding]) -> None:
     for finding in findings:
-        click.echo(f"{_MARK[finding.status]:8}{finding.subject}, {finding.check}: {finding.measured}")
+        say(f"{_MARK[finding.status]:8}{finding.subject}, {finding.check}: {finding.measured}")
         if finding.fix:
-            click.echo(f"        -> {finding.fix}")
+            say(f"        -> {finding.fix}")
 
 
 def _table(findings: Sequence[Finding]) -> None:
@@ -238,13 +237,13 @@ def _table(findings: Sequence[Finding]) -> None:
         table.add_column(column, overflow="fold")
     last = ""
     for finding in findings:
-        said = Text(finding.measured)
+        said = Text(shown(finding.measured))
         if finding.fix:
-            said.append(f"\n→ {finding.fix}", style="bold" if finding.status is Status.FAILED else "")
+            said.append(f"\n→ {shown(finding.fix)}", style="bold" if finding.status is Status.FAILED else "")
         subject = finding.subject if finding.subject != last else ""
         last = finding.subject
         mark = Text(_MARK[finding.status], style=_STYLE[finding.status])
-        table.add_row(subject, finding.check, mark, said)
+        table.add_row(shown(subject), finding.check, mark, said)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edge_attention.cli.connection import credentials
+from edge_attention.cli.output import say
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.trust.certificates import ends, moment
 from edge_attention.trust.client import enrol_client
@@ -40,6 +41,4 @@ def enrol(address: str, token: str | None, token_file: Path | None, identity: Pa
     if folder is None:
         raise FailedPrecondition("give a folder for the key and the certificate: --identity DIR")
     made = enrol_client(address, text, folder, name, credentials().authority)
-    click.echo(
-        f"enrolled as {made.role} {made.name}, until {moment(ends(made.certificate))}; kept in {folder}"
-    )
+    say(f"enrolled as {made.role} {made.name}, until {moment(ends(made.certificate))}; kept in {folder}")

@@ -144,7 +144,9 @@ def _run() -> int:
         message = (
             f"a defect: {type(error).__name__}: {error}; EDGE_ATTENTION_TRACEBACK=1 shows where it happened"
         )
-    click.echo(f"edge-attention: {message}", err=True)
+    from edge_attention.cli.output import say_error
+
+    say_error(f"edge-attention: {message}")
     return 1
 
 

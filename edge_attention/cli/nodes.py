@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, size
+from edge_attention.cli.output import json_option, print_json, print_table, say, size
 
 
 @click.command(epilog="Example: edge-attention --aggregator aggregator.example:50051 nodes")
@@ -18,7 +18,7 @@ def nodes(address: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
     elif not found:
-        click.echo(f"no nodes; start one with: edge-node --aggregator {address} --name a")
+        say(f"no nodes; start one with: edge-node --aggregator {address} --name a")
     else:
         print_table(
             (

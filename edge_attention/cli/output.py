@@ -13,10 +13,22 @@ import numpy as np
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.jobs import Evaluation, TrainingRound
+from edge_attention.core.printable import shown
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead of text."
 )
+
+
+def say(*lines: object, err: bool = False) -> None:
+    """Print `lines`, each of which stays one."""
+    click.echo("\n".join(map(shown, lines)), err=err)
+
+
+def say_error(message: str) -> None:
+    """Print an error to stderr. Lines after its first are indented: none passes for another error."""
+    first, *more = message.split("\n")
+    say(first, *(f"    {line.strip()}" for line in more), err=True)
 
 
 def plain(value: Any) -> Any:
@@ -59,7 +71,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=shown(title) or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     content = [list(row) for row in rows]
     for i, column in enumerate(columns):
         number = bool(content) and all(isinstance(row[i], int | float) for row in content)
@@ -76,7 +88,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else shown(value)
 
 
 def size(count: float) -> str:

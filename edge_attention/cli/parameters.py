@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table
+from edge_attention.cli.output import json_option, print_json, print_table, say
 
 
 @click.command(epilog="Example: edge-attention parameters patients --output patients.safetensors")
@@ -26,9 +26,7 @@ def parameters(address: str, run: str, version: int | None, output: Path | None,
         if output:
             written = found.save_parameters(output, version)
             shown = {"run": found.id, "version": written, "file": str(output)}
-            print_json(shown) if as_json else click.echo(
-                f"wrote version {written} of run {found.id} to {output}"
-            )
+            print_json(shown) if as_json else say(f"wrote version {written} of run {found.id} to {output}")
             return
         arrays = found.parameters(version)
     rows = [
@@ -46,5 +44,5 @@ def parameters(address: str, run: str, version: int | None, output: Path | None,
         )
         return
     count = sum(array.size for array in arrays.values())
-    click.echo(f"run {arrays.run}, version {arrays.version}: {len(rows)} tensors, {count:,} numbers")
+    say(f"run {arrays.run}, version {arrays.version}: {len(rows)} tensors, {count:,} numbers")
     print_table(("parameter", "dtype", "shape", "norm"), rows)

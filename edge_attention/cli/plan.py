@@ -6,9 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
-from edge_attention.cli.output import print_json, print_table
+from edge_attention.cli.output import print_json, print_table, say
 from edge_attention.core.jobs import PlannedGraph
 
 
@@ -37,7 +35,7 @@ def print_plan(graphs: Sequence[PlannedGraph], job: Path, as_json: bool) -> None
         ((g.node, g.role, g.digest[:12], _some(g.outputs), g.release[:19] or "-") for g in graphs),
         title=f"What {job} runs. Nothing else of a node's data leaves it.",
     )
-    click.echo("What the nodes' operators allow for it:")
+    say("What the nodes' operators allow for it:")
     for node, releases in needed.items():
         flags = "".join(f" --allow-release {shlex.quote(release)}" for release in releases)
-        click.echo(f"  edge-node --name {node}{flags} ..." if flags else f"  {node}: nothing")
+        say(f"  edge-node --name {node}{flags} ..." if flags else f"  {node}: nothing")

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from edge_attention.cli.output import evaluated, seconds_of, size, waiting
 from edge_attention.core.jobs import NodeRound, RunState, TrainingRound, TrainingRun
+from edge_attention.core.printable import shown
 
 
 class RunTable:
@@ -39,13 +40,13 @@ class RunTable:
         if last is not None:
             lines.append(f"loss {last.loss:.4f}   {seconds_of(last):.2f} s a round")
             if last.consensus:
-                shown = ", ".join(f"{name} {value:.3g}" for name, value in sorted(last.consensus.items()))
-                lines.append(f"consensus: {shown}")
+                losses = ", ".join(f"{name} {value:.3g}" for name, value in sorted(last.consensus.items()))
+                lines.append(f"consensus: {losses}")
         if self._evaluated is not None and (result := self._evaluated.evaluation) is not None:
             lines.append(f"held out, after round {self._evaluated.number}: {evaluated(result)}")
         if info.waiting:
             lines.append(waiting(info.waiting))
-        header = (Text(line) for line in lines)
+        header = (Text(shown(line)) for line in lines)
         return Group(*header, self._table(last)) if self._nodes else Group(*header)
 
     def _table(self, last: TrainingRound | None) -> Table:
@@ -57,7 +58,7 @@ class RunTable:
         for i in used:
             table.add_column(columns[i], justify="left" if i < 2 else "right", no_wrap=i != 1)
         for row in rows:
-            table.add_row(*(Text(row[i]) for i in used))
+            table.add_row(*(Text(shown(row[i])) for i in used))
         return table
 
     def _row(self, node: str, part: NodeRound | None, last: TrainingRound | None) -> list[str]:

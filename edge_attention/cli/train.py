@@ -10,7 +10,7 @@ import click
 
 from edge_attention.cli.commands import Commands
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table
+from edge_attention.cli.output import json_option, print_json, print_table, say
 from edge_attention.cli.plan import print_plan
 from edge_attention.cli.watch import watch
 from edge_attention.client import Client, Run
@@ -175,7 +175,7 @@ def export_run(
     if as_json:
         print_json({"run": found.id, "version": version, "files": files})
     else:
-        click.echo(f"wrote version {version} of run {found.id} to {' and '.join(files)}")
+        say(f"wrote version {version} of run {found.id} to {' and '.join(files)}")
 
 
 def _touch(record: Path | None) -> None:
@@ -196,10 +196,10 @@ def _left(run: Run, as_json: bool) -> None:
     if as_json:
         print_json(run.info)
         return
-    click.echo(
-        f"run {run.id} ({run.info.name}) goes on: {run.info.rounds} rounds\n"
-        f"  watch it: edge-attention train watch {run.id}\n"
-        f"  stop it:  edge-attention train stop {run.id}"
+    say(
+        f"run {run.id} ({run.info.name}) goes on: {run.info.rounds} rounds",
+        f"  watch it: edge-attention train watch {run.id}",
+        f"  stop it:  edge-attention train stop {run.id}",
     )
 
 
@@ -208,9 +208,9 @@ def _stop(client: Client, name: str, as_json: bool) -> None:
     if as_json:
         print_json(run)
         return
-    click.echo(f"run {run.id} is {run.state.value}, at round {run.round} of {run.rounds}")
+    say(f"run {run.id} is {run.state.value}, at round {run.round} of {run.rounds}")
     if run.state.value == "stopped":
-        click.echo(f"  let it go on: edge-attention train resume {run.id}")
+        say(f"  let it go on: edge-attention train resume {run.id}")
 
 
 def _list(client: Client, as_json: bool) -> None:
@@ -218,7 +218,7 @@ def _list(client: Client, as_json: bool) -> None:
     if as_json:
         print_json(runs)
     elif not runs:
-        click.echo("no runs; start one with: edge-attention train JOB.toml")
+        say("no runs; start one with: edge-attention train JOB.toml")
     else:
         print_table(
             ("run", "name", "state", "round", "of", "version", "waits for", "detail"),

@@ -11,7 +11,7 @@ from types import FrameType
 import click
 
 from edge_attention.cli.local_fleet import AGGREGATOR, LocalFleet
-from edge_attention.cli.output import json_option, print_json
+from edge_attention.cli.output import json_option, print_json, say, say_error
 from edge_attention.core.errors import FailedPrecondition
 
 _WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback|Error:")
@@ -69,7 +69,7 @@ def up(
         for number, handler in before.items():
             signal.signal(number, handler)
     if not as_json:
-        click.echo("stopped")
+        say("stopped")
 
 
 def _setter(stop: threading.Event) -> signal._HANDLER:
@@ -81,7 +81,7 @@ def _setter(stop: threading.Event) -> signal._HANDLER:
 
 def _tell(child: str, line: str) -> None:
     if _WARNING.search(line):
-        click.echo(f"{child}: {line}", err=True)
+        say(f"{child}: {line}", err=True)
 
 
 def _print_ready(fleet: LocalFleet, as_json: bool) -> None:
@@ -92,9 +92,9 @@ def _print_ready(fleet: LocalFleet, as_json: bool) -> None:
         return
     for child in children:
         where = f" at {fleet.address}" if child["name"] == AGGREGATOR else ""
-        click.echo(f"{child['name']}{where}, process id {child['pid']}")
-    click.echo(f"page: {page}")
-    click.echo(f"ready: edge-attention --aggregator {fleet.address} nodes; Ctrl-C stops the fleet")
+        say(f"{child['name']}{where}, process id {child['pid']}")
+    say(f"page: {page}")
+    say(f"ready: edge-attention --aggregator {fleet.address} nodes; Ctrl-C stops the fleet")
 
 
 def _watch(fleet: LocalFleet, stop: threading.Event) -> None:
@@ -109,7 +109,8 @@ def _watch(fleet: LocalFleet, stop: threading.Event) -> None:
             said = f"{child.name} ended with exit code {code}; its last lines:{lines}"
             if child.name == AGGREGATOR:
                 raise FailedPrecondition(said)
-            click.echo(f"{said}\nthe others go on", err=True)
+            say_error(said)
+            say("the others go on", err=True)
 
 
 def _datasets(data: tuple[str, ...], names: list[str]) -> dict[str, dict[str, str]]:

@@ -11,10 +11,19 @@ from typing import Any
 
 import click
 
-from edge_attention.cli.output import evaluated, plain, print_json, require_rich, seconds_of, waiting
+from edge_attention.cli.output import (
+    evaluated,
+    plain,
+    print_json,
+    require_rich,
+    say,
+    seconds_of,
+    waiting,
+)
 from edge_attention.client import Run
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.jobs import RunState, TrainingRound, TrainingRun
+from edge_attention.core.printable import shown
 
 Show = Callable[[TrainingRound | TrainingRun], None]
 
@@ -36,9 +45,10 @@ def watch(run: Run, record: Path | None, as_json: bool, *, table: bool = False, 
     try:
         follow(run, record, after)
     except KeyboardInterrupt:
-        click.echo(
-            f"\nstopped watching; run {run.id} goes on.\n"
-            f"  watch it again: edge-attention train watch {run.id}\n"
+        say(
+            "",
+            f"stopped watching; run {run.id} goes on.",
+            f"  watch it again: edge-attention train watch {run.id}",
             f"  stop it:        edge-attention train stop {run.id}",
             err=True,
         )
@@ -107,10 +117,10 @@ def _follow(run: Run, record: Path | None, after: int) -> None:
                     task, completed=event.number, said=f"loss {event.loss:.4f}  version {event.version}"
                 )
                 if event.evaluation is not None:
-                    bar.console.print(_evaluated(event))
+                    bar.console.print(shown(_evaluated(event)))
             elif line := waits.news(event):
                 # Printed, so that it is also there where the bar cannot be drawn.
-                bar.console.print(line)
+                bar.console.print(shown(line))
 
         _events(run, record, after, show)
     _ended(run)
@@ -123,16 +133,16 @@ def _follow_lines(run: Run, record: Path | None, after: int) -> None:
     def show(event: TrainingRound | TrainingRun) -> None:
         if isinstance(event, TrainingRun):
             if line := waits.news(event):
-                click.echo(line)
+                say(line)
             return
-        click.echo(
+        say(
             f"round {event.number} of {run.info.rounds}: loss {event.loss:.4f}, version {event.version}, "
             f"{seconds_of(event):.2f} s, {len(event.nodes or event.mass)} nodes"
         )
         for node, reason in event.left_out.items():
-            click.echo(f"round {event.number}: without {node}: {reason}")
+            say(f"round {event.number}: without {node}: {reason}")
         if event.evaluation is not None:
-            click.echo(_evaluated(event))
+            say(_evaluated(event))
 
     _events(run, record, after, show)
     _ended(run)
@@ -151,16 +161,16 @@ def _follow_table(run: Run, record: Path | None, after: int) -> None:
 
 
 def _begun(run: Run) -> None:
-    click.echo(f"run {run.id} ({run.info.name}): {run.info.rounds} rounds")
+    say(f"run {run.id} ({run.info.name}): {run.info.rounds} rounds")
 
 
 def _ended(run: Run) -> None:
     info = run.info
     why = f" ({info.detail})" if info.detail else ""
-    click.echo(f"run {info.id} {info.state.value}{why} after round {info.round}, version {info.version}")
-    click.echo(f"  its parameters: edge-attention parameters {info.id}")
+    say(f"run {info.id} {info.state.value}{why} after round {info.round}, version {info.version}")
+    say(f"  its parameters: edge-attention parameters {info.id}")
     if info.state is RunState.STOPPED:
-        click.echo(f"  let it go on:   edge-attention train resume {info.id}")
+        say(f"  let it go on:   edge-attention train resume {info.id}")
 
 
 def _evaluated(event: TrainingRound) -> str:

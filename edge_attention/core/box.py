@@ -49,18 +49,21 @@ class Box:
         return min((x for x in (self.memory, self.memory_limit) if x > 0), default=0)
 
     def bounded(self) -> Box:
-        """This, with what a peer may have made long or no number at all cut down: it is kept and shown."""
+        """This, bounded: a peer may have made it long, unprintable or no number; it is kept and shown."""
+
+        def text(value: str) -> str:
+            return "".join(c if c.isprintable() else "?" for c in value[:_LETTERS])
 
         def number(value: float) -> float:
             return value if math.isfinite(value) and value >= 0 else 0.0
 
         return replace(
             self,
-            id=self.id[:_LETTERS],
+            id=text(self.id),
             time_seconds=number(self.time_seconds),
             processor_limit=number(self.processor_limit),
             keepalive_seconds=number(self.keepalive_seconds),
-            provider_asked=self.provider_asked[:_LETTERS],
-            providers=tuple(name[:_LETTERS] for name in self.providers[:_ITEMS]),
-            versions={k[:_LETTERS]: v[:_LETTERS] for k, v in list(self.versions.items())[:_ITEMS]},
+            provider_asked=text(self.provider_asked),
+            providers=tuple(text(name) for name in self.providers[:_ITEMS]),
+            versions={text(k): text(v) for k, v in list(self.versions.items())[:_ITEMS]},
         )

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from edge_attention.core.printable import shown
+
 console = Console(highlight=False)
 
 json_file_option: Callable[[Any], Any] = click.option(
@@ -57,7 +59,7 @@ def printer(verbose: bool) -> Callable[[str, str], None]:
 
     def on_line(child: str, line: str) -> None:
         if verbose:
-            console.print(Text(f"{child}: {line}", style="dim"))
+            console.print(Text(shown(f"{child}: {line}"), style="dim"))
 
     return on_line
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from aggregator import membership as rooms
+from aggregator import registration as limits
 from aggregator.membership import Membership
 from edge_attention.core.box import Box
 from edge_attention.core.errors import (
@@ -17,8 +18,10 @@ from edge_attention.core.errors import (
     NotFound,
     ResourceExhausted,
 )
-from edge_attention.core.fleet import NodeState
-from edge_attention.core.session import PROTOCOL, Dataset, Heartbeat, Register, Sequence
+from edge_attention.core.fleet import ListNodesResponse, NodeState
+from edge_attention.core.session import PROTOCOL, Column, Dataset, Heartbeat, Register, Sequence
+from edge_attention.core.tensors import DataType
+from edge_attention.wire import services
 
 
 @pytest.fixture
@@ -180,3 +183,69 @@ def test_what_a_node_says_of_its_box_is_told_but_not_without_bounds(fleet):
     assert none is None
     assert kept == said.bounded() != said
     assert kept.processors == 4
+    assert replace(said, id="\x1b[2J").bounded().id == "?[2J"
+
+
+def columns(count, letters=1, rank=0):
+    return tuple(Column(f"{n:04}" + "c" * letters, DataType.FLOAT32, (2**40,) * rank) for n in range(count))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"provider": "P" * 129}, "provider has 129 characters; the limit is 128"),
+        ({"provider": "CPU\x1b]0;pwned\x07"}, r"provider is 'CPU\\x1b\]0;pwned\\x07'; it may hold printable"),
+        ({"software": "1\x9b31m"}, "software is .* printable"),
+        ({"software": "1" * 4_000_000}, "software has 4,000,000 characters; the limit is 128"),
+        ({"instance": "1" * 129}, "instance has 129 characters"),
+        ({"session": "1\n"}, "session is"),
+        ({"releases": ("r" * 257,)}, "a release has 257 characters; the limit is 256"),
+        ({"releases": ("\x1b[5m",)}, "a release is"),
+        ({"releases": ("r",) * 257}, "releases: there are 257; the limit is 256"),
+        ({"datasets": (Dataset("d", 1, (), False),) * 257}, "datasets: there are 257; the limit is 256"),
+        (
+            {"datasets": (Dataset("d", 1, columns(1_025), False),)},
+            "columns: there are 1,025; the limit is 1,024",
+        ),
+        ({"datasets": (Dataset("d", 1, columns(1, 128), False),)}, "a name has 132 characters"),
+        ({"datasets": (Dataset("d", 1, columns(1, 1, 9), False),)}, "over 8 dimensions"),
+        (
+            {"datasets": (Dataset("d", 1, columns(1_024, 60), False),)},
+            "bytes; the limit is 65,536: serve fewer",
+        ),
+        ({"sequences": (Sequence("task/a", 1),) * 4_097}, "sequences: there are 4,097; the limit is 4,096"),
+    ],
+)
+def test_what_a_node_may_not_say_of_itself_names_the_field_and_the_limit(fleet, fields, says):
+    with pytest.raises(InvalidArgument, match=f"node 'a'.*{says}") as refused:
+        fleet.register(register(**fields), 0.0)
+    assert refused.value.message.isprintable()
+    assert len(refused.value.message) < 1_000
+    assert fleet.members() == ()
+
+
+def test_the_list_of_a_fleet_that_says_all_it_may_is_one_message(fleet):
+    """Each node as wordy as can be, in characters of four bytes; those that are lost make room."""
+    wordy = register(
+        provider="\U0001f600" * 128,
+        software="\U0001f600" * 128,
+        threads=2**31 - 1,
+        memory_limit=2**64 - 1,
+        datasets=(Dataset("d" * 64, 2**62, columns(380, 1, 8), True),),
+        releases=("\U0001f600" * 200,) * 16,
+        box=Box("x" * 64, 1e300, 2**31, 2**31, 1e300, 2**62, 2**62, 2**62, "y" * 64, ("z" * 64,) * 16,
+                {f"{n:064}": "v" * 64 for n in range(16)}, 1e300),
+    )  # fmt: skip
+    assert limits.DESCRIPTION * 0.9 < limits.description_bytes(wordy) <= limits.DESCRIPTION
+    for number in range(56):
+        fleet.register(replace(wordy, name=f"node-{number}"), 0.0)
+    with pytest.raises(ResourceExhausted, match="the limit is 3,670,016: have them serve fewer datasets"):  # noqa: PT012
+        for number in range(9):
+            fleet.register(replace(wordy, name=f"more-{number}"), 0.0)
+    count = len(fleet.members())
+    response = ListNodesResponse(fleet.nodes(1e9))
+    assert len(services.LIST_NODES.response.encode(response)) <= rooms.DESCRIPTIONS
+    fleet.tick(60.0)
+    fleet.register(replace(wordy, name="late"), 61.0)
+    assert len(fleet.members()) == count, "one of the lost was forgotten"
+    assert fleet.live("late")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import time
 from pathlib import Path
 
+import grpc.aio
 import pytest
 import small_job
 from house import House
@@ -17,6 +19,8 @@ from aggregator.server import Settings, running
 from aggregator.state import State
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, Unavailable
+from edge_attention.core.fleet import DescribeAggregatorRequest
+from edge_attention.wire import services
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1", "[::1]"])
@@ -40,6 +44,22 @@ def test_a_metrics_port_that_is_taken_is_one_clear_error():
         taken.listen()
         with pytest.raises(InvalidArgument, match="--metrics-port"):
             asyncio.run(scenario(taken.getsockname()[1]))
+
+
+@pytest.mark.parametrize("asked", [0, None])
+def test_the_aggregator_describes_itself_with_the_http_port_it_was_given(asked, capsys):
+    method = services.DESCRIBE_AGGREGATOR
+
+    async def scenario():
+        settings = Settings("127.0.0.1", 0, None, "127.0.0.1", asked, 10.0, 3.0, 60.0)
+        async with running(settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(method.path)
+            return method.response.decode(await call(method.request.encode(DescribeAggregatorRequest())))
+
+    told = asyncio.run(scenario()).http_port
+    printed = re.search(r"metrics on 127.0.0.1:(\d+)", capsys.readouterr().out)
+    assert told == (int(printed[1]) if printed else 0)
+    assert bool(told) == (asked is not None)
 
 
 def test_who_watches_a_run_hears_that_the_aggregator_stops():

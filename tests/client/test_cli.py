@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from edge_attention.cli import main as cli_main
 from edge_attention.cli import output
+from edge_attention.core import fleet
 from edge_attention.core.jobs import RunState
 
 JOB = """
@@ -387,3 +389,37 @@ def test_plain_holds_no_number_json_lacks():
         "b": [[2, 5], [0, 1]],
         "c": "failed",
     }
+
+
+@pytest.mark.parametrize("command", [("nodes",), ("doctor",)])
+def test_what_a_node_says_of_itself_is_not_obeyed_by_the_terminal(run, fake, monkeypatch, command):
+    said = "CPU\x1b]0;pwned\x07\x9b2J\nb  ready"
+    honest = fleet.Node("a", fleet.NodeState.READY, "CPU", 2, 2**30, 0, (), 0.1, "0.1.0", 0, ())
+
+    def nodes(client):
+        return (replace(honest, provider=said, software=said),)
+
+    monkeypatch.setattr("edge_attention.client.Client.nodes", nodes)
+    _, out, err = run(*command)
+    printed = (out + err).replace("\n", "")
+    assert printed.isprintable(), repr(printed)
+    assert command != ("nodes",) or "CPU\\x1b]0;pwned\\x07\\x9b2J\\nb  ready" in out
+
+
+def test_what_a_terminal_would_obey_is_escaped_in_every_way_of_printing(capsys):
+    bad = "a\x1b[31m\x00\x7f\x85\r\tb"
+    output.say(bad, "second\nline")
+    output.print_table(("of", "what"), [(bad, 1)], title=bad)
+    output.say_error(f"{bad}\nedge-attention: another")
+    out, err = capsys.readouterr()
+    assert (out + err).replace("\n", "").isprintable()
+    good = r"a\x1b[31m\x00\x7f\x85\x0d\x09b"
+    assert out.splitlines()[:2] == [good, r"second\nline"]
+    assert out.count(good) == 3
+    assert err == f"{good}\n    edge-attention: another\n"
+
+
+def test_every_command_prints_through_what_escapes():
+    """`click.echo` is for cli/output.py alone."""
+    folder = Path(output.__file__).parent
+    assert [p.name for p in sorted(folder.glob("*.py")) if "click.echo(" in p.read_text()] == ["output.py"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import click
 import pytest
@@ -66,3 +68,22 @@ def test_an_identity_that_is_not_there_is_told_of(tmp_path, caplog):
     Shared(None, None, tmp_path, None).dial("127.0.0.1:1", "n", None)
     assert f"--identity {tmp_path} holds no identity" in caplog.text
     assert "--join-token" in caplog.text
+
+
+def test_a_message_is_one_line_of_the_log_and_a_traceback_more():
+    code = """if True:
+        import logging
+        from edge_attention.options import set_up
+        set_up("info")
+        log = logging.getLogger("x")
+        log.warning("node a failed: %s", "bad\\n2026-01-01 INFO    node b registered\\x1b[2J")
+        try:
+            1 / 0
+        except ZeroDivisionError:
+            log.exception("own")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second, *rest = done.stderr.splitlines()
+    assert first.endswith(r" WARNING node a failed: bad\n2026-01-01 INFO    node b registered\x1b[2J")
+    assert second.endswith(" ERROR   own")
+    assert rest[0] == "  Traceback (most recent call last):"

@@ -121,6 +121,34 @@ def test_a_node_that_is_killed_is_wrong_in_words_and_right_when_it_is_back(livel
     assert browser.complaints() == []
 
 
+def test_nodes_may_be_called_what_every_object_of_a_script_has(fleet, browser):
+    """Each context is on one of them only, so that every name is also looked up where it is not."""
+    names = ("a", "constructor", "hasOwnProperty", "toString", "valueOf")
+    own = fleet("--metrics-port", "0")
+    browser.go(page_of(own))
+    browser.wait("^live$", "#connection")
+    own.nodes(*names)
+    with own.client() as client:
+        keys, values = tokens(4)
+        context = client.create_context("memory", **SPEC)
+        context.append(keys, values, node="a")
+        client.create_context("valueOf", **SPEC).append(keys, values, node="constructor")
+        assert context.attend(queries(2)).exact
+    for name in names:
+        browser.wait("ready", f"#nodes-table tr[data-node={name}]")
+    browser.wait("memory.*exact", "#queries-table tbody tr")
+    browser.wait("All is well", "h1")
+    labels = "return [...document.querySelectorAll('[data-context] svg')].map(e => e.ariaLabel)"
+    held = [f"{node} holds tokens 0 to 4" for node in ("a", "constructor")]
+    until(lambda: sorted(browser.run(labels)) == held, "both contexts on the page")
+    browser.wait("Node constructor is ready", "#news")
+    tokens_of = (
+        "return [...document.querySelectorAll('#nodes-table tbody tr')].map(r => r.cells[3].innerText)"
+    )
+    assert browser.run(tokens_of) == ["4", "4", "0", "0", "0"]
+    assert browser.complaints() == []
+
+
 def test_an_empty_fleet_teaches_and_a_lost_connection_is_said_and_comes_back(fleet, browser, tmp_path):
     browsers.find()
     own = fleet("--metrics-port", "0", state=True)

@@ -5,6 +5,7 @@ import { follow } from "/feed.js";
 import { contextMaps, live, nodesTable, STATES } from "/fleet.js";
 import { bytes, count, percent, plural, span, when } from "/format.js";
 import { answers, latestQueries, massStrips, totals } from "/queries.js";
+import { record } from "/records.js";
 import { roundsTable, runCards } from "/training.js";
 
 const $ = (id) => document.getElementById(id);
@@ -88,9 +89,9 @@ let spoken = 0;
 
 function speak() {
   const is = {
-    troubles: Object.fromEntries(Object.entries(state.troubles).map(([key, one]) => [key, one.text])),
-    nodes: Object.fromEntries(Object.entries(state.nodes).map(([name, node]) => [name, node.state])),
-    runs: Object.fromEntries(Object.entries(state.runs).map(([id, run]) => [id, run.state])),
+    troubles: record(Object.entries(state.troubles).map(([key, one]) => [key, one.text])),
+    nodes: record(Object.entries(state.nodes).map(([name, node]) => [name, node.state])),
+    runs: record(Object.entries(state.runs).map(([id, run]) => [id, run.state])),
   };
   const before = told;
   told = is;

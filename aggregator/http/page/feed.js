@@ -1,11 +1,13 @@
 // The aggregator's state, kept up to date over server-sent events; comes back by itself.
 
+import { parse, record } from "/records.js";
+
 const QUIET = 16000; // three times the aggregator's own "alive"
 const LONGEST = 15000;
 
 /** Calls `changed(state)` at every change and `connection(word, text)` when the connection comes or goes. */
 export function follow(changed, connection) {
-  let state = {};
+  let state = record([]);
   let source = null;
   let watchdog = 0;
   let again = 0;
@@ -24,7 +26,7 @@ export function follow(changed, connection) {
     source = new EventSource("/api/events");
     watchdog = setTimeout(lost, QUIET);
     source.addEventListener("state", (event) => {
-      const data = JSON.parse(event.data);
+      const data = parse(event.data);
       state = data;
       tries = 0;
       heard(data);
@@ -32,10 +34,10 @@ export function follow(changed, connection) {
       changed(state, true);
     });
     source.addEventListener("change", (event) => {
-      const data = JSON.parse(event.data);
+      const data = parse(event.data);
       for (const [section, values] of Object.entries(data)) {
         if (section === "now") continue;
-        const part = { ...state[section] };
+        const part = record(Object.entries(state[section] ?? {}));
         for (const [key, value] of Object.entries(values)) {
           if (value === null) delete part[key];
           else part[key] = value;
@@ -45,7 +47,7 @@ export function follow(changed, connection) {
       heard(data);
       changed(state, false);
     });
-    source.addEventListener("alive", (event) => heard(JSON.parse(event.data)));
+    source.addEventListener("alive", (event) => heard(parse(event.data)));
     source.onerror = lost;
   };
 

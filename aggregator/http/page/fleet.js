@@ -3,6 +3,7 @@
 import { meter, rangeBar } from "/charts.js";
 import { h } from "/dom.js";
 import { bytes, count, percent, plural, some, span } from "/format.js";
+import { record } from "/records.js";
 
 export const STATES = { ready: ["good", "ready"], suspect: ["warn", "connection broke"], lost: ["bad", "lost"], draining: ["note", "leaving"] };
 
@@ -33,7 +34,7 @@ export function nodesTable(state, now) {
   const all = names(state);
   all.forEach(colour);
   if (!all.length) return h("div", { class: "card empty", key: "empty" }, howToAdd(self, "No node has come yet. On a box that holds data, start one:"));
-  const held = {};
+  const held = record([]);
   for (const context of Object.values(state.contexts))
     for (const [name, tokens] of Object.entries(context.held)) held[name] = (held[name] ?? 0) + tokens;
   return [

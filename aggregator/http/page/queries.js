@@ -4,6 +4,7 @@ import { columnChart, heatStrip, stacked } from "/charts.js";
 import { h } from "/dom.js";
 import { colour, label, names } from "/fleet.js";
 import { clock, count, percent, plural, short, took } from "/format.js";
+import { record } from "/records.js";
 
 const SPAN = 5, SPANS = 60, LISTED = 10, STRIPS = 24;
 
@@ -97,8 +98,8 @@ export function massStrips(state, now) {
 
 /** The masses of a span; a node that took no part in its answers received nothing of their attention. */
 function whole(span, rows) {
-  if (!span || !Object.keys(span.mass).length) return {};
-  return { ...Object.fromEntries(rows.map((node) => [node, 0])), ...span.mass };
+  if (!span || !Object.keys(span.mass).length) return record([]);
+  return record([...rows.map((node) => [node, 0]), ...Object.entries(span.mass)]);
 }
 
 /** A heat strip a node. columns: [[name, { node: share }]], in order. */

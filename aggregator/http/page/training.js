@@ -5,6 +5,7 @@ import { h } from "/dom.js";
 import { label, names } from "/fleet.js";
 import { clock, count, percent, plural, short, some, took, when } from "/format.js";
 import { figure, strips } from "/queries.js";
+import { record } from "/records.js";
 
 const SHOWN = 3, LISTED = 8;
 const STATES = { running: "good", finished: "done", stopped: "note", failed: "bad" };
@@ -55,7 +56,7 @@ function card(id, run, state, width, redraw) {
     curves && curves.mass.x.length ? [
       h("h4", { class: "soft small" }, "Attention by node, round by round"),
       strips({ key: `mass-${id}`, card: false, rows: Object.keys(curves.mass.y).slice(0, 24), from: `round ${curves.mass.x[0]}`, to: `round ${curves.mass.x.at(-1)}`,
-        columns: curves.mass.x.map((x, i) => [`round ${x}`, Object.fromEntries(Object.entries(curves.mass.y).map(([n, v]) => [n, v[i]]))]),
+        columns: curves.mass.x.map((x, i) => [`round ${x}`, record(Object.entries(curves.mass.y).map(([n, v]) => [n, v[i]]))]),
         over: "the run" }),
     ] : null);
 }

@@ -33,6 +33,8 @@ class Port:
 
     def __init__(self, house, server, client, base):
         self.house, self.server, self.client, self.base = house, server, client, base
+        self.where = ("localhost", int(base.rpartition(":")[2]))
+        self.tls = client.connector._ssl if base.startswith("https") else None
 
     async def get(self, path, method="GET", **options):
         url = self.base + path

@@ -95,7 +95,18 @@ def test_a_node_is_scraped_through_this_port():
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:9464", "10.0.0.1", "[::2]:80", "", "127.0.0.1.x"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:9464",
+        "10.0.0.1",
+        "[::2]:80",
+        "",
+        "127.0.0.1.x",
+        "[",
+        "[::1",
+        "localhost.",
+    ],
 )
 def test_without_sign_in_another_name_than_loopback_is_refused(host):
     async def scenario(port):

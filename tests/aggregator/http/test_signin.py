@@ -76,6 +76,27 @@ def test_without_a_token_there_is_nothing_but_probes_and_the_way_in(house):
     assert refused[0]["method"] == "GET /metrics"
 
 
+def test_a_path_writes_no_line_of_its_own_into_log_and_audit(house, caplog):
+    forged = "/x%0A2026-11-25%20INFO%20node%20evil%20registered%1B[31m" + "y" * 200
+
+    async def scenario(port):
+        assert (await port.get(f"{forged}?token=eat_secret")).status == 401
+        # Other programs than browsers send what they like.
+        reader, writer = await asyncio.open_connection(*port.where, ssl=port.tls)
+        writer.write("GET /z\x9b2J\x85q HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert b" 400 Bad Request" in await reader.read()
+        writer.close()
+
+    house.run(scenario)
+    lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert forged[:70] in lines[0].replace("%5B", "[")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    for text in (*lines, *(line.get("method", "") for line in house.audited())):
+        assert text.isprintable()
+        assert "eat_secret" not in text
+        assert "y" * 80 not in text
+
+
 def test_a_browser_is_sent_to_sign_in_and_not_counted_as_refused(house):
     async def scenario(port):
         answer = await port.get("/", headers={"Accept": "text/html,*/*"})
@@ -156,6 +177,7 @@ def test_after_some_bad_tokens_even_a_good_one_has_to_wait(house):
     [
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "https://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],

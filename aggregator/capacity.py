@@ -1,0 +1,68 @@
+"""How many may be connected to the gRPC port at once, so that a stranger cannot use up the process.
+
+Nodes and clients make one connection each; a stranger can make as many as there are, and is nobody yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from typing import Any
+
+import grpc
+from grpc_health.v1._async import HealthServicer
+
+STREAMS = 1024
+"""Calls under way over one connection; more of them wait."""
+CONNECTIONS = 4096
+"""At most; fewer where the process may open fewer than twice as many files."""
+HANDSHAKE_MILLISECONDS = 10_000
+"""For TLS and the first frame of HTTP/2: a connection that says nothing ends then."""
+WATCHERS = 64
+"""Streams of Health/Watch, for which nobody has to say who they are. Health/Check is not limited."""
+DESCRIPTORS = 1 << 20
+
+
+def raise_descriptors() -> None:
+    """Let this process open as many files as its hard limit allows; the soft one is often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    with contextlib.suppress(OSError, ValueError):  # it goes on with what it has
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def connections() -> int:
+    """Connections to let in: half of the files this process may open, the rest are for its own."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, soft // 2))
+
+
+def server_options() -> tuple[tuple[str, int], ...]:
+    """Of a server only; both sides' are in wire/methods.py."""
+    return (
+        ("grpc.max_concurrent_streams", STREAMS),
+        ("grpc.max_allowed_incoming_connections", connections()),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MILLISECONDS),
+    )
+
+
+class Health(HealthServicer):  # type: ignore[misc]  # it comes without types
+    """The standard health service, with so many who watch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watching = 0
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        if self._watching >= WATCHERS:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{WATCHERS} callers watch this aggregator's health already; ask with Check instead",
+            )
+        self._watching += 1
+        try:
+            await super().Watch(request, context)
+        finally:
+            self._watching -= 1

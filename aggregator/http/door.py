@@ -1,0 +1,106 @@
+"""The listening socket: so many connections in all and of one address, and seconds to say what they want.
+
+A connection counts from when it is accepted, so before its TLS handshake too: asyncio tells a server of one
+only when that is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 512
+"""Open connections: those beyond it are closed at once, so that none here costs the nodes theirs."""
+ADDRESS_CONNECTIONS = 128
+"""Of them from one address. Behind a reverse proxy all come from one: each page that looks on takes one, of
+which there are 64 (feed.py), and a few for moments."""
+FIRST_SECONDS = 10.0
+"""From the connection to its first whole request, TLS included."""
+TELL_SECONDS = 60.0
+
+
+class Door(socket.socket):
+    """A listening socket that counts who comes in, and closes on those who are too many or say nothing."""
+
+    def __init__(self, family: int, kind: int, protocol: int) -> None:
+        super().__init__(family, kind, protocol)
+        self._open: dict[Any, asyncio.TimerHandle] = {}
+        self._of: Counter[str] = Counter()
+        self._told = -TELL_SECONDS
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection there is room for.
+
+        Raises:
+            BlockingIOError: there is none now.
+        """
+        plain, address = super().accept()
+        who = owner(address[0])
+        if len(self._open) >= CONNECTIONS or self._of[who] >= ADDRESS_CONNECTIONS:
+            plain.close()
+            self._tell(who)
+            raise BlockingIOError
+        made = _Connection(plain, lambda: self._left(address, who))
+        self._of[who] += 1
+        self._open[address] = asyncio.get_running_loop().call_later(FIRST_SECONDS, made.end)
+        return made, address
+
+    def heard(self, address: Any) -> None:
+        """A whole request came from `address`, a connection's peer name."""
+        if (timer := self._open.get(address)) is not None:
+            timer.cancel()
+
+    def _left(self, address: Any, who: str) -> None:
+        self._open.pop(address).cancel()
+        self._of[who] -= 1
+        if not self._of[who]:
+            del self._of[who]
+
+    def _tell(self, who: str) -> None:
+        if (now := time.monotonic()) - self._told < TELL_SECONDS:
+            return
+        self._told = now
+        log.warning(
+            "the HTTP port has %d connections, %d of them from %s, and turned one of those away; its limits "
+            "are %d and %d",
+            len(self._open), self._of[who], who, CONNECTIONS, ADDRESS_CONNECTIONS,
+        )  # fmt: skip
+
+
+class _Connection(socket.socket):
+    """An accepted socket that says when it is closed."""
+
+    def __init__(self, plain: socket.socket, closed: Callable[[], None]) -> None:
+        super().__init__(plain.family, plain.type, plain.proto, fileno=plain.detach())
+        self._on_close: Callable[[], None] | None = closed
+
+    def end(self) -> None:
+        """Have its owner find that the other side left."""
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        told, self._on_close = self._on_close, None
+        super().close()
+        if told is not None:
+            told()
+
+
+def owner(address: str) -> str:
+    """Whose an address is taken to be: an IPv4 address its own, an IPv6 address its network's of 64 bits."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return str(ip.ipv4_mapped)
+        if not ip.is_loopback:
+            return str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
+    return str(ip)
