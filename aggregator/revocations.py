@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from aggregator.trust.registry import Registry
 from edge_attention.core.errors import EdgeAttentionError
+
+if TYPE_CHECKING:
+    from aggregator.trust.registry import Registry
 
 log = logging.getLogger(__name__)
 

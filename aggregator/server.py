@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,8 +25,6 @@ from aggregator.capacity import Health, raise_descriptors, server_options
 from aggregator.checkup import Checkup
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
-from aggregator.http.guard import Access
-from aggregator.http.server import HttpServer, Parts, page_url
 from aggregator.link import Link, watch_leases
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
@@ -37,14 +36,17 @@ from aggregator.training.service import TrainingApi
 from aggregator.training.services import Services
 from aggregator.trust.actions import audited
 from aggregator.trust.audit import Audit
-from aggregator.trust.authority import folder_of
 from aggregator.trust.reflection import offer_reflection
-from aggregator.trust.registry import Registry
-from aggregator.trust.trust import Trust, TrustSettings
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import service_handlers
+
+# What an aggregator without TLS, or without an HTTP port, does not load: 20 MB of memory.
+if TYPE_CHECKING:
+    from aggregator.http.guard import Access
+    from aggregator.http.server import HttpServer, Parts
+    from aggregator.trust.trust import TrustSettings
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +100,11 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         trust = None
         revoked: Revoked = dict
         if settings.trust is not None:
+            from aggregator.trust.trust import Trust
+
             trust = Trust(settings.trust, state.directory, settings.host, metrics, audit)
             stack.callback(trust.close)
-            registry = stack.enter_context(contextlib.closing(Registry(folder_of(state.directory))))
-            revoked = Revocations(registry).of_nodes
+            revoked = Revocations(trust.registry).of_nodes
         membership = Membership(settings.lease, lambda: secrets.token_urlsafe(16))
         dispatcher = Dispatcher(membership, metrics)
         bulk = Bulk(state)
@@ -157,8 +160,12 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 "of this machine; choose another --listen"
             ) from None
         await asyncio.to_thread(runs.recall)
-        parts = Parts(metrics, membership, contexts, runs, activity, f"{address}:{port}", revoked)
-        http = await _serve_http(settings, parts, trust.access if trust is not None else None)
+        http = None
+        if settings.metrics_port is not None:
+            from aggregator.http.server import Parts
+
+            parts = Parts(metrics, membership, contexts, runs, activity, f"{address}:{port}", revoked)
+            http = await _serve_http(settings, parts, trust.access if trust is not None else None)
         checkup.http_port = http.port if http is not None else 0
         await server.start()
         watching = [
@@ -185,9 +192,10 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 await http.close()
 
 
-async def _serve_http(settings: Settings, parts: Parts, access: Access | None = None) -> HttpServer | None:
-    if settings.metrics_port is None:
-        return None
+async def _serve_http(settings: Settings, parts: Parts, access: Access | None) -> HttpServer:
+    from aggregator.http.server import HttpServer, page_url
+
+    assert settings.metrics_port is not None
     http = HttpServer(parts, access)
     host = settings.metrics_host
     port = await http.start(host, settings.metrics_port)

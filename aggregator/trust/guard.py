@@ -6,22 +6,23 @@ from __future__ import annotations
 import asyncio
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aggregator.trust.access import Access
 from aggregator.trust.policy import ANY, NEEDED, OPEN
-from aggregator.trust.proof import Peer
-from aggregator.trust.registry import Registry
 from edge_attention.core.errors import (
     EdgeAttentionError,
     Internal,
     PermissionDenied,
     Unauthenticated,
 )
-from edge_attention.trust.certificates import moment
 from edge_attention.trust.names import Role
 from edge_attention.wire.methods import AnyMethod
 from edge_attention.wire.rpc import Served
+
+if TYPE_CHECKING:  # without TLS an aggregator loads no cryptography
+    from aggregator.trust.access import Access
+    from aggregator.trust.proof import Peer
+    from aggregator.trust.registry import Registry
 
 UNWILLING_SECONDS = 5.0
 """How long a call that is to end waits for the other side to take what is under way."""
@@ -146,6 +147,8 @@ class Guard:
             if peer.certificate:
                 call.ends = max(call.ends, self._registry.latest_end(peer.role, peer.name, peer.key))
             if now >= call.ends:
+                from edge_attention.trust.certificates import moment
+
                 what = "certificate" if peer.certificate else "access token"
                 error = Unauthenticated(
                     f"the {what} of {peer.role} {peer.name!r} ended at {moment(call.ends)}, during the call: "

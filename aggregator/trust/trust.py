@@ -65,12 +65,12 @@ class Trust:
         self._settings, self._metrics, self._audit = settings, metrics, audit
         self._authority = Authority.open(folder)
         self._server = self._server_certificate(folder, host)
-        self._registry = Registry(folder)
+        self.registry = Registry(folder)
         proof = CertificateProof(self._authority.certificate)
-        self.access = Access(self._registry, proof, self._server, audit)
-        self.guard = Guard(self.access, self._registry)
-        self._api = TrustApi(self._authority, self._registry, self.access, audit, metrics, settings.life)
-        self._seen = self._registry.revocations()
+        self.access = Access(self.registry, proof, self._server, audit)
+        self.guard = Guard(self.access, self.registry)
+        self._api = TrustApi(self._authority, self.registry, self.access, audit, metrics, settings.life)
+        self._seen = self.registry.revocations()
         self._shown = 0.0
         self._handshakes: dict[str, tuple[float, int]] = {}
         if settings.grpc_log is not None:
@@ -105,7 +105,7 @@ class Trust:
         """Write --bootstrap's files, where they are missing."""
         if self._settings.bootstrap is not None:
             made = write_bootstrap(
-                self._settings.bootstrap, self._registry, self._server.authority, time.time()
+                self._settings.bootstrap, self.registry, self._server.authority, time.time()
             )
             for id in made:
                 self._audit.write("token_created", subject="bootstrap", token=id)
@@ -120,7 +120,7 @@ class Trust:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _look(self) -> None:
-        revocations = await asyncio.to_thread(self._registry.revocations)
+        revocations = await asyncio.to_thread(self.registry.revocations)
         if revocations != self._seen:
             self._seen = revocations
             self.guard.changed()
@@ -130,7 +130,7 @@ class Trust:
         if rotated or now >= self._shown + EXPIRY_SECONDS:
             self._shown = now
             own = {"authority": self._authority.certificate, "server": self._server.certificate}
-            await asyncio.to_thread(show_expiry, self._metrics, self._registry, own, now)
+            await asyncio.to_thread(show_expiry, self._metrics, self.registry, own, now)
 
     def _handshake(self, reason: str, line: str) -> None:
         """Called on the thread that reads gRPC's log. Of equal ones there is a line a minute."""
@@ -149,4 +149,4 @@ class Trust:
     def close(self) -> None:
         if self._settings.grpc_log is not None:
             self._settings.grpc_log.tell(lambda reason, line: None)
-        self._registry.close()
+        self.registry.close()

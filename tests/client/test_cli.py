@@ -413,7 +413,7 @@ def test_what_a_terminal_would_obey_is_escaped_in_every_way_of_printing(capsys):
     output.say_error(f"{bad}\nedge-attention: another")
     out, err = capsys.readouterr()
     assert (out + err).replace("\n", "").isprintable()
-    good = r"a\x1b[31m\x00\x7f\x85\x0d\x09b"
+    good = r"a\x1b[31m\x00\x7f\x85\r\tb"
     assert out.splitlines()[:2] == [good, r"second\nline"]
     assert out.count(good) == 3
     assert err == f"{good}\n    edge-attention: another\n"
