@@ -31,7 +31,7 @@ class TrustHouse:
         self.file = state / "audit.jsonl"
         self.audit = Audit(self.file)
         self.trust = Trust(TrustSettings(life=life), state, "127.0.0.1", Metrics(), self.audit)
-        self.registry, self.authority = self.trust._registry, self.trust._authority
+        self.registry, self.authority = self.trust.registry, self.trust._authority
         self.address = ""
 
     @contextlib.asynccontextmanager
