@@ -171,6 +171,17 @@ def test_an_empty_fleet_teaches_and_a_lost_connection_is_said_and_comes_back(fle
     browser.wait("ready", "#nodes-table tr[data-node=late]")
 
 
+def test_an_aggregator_that_answers_nothing_is_said_to_be_lost_and_is_found_again(fleet, browser):
+    """Frozen, as behind a link that swallows all: it takes connections and closes none."""
+    own = fleet("--metrics-port", "0")
+    browser.go(page_of(own))
+    browser.wait("^live$", "#connection")
+    own.freeze(AGGREGATOR)
+    browser.wait("connection lost, trying again", "#connection")
+    own.thaw(AGGREGATOR)
+    browser.wait("^live$", "#connection")
+
+
 def test_it_works_by_keyboard_and_says_what_it_is(shared, browser):
     from selenium.webdriver.common.keys import Keys
 

@@ -4,6 +4,7 @@ import { parse, record } from "/records.js";
 
 const QUIET = 16000; // three times the aggregator's own "alive"
 const LONGEST = 15000;
+const PATIENCE = 4000; // for why the connection was lost: one that is frozen never says
 
 /** Calls `changed(state)` at every change and `connection(word, text)` when the connection comes or goes. */
 export function follow(changed, connection) {
@@ -61,7 +62,7 @@ export function follow(changed, connection) {
     tries += 1;
     let why = "connection lost, trying again";
     try {
-      const answer = await fetch("/api/events", { method: "HEAD", cache: "no-store" });
+      const answer = await fetch("/api/events", { method: "HEAD", cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
       if (answer.status === 401) {
         location.assign("/signin");
         return;
