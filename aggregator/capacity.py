@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1._async import HealthServicer
 
 STREAMS = 1024
-"""Calls under way over one connection; more of them wait."""
+"""Calls under way over one connection. Of more at once most wait at the client, some fail: UNAVAILABLE."""
 CONNECTIONS = 4096
 """At most; fewer where the process may open fewer than twice as many files."""
 HANDSHAKE_MILLISECONDS = 10_000
