@@ -134,7 +134,7 @@ def healthy(project: Project, *services: str) -> None:
             raise Failed(f"they are {states}")
         return True
 
-    wait_for("every container to be healthy", found, 120)
+    wait_for("every container to be healthy", found, 180)
 
 
 def confined(world: World) -> None:
