@@ -92,13 +92,16 @@ def images(world: World) -> None:
     need("the edge image has no build tool and no downloader", not found, found)
 
 
-def inside(world: World, image: str, program: str, *words: str, check: bool = True) -> str:
+def inside(
+    world: World, image: str, program: str, *words: str, check: bool = True, options: tuple[str, ...] = ()
+) -> str:
     """A program in a container that has no network and may do nothing."""
     return world.engine.docker(
         "run",
         "--rm",
         "--network=none",
         *HARDENED,
+        *options,
         f"--entrypoint={program}",
         world.image(image),
         *words,
@@ -131,7 +134,7 @@ def healthy(project: Project, *services: str) -> None:
             raise Failed(f"they are {states}")
         return True
 
-    wait_for("every container to be healthy", found, 120)
+    wait_for("every container to be healthy", found, 180)
 
 
 def confined(world: World) -> None:
@@ -183,6 +186,23 @@ def pages(world: World) -> None:
         need(
             f"{path} {'with' if token else 'without'} a token answers {wanted}", status == wanted, text[:200]
         )
+
+
+def password(world: World) -> None:
+    """Grafana's first password: made once, at random, for Grafana only"""
+    made = []
+    for _ in range(2):
+        world.fleet("run", "--rm", "--no-deps", "grafana-password")
+        mount = f"--volume={world.fleet.name}_grafana-password:/run/grafana:ro"
+        words = ("-c", "cat /run/grafana/password && stat -c ' %u %a' /run/grafana/password")
+        made.append(inside(world, AGGREGATOR, "sh", *words, options=(mount, "--user=472")).split())
+    need("it is made once", made[0] == made[1], made)
+    text, owner, mode = made[0]
+    need(
+        "it is long, and Grafana's user alone reads it",
+        len(text) >= 20 and (owner, mode) == ("472", "400"),
+        made,
+    )
 
 
 def scraped(world: World) -> None:
@@ -322,8 +342,8 @@ def own_certificates(world: World) -> None:
 
 
 STEPS: list[Callable[[World], None]] = [
-    bases, valid, built, images, up, confined, pages, scraped, trained, attended, fourth, panels, lost,
-    drained, own_certificates,
+    bases, valid, built, images, up, confined, pages, password, scraped, trained, attended, fourth, panels,
+    lost, drained, own_certificates,
 ]  # fmt: skip
 
 
