@@ -68,12 +68,12 @@ def test_files_named_are_those_bootstrap_writes(tmp_path):
 def test_the_pages_tokens_outlast_every_bootstrap(tmp_path):
     state = tmp_path / "state"
     daemon, folder = command("edge-aggregator"), folder_of(state)
+    authority = Authority.open(folder).certificate  # the pod has started once
     texts = []
     for words in made_as_documented():
         done = CliRunner().invoke(daemon, words, env={"EDGE_AGGREGATOR_STATE": str(state)})
         assert done.exit_code == 0, done.output
         texts.append(done.stdout.strip())
-    authority = Authority.open(folder).certificate
     with contextlib.closing(Registry(folder)) as registry:
         for start in range(3):  # as if nothing were left of the folder: all of its own tokens are made anew
             assert len(write_bootstrap(tmp_path / f"bootstrap{start}", registry, authority, time.time())) == 3

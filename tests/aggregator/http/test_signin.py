@@ -36,7 +36,7 @@ def house(tmp_path):
         return [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
 
     def revoke(token):
-        registry = made._registry
+        registry = made.registry
         registry.revoke_token(token.split("_")[1], time.time())
         made.access.changed()
 
