@@ -74,7 +74,7 @@ def test_a_report_too_large_stays_here(made):
 
 def test_its_port_is_on_loopback_and_free(made):
     metrics, _ = made
-    with pytest.raises(FailedPrecondition, match="refusing to listen"):
+    with pytest.raises(FailedPrecondition, match="refusing to serve a node's metrics"):
         serve(metrics.registry, "0.0.0.0", 0)
     url = serve(metrics.registry, "127.0.0.1", 0)
     with pytest.raises(InvalidArgument, match="metrics cannot be served on"):
