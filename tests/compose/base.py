@@ -140,8 +140,8 @@ def _mirrors() -> tuple[str, str]:
     missing = [suite for suite in (SUITE, f"{SUITE}-security") if suite not in found]
     if missing:
         raise Failed(
-            f"this machine's apt knows no mirror of Debian's {' and '.join(missing)}, which the base is built "
-            "from: add one to /etc/apt/sources.list.d and run apt-get update"
+            f"this machine's apt knows no mirror of Debian's {' and '.join(missing)}, of which the base is "
+            "built: add one to /etc/apt/sources.list.d and run apt-get update"
         )
     return found[SUITE], found[f"{SUITE}-security"]
 
