@@ -16,13 +16,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.compose.console import run, say
+from tests.compose.console import Failed, run, say
 from tests.compose.engine import Engine
 
 DEBIAN = "debian:bookworm-slim"
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
-SECURITY = "http://deb.debian.org/debian-security"
 HERE = Path(__file__).parent
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # What debian:*-slim leaves out, now and in every later apt-get.
@@ -128,21 +126,24 @@ def _debootstrap(root: Path, file: Path) -> None:
 
 
 def mirrors() -> tuple[str, str]:
-    """The mirrors this machine's apt takes SUITE from; Debian's own where it takes it from nowhere."""
-    found = {"main": MIRROR, "security": SECURITY}
+    """The mirrors this machine's apt takes SUITE and its security updates from."""
+    found: dict[str, str] = {}
     done = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(CODENAME) $(ORIGIN) $(LABEL) $(SITE) $(REPO_URI)"],
+        ["apt-get", "indextargets", "--format", "$(CODENAME) $(ORIGIN) $(REPO_URI)"],
         capture_output=True,
         text=True,
     )
     for line in done.stdout.splitlines():
         words = line.split()
-        uri = words[-1].rstrip("/")
-        if len(words) >= 4 and words[0] == SUITE and words[1] == "Debian":
-            found["main"] = uri
-        elif len(words) >= 4 and words[0] == f"{SUITE}-security" and words[1] == "Debian":
-            found["security"] = uri
-    return found["main"], found["security"]
+        if len(words) == 3 and words[1] == "Debian":
+            found.setdefault(words[0], words[2].rstrip("/"))
+    missing = [suite for suite in (SUITE, f"{SUITE}-security") if suite not in found]
+    if missing:
+        raise Failed(
+            f"this machine's apt knows no mirror of Debian's {' and '.join(missing)}, of which the base is "
+            "built: add one to /etc/apt/sources.list.d and run apt-get update"
+        )
+    return found[SUITE], found[f"{SUITE}-security"]
 
 
 def apt_settings(file: Path) -> None:
