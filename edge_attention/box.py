@@ -16,7 +16,7 @@ from types import MappingProxyType
 from edge_attention.core.box import Box
 from edge_attention.wire.methods import KEEPALIVE_SECONDS
 
-__all__ = ["PACKAGES", "describe", "software"]
+__all__ = ["PACKAGES", "describe", "software", "usable_memory"]
 
 PACKAGES = ("onnxruntime", "grpcio", "protobuf", "numpy")
 """Of these both ends of a connection tell each other the version."""
@@ -57,6 +57,11 @@ def describe(provider_asked: str | None = None, root: Path = Path("/")) -> Box:
         versions=_versions(),
         keepalive_seconds=KEEPALIVE_SECONDS,
     )
+
+
+def usable_memory(root: Path = Path("/")) -> int:
+    """Bytes this process may come to use: the machine's memory or its control groups' limit, what is less."""
+    return describe(root=root).room or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @cache

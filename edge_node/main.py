@@ -58,7 +58,11 @@ way, the second leaves at once.
     help="File with a secret the nodes share, mixed into the hashes of ids: the aggregator cannot guess ids.",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads a graph runs on.  [default: cores]")
-@click.option("--memory-limit", type=BYTES, help="Bytes stored here at most, as 2GB.  [default: half of RAM]")
+@click.option(
+    "--memory-limit",
+    type=BYTES,
+    help="Bytes stored here at most, as 2GB.  [default: half of RAM, or of its control group's limit]",
+)
 @click.option("--provider", default="auto", help="Execution provider: auto, cpu, cuda, tensorrt, openvino...")
 @click.option(
     "--store",
@@ -91,13 +95,14 @@ def main(
     from its datasets leaves only if --allow-release says so.
     """
     set_up(log_level)
-    from edge_attention.health import serving  # these after --help and --version
+    from edge_attention.box import usable_memory  # these after --help and --version
+    from edge_attention.health import serving
     from edge_attention.metrics.common import serve
     from edge_attention.sequence_files import Files
     from edge_node import datasets, executor, link, release, runtime
     from edge_node import store as stores
 
-    limit = memory_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    limit = memory_limit or usable_memory() // 2
     try:
         secret = read_secret(id_key, "--id-key")
         sets = [datasets.read(spec) for spec in data]

@@ -154,7 +154,7 @@ def _count(number: float, what: str) -> str:
 
 
 def memory(subject: str, limit: int, box: Box, *, default: bool = False) -> Finding:
-    """What a node may store against what its process can have. `default`: half of RAM, as nobody said."""
+    """What a node may store against what its process can have. `default`: nobody said."""
     data = {
         "limit": limit,
         "memory": box.memory,
@@ -167,7 +167,7 @@ def memory(subject: str, limit: int, box: Box, *, default: bool = False) -> Find
         )
     grouped = 0 < box.memory_limit < (box.memory or box.memory_limit + 1)
     what = f"its control group's {size(box.memory_limit)}" if grouped else f"{size(box.memory)} of RAM"
-    said = f"may store {size(limit)}{' (half of RAM)' if default else ''} of {what}"
+    said = f"may store {size(limit)} of {what}{' (the default: half)' if default else ''}"
     if limit + BASE > box.room:
         best = max(box.room - BASE, box.room // 4)
         fix = (

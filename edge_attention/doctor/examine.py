@@ -88,7 +88,7 @@ def examine_box(asked: Questions, tell: Tell) -> bool:
         devices = measure_box.devices()
         tell(box_findings.provider(subject, asked.provider, trial.used, trial.available, devices))
     tell(box_findings.threads(subject, asked.threads or here.usable_processors or here.processors, here))
-    limit = asked.memory_limit or here.memory // 2
+    limit = asked.memory_limit or here.room // 2
     tell(box_findings.memory(subject, limit, here, default=asked.memory_limit is None))
     tell(box_findings.free_memory(subject, limit, here))
     tell(box_findings.clock_source(subject, *measure_box.clock_source()))

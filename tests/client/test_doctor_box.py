@@ -57,6 +57,11 @@ def test_version_2_control_groups_count_up_the_tree(tmp_path):
     assert (found.processor_limit, found.memory_limit) == (1.5, 2**30)
     assert (found.memory, found.memory_available) == (16_000_000 * 1024, 8_000_000 * 1024)
     assert found.room == 2**30
+    assert box.usable_memory(root) == 2**30
+    (root / "sys/fs/cgroup/system.slice/memory.max").write_text("max\n")
+    assert box.usable_memory(root) == 16_000_000 * 1024
+    (root / "proc/meminfo").unlink()
+    assert box.usable_memory(root) > 2**28, "what this machine says where there is no /proc"
 
 
 def test_a_container_whose_path_is_the_hosts(tmp_path):
