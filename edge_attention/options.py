@@ -7,6 +7,8 @@ import ctypes
 import logging
 import os
 import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,18 @@ from click.core import ParameterSource
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.printable import shown
 
-__all__ = ["ADDRESS", "BYTES", "LOG_LEVELS", "name_sources", "name_variables", "read_secret", "set_up"]
+__all__ = [
+    "ADDRESS",
+    "BYTES",
+    "LOG_LEVELS",
+    "name_sources",
+    "name_variables",
+    "read_secret",
+    "set_up",
+    "unknown_variables",
+]
+
+log = logging.getLogger(__name__)
 
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -24,6 +37,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 LEAST_BYTES = 65_536
 """Nothing that a size is an option of works with less."""
+
+_CLUSTERS = re.compile(r"_SERVICE_(HOST|PORT)|_PORT$|_PORT_\d+_(TCP|UDP)")
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)}
@@ -115,6 +130,26 @@ def name_sources(command: click.Command) -> None:
             name_source(parameter)
 
 
+def unknown_variables(command: click.Command, prefix: str, environment: Iterable[str]) -> dict[str, str]:
+    """Variables that begin like the command's own and set nothing, with the one that may be meant, or ""."""
+    known = set(_variables(command, prefix))
+    return {
+        name: next(iter(get_close_matches(name, known, 1, 0.8)), "")
+        for name in environment
+        # A cluster sets ..._SERVICE_HOST, ..._PORT and the like for a Service of the daemon's name.
+        if name.startswith(f"{prefix}_") and name not in known and not _CLUSTERS.search(name)
+    }
+
+
+def _variables(command: click.Command, prefix: str) -> Iterator[str]:
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name:
+            yield f"{prefix}_{parameter.name}".upper()
+    commands: dict[str, click.Command] = getattr(command, "commands", {})
+    for name, sub in commands.items():
+        yield from _variables(sub, f"{prefix}_{name}".upper().replace("-", "_"))
+
+
 def read_secret(path: Path | None, option: str) -> bytes:
     """The secret in a file; b"" without one.
 
@@ -152,3 +187,9 @@ def set_up(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    context = click.get_current_context(silent=True)
+    if context is not None and context.auto_envvar_prefix:
+        found = unknown_variables(context.command, context.auto_envvar_prefix, os.environ)
+        for name, meant in sorted(found.items()):
+            said = f"; is {meant} meant?" if meant else "; --help lists the options"
+            log.warning("the environment variable %s sets no option%s", name, said)

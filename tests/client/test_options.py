@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge_attention.node_options import Shared
-from edge_attention.options import ADDRESS, BYTES, OneLine, name_sources, name_variables
+from edge_attention.options import ADDRESS, BYTES, OneLine, name_sources, name_variables, unknown_variables
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,27 @@ def test_a_log_line_cannot_be_forged():
     assert first == "INFO failed"
     assert rest
     assert all(line.startswith("  ") and "\x1b" not in line for line in rest)
+
+
+def test_a_variable_that_sets_nothing_is_named_with_the_one_that_may_be_meant():
+    group = click.Group("x", params=[click.Option(["--memory-limit"]), click.Option(["--metrics-port"])])
+    group.add_command(click.Command("token", params=[click.Option(["--role"])]))
+    known = ["X_MEMORY_LIMIT", "X_METRICS_PORT", "X_TOKEN_ROLE"]
+    cluster = ["X_SERVICE_HOST", "X_PORT", "X_PORT_50051_TCP_ADDR", "X_SERVICE_PORT_GRPC"]
+    other = ["PATH", "XY_MEMORY"]
+    assert unknown_variables(group, "X", [*known, *cluster, *other]) == {}
+    assert unknown_variables(group, "X", ["X_MEMROY_LIMIT", "X_COLOUR"]) == {
+        "X_MEMROY_LIMIT": "X_MEMORY_LIMIT",
+        "X_COLOUR": "",
+    }
+
+
+def test_a_daemon_warns_of_such_a_variable():
+    environment = {**os.environ, "EDGE_NODE_THREDS": "2", "EDGE_NODE_DATA": "nowhere"}
+    code = [sys.executable, "-c", "from edge_node.main import main; main()"]
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "variable EDGE_NODE_THREDS sets no option; is EDGE_NODE_THREADS meant?" in done.stderr
 
 
 @pytest.mark.parametrize("named", [True, False])
