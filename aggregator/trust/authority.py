@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -23,7 +24,9 @@ from edge_attention.trust.certificates import (
     BACKDATE,
     Key,
     common_name,
+    ends,
     fingerprint,
+    issued,
     key_pem,
     load_key,
     load_pem,
@@ -115,9 +118,18 @@ class Authority:
         self, key: ec.EllipticCurvePublicKey, names: Iterable[str], life: timedelta
     ) -> x509.Certificate:
         """A certificate with which the aggregator serves under `names`, DNS names or addresses."""
-        wanted = dict.fromkeys([SERVER_NAME, *names])
-        general = [_general(name) for name in wanted]
-        return self._issue(key, SERVER_NAME, general, ExtendedKeyUsageOID.SERVER_AUTH, life)
+        return self._issue(key, SERVER_NAME, _server_names(names), ExtendedKeyUsageOID.SERVER_AUTH, life)
+
+    def made_server(self, certificate: x509.Certificate, names: Iterable[str], life: timedelta) -> bool:
+        """Whether `issue_server` made `certificate`, for these `names` and this `life`."""
+        try:
+            certificate.verify_directly_issued_by(self.certificate)
+            has = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+            return False
+        end = min(issued(certificate) + life.total_seconds(), ends(self.certificate))
+        # The times in a certificate are whole seconds.
+        return list(has) == _server_names(names) and abs(ends(certificate) - end) <= 1
 
     def _issue(
         self,
@@ -181,6 +193,10 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _server_names(names: Iterable[str]) -> list[x509.GeneralName]:
+    return [_general(name) for name in dict.fromkeys([SERVER_NAME, *names])]
 
 
 def _general(name: str) -> x509.GeneralName:

@@ -19,7 +19,7 @@ import grpc
 from cryptography import x509
 
 from aggregator.trust.authority import Authority
-from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
 from edge_attention.trust.certificates import (
     ends,
     key_pem,
@@ -38,11 +38,12 @@ log = logging.getLogger(__name__)
 class ServerCertificate:
     """The certificate, chain and key in use, in two files (`chain_file`, `key_file`).
 
-    `authority` is the certificate at the end of the chain: what peers trust and pins are of.
+    `authority` is the certificate at the end of the chain: what peers trust and pins are of. `source` is the
+    file to look at where the chain does not fit the key.
     """
 
-    def __init__(self, chain_file: Path, key_file: Path) -> None:
-        self.chain_file, self.key_file = chain_file, key_file
+    def __init__(self, chain_file: Path, key_file: Path, source: Path | None = None) -> None:
+        self.chain_file, self.key_file, self._source = chain_file, key_file, source or chain_file
         self._mutex = threading.Lock()
         self._context: ssl.SSLContext | None = None
         self.generation = 0
@@ -70,7 +71,7 @@ class ServerCertificate:
             context = _context(self.chain_file, self.key_file)
         except (ssl.SSLError, OSError) as error:
             raise InvalidArgument(
-                f"{self.key_file} does not fit {self.chain_file}, or one of them is damaged: {error}"
+                f"{self.key_file} does not fit {self._source}, or one of them is damaged: {error}"
             ) from None
         configuration = grpc.ssl_server_certificate_configuration([(key_data, chain_data)])
         with self._mutex:
@@ -106,7 +107,10 @@ class ServerCertificate:
 
 
 class OwnCertificate(ServerCertificate):
-    """Made by `authority` for `names`, anew at two thirds of its `life`."""
+    """Made by `authority` for `names`, anew at two thirds of its `life`.
+
+    A restart goes on with the one that is there: a browser that was told to accept it need not be told again.
+    """
 
     def __init__(
         self,
@@ -118,12 +122,29 @@ class OwnCertificate(ServerCertificate):
     ) -> None:
         super().__init__(folder / "server.pem", folder / "server.key")
         self._authority, self._names, self._life, self._clock = authority, names, life, clock
-        self._make()
+        if not self._is_there():
+            self._make()
+
+    def _is_there(self) -> bool:
+        """Take up what an aggregator before this one has made, if it is what would be made now."""
+        try:
+            self.load()
+        except EdgeAttentionError:
+            return False
+        return (
+            len(self._chain) == 2
+            and self.authority == self._authority.certificate
+            and self._authority.made_server(self.certificate, self._names, self._life)
+            and self._is_fresh()
+        )
+
+    def _is_fresh(self) -> bool:
+        # One that begins later was made while the clock was ahead: nobody takes it, and due is far away.
+        now = self._clock()
+        return self.certificate.not_valid_before_utc.timestamp() <= now < due(self.certificate)
 
     def keep(self) -> bool:
-        now = self._clock()
-        # One that begins later was made while the clock was ahead: nobody takes it, and due is far away.
-        if self.certificate.not_valid_before_utc.timestamp() <= now < due(self.certificate):
+        if self._is_fresh():
             return False
         self._make()
         log.info("the server has a new certificate, until %s", moment(ends(self.certificate)))
@@ -153,7 +174,7 @@ class OperatorsCertificate(ServerCertificate):
     def __init__(
         self, folder: Path, certificate_file: Path, key_file: Path, authority_file: Path | None
     ) -> None:
-        super().__init__(folder / "operator-chain.pem", key_file)
+        super().__init__(folder / "operator-chain.pem", key_file, certificate_file)
         self._sources = [certificate_file, key_file, *([authority_file] if authority_file else [])]
         self._certificate_file, self._authority_file = certificate_file, authority_file
         self._seen: object = None

@@ -146,6 +146,32 @@ def test_a_certificate_made_while_the_clock_was_ahead_is_made_anew(tmp_path, mon
     assert not own.keep()
 
 
+def test_a_restart_shows_the_certificate_that_is_there_while_it_is_what_would_be_made(tmp_path):
+    authority = Authority.open(tmp_path)
+
+    def started(authority=authority, names=("localhost",), life=WEEK, later=0.0):
+        return serial(
+            OwnCertificate(tmp_path, authority, names, life, lambda: time.time() + later).certificate
+        )
+
+    first = started()
+    assert started() == first
+    assert started(later=4 * 86400) == first
+    seen = [first]
+    for change in ({"names": ("localhost", "10.1.2.3")}, {"life": WEEK / 2}, {"authority": Authority.make()}):
+        seen.append(started(**change))
+        assert started(**change) == seen[-1]
+    seen.append(started())
+    seen.append(started(later=6 * 86400))
+    (tmp_path / "server.key").write_bytes(key_pem(new_key()))
+    seen.append(started())
+    (tmp_path / "server.pem").write_text("half a file")
+    seen.append(started())
+    (tmp_path / "server.pem").unlink()
+    seen.append(started())
+    assert len(set(seen)) == len(seen)
+
+
 def test_https_follows_too(tmp_path):
     authority = Authority.open(tmp_path)
     clock = [time.time()]
@@ -235,7 +261,7 @@ def test_files_that_do_not_fit_are_one_sentence(tmp_path):
     folder = tmp_path / "trust"
     folder.mkdir()
     (tmp_path / "other.key").write_bytes(key_pem(new_key()))
-    with pytest.raises(InvalidArgument, match="does not fit"):
+    with pytest.raises(InvalidArgument, match=r"other\.key does not fit .*agg\.pem"):
         OperatorsCertificate(folder, tmp_path / "agg.pem", tmp_path / "other.key", None)
     with pytest.raises(FailedPrecondition, match="cannot be read"):
         OperatorsCertificate(folder, tmp_path / "none.pem", tmp_path / "agg.key", None)

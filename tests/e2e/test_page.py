@@ -263,3 +263,12 @@ def test_signing_in_with_a_token_over_tls(tmp_path, browser):
             own.wait("Access token")
             own.go(url)
             own.wait("Access token")
+
+            own.run("document.getElementById('token').focus()")
+            own.press(fleet.token("viewer") + "\n")
+            own.wait("^live$", "#connection")
+            fleet.kill(AGGREGATOR)
+            own.wait("connection lost, trying again", "#connection")
+            fleet.start_aggregator(*fleet.flags, "--metrics-port", url.rstrip("/").rpartition(":")[2])
+            own.wait("Access token")
+            assert own.driver.current_url == f"{url}signin", "the sessions ended with the process"

@@ -17,7 +17,8 @@ class TrustedFleet(Fleet):
     def __init__(self, folder, *flags):
         self.boot = folder / "boot"
         self.audit_file = folder / "state" / "audit.jsonl"
-        super().__init__(folder, "--tls", "--bootstrap", str(self.boot), *FAST, *flags, state=True)
+        self.flags = ("--tls", "--bootstrap", str(self.boot), *FAST)
+        super().__init__(folder, *self.flags, *flags, state=True)
 
     def token(self, role):
         """The text of a token --bootstrap wrote: join, viewer, operator."""
