@@ -165,7 +165,8 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             from aggregator.http.server import Parts
 
             parts = Parts(metrics, membership, contexts, runs, activity, f"{address}:{port}", revoked)
-            http = await _serve_http(settings, parts, trust.access if trust is not None else None)
+            access = trust.access if trust is not None else None
+            http = await _serve_http(settings.metrics_host, settings.metrics_port, parts, access)
         checkup.http_port = http.port if http is not None else 0
         await server.start()
         watching = [
@@ -192,13 +193,11 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 await http.close()
 
 
-async def _serve_http(settings: Settings, parts: Parts, access: Access | None) -> HttpServer:
+async def _serve_http(host: str, port: int, parts: Parts, access: Access | None) -> HttpServer:
     from aggregator.http.server import HttpServer, page_url
 
-    assert settings.metrics_port is not None
     http = HttpServer(parts, access)
-    host = settings.metrics_host
-    port = await http.start(host, settings.metrics_port)
+    port = await http.start(host, port)
     # Scripts and tests wait for this line.
     print(f"metrics on {host}:{port}", flush=True)
     print(f"page at {page_url(host, port, tls=access is not None)}", flush=True)

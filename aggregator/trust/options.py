@@ -15,6 +15,9 @@ from edge_attention.core.errors import InvalidArgument
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+DAYS = 7.0
+"""The life of a certificate, unless the options say otherwise."""
+
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _OPTIONS = (
@@ -34,8 +37,7 @@ _OPTIONS = (
     click.option(
         "--certificate-days",
         type=click.FloatRange(0, 3650, min_open=True),
-        default=7.0,
-        help="Life of the certificates issued; they are renewed at two thirds of it.",
+        help="Life of the certificates issued; they are renewed at two thirds of it.  [default: 7]",
     ),
     click.option(
         "--certificate-seconds",
@@ -84,13 +86,14 @@ def check_options(trust: Mapping[str, Any], state: Path | None) -> None:
             "--" + name.replace("_", "-")
             for name in (
                 "tls_name",
+                "certificate_days",
                 "certificate_seconds",
                 "tls_certificate",
                 "tls_key",
                 "tls_authority",
                 "bootstrap",
             )
-            if trust[name]
+            if trust[name] not in (None, (), False)
         ]
         if given:
             raise InvalidArgument(f"{', '.join(given)} without --tls: give --tls too")
@@ -113,7 +116,7 @@ def check_options(trust: Mapping[str, Any], state: Path | None) -> None:
 def life(trust: Mapping[str, Any]) -> timedelta:
     if trust["certificate_seconds"] is not None:
         return timedelta(seconds=trust["certificate_seconds"])
-    return timedelta(days=trust["certificate_days"])
+    return timedelta(days=DAYS if trust["certificate_days"] is None else trust["certificate_days"])
 
 
 def log_grpc(trust: Mapping[str, Any]) -> Any:

@@ -61,7 +61,8 @@ def bearer(authorization: str | None) -> str:
     if not authorization:
         raise Unauthenticated(
             "the call shows no certificate and no token: a node needs --join-token once; a client needs "
-            "--token or --identity (Client(..., token=...) in Python)"
+            "--token or --identity (Client(..., token=...) in Python); over HTTP it is the header "
+            "`Authorization: Bearer TOKEN`. `edge-aggregator token create --role viewer` prints a token"
         )
     scheme, _, shown = authorization.partition(" ")
     if scheme.lower() != "bearer" or not shown.strip():
