@@ -27,12 +27,24 @@ FIRST_SECONDS = 10.0
 """From the connection to its first whole request, TLS included."""
 TELL_SECONDS = 60.0
 
+HANDSHAKE_RECORD = b"\x16"
+"""TLS begins with it (RFC 8446, section 5.1); no HTTP does."""
+_TEXT = b"this port speaks HTTPS: ask for https:// instead of http://\n"
+NOT_HERE = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_TEXT), _TEXT)
+)
+
 
 class Door(socket.socket):
     """A listening socket that counts who comes in, and closes on those who are too many or say nothing."""
 
-    def __init__(self, family: int, kind: int, protocol: int) -> None:
+    def __init__(
+        self, family: int, kind: int, protocol: int, plaintext: Callable[[str], None] | None = None
+    ) -> None:
+        """`plaintext`: this port speaks TLS; it is told the address of who does not."""
         super().__init__(family, kind, protocol)
+        self._plaintext = plaintext
         self._open: dict[Any, asyncio.TimerHandle] = {}
         self._of: Counter[str] = Counter()
         self._told = -TELL_SECONDS
@@ -49,7 +61,10 @@ class Door(socket.socket):
             plain.close()
             self._tell(who)
             raise BlockingIOError
-        made = _Connection(plain, lambda: self._left(address, who))
+        tell = self._plaintext
+        made = _Connection(
+            plain, lambda: self._left(address, who), None if tell is None else lambda: tell(address[0])
+        )
         self._of[who] += 1
         self._open[address] = asyncio.get_running_loop().call_later(FIRST_SECONDS, made.end)
         return made, address
@@ -77,11 +92,25 @@ class Door(socket.socket):
 
 
 class _Connection(socket.socket):
-    """An accepted socket that says when it is closed."""
+    """An accepted socket that says when it is closed, and, where TLS is due, that it was not spoken."""
 
-    def __init__(self, plain: socket.socket, closed: Callable[[], None]) -> None:
+    def __init__(
+        self, plain: socket.socket, closed: Callable[[], None], plaintext: Callable[[], None] | None
+    ) -> None:
         super().__init__(plain.family, plain.type, plain.proto, fileno=plain.detach())
         self._on_close: Callable[[], None] | None = closed
+        self._plaintext = plaintext
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """As a socket does; what is not TLS is answered here, and is the connection's end."""
+        count = super().recv_into(buffer, nbytes, flags)
+        tell, self._plaintext = self._plaintext, None
+        if tell is None or not count or bytes(buffer[:1]) == HANDSHAKE_RECORD:
+            return count
+        with contextlib.suppress(OSError):
+            self.send(NOT_HERE)
+        tell()
+        return 0
 
     def end(self) -> None:
         """Have its owner find that the other side left."""

@@ -7,7 +7,8 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterable
+import ssl
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -108,11 +109,15 @@ class HttpServer:
             InvalidArgument: the port is taken, or the address is not of this machine.
         """
         context = self._access.server_ssl_context() if self._access is not None else None
+        plaintext = None
         if context is None:
             require_loopback(host)
+        else:
+            context.sslobject_class = self._handshaker()
+            plaintext = self._plaintext
         await self._runner.setup()
         try:
-            bound = self._door = _bind(host.strip("[]"), port)
+            bound = self._door = _bind(host.strip("[]"), port, plaintext)
         except OSError as error:
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
             raise InvalidArgument(
@@ -139,6 +144,27 @@ class HttpServer:
         self._feed.close()
         await self._runner.cleanup()
 
+    def _plaintext(self, address: str) -> None:
+        if self._access is not None:
+            self._access.refuse_handshake("HTTP_REQUEST", address)
+
+    def _handshaker(self) -> type[ssl.SSLObject]:
+        """asyncio tells nobody of a handshake that failed."""
+        access = self._access
+
+        class Handshaker(ssl.SSLObject):
+            def do_handshake(self) -> None:
+                try:
+                    super().do_handshake()
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    raise
+                except ssl.SSLError as error:
+                    if access is not None and error.reason:
+                        access.refuse_handshake(error.reason, "")
+                    raise
+
+        return Handshaker
+
     def _protocol(self) -> asyncio.BaseProtocol:
         server = self._runner.server
         assert server is not None
@@ -152,11 +178,11 @@ class HttpServer:
         return await handler(request)
 
 
-def _bind(host: str, port: int) -> Door:
+def _bind(host: str, port: int, plaintext: Callable[[str], None] | None) -> Door:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    bound = Door(family, kind, protocol)
+    bound = Door(family, kind, protocol, plaintext)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

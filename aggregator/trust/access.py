@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from aggregator.trust.audit import A_SECOND, BURST, Audit
+from aggregator.trust.grpc_log import broken
 from aggregator.trust.proof import CertificateProof, Peer, bearer
 from aggregator.trust.rate import Rate
 from aggregator.trust.registry import Registry
@@ -100,6 +101,11 @@ class Access:
         self._audit.write(
             "refused", outcome="refused", subject=subject, peer=address, reason=error.message, **more
         )
+
+    def refuse_handshake(self, reason: str, address: str) -> None:
+        """The same of a connection to the HTTP port that came to no request. `reason`: OpenSSL's word for it,
+        or HTTP_REQUEST; `address`: empty where it is not known."""
+        self.refuse(Unauthenticated(broken(reason)), address, "HTTPS")
 
     def server_ssl_context(self) -> ssl.SSLContext | None:
         """The server's certificate for HTTPS; the same context follows every rotation."""

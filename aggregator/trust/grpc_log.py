@@ -91,6 +91,9 @@ def handshake(line: str) -> str | None:
     match = _HANDSHAKE.search(line)
     if match is None:
         return None
-    error = match[1].strip()
-    cause = next((text for sign, text in _CAUSES if sign in error), error)
-    return f"a TLS handshake failed: {cause}"
+    return broken(match[1].strip())
+
+
+def broken(error: str) -> str:
+    """What an `error` of OpenSSL or BoringSSL at a handshake means, for a person."""
+    return f"a TLS handshake failed: {next((text for sign, text in _CAUSES if sign in error), error)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import time
 from types import SimpleNamespace
@@ -74,6 +75,33 @@ def test_without_a_token_there_is_nothing_but_probes_and_the_way_in(house):
     refused = [line for line in house.audited() if line["event"] == "refused"]
     assert len(refused) == 7
     assert refused[0]["method"] == "GET /metrics"
+
+
+def test_who_does_not_speak_tls_is_told_and_so_is_the_log(house, caplog):
+    async def scenario(port):
+        reader, writer = await asyncio.open_connection(*port.where)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(20):
+            said = await reader.read()
+        writer.close()
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert b"https:// instead of http://" in said
+
+        def distrust():
+            with socket.create_connection(port.where, 20) as plain:
+                ssl.create_default_context().wrap_socket(plain, server_hostname="localhost")
+
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncio.to_thread(distrust)
+        assert (await port.get("/healthz")).status == 200
+
+    house.run(scenario)
+    plain, distrust = [line for line in house.audited() if line["event"] == "refused"]
+    assert plain["peer"] in ("127.0.0.1", "::1")
+    assert plain["method"] == distrust["method"] == "HTTPS"
+    assert "it spoke plain HTTP" in plain["reason"]
+    assert "does not trust this aggregator's authority" in distrust["reason"]
+    assert "it spoke plain HTTP" in caplog.text
 
 
 def test_a_path_writes_no_line_of_its_own_into_log_and_audit(house, caplog):
