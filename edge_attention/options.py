@@ -7,7 +7,7 @@ import ctypes
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 LEAST_BYTES = 65_536
 """Nothing that a size is an option of works with less."""
 
-_CLUSTERS = re.compile(r"_SERVICE_(HOST|PORT)|_PORT$|_PORT_\d+_(TCP|UDP)")
+_CLUSTERS = re.compile(r"SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP)")
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)}
@@ -130,15 +130,18 @@ def name_sources(command: click.Command) -> None:
             name_source(parameter)
 
 
-def unknown_variables(command: click.Command, prefix: str, environment: Iterable[str]) -> dict[str, str]:
+def unknown_variables(command: click.Command, prefix: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Variables that begin like the command's own and set nothing, with the one that may be meant, or ""."""
-    known = set(_variables(command, prefix))
-    return {
-        name: next(iter(get_close_matches(name, known, 1, 0.8)), "")
-        for name in environment
+    begin = f"{prefix}_"
+    known = {name.removeprefix(begin) for name in _variables(command, prefix)}
+    given = (name.removeprefix(begin) for name in environment if name.startswith(begin))
+    found = {}
+    for name in given:
         # A cluster sets ..._SERVICE_HOST, ..._PORT and the like for a Service of the daemon's name.
-        if name.startswith(f"{prefix}_") and name not in known and not _CLUSTERS.search(name)
-    }
+        if name not in known and name != "PORT" and not _CLUSTERS.match(name):
+            meant = get_close_matches(name, known, 1, 0.75)
+            found[begin + name] = begin + meant[0] if meant else ""
+    return found
 
 
 def _variables(command: click.Command, prefix: str) -> Iterator[str]:

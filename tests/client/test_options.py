@@ -48,14 +48,21 @@ def test_a_log_line_cannot_be_forged():
 def test_a_variable_that_sets_nothing_is_named_with_the_one_that_may_be_meant():
     group = click.Group("x", params=[click.Option(["--memory-limit"]), click.Option(["--metrics-port"])])
     group.add_command(click.Command("token", params=[click.Option(["--role"])]))
-    known = ["X_MEMORY_LIMIT", "X_METRICS_PORT", "X_TOKEN_ROLE"]
-    cluster = ["X_SERVICE_HOST", "X_PORT", "X_PORT_50051_TCP_ADDR", "X_SERVICE_PORT_GRPC"]
-    other = ["PATH", "XY_MEMORY"]
-    assert unknown_variables(group, "X", [*known, *cluster, *other]) == {}
-    assert unknown_variables(group, "X", ["X_MEMROY_LIMIT", "X_COLOUR"]) == {
-        "X_MEMROY_LIMIT": "X_MEMORY_LIMIT",
-        "X_COLOUR": "",
+    prefix = "EDGE_AGGREGATOR"
+
+    def unknown(*names):
+        found = unknown_variables(group, prefix, {f"{prefix}_{name}": "" for name in names})
+        return {name.removeprefix(f"{prefix}_"): meant for name, meant in found.items()}
+
+    known = ("MEMORY_LIMIT", "METRICS_PORT", "TOKEN_ROLE")
+    cluster = ("SERVICE_HOST", "PORT", "PORT_50051_TCP_ADDR", "SERVICE_PORT_GRPC")
+    assert unknown(*known, *cluster) == {}
+    assert unknown_variables(group, prefix, {"PATH": "", "EDGE_AGGREGATORS_X": ""}) == {}
+    assert unknown("MEMROY_LIMIT", "METRCS_PORT") == {
+        "MEMROY_LIMIT": f"{prefix}_MEMORY_LIMIT",
+        "METRCS_PORT": f"{prefix}_METRICS_PORT",
     }
+    assert unknown("COLOUR", "TOKEN", "URL") == {"COLOUR": "", "TOKEN": "", "URL": ""}
 
 
 def test_a_daemon_warns_of_such_a_variable():
