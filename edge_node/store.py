@@ -56,7 +56,7 @@ class _Sequence:
 
 
 class Store:
-    """What one node holds, at most `limit` bytes of it.
+    """What one node holds, at most `limit` bytes of it, or what it held under a larger limit.
 
     `files`: keeps sequences under `context/` on disk, and has those of an earlier life.
     """
@@ -74,7 +74,6 @@ class Store:
             self._sequences[manifest.name] = sequence
             self._count(manifest.name, sequence.nbytes)
         for name, array, private in files.kept.load() if files else ():
-            self.require(array.nbytes, name)
             self._held[name] = Held(array, Origin(*private) if private else None)
             self._count(name, array.nbytes)
 

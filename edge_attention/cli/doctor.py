@@ -86,7 +86,7 @@ def _from(variable: str, otherwise: str | None = None) -> Callable[[], str | Non
     type=BYTES,
     default=_from("EDGE_NODE_MEMORY_LIMIT"),
     show_default=False,
-    help="Bytes it may store, as 2GB.  [default: EDGE_NODE_MEMORY_LIMIT, or half of what a node has]",
+    help="Bytes it may store, as 2GB.  [default: EDGE_NODE_MEMORY_LIMIT, or half of what is there]",
 )
 @click.option(
     "--node-identity",

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from edge_attention.core.errors import NotFound
+from edge_attention.core.errors import NotFound, OutOfMemory
 from edge_attention.kept_files import MAX_AGE
 from edge_attention.sequence_files import Files
 from edge_node.store import Origin, Store
@@ -15,10 +15,10 @@ from edge_node.store import Origin, Store
 NAME = "job/r/kept/residual/3/0"
 
 
-def reopened(folder, old):
+def reopened(folder, old, limit=1 << 20):
     """The store of the next process."""
     old._lock.close()
-    return Store(1 << 20, Files(folder))
+    return Store(limit, Files(folder))
 
 
 @pytest.mark.parametrize("origin", [None, Origin("a" * 64, "next/residual/0")])
@@ -52,6 +52,19 @@ def test_what_is_dropped_or_written_anew_is_so_after_a_restart(tmp_path):
     assert store.get("job/r/kept/residual/1/0").array.tolist() == [7, 7]
     store.drop("job/r/")
     assert not list((tmp_path / "kept").iterdir())
+
+
+def test_a_smaller_limit_keeps_what_is_there_and_takes_no_more(tmp_path):
+    files = Files(tmp_path)
+    store = Store(1 << 20, files)
+    for number in range(3):
+        store.put(f"job/r/kept/residual/{number}/0", np.ones(100, np.float32))
+    store = reopened(tmp_path, files, 1000)
+    assert store.used == 1200
+    with pytest.raises(OutOfMemory, match="1,200 of the node's 1,000"):
+        store.put("job/r/data/0", np.ones(1, np.float32))
+    store.drop("job/r/kept/residual/0/")
+    store.put("job/r/data/0", np.ones(1, np.float32))
 
 
 def test_what_is_damaged_unfinished_or_old_is_removed(tmp_path):
