@@ -201,7 +201,8 @@ def _server_names(names: Iterable[str]) -> list[x509.GeneralName]:
 
 def _general(name: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
+        # Of fe80::1%eth0 a certificate has no more than the address.
+        return x509.IPAddress(ipaddress.ip_address(name.strip("[]").partition("%")[0]))
     except ValueError:
         return x509.DNSName(name)
 

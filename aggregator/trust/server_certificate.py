@@ -123,6 +123,7 @@ class OwnCertificate(ServerCertificate):
         super().__init__(folder / "server.pem", folder / "server.key")
         self._authority, self._names, self._life, self._clock = authority, names, life, clock
         if not self._is_there():
+            self._context = None  # of what was there nothing is to be shown
             self._make()
 
     def _is_there(self) -> bool:
@@ -132,7 +133,8 @@ class OwnCertificate(ServerCertificate):
         except EdgeAttentionError:
             return False
         return (
-            len(self._chain) == 2
+            _stat(self.key_file).st_mode & 0o077 == 0
+            and len(self._chain) == 2
             and self.authority == self._authority.certificate
             and self._authority.made_server(self.certificate, self._names, self._life)
             and self._is_fresh()

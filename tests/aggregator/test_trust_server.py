@@ -163,6 +163,9 @@ def test_a_restart_shows_the_certificate_that_is_there_while_it_is_what_would_be
         assert started(**change) == seen[-1]
     seen.append(started())
     seen.append(started(later=6 * 86400))
+    (tmp_path / "server.key").chmod(0o644)
+    seen.append(started())
+    seen.append(started(later=-3600))
     (tmp_path / "server.key").write_bytes(key_pem(new_key()))
     seen.append(started())
     (tmp_path / "server.pem").write_text("half a file")
