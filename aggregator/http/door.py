@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import re
 import socket
 import time
 from collections import Counter
@@ -29,6 +30,7 @@ TELL_SECONDS = 60.0
 
 HANDSHAKE_RECORD = b"\x16"
 """TLS begins with it (RFC 8446, section 5.1); no HTTP does."""
+_HTTP = re.compile(rb"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) ")
 _TEXT = b"this port speaks HTTPS: ask for https:// instead of http://\n"
 NOT_HERE = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"
@@ -40,9 +42,9 @@ class Door(socket.socket):
     """A listening socket that counts who comes in, and closes on those who are too many or say nothing."""
 
     def __init__(
-        self, family: int, kind: int, protocol: int, plaintext: Callable[[str], None] | None = None
+        self, family: int, kind: int, protocol: int, plaintext: Callable[[str, str], None] | None = None
     ) -> None:
-        """`plaintext`: this port speaks TLS; it is told the address of who does not."""
+        """`plaintext`: this port speaks TLS; told OpenSSL's word and the address of who does not."""
         super().__init__(family, kind, protocol)
         self._plaintext = plaintext
         self._open: dict[Any, asyncio.TimerHandle] = {}
@@ -63,7 +65,7 @@ class Door(socket.socket):
             raise BlockingIOError
         tell = self._plaintext
         made = _Connection(
-            plain, lambda: self._left(address, who), None if tell is None else lambda: tell(address[0])
+            plain, lambda: self._left(address, who), None if tell is None else lambda r: tell(r, address[0])
         )
         self._of[who] += 1
         self._open[address] = asyncio.get_running_loop().call_later(FIRST_SECONDS, made.end)
@@ -95,7 +97,7 @@ class _Connection(socket.socket):
     """An accepted socket that says when it is closed, and, where TLS is due, that it was not spoken."""
 
     def __init__(
-        self, plain: socket.socket, closed: Callable[[], None], plaintext: Callable[[], None] | None
+        self, plain: socket.socket, closed: Callable[[], None], plaintext: Callable[[str], None] | None
     ) -> None:
         super().__init__(plain.family, plain.type, plain.proto, fileno=plain.detach())
         self._on_close: Callable[[], None] | None = closed
@@ -107,9 +109,12 @@ class _Connection(socket.socket):
         tell, self._plaintext = self._plaintext, None
         if tell is None or not count or bytes(buffer[:1]) == HANDSHAKE_RECORD:
             return count
+        if _HTTP.match(bytes(buffer[: min(count, 16)])) is None:
+            tell("WRONG_VERSION_NUMBER")
+            return 0
         with contextlib.suppress(OSError):
             self.send(NOT_HERE)
-        tell()
+        tell("HTTP_REQUEST")
         return 0
 
     def end(self) -> None:

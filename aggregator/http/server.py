@@ -110,11 +110,11 @@ class HttpServer:
         """
         context = self._access.server_ssl_context() if self._access is not None else None
         plaintext = None
-        if context is None:
+        if self._access is None or context is None:
             require_loopback(host)
         else:
-            context.sslobject_class = self._handshaker()
-            plaintext = self._plaintext
+            context.sslobject_class = _handshaker(self._access.refuse_handshake)
+            plaintext = self._access.refuse_handshake
         await self._runner.setup()
         try:
             bound = self._door = _bind(host.strip("[]"), port, plaintext)
@@ -144,27 +144,6 @@ class HttpServer:
         self._feed.close()
         await self._runner.cleanup()
 
-    def _plaintext(self, address: str) -> None:
-        if self._access is not None:
-            self._access.refuse_handshake("HTTP_REQUEST", address)
-
-    def _handshaker(self) -> type[ssl.SSLObject]:
-        """asyncio tells nobody of a handshake that failed."""
-        access = self._access
-
-        class Handshaker(ssl.SSLObject):
-            def do_handshake(self) -> None:
-                try:
-                    super().do_handshake()
-                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                    raise
-                except ssl.SSLError as error:
-                    if access is not None and error.reason:
-                        access.refuse_handshake(error.reason, "")
-                    raise
-
-        return Handshaker
-
     def _protocol(self) -> asyncio.BaseProtocol:
         server = self._runner.server
         assert server is not None
@@ -178,7 +157,23 @@ class HttpServer:
         return await handler(request)
 
 
-def _bind(host: str, port: int, plaintext: Callable[[str], None] | None) -> Door:
+def _handshaker(refused: Callable[[str, str], None]) -> type[ssl.SSLObject]:
+    """What tells of a handshake that OpenSSL refuses: asyncio tells nobody."""
+
+    class Handshaker(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:
+                refused(error.reason or str(error), "")
+                raise
+
+    return Handshaker
+
+
+def _bind(host: str, port: int, plaintext: Callable[[str, str], None] | None) -> Door:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

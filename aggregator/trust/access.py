@@ -103,8 +103,8 @@ class Access:
         )
 
     def refuse_handshake(self, reason: str, address: str) -> None:
-        """The same of a connection to the HTTP port that came to no request. `reason`: OpenSSL's word for it,
-        or HTTP_REQUEST; `address`: empty where it is not known."""
+        """The same of a connection to the HTTP port that came to no request. `reason`: OpenSSL's word for it;
+        `address`: empty where it is not known."""
         self.refuse(Unauthenticated(broken(reason)), address, "HTTPS")
 
     def server_ssl_context(self) -> ssl.SSLContext | None:

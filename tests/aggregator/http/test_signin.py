@@ -86,6 +86,11 @@ def test_who_does_not_speak_tls_is_told_and_so_is_the_log(house, caplog):
         writer.close()
         assert said.startswith(b"HTTP/1.1 400 ")
         assert b"https:// instead of http://" in said
+        reader, writer = await asyncio.open_connection(*port.where)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        writer.close()
 
         def distrust():
             with socket.create_connection(port.where, 20) as plain:
@@ -96,8 +101,9 @@ def test_who_does_not_speak_tls_is_told_and_so_is_the_log(house, caplog):
         assert (await port.get("/healthz")).status == 200
 
     house.run(scenario)
-    plain, distrust = [line for line in house.audited() if line["event"] == "refused"]
-    assert plain["peer"] in ("127.0.0.1", "::1")
+    plain, other, distrust = [line for line in house.audited() if line["event"] == "refused"]
+    assert plain["peer"] == other["peer"] == "127.0.0.1"
+    assert "it did not speak TLS" in other["reason"]
     assert plain["method"] == distrust["method"] == "HTTPS"
     assert "it spoke plain HTTP" in plain["reason"]
     assert "does not trust this aggregator's authority" in distrust["reason"]
