@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -51,17 +51,17 @@ def up(
     """Start an aggregator and nodes on loopback; Ctrl-C stops them all."""
     names = [f"node-{i + 1}" for i in range(count)]
     datasets = _datasets(data, names)
-    stop = threading.Event()
-    before = {number: signal.signal(number, _setter(stop)) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = Stop()
+    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with LocalFleet(state, port, _tell) as fleet:
             fleet.start_aggregator("--metrics-port", "0")
             for name in names:
-                if stop.is_set():
+                if stop.asked:
                     return
                 fleet.start_node(name, data=datasets[name], allow_release=allow_release, wait=False)
             for name in names:
-                if not stop.is_set():
+                if not stop.asked:
                     fleet.wait_ready(name)
             _print_ready(fleet, as_json)
             _watch(fleet, stop)
@@ -72,11 +72,23 @@ def up(
         say("stopped")
 
 
-def _setter(stop: threading.Event) -> signal._HANDLER:
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop.set()
+class Stop:
+    """Whether a signal has asked to stop.
 
-    return handle
+    Not a threading.Event: its `set` takes a lock, which the thread that the signal interrupts may hold.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep so long, unless it was asked already; whether it was asked."""
+        if not self.asked:
+            time.sleep(seconds)
+        return self.asked
 
 
 def _tell(child: str, line: str) -> None:
@@ -97,7 +109,7 @@ def _print_ready(fleet: LocalFleet, as_json: bool) -> None:
     say(f"ready: edge-attention --aggregator {fleet.address} nodes; Ctrl-C stops the fleet")
 
 
-def _watch(fleet: LocalFleet, stop: threading.Event) -> None:
+def _watch(fleet: LocalFleet, stop: Stop) -> None:
     """Until `stop`. A node that ends is reported and the others go on; without aggregator nothing does."""
     reported: set[str] = set()
     while not stop.wait(0.2):

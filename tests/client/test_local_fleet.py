@@ -121,6 +121,19 @@ def test_up_stops_all_and_exits_zero(number):
     assert all(gone(child["pid"]) for child in told["children"])
 
 
+def test_a_signal_at_any_moment_of_a_wait_is_only_noted():
+    """With a threading.Event this ends in a deadlock."""
+    code = (
+        "import signal; from edge_attention.cli.up import Stop; stop = Stop(); count = 0\n"
+        "def handle(*event):\n    global count; count += 1; stop.handle(*event)\n"
+        "signal.signal(signal.SIGALRM, handle); signal.setitimer(signal.ITIMER_REAL, 1e-5, 1e-5)\n"
+        "while count < 20_000:\n    stop.wait(0)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0); print(stop.asked)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_up_goes_on_without_a_node_but_not_without_the_aggregator():
     process = up("--nodes", "2", "--json")
     told = json.loads(process.stdout.readline())
