@@ -34,6 +34,10 @@ _NOT_GRPC = ("missing selected ALPN", "Expected SETTINGS frame", "Failed parsing
 """What gRPC says where something answered that is no gRPC server: over TLS, and without."""
 
 
+_CUT = "Internal error from Core"
+"""What gRPC's asyncio says when a write fails because the server has ended the call (grpc/grpc#36066)."""
+
+
 def to_status(error: EdgeAttentionError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
     """Status, details and trailing metadata that stand for `error`."""
     details = error.message.encode(errors="replace")
@@ -67,6 +71,10 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
         details = details.rstrip(". ")
         return errors.Unreachable(
             f"{where} cannot be reached: {details}; is it running, and is the address right?"
+        )
+    elif cls is errors.Internal and _CUT in details:
+        return errors.Unavailable(
+            f"{where or 'the server'} ended the call before all was sent; send it again"
         )
     elif cls is errors.DeadlineExceeded:
         details = f"{where or 'the server'} did not answer in time"

@@ -18,7 +18,7 @@ from edge_attention.core import errors
 from edge_attention.core.attention import DropContextRequest, DropContextResponse
 from edge_attention.core.session import Chunk, Credit, DownloadRequest, HeartbeatAck, UploadChunk, Uploaded
 from edge_attention.trust.certificates import key_pem, new_key, pem
-from edge_attention.wire import link, services
+from edge_attention.wire import link, rpc, services
 from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.errors import ERROR_KEY, to_status
 from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
@@ -214,6 +214,48 @@ def test_an_error_ends_a_stream_both_ways_for_reader_and_writer():
                 await listed(stream)
             with pytest.raises(errors.EdgeAttentionError):
                 await stream.write(Credit(1, 1))
+
+    run(test)
+
+
+def test_a_call_that_ends_while_its_caller_still_sends_has_its_answer_or_its_reason():
+    async def refuse(requests, context):
+        async for _ in requests:
+            raise errors.NotFound("no such file")
+
+    async def enough(requests, context):
+        async for _ in requests:
+            return Uploaded(7)
+
+    async def test():
+        pieces = [piece(data=bytes(500_000))] * 30
+        async with serving({services.BULK_UPLOAD: refuse}) as (caller, _):
+            for _ in range(30):
+                with pytest.raises(errors.NotFound, match="no such file"):
+                    await caller.send(services.BULK_UPLOAD, these(*pieces))
+        async with serving({services.BULK_UPLOAD: enough}) as (caller, _):
+            for _ in range(30):
+                assert await caller.send(services.BULK_UPLOAD, these(*pieces)) == Uploaded(7)
+
+    run(test)
+
+
+def test_where_the_answer_is_lost_for_that_the_caller_is_told_to_try_again(monkeypatch):
+    """A server that takes no more than it needs, as others may."""
+    monkeypatch.setattr(rpc, "DRAIN_BYTES", 0)
+
+    async def refuse(requests, context):
+        async for _ in requests:
+            raise errors.NotFound("no such file")
+
+    async def test():
+        pieces = [piece(data=bytes(500_000))] * 30
+        async with serving({services.BULK_UPLOAD: refuse}) as (caller, _):
+            for _ in range(100):
+                with pytest.raises((errors.NotFound, errors.Unavailable)) as raised:
+                    await caller.send(services.BULK_UPLOAD, these(*pieces))
+                if isinstance(raised.value, errors.Unavailable):
+                    assert "ended the call before all was sent" in raised.value.message
 
     run(test)
 
