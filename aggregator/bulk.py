@@ -12,6 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -183,31 +184,37 @@ class Bulk:
     async def upload(self, sender: str, chunks: AsyncIterator[UploadChunk], keep: bool) -> Uploaded:
         """Take a file's chunks; what came before a broken call is still there at the next.
 
+        A call that begins past what is there is told how much that is: the task before, which returned the
+        same bytes, may be done with the file that this call was to go on with.
+
         `keep`: put the finished file into the state (clients' graphs); otherwise it waits for `received`.
 
         Raises:
             DataLoss: the whole file does not have the digest.
             ResourceExhausted: it is larger than UPLOAD_LIMIT, or the disk is full.
-            InvalidArgument: the chunks do not follow each other.
+            InvalidArgument: a chunk goes past the file's end.
         """
         files = self._uploads.setdefault(sender, {})
         received, size, claimed = 0, 1, ""
         try:
-            async for chunk in self._lanes.each(chunks):
-                size = chunk.size
-                if keep and self._state.has_blob(chunk.digest):
-                    return Uploaded(chunk.size)
-                if not claimed:
-                    claimed = chunk.digest
-                    self._wanted[sender, claimed] += 1
-                received = await self._take(sender, files, chunk)
-                if keep and received == size:
-                    file = files.pop(chunk.digest)
-                    try:
-                        await asyncio.to_thread(self._state.adopt_blob, file.path, file.digest)
-                    finally:
-                        file.release()
-                del chunk  # not kept while the next is waited for
+            async with aclosing(self._lanes.each(chunks)) as each:
+                async for chunk in each:
+                    size = chunk.size
+                    if keep and self._state.has_blob(chunk.digest):
+                        return Uploaded(chunk.size)
+                    if not claimed:
+                        claimed = chunk.digest
+                        self._wanted[sender, claimed] += 1
+                    received = await self._take(sender, files, chunk)
+                    if received < chunk.offset:
+                        break
+                    if keep and received == size:
+                        file = files.pop(chunk.digest)
+                        try:
+                            await asyncio.to_thread(self._state.adopt_blob, file.path, file.digest)
+                        finally:
+                            file.release()
+                    del chunk  # not kept while the next is waited for
         finally:
             if claimed and (keep or received < size):
                 self._done(sender, claimed)
@@ -221,6 +228,8 @@ class Bulk:
             if chunk.digest in files:
                 self._drop(files, chunk.digest)
             file = files[chunk.digest] = self._spool.file(chunk.digest, chunk.size)
+        if chunk.offset > file.received:
+            return file.received
         try:
             if len(chunk.data) >= _LARGE:
                 # To hash and write it takes a millisecond: queries do not wait for that.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ class Lanes:
         self._free = asyncio.Semaphore(count)
         self._patience = patience
 
-    async def each(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
+    async def each(self, items: AsyncIterator[T]) -> AsyncGenerator[T]:
         """The items, each in a lane."""
         slow = False
         while True:

@@ -10,6 +10,7 @@ import random
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from edge_attention import box
@@ -221,9 +222,11 @@ class Link:
 
     def _work(self, execution: Execution, stop: Stop) -> None:
         """In a worker thread: run the task and hand its contributions to the loop, one by one."""
+        number = 0
         try:
             with contextlib.closing(execution.contributions()) as contributions:
                 for message in contributions:
+                    number = message.number
                     message, blobs = split(message)
                     data = from_node.encode(message)
                     if blobs or self._session.outbox.backlog > BACKLOG:
@@ -231,7 +234,8 @@ class Link:
                     if not message.final:
                         self._loop.call_soon_threadsafe(self._produced, message, data)
         except Exception as error:
-            message = execution.failure(error)
+            # In place of the one that could not be sent.
+            message = replace(execution.failure(error), number=number)
             data = from_node.encode(message)
         self._loop.call_soon_threadsafe(self._end, execution, stop, message, data)
 

@@ -18,7 +18,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from edge_attention.core.attention import AppendRequest, AttendRequest, ContextSpec, CreateContextRequest
 from edge_attention.core.errors import NotFound
 from edge_attention.core.program import Contribution, Program
-from edge_attention.core.session import PROTOCOL, Cancel, Credit, DownloadRequest, Register, UploadChunk
+from edge_attention.core.session import (
+    PROTOCOL,
+    Cancel,
+    Credit,
+    DownloadRequest,
+    Register,
+    UploadChunk,
+    Uploaded,
+)
 from edge_attention.wire import services
 from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node
@@ -172,8 +180,9 @@ def test_a_node_that_folds_twice_is_refused_and_counted(shared, hostile, half_ho
     answer = asked.result(20)
     assert answer.exact
     assert np.abs(answer.out).max() < 9, "what came second did not count"
-    after = counted(shared, "late"), counted(shared, "duplicate")
-    assert after == (before[0] + 2, before[1] + 1)
+    wanted = before[0] + 2, before[1] + 1
+    # What came second may be looked at after the answer has left.
+    until(lambda: (counted(shared, "late"), counted(shared, "duplicate")) == wanted, f"counts of {wanted}")
 
 
 @pytest.mark.parametrize("poison", [{"out": np.nan}, {"out": np.inf}, {"lse": np.nan}, {"lse": np.inf}])
@@ -321,7 +330,8 @@ def test_files_of_sessions_that_are_none(channel):
         upload = services.BULK_UPLOAD.request.encode(UploadChunk("", name, 0, 0, b""))
         tried(channel, services.BULK_UPLOAD, upload)
     gap = services.BULK_UPLOAD.request.encode(UploadChunk("", "0" * 64, 5, 10, b"x"))
-    assert refused(channel, services.BULK_UPLOAD, gap)[0] is Code.INVALID_ARGUMENT
+    (answer,) = call(channel, services.BULK_UPLOAD, gap)
+    assert services.BULK_UPLOAD.response.decode(answer) == Uploaded(0), "how much is there"
     huge = services.BULK_UPLOAD.request.encode(UploadChunk("", "0" * 64, 0, 2**60, b"x"))
     assert refused(channel, services.BULK_UPLOAD, huge)[0] is Code.RESOURCE_EXHAUSTED
 

@@ -22,6 +22,7 @@ class FakeAggregator:
         self.files, self.refuse, self.credit = dict(files or {}), refuse, credit
         self.uploads: dict[str, bytearray] = {}
         self.break_downloads = 0
+        self.refuse_uploads: Exception | None = None
         self.registers: list[Register] = []
         self.heartbeats: list[Heartbeat] = []
         self.contributions: list[Contribution] = []
@@ -103,6 +104,8 @@ class FakeAggregator:
     async def _upload(self, chunks, context):
         async for chunk in chunks:
             data = self.uploads.setdefault(chunk.digest, bytearray())
+            if chunk.data and self.refuse_uploads is not None:
+                raise self.refuse_uploads
             if chunk.data:
                 assert chunk.offset == len(data)
                 data += chunk.data

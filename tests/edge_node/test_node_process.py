@@ -17,7 +17,7 @@ import small_graphs
 from fake_aggregator import FakeAggregator
 
 from aggregator.node_metrics import checked
-from edge_attention.core.errors import AlreadyExists
+from edge_attention.core.errors import AlreadyExists, InvalidTensor
 from edge_attention.core.program import Append, Batch, BulkTensor, Program, Return, Run, Stored
 from edge_attention.core.session import Cancel
 from edge_attention.core.tensors import DataType, Encoding
@@ -101,6 +101,22 @@ def test_its_metrics_travel_with_a_heartbeat_and_are_what_the_aggregator_takes()
     assert checked(text) == text
     assert b"edge_attention_node_connected 1.0\n" in text
     assert b"\nprocess_resident_memory_bytes " in text
+
+
+def test_a_tensor_that_is_not_taken_ends_the_task_in_its_place():
+    """The aggregator takes contributions in the order of their numbers: none may be left out."""
+    large = np.ones((300_000,), np.float32)
+    key = small_graphs.named(large.tobytes())[0]
+    bulk = BulkTensor("task/x", DataType.FLOAT32, large.shape, Encoding.RAW, key, large.nbytes)
+
+    async def scenario():
+        async with house(files={key: large.tobytes()}) as (aggregator, _):
+            aggregator.refuse_uploads = InvalidTensor("not this one")
+            return await aggregator.run(program("t", Return("task/x", "x"), bulk_tensors=(bulk,)))
+
+    (only,) = asyncio.run(scenario())
+    assert (only.number, only.final) == (0, True)
+    assert (only.error.name, only.error.message) == ("InvalidTensor", "not this one")
 
 
 def test_bulk_goes_both_ways_and_resumes():

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, Unavailable
+from edge_attention.core.errors import DataLoss, EdgeAttentionError, InvalidTensor, Unavailable
 from edge_attention.core.program import BulkTensor, Contribution
 from edge_attention.core.session import Chunk, Uploaded
 from edge_attention.core.tensors import DataType, Encoded, Encoding
@@ -77,13 +77,14 @@ def test_a_size_that_does_not_fit_is_refused_before_anything_is_fetched():
 
 
 class Taker(Lender):
-    """Takes uploads. `breaks` calls with bytes break after a chunk; a chunk of `poison` is refused."""
+    """Takes uploads. `breaks` calls with bytes break after a chunk; a chunk of `poison` is refused; what has
+    come of `fetched` is gone when more of it comes, once."""
 
-    def __init__(self, breaks: int = 0, poison: str = "") -> None:
+    def __init__(self, breaks: int = 0, poison: str = "", fetched: str = "") -> None:
         super().__init__(b"")
         self.files: dict[str, bytearray] = {}
         self.calls: list[tuple[str, bool]] = []
-        self.breaks, self.poison = breaks, poison
+        self.breaks, self.poison, self.fetched = breaks, poison, fetched
         self.now = self.most = 0
 
     async def send(self, method, chunks):
@@ -97,6 +98,10 @@ class Taker(Lender):
                 if chunk.digest == self.poison and chunk.data:
                     raise InvalidTensor("no")
                 file = self.files.setdefault(chunk.digest, bytearray())
+                if chunk.data and chunk.digest == self.fetched:
+                    self.fetched = ""
+                    file.clear()
+                    return Uploaded(0)
                 if chunk.data:
                     assert chunk.offset == len(file)
                     file += chunk.data
@@ -139,6 +144,25 @@ def test_what_is_there_is_not_sent_and_what_broke_goes_on_where_it_was(monkeypat
     assert taker.files == FILES
     assert ("7", True) not in taker.calls
     assert taker.breaks == 0
+
+
+def test_what_is_gone_when_it_is_to_go_on_comes_again_from_its_start():
+    taker = Taker(fetched="6")
+    taker.files = {"6": bytearray(FILES["6"][:150])}
+    uploading(taker, FILES)
+    assert taker.files == FILES
+    assert taker.fetched == ""
+
+
+def test_what_is_taken_and_never_there_is_given_up():
+    class Full(Taker):
+        async def send(self, method, chunks):
+            async for _ in chunks:
+                pass
+            return Uploaded(150)
+
+    with pytest.raises(DataLoss, match="took 150 of a tensor's 6,001 bytes"):
+        uploading(Full(), {"6": FILES["6"]})
 
 
 def test_one_file_that_is_refused_calls_the_others_off():
