@@ -14,8 +14,8 @@ run: .venv/demo ## The demo: three labs, one model, nothing leaves them.
 demo-federated: .venv/demo ## The other demo: five nodes, each with samples of its own.
 	$(BIN)/edge-attention demo federated
 
-test: .venv/dev ## Every test, real processes included.
-	$(BIN)/python -m pytest
+test: .venv/dev ## Every test, real processes included; several files at a time.
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-compose: .venv/dev ## Images and Compose files, on a Docker engine of the test's own; as root, no registry needed.
 	$(BIN)/python -m tests.compose

@@ -41,7 +41,7 @@ def shared(tmp_path_factory, data):
         yield fleet
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(shared):
     with shared.client() as client:
         yield client
