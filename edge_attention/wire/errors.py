@@ -73,9 +73,7 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
             f"{where} cannot be reached: {details}; is it running, and is the address right?"
         )
     elif cls is errors.Internal and _CUT in details:
-        return errors.Unavailable(
-            f"{where or 'the server'} ended the call before all was sent; send it again"
-        )
+        return errors.Unavailable(f"{where or 'the server'} ended the call before all was sent")
     elif cls is errors.DeadlineExceeded:
         details = f"{where or 'the server'} did not answer in time"
     return cls(details or f"{where or 'the server'} answered {call.code().name}")

@@ -19,6 +19,7 @@ import grpc.aio
 
 from edge_attention.core.errors import (
     Cancelled,
+    DeadlineExceeded,
     EdgeAttentionError,
     Internal,
     Unauthenticated,
@@ -66,9 +67,10 @@ class Served:
 Guard = Callable[[AnyMethod, "grpc.aio.ServicerContext[Any, Any]"], Served]
 """Asked before a call's request is looked at; raises the error to refuse it with."""
 
-DRAIN_SECONDS = 5.0
+DRAINS = 16
+DRAIN_SECONDS = 2.5
 DRAIN_BYTES = 128 * 1024 * 1024
-"""Of a call that ends before its caller is done."""
+"""Refused calls whose callers' rest is taken, at a time, and of each. Less than a server takes to stop."""
 
 _SERVED = Served()
 
@@ -88,14 +90,15 @@ def service_handlers(
     and the call's context, and returns the response (is an async generator of them).
     """
     services: dict[Service, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+    drains = _Drains()
     for method, handler in handlers.items():
         rpcs = services.setdefault(method.service, {})
-        rpcs[method.name] = _rpc_handler(method, handler, guard or _no_guard, observer)
+        rpcs[method.name] = _rpc_handler(method, handler, guard or _no_guard, observer, drains)
     return [grpc.method_handlers_generic_handler(service.name, rpcs) for service, rpcs in services.items()]
 
 
 def _rpc_handler(
-    method: AnyMethod, handler: Handler, guard: Guard, observer: Observer | None
+    method: AnyMethod, handler: Handler, guard: Guard, observer: Observer | None, drains: _Drains
 ) -> grpc.RpcMethodHandler[Any, Any]:
     def requests(raw: Any) -> Any:
         if method.raw:
@@ -111,11 +114,11 @@ def _rpc_handler(
                 response = await handler(request, context)
                 answered = time.perf_counter()
                 data = method.response.encode(response)
-                if method.streams_request:
-                    await _drain(raw)
         except Exception as error:
             if method.streams_request and not isinstance(error, Unauthenticated):
-                await _drain(raw)
+                if isinstance(error, EdgeAttentionError):
+                    error.__traceback__ = None  # its frames hold what the handler had taken
+                await drains.take(raw)
             await abort(method, error, context, observer)
             raise
         if observer is not None and not method.streams_request:
@@ -151,20 +154,32 @@ def _rpc_handler(
     return kinds[method.streams_request, method.streams_response](behaviour)
 
 
-async def _drain(raw: AsyncIterable[bytes]) -> None:
-    """Take what the caller still sends, within limits, before the call ends.
+class _Drains:
+    """Takes what the callers of refused calls still send, within limits, before their calls end.
 
     A caller in asyncio whose write fails because the call has ended takes that for the call's end, in one of
-    ten calls, and loses the status (grpc/grpc#36066).
+    seven calls, and loses the status (grpc/grpc#36066).
     """
-    size = 0
-    # RuntimeError: somebody still reads.
-    with contextlib.suppress(TimeoutError, grpc.aio.BaseError, RuntimeError):
-        async with asyncio.timeout(DRAIN_SECONDS):
-            async for data in raw:
-                size += len(data)
-                if size > DRAIN_BYTES:
-                    return
+
+    def __init__(self) -> None:
+        self._now = 0
+
+    async def take(self, raw: AsyncIterable[bytes]) -> None:
+        if self._now >= DRAINS:
+            return
+        self._now += 1
+        size = 0
+        try:
+            # RuntimeError: somebody still reads.
+            with contextlib.suppress(TimeoutError, grpc.aio.BaseError, RuntimeError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    async for data in raw:
+                        size += len(data)
+                        del data  # not kept while the next one is waited for
+                        if size > DRAIN_BYTES:
+                            return
+        finally:
+            self._now -= 1
 
 
 async def _decoded(method: Method[Q, R], raw: AsyncIterable[bytes]) -> AsyncIterator[Q]:
@@ -262,6 +277,7 @@ class Caller:
     async def send(self, method: Method[Q, R], requests: AsyncIterable[Q], timeout: float | None = None) -> R:
         """A stream of requests, one response."""
         failed: list[Exception] = []
+        began = time.monotonic()
 
         async def raw() -> AsyncIterator[bytes]:
             # gRPC swallows what a request iterator raises; the caller must not lose it.
@@ -278,7 +294,15 @@ class Caller:
                 await self._call(method)(raw(), timeout=timeout, metadata=self._metadata())
             )
         except (grpc.RpcError, asyncio.CancelledError) as error:
-            raise failed[0] if failed else await self._failure(error) from None
+            failure = failed[0] if failed else await self._failure(error)
+            if (
+                isinstance(failure, Unavailable)
+                and timeout is not None
+                and time.monotonic() >= began + timeout
+            ):
+                # A write that fails hides that too.
+                failure = DeadlineExceeded(f"{self._where} did not answer in time")
+            raise failure from None
 
     async def receive(
         self, method: Method[Q, R], request: Q, timeout: float | None = None

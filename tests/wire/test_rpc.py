@@ -228,7 +228,7 @@ def test_a_call_that_ends_while_its_caller_still_sends_has_its_answer_or_its_rea
             return Uploaded(7)
 
     async def test():
-        pieces = [piece(data=bytes(500_000))] * 30
+        pieces = [piece(data=bytes(300_000))] * 30
         async with serving({services.BULK_UPLOAD: refuse}) as (caller, _):
             for _ in range(30):
                 with pytest.raises(errors.NotFound, match="no such file"):
@@ -236,6 +236,49 @@ def test_a_call_that_ends_while_its_caller_still_sends_has_its_answer_or_its_rea
         async with serving({services.BULK_UPLOAD: enough}) as (caller, _):
             for _ in range(30):
                 assert await caller.send(services.BULK_UPLOAD, these(*pieces)) == Uploaded(7)
+
+    run(test)
+
+
+def test_of_refused_calls_so_many_are_read_on_at_a_time(monkeypatch):
+    monkeypatch.setattr(rpc, "DRAINS", 2)
+    monkeypatch.setattr(rpc, "DRAIN_SECONDS", 60.0)
+
+    async def refuse(requests, context):
+        raise errors.NotFound("no such file")
+
+    async def endless():
+        yield piece()
+        await asyncio.sleep(60)
+
+    async def test():
+        async with serving({services.BULK_UPLOAD: refuse}) as (caller, _):
+            calls = [asyncio.create_task(caller.send(services.BULK_UPLOAD, endless())) for _ in range(5)]
+            for _ in range(3):
+                done, calls = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+                assert all(isinstance(call.exception(), errors.NotFound) for call in done)
+                if len(calls) == 2:
+                    break
+            assert len(calls) == 2
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            with pytest.raises(errors.NotFound):
+                await caller.send(services.BULK_UPLOAD, these(piece()))
+
+    run(test)
+
+
+def test_a_deadline_that_passes_while_more_is_sent_is_a_deadline():
+    async def stuck(requests, context):
+        await asyncio.sleep(60)
+
+    async def test():
+        pieces = [piece(data=bytes(300_000))] * 200
+        async with serving({services.BULK_UPLOAD: stuck}) as (caller, _):
+            for _ in range(20):
+                with pytest.raises(errors.DeadlineExceeded):
+                    await caller.send(services.BULK_UPLOAD, these(*pieces), timeout=0.1)
 
     run(test)
 
@@ -249,9 +292,9 @@ def test_where_the_answer_is_lost_for_that_the_caller_is_told_to_try_again(monke
             raise errors.NotFound("no such file")
 
     async def test():
-        pieces = [piece(data=bytes(500_000))] * 30
+        pieces = [piece(data=bytes(300_000))] * 30
         async with serving({services.BULK_UPLOAD: refuse}) as (caller, _):
-            for _ in range(100):
+            for _ in range(50):
                 with pytest.raises((errors.NotFound, errors.Unavailable)) as raised:
                     await caller.send(services.BULK_UPLOAD, these(*pieces))
                 if isinstance(raised.value, errors.Unavailable):
