@@ -39,8 +39,8 @@ FILES_LIMIT = 10_000
 LANES = 8
 """Senders whose chunks are in memory at a time. Of more receivers each has smaller ones."""
 
-STALE_SECONDS = 600.0
-"""What has come and was not asked for since is dropped: its task was cancelled."""
+STALE_SECONDS = 3600.0
+"""What has come and nobody spoke of since is dropped: its task was cancelled."""
 
 
 _LARGE = 64 * 1024
@@ -195,7 +195,7 @@ class Bulk:
             InvalidArgument: a chunk goes past the file's end.
         """
         files = self._uploads.setdefault(sender, {})
-        received, size, claimed = 0, 1, ""
+        received, size, claimed, whole = 0, 0, "", False
         try:
             async with aclosing(self._lanes.each(chunks)) as each:
                 async for chunk in each:
@@ -208,7 +208,8 @@ class Bulk:
                     received = await self._take(sender, files, chunk)
                     if received < chunk.offset:
                         break
-                    if keep and received == size:
+                    whole = received == size
+                    if keep and whole:
                         file = files.pop(chunk.digest)
                         try:
                             await asyncio.to_thread(self._state.adopt_blob, file.path, file.digest)
@@ -216,7 +217,7 @@ class Bulk:
                             file.release()
                     del chunk  # not kept while the next is waited for
         finally:
-            if claimed and (keep or received < size):
+            if claimed and (keep or not whole):
                 self._done(sender, claimed)
         return Uploaded(received)
 
@@ -228,6 +229,7 @@ class Bulk:
             if chunk.digest in files:
                 self._drop(files, chunk.digest)
             file = files[chunk.digest] = self._spool.file(chunk.digest, chunk.size)
+        file.spoken_of = time.monotonic()
         if chunk.offset > file.received:
             return file.received
         try:
@@ -254,7 +256,7 @@ class Bulk:
             return len(files) >= FILES_LIMIT or chunk.size + others > UPLOAD_LIMIT
 
         old = time.monotonic() - STALE_SECONDS
-        for digest in [digest for digest, file in files.items() if file.last < old]:
+        for digest in [digest for digest, file in files.items() if file.spoken_of < old]:
             self._drop(files, digest)
             del self._wanted[sender, digest]
         if full():

@@ -51,8 +51,8 @@ class SpoolFile:
     def __init__(self, path: Path, digest: str, size: int) -> None:
         self.path, self.digest, self.size = path, digest, size
         self.received = 0
-        self.last = time.monotonic()
-        """When bytes last came."""
+        self.last = self.spoken_of = time.monotonic()
+        """When bytes last came, and when somebody last sent or asked for some."""
         self._hash = hashlib.sha256()
         self._users = 1
         self._mutex = threading.Lock()

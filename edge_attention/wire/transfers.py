@@ -31,6 +31,9 @@ CHUNK = 512 * 1024
 TOGETHER = 2
 """Files under way at a time: of many small ones each would be a round trip or two."""
 
+TIMES = 5
+"""A file is sent again, should the other side have less of it than it had."""
+
 
 class _Bytes(Codec[bytes]):
     """Messages as they are on the wire: a damaged one must not end the stream, and size is credit."""
@@ -210,12 +213,14 @@ class Transfers:
                 self._counted("sent", len(part))
                 yield UploadChunk(session, digest, offset, len(data), part)
 
+        times = 0
         while there < len(data):
             caller, session = await self._connected(stop)
             try:
-                begun, there = there, (await caller.send(UPLOAD, chunks(session, there))).received
+                there = (await caller.send(UPLOAD, chunks(session, there))).received
+                times += 1
                 # Less than it had: it was done with the file, for a task that returned the same bytes.
-                if there > len(data) or begun <= there < len(data):
+                if there > len(data) or (there < len(data) and times == TIMES):
                     raise DataLoss(f"the aggregator took {there:,} of a tensor's {len(data):,} bytes")
             except (Unavailable, Cancelled):
                 await self._again(stop)

@@ -114,7 +114,9 @@ def test_a_call_that_begins_past_what_is_there_is_told_how_much_that_is(bulk):
     assert up(bulk, chunks(150, 200)) == 200
     bulk.received("s", [tensor()])["x"].close()
     assert up(bulk, chunks(150, 180, 200)) == 0
+    assert up(bulk, [UploadChunk("", "0" * 64, 1, 0, b"")]) == 0
     assert not bulk._wanted
+    bulk._drop(bulk._uploads["s"], "0" * 64)
     assert up(bulk, chunks(0, 200)) == 200
     np.testing.assert_array_equal(bulk.received("s", [tensor()])["x"].array(), ARRAY)
     assert empty(bulk)
@@ -137,6 +139,7 @@ def test_what_was_broken_off_makes_room(bulk, monkeypatch):
     [
         ([UploadChunk("", DIGEST, 0, 10, DATA)], InvalidArgument),
         (chunks(0, 200, digest="0" * 64), DataLoss),
+        ([UploadChunk("", "0" * 64, 0, 0, b"")], DataLoss),
         ([UploadChunk("", DIGEST, 0, 2**50, b"x")], ResourceExhausted),
     ],
 )

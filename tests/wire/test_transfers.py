@@ -146,9 +146,10 @@ def test_what_is_there_is_not_sent_and_what_broke_goes_on_where_it_was(monkeypat
     assert taker.breaks == 0
 
 
-def test_what_is_gone_when_it_is_to_go_on_comes_again_from_its_start():
+@pytest.mark.parametrize("there", [0, 150])
+def test_what_is_gone_when_it_is_to_go_on_comes_again_from_its_start(there):
     taker = Taker(fetched="6")
-    taker.files = {"6": bytearray(FILES["6"][:150])}
+    taker.files = {"6": bytearray(FILES["6"][:there])}
     uploading(taker, FILES)
     assert taker.files == FILES
     assert taker.fetched == ""

@@ -72,7 +72,8 @@ class EdgeLinkServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """Large tensors up, by digest, resumable. A call that carries no data answers how much is there.
+        """Large tensors up, by digest, resumable. A call that carries no data answers how much is there; so does one
+        that begins past it, at once: go on from there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

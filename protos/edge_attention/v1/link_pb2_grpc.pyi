@@ -40,7 +40,9 @@ class EdgeLinkServiceStub:
     Download: _grpc.UnaryStreamMultiCallable[_link_pb2.DownloadRequest, _link_pb2.DownloadResponse]
     """Graphs and large tensors down, by digest, from any offset."""
     Upload: _grpc.StreamUnaryMultiCallable[_link_pb2.UploadRequest, _link_pb2.UploadResponse]
-    """Large tensors up, by digest, resumable. A call that carries no data answers how much is there."""
+    """Large tensors up, by digest, resumable. A call that carries no data answers how much is there; so does one
+    that begins past it, at once: go on from there.
+    """
 
 @_typing.type_check_only
 class EdgeLinkServiceAsyncStub(EdgeLinkServiceStub):
@@ -54,7 +56,9 @@ class EdgeLinkServiceAsyncStub(EdgeLinkServiceStub):
     Download: _aio.UnaryStreamMultiCallable[_link_pb2.DownloadRequest, _link_pb2.DownloadResponse]  # type: ignore[assignment]
     """Graphs and large tensors down, by digest, from any offset."""
     Upload: _aio.StreamUnaryMultiCallable[_link_pb2.UploadRequest, _link_pb2.UploadResponse]  # type: ignore[assignment]
-    """Large tensors up, by digest, resumable. A call that carries no data answers how much is there."""
+    """Large tensors up, by digest, resumable. A call that carries no data answers how much is there; so does one
+    that begins past it, at once: go on from there.
+    """
 
 class EdgeLinkServiceServicer(metaclass=_abc_1.ABCMeta):
     """The node link. Nodes dial out, so no box needs an open port."""
@@ -83,6 +87,8 @@ class EdgeLinkServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_link_pb2.UploadRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_link_pb2.UploadResponse, _abc.Awaitable[_link_pb2.UploadResponse]]:
-        """Large tensors up, by digest, resumable. A call that carries no data answers how much is there."""
+        """Large tensors up, by digest, resumable. A call that carries no data answers how much is there; so does one
+        that begins past it, at once: go on from there.
+        """
 
 def add_EdgeLinkServiceServicer_to_server(servicer: EdgeLinkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
