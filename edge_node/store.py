@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import threading
@@ -20,6 +21,8 @@ _MAX_TILE = 65_536
 _MAX_NAMES = 100_000
 # Each is a mapping, of which a process has 65,530, and a line of the Register message.
 _MAX_SEQUENCES = 4_096
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Store:
         for name, array, private in files.kept.load() if files else ():
             self._held[name] = Held(array, Origin(*private) if private else None)
             self._count(name, array.nbytes)
+        if self.used > limit:
+            log.warning("%s bytes are stored already, more than --memory-limit: no more is taken", self.used)
 
     @property
     def used(self) -> int:

@@ -132,9 +132,11 @@ class OwnCertificate(ServerCertificate):
             self.load()
         except EdgeAttentionError:
             return False
+        if _stat(self.key_file).st_mode & 0o077:
+            log.warning("%s could be read by others than its user: another is made", self.key_file)
+            return False
         return (
-            _stat(self.key_file).st_mode & 0o077 == 0
-            and len(self._chain) == 2
+            len(self._chain) == 2
             and self.authority == self._authority.certificate
             and self._authority.made_server(self.certificate, self._names, self._life)
             and self._is_fresh()
