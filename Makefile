@@ -20,8 +20,8 @@ test: .venv/dev ## Every test, real processes included; several files at a time.
 test-compose: .venv/dev ## Images and Compose files, on a Docker engine of the test's own; as root, no registry needed.
 	$(BIN)/python -m tests.compose
 
-test-arm64: .venv/dev ## An arm64 node answers, emulated, AS=image, process or wheels; without AS as far as this machine lets it.
-	$(BIN)/python -m tests.arm64 $(if $(AS),--as $(AS))
+test-arm64: .venv/dev ## An arm64 node answers, emulated, HOW=image, process or wheels; without HOW as far as this machine lets it.
+	$(BIN)/python -m tests.arm64 $(if $(HOW),--as $(HOW))
 
 test-systemd: .venv/dev ## docs/pi.md as written, on a Debian box that systemd boots; as root, no registry needed.
 	$(BIN)/python -m tests.systemd

@@ -117,3 +117,14 @@ def test_the_node_loads_nothing_a_box_need_not_have():
 
 def test_importing_the_package_loads_no_grpc_until_it_is_used():
     assert not loaded_by("edge_attention.core.partial") & {"grpc", "onnx", "onnxruntime", "google.protobuf"}
+
+
+WAYS = [((), "tests.arm64 "), (("HOW=process",), "tests.arm64 --as process")]
+
+
+@pytest.mark.parametrize(("given", "said"), WAYS)
+def test_make_passes_on_what_was_given_and_nothing_of_its_own(given, said):
+    """make has variables by itself: AS is the assembler."""
+    command = ["make", "--dry-run", "test-arm64", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1].endswith(said)
