@@ -195,11 +195,10 @@ class Bulk:
             InvalidArgument: a chunk goes past the file's end.
         """
         files = self._uploads.setdefault(sender, {})
-        received, size, claimed, whole = 0, 0, "", False
+        received, claimed, whole = 0, "", False
         try:
             async with aclosing(self._lanes.each(chunks)) as each:
                 async for chunk in each:
-                    size = chunk.size
                     if keep and self._state.has_blob(chunk.digest):
                         return Uploaded(chunk.size)
                     if not claimed:
@@ -208,7 +207,7 @@ class Bulk:
                     received = await self._take(sender, files, chunk)
                     if received < chunk.offset:
                         break
-                    whole = received == size
+                    whole = received == chunk.size
                     if keep and whole:
                         file = files.pop(chunk.digest)
                         try:
