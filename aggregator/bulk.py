@@ -39,6 +39,12 @@ FILES_LIMIT = 10_000
 LANES = 8
 """Senders whose chunks are in memory at a time. Of more receivers each has smaller ones."""
 
+SENDERS_BYTES = 16 * 1024 * 1024
+"""What the chunks of all senders have together. gRPC keeps room for two of each connection's, read or not."""
+
+LEAST_CHUNK = 64 * 1024
+"""Smaller ones cost more time than they spare memory."""
+
 STALE_SECONDS = 3600.0
 """What has come and nobody spoke of since is dropped: its task was cancelled."""
 
@@ -200,7 +206,7 @@ class Bulk:
             async with aclosing(self._lanes.each(chunks)) as each:
                 async for chunk in each:
                     if keep and self._state.has_blob(chunk.digest):
-                        return Uploaded(chunk.size)
+                        return Uploaded(chunk.size, self._chunk_bytes())
                     if not claimed:
                         claimed = chunk.digest
                         self._wanted[sender, claimed] += 1
@@ -218,7 +224,13 @@ class Bulk:
         finally:
             if claimed and (keep or not whole):
                 self._done(sender, claimed)
-        return Uploaded(received)
+        return Uploaded(received, self._chunk_bytes())
+
+    def _chunk_bytes(self) -> int:
+        """What a chunk of a sender's should have, whole pages."""
+        senders = sum(1 for files in self._uploads.values() if files)
+        share = SENDERS_BYTES // max(senders, 1)
+        return min(CHUNK, max(LEAST_CHUNK, share & -4096))
 
     async def _take(self, sender: str, files: dict[str, SpoolFile], chunk: UploadChunk) -> int:
         """Put the chunk into its file; the bytes there then."""

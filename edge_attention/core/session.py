@@ -131,3 +131,4 @@ class UploadChunk:
 @dataclass(frozen=True)
 class Uploaded:
     received: int
+    chunk_bytes: int = 0

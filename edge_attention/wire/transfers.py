@@ -14,7 +14,7 @@ import numpy as np
 from edge_attention.core.errors import Cancelled, DataLoss, OutOfMemory, Unavailable
 from edge_attention.core.halves import from_wire, stored_dtype, to_wire
 from edge_attention.core.program import BulkTensor, Contribution
-from edge_attention.core.session import DownloadRequest, UploadChunk
+from edge_attention.core.session import DownloadRequest, UploadChunk, Uploaded
 from edge_attention.core.tensors import Array, DataType, Encoded, Encoding
 from edge_attention.wire.codec import Codec
 from edge_attention.wire.link import CONNECT, DOWNLOAD, LINK, UPLOAD
@@ -26,7 +26,11 @@ T = TypeVar("T")
 
 INLINE = 1024 * 1024
 CHUNK = 512 * 1024
-"""Bytes of a message. Larger ones are no faster, and the aggregator has some of every node in memory."""
+"""Bytes of a message, at most. Larger ones are no faster. Of every node the aggregator has some in memory, so
+it may ask for smaller ones."""
+
+LEAST_CHUNK = 4 * 1024
+"""Nobody can ask for smaller ones than these."""
 
 TOGETHER = 2
 """Files under way at a time: of many small ones each would be a round trip or two."""
@@ -111,6 +115,7 @@ class Transfers:
     def __init__(self, room: Room, counted: Callable[[str, int], None]) -> None:
         """`counted(direction, bytes)` is told what goes over the wire."""
         self._room, self._counted = room, counted
+        self._chunk = CHUNK
         self._connection: tuple[Caller, str] | None = None
         self._online = asyncio.Event()
 
@@ -201,15 +206,16 @@ class Transfers:
         while True:
             caller, session = await self._connected(stop)
             try:
-                return (await caller.send(UPLOAD, question(session))).received
+                return self._answered(await caller.send(UPLOAD, question(session)))
             except (Unavailable, Cancelled):
                 await self._again(stop)
 
     async def _upload(self, digest: str, data: memoryview, there: int, stop: Stop) -> None:
         async def chunks(session: str, start: int) -> AsyncIterator[UploadChunk]:
-            for offset in range(start, len(data), CHUNK):
+            size = self._chunk
+            for offset in range(start, len(data), size):
                 stop.check()
-                part: Any = data[offset : offset + CHUNK]
+                part: Any = data[offset : offset + size]
                 self._counted("sent", len(part))
                 yield UploadChunk(session, digest, offset, len(data), part)
 
@@ -217,7 +223,7 @@ class Transfers:
         while there < len(data):
             caller, session = await self._connected(stop)
             try:
-                there = (await caller.send(UPLOAD, chunks(session, there))).received
+                there = self._answered(await caller.send(UPLOAD, chunks(session, there)))
                 times += 1
                 # Less than it had: it was done with the file, for a task that returned the same bytes.
                 if there > len(data) or (there < len(data) and times == TIMES):
@@ -225,6 +231,11 @@ class Transfers:
             except (Unavailable, Cancelled):
                 await self._again(stop)
                 there = await self._ask(digest, len(data), stop)
+
+    def _answered(self, answer: Uploaded) -> int:
+        """How much of the file is there; chunks are as large from now on as is asked."""
+        self._chunk = min(CHUNK, max(LEAST_CHUNK, answer.chunk_bytes)) if answer.chunk_bytes else CHUNK
+        return answer.received
 
     async def _connected(self, stop: Stop) -> tuple[Caller, str]:
         while True:

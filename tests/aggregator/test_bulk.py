@@ -281,6 +281,21 @@ def test_progress_counts_chunks_and_knows_when_the_last_came(bulk, monkeypatch):
     assert bulk.progress("s") is None
 
 
+def test_the_more_senders_the_smaller_their_chunks(bulk):
+    def asked(sender):
+        return asyncio.run(bulk.upload(sender, stream(QUESTION), keep=False)).chunk_bytes
+
+    sizes = [asked(f"s{n}") for n in range(300)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes[:32]) == {rooms.CHUNK}
+    assert sizes[-1] == rooms.LEAST_CHUNK
+    for senders, size in enumerate(sizes, 1):
+        assert senders * size <= rooms.SENDERS_BYTES or size == rooms.LEAST_CHUNK
+    for n in range(299):
+        bulk.forget(f"s{n}")
+    assert asked("s299") == rooms.CHUNK, "those who are gone do not count"
+
+
 @given(st.integers(0, 300), st.integers(0, 50), st.integers(1, 100))
 def test_a_part_of_a_file_is_downloaded_from_any_offset(offset, begin, chunk):
     data = bytes(range(256))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,6 +145,29 @@ def test_what_is_there_is_not_sent_and_what_broke_goes_on_where_it_was(monkeypat
     assert taker.files == FILES
     assert ("7", True) not in taker.calls
     assert taker.breaks == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"), [(0, 8000), (5000, 5000), (9000, 8000), (7, 1024), (2**32 - 1, 8000)]
+)
+def test_chunks_are_as_large_as_is_asked_within_limits(monkeypatch, asked, sent):
+    monkeypatch.setattr(transfers, "CHUNK", 8000)
+    monkeypatch.setattr(transfers, "LEAST_CHUNK", 1024)
+    sizes = []
+
+    class Asking(Taker):
+        async def send(self, method, chunks):
+            async def seen():
+                async for chunk in chunks:
+                    sizes.append(len(chunk.data))
+                    yield chunk
+
+            return replace(await super().send(method, seen()), chunk_bytes=asked)
+
+    file = bytes(20_000)
+    uploading(Asking(), {"x": file})
+    assert max(sizes) == sent
+    assert sum(sizes) == len(file)
 
 
 @pytest.mark.parametrize("there", [0, 150])
