@@ -1,7 +1,7 @@
 """Every benchmark: python -m benchmarks [NAME ...] [--quick] [--json FILE]
 
-Prints a table for each, the bound beside what was measured, and writes all with the machine's description
-to benchmarks/results.json. Exits with 1 if a bound is missed.
+Prints a table for each, the bound beside what was measured, and writes it with the machine's description
+to benchmarks/results.json, where those not run stay as they are. Exits with 1 if a bound is missed.
 """
 
 from __future__ import annotations
@@ -39,13 +39,18 @@ def main() -> int:
     described = machine()
     load = described["load_before"]
     print(f"{described['cpu']}, {described['cores']} cores, load {load:.1f} before the start")
+    try:
+        found = json.loads(args.json.read_text()) if args.json.exists() else {}
+    except ValueError as error:
+        parser.error(f"{args.json} is there and is not JSON ({error}); remove it, or give another --json")
     reports: dict[str, Report] = {}
     for name in args.names or NAMES:
         # Imported one at a time: each needs extras of its own.
         reports[name] = importlib.import_module(f"benchmarks.{name}").report(args.quick)
         print(reports[name].table(), flush=True)
-    found = {"machine": described, "quick": args.quick} | {n: report.json() for n, report in reports.items()}
-    args.json.write_text(json.dumps(found, indent=1) + "\n")
+        found[name] = {"machine": described, "quick": args.quick} | reports[name].json()
+        # At once: the next one may take half an hour, or fail.
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if all(report.met for report in reports.values()) else 1
 
 

@@ -38,13 +38,16 @@ def test_the_exit_code_says_whether_all_bounds_hold(
 ) -> None:
     report = Report("title", (Figure("f", value, "times", 2.0),))
     monkeypatch.setitem(sys.modules, "benchmarks.idle", SimpleNamespace(report=lambda quick: report))
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "idle", "--json", str(tmp_path / "results.json")])
+    results = tmp_path / "results.json"
+    results.write_text('{"idle": {"title": "old"}, "kernel": {"title": "of another day"}}')
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "idle", "--json", str(results)])
     assert command.main() == code
-    found = json.loads((tmp_path / "results.json").read_text())
+    found = json.loads(results.read_text())
     assert found["idle"]["figures"] == [
         {"name": "f", "value": value, "unit": "times", "bound": 2.0, "met": not code}
     ]
-    assert found["machine"]["cores"] >= 1
+    assert found["idle"]["machine"]["cores"] >= 1
+    assert found["kernel"] == {"title": "of another day"}, "only what was run is replaced"
 
 
 def test_an_unknown_benchmark_is_refused(
