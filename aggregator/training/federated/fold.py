@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from aggregator.behind import Writer
 from aggregator.training.federated.plan import PIECE, FederatedPlan
 from aggregator.training.federated.updates import Update, piece_of, pieces
 from edge_attention.core.combine import Combine
@@ -26,10 +27,6 @@ from edge_attention.core.tensors import Array
 
 class Reader(Protocol):
     def read(self, name: str, start: int, stop: int) -> Array: ...
-
-
-class Writer(Protocol):
-    def write_at(self, name: str, start: int, piece: Array) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from aggregator.training.federated.fold import Folded, Folder
 from aggregator.training.federated.plan import FederatedPlan, asked_of, push_encoding, strategy_of
 from aggregator.training.federated.programs import Programs, local_lr
 from aggregator.training.federated.samples import NodeSamples
+from aggregator.training.federated.updates import close_all
 from aggregator.training.federated.versions import Current, Versions
 from aggregator.training.federated.work import Basis, Work
 from aggregator.training.records import record_from, to_json, write_lines
@@ -196,8 +197,8 @@ class FederatedTrainer:
             # A commit under way cannot be called back: it counts, and the run is known to be there.
             return await to_the_end(commit())
         finally:
-            for update in collected.updates:
-                update.close()
+            # The files of fifty nodes take half a second to remove: nobody else waits for that.
+            await asyncio.to_thread(close_all, collected.updates)
 
     def _make_record(
         self, current: Current, collected: Collected, folded: Folded, seconds: dict[str, float]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,6 +45,12 @@ class Update:
         for tensor in self.tensors.values():
             if isinstance(tensor, SpooledTensor):
                 tensor.close()
+
+
+def close_all(updates: Iterable[Update]) -> None:
+    """Free what all of them have on the disk. It blocks."""
+    for update in updates:
+        update.close()
 
 
 def pieces(size: int, piece: int = PIECE) -> Iterator[tuple[int, int]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aggregator.behind import Behind
 from aggregator.parameters import ParameterStore
 from aggregator.tensor_file import TensorFile, TensorFileWriter
 from aggregator.training.federated.collect import Collected
@@ -84,16 +85,17 @@ class Versions:
                 writer = TensorFileWriter(path, self._folder.difference_specs(), {})
                 undo.callback(path.unlink, missing_ok=True)
                 undo.callback(writer.abort)
-            folded = self._folder.fold(
-                collected.updates,
-                version,
-                current.parameters,
-                current.state,
-                draft.parameters,
-                draft.state,
-                writer,
-                distances,
-            )
+            with Behind() as behind:
+                folded = self._folder.fold(
+                    collected.updates,
+                    version,
+                    current.parameters,
+                    current.state,
+                    behind.writer(draft.parameters),
+                    behind.writer(draft.state) if draft.state is not None else None,
+                    behind.writer(writer) if writer is not None else None,
+                    distances,
+                )
             digests = writer.finish().digests if writer is not None else {}
             record, encoded = recorded(folded)
             self._store.commit_draft(draft, encoded)

@@ -1,0 +1,62 @@
+"""Pieces are written and hashed by a thread of their own while the next ones are computed."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+from edge_attention.core.tensors import Array
+
+DEPTH = 2
+"""Pieces that may wait: what computes them waits for its turn then, and memory does not grow."""
+
+
+class Writer(Protocol):
+    """What takes a tensor's pieces, as `TensorFileWriter`."""
+
+    def write_at(self, name: str, start: int, piece: Array) -> None: ...
+
+
+class Behind:
+    """Within it writers are one thread's. What goes wrong there is raised by a later write, or by its end.
+
+    After its end, whatever ended it, nothing is written any more: a writer can be finished or aborted. Nobody
+    changes a piece once it was given.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "behind")
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            while error is None and self._waiting:
+                self._waiting.popleft().result()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+
+    def writer(self, writer: Writer) -> Writer:
+        """`writer`, by the thread."""
+        return _Ahead(self, writer)
+
+    def write(self, writer: Writer, name: str, start: int, piece: Array) -> None:
+        while len(self._waiting) >= DEPTH:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(writer.write_at, name, start, piece))
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    behind: Behind
+    writer: Writer
+
+    def write_at(self, name: str, start: int, piece: Array) -> None:
+        self.behind.write(self.writer, name, start, piece)

@@ -1,0 +1,89 @@
+"""Pieces written by a thread of their own: in order, few at a time, and nothing after the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from aggregator.behind import DEPTH, Behind
+from edge_attention.core.errors import ResourceExhausted
+
+PIECES = [np.full(3, index, np.float32) for index in range(20)]
+
+
+class Disk:
+    """Remembers what was written; waits for `open` before each piece; is full from piece `full` on."""
+
+    def __init__(self, full: int = 1000) -> None:
+        self.open, self.full = threading.Event(), full
+        self.written: list[tuple[str, int, float]] = []
+        self.threads: set[int] = set()
+
+    def write_at(self, name, start, piece):
+        assert self.open.wait(30)
+        self.threads.add(threading.get_ident())
+        if len(self.written) == self.full:
+            raise ResourceExhausted("no space left")
+        self.written.append((name, start, float(piece[0])))
+
+
+def test_pieces_of_several_writers_come_in_order_from_one_other_thread():
+    first, second = Disk(), Disk()
+    first.open.set()
+    second.open.set()
+    with Behind() as behind:
+        writers = behind.writer(first), behind.writer(second)
+        for index, piece in enumerate(PIECES):
+            writers[index % 2].write_at("p", index, piece)
+    assert first.written == [("p", index, index) for index in range(0, 20, 2)]
+    assert second.written == [("p", index, index) for index in range(1, 20, 2)]
+    assert first.threads == second.threads != {threading.get_ident()}
+
+
+def give(disk, given=None):
+    with Behind() as behind:
+        for index, piece in enumerate(PIECES):
+            behind.writer(disk).write_at("p", index, piece)
+            if given is not None:
+                given.append(index)
+
+
+def test_who_gives_pieces_waits_when_enough_do():
+    disk, given = Disk(), []
+    thread = threading.Thread(target=give, args=(disk, given))
+    thread.start()
+    while len(given) < DEPTH:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    assert len(given) == DEPTH, "it went on although nothing was written"
+    disk.open.set()
+    thread.join(30)
+    assert len(disk.written) == len(given) == len(PIECES)
+
+
+@pytest.mark.parametrize("full", [0, 5, 19])
+def test_what_goes_wrong_there_is_raised_here_and_nothing_is_written_after(full):
+    disk = Disk(full)
+    disk.open.set()
+    with pytest.raises(ResourceExhausted, match="no space left"):
+        give(disk)
+    assert len(disk.written) == full
+
+
+def stumble(disk):
+    with Behind() as behind:
+        for index in range(DEPTH):
+            behind.writer(disk).write_at("p", index, PIECES[index])
+        threading.Timer(0.05, disk.open.set).start()
+        raise ZeroDivisionError
+
+
+def test_an_error_of_who_computes_is_raised_once_the_thread_is_done():
+    disk = Disk()
+    with pytest.raises(ZeroDivisionError):
+        stumble(disk)
+    assert len(disk.written) <= 1, "the one under way, and none of those that waited"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("behind")]
