@@ -23,13 +23,15 @@ class Writer(Protocol):
 class Behind:
     """Within it writers are one thread's. What goes wrong there is raised by a later write, or by its end.
 
-    After its end, whatever ended it, nothing is written any more: a writer can be finished or aborted. Nobody
-    changes a piece once it was given.
+    After that nothing is written, nor after the end, whatever ended it: a writer can be finished or aborted.
+    Of an error of the thread's and one of who computes, the latter is raised. Nobody changes a piece once it
+    was given.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "behind")
         self._waiting: deque[Future[None]] = deque()
+        self._failed = False
 
     def __enter__(self) -> Behind:
         return self
@@ -50,7 +52,14 @@ class Behind:
     def write(self, writer: Writer, name: str, start: int, piece: Array) -> None:
         while len(self._waiting) >= DEPTH:
             self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(writer.write_at, name, start, piece))
+        self._waiting.append(self._thread.submit(self._write, writer, name, start, piece))
+
+    def _write(self, writer: Writer, name: str, start: int, piece: Array) -> None:
+        if self._failed:
+            return  # it is raised when its turn comes
+        self._failed = True
+        writer.write_at(name, start, piece)
+        self._failed = False
 
 
 @dataclass(frozen=True)

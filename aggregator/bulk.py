@@ -39,8 +39,8 @@ FILES_LIMIT = 10_000
 LANES = 8
 """Senders whose chunks are in memory at a time. Of more receivers each has smaller ones."""
 
-SENDERS_BYTES = 16 * 1024 * 1024
-"""What the chunks of all senders have together. gRPC keeps room for two of each connection's, read or not."""
+NODES_BYTES = 16 * 1024 * 1024
+"""What one chunk of every node has together. gRPC keeps room for two of each connection's, read or not."""
 
 LEAST_CHUNK = 64 * 1024
 """Smaller ones cost more time than they spare memory."""
@@ -50,6 +50,11 @@ STALE_SECONDS = 3600.0
 
 
 _LARGE = 64 * 1024
+
+
+def chunk_bytes(nodes: int) -> int:
+    """The most bytes of a chunk of one of so many nodes, any of which may send: whole pages."""
+    return min(CHUNK, max(LEAST_CHUNK, NODES_BYTES // max(nodes, 1) & -4096))
 
 
 class Progress(NamedTuple):
@@ -206,7 +211,7 @@ class Bulk:
             async with aclosing(self._lanes.each(chunks)) as each:
                 async for chunk in each:
                     if keep and self._state.has_blob(chunk.digest):
-                        return Uploaded(chunk.size, self._chunk_bytes())
+                        return Uploaded(chunk.size)
                     if not claimed:
                         claimed = chunk.digest
                         self._wanted[sender, claimed] += 1
@@ -224,13 +229,7 @@ class Bulk:
         finally:
             if claimed and (keep or not whole):
                 self._done(sender, claimed)
-        return Uploaded(received, self._chunk_bytes())
-
-    def _chunk_bytes(self) -> int:
-        """What a chunk of a sender's should have, whole pages."""
-        senders = sum(1 for files in self._uploads.values() if files)
-        share = SENDERS_BYTES // max(senders, 1)
-        return min(CHUNK, max(LEAST_CHUNK, share & -4096))
+        return Uploaded(received)
 
     async def _take(self, sender: str, files: dict[str, SpoolFile], chunk: UploadChunk) -> int:
         """Put the chunk into its file; the bytes there then."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from aggregator.bulk import Bulk
+from aggregator.bulk import Bulk, chunk_bytes
 from aggregator.dispatch import Dispatcher
 from aggregator.membership import Member, Membership
 from aggregator.metrics import Metrics
@@ -297,7 +297,9 @@ class Link:
                 yield self._counted(name, chunk)
                 del chunk
 
-        return await self._bulk.upload(session, counted(), keep=False)
+        uploaded = await self._bulk.upload(session, counted(), keep=False)
+        live = sum(member.live for member in self._membership.members())
+        return replace(uploaded, chunk_bytes=chunk_bytes(live))
 
     def _counted(self, name: str, chunk: UploadChunk) -> UploadChunk:
         self._count(self.bytes_received, name, len(chunk.data), "received", "bulk")

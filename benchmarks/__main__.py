@@ -41,8 +41,9 @@ def main() -> int:
     print(f"{described['cpu']}, {described['cores']} cores, load {load:.1f} before the start")
     try:
         found = json.loads(args.json.read_text()) if args.json.exists() else {}
-    except ValueError as error:
-        parser.error(f"{args.json} is there and is not JSON ({error}); remove it, or give another --json")
+        found = {name: found[name] for name in NAMES if name in found}
+    except (ValueError, TypeError) as error:
+        parser.error(f"{args.json} has no benchmarks' figures ({error}); remove it, or give another --json")
     reports: dict[str, Report] = {}
     for name in args.names or NAMES:
         # Imported one at a time: each needs extras of its own.

@@ -235,7 +235,7 @@ def compare_with_differences(
     for name, count in coordinates.items():
         flat = gradients[name].reshape(-1)
         # Without a copy of a large tensor.
-        top = max(int(flat.argmax()), int(flat.argmin()), key=lambda index: abs(flat[index]))
+        top = max(int(flat.argmax()), int(flat.argmin()), key=lambda index: (abs(flat[index]), -index))
         largest = abs(float(flat[top]))
         moved = np.array(point[name], np.float32)
         there = {**point, name: moved}

@@ -212,12 +212,12 @@ class Transfers:
 
     async def _upload(self, digest: str, data: memoryview, there: int, stop: Stop) -> None:
         async def chunks(session: str, start: int) -> AsyncIterator[UploadChunk]:
-            size = self._chunk
-            for offset in range(start, len(data), size):
+            while start < len(data):
                 stop.check()
-                part: Any = data[offset : offset + size]
+                part: Any = data[start : start + self._chunk]
                 self._counted("sent", len(part))
-                yield UploadChunk(session, digest, offset, len(data), part)
+                yield UploadChunk(session, digest, start, len(data), part)
+                start += len(part)
 
         times = 0
         while there < len(data):

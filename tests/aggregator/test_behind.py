@@ -15,7 +15,7 @@ PIECES = [np.full(3, index, np.float32) for index in range(20)]
 
 
 class Disk:
-    """Remembers what was written; waits for `open` before each piece; is full from piece `full` on."""
+    """Remembers what was written; waits for `open` before each piece; is full for one, after `full`."""
 
     def __init__(self, full: int = 1000) -> None:
         self.open, self.full = threading.Event(), full
@@ -26,6 +26,7 @@ class Disk:
         assert self.open.wait(30)
         self.threads.add(threading.get_ident())
         if len(self.written) == self.full:
+            self.full = -1
             raise ResourceExhausted("no space left")
         self.written.append((name, start, float(piece[0])))
 
@@ -77,7 +78,8 @@ def stumble(disk):
     with Behind() as behind:
         for index in range(DEPTH):
             behind.writer(disk).write_at("p", index, PIECES[index])
-        threading.Timer(0.05, disk.open.set).start()
+        # The last of those that wait is called off; only then does the first go on.
+        behind._waiting[-1].add_done_callback(lambda _: disk.open.set())
         raise ZeroDivisionError
 
 

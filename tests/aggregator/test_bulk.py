@@ -281,19 +281,12 @@ def test_progress_counts_chunks_and_knows_when_the_last_came(bulk, monkeypatch):
     assert bulk.progress("s") is None
 
 
-def test_the_more_senders_the_smaller_their_chunks(bulk):
-    def asked(sender):
-        return asyncio.run(bulk.upload(sender, stream(QUESTION), keep=False)).chunk_bytes
-
-    sizes = [asked(f"s{n}") for n in range(300)]
-    assert sizes == sorted(sizes, reverse=True)
-    assert set(sizes[:32]) == {rooms.CHUNK}
-    assert sizes[-1] == rooms.LEAST_CHUNK
-    for senders, size in enumerate(sizes, 1):
-        assert senders * size <= rooms.SENDERS_BYTES or size == rooms.LEAST_CHUNK
-    for n in range(299):
-        bulk.forget(f"s{n}")
-    assert asked("s299") == rooms.CHUNK, "those who are gone do not count"
+@given(st.integers(0, 5000))
+def test_the_more_nodes_the_smaller_their_chunks(nodes):
+    size = rooms.chunk_bytes(nodes)
+    assert rooms.LEAST_CHUNK <= rooms.chunk_bytes(nodes + 1) <= size <= rooms.CHUNK
+    assert nodes * size <= rooms.NODES_BYTES or size == rooms.LEAST_CHUNK
+    assert (size == rooms.CHUNK) == (nodes <= 32)
 
 
 @given(st.integers(0, 300), st.integers(0, 50), st.integers(1, 100))

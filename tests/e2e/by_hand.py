@@ -28,7 +28,7 @@ class HandNode:
         self._reader.start()
         self._ended = threading.Event()
         if first is None:
-            assert isinstance(self.next(Registered), Registered)
+            self.session = self.next(Registered).session
             if credit:
                 self.send(Credit(1 << 26, 1 << 10))
 

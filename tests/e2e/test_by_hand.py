@@ -25,6 +25,7 @@ from edge_attention.core.session import (
     DownloadRequest,
     Register,
     UploadChunk,
+    Uploaded,
 )
 from edge_attention.wire import services
 from edge_attention.wire.codec import MESSAGE_LIMIT
@@ -330,10 +331,15 @@ def test_files_of_sessions_that_are_none(channel):
         tried(channel, services.BULK_UPLOAD, upload)
     gap = services.BULK_UPLOAD.request.encode(UploadChunk("", "0" * 64, 5, 10, b"x"))
     (answer,) = call(channel, services.BULK_UPLOAD, gap)
-    told = services.BULK_UPLOAD.response.decode(answer)
-    assert (told.received, told.chunk_bytes) == (0, 512 * 1024), "how much is there"
+    assert services.BULK_UPLOAD.response.decode(answer) == Uploaded(0), "how much is there"
     huge = services.BULK_UPLOAD.request.encode(UploadChunk("", "0" * 64, 0, 2**60, b"x"))
     assert refused(channel, services.BULK_UPLOAD, huge)[0] is Code.RESOURCE_EXHAUSTED
+
+
+def test_a_node_hears_how_large_its_chunks_are_to_be(channel, hostile):
+    question = UPLOAD.request.encode(UploadChunk(hostile.session, "0" * 64, 0, 10, b""))
+    (answer,) = call(channel, UPLOAD, question)
+    assert UPLOAD.response.decode(answer) == Uploaded(0, 512 * 1024)
 
 
 def test_metrics_of_both_daemons_are_prometheus_text(shared):

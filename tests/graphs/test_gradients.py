@@ -259,6 +259,40 @@ def test_the_check_takes_the_users_own_data() -> None:
         check_gradient(part, feeds=feeds)
 
 
+@pytest.mark.parametrize("wrong", [0, 1, 4])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_of_large_gradients_the_first_is_compared_and_what_was_moved_is_put_back(
+    wrong: int, sign: int
+) -> None:
+    at = {"x": np.array([[0.5, -2], [1, 0], [0.25, 3]], np.float32)}
+    true = sign * np.array([[-3, 1], [0, 0], [3, 0.5]], np.float32)
+    told = true.copy()
+    told.flat[wrong] *= 2
+    calls = []
+
+    def objective(point: dict[str, NDArray[np.float32]]) -> tuple[float, float]:
+        apart = int((point["x"] != at["x"]).sum())
+        calls.append(apart)
+        return float((point["x"].astype(np.float64) * true).sum()), 0.0
+
+    def compared(gradient: NDArray[np.float32], count: int) -> float:
+        rng = np.random.default_rng(0)
+        return gradients.compare_with_differences(
+            objective, at, {"x": gradient}, {"x": count}, rng=rng, tolerance=0.05, place="p"
+        )
+
+    assert compared(true, 50) < 1e-3
+    with pytest.raises(InvalidGraph, match=f"'x' at {wrong} is"):
+        compared(told, 50)
+    if wrong == 0:  # the first of two as large: looked at without any luck
+        tie = true.copy()
+        tie.flat[4] *= 2
+        tie.flat[0] *= 2
+        with pytest.raises(InvalidGraph, match="'x' at 0 is"):
+            compared(tie, 0)
+    assert set(calls) == {1}, "one coordinate at a time"
+
+
 def test_gradient_graphs_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "encoder.onnx").write_bytes(encoder())
     (tmp_path / "head.onnx").write_bytes(head())

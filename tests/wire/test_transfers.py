@@ -170,6 +170,32 @@ def test_chunks_are_as_large_as_is_asked_within_limits(monkeypatch, asked, sent)
     assert sum(sizes) == len(file)
 
 
+def test_a_file_under_way_goes_on_in_smaller_chunks_when_another_is_asked_for_them(monkeypatch):
+    monkeypatch.setattr(transfers, "LEAST_CHUNK", 100)
+    monkeypatch.setattr(transfers, "CHUNK", 2000)
+    sizes = []
+
+    class Asking(Taker):
+        async def send(self, method, chunks):
+            asked = 0
+
+            async def seen():
+                nonlocal asked
+                async for chunk in chunks:
+                    if chunk.data:
+                        asked = 100 if chunk.digest == "short" else 0
+                        sizes.extend([len(chunk.data)] * (chunk.digest == "long"))
+                    yield chunk
+
+            uploaded = await super().send(method, seen())
+            return replace(uploaded, chunk_bytes=asked)
+
+    uploading(Asking(), {"long": bytes(40_000), "short": bytes(10)})
+    assert sizes[0] == 2000
+    assert set(sizes[-10:]) == {100}
+    assert sum(sizes) == 40_000
+
+
 @pytest.mark.parametrize("there", [0, 150])
 def test_what_is_gone_when_it_is_to_go_on_comes_again_from_its_start(there):
     taker = Taker(fetched="6")

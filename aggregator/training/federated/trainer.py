@@ -187,18 +187,18 @@ class FederatedTrainer:
             return record, to_json(record)
 
         async def commit() -> Current:
-            after, record = await asyncio.to_thread(
-                self._versions.commit, current, collected, self._consensus.wanted, recorded
-            )
-            self._announce(record, collected)
-            return after
+            try:
+                after, record = await asyncio.to_thread(
+                    self._versions.commit, current, collected, self._consensus.wanted, recorded
+                )
+                self._announce(record, collected)
+                return after
+            finally:
+                # The files of fifty nodes take half a second to remove: nobody else waits for that.
+                await asyncio.to_thread(close_all, collected.updates)
 
-        try:
-            # A commit under way cannot be called back: it counts, and the run is known to be there.
-            return await to_the_end(commit())
-        finally:
-            # The files of fifty nodes take half a second to remove: nobody else waits for that.
-            await asyncio.to_thread(close_all, collected.updates)
+        # A commit under way cannot be called back: it counts, and the run is known to be there.
+        return await to_the_end(commit())
 
     def _make_record(
         self, current: Current, collected: Collected, folded: Folded, seconds: dict[str, float]

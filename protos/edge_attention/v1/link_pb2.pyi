@@ -624,7 +624,7 @@ class UploadResponse(_message.Message):
     received: _builtins.int
     """Bytes there from the start; the upload is complete when it is the whole size."""
     chunk_bytes: _builtins.int
-    """The most bytes of data a chunk should have from now on: fewer the more senders there are. 0: the sender's choice."""
+    """The most bytes of data a chunk should have from now on: fewer the more nodes there are. 0: the sender's choice."""
     def __init__(
         self,
         *,
