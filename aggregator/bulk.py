@@ -27,6 +27,10 @@ from edge_attention.core.tensors import Array, DataType, Encoding
 from edge_attention.graphs import library
 
 CHUNK = 512 * 1024
+
+MOST_CHUNK = 1024 * 1024
+"""The most that is asked of a node. It sends such large ones only while they go quickly."""
+
 INLINE_LIMIT = 1024 * 1024
 """Tensors of a program beyond this many bytes travel by Download."""
 
@@ -54,7 +58,7 @@ _LARGE = 64 * 1024
 
 def chunk_bytes(nodes: int) -> int:
     """The most bytes of a chunk of one of so many nodes, any of which may send: whole pages."""
-    return min(CHUNK, max(LEAST_CHUNK, NODES_BYTES // max(nodes, 1) & -4096))
+    return min(MOST_CHUNK, max(LEAST_CHUNK, NODES_BYTES // max(nodes, 1) & -4096))
 
 
 class Progress(NamedTuple):

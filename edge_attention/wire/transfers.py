@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -26,8 +27,14 @@ T = TypeVar("T")
 
 INLINE = 1024 * 1024
 CHUNK = 512 * 1024
-"""Bytes of a message, at most. Larger ones are no faster. Of every node the aggregator has some in memory, so
-it may ask for smaller ones."""
+"""Bytes of a message. Of every node the aggregator has some in memory, so it may ask for smaller ones."""
+
+LARGE_CHUNK = 1024 * 1024
+"""Bytes of a message while they go quickly: there are fewer to handle. Where they do not, a large one that is
+lost with its connection would be much to send again."""
+
+QUICK_SECONDS = 0.05
+"""What a chunk takes that goes quickly."""
 
 LEAST_CHUNK = 4 * 1024
 """Nobody can ask for smaller ones than these."""
@@ -115,7 +122,7 @@ class Transfers:
     def __init__(self, room: Room, counted: Callable[[str, int], None]) -> None:
         """`counted(direction, bytes)` is told what goes over the wire."""
         self._room, self._counted = room, counted
-        self._chunk = CHUNK
+        self._chunk, self._quick = CHUNK, False
         self._connection: tuple[Caller, str] | None = None
         self._online = asyncio.Event()
 
@@ -214,9 +221,11 @@ class Transfers:
         async def chunks(session: str, start: int) -> AsyncIterator[UploadChunk]:
             while start < len(data):
                 stop.check()
-                part: Any = data[start : start + self._chunk]
+                part: Any = data[start : start + self._size]
                 self._counted("sent", len(part))
+                began = time.monotonic()
                 yield UploadChunk(session, digest, start, len(data), part)
+                self._quick = time.monotonic() - began < QUICK_SECONDS
                 start += len(part)
 
         times = 0
@@ -232,9 +241,14 @@ class Transfers:
                 await self._again(stop)
                 there = await self._ask(digest, len(data), stop)
 
+    @property
+    def _size(self) -> int:
+        """Bytes of the next chunk."""
+        return min(self._chunk, LARGE_CHUNK if self._quick else CHUNK)
+
     def _answered(self, answer: Uploaded) -> int:
-        """How much of the file is there; chunks are as large from now on as is asked."""
-        self._chunk = min(CHUNK, max(LEAST_CHUNK, answer.chunk_bytes)) if answer.chunk_bytes else CHUNK
+        """How much of the file is there; chunks are no larger from now on than is asked."""
+        self._chunk = max(LEAST_CHUNK, answer.chunk_bytes) if answer.chunk_bytes else CHUNK
         return answer.received
 
     async def _connected(self, stop: Stop) -> tuple[Caller, str]:

@@ -284,9 +284,9 @@ def test_progress_counts_chunks_and_knows_when_the_last_came(bulk, monkeypatch):
 @given(st.integers(0, 5000))
 def test_the_more_nodes_the_smaller_their_chunks(nodes):
     size = rooms.chunk_bytes(nodes)
-    assert rooms.LEAST_CHUNK <= rooms.chunk_bytes(nodes + 1) <= size <= rooms.CHUNK
+    assert rooms.LEAST_CHUNK <= rooms.chunk_bytes(nodes + 1) <= size <= rooms.MOST_CHUNK
     assert nodes * size <= rooms.NODES_BYTES or size == rooms.LEAST_CHUNK
-    assert (size == rooms.CHUNK) == (nodes <= 32)
+    assert (size == rooms.MOST_CHUNK) == (nodes <= 16)
 
 
 @given(st.integers(0, 300), st.integers(0, 50), st.integers(1, 100))

@@ -339,7 +339,7 @@ def test_files_of_sessions_that_are_none(channel):
 def test_a_node_hears_how_large_its_chunks_are_to_be(channel, hostile):
     question = UPLOAD.request.encode(UploadChunk(hostile.session, "0" * 64, 0, 10, b""))
     (answer,) = call(channel, UPLOAD, question)
-    assert UPLOAD.response.decode(answer) == Uploaded(0, 512 * 1024)
+    assert UPLOAD.response.decode(answer) == Uploaded(0, 1024 * 1024)
 
 
 def test_metrics_of_both_daemons_are_prometheus_text(shared):

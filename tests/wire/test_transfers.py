@@ -148,31 +148,44 @@ def test_what_is_there_is_not_sent_and_what_broke_goes_on_where_it_was(monkeypat
 
 
 @pytest.mark.parametrize(
-    ("asked", "sent"), [(0, 8000), (5000, 5000), (9000, 8000), (7, 1024), (2**32 - 1, 8000)]
+    ("asked", "sent", "slow"),
+    [
+        (0, 8000, 8000),
+        (5000, 5000, 5000),
+        (9000, 9000, 8000),
+        (7, 1024, 1024),
+        (2**32 - 1, 16_000, 8000),
+    ],
 )
-def test_chunks_are_as_large_as_is_asked_within_limits(monkeypatch, asked, sent):
+@pytest.mark.parametrize("quick", [True, False])
+def test_chunks_are_as_large_as_is_asked_within_limits(monkeypatch, asked, sent, slow, quick):
     monkeypatch.setattr(transfers, "CHUNK", 8000)
+    monkeypatch.setattr(transfers, "LARGE_CHUNK", 16_000)
     monkeypatch.setattr(transfers, "LEAST_CHUNK", 1024)
+    monkeypatch.setattr(transfers, "QUICK_SECONDS", 3600.0 if quick else 0.0)
     sizes = []
 
     class Asking(Taker):
         async def send(self, method, chunks):
             async def seen():
                 async for chunk in chunks:
-                    sizes.append(len(chunk.data))
+                    if chunk.data:
+                        sizes.append(len(chunk.data))
                     yield chunk
 
             return replace(await super().send(method, seen()), chunk_bytes=asked)
 
-    file = bytes(20_000)
+    file = bytes(50_000)
     uploading(Asking(), {"x": file})
-    assert max(sizes) == sent
+    assert sizes[0] == slow, "nobody knows yet"
+    assert set(sizes[1:-1]) == {sent if quick else slow}
     assert sum(sizes) == len(file)
 
 
 def test_a_file_under_way_goes_on_in_smaller_chunks_when_another_is_asked_for_them(monkeypatch):
     monkeypatch.setattr(transfers, "LEAST_CHUNK", 100)
     monkeypatch.setattr(transfers, "CHUNK", 2000)
+    monkeypatch.setattr(transfers, "LARGE_CHUNK", 2000)
     sizes = []
 
     class Asking(Taker):
