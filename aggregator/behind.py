@@ -57,9 +57,11 @@ class Behind:
     def _write(self, writer: Writer, name: str, start: int, piece: Array) -> None:
         if self._failed:
             return  # it is raised when its turn comes
-        self._failed = True
-        writer.write_at(name, start, piece)
-        self._failed = False
+        try:
+            writer.write_at(name, start, piece)
+        except BaseException:
+            self._failed = True
+            raise
 
 
 @dataclass(frozen=True)
