@@ -17,9 +17,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_ad import reverse
 
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs import convolutions, picks  # noqa: F401 -- their rules
 from edge_attention.graphs.onnx_file import TensorSpec, bind_batch, ints, prune, serialize, spec_of
 from edge_attention.graphs.parts import Part
 from edge_attention.graphs.simplify import flatten_products, squeeze_ones
+from edge_attention.graphs.windows import explicit_windows
 
 __all__ = [
     "Runner",
@@ -106,6 +108,7 @@ def differentiate(
     try:
         bound = bind_batch(model, batch)
         _check_sizes(bound, place)  # before onnx-ad evaluates what is constant
+        explicit_windows(bound)
         flatten_products(bound)
         result = reverse(bound, list(wrt), list(seeds), prefix=_ADJOINT, dim="seeds", layout="onnx")
     except InvalidGraph:
@@ -148,7 +151,7 @@ def differentiate(
     prune(result.graph)
     try:
         onnx.checker.check_model(result)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise InvalidGraph(f"{place}: its gradient is not a valid graph: {error}") from error
     return serialize(result)
 

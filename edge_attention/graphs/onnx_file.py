@@ -32,6 +32,7 @@ __all__ = [
     "bind_batch",
     "check_operators",
     "first_line",
+    "fixed_shapes",
     "infer_outputs",
     "ints",
     "keep",
@@ -103,6 +104,17 @@ def infer_shapes(model: ModelProto, strict: bool = False) -> ModelProto:
     lengths += [tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 1]
     follow = max(lengths, default=0) <= MAX_FOLLOWED
     return shape_inference.infer_shapes(model, check_type=strict, strict_mode=strict, data_prop=follow)
+
+
+def fixed_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
+    """The shape of every value of the main graph whose shape is known and fixed."""
+    graph = model.graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            shapes[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
+    return shapes
 
 
 def prune(graph: GraphProto) -> None:

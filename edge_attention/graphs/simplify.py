@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edge_attention.graphs.onnx_file import infer_shapes, ints
+from edge_attention.graphs.onnx_file import fixed_shapes, infer_shapes, ints
 
 __all__ = ["flatten_products", "squeeze_ones"]
 
@@ -40,7 +40,7 @@ def flatten_products(model: ModelProto) -> None:
     The gradient of w is then one product, not a batch of them and a sum. Shapes must have been inferred;
     products of unknown shapes stay as they are.
     """
-    shapes = _shapes(model)
+    shapes = fixed_shapes(model)
     nodes: list[NodeProto] = []
     for count, node in enumerate(model.graph.node):
         left, right = (shapes.get(name) for name in node.input[:2]) if len(node.input) > 1 else (None, None)
@@ -69,7 +69,7 @@ def squeeze_ones(model: ModelProto) -> ModelProto:
     subgraphs or with a shape that inference cannot tell comes back as it is.
     """
     inferred = infer_shapes(model)
-    shapes = _shapes(inferred)
+    shapes = fixed_shapes(inferred)
     if any(_has_graph(node) for node in model.graph.node):
         return model
     if any(name and name not in shapes for node in model.graph.node for name in node.output):
@@ -252,17 +252,6 @@ class _Squeezer:
             self._made[key] = name
             self._added.append(ints(name, values))
         return name
-
-
-def _shapes(model: ModelProto) -> dict[str, Shape]:
-    """Every value whose shape is known and fixed."""
-    graph = model.graph
-    shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        kind = value.type.tensor_type
-        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
-            shapes[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
-    return shapes
 
 
 def _has_graph(node: NodeProto) -> bool:

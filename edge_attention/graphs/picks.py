@@ -1,0 +1,115 @@
+"""Gradients of operators that pick elements along axes: `Slice` with steps, `Pad` that repeats or crops.
+
+`onnx-ad` has rules for slices of step 1 and for padding with a constant; those stay. The rules here see each
+output element along an axis as a copy of one input element, or as a constant, and add up what comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, numpy_helper
+from onnx_ad import UnsupportedOperator
+from onnx_ad.rules import REVERSE, reverse_rule
+
+from edge_attention.graphs.windows import attributes_of
+
+__all__ = ["picked_by_pad", "picked_by_slice"]
+
+_CONSTANT = -1
+Picks = dict[int, NDArray[np.int64]]
+"""By axis, for each output element the input element it is a copy of; -1 for a constant."""
+
+_LIBRARY = {name: REVERSE[name] for name in ("Pad", "Slice")}
+
+
+def picked_by_slice(
+    shape: Sequence[int],
+    starts: Sequence[int],
+    ends: Sequence[int],
+    axes: Sequence[int],
+    steps: Sequence[int],
+) -> Picks:
+    """What `Slice` picks from a tensor of that shape; negative numbers count from the end."""
+    picks = {}
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        size = shape[axis]
+        bound = slice(start, end if end >= -size or step > 0 else None, step)
+        picks[axis % len(shape)] = np.arange(size)[bound]
+    return picks
+
+
+def picked_by_pad(shape: Sequence[int], pads: Sequence[int], axes: Sequence[int], mode: str) -> Picks:
+    """What `Pad` picks from a tensor of that shape; negative pads crop."""
+    picks = {}
+    for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+        size = shape[axis]
+        inner = np.arange(size)[max(0, -before) : size - max(0, -after)]
+        width = (max(0, before), max(0, after))
+        if mode == "constant":
+            picks[axis % len(shape)] = np.pad(inner, width, constant_values=_CONSTANT)
+        else:
+            picks[axis % len(shape)] = np.pad(inner, width, mode=mode)  # type: ignore[call-overload]
+    return picks
+
+
+@reverse_rule("Slice")  # type: ignore[untyped-decorator, unused-ignore]
+def _slice(ctx: Any, node: NodeProto, grads: Sequence[str]) -> list[str | None]:
+    shape = ctx.shapes.static(node.input[0])
+    starts, ends, axes, steps = (_integers(ctx, node, i) for i in range(1, 5))
+    if shape is None or starts is None or ends is None or steps is None or set(steps) == {1}:
+        return list(_LIBRARY["Slice"](ctx, node, grads))
+    if axes is None:
+        axes = list(range(len(starts)))
+    return _contributions(ctx, node, grads, shape, picked_by_slice(shape, starts, ends, axes, steps))
+
+
+@reverse_rule("Pad")  # type: ignore[untyped-decorator, unused-ignore]
+def _pad(ctx: Any, node: NodeProto, grads: Sequence[str]) -> list[str | None]:
+    mode, shape = attributes_of(node).get("mode", "constant"), ctx.shapes.static(node.input[0])
+    pads, axes = _integers(ctx, node, 1), _integers(ctx, node, 3)
+    if shape is None or not pads or (mode == "constant" and min(pads) >= 0):
+        return list(_LIBRARY["Pad"](ctx, node, grads))
+    if axes is None:
+        axes = list(range(len(shape)))
+    if len(node.input) > 2 and node.input[2] and ctx.asked_for(node.input[2]):
+        raise UnsupportedOperator("Pad is not differentiated with respect to its constant")
+    return _contributions(ctx, node, grads, shape, picked_by_pad(shape, pads, axes, mode))
+
+
+def _integers(ctx: Any, node: NodeProto, i: int) -> list[int] | None:
+    """The constant that is input `i`; None if it is no constant, or there is no such input."""
+    return ctx.integers(node.input[i]) if i < len(node.input) and node.input[i] else None
+
+
+def _contributions(
+    ctx: Any, node: NodeProto, grads: Sequence[str], shape: Sequence[int], picks: Picks
+) -> list[str | None]:
+    """The gradient of input 0, of `shape` and a seeds' axis of one; None for the others."""
+    current = list(ctx.shapes.static(node.output[0]) or ())
+    if len(current) != len(shape):
+        raise UnsupportedOperator(f"{node.op_type} has no gradient without fixed shapes; export it with them")
+    ops, value = ctx.b, ctx.full(grads[0], node.output[0])
+    for axis, picked in picks.items():
+        current[axis] = shape[axis]
+        copies = np.flatnonzero(picked != _CONSTANT)
+        if len(copies) < len(picked):
+            value = ops.op("Gather", [value, ops.ints(copies.tolist())], axis=axis, stem="copies")
+            picked = picked[copies]
+        if np.array_equal(picked, np.arange(shape[axis])):
+            continue
+        order = [axis, *(other for other in range(len(shape) + 1) if other != axis)]
+        rest = [1 if other == len(shape) else current[other] for other in order[1:]]
+        zeros = ops.op(
+            "ConstantOfShape",
+            [ops.ints([shape[axis], *rest])],
+            value=numpy_helper.from_array(np.zeros(1, np.float32), "value"),
+        )
+        indices = ops.constant(picked, TensorProto.INT64, (len(picked), 1))
+        turned = ops.op("Transpose", [value], perm=order)
+        summed = ops.op("ScatterND", [zeros, indices, turned], reduction="add", stem="picked")
+        value = ops.op("Transpose", [summed], perm=np.argsort(order).tolist())
+    return [value] + [None] * (len(node.input) - 1)
