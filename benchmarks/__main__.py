@@ -1,7 +1,8 @@
 """Every benchmark: python -m benchmarks [NAME ...] [--quick] [--json FILE]
 
 Prints a table for each, the bound beside what was measured, and writes it with the machine's description
-to benchmarks/results.json, where those not run stay as they are. Exits with 1 if a bound is missed.
+to benchmarks/results.json, where those not run stay as they are; with --quick only where --json says, as
+its figures are not to replace a whole run's. Exits with 1 if a bound is missed.
 """
 
 from __future__ import annotations
@@ -32,18 +33,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed, as ratios with bounds.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)}; without: all")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing installed")
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="where the figures go")
+    where = "where the figures go, else benchmarks/results.json, or with --quick nowhere"
+    parser.add_argument("--json", type=Path, metavar="FILE", help=where)
     args = parser.parse_args()
+    target: Path | None = args.json or (None if args.quick else RESULTS)
     if unknown := set(args.names) - set(NAMES):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     described = machine()
     load = described["load_before"]
     print(f"{described['cpu']}, {described['cores']} cores, load {load:.1f} before the start")
     try:
-        found = json.loads(args.json.read_text()) if args.json.exists() else {}
+        found = json.loads(target.read_text()) if target and target.exists() else {}
         found = {name: found[name] for name in NAMES if name in found}
     except (ValueError, TypeError) as error:
-        parser.error(f"{args.json} has no benchmarks' figures ({error}); remove it, or give another --json")
+        parser.error(f"{target} has no benchmarks' figures ({error}); remove it, or give another --json")
     reports: dict[str, Report] = {}
     for name in args.names or NAMES:
         # Imported one at a time: each needs extras of its own.
@@ -51,7 +54,8 @@ def main() -> int:
         print(reports[name].table(), flush=True)
         found[name] = {"machine": described, "quick": args.quick} | reports[name].json()
         # At once: the next one may take half an hour, or fail.
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        if target:
+            target.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if all(report.met for report in reports.values()) else 1
 
 

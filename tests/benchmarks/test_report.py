@@ -50,6 +50,24 @@ def test_the_exit_code_says_whether_all_bounds_hold(
     assert found["kernel"] == {"title": "of another day"}, "only what was run is replaced"
 
 
+def test_a_quick_runs_figures_are_written_only_where_one_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report = Report("title", (Figure("f", 1.0, "times", 2.0),))
+    monkeypatch.setitem(sys.modules, "benchmarks.idle", SimpleNamespace(report=lambda quick: report))
+    results, own = tmp_path / "results.json", tmp_path / "own.json"
+    monkeypatch.setattr(command, "RESULTS", results)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "idle", "--quick"])
+    assert command.main() == 0
+    assert not results.exists()
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "idle", "--quick", "--json", str(own)])
+    assert command.main() == 0
+    assert json.loads(own.read_text())["idle"]["quick"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "idle"])
+    assert command.main() == 0
+    assert not json.loads(results.read_text())["idle"]["quick"]
+
+
 def test_an_unknown_benchmark_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
