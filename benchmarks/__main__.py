@@ -21,6 +21,7 @@ NAMES = (
     "round",
     "idle",
     "torch_parity",
+    "torch_operators",
     "federated",
     "federated_slow",
     "bulk",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_ad import reverse
 
 from edge_attention.core.errors import InvalidGraph
@@ -114,7 +114,8 @@ def differentiate(
     except InvalidGraph:
         raise
     except Exception as error:  # the library fails in many ways on graphs it has no rule for
-        raise InvalidGraph(f"{place}: cannot be differentiated: {error}") from error
+        where = _node_of(error)
+        raise InvalidGraph(f"{place}: cannot be differentiated{where}: {error}") from error
     graph = result.graph
     primal_inputs = {value.name: value for value in bound.graph.input}
     primal_outputs = {value.name: value for value in bound.graph.output}
@@ -300,6 +301,17 @@ class Runner:
             return list(self._session.run(outputs, {name: feeds[name] for name in self._inputs}))
         except Exception as error:
             raise InvalidGraph(f"{self._place}: ONNX Runtime cannot run it: {error}") from error
+
+
+def _node_of(error: BaseException) -> str:
+    """The node whose rule raised it, as far as can be told: the library does not say."""
+    found, trace = "", error.__traceback__
+    while trace:
+        node = trace.tb_frame.f_locals.get("node")
+        if isinstance(node, NodeProto):
+            found = f", at {node.op_type} '{node.name or next(iter(node.output), '')}'"
+        trace = trace.tb_next
+    return found
 
 
 def _check_sizes(model: ModelProto, place: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx_ad import UnsupportedOperator
 from onnx_ad.rules import REVERSE, reverse_rule
 
@@ -37,8 +37,10 @@ def picked_by_slice(
     picks = {}
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         size = shape[axis]
-        bound = slice(start, end if end >= -size or step > 0 else None, step)
-        picks[axis % len(shape)] = np.arange(size)[bound]
+        low, high = (0, size) if step > 0 else (-1, size - 1)
+        first, beyond = (number + size if number < 0 else number for number in (start, end))
+        first = min(max(first, 0), high)
+        picks[axis % len(shape)] = np.arange(first, min(max(beyond, low), high), step)
     return picks
 
 
@@ -58,31 +60,33 @@ def picked_by_pad(shape: Sequence[int], pads: Sequence[int], axes: Sequence[int]
 
 @reverse_rule("Slice")  # type: ignore[untyped-decorator, unused-ignore]
 def _slice(ctx: Any, node: NodeProto, grads: Sequence[str]) -> list[str | None]:
-    shape = ctx.shapes.static(node.input[0])
-    starts, ends, axes, steps = (_integers(ctx, node, i) for i in range(1, 5))
-    if shape is None or starts is None or ends is None or steps is None or set(steps) == {1}:
+    steps = _integers(ctx, node, 4, [1])
+    if steps is not None and set(steps) == {1}:
         return list(_LIBRARY["Slice"](ctx, node, grads))
-    if axes is None:
-        axes = list(range(len(starts)))
+    shape, starts, ends = ctx.shapes.static(node.input[0]), *(_integers(ctx, node, i, None) for i in (1, 2))
+    axes = _integers(ctx, node, 3, list(range(len(starts or ()))))
+    if shape is None or starts is None or ends is None or axes is None or steps is None:
+        raise UnsupportedOperator("a slice with steps has a gradient where shapes and bounds are fixed")
     return _contributions(ctx, node, grads, shape, picked_by_slice(shape, starts, ends, axes, steps))
 
 
 @reverse_rule("Pad")  # type: ignore[untyped-decorator, unused-ignore]
 def _pad(ctx: Any, node: NodeProto, grads: Sequence[str]) -> list[str | None]:
     mode, shape = attributes_of(node).get("mode", "constant"), ctx.shapes.static(node.input[0])
-    pads, axes = _integers(ctx, node, 1), _integers(ctx, node, 3)
-    if shape is None or not pads or (mode == "constant" and min(pads) >= 0):
-        return list(_LIBRARY["Pad"](ctx, node, grads))
-    if axes is None:
-        axes = list(range(len(shape)))
     if len(node.input) > 2 and node.input[2] and ctx.asked_for(node.input[2]):
-        raise UnsupportedOperator("Pad is not differentiated with respect to its constant")
+        raise UnsupportedOperator("the constant of a Pad has no gradient; leave it out of `parameters`")
+    pads = _integers(ctx, node, 1, None)
+    if mode == "constant" and (pads is None or min(pads, default=0) >= 0):
+        return list(_LIBRARY["Pad"](ctx, node, grads))
+    axes = _integers(ctx, node, 3, list(range(len(shape or ()))))
+    if shape is None or pads is None or axes is None:
+        raise UnsupportedOperator(f"padding by '{mode}' has a gradient where shapes and pads are fixed")
     return _contributions(ctx, node, grads, shape, picked_by_pad(shape, pads, axes, mode))
 
 
-def _integers(ctx: Any, node: NodeProto, i: int) -> list[int] | None:
-    """The constant that is input `i`; None if it is no constant, or there is no such input."""
-    return ctx.integers(node.input[i]) if i < len(node.input) and node.input[i] else None
+def _integers(ctx: Any, node: NodeProto, i: int, absent: list[int] | None) -> list[int] | None:
+    """The constant that is input `i`, or `absent`; None if it is no constant."""
+    return ctx.integers(node.input[i]) if i < len(node.input) and node.input[i] else absent
 
 
 def _contributions(
@@ -91,8 +95,13 @@ def _contributions(
     """The gradient of input 0, of `shape` and a seeds' axis of one; None for the others."""
     current = list(ctx.shapes.static(node.output[0]) or ())
     if len(current) != len(shape):
-        raise UnsupportedOperator(f"{node.op_type} has no gradient without fixed shapes; export it with them")
+        raise UnsupportedOperator("it has a gradient where shapes are fixed; export it with them")
     ops, value = ctx.b, ctx.full(grads[0], node.output[0])
+    dtype = ctx.dtype(node.input[0])
+    exact = dtype if dtype == TensorProto.DOUBLE else TensorProto.FLOAT  # ONNX Runtime adds no halves
+    if exact != dtype:
+        value = ops.op("Cast", [value], to=exact)
+    zero = numpy_helper.from_array(np.zeros(1, helper.tensor_dtype_to_np_dtype(exact)))
     for axis, picked in picks.items():
         current[axis] = shape[axis]
         copies = np.flatnonzero(picked != _CONSTANT)
@@ -103,13 +112,11 @@ def _contributions(
             continue
         order = [axis, *(other for other in range(len(shape) + 1) if other != axis)]
         rest = [1 if other == len(shape) else current[other] for other in order[1:]]
-        zeros = ops.op(
-            "ConstantOfShape",
-            [ops.ints([shape[axis], *rest])],
-            value=numpy_helper.from_array(np.zeros(1, np.float32), "value"),
-        )
+        zeros = ops.op("ConstantOfShape", [ops.ints([shape[axis], *rest])], value=zero)
         indices = ops.constant(picked, TensorProto.INT64, (len(picked), 1))
         turned = ops.op("Transpose", [value], perm=order)
         summed = ops.op("ScatterND", [zeros, indices, turned], reduction="add", stem="picked")
         value = ops.op("Transpose", [summed], perm=np.argsort(order).tolist())
+    if exact != dtype:
+        value = ops.op("Cast", [value], to=dtype)
     return [value] + [None] * (len(node.input) - 1)

@@ -78,7 +78,7 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
 
 
 def explicit_windows(model: ModelProto) -> None:
-    """Write out, in place, the padding that `auto_pad` and `ceil_mode` of convolutions and pools stand for.
+    """Write out, in place, the padding of convolutions and pools that other attributes stand for.
 
     Shapes must have been inferred; a node of the main graph whose shapes are unknown stays as it is, and so
     does one whose windows no padding describes.
@@ -98,10 +98,11 @@ def explicit_windows(model: ModelProto) -> None:
         if pads is None:
             continue
         written = {"auto_pad", "ceil_mode", "pads"}
-        if node.op_type == "AveragePool" and given.get("ceil_mode") and given.get("count_include_pad"):
-            if any(window.pads):
+        if given.get("count_include_pad") and "SAME" not in given.get("auto_pad", ""):
+            if any(window.pads) and pads != list(window.pads):
                 continue  # the padding counts and what overhangs does not
-            written.add("count_include_pad")
+            if not any(window.pads):
+                written.add("count_include_pad")
         for attribute in list(node.attribute):
             if attribute.name in written:
                 node.attribute.remove(attribute)
@@ -114,8 +115,8 @@ def _pads(given: Mapping[str, Any], window: Window, small: Shape, large: Shape) 
     pairs = zip(window.spans(small), window.more, large, strict=True)
     total = [span + more - size for span, more, size in pairs]
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        if min(total) < 0:
-            return None  # elements between windows are left out
+        if min(total) < 0 or max(window.dilations) > 1:
+            return None  # elements between windows are left out; ONNX Runtime has no SAME with dilation
         half = [size // 2 for size in total]
         other = [size - start for size, start in zip(total, half, strict=True)]
         return half + other if auto == "SAME_UPPER" else other + half

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import FLOAT, Array, close, model, node, normal, run
+from onnx import TensorProto
+from small_models import FLOAT, INT64, Array, close, model, node, normal, run
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.federated_job import LossSpec
@@ -174,6 +175,51 @@ def test_of_means_over_windows(moving: Windows, counts_padding: bool) -> None:
     close(found["dx"], transposed(x.astype(np.float64), dy / elements, w, moving, 2)[0])
 
 
+@settings(deadline=None, max_examples=60)
+@given(windows(), st.sampled_from([1, 2, 3]))
+def test_of_norms_over_windows(moving: Windows, power: int) -> None:
+    x, dy = normal(0, BATCH, 2, *moving.sizes), normal(1, BATCH, 2, *moving.counts())
+    file = model(
+        [node("LpPool", ["x"], ["y"], p=power, **moving.attributes())],
+        {"x": (FLOAT, list(x.shape))},
+        {"y": (FLOAT, list(dy.shape))},
+        {},
+    )
+    (wide_x,), w = wide(x), np.ones((2, 1, *moving.kernel))
+    norms = convolve(np.abs(wide_x) ** power, w, moving, 2) ** (1 / power)
+    falls = np.where(norms > 0, np.where(norms > 0, norms, 1) ** (1 - power), 0)  # windows over padding only
+    spread = transposed(wide_x, dy * falls, w, moving, 2)[0]
+    found = run(gradients(file, "x"), {"x": x, "dy": dy})
+    close(found["dx"], spread * np.sign(wide_x) * np.abs(wide_x) ** (power - 1))
+
+
+def test_a_mean_of_halves() -> None:
+    nodes = [
+        node("Cast", ["x"], ["a"], to=TensorProto.FLOAT16),
+        node("AveragePool", ["a"], ["b"], kernel_shape=[2]),
+        node("Cast", ["b"], ["y"], to=FLOAT),
+    ]
+    file = model(nodes, {"x": (FLOAT, [BATCH, 1, 4])}, {"y": (FLOAT, [BATCH, 1, 3])}, {})
+    found = run(gradients(file, "x"), {"x": normal(0, BATCH, 1, 4), "dy": np.ones((BATCH, 1, 3), np.float32)})
+    close(found["dx"], np.broadcast_to([0.5, 1, 1, 0.5], (BATCH, 1, 4)))
+
+
+def test_a_length_that_is_data() -> None:
+    nodes = [
+        node("Slice", ["x", "zero", "length", "axis"], ["cut"]),
+        node("Conv", ["cut", "w"], ["y"]),
+        node("ReduceSum", ["y"], ["sum"], keepdims=0),
+    ]
+    x, w = normal(0, BATCH, 2, 8), normal(1, 3, 2, 3)
+    inputs = {"x": (FLOAT, list(x.shape)), "length": (INT64, [1]), "w": (FLOAT, list(w.shape))}
+    constants = {"zero": np.array([0]), "axis": np.array([2])}
+    file = onnx.load_model_from_string(model(nodes, inputs, {"sum": (FLOAT, [])}, constants))
+    graph = differentiate(file, BATCH, wrt={"w": "dw"}, seeds={"sum": None})
+    found = run(graph, {"x": x, "w": w, "length": np.array([6])})
+    moving = Windows((6,), (3,), (1,), (1,), (0, 0))
+    close(found["dw"], transposed(*wide(x[:, :, :6], np.ones((BATCH, 3, 4)), w), moving, 1)[1])
+
+
 def network() -> bytes:
     """Images to logits: SAME windows, depthwise and pointwise, a pool that overhangs, and upwards."""
     return model(
@@ -217,8 +263,8 @@ def test_a_network_of_them_is_checked_by_differences_and_learns() -> None:
 
 
 def test_an_overhanging_mean_that_counts_padding_is_refused_by_its_name() -> None:
-    windows = {"kernel_shape": [2], "strides": [2], "ceil_mode": 1, "count_include_pad": 1, "pads": [1, 1]}
-    made = node("AveragePool", ["c"], ["d"], **windows)
+    windows = {"kernel_shape": [3], "strides": [2], "ceil_mode": 1, "count_include_pad": 1, "pads": [1, 1]}
+    made = node("AveragePool", ["c"], ["d"], name="pool7", **windows)
     file = model(
         [node("Mul", ["x", "w"], ["c"]), made, node("Flatten", ["d"], ["logits"])],
         {"x": (FLOAT, ["n", 2, 4])},
@@ -226,7 +272,6 @@ def test_an_overhanging_mean_that_counts_padding_is_refused_by_its_name() -> Non
         {"w": normal(0, 1, 2, 4)},
     )
     loaded = load_model(file, loss=LossSpec("cross_entropy"))
-    with pytest.raises(
-        InvalidGraph, match="AveragePool has no gradient without fixed shapes and explicit pads"
-    ):
+    what = r"at AveragePool 'pool7': its windows have no equal .* count_include_pad=False"
+    with pytest.raises(InvalidGraph, match=what):
         gradient_graph(loaded, BATCH)

@@ -46,7 +46,7 @@ async def arrivals(
                     f"{len(names)} nodes have a dataset {job.dataset!r}, {least} are needed; start nodes "
                     f"with --data {job.dataset}=FILE, and the run anew"
                 )
-            say(f"{least} nodes with a dataset {job.dataset!r}, there are {len(names)}", least - len(names))
+            say(f"nodes with a dataset {job.dataset!r}: {len(names)} of {least} there", least - len(names))
             await asyncio.sleep(min(0.2, left + 0.01))
         say("", 0)
     return {
