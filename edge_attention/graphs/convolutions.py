@@ -50,7 +50,7 @@ class _Rule:
         node, ctx = self._node, self._ctx
         gradient = self._reshaped(ctx.full(grads[0], node.output[0]), self.y)
         return [
-            self._reshaped(make(gradient), (*self._shapes[name], 1)) if ctx.asked_for(name) else None
+            self._reshaped(make(gradient), (*self._shapes[name], 1)) if name and ctx.asked_for(name) else None
             for name, make in zip(node.input, (*makers, self._bias), strict=False)
         ]
 
@@ -70,7 +70,7 @@ class _Rule:
         return self._spread(self._ops.op("Mul", [gradient, share]))
 
     def norm(self, gradient: str) -> str:
-        """The gradient of y = (sum |x|^p)^(1/p): sign(x) |x|^(p-1) times the sum of y^(1-p) over x's windows.
+        """The gradient of y = (sum |x|^p)^(1/p): sign(x) |x|^(p-1) times what comes of dy y^(1-p).
 
         0 where y is.
         """
