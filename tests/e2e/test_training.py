@@ -70,6 +70,12 @@ def follow(run, at, do):
     return rounds, waits
 
 
+def until_lost(lab, run, node):
+    """By a handle of its own: what the other one last heard is what `follow` holds against its events."""
+    own = lab.client.run(run.id)
+    until(lambda: f"'{node}' (lost)" in own.describe().waiting)
+
+
 def same(rounds, run, uninterrupted):
     whole, parameters = uninterrupted
     assert run.describe().state is RunState.FINISHED
@@ -121,7 +127,7 @@ def test_the_command_line_says_whom_a_run_waits_for(lab, uninterrupted):
 
         def kill():
             lab.fleet.kill("c")
-            pool.submit(lambda: (until(lambda: "(lost)" in run.describe().waiting), lab.start("c")))
+            pool.submit(lambda: (until_lost(lab, run, "c"), lab.start("c")))
 
         rounds, _ = follow(run, 20, kill)
         watched = watching.result(60)
@@ -158,7 +164,7 @@ def test_a_frozen_node_is_waited_for(lab, uninterrupted):
 
     def freeze():
         lab.fleet.freeze("c")
-        thawing.submit(lambda: (until(lambda: "'c' (lost)" in run.describe().waiting), lab.fleet.thaw("c")))
+        thawing.submit(lambda: (until_lost(lab, run, "c"), lab.fleet.thaw("c")))
 
     rounds, _ = follow(run, 15, freeze)
     same(rounds, run, uninterrupted)
