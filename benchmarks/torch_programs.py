@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch  # type: ignore[import-not-found, unused-ignore]
-import torch.nn.functional as functional  # type: ignore[import-not-found, unused-ignore]
+import numpy as np
+import torch
+import torch.nn.functional as functional
 
-__all__ = ["DETACHED", "PROGRAMS"]
+__all__ = ["DETACHED", "PROGRAMS", "Case"]
+
+BATCH, CLASSES = 6, 3
 
 DETACHED = {"straight-through"}
 """Programs whose gradient is not that of what they compute: an ONNX file knows no `detach`."""
@@ -168,3 +175,57 @@ PROGRAMS: dict[str, Program] = {
     ),
     "median": lambda h: h.median(1, keepdim=True)[0] * h,
 }
+
+
+class Between(torch.nn.Module):
+    """A linear layer, the program, another linear layer."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self.first = torch.nn.Parameter(torch.randn(4, 12))
+        self.bias = torch.nn.Parameter(torch.randn(12))
+        with torch.no_grad():
+            width = self.between(torch.randn(3, 4)).shape[1]
+        self.last = torch.nn.Parameter(torch.randn(width, CLASSES) * 0.5)
+
+    def between(self, x: Any) -> Any:
+        return self.program(x @ self.first + self.bias).flatten(1)
+
+    def forward(self, x: Any) -> Any:
+        return self.between(x) @ self.last
+
+
+class Case:
+    """A program between its layers, and a batch: the same in every process."""
+
+    def __init__(self, program: Program) -> None:
+        torch.manual_seed(3)
+        self.module, self.x = Between(program), torch.randn(BATCH, 4)
+        self.labels = torch.arange(BATCH) % CLASSES
+
+    def exported(self) -> bytes:
+        """As ONNX, `x` to `logits`. Raises whatever PyTorch raises."""
+        quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with quiet[0], quiet[1], warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(
+                self.module,
+                (self.x,),
+                dynamo=True,
+                input_names=["x"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("rows", min=2)},),
+                verbose=False,
+            )
+        return bytes(made.model_proto.SerializeToString())
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Of the mean cross-entropy, by autograd in float64."""
+        exact = copy.deepcopy(self.module).double()
+        torch.set_default_dtype(torch.float64)  # for tensors that the program makes
+        try:
+            functional.cross_entropy(exact(self.x.double()), self.labels).backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        return {name: value.grad.numpy() for name, value in exact.named_parameters()}

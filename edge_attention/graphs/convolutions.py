@@ -3,7 +3,7 @@
 Its rules have no gradient for the weights of grouped convolutions (MobileNet) or of transposed ones
 (decoders), and place the gradient of the input by a total of padding, which is wrong where padding is not
 symmetric or windows do not reach the end. They are replaced in everything this process differentiates, but
-for shapes that depend on data.
+for shapes that depend on data and for `output_shape`.
 
 A convolution is linear in its input and in its weights, so both gradients are convolutions: of the
 output's gradient with the same weights, transposed; and of the input with the output's gradient as the

@@ -17,22 +17,20 @@ from onnx_ad.rules import REVERSE, reverse_rule
 
 from edge_attention.graphs.windows import attributes_of
 
-__all__ = ["picked_by_pad", "picked_by_slice"]
-
 _CONSTANT = -1
-Picks = dict[int, NDArray[np.int64]]
+_Picks = dict[int, NDArray[np.int64]]
 """By axis, for each output element the input element it is a copy of; -1 for a constant."""
 
 _LIBRARY = {name: REVERSE[name] for name in ("Pad", "Slice")}
 
 
-def picked_by_slice(
+def _picked_by_slice(
     shape: Sequence[int],
     starts: Sequence[int],
     ends: Sequence[int],
     axes: Sequence[int],
     steps: Sequence[int],
-) -> Picks:
+) -> _Picks:
     """What `Slice` picks from a tensor of that shape; negative numbers count from the end."""
     picks = {}
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
@@ -44,7 +42,7 @@ def picked_by_slice(
     return picks
 
 
-def picked_by_pad(shape: Sequence[int], pads: Sequence[int], axes: Sequence[int], mode: str) -> Picks:
+def _picked_by_pad(shape: Sequence[int], pads: Sequence[int], axes: Sequence[int], mode: str) -> _Picks:
     """What `Pad` picks from a tensor of that shape; negative pads crop."""
     picks = {}
     for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
@@ -67,7 +65,7 @@ def _slice(ctx: Any, node: NodeProto, grads: Sequence[str]) -> list[str | None]:
     axes = _integers(ctx, node, 3, list(range(len(starts or ()))))
     if shape is None or starts is None or ends is None or axes is None or steps is None:
         raise UnsupportedOperator("a slice with steps has a gradient where shapes and bounds are fixed")
-    return _contributions(ctx, node, grads, shape, picked_by_slice(shape, starts, ends, axes, steps))
+    return _contributions(ctx, node, grads, shape, _picked_by_slice(shape, starts, ends, axes, steps))
 
 
 @reverse_rule("Pad")  # type: ignore[untyped-decorator, unused-ignore]
@@ -81,7 +79,7 @@ def _pad(ctx: Any, node: NodeProto, grads: Sequence[str]) -> list[str | None]:
     axes = _integers(ctx, node, 3, list(range(len(shape or ()))))
     if shape is None or pads is None or axes is None:
         raise UnsupportedOperator(f"padding by '{mode}' has a gradient where shapes and pads are fixed")
-    return _contributions(ctx, node, grads, shape, picked_by_pad(shape, pads, axes, mode))
+    return _contributions(ctx, node, grads, shape, _picked_by_pad(shape, pads, axes, mode))
 
 
 def _integers(ctx: Any, node: NodeProto, i: int, absent: list[int] | None) -> list[int] | None:
@@ -90,7 +88,7 @@ def _integers(ctx: Any, node: NodeProto, i: int, absent: list[int] | None) -> li
 
 
 def _contributions(
-    ctx: Any, node: NodeProto, grads: Sequence[str], shape: Sequence[int], picks: Picks
+    ctx: Any, node: NodeProto, grads: Sequence[str], shape: Sequence[int], picks: _Picks
 ) -> list[str | None]:
     """The gradient of input 0, of `shape` and a seeds' axis of one; None for the others."""
     current = list(ctx.shapes.static(node.output[0]) or ())
