@@ -37,9 +37,22 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
+DAEMON = "edge_node.link, edge_node.datasets, edge_node.main, edge_attention.sequence_files"
+
+
 def test_the_node_is_small():
-    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in python("edge_node"))
-    assert 0 < lines < 1500
+    """What the daemon loads of ours, in lines, and what it takes in memory before it holds anything."""
+    code = f"""
+import sys, {DAEMON}
+ours = [m for n, m in sys.modules.items() if n.partition('.')[0] in ('edge_node', 'edge_attention')]
+print(sum(len(open(m.__file__).readlines()) for m in ours if m.__file__))
+print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS')) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines, megabytes = map(int, done.stdout.split())
+    assert 1_000 < lines < 10_000
+    assert 20 < megabytes < 120
 
 
 def test_the_node_knows_no_model_and_no_strategy():
