@@ -5,7 +5,6 @@ Nodes and clients make one connection each; a stranger can make as many as there
 
 from __future__ import annotations
 
-import contextlib
 import resource
 from typing import Any
 
@@ -20,17 +19,6 @@ HANDSHAKE_MILLISECONDS = 10_000
 """For TLS and the first frame of HTTP/2: a connection that says nothing ends then."""
 WATCHERS = 64
 """Streams of Health/Watch, for which nobody has to say who they are. Health/Check is not limited."""
-DESCRIPTORS = 1 << 20
-
-
-def raise_descriptors() -> None:
-    """Let this process open as many files as its hard limit allows; the soft one is often 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    with contextlib.suppress(OSError, ValueError):  # it goes on with what it has
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def connections() -> int:

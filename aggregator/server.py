@@ -21,7 +21,7 @@ from aggregator.api import Api
 from aggregator.append import Appender
 from aggregator.attend import Attender
 from aggregator.bulk import Bulk
-from aggregator.capacity import Health, raise_descriptors, server_options
+from aggregator.capacity import Health, server_options
 from aggregator.checkup import Checkup
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
@@ -39,6 +39,7 @@ from aggregator.trust.audit import Audit
 from aggregator.trust.reflection import offer_reflection
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
+from edge_attention.descriptors import raise_descriptors
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import service_handlers
 

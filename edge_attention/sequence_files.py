@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import math
-import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from edge_attention.core.errors import FailedPrecondition, OutOfMemory
 from edge_attention.core.tensors import Float32, require_stored
 from edge_attention.kept_files import KeptFiles
+from edge_attention.mapped import Memory, mapped
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Files:
             raise FailedPrecondition(f"{folder} cannot be used as --store: {error.strerror}") from None
         self.kept = KeptFiles(folder / "kept")
 
-    def load(self, limit: int) -> Iterator[tuple[Manifest, mmap.mmap]]:
+    def load(self, limit: int) -> Iterator[tuple[Manifest, Memory]]:
         """What an earlier process left, mapped for growth to `limit` bytes; what is damaged is skipped."""
         known: set[Path] = set()
         for path in sorted(self._folder.glob("*.json")):
@@ -79,7 +79,7 @@ class Files:
         for data in set(self._folder.glob("*.tiles")) - known:
             data.unlink()  # of a sequence that was never finished, or dropped
 
-    def create(self, name: str, size: int) -> mmap.mmap:
+    def create(self, name: str, size: int) -> Memory:
         """An empty file for `name`, mapped; `size` bytes of address space, none of disk."""
         path = self._path(name, ".tiles")
         path.with_suffix(".json").unlink(missing_ok=True)
@@ -117,7 +117,7 @@ class Files:
         return self._folder / (_stem(name) + suffix)
 
 
-def tiles_of(memory: mmap.mmap, layout: tuple[int, int, int]) -> Float32:
+def tiles_of(memory: Memory, layout: tuple[int, int, int]) -> Float32:
     """`memory` as tiles of (heads, tile, dim): float32 [tiles, heads, tile, dim], as many as fit."""
     one = math.prod(layout)
     count = len(memory) // (4 * one)
@@ -128,11 +128,11 @@ def _stem(name: str) -> str:
     return sha256(name.encode()).hexdigest()[:32]
 
 
-def _map(path: Path, size: int) -> mmap.mmap:
+def _map(path: Path, size: int) -> Memory:
     with path.open("r+b") as file:
         if os.fstat(file.fileno()).st_size < size:
             file.truncate(size)
-        return mmap.mmap(file.fileno(), size)
+        return mapped(file.fileno(), size)
 
 
 def _read(path: Path) -> Manifest:

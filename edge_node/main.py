@@ -96,12 +96,14 @@ def main(
     """
     set_up(log_level)
     from edge_attention.box import usable_memory  # these after --help and --version
+    from edge_attention.descriptors import raise_descriptors
     from edge_attention.health import serving
     from edge_attention.metrics.common import serve
     from edge_attention.sequence_files import Files
     from edge_node import datasets, executor, link, release, runtime
     from edge_node import store as stores
 
+    raise_descriptors()
     limit = memory_limit or usable_memory() // 2
     try:
         secret = read_secret(id_key, "--id-key")

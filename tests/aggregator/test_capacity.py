@@ -113,9 +113,10 @@ def test_as_many_files_may_be_opened_as_the_system_allows():
     """In a process of its own, since what is raised stays."""
     code = (
         "import resource as r; from aggregator import capacity as c\n"
+        "from edge_attention import descriptors as d\n"
         "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]\n"
         "r.setrlimit(r.RLIMIT_NOFILE, (256, min(hard, 2000) if hard > 0 else 2000))\n"
-        "print(c.connections()); c.raise_descriptors(); print(*r.getrlimit(r.RLIMIT_NOFILE), c.connections())"
+        "print(c.connections()); d.raise_descriptors(); print(*r.getrlimit(r.RLIMIT_NOFILE), c.connections())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

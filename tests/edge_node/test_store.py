@@ -3,6 +3,8 @@ from __future__ import annotations
 import itertools
 import json
 import mmap
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -249,3 +251,41 @@ def test_a_full_disk_is_an_answer(tmp_path, monkeypatch):
     with pytest.raises(OutOfMemory, match="No space left"):
         store.append("context/a/x", np.ones((1, 1, 1), np.float32), tile=1)
     assert store.used == 0
+
+
+def test_sequences_on_disk_keep_no_descriptor_and_a_process_out_of_them_says_so(tmp_path):
+    """In a process of its own, which may open 64 files and no more."""
+    code = f"""
+import resource, os, numpy as np
+from pathlib import Path
+from edge_attention.core.errors import OutOfMemory
+from edge_attention.sequence_files import Files
+from edge_node.store import Store
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+store = Store(1 << 24, Files(Path({str(tmp_path)!r})))
+token = np.ones((1, 1, 2), np.float32)
+for number in range(300):
+    store.append(f"context/a/{{number}}/keys", token * number, tile=2)
+assert [float(store.get(f"context/a/{{n}}/keys").array[0, 0, 0, 0]) for n in range(300)] == list(range(300))
+maps = lambda: Path("/proc/self/maps").read_text().count(".tiles")
+assert maps() == 300
+store.drop("context/a/")
+assert maps() == 0
+held = []
+try:
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+try:
+    store.append("context/b/keys", token, tile=2)
+except OutOfMemory as error:
+    print(error.message)
+assert store.sequences() == {{}}
+for descriptor in held:
+    os.close(descriptor)
+assert store.append("context/b/keys", token, tile=2) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Too many open files" in done.stdout
