@@ -18,7 +18,8 @@
     │   └── PrivateTensor                           the node's operator has not allowed it to leave
     ├── ResourceExhausted      RESOURCE_EXHAUSTED   a limit was reached; says which
     │   ├── MessageTooLarge
-    │   └── OutOfMemory
+    │   ├── OutOfMemory
+    │   └── PrivateLimit                            failed on a node's private data too often today
     ├── Unavailable            UNAVAILABLE          a peer is away; trying again may help
     │   ├── NodeLost
     │   └── Unreachable                             nobody answered at the address
@@ -55,6 +56,7 @@ __all__ = [
     "NotFound",
     "OutOfMemory",
     "PermissionDenied",
+    "PrivateLimit",
     "PrivateTensor",
     "ResourceExhausted",
     "Revoked",
@@ -145,6 +147,10 @@ class MessageTooLarge(ResourceExhausted):
 
 
 class OutOfMemory(ResourceExhausted):
+    pass
+
+
+class PrivateLimit(ResourceExhausted):
     pass
 
 

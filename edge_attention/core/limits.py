@@ -5,21 +5,26 @@ from __future__ import annotations
 from edge_attention.core.errors import InvalidProgram
 from edge_attention.core.program import Instruction, Program, Repeat, Run
 
-__all__ = ["MAX_DEPTH", "MAX_GRAPHS", "MAX_INSTRUCTIONS", "MAX_STEPS", "graphs_of"]
+__all__ = ["MAX_CALLER", "MAX_DEPTH", "MAX_GRAPHS", "MAX_INSTRUCTIONS", "MAX_STEPS", "graphs_of"]
 
 MAX_INSTRUCTIONS = 10_000
 MAX_DEPTH = 4
 MAX_STEPS = 10_000_000
 """Instructions carried out in one task, each turn of a Repeat counted."""
 MAX_GRAPHS = 64
+MAX_CALLER = 256
+"""Characters of the name of who a program is for."""
 
 
 def graphs_of(program: Program) -> set[str]:
     """The digests of the graphs `program` runs.
 
     Raises:
-        InvalidProgram: it has too many instructions, turns or graphs, or is nested too deeply.
+        InvalidProgram: it has too many instructions, turns or graphs, or is nested too deeply; or who it is for
+            has no name that can be.
     """
+    if len(program.caller) > MAX_CALLER or not program.caller.isprintable():
+        raise InvalidProgram(f"the caller of a program is at most {MAX_CALLER} printable characters")
     digests: set[str] = set()
     count = 0
 

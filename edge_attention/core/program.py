@@ -50,12 +50,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Append:
-    """Grow `sequence` by `source` [tokens, heads, dim] at token `at` (None: the end)."""
+    """Grow `sequence` by `source` [tokens, heads, dim] at token `at` (None: the end).
+
+    A private source needs `shape`, its shape: by how much a sequence grows is seen from outside.
+    """
 
     sequence: str
     source: Value
     at: int | None = None
     tile: int = 0
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ Instruction = Run | Append | Batch | Repeat | Return | Drop
 
 @dataclass(frozen=True)
 class Program:
-    """One task for one node. See `protos/edge_attention/v1/program.proto`."""
+    """One task for one node, and for `caller`. See `protos/edge_attention/v1/program.proto`."""
 
     task_id: str
     shard: str
@@ -112,6 +116,7 @@ class Program:
     deadline_seconds: float | None = None
     tensors: Mapping[str, Array] = field(default_factory=dict)
     bulk_tensors: tuple[BulkTensor, ...] = ()
+    caller: str = ""
 
 
 @dataclass(frozen=True)

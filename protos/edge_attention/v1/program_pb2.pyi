@@ -35,6 +35,7 @@ class Program(_message.Message):
     TENSORS_FIELD_NUMBER: _builtins.int
     BULK_TENSORS_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Running a task twice has no further effect; its contributions are returned again."""
     shard: _builtins.str
@@ -45,6 +46,10 @@ class Program(_message.Message):
     """The version of the parameters this program was built on. Comes back unchanged."""
     deadline_seconds: _builtins.float
     """Seconds from arrival until nobody waits for the answer. Absent: no limit."""
+    caller: _builtins.str
+    """Who made the call that this is for: the subject of the certificate or token, as `user/ana`, at most 256
+    characters; of a run, who started it. Empty without TLS. A node counts failures on private data by it.
+    """
     @_builtins.property
     def coverage(self) -> _tensor_pb2.Range: ...
     @_builtins.property
@@ -68,10 +73,11 @@ class Program(_message.Message):
         tensors: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         bulk_tensors: _abc.Iterable[_tensor_pb2.BulkTensor] | None = ...,
         instructions: _abc.Iterable[Global___Instruction] | None = ...,
+        caller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "bulk_tensors", b"bulk_tensors", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds", "instructions", b"instructions", "shard", b"shard", "task_id", b"task_id", "tensors", b"tensors", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "bulk_tensors", b"bulk_tensors", "caller", b"caller", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds", "instructions", b"instructions", "shard", b"shard", "task_id", b"task_id", "tensors", b"tensors", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_seconds: _TypeAlias = _typing.Literal["deadline_seconds"]  # noqa: Y015
     _WhichOneofArgType__deadline_seconds: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds"]  # noqa: Y015
@@ -247,6 +253,7 @@ class Append(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
     TILE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.str
     """A name in the store."""
     at: _builtins.int
@@ -259,6 +266,12 @@ class Append(_message.Message):
     def source(self) -> Global___Value:
         """[tokens, heads, dim], float32."""
 
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What shape the source has: tokens, heads, dim. A private source needs it, because it is seen from outside by
+        how much a sequence grows; one of another shape is refused. Empty: as the source comes.
+        """
+
     def __init__(
         self,
         *,
@@ -266,10 +279,11 @@ class Append(_message.Message):
         source: Global___Value | None = ...,
         at: _builtins.int | None = ...,
         tile: _builtins.int = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "sequence", b"sequence", "source", b"source", "tile", b"tile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "sequence", b"sequence", "shape", b"shape", "source", b"source", "tile", b"tile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__at: _TypeAlias = _typing.Literal["at"]  # noqa: Y015
     _WhichOneofArgType__at: _TypeAlias = _typing.Literal["_at", b"_at"]  # noqa: Y015
