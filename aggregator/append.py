@@ -17,12 +17,13 @@ from aggregator.membership import Member, Membership
 from edge_attention.core.attention import AppendDatasetRequest, AppendResponse
 from edge_attention.core.bounds import Summary
 from edge_attention.core.errors import (
+    Cancelled,
     DeadlineExceeded,
+    EdgeAttentionError,
     FailedPrecondition,
     InvalidArgument,
     InvalidTensor,
     NotFound,
-    OutOfMemory,
     Unavailable,
 )
 from edge_attention.core.fleet import NodeState
@@ -70,12 +71,12 @@ class _Target:
     summaries: dict[str, Summary] = field(default_factory=dict)
 
 
-class _Full(OutOfMemory):
-    """These nodes had no room."""
+class _Refused(EdgeAttentionError):
+    """These nodes did not take their tokens: for want of room, or for a reason that is theirs alone."""
 
-    def __init__(self, message: str, nodes: frozenset[str]) -> None:
-        super().__init__(message)
-        self.nodes = nodes
+    def __init__(self, error: EdgeAttentionError, nodes: frozenset[str]) -> None:
+        super().__init__(error.message)
+        self.error, self.nodes = error, nodes
 
 
 class Appender:
@@ -117,17 +118,18 @@ class Appender:
                 store = self._store(context, target, Stored("task/keys"), Stored("task/values"), target.at)
                 return store, tensors
 
-            full: set[str] = set()
+            without: set[str] = set()
             while True:
-                targets = self._place(context, len(keys), node, full)
+                targets = self._place(context, len(keys), node, without)
                 try:
                     return await self._run(context, targets, program)
-                except _Full as error:
-                    # What a node holds is known by its last heartbeat only. The others may have room.
-                    if node or not self._others(full | error.nodes):
-                        raise OutOfMemory(error.message) from None
-                    log.info("append to context %s is placed anew: %s", name, error.message)
-                    full |= error.nodes
+                except _Refused as refused:
+                    # What a node holds is known by its last heartbeat only, and what it says of tokens that
+                    # were checked here is its word. The others may take them.
+                    if node or not self._others(without | refused.nodes):
+                        raise refused.error from None
+                    log.info("append to context %s is placed anew: %s", name, refused.message)
+                    without |= refused.nodes
 
     async def append_dataset(self, request: AppendDatasetRequest) -> AppendResponse:
         """Append what `request.node` computes from its own dataset: a token a row.
@@ -162,14 +164,17 @@ class Appender:
                 part = range(target.tokens.start - first, target.tokens.stop - first)
                 return self._encode(context, target, request, rows[part.start : part.stop])
 
-            return await self._run(context, targets, program)
+            try:
+                return await self._run(context, targets, program)
+            except _Refused as refused:
+                raise refused.error from None
 
-    def _others(self, full: set[str]) -> bool:
-        """Whether a node is ready that is not among `full`."""
-        return any(m.state is NodeState.READY and m.name not in full for m in self._membership.members())
+    def _others(self, without: set[str]) -> bool:
+        """Whether a node is ready that is not among `without`."""
+        return any(m.state is NodeState.READY and m.name not in without for m in self._membership.members())
 
     def _place(
-        self, context: StoredContext, tokens: int, node: str, full: set[str], *, extend: bool = True
+        self, context: StoredContext, tokens: int, node: str, without: set[str], *, extend: bool = True
     ) -> list[_Target]:
         """Cut `tokens` into targets, in order of position; `extend`: the last segment may grow."""
         spec = context.spec
@@ -186,7 +191,7 @@ class Appender:
                 * library.TILE,
             )
             for m in members
-            if m.state is NodeState.READY and m.name not in full
+            if m.state is NodeState.READY and m.name not in without
         ]
         if not candidates:
             raise Unavailable("no node is ready; start one with `edge-node --aggregator ... --name ...`")
@@ -292,16 +297,16 @@ class Appender:
                     target.summaries[node] = summary if known is None else known.joined(summary)
 
             context.appending.update(target.segment for target in targets)
-            outcome = await self._dispatcher.run(assignments, APPEND_SECONDS, fold)
+            # A shard has one holder, whose word is not enough to end an append that others may take.
+            outcome = await self._dispatcher.run(assignments, APPEND_SECONDS, fold, believed=())
             if outcome.missing:
                 reason = "; ".join(sorted(set(outcome.missing.values())))
                 otherwise = DeadlineExceeded if "in time" in reason else Unavailable
                 cls = next((outcome.causes[s] for s in outcome.missing if s in outcome.causes), otherwise)
                 message = f"nothing was appended to context {context.spec.name!r}: {reason}"
-                if cls is OutOfMemory:
-                    causes = outcome.causes
-                    full = (s.partition("@")[2] for s in outcome.missing if causes.get(s) is OutOfMemory)
-                    raise _Full(message, frozenset(full))
+                if not issubclass(cls, DeadlineExceeded | Cancelled | Unavailable):
+                    refused = (s.partition("@")[2] for s in outcome.missing if s in outcome.causes)
+                    raise _Refused(cls(message), frozenset(refused))
                 raise cls(message)
             segments = [self._grown(target) for target in targets]
             self._contexts.commit(context, segments)

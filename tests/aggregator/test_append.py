@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,17 @@ from onnx import TensorProto, helper
 
 from edge_attention.core.attention import AppendDatasetRequest, AttendRequest, ContextSpec
 from edge_attention.core.errors import (
+    EdgeAttentionError,
+    Internal,
     InvalidProgram,
     InvalidTensor,
     NotFound,
     OutOfMemory,
     PrivateTensor,
+    Revoked,
     Unavailable,
 )
+from edge_attention.core.program import Fault
 
 RANDOM = np.random.default_rng(1)
 KEYS = RANDOM.standard_normal((1300, 2, 4)).astype(np.float32)
@@ -183,6 +188,38 @@ def test_a_node_that_turns_out_to_be_full_is_named():
         with pytest.raises(OutOfMemory, match=r"node 'a'.*--memory-limit"):
             await append(house, 0, 1300)
         assert house.contexts.get("c").tokens == 0
+
+    run(scenario)
+
+
+def refusing(name):
+    """A node that answers whatever it is asked with an error of its own making."""
+
+    def tamper(contribution):
+        if contribution.number:
+            return None
+        return replace(contribution, tensors={}, final=True, error=Fault(name, "nonsense\n\x1b[31m"))
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    "name", ["InvalidArgument", "PrivateTensor", "Internal", "Revoked", "x", "OutOfMemory"]
+)
+def test_a_node_that_refuses_what_others_take_costs_nothing(name):
+    async def scenario(house):
+        bad = house.node("a", tamper=refusing(name))
+        for good in "bc":
+            house.node(good)
+        create(house, replicas=2)
+        for start, stop in itertools.pairwise([0, 1, 700, 1300]):
+            response = await append(house, start, stop)
+            assert all(segment.holders == ("b", "c") for segment in response.segments)
+        assert bad.programs, "it was asked"
+        await exact(house)
+        with pytest.raises(EdgeAttentionError, match=r"node 'a'.*: nonsense\\n\\x1b\[31m$") as refused:
+            await append(house, 0, 10, node="a")
+        assert type(refused.value) not in (Revoked, Internal)
 
     run(scenario)
 
