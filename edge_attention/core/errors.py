@@ -11,7 +11,8 @@
     │   └── DuplicateContribution                   the fold has this one already
     ├── FailedPrecondition     FAILED_PRECONDITION  right in itself, not in this state
     │   ├── EmptyContext
-    │   └── StaleVersion                            made with other parameters than asked for
+    │   ├── StaleVersion                            made with other parameters than asked for
+    │   └── Overtaken                               a later change of the same thing has come before it
     ├── Unauthenticated        UNAUTHENTICATED      who calls has not shown who it is
     │   └── Revoked                                 it has, and is no longer let in: trying again is no use
     ├── PermissionDenied       PERMISSION_DENIED    not allowed to this peer
@@ -62,6 +63,7 @@ __all__ = [
     "NotFinite",
     "NotFound",
     "OutOfMemory",
+    "Overtaken",
     "PermissionDenied",
     "PrivateLimit",
     "PrivateTensor",
@@ -78,12 +80,15 @@ __all__ = [
 class EdgeAttentionError(Exception):
     """Base of every error this project raises on purpose. `status` is the gRPC status code's name.
 
+    `told`: the server said so itself, and it is not what a broken call looks like from here.
+
     Args:
         message: a sentence; what cannot be shown in it is escaped, what is past WORDS cut.
         lines: shown below it, each set in: no other line can be made to look like one of these.
     """
 
     status: ClassVar[str] = "UNKNOWN"
+    told: bool = False
 
     def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
         self.message = shown(message, WORDS) + "".join(f"\n    {shown(line, WORDS)}" for line in lines)
@@ -131,6 +136,10 @@ class EmptyContext(FailedPrecondition):
 
 
 class StaleVersion(FailedPrecondition):
+    pass
+
+
+class Overtaken(FailedPrecondition):
     pass
 
 

@@ -165,10 +165,18 @@ class AppendRequest(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     context: _builtins.str
     """In the first message."""
     node: _builtins.str
     """In the first message: the node to append to. Empty: the aggregator places the tokens."""
+    request_id: _builtins.str
+    """In the first message: what the caller calls this append, 1 to 64 letters, digits, '.', '_' and '-', unlike
+    any other of the context. With it an append happens once, however often it is sent: the same answer comes
+    back. One message with a context, a request_id and neither keys nor values asks what became of an append, of
+    AppendDataset's too: its answer, or NOT_FOUND, and then it is not appended, and never will be under this id.
+    The last 256 answers of a context are remembered.
+    """
     @_builtins.property
     def keys(self) -> _tensor_pb2.Tensor:
         """[tokens, key_heads, key_dim], float32."""
@@ -184,10 +192,11 @@ class AppendRequest(_message.Message):
         node: _builtins.str = ...,
         keys: _tensor_pb2.Tensor | None = ...,
         values: _tensor_pb2.Tensor | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "values", b"values"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "keys", b"keys", "node", b"node", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "keys", b"keys", "node", b"node", "request_id", b"request_id", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -249,6 +258,7 @@ class AppendDatasetRequest(_message.Message):
     GRAPH_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     context: _builtins.str
     node: _builtins.str
     dataset: _builtins.str
@@ -256,6 +266,8 @@ class AppendDatasetRequest(_message.Message):
     """Digest of an ONNX file sent with BulkService.Upload: from columns to `keys`
     [rows, key_heads, key_dim] and `values` [rows, key_heads, value_dim].
     """
+    request_id: _builtins.str
+    """As AppendRequest's."""
     @_builtins.property
     def inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Graph input -> column."""
@@ -273,10 +285,11 @@ class AppendDatasetRequest(_message.Message):
         graph: _builtins.str = ...,
         inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         rows: _tensor_pb2.Range | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rows", b"_rows", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rows", b"_rows", "context", b"context", "dataset", b"dataset", "graph", b"graph", "inputs", b"inputs", "node", b"node", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rows", b"_rows", "context", b"context", "dataset", b"dataset", "graph", b"graph", "inputs", b"inputs", "node", b"node", "request_id", b"request_id", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rows: _TypeAlias = _typing.Literal["rows"]  # noqa: Y015
     _WhichOneofArgType__rows: _TypeAlias = _typing.Literal["_rows", b"_rows"]  # noqa: Y015
