@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import secrets
@@ -45,6 +46,7 @@ from edge_attention.core.program import (
 )
 from edge_attention.core.tensors import Array, Float32, require, require_name
 from edge_attention.graphs import library
+from edge_attention.graphs.reading import check_graph
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,9 @@ SEGMENT_LIMIT = 32 * library.TILE
 
 DATASET_ROWS = 4096
 """Rows a node encodes at a time when it appends from its own dataset."""
+
+CHECKED_LIMIT = 256
+"""Graphs that are known to be ones a node reads."""
 
 _SUMMARY = library.digest("segment_summary")
 
@@ -91,6 +96,7 @@ class Appender:
         self._membership = membership
         self._dispatcher = dispatcher
         self._bulk = bulk
+        self._checked: dict[str, None] = {}
 
     async def append(
         self, name: str, node: str, keys: Float32, values: Float32, request_id: str = ""
@@ -147,6 +153,7 @@ class Appender:
 
         Raises:
             NotFound: no such context, node, dataset, column or graph.
+            InvalidGraph: every node would refuse the graph.
             PrivateTensor: the node does not let the summary of its tokens leave.
             AlreadyExists: as in `append`.
         """
@@ -164,7 +171,7 @@ class Appender:
                     f"dataset {request.dataset!r} has no column {column[:80]!r}; "
                     f"it has: {', '.join(sorted(columns))}"
                 )
-        self._bulk.find(request.graph)
+        await self._check(request.graph)
         rows = range(dataset.rows) if request.rows is None else request.rows
         if not len(rows) or rows.stop > dataset.rows:
             raise InvalidArgument(f"rows [{rows.start}, {rows.stop}) of a dataset of {dataset.rows} rows")
@@ -184,6 +191,14 @@ class Appender:
                 return await self._run(context, targets, program, request.request_id)
             except _Refused as refused:
                 raise refused.error from None
+
+    async def _check(self, digest: str) -> None:
+        data = self._bulk.find(digest)
+        if digest not in self._checked:
+            await asyncio.to_thread(check_graph, data, f"graph {digest[:12]}")
+            self._checked[digest] = None
+            while len(self._checked) > CHECKED_LIMIT:
+                del self._checked[next(iter(self._checked))]
 
     async def outcome(self, name: str, request_id: str) -> AppendResponse:
         """What became of the append of that id: its answer, if it was made. Waits for one under way.
