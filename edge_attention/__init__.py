@@ -18,6 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 from edge_attention.core.errors import (
     AlreadyExists,
     Cancelled,
+    Damaged,
     DataLoss,
     DeadlineExceeded,
     DuplicateContribution,
@@ -77,6 +78,7 @@ __all__ = [
     "Cancelled",
     "Client",
     "ConsensusSpec",
+    "Damaged",
     "DataLoss",
     "DeadlineExceeded",
     "DuplicateContribution",

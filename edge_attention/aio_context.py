@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,7 +93,7 @@ class AsyncContext:
             part = Attempt(self.name, request_id, f".{at // step}" if len(keys) > step else "", timeout)
 
             def call(of: Attempt, span: slice = slice(at, stop)) -> Coroutine[Any, Any, wire.AppendResponse]:
-                messages = self._messages(keys[span], values[span], node or "", of)
+                messages = partial(self._messages, keys[span], values[span], node or "", of)
                 return self._client.caller.send(services.APPEND, messages, of.left)
 
             try:

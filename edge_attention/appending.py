@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from edge_attention.core.attention import AppendRequest, AppendResponse
@@ -73,7 +74,7 @@ async def _settled(
     until, pause = time.monotonic() + min(attempt.left, ASK_SECONDS), 0.1
     while (left := until - time.monotonic()) > 0:
         try:
-            return await caller.send(services.APPEND, _question(attempt), left)
+            return await caller.send(services.APPEND, partial(_question, attempt), left)
         except NotFound as error:
             if error.told:
                 raise _saying(broken, "it was not appended") from None

@@ -27,6 +27,7 @@
     ├── DeadlineExceeded       DEADLINE_EXCEEDED    says what was waited for
     ├── Cancelled              CANCELLED
     ├── DataLoss               DATA_LOSS            a digest or checksum does not fit
+    │   └── Damaged                                 a message's: nothing was done, send it again
     └── Internal               INTERNAL             a defect of ours
         └── NodeFailed                              a node's own failure, which it has called something else
 
@@ -46,6 +47,7 @@ from edge_attention.core.printable import NODE_WORDS, WORDS, shown
 __all__ = [
     "AlreadyExists",
     "Cancelled",
+    "Damaged",
     "DataLoss",
     "DeadlineExceeded",
     "DuplicateContribution",
@@ -197,6 +199,10 @@ class Cancelled(EdgeAttentionError):
 
 class DataLoss(EdgeAttentionError):
     status = "DATA_LOSS"
+
+
+class Damaged(DataLoss):
+    """Of a message that came, or of one that was sent: it was not looked at, whatever it asked for."""
 
 
 class Internal(EdgeAttentionError):
