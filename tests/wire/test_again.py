@@ -21,7 +21,7 @@ from edge_attention.core.attention import (
 from edge_attention.core.errors import AlreadyExists, Damaged, DataLoss, InvalidArgument
 from edge_attention.core.session import UploadChunk, Uploaded
 from edge_attention.wire import answers as kept
-from edge_attention.wire import checksum, services
+from edge_attention.wire import checksum, rpc, services
 from edge_attention.wire.answers import Answers
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import TRIES, Caller, service_handlers
@@ -161,17 +161,28 @@ def test_a_server_that_sends_no_checksums_is_asked_once_for_what_changes_somethi
     run(test)
 
 
-def test_it_is_not_asked_again_past_its_deadline():
-    async def test():
-        async def slow(request, context):
-            await asyncio.sleep(0.2)
-            return DescribeContextResponse(CONTEXT)
+def test_it_is_not_asked_again_past_its_deadline(monkeypatch):
+    class Clock:
+        now = 0.0
 
-        async with serving({services.DESCRIBE_CONTEXT: slow}) as caller:
+        def monotonic(self):
+            return self.now
+
+        perf_counter = monotonic
+
+    clock, house = Clock(), House()
+    monkeypatch.setattr(rpc, "time", clock)
+
+    async def describe(request, context):
+        clock.now += 31
+        return await house.describe(request, context)
+
+    async def test():
+        async with serving({services.DESCRIBE_CONTEXT: describe}) as caller:
             caller.answers = TRIES
             with pytest.raises(DataLoss):
-                await caller.unary(services.DESCRIBE_CONTEXT, DescribeContextRequest("c"), 0.201)
-            assert caller.calls == 1
+                await caller.unary(services.DESCRIBE_CONTEXT, DescribeContextRequest("c"), 30)
+            assert (caller.calls, house.described) == (1, 1)
 
     run(test)
 
