@@ -2,15 +2,17 @@
 
     {"time": "2026-11-25T16:00:00.123Z", "event": "refused", "outcome": "refused", "subject": "node/a", ...}
 
-A line is one write to a file opened for appending, so the command line may write beside the daemon. A file
-that has grown large is set aside, and the last few of those are kept. What is written of anybody is bounded,
-in length and in rate, so that nobody fills the disk or drives out what was written of others; only what the
-authority itself has done (certificates and tokens issued and revoked) is always written.
+A line is one write to a file opened for appending, under a lock, so the command line may write beside the
+daemon; on a full disk it is written whole or not at all. A file that has grown large is set aside, and the
+last few of those are kept. What is written of anybody is bounded, in length and in rate, so that nobody fills
+the disk or drives out what was written of others; only what the authority itself has done (certificates and
+tokens issued and revoked) is always written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -20,7 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aggregator.trust.rate import Rate
-from edge_attention.core.printable import json_line
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Audit:
                 **_bounded(more),
             }
             try:
-                self._append(json_line(json.dumps(line)).encode() + b"\n")
+                self._append(json.dumps(line).encode() + b"\n")
             except OSError as error:
                 log.error("the audit log %s cannot be written: %s", self._path, error.strerror)
 
@@ -89,9 +90,20 @@ class Audit:
             if os.geteuid() == 0:  # an operator's command: what it makes must stay writable for the daemon
                 owner = self._path.parent.stat()
                 os.fchown(self._file, owner.st_uid, owner.st_gid)
-        os.write(self._file, data)
+        self._write_whole(data)
         if os.fstat(self._file).st_size > LARGE:
             self._set_aside()
+
+    def _write_whole(self, data: bytes) -> None:
+        """All of it or nothing: what is left of a line on a full disk would spoil the next one, too."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            before = os.fstat(self._file).st_size
+            if os.write(self._file, data) < len(data):
+                os.ftruncate(self._file, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def _current(self) -> bool:
         """Whether the file that is open is still the one of that name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
 from collections import Counter
 from datetime import datetime
@@ -113,3 +114,19 @@ def test_a_disk_that_cannot_be_written_stops_nobody(tmp_path, caplog):
     Audit(tmp_path / "nowhere" / "audit.jsonl").write("enrolled")
     assert "cannot be written" in caplog.text
     Audit(None).write("enrolled")
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_line_keeps_none_of_it(tmp_path, caplog):
+    audit = Audit(tmp_path / "audit.jsonl")
+    audit.write("enrolled", subject="node/a")
+    size = (tmp_path / "audit.jsonl").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+    try:
+        audit.write("enrolled", subject="node/b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot be written" in caplog.text
+    audit.write("enrolled", subject="node/c")
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [line["subject"] for line in lines] == ["node/a", "node/c"]
