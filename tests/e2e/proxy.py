@@ -14,6 +14,7 @@ A mode holds for connections that are open and for those to come, until it is se
     Flip(every, ...)    a flipped bit now and then: see its docstring
     Delay(seconds)      each byte comes so much later, none is lost, none is held up by another
     Slow(rate)          at most so many bytes a second, all connections of that direction together
+    Hold()              nothing gets through; what was sent meanwhile comes when it ends, as TCP sends again
     Blackhole()         bytes are swallowed, connections stay open; what was swallowed never comes
     HalfOpen()          as Blackhole for the connections open now, for ever, even when the mode is set again;
                         new ones are served: a peer's box lost its power, or a NAT forgot
@@ -75,6 +76,11 @@ class Slow:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """Nothing gets through as long as it holds, and nobody is told; then all comes."""
+
+
+@dataclass(frozen=True)
 class Blackhole:
     """Bytes are swallowed."""
 
@@ -89,7 +95,7 @@ class Refuse:
     """Nobody gets through."""
 
 
-Mode = Pass | Flip | Delay | Slow | Blackhole | HalfOpen | Refuse
+Mode = Pass | Flip | Delay | Slow | Hold | Blackhole | HalfOpen | Refuse
 
 
 class Proxy:
@@ -108,6 +114,7 @@ class Proxy:
         self._flips = {"up": 0, "down": 0}
         self._free = {"up": 0.0, "down": 0.0}
         self._links = set[_Link]()
+        self._changed = asyncio.Event()  # set, and made anew, whenever the mode is
         self.carried = {"up": 0, "down": 0}
         """Bytes given on, by direction."""
         self.flipped = {"up": 0, "down": 0}
@@ -134,6 +141,8 @@ class Proxy:
         """From now on. Returns when it holds."""
 
         async def change() -> None:
+            self._changed.set()
+            self._changed = asyncio.Event()
             if isinstance(mode, HalfOpen):
                 for link in self._links:
                     link.dead = True
@@ -258,6 +267,8 @@ class Proxy:
             if isinstance(mode := self._modes[way], Slow):
                 self._free[way] = max(self._free[way], loop.time()) + len(data) / mode.rate
                 await asyncio.sleep(self._free[way] - loop.time())
+            while isinstance(self._modes[way], Hold) and not link.dead:
+                await self._changed.wait()
             if link.dead:
                 continue
             try:

@@ -10,7 +10,7 @@ import time
 
 import grpc
 import pytest
-from proxy import Blackhole, Delay, Flip, HalfOpen, Pass, Proxy, Refuse, Slow, start
+from proxy import Blackhole, Delay, Flip, HalfOpen, Hold, Pass, Proxy, Refuse, Slow, start
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -104,6 +104,18 @@ def test_a_black_hole_swallows_and_heals(echo):
             end.recv(1)
         proxy.set_mode(Pass())
         assert there_and_back(end, b"found") == b"found"
+
+
+def test_what_is_held_comes_when_the_network_is_back(echo):
+    with Proxy(echo) as proxy, dial(proxy, 0.3) as end:
+        assert there_and_back(end, b"a") == b"a"
+        proxy.set_mode(Hold())
+        end.sendall(b"late")
+        with pytest.raises(TimeoutError):
+            end.recv(1)
+        end.settimeout(20)
+        proxy.set_mode(Pass())
+        assert end.recv(4) == b"late"
 
 
 def test_a_half_open_connection_stays_dead_and_new_ones_live(echo):
