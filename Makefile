@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated test test-compose test-arm64 test-systemd check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated test test-compose test-arm64 test-systemd test-faults fuzz check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ test-arm64: .venv/dev ## An arm64 node answers, emulated, HOW=image, process or 
 
 test-systemd: .venv/dev ## docs/pi.md as written, on a Debian box that systemd boots; as root, no registry needed.
 	$(BIN)/python -m tests.systemd
+
+test-faults: .venv/dev ## Every fault in the middle of every operation at every victim; QUICK=1 CI's choice, ONLY='kill */attend' some.
+	$(BIN)/python -m tests.faults $(if $(QUICK),--quick) $(ONLY)
+
+fuzz: .venv/dev ## 20,000 changed messages of real sessions against real processes; SEED=7, MESSAGES=100000.
+	$(BIN)/python -m tests.fuzz --messages $(or $(MESSAGES),20000) --seed $(or $(SEED),0)
 
 check: .venv/dev ## Linters, types, import rules, freshness of generated files.
 	$(BIN)/ruff check .

@@ -118,10 +118,10 @@ def _watch(fleet: LocalFleet, stop: Stop) -> None:
                 continue
             reported.add(child.name)
             code, lines = child.process.poll(), child.last_lines()
-            said = FailedPrecondition(f"{child.name} ended with exit code {code}; its last lines:", lines)
+            said = f"{child.name} ended with exit code {code}; its last lines:{lines}"
             if child.name == AGGREGATOR:
-                raise said
-            say_error(said.message)
+                raise FailedPrecondition(said)
+            say_error(said)
             say("the others go on", err=True)
 
 

@@ -78,17 +78,12 @@ class CreateContextResponse:
 
 @dataclass(frozen=True, eq=False)
 class AppendRequest:
-    """One message of an append; `context`, `node` and `request_id` count in the first.
-
-    With a `request_id` it happens once, however often it is sent. One without keys and values asks what
-    became of it: see attention.proto.
-    """
+    """One message of an append; `context` and `node` count in the first."""
 
     context: str
     node: str
-    keys: Array | None = None
-    values: Array | None = None
-    request_id: str = ""
+    keys: Array
+    values: Array
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,6 @@ class AppendDatasetRequest:
     graph: str
     inputs: Mapping[str, str]
     rows: range | None = None
-    request_id: str = ""
 
 
 @dataclass(frozen=True, eq=False)

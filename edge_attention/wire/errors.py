@@ -60,9 +60,7 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
     if name:
         named = errors.by_name(name, details)
         # A newer server may name a class this catalogue lacks: its status still says what it is.
-        told = named if type(named).__name__ == name else cls(details)
-        told.told = True
-        return told
+        return named if type(named).__name__ == name else cls(details)
     if cls is errors.Unavailable:  # gRPC's own: no server answered
         where = where or "the server"
         if any(sign in details for sign in _NOT_GRPC):

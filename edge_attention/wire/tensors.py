@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_attention.core.errors import Damaged, InvalidArgument, InvalidTensor
+from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidTensor
 from edge_attention.core.halves import from_wire, stored_dtype, to_wire
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, Encoded, Encoding
 
@@ -28,10 +28,7 @@ if sys.byteorder != "little":  # pragma: no cover
 
 
 def encode_tensor(value: Array | Encoded, message: Any, name: str = "") -> None:
-    """Fill `message` with `value`; an Encoded travels in its encoding (all but RAW need float32).
-
-    It gets no checksum of its own: the message it is in has one over all of it.
-    """
+    """Fill `message` with `value`; an Encoded travels in its encoding (all but RAW need float32)."""
     array, encoding = (value.array, value.encoding) if isinstance(value, Encoded) else (value, Encoding.RAW)
     code = _CODES.get(array.dtype)
     if code is None:
@@ -45,6 +42,7 @@ def encode_tensor(value: Array | Encoded, message: Any, name: str = "") -> None:
         message.name = name
     message.data_type = code
     message.shape.extend(array.shape)
+    message.crc32 = zlib.crc32(data)
     message.data = data
 
 
@@ -53,7 +51,7 @@ def decode_tensor(message: Any, where: str = "a tensor") -> Array:
 
     Raises:
         InvalidTensor: unknown dtype or encoding, a bad shape, or a length that does not fit the shape.
-        Damaged: the checksum is wrong.
+        DataLoss: the checksum is wrong.
     """
     name = message.name[:80] or where
     dtype = _TYPES.get(message.data_type)
@@ -69,7 +67,7 @@ def decode_tensor(message: Any, where: str = "a tensor") -> Array:
     data = message.data
     check_size(name, shape, stored.itemsize, len(data))
     if message.HasField("crc32") and message.crc32 != zlib.crc32(data):
-        raise Damaged(f"{name}: the checksum is wrong, its bytes were damaged on the way; send it again")
+        raise DataLoss(f"{name}: the checksum is wrong, its bytes were damaged on the way; send it again")
     array = np.frombuffer(data, stored).reshape(shape)
     if message.data_type == _BOOL_CODE and array.size and array.view(np.uint8).max() > 1:
         raise InvalidTensor(f"{name}: a BOOL element is one byte, 0 or 1; there are others")
