@@ -203,7 +203,7 @@ class ClockJump(Fault):
 
 
 class OutOfMemory(Fault):
-    """Its control group has 1 MiB more for 8 s: the kernel ends it if it needs that, and it is started again."""
+    """Its control group has 1 MiB more for 8 s: the kernel ends it if that is not enough; it starts again."""
 
     MORE = 1024 * 1024
     GROUPS = Path("/sys/fs/cgroup")
