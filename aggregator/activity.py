@@ -14,6 +14,7 @@ import numpy as np
 from aggregator.curve import Curve
 from edge_attention.core.attention import AttendRequest, AttendResponse
 from edge_attention.core.jobs import Evaluation, TrainingRound
+from edge_attention.core.printable import shown
 
 QUERIES = 50
 """Latest queries remembered one by one; all of them are counted by span."""
@@ -135,8 +136,8 @@ class Activity:
 
     def failed(self, request: AttendRequest, why: str, now: float) -> None:
         """An attend was refused, or failed as a whole."""
-        context, count = request.context[:64], _rows(request)
-        self._add(Query(self._number(), now, context, count, "failed", 0, 0.0, why=(why[:400],)))
+        context, count = shown(request.context, 64), _rows(request)
+        self._add(Query(self._number(), now, context, count, "failed", 0, 0.0, why=(shown(why, 400),)))
 
     def round(self, run: str, record: TrainingRound, now: float) -> None:
         nodes = len(record.nodes or record.mass)

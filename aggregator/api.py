@@ -17,7 +17,7 @@ from aggregator.dispatch import Dispatcher
 from aggregator.membership import Membership
 from aggregator.revocations import Revoked
 from edge_attention.core import attention, fleet
-from edge_attention.core.errors import InvalidArgument, ResourceExhausted
+from edge_attention.core.errors import InvalidArgument, InvalidTensor, ResourceExhausted
 from edge_attention.core.program import Drop
 from edge_attention.core.session import Chunk, DownloadRequest, UploadChunk, Uploaded
 from edge_attention.core.tensors import Float32, require
@@ -98,11 +98,15 @@ class Api:
             if first is None:
                 first = request
                 spec = self._contexts.get(request.context).spec
+                if request.request_id and request.keys is None and request.values is None:
+                    return await self._appender.outcome(request.context, request.request_id)
             elif (request.context or first.context, request.node or first.node) != (
                 first.context,
                 first.node,
             ):
                 raise InvalidArgument("one append goes to one context, and to one node if any is named")
+            if request.keys is None or request.values is None:
+                raise InvalidTensor("a message of an append brings no keys or no values; send both")
             part = len(request.keys)
             require(request.keys, "keys", shape=("tokens", spec.key_heads, spec.key_dim), finite=False)
             require(request.values, "values", shape=(part, spec.key_heads, spec.value_dim), finite=False)
@@ -116,7 +120,7 @@ class Api:
         if first is None:
             raise InvalidArgument("an append without a message; send keys and values")
         return await self._appender.append(
-            first.context, first.node, np.concatenate(keys), np.concatenate(values)
+            first.context, first.node, np.concatenate(keys), np.concatenate(values), first.request_id
         )
 
     async def append_dataset(
@@ -145,7 +149,10 @@ class Api:
     ) -> attention.DropContextResponse:
         context = self._contexts.get(request.context)
         async with context.lock:
+            self._contexts.require_current(context)
+            # Above that of any append that is under way at a node yet: none brings the context back.
+            revision = await self._contexts.revisions.take()
             self._contexts.drop(request.context)
         for node in {name for segment in context.segments for name in segment.holders}:
-            self._dispatcher.post(node, (Drop((f"context/{context.id}/",)),))
+            self._dispatcher.post(node, (Drop((f"context/{context.id}/",), revision),))
         return attention.DropContextResponse()

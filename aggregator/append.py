@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -10,19 +12,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aggregator.bulk import Bulk
-from aggregator.contexts import Contexts, StoredContext, StoredSegment
+from aggregator.contexts import ANSWERS, Contexts, StoredContext, StoredSegment
 from aggregator.dispatch import Dispatcher
 from aggregator.exchange import Assignment
 from aggregator.membership import Member, Membership
 from edge_attention.core.attention import AppendDatasetRequest, AppendResponse
 from edge_attention.core.bounds import Summary
 from edge_attention.core.errors import (
+    AlreadyExists,
+    Cancelled,
     DeadlineExceeded,
+    EdgeAttentionError,
     FailedPrecondition,
     InvalidArgument,
     InvalidTensor,
     NotFound,
-    OutOfMemory,
     Unavailable,
 )
 from edge_attention.core.fleet import NodeState
@@ -40,8 +44,9 @@ from edge_attention.core.program import (
     Run,
     Stored,
 )
-from edge_attention.core.tensors import Array, Float32, require
+from edge_attention.core.tensors import Array, Float32, require, require_name
 from edge_attention.graphs import library
+from edge_attention.graphs.reading import check_graph
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +59,9 @@ SEGMENT_LIMIT = 32 * library.TILE
 
 DATASET_ROWS = 4096
 """Rows a node encodes at a time when it appends from its own dataset."""
+
+CHECKED_LIMIT = 256
+"""Graphs that are known to be ones a node reads."""
 
 _SUMMARY = library.digest("segment_summary")
 
@@ -70,12 +78,12 @@ class _Target:
     summaries: dict[str, Summary] = field(default_factory=dict)
 
 
-class _Full(OutOfMemory):
-    """These nodes had no room."""
+class _Refused(EdgeAttentionError):
+    """These nodes did not take their tokens: for want of room, or for a reason that is theirs alone."""
 
-    def __init__(self, message: str, nodes: frozenset[str]) -> None:
-        super().__init__(message)
-        self.nodes = nodes
+    def __init__(self, error: EdgeAttentionError, nodes: frozenset[str]) -> None:
+        super().__init__(error.message)
+        self.error, self.nodes = error, nodes
 
 
 class Appender:
@@ -88,14 +96,21 @@ class Appender:
         self._membership = membership
         self._dispatcher = dispatcher
         self._bulk = bulk
+        self._checked: dict[str, None] = {}
 
-    async def append(self, name: str, node: str, keys: Float32, values: Float32) -> AppendResponse:
+    async def append(
+        self, name: str, node: str, keys: Float32, values: Float32, request_id: str = ""
+    ) -> AppendResponse:
         """Append tokens given as arrays, placed over the live nodes or on `node` alone.
+
+        With a `request_id` it happens once: called again it gives the same answer.
 
         Raises:
             InvalidTensor: shapes that do not fit the context, NaN or Inf, no tokens at all.
             Unavailable, OutOfMemory, DeadlineExceeded: nothing was appended.
+            AlreadyExists: who asked was told that the append of this id was not made.
         """
+        _require_id(request_id)
         context = self._contexts.get(name)
         spec = context.spec
         require(keys, "keys", shape=("tokens", spec.key_heads, spec.key_dim))
@@ -108,34 +123,41 @@ class Appender:
                 f"keys hold {largest:.3g}; beyond {KEY_LIMIT:.0e} scores would overflow float32: rescale them"
             )
         async with context.lock:
-            self._contexts.require_current(context)
+            if (answer := self._already(context, request_id)) is not None:
+                return answer
             first = context.tokens
 
-            def program(target: _Target) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+            def program(
+                target: _Target, revision: int
+            ) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
                 part = slice(target.tokens.start - first, target.tokens.stop - first)
                 tensors = {"task/keys": keys[part], "task/values": values[part]}
-                store = self._store(context, target, Stored("task/keys"), Stored("task/values"), target.at)
-                return store, tensors
+                sources = Stored("task/keys"), Stored("task/values")
+                return self._store(context, target, *sources, target.at, revision), tensors
 
-            full: set[str] = set()
+            without: set[str] = set()
             while True:
-                targets = self._place(context, len(keys), node, full)
+                targets = self._place(context, len(keys), node, without)
                 try:
-                    return await self._run(context, targets, program)
-                except _Full as error:
-                    # What a node holds is known by its last heartbeat only. The others may have room.
-                    if node or not self._others(full | error.nodes):
-                        raise OutOfMemory(error.message) from None
-                    log.info("append to context %s is placed anew: %s", name, error.message)
-                    full |= error.nodes
+                    return await self._run(context, targets, program, request_id)
+                except _Refused as refused:
+                    # What a node holds is known by its last heartbeat only, and what it says of tokens that
+                    # were checked here is its word. The others may take them.
+                    if node or not self._others(without | refused.nodes):
+                        raise refused.error from None
+                    log.info("append to context %s is placed anew: %s", name, refused.message)
+                    without |= refused.nodes
 
     async def append_dataset(self, request: AppendDatasetRequest) -> AppendResponse:
         """Append what `request.node` computes from its own dataset: a token a row.
 
         Raises:
             NotFound: no such context, node, dataset, column or graph.
+            InvalidGraph: every node would refuse the graph.
             PrivateTensor: the node does not let the summary of its tokens leave.
+            AlreadyExists: as in `append`.
         """
+        _require_id(request.request_id)
         context = self._contexts.get(request.context)
         member = self._membership.require_live(request.node)
         dataset = next((d for d in member.register.datasets if d.name == request.dataset), None)
@@ -149,27 +171,65 @@ class Appender:
                     f"dataset {request.dataset!r} has no column {column[:80]!r}; "
                     f"it has: {', '.join(sorted(columns))}"
                 )
-        self._bulk.find(request.graph)
+        await self._check(request.graph)
         rows = range(dataset.rows) if request.rows is None else request.rows
         if not len(rows) or rows.stop > dataset.rows:
             raise InvalidArgument(f"rows [{rows.start}, {rows.stop}) of a dataset of {dataset.rows} rows")
         async with context.lock:
-            self._contexts.require_current(context)
+            if (answer := self._already(context, request.request_id)) is not None:
+                return answer
             targets = self._place(context, len(rows), request.node, set(), extend=False)
             first = context.tokens
 
-            def program(target: _Target) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+            def program(
+                target: _Target, revision: int
+            ) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
                 part = range(target.tokens.start - first, target.tokens.stop - first)
-                return self._encode(context, target, request, rows[part.start : part.stop])
+                return self._encode(context, target, request, rows[part.start : part.stop], revision)
 
-            return await self._run(context, targets, program)
+            try:
+                return await self._run(context, targets, program, request.request_id)
+            except _Refused as refused:
+                raise refused.error from None
 
-    def _others(self, full: set[str]) -> bool:
-        """Whether a node is ready that is not among `full`."""
-        return any(m.state is NodeState.READY and m.name not in full for m in self._membership.members())
+    async def _check(self, digest: str) -> None:
+        data = self._bulk.find(digest)
+        if digest not in self._checked:
+            await asyncio.to_thread(check_graph, data, f"graph {digest[:12]}")
+            self._checked[digest] = None
+            while len(self._checked) > CHECKED_LIMIT:
+                del self._checked[next(iter(self._checked))]
+
+    async def outcome(self, name: str, request_id: str) -> AppendResponse:
+        """What became of the append of that id: its answer, if it was made. Waits for one under way.
+
+        Raises:
+            NotFound: it was not made, and will not be: should it come yet, it is refused.
+        """
+        context = self._contexts.get(name)
+        _require_id(request_id)
+        async with context.lock:
+            self._contexts.require_current(context)
+            with contextlib.suppress(AlreadyExists):
+                if (answer := self._contexts.answered(context, request_id)) is not None:
+                    return answer
+                self._contexts.give_up(context, request_id)
+        raise NotFound(
+            f"append {request_id!r} to context {name!r} was not made, and will not be under this id; the "
+            f"last {ANSWERS} of a context are remembered"
+        )
+
+    def _already(self, context: StoredContext, request_id: str) -> AppendResponse | None:
+        """The answer, where the append of that id was made before; its context is there still."""
+        self._contexts.require_current(context)
+        return self._contexts.answered(context, request_id)
+
+    def _others(self, without: set[str]) -> bool:
+        """Whether a node is ready that is not among `without`."""
+        return any(m.state is NodeState.READY and m.name not in without for m in self._membership.members())
 
     def _place(
-        self, context: StoredContext, tokens: int, node: str, full: set[str], *, extend: bool = True
+        self, context: StoredContext, tokens: int, node: str, without: set[str], *, extend: bool = True
     ) -> list[_Target]:
         """Cut `tokens` into targets, in order of position; `extend`: the last segment may grow."""
         spec = context.spec
@@ -186,7 +246,7 @@ class Appender:
                 * library.TILE,
             )
             for m in members
-            if m.state is NodeState.READY and m.name not in full
+            if m.state is NodeState.READY and m.name not in without
         ]
         if not candidates:
             raise Unavailable("no node is ready; start one with `edge-node --aggregator ... --name ...`")
@@ -212,20 +272,25 @@ class Appender:
         return targets
 
     def _store(
-        self, context: StoredContext, target: _Target, keys: Stored, values: Stored, at: int | None
+        self, context: StoredContext, target: _Target, keys: Stored, values: Stored, at: int, revision: int
     ) -> tuple[Instruction, ...]:
-        """Instructions that append `keys` and `values` and return their summary."""
+        """Instructions that append `keys` and `values` at `at` and return their summary."""
         outputs = ("key_norm", "value_min", "value_max")
         return (
             Run(_SUMMARY, {"keys": keys, "values": values}, {name: f"task/{name}" for name in outputs}),
             # Asked before anything is stored: a node that may not return it must not hold the tokens.
             *(Return(f"task/{name}", name) for name in outputs),
-            Append(context.keys(target.segment), keys, at, library.TILE),
-            Append(context.values(target.segment), values, at, library.TILE),
+            Append(context.keys(target.segment), keys, at, library.TILE, revision=revision),
+            Append(context.values(target.segment), values, at, library.TILE, revision=revision),
         )
 
     def _encode(
-        self, context: StoredContext, target: _Target, request: AppendDatasetRequest, rows: range
+        self,
+        context: StoredContext,
+        target: _Target,
+        request: AppendDatasetRequest,
+        rows: range,
+        revision: int,
     ) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
         """Instructions that encode `rows` of the dataset in turns and append them."""
         turns = len(rows) // DATASET_ROWS
@@ -233,7 +298,7 @@ class Appender:
         rest = np.arange(rows.start + turns * DATASET_ROWS, rows.stop, dtype=np.int64)
         tensors: dict[str, Array] = {}
 
-        def body(rows_name: str) -> tuple[Instruction, ...]:
+        def body(rows_name: str, at: int) -> tuple[Instruction, ...]:
             columns = {
                 column: f"task/column/{i}" for i, column in enumerate(sorted(set(request.inputs.values())))
             }
@@ -245,32 +310,34 @@ class Appender:
                     {name: Stored(columns[column]) for name, column in request.inputs.items()},
                     {"keys": keys.name, "values": values.name},
                 ),
-                *self._store(context, target, keys, values, at=None),
+                *self._store(context, target, keys, values, at, revision),
             )
 
-        # Turns append at the end, so a program that is run again after half of it must begin anew.
-        instructions: list[Instruction] = [Drop((f"context/{context.id}/{target.segment}/",))]
+        # Each turn has its place, so a program that is run again writes the same there.
+        instructions: list[Instruction] = []
         if turns:
             tensors["task/rows"] = whole.reshape(turns, DATASET_ROWS)
-            instructions.append(Repeat(turns, body("task/rows")))
+            instructions.append(Repeat(turns, body("task/rows", 0)))
         if len(rest):
             tensors["task/rest"] = rest
-            instructions += body("task/rest")
+            instructions += body("task/rest", turns * DATASET_ROWS)
         return tuple(instructions), tensors
 
     async def _run(
         self,
         context: StoredContext,
         targets: list[_Target],
-        program: Callable[[_Target], tuple[tuple[Instruction, ...], Mapping[str, Array]]],
+        program: Callable[[_Target, int], tuple[tuple[Instruction, ...], Mapping[str, Array]]],
+        request_id: str,
     ) -> AppendResponse:
         """Run each target's program on each of its holders; commit if every one has stored its tokens."""
+        revision = await self._contexts.revisions.take()
         assignments: list[Assignment] = []
         by_shard: dict[str, _Target] = {}
         lent: list[BulkTensor] = []
         try:
             for target in targets:
-                instructions, tensors = program(target)
+                instructions, tensors = program(target, revision)
                 inline, bulk = self._bulk.lend_tensors(tensors)
                 lent += bulk
                 for holder in target.piece.holders:
@@ -292,32 +359,32 @@ class Appender:
                     target.summaries[node] = summary if known is None else known.joined(summary)
 
             context.appending.update(target.segment for target in targets)
-            outcome = await self._dispatcher.run(assignments, APPEND_SECONDS, fold)
+            # A shard has one holder, whose word is not enough to end an append that others may take.
+            outcome = await self._dispatcher.run(assignments, APPEND_SECONDS, fold, believed=())
             if outcome.missing:
                 reason = "; ".join(sorted(set(outcome.missing.values())))
                 otherwise = DeadlineExceeded if "in time" in reason else Unavailable
                 cls = next((outcome.causes[s] for s in outcome.missing if s in outcome.causes), otherwise)
                 message = f"nothing was appended to context {context.spec.name!r}: {reason}"
-                if cls is OutOfMemory:
-                    causes = outcome.causes
-                    full = (s.partition("@")[2] for s in outcome.missing if causes.get(s) is OutOfMemory)
-                    raise _Full(message, frozenset(full))
+                if not issubclass(cls, DeadlineExceeded | Cancelled | Unavailable):
+                    refused = (s.partition("@")[2] for s in outcome.missing if s in outcome.causes)
+                    raise _Refused(cls(message), frozenset(refused))
                 raise cls(message)
             segments = [self._grown(target) for target in targets]
-            self._contexts.commit(context, segments)
+            tokens = range(targets[0].tokens.start, targets[-1].tokens.stop)
+            self._contexts.commit(context, segments, request_id, tokens)
             for target in targets:
                 for holder in target.piece.holders:
                     if (member := self._membership.get(holder)) is not None:
                         # Until its next heartbeat says so.
                         member.memory += target.piece.tokens * context.spec.token_bytes
         except BaseException:
-            self._undo(context, targets)
+            self._undo(context, targets, revision + 1)
             raise
         finally:
             context.appending.clear()
             for tensor in lent:
                 self._bulk.take_back(tensor.digest)
-        tokens = range(targets[0].tokens.start, targets[-1].tokens.stop)
         return AppendResponse(tokens, tuple(self._contexts.segment(context, s) for s in segments))
 
     def _summary(self, context: StoredContext, tensors: Mapping[str, object]) -> Summary:
@@ -350,10 +417,15 @@ class Appender:
             target.segment, tokens, target.before.holders, target.before.summary.joined(summary)
         )
 
-    def _undo(self, context: StoredContext, targets: list[_Target]) -> None:
+    def _undo(self, context: StoredContext, targets: list[_Target], revision: int) -> None:
         """Free what new segments have stored; beyond the end of a grown one, the next append overwrites."""
         for target in targets:
             if target.before is None:
                 names = (f"context/{context.id}/{target.segment}/",)
                 for holder in target.piece.holders:
-                    self._dispatcher.post(holder, (Drop(names),))
+                    self._dispatcher.post(holder, (Drop(names, revision),))
+
+
+def _require_id(request_id: str) -> None:
+    if request_id:
+        require_name(request_id, "append")

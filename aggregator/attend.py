@@ -17,7 +17,7 @@ from aggregator.exchange import Assignment
 from aggregator.metrics import Metrics
 from edge_attention.core.attention import AttendRequest, AttendResponse, Bound, Missing, ShardMass
 from edge_attention.core.bounds import error_bound, lse_upper_bound
-from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, MessageTooLarge
+from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, MessageTooLarge, PermissionDenied
 from edge_attention.core.fold import Fold, join
 from edge_attention.core.partial import Partial, identity, mass, merge
 from edge_attention.core.program import Contribution
@@ -27,6 +27,11 @@ from edge_attention.wire.codec import MESSAGE_LIMIT
 
 MIN_SECONDS = 0.05
 """What the weights' own trip gets at least, where the first has used up the deadline."""
+
+
+_BELIEVED = (PermissionDenied,)
+"""The program and the queries are checked here, so that a node that finds them wrong is wrong; what its
+operator allows only the node knows."""
 
 
 class Attender:
@@ -104,6 +109,7 @@ class Attender:
             ],
             plan.deadline,
             on,
+            believed=_BELIEVED,
         )
         answered = time.perf_counter()
         merged = fold.result() or identity(shape)
@@ -211,7 +217,7 @@ class Attender:
             program = parts[id].program(parts[id].weigh, tensors, seconds)
             holders = (node, *(n for n in parts[id].segment.holders if n != node))
             assignments.append(Assignment(id, holders, program))
-        second = await self._dispatcher.run(assignments, seconds, on)
+        second = await self._dispatcher.run(assignments, seconds, on, believed=_BELIEVED)
         for id in (*second.missing, *outcome.missing):
             # Not known is not zero.
             tokens = parts[id].segment.tokens

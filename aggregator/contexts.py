@@ -14,13 +14,17 @@ import numpy as np
 
 from aggregator.membership import Member, Membership
 from aggregator.metrics import Metrics
+from aggregator.revisions import Revisions
 from aggregator.state import State
 from edge_attention.core import attention
-from edge_attention.core.attention import ContextSpec
+from edge_attention.core.attention import AppendResponse, ContextSpec
 from edge_attention.core.bounds import Summary
 from edge_attention.core.errors import AlreadyExists, NotFound
 
 log = logging.getLogger(__name__)
+
+ANSWERS = 256
+"""Appends with an id whose answers a context remembers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,7 @@ class Contexts:
         self._state = state
         self._membership = membership
         self._metrics = metrics
+        self.revisions = Revisions(state)
         self._contexts: dict[str, StoredContext] = {}
         for row in state.list_contexts():
             segments = [StoredSegment.from_json(s.id, s.spec) for s in state.list_segments(row.id)]
@@ -114,11 +119,24 @@ class Contexts:
         if self._contexts.get(context.spec.name) is not context:
             raise NotFound(f"context {context.spec.name!r} was dropped meanwhile")
 
-    def commit(self, context: StoredContext, segments: Sequence[StoredSegment]) -> None:
-        """Make grown and new segments part of the context: in the state first, then here."""
+    def commit(
+        self,
+        context: StoredContext,
+        segments: Sequence[StoredSegment],
+        request_id: str = "",
+        tokens: range = range(0),
+    ) -> None:
+        """Make grown and new segments part of the context: in the state first, then here.
+
+        With the `request_id` of the append the state remembers that these `tokens` are its answer.
+        """
         with self._state.transaction():
             for segment in segments:
                 self._state.put_segment(context.id, segment.id, segment.to_json())
+            if request_id:
+                ids = [segment.id for segment in segments]
+                answer = {"tokens": [tokens.start, tokens.stop], "segments": ids}
+                self._state.put_append(context.id, request_id, answer, ANSWERS)
         by_id = {s.id: s for s in context.segments} | {s.id: s for s in segments}
         context.segments = sorted(by_id.values(), key=lambda s: s.tokens.start)
         context.revision += 1
@@ -129,6 +147,26 @@ class Contexts:
                     for sequence in (context.keys(segment.id), context.values(segment.id)):
                         member.sequences[sequence] = len(segment.tokens)
         self._gauge()
+
+    def answered(self, context: StoredContext, request_id: str) -> AppendResponse | None:
+        """The answer of an append of that id, if it was made and is remembered.
+
+        Raises:
+            AlreadyExists: it was given up.
+        """
+        answer = self._state.get_append(context.id, request_id) if request_id else None
+        if answer is None:
+            return None
+        if not answer:
+            raise AlreadyExists(
+                f"append {request_id!r}: who asked was told that it was not made; append under another id"
+            )
+        segments = tuple(self.segment(context, s) for s in context.segments if s.id in answer["segments"])
+        return AppendResponse(range(*answer["tokens"]), segments)
+
+    def give_up(self, context: StoredContext, request_id: str) -> None:
+        """Never make the append of that id, should it come yet."""
+        self._state.put_append(context.id, request_id, {}, ANSWERS)
 
     def drop(self, name: str) -> StoredContext:
         context = self.get(name)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from aggregator.exchange import Action, Assignment, Deliver, Exchange, Revoke, Send
+from aggregator.exchange import REFUSALS, Action, Assignment, Deliver, Exchange, Revoke, Send
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
 from aggregator.spool import SpooledTensor
@@ -152,17 +152,18 @@ class Dispatcher:
         say: Callable[[str], None] | None = None,
         *,
         spooled: bool = False,
+        believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
     ) -> Outcome:
         """Run one exchange to its end: every shard answered or missing, at the deadline at the latest.
 
         `say` is told which node is waited for while it is away and until when, and "" when it is back.
         `spooled`: `fold` gets large tensors as `SpooledTensor`s instead of arrays, and what it does not
-        refuse is its own to close.
+        refuse is its own to close. `believed`: see `Exchange`.
 
         Raises:
-            EdgeAttentionError: what a node found wrong with the program itself.
+            EdgeAttentionError: what every holder of a shard found wrong with the program itself.
         """
-        exchange = Exchange(next(self._ids), assignments, self._membership.state)
+        exchange = Exchange(next(self._ids), assignments, self._membership.state, believed)
         running = _Running(exchange, fold, asyncio.get_running_loop().create_future(), say, spooled=spooled)
         self._running[exchange.id] = running
         timer = asyncio.get_running_loop().call_later(

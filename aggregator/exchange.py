@@ -9,6 +9,9 @@ A shard goes   waiting -> asked -> answered
 
 A node whose stream broke keeps its tasks until its lease runs out: it may come back and still answer.
 Where another live holder is there, that one is asked at once.
+
+What a node says of a request is its word and no more: another holder is asked. Where every holder that can
+be asked has refused the request itself, nobody contradicts them, and the exchange fails with what they say.
 """
 
 from __future__ import annotations
@@ -67,6 +70,9 @@ class Deliver:
 
 Action = Send | Revoke | Deliver
 
+REFUSALS = (InvalidArgument, PermissionDenied)
+"""What a node may say of the request itself: that it is wrong, or that its operator does not allow it."""
+
 
 @dataclass
 class _Shard:
@@ -79,6 +85,7 @@ class _Shard:
     answered: bool = False
     missing: str = ""
     tried: dict[str, str] = field(default_factory=dict)
+    refusals: list[EdgeAttentionError] = field(default_factory=list)
 
     @property
     def open(self) -> bool:
@@ -88,8 +95,16 @@ class _Shard:
 class Exchange:
     """One exchange over `assignments`. `state` tells a node's state now."""
 
-    def __init__(self, id: str, assignments: Sequence[Assignment], state: Callable[[str], NodeState]) -> None:
+    def __init__(
+        self,
+        id: str,
+        assignments: Sequence[Assignment],
+        state: Callable[[str], NodeState],
+        believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
+    ) -> None:
+        """`believed`: refusals that end the exchange where every holder of a shard gives one."""
         self.id = id
+        self._believed = believed
         self.failure: EdgeAttentionError | None = None
         self.causes: dict[str, type[EdgeAttentionError]] = {}
         """Shard -> the class of the last error a node met at it."""
@@ -139,7 +154,9 @@ class Exchange:
             )
         shard.numbers += 1
         if contribution.error is not None:
-            return self._failed(shard, errors.by_name(contribution.error.name, contribution.error.message))
+            return self._failed(
+                shard, errors.of_node(node, contribution.error.name, contribution.error.message)
+            )
         deliver: list[Action] = [Deliver(shard.assignment, node, contribution)]
         shard.answered = contribution.final
         return deliver
@@ -263,13 +280,16 @@ class Exchange:
         return [Revoke(shard.node, shard.task_id)] if shard.node else []
 
     def _failed(self, shard: _Shard, error: EdgeAttentionError) -> list[Action]:
-        # What is wrong with the request is wrong on every holder; the rest may be the node's own trouble.
-        if isinstance(error, InvalidArgument | PermissionDenied):
-            self.failure = type(error)(f"node {shard.node!r}: {error.message}")
-            return [a for s in self._shards.values() if s.open and s is not shard for a in self._revoke(s)]
-        shard.tried[shard.node] = f"node {shard.node!r}: {error.message}"
+        shard.tried[shard.node] = error.message
         self.causes[shard.assignment.shard] = type(error)
-        return self._ask(shard)
+        if isinstance(error, self._believed):
+            shard.refusals.append(error)
+        actions = self._ask(shard)
+        if shard.missing and len(shard.refusals) == len(shard.tried):
+            # Nobody who could be asked says otherwise.
+            self.failure = type(error)("; ".join(shard.tried.values()))
+            return [a for s in self._shards.values() if s.open for a in self._revoke(s)]
+        return actions
 
     def _why(self, shard: _Shard) -> str:
         reasons = list(shard.tried.values())

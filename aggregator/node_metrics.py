@@ -56,6 +56,8 @@ def checked(report: bytes) -> bytes:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line:
             continue
+        if not line.isprintable():
+            raise InvalidArgument(f"line {number} of its metrics cannot be shown: {line[:80]!r}")
         if (sample := _SAMPLE.fullmatch(line)) is not None:
             name, labels, value = sample[1], _labels(sample[2] or "", number), sample[3]
             if not family or name not in [family + suffix for suffix in _SUFFIXES[kind]]:

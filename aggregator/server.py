@@ -36,6 +36,7 @@ from aggregator.training.service import TrainingApi
 from aggregator.training.services import Services
 from aggregator.trust.actions import audited
 from aggregator.trust.audit import Audit
+from aggregator.trust.guard import subject
 from aggregator.trust.reflection import offer_reflection
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
@@ -141,7 +142,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             handlers |= trust.handlers()
 
         server = grpc.aio.server(options=(*CHANNEL_OPTIONS, *server_options()))
-        generic = service_handlers(handlers, trust.guard if trust is not None else None, metrics)
+        generic = service_handlers(handlers, trust.guard if trust is not None else None, metrics, subject)
         server.add_generic_rpc_handlers(tuple(generic))
         checker = Health()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)

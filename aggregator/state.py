@@ -41,7 +41,7 @@ from edge_attention.core.errors import (
 
 __all__ = ["Context", "Record", "Run", "Segment", "State", "Version", "check_run_id", "sync", "write_durably"]
 
-SCHEMA = 1  # kept in the database's user_version
+SCHEMA = 2  # kept in the database's user_version
 
 _TABLES = (
     """CREATE TABLE contexts (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL,
@@ -55,6 +55,12 @@ _TABLES = (
         optimizer_digest TEXT, created REAL NOT NULL, PRIMARY KEY (run, version))""",
     "CREATE TABLE records (run TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, json TEXT NOT NULL)",
     "CREATE INDEX records_by_round ON records (run, round)",
+)
+_SINCE_2 = (
+    """CREATE TABLE appends (number INTEGER PRIMARY KEY AUTOINCREMENT,
+        context TEXT NOT NULL REFERENCES contexts ON DELETE CASCADE, request TEXT NOT NULL,
+        answer TEXT NOT NULL, UNIQUE (context, request))""",
+    "CREATE TABLE numbers (name TEXT PRIMARY KEY, next INTEGER NOT NULL)",
 )
 
 
@@ -160,9 +166,10 @@ class State:
                         f"state folder {self.directory} has schema {schema} and this release reads up to "
                         f"{SCHEMA}; run the release that wrote it, or a newer one, or give another --state"
                     )
-                if schema == 0:
+                if schema < SCHEMA:
                     database.execute("BEGIN IMMEDIATE")
-                    for statement in (*_TABLES, f"PRAGMA user_version={SCHEMA}", "COMMIT"):
+                    new = (*(_TABLES if schema == 0 else ()), *_SINCE_2)
+                    for statement in (*new, f"PRAGMA user_version={SCHEMA}", "COMMIT"):
                         database.execute(statement)
         except BaseException:
             database.close()
@@ -255,6 +262,32 @@ class State:
         """The context's segments in the order in which they were added; none for an unknown context."""
         rows = self._rows("SELECT context, id, spec FROM segments WHERE context = ? ORDER BY rowid", context)
         return [Segment(context, id, json.loads(spec)) for context, id, spec in rows]
+
+    def put_append(self, context: str, request: str, answer: Mapping[str, Any], keep: int) -> None:
+        """Remembers the answer of an append of that id, and of the context's appends the last `keep`."""
+        text = _to_json(f"the answer of append {request}", answer)
+        with self.transaction():
+            statement = "INSERT INTO appends (context, request, answer) VALUES (?, ?, ?)"
+            self._database.execute(statement, (context, request, text))
+            self._database.execute(
+                "DELETE FROM appends WHERE context = ? AND number <= (SELECT number FROM appends "
+                "WHERE context = ? ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                (context, context, keep),
+            )
+
+    def get_append(self, context: str, request: str) -> dict[str, Any] | None:
+        """The answer of an append of that id; None if there was none, or it is no longer remembered."""
+        rows = self._rows("SELECT answer FROM appends WHERE context = ? AND request = ?", context, request)
+        found: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
+        return found
+
+    def take_numbers(self, name: str, count: int, least: int) -> range:
+        """`count` numbers of `least` and above that no call with this `name` has given, larger than those."""
+        with self.transaction():
+            rows = self._rows("SELECT next FROM numbers WHERE name = ?", name)
+            start = max(least, rows[0][0] if rows else 0)
+            self._database.execute("INSERT OR REPLACE INTO numbers VALUES (?, ?)", (name, start + count))
+        return range(start, start + count)
 
     # Runs
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
@@ -180,12 +180,14 @@ class AsyncClient:
                 yield UploadChunk("", digest, at, size, data[at : at + MIB])
 
         timeout = self.timeout + size / self.SLOWEST
-        ask = chunks(size)  # without data: how much is there
+        ask = partial(chunks, size)  # without data: how much is there
         for attempt in range(3):
             try:
                 there = (await self.caller.send(services.BULK_UPLOAD, ask, timeout)).received
                 if there < size:
-                    there = (await self.caller.send(services.BULK_UPLOAD, chunks(there), timeout)).received
+                    there = (
+                        await self.caller.send(services.BULK_UPLOAD, partial(chunks, there), timeout)
+                    ).received
             except Unavailable:
                 if attempt == 2:
                     raise
@@ -193,7 +195,6 @@ class AsyncClient:
             else:
                 if there == size:
                     return digest
-            ask = chunks(size)
         raise DataLoss(f"the aggregator at {self.address} did not keep file {digest[:12]}: send it again")
 
     async def train(self, job: FusionJob | FederatedJob) -> AsyncRun:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from edge_attention.appending import Attempt, appended
 from edge_attention.checks import require_number, require_whole
 from edge_attention.core import attention as wire
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidGraph, InvalidTensor
-from edge_attention.core.tensors import Encoding, Float32, Int64, require
+from edge_attention.core.tensors import Encoding, Float32, Int64, require, require_name
 from edge_attention.job import Model, model_bytes
 from edge_attention.results import Answer, Appended, join, merged
 from edge_attention.wire import services
@@ -50,7 +53,13 @@ class AsyncContext:
         return f"<{type(self).__name__} {self.name!r} at {self._client.address}>"
 
     async def append(
-        self, keys: Float32, values: Float32, *, node: str | None = None, progress: Progress | None = None
+        self,
+        keys: Float32,
+        values: Float32,
+        *,
+        node: str | None = None,
+        progress: Progress | None = None,
+        request_id: str | None = None,
     ) -> Appended:
         """Append tokens: keys float32 [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
 
@@ -60,6 +69,12 @@ class AsyncContext:
         Args:
             node: where to keep the tokens; None: the aggregator places them.
             progress: called in the event loop after each call.
+            request_id: what this append is called, 1 to 48 letters, digits, '.', '_' and '-', unlike any
+                other of the context: called again with it and the same arrays, nothing is appended twice.
+                None: one is made up.
+
+        Where the connection breaks after all was sent the aggregator is asked what became of the append. The
+        error says that it was not appended, or that this is not known and how to learn it.
 
         Raises:
             InvalidTensor: wrong shape or dtype, NaN or infinity.
@@ -70,13 +85,19 @@ class AsyncContext:
         if not len(keys):
             raise InvalidTensor("keys has no tokens; append at least one")
         step = max(1, APPEND_CALL // spec.token_bytes)
+        request_id = _request_id(request_id)
         done: list[wire.AppendResponse] = []
         for at in range(0, len(keys), step):
             stop = min(at + step, len(keys))
             timeout = self._client.timeout + (stop - at) * spec.token_bytes / self._client.SLOWEST
-            messages = self._messages(keys[at:stop], values[at:stop], node or "")
+            part = Attempt(self.name, request_id, f".{at // step}" if len(keys) > step else "", timeout)
+
+            def call(of: Attempt, span: slice = slice(at, stop)) -> Coroutine[Any, Any, wire.AppendResponse]:
+                messages = partial(self._messages, keys[span], values[span], node or "", of)
+                return self._client.caller.send(services.APPEND, messages, of.left)
+
             try:
-                done.append(await self._client.caller.send(services.APPEND, messages, timeout))
+                done.append(await appended(call, self._client.caller, part))
             except EdgeAttentionError as error:
                 if not at:
                     raise
@@ -88,10 +109,14 @@ class AsyncContext:
                 progress(stop, len(keys))
         return _appended(done)
 
-    async def _messages(self, keys: Float32, values: Float32, node: str) -> AsyncIterator[wire.AppendRequest]:
+    async def _messages(
+        self, keys: Float32, values: Float32, node: str, attempt: Attempt
+    ) -> AsyncIterator[wire.AppendRequest]:
         step = max(1, APPEND_MESSAGE // self.spec.token_bytes)
         for at in range(0, len(keys), step):
-            yield wire.AppendRequest(self.name, node, keys[at : at + step], values[at : at + step])
+            part = slice(at, at + step)
+            yield wire.AppendRequest(self.name, node, keys[part], values[part], attempt.id)
+        attempt.sent = True
 
     async def append_dataset(
         self,
@@ -102,6 +127,7 @@ class AsyncContext:
         rows: range | None = None,
         *,
         timeout: float = 600.0,
+        request_id: str | None = None,
     ) -> Appended:
         """Append what `node` computes from its own dataset: the tokens never leave it.
 
@@ -110,6 +136,7 @@ class AsyncContext:
                 [rows, key_heads, value_dim], float32, a token a row: a path, bytes or an onnx.ModelProto.
             inputs: graph input -> column of the dataset.
             rows: which rows; None: all.
+            request_id: as in `append`.
 
         Raises:
             InvalidGraph: the node cannot use the model.
@@ -118,9 +145,16 @@ class AsyncContext:
         if rows is not None and (rows.step != 1 or rows.start < 0):
             raise InvalidArgument(f"rows are {rows}; give a range of consecutive rows from 0 on")
         graph = await self._client.upload(await asyncio.to_thread(model_bytes, model))
-        request = wire.AppendDatasetRequest(self.name, node, dataset, graph, inputs, rows)
+        request_id = _request_id(request_id)
+        caller = self._client.caller
+
+        def call(of: Attempt) -> Coroutine[Any, Any, wire.AppendResponse]:
+            request = wire.AppendDatasetRequest(self.name, node, dataset, graph, inputs, rows, of.id)
+            of.sent = True
+            return caller.unary(services.APPEND_DATASET, request, of.left)
+
         try:
-            return _appended([await self._client.caller.unary(services.APPEND_DATASET, request, timeout)])
+            return _appended([await appended(call, caller, Attempt(self.name, request_id, "", timeout))])
         except InvalidGraph as error:
             name = model if isinstance(model, str | Path) else "the model"
             raise InvalidGraph(f"{name}: {error.message}") from None
@@ -264,6 +298,14 @@ def _appended(replies: Sequence[wire.AppendResponse]) -> Appended:
         merged(reply.tokens for reply in replies),
         tuple(segment for reply in replies for segment in reply.segments),
     )
+
+
+def _request_id(given: str | None) -> str:
+    if given is None:
+        return secrets.token_hex(8)
+    if len(given) > 48:  # a divided append adds to it
+        raise InvalidArgument(f"request_id has {len(given)} characters; the limit is 48")
+    return require_name(given, "request_id")
 
 
 def _require_array(

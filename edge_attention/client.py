@@ -158,14 +158,22 @@ class Context:
         return f"<Context {self.name!r} at {self._client.address}>"
 
     def append(
-        self, keys: Float32, values: Float32, *, node: str | None = None, progress: Progress | None = None
+        self,
+        keys: Float32,
+        values: Float32,
+        *,
+        node: str | None = None,
+        progress: Progress | None = None,
+        request_id: str | None = None,
     ) -> Appended:
         """Append tokens: keys float32 [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
 
         Calls of at most 64 MiB, each stored whole or not at all. `progress` is called after each, with
-        tokens done and in all, on the client's thread: it must not call the client.
+        tokens done and in all, on the client's thread: it must not call the client. Called again with the
+        same `request_id` it appends nothing twice; see AsyncContext.append.
         """
-        return BACKGROUND.run(self._context.append(keys, values, node=node, progress=progress))
+        append = self._context.append(keys, values, node=node, progress=progress, request_id=request_id)
+        return BACKGROUND.run(append)
 
     def append_dataset(
         self,
@@ -176,15 +184,17 @@ class Context:
         rows: range | None = None,
         *,
         timeout: float = 600.0,
+        request_id: str | None = None,
     ) -> Appended:
         """Append what `node` computes from its own dataset through an ONNX model, a token a row.
 
         The model's outputs are `keys` [rows, key_heads, key_dim] and `values` [rows, key_heads, value_dim];
         see AsyncContext.append_dataset.
         """
-        return BACKGROUND.run(
-            self._context.append_dataset(node, dataset, model, inputs, rows, timeout=timeout)
+        appended = self._context.append_dataset(
+            node, dataset, model, inputs, rows, timeout=timeout, request_id=request_id
         )
+        return BACKGROUND.run(appended)
 
     def attend(
         self,

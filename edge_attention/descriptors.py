@@ -1,4 +1,4 @@
-"""How many files a process may have open: the soft limit is often 1,024; raising it to the hard one is free."""
+"""How many files a process may have open: the soft limit is often 1,024; raising it costs nothing."""
 
 from __future__ import annotations
 

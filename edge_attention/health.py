@@ -101,6 +101,7 @@ def check(address: str, service: str = "", authority: Path | None = None, timeou
 def main(address: str, service: str, authority: Path | None, timeout: float) -> None:
     """Ask a daemon whether it is well: exit code 0 if it is, 1 if not."""
     from edge_attention.core.errors import EdgeAttentionError
+    from edge_attention.core.printable import shown
 
     if not address.rpartition(":")[2].isdigit() or not address.rpartition(":")[0]:
         raise click.BadParameter(f"{address!r} is not HOST:PORT")
@@ -109,7 +110,7 @@ def main(address: str, service: str, authority: Path | None, timeout: float) -> 
     except EdgeAttentionError as error:
         why = error.message
     if why is not None:
-        click.echo(f"not healthy: {why}", err=True)
+        click.echo(f"not healthy: {shown(why)}", err=True)
         sys.exit(1)
 
 

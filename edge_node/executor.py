@@ -110,9 +110,8 @@ class Execution:
                     if self._pending:
                         yield self._contribution()
                     self._run(instruction)
-                case said.Append(sequence, source, at, tile):
-                    held = self._value(source)
-                    self._store.append(self._name(sequence), held.array, at, tile, held.origin)
+                case said.Append():
+                    self._append(instruction, turn)
                 case Batch():
                     self._batch(instruction, turn)
                 case said.Repeat(times, body):
@@ -126,9 +125,15 @@ class Execution:
                     if self._pending and (full or instruction.name in self._pending):
                         yield self._contribution()
                     self._return(instruction, held.array)
-                case said.Drop(names):
+                case said.Drop(names, _):
                     for name in names:
                         self._store.drop(self._name(name, prefix=True))
+
+    def _append(self, append: said.Append, turn: int | None) -> None:
+        held, at = self._value(append.source), append.at
+        if at is not None and turn is not None:
+            at += turn * len(held.array)
+        self._store.append(self._name(append.sequence), held.array, at, append.tile, held.origin)
 
     def _name(self, name: str, prefix: bool = False) -> str:
         """The name in the store: `task/x` is this task's own."""

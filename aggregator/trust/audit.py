@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aggregator.trust.rate import Rate
+from edge_attention.core.printable import json_line
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Audit:
                 **_bounded(more),
             }
             try:
-                self._append(json.dumps(line).encode() + b"\n")
+                self._append(json_line(json.dumps(line)).encode() + b"\n")
             except OSError as error:
                 log.error("the audit log %s cannot be written: %s", self._path, error.strerror)
 

@@ -13,6 +13,8 @@ import sys
 import threading
 from collections.abc import Callable, MutableMapping
 
+from edge_attention.core.printable import shown
+
 VERBOSITY = "GRPC_VERBOSITY"
 
 _HANDSHAKE = re.compile(r"\] Handshake failed with error (.*)")
@@ -81,7 +83,7 @@ class GrpcLog:
                 self._refused(reason, line)
             if (self._quiet and (_INFO.match(line) or _LEVEL in line)) or reason is not None:
                 return
-            os.write(self._real, data + b"\n")
+            os.write(self._real, shown(line).encode() + b"\n")
         except Exception:  # whoever reads stderr is gone, or the loop has ended: nobody is left to tell
             return
 

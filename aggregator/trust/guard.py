@@ -36,6 +36,12 @@ def caller() -> Peer | None:
     return None if call is None else call.peer
 
 
+def subject() -> str:
+    """Who makes it, as `node/a`; empty without --tls, and while nobody has shown who it is."""
+    peer = caller()
+    return "" if peer is None else peer.subject
+
+
 class Call(Served):
     """One call being served; a context manager around its handler."""
 

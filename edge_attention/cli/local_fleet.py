@@ -60,12 +60,12 @@ class Child:
     def running(self) -> bool:
         return self.process.poll() is None
 
-    def last_lines(self, count: int = 5) -> str:
-        """The end of what it printed, indented; waits a moment for the lines of a child that ended."""
+    def last_lines(self, count: int = 5) -> list[str]:
+        """The end of what it printed; waits a moment for the lines of a child that ended."""
         if not self.running:
             self._reader.join(timeout=1)
         with self._news:
-            return "".join(f"\n    {line}" for line in list(self.lines)[-count:])
+            return list(self.lines)[-count:]
 
     def wait_for(self, pattern: str, timeout: float = 30.0) -> re.Match[str]:
         """The match of the first line, printed already or to come, in which `pattern` is found.
@@ -86,10 +86,10 @@ class Child:
             return found[0]
         if self._ended:
             raise FailedPrecondition(
-                f"{self.name} ended with exit code {self.process.wait()} as it started:{self.last_lines()}"
+                f"{self.name} ended with exit code {self.process.wait()} as it started:", self.last_lines()
             )
         raise DeadlineExceeded(
-            f"{self.name} did not say {pattern!r} within {timeout:g} s; it said:{self.last_lines()}"
+            f"{self.name} did not say {pattern!r} within {timeout:g} s; it said:", self.last_lines()
         )
 
     def terminate(self, timeout: float = 10.0) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.jobs import Evaluation, TrainingRound
-from edge_attention.core.printable import shown
+from edge_attention.core.printable import json_line, shown
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead of text."
@@ -51,7 +51,7 @@ def plain(value: Any) -> Any:
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:
-    click.echo(json.dumps(plain(value), indent=indent, allow_nan=False))
+    click.echo(json_line(json.dumps(plain(value), indent=indent, allow_nan=False)))
 
 
 def require_rich() -> None:

@@ -118,10 +118,10 @@ def _watch(fleet: LocalFleet, stop: Stop) -> None:
                 continue
             reported.add(child.name)
             code, lines = child.process.poll(), child.last_lines()
-            said = f"{child.name} ended with exit code {code}; its last lines:{lines}"
+            said = FailedPrecondition(f"{child.name} ended with exit code {code}; its last lines:", lines)
             if child.name == AGGREGATOR:
-                raise FailedPrecondition(said)
-            say_error(said)
+                raise said
+            say_error(said.message)
             say("the others go on", err=True)
 
 

@@ -78,12 +78,17 @@ class CreateContextResponse:
 
 @dataclass(frozen=True, eq=False)
 class AppendRequest:
-    """One message of an append; `context` and `node` count in the first."""
+    """One message of an append; `context`, `node` and `request_id` count in the first.
+
+    With a `request_id` it happens once, however often it is sent. One without keys and values asks what
+    became of it: see attention.proto.
+    """
 
     context: str
     node: str
-    keys: Array
-    values: Array
+    keys: Array | None = None
+    values: Array | None = None
+    request_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class AppendDatasetRequest:
     graph: str
     inputs: Mapping[str, str]
     rows: range | None = None
+    request_id: str = ""
 
 
 @dataclass(frozen=True, eq=False)

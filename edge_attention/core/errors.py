@@ -11,7 +11,8 @@
     │   └── DuplicateContribution                   the fold has this one already
     ├── FailedPrecondition     FAILED_PRECONDITION  right in itself, not in this state
     │   ├── EmptyContext
-    │   └── StaleVersion                            made with other parameters than asked for
+    │   ├── StaleVersion                            made with other parameters than asked for
+    │   └── Overtaken                               a later change of the same thing has come before it
     ├── Unauthenticated        UNAUTHENTICATED      who calls has not shown who it is
     │   └── Revoked                                 it has, and is no longer let in: trying again is no use
     ├── PermissionDenied       PERMISSION_DENIED    not allowed to this peer
@@ -26,19 +27,27 @@
     ├── DeadlineExceeded       DEADLINE_EXCEEDED    says what was waited for
     ├── Cancelled              CANCELLED
     ├── DataLoss               DATA_LOSS            a digest or checksum does not fit
+    │   └── Damaged                                 a message's: nothing was done, send it again
     └── Internal               INTERNAL             a defect of ours
+        └── NodeFailed                              a node's own failure, which it has called something else
 
 The message says what was wrong, where, and what to do about it. `to_wire` and `from_wire` carry the
 class over gRPC, so that a client raises the class the server named.
+
+Every message is one line that can be shown anywhere (`core/printable`), whatever words of a peer are in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
+
+from edge_attention.core.printable import NODE_WORDS, WORDS, shown
 
 __all__ = [
     "AlreadyExists",
     "Cancelled",
+    "Damaged",
     "DataLoss",
     "DeadlineExceeded",
     "DuplicateContribution",
@@ -51,10 +60,12 @@ __all__ = [
     "InvalidProgram",
     "InvalidTensor",
     "MessageTooLarge",
+    "NodeFailed",
     "NodeLost",
     "NotFinite",
     "NotFound",
     "OutOfMemory",
+    "Overtaken",
     "PermissionDenied",
     "PrivateLimit",
     "PrivateTensor",
@@ -69,13 +80,21 @@ __all__ = [
 
 
 class EdgeAttentionError(Exception):
-    """Base of every error this project raises on purpose. `status` is the gRPC status code's name."""
+    """Base of every error this project raises on purpose. `status` is the gRPC status code's name.
+
+    `told`: the server said so itself, and it is not what a broken call looks like from here.
+
+    Args:
+        message: a sentence; what cannot be shown in it is escaped, what is past WORDS cut.
+        lines: shown below it, each set in: no other line can be made to look like one of these.
+    """
 
     status: ClassVar[str] = "UNKNOWN"
+    told: bool = False
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
+        self.message = shown(message, WORDS) + "".join(f"\n    {shown(line, WORDS)}" for line in lines)
+        super().__init__(self.message)
 
 
 class InvalidArgument(EdgeAttentionError):
@@ -119,6 +138,10 @@ class EmptyContext(FailedPrecondition):
 
 
 class StaleVersion(FailedPrecondition):
+    pass
+
+
+class Overtaken(FailedPrecondition):
     pass
 
 
@@ -178,8 +201,16 @@ class DataLoss(EdgeAttentionError):
     status = "DATA_LOSS"
 
 
+class Damaged(DataLoss):
+    """Of a message that came, or of one that was sent: it was not looked at, whatever it asked for."""
+
+
 class Internal(EdgeAttentionError):
     status = "INTERNAL"
+
+
+class NodeFailed(Internal):
+    pass
 
 
 def _catalogue(root: type[EdgeAttentionError]) -> dict[str, type[EdgeAttentionError]]:
@@ -195,3 +226,27 @@ _BY_NAME = _catalogue(EdgeAttentionError)
 def by_name(name: str, message: str) -> EdgeAttentionError:
     """The error of class `name` saying `message`; an unknown name becomes the base class."""
     return _BY_NAME.get(name, EdgeAttentionError)(message)
+
+
+_OF_NODES = (
+    InvalidArgument,
+    NotFound,
+    FailedPrecondition,
+    PermissionDenied,
+    ResourceExhausted,
+    DeadlineExceeded,
+    Cancelled,
+    DataLoss,
+    NodeFailed,
+)
+"""What a node can say of a task. Nobody is to act on a node's word that a caller is revoked, that the
+aggregator cannot be reached, or that it has a defect."""
+
+
+def of_node(node: str, name: str, message: str) -> EdgeAttentionError:
+    """The error that node `node` reports as class `name`; NodeFailed where it cannot speak of such."""
+    error = by_name(name, f"node {node!r}: {shown(message, NODE_WORDS)}")
+    if isinstance(error, _OF_NODES) or type(error) is Unavailable:
+        return error
+    said = shown(name, 80) or "nothing"
+    return NodeFailed(f"node {node!r}, which calls it {said}: {shown(message, NODE_WORDS)}")

@@ -53,6 +53,7 @@ class Append:
     """Grow `sequence` by `source` [tokens, heads, dim] at token `at` (None: the end).
 
     A private source needs `shape`, its shape: by how much a sequence grows is seen from outside.
+    `revision` tells a change of a context that was overtaken: it is refused. 0: none.
     """
 
     sequence: str
@@ -60,6 +61,7 @@ class Append:
     at: int | None = None
     tile: int = 0
     shape: tuple[int, ...] = ()
+    revision: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ class Return:
 
 @dataclass(frozen=True)
 class Drop:
-    """Forget tensors; a name that ends in `/` stands for all that begin with it."""
+    """Forget tensors; a name that ends in `/` stands for all that begin with it. `revision` as Append's."""
 
     stored: tuple[str, ...]
+    revision: int = 0
 
 
 Instruction = Run | Append | Batch | Repeat | Return | Drop

@@ -16,6 +16,7 @@ from edge_attention.demo.text import Sequences
 from edge_attention.graphs.gradients import Runner
 from edge_attention.graphs.model import gradient_graph, load_model
 from edge_attention.graphs.onnx_file import serialize
+from edge_attention.graphs.reading import read_graph
 
 
 def train(
@@ -72,6 +73,7 @@ def text_loss(model: bytes, rows: Sequences) -> float:
 
 
 def _logits(model: bytes, feeds: Mapping[str, Array | Int64]) -> Array:
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    checked = read_graph(model, "the trained model")  # it came from an aggregator
+    session = onnxruntime.InferenceSession(checked.data, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], dict(feeds))
     return np.asarray(logits)

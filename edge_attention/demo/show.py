@@ -70,7 +70,7 @@ def conclude(figures: Figures, json_file: Path | None) -> None:
         json_file.write_text(json.dumps(figures.to_json(), indent=2) + "\n")
     failures = figures.failures()
     for failure in failures:
-        console.print(f"[red]does not hold:[/red] {failure}")
+        console.print(Text.assemble(("does not hold:", "red"), f" {shown(failure)}"))
     if failures:
         raise click.exceptions.Exit(1)
     console.print(f"everything that must hold does; {figures.seconds:.0f} s in all")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_attention.core.tensors import Array, Int64
+from edge_attention.graphs.reading import read_graph
 
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 VOCABULARY = len(ALPHABET)
@@ -108,7 +109,8 @@ def generate(model: bytes, prompt: str, count: int, *, temperature: float = 0.7,
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    checked = read_graph(model, "the trained model")  # it came from an aggregator
+    session = onnxruntime.InferenceSession(checked.data, providers=["CPUExecutionProvider"])
     length = int(session.get_inputs()[0].shape[1])
     rng = np.random.default_rng(seed)
     written = encode(prompt).tolist()

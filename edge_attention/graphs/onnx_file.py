@@ -24,6 +24,7 @@ from onnx.inliner import inline_local_functions
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.onnx_builder import IR_VERSION, OPSET
+from edge_attention.graphs.reading import read_with_notes
 
 __all__ = [
     "BATCH",
@@ -51,9 +52,6 @@ TensorSpec = tuple[np.dtype[Any], tuple[int | None, ...]]
 """dtype and shape of a tensor; None is a dimension that is not fixed (dimension 0: the batch)."""
 
 BATCH = "batch"  # the one symbolic dimension of a graph users bring
-MIN_OPSET, MAX_OPSET = 13, 26  # below 13, `axes` are attributes; above 26, ONNX Runtime does not read it
-MAX_IR_VERSION = 13
-MAX_BYTES = 256 << 20
 
 # A gradient graph computes the forward pass again: a random operator would answer otherwise.
 _RANDOM = {
@@ -145,31 +143,16 @@ def spec_of(value: ValueInfoProto) -> TensorSpec:
 
 
 def parse(data: bytes, place: str) -> ModelProto:
-    if len(data) > MAX_BYTES:
-        raise InvalidGraph(
-            f"{place}: {len(data)} bytes, more than the limit of {MAX_BYTES}; bring a smaller one"
-        )
+    """Read an ONNX file that somebody brings, its exporter's notes included; functions are inlined.
+
+    Raises InvalidGraph for a file that a node would refuse, too, in the same words, and for an invalid one.
+    """
+    written = read_with_notes(data, place)
     try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise InvalidGraph(f"{place}: not an ONNX file; export it again") from error
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise InvalidGraph(
-            f"{place}: opset {opset} is not supported; export with opset {MIN_OPSET} to {MAX_OPSET}"
-        )
-    if model.ir_version > MAX_IR_VERSION:
-        raise InvalidGraph(
-            f"{place}: ir_version {model.ir_version} is not supported; save with {MAX_IR_VERSION} or less"
-        )
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
-        raise InvalidGraph(f"{place}: its weights are in another file; save it with external_data=False")
-    if model.graph.sparse_initializer:
-        raise InvalidGraph(f"{place}: sparse initializers are not supported; make them dense")
-    try:
-        onnx.checker.check_model(data)  # the bytes: of the model it would make them again
+        model = onnx.load_model_from_string(written)
+        onnx.checker.check_model(written)  # the bytes: of the model it would make them again
         return inline_local_functions(model) if model.functions else model
-    except (onnx.checker.ValidationError, RuntimeError) as error:
+    except (DecodeError, onnx.checker.ValidationError, RuntimeError) as error:
         raise InvalidGraph(f"{place}: not a valid ONNX graph: {first_line(error)}") from error
 
 

@@ -16,6 +16,9 @@ field converts:
 
 A field that is absent, of those whose absence shows on the wire, takes the dataclass's default.
 Decoding refuses what the types cannot hold with an error of the catalogue; it never raises another.
+
+A message with a field `checksum` is sent with one over all of it, and one that arrives with a wrong one is
+`Damaged`: nothing in it is looked at (wire/checksum.py).
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from google.protobuf.message import DecodeError, EncodeError, Message
 
-from edge_attention.core.errors import InvalidArgument, MessageTooLarge
+from edge_attention.core.errors import Damaged, EdgeAttentionError, InvalidArgument, MessageTooLarge
 from edge_attention.core.tensors import Array, Encoded
+from edge_attention.wire import checksum
 from edge_attention.wire.tensors import decode_range, decode_tensor, encode_range, encode_tensor
 
 T = TypeVar("T")
@@ -53,12 +57,26 @@ def register(cls: type, message: type[Message], variants: Mapping[type, str] | N
 class Codec(Generic[T]):
     """Converts `T` to bytes and back. `variants` maps a class to its field, where `T` is a union.
 
+    `sealed`: what comes without a checksum is refused, too. So it is where both ends are ours: damage to the
+    checksum's own tag must not switch it off.
+
     Example: `Codec(Program, program_pb2.Program).decode(codec.encode(program))`.
     """
 
-    def __init__(self, cls: Any, message: type[Message], variants: Mapping[type, str] | None = None) -> None:
+    def __init__(
+        self,
+        cls: Any,
+        message: type[Message],
+        variants: Mapping[type, str] | None = None,
+        *,
+        sealed: bool = False,
+    ) -> None:
         self.cls = cls
         self._message = message
+        self._checked = checksum.FIELD in message.DESCRIPTOR.fields_by_name
+        if sealed and not self._checked:
+            raise TypeError(f"{message.DESCRIPTOR.full_name} has no field `{checksum.FIELD}`")
+        self.sealed = sealed
         self._what = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", message.DESCRIPTOR.name).lower()
         self._fill, self._read = _union(variants) if variants else _dataclass(cls)
 
@@ -73,6 +91,8 @@ class Codec(Generic[T]):
         try:
             self._fill(message, value)
             data: bytes = message.SerializeToString()
+            if self._checked:
+                data = checksum.seal(data)
         except (TypeError, ValueError) as error:
             raise InvalidArgument(f"the {self._what} cannot be sent: {error}") from error
         except EncodeError:  # past protobuf's own 2 GiB
@@ -87,20 +107,38 @@ class Codec(Generic[T]):
             "split it in several calls"
         )
 
-    def decode(self, data: bytes) -> T:
-        """The value `data` stands for.
+    def decode(self, data: bytes, sealed: bool | None = None) -> T:
+        """The value `data` stands for. `sealed`: as the codec's own, for this message.
 
         Raises:
+            Damaged: the checksum is wrong, or there is none where there must be one.
             InvalidArgument: if the bytes are not such a message, or a field does not fit.
             MessageTooLarge: past MESSAGE_LIMIT.
         """
         if len(data) > MESSAGE_LIMIT:
             raise self._too_large(len(data))
+        whole = not self._checked or checksum.intact(data)
+        if not whole and (self.sealed if sealed is None else sealed):
+            raise self._damaged(data)
         try:
             message = self._message.FromString(data)
         except DecodeError:
             raise InvalidArgument(f"these {len(data):,} bytes are not a {self._what}") from None
-        return typing.cast(T, self._read(message))
+        if not whole and message.HasField(checksum.FIELD):
+            raise self._damaged(data)
+        try:
+            return typing.cast(T, self._read(message))
+        except EdgeAttentionError:
+            raise
+        except Exception as error:
+            raise InvalidArgument(f"the {self._what} cannot be read: {type(error).__name__}") from error
+
+    def _damaged(self, data: bytes) -> Damaged:
+        why = "has no checksum, or it" if checksum.lacking(data) else "has a wrong checksum: it"
+        article = "an" if self._what[0] in "aeiou" else "a"
+        return Damaged(
+            f"{article} {self._what} of {len(data):,} bytes {why} was damaged on the way; send it again"
+        )
 
 
 Fill = Callable[[Any, Any], None]

@@ -60,7 +60,9 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
     if name:
         named = errors.by_name(name, details)
         # A newer server may name a class this catalogue lacks: its status still says what it is.
-        return named if type(named).__name__ == name else cls(details)
+        told = named if type(named).__name__ == name else cls(details)
+        told.told = True
+        return told
     if cls is errors.Unavailable:  # gRPC's own: no server answered
         where = where or "the server"
         if any(sign in details for sign in _NOT_GRPC):

@@ -14,6 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.wire import checksum
 from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
 
 T = TypeVar("T")
@@ -29,14 +30,16 @@ _KINDS: dict[int, tuple[int, Any]] = {
 class FrameCodec(Codec[T]):
     """The codec of a flat dataclass of `int`, `str` and, with the highest number, one `bytes`.
 
-    That one may be given as any buffer.
+    That one may be given as any buffer. After it comes the checksum.
     """
 
-    def __init__(self, cls: type[T], message: type[Message]) -> None:
+    def __init__(self, cls: type[T], message: type[Message], *, sealed: bool = False) -> None:
         """Raises TypeError for a message of another form."""
-        super().__init__(cls, message)
+        super().__init__(cls, message, sealed=sealed)
         hints = typing.get_type_hints(cls)
         fields: list[Any] = sorted(message.DESCRIPTOR.fields, key=lambda field: field.number)
+        if not fields or fields.pop().name != checksum.FIELD:
+            raise TypeError(f"{message.DESCRIPTOR.full_name} does not end with a checksum")
         payloads = [field for field in fields if field.type == FieldDescriptor.TYPE_BYTES]
         plain = all(
             f.type in _KINDS and f.number < 16 and not f.has_presence and hints[f.name] in (int, str, bytes)
@@ -63,21 +66,23 @@ class FrameCodec(Codec[T]):
                     field = field.encode()
                 if len(field):
                     parts += (tag, varint(len(field)), field)
-            data = b"".join(parts)
+            data = b"".join((*parts, checksum.trailer(parts)))
         except (TypeError, ValueError, AttributeError) as error:
             raise InvalidArgument(f"the {self._what} cannot be sent: {error}") from error
         if len(data) > MESSAGE_LIMIT:
             raise self._too_large(len(data))
         return data
 
-    def decode(self, data: bytes) -> T:
-        values = self._parse(data) if len(data) <= MESSAGE_LIMIT else None
-        return super().decode(data) if values is None else self.cls(**values)
+    def decode(self, data: bytes, sealed: bool | None = None) -> T:
+        values = None
+        if len(data) <= MESSAGE_LIMIT and checksum.intact(data):
+            values = self._parse(data, len(data) - checksum.TRAILER)
+        return super().decode(data, sealed) if values is None else typing.cast(T, self.cls(**values))
 
-    def _parse(self, data: bytes) -> dict[str, Any] | None:
-        """The fields of a message as `encode` writes it; None for any other."""
+    def _parse(self, data: bytes, end: int) -> dict[str, Any] | None:
+        """The fields of a message as `encode` writes it, up to byte `end`; None for any other."""
         values = dict(self._none)
-        at, last, end = 0, 0, len(data)
+        at, last = 0, 0
         try:
             while at < end:
                 tag = data[at]
@@ -86,6 +91,8 @@ class FrameCodec(Codec[T]):
                 last = tag
                 name, none = self._by_tag[tag]
                 number, at = _read_varint(data, at + 1)
+                if at > end:
+                    return None
                 if none == 0:
                     values[name] = number
                     continue

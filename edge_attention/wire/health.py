@@ -27,7 +27,7 @@ class _Request(Codec[str]):
         text = value.encode()
         return bytes([0x0A, len(text)]) + text if text else b""  # services here have short names
 
-    def decode(self, data: bytes) -> str:
+    def decode(self, data: bytes, sealed: bool | None = None) -> str:
         return data[2:].decode(errors="replace")
 
 
@@ -40,7 +40,7 @@ class _Response(Codec[Serving]):
     def encode(self, value: Serving) -> bytes:
         return bytes([0x08, value.value]) if value.value else b""
 
-    def decode(self, data: bytes) -> Serving:
+    def decode(self, data: bytes, sealed: bool | None = None) -> Serving:
         known = len(data) == 2 and data[0] == 0x08 and data[1] in {status.value for status in Serving}
         return Serving(data[1]) if known else Serving.UNKNOWN
 

@@ -119,6 +119,7 @@ from_node: Codec[FromNode] = Codec(
     FromNode,
     link_pb2.ConnectRequest,
     {Register: "register", Heartbeat: "heartbeat", Contribution: "contribution", Credit: "credit"},
+    sealed=True,
 )
 to_node: Codec[ToNode] = Codec(
     ToNode,
@@ -130,12 +131,13 @@ to_node: Codec[ToNode] = Codec(
         Cancel: "cancel",
         Credit: "credit",
     },
+    sealed=True,
 )
 
-download_request = Codec[DownloadRequest](DownloadRequest, link_pb2.DownloadRequest)
-download_chunk = FrameCodec(Chunk, link_pb2.DownloadResponse)
-upload_chunk = FrameCodec(UploadChunk, link_pb2.UploadRequest)
-upload_response = Codec[Uploaded](Uploaded, link_pb2.UploadResponse)
+download_request = Codec[DownloadRequest](DownloadRequest, link_pb2.DownloadRequest, sealed=True)
+download_chunk = FrameCodec(Chunk, link_pb2.DownloadResponse, sealed=True)
+upload_chunk = FrameCodec(UploadChunk, link_pb2.UploadRequest, sealed=True)
+upload_response = Codec[Uploaded](Uploaded, link_pb2.UploadResponse, sealed=True)
 
 LINK = Service("edge_attention.v1.EdgeLinkService")
 CONNECT = Method(LINK, "Connect", from_node, to_node, streams_request=True, streams_response=True, raw=True)

@@ -47,8 +47,8 @@ class Service:
 class Method(Generic[Q, R]):
     """One method: request `Q`, response `R`; either side may be a stream.
 
-    The server's handler of a `raw` method takes and gives bytes: it decodes message by message, so that
-    one that is damaged does not end the stream.
+    The server's handler of a `raw` method takes and gives bytes: it decodes message by message. What a call
+    of one that `changes` something does is not done twice: the server keeps its answer (wire/answers.py).
     """
 
     service: Service
@@ -58,6 +58,7 @@ class Method(Generic[Q, R]):
     streams_request: bool = False
     streams_response: bool = False
     raw: bool = False
+    changes: bool = False
 
     @property
     def path(self) -> str:

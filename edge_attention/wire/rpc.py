@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
@@ -19,6 +21,8 @@ import grpc.aio
 
 from edge_attention.core.errors import (
     Cancelled,
+    Damaged,
+    DataLoss,
     DeadlineExceeded,
     EdgeAttentionError,
     Internal,
@@ -26,6 +30,8 @@ from edge_attention.core.errors import (
     Unavailable,
     Unreachable,
 )
+from edge_attention.wire import checksum
+from edge_attention.wire.answers import Answers, Key
 from edge_attention.wire.errors import from_rpc, to_status
 from edge_attention.wire.methods import AnyMethod, Method, Service
 
@@ -67,6 +73,15 @@ class Served:
 Guard = Callable[[AnyMethod, "grpc.aio.ServicerContext[Any, Any]"], Served]
 """Asked before a call's request is looked at; raises the error to refuse it with."""
 
+SEALED_KEY = "edge-attention-sealed"
+"""Metadata of a call all of whose messages have a checksum: one that comes without has lost it on the way."""
+
+REQUEST_KEY = "edge-attention-request"
+"""Metadata of a call that changes something: its id, the same when it is asked again."""
+
+TRIES = 4
+"""A call whose request or answer comes damaged is made so often in all, at once, within its deadline."""
+
 DRAINS = 16
 DRAIN_SECONDS = 2.5
 DRAIN_BYTES = 128 * 1024 * 1024
@@ -79,41 +94,68 @@ def _no_guard(method: AnyMethod, context: object) -> Served:
     return _SERVED
 
 
+def _nobody() -> str:
+    return ""
+
+
 def service_handlers(
-    handlers: Mapping[AnyMethod, Handler], guard: Guard | None = None, observer: Observer | None = None
+    handlers: Mapping[AnyMethod, Handler],
+    guard: Guard | None = None,
+    observer: Observer | None = None,
+    who: Callable[[], str] = _nobody,
 ) -> list[grpc.GenericRpcHandler[Any, Any]]:
     """gRPC handlers for `handlers`, by service.
 
-    `guard` says who may call; `observer` is told what becomes of calls.
+    `guard` says who may call; `observer` is told what becomes of calls; `who`, asked while a call is served,
+    says who made it.
 
     A handler is called with the decoded request (an async iterator of them where the method streams)
     and the call's context, and returns the response (is an async generator of them).
     """
     services: dict[Service, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
-    drains = _Drains()
+    drains, answers = _Drains(), Answers()
     for method, handler in handlers.items():
         rpcs = services.setdefault(method.service, {})
-        rpcs[method.name] = _rpc_handler(method, handler, guard or _no_guard, observer, drains)
+        rpcs[method.name] = _rpc_handler(
+            method, handler, guard or _no_guard, observer, drains, lambda path, id: (who(), path, id), answers
+        )
     return [grpc.method_handlers_generic_handler(service.name, rpcs) for service, rpcs in services.items()]
 
 
 def _rpc_handler(
-    method: AnyMethod, handler: Handler, guard: Guard, observer: Observer | None, drains: _Drains
+    method: AnyMethod,
+    handler: Handler,
+    guard: Guard,
+    observer: Observer | None,
+    drains: _Drains,
+    key: Callable[[str, str], Key],
+    answers: Answers,
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    def requests(raw: Any) -> Any:
+    def requests(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         if method.raw:
             return raw
-        return _decoded(method, raw) if method.streams_request else method.request.decode(raw)
+        sealed = method.request.sealed or bool(_told(context, SEALED_KEY))
+        if method.streams_request:
+            return _decoded(method, raw, sealed)
+        return method.request.decode(raw, sealed)
 
     async def unary(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
             came = time.perf_counter()
             with guard(method, context):
-                request = requests(raw)
+                request = requests(raw, context)
                 asked = time.perf_counter()
-                response = await handler(request, context)
-                answered = time.perf_counter()
-                data = method.response.encode(response)
+                if method.changes and (id := _told(context, REQUEST_KEY)):
+
+                    async def work() -> bytes:
+                        return method.response.encode(await handler(request, context))
+
+                    data = await answers.once(key(method.path, id), work)
+                    answered = time.perf_counter()
+                else:
+                    response = await handler(request, context)
+                    answered = time.perf_counter()
+                    data = method.response.encode(response)
         except Exception as error:
             if method.streams_request and not isinstance(error, Unauthenticated):
                 if isinstance(error, EdgeAttentionError):
@@ -133,7 +175,7 @@ def _rpc_handler(
     async def stream(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         try:
             with guard(method, context) as served:
-                async with contextlib.aclosing(handler(requests(raw), context)) as responses:
+                async with contextlib.aclosing(handler(requests(raw, context), context)) as responses:
                     async for response in responses:
                         data = response if method.raw else method.response.encode(response)
                         del response  # it may be long until the other side has taken the bytes
@@ -182,9 +224,14 @@ class _Drains:
             self._now -= 1
 
 
-async def _decoded(method: Method[Q, R], raw: AsyncIterable[bytes]) -> AsyncIterator[Q]:
+def _told(context: grpc.aio.ServicerContext[Any, Any], wanted: str) -> str:
+    """What the call's metadata say under this key; "" for nothing."""
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == wanted), "")
+
+
+async def _decoded(method: Method[Q, R], raw: AsyncIterable[bytes], sealed: bool) -> AsyncIterator[Q]:
     async for data in raw:
-        message = method.request.decode(data)
+        message = method.request.decode(data, sealed)
         # Not kept while the next one is waited for: of many streams at once that would be much.
         del data
         yield message
@@ -265,52 +312,94 @@ class Caller:
 
     async def unary(self, method: Method[Q, R], request: Q, timeout: float | None = None) -> R:
         """One request, one response, within `timeout` seconds."""
-        try:
-            await self._ready()
-            data = method.request.encode(request)
-            return method.response.decode(
-                await self._call(method)(data, timeout=timeout, metadata=self._metadata())
-            )
-        except (grpc.RpcError, asyncio.CancelledError) as error:
-            raise await self._failure(error) from None
+        data = method.request.encode(request)
 
-    async def send(self, method: Method[Q, R], requests: AsyncIterable[Q], timeout: float | None = None) -> R:
-        """A stream of requests, one response."""
-        failed: list[Exception] = []
-        began = time.monotonic()
-
-        async def raw() -> AsyncIterator[bytes]:
-            # gRPC swallows what a request iterator raises; the caller must not lose it.
+        async def ask(left: float | None, metadata: Metadata) -> bytes:
             try:
-                async for request in requests:
-                    yield method.request.encode(request)
-            except Exception as error:
-                failed.append(error)
-                raise
+                await self._ready()
+                answer: bytes = await self._call(method)(data, timeout=left, metadata=metadata)
+                return answer
+            except (grpc.RpcError, asyncio.CancelledError) as error:
+                raise await self._failure(error) from None
 
-        try:
-            await self._ready()
-            return method.response.decode(
-                await self._call(method)(raw(), timeout=timeout, metadata=self._metadata())
-            )
-        except (grpc.RpcError, asyncio.CancelledError) as error:
-            failure = failed[0] if failed else await self._failure(error)
-            if (
-                isinstance(failure, Unavailable)
-                and timeout is not None
-                and time.monotonic() >= began + timeout
-            ):
-                # A write that fails hides that too.
-                failure = DeadlineExceeded(f"{self._where} did not answer in time")
-            raise failure from None
+        return await self._asked(method, ask, timeout, TRIES)
+
+    async def send(
+        self,
+        method: Method[Q, R],
+        requests: AsyncIterable[Q] | Callable[[], AsyncIterable[Q]],
+        timeout: float | None = None,
+    ) -> R:
+        """A stream of requests, one response. Requests that can be made again are sent again, if need be."""
+
+        async def ask(left: float | None, metadata: Metadata) -> bytes:
+            failed: list[Exception] = []
+            began = time.monotonic()
+
+            async def raw() -> AsyncIterator[bytes]:
+                # gRPC swallows what a request iterator raises; the caller must not lose it.
+                try:
+                    async for request in requests() if callable(requests) else requests:
+                        yield method.request.encode(request)
+                except Exception as error:
+                    failed.append(error)
+                    raise
+
+            try:
+                await self._ready()
+                answer: bytes = await self._call(method)(raw(), timeout=left, metadata=metadata)
+                return answer
+            except (grpc.RpcError, asyncio.CancelledError) as error:
+                failure = failed[0] if failed else await self._failure(error)
+                if isinstance(failure, Unavailable) and left is not None and time.monotonic() >= began + left:
+                    # A write that fails hides that too.
+                    failure = DeadlineExceeded(f"{self._where} did not answer in time")
+                raise failure from None
+
+        return await self._asked(method, ask, timeout, TRIES if callable(requests) else 1)
+
+    async def _asked(
+        self,
+        method: Method[Q, R],
+        ask: Callable[[float | None, Metadata], Awaitable[bytes]],
+        timeout: float | None,
+        tries: int,
+    ) -> R:
+        """The answer `ask` gets; it is asked again, at once, where a message came damaged.
+
+        Raises:
+            Damaged: it was never done.
+            DataLoss: it may have been done; no answer came whole.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        id: Metadata = ((REQUEST_KEY, secrets.token_hex(16)),) if method.changes else ()
+        done, data = False, b""
+        for number in itertools.count(1):
+            left = None if until is None else max(0.0, until - time.monotonic())
+            try:
+                data = await ask(left, self._told() + id)
+                done = method.changes
+                return method.response.decode(data)
+            except Damaged as error:
+                late = until is not None and time.monotonic() >= until
+                # Who sends no checksums keeps no answers, either: an aggregator of an earlier release.
+                if number < tries and not late and not (done and checksum.lacking(data)):
+                    continue
+                if done:
+                    raise DataLoss(
+                        f"{self._where} has done what was asked, but no answer came whole: {error.message}; "
+                        "look what there is before you ask again"
+                    ) from None
+                raise
+        raise AssertionError
 
     async def receive(
         self, method: Method[Q, R], request: Q, timeout: float | None = None
     ) -> AsyncIterator[R]:
-        """One request, a stream of responses."""
+        """One request, a stream of responses. What comes damaged is for who reads it to ask for again."""
         await self._ready()
         data = method.request.encode(request)
-        call = self._call(method)(data, timeout=timeout, metadata=self._metadata())
+        call = self._call(method)(data, timeout=timeout, metadata=self._told())
         try:
             async for data in call:
                 yield method.response.decode(data)
@@ -318,6 +407,9 @@ class Caller:
             raise await self._failure(error) from None
         finally:
             call.cancel()
+
+    def _told(self) -> Metadata:
+        return (*self._metadata(), (SEALED_KEY, "1"))
 
     async def _failure(self, error: grpc.RpcError | asyncio.CancelledError) -> BaseException:
         if isinstance(error, grpc.RpcError):

@@ -1,4 +1,7 @@
-"""The client services on the wire: fleet, bulk, attention, training. A new call is a line here."""
+"""The client services on the wire: fleet, bulk, attention, training. A new call is a line here.
+
+Requests may come without a checksum, from clients in other languages; answers always have one.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from typing import TypeVar
 
 from edge_attention.core import attention, fleet, jobs
 from edge_attention.core.jobs import TrainingRound, TrainingRun
+from edge_attention.core.session import DownloadRequest, UploadChunk
 from edge_attention.wire.codec import Codec
-from edge_attention.wire.link import download_chunk, download_request, upload_chunk, upload_response
+from edge_attention.wire.frames import FrameCodec
+from edge_attention.wire.link import download_chunk, upload_response
 from edge_attention.wire.methods import Method, Service
-from protos.edge_attention.v1 import attention_pb2, fleet_pb2, training_pb2
+from protos.edge_attention.v1 import attention_pb2, fleet_pb2, link_pb2, training_pb2
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -32,15 +37,17 @@ def _method(
     *,
     streams_request: bool = False,
     streams_response: bool = False,
+    changes: bool = False,
 ) -> Method[Q, R]:
     """The method `name`, whose messages are called `<name>Request` and `<name>Response`, as buf wants it."""
     return Method(
         service,
         name,
         Codec[Q](request, getattr(messages, f"{name}Request")),
-        Codec[R](response, getattr(messages, f"{name}Response")),
+        Codec[R](response, getattr(messages, f"{name}Response"), sealed=True),
         streams_request,
         streams_response,
+        changes=changes,
     )
 
 
@@ -52,30 +59,48 @@ DESCRIBE_AGGREGATOR = _method(
 )
 PROBE_NODE = _method(FLEET, "ProbeNode", fleet.ProbeNodeRequest, fleet.ProbeNodeResponse, fleet_pb2)
 
-BULK_UPLOAD = Method(BULK, "Upload", upload_chunk, upload_response, streams_request=True)
-BULK_DOWNLOAD = Method(BULK, "Download", download_request, download_chunk, streams_response=True)
+BULK_UPLOAD = Method(
+    BULK, "Upload", FrameCodec(UploadChunk, link_pb2.UploadRequest), upload_response, streams_request=True
+)
+BULK_DOWNLOAD = Method(
+    BULK,
+    "Download",
+    Codec[DownloadRequest](DownloadRequest, link_pb2.DownloadRequest),
+    download_chunk,
+    streams_response=True,
+)
 
-CREATE_CONTEXT = _method(ATTENTION, "CreateContext", a.CreateContextRequest, a.CreateContextResponse, a_pb)
-APPEND = _method(ATTENTION, "Append", a.AppendRequest, a.AppendResponse, a_pb, streams_request=True)
-APPEND_DATASET = _method(ATTENTION, "AppendDataset", a.AppendDatasetRequest, a.AppendResponse, a_pb)
+CREATE_CONTEXT = _method(
+    ATTENTION, "CreateContext", a.CreateContextRequest, a.CreateContextResponse, a_pb, changes=True
+)
+APPEND = _method(
+    ATTENTION, "Append", a.AppendRequest, a.AppendResponse, a_pb, streams_request=True, changes=True
+)
+APPEND_DATASET = _method(
+    ATTENTION, "AppendDataset", a.AppendDatasetRequest, a.AppendResponse, a_pb, changes=True
+)
 ATTEND = _method(ATTENTION, "Attend", a.AttendRequest, a.AttendResponse, a_pb)
 DESCRIBE_CONTEXT = _method(
     ATTENTION, "DescribeContext", a.DescribeContextRequest, a.DescribeContextResponse, a_pb
 )
 LIST_CONTEXTS = _method(ATTENTION, "ListContexts", a.ListContextsRequest, a.ListContextsResponse, a_pb)
-DROP_CONTEXT = _method(ATTENTION, "DropContext", a.DropContextRequest, a.DropContextResponse, a_pb)
+DROP_CONTEXT = _method(
+    ATTENTION, "DropContext", a.DropContextRequest, a.DropContextResponse, a_pb, changes=True
+)
 
-START_RUN = _method(TRAINING, "StartRun", j.StartRunRequest, j.StartRunResponse, j_pb)
+START_RUN = _method(TRAINING, "StartRun", j.StartRunRequest, j.StartRunResponse, j_pb, changes=True)
 PLAN_RUN = _method(TRAINING, "PlanRun", j.PlanRunRequest, j.PlanRunResponse, j_pb)
 WATCH_RUN = Method(
     TRAINING,
     "WatchRun",
     Codec[jobs.WatchRunRequest](jobs.WatchRunRequest, training_pb2.WatchRunRequest),
-    Codec[RunEvent](RunEvent, training_pb2.WatchRunResponse, {TrainingRound: "round", TrainingRun: "run"}),
+    Codec[RunEvent](
+        RunEvent, training_pb2.WatchRunResponse, {TrainingRound: "round", TrainingRun: "run"}, sealed=True
+    ),
     streams_response=True,
 )
-STOP_RUN = _method(TRAINING, "StopRun", j.StopRunRequest, j.StopRunResponse, j_pb)
-RESUME_RUN = _method(TRAINING, "ResumeRun", j.ResumeRunRequest, j.ResumeRunResponse, j_pb)
+STOP_RUN = _method(TRAINING, "StopRun", j.StopRunRequest, j.StopRunResponse, j_pb, changes=True)
+RESUME_RUN = _method(TRAINING, "ResumeRun", j.ResumeRunRequest, j.ResumeRunResponse, j_pb, changes=True)
 DESCRIBE_RUN = _method(TRAINING, "DescribeRun", j.DescribeRunRequest, j.DescribeRunResponse, j_pb)
 LIST_RUNS = _method(TRAINING, "ListRuns", j.ListRunsRequest, j.ListRunsResponse, j_pb)
 GET_PARAMETERS = _method(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidTensor
+from edge_attention.core.errors import Damaged, InvalidArgument, InvalidTensor
 from edge_attention.core.halves import from_wire, stored_dtype, to_wire
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, Encoded, Encoding
 
@@ -28,7 +28,10 @@ if sys.byteorder != "little":  # pragma: no cover
 
 
 def encode_tensor(value: Array | Encoded, message: Any, name: str = "") -> None:
-    """Fill `message` with `value`; an Encoded travels in its encoding (all but RAW need float32)."""
+    """Fill `message` with `value`; an Encoded travels in its encoding (all but RAW need float32).
+
+    It gets no checksum of its own: the message it is in has one over all of it.
+    """
     array, encoding = (value.array, value.encoding) if isinstance(value, Encoded) else (value, Encoding.RAW)
     code = _CODES.get(array.dtype)
     if code is None:
@@ -42,7 +45,6 @@ def encode_tensor(value: Array | Encoded, message: Any, name: str = "") -> None:
         message.name = name
     message.data_type = code
     message.shape.extend(array.shape)
-    message.crc32 = zlib.crc32(data)
     message.data = data
 
 
@@ -51,7 +53,7 @@ def decode_tensor(message: Any, where: str = "a tensor") -> Array:
 
     Raises:
         InvalidTensor: unknown dtype or encoding, a bad shape, or a length that does not fit the shape.
-        DataLoss: the checksum is wrong.
+        Damaged: the checksum is wrong.
     """
     name = message.name[:80] or where
     dtype = _TYPES.get(message.data_type)
@@ -67,7 +69,7 @@ def decode_tensor(message: Any, where: str = "a tensor") -> Array:
     data = message.data
     check_size(name, shape, stored.itemsize, len(data))
     if message.HasField("crc32") and message.crc32 != zlib.crc32(data):
-        raise DataLoss(f"{name}: the checksum is wrong, its bytes were damaged on the way; send it again")
+        raise Damaged(f"{name}: the checksum is wrong, its bytes were damaged on the way; send it again")
     array = np.frombuffer(data, stored).reshape(shape)
     if message.data_type == _BOOL_CODE and array.size and array.view(np.uint8).max() > 1:
         raise InvalidTensor(f"{name}: a BOOL element is one byte, 0 or 1; there are others")

@@ -55,7 +55,7 @@ class _Bytes(Codec[bytes]):
     def encode(self, value: bytes) -> bytes:
         return value
 
-    def decode(self, data: bytes) -> bytes:
+    def decode(self, data: bytes, sealed: bool | None = None) -> bytes:
         return data
 
 

@@ -13,11 +13,13 @@ ENROL = Method(
     TRUST,
     "Enrol",
     Codec[EnrolRequest](EnrolRequest, trust_pb2.EnrolRequest),
-    Codec[EnrolResponse](EnrolResponse, trust_pb2.EnrolResponse),
+    Codec[EnrolResponse](EnrolResponse, trust_pb2.EnrolResponse, sealed=True),
+    changes=True,
 )
 RENEW = Method(
     TRUST,
     "Renew",
     Codec[RenewRequest](RenewRequest, trust_pb2.RenewRequest),
-    Codec[RenewResponse](RenewResponse, trust_pb2.RenewResponse),
+    Codec[RenewResponse](RenewResponse, trust_pb2.RenewResponse, sealed=True),
+    changes=True,
 )

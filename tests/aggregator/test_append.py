@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,19 @@ from onnx import TensorProto, helper
 
 from edge_attention.core.attention import AppendDatasetRequest, AttendRequest, ContextSpec
 from edge_attention.core.errors import (
+    AlreadyExists,
+    EdgeAttentionError,
+    Internal,
+    InvalidArgument,
     InvalidProgram,
     InvalidTensor,
     NotFound,
     OutOfMemory,
     PrivateTensor,
+    Revoked,
     Unavailable,
 )
+from edge_attention.core.program import Append, Drop, Fault
 
 RANDOM = np.random.default_rng(1)
 KEYS = RANDOM.standard_normal((1300, 2, 4)).astype(np.float32)
@@ -187,6 +194,38 @@ def test_a_node_that_turns_out_to_be_full_is_named():
     run(scenario)
 
 
+def refusing(name):
+    """A node that answers whatever it is asked with an error of its own making."""
+
+    def tamper(contribution):
+        if contribution.number:
+            return None
+        return replace(contribution, tensors={}, final=True, error=Fault(name, "nonsense\n\x1b[31m"))
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    "name", ["InvalidArgument", "PrivateTensor", "Internal", "Revoked", "x", "OutOfMemory"]
+)
+def test_a_node_that_refuses_what_others_take_costs_nothing(name):
+    async def scenario(house):
+        bad = house.node("a", tamper=refusing(name))
+        for good in "bc":
+            house.node(good)
+        create(house, replicas=2)
+        for start, stop in itertools.pairwise([0, 1, 700, 1300]):
+            response = await append(house, start, stop)
+            assert all(segment.holders == ("b", "c") for segment in response.segments)
+        assert bad.programs, "it was asked"
+        await exact(house)
+        with pytest.raises(EdgeAttentionError, match=r"node 'a'.*: nonsense\\n\\x1b\[31m$") as refused:
+            await append(house, 0, 10, node="a")
+        assert type(refused.value) not in (Revoked, Internal)
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("keys", "values"),
     [
@@ -334,3 +373,122 @@ def test_keys_whose_scores_would_overflow_are_refused_by_name():
 
     with House() as house:
         asyncio.run(scenario(house))
+
+
+# Once, by its id
+
+
+def named(house, start, stop, request_id):
+    return house.appender.append("c", "", KEYS[start:stop], VALUES[start:stop], request_id)
+
+
+def test_an_append_of_one_id_happens_once_also_over_a_restart(tmp_path):
+    async def first(house):
+        house.node("a")
+        create(house)
+        answer = await named(house, 0, 600, "one")
+        again = await named(house, 0, 600, "one")
+        assert (again.tokens, again.segments) == (answer.tokens, answer.segments)
+        assert await house.appender.outcome("c", "one") == answer
+        assert (await named(house, 600, 700, "two")).tokens == range(600, 700)
+        assert house.contexts.get("c").tokens == 700
+
+    async def second(house):
+        assert (await named(house, 0, 600, "one")).tokens == range(600)
+        assert (await house.appender.outcome("c", "two")).tokens == range(600, 700)
+        assert house.contexts.get("c").tokens == 700
+
+    run(first, tmp_path)
+    run(second, tmp_path)
+
+
+def test_what_was_said_not_to_be_appended_never_is(tmp_path):
+    async def first(house):
+        house.node("a")
+        create(house)
+        with pytest.raises(NotFound, match="append 'late' to context 'c' was not made, and will not be"):
+            await house.appender.outcome("c", "late")
+        with pytest.raises(AlreadyExists, match="under another id"):
+            await named(house, 0, 10, "late")
+
+    async def second(house):
+        house.node("a")
+        with pytest.raises(AlreadyExists):
+            await named(house, 0, 10, "late")
+        with pytest.raises(NotFound):
+            await house.appender.outcome("c", "late")
+        assert (await named(house, 0, 10, "other")).tokens == range(10)
+
+    run(first, tmp_path)
+    run(second, tmp_path)
+
+
+def test_who_asks_waits_for_the_append_under_way():
+    async def scenario(house):
+        box = house.node("a")
+        create(house)
+        box.mute = True
+        task = asyncio.create_task(named(house, 0, 10, "one"))
+        await until(lambda: box.programs)
+        asking = asyncio.create_task(house.appender.outcome("c", "one"))
+        await asyncio.sleep(0.01)
+        assert not asking.done()
+        box.run(box.programs[0])
+        assert await asking == await task
+
+        lost = asyncio.create_task(named(house, 10, 20, "two"))
+        await until(lambda: len(box.programs) == 2)
+        asking = asyncio.create_task(house.appender.outcome("c", "two"))
+        await asyncio.sleep(0.01)
+        lost.cancel()
+        with pytest.raises(NotFound):
+            await asking
+
+    run(scenario)
+
+
+def test_a_context_remembers_so_many_answers(monkeypatch):
+    monkeypatch.setattr("aggregator.contexts.ANSWERS", 3)
+
+    async def scenario(house):
+        house.node("a")
+        context = create(house)
+        for number in range(5):
+            await named(house, number, number + 1, f"n{number}")
+        known = [house.contexts.answered(context, f"n{number}") is not None for number in range(5)]
+        assert known == [False, False, True, True, True]
+        with pytest.raises(InvalidArgument, match="is not a name"):
+            await named(house, 5, 6, "a\nb")
+
+    run(scenario)
+
+
+# What was overtaken
+
+
+def revisions(box):
+    return [
+        instruction.revision
+        for program in box.programs
+        for instruction in program.instructions
+        if isinstance(instruction, Append | Drop)
+    ]
+
+
+def test_every_attempt_has_a_larger_revision_also_after_a_restart(tmp_path, monkeypatch):
+    async def scenario(house):
+        box = house.node("a")
+        if not house.contexts.list():
+            create(house)
+        await append(house, 0, 10)
+        box.tamper = lambda contribution: replace(contribution, error=Fault("Unavailable", "no"))
+        with pytest.raises(Unavailable):
+            await append(house, 10, 600)
+        return revisions(box)
+
+    seen = run(scenario, tmp_path)
+    monkeypatch.setattr("time.time", lambda: 1.0)
+    seen += run(scenario, tmp_path)
+    assert len(set(seen)) == 4
+    assert seen == sorted(seen)
+    assert seen[0] > 1.7e12  # milliseconds: above those of a state that was put back from a copy

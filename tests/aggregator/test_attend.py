@@ -11,8 +11,9 @@ import reference
 from house import House, until
 
 from edge_attention.core.attention import AttendRequest, ContextSpec
-from edge_attention.core.errors import EmptyContext, InvalidArgument, InvalidTensor, NotFound
+from edge_attention.core.errors import EmptyContext, InvalidArgument, InvalidTensor, NotFound, PrivateTensor
 from edge_attention.core.halves import from_wire, to_wire
+from edge_attention.core.program import Fault
 from edge_attention.core.tensors import Encoded, Encoding
 
 SPEC = ContextSpec("c", query_heads=4, key_heads=2, key_dim=8, value_dim=6)
@@ -96,6 +97,44 @@ def stale(contribution):
 
 def silent(contribution):
     return None
+
+
+def refusing(name):
+    def tamper(contribution):
+        return replace(contribution, tensors={}, final=True, error=Fault(name, "nonsense"))
+
+    return tamper
+
+
+@pytest.mark.parametrize("name", ["InvalidArgument", "PermissionDenied", "Internal", "Revoked", "nonsense"])
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_bad_replica_costs_nothing_whatever_it_says(name, weights):
+    async def scenario(house):
+        boxes = await filled(house, "a", "b", replicas=2, pinned=False)
+        boxes["a"].tamper = refusing(name)
+        for _ in range(4):
+            response = await house.attender.attend(request(weights=weights))
+            exact(response)
+            assert {m.node for m in response.mass} == {"b"}
+            assert response.weights is None or np.isfinite(response.weights).all()
+
+    with House() as house:
+        asyncio.run(scenario(house))
+
+
+def test_a_lone_holder_that_calls_a_good_request_wrong_is_missing_and_the_call_is_not_failed():
+    async def scenario(house):
+        boxes = await filled(house, "a", "b")
+        boxes["a"].tamper = refusing("InvalidArgument")
+        response = await house.attender.attend(request())
+        certified(response, ["a"])
+        assert response.missing[0].reason == "node 'a': nonsense"
+        boxes["a"].tamper = refusing("PrivateTensor")
+        with pytest.raises(PrivateTensor, match="node 'a': nonsense"):
+            await house.attender.attend(request())
+
+    with House() as house:
+        asyncio.run(scenario(house))
 
 
 @pytest.mark.parametrize("tamper", [poisoned, misshapen, early, emptied, strange, stale, silent])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.exchange import Assignment, Deliver, Exchange, Revoke, Send
+from edge_attention.core import errors
 from edge_attention.core.errors import (
     DuplicateContribution,
     InvalidArgument,
@@ -29,11 +30,11 @@ class Fleet:
 
     def __init__(self, **shards):
         self.states = {holder: READY for holders in shards.values() for holder in holders}
-        assignments = [
+        self.assignments = [
             Assignment(shard, tuple(holders), Program("", shard, range(10 * i, 10 * i + 10), (), version=3))
             for i, (shard, holders) in enumerate(shards.items())
         ]
-        self.exchange = Exchange("x", assignments, lambda name: self.states.get(name, LOST))
+        self.exchange = Exchange("x", self.assignments, lambda name: self.states.get(name, LOST))
 
     def becomes(self, node, state):
         self.states[node] = state
@@ -193,15 +194,42 @@ def test_a_nodes_own_trouble_is_retried_elsewhere_then_told():
 @pytest.mark.parametrize(
     ("name", "error"), [("InvalidProgram", InvalidProgram), ("PrivateTensor", PrivateTensor)]
 )
-def test_what_is_wrong_everywhere_ends_the_exchange(name, error):
+def test_what_every_holder_refuses_ends_the_exchange(name, error):
     fleet = Fleet(s="ab", t="ab")
     first, second = fleet.exchange.start()
-    assert fleet.answer("a", first, error=Fault(error.__name__, "no")) == [
-        Revoke("b", second.program.task_id)
-    ]
+    (again,) = fleet.answer("a", first, error=Fault(name, "no"))
+    assert again.node == "b", "what one says is its word: the other is asked"
+    assert fleet.exchange.failure is None
+    assert fleet.answer("b", again, error=Fault(name, "nor here")) == [Revoke("b", second.program.task_id)]
     assert fleet.exchange.done
     assert type(fleet.exchange.failure) is error
-    assert "node 'a': no" in str(fleet.exchange.failure)
+    assert str(fleet.exchange.failure) == "node 'a': no; node 'b': nor here"
+
+
+@pytest.mark.parametrize("name", [*sorted(errors.__all__), "", "ValueError", "\x1b[31m"])
+def test_one_bad_holder_costs_nothing_whatever_it_says(name):
+    fleet = Fleet(s="ab")
+    (send,) = fleet.exchange.start()
+    (again,) = fleet.answer("a", send, error=Fault(name, "nonsense"))
+    assert isinstance(fleet.answer("b", again)[0], Deliver)
+    assert (fleet.exchange.failure, fleet.exchange.answered) == (None, {"s": "b"})
+
+
+def test_an_answer_beside_a_refusal_leaves_the_shard_missing_not_the_call_failed():
+    fleet = Fleet(s="ab")
+    (send,) = fleet.exchange.start()
+    (again,) = fleet.answer("a", send, error=Fault("InvalidArgument", "nonsense"))
+    fleet.answer("b", again, error=Fault("OutOfMemory", "full"))
+    assert fleet.exchange.failure is None
+    assert fleet.exchange.missing == {"s": "node 'a': nonsense; node 'b': full"}
+
+
+def test_a_refusal_that_the_recipe_does_not_believe_leaves_the_shard_missing():
+    fleet = Fleet(s="a")
+    fleet.exchange = Exchange("x", fleet.assignments, lambda name: READY, believed=(PrivateTensor,))
+    (send,) = fleet.exchange.start()
+    fleet.answer("a", send, error=Fault("InvalidArgument", "nonsense"))
+    assert (fleet.exchange.failure, fleet.exchange.missing) == (None, {"s": "node 'a': nonsense"})
 
 
 def test_an_answer_that_cannot_be_folded_is_asked_of_another_holder():

@@ -33,7 +33,7 @@ from edge_attention.core.jobs import (
     StopSpec,
     StrategySpec,
 )
-from edge_attention.core.program import Run, Stored
+from edge_attention.core.program import Fault, Run, Stored
 
 SGD = OptimizerSpec("sgd", {"lr": 0.1})
 FOUR_OF_FIVE = SelectionSpec(quorum=0.8)
@@ -94,6 +94,29 @@ def test_a_node_that_returns_something_else_is_quarantined_and_the_run_goes_on(w
     assert set(rounds[0].nodes) == set("acde")
     assert rounds[0].left_out["b"].startswith("quarantined: node 'b'")
     assert what in rounds[0].left_out["b"]
+
+
+def refusing(contribution):
+    return replace(
+        contribution, tensors={}, bulk_tensors=(), final=True, error=Fault("InvalidProgram", "nonsense")
+    )
+
+
+@pytest.mark.parametrize("selection", [SelectionSpec(), FOUR_OF_FIVE])
+def test_a_node_that_calls_wrong_what_the_others_do_is_left_out_then_asked_no_more(selection):
+    rounds, info, boxes, _ = run_with({"b": refusing}, selection=selection, rounds=5, holdout=0.0)
+    assert info.state is RunState.FINISHED, info.detail
+    assert [set(round.nodes) for round in rounds] == [set("acde")] * 5
+    said = [round.left_out["b"] for round in rounds]
+    assert said[:2] == ["node 'b': nonsense"] * 2
+    assert said[2:] == ["quarantined: it refuses what others do: node 'b': nonsense"] * 3
+    assert len(boxes["b"].programs) <= 4, "three rounds, and what frees it"
+
+
+def test_what_every_node_calls_wrong_ends_the_run_with_what_they_say():
+    rounds, info, boxes, _ = run_with(dict.fromkeys("abcde", refusing), rounds=2, holdout=0.0)
+    assert (rounds, info.state) == ([], RunState.FAILED)
+    assert all(f"node {name!r}: nonsense" in info.detail for name in boxes)
 
 
 def test_sums_of_an_evaluation_that_are_not_numbers_do_not_count():

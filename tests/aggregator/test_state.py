@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sqlite3
@@ -272,3 +273,21 @@ def test_a_state_folder_is_for_its_user_whatever_the_umask(tmp_path: Path) -> No
         os.umask(before)
     assert {modes[name] for name in modes if name.startswith("state.db")} == {0o600}
     assert modes["blobs"] == 0o700
+
+
+def test_a_state_of_the_schema_before_is_taken_over(tmp_path: Path) -> None:
+    with State(tmp_path) as state:
+        state.put_context("c1", "c", 1.0, {})
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as database:
+        for statement in ("DROP TABLE appends", "DROP TABLE numbers", "PRAGMA user_version=1"):
+            database.execute(statement)
+    with State(tmp_path) as state:
+        assert [context.name for context in state.list_contexts()] == ["c"]
+        state.put_append("c1", "a", {"tokens": [0, 1]}, 5)
+        assert state.take_numbers("n", 3, 10) == range(10, 13)
+    with State(tmp_path) as state:
+        assert state.get_append("c1", "a") == {"tokens": [0, 1]}
+        assert state.take_numbers("n", 3, 1) == range(13, 16)
+        assert state.take_numbers("n", 3, 100) == range(100, 103)
+        state.delete_context("c1")
+        assert state.get_append("c1", "a") is None

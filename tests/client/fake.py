@@ -46,7 +46,9 @@ def safetensors(arrays: dict[str, np.ndarray]) -> bytes:
 class Fake:
     """`calls` records what came; `cut` makes the watch streams end after so many rounds, once each.
 
-    `federated` makes the rounds those of a federated run; `lost` bytes of the trained model never come.
+    `broken` says what becomes of the next calls of Append: "before" or "after" the tokens are stored the
+    connection breaks. `federated` makes the rounds those of a federated run; `lost` bytes of the trained
+    model never come.
     """
 
     def __init__(self) -> None:
@@ -56,6 +58,8 @@ class Fake:
         self.cut: list[int] = []
         self.missing = range(0)
         self.fail_append_after = 10**9
+        self.answers: dict[str, a.AppendResponse | None] = {}
+        self.broken: list[str] = []
         self.federated = False
         self.trained, self.lost = b"an ONNX file" * 50, 0
         self.end = jobs.TrainingRun("r1", "job", jobs.RunState.FINISHED, "", 5, 5, 5, 0.0)
@@ -128,13 +132,29 @@ class Fake:
         parts = [message async for message in messages]
         _, keys, values = self.found(parts[0].context)
         start = sum(map(len, keys))
+        broken = self.broken.pop(0) if self.broken else ""
+        if broken == "before":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        name = parts[0].request_id
+        if parts[0].keys is None:
+            if self.answers.setdefault(name, None) is None:
+                raise errors.NotFound(f"append {name!r} was not made")
+            return self.answers[name]
+        if name in self.answers:
+            if self.answers[name] is None:
+                raise errors.AlreadyExists(f"append {name!r} was given up")
+            return self.answers[name]
         if start >= self.fail_append_after:
             raise errors.NodeLost("node 'a' is lost")
         self.calls.append(("append", parts[0].node, len(parts)))
         keys += [part.keys for part in parts]
         values += [part.values for part in parts]
         tokens = range(start, sum(map(len, keys)))
-        return a.AppendResponse(tokens, (a.Segment(f"s{start}", tokens, ("a",), ("a",)),))
+        answer = a.AppendResponse(tokens, (a.Segment(f"s{start}", tokens, ("a",), ("a",)),))
+        self.answers[name] = answer
+        if broken == "after":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        return answer
 
     async def append_dataset(self, request, context):
         assert request.graph in self.blobs

@@ -7,6 +7,7 @@ import random
 import re
 import time
 import urllib.request
+import zlib
 
 import grpc
 import numpy as np
@@ -27,7 +28,7 @@ from edge_attention.core.session import (
     UploadChunk,
     Uploaded,
 )
-from edge_attention.wire import services
+from edge_attention.wire import checksum, services
 from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node
 from edge_attention.wire.methods import Method
@@ -84,8 +85,10 @@ def counted(shared, outcome):
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.path.split(".")[-1])
 def test_garbage_on_every_method(channel, method):
     for garbage in (b"\xff" * 40, b"\x0a\xff\xff\xff\xff\x0f", bytes(range(256))):
-        code, details = refused(channel, method, garbage)
+        code, details = refused(channel, method, checksum.seal(garbage) if method.request.sealed else garbage)
         assert code is Code.INVALID_ARGUMENT, (garbage, code, details)
+        if method.request.sealed:
+            assert refused(channel, method, garbage)[0] is Code.DATA_LOSS
         assert details
 
 
@@ -105,7 +108,7 @@ def test_messages_changed_in_any_byte_are_refused_or_served_but_break_nothing(ch
     }
     chosen = random.Random(0)
     for method, request in whole.items():
-        data = method.request.encode(request)
+        data = method.request.encode(request)[: -checksum.TRAILER]  # with it, all would be damage and no more
         for _ in range(60):
             changed = bytearray(data)
             for _ in range(chosen.randrange(1, 4)):
@@ -122,7 +125,14 @@ def test_a_tensor_whose_checksum_is_wrong(channel, context):
     message = attention_pb2.AttendRequest.FromString(
         services.ATTEND.request.encode(AttendRequest(context.name, queries(1)))
     )
-    message.queries.crc32 ^= 1
+    message.queries.shape[0] = 2
+    code, details = refused(channel, services.ATTEND, message.SerializeToString())
+    assert code is Code.DATA_LOSS
+    assert "an attend request of" in details
+    assert "has a wrong checksum: it was damaged on the way; send it again" in details
+    message.queries.shape[0] = 1
+    message.ClearField("checksum")
+    message.queries.crc32 = zlib.crc32(message.queries.data) ^ 1
     code, details = refused(channel, services.ATTEND, message.SerializeToString())
     assert code is Code.DATA_LOSS
     assert details == "queries: the checksum is wrong, its bytes were damaged on the way; send it again"
@@ -284,7 +294,8 @@ def test_a_cancelled_call_revokes_its_tasks(shared, channel, hostile, half_hosti
 @pytest.mark.parametrize(
     ("first", "code", "said"),
     [
-        (b"\xff\xff", Code.INVALID_ARGUMENT, "bytes are not a"),
+        (b"\xff\xff", Code.DATA_LOSS, "has no checksum"),
+        (checksum.seal(b"\xff\xff"), Code.INVALID_ARGUMENT, "bytes are not a"),
         (Credit(1, 1), Code.FAILED_PRECONDITION, "the first message is Register"),
         (
             Register(99, "0", "n", "1", "", "CPU", 1, 1),

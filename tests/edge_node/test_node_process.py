@@ -264,7 +264,7 @@ def test_messages_that_cannot_be_read_are_answered():
             return answer, alive
 
     answer, alive = asyncio.run(scenario())
-    assert answer.error.name == "DataLoss"
+    assert answer.error.name == "Damaged"
     assert alive.error is None
 
 

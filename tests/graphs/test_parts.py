@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
-from edge_attention.graphs import onnx_file
 from edge_attention.graphs.parts import load_part
+from edge_attention.graphs.reading import reader
 
 FLOAT = TensorProto.FLOAT
 
@@ -279,7 +279,7 @@ def _float64(model: ModelProto) -> None:
         (_float64, "'keys' is float64"),
         (_tokens_differ, "must agree in tokens and heads"),
         (_batch_within, "do not hold for every batch size"),
-        (_external, "weights are in another file"),
+        (_external, "keeps its data in other files"),
         (_constant_only, "no trainable parameters"),
         (_not_finite, "parameter 'gain' has NaN or Inf"),
         (_random, r"RandomNormalLike \(node 'jitter'\) is random"),
@@ -309,7 +309,7 @@ def test_text_columns_are_refused() -> None:
     model.graph.node.append(helper.make_node("ReduceSum", ["zeros"], ["zero"], keepdims=0))
     model.graph.node[5].output[0] = "plain"
     model.graph.node.append(helper.make_node("Add", ["plain", "zero"], ["values"]))
-    with pytest.raises(InvalidGraph, match="input 'name' is no numeric tensor"):
+    with pytest.raises(InvalidGraph, match=r"input 'name' is text .*; encode it before the graph"):
         load_part(model.SerializeToString(), "encoder")
 
 
@@ -338,9 +338,9 @@ def test_a_trainable_name_has_to_exist_and_to_matter() -> None:
 
 def test_a_file_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoder().SerializeToString()
-    monkeypatch.setattr(onnx_file, "MAX_BYTES", len(data))
+    monkeypatch.setattr(reader, "MAX_BYTES", len(data))
     load_part(data, "encoder")
-    monkeypatch.setattr(onnx_file, "MAX_BYTES", len(data) - 1)
+    monkeypatch.setattr(reader, "MAX_BYTES", len(data) - 1)
     with pytest.raises(InvalidGraph, match="more than the limit"):
         load_part(data, "encoder")
 

@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument, MessageTooLarge
 from edge_attention.core.session import Chunk, Credit, UploadChunk, Uploaded
+from edge_attention.wire import checksum
 from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
 from edge_attention.wire.frames import FrameCodec
-from edge_attention.wire.link import download_chunk, upload_chunk
+from edge_attention.wire.link import download_chunk
+from edge_attention.wire.services import BULK_UPLOAD
 from protos.edge_attention.v1 import link_pb2
 
 NUMBERS = st.integers(0, 2**64 - 1) | st.integers(0, 300)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 UPLOADS = st.builds(UploadChunk, TEXTS, TEXTS, NUMBERS, NUMBERS, st.binary(max_size=300))
 DOWNLOADS = st.builds(Chunk, NUMBERS, NUMBERS, st.binary(max_size=300))
+upload_chunk = BULK_UPLOAD.request
 PROTOBUF = Codec[UploadChunk](UploadChunk, link_pb2.UploadRequest)
 
 
@@ -33,6 +36,8 @@ def test_an_upload_chunk_is_what_protobuf_writes_and_reads(chunk: UploadChunk) -
 def test_a_download_chunk_is_what_protobuf_writes_and_reads(chunk: Chunk) -> None:
     data = download_chunk.encode(chunk)
     message = link_pb2.DownloadResponse(offset=chunk.offset, size=chunk.size, data=chunk.data)
+    assert data == checksum.seal(message.SerializeToString())
+    message.checksum = int.from_bytes(data[-4:], "little")
     assert data == message.SerializeToString()
     assert download_chunk.decode(data) == chunk
 

@@ -29,7 +29,8 @@ def test_a_contribution_with_a_damaged_tensor_still_names_its_task():
         link.from_node.decode(damaged)
     except EdgeAttentionError as error:
         said = error.message
-    assert "out: the checksum is wrong" in said
+    assert "a connect request of" in said
+    assert "has a wrong checksum" in said
     assert link.task_of(damaged) == link.task_of(sent) == "t-7"
 
 

@@ -13,7 +13,13 @@ from aggregator.membership import Membership
 from aggregator.spool import SpooledTensor
 from aggregator.tensor_file import Spec
 from aggregator.training.federated.push import Push
-from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, InvalidTensor, NotFound
+from edge_attention.core.errors import (
+    DeadlineExceeded,
+    EdgeAttentionError,
+    InvalidArgument,
+    InvalidTensor,
+    NotFound,
+)
 from edge_attention.core.program import Contribution, Instruction, Program
 from edge_attention.core.tensors import Array, Encoded
 
@@ -33,11 +39,14 @@ class Lacking(NotFound):
 
 
 class Refused(EdgeAttentionError):
-    """The node was asked and cannot do it; says why. `hopeless`: asking again would not help."""
+    """The node was asked and cannot do it; says why.
 
-    def __init__(self, message: str, hopeless: bool = False) -> None:
+    `hopeless`: asking again would not help. `wrong`: it finds the program wrong, which another may not.
+    """
+
+    def __init__(self, message: str, hopeless: bool = False, wrong: bool = False) -> None:
         super().__init__(message)
-        self.hopeless = hopeless
+        self.hopeless, self.wrong = hopeless, wrong
 
 
 class Asker:
@@ -101,7 +110,7 @@ class Asker:
                 )
             except EdgeAttentionError as error:
                 close(found)
-                raise Refused(error.message, hopeless=True) from None
+                raise Refused(error.message, True, isinstance(error, InvalidArgument)) from None
             except BaseException:
                 close(found)
                 raise

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 QUARANTINED = "quarantined"
 """How the reason begins for which a node is out of all further rounds."""
+STRIKES = 3
+"""Rounds whose program a node may find wrong that others carry out, until it is in quarantine."""
 PATIENT_SECONDS = 2.0
 """A round, or an evaluation, younger than this is no wait worth a word."""
 
@@ -151,18 +154,28 @@ class Synchronous(Collector):
         super().__init__(*args)
         self._timings = Timings()
         self._tries, self._hopeless = 0, False
+        self._accused: dict[str, str] = {}
+        self._strikes: Counter[str] = Counter()
         self._combine = from_config(self._job.combine.name, **self._job.combine.options)
 
     def took(self, node: str, seconds: float) -> None:
         self._timings.add(node, seconds)
 
     async def collect(self, basis: Basis) -> Collected:
-        since, self._tries = time.monotonic(), 0
+        since, self._tries, self._accused = time.monotonic(), 0, {}
         while True:
             selected = await self._select(basis, since)
             collected = await self._once(basis, selected, since)
             if collected is not None:
-                return collected
+                return self._convicted(collected)
+
+    def _convicted(self, collected: Collected) -> Collected:
+        """`collected`; who has called wrong, STRIKES times, what the others have done is asked no more."""
+        self._strikes.update(self._accused.keys())
+        for node, reason in self._accused.items():
+            if self._strikes[node] >= STRIKES:
+                self.quarantine(node, f"it refuses what others do: {reason}")
+        return replace(collected, left_out={**collected.left_out, **self._accused, **self.quarantined})
 
     async def close(self) -> None:
         """Every round ends its own tasks."""
@@ -171,14 +184,20 @@ class Synchronous(Collector):
         job, membership = self._job, self._services.membership
         # Without a deadline a round is the same whoever happens to be away: it waits for them.
         patient = job.selection.deadline_seconds is None and job.selection.adaptive is None
-        eligible = [n for n in self._nodes if n not in self.quarantined]
+        eligible = [n for n in self._nodes if n not in self.quarantined and n not in self._accused]
+        out = {**self.quarantined, **self._accused}
+        why = "; ".join(f"{node}: {reason}" for node, reason in out.items())
         if len(eligible) < job.selection.minimum:
-            why = "; ".join(f"{node}: {reason}" for node, reason in self.quarantined.items())
             raise FailedPrecondition(
                 f"round {basis.number} takes at least {job.selection.minimum} nodes, {len(eligible)} of "
                 f"{len(self._nodes)} may take part: {why}"
             )
-        self._combine.require(asked_of(job, len(eligible)))
+        try:
+            self._combine.require(asked_of(job, len(eligible)))
+        except InvalidArgument as error:
+            if out:
+                raise FailedPrecondition(f"round {basis.number}: {error.message}; {why}") from None
+            raise
         while True:
             there = [n for n in eligible if patient or membership.live(n)]
             try:
@@ -204,6 +223,7 @@ class Synchronous(Collector):
         tasks: dict[str, asyncio.Task[None]] = {}
         updates: dict[str, Update] = {}
         left_out = dict(self.quarantined)
+        known = len(self._accused)
         actions: list[Action] = round.start()
         closed: tuple[str, ...] | None = None
         try:
@@ -225,7 +245,7 @@ class Synchronous(Collector):
                         case Close(participants):
                             closed = participants
                         case Again(reason):
-                            await self._again(reason, since)
+                            await self._again(reason, since, len(self._accused) > known)
                             return None
                 if closed is not None:
                     break
@@ -254,7 +274,13 @@ class Synchronous(Collector):
             self._work.took_part(node, basis.number)
         return Collected([updates[node] for node in closed], left_out)
 
-    async def _again(self, reason: str, since: float) -> None:
+    async def _again(self, reason: str, since: float, fresh: bool) -> None:
+        """Before the round is run again. `fresh`: without a node that finds its program wrong."""
+        if fresh:
+            # One node's word does not end a run: it is run without that node, at once, and if others find it
+            # wrong as well until too few are left, then it is.
+            log.warning("run %s: %s; it is run without %s", self.run, reason, ", ".join(self._accused))
+            return
         if self._hopeless:
             raise FailedPrecondition(reason)
         if time.monotonic() - since >= self._patience:
@@ -278,7 +304,10 @@ class Synchronous(Collector):
             put(lambda now: round.refused(node, reason, now))
         except EdgeAttentionError as error:
             reason = error.message
-            self._hopeless |= isinstance(error, Refused) and error.hopeless
+            if isinstance(error, Refused) and error.wrong:
+                self._accused[node] = reason
+            else:
+                self._hopeless |= isinstance(error, Refused) and error.hopeless
             put(lambda now: round.failed(node, reason, now))
         except Exception as error:
             log.exception("round %d of node %s failed in the aggregator", basis.number, node)

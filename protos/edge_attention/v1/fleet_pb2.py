@@ -25,31 +25,31 @@ _sym_db = _symbol_database.Default()
 from protos.edge_attention.v1 import link_pb2 as edge__attention_dot_v1_dot_link__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x64ge_attention/v1/fleet.proto\x12\x11\x65\x64ge_attention.v1\x1a\x1c\x65\x64ge_attention/v1/link.proto\"\x12\n\x10ListNodesRequest\";\n\x11ListNodesResponse\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x17.edge_attention.v1.Node\"\xb1\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.edge_attention.v1.NodeState\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\x14\n\x0cmemory_limit\x18\x05 \x01(\x04\x12\x0e\n\x06memory\x18\x06 \x01(\x04\x12,\n\x08\x64\x61tasets\x18\x07 \x03(\x0b\x32\x1a.edge_attention.v1.Dataset\x12\x16\n\x0esilent_seconds\x18\x08 \x01(\x01\x12\x10\n\x08software\x18\t \x01(\t\x12\r\n\x05tasks\x18\n \x01(\r\x12\x10\n\x08releases\x18\x0b \x03(\t\x12#\n\x03\x62ox\x18\x0c \x01(\x0b\x32\x16.edge_attention.v1.Box\x12\x15\n\rregistrations\x18\r \x01(\r\x12\x1a\n\x12registered_seconds\x18\x0e \x01(\x01\x12\x1a\n\rclock_seconds\x18\x0f \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nrevoked_at\x18\x10 \x01(\x01H\x01\x88\x01\x01\x42\x10\n\x0e_clock_secondsB\r\n\x0b_revoked_at\"\x1b\n\x19\x44\x65scribeAggregatorRequest\"\xf9\x01\n\x1a\x44\x65scribeAggregatorResponse\x12\x10\n\x08software\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x01\x12\x15\n\rlease_seconds\x18\x04 \x01(\x01\x12\x19\n\x11heartbeat_seconds\x18\x05 \x01(\x01\x12\x19\n\x11keepalive_seconds\x18\x06 \x01(\x01\x12\x1a\n\x12least_ping_seconds\x18\x07 \x01(\x01\x12\x11\n\thttp_port\x18\x08 \x01(\r\x12#\n\x03\x62ox\x18\t \x01(\x0b\x32\x16.edge_attention.v1.Box\"x\n\x10ProbeNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bround_trips\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_deadline_seconds\"\xa8\x01\n\x11ProbeNodeResponse\x12\x1a\n\x12round_trip_seconds\x18\x01 \x03(\x01\x12\x14\n\x0ctask_seconds\x18\x02 \x03(\x01\x12\x19\n\x0c\x64own_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nup_seconds\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x42\x0f\n\r_down_secondsB\r\n\x0b_up_seconds*\x83\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x16\n\x12NODE_STATE_SUSPECT\x10\x02\x12\x13\n\x0fNODE_STATE_LOST\x10\x03\x12\x17\n\x13NODE_STATE_DRAINING\x10\x04\x32\xb1\x02\n\x0c\x46leetService\x12V\n\tListNodes\x12#.edge_attention.v1.ListNodesRequest\x1a$.edge_attention.v1.ListNodesResponse\x12q\n\x12\x44\x65scribeAggregator\x12,.edge_attention.v1.DescribeAggregatorRequest\x1a-.edge_attention.v1.DescribeAggregatorResponse\x12V\n\tProbeNode\x12#.edge_attention.v1.ProbeNodeRequest\x1a$.edge_attention.v1.ProbeNodeResponse2\xb5\x01\n\x0b\x42ulkService\x12O\n\x06Upload\x12 .edge_attention.v1.UploadRequest\x1a!.edge_attention.v1.UploadResponse(\x01\x12U\n\x08\x44ownload\x12\".edge_attention.v1.DownloadRequest\x1a#.edge_attention.v1.DownloadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x64ge_attention/v1/fleet.proto\x12\x11\x65\x64ge_attention.v1\x1a\x1c\x65\x64ge_attention/v1/link.proto\"7\n\x10ListNodesRequest\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"`\n\x11ListNodesResponse\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x17.edge_attention.v1.Node\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xb1\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.edge_attention.v1.NodeState\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\x14\n\x0cmemory_limit\x18\x05 \x01(\x04\x12\x0e\n\x06memory\x18\x06 \x01(\x04\x12,\n\x08\x64\x61tasets\x18\x07 \x03(\x0b\x32\x1a.edge_attention.v1.Dataset\x12\x16\n\x0esilent_seconds\x18\x08 \x01(\x01\x12\x10\n\x08software\x18\t \x01(\t\x12\r\n\x05tasks\x18\n \x01(\r\x12\x10\n\x08releases\x18\x0b \x03(\t\x12#\n\x03\x62ox\x18\x0c \x01(\x0b\x32\x16.edge_attention.v1.Box\x12\x15\n\rregistrations\x18\r \x01(\r\x12\x1a\n\x12registered_seconds\x18\x0e \x01(\x01\x12\x1a\n\rclock_seconds\x18\x0f \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nrevoked_at\x18\x10 \x01(\x01H\x01\x88\x01\x01\x42\x10\n\x0e_clock_secondsB\r\n\x0b_revoked_at\"@\n\x19\x44\x65scribeAggregatorRequest\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\x9e\x02\n\x1a\x44\x65scribeAggregatorResponse\x12\x10\n\x08software\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x01\x12\x15\n\rlease_seconds\x18\x04 \x01(\x01\x12\x19\n\x11heartbeat_seconds\x18\x05 \x01(\x01\x12\x19\n\x11keepalive_seconds\x18\x06 \x01(\x01\x12\x1a\n\x12least_ping_seconds\x18\x07 \x01(\x01\x12\x11\n\thttp_port\x18\x08 \x01(\r\x12#\n\x03\x62ox\x18\t \x01(\x0b\x32\x16.edge_attention.v1.Box\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\x9d\x01\n\x10ProbeNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bround_trips\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x01\x88\x01\x01\x42\x13\n\x11_deadline_secondsB\x0b\n\t_checksum\"\xcd\x01\n\x11ProbeNodeResponse\x12\x1a\n\x12round_trip_seconds\x18\x01 \x03(\x01\x12\x14\n\x0ctask_seconds\x18\x02 \x03(\x01\x12\x19\n\x0c\x64own_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nup_seconds\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x02\x88\x01\x01\x42\x0f\n\r_down_secondsB\r\n\x0b_up_secondsB\x0b\n\t_checksum*\x83\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x16\n\x12NODE_STATE_SUSPECT\x10\x02\x12\x13\n\x0fNODE_STATE_LOST\x10\x03\x12\x17\n\x13NODE_STATE_DRAINING\x10\x04\x32\xb1\x02\n\x0c\x46leetService\x12V\n\tListNodes\x12#.edge_attention.v1.ListNodesRequest\x1a$.edge_attention.v1.ListNodesResponse\x12q\n\x12\x44\x65scribeAggregator\x12,.edge_attention.v1.DescribeAggregatorRequest\x1a-.edge_attention.v1.DescribeAggregatorResponse\x12V\n\tProbeNode\x12#.edge_attention.v1.ProbeNodeRequest\x1a$.edge_attention.v1.ProbeNodeResponse2\xb5\x01\n\x0b\x42ulkService\x12O\n\x06Upload\x12 .edge_attention.v1.UploadRequest\x1a!.edge_attention.v1.UploadResponse(\x01\x12U\n\x08\x44ownload\x12\".edge_attention.v1.DownloadRequest\x1a#.edge_attention.v1.DownloadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.edge_attention.v1.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODESTATE']._serialized_start=1174
-  _globals['_NODESTATE']._serialized_end=1305
+  _globals['_NODESTATE']._serialized_start=1397
+  _globals['_NODESTATE']._serialized_end=1528
   _globals['_LISTNODESREQUEST']._serialized_start=82
-  _globals['_LISTNODESREQUEST']._serialized_end=100
-  _globals['_LISTNODESRESPONSE']._serialized_start=102
-  _globals['_LISTNODESRESPONSE']._serialized_end=161
-  _globals['_NODE']._serialized_start=164
-  _globals['_NODE']._serialized_end=597
-  _globals['_DESCRIBEAGGREGATORREQUEST']._serialized_start=599
-  _globals['_DESCRIBEAGGREGATORREQUEST']._serialized_end=626
-  _globals['_DESCRIBEAGGREGATORRESPONSE']._serialized_start=629
-  _globals['_DESCRIBEAGGREGATORRESPONSE']._serialized_end=878
-  _globals['_PROBENODEREQUEST']._serialized_start=880
-  _globals['_PROBENODEREQUEST']._serialized_end=1000
-  _globals['_PROBENODERESPONSE']._serialized_start=1003
-  _globals['_PROBENODERESPONSE']._serialized_end=1171
-  _globals['_FLEETSERVICE']._serialized_start=1308
-  _globals['_FLEETSERVICE']._serialized_end=1613
-  _globals['_BULKSERVICE']._serialized_start=1616
-  _globals['_BULKSERVICE']._serialized_end=1797
+  _globals['_LISTNODESREQUEST']._serialized_end=137
+  _globals['_LISTNODESRESPONSE']._serialized_start=139
+  _globals['_LISTNODESRESPONSE']._serialized_end=235
+  _globals['_NODE']._serialized_start=238
+  _globals['_NODE']._serialized_end=671
+  _globals['_DESCRIBEAGGREGATORREQUEST']._serialized_start=673
+  _globals['_DESCRIBEAGGREGATORREQUEST']._serialized_end=737
+  _globals['_DESCRIBEAGGREGATORRESPONSE']._serialized_start=740
+  _globals['_DESCRIBEAGGREGATORRESPONSE']._serialized_end=1026
+  _globals['_PROBENODEREQUEST']._serialized_start=1029
+  _globals['_PROBENODEREQUEST']._serialized_end=1186
+  _globals['_PROBENODERESPONSE']._serialized_start=1189
+  _globals['_PROBENODERESPONSE']._serialized_end=1394
+  _globals['_FLEETSERVICE']._serialized_start=1531
+  _globals['_FLEETSERVICE']._serialized_end=1836
+  _globals['_BULKSERVICE']._serialized_start=1839
+  _globals['_BULKSERVICE']._serialized_end=2020
 # @@protoc_insertion_point(module_scope)

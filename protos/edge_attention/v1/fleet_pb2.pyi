@@ -13,10 +13,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    from typing import TypeAlias as _TypeAlias
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    from typing_extensions import TypeAlias as _TypeAlias
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -53,14 +53,20 @@ Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 class ListNodesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    checksum: _builtins.int
     def __init__(
         self,
+        *,
+        checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
 
 Global___ListNodesRequest: _TypeAlias = ListNodesRequest  # noqa: Y015
 
@@ -69,18 +75,23 @@ class ListNodesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NODES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    checksum: _builtins.int
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]: ...
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[Global___Node] | None = ...,
+        checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
 
 Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015
 
@@ -169,14 +180,20 @@ Global___Node: _TypeAlias = Node  # noqa: Y015
 class DescribeAggregatorRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    checksum: _builtins.int
     def __init__(
         self,
+        *,
+        checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
 
 Global___DescribeAggregatorRequest: _TypeAlias = DescribeAggregatorRequest  # noqa: Y015
 
@@ -193,6 +210,7 @@ class DescribeAggregatorResponse(_message.Message):
     LEAST_PING_SECONDS_FIELD_NUMBER: _builtins.int
     HTTP_PORT_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
     software: _builtins.str
     protocol: _builtins.int
     """The version of the node link it speaks."""
@@ -206,6 +224,7 @@ class DescribeAggregatorResponse(_message.Message):
     least_ping_seconds: _builtins.float
     http_port: _builtins.int
     """Where it serves metrics over HTTP; 0: nowhere, or a port that was left to the system."""
+    checksum: _builtins.int
     @_builtins.property
     def box(self) -> _link_pb2.Box:
         """The machine it runs on. `time_seconds` is its clock as it answers."""
@@ -222,12 +241,15 @@ class DescribeAggregatorResponse(_message.Message):
         least_ping_seconds: _builtins.float = ...,
         http_port: _builtins.int = ...,
         box: _link_pb2.Box | None = ...,
+        checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "box", b"box", "checksum", b"checksum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "heartbeat_seconds", b"heartbeat_seconds", "http_port", b"http_port", "keepalive_seconds", b"keepalive_seconds", "lease_seconds", b"lease_seconds", "least_ping_seconds", b"least_ping_seconds", "protocol", b"protocol", "software", b"software", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "box", b"box", "checksum", b"checksum", "heartbeat_seconds", b"heartbeat_seconds", "http_port", b"http_port", "keepalive_seconds", b"keepalive_seconds", "lease_seconds", b"lease_seconds", "least_ping_seconds", b"least_ping_seconds", "protocol", b"protocol", "software", b"software", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
 
 Global___DescribeAggregatorResponse: _TypeAlias = DescribeAggregatorResponse  # noqa: Y015
 
@@ -239,6 +261,7 @@ class ProbeNodeRequest(_message.Message):
     ROUND_TRIPS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     round_trips: _builtins.int
     """Round trips to time: 1 to 100. 0: 10."""
@@ -246,6 +269,7 @@ class ProbeNodeRequest(_message.Message):
     """Bytes to send to the node and have back: at most 16 MiB. 0: none."""
     deadline_seconds: _builtins.float
     """Absent: 30."""
+    checksum: _builtins.int
     def __init__(
         self,
         *,
@@ -253,13 +277,19 @@ class ProbeNodeRequest(_message.Message):
         round_trips: _builtins.int = ...,
         bytes: _builtins.int = ...,
         deadline_seconds: _builtins.float | None = ...,
+        checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "deadline_seconds", b"deadline_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "bytes", b"bytes", "deadline_seconds", b"deadline_seconds", "node", b"node", "round_trips", b"round_trips"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "bytes", b"bytes", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "node", b"node", "round_trips", b"round_trips"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
     _WhichOneofReturnType__deadline_seconds: _TypeAlias = _typing.Literal["deadline_seconds"]  # noqa: Y015
     _WhichOneofArgType__deadline_seconds: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_seconds) -> _WhichOneofReturnType__deadline_seconds | None: ...
 
 Global___ProbeNodeRequest: _TypeAlias = ProbeNodeRequest  # noqa: Y015
@@ -273,12 +303,14 @@ class ProbeNodeResponse(_message.Message):
     DOWN_SECONDS_FIELD_NUMBER: _builtins.int
     UP_SECONDS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
     down_seconds: _builtins.float
     """From the program's way into the stream to the last byte at the node, and from then to the last byte
     here, both with the SHA-256 that bulk goes by. Absent without bytes.
     """
     up_seconds: _builtins.float
     bytes: _builtins.int
+    checksum: _builtins.int
     @_builtins.property
     def round_trip_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Each from a program's way into the stream to its answer, and how long of that the node had it."""
@@ -293,15 +325,20 @@ class ProbeNodeResponse(_message.Message):
         down_seconds: _builtins.float | None = ...,
         up_seconds: _builtins.float | None = ...,
         bytes: _builtins.int = ...,
+        checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_down_seconds", b"_down_seconds", "_up_seconds", b"_up_seconds", "down_seconds", b"down_seconds", "up_seconds", b"up_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_down_seconds", b"_down_seconds", "_up_seconds", b"_up_seconds", "checksum", b"checksum", "down_seconds", b"down_seconds", "up_seconds", b"up_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_down_seconds", b"_down_seconds", "_up_seconds", b"_up_seconds", "bytes", b"bytes", "down_seconds", b"down_seconds", "round_trip_seconds", b"round_trip_seconds", "task_seconds", b"task_seconds", "up_seconds", b"up_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_down_seconds", b"_down_seconds", "_up_seconds", b"_up_seconds", "bytes", b"bytes", "checksum", b"checksum", "down_seconds", b"down_seconds", "round_trip_seconds", b"round_trip_seconds", "task_seconds", b"task_seconds", "up_seconds", b"up_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
     _WhichOneofReturnType__down_seconds: _TypeAlias = _typing.Literal["down_seconds"]  # noqa: Y015
     _WhichOneofArgType__down_seconds: _TypeAlias = _typing.Literal["_down_seconds", b"_down_seconds"]  # noqa: Y015
     _WhichOneofReturnType__up_seconds: _TypeAlias = _typing.Literal["up_seconds"]  # noqa: Y015
     _WhichOneofArgType__up_seconds: _TypeAlias = _typing.Literal["_up_seconds", b"_up_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__down_seconds) -> _WhichOneofReturnType__down_seconds | None: ...
     @_typing.overload

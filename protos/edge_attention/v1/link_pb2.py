@@ -26,7 +26,7 @@ from protos.edge_attention.v1 import program_pb2 as edge__attention_dot_v1_dot_p
 from protos.edge_attention.v1 import tensor_pb2 as edge__attention_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x64ge_attention/v1/link.proto\x12\x11\x65\x64ge_attention.v1\x1a\x1f\x65\x64ge_attention/v1/program.proto\x1a\x1e\x65\x64ge_attention/v1/tensor.proto\"\xe2\x01\n\x0e\x43onnectRequest\x12/\n\x08register\x18\x01 \x01(\x0b\x32\x1b.edge_attention.v1.RegisterH\x00\x12\x31\n\theartbeat\x18\x02 \x01(\x0b\x32\x1c.edge_attention.v1.HeartbeatH\x00\x12\x37\n\x0c\x63ontribution\x18\x03 \x01(\x0b\x32\x1f.edge_attention.v1.ContributionH\x00\x12+\n\x06\x63redit\x18\x04 \x01(\x0b\x32\x19.edge_attention.v1.CreditH\x00\x42\x06\n\x04kind\"\x91\x02\n\x0f\x43onnectResponse\x12\x33\n\nregistered\x18\x01 \x01(\x0b\x32\x1d.edge_attention.v1.RegisteredH\x00\x12\x38\n\rheartbeat_ack\x18\x02 \x01(\x0b\x32\x1f.edge_attention.v1.HeartbeatAckH\x00\x12-\n\x07program\x18\x03 \x01(\x0b\x32\x1a.edge_attention.v1.ProgramH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.edge_attention.v1.CancelH\x00\x12+\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x19.edge_attention.v1.CreditH\x00\x42\x06\n\x04kind\"\xad\x02\n\x08Register\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\x0f\n\x07session\x18\x05 \x01(\t\x12\x10\n\x08provider\x18\x06 \x01(\t\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x14\n\x0cmemory_limit\x18\x08 \x01(\x04\x12,\n\x08\x64\x61tasets\x18\t \x03(\x0b\x32\x1a.edge_attention.v1.Dataset\x12.\n\tsequences\x18\n \x03(\x0b\x32\x1b.edge_attention.v1.Sequence\x12\x10\n\x08releases\x18\x0b \x03(\t\x12#\n\x03\x62ox\x18\x0c \x01(\x0b\x32\x16.edge_attention.v1.Box\"\xde\x02\n\x03\x42ox\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0ctime_seconds\x18\x02 \x01(\x01\x12\x12\n\nprocessors\x18\x03 \x01(\r\x12\x19\n\x11usable_processors\x18\x04 \x01(\r\x12\x17\n\x0fprocessor_limit\x18\x05 \x01(\x01\x12\x0e\n\x06memory\x18\x06 \x01(\x04\x12\x18\n\x10memory_available\x18\x07 \x01(\x04\x12\x14\n\x0cmemory_limit\x18\x08 \x01(\x04\x12\x16\n\x0eprovider_asked\x18\t \x01(\t\x12\x11\n\tproviders\x18\n \x03(\t\x12\x36\n\x08versions\x18\x0b \x03(\x0b\x32$.edge_attention.v1.Box.VersionsEntry\x12\x19\n\x11keepalive_seconds\x18\x0c \x01(\x01\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"e\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12*\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x19.edge_attention.v1.Column\x12\x12\n\nidentified\x18\x04 \x01(\x08\"U\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\tdata_type\x18\x02 \x01(\x0e\x32\x1b.edge_attention.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\"(\n\x08Sequence\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\"\x99\x01\n\nRegistered\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\x12\x19\n\x11heartbeat_seconds\x18\x03 \x01(\x01\x12\x0f\n\x07resumed\x18\x04 \x01(\x08\x12)\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x19.edge_attention.v1.Credit\x12\x0c\n\x04\x64rop\x18\x06 \x03(\t\"]\n\tHeartbeat\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06memory\x18\x02 \x01(\x04\x12\r\n\x05tasks\x18\x03 \x01(\r\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0f\n\x07metrics\x18\x05 \x01(\x0c\"\x1e\n\x0cHeartbeatAck\x12\x0e\n\x06number\x18\x01 \x01(\x04\")\n\x06\x43redit\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x10\n\x08messages\x18\x02 \x01(\r\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\xbf\x02\n\x0c\x43ontribution\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12*\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0e\n\x06number\x18\x05 \x01(\r\x12*\n\x07tensors\x18\x06 \x03(\x0b\x32\x19.edge_attention.v1.Tensor\x12\x33\n\x0c\x62ulk_tensors\x18\x07 \x03(\x0b\x32\x1d.edge_attention.v1.BulkTensor\x12\r\n\x05\x66inal\x18\x08 \x01(\x08\x12\'\n\x05\x65rror\x18\t \x01(\x0b\x32\x18.edge_attention.v1.Error\x12\x13\n\x0brun_seconds\x18\n \x01(\x01\x12\x14\n\x0ctask_seconds\x18\x0b \x01(\x01\"B\n\x0f\x44ownloadRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\">\n\x10\x44ownloadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"\\\n\rUploadRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"7\n\x0eUploadResponse\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\r2\x8f\x02\n\x0f\x45\x64geLinkService\x12T\n\x07\x43onnect\x12!.edge_attention.v1.ConnectRequest\x1a\".edge_attention.v1.ConnectResponse(\x01\x30\x01\x12U\n\x08\x44ownload\x12\".edge_attention.v1.DownloadRequest\x1a#.edge_attention.v1.DownloadResponse0\x01\x12O\n\x06Upload\x12 .edge_attention.v1.UploadRequest\x1a!.edge_attention.v1.UploadResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x64ge_attention/v1/link.proto\x12\x11\x65\x64ge_attention.v1\x1a\x1f\x65\x64ge_attention/v1/program.proto\x1a\x1e\x65\x64ge_attention/v1/tensor.proto\"\x87\x02\n\x0e\x43onnectRequest\x12/\n\x08register\x18\x01 \x01(\x0b\x32\x1b.edge_attention.v1.RegisterH\x00\x12\x31\n\theartbeat\x18\x02 \x01(\x0b\x32\x1c.edge_attention.v1.HeartbeatH\x00\x12\x37\n\x0c\x63ontribution\x18\x03 \x01(\x0b\x32\x1f.edge_attention.v1.ContributionH\x00\x12+\n\x06\x63redit\x18\x04 \x01(\x0b\x32\x19.edge_attention.v1.CreditH\x00\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x01\x88\x01\x01\x42\x06\n\x04kindB\x0b\n\t_checksum\"\xb6\x02\n\x0f\x43onnectResponse\x12\x33\n\nregistered\x18\x01 \x01(\x0b\x32\x1d.edge_attention.v1.RegisteredH\x00\x12\x38\n\rheartbeat_ack\x18\x02 \x01(\x0b\x32\x1f.edge_attention.v1.HeartbeatAckH\x00\x12-\n\x07program\x18\x03 \x01(\x0b\x32\x1a.edge_attention.v1.ProgramH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.edge_attention.v1.CancelH\x00\x12+\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x19.edge_attention.v1.CreditH\x00\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x01\x88\x01\x01\x42\x06\n\x04kindB\x0b\n\t_checksum\"\xad\x02\n\x08Register\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\x0f\n\x07session\x18\x05 \x01(\t\x12\x10\n\x08provider\x18\x06 \x01(\t\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x14\n\x0cmemory_limit\x18\x08 \x01(\x04\x12,\n\x08\x64\x61tasets\x18\t \x03(\x0b\x32\x1a.edge_attention.v1.Dataset\x12.\n\tsequences\x18\n \x03(\x0b\x32\x1b.edge_attention.v1.Sequence\x12\x10\n\x08releases\x18\x0b \x03(\t\x12#\n\x03\x62ox\x18\x0c \x01(\x0b\x32\x16.edge_attention.v1.Box\"\xde\x02\n\x03\x42ox\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0ctime_seconds\x18\x02 \x01(\x01\x12\x12\n\nprocessors\x18\x03 \x01(\r\x12\x19\n\x11usable_processors\x18\x04 \x01(\r\x12\x17\n\x0fprocessor_limit\x18\x05 \x01(\x01\x12\x0e\n\x06memory\x18\x06 \x01(\x04\x12\x18\n\x10memory_available\x18\x07 \x01(\x04\x12\x14\n\x0cmemory_limit\x18\x08 \x01(\x04\x12\x16\n\x0eprovider_asked\x18\t \x01(\t\x12\x11\n\tproviders\x18\n \x03(\t\x12\x36\n\x08versions\x18\x0b \x03(\x0b\x32$.edge_attention.v1.Box.VersionsEntry\x12\x19\n\x11keepalive_seconds\x18\x0c \x01(\x01\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"e\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12*\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x19.edge_attention.v1.Column\x12\x12\n\nidentified\x18\x04 \x01(\x08\"U\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\tdata_type\x18\x02 \x01(\x0e\x32\x1b.edge_attention.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\"(\n\x08Sequence\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\"\x99\x01\n\nRegistered\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\x12\x19\n\x11heartbeat_seconds\x18\x03 \x01(\x01\x12\x0f\n\x07resumed\x18\x04 \x01(\x08\x12)\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x19.edge_attention.v1.Credit\x12\x0c\n\x04\x64rop\x18\x06 \x03(\t\"]\n\tHeartbeat\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06memory\x18\x02 \x01(\x04\x12\r\n\x05tasks\x18\x03 \x01(\r\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0f\n\x07metrics\x18\x05 \x01(\x0c\"\x1e\n\x0cHeartbeatAck\x12\x0e\n\x06number\x18\x01 \x01(\x04\")\n\x06\x43redit\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x10\n\x08messages\x18\x02 \x01(\r\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\xbf\x02\n\x0c\x43ontribution\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12*\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0e\n\x06number\x18\x05 \x01(\r\x12*\n\x07tensors\x18\x06 \x03(\x0b\x32\x19.edge_attention.v1.Tensor\x12\x33\n\x0c\x62ulk_tensors\x18\x07 \x03(\x0b\x32\x1d.edge_attention.v1.BulkTensor\x12\r\n\x05\x66inal\x18\x08 \x01(\x08\x12\'\n\x05\x65rror\x18\t \x01(\x0b\x32\x18.edge_attention.v1.Error\x12\x13\n\x0brun_seconds\x18\n \x01(\x01\x12\x14\n\x0ctask_seconds\x18\x0b \x01(\x01\"g\n\x0f\x44ownloadRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"c\n\x10\x44ownloadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\x81\x01\n\rUploadRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\\\n\x0eUploadResponse\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\r\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum2\x8f\x02\n\x0f\x45\x64geLinkService\x12T\n\x07\x43onnect\x12!.edge_attention.v1.ConnectRequest\x1a\".edge_attention.v1.ConnectResponse(\x01\x30\x01\x12U\n\x08\x44ownload\x12\".edge_attention.v1.DownloadRequest\x1a#.edge_attention.v1.DownloadResponse0\x01\x12O\n\x06Upload\x12 .edge_attention.v1.UploadRequest\x1a!.edge_attention.v1.UploadResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,41 +36,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BOX_VERSIONSENTRY']._loaded_options = None
   _globals['_BOX_VERSIONSENTRY']._serialized_options = b'8\001'
   _globals['_CONNECTREQUEST']._serialized_start=117
-  _globals['_CONNECTREQUEST']._serialized_end=343
-  _globals['_CONNECTRESPONSE']._serialized_start=346
-  _globals['_CONNECTRESPONSE']._serialized_end=619
-  _globals['_REGISTER']._serialized_start=622
-  _globals['_REGISTER']._serialized_end=923
-  _globals['_BOX']._serialized_start=926
-  _globals['_BOX']._serialized_end=1276
-  _globals['_BOX_VERSIONSENTRY']._serialized_start=1229
-  _globals['_BOX_VERSIONSENTRY']._serialized_end=1276
-  _globals['_DATASET']._serialized_start=1278
-  _globals['_DATASET']._serialized_end=1379
-  _globals['_COLUMN']._serialized_start=1381
-  _globals['_COLUMN']._serialized_end=1466
-  _globals['_SEQUENCE']._serialized_start=1468
-  _globals['_SEQUENCE']._serialized_end=1508
-  _globals['_REGISTERED']._serialized_start=1511
-  _globals['_REGISTERED']._serialized_end=1664
-  _globals['_HEARTBEAT']._serialized_start=1666
-  _globals['_HEARTBEAT']._serialized_end=1759
-  _globals['_HEARTBEATACK']._serialized_start=1761
-  _globals['_HEARTBEATACK']._serialized_end=1791
-  _globals['_CREDIT']._serialized_start=1793
-  _globals['_CREDIT']._serialized_end=1834
-  _globals['_CANCEL']._serialized_start=1836
-  _globals['_CANCEL']._serialized_end=1861
-  _globals['_CONTRIBUTION']._serialized_start=1864
-  _globals['_CONTRIBUTION']._serialized_end=2183
-  _globals['_DOWNLOADREQUEST']._serialized_start=2185
-  _globals['_DOWNLOADREQUEST']._serialized_end=2251
-  _globals['_DOWNLOADRESPONSE']._serialized_start=2253
-  _globals['_DOWNLOADRESPONSE']._serialized_end=2315
-  _globals['_UPLOADREQUEST']._serialized_start=2317
-  _globals['_UPLOADREQUEST']._serialized_end=2409
-  _globals['_UPLOADRESPONSE']._serialized_start=2411
-  _globals['_UPLOADRESPONSE']._serialized_end=2466
-  _globals['_EDGELINKSERVICE']._serialized_start=2469
-  _globals['_EDGELINKSERVICE']._serialized_end=2740
+  _globals['_CONNECTREQUEST']._serialized_end=380
+  _globals['_CONNECTRESPONSE']._serialized_start=383
+  _globals['_CONNECTRESPONSE']._serialized_end=693
+  _globals['_REGISTER']._serialized_start=696
+  _globals['_REGISTER']._serialized_end=997
+  _globals['_BOX']._serialized_start=1000
+  _globals['_BOX']._serialized_end=1350
+  _globals['_BOX_VERSIONSENTRY']._serialized_start=1303
+  _globals['_BOX_VERSIONSENTRY']._serialized_end=1350
+  _globals['_DATASET']._serialized_start=1352
+  _globals['_DATASET']._serialized_end=1453
+  _globals['_COLUMN']._serialized_start=1455
+  _globals['_COLUMN']._serialized_end=1540
+  _globals['_SEQUENCE']._serialized_start=1542
+  _globals['_SEQUENCE']._serialized_end=1582
+  _globals['_REGISTERED']._serialized_start=1585
+  _globals['_REGISTERED']._serialized_end=1738
+  _globals['_HEARTBEAT']._serialized_start=1740
+  _globals['_HEARTBEAT']._serialized_end=1833
+  _globals['_HEARTBEATACK']._serialized_start=1835
+  _globals['_HEARTBEATACK']._serialized_end=1865
+  _globals['_CREDIT']._serialized_start=1867
+  _globals['_CREDIT']._serialized_end=1908
+  _globals['_CANCEL']._serialized_start=1910
+  _globals['_CANCEL']._serialized_end=1935
+  _globals['_CONTRIBUTION']._serialized_start=1938
+  _globals['_CONTRIBUTION']._serialized_end=2257
+  _globals['_DOWNLOADREQUEST']._serialized_start=2259
+  _globals['_DOWNLOADREQUEST']._serialized_end=2362
+  _globals['_DOWNLOADRESPONSE']._serialized_start=2364
+  _globals['_DOWNLOADRESPONSE']._serialized_end=2463
+  _globals['_UPLOADREQUEST']._serialized_start=2466
+  _globals['_UPLOADREQUEST']._serialized_end=2595
+  _globals['_UPLOADRESPONSE']._serialized_start=2597
+  _globals['_UPLOADRESPONSE']._serialized_end=2689
+  _globals['_EDGELINKSERVICE']._serialized_start=2692
+  _globals['_EDGELINKSERVICE']._serialized_end=2963
 # @@protoc_insertion_point(module_scope)

@@ -253,15 +253,21 @@ class Append(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
     TILE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.str
     """A name in the store."""
     at: _builtins.int
     """The token the source begins at: at most the tokens stored. Writing at the same place again
     replaces what was there, so that a repeated append has no further effect. Absent: at the end.
+    Inside a Repeat, turn i begins i times the source's tokens further on.
     """
     tile: _builtins.int
     """Tokens a tile holds, for a sequence that does not exist yet."""
+    revision: _builtins.int
+    """The change this is part of, a number that only grows. A node refuses one below the highest it has seen in
+    the sequence's context (`context/<id>/`): nobody waits for it any more. 0: none, below all.
+    """
     @_builtins.property
     def source(self) -> Global___Value:
         """[tokens, heads, dim], float32."""
@@ -279,11 +285,12 @@ class Append(_message.Message):
         source: Global___Value | None = ...,
         at: _builtins.int | None = ...,
         tile: _builtins.int = ...,
+        revision: _builtins.int = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "sequence", b"sequence", "shape", b"shape", "source", b"source", "tile", b"tile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "revision", b"revision", "sequence", b"sequence", "shape", b"shape", "source", b"source", "tile", b"tile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__at: _TypeAlias = _typing.Literal["at"]  # noqa: Y015
     _WhichOneofArgType__at: _TypeAlias = _typing.Literal["_at", b"_at"]  # noqa: Y015
@@ -414,6 +421,9 @@ class Drop(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STORED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """As of Append: what a later change has written stays."""
     @_builtins.property
     def stored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names in the store; one that ends in `/` stands for all that begin with it."""
@@ -422,10 +432,11 @@ class Drop(_message.Message):
         self,
         *,
         stored: _abc.Iterable[_builtins.str] | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

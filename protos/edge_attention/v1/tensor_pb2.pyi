@@ -95,7 +95,7 @@ class Tensor(_message.Message):
     encoding: Global___Encoding.ValueType
     crc32: _builtins.int
     """CRC-32 (the zlib polynomial) of `data`. A receiver refuses a tensor whose checksum is wrong.
-    Absent: not checked, for clients that compose a request by hand.
+    Absent: the checksum of the message that the tensor is in covers it.
     """
     data: _builtins.bytes
     @_builtins.property

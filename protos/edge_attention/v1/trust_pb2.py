@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x64ge_attention/v1/trust.proto\x12\x11\x65\x64ge_attention.v1\"W\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x17\n\x0fsigning_request\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\tsuggested\x18\x04 \x01(\t\":\n\rEnrolResponse\x12)\n\x06issued\x18\x01 \x01(\x0b\x32\x19.edge_attention.v1.Issued\"\'\n\x0cRenewRequest\x12\x17\n\x0fsigning_request\x18\x01 \x01(\x0c\":\n\rRenewResponse\x12)\n\x06issued\x18\x01 \x01(\x0b\x32\x19.edge_attention.v1.Issued\"I\n\x06Issued\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x0e\n\x06issuer\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t2\xa6\x01\n\x0cTrustService\x12J\n\x05\x45nrol\x12\x1f.edge_attention.v1.EnrolRequest\x1a .edge_attention.v1.EnrolResponse\x12J\n\x05Renew\x12\x1f.edge_attention.v1.RenewRequest\x1a .edge_attention.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x64ge_attention/v1/trust.proto\x12\x11\x65\x64ge_attention.v1\"|\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x17\n\x0fsigning_request\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\tsuggested\x18\x04 \x01(\t\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"_\n\rEnrolResponse\x12)\n\x06issued\x18\x01 \x01(\x0b\x32\x19.edge_attention.v1.Issued\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"L\n\x0cRenewRequest\x12\x17\n\x0fsigning_request\x18\x01 \x01(\x0c\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"_\n\rRenewResponse\x12)\n\x06issued\x18\x01 \x01(\x0b\x32\x19.edge_attention.v1.Issued\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"I\n\x06Issued\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x0e\n\x06issuer\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t2\xa6\x01\n\x0cTrustService\x12J\n\x05\x45nrol\x12\x1f.edge_attention.v1.EnrolRequest\x1a .edge_attention.v1.EnrolResponse\x12J\n\x05Renew\x12\x1f.edge_attention.v1.RenewRequest\x1a .edge_attention.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.edge_attention.v1.tr
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENROLREQUEST']._serialized_start=52
-  _globals['_ENROLREQUEST']._serialized_end=139
-  _globals['_ENROLRESPONSE']._serialized_start=141
-  _globals['_ENROLRESPONSE']._serialized_end=199
-  _globals['_RENEWREQUEST']._serialized_start=201
-  _globals['_RENEWREQUEST']._serialized_end=240
-  _globals['_RENEWRESPONSE']._serialized_start=242
-  _globals['_RENEWRESPONSE']._serialized_end=300
-  _globals['_ISSUED']._serialized_start=302
-  _globals['_ISSUED']._serialized_end=375
-  _globals['_TRUSTSERVICE']._serialized_start=378
-  _globals['_TRUSTSERVICE']._serialized_end=544
+  _globals['_ENROLREQUEST']._serialized_end=176
+  _globals['_ENROLRESPONSE']._serialized_start=178
+  _globals['_ENROLRESPONSE']._serialized_end=273
+  _globals['_RENEWREQUEST']._serialized_start=275
+  _globals['_RENEWREQUEST']._serialized_end=351
+  _globals['_RENEWRESPONSE']._serialized_start=353
+  _globals['_RENEWRESPONSE']._serialized_end=448
+  _globals['_ISSUED']._serialized_start=450
+  _globals['_ISSUED']._serialized_end=523
+  _globals['_TRUSTSERVICE']._serialized_start=526
+  _globals['_TRUSTSERVICE']._serialized_end=692
 # @@protoc_insertion_point(module_scope)
