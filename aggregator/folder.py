@@ -10,9 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, Internal, ResourceExhausted
+from edge_attention.core.errors import DiskFull, EdgeAttentionError, FailedPrecondition, Internal
 
 TEMPORARY = ".tmp"  # what a crash may leave behind ends so, and is removed on opening
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk without room, or without room for this user."""
+
 PREFIX = "edge-aggregator-"  # of temporary folders
 
 
@@ -43,11 +46,17 @@ def sync(folder: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> EdgeAttentionError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"{path} cannot be written: {error.strerror}; free space there")
+    if error.errno in FULL:
+        return DiskFull(f"{path} cannot be written: {error.strerror}; free space there")
     return Internal(
         f"{path} cannot be written: {error.strerror}; check the disk and the folder's permissions"
     )
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the disk that holds `folder` has no room left."""
+    found = os.statvfs(folder)
+    return found.f_bavail == 0 or (found.f_files > 0 and found.f_favail == 0)
 
 
 def sweep() -> None:

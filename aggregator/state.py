@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.blobs import Blobs
-from aggregator.folder import PREFIX, lock, sweep, sync, write_durably
+from aggregator.folder import PREFIX, is_full, lock, sweep, sync, write_durably
 from edge_attention.core.errors import (
     AlreadyExists,
     DataLoss,
+    DiskFull,
     FailedPrecondition,
     Internal,
     InvalidArgument,
     NotFound,
-    ResourceExhausted,
 )
 
 __all__ = ["Context", "Record", "Run", "Segment", "State", "Version", "check_run_id", "sync", "write_durably"]
@@ -429,10 +429,9 @@ def _translated(directory: Path) -> Iterator[None]:
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             message = f"the database in state folder {directory} is damaged ({error}); restore it from a copy"
             raise DataLoss(message) from error
-        if code == sqlite3.SQLITE_FULL:
-            raise ResourceExhausted(
-                f"the disk of state folder {directory} is full; free space there"
-            ) from error
+        # Where its shared memory cannot grow SQLite calls a full disk an error of input and output.
+        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and is_full(directory)):
+            raise DiskFull(f"the disk of state folder {directory} is full; free space there") from error
         raise Internal(f"the database in state folder {directory} failed: {error}; see the log") from error
 
 

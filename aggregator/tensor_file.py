@@ -120,7 +120,11 @@ class TensorFileWriter:
             self._descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
             raise unwritable(self._temporary, error) from error
-        self._put(head, 0)
+        try:
+            self._put(head, 0)
+        except BaseException:
+            self.abort()  # nobody else has it yet
+            raise
 
     @property
     def specs(self) -> dict[str, Spec]:

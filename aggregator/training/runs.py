@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from aggregator.curve import POINTS
+from aggregator.folder import FULL
 from aggregator.parameters import Stream
 from aggregator.state import Run
 from aggregator.training.active import ActiveRun, Job, evaluation_due
@@ -24,6 +25,7 @@ from aggregator.training.recipes import SCRATCH, Recipe, recipe_of
 from aggregator.training.records import record_from
 from aggregator.training.services import Services
 from edge_attention.core.errors import (
+    DiskFull,
     EdgeAttentionError,
     FailedPrecondition,
     NotFound,
@@ -47,6 +49,11 @@ STOPPED = "stopped on request"
 RECALLED = 8
 """Runs whose curves are drawn again after a restart."""
 
+ROOM_SECONDS = 600.0
+"""How long a run waits for room on the state's disk without a round between, before it has failed."""
+ROOM_RETRY_SECONDS = (0.5, 10.0)
+"""Between two tries meanwhile, first and at most."""
+
 
 class Runs:
     """All runs: those going on and those that have ended."""
@@ -59,6 +66,8 @@ class Runs:
         self._active: dict[str, ActiveRun] = {}
         self._earlier: dict[str, TrainingRun] | None = None
         self._closing = False
+        self._unsaved: dict[str, tuple[RunState, str]] = {}
+        self._saver: asyncio.Task[None] | None = None
         # What a process that was killed was at.
         shutil.rmtree(self._state.directory / SCRATCH, ignore_errors=True)
 
@@ -88,10 +97,15 @@ class Runs:
             id, created, key = f"{stem[:40]}-{secrets.token_hex(3)}", time.time(), secrets.token_bytes(32)
             request = StartRunRequest(job) if isinstance(job, FusionJob) else StartRunRequest(federated=job)
             encoded = START_RUN.request.encode(request)
-            stored = {"job": base64.b64encode(encoded).decode(), "identity_key": key.hex(), **recipe.keep(id)}
+            stored = {"job": base64.b64encode(encoded).decode(), "identity_key": key.hex()}
+            try:
+                stored |= recipe.keep(id)
+                self._state.put_run(id, job.name, created, stored, RunState.RUNNING.value)
+            except BaseException:
+                shutil.rmtree(self._parameters.folder(id), ignore_errors=True)
+                raise
         finally:
             recipe.discard()
-        self._state.put_run(id, job.name, created, stored, RunState.RUNNING.value)
         info = TrainingRun(id, job.name, RunState.RUNNING, "", 0, job.rounds, 0, created)
         self._begin(ActiveRun(info, job, key), recipe, None)
         return info
@@ -101,6 +115,7 @@ class Runs:
 
         Raises:
             FailedPrecondition: it is neither.
+            DiskFull: it stays what it is.
         """
         info = self.describe(name)
         if info.state not in (RunState.STOPPED, RunState.FAILED):
@@ -108,6 +123,7 @@ class Runs:
                 f"run {info.id} is {info.state.value}; only a run that was stopped, or failed, is resumed"
             )
         self._state.set_run_status(info.id, RunState.RUNNING.value)
+        self._unsaved.pop(info.id, None)
         self._take_up(self._state.get_run(info.id))
         return self.describe(info.id)
 
@@ -117,7 +133,7 @@ class Runs:
         active = self._active.get(info.id)
         if active is None or active.task is None or info.state is not RunState.RUNNING:
             return info
-        self._state.set_run_status(info.id, RunState.STOPPED.value, STOPPED)
+        self._keep(info.id, RunState.STOPPED, STOPPED)
         task = active.task
         if not task.cancelling():
             task.cancel()
@@ -263,6 +279,9 @@ class Runs:
     async def close(self) -> None:
         """Leave the runs as they are, to be taken up by the next process."""
         self._closing = True
+        if self._saver is not None:
+            self._saver.cancel()
+            self._save()
         tasks = [active.task for active in self._active.values() if active.task is not None]
         for task in tasks:
             task.cancel()
@@ -294,7 +313,7 @@ class Runs:
         try:
             if stored is not None:
                 await recipe.recall(id, stored)
-            self._end(active, RunState.FINISHED, await recipe.train(active))
+            self._end(active, RunState.FINISHED, await self._train(active, recipe))
         except EdgeAttentionError as error:
             log.error("run %s failed: %s", id, error.message)
             self._end(active, RunState.FAILED, error.message)
@@ -310,9 +329,54 @@ class Runs:
             active.task = None  # a task that was cancelled holds all it worked with
             self._metrics.training.ended(id, time.monotonic())
 
+    async def _train(self, active: ActiveRun, recipe: Recipe) -> str:
+        """As `recipe.train`; where the disk is full it waits for room, and goes on from the last version."""
+        progress, since, tries = -1, 0.0, 0
+        while True:
+            try:
+                return await recipe.train(active)
+            except DiskFull as error:
+                full = error
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                full = DiskFull(f"{self._state.directory}: {error.strerror}; free space there")
+            now = time.monotonic()
+            if active.info.version != progress:
+                progress, since, tries = active.info.version, now, 0
+            left = since + ROOM_SECONDS - now
+            if left <= 0:
+                raise DiskFull(f"{full.message} (waited {ROOM_SECONDS:.0f} s for room)")
+            clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+            active.say(f"room on the disk, until {clock}: {full.message}", self._metrics, "room on the disk")
+            first, most = ROOM_RETRY_SECONDS
+            await asyncio.sleep(min(most, first * 2**tries, left))
+            tries += 1
+            active.say("", self._metrics)
+
     def _end(self, active: ActiveRun, state: RunState, detail: str) -> None:
-        self._state.set_run_status(active.info.id, state.value, detail)
+        self._keep(active.info.id, state, detail)
         active.update(state=state, detail=detail, waiting="")
+
+    def _keep(self, id: str, state: RunState, detail: str) -> None:
+        """Write down how a run has ended. Where that cannot be done now it is done later: it has ended."""
+        self._unsaved[id] = (state, detail)
+        self._save()
+        if self._unsaved and (self._saver is None or self._saver.done()) and not self._closing:
+            self._saver = asyncio.create_task(self._save_later(), name="states of runs")
+
+    def _save(self) -> None:
+        for id, (state, detail) in list(self._unsaved.items()):
+            try:
+                self._state.set_run_status(id, state.value, detail)
+                del self._unsaved[id]
+            except EdgeAttentionError as error:
+                log.error("run %s is %s, which cannot be written down: %s", id, state.value, error.message)
+
+    async def _save_later(self) -> None:
+        while self._unsaved:
+            await asyncio.sleep(ROOM_RETRY_SECONDS[1])
+            self._save()
 
 
 def _shown(run: TrainingRun) -> tuple[object, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from aggregator.parameters import Committed
@@ -176,4 +177,5 @@ class Trainer:
         path = self._parameters.folder(self._id) / "record.jsonl"
         after = 0 if number is None else number - 1
         records = (record_from(r.record) for r in self._state.records(self._id, after))
-        write_lines(path, records, append=number is not None)
+        with suppress(OSError):  # for people; the state's own copy is what counts
+            write_lines(path, records, append=number is not None)

@@ -44,6 +44,7 @@ class Audit:
         self._path = path
         self._mutex = threading.Lock()
         self._file = -1
+        self._failing = False
         self._rate = Rate(BURST, A_SECOND)
 
     def write(
@@ -76,8 +77,11 @@ class Audit:
             }
             try:
                 self._append(json_line(json.dumps(line)).encode() + b"\n")
+                self._failing = False
             except OSError as error:
-                log.error("the audit log %s cannot be written: %s", self._path, error.strerror)
+                if not self._failing:  # once: who calls decides how often this happens
+                    log.error("the audit log %s cannot be written: %s", self._path, error.strerror)
+                self._failing = True
 
     def _append(self, data: bytes) -> None:
         assert self._path is not None

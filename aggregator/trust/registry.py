@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aggregator.folder import is_full
 from aggregator.trust.authority import REGISTRY
 from aggregator.trust.enrolment import Holder, admit, require_redeemable
 from aggregator.trust.proof import Peer
@@ -27,9 +28,9 @@ from aggregator.trust.rows import (
 )
 from edge_attention.core.errors import (
     DataLoss,
+    DiskFull,
     FailedPrecondition,
     NotFound,
-    ResourceExhausted,
     Revoked,
     Unauthenticated,
     Unavailable,
@@ -90,8 +91,9 @@ class Registry:
             yield
         except sqlite3.DatabaseError as error:
             text = str(error)
-            if "disk is full" in text:
-                raise ResourceExhausted(f"{self._where}: the disk is full; free space there") from None
+            failing = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+            if "disk is full" in text or (failing and is_full(self._where.parent)):
+                raise DiskFull(f"{self._where}: the disk is full; free space there") from None
             if "locked" in text or "busy" in text:
                 raise Unavailable(
                     f"{self._where} is in use: another process has been writing to it for long; try again"

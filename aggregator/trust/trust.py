@@ -115,8 +115,8 @@ class Trust:
         while True:
             try:
                 await self._look()
-            except EdgeAttentionError as error:
-                log.error("%s", error.message)
+            except (EdgeAttentionError, OSError) as error:
+                log.error("%s", error)
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _look(self) -> None:

@@ -20,6 +20,7 @@
     ├── ResourceExhausted      RESOURCE_EXHAUSTED   a limit was reached; says which
     │   ├── MessageTooLarge
     │   ├── OutOfMemory
+    │   ├── DiskFull                                says of which folder; what is to be kept waits for room
     │   └── PrivateLimit                            failed on a node's private data too often today
     ├── Unavailable            UNAVAILABLE          a peer is away; trying again may help
     │   ├── NodeLost
@@ -50,6 +51,7 @@ __all__ = [
     "Damaged",
     "DataLoss",
     "DeadlineExceeded",
+    "DiskFull",
     "DuplicateContribution",
     "EdgeAttentionError",
     "EmptyContext",
@@ -170,6 +172,10 @@ class MessageTooLarge(ResourceExhausted):
 
 
 class OutOfMemory(ResourceExhausted):
+    pass
+
+
+class DiskFull(ResourceExhausted):
     pass
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import logging
 import secrets
@@ -24,6 +25,7 @@ from edge_attention.core.errors import (
     Damaged,
     DataLoss,
     DeadlineExceeded,
+    DiskFull,
     EdgeAttentionError,
     Internal,
     Unauthenticated,
@@ -247,6 +249,9 @@ async def abort(
     """End the call with what stands for `error`. Returns only for errors gRPC raises to end a call."""
     if isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError):
         return
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        log.error("%s failed: %s", method.path, error)
+        error = DiskFull(f"{method.name}: the server's disk is full; free space there, then try again")
     if not isinstance(error, EdgeAttentionError):
         log.exception("%s failed", method.path)
         error = Internal(f"{method.name} failed in the server: {type(error).__name__}; its log says more")

@@ -30,7 +30,7 @@ from aggregator.training.records import record_from, to_json, write_lines
 from aggregator.training.services import Services
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
-from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.errors import DiskFull, FailedPrecondition
 from edge_attention.core.jobs import FederatedJob, NodeRound, Samples, StopSpec, TrainingRound
 from edge_attention.core.program import Drop
 
@@ -83,8 +83,8 @@ class FederatedTrainer:
         self._write_lines()
         try:
             why = await self._all_rounds(current)
-        except asyncio.CancelledError:
-            # Stopped, or the aggregator is: what nodes keep for the next round stays with them.
+        except (asyncio.CancelledError, DiskFull):
+            # Stopped, or the aggregator is, or it waits for room: what nodes keep for the next round stays.
             await self._collector.close()
             raise
         except BaseException:
