@@ -133,7 +133,7 @@ def _read(data: bytes, where: str, notes: bool) -> tuple[Any, Walk, int]:
         walk.function(key)
     used = {domain for domain, _ in walk.used}
     for item in (model, *model.functions):
-        _check_imports(item, where, {domain for domain, _, _ in functions} & used, item is model)
+        _check_imports(item, where, used, item is model)
     return model, walk, nodes
 
 
@@ -151,7 +151,7 @@ def _functions(model: Any, where: str) -> Mapping[Key, Any]:
     return dict(zip(keys, model.functions, strict=True))
 
 
-def _check_imports(item: Any, where: str, functions: set[str], main: bool) -> None:
+def _check_imports(item: Any, where: str, used: set[str], main: bool) -> None:
     """Check the versions that the model or a function imports; drop domains of which nothing is used."""
     versions: dict[str, int] = {}
     kept = []
@@ -159,10 +159,10 @@ def _check_imports(item: Any, where: str, functions: set[str], main: bool) -> No
         domain = standard(opset.domain)
         if versions.setdefault(domain, opset.version) != opset.version:
             raise InvalidGraph(f"{where}: imports domain {domain[:80]!a} twice; export it again")
-        if domain in DOMAINS or domain in functions:
+        if domain in DOMAINS or domain in used:
             kept.append((domain, opset.version))
     version = versions.get("", 0)
-    if (main or "" in versions) and not MIN_OPSET <= version <= MAX_OPSET:
+    if ("" in versions or (main and "" in used)) and not MIN_OPSET <= version <= MAX_OPSET:
         raise InvalidGraph(
             f"{where}: opset {version} is not supported; export with opset {MIN_OPSET} to {MAX_OPSET}"
         )

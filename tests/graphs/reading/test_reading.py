@@ -6,11 +6,11 @@ import hashlib
 import itertools
 from pathlib import Path
 
-import files
 import numpy as np
 import onnx
 import pytest
-from files import FLOAT, model, node, value
+from hostile import files, outside, wire
+from hostile.files import FLOAT, model, node, value
 from onnx import AttributeProto, SparseTensorProto, TensorProto, helper
 
 from edge_attention.core.errors import InvalidGraph
@@ -89,7 +89,7 @@ def test_the_digest_is_of_the_file_as_sent_and_the_data_is_written_anew():
 
 def test_a_field_given_twice_is_what_protobuf_makes_of_it():
     made = files.linear()
-    again = made.SerializeToString() + files.field(7, files.field(2, b"renamed"))
+    again = made.SerializeToString() + wire.field(7, wire.field(2, b"renamed"))
     assert onnx.load_model_from_string(read_graph(again, "it").data).graph.name == "renamed"
 
 
@@ -134,7 +134,7 @@ def test_every_operator_of_onnx_is_listed_or_left_out_for_a_reason():
         (b"\x3a\x05\x0a", "not an ONNX file"),
         (b"\x3a\x80", "not an ONNX file"),
         (b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "not an ONNX file"),
-        (files.field(7, b"") + b"\x12\x02\xff\xfe", "no UTF-8"),
+        (wire.field(7, b"") + b"\x12\x02\xff\xfe", "no UTF-8"),
     ],
 )
 def test_bytes_that_are_no_file_are_refused(data, match):
@@ -146,7 +146,7 @@ def test_a_file_that_breaks_off_is_refused(cut):
     refused(files.linear().SerializeToString()[:-cut], "not an ONNX file|several|holds|no graph")
 
 
-UNKNOWN = [files.field(999, b"x"), files.varint(999 << 3) + b"\x01", files.varint(999 << 3 | 5) + b"\x00" * 4]
+UNKNOWN = [wire.field(999, b"x"), wire.varint(999 << 3) + b"\x01", wire.varint(999 << 3 | 5) + b"\x00" * 4]
 
 
 @pytest.mark.parametrize("unknown", UNKNOWN)
@@ -160,64 +160,28 @@ def test_unknown_fields_are_refused_wherever_they_are(unknown):
         (5, "Tensor", made.graph.initializer[0]),
         (11, "Value", made.graph.input[0]),
     ):
-        data = files.field(number, inner.SerializeToString() + unknown)
+        data = wire.field(number, inner.SerializeToString() + unknown)
         refused(files.wrapped(made, graph + data), f"field 999 in a {message}")
-    attribute = files.field(5, made.graph.node[0].attribute[0].SerializeToString() + unknown)
-    refused(files.wrapped(made, graph + files.field(1, attribute)), "field 999 in a Attribute")
+    attribute = wire.field(5, made.graph.node[0].attribute[0].SerializeToString() + unknown)
+    refused(files.wrapped(made, graph + wire.field(1, attribute)), "field 999 in a Attribute")
 
 
 def test_a_field_in_another_form_and_a_group_are_refused():
     data = files.linear().SerializeToString()
-    refused(data + files.varint(7 << 3) + b"\x01", r"field 7 \(graph\) in another form")
-    refused(data + files.varint(9 << 3 | 3) + files.varint(9 << 3 | 4), "a group")
+    refused(data + wire.varint(7 << 3) + b"\x01", r"field 7 \(graph\) in another form")
+    refused(data + wire.varint(9 << 3 | 3) + wire.varint(9 << 3 | 4), "a group")
 
 
 # Data elsewhere
 
 
-def external_files():
-    """The same external tensor, wherever a file can have one."""
-    found = {}
-    made = one("Relu")
-    made.graph.initializer.append(files.external())
-    found["initializer"] = made
-    found["attribute"] = one("Constant", inputs=(), value=files.external())
-    tensors = one("Constant", inputs=(), value=files.constant("v", np.ones(2, np.float32)))
-    tensors.graph.node[0].attribute.append(
-        AttributeProto(name="more", type=AttributeProto.TENSORS, tensors=[files.external()])
-    )
-    found["attribute of several"] = tensors
-    body = helper.make_graph(
-        [node("Neg", ["x"], ["t"])], "b", [], [value("t", FLOAT, None)], [files.external()]
-    )
-    found["subgraph"] = one("If", inputs=("c",), then_branch=body, else_branch=body)
-    deep = helper.make_graph(
-        [node("If", ["c"], ["t"], then_branch=body, else_branch=body)], "d", [], [value("t", FLOAT, None)]
-    )
-    found["subgraph of a subgraph"] = one("If", inputs=("c",), then_branch=deep, else_branch=deep)
-    inside = [node("Constant", [], ["c"], value=files.external()), node("Add", ["a", "c"], ["b"])]
-    found["function"] = files.called(files.function("F", inside))
-    found["function that nobody calls"] = files.called(
-        files.function("F", [node("Neg", ["a"], ["b"])]), files.function("G", inside)
-    )
-    found["subgraph of a function"] = files.called(
-        files.function("F", [node("If", ["a"], ["b"], then_branch=body, else_branch=body)])
-    )
-    default = helper.make_attribute("t", files.external())
-    found["default of a function"] = files.called(
-        files.function("F", [node("Neg", ["a"], ["b"])], attribute_protos=[default])
-    )
-    negated = files.function("F", [node("Neg", ["a"], ["b"])])
-    found["attribute of a call"] = files.called(negated, t=files.external())
-    return found
-
-
-EXTERNAL = external_files()
+EXTERNAL = outside.places()
+ELSEWHERE = "in other files|sparse|training_info"
 
 
 @pytest.mark.parametrize("place", EXTERNAL)
 def test_external_data_is_refused_wherever_it_is(place):
-    refused(EXTERNAL[place], "in other files")
+    refused(EXTERNAL[place], ELSEWHERE)
 
 
 @pytest.mark.parametrize("place", EXTERNAL)
@@ -229,7 +193,7 @@ def test_external_data_is_refused_without_the_word_and_with_the_word_alone(place
         for tensor in tensors_of(made):
             if tensor.external_data:
                 tensor.ClearField(field)
-        refused(made, "in other files")
+        refused(made, ELSEWHERE)
 
 
 def tensors_of(message):
@@ -248,16 +212,16 @@ TAGS = (0, 2, 3, 4, 5)
 @pytest.mark.parametrize(("tag", "length"), [*itertools.product(TAGS, (0, 2, 3, 5)), (9, 0)])
 def test_external_data_is_refused_however_it_is_written(tag, length):
     """An overlong tag of the key once got past a search for its bytes, and ONNX Runtime opened the file."""
-    entry = files.field(1, b"location", tag, length) + files.field(2, b"secret.bin")
+    entry = wire.field(1, b"location", tag, length) + wire.field(2, b"secret.bin")
     tensor = (
         b"\x08\x02\x10\x01"
-        + files.field(8, b"w")
-        + files.field(13, entry, tag, length)
-        + files.varint(14 << 3, tag)
-        + files.varint(1, length)
+        + wire.field(8, b"w")
+        + wire.field(13, entry, tag, length)
+        + wire.varint(14 << 3, tag)
+        + wire.varint(1, length)
     )
     made = one("Relu")
-    data = files.wrapped(made, made.graph.SerializeToString() + files.field(5, tensor, tag, length))
+    data = files.wrapped(made, made.graph.SerializeToString() + wire.field(5, tensor, tag, length))
     refused(data, "in other files|not an ONNX file")
 
 
@@ -493,12 +457,8 @@ def test_an_attribute_has_one_value_of_a_known_type():
         made = one("Relu")
         made.graph.node[0].attribute.append(AttributeProto(name="a", **change))
         refused(made, "attribute 'a' of operator Relu")
-    relu = (
-        files.field(1, b"x")
-        + files.field(4, b"Relu")
-        + files.field(5, files.field(1, b"a") + b"\xa0\x01\x63")
-    )
-    refused(files.wrapped(made, files.field(1, relu)), "attribute 'a' of operator Relu .* has no type")
+    relu = wire.field(1, b"x") + wire.field(4, b"Relu") + wire.field(5, wire.field(1, b"a") + b"\xa0\x01\x63")
+    refused(files.wrapped(made, wire.field(1, relu)), "attribute 'a' of operator Relu .* has no type")
     made = one("Softmax", axis=1)
     made.graph.node[0].attribute.append(helper.make_attribute("axis", 0))
     refused(made, "an attribute twice")
@@ -543,9 +503,9 @@ def test_depth_is_bounded():
     refused(nested(30), "MAX_NESTING")
     deep = b""
     for _ in range(100_000):
-        deep = files.field(6, b"")  # an attribute's graph, in a node, in a graph
+        deep = wire.field(6, b"")  # an attribute's graph, in a node, in a graph
     for _ in range(3000):
-        deep = files.field(1, files.field(5, files.field(6, deep)))
+        deep = wire.field(1, wire.field(5, wire.field(6, deep)))
     refused(files.wrapped(files.linear(), deep), "MAX_NESTING")
 
 
@@ -560,8 +520,8 @@ def test_parts_and_packed_numbers_are_counted_before_they_are_parsed(monkeypatch
     monkeypatch.setattr("edge_attention.graphs.reading.reader.new_model", parsed)
     made = files.linear()
     refused(files.wrapped(made, b"\x0a\x00" * 1000), "MAX_PARTS")
-    refused(files.wrapped(made, files.field(5, b"\x08\x01" * 1001)), "MAX_PARTS")
-    refused(files.wrapped(made, files.field(5, files.field(7, b"\x00" * 1001))), "MAX_PACKED")
+    refused(files.wrapped(made, wire.field(5, b"\x08\x01" * 1001)), "MAX_PARTS")
+    refused(files.wrapped(made, wire.field(5, wire.field(7, b"\x00" * 1001))), "MAX_PACKED")
 
 
 @pytest.mark.parametrize("opset", [0, 12, 27])

@@ -1,11 +1,27 @@
-"""ONNX files for the tests of the reader, and the wire by hand."""
+"""Small ONNX files, and how they are made."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
+from hostile.wire import field
+
 FLOAT = TensorProto.FLOAT
+
+
+class Hostile(NamedTuple):
+    """A graph to try: `feeds` are arrays for its inputs, as far as it says what it has."""
+
+    name: str
+    data: bytes
+    feeds: Mapping[str, np.ndarray[Any, Any]]
+    outputs: tuple[str, ...]
+
+
 node = helper.make_node
 value = helper.make_tensor_value_info
 
@@ -16,8 +32,8 @@ def model(nodes, inputs=(), outputs=(), initializers=(), opset=21, domains=(), f
     )
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
     made = helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=list(functions))
-    for field, given in more.items():
-        setattr(made, field, given)
+    for key, given in more.items():
+        setattr(made, key, given)
     return made
 
 
@@ -85,22 +101,6 @@ def sparse():
 def reference(name, ref, kind):
     """An attribute of a node in a function that is the function's own attribute `ref`."""
     return AttributeProto(name=name, ref_attr_name=ref, type=kind)
-
-
-# The wire by hand
-
-
-def varint(number, size=0):
-    """A number in at least `size` bytes."""
-    out = b""
-    while number > 127 or len(out) + 1 < size:
-        out += bytes([number & 127 | 128])
-        number >>= 7
-    return out + bytes([number])
-
-
-def field(number, data, tag_size=0, length_size=0):
-    return varint(number << 3 | 2, tag_size) + varint(len(data), length_size) + data
 
 
 def wrapped(made: ModelProto, graph: bytes):
