@@ -10,6 +10,7 @@ import numpy as np
 from edge_attention.core import session
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, require_name
+from edge_attention.shared_memory import shared
 from edge_attention.tables import Table, read_table
 
 
@@ -18,7 +19,7 @@ class Dataset:
 
     def __init__(self, name: str, table: Table) -> None:
         self.name = require_name(name, "the dataset")
-        self._columns = table.columns
+        self._columns = dict(table.columns)
         self._ids = None if table.ids is None else [i.encode() for i in table.ids]
         lengths = {column: len(array) for column, array in table.columns.items()}
         if not lengths or len({*lengths.values(), *([len(self._ids)] if self._ids is not None else [])}) != 1:
@@ -28,6 +29,7 @@ class Dataset:
             DataType.of(array.dtype, f"column {column!r}")
             if array.ndim > MAX_RANK:
                 raise InvalidArgument(f"column {column!r} has over {MAX_RANK} dimensions")
+            self._columns[column] = shared(array)
 
     def describe(self) -> session.Dataset:
         """What the aggregator may know of it."""

@@ -15,9 +15,10 @@ from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidProg
 from edge_attention.core.halves import stored_dtype
 from edge_attention.core.program import Batch, Contribution, Fault, Program, Return, Run, Stored
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
+from edge_attention.shared_memory import gather
 from edge_node.datasets import Dataset
 from edge_node.release import ALIGNMENT, Releases
-from edge_node.runtime import Graph, Stop
+from edge_node.runtime import ForeignGraph, Graph, Stop
 from edge_node.store import Held, Origin, Store
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Execution:
         self,
         program: Program,
         node: Node,
-        graphs: Mapping[str, Graph],
+        graphs: Mapping[str, Graph | ForeignGraph],
         *,
         serial: int = 0,
         stop: Stop | None = None,
@@ -181,7 +182,7 @@ class Execution:
         for column, name in batch.columns.items():
             target, source = self._name(name), dataset.column(column)
             self._store.require(count * source[:1].nbytes, f"{count} rows of {column!r}")
-            array = np.ascontiguousarray(source if rows is None else source[rows])
+            array = np.ascontiguousarray(source) if rows is None else gather(source, rows)
             self._store.put(target, array, Origin("", f"column {column!r} of dataset {dataset.name!r}"))
         if batch.identity_output:
             key = batch.identity_key

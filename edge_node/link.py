@@ -23,7 +23,7 @@ from edge_attention.trust.dial import Dial
 from edge_attention.wire.link import from_node, task_of, to_node
 from edge_attention.wire.transfers import NODE_STREAM, Transfers, split, together
 from edge_node.executor import Execution, Node
-from edge_node.runtime import Graph, Runtime, Stop
+from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
 from edge_node.session import Action, Connect, Disconnect, End, Forget, Leave, Say, Send, Session, Start
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class Link:
 
     def _start(self, program: Program) -> None:
         stop = self._stops[program.task_id] = Stop()
-        graphs = dict[str, Graph]()
+        graphs = dict[str, Graph | ForeignGraph]()
         execution = Execution(program, self._node, graphs, serial=next(self._serials), stop=stop)
         if (seconds := program.deadline_seconds) is not None:
             late = DeadlineExceeded(f"the task was not done in its {seconds} s")
@@ -210,7 +210,7 @@ class Link:
         self._stops.pop(message.task_id, None)
         self._produced(message, data)
 
-    async def _load(self, digest: str, stop: Stop) -> Graph:
+    async def _load(self, digest: str, stop: Stop) -> Graph | ForeignGraph:
         graph = await self._loop.run_in_executor(self._pool, self._runtime.find, digest)
         if graph is not None:
             return graph

@@ -69,6 +69,18 @@ way, the second leaves at once.
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder in which contexts survive a restart. Without it they end with the process.",
 )
+@click.option(
+    "--allow-graph",
+    multiple=True,
+    metavar="DIGEST",
+    help="A graph to run again though it has ended the process it ran in twice. Repeatable.",
+)
+@click.option(
+    "--no-cell",
+    is_flag=True,
+    help="Run graphs of others in this process, not in one of their own that is shut in: such a graph can "
+    "end the node, take its memory and read what it can.",
+)
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics there; 0: any.")
 @click.option("--metrics-host", default="127.0.0.1", help="Address of the metrics port: loopback.")
 @shared_options
@@ -84,6 +96,8 @@ def main(
     memory_limit: int | None,
     provider: str,
     store: Path | None,
+    allow_graph: tuple[str, ...],
+    no_cell: bool,
     metrics_port: int | None,
     metrics_host: str,
     shared: Shared,
@@ -102,6 +116,7 @@ def main(
     from edge_attention.sequence_files import Files
     from edge_node import datasets, executor, link, release, runtime
     from edge_node import store as stores
+    from edge_node.refused_graphs import RefusedGraphs
 
     raise_descriptors()
     limit = memory_limit or usable_memory() // 2
@@ -110,10 +125,18 @@ def main(
         sets = [datasets.read(spec) for spec in data]
         if len({dataset.name for dataset in sets}) < len(sets):
             raise InvalidArgument("two --data have one name; give each its own")
-        engine = runtime.Runtime(provider, threads or len(os.sched_getaffinity(0)), limit)
+        held = stores.Store(limit, Files(store) if store else None)
+        refused = None if no_cell else RefusedGraphs(store, allow_graph)
+        engine = runtime.Runtime(provider, threads or len(os.sched_getaffinity(0)), limit, refused)
         engine.limit_arena()
+        if engine.cells is None:
+            log.warning(
+                "graphs of others run in this process: one can end the node, take its memory and read "
+                "what it can (%s)",
+                "--no-cell" if no_cell else "this system lacks what a process of their own needs",
+            )
         node = executor.Node(
-            stores.Store(limit, Files(store) if store else None),
+            held,
             {dataset.name: dataset for dataset in sets},
             release.Releases(allow_release),
             secret,
@@ -133,6 +156,7 @@ def main(
             return await daemon.run()
 
     code, text = asyncio.run(run())
+    engine.close()
     if text:
         click.echo(f"edge-node: {text}", err=True)
     log.info("left")

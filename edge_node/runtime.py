@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
 
 from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
-from edge_attention.core.tensors import Array, DataType
+from edge_attention.core.tensors import Array
 from edge_attention.graphs import library
 from edge_attention.graphs.reading import read_graph
 from edge_attention.providers import open_session, working_provider
+from edge_node.cell_calls import GraphFile
+from edge_node.cell_host import Cells
+from edge_node.refused_graphs import RefusedGraphs
+from edge_node.sessions import input_types, limit_arena, require_feeds, session_options, translate
 
 log = logging.getLogger(__name__)
 
 _GRAPHS = 64
-
-# ONNX Runtime's names of types, which are NumPy's but for two.
-_DTYPES = {f"tensor({t.value})": np.dtype(t.value) for t in DataType}
-_DTYPES |= {"tensor(float)": np.dtype("float32"), "tensor(double)": np.dtype("float64")}
 
 
 class Stop:
@@ -36,11 +37,23 @@ class Stop:
         self.options = ort.RunOptions()
         self.timer: asyncio.TimerHandle | None = None
         self._error: EdgeAttentionError | None = None
+        self._watchers: list[Callable[[], None]] = []
 
     def set(self, error: EdgeAttentionError) -> None:
         """The task ends with `error`, at the next check; the first one counts."""
         self._error = self._error or error
         self.options.terminate = True
+        for callback in list(self._watchers):
+            callback()
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Call it, from another thread, when the task is to end; now, if it is already. Twice is possible."""
+        self._watchers.append(callback)
+        if self._error is not None:
+            callback()
+
+    def unwatch(self, callback: Callable[[], None]) -> None:
+        self._watchers.remove(callback)
 
     def check(self) -> None:
         if self._error is not None:
@@ -48,15 +61,11 @@ class Stop:
 
 
 class Graph:
-    """A graph ready to run; `size` is that of its file in bytes."""
+    """A graph ready to run in this process; `size` is that of its file in bytes."""
 
     def __init__(self, digest: str, session: Any, size: int) -> None:
         self.digest, self.size, self._session = digest, size, session
-        self._inputs: dict[str, tuple[np.dtype[Any], tuple[Any, ...]]] = {}
-        for node in session.get_inputs():
-            if node.type not in _DTYPES:
-                raise InvalidGraph(f"graph {digest[:12]}: nothing here is {node.type}, as its {node.name!r}")
-            self._inputs[node.name] = (_DTYPES[node.type], tuple(node.shape))
+        self._inputs = input_types(session, f"graph {digest[:12]}")
         self._outputs = {node.name for node in session.get_outputs()}
 
     def run(
@@ -69,54 +78,75 @@ class Graph:
         Raises InvalidProgram (an input or output does not fit, or the graph refuses it), OutOfMemory.
         """
         where = f"graph {self.digest[:12]}"
-        for name, (dtype, shape) in self._inputs.items():
-            array = feeds.get(name)
-            if array is None:
-                raise InvalidProgram(f"{where}: input {name!r} is not bound")
-            if array.dtype != dtype or not _fits(array.shape, shape):
-                want, have = f"{dtype} {_dims(shape)}", f"{array.dtype} {_dims(array.shape)}"
-                raise InvalidProgram(f"{where}: input {name!r} must be {want}; it is {have}")
-        if len(feeds) > len(self._inputs):
-            unknown = ", ".join(sorted(set(feeds) - set(self._inputs)))
-            raise InvalidProgram(f"{where} has no input {unknown[:200]}; it has {', '.join(self._inputs)}")
-        if not self._outputs.issuperset(outputs):
-            unknown = ", ".join(sorted(set(outputs) - self._outputs))
-            raise InvalidProgram(f"{where} has no output {unknown[:200]}; it has {', '.join(self._outputs)}")
+        require_feeds(self.digest, self._inputs, self._outputs, feeds, outputs)
         try:
             # On the CPU neither direction copies: feeds are borrowed, results own ONNX Runtime's memory.
             results = self._session.run(list(outputs), dict(feeds), stop.options)
         except Exception as error:
             stop.check()
-            raised = _translate(error, where, InvalidProgram)
-            if quiet:
-                log.warning("%s", raised.message)
-                raised = type(raised)(f"{where} failed on private data; the node's log says why")
-            raise raised from None
+            raised = translate(error, where, InvalidProgram)
+            raise (_hushed(raised, where) if quiet else raised) from None
         if not all(isinstance(result, np.ndarray) for result in results):
             raise InvalidProgram(f"{where}: an output is no tensor: it cannot be kept")
         return list(results)
 
 
+class ForeignGraph:
+    """A graph of somebody else: it is loaded where it first runs, in one of the cells."""
+
+    def __init__(self, file: GraphFile, cells: Cells) -> None:
+        self.digest, self.size = file.digest, file.size
+        self._file, self._cells = file, cells
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop, quiet: bool = False
+    ) -> list[Array]:
+        """As Graph.run; `quiet` means that something fed in is private, too.
+
+        Raises also InvalidGraph (it cannot be loaded), GraphDied (it ends the process), Unavailable.
+        """
+        try:
+            return self._cells.run(self._file, feeds, outputs, stop, quiet)
+        except (InvalidProgram, errors.OutOfMemory) as error:
+            raise (_hushed(error, f"graph {self.digest[:12]}") if quiet else error) from None
+
+
+AnyGraph = TypeVar("AnyGraph", Graph, ForeignGraph)
+
+
 class Runtime:
     """Graphs by digest, at most `_GRAPHS` of them and `limit` bytes; those least recently used go first.
 
-    `provider` is `auto` or the name of one, as `cpu` or `cuda`; without it the CPU serves.
+    `provider` is `auto` or the name of one, as `cpu` or `cuda`; without it the CPU serves. `graphs`: which of
+    others' are refused for what they did; None: there are no cells, they all run in this process.
     """
 
-    def __init__(self, provider: str = "cpu", threads: int = 1, limit: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        provider: str = "cpu",
+        threads: int = 1,
+        limit: int = 1 << 30,
+        graphs: RefusedGraphs | None = None,
+    ) -> None:
         self.threads, self.limit, self.asked = threads, limit, provider
         self.provider = working_provider(provider)
-        self._graphs: OrderedDict[str, Graph] = OrderedDict()
+        possible = graphs is not None and hasattr(os, "memfd_create") and hasattr(os, "eventfd")
+        self.cells = Cells(self.provider, threads, limit, graphs) if graphs and possible else None
+        self._graphs: OrderedDict[str, Graph | ForeignGraph] = OrderedDict()
         self._lock = threading.Lock()
         self._shared_arena = False
 
     def limit_arena(self) -> None:
         """Bound what all graphs together allocate by `limit`. Once a process: it has one allocator."""
-        info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-        ort.create_and_register_allocator(info, ort.OrtArenaCfg(self.limit, 0, -1, -1))
+        limit_arena(self.limit)
         self._shared_arena = True
 
-    def cached(self, digest: str) -> Graph | None:
+    def close(self) -> None:
+        """End the cells; what runs there fails."""
+        if self.cells is not None:
+            self.cells.close()
+
+    def cached(self, digest: str) -> Graph | ForeignGraph | None:
         """The graph with this digest, if it is loaded."""
         with self._lock:
             graph = self._graphs.get(digest)
@@ -124,58 +154,50 @@ class Runtime:
                 self._graphs.move_to_end(digest)
             return graph
 
-    def find(self, digest: str) -> Graph | None:
+    def find(self, digest: str) -> Graph | ForeignGraph | None:
         """The same, or the graph of this project's library that has the digest."""
         graph = self.cached(digest)
         name = next((name for name in library.names() if library.digest(name) == digest), None)
-        return self.load(digest, library.load(name)) if graph is None and name is not None else graph
+        if graph is not None or name is None:
+            return graph
+        return self._keep(self._open(digest, library.load(name)))
 
-    def load(self, digest: str, data: bytes) -> Graph:
-        """Make the graph in `data`, an ONNX file, ready to run.
+    def load(self, digest: str, data: bytes) -> Graph | ForeignGraph:
+        """Make the graph in `data`, an ONNX file of somebody else, ready to run.
 
         Raises DataLoss (it has another digest) or InvalidGraph (it cannot be used, or is not allowed).
         """
         where = f"graph {digest[:12]}"
         if sha256(data).hexdigest() != digest:
             raise errors.DataLoss(f"{where} came damaged: its bytes have another digest; send it again")
-        if all(library.digest(name) != digest for name in library.names()):
-            data = read_graph(data, where).data
+        if any(library.digest(name) == digest for name in library.names()):
+            return self._keep(self._open(digest, data))
+        data = read_graph(data, where).data
+        if self.cells is None:
+            return self._keep(self._open(digest, data))
+        return self._keep(ForeignGraph(GraphFile(digest, data), self.cells))
+
+    def _open(self, digest: str, data: bytes) -> Graph:
+        where = f"graph {digest[:12]}"
+
+        def options() -> Any:
+            return session_options(self.threads, self._shared_arena)
+
         try:
-            session = open_session(data, self._options, self.provider, where)
+            session = open_session(data, options, self.provider, where)
         except Exception as error:
-            raise _translate(error, where, InvalidGraph) from None
-        graph = Graph(digest, session, len(data))
+            raise translate(error, where, InvalidGraph) from None
+        return Graph(digest, session, len(data))
+
+    def _keep(self, graph: AnyGraph) -> AnyGraph:
         with self._lock:
-            self._graphs[digest] = graph
+            self._graphs[graph.digest] = graph
             size = sum(held.size for held in self._graphs.values())
             while len(self._graphs) > 1 and (len(self._graphs) > _GRAPHS or size > self.limit):
                 size -= self._graphs.popitem(last=False)[1].size
         return graph
 
-    def _options(self) -> Any:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.enable_mem_pattern = False  # it holds each graph's whole memory, beside the arena's
-        options.log_severity_level = 4  # what fails is raised, and answered to whom it concerns
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        if self._shared_arena:
-            options.add_session_config_entry("session.use_env_allocators", "1")
-        return options
 
-
-def _fits(have: tuple[int, ...], want: tuple[Any, ...]) -> bool:
-    fixed = [n if isinstance(size, int) else size for n, size in zip(have, want, strict=False)]
-    return len(have) == len(want) and fixed == list(want)
-
-
-def _dims(shape: tuple[Any, ...]) -> str:
-    return "[" + ", ".join("?" if size is None else str(size)[:40] for size in shape) + "]"
-
-
-def _translate(error: Exception, where: str, cls: type[EdgeAttentionError]) -> EdgeAttentionError:
-    text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
-    if isinstance(error, MemoryError) or "allocate memory" in text or "Available memory of" in text:
-        cls = errors.OutOfMemory
-    return cls(f"{where}: ONNX Runtime refused it: {text[:300]}")
+def _hushed(error: EdgeAttentionError, where: str) -> EdgeAttentionError:
+    log.warning("%s", error.message)
+    return type(error)(f"{where} failed on private data; the node's log says why")

@@ -5,6 +5,7 @@
     │   ├── InvalidTensor                           shape, dtype, checksum, encoding
     │   │   └── NotFinite                           NaN or infinity in it
     │   ├── InvalidGraph                            an ONNX file that cannot be used
+    │   │   └── GraphDied                           running it ends the process it runs in
     │   └── InvalidProgram                          an instruction that cannot be carried out
     ├── NotFound               NOT_FOUND            no such node, context, run, version, tensor, blob
     ├── AlreadyExists          ALREADY_EXISTS       a name is taken
@@ -56,6 +57,7 @@ __all__ = [
     "EdgeAttentionError",
     "EmptyContext",
     "FailedPrecondition",
+    "GraphDied",
     "Internal",
     "InvalidArgument",
     "InvalidGraph",
@@ -112,6 +114,10 @@ class NotFinite(InvalidTensor):
 
 
 class InvalidGraph(InvalidArgument):
+    pass
+
+
+class GraphDied(InvalidGraph):
     pass
 
 

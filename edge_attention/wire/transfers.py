@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from edge_attention import shared_memory
 from edge_attention.core.errors import Cancelled, DataLoss, OutOfMemory, Unavailable
 from edge_attention.core.halves import from_wire, stored_dtype, to_wire
 from edge_attention.core.program import BulkTensor, Contribution
@@ -156,7 +157,7 @@ class Transfers:
                         if data is None:
                             self._room.reserve(chunk.size, where)
                             # Not a bytearray: that would write it all twice.
-                            data = np.empty(chunk.size, np.uint8).data
+                            data = shared_memory.empty(chunk.size, np.uint8).data
                         end = received + len(chunk.data)
                         if chunk.offset != received or end > len(data) or chunk.size != len(data):
                             raise DataLoss(f"{where} came in chunks that do not follow each other")

@@ -80,3 +80,58 @@ def external(key="location"):
             [weights],
         )
     )
+
+
+def divided():
+    """y = a / b of integers: the smallest by -1 ends a process with SIGFPE."""
+    return named(
+        model(
+            [helper.make_node("Div", ["a", "b"], ["y"])],
+            [value("a", TensorProto.INT32, ["n"]), value("b", TensorProto.INT32, ["n"])],
+            [value("y", TensorProto.INT32, ["n"])],
+        )
+    )
+
+
+def long(nodes):
+    """y = x after so many negations: what takes a while to load."""
+    chain = [helper.make_node("Neg", [f"n{k}"], [f"n{k + 1}"]) for k in range(nodes)]
+    ends = [helper.make_node("Identity", ["x"], ["n0"]), helper.make_node("Identity", [f"n{nodes}"], ["y"])]
+    return named(model([ends[0], *chain, ends[1]], [value("x", FLOAT, ["n"])], [value("y", FLOAT, ["n"])]))
+
+
+def copied(data_type, count=1, rank=1):
+    """y0 = x0, y1 = x1, ... of any sizes."""
+    nodes = [helper.make_node("Identity", [f"x{n}"], [f"y{n}"]) for n in range(count)]
+    dims = [f"d{n}" for n in range(rank)]
+    ends = [[value(f"{end}{n}", data_type, dims) for n in range(count)] for end in "xy"]
+    return named(model(nodes, *ends))
+
+
+def doubled_strings():
+    """y = the length of a text that doubles n times: memory that no arena counts."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["co"]), helper.make_node("StringConcat", ["s", "s"], ["so"])],
+        "body",
+        [
+            value("i", TensorProto.INT64, []),
+            value("c", TensorProto.BOOL, []),
+            value("s", TensorProto.STRING, [1]),
+        ],
+        [value("co", TensorProto.BOOL, []), value("so", TensorProto.STRING, [1])],
+    )
+    true = helper.make_tensor("t", TensorProto.BOOL, [], [True])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["s"], to=TensorProto.STRING),
+        helper.make_node("Loop", ["n", "t", "s"], ["so"], body=body),
+        helper.make_node("Shape", ["so"], ["y"]),
+    ]
+    ends = [value("x", FLOAT, [1]), value("n", TensorProto.INT64, [])], [value("y", TensorProto.INT64, [1])]
+    return named(model(nodes, *ends, [true]))
+
+
+def mixed():
+    """y = x + i of two types: what ONNX Runtime refuses to load."""
+    one = helper.make_tensor("i", TensorProto.INT64, [1], [1])
+    node = helper.make_node("Add", ["x", "i"], ["y"])
+    return named(model([node], [value("x", FLOAT, ["n"])], [value("y", FLOAT, ["n"])], [one]))

@@ -1,0 +1,226 @@
+"""What the daemon and a cell say to each other: a small message on a socket, and two windows of memory.
+
+A lane is a socket and two windows, one for each direction; who sends writes to its window first:
+
+    socket   magic, kind, bytes of the head; descriptors of what is too large for the window
+    window   the head, JSON, from 0; tensors from HEAD on, each at a multiple of ALIGNMENT
+
+    daemon                                cell
+    LOAD {graph}, the file          ->    LOADED {in, out}    or FAILED
+    RUN {graph, job, in, out}       ->    DONE {out}          or FAILED; or, for outputs that are large:
+                                    <-    NEED {out}
+    ROOM {out}, descriptors         ->    DONE {}
+
+A cell is foreign: the daemon takes nothing from it but what the functions here let pass, and copies what it
+checks before it checks it.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import math
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edge_attention.core.tensors import MAX_RANK, Array, DataType
+
+__all__ = [
+    "HEAD",
+    "LARGE",
+    "WINDOW",
+    "Channel",
+    "Kind",
+    "Message",
+    "Nonsense",
+    "Placed",
+    "dims_of",
+    "names_of",
+    "text_of",
+    "types_of",
+]
+
+HEAD = 1 << 20
+"""Bytes of a message's head at most."""
+WINDOW = HEAD + (4 << 20)
+"""Bytes of a window. It is memory only as far as it was ever used."""
+LARGE = 1 << 20
+"""Bytes from which a tensor has memory of its own, so that it need not be copied out of a window."""
+ALIGNMENT = 64
+DESCRIPTORS = 200
+"""Descriptors of one message at most; the kernel takes 253."""
+TEXT = 1000
+"""Letters of an error at most."""
+MOST_TENSORS = 16_384
+"""Outputs of a run, or inputs, at most."""
+
+_FRAME = struct.Struct("<4sII")
+_MAGIC = b"EAC1"
+_RIGHTS = socket.CMSG_SPACE(DESCRIPTORS * 4)
+
+
+class Nonsense(Exception):
+    """The other side said what cannot be."""
+
+
+class Kind(IntEnum):
+    LOAD, RUN, ROOM = 1, 2, 3
+    LOADED, DONE, NEED, FAILED = 4, 5, 6, 7
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+
+
+class Message(NamedTuple):
+    kind: Kind
+    head: dict[str, Any]
+    descriptors: list[int]
+
+
+class Placed(NamedTuple):
+    """A tensor: in the window (`where` -1) or in the descriptor of that number, at byte `offset`."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    where: int
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Channel:
+    """One side of a lane. `reads` and `writes` are the windows, uint8 [WINDOW]."""
+
+    def __init__(self, connection: socket.socket, reads: Array, writes: Array) -> None:
+        self.socket, self.reads, self.writes = connection, reads, writes
+        self._read, self._written = reads.data, writes.data  # quicker for a few bytes
+        self._end = HEAD
+
+    def begin(self) -> None:
+        """What is placed from now on belongs to the next message."""
+        self._end = HEAD
+
+    def room(self, size: int) -> int | None:
+        """Where `size` bytes may be written for the next message; None: the window is full."""
+        start = -(-self._end // ALIGNMENT) * ALIGNMENT
+        if start + size > len(self.writes):
+            return None
+        self._end = start + size
+        return start
+
+    def place(self, data: Array) -> int | None:
+        """Write `data` for the next message; where, or None if the window is full."""
+        start = self.room(data.nbytes)
+        if start is not None:
+            np.ndarray(data.shape, data.dtype, self.writes, start)[...] = data
+        return start
+
+    def send(self, kind: Kind, head: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Raises OSError (the other side is gone), ValueError (too much for one message)."""
+        text = json.dumps(head).encode()
+        if len(text) > HEAD or len(descriptors) > DESCRIPTORS:
+            raise ValueError("too many names or tensors for a message")
+        self._written[: len(text)] = text
+        frame = _FRAME.pack(_MAGIC, kind, len(text))
+        if descriptors:
+            rights = array.array("i", descriptors)
+            self.socket.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        else:
+            self.socket.send(frame)
+
+    def receive(self) -> Message | None:
+        """The next message; None: the other side is gone. The caller closes its descriptors.
+
+        Raises:
+            Nonsense: it is none.
+        """
+        try:
+            data, ancillary, flags, _ = self.socket.recvmsg(64, _RIGHTS, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            return None
+        descriptors = array.array("i")
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(content[: len(content) - len(content) % 4])
+        try:
+            if not data and not descriptors:
+                return None
+            if len(data) != _FRAME.size or flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+                raise Nonsense("a frame of another size")
+            magic, number, length = _FRAME.unpack(data)
+            if magic != _MAGIC or length > HEAD:
+                raise Nonsense("no frame of this protocol")
+            try:
+                # Copied first: who writes to the window may do so while this is read.
+                found = json.loads(bytes(self._read[:length]))
+                message = Message(_KINDS[number], found, descriptors.tolist())
+            except (ValueError, KeyError, RecursionError) as error:
+                raise Nonsense(f"a head that is none: {type(error).__name__}") from None
+            if not isinstance(found, dict):
+                raise Nonsense("a head that is no object")
+            return message
+        except Nonsense:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+
+
+def names_of(value: Any) -> list[str]:
+    """Raises Nonsense unless `value` is a list of names, none twice."""
+    names = _listed(value)
+    if not all(isinstance(name, str) and len(name) <= 1024 for name in names) or len({*names}) < len(names):
+        raise Nonsense("names that are none")
+    return names
+
+
+def dims_of(value: Any) -> tuple[int | str | None, ...]:
+    """Raises Nonsense unless `value` is a declared shape: sizes, names and nulls."""
+    dims = _listed(value)
+    for size in dims:
+        named = size is None or (isinstance(size, str) and len(size) <= 1024)
+        if not named and not (type(size) is int and abs(size) < 1 << 62):
+            raise Nonsense("dimensions that are none")
+    return tuple(dims)
+
+
+def types_of(value: Any, places: bool) -> list[Placed]:
+    """Tensors as [dtype, shape] or, with `places`, [dtype, shape, where, offset]. Raises Nonsense."""
+    found: list[Placed] = []
+    for item in _listed(value):
+        fields = _listed(item)
+        if len(fields) != (4 if places else 2):
+            raise Nonsense("a tensor of other fields")
+        kind, shape, where, offset = (*fields, -1, 0)[:4]
+        try:
+            dtype = np.dtype(DataType(kind).value)
+        except (ValueError, TypeError):
+            raise Nonsense("an element type that does not travel") from None
+        sizes = _listed(shape)
+        numbers = [*sizes, where + 1, offset] if type(where) is int and type(offset) is int else [-1]
+        if len(sizes) > MAX_RANK or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+            raise Nonsense("a shape or a place that is none")
+        if math.prod(sizes) * dtype.itemsize >= 1 << 48:
+            raise Nonsense("a tensor larger than all memory")
+        found.append(Placed(dtype, tuple(sizes), where, offset))
+    return found
+
+
+def text_of(value: Any) -> str:
+    """Raises Nonsense unless `value` is a text, which is cut."""
+    if not isinstance(value, str):
+        raise Nonsense("a text that is none")
+    return value[:TEXT]
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > MOST_TENSORS:
+        raise Nonsense("a list that is none")
+    return value

@@ -1,0 +1,333 @@
+"""What becomes of graphs and of the process they run in, decided. No I/O, no clock, no threads.
+
+    absent --(ask)--> starting --(ready)--> ready --(idle, leave)--> ending --(died)--> absent
+                          \\______________ died, whatever the state ________________/
+
+A job is one task's wish to run one graph in the cell. It waits, is granted a lane, and is done; or its cell
+dies under it. Then either it is known whose fault that was, or each job that ran is tried again alone, one
+after the other: whose graph ends the process alone is guilty, the others never learn of it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from edge_attention.core.errors import EdgeAttentionError, GraphDied, Unavailable
+
+GRACE_SECONDS = 2.0
+"""What a graph that was told to stop may take to do so, before its cell is ended."""
+IDLE_SECONDS = 300.0
+"""A cell without a job ends after that, and its memory is the box's again."""
+START_SECONDS = 60.0
+"""What a cell may take to start, on a slow box that is busy."""
+LOAD_PROCESSOR_SECONDS = 120.0
+"""Of one thread: what a graph may take to load."""
+RUN_PROCESSOR_SECONDS = 3600.0
+"""Of all threads, shared among the jobs that run at the time: what one run may take."""
+LOOK_SECONDS = 0.5
+"""How often the processor's time is looked at while jobs run."""
+
+
+class Phase(Enum):
+    ABSENT = "absent"
+    STARTING = "starting"
+    READY = "ready"
+    ENDING = "ending"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Processor seconds so far: of the whole cell, and of the thread of each lane."""
+
+    cell: float = 0.0
+    lanes: tuple[float, ...] = ()
+
+
+class Start(NamedTuple):
+    """Start a process; then `ready` or `died`."""
+
+
+class Grant(NamedTuple):
+    """The job may use the lane until `done`."""
+
+    job: int
+    lane: int
+
+
+class Stop(NamedTuple):
+    """Tell the cell that the job on this lane is to end; it answers as if the graph had failed."""
+
+    job: int
+    lane: int
+
+
+class Fail(NamedTuple):
+    """The job ends with this error."""
+
+    job: int
+    error: EdgeAttentionError
+
+
+class End(NamedTuple):
+    """End the process: `kill` at once, or by closing what connects it. Then `died`."""
+
+    kill: bool
+
+
+class Blame(NamedTuple):
+    """The graph has ended a process."""
+
+    digest: str
+
+
+class Say(NamedTuple):
+    """Tell the operator."""
+
+    text: str
+
+
+Action = Start | Grant | Stop | Fail | End | Blame | Say
+
+
+@dataclass(eq=False)
+class _Job:
+    digest: str
+    alone: bool = False
+    lane: int | None = None
+    loading: bool = False
+    stopped: float | None = None  # when it was told to end
+    lane_seconds: float = 0.0  # the lane's, when the load began
+    seconds: float = 0.0  # its share of the cell's
+
+
+class CellState:
+    """One cell with so many lanes. `refusal(digest)` says why a graph is not taken, or None."""
+
+    def __init__(self, lanes: int, refusal: Callable[[str], EdgeAttentionError | None]) -> None:
+        self.phase = Phase.ABSENT
+        self._lanes, self._refusal = lanes, refusal
+        self._jobs: OrderedDict[int, _Job] = OrderedDict()  # those that wait in the order they came
+        self._began = self._idle_since = self._looked_at = 0.0
+        self._used = Usage()
+        self._ended_for: tuple[int, EdgeAttentionError, bool] | None = None
+        self._killed = False
+
+    @property
+    def jobs(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def wake(self) -> float | None:
+        """When to call `tick`, if nothing else happens before."""
+        if self.phase is Phase.ABSENT or self._killed:
+            return None
+        if self.phase is Phase.STARTING:
+            return self._began + START_SECONDS
+        if self.phase is Phase.ENDING:
+            return self._began + GRACE_SECONDS
+        if not self._jobs:
+            return self._idle_since + IDLE_SECONDS
+        graces = [job.stopped + GRACE_SECONDS for job in self._running() if job.stopped is not None]
+        return min([self._looked_at + LOOK_SECONDS, *graces])
+
+    # Events
+
+    def ask(self, job: int, digest: str, now: float) -> list[Action]:
+        """A task wants to run the graph."""
+        if (error := self._refusal(digest)) is not None:
+            return [Fail(job, error)]
+        self._jobs[job] = _Job(digest)
+        if self.phase is Phase.ABSENT:
+            return self._start(now)
+        return self._grant(now)
+
+    def ready(self, now: float) -> list[Action]:
+        """The process has started and waits for work."""
+        if self.phase is not Phase.STARTING:
+            return []
+        self.phase, self._used, self._idle_since, self._looked_at = Phase.READY, Usage(), now, now
+        return self._grant(now)
+
+    def loading(self, job: int, begins: bool) -> list[Action]:
+        """The job's graph is being loaded from now on, or no more."""
+        if (found := self._jobs.get(job)) is not None and found.lane is not None:
+            found.loading = begins
+            lanes = self._used.lanes
+            found.lane_seconds = lanes[found.lane] if found.lane < len(lanes) else 0.0
+        return []
+
+    def done(self, job: int, now: float) -> list[Action]:
+        """The job has its answer, or nobody wants it any more."""
+        self._jobs.pop(job, None)
+        if not self._jobs:
+            self._idle_since = now
+        return self._grant(now)
+
+    def stop(self, job: int, now: float) -> list[Action]:
+        """The job's task is over: whoever waits for the job is told, what runs is to end."""
+        found = self._jobs.get(job)
+        if found is None or found.stopped is not None:
+            return []
+        found.stopped = now
+        if found.lane is None:
+            # Who waits takes the reason from the task itself.
+            return self._drop(job, Unavailable("the task was stopped"))
+        return [Stop(job, found.lane)]
+
+    def nonsense(self, job: int, what: str) -> list[Action]:
+        """What the cell answered to this job cannot be right: it is not what it was any more."""
+        found = self._jobs.get(job)
+        if found is None or found.lane is None or self._ended_for is not None:
+            return []
+        error = GraphDied(f"graph {found.digest[:12]} made its process answer what cannot be: {what}")
+        return self._end_for(job, error, blame=True)
+
+    def tick(self, now: float, used: Usage) -> list[Action]:
+        """Time has passed."""
+        if self._killed or self.phase is Phase.ABSENT:
+            return []
+        if self.phase is not Phase.READY:
+            limit = START_SECONDS if self.phase is Phase.STARTING else GRACE_SECONDS
+            return self._kill() if now >= self._began + limit else []
+        if not self._jobs:
+            return self._end(now) if now >= self._idle_since + IDLE_SECONDS else []
+        if now >= self._looked_at + LOOK_SECONDS:
+            self._looked_at = now
+            self._charge(used)
+        for number, job in self._jobs.items():
+            if job.lane is None:
+                continue
+            where = f"graph {job.digest[:12]}"
+            if job.stopped is not None and now >= job.stopped + GRACE_SECONDS:
+                # To be slow to load when told to end is no crime; a run that does not listen is ended twice.
+                error = GraphDied(f"{where} did not end within {GRACE_SECONDS:g} s of being told to")
+                return self._end_for(number, error, blame=not job.loading)
+            lanes = self._used.lanes
+            loaded = lanes[job.lane] - job.lane_seconds if job.loading and job.lane < len(lanes) else 0.0
+            if loaded > LOAD_PROCESSOR_SECONDS:
+                error = GraphDied(f"{where} takes over {LOAD_PROCESSOR_SECONDS:g} processor seconds to load")
+                return self._end_for(number, error, blame=True)
+            if job.seconds > RUN_PROCESSOR_SECONDS:
+                error = GraphDied(f"{where} takes over {RUN_PROCESSOR_SECONDS:g} processor seconds a run")
+                return self._end_for(number, error, blame=True)
+        return []
+
+    def leave(self, now: float) -> list[Action]:
+        """The node leaves: nothing is to be left behind."""
+        actions: list[Action] = []
+        for number in list(self._jobs):
+            actions += self._drop(number, Unavailable("the node has left"))
+        return [*actions, *([] if self.phase is Phase.ABSENT else self._kill())]
+
+    def died(self, how: str, number: int | None, now: float) -> list[Action]:
+        """The process is gone. `how` in words; `number`: the signal that ended it, if one did."""
+        was, self.phase, self._killed = self.phase, Phase.ABSENT, False
+        guilty, self._ended_for = self._ended_for, None
+        running = {key: job for key, job in self._jobs.items() if job.lane is not None}
+        for job in running.values():
+            job.lane, job.loading, job.seconds = None, False, 0.0
+        actions: list[Action] = []
+        if was is Phase.STARTING:
+            text = f"the process for graphs could not start ({how}); its words are in the node's log"
+            for waiting in list(self._jobs):
+                actions += self._drop(waiting, Unavailable(text))
+            return actions
+        if guilty is not None:
+            number_, error, blame = guilty
+            if number_ in self._jobs:
+                digest = self._jobs[number_].digest
+                actions += self._drop(number_, error)
+                actions += [Blame(digest)] if blame else []
+        elif running:
+            actions.append(Say(f"the process for graphs ended: {how}; {len(running)} graphs were running"))
+            # A graph can hardly send SIGKILL: the kernel short of memory does, or somebody on the box.
+            known = len(running) == 1 and number != signal.SIGKILL
+            for key, job in running.items():
+                if known or job.alone:
+                    actions += self._blamed(key, how)
+        for job in running.values():
+            job.alone = True  # also the innocent: else whoever ends cells one after the other holds them up
+        for key in [key for key, job in self._jobs.items() if job.stopped is not None]:
+            actions += self._drop(key, Unavailable("the task was stopped"))
+        return actions + (self._start(now) if self._jobs else [])
+
+    # What they have in common
+
+    def _running(self) -> list[_Job]:
+        return [job for job in self._jobs.values() if job.lane is not None]
+
+    def _start(self, now: float) -> list[Action]:
+        self.phase, self._began = Phase.STARTING, now
+        return [Start()]
+
+    def _grant(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        if self.phase is not Phase.READY or self._ended_for is not None:
+            return actions
+        running = self._running()
+        free = [n for n in range(self._lanes) if all(job.lane != n for job in running)]
+        # Those to be tried alone first, and while one is, nobody else.
+        waiting = [(n, job) for n, job in self._jobs.items() if job.lane is None]
+        alone = next(((n, job) for n, job in waiting if job.alone), None)
+        if any(job.alone for job in running) or (alone is not None and running):
+            return actions
+        for number, job in [alone] if alone is not None else waiting:
+            if not free:
+                break
+            if not running and not actions:
+                self._looked_at = now
+            job.lane = free.pop(0)
+            actions.append(Grant(number, job.lane))
+        return actions
+
+    def _charge(self, used: Usage) -> None:
+        """Share what the cell has used since the last look among the jobs that run."""
+        running = self._running()
+        more = max(0.0, used.cell - self._used.cell) / max(1, len(running))
+        for job in running:
+            job.seconds += 0.0 if job.loading else more
+        self._used = used
+
+    def _drop(self, job: int, error: EdgeAttentionError) -> list[Action]:
+        del self._jobs[job]
+        return [Fail(job, error)]
+
+    def _blamed(self, job: int, how: str) -> list[Action]:
+        digest = self._jobs[job].digest
+        error = GraphDied(f"graph {digest[:12]} ended its process: {how}")
+        return [*self._drop(job, error), Blame(digest)]
+
+    def _end_for(self, job: int, error: EdgeAttentionError, *, blame: bool) -> list[Action]:
+        self._ended_for = (job, error, blame)
+        return [Say(f"{error.message}: its process is ended"), *self._kill()]
+
+    def _kill(self) -> list[Action]:
+        self._killed = True
+        if self.phase is Phase.READY:
+            self.phase = Phase.ENDING
+        return [End(kill=True)]
+
+    def _end(self, now: float) -> list[Action]:
+        self.phase, self._began = Phase.ENDING, now
+        return [End(kill=False)]
+
+    def check(self) -> None:
+        """Raises AssertionError unless what must always hold does."""
+        running = self._running()
+        lanes = [job.lane for job in running]
+        assert len(set(lanes)) == len(lanes), "two jobs on one lane"
+        assert all(lane is not None and 0 <= lane < self._lanes for lane in lanes), "a lane that is none"
+        assert not running or self.phase in (Phase.READY, Phase.ENDING), "a job runs in no process"
+        assert len(running) <= 1 or not any(job.alone for job in running), "one that is to be alone is not"
+        assert self.phase is not Phase.ABSENT or not self._jobs, "a job waits and nothing starts"
+        if self.phase is Phase.READY and not running and self._ended_for is None:
+            assert not self._jobs, "a job waits for a lane and all are free"
+        if self._ended_for is not None:
+            assert self.phase is Phase.ENDING, "somebody is guilty and the process lives"
+        waits = self.phase is Phase.ABSENT or self._killed
+        assert (self.wake is None) == waits, "nobody is to look again"

@@ -1,0 +1,94 @@
+"""What every session of ONNX Runtime here has in common, in the daemon and in the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edge_attention.core import errors
+from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
+from edge_attention.core.tensors import Array, DataType
+
+__all__ = ["DTYPES", "Inputs", "input_types", "limit_arena", "require_feeds", "session_options", "translate"]
+
+# ONNX Runtime's names of types, which are NumPy's but for two.
+DTYPES = {f"tensor({t.value})": np.dtype(t.value) for t in DataType}
+DTYPES |= {"tensor(float)": np.dtype("float32"), "tensor(double)": np.dtype("float64")}
+
+_NO_MEMORY = ("allocate memory", "Available memory of", "bad_alloc")
+
+Inputs = dict[str, tuple[np.dtype[Any], tuple[Any, ...]]]
+"""Name -> dtype and shape; a dimension is a size, a name, or None."""
+
+
+def limit_arena(limit: int) -> None:
+    """Bound what all graphs together allocate by `limit`. Once a process: it has one allocator."""
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg(limit, 0, -1, -1))
+
+
+def session_options(threads: int, shared_arena: bool) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # it holds each graph's whole memory, beside the arena's
+    options.log_severity_level = 4  # what fails is raised, and answered to whom it concerns
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if shared_arena:
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    return options
+
+
+def input_types(session: Any, where: str) -> Inputs:
+    """What the session's graph takes. Raises InvalidGraph for what no tensor here can be."""
+    inputs: Inputs = {}
+    for node in session.get_inputs():
+        if node.type not in DTYPES:
+            raise InvalidGraph(f"{where}: nothing here is {node.type}, as its {node.name!r}")
+        inputs[node.name] = (DTYPES[node.type], tuple(node.shape))
+    return inputs
+
+
+def translate(error: Exception, where: str, cls: type[EdgeAttentionError]) -> EdgeAttentionError:
+    """What ONNX Runtime raised, as an error of the catalogue: `cls`, or OutOfMemory if it says that."""
+    text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
+    if isinstance(error, MemoryError) or any(word in text for word in _NO_MEMORY):
+        cls = errors.OutOfMemory
+    return cls(f"{where}: ONNX Runtime refused it: {text[:300]}")
+
+
+def require_feeds(
+    digest: str,
+    inputs: Inputs,
+    outputs: Collection[str],
+    feeds: Mapping[str, Array],
+    wanted: Sequence[str],
+) -> None:
+    """Raises InvalidProgram unless `feeds` are what the graph takes and `wanted` what it gives."""
+    where = f"graph {digest[:12]}"
+    for name, (dtype, shape) in inputs.items():
+        array = feeds.get(name)
+        if array is None:
+            raise InvalidProgram(f"{where}: input {name!r} is not bound")
+        if array.dtype != dtype or not _fits(array.shape, shape):
+            want, have = f"{dtype} {_dims(shape)}", f"{array.dtype} {_dims(array.shape)}"
+            raise InvalidProgram(f"{where}: input {name!r} must be {want}; it is {have}")
+    if len(feeds) > len(inputs):
+        unknown = ", ".join(sorted(set(feeds) - set(inputs)))
+        raise InvalidProgram(f"{where} has no input {unknown[:200]}; it has {', '.join(inputs)}")
+    if not set(wanted) <= set(outputs):
+        unknown = ", ".join(sorted(set(wanted) - set(outputs)))
+        raise InvalidProgram(f"{where} has no output {unknown[:200]}; it has {', '.join(outputs)}")
+
+
+def _fits(have: tuple[int, ...], want: tuple[Any, ...]) -> bool:
+    fixed = [n if isinstance(size, int) else size for n, size in zip(have, want, strict=False)]
+    return len(have) == len(want) and fixed == list(want)
+
+
+def _dims(shape: tuple[Any, ...]) -> str:
+    return "[" + ", ".join("?" if size is None else str(size)[:40] for size in shape) + "]"
