@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from aggregator.append import Appender
+from aggregator.append import APPEND_SECONDS, Appender
+from aggregator.arriving import Arriving
 from aggregator.attend import Attender
+from aggregator.bounds import (
+    APPEND_BYTES,
+    APPEND_COMING_SECONDS,
+    APPEND_IDLE_SECONDS,
+    APPENDS,
+    DOWNLOADS,
+    REQUEST_BYTES,
+    UPLOAD_BYTES,
+    UPLOAD_IDLE_SECONDS,
+    UPLOADS,
+)
+from aggregator.budget import Budgets, Lease
 from aggregator.bulk import Bulk
+from aggregator.callers import caller_of, owner_of
 from aggregator.contexts import Contexts
 from aggregator.dispatch import Dispatcher
 from aggregator.membership import Membership
 from aggregator.revocations import Revoked
+from aggregator.waiting import each_within
 from edge_attention.core import attention, fleet
-from edge_attention.core.errors import InvalidArgument, InvalidTensor, ResourceExhausted
+from edge_attention.core.errors import InvalidArgument, InvalidTensor
 from edge_attention.core.program import Drop
 from edge_attention.core.session import Chunk, DownloadRequest, UploadChunk, Uploaded
-from edge_attention.core.tensors import Float32, require
 from edge_attention.wire import services
 from edge_attention.wire.methods import AnyMethod
 from edge_attention.wire.rpc import Handler
-
-APPEND_LIMIT = 256 * 1024 * 1024
-"""Bytes of keys and values one append may bring: it is checked and placed as a whole."""
 
 
 class Api:
@@ -41,6 +51,7 @@ class Api:
         appender: Appender,
         attender: Attender,
         revoked: Revoked = dict,
+        budgets: Budgets | None = None,
     ) -> None:
         self._membership = membership
         self._dispatcher = dispatcher
@@ -49,6 +60,7 @@ class Api:
         self._appender = appender
         self._attender = attender
         self._revoked = revoked
+        self._budgets = budgets or Budgets()
 
     def handlers(self) -> Mapping[AnyMethod, Handler]:
         return {
@@ -71,65 +83,75 @@ class Api:
         )
 
     async def upload(self, chunks: AsyncIterator[UploadChunk], call: Any) -> Uploaded:
-        sender = f"client {call.peer()} {id(chunks)}"
-        try:
-            return await self._bulk.upload(sender, chunks, keep=True)
-        finally:
-            # A connection of a client's is one try; it does not come back to finish a part.
-            self._bulk.forget(sender)
+        caller, sender = caller_of(call), f"client {call.peer()} {id(chunks)}"
+        with self._budgets.take(UPLOADS, caller), self._budgets.take(UPLOAD_BYTES, caller, 0) as room:
+            try:
+                coming = each_within(chunks, UPLOAD_IDLE_SECONDS, "an upload's next chunk")
+                return await self._bulk.upload(sender, coming, keep=True, room=room)
+            finally:
+                # A connection of a client's is one try; it does not come back to finish a part.
+                self._bulk.forget(sender)
 
-    def download(self, request: DownloadRequest, call: Any) -> AsyncIterator[Chunk]:
-        return self._bulk.download(request)
+    async def download(self, request: DownloadRequest, call: Any) -> AsyncIterator[Chunk]:
+        with self._budgets.take(DOWNLOADS, caller_of(call)):
+            async for chunk in self._bulk.download(request):
+                yield chunk
+                del chunk
 
     async def create_context(
         self, request: attention.CreateContextRequest, call: Any
     ) -> attention.CreateContextResponse:
-        context = self._contexts.create(request.spec)
+        context = self._contexts.create(request.spec, owner_of(call))
         return attention.CreateContextResponse(self._contexts.describe(context))
 
     async def append(
         self, requests: AsyncIterator[attention.AppendRequest], call: Any
     ) -> attention.AppendResponse:
-        first: attention.AppendRequest | None = None
-        keys: list[Float32] = []
-        values: list[Float32] = []
-        size = 0
-        async for request in requests:
-            if first is None:
-                first = request
-                spec = self._contexts.get(request.context).spec
-                if request.request_id and request.keys is None and request.values is None:
-                    return await self._appender.outcome(request.context, request.request_id)
-            elif (request.context or first.context, request.node or first.node) != (
-                first.context,
-                first.node,
-            ):
-                raise InvalidArgument("one append goes to one context, and to one node if any is named")
-            if request.keys is None or request.values is None:
-                raise InvalidTensor("a message of an append brings no keys or no values; send both")
-            part = len(request.keys)
-            require(request.keys, "keys", shape=("tokens", spec.key_heads, spec.key_dim), finite=False)
-            require(request.values, "values", shape=(part, spec.key_heads, spec.value_dim), finite=False)
-            size += request.keys.nbytes + request.values.nbytes
-            if size > APPEND_LIMIT:
-                raise ResourceExhausted(
-                    f"this append brings over {APPEND_LIMIT:,} bytes; cut it into several"
-                )
-            keys.append(request.keys)
-            values.append(request.values)
-        if first is None:
-            raise InvalidArgument("an append without a message; send keys and values")
-        return await self._appender.append(
-            first.context, first.node, np.concatenate(keys), np.concatenate(values), first.request_id
-        )
+        caller = caller_of(call)
+        with self._budgets.take(APPENDS, caller), self._budgets.take(APPEND_BYTES, caller, 0) as room:
+            return await self._append(requests, caller, room, call)
+
+    async def _append(
+        self, requests: AsyncIterator[attention.AppendRequest], caller: str, room: Lease, call: Any
+    ) -> attention.AppendResponse:
+        context = node = request_id = ""
+        arriving: Arriving | None = None
+        coming = each_within(requests, APPEND_IDLE_SECONDS, "an append's next message", APPEND_COMING_SECONDS)
+        try:
+            async for request in coming:
+                if arriving is None:
+                    context, node, request_id = request.context, request.node, request.request_id
+                    spec = self._contexts.get(context).spec
+                    if request_id and request.keys is None and request.values is None:
+                        return await self._appender.outcome(context, request_id)
+                    arriving = Arriving(self._bulk.folder, spec, room)
+                elif (request.context or context, request.node or node) != (context, node):
+                    raise InvalidArgument("one append goes to one context, and to one node if any is named")
+                if request.keys is None or request.values is None:
+                    raise InvalidTensor("a message of an append brings no keys or no values; send both")
+                await arriving.take(request.keys, request.values)
+                del request  # not kept while the next one is waited for
+            if arriving is None:
+                raise InvalidArgument("an append without a message; send keys and values")
+            keys, values = await arriving.tokens()
+            seconds = _left(call, APPEND_SECONDS)
+            return await self._appender.append(context, node, keys, values, request_id, caller, seconds)
+        finally:
+            if arriving is not None:
+                arriving.close()
 
     async def append_dataset(
         self, request: attention.AppendDatasetRequest, call: Any
     ) -> attention.AppendResponse:
-        return await self._appender.append_dataset(request)
+        caller = caller_of(call)
+        with self._budgets.take(APPENDS, caller):
+            return await self._appender.append_dataset(request, caller, _left(call, APPEND_SECONDS))
 
     async def attend(self, request: attention.AttendRequest, call: Any) -> attention.AttendResponse:
-        return await self._attender.attend(request)
+        caller = caller_of(call)
+        size = request.queries.nbytes + (request.positions.nbytes if request.positions is not None else 0)
+        with self._budgets.take(REQUEST_BYTES, caller, size):
+            return await self._attender.attend(request, caller, _left(call, math.inf))
 
     async def describe_context(
         self, request: attention.DescribeContextRequest, call: Any
@@ -156,3 +178,9 @@ class Api:
         for node in {name for segment in context.segments for name in segment.holders}:
             self._dispatcher.post(node, (Drop((f"context/{context.id}/",), revision),))
         return attention.DropContextResponse()
+
+
+def _left(call: Any, most: float) -> float:
+    """Seconds until the caller has given up, `most` if it said nothing or more."""
+    left = call.time_remaining()
+    return most if left is None else min(max(float(left), 0.0), most)

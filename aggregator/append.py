@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from aggregator.arriving import KEY_LIMIT as KEY_LIMIT
+from aggregator.arriving import Rows, require_tokens
 from aggregator.bulk import Bulk
 from aggregator.contexts import ANSWERS, Contexts, StoredContext, StoredSegment
 from aggregator.dispatch import Dispatcher
 from aggregator.exchange import Assignment
 from aggregator.membership import Member, Membership
+from aggregator.turns import Turns
 from edge_attention.core.attention import AppendDatasetRequest, AppendResponse
 from edge_attention.core.bounds import Summary
 from edge_attention.core.errors import (
@@ -44,16 +47,13 @@ from edge_attention.core.program import (
     Run,
     Stored,
 )
-from edge_attention.core.tensors import Array, Float32, require, require_name
+from edge_attention.core.tensors import Float32, require, require_name
 from edge_attention.graphs import library
 from edge_attention.graphs.reading import check_graph
 
 log = logging.getLogger(__name__)
 
 APPEND_SECONDS = 120.0
-KEY_LIMIT = 1e18
-"""Largest magnitude of a key's element: its square, summed over a key, still fits float32."""
-
 SEGMENT_LIMIT = 32 * library.TILE
 """Tokens to which small appends fill a segment before another node gets the next."""
 
@@ -90,18 +90,33 @@ class Appender:
     """Appends to contexts."""
 
     def __init__(
-        self, contexts: Contexts, membership: Membership, dispatcher: Dispatcher, bulk: Bulk
+        self,
+        contexts: Contexts,
+        membership: Membership,
+        dispatcher: Dispatcher,
+        bulk: Bulk,
+        turns: Turns | None = None,
     ) -> None:
         self._contexts = contexts
         self._membership = membership
         self._dispatcher = dispatcher
         self._bulk = bulk
+        self._turns = turns or Turns()
         self._checked: dict[str, None] = {}
 
     async def append(
-        self, name: str, node: str, keys: Float32, values: Float32, request_id: str = ""
+        self,
+        name: str,
+        node: str,
+        keys: Rows,
+        values: Rows,
+        request_id: str = "",
+        caller: str = "",
+        seconds: float = APPEND_SECONDS,
     ) -> AppendResponse:
-        """Append tokens given as arrays, placed over the live nodes or on `node` alone.
+        """Append tokens, placed over the live nodes or on `node` alone, begun within `seconds`.
+
+        What is given as arrays is checked; what lies on the disk was when it came there.
 
         With a `request_id` it happens once: called again it gives the same answer.
 
@@ -109,27 +124,20 @@ class Appender:
             InvalidTensor: shapes that do not fit the context, NaN or Inf, no tokens at all.
             Unavailable, OutOfMemory, DeadlineExceeded: nothing was appended.
             AlreadyExists: who asked was told that the append of this id was not made.
+            Overloaded: the same; too many others append.
         """
         _require_id(request_id)
         context = self._contexts.get(name)
-        spec = context.spec
-        require(keys, "keys", shape=("tokens", spec.key_heads, spec.key_dim))
-        require(values, "values", shape=(len(keys), spec.key_heads, spec.value_dim))
+        if isinstance(keys, np.ndarray) and isinstance(values, np.ndarray):
+            require_tokens(context.spec, keys, values)
         if not len(keys):
             raise InvalidTensor("keys holds no tokens; append at least one")
-        largest = max(float(keys.max()), -float(keys.min()))
-        if largest > KEY_LIMIT:
-            raise InvalidTensor(
-                f"keys hold {largest:.3g}; beyond {KEY_LIMIT:.0e} scores would overflow float32: rescale them"
-            )
         async with context.lock:
             if (answer := self._already(context, request_id)) is not None:
                 return answer
             first = context.tokens
 
-            def program(
-                target: _Target, revision: int
-            ) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+            def program(target: _Target, revision: int) -> tuple[tuple[Instruction, ...], Mapping[str, Rows]]:
                 part = slice(target.tokens.start - first, target.tokens.stop - first)
                 tensors = {"task/keys": keys[part], "task/values": values[part]}
                 sources = Stored("task/keys"), Stored("task/values")
@@ -139,7 +147,8 @@ class Appender:
             while True:
                 targets = self._place(context, len(keys), node, without)
                 try:
-                    return await self._run(context, targets, program, request_id)
+                    async with self._turns.appends.turn(caller, 0, seconds):
+                        return await self._run(context, targets, program, request_id)
                 except _Refused as refused:
                     # What a node holds is known by its last heartbeat only, and what it says of tokens that
                     # were checked here is its word. The others may take them.
@@ -148,7 +157,9 @@ class Appender:
                     log.info("append to context %s is placed anew: %s", name, refused.message)
                     without |= refused.nodes
 
-    async def append_dataset(self, request: AppendDatasetRequest) -> AppendResponse:
+    async def append_dataset(
+        self, request: AppendDatasetRequest, caller: str = "", seconds: float = APPEND_SECONDS
+    ) -> AppendResponse:
         """Append what `request.node` computes from its own dataset: a token a row.
 
         Raises:
@@ -181,14 +192,13 @@ class Appender:
             targets = self._place(context, len(rows), request.node, set(), extend=False)
             first = context.tokens
 
-            def program(
-                target: _Target, revision: int
-            ) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+            def program(target: _Target, revision: int) -> tuple[tuple[Instruction, ...], Mapping[str, Rows]]:
                 part = range(target.tokens.start - first, target.tokens.stop - first)
                 return self._encode(context, target, request, rows[part.start : part.stop], revision)
 
             try:
-                return await self._run(context, targets, program, request.request_id)
+                async with self._turns.encodes(request.node).turn(caller, 0, seconds):
+                    return await self._run(context, targets, program, request.request_id)
             except _Refused as refused:
                 raise refused.error from None
 
@@ -291,12 +301,12 @@ class Appender:
         request: AppendDatasetRequest,
         rows: range,
         revision: int,
-    ) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+    ) -> tuple[tuple[Instruction, ...], Mapping[str, Rows]]:
         """Instructions that encode `rows` of the dataset in turns and append them."""
         turns = len(rows) // DATASET_ROWS
         whole = np.arange(rows.start, rows.start + turns * DATASET_ROWS, dtype=np.int64)
         rest = np.arange(rows.start + turns * DATASET_ROWS, rows.stop, dtype=np.int64)
-        tensors: dict[str, Array] = {}
+        tensors: dict[str, Rows] = {}
 
         def body(rows_name: str, at: int) -> tuple[Instruction, ...]:
             columns = {
@@ -327,7 +337,7 @@ class Appender:
         self,
         context: StoredContext,
         targets: list[_Target],
-        program: Callable[[_Target, int], tuple[tuple[Instruction, ...], Mapping[str, Array]]],
+        program: Callable[[_Target, int], tuple[tuple[Instruction, ...], Mapping[str, Rows]]],
         request_id: str,
     ) -> AppendResponse:
         """Run each target's program on each of its holders; commit if every one has stored its tokens."""
@@ -338,7 +348,7 @@ class Appender:
         try:
             for target in targets:
                 instructions, tensors = program(target, revision)
-                inline, bulk = self._bulk.lend_tensors(tensors)
+                inline, bulk = await self._bulk.lend_rows(tensors)
                 lent += bulk
                 for holder in target.piece.holders:
                     shard = f"{target.segment}@{holder}"

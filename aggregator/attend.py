@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,20 +11,36 @@ from dataclasses import replace
 import numpy as np
 
 from aggregator.activity import Activity
-from aggregator.attend_plan import LSE, QUERIES, Part, Plan, Plans
-from aggregator.contexts import Contexts
+from aggregator.attend_plan import (
+    LSE,
+    QUERIES,
+    Part,
+    Plan,
+    Plans,
+    is_large,
+    make_plan,
+    require_answer,
+    require_attend,
+)
+from aggregator.contexts import Contexts, StoredContext
 from aggregator.dispatch import Dispatcher, Outcome
 from aggregator.exchange import Assignment
 from aggregator.metrics import Metrics
+from aggregator.turns import Turns
 from edge_attention.core.attention import AttendRequest, AttendResponse, Bound, Missing, ShardMass
 from edge_attention.core.bounds import error_bound, lse_upper_bound
-from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, MessageTooLarge, PermissionDenied
+from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, InvalidTensor, PermissionDenied
 from edge_attention.core.fold import Fold, join
 from edge_attention.core.partial import Partial, identity, mass, merge
 from edge_attention.core.program import Contribution
 from edge_attention.core.tensors import Encoded, Encoding, Float32, require
 from edge_attention.graphs import library
-from edge_attention.wire.codec import MESSAGE_LIMIT
+
+_LARGE = 65_536
+"""Elements of an answer beyond which what is missing of it is bounded in a thread."""
+
+QUEUED_SECONDS = 0.03
+"""So long a task may lie at a node beside others before that counts as a queue."""
 
 MIN_SECONDS = 0.05
 """What the weights' own trip gets at least, where the first has used up the deadline."""
@@ -38,22 +55,34 @@ class Attender:
     """Answers attends."""
 
     def __init__(
-        self, contexts: Contexts, dispatcher: Dispatcher, metrics: Metrics, activity: Activity
+        self,
+        contexts: Contexts,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        activity: Activity,
+        turns: Turns | None = None,
     ) -> None:
         self._contexts = contexts
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._activity = activity
         self._plans = Plans()
+        self._turns = turns or Turns()
 
-    async def attend(self, request: AttendRequest) -> AttendResponse:
+    async def attend(
+        self, request: AttendRequest, caller: str = "", seconds: float = math.inf
+    ) -> AttendResponse:
         """Exact attention over the context, or over what answered, labelled and bounded.
+
+        `seconds`: until `caller` has given up.
 
         Raises:
             NotFound, EmptyContext, InvalidTensor, InvalidArgument: nothing was asked of a node.
+            ResourceExhausted, MessageTooLarge: the same; the answer would be too large.
+            Overloaded: the same; it could not have been answered in time.
         """
         try:
-            response, outcome = await self._attend(request)
+            response, outcome = await self._attend(request, caller, seconds)
         except Exception as error:
             self._metrics.attends.failed()
             if isinstance(error, EdgeAttentionError):
@@ -66,11 +95,40 @@ class Attender:
         loop.call_soon(self._activity.answered, request, response, time.time())
         return response
 
-    async def _attend(self, request: AttendRequest) -> tuple[AttendResponse, Outcome]:
+    async def _attend(
+        self, request: AttendRequest, caller: str, seconds: float
+    ) -> tuple[AttendResponse, Outcome]:
         started = time.perf_counter()
         context = self._contexts.get(request.context)
-        plan = self._plans.get(context, request)
+        plan = await self._plan(context, request)
+        size, work = require_answer(context, request, plan), plan.work(context.spec)
+        planned = time.perf_counter()
+        deadline = min(plan.deadline, seconds)
+        async with self._turns.attend(work).turn(caller, size, deadline) as turn:
+            response, outcome = await self._ask(context, request, plan, started, planned, turn.waited)
+            turn.congested = _congested(outcome)
+        self._turns.learn(work, _busiest(outcome))
+        return response, outcome
+
+    async def _plan(self, context: StoredContext, request: AttendRequest) -> Plan:
+        if not is_large(context, request):
+            return self._plans.get(context, request)
+        require_attend(context, request)
+        return await asyncio.to_thread(make_plan, context, request)
+
+    async def _ask(
+        self,
+        context: StoredContext,
+        request: AttendRequest,
+        plan: Plan,
+        started: float,
+        planned: float,
+        waited: float,
+    ) -> tuple[AttendResponse, Outcome]:
+        """Ask the nodes, `waited` seconds after the request came. Times are of `time.perf_counter`."""
         parts, shape = plan.parts, plan.shape
+        deadline = max(plan.deadline - waited, MIN_SECONDS)
+        asked = time.perf_counter()
         fold = Fold[Partial]({id: part.segment.tokens for id, part in parts.items()}, merge)
         lses: dict[str, Float32] = {}
         merging = 0.0
@@ -97,34 +155,38 @@ class Attender:
             merging += time.perf_counter() - begun
 
         tensors = {QUERIES: request.queries}
-        planned = time.perf_counter()
         outcome = await self._dispatcher.run(
             [
                 Assignment(
                     id,
                     self._contexts.serving(context, part.segment),
-                    part.program(part.attend, tensors, plan.deadline),
+                    part.program(part.attend, tensors, deadline),
                 )
                 for id, part in parts.items()
             ],
-            plan.deadline,
+            deadline,
             on,
             believed=_BELIEVED,
         )
         answered = time.perf_counter()
         merged = fold.result() or identity(shape)
-        response = self._response(request, plan, outcome, lses, merged)
+        if outcome.missing and merged.out.size > _LARGE:
+            # To certify the error of a large answer takes longer than others may wait for the loop.
+            response = await asyncio.to_thread(self._response, request, plan, outcome, lses, merged)
+        else:
+            response = self._response(request, plan, outcome, lses, merged)
         merging += time.perf_counter() - answered
         weights = None
         if request.weights:
             left = max(plan.deadline - (time.perf_counter() - started), MIN_SECONDS)
             weights = await self._weights(request, plan, outcome, merged.lse, left)
         ended = time.perf_counter()
-        wait, tasks = answered - planned, outcome.task_seconds
+        wait, tasks = answered - asked, outcome.task_seconds
         slowest = max(tasks, key=lambda shard: tasks[shard], default="")
         task = tasks.get(slowest, 0.0)
         seconds = {
             "plan": planned - started,
+            "turn": waited,
             "wait": wait,
             "merge": merging,
             "node_run": max(outcome.run_seconds.values(), default=0.0),
@@ -193,12 +255,6 @@ class Attender:
         """Every token's global attention weight, computed where the token is from the merged lse."""
         parts = plan.parts
         weights = np.zeros((*plan.shape[:2], plan.tokens), np.float32)
-        if weights.nbytes > MESSAGE_LIMIT // 2:
-            raise MessageTooLarge(
-                f"the weights of {len(request.queries)} queries over {plan.tokens:,} tokens take "
-                f"{weights.nbytes:,} bytes, a message has {MESSAGE_LIMIT // 2:,} for them: "
-                "ask for fewer queries at a time"
-            )
 
         def on(assignment: Assignment, node: str, contribution: Contribution) -> None:
             part = parts[assignment.shard]
@@ -223,6 +279,24 @@ class Attender:
             tokens = parts[id].segment.tokens
             weights[:, :, tokens.start : tokens.stop] = np.nan
         return weights
+
+
+def _congested(outcome: Outcome) -> bool:
+    """Whether it queued at a node, or nothing at all came in time. One node that is slow is no queue."""
+    if not outcome.answered:
+        return any(cause is DeadlineExceeded for cause in outcome.causes.values()) or any(
+            "in time" in reason for reason in outcome.missing.values()
+        )
+    run, task = outcome.run_seconds, outcome.task_seconds
+    return any(task[s] - run.get(s, 0.0) > max(QUEUED_SECONDS, run.get(s, 0.0)) for s in task)
+
+
+def _busiest(outcome: Outcome) -> float:
+    """Seconds in graphs at the node that had most to do."""
+    of: dict[str, float] = {}
+    for shard, node in outcome.answered.items():
+        of[node] = of.get(node, 0.0) + outcome.run_seconds.get(shard, 0.0)
+    return max(of.values(), default=0.0)
 
 
 def _lse_bound(request: AttendRequest, plan: Plan, part: Part) -> Float32:

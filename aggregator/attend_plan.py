@@ -14,17 +14,34 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregator.contexts import StoredContext, StoredSegment
-from edge_attention.core.attention import AttendRequest
-from edge_attention.core.errors import EmptyContext, InvalidArgument, InvalidTensor
+from edge_attention.core.attention import (
+    ATTEND_BYTES,
+    ATTEND_QUERIES,
+    AttendRequest,
+    ContextSpec,
+    attend_bytes,
+)
+from edge_attention.core.errors import (
+    EmptyContext,
+    InvalidArgument,
+    InvalidTensor,
+    MessageTooLarge,
+    ResourceExhausted,
+)
 from edge_attention.core.program import Instruction, Program, Return, Run, Stored, Value
 from edge_attention.core.tensors import Array, Encoding, require
 from edge_attention.core.visibility import SegmentView, of_segment, visible
 from edge_attention.graphs import library
+from edge_attention.wire.codec import MESSAGE_LIMIT
 
 DEFAULT_DEADLINE = 30.0
 MAX_DEADLINE = 3600.0
 QUERIES, LSE = "task/q", "task/lse"
 _PLANS = 256
+_PLANS_BYTES = 64 * 1024 * 1024
+"""Of what plans that are kept say about what queries see."""
+_LARGE = 65_536
+"""Queries times segments from which a plan is made in a thread."""
 _POSITIONS_BYTES = 8 * 64
 """Positions of more queries than 64 are planned each time: they hardly come again."""
 
@@ -56,12 +73,23 @@ class Plan:
     encoding: Encoding
     parts: Mapping[str, Part]
 
+    @property
+    def nbytes(self) -> int:
+        """About what it takes to keep it."""
+        return sum(1024 + part.view.lo.nbytes + part.view.hi.nbytes for part in self.parts.values())
+
+    def work(self, spec: ContextSpec) -> float:
+        """Multiplications of its scores and of its values: the queries' heads times the tokens they read."""
+        tokens = sum(len(part.view.tiles) for part in self.parts.values()) * library.TILE
+        return float(self.shape[0] * spec.query_heads * (spec.key_dim + spec.value_dim)) * tokens
+
 
 class Plans:
     """Plans by what they depend on; those least recently used go first."""
 
     def __init__(self) -> None:
         self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
+        self._bytes = 0
 
     def get(self, context: StoredContext, request: AttendRequest) -> Plan:
         """The plan of `request`, whose queries are checked too.
@@ -70,10 +98,8 @@ class Plans:
             EmptyContext: there is nothing to attend to.
             InvalidTensor, InvalidArgument: naming what is wrong.
         """
-        spec, positions = context.spec, request.positions
-        require(request.queries, "queries", shape=("queries", spec.query_heads, spec.key_dim))
-        if not len(request.queries):
-            raise InvalidTensor("queries holds no queries; give at least one")
+        require_attend(context, request)
+        positions = request.positions
         if positions is not None and positions.nbytes > _POSITIONS_BYTES:
             return make_plan(context, request)
         key = (
@@ -91,11 +117,72 @@ class Plans:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = make_plan(context, request)
-            if len(self._plans) > _PLANS:
-                self._plans.popitem(last=False)
+            self._bytes += plan.nbytes
+            while len(self._plans) > _PLANS or self._bytes > _PLANS_BYTES:
+                self._bytes -= self._plans.popitem(last=False)[1].nbytes
         else:
             self._plans.move_to_end(key)
         return plan
+
+
+def is_large(context: StoredContext, request: AttendRequest) -> bool:
+    """Whether to plan it takes longer than the event loop may."""
+    return len(request.queries) * len(context.segments) > _LARGE
+
+
+def require_attend(context: StoredContext, request: AttendRequest) -> None:
+    """Refuse what can be no attend of this context.
+
+    Raises:
+        InvalidTensor: the queries have another shape, or are none.
+        ResourceExhausted: they are too many.
+    """
+    spec, count, segments = context.spec, len(request.queries), len(context.segments)
+    require(request.queries, "queries", shape=("queries", spec.query_heads, spec.key_dim))
+    if not count:
+        raise InvalidTensor("queries holds no queries; give at least one")
+    if count > ATTEND_QUERIES:
+        raise ResourceExhausted(
+            f"bound attend-queries: {count:,} queries; an attend has {ATTEND_QUERIES:,} at most: ask for "
+            "fewer at a time"
+        )
+    if 16 * count * segments > ATTEND_BYTES:
+        raise _too_large(context, count, segments, 16 * count * segments)
+
+
+def require_answer(context: StoredContext, request: AttendRequest, plan: Plan) -> int:
+    """The bytes an attend takes here, at most. Before any node is asked.
+
+    Raises:
+        ResourceExhausted: more than one attend may.
+        MessageTooLarge: its answer, or its weights, would not fit a message.
+    """
+    spec, (count, heads, dim), parts = context.spec, plan.shape, len(plan.parts)
+    size = attend_bytes(spec, count, parts)
+    if size > ATTEND_BYTES:
+        raise _too_large(context, count, parts, size)
+    each = 4 if plan.encoding is Encoding.RAW else 2
+    answer = count * heads * (each * dim + 4 + 4 * parts)
+    if answer > MESSAGE_LIMIT:
+        raise MessageTooLarge(
+            f"the answer to {count:,} queries of {heads} heads over {parts} segments takes {answer:,} bytes "
+            f"and a message has {MESSAGE_LIMIT:,}: ask for fewer queries at a time"
+        )
+    if request.weights and (weights := 4 * count * heads * plan.tokens) > MESSAGE_LIMIT // 2:
+        raise MessageTooLarge(
+            f"the weights of {count} queries over {plan.tokens:,} tokens take "
+            f"{weights:,} bytes, a message has {MESSAGE_LIMIT // 2:,} for them: "
+            "ask for fewer queries at a time"
+        )
+    return size
+
+
+def _too_large(context: StoredContext, count: int, segments: int, size: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"bound attend-bytes: {count:,} queries over {segments:,} segments of context {context.spec.name!r} "
+        f"take {size:,} bytes of the aggregator's memory; one attend may have {ATTEND_BYTES:,}: ask for "
+        "fewer queries at a time"
+    )
 
 
 def make_plan(context: StoredContext, request: AttendRequest) -> Plan:

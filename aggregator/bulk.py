@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from aggregator.arriving import OnDisk, Rows
+from aggregator.budget import Lease
+from aggregator.folder import require_space
 from aggregator.lanes import Lanes
 from aggregator.spool import Spool, SpooledTensor, SpoolFile
 from aggregator.state import State
@@ -134,6 +137,32 @@ class Bulk:
             lent.append(BulkTensor(name, data_type, array.shape, Encoding.RAW, self.lend(data), len(data)))
         return inline, tuple(lent)
 
+    async def lend_rows(self, tensors: Mapping[str, Rows]) -> tuple[dict[str, Array], tuple[BulkTensor, ...]]:
+        """The same beside the event loop: large ones are hashed in a thread, what is on the disk stays so."""
+        inline: dict[str, Array] = {}
+        lent: list[BulkTensor] = []
+        size = 0
+        try:
+            for name, rows in tensors.items():
+                if size + rows.nbytes <= INLINE_LIMIT:
+                    size += rows.nbytes
+                    inline[name] = await asyncio.to_thread(rows.array) if isinstance(rows, OnDisk) else rows
+                elif isinstance(rows, OnDisk):
+                    digest = await asyncio.to_thread(rows.digest)
+                    self.lend_file(digest, rows.path, rows.offset, rows.nbytes)
+                    data_type = DataType.FLOAT32
+                    lent.append(BulkTensor(name, data_type, rows.shape, Encoding.RAW, digest, rows.nbytes))
+                else:
+                    data, digest = await asyncio.to_thread(_hashed, rows)
+                    self._offer(digest, data)
+                    data_type = DataType.of(rows.dtype, name)
+                    lent.append(BulkTensor(name, data_type, rows.shape, Encoding.RAW, digest, len(data)))
+        except BaseException:
+            for tensor in lent:
+                self.take_back(tensor.digest)
+            raise
+        return inline, tuple(lent)
+
     def find(self, digest: str) -> bytes:
         """The file with this digest, in memory.
 
@@ -196,13 +225,21 @@ class Bulk:
 
     # Up
 
-    async def upload(self, sender: str, chunks: AsyncIterator[UploadChunk], keep: bool) -> Uploaded:
+    @property
+    def folder(self) -> Path:
+        """The spool, for what comes up in another way."""
+        return self._spool.folder
+
+    async def upload(
+        self, sender: str, chunks: AsyncIterator[UploadChunk], keep: bool, room: Lease | None = None
+    ) -> Uploaded:
         """Take a file's chunks; what came before a broken call is still there at the next.
 
         A call that begins past what is there is told how much that is: the task before, which returned the
         same bytes, may be done with the file that this call was to go on with.
 
         `keep`: put the finished file into the state (clients' graphs); otherwise it waits for `received`.
+        `room` grows with the sizes of the files that begin.
 
         Raises:
             DataLoss: the whole file does not have the digest.
@@ -219,6 +256,8 @@ class Bulk:
                     if not claimed:
                         claimed = chunk.digest
                         self._wanted[sender, claimed] += 1
+                    if room is not None and chunk.digest not in files:
+                        self._require_room(chunk, room)
                     received = await self._take(sender, files, chunk)
                     if received < chunk.offset:
                         break
@@ -234,6 +273,12 @@ class Bulk:
             if claimed and (keep or not whole):
                 self._done(sender, claimed)
         return Uploaded(received)
+
+    def _require_room(self, chunk: UploadChunk, room: Lease) -> None:
+        """Before a client's file that is new."""
+        if chunk.size <= UPLOAD_LIMIT:  # else refused below, for that
+            room.grow(chunk.size)
+            require_space(self._spool.folder, chunk.size)
 
     async def _take(self, sender: str, files: dict[str, SpoolFile], chunk: UploadChunk) -> int:
         """Put the chunk into its file; the bytes there then."""
@@ -373,6 +418,11 @@ class _Reader:
         if len(data) != size:
             raise DataLoss(f"{self._path} has lost its end; restore the state folder from a copy")
         return data
+
+
+def _hashed(array: Array) -> tuple[bytes, str]:
+    data = array.tobytes()
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def _unknown(digest: str) -> NotFound:

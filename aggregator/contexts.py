@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import logging
 import secrets
 import time
@@ -12,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from aggregator.bounds import CONTEXT_BYTES, CONTEXTS
+from aggregator.budget import Budgets, Lease
 from aggregator.membership import Member, Membership
 from aggregator.metrics import Metrics
 from aggregator.revisions import Revisions
@@ -26,6 +30,9 @@ log = logging.getLogger(__name__)
 ANSWERS = 256
 """Appends with an id whose answers a context remembers."""
 
+SEGMENT_BYTES = 1024
+"""What is known of a segment but for its summary."""
+
 
 @dataclass(frozen=True, eq=False)
 class StoredSegment:
@@ -37,13 +44,31 @@ class StoredSegment:
     summary: Summary
 
     def to_json(self) -> dict[str, Any]:
-        summary = {name: array.tolist() for name, array in vars(self.summary).items()}
+        # Not lists of numbers: of a wide context they would be megabytes of text, written in the event loop.
+        summary = {
+            name: {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode()}
+            for name, array in vars(self.summary).items()
+        }
         return {"tokens": [self.tokens.start, self.tokens.stop], "holders": list(self.holders), **summary}
 
     @classmethod
     def from_json(cls, id: str, spec: dict[str, Any]) -> StoredSegment:
-        arrays = [np.asarray(spec[name], np.float32) for name in ("key_norm", "value_min", "value_max")]
+        arrays = [_array(spec[name]) for name in ("key_norm", "value_min", "value_max")]
         return cls(id, range(*spec["tokens"]), tuple(spec["holders"]), Summary(*arrays))
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes of this process's memory."""
+        s = self.summary
+        return SEGMENT_BYTES + s.key_norm.nbytes + s.value_min.nbytes + s.value_max.nbytes
+
+
+def _array(stored: Any) -> Any:
+    """A summary's array as it is stored; releases before wrote lists of numbers."""
+    if isinstance(stored, dict):
+        data = np.frombuffer(base64.b64decode(stored["float32"]), np.float32)
+        return data.reshape(stored["shape"])
+    return np.asarray(stored, np.float32)
 
 
 @dataclass
@@ -58,6 +83,9 @@ class StoredContext:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     appending: set[str] = field(default_factory=set)
     """New segments under way: nodes may hold their tokens before they are committed here."""
+    owner: str = ""
+    """Who made it, and is counted for it: a subject, or "" without TLS."""
+    leases: tuple[Lease, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -74,7 +102,10 @@ class StoredContext:
 class Contexts:
     """All contexts, by name."""
 
-    def __init__(self, state: State, membership: Membership, metrics: Metrics) -> None:
+    def __init__(
+        self, state: State, membership: Membership, metrics: Metrics, budgets: Budgets | None = None
+    ) -> None:
+        self._budgets = budgets or Budgets()
         self._state = state
         self._membership = membership
         self._metrics = metrics
@@ -83,21 +114,42 @@ class Contexts:
         for row in state.list_contexts():
             segments = [StoredSegment.from_json(s.id, s.spec) for s in state.list_segments(row.id)]
             segments.sort(key=lambda s: s.tokens.start)
-            self._contexts[row.name] = StoredContext(row.id, ContextSpec(**row.spec), segments)
+            spec = dict(row.spec)
+            owner = str(spec.pop("owner", ""))
+            context = StoredContext(row.id, ContextSpec(**spec), segments, owner=owner)
+            self._contexts[row.name] = context
+            self._recall(context)
         self._gauge()
 
-    def create(self, spec: ContextSpec) -> StoredContext:
-        """A new, empty context.
+    def _recall(self, context: StoredContext) -> None:
+        """Count a context that was there before: also where bounds have become smaller than what there is."""
+        size = SEGMENT_BYTES + sum(segment.nbytes for segment in context.segments)
+        whose = context.owner or None
+        context.leases = (
+            self._budgets[CONTEXTS].keep(whose),
+            self._budgets[CONTEXT_BYTES].keep(whose, size),
+        )
+
+    def create(self, spec: ContextSpec, owner: str = "") -> StoredContext:
+        """A new, empty context, counted for `owner`.
 
         Raises:
             InvalidArgument: there can be no such context.
             AlreadyExists: the name is taken.
+            ResourceExhausted: there are too many, or the owner has.
         """
         spec.check()
         if spec.name in self._contexts:
             raise AlreadyExists(f"there is a context {spec.name!r} already; drop it, or choose another name")
-        context = StoredContext(f"{self._state.id}-{secrets.token_hex(4)}", spec)
-        self._state.put_context(context.id, spec.name, time.time(), asdict(spec))
+        context = StoredContext(f"{self._state.id}-{secrets.token_hex(4)}", spec, owner=owner)
+        with contextlib.ExitStack() as stack:
+            whose = owner or None
+            context.leases = (
+                stack.enter_context(self._budgets.take(CONTEXTS, whose)),
+                stack.enter_context(self._budgets.take(CONTEXT_BYTES, whose, SEGMENT_BYTES)),
+            )
+            self._state.put_context(context.id, spec.name, time.time(), {**asdict(spec), "owner": owner})
+            stack.pop_all()
         self._contexts[spec.name] = context
         self._gauge()
         return context
@@ -129,14 +181,24 @@ class Contexts:
         """Make grown and new segments part of the context: in the state first, then here.
 
         With the `request_id` of the append the state remembers that these `tokens` are its answer.
+
+        Raises:
+            ResourceExhausted: too much would have to be known of the owner's contexts; nothing has changed.
         """
-        with self._state.transaction():
-            for segment in segments:
-                self._state.put_segment(context.id, segment.id, segment.to_json())
-            if request_id:
-                ids = [segment.id for segment in segments]
-                answer = {"tokens": [tokens.start, tokens.stop], "segments": ids}
-                self._state.put_append(context.id, request_id, answer, ANSWERS)
+        known = {segment.id for segment in context.segments}
+        new = sum(segment.nbytes for segment in segments if segment.id not in known)
+        context.leases[1].grow(new)
+        try:
+            with self._state.transaction():
+                for segment in segments:
+                    self._state.put_segment(context.id, segment.id, segment.to_json())
+                if request_id:
+                    ids = [segment.id for segment in segments]
+                    answer = {"tokens": [tokens.start, tokens.stop], "segments": ids}
+                    self._state.put_append(context.id, request_id, answer, ANSWERS)
+        except BaseException:
+            context.leases[1].shrink(new)
+            raise
         by_id = {s.id: s for s in context.segments} | {s.id: s for s in segments}
         context.segments = sorted(by_id.values(), key=lambda s: s.tokens.start)
         context.revision += 1
@@ -172,6 +234,8 @@ class Contexts:
         context = self.get(name)
         self._state.delete_context(context.id)
         del self._contexts[name]
+        for lease in context.leases:
+            lease.give_back()
         self._gauge()
         return context
 

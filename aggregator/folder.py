@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from aggregator.bounds import DISK_RESERVE
 from edge_attention.core.errors import DiskFull, EdgeAttentionError, FailedPrecondition, Internal
 
 TEMPORARY = ".tmp"  # what a crash may leave behind ends so, and is removed on opening
@@ -57,6 +58,21 @@ def is_full(folder: Path) -> bool:
     """Whether the disk that holds `folder` has no room left."""
     found = os.statvfs(folder)
     return found.f_bavail == 0 or (found.f_files > 0 and found.f_favail == 0)
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Refuse to write `size` bytes that would take what commits need of the disk.
+
+    Raises:
+        DiskFull: less than DISK_RESERVE, or a twentieth of a small disk, would be left.
+    """
+    disk = os.statvfs(folder)
+    reserve = min(DISK_RESERVE, disk.f_blocks * disk.f_frsize // 20)
+    if disk.f_bavail * disk.f_frsize - size < reserve:
+        raise DiskFull(
+            f"bound disk-reserve: the disk of {folder} keeps {reserve:,} bytes free for what is committed, "
+            f"and {size:,} more would take of them; free space there"
+        )
 
 
 def sweep() -> None:

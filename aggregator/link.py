@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 CREDIT = Credit(bytes=64 * 1024 * 1024, messages=1024)
 """What a node may have under way to us."""
 
+LARGE_PROGRAM = 64 * 1024
+"""Bytes of a program's tensors from which it is encoded only when it is sent."""
+
 REPORT_SECONDS = 1.0
 """A node's metrics that come sooner after the last are not looked at."""
 
@@ -55,9 +58,14 @@ RequireName = Callable[[str, str], None]
 class NodeConnection:
     """One node's stream, outgoing side: control messages first, programs as the node's credit allows."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, unsendable: Callable[[str, EdgeAttentionError], None] = lambda task, error: None
+    ) -> None:
+        """`unsendable`: told of a program that cannot be encoded."""
+        self._unsendable = unsendable
         self._control: collections.deque[bytes] = collections.deque()
-        self._programs: dict[str, bytes] = {}
+        # Large ones are encoded when they are sent: until then their tensors are one array for all segments.
+        self._programs: dict[str, Program | bytes] = {}
         # The node grants its credit after it has registered.
         self._window = Window()
         self._wake = asyncio.Event()
@@ -65,7 +73,8 @@ class NodeConnection:
 
     def send(self, message: ToNode) -> None:
         if isinstance(message, Program):
-            self._programs[message.task_id] = to_node.encode(message)
+            large = sum(array.nbytes for array in message.tensors.values()) > LARGE_PROGRAM
+            self._programs[message.task_id] = message if large else to_node.encode(message)
         elif isinstance(message, Cancel) and self._programs.pop(message.task_id, None) is not None:
             return  # it still waited for credit: the node has never heard of it
         else:
@@ -89,11 +98,29 @@ class NodeConnection:
         while not self._closed:
             if self._control:
                 yield self._control.popleft()
-            elif self._programs and self._window.take(len(next(iter(self._programs.values())))):
-                yield self._programs.pop(next(iter(self._programs)))
+            elif (data := self._next()) is not None:
+                yield data
+                del data
             else:
                 self._wake.clear()
                 await self._wake.wait()
+
+    def _next(self) -> bytes | None:
+        """The next program there is credit for."""
+        while self._programs:
+            task_id, program = next(iter(self._programs.items()))
+            if isinstance(program, Program):
+                try:
+                    program = self._programs[task_id] = to_node.encode(program)
+                except EdgeAttentionError as error:
+                    del self._programs[task_id]
+                    self._unsendable(task_id, error)
+                    continue
+            if not self._window.take(len(program)):
+                return None
+            del self._programs[task_id]
+            return program
+        return None
 
 
 class Link:
@@ -170,7 +197,9 @@ class Link:
         previous = self._connections.get(name)
         if previous is not None:
             previous.close()
-        connection = self._connections[name] = NodeConnection()
+        connection = self._connections[name] = NodeConnection(
+            lambda task_id, error: self._dispatcher.refuse(name, task_id, error)
+        )
         how = "resumed" if admission.resumed else "registered"
         log.info("node %s %s from %s", name, how, context.peer())
         releases = list(register.releases)

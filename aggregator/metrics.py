@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from prometheus_client import PlatformCollector
 
+from aggregator.bounds import ALL
+from aggregator.budget import Budget, Budgets
 from aggregator.membership import Member
 from aggregator.metrics_attend import AttendMetrics
 from aggregator.metrics_nodes import NodesNow, shown
 from aggregator.metrics_runs import RunMetrics
+from aggregator.turns import Turns
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.fleet import NodeState
 from edge_attention.metrics.common import SECONDS as SECONDS
@@ -54,6 +58,19 @@ class Metrics:
         self.refusals = make.counter(
             "refusals_total", "Calls refused, by the error's name; and reports of nodes.", "reason"
         )
+        self.bounds = make.counter(
+            "bound_refusals_total",
+            "Calls refused because a bound was reached, by the bound's name (docs/security.md lists them).",
+            "bound",
+        )
+        self.bound_used = make.gauge("bound_used_ratio", "How much of a bound is used, by its name.", "bound")
+        self.turns = make.gauge(
+            "turns",
+            "Calls by kind: that run, that wait for their turn, that may run at once.",
+            "kind",
+            "what",
+        )
+        self.grpc_connections = make.gauge("grpc_connections", "Connections to the gRPC port.")
         self.bytes = make.counter(
             "bytes_total",
             "Bytes exchanged with nodes by direction and kind (stream or bulk).",
@@ -84,6 +101,18 @@ class Metrics:
         )
         self.enrolments = make.counter("enrolments_total", "Enrolments by outcome: ok, refused.", "outcome")
 
+    def bound_refused(self, name: str) -> None:
+        """A call was refused for the bound of that name."""
+        self.bounds.labels(name).inc()
+
+    def watch_bounds(self, budgets: Budgets, turns: Turns) -> None:
+        """Show how full bounds are, and whose turn it is."""
+        for bound in ALL:
+            self.bound_used.labels(bound.name).set_function(partial(_used, budgets[bound]))
+        for kind, gate in turns.kinds.items():
+            for what in ("running", "waiting", "limit"):
+                self.turns.labels(kind, what).set_function(partial(getattr, gate.admission, what))
+
     # What a server's edge tells (wire/rpc.py)
 
     def refused(self, error: EdgeAttentionError) -> None:
@@ -104,3 +133,7 @@ class Metrics:
             self.nodes.labels(state.value).set(counts[state])
         self.attends.keep({member.name for member in shown(members, now)})
         self.training.sweep(now)
+
+
+def _used(budget: Budget) -> float:
+    return budget.used / budget.bound.total

@@ -24,7 +24,7 @@ from edge_attention.metrics.common import Maker
 if TYPE_CHECKING:
     from aggregator.dispatch import Outcome
 
-STAGES = ("client", "plan", "queue", "node_run", "network", "merge", "all")
+STAGES = ("client", "plan", "turn", "queue", "node_run", "network", "merge", "all")
 BOUNDS = tuple(10.0**power for power in range(-6, 4))
 WAITING = 64
 """Answers noted down at most before they are counted."""
@@ -49,7 +49,8 @@ class AttendMetrics(Collector):
         )
         self.query_seconds = make.histogram(
             "attend_seconds",
-            "Seconds of an attend by stage. client: decoding, encoding and sending here. queue, node_run: at "
+            "Seconds of an attend by stage. client: decoding, encoding and sending here. turn: until it "
+            "could run. queue, node_run: at "
             "the slowest node, outside and in its graphs. network: the rest of the wait. all: but client.",
             "stage",
         )

@@ -20,16 +20,19 @@ from aggregator.activity import Activity
 from aggregator.api import Api
 from aggregator.append import Appender
 from aggregator.attend import Attender
+from aggregator.budget import Budgets
 from aggregator.bulk import Bulk
 from aggregator.capacity import Health, server_options
 from aggregator.checkup import Checkup
 from aggregator.contexts import Contexts
+from aggregator.counted import counted
 from aggregator.dispatch import Dispatcher
 from aggregator.link import Link, watch_leases
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
 from aggregator.parameters import ParameterStore
 from aggregator.revocations import Revocations, Revoked
+from aggregator.sockets import watch_connections
 from aggregator.state import State
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
@@ -38,6 +41,7 @@ from aggregator.trust.actions import audited
 from aggregator.trust.audit import Audit
 from aggregator.trust.guard import subject
 from aggregator.trust.reflection import offer_reflection
+from aggregator.turns import Turns
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.descriptors import raise_descriptors
@@ -110,7 +114,9 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         membership = Membership(settings.lease, lambda: secrets.token_urlsafe(16))
         dispatcher = Dispatcher(membership, metrics)
         bulk = Bulk(state)
-        contexts = Contexts(state, membership, metrics)
+        budgets, turns = Budgets(metrics.bound_refused), Turns(metrics.bound_refused)
+        metrics.watch_bounds(budgets, turns)
+        contexts = Contexts(state, membership, metrics, budgets)
         holders = {name for c in contexts.list() for segment in c.segments for name in segment.holders}
         membership.expect(holders, time.monotonic())
         link = Link(
@@ -129,15 +135,15 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         services = Services(
             state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience, activity
         )
-        runs = Runs(services)
-        appender = Appender(contexts, membership, dispatcher, bulk)
-        attender = Attender(contexts, dispatcher, metrics, activity)
-        api = Api(membership, dispatcher, bulk, contexts, appender, attender, revoked)
+        runs = Runs(services, budgets)
+        appender = Appender(contexts, membership, dispatcher, bulk, turns)
+        attender = Attender(contexts, dispatcher, metrics, activity, turns)
+        api = Api(membership, dispatcher, bulk, contexts, appender, attender, revoked, budgets)
         checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat)
         handlers = {
-            **link.handlers(), **api.handlers(), **checkup.handlers(), **TrainingApi(runs).handlers()
+            **link.handlers(), **api.handlers(), **checkup.handlers(), **TrainingApi(runs, budgets).handlers()
         }  # fmt: skip
-        handlers = audited(handlers, audit)
+        handlers = counted(audited(handlers, audit), budgets)
         if trust is not None:
             handlers |= trust.handlers()
 
@@ -173,6 +179,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         await server.start()
         watching = [
             asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases"),
+            asyncio.create_task(watch_connections(port, metrics.grpc_connections.set), name="connections"),
             *([asyncio.create_task(trust.watch(), name="trust")] if trust is not None else []),
         ]
         for name in ("", *names):

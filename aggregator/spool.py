@@ -34,11 +34,11 @@ class Spool:
         folder.mkdir(mode=0o700, exist_ok=True)
         for left in folder.iterdir():
             left.unlink()
-        self._folder = folder
+        self.folder = folder
 
     def file(self, digest: str, size: int) -> SpoolFile:
         """A file of `size` bytes with SHA-256 `digest`, of which nothing has come yet."""
-        return SpoolFile(self._folder / secrets.token_hex(8), digest, size)
+        return SpoolFile(self.folder / secrets.token_hex(8), digest, size)
 
 
 class SpoolFile:

@@ -26,6 +26,7 @@ NAMES = (
     "federated_slow",
     "bulk",
     "metrics",
+    "overload",
 )
 RESULTS = Path(__file__).parent / "results.json"
 

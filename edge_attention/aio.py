@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from edge_attention.aio_context import DEADLINE_MARGIN, AsyncContext
 from edge_attention.aio_run import AsyncRun
 from edge_attention.checks import require_number
 from edge_attention.core import attention as wire
 from edge_attention.core import jobs
-from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
+from edge_attention.core.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    Overloaded,
+    Unavailable,
+)
 from edge_attention.core.fleet import (
     DescribeAggregatorRequest,
     DescribeAggregatorResponse,
@@ -38,6 +46,8 @@ from edge_attention.wire.rpc import Caller
 
 __all__ = ["AsyncClient", "AsyncContext", "AsyncRun"]
 
+T = TypeVar("T")
+
 MIB = 1024 * 1024
 
 
@@ -53,6 +63,8 @@ class AsyncClient:
         address: `HOST:PORT`.
         timeout: seconds a call may take that has no deadline of its own; bulk calls get more by size.
         patience: seconds `AsyncRun` goes on trying to reach an aggregator that is away.
+        retry: ask again, as long as the call's own deadline or timeout allows, when the aggregator is
+            overloaded and says when to come back; False: raise `Overloaded` at once.
         token: an access token (`eat_...`), for an aggregator with TLS; it also says which authority to trust.
         authority: the authority's certificate, a PEM file, instead of the token's pin.
         identity: a folder with a client certificate (`edge-attention enrol`), instead of a token.
@@ -72,6 +84,7 @@ class AsyncClient:
         *,
         timeout: float = 60.0,
         patience: float = 60.0,
+        retry: bool = True,
         token: str | None = None,
         authority: str | Path | None = None,
         identity: str | Path | None = None,
@@ -85,9 +98,29 @@ class AsyncClient:
         self.address = address
         self.timeout = timeout
         self.patience = patience
+        self.retry = retry
         where = f"the aggregator at {address}"
         self._dial, self._keeper = client_dial(address, where, token, authority, identity)
         self._closed = False
+
+    async def patiently(self, call: Callable[[], Awaitable[T]], until: float) -> T:
+        """`call()`; while it is refused as too much for now, again when it is worth it and `until` allows.
+
+        Args:
+            call: one that has had no effect where it was refused.
+            until: of `time.monotonic`.
+        """
+        while True:
+            try:
+                return await call()
+            except Overloaded as error:
+                if not self.retry or error.retry_after is None:
+                    raise
+                # Not all at the same moment.
+                wait = error.retry_after * random.uniform(0.75, 1.5)
+                if time.monotonic() + wait >= until:
+                    raise
+                await asyncio.sleep(wait)
 
     @cached_property
     def caller(self) -> Caller:

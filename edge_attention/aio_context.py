@@ -94,7 +94,8 @@ class AsyncContext:
 
             def call(of: Attempt, span: slice = slice(at, stop)) -> Coroutine[Any, Any, wire.AppendResponse]:
                 messages = partial(self._messages, keys[span], values[span], node or "", of)
-                return self._client.caller.send(services.APPEND, messages, of.left)
+                again = lambda: self._client.caller.send(services.APPEND, messages, of.left)  # noqa: E731
+                return self._client.patiently(again, time.monotonic() + of.left)
 
             try:
                 done.append(await appended(call, self._client.caller, part))
@@ -193,6 +194,7 @@ class AsyncContext:
             InvalidArgument: a window under 1, a deadline that is not positive, ...
             EmptyContext: there is nothing to attend to.
             MessageTooLarge: one query's weights do not fit a message.
+            Overloaded: the aggregator cannot answer it in time, also when asked again (see `AsyncClient`).
         """
         began = time.monotonic()
         _require_array(queries, "queries", ("queries", self.spec.query_heads, self.spec.key_dim))
@@ -239,7 +241,11 @@ class AsyncContext:
                 timeout += (left or self._client.timeout) if weights else 0  # they take a second trip
                 return await self._client.caller.unary(services.ATTEND, request, timeout)
 
-        parts = await _all([part(at) for at in range(0, max(count, 1), step)])
+        async def patient(at: int) -> wire.AttendResponse:
+            most = self._client.timeout if deadline is None else deadline
+            return await self._client.patiently(lambda: part(at), began + most)
+
+        parts = await _all([patient(at) for at in range(0, max(count, 1), step)])
         return join(parts, time.monotonic() - began)
 
     def _reply_bytes(self, queries: int, segments: int) -> int:
@@ -253,6 +259,9 @@ class AsyncContext:
         fixed = self._reply_bytes(0, len(context.segments))
         each = self._reply_bytes(1, len(context.segments)) - fixed
         fit = (ATTEND_REPLY - fixed) // each
+        # What the aggregator may have in memory for one call, of which every segment takes its part.
+        fit = min(fit, wire.ATTEND_QUERIES)
+        fit = min(fit, wire.ATTEND_BYTES // wire.attend_bytes(self.spec, 1, len(context.segments)))
         if weights:
             fit = min(fit, WEIGHTS_REPLY // max(1, self.spec.query_heads * 4 * context.tokens))
         return max(1, fit)

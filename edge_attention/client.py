@@ -51,12 +51,19 @@ class Client:
         *,
         timeout: float = 60.0,
         patience: float = 60.0,
+        retry: bool = True,
         token: str | None = None,
         authority: str | Path | None = None,
         identity: str | Path | None = None,
     ) -> None:
         self._client = AsyncClient(
-            address, timeout=timeout, patience=patience, token=token, authority=authority, identity=identity
+            address,
+            timeout=timeout,
+            patience=patience,
+            retry=retry,
+            token=token,
+            authority=authority,
+            identity=identity,
         )
         BACKGROUND.acquire()
         # Also runs when the client is forgotten, and at exit.

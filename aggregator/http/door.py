@@ -25,7 +25,10 @@ ADDRESS_CONNECTIONS = 128
 """Of them from one address. Behind a reverse proxy all come from one: each page that looks on takes one, of
 which there are 64 (feed.py), and a few for moments."""
 FIRST_SECONDS = 10.0
-"""From the connection to its first whole request, TLS included."""
+"""From the connection to its first whole request, TLS included; where requests show no token, from each to
+the next."""
+ADDRESS_STRANGERS = 64
+"""Of one address, connections over which nothing has been asked yet by somebody who showed who it is."""
 TELL_SECONDS = 60.0
 
 HANDSHAKE_RECORD = b"\x16"
@@ -48,7 +51,10 @@ class Door(socket.socket):
         super().__init__(family, kind, protocol)
         self._plaintext = plaintext
         self._open: dict[Any, asyncio.TimerHandle] = {}
+        self._ends: dict[Any, Callable[[], None]] = {}
+        """Of strangers: what closes on them."""
         self._of: Counter[str] = Counter()
+        self._strangers: Counter[str] = Counter()
         self._told = -TELL_SECONDS
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -59,7 +65,8 @@ class Door(socket.socket):
         """
         plain, address = super().accept()
         who = owner(address[0])
-        if len(self._open) >= CONNECTIONS or self._of[who] >= ADDRESS_CONNECTIONS:
+        many = self._of[who] >= ADDRESS_CONNECTIONS or self._strangers[who] >= ADDRESS_STRANGERS
+        if len(self._open) >= CONNECTIONS or many:
             plain.close()
             self._tell(who)
             raise BlockingIOError
@@ -68,16 +75,31 @@ class Door(socket.socket):
             plain, lambda: self._left(address, who), None if tell is None else lambda r: tell(r, address[0])
         )
         self._of[who] += 1
+        self._strangers[who] += 1
+        self._ends[address] = made.end
         self._open[address] = asyncio.get_running_loop().call_later(FIRST_SECONDS, made.end)
         return made, address
 
-    def heard(self, address: Any) -> None:
-        """A whole request came from `address`, a connection's peer name."""
-        if (timer := self._open.get(address)) is not None:
-            timer.cancel()
+    def heard(self, address: Any, known: bool = True) -> None:
+        """A whole request came from `address`, a connection's peer name. `known`: from somebody let in."""
+        if (timer := self._open.get(address)) is None or address not in self._ends:
+            return
+        timer.cancel()
+        if known:
+            self._knows(address, owner(address[0]))
+        else:
+            loop = asyncio.get_running_loop()
+            self._open[address] = loop.call_later(FIRST_SECONDS, self._ends[address])
+
+    def _knows(self, address: Any, who: str) -> None:
+        if self._ends.pop(address, None) is not None:
+            self._strangers[who] -= 1
+            if not self._strangers[who]:
+                del self._strangers[who]
 
     def _left(self, address: Any, who: str) -> None:
         self._open.pop(address).cancel()
+        self._knows(address, who)
         self._of[who] -= 1
         if not self._of[who]:
             del self._of[who]
@@ -87,9 +109,10 @@ class Door(socket.socket):
             return
         self._told = now
         log.warning(
-            "the HTTP port has %d connections, %d of them from %s, and turned one of those away; its limits "
-            "are %d and %d",
-            len(self._open), self._of[who], who, CONNECTIONS, ADDRESS_CONNECTIONS,
+            "the HTTP port has %d connections, %d of them from %s (%d without a token), and turned one of "
+            "those away; its limits are %d, %d and %d",
+            len(self._open), self._of[who], who, self._strangers[who],
+            CONNECTIONS, ADDRESS_CONNECTIONS, ADDRESS_STRANGERS,
         )  # fmt: skip
 
 

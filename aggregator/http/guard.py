@@ -55,8 +55,15 @@ class Access(Protocol):
 class Guard:
     """Lets requests in. Without `access` the port is on loopback and open to whoever is on this machine."""
 
-    def __init__(self, access: Access | None, sessions: Sessions) -> None:
+    def __init__(
+        self,
+        access: Access | None,
+        sessions: Sessions,
+        admitted: Callable[[web.Request], None] = lambda request: None,
+    ) -> None:
+        """`admitted`: told of each request of somebody who showed who it is."""
         self.access = access
+        self._admitted = admitted
         self.sessions = sessions
         self.attempts = Attempts()
         self.open = set(OPEN)
@@ -120,6 +127,7 @@ class Guard:
                 if self._comes_to_sign_in(request):
                     return web.Response(status=303, headers={"Location": "/signin"})
                 self.admit(request)
+                self._admitted(request)
             return await handler(request)
         except EdgeAttentionError as error:
             return refusal(request, error)

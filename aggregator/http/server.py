@@ -70,7 +70,7 @@ class HttpServer:
     def __init__(self, parts: Parts, access: Access | None = None) -> None:
         self.status = Status()
         self._access = access
-        self._guard = Guard(access, Sessions(lambda: secrets.token_urlsafe(32)))
+        self._guard = Guard(access, Sessions(lambda: secrets.token_urlsafe(32)), self._asked)
         self.app = web.Application(
             client_max_size=TOKEN_LIMIT, middlewares=[self._heard, self._guard.middleware]
         )
@@ -152,9 +152,13 @@ class HttpServer:
 
     @web.middleware
     async def _heard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._door is not None and request.transport is not None:
-            self._door.heard(request.transport.get_extra_info("peername"))
+        # Without sign-in whoever reaches the port is let in.
+        self._asked(request, known=self._access is None)
         return await handler(request)
+
+    def _asked(self, request: web.Request, known: bool = True) -> None:
+        if self._door is not None and request.transport is not None:
+            self._door.heard(request.transport.get_extra_info("peername"), known)
 
 
 def _handshaker(refused: Callable[[str, str], None]) -> type[ssl.SSLObject]:

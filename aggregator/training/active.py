@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 
+from aggregator.budget import Lease
 from aggregator.metrics import Metrics
 from edge_attention.core.jobs import FederatedJob, FusionJob, TrainingRun
 
@@ -25,6 +26,8 @@ class ActiveRun:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     evaluating: bool = False
     said: str = ""
+    going: Lease | None = None
+    """What it takes of the runs that may go on."""
 
     def update(self, **changes: object) -> None:
         self.info = replace(self.info, **changes)  # type: ignore[arg-type]

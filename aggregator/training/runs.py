@@ -14,6 +14,8 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from aggregator.bounds import JOB_BYTES, RUNS, RUNS_KEPT
+from aggregator.budget import Budgets, Lease
 from aggregator.curve import POINTS
 from aggregator.folder import FULL
 from aggregator.parameters import Stream
@@ -29,6 +31,7 @@ from edge_attention.core.errors import (
     EdgeAttentionError,
     FailedPrecondition,
     NotFound,
+    ResourceExhausted,
     Unavailable,
 )
 from edge_attention.core.jobs import (
@@ -58,7 +61,8 @@ ROOM_RETRY_SECONDS = (0.5, 10.0)
 class Runs:
     """All runs: those going on and those that have ended."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, budgets: Budgets | None = None) -> None:
+        self._budgets = budgets or Budgets()
         self._services = services
         self._state = services.state
         self._parameters = services.parameters
@@ -68,6 +72,8 @@ class Runs:
         self._closing = False
         self._unsaved: dict[str, tuple[RunState, str]] = {}
         self._saver: asyncio.Task[None] | None = None
+        for row in self._state.list_runs():
+            self._budgets[RUNS_KEPT].keep(row.job.get("owner") or None)
         # What a process that was killed was at.
         shutil.rmtree(self._state.directory / SCRATCH, ignore_errors=True)
 
@@ -82,14 +88,23 @@ class Runs:
         finally:
             recipe.discard()
 
-    async def start(self, job: Job | None) -> TrainingRun:
-        """Start a run.
+    async def start(self, job: Job | None, owner: str = "") -> TrainingRun:
+        """Start a run, counted for `owner` ("": nobody in particular).
 
         Raises:
             EdgeAttentionError: the job cannot run; nothing is left of it.
+            ResourceExhausted: too many runs go on, or are kept.
         """
         recipe = recipe_of(job, self._services)
         assert job is not None  # or there is no recipe
+        with contextlib.ExitStack() as stack:
+            going = stack.enter_context(self._budgets.take(RUNS, owner or None))
+            stack.enter_context(self._budgets.take(RUNS_KEPT, owner or None))
+            info = await self._start(job, recipe, owner, going)
+            stack.pop_all()  # one is given back when the run ends, the other never
+        return info
+
+    async def _start(self, job: Job, recipe: Recipe, owner: str, going: Lease) -> TrainingRun:
         await recipe.plan()
         try:
             recipe.check_nodes()
@@ -97,7 +112,12 @@ class Runs:
             id, created, key = f"{stem[:40]}-{secrets.token_hex(3)}", time.time(), secrets.token_bytes(32)
             request = StartRunRequest(job) if isinstance(job, FusionJob) else StartRunRequest(federated=job)
             encoded = START_RUN.request.encode(request)
-            stored = {"job": base64.b64encode(encoded).decode(), "identity_key": key.hex()}
+            if len(encoded) > JOB_BYTES:
+                raise ResourceExhausted(
+                    f"bound job-bytes: this job takes {len(encoded):,} bytes to keep, and one has "
+                    f"{JOB_BYTES:,}: name fewer nodes, columns or parameters one by one"
+                )
+            stored = {"job": base64.b64encode(encoded).decode(), "identity_key": key.hex(), "owner": owner}
             try:
                 stored |= recipe.keep(id)
                 self._state.put_run(id, job.name, created, stored, RunState.RUNNING.value)
@@ -107,7 +127,7 @@ class Runs:
         finally:
             recipe.discard()
         info = TrainingRun(id, job.name, RunState.RUNNING, "", 0, job.rounds, 0, created)
-        self._begin(ActiveRun(info, job, key), recipe, None)
+        self._begin(ActiveRun(info, job, key, going=going), recipe, None)
         return info
 
     async def resume_run(self, name: str) -> TrainingRun:
@@ -122,9 +142,15 @@ class Runs:
             raise FailedPrecondition(
                 f"run {info.id} is {info.state.value}; only a run that was stopped, or failed, is resumed"
             )
-        self._state.set_run_status(info.id, RunState.RUNNING.value)
-        self._unsaved.pop(info.id, None)
-        self._take_up(self._state.get_run(info.id))
+        row = self._state.get_run(info.id)
+        going = self._budgets.take(RUNS, row.job.get("owner") or None)
+        try:
+            self._state.set_run_status(info.id, RunState.RUNNING.value)
+            self._unsaved.pop(info.id, None)
+            self._take_up(self._state.get_run(info.id), going)
+        except BaseException:
+            going.give_back()
+            raise
         return self.describe(info.id)
 
     async def stop(self, name: str) -> TrainingRun:
@@ -263,15 +289,15 @@ class Runs:
         """Take up the runs that were going on when the aggregator ended."""
         for row in self._state.list_runs():
             if row.status == RunState.RUNNING.value:
-                self._take_up(row)
+                self._take_up(row, self._budgets[RUNS].keep(row.job.get("owner") or None))
 
-    def _take_up(self, row: Run) -> None:
+    def _take_up(self, row: Run, going: Lease) -> None:
         job = self._job(row.job)
         info = TrainingRun(
             row.id, row.name, RunState.RUNNING, "", row.round, job.rounds, row.version or 0, row.created
         )
         log.info("run %s goes on after round %d of %d", row.id, row.round, job.rounds)
-        active = ActiveRun(info, job, bytes.fromhex(row.job["identity_key"]))
+        active = ActiveRun(info, job, bytes.fromhex(row.job["identity_key"]), going=going)
         record = self._state.record(row.id, row.round) if evaluation_due(job, row.round) else None
         active.evaluating = record is not None and record_from(record).evaluation is None
         self._begin(active, recipe_of(job, self._services), row.job)
@@ -327,6 +353,8 @@ class Runs:
             self._end(active, RunState.FAILED, f"{type(error).__name__} in the aggregator; its log says more")
         finally:
             active.task = None  # a task that was cancelled holds all it worked with
+            if active.going is not None:
+                active.going.give_back()
             self._metrics.training.ended(id, time.monotonic())
 
     async def _train(self, active: ActiveRun, recipe: Recipe) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from aggregator.bounds import DOWNLOADS, EXPORTS, PLANNING, WATCHES
+from aggregator.budget import Budgets
+from aggregator.callers import caller_of, owner_of
 from aggregator.training.runs import Runs
 from edge_attention.core import jobs
 from edge_attention.wire import services
@@ -15,8 +18,9 @@ CHUNK = 1024 * 1024
 
 
 class TrainingApi:
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, budgets: Budgets | None = None) -> None:
         self._runs = runs
+        self._budgets = budgets or Budgets()
 
     def handlers(self) -> Mapping[AnyMethod, Handler]:
         return {
@@ -32,15 +36,20 @@ class TrainingApi:
         }
 
     async def start(self, request: jobs.StartRunRequest, call: Any) -> jobs.StartRunResponse:
-        return jobs.StartRunResponse(await self._runs.start(request.job or request.federated))
+        with self._budgets.take(PLANNING, caller_of(call)):
+            run = await self._runs.start(request.job or request.federated, owner_of(call))
+        return jobs.StartRunResponse(run)
 
     async def plan(self, request: jobs.PlanRunRequest, call: Any) -> jobs.PlanRunResponse:
-        return jobs.PlanRunResponse(await self._runs.plan(request.job or request.federated))
+        with self._budgets.take(PLANNING, caller_of(call)):
+            return jobs.PlanRunResponse(await self._runs.plan(request.job or request.federated))
 
-    def watch(
+    async def watch(
         self, request: jobs.WatchRunRequest, call: Any
     ) -> AsyncIterator[jobs.TrainingRound | jobs.TrainingRun]:
-        return self._runs.watch(request.run, request.after_round)
+        with self._budgets.take(WATCHES, caller_of(call)):
+            async for event in self._runs.watch(request.run, request.after_round):
+                yield event
 
     async def stop(self, request: jobs.StopRunRequest, call: Any) -> jobs.StopRunResponse:
         return jobs.StopRunResponse(await self._runs.stop(request.run))
@@ -57,13 +66,15 @@ class TrainingApi:
     async def parameters(
         self, request: jobs.GetParametersRequest, call: Any
     ) -> AsyncIterator[jobs.ParametersChunk]:
-        stream = self._runs.parameters(request.run, request.version)
-        for piece in stream.pieces:
-            yield jobs.ParametersChunk(stream.version, stream.size, piece)
+        with self._budgets.take(DOWNLOADS, caller_of(call)):
+            stream = self._runs.parameters(request.run, request.version)
+            for piece in stream.pieces:
+                yield jobs.ParametersChunk(stream.version, stream.size, piece)
 
     async def model(self, request: jobs.GetModelRequest, call: Any) -> AsyncIterator[jobs.ModelChunk]:
-        async with self._runs.model(request.run, request.version) as (version, path):
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                while data := file.read(CHUNK):
-                    yield jobs.ModelChunk(version, size, data)
+        with self._budgets.take(EXPORTS, caller_of(call)):
+            async with self._runs.model(request.run, request.version) as (version, path):
+                size = path.stat().st_size
+                with path.open("rb") as file:
+                    while data := file.read(CHUNK):
+                        yield jobs.ModelChunk(version, size, data)

@@ -8,6 +8,19 @@ from dataclasses import dataclass, field
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_name
 
+WIDTH = 262_144
+"""Heads times dimension, of queries and of values: what one query brings and gets is a MiB at most, so that
+it fits a message also where the answer is partial and has a bound beside it."""
+
+TOKEN_BYTES = 1024 * 1024
+"""Of one token's keys and values: it fits a message, and a tile of them a node."""
+
+ATTEND_QUERIES = 65_536
+"""Queries of one attend."""
+
+ATTEND_BYTES = 128 * 1024 * 1024
+"""What one attend may take of the aggregator's memory (`attend_bytes`)."""
+
 
 @dataclass(frozen=True)
 class ContextSpec:
@@ -41,12 +54,34 @@ class ContextSpec:
                 f"context {self.name!r}: {self.key_heads} key heads do not divide {self.query_heads} query "
                 "heads; each key head serves the same number of query heads"
             )
+        for name in ("key_dim", "value_dim"):
+            if (width := self.query_heads * getattr(self, name)) > WIDTH:
+                raise InvalidArgument(
+                    f"context {self.name!r}: query_heads times {name} is {width:,}; the bound width is "
+                    f"{WIDTH:,}: give it fewer heads or dimensions, or several contexts"
+                )
+        if self.token_bytes > TOKEN_BYTES:
+            raise InvalidArgument(
+                f"context {self.name!r}: a token takes {self.token_bytes:,} bytes; the bound token-bytes is "
+                f"{TOKEN_BYTES:,}: give it fewer key heads or dimensions, or several contexts"
+            )
         return self
 
     @property
     def token_bytes(self) -> int:
         """Bytes one token takes on a node."""
         return 4 * self.key_heads * (self.key_dim + self.value_dim)
+
+
+def attend_bytes(spec: ContextSpec, queries: int, segments: int) -> int:
+    """What an attend of so many queries over so many segments takes of the aggregator's memory, at most.
+
+    Every second segment's `out` and `lse` may have to wait for the one before it (core/fold.py), one is
+    merged into another, every segment's `lse` and mass are kept, and what each query sees of it.
+    """
+    partials = segments // 2 + 3
+    floats = spec.key_dim + partials * (spec.value_dim + 1) + 2 * segments
+    return queries * (4 * spec.query_heads * floats + 16 * segments)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@
     │   └── PrivateLimit                            failed on a node's private data too often today
     ├── Unavailable            UNAVAILABLE          a peer is away; trying again may help
     │   ├── NodeLost
+    │   ├── Overloaded                              not now: too much is asked; `retry_after` says when
     │   └── Unreachable                             nobody answered at the address
     ├── DeadlineExceeded       DEADLINE_EXCEEDED    says what was waited for
     ├── Cancelled              CANCELLED
@@ -33,8 +34,8 @@
     └── Internal               INTERNAL             a defect of ours
         └── NodeFailed                              a node's own failure, which it has called something else
 
-The message says what was wrong, where, and what to do about it. `to_wire` and `from_wire` carry the
-class over gRPC, so that a client raises the class the server named.
+The message says what was wrong, where, and what to do about it. `edge_attention.wire.errors` carries the
+class over gRPC, so that a client raises the class the server named, and `retry_after` with it.
 
 Every message is one line that can be shown anywhere (`core/printable`), whatever words of a peer are in it.
 """
@@ -69,6 +70,7 @@ __all__ = [
     "NotFinite",
     "NotFound",
     "OutOfMemory",
+    "Overloaded",
     "Overtaken",
     "PermissionDenied",
     "PrivateLimit",
@@ -91,13 +93,15 @@ class EdgeAttentionError(Exception):
     Args:
         message: a sentence; what cannot be shown in it is escaped, what is past WORDS cut.
         lines: shown below it, each set in: no other line can be made to look like one of these.
+        retry_after: in how many seconds the same call is worth another try; None: nobody can say.
     """
 
     status: ClassVar[str] = "UNKNOWN"
     told: bool = False
 
-    def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, lines: Sequence[str] = (), retry_after: float | None = None) -> None:
         self.message = shown(message, WORDS) + "".join(f"\n    {shown(line, WORDS)}" for line in lines)
+        self.retry_after = retry_after
         super().__init__(self.message)
 
 
@@ -194,6 +198,10 @@ class Unavailable(EdgeAttentionError):
 
 
 class NodeLost(Unavailable):
+    pass
+
+
+class Overloaded(Unavailable):
     pass
 
 

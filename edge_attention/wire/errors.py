@@ -10,6 +10,12 @@ from edge_attention.core.errors import EdgeAttentionError
 ERROR_KEY = "edge-attention-error"
 """Trailing metadata: the name of the error's class."""
 
+RETRY_KEY = "edge-attention-retry-after-ms"
+"""Trailing metadata: in how many milliseconds the call is worth another try."""
+
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""The same for gRPC's own retries (gRPC A6): a client whose policy has UNAVAILABLE waits so long."""
+
 _BY_STATUS: dict[grpc.StatusCode, type[EdgeAttentionError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidArgument,
     grpc.StatusCode.NOT_FOUND: errors.NotFound,
@@ -30,6 +36,9 @@ _DETAILS_LIMIT = 2_000
 """Bytes of a message that travel: percent-encoded they must fit gRPC's 8 KiB of metadata."""
 
 
+_RETRY_LIMIT = 3_600_000
+"""Milliseconds: what is further away than an hour is not worth waiting for."""
+
 _NOT_GRPC = ("missing selected ALPN", "Expected SETTINGS frame", "Failed parsing HTTP/2")
 """What gRPC says where something answered that is no gRPC server: over TLS, and without."""
 
@@ -44,7 +53,18 @@ def to_status(error: EdgeAttentionError) -> tuple[grpc.StatusCode, str, tuple[tu
     if len(details) > _DETAILS_LIMIT:
         details = details[:_DETAILS_LIMIT] + b"..."
     text = details.decode(errors="ignore")
-    return grpc.StatusCode[error.status], text, ((ERROR_KEY, type(error).__name__),)
+    metadata: tuple[tuple[str, str], ...] = ((ERROR_KEY, type(error).__name__),)
+    if error.retry_after is not None:
+        milliseconds = str(max(1, min(round(1000 * error.retry_after), _RETRY_LIMIT)))
+        metadata += ((RETRY_KEY, milliseconds), (PUSHBACK_KEY, milliseconds))
+    return grpc.StatusCode[error.status], text, metadata
+
+
+def _retry_after(milliseconds: str) -> float | None:
+    """What a peer said of when to come again, in seconds; None where that is no number."""
+    if not (milliseconds.isascii() and milliseconds.isdigit() and len(milliseconds) < 10):
+        return None
+    return min(int(milliseconds), _RETRY_LIMIT) / 1000
 
 
 def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
@@ -54,7 +74,8 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
         where: who was called, added where gRPC and not the server made the error.
     """
     call: grpc.Call = error  # type: ignore[assignment]  # every RpcError of a call is one
-    name = next((str(value) for key, value in call.trailing_metadata() or () if key == ERROR_KEY), "")
+    metadata = {key: str(value) for key, value in call.trailing_metadata() or ()}
+    name = metadata.get(ERROR_KEY, "")
     details = call.details() or ""
     cls = _BY_STATUS.get(call.code(), EdgeAttentionError)
     if name:
@@ -62,6 +83,7 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
         # A newer server may name a class this catalogue lacks: its status still says what it is.
         told = named if type(named).__name__ == name else cls(details)
         told.told = True
+        told.retry_after = _retry_after(metadata.get(RETRY_KEY, ""))
         return told
     if cls is errors.Unavailable:  # gRPC's own: no server answered
         where = where or "the server"

@@ -98,6 +98,7 @@ def test_the_fleet_as_it_is_when_somebody_asks():
 def answer(mass, exact=True, bound=None, **seconds):
     zeros = {
         "plan": 0.0,
+        "turn": 0.0,
         "wait": 0.0,
         "merge": 0.0,
         "node_run": 0.0,
@@ -126,6 +127,7 @@ def test_an_answer_is_counted_by_stage_and_by_node(monkeypatch):
     mass = [("a", 0.25), ("b", 0.5), ("a", 0.25)]
     seconds = {
         "plan": 0.1,
+        "turn": 0.05,
         "queue": 0.2,
         "node_run": 0.3,
         "network": 0.4,
@@ -196,7 +198,7 @@ def attended(tamper=None):
 def test_a_real_attend():
     found, metrics = attended()
     assert found.exact
-    assert found.seconds.keys() == {"plan", "wait", "merge", "node_run", "queue", "network", "all"}
+    assert found.seconds.keys() == {"plan", "turn", "wait", "merge", "node_run", "queue", "network", "all"}
     assert all(s >= 0 for s in found.seconds.values())
     assert found.seconds["wait"] >= found.seconds["node_run"] > 0
     assert value(metrics, "attends_total", outcome="exact") == 1

@@ -144,13 +144,13 @@ def test_attends_are_counted_by_stage(fleet):
     page = fleet.before
     assert page("attends_total", outcome="exact") == 20
     stages = {s.labels["stage"] for s in page.series("attend_seconds_count")}
-    assert stages == {"client", "plan", "queue", "node_run", "network", "merge", "all"}
+    assert stages == {"client", "plan", "turn", "queue", "node_run", "network", "merge", "all"}
     seconds = {stage: page("attend_seconds_sum", stage=stage) for stage in stages}
     for stage in stages:
         assert page("attend_seconds_count", stage=stage) == 20, stage
         assert 0 <= seconds[stage] < 60
     # The stages are parts of the whole; a little besides is in none of them.
-    parts = sum(seconds[s] for s in ("plan", "queue", "network"))
+    parts = sum(seconds[s] for s in ("plan", "turn", "queue", "network"))
     assert 0 < parts <= seconds["all"]
     assert seconds["client"] > 0
     assert seconds["node_run"] < page("attend_wait_seconds_total") <= seconds["all"]

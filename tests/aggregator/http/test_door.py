@@ -53,8 +53,8 @@ def test_an_address_has_so_many_connections_and_others_theirs(monkeypatch, caplo
     run(scenario, host="127.0.0.1")
     told = [record.getMessage() for record in caplog.records if "turned one" in record.getMessage()]
     assert told == [
-        "the HTTP port has 3 connections, 3 of them from 127.0.0.1, and turned one of those away; its limits "
-        "are 512 and 3"
+        "the HTTP port has 3 connections, 3 of them from 127.0.0.1 (3 without a token), and turned one of "
+        "those away; its limits are 512, 3 and 64"
     ], "once"
 
 

@@ -1,0 +1,218 @@
+"""Whose turn it is: so many calls run at once, others wait, and what cannot be answered in time is refused.
+
+A pure machine: calls and the time in, tickets out; `gate.py` waits with them.
+
+    offered --> running --> done            where there is room
+       |           ^
+       '-> waiting -'--> late               its turn came when its time was as good as over
+       '-> refused                          it could not have been answered in time
+
+How many run at once is found out as networks do it: one more for every round in which nothing queued behind
+it, a quarter fewer where calls queued at a node or missed their deadlines (additive increase, multiplicative
+decrease). More than that answers nothing sooner, and once callers give up, nothing at all.
+
+Callers take turns, one call each. Of what may run one caller has no more than it leaves free, so a caller
+that comes beside one with a thousand calls waits for none of those.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+from edge_attention.core.errors import Overloaded
+
+__all__ = ["Admission", "State", "Ticket"]
+
+CUT = 0.75
+SMOOTHING = 0.1
+"""How much a call's seconds weigh in their mean."""
+LEAST_RETRY, MOST_RETRY = 0.05, 30.0
+
+
+class State(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+    LATE = "late"
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One call: whose, the bytes it has in memory while it runs, and when its time is over."""
+
+    caller: str
+    size: int
+    until: float
+    began: float = 0.0
+    state: State = State.WAITING
+
+
+@dataclass
+class Admission:
+    """Calls of one kind.
+
+    Attributes:
+        name: of the bound, for errors.
+        most_bytes: of those that run at once, together; a larger one runs alone.
+        least, most: between these is `limit`, how many run at once. Equal: it does not move.
+        seconds: the mean of what a call took lately, once it ran; `spread`: its mean deviation.
+    """
+
+    name: str
+    most_bytes: int
+    least: int = 4
+    most: int = 256
+    limit: float = field(init=False)
+    seconds: float = field(init=False, default=0.0)
+    spread: float = field(init=False, default=0.0)
+    running: int = field(init=False, default=0)
+    size: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.limit = float(min(self.most, 2 * self.least))
+        self._of: Counter[str] = Counter()
+        self._size_of: Counter[str] = Counter()
+        self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()
+        self._cut_at = float("-inf")
+        self._pressed = self._stalled = False
+
+    @property
+    def expected(self) -> float:
+        """Seconds within which most calls are answered once they run."""
+        return self.seconds + 2 * self.spread
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def offer(self, caller: str, size: int, until: float, now: float) -> Ticket:
+        """A call came: its ticket, which runs or waits.
+
+        Raises:
+            Overloaded: its time would be over before it was answered; says when to come again.
+        """
+        ticket = Ticket(caller, size, until)
+        # Who waits for bytes is not overtaken: small calls would do so for ever.
+        if not self._stalled and not self._queues.get(caller) and self._room(ticket):
+            self._start(ticket, now)
+            return ticket
+        self._pressed = True
+        own = len(self._queues.get(caller, ()))
+        ahead = 1 + sum(min(len(queue), own + 1) for queue in self._queues.values())
+        wait = self.seconds * ahead / max(1, int(self.limit)) + self.expected
+        if now + wait > until:
+            raise self.refusal(wait, until - now)
+        self._queues.setdefault(caller, deque()).append(ticket)
+        return ticket
+
+    def done(self, ticket: Ticket, now: float, congested: bool = False) -> list[Ticket]:
+        """It was answered. `congested`: it queued at a node, or missed its deadline. Tickets that changed."""
+        if ticket.state is State.RUNNING:
+            took = max(now - ticket.began, 0.0)
+            if self.seconds:
+                self.spread += (abs(took - self.seconds) - self.spread) * SMOOTHING
+                self.seconds += (took - self.seconds) * SMOOTHING
+            else:
+                self.seconds = took
+            if congested:
+                if now - self._cut_at >= took:  # once for all that ran beside each other
+                    self.limit, self._cut_at = max(float(self.least), self.limit * CUT), now
+            elif self._pressed:
+                self.limit = min(float(self.most), self.limit + 1 / self.limit)
+                self._pressed = bool(self._queues)
+        return self.leave(ticket, now)
+
+    def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
+        """Nobody waits for it any more: it failed, or its caller has gone. Tickets that changed."""
+        if ticket.state is State.RUNNING:
+            self.running -= 1
+            self.size -= ticket.size
+            self._of[ticket.caller] -= 1
+            self._size_of[ticket.caller] -= ticket.size
+            if not self._of[ticket.caller]:
+                del self._of[ticket.caller], self._size_of[ticket.caller]
+        elif ticket.state is State.WAITING:
+            queue = self._queues[ticket.caller]
+            queue.remove(ticket)
+            if not queue:
+                del self._queues[ticket.caller]
+        else:
+            return []
+        ticket.state = State.ENDED
+        return self._next(now)
+
+    def refusal(self, wait: float, left: float) -> Overloaded:
+        """What a call is told that would have to wait so long and has so long left."""
+        # When those ahead are answered. Sooner, whoever is refused would come so often as to cost the others.
+        retry = min(max(wait, LEAST_RETRY), MOST_RETRY)
+        return Overloaded(
+            f"bound {self.name}: {self.running} run and {self.waiting} wait, so this call would take about "
+            f"{max(wait, 0.01):.2f} s and has {max(left, 0.0):.2f}; give it more time, have fewer calls "
+            f"under way, or try again in {retry:.2f} s",
+            retry_after=retry,
+        )
+
+    def check(self) -> None:
+        """Raises AssertionError where the account is wrong; for tests."""
+        assert self.least <= self.limit <= self.most
+        assert self.running == sum(self._of.values()) >= 0
+        assert all(count > 0 for count in self._of.values())
+        assert self._size_of.keys() == self._of.keys()
+        assert self.size == sum(self._size_of.values())
+        assert all(queue for queue in self._queues.values())
+        assert all(t.state is State.WAITING for queue in self._queues.values() for t in queue)
+        assert self.size <= self.most_bytes or self.running == 1
+        assert (self.running == 0) <= (self.size == 0)
+        assert self.running or not self._queues, "somebody waits for nobody"
+
+    def _room(self, ticket: Ticket) -> bool:
+        if not self.running:
+            return True
+        free = int(self.limit) - self.running - 1
+        if free < 0 or self.size + ticket.size > self.most_bytes:
+            return False
+        return ticket.caller not in self._of or self._fair(ticket)
+
+    def _fair(self, ticket: Ticket) -> bool:
+        """Whether a caller that has some running leaves as much free as it has then: calls, and bytes."""
+        count, size = self._of[ticket.caller] + 1, self._size_of[ticket.caller] + ticket.size
+        return (
+            count <= int(self.limit) - self.running - 1 and size <= self.most_bytes - self.size - ticket.size
+        )
+
+    def _start(self, ticket: Ticket, now: float) -> None:
+        ticket.state, ticket.began = State.RUNNING, now
+        self.running += 1
+        self.size += ticket.size
+        self._of[ticket.caller] += 1
+        self._size_of[ticket.caller] += ticket.size
+
+    def _next(self, now: float) -> list[Ticket]:
+        """Start those whose turn it is; those that would be late for certain are late now."""
+        changed: list[Ticket] = []
+        passed, self._stalled = 0, False
+        while passed < len(self._queues) and (not self.running or self.running < int(self.limit)):
+            caller, queue = next(iter(self._queues.items()))
+            ticket = queue[0]
+            late = now + (self.expected if self.running else 0.0) >= ticket.until
+            if not late and not self._room(ticket):
+                if ticket.caller not in self._of or self._fair(ticket):
+                    self._stalled = True
+                    break
+                self._queues.move_to_end(caller)
+                passed += 1
+                continue
+            passed = 0
+            queue.popleft()
+            if queue:
+                self._queues.move_to_end(caller)
+            else:
+                del self._queues[caller]
+            changed.append(ticket)
+            if late:
+                ticket.state = State.LATE
+            else:
+                self._start(ticket, now)
+        return changed
