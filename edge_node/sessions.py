@@ -20,6 +20,9 @@ DTYPES |= {"tensor(float)": np.dtype("float32"), "tensor(double)": np.dtype("flo
 
 _NO_MEMORY = ("allocate memory", "Available memory of", "bad_alloc")
 
+FOLDED = 256 << 20
+"""Bytes of one result that is computed from constants when a graph is loaded; what is larger waits for a run."""
+
 Inputs = dict[str, tuple[np.dtype[Any], tuple[Any, ...]]]
 """Name -> dtype and shape; a dimension is a size, a name, or None."""
 
@@ -36,6 +39,7 @@ def session_options(threads: int, shared_arena: bool) -> Any:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # it holds each graph's whole memory, beside the arena's
     options.log_severity_level = 4  # what fails is raised, and answered to whom it concerns
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if shared_arena:

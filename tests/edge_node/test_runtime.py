@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 import onnxruntime
+import psutil
 import pytest
 import small_graphs
+from onnx import helper, numpy_helper
 
 from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidGraph
 from edge_attention.graphs import library
 from edge_attention.graphs.reading import read_graph
 from edge_attention.providers import choose_provider, open_session, working_provider
 from edge_node import runtime as rooms
+from edge_node import sessions
 from edge_node.runtime import Runtime
 
 
@@ -119,3 +122,18 @@ def test_the_provider_that_is_not_there_is_the_cpu(caplog):
     assert "cuda is not in this build" in caplog.text
     with pytest.raises(InvalidArgument, match="abacus"):
         choose_provider("abacus", onnxruntime.get_available_providers())
+
+
+def test_what_is_large_is_not_computed_ahead(monkeypatch):
+    """A size that the reader cannot tell: ONNX Runtime computes it when it runs, within the arena."""
+    monkeypatch.setattr(sessions, "FOLDED", 1 << 20)
+    value, vector = small_graphs.value, numpy_helper.from_array(np.ones(1 << 14, np.float32), "a")
+    nodes = [
+        helper.make_node("Einsum", ["a", "a"], ["e"], equation="i,j->ij"),
+        helper.make_node("Add", ["e", "x"], ["y"]),
+    ]
+    inputs, outputs = [value("x", small_graphs.FLOAT, [1])], [value("y", small_graphs.FLOAT, None)]
+    made = small_graphs.model(nodes, inputs, outputs, [vector])
+    before = psutil.Process().memory_info().rss
+    graph = load(small_graphs.named(made))
+    assert psutil.Process().memory_info().rss - before < 200 << 20, graph

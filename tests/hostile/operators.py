@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edge_attention.graphs.reading.bounds import MAX_IR_VERSION
 from edge_attention.graphs.reading.operators import DOMAINS, OPERATORS
 from hostile.extremes import INTEGERS, REALS, SHAPES, Array, array, splashed
 from hostile.files import Hostile
@@ -65,20 +66,22 @@ def cases() -> dict[tuple[str, str], list[Case]]:
     found = defaultdict(list)
     for case in loaded:
         made = case.model
-        versions = {opset.domain: opset.version for opset in made.opset_import}
-        if any(domain not in DOMAINS or version > DOMAINS[domain][1] for domain, version in versions.items()):
+        if any(opset.domain not in DOMAINS for opset in made.opset_import):
             continue
         names = [value.name for value in made.graph.input]
         arrays = case.data_sets[0][0]
         if len(names) != len(arrays) or not all(_plain(given) for given in arrays):
             continue
         read = ModelProto.FromString(made.SerializeToString())
-        for opset in read.opset_import:  # that of the operator's last change, which may be long ago
-            opset.version = max(opset.version, 13 if opset.domain == "" else 1)
+        for opset in read.opset_import:  # that of the operator's last change: long ago, or not yet read
+            first, last = DOMAINS[opset.domain]
+            opset.version = min(max(opset.version, first), last)
+        read.ir_version = min(read.ir_version, MAX_IR_VERSION)
         for key in {(node.domain, node.op_type) for node in read.graph.node}:
             if key[1] in OPERATORS.get(key[0], ()):
                 found[key].append((read, dict(zip(names, map(np.asarray, arrays), strict=True))))
-    return {key: made[:24] for key, made in found.items()}
+    # First those of the operator alone, then those of operators that are made of it.
+    return {key: sorted(made, key=lambda case: len(case[0].graph.node))[:24] for key, made in found.items()}
 
 
 def _plain(given: Any) -> bool:

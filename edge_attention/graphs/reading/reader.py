@@ -29,6 +29,7 @@ from edge_attention.graphs.reading.bounds import (
     MIN_OPSET,
 )
 from edge_attention.graphs.reading.fields import new_model
+from edge_attention.graphs.reading.folding import check_folding
 from edge_attention.graphs.reading.names import check_name
 from edge_attention.graphs.reading.operators import DOMAINS, standard
 from edge_attention.graphs.reading.scan import scan
@@ -131,6 +132,7 @@ def _read(data: bytes, where: str, notes: bool) -> tuple[Any, Walk, int]:
     nodes = walk.graph(model.graph)
     for key in functions:
         walk.function(key)
+    check_folding(model.graph, model.functions, len(data), where)
     used = {domain for domain, _ in walk.used}
     for item in (model, *model.functions):
         _check_imports(item, where, used, item is model)
