@@ -107,10 +107,12 @@ class Memory:
         for group, roots in self._roots().items():
             together, alone = 0, 0
             apart = self._apart.setdefault(group, {})
-            for process in _descendants(roots, children):
+            processes = _descendants(roots, children)
+            for process in processes:
                 # The kernel keeps a process's own peak; what a group holds at once is only seen by looking.
                 with suppress(OSError, KeyError):
                     held, peak, program = _resident(process)
+                    held = _shared_out(process, held) if len(processes) > 1 else held
                     apart[program] = max(apart.get(program, 0), peak)
                     together, alone = together + held, max(alone, peak)
             self._together[group] = max(self._together.get(group, 0), together, alone)
@@ -128,6 +130,19 @@ def _resident(process: int) -> tuple[int, int, str]:
     words = [Path(word).name for word in command if word and not word.startswith("-")]
     shown = (w for w in words if not w.startswith("python") and w != "edge_attention.cli.child")
     return held, peak, next(shown, "?")
+
+
+def _shared_out(process: int, resident: int) -> int:
+    """Bytes of `resident`, where each page counts for its share: one over those who map it.
+
+    A node and the process in which it runs graphs share tensors. Where the system does not let this process
+    look into the other, the whole counts.
+    """
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return 1024 * int(line.split()[1])
+    return resident
 
 
 def _children() -> dict[int, list[int]]:

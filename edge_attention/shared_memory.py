@@ -29,8 +29,8 @@ LEAST = 64 * 1024
 
 _FUTURE_WRITE = getattr(fcntl, "F_SEAL_FUTURE_WRITE", 0x0010)  # Linux 5.1
 _SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-_PROBES = 4
-"""How many views of views `find` looks through; NumPy makes two at most."""
+_PROBES = 16
+"""How many views of views `find` looks through; five were seen: of a file that came in bulk, reshaped."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p

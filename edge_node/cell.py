@@ -25,7 +25,7 @@ from edge_attention.core.tensors import Array, DataType
 from edge_attention.providers import open_session
 from edge_attention.shared_memory import Region
 from edge_node.cell_messages import LARGE, TEXT, WINDOW, Channel, Kind, Placed, types_of
-from edge_node.sessions import input_types, limit_arena, session_options, translate
+from edge_node.sessions import input_types, limit_arena, output_types, session_options, translate
 
 _STACK = 2 << 20
 """Bytes of a thread's stack: all of them count against the process's limit."""
@@ -110,18 +110,26 @@ class Lane:
             except Exception as error:
                 raise translate(error, where, InvalidGraph) from None
         session._model_bytes = None  # ONNX Runtime keeps the file; the daemon has it
-        inputs = input_types(session, where)
-        outputs = [node.name for node in session.get_outputs()]
+        types = input_types(session, where), output_types(session)
         self._cell.sessions[digest] = session
-        dims = [[name, dtype.name, list(shape)] for name, (dtype, shape) in inputs.items()]
-        return {"in": dims, "out": outputs}
+        said = [[[name, dtype.name, list(dims)] for name, (dtype, dims) in ends.items()] for ends in types]
+        return {"in": said[0], "out": said[1]}
 
     def _run(self, head: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         where = f"graph {head['graph'][:12]}"
         session = self._cell.sessions[head["graph"]]
-        regions = [Region(fd, os.fstat(fd).st_size, writable=False, keep=False) for fd in descriptors]
+        made = {n: (kind, shape, room, offset) for n, kind, shape, room, offset in head.get("made", ())}
+        for_outputs = {place[2] for place in made.values()}
+        regions = [
+            Region(descriptor, os.fstat(descriptor).st_size, writable=number in for_outputs, keep=False)
+            for number, descriptor in enumerate(descriptors)
+        ]
         inputs = zip(head["names"], types_of(head["in"], places=True), strict=True)
         feeds = {name: self._array(placed, regions, self._channel.reads) for name, placed in inputs}
+        rooms = {
+            n: regions[room].array(offset, tuple(shape), np.dtype(kind))
+            for n, (kind, shape, room, offset) in made.items()
+        }
         options = self._cell.run_options()
 
         def stop() -> None:
@@ -129,16 +137,47 @@ class Lane:
 
         with self._stoppable(head["job"], stop):
             try:
-                results = session.run(head["out"], feeds, options)
+                results = self._bound(session, head["out"], feeds, rooms, options) if rooms else None
+                if results is None:
+                    rooms.clear()
+                    results = dict(enumerate(session.run(head["out"], feeds, options)))
             except Exception as error:
                 if options.terminate:
                     raise _Stopped from None
                 raise translate(error, where, InvalidProgram) from None
+        for number in for_outputs:
+            regions[number].unmap()  # before the answer: the daemon seals what this process could still write
         del feeds, regions
-        for result in results:
+        for result in results.values():
             if not isinstance(result, np.ndarray) or result.dtype.name not in _TRAVEL:
                 raise InvalidProgram(f"{where}: an output is no tensor: it cannot be kept")
-        return self._answer(results)
+        known = {n: [kind, shape] for n, (kind, shape, _, _) in made.items()} if rooms else {}
+        return self._answer(results, known)
+
+    def _bound(
+        self, session: Any, outputs: list[str], feeds: dict[str, Array], rooms: dict[int, Array], options: Any
+    ) -> dict[int, Array] | None:
+        """Run with the outputs of `rooms` there; the others are returned. None: the rooms do not fit them."""
+        binding = session.io_binding()
+        value = self._cell.value
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, value(array))
+        for n, name in enumerate(outputs):
+            if n in rooms:
+                binding.bind_ortvalue_output(name, value(rooms[n]))
+            else:
+                binding.bind_output(name)
+        try:
+            session.run_with_iobinding(binding, options)
+        except Exception:
+            if options.terminate:
+                raise
+            return None  # without, it says what is wrong, or works
+        found = binding.get_outputs()
+        results = {n: found[n].numpy() for n in range(len(outputs)) if n not in rooms}
+        binding.clear_binding_inputs()
+        binding.clear_binding_outputs()
+        return results
 
     @staticmethod
     def _array(placed: Placed, regions: list[Region], window: Array) -> Array:
@@ -147,23 +186,27 @@ class Lane:
         part = window[placed.offset : placed.offset + placed.nbytes]
         return part.view(placed.dtype).reshape(placed.shape)
 
-    def _answer(self, results: list[Array]) -> dict[str, Any]:
+    def _answer(self, results: dict[int, Array], made: dict[int, list[Any]]) -> dict[str, Any]:
+        """`results` to where the daemon finds them; those in `made`, by number, are there already."""
         channel = self._channel
         channel.begin()
-        places = [channel.place(result) if result.nbytes < LARGE else None for result in results]
-        types = [[result.dtype.name, list(result.shape)] for result in results]
-        if None not in places:
-            return {"out": [[*kind, -1, place] for kind, place in zip(types, places, strict=True)]}
+        places = {
+            n: channel.place(result) if result.nbytes < LARGE else None for n, result in results.items()
+        }
+        types = made | {n: [result.dtype.name, list(result.shape)] for n, result in results.items()}
+        if None not in places.values():
+            found = [[*types[n], -1, places.get(n, 0)] for n in range(len(types))]
+            return {"out": found, "made": bool(made)}
         # More than the window holds: the daemon has memory for it, or not.
-        channel.send(Kind.NEED, {"out": types})
+        channel.send(Kind.NEED, {"out": [types[n] for n in range(len(types))], "made": bool(made)})
         message = channel.receive()
         if message is None:
             raise SystemExit(0)
         regions = [Region(fd, os.fstat(fd).st_size, writable=True, keep=False) for fd in message.descriptors]
-        for result, (where, offset) in zip(results, message.head["out"] or [], strict=False):
-            np.copyto(regions[where].array(offset, result.shape, result.dtype), result)
+        for n, room, offset in message.head["out"] or ():
+            np.copyto(regions[room].array(offset, results[n].shape, results[n].dtype), results[n])
         for region in regions:
-            region.unmap()  # before the answer: the daemon seals what this process could still write
+            region.unmap()
         return {}
 
 
@@ -179,6 +222,7 @@ class Cell:
         self.sessions: dict[str, Any] = {}
         self.provider, self._threads = said["provider"], said["threads"]
         self.run_options = onnxruntime.RunOptions
+        self.value = onnxruntime.OrtValue.ortvalue_from_numpy
         limit_arena(said["limit"])
         self._control = socket.socket(fileno=said["control"])
         self._lanes = []
@@ -234,6 +278,12 @@ def _try(cell: Cell) -> None:
          for node in session.get_inputs()}  # fmt: skip
     with contextlib.suppress(Exception):
         session.run(None, x, cell.run_options())
+        binding = session.io_binding()
+        for name, array in x.items():
+            binding.bind_ortvalue_input(name, cell.value(array))
+        binding.bind_output(session.get_outputs()[0].name)
+        session.run_with_iobinding(binding, cell.run_options())
+        binding.get_outputs()[0].numpy()
 
 
 def main() -> None:

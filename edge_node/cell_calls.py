@@ -6,18 +6,17 @@ ended), and the errors of the catalogue that a graph may fail with.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram, OutOfMemory
 from edge_attention.core.printable import shown
-from edge_attention.core.tensors import Array, DataType
-from edge_attention.shared_memory import LEAST, Region, allocate, find, map_region, seal
+from edge_attention.core.tensors import MAX_RANK, Array, DataType
+from edge_attention.shared_memory import LEAST, allocate, find, seal
 from edge_node.cell_messages import (
     ALIGNMENT,
     DESCRIPTORS,
@@ -34,6 +33,7 @@ from edge_node.cell_messages import (
     text_of,
     types_of,
 )
+from edge_node.cell_outputs import OutputMemory
 from edge_node.sessions import Inputs
 
 _FAILURES: dict[str, type[EdgeAttentionError]] = {
@@ -79,13 +79,48 @@ class GraphFile:
             os.close(self.descriptor)
 
 
-@dataclass(frozen=True)
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Of all inputs of a run, by name."""
+_LEARNED = 16
+"""Runs with other shapes whose outputs are remembered."""
+
+
+@dataclass(eq=False)
 class Known:
-    """A graph that is loaded in the cell, as the cell says."""
+    """A graph that is loaded in the cell, as the cell says: what it takes and what it gives."""
 
     inputs: Inputs
-    outputs: frozenset[str]
+    outputs: Inputs
     size: int
+    missed: bool = False
+    """An output had another shape than was expected: none is expected any more."""
+    _learned: dict[tuple[Shapes, str], Placed] = field(default_factory=dict)
+
+    def expected(self, shapes: Shapes, outputs: Sequence[str], limit: int) -> dict[int, Placed]:
+        """Of which outputs, by number, the type is known beforehand, and it is worth making room for them."""
+        found: dict[int, Placed] = {}
+        for n, name in enumerate(outputs if not self.missed else ()):
+            placed = self._learned.get((shapes, name))
+            if placed is None:
+                dtype, dims = self.outputs[name]
+                sizes = tuple(size for size in dims if type(size) is int and size >= 0)
+                if len(sizes) < len(dims) or len(sizes) > MAX_RANK:
+                    continue
+                placed = Placed(dtype, sizes, -1, 0)
+            if LARGE <= placed.nbytes <= limit and len(found) < DESCRIPTORS // 2 - 1:
+                found[n] = placed
+        return found if sum(placed.nbytes for placed in found.values()) <= limit else {}
+
+    def learn(self, shapes: Shapes, outputs: Sequence[str], types: Sequence[Placed]) -> None:
+        """A run has ended with outputs of these types."""
+        if self.missed:
+            return
+        for name, placed in zip(outputs, types, strict=True):
+            if placed.nbytes < LARGE:
+                continue
+            self._learned[shapes, name] = placed
+            while len(self._learned) > _LEARNED * len(self.outputs):
+                del self._learned[next(iter(self._learned))]
 
 
 def _heard(channel: Channel, stop: Stoppable, *expected: Kind) -> Message:
@@ -113,107 +148,88 @@ def load(channel: Channel, number: int, graph: GraphFile, forgotten: list[str], 
     head = {"graph": graph.digest, "job": number, "size": graph.size, "forget": forgotten}
     channel.send(Kind.LOAD, head, [graph.descriptor])
     head = _heard(channel, stop, Kind.LOADED).head
-    inputs = {}
-    found = head.get("in")
-    if not isinstance(found, list) or not all(isinstance(item, list) and len(item) == 3 for item in found):
-        raise Nonsense("inputs that are none")
-    for name, kind, dims in found:
-        names_of([name])
+    return Known(_declared(head.get("in")), _declared(head.get("out")), graph.size)
+
+
+def _declared(value: Any) -> Inputs:
+    """Names, element types and dimensions. Raises Nonsense."""
+    found: Inputs = {}
+    if not isinstance(value, list) or not all(isinstance(item, list) and len(item) == 3 for item in value):
+        raise Nonsense("inputs or outputs that are none")
+    names_of([item[0] for item in value])
+    for name, kind, dims in value:
         try:
-            inputs[name] = (np.dtype(DataType(kind).value), dims_of(dims))
+            found[name] = (np.dtype(DataType(kind).value), dims_of(dims))
         except ValueError:
             raise Nonsense("an element type that does not travel") from None
-    return Known(inputs, frozenset(names_of(head.get("out"))), graph.size)
+    return found
 
 
 def run(
     channel: Channel,
     number: int,
     digest: str,
+    known: Known,
     feeds: Mapping[str, Array],
     outputs: Sequence[str],
     stop: Stoppable,
     limit: int,
 ) -> list[Array]:
-    places, descriptors, packed = _place(channel, feeds, digest)
+    """The outputs; see Cell.run. Those of a known size are computed where they will stay."""
+    where = f"graph {digest[:12]}"
+    shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
+    memory = OutputMemory(where, limit)
     try:
+        expected = known.expected(shapes, outputs, limit)
+        try:
+            made, rooms = memory.make(expected) if expected else ({}, [])
+        except OutOfMemory:
+            memory.close()
+            expected, made, rooms = {}, {}, []
+        places, descriptors, packed = _place(channel, feeds, digest)
         head = {"graph": digest, "job": number, "names": list(feeds), "in": places, "out": list(outputs)}
-        channel.send(Kind.RUN, head, descriptors)
-    except ValueError as error:
-        raise InvalidProgram(f"graph {digest[:12]}: {error}") from None
-    finally:
-        if packed is not None:
-            os.close(packed)
-    message = _heard(channel, stop, Kind.DONE, Kind.NEED)
-    if message.kind is Kind.DONE:
-        found_types = types_of(message.head.get("out"), places=True)
-        if len(found_types) != len(outputs):
+        if made:
+            head["made"] = [
+                [n, expected[n].dtype.name, list(expected[n].shape), len(descriptors) + room, offset]
+                for n, (room, offset) in made.items()
+            ]
+        try:
+            channel.send(Kind.RUN, head, [*descriptors, *rooms])
+        except ValueError as error:
+            raise InvalidProgram(f"{where}: {error}") from None
+        finally:
+            if packed is not None:
+                os.close(packed)
+        message = _heard(channel, stop, Kind.DONE, Kind.NEED)
+        types = types_of(message.head.get("out"), places=message.kind is Kind.DONE)
+        if len(types) != len(outputs):
             raise Nonsense("another number of outputs")
-        return [_copy_out(channel, placed) for placed in found_types]
-    return _large(channel, digest, types_of(message.head.get("out"), places=False), outputs, stop, limit)
-
-
-def _large(
-    channel: Channel, digest: str, types: list[Placed], outputs: Sequence[str], stop: Stoppable, limit: int
-) -> list[Array]:
-    """Outputs that the window does not hold: each large one gets memory of its own, the others share some."""
-    if len(types) != len(outputs):
-        raise Nonsense("another number of outputs")
-    total = sum(placed.nbytes for placed in types)
-    sizes: list[int] = []
-    plan: list[tuple[int, int]] = []
-    shared, end = [n for n, placed in enumerate(types) if placed.nbytes < LARGE], 0
-    own = [n for n, placed in enumerate(types) if placed.nbytes >= LARGE]
-    own, more = own[: DESCRIPTORS - 1], own[DESCRIPTORS - 1 :]
-    where = {n: (number, 0) for number, n in enumerate(own)}
-    sizes = [types[n].nbytes for n in own]
-    for n in [*shared, *more]:
-        where[n] = (len(own), end)
-        end += -(-types[n].nbytes // ALIGNMENT) * ALIGNMENT
-    sizes += [end] if end else []
-    plan = [where[n] for n in range(len(types))]
-    error: EdgeAttentionError | None = None
-    descriptors: list[int] = []
-    try:
-        if total > limit:
-            text = f"graph {digest[:12]}: its outputs take {total:,} bytes; --memory-limit is {limit:,}"
-            error = OutOfMemory(text)
-        else:
-            try:
-                descriptors.extend(map(allocate, sizes))
-            except OSError as reason:
-                error = OutOfMemory(f"graph {digest[:12]}: no memory for its outputs: {reason.strerror}")
-        if error is not None:
-            channel.send(Kind.ROOM, {"out": None})
-            with contextlib.suppress(EdgeAttentionError):
-                _heard(channel, stop, Kind.DONE)
-            raise error
-        channel.begin()
-        channel.send(Kind.ROOM, {"out": [list(place) for place in plan]}, descriptors)
-        _heard(channel, stop, Kind.DONE)
-        regions: list[Region] = []
-        for descriptor, size in zip(list(descriptors), sizes, strict=True):
-            try:
-                seal(descriptor)
-            except OSError:
-                raise Nonsense("outputs that it goes on writing") from None
-            try:
-                region = map_region(os.dup(descriptor), size)
-            except OSError as reason:
-                raise OutOfMemory(
-                    f"graph {digest[:12]}: no room for its outputs: {reason.strerror}"
-                ) from None
-            region.shareable = True
-            regions.append(region)
+        if made and message.head.get("made") is not True:
+            memory.close()
+            known.missed = True
+            expected = {}
+        if any(types[n][:2] != placed[:2] for n, placed in expected.items()):
+            raise Nonsense("outputs of other sizes than it was given memory for")
+        if message.kind is Kind.NEED:
+            _give_room(channel, memory, {n: t for n, t in enumerate(types) if n not in memory}, stop)
+        large = {n: placed for n, placed in enumerate(types) if n in memory}
+        taken = memory.take(large)
+        known.learn(shapes, outputs, types)
+        return [taken[n] if n in taken else _copy_out(channel, placed) for n, placed in enumerate(types)]
     finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    results = []
-    for placed, (number, offset) in zip(types, plan, strict=True):
-        array = regions[number].array(offset, placed.shape, placed.dtype)
-        # What shares memory would keep all of it for the least of it.
-        results.append(array if number < len(own) else array.copy())
-    return results
+        memory.close()
+
+
+def _give_room(channel: Channel, memory: OutputMemory, types: dict[int, Placed], stop: Stoppable) -> None:
+    """The cell gets memory for the outputs it has, and writes them there; or is told that there is none."""
+    try:
+        made, rooms = memory.make(types)
+    except OutOfMemory:
+        channel.send(Kind.ROOM, {"out": None})
+        _heard(channel, stop, Kind.DONE)
+        raise
+    channel.send(Kind.ROOM, {"out": [[n, room, offset] for n, (room, offset) in made.items()]}, rooms)
+    _heard(channel, stop, Kind.DONE)
 
 
 def _copy_out(channel: Channel, placed: Placed) -> Array:
@@ -238,7 +254,7 @@ def _place(
     for array in feeds.values():
         found = find(array) if array.nbytes >= LEAST else None
         where, start = -1, None
-        if found is not None and (found[0].descriptor in numbers or len(numbers) < DESCRIPTORS - 1):
+        if found is not None and (found[0].descriptor in numbers or len(numbers) < DESCRIPTORS // 2 - 1):
             where = numbers.setdefault(found[0].descriptor, len(numbers))
             start = found[1] if found[1] % array.itemsize == 0 else None
         if start is None:

@@ -130,7 +130,8 @@ class Cell:
         try:
             with self._loaded(process, channel, number, graph, stop) as known:
                 require_feeds(graph.digest, known.inputs, known.outputs, feeds, outputs)
-                return run(channel, number, graph.digest, feeds, outputs, stop, self._settings.limit)
+                limit = self._settings.limit
+                return run(channel, number, graph.digest, known, feeds, outputs, stop, limit)
         except Nonsense as error:
             self._tell(self._state.nonsense, number, str(error))
             raise Gone from None

@@ -66,7 +66,7 @@ class Graph:
     def __init__(self, digest: str, session: Any, size: int) -> None:
         self.digest, self.size, self._session = digest, size, session
         self._inputs = input_types(session, f"graph {digest[:12]}")
-        self._outputs = {node.name for node in session.get_outputs()}
+        self._outputs = [node.name for node in session.get_outputs()]
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop, quiet: bool = False

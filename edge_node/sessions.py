@@ -12,7 +12,16 @@ from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
 from edge_attention.core.tensors import Array, DataType
 
-__all__ = ["DTYPES", "Inputs", "input_types", "limit_arena", "require_feeds", "session_options", "translate"]
+__all__ = [
+    "DTYPES",
+    "Inputs",
+    "input_types",
+    "limit_arena",
+    "output_types",
+    "require_feeds",
+    "session_options",
+    "translate",
+]
 
 # ONNX Runtime's names of types, which are NumPy's but for two.
 DTYPES = {f"tensor({t.value})": np.dtype(t.value) for t in DataType}
@@ -63,6 +72,12 @@ def translate(error: Exception, where: str, cls: type[EdgeAttentionError]) -> Ed
     if isinstance(error, MemoryError) or any(word in text for word in _NO_MEMORY):
         cls = errors.OutOfMemory
     return cls(f"{where}: ONNX Runtime refused it: {text[:300]}")
+
+
+def output_types(session: Any) -> Inputs:
+    """What the session's graph gives, as far as it is tensors."""
+    known = [node for node in session.get_outputs() if node.type in DTYPES]
+    return {node.name: (DTYPES[node.type], tuple(node.shape)) for node in known}
 
 
 def require_feeds(

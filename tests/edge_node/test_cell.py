@@ -144,6 +144,31 @@ def test_outputs_beyond_the_limit_are_out_of_memory(shared):
     doubled(shared)
 
 
+def test_outputs_whose_sizes_change_are_right_and_expected_no_more(runtime):
+    """The first run with some inputs teaches what the next with the same shapes gets: here that is wrong."""
+    made = small_graphs.filled()
+    for size, missed in ((500_000, False), (500_000, False), (600_000, True), (500_000, True), (2, True)):
+        (y,) = run(runtime, made, {"x": np.array([size])}, "y")
+        np.testing.assert_array_equal(y, np.zeros(size, np.float32))
+        assert runtime.cells.public._process.loaded[made[0]].missed == missed
+
+
+def test_declared_and_learned_outputs_are_computed_where_they_stay(shared):
+    x = shared_memory.shared(np.random.default_rng(2).standard_normal((400_000, 2)).astype(np.float32))
+    made = small_graphs.doubled()
+    for factor in (1, 2, 3):
+        z, y = run(shared, made, {"x": factor * x}, "z", "y")
+        np.testing.assert_array_equal(y, 2 * factor * x)
+        np.testing.assert_allclose(z, factor * x.sum(dtype=np.float64), rtol=1e-3)
+        region, _ = shared_memory.find(y)
+        assert region.size == y.nbytes
+        with pytest.raises(ValueError, match="read-only"):
+            y[0] = 1
+        with pytest.raises(PermissionError):
+            os.pwrite(region.descriptor, b"x", 0)
+    assert not shared.cells.public._process.loaded[made[0]].missed
+
+
 # Where
 
 
