@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from aggregator.bounds import JOB_BYTES, RUNS, RUNS_KEPT
@@ -333,6 +334,16 @@ class Runs:
         self._metrics.training.begun(active.info.id, time.time())
         work = self._supervise(active, recipe, stored)
         active.task = asyncio.create_task(work, name=f"run {active.info.id}")
+        active.task.add_done_callback(partial(self._over, active))
+
+    def _over(self, active: ActiveRun, task: asyncio.Task[None]) -> None:
+        if active.going is not None:
+            active.going.give_back()
+        if active.task is task:  # it was stopped before it had begun
+            active.task = None
+            self._metrics.training.ended(active.info.id, time.monotonic())
+            if not self._closing:
+                active.update(state=RunState.STOPPED, detail=STOPPED, waiting="")
 
     async def _supervise(self, active: ActiveRun, recipe: Recipe, stored: Mapping[str, str] | None) -> None:
         id = active.info.id
@@ -353,8 +364,6 @@ class Runs:
             self._end(active, RunState.FAILED, f"{type(error).__name__} in the aggregator; its log says more")
         finally:
             active.task = None  # a task that was cancelled holds all it worked with
-            if active.going is not None:
-                active.going.give_back()
             self._metrics.training.ended(id, time.monotonic())
 
     async def _train(self, active: ActiveRun, recipe: Recipe) -> str:

@@ -236,3 +236,19 @@ def test_a_run_is_found_by_id_and_by_its_latest_name():
 
     with House() as house:
         asyncio.run(scenario(house))
+
+
+def test_a_run_that_is_stopped_before_it_has_begun_is_stopped():
+    async def run(house):
+        job, files = small_job.job()
+        for data in files.values():
+            house.state.put_blob(data)
+        planned = await house.runs.plan(job)
+        releases = sorted({graph.release for graph in planned if graph.node == "a" and graph.release})
+        house.node("a", datasets=small_job.datasets("a"), releases=releases)
+        info = await house.runs.start(job)
+        assert (await house.runs.stop(info.id)).state is RunState.STOPPED
+        assert house.runs.describe(info.id).state is RunState.STOPPED
+
+    with House() as house:
+        asyncio.run(run(house))
