@@ -27,8 +27,9 @@ from benchmarks.turns import median_ratio
 from edge_attention.core.program import BulkTensor
 from edge_attention.core.session import PROTOCOL, Register, UploadChunk, Uploaded
 from edge_attention.core.tensors import DataType, Encoding
+from edge_attention.wire.caller import Caller
 from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_attention.wire.rpc import Caller, service_handlers
+from edge_attention.wire.rpc import service_handlers
 from edge_attention.wire.transfers import Transfers
 
 SIZE = 50_000_000

@@ -42,7 +42,7 @@ from edge_attention.federated_job import FederatedJob
 from edge_attention.job import FusionJob
 from edge_attention.trust.client import client_dial
 from edge_attention.wire import services
-from edge_attention.wire.rpc import Caller
+from edge_attention.wire.caller import Caller
 
 __all__ = ["AsyncClient", "AsyncContext", "AsyncRun"]
 

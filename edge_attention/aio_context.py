@@ -30,7 +30,7 @@ APPEND_MESSAGE = MIB * 15 // 16  # room for a message's other fields within 1 Mi
 ATTEND_REPLY = 3 * MIB  # bytes of arrays planned for one reply, of the 4 MiB a message may have
 WEIGHTS_REPLY = 2 * MIB * 15 // 16  # of them for weights, which may have half a message
 ATTEND_PARTS = 4  # groups of queries under way at once
-DEADLINE_MARGIN = 2.0  # the server answers at the deadline, labelled; gRPC's own comes after it
+DEADLINE_MARGIN = 0.75  # the server answers at the deadline, labelled; ours comes after it, within a second
 MAX_DEADLINE = 3600.0  # seconds, the server's limit
 MAX_SCALE = float(np.finfo(np.float32).max)
 
@@ -213,7 +213,7 @@ class AsyncContext:
         step = max(count, 1)
         # What a small call's reply cannot exceed needs no plan; a larger one is planned by a description.
         if weights or self._reply_bytes(count, segments=256) > ATTEND_REPLY:
-            context = await self.describe(timeout=None if deadline is None else deadline + DEADLINE_MARGIN)
+            context = await self.describe(timeout=deadline)
             step = self._fitting(context, weights)
             if step < count:
                 until = context.tokens if until is None else min(until, context.tokens)
@@ -238,7 +238,6 @@ class AsyncContext:
                     until=until,
                 )
                 timeout = self._client.timeout if left is None else left + DEADLINE_MARGIN + transfer
-                timeout += (left or self._client.timeout) if weights else 0  # they take a second trip
                 return await self._client.caller.unary(services.ATTEND, request, timeout)
 
         async def patient(at: int) -> wire.AttendResponse:

@@ -162,12 +162,12 @@ class AsyncRun:
 
     async def _parameters(self, version: int | None) -> tuple[bytes, int]:
         request = jobs.GetParametersRequest(self.id, _checked(version))
-        chunks = self._client.caller.receive(services.GET_PARAMETERS, request)
+        chunks = self._client.caller.receive(services.GET_PARAMETERS, request, silence=self._client.timeout)
         return await _joined(chunks, f"the parameters of run {self.id}")
 
     async def _model(self, version: int | None) -> tuple[bytes, int]:
         request = jobs.GetModelRequest(self.id, _checked(version))
-        chunks = self._client.caller.receive(services.GET_MODEL, request)
+        chunks = self._client.caller.receive(services.GET_MODEL, request, silence=self._client.timeout)
         return await _joined(chunks, f"the model of run {self.id}")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from edge_attention.core.attention import AppendRequest, AppendResponse
 from edge_attention.core.errors import AlreadyExists, EdgeAttentionError, NotFound, Unavailable
 from edge_attention.wire import services
-from edge_attention.wire.rpc import Caller
+from edge_attention.wire.caller import Caller
 
 ASK_SECONDS = 10.0
 """So long an aggregator that went away is asked for the outcome, within the call's own time."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,12 @@ from edge_attention.trust.certificates import is_ours, load_pem, pem, pin
 from edge_attention.trust.identity import Identity
 from edge_attention.trust.names import SERVER_NAME
 from edge_attention.trust.tokens import Token
+from edge_attention.wire.caller import Caller, Metadata
 from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_attention.wire.rpc import Caller, Metadata
+from edge_attention.wire.once import Once
+
+WHY_SECONDS = 5.0
+"""For how long calls that fail alike are told one reason, found once."""
 
 
 class Dial:
@@ -53,6 +56,8 @@ class Dial:
         self.ends: Callable[[], float] = lambda: 0.0
         """When the certificate shown ends, in seconds since 1970; 0 without one."""
         self._metadata: Callable[[], Metadata] = tuple
+        self._finding = Once(self._find_authority)
+        self._why = Once(self.why_now, WHY_SECONDS)
         if token is not None:
             shown = (("authorization", f"Bearer {token.text}"),)
             self._metadata = lambda: shown
@@ -81,9 +86,12 @@ class Dial:
     def metadata(self) -> Metadata:
         return self._metadata()
 
-    async def why(self) -> str | None:
-        """Why the aggregator cannot be reached, if that can be told."""
-        return await asyncio.to_thread(self.why_now)
+    async def why(self, seconds: float) -> str | None:
+        """Why the aggregator cannot be reached, if that is known in `seconds`; found once for many calls."""
+        try:
+            return await self._why.result(seconds)
+        except TimeoutError:
+            return None
 
     def why_now(self) -> str | None:
         name = SERVER_NAME if self._authority is not None and is_ours(self._authority) else None
@@ -95,7 +103,8 @@ class Dial:
         return self._metadata()
 
     async def _opened(self) -> grpc.aio.Channel:
-        await asyncio.to_thread(self._find_authority)
+        if self._authority is None and self._token is not None:
+            await self._finding.result()
         channel: grpc.aio.Channel = self._open(grpc.aio.secure_channel)
         return channel
 
@@ -104,7 +113,8 @@ class Dial:
             self._authority = fetch_authority(self.address, self._token.pin)
 
     def _open(self, secure: Callable[..., Any]) -> Any:
-        options: list[tuple[str, Any]] = list(CHANNEL_OPTIONS)
+        # Its own connection: of two channels to one place gRPC makes one, and that may be what has died.
+        options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
         if is_loopback(split_address(self.address)[0]):
             # A proxy cannot reach this machine's own loopback, whatever http_proxy says.
             options.append(("grpc.enable_http_proxy", 0))

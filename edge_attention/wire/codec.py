@@ -93,7 +93,7 @@ class Codec(Generic[T]):
             data: bytes = message.SerializeToString()
             if self._checked:
                 data = checksum.seal(data)
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise InvalidArgument(f"the {self._what} cannot be sent: {error}") from error
         except EncodeError:  # past protobuf's own 2 GiB
             raise self._too_large(message.ByteSize()) from None

@@ -35,6 +35,12 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
+SEALED_KEY = "edge-attention-sealed"
+"""Metadata of a call all of whose messages have a checksum: one that comes without has lost it on the way."""
+
+REQUEST_KEY = "edge-attention-request"
+"""Metadata of a call that changes something: its id, the same when it is asked again."""
+
 
 @dataclass(frozen=True)
 class Service:

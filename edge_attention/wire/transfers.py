@@ -18,10 +18,10 @@ from edge_attention.core.halves import from_wire, stored_dtype, to_wire
 from edge_attention.core.program import BulkTensor, Contribution
 from edge_attention.core.session import DownloadRequest, UploadChunk, Uploaded
 from edge_attention.core.tensors import Array, DataType, Encoded, Encoding
+from edge_attention.wire.caller import Caller
 from edge_attention.wire.codec import Codec
 from edge_attention.wire.link import CONNECT, DOWNLOAD, LINK, UPLOAD
 from edge_attention.wire.methods import Method
-from edge_attention.wire.rpc import Caller
 from edge_attention.wire.tensors import check_size
 
 T = TypeVar("T")

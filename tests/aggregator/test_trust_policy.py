@@ -33,9 +33,10 @@ from edge_attention.trust.assertion import make_assertion
 from edge_attention.trust.certificates import ends, key_fingerprint, new_key, serial
 from edge_attention.trust.names import ROLES, may
 from edge_attention.wire import services
+from edge_attention.wire.caller import Caller
 from edge_attention.wire.link import CONNECT
 from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
-from edge_attention.wire.rpc import Caller, service_handlers
+from edge_attention.wire.rpc import service_handlers
 
 
 def every_method():

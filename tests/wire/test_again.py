@@ -21,10 +21,12 @@ from edge_attention.core.attention import (
 from edge_attention.core.errors import AlreadyExists, Damaged, DataLoss, InvalidArgument
 from edge_attention.core.session import UploadChunk, Uploaded
 from edge_attention.wire import answers as kept
-from edge_attention.wire import checksum, rpc, services
+from edge_attention.wire import caller as calling
+from edge_attention.wire import checksum, services
 from edge_attention.wire.answers import Answers
+from edge_attention.wire.caller import TRIES, Caller
 from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_attention.wire.rpc import TRIES, Caller, service_handlers
+from edge_attention.wire.rpc import service_handlers
 
 SPEC = ContextSpec("c", 1, 1, 1, 1)
 CONTEXT = Context(SPEC, 0, ())
@@ -40,8 +42,8 @@ class Damaging(Caller):
     requests = answers = calls = 0
     bare = False
 
-    def _call(self, method):
-        call = super()._call(method)
+    def _call(self, line, method):
+        call = super()._call(line, method)
 
         def damaged(data):
             if self.requests:
@@ -171,7 +173,7 @@ def test_it_is_not_asked_again_past_its_deadline(monkeypatch):
         perf_counter = monotonic
 
     clock, house = Clock(), House()
-    monkeypatch.setattr(rpc, "time", clock)
+    monkeypatch.setattr(calling, "time", clock)
 
     async def describe(request, context):
         clock.now += 31
@@ -210,7 +212,7 @@ def test_a_client_without_checksums_is_served_and_one_that_says_it_sends_them_is
     async def test():
         house = House()
         async with serving(house.handlers()) as caller:
-            call = caller._channel.unary_unary(services.DESCRIBE_CONTEXT.path)
+            call = caller._lines.opened.channel.unary_unary(services.DESCRIBE_CONTEXT.path)
             data = services.DESCRIBE_CONTEXT.request.encode(DescribeContextRequest("c"))
             bare = data[: -checksum.TRAILER]
             assert checksum.intact(await call(bare))
@@ -235,7 +237,7 @@ def test_answers_are_of_one_caller_alone():
             return DropContextResponse()
 
         async with serving({services.DROP_CONTEXT: drop}, who=lambda: next(names)) as caller:
-            call = caller._channel.unary_unary(services.DROP_CONTEXT.path)
+            call = caller._lines.opened.channel.unary_unary(services.DROP_CONTEXT.path)
             data = services.DROP_CONTEXT.request.encode(DropContextRequest("c"))
             for _ in range(3):
                 await call(data, metadata=(("edge-attention-request", "17"),))

@@ -13,7 +13,8 @@ from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.program import Contribution
 from edge_attention.core.session import Heartbeat, HeartbeatAck
 from edge_attention.wire import link
-from edge_attention.wire.rpc import Caller, service_handlers
+from edge_attention.wire.caller import Caller
+from edge_attention.wire.rpc import service_handlers
 
 
 def contribution(**changes) -> bytes:
