@@ -128,6 +128,7 @@ def plan(job: FusionJob, models: Mapping[str, bytes]) -> FusionPlan:
     for what, value, low, high in (
         ("rounds", job.rounds, 1, 10_000_000),
         ("batch", job.batch, 1, 65_536),
+        ("evaluate_every", job.evaluate_every, 0, 10_000_000),
     ):
         if not low <= value <= high:
             raise InvalidArgument(f"{what} is {value}; it must be {low:,} to {high:,}")

@@ -56,11 +56,18 @@ class Configured:
             if expected is None:
                 continue
             usable = isinstance(value, numbers.Real) and (expected == SWITCH or not isinstance(value, bool))
-            if not usable or not math.isfinite(value) or not _RANGES[expected](value):
+            if not usable or not _is_finite(value) or not _RANGES[expected](value):
                 raise InvalidArgument(
                     f"option {known.name} of {self.kind} {self.name} is {value!r}; it must be {expected}"
                 )
             object.__setattr__(self, known.name, _TYPES.get(expected, float)(value))
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number past any float
+        return False
 
 
 C = TypeVar("C", bound=Configured)

@@ -14,7 +14,12 @@ def share_of(share: float, count: int) -> int:
     """The least whole number of `count` things that is a share of at least `share`; 1 or more.
 
     0.56 of 25 is 14, although 0.56 * 25 is a little above it.
+
+    Raises:
+        InvalidArgument: it is no share, in [0, 1].
     """
+    if not 0 <= share <= 1:
+        raise InvalidArgument(f"{share} is no share; it is a number from 0 to 1")
     return max(1, math.ceil(share * count - 1e-9))
 
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from aggregator.training.federated.plan import (
     push_encoding,
     strategy_of,
 )
+from aggregator.training.plan import MAX_PATIENCE
 from edge_attention.core import errors
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
@@ -38,12 +40,14 @@ from edge_attention.core.jobs import FederatedJob, StartRunRequest
 from edge_attention.core.optimizers import from_config as optimizer_from
 from edge_attention.core.strategies.fedbuff import FedBuff
 from edge_attention.core.tensors import require_name
+from edge_attention.options import OneLine
 from edge_attention.wire.services import START_RUN
 
 log = logging.getLogger(__name__)
 
 SECONDS = 900.0
 """What planning may take: models are differentiated and tried."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_STEPS, MAX_ROUNDS, MAX_BATCH, MAX_NODES = 100_000, 10_000_000, 65_536, 100_000
 
 
@@ -86,6 +90,12 @@ def check(job: FederatedJob) -> None:
         require_name(node, "node")
     if len(set(job.nodes)) != len(job.nodes):
         raise InvalidArgument("nodes names one twice; name each once")
+    for what, digest in (("model.graph", job.model.graph), ("model.initial", job.model.initial)):
+        if not _DIGEST.fullmatch(digest) and (digest or what == "model.graph"):
+            raise InvalidArgument(f"{what} is {digest[:80]!r}; it is the SHA-256 of a file that was sent")
+    # Before anything counts with them.
+    if not 0 < job.selection.fraction <= 1 or not 0 < job.selection.quorum <= 1:
+        raise InvalidArgument("selection.fraction and selection.quorum are shares, above 0 and at most 1")
     strategy = strategy_of(job)
     combine = combine_from(job.combine.name, **job.combine.options)
     if isinstance(strategy, FedBuff):
@@ -99,10 +109,21 @@ def check(job: FederatedJob) -> None:
         ("rounds", job.rounds, 1, MAX_ROUNDS),
         ("local.batch", job.local.batch, 1, MAX_BATCH),
         ("local.steps", job.local.steps, 0, MAX_STEPS),
+        ("evaluate_every", job.evaluate_every, 0, MAX_ROUNDS),
         ("selection.minimum", job.selection.minimum, 1, len(job.nodes) or MAX_NODES),
     ):
         if not low <= value <= high:
             raise InvalidArgument(f"{what} is {value}; it must be {low:,} to {high:,}")
+    limits = [("stop.loss", job.stop.loss), *((f"stop.metrics {n}", v) for n, v in job.stop.metrics.items())]
+    for what, limit in limits:
+        if limit is not None and not math.isfinite(limit):
+            raise InvalidArgument(f"{what} is {limit}; it must be a finite number")
+    for what, seconds in (
+        ("patience_seconds", job.patience_seconds),
+        ("selection.deadline_seconds", job.selection.deadline_seconds),
+    ):
+        if seconds is not None and seconds > MAX_PATIENCE:
+            raise InvalidArgument(f"{what} is {seconds:g}; it is at most {MAX_PATIENCE:,}")
     for what, number, zero in (
         ("local.epochs", job.local.epochs, True),
         ("local.clip", job.local.clip, True),
@@ -136,8 +157,6 @@ def check(job: FederatedJob) -> None:
         )
     if strategy.controls and job.local.optimizer.name != "sgd":
         raise InvalidArgument(f"{strategy.name} corrects plain SGD; set local.optimizer to sgd")
-    if not 0 < job.selection.fraction <= 1 or not 0 < job.selection.quorum <= 1:
-        raise InvalidArgument("selection.fraction and selection.quorum are shares, above 0 and at most 1")
     if job.consensus.attention and not job.consensus.probe:
         raise InvalidArgument("consensus.attention needs a probe batch; give arrays for the model's inputs")
 
@@ -161,7 +180,7 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
     encoding = encoding_from(job.update.name, **job.update.options)
     file = files[spec.graph]
     place = f"model of {job.name}"
-    given = safetensors.numpy.load(files[spec.initial].read_bytes()) if spec.initial else {}
+    given = _given(files[spec.initial].read_bytes()) if spec.initial else {}
     if spec.gradients:
         loss = spec.loss.output or "loss"
         model, _ = load_step_graph(
@@ -246,6 +265,17 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
     return result
 
 
+def _given(data: bytes) -> Mapping[str, Any]:
+    """The arrays of a safetensors file that somebody has sent."""
+    import safetensors.numpy
+
+    try:
+        found: Mapping[str, Any] = safetensors.numpy.load(data)
+        return found
+    except Exception as error:  # its own error, and what NumPy makes of a dtype it does not have
+        raise InvalidArgument(f"initial is no safetensors file that can be read: {error}") from None
+
+
 def _initial(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with the values given, which must be all of them."""
     if missing := sorted(parameters.keys() - given.keys()):
@@ -296,7 +326,9 @@ def _check_probe(job: FederatedJob, made: FederatedPlan) -> None:
 
 def main(folder: Path) -> int:
     # Its standard error is the aggregator's.
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     request = json.loads((folder / "request.json").read_text())
     job = START_RUN.request.decode(base64.b64decode(request["job"])).federated
     assert job is not None
