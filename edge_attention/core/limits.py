@@ -20,8 +20,8 @@ def graphs_of(program: Program) -> set[str]:
     """The digests of the graphs `program` runs.
 
     Raises:
-        InvalidProgram: it has too many instructions, turns or graphs, or is nested too deeply; or who it is for
-            has no name that can be.
+        InvalidProgram: it has too many instructions, turns or graphs, or is nested too deeply; or who it is
+            for has no name that can be.
     """
     if len(program.caller) > MAX_CALLER or not program.caller.isprintable():
         raise InvalidProgram(f"the caller of a program is at most {MAX_CALLER} printable characters")
