@@ -56,6 +56,8 @@ class Execution:
         self._clock = clock
         self._arrived = clock()
         self._own: set[str] = set()
+        self._changed: set[str] = set()
+        """Names outside its own scope that it has changed: on the disk before it says that it is done."""
         self._run_seconds, self._number = 0.0, 0
         self._pending, self._pending_bytes = dict[str, Array | Encoded](), 0
 
@@ -67,9 +69,11 @@ class Execution:
         """
         try:
             for name, array in self._program.tensors.items():
-                self._store.put(self._name(name), array)
+                self._put(self._name(name), array)
             yield from self._block(self._program.instructions, None)
             self._stop.check()
+            if self._changed:
+                self._store.commit(self._changed)
             yield self._contribution(final=True)
         except Exception as error:
             yield self.failure(error)
@@ -83,7 +87,7 @@ class Execution:
 
     def place(self, name: str, array: Array) -> None:
         """Store a tensor that came in bulk, before the first instruction."""
-        self._store.put(self._name(name), array)
+        self._put(self._name(name), array)
 
     def failure(self, error: Exception) -> Contribution:
         """The final contribution of this task when it ended with `error`."""
@@ -126,15 +130,23 @@ class Execution:
                     if self._pending and (full or instruction.name in self._pending):
                         yield self._contribution()
                     self._return(instruction, held.array)
-                case said.Drop(names, _):
-                    for name in names:
-                        self._store.drop(self._name(name, prefix=True))
+                case said.Drop(names, revision):
+                    for name in (self._name(name, prefix=True) for name in names):
+                        self._store.drop(name, revision)
+                        self._changed.add(name)
 
     def _append(self, append: said.Append, turn: int | None) -> None:
         held, at = self._value(append.source), append.at
         if at is not None and turn is not None:
             at += turn * len(held.array)
-        self._store.append(self._name(append.sequence), held.array, at, append.tile, held.origin)
+        name = self._name(append.sequence)
+        self._changed.add(name)
+        self._store.append(name, held.array, at, append.tile, held.origin, append.revision)
+
+    def _put(self, name: str, array: Array, origin: Origin | None = None) -> None:
+        if not name.startswith(self._scope):
+            self._changed.add(name)
+        self._store.put(name, array, origin)
 
     def _name(self, name: str, prefix: bool = False) -> str:
         """The name in the store: `task/x` is this task's own."""
@@ -169,7 +181,7 @@ class Execution:
         self._stop.check()  # who stopped the task may have dropped by now what it would store
         for (output, name), array in zip(targets.items(), results, strict=True):
             released = not private or self._node.releases.allow(run.graph, output)
-            self._store.put(name, array, None if released else Origin(run.graph, output))
+            self._put(name, array, None if released else Origin(run.graph, output))
 
     def _batch(self, batch: Batch, turn: int | None) -> None:
         dataset = self._node.datasets.get(batch.dataset)
@@ -183,7 +195,7 @@ class Execution:
             target, source = self._name(name), dataset.column(column)
             self._store.require(count * source[:1].nbytes, f"{count} rows of {column!r}")
             array = np.ascontiguousarray(source) if rows is None else gather(source, rows)
-            self._store.put(target, array, Origin("", f"column {column!r} of dataset {dataset.name!r}"))
+            self._put(target, array, Origin("", f"column {column!r} of dataset {dataset.name!r}"))
         if batch.identity_output:
             key = batch.identity_key
             if not key:
@@ -194,7 +206,7 @@ class Execution:
             # Rows chosen by what is in them would tell it with their ids.
             chosen = asked.origin if asked is not None else None
             origin = chosen if self._node.releases.alignment else Origin("", ALIGNMENT)
-            self._store.put(self._name(batch.identity_output), dataset.hashes(rows, key), origin)
+            self._put(self._name(batch.identity_output), dataset.hashes(rows, key), origin)
 
     def _return(self, instruction: Return, array: Array) -> None:
         if not 0 < len(instruction.name) <= 256:

@@ -157,6 +157,11 @@ def main(
 
     code, text = asyncio.run(run())
     engine.close()
+    if code == 0:
+        try:
+            node.store.close()
+        except (EdgeAttentionError, OSError) as error:
+            log.warning("what is stored is verified at the next start: %s", error)
     if text:
         click.echo(f"edge-node: {text}", err=True)
     log.info("left")

@@ -6,14 +6,17 @@ import logging
 import math
 import mmap
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory
-from edge_attention.core.tensors import MAX_RANK, Array, DataType, Float32, require
-from edge_attention.core.tiles import write
+from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory, Overtaken
+from edge_attention.core.tensors import MAX_RANK, Array, DataType, require
 from edge_attention.kept_files import KEPT
-from edge_attention.sequence_files import Files, Manifest, tiles_of
+from edge_attention.sequence_files import SCOPES, Files, scope_of, tiles_of
+from edge_node.sequences import Origin, Sequence
+
+__all__ = ["Held", "Origin", "Store"]
 
 # Linux's value; Python names it since 3.13. Only address space is taken, memory comes with the first write.
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -25,14 +28,6 @@ _MAX_SEQUENCES = 4_096
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a private tensor comes from: an output of a graph, or (no digest) what `output` says."""
-
-    digest: str
-    output: str
-
-
 @dataclass(frozen=True, eq=False)
 class Held:
     """A tensor of the store. `origin` is set if and only if it is private."""
@@ -41,46 +36,37 @@ class Held:
     origin: Origin | None = None
 
 
-@dataclass(eq=False)
-class _Sequence:
-    """`tiles` [reserved, heads, tile, dim]; the first `tokens` tokens are written."""
-
-    tiles: Float32
-    tokens: int
-    origin: Origin | None
-
-    @property
-    def in_use(self) -> int:
-        return -(-self.tokens // int(self.tiles.shape[2]))
-
-    @property
-    def nbytes(self) -> int:
-        return self.in_use * 4 * math.prod(self.tiles.shape[1:])
-
-
 class Store:
     """What one node holds, at most `limit` bytes of it, or what it held under a larger limit.
 
-    `files`: keeps sequences under `context/` on disk, and has those of an earlier life.
+    `files`: keeps sequences under `context/` on disk, and has those of an earlier life. What was appended or
+    kept is there after a power cut once `commit` has returned.
     """
 
     def __init__(self, limit: int, files: Files | None = None) -> None:
         self.limit = limit
         self._files = files
         self._held: dict[str, Held] = {}
-        self._sequences: dict[str, _Sequence] = {}
+        self._sequences: dict[str, Sequence] = {}
         self._bytes: Counter[str] = Counter()
         self._lock = threading.RLock()
-        for manifest, memory in files.load(limit) if files else ():
-            origin = Origin(*manifest.origin) if manifest.origin else None
-            sequence = _Sequence(tiles_of(memory, manifest.layout), manifest.tokens, origin)
-            self._sequences[manifest.name] = sequence
-            self._count(manifest.name, sequence.nbytes)
-        for name, array, private in files.kept.load() if files else ():
-            self._held[name] = Held(array, Origin(*private) if private else None)
-            self._count(name, array.nbytes)
+        self._unsaved: set[str] = set()
+        """Kept tensors that are not on the disk yet."""
+        self._revisions: OrderedDict[str, int] = OrderedDict()
+        if files is not None:
+            self._load(files)
         if self.used > limit:
             log.warning("%s bytes are stored already, more than --memory-limit: no more is taken", self.used)
+
+    def _load(self, files: Files) -> None:
+        for manifest, memory in files.load(self.limit):
+            sequence = Sequence.kept(manifest, memory, files)
+            self._sequences[manifest.name] = sequence
+            self._count(manifest.name, sequence.counted)
+        self._revisions |= files.revisions
+        for name, array, private in files.kept.load():
+            self._held[name] = Held(array, Origin(*private) if private else None)
+            self._count(name, array.nbytes)
 
     @property
     def used(self) -> int:
@@ -131,7 +117,7 @@ class Store:
             if more > 0:
                 self.require(more, name)
             if self._files is not None and KEPT in name:
-                self._files.kept.save(name, array, (origin.digest, origin.output) if origin else None)
+                self._unsaved.add(name)
             self._held[name] = Held(array, origin)
             self._count(name, more)
 
@@ -158,67 +144,116 @@ class Store:
         return name in self._sequences
 
     def append(
-        self, name: str, source: Array, at: int | None = None, tile: int = 0, origin: Origin | None = None
+        self,
+        name: str,
+        source: Array,
+        at: int | None = None,
+        tile: int = 0,
+        origin: Origin | None = None,
+        revision: int = 0,
     ) -> int:
         """Write `source` [tokens, heads, dim] float32 at token `at` (None: the end) of the sequence `name`.
 
         A sequence that does not exist begins with tiles of `tile` tokens. Tokens that are there already are
-        replaced; what is private once stays private. Returns the tokens then stored.
+        replaced, those beyond stay; a gap is refused. Returns the tokens it holds then. What was private once
+        is private for good.
 
-        Raises InvalidTensor (the source does not fit), InvalidProgram (`at` past the end, another tile size),
-        OutOfMemory (also where no address space or disk is left).
+        Raises InvalidTensor, InvalidProgram, OutOfMemory, Overtaken (a later change of the context has come),
+        NotFound (it was dropped meanwhile).
         """
         require(source, f"the source of {name}", shape=("tokens", "heads", "dim"), finite=False)
-        tokens, heads, dim = source.shape
-        files = self._files_of(name)
+        _, heads, dim = source.shape
         with self._lock:
-            sequence = self._sequences.get(name)
-            new = sequence is None
-            if sequence is None:
-                sequence = self._begin(name, heads, tile, dim)
-            held, (_, *layout) = sequence.tokens, sequence.tiles.shape
-            if [heads, dim] != [layout[0], layout[2]]:
-                raise InvalidTensor(f"the source of {name} is {source.shape}; a tile of it is {layout}")
-            if tile not in (0, layout[1]):
-                raise InvalidProgram(f"{name} has tiles of {layout[1]} tokens, not {tile}")
-            start = held if at is None else at
-            if not 0 <= start <= held:
-                raise InvalidProgram(f"{name} holds {held} tokens; one at token {start} leaves a gap")
-            grown = _Sequence(sequence.tiles, max(held, start + tokens), origin or sequence.origin)
-            if grown.in_use > sequence.in_use:
-                more = grown.nbytes - sequence.nbytes
-                self.require(more, name)
-                if grown.in_use > len(sequence.tiles):
-                    raise OutOfMemory(f"{name} cannot grow past the {len(sequence.tiles)} tiles reserved")
-                if files is not None:
-                    files.allocate(name, sequence.nbytes, more)
-            if files is not None and grown.origin and not sequence.origin and not new:
-                # Private before the data: a crash in between must not leave private data marked public.
-                files.save(_manifest(name, _Sequence(sequence.tiles, held, grown.origin)))
-            write(sequence.tiles, source, start)
-            self._sequences[name] = grown
-            self._count(name, grown.nbytes - (0 if new else sequence.nbytes))
-            if files is not None:
-                files.save(_manifest(name, grown))
-            return grown.tokens
+            self._require_current(name, revision)
+            sequence = self._sequences.get(name) or self._begin(name, heads, tile, dim)
+        with sequence.writing:
+            try:
+                with self._lock:
+                    self._require_there(name, sequence)
+                    self._require_current(name, revision)
+                    start, tokens = sequence.place(name, source, at, tile)
+                    used = sequence.counted
+                    self._take(name, sequence, tokens)
+                    sequence.revision = revision
+                sequence.write(source, start, tokens, used, origin, self._lock)
+                with self._lock:
+                    self._require_there(name, sequence)
+                    sequence.publish()
+                return tokens
+            finally:
+                with self._lock:
+                    self._settle(name, sequence)
 
-    def drop(self, name: str) -> None:
-        """Forget `name`; one that ends in `/` stands for all that begin with it. Unknown names are fine."""
+    def commit(self, names: Iterable[str] = ()) -> None:
+        """Returns when what `names` hold, what was dropped and what was kept is on the disk. Blocks on it.
+
+        Raises:
+            OutOfMemory, DataLoss: the disk is full, or cannot be written; a later commit may do it.
+        """
+        files = self._files
+        names = [name for name in names if name.startswith("context/") or KEPT in name]
+        if files is None or not names:
+            return
+        with self._lock:
+            sequences = [sequence for name in names if (sequence := self._sequences.get(name)) is not None]
+            for sequence in sequences:
+                sequence.add()
+            kept = {name: self._held[name] for name in self._unsaved if name in self._held}
+            self._unsaved.clear()
+        try:
+            files.flush()
+            for sequence in sequences:
+                sequence.require_written()
+            for name, held in list(kept.items()):
+                origin = held.origin
+                files.kept.save(name, held.array, (origin.digest, origin.output) if origin else None)
+                with self._lock:
+                    del kept[name]
+                    if name not in self._held:
+                        files.kept.delete(name)
+        finally:
+            with self._lock:
+                self._unsaved |= kept.keys()
+
+    def close(self) -> None:
+        """End in order: all is on the disk, and the next process need not verify it. Raises as `commit`."""
+        self.commit([*self._sequences, *self._unsaved])
+        if self._files is not None:
+            self._files.close()
+
+    def drop(self, name: str, revision: int | None = None) -> None:
+        """Forget `name`; one that ends in `/` stands for all that begin with it. Unknown names are fine.
+
+        `revision`: that of a change of a context, refused where a later one has written; None: whatever has.
+
+        Raises:
+            Overtaken: nothing is dropped.
+        """
         with self._lock:
             everything = (*self._held, *self._sequences)
-            for found in [n for n in everything if n.startswith(name)] if name.endswith("/") else [name]:
+            names = [n for n in everything if n.startswith(name)] if name.endswith("/") else [name]
+            if revision is not None and name.startswith("context/"):
+                for found in names:
+                    sequence = self._sequences.get(found)
+                    if sequence is not None and revision < sequence.revision:
+                        later = f"number {sequence.revision} has written since"
+                        raise Overtaken(f"{found}: this drop has number {revision}; {later}")
+                scope = scope_of(name)
+                if revision > self._revisions.get(scope, 0):
+                    self._see(scope, revision)
+                    if self._files is not None:
+                        self._files.seen(scope, revision)
+            for found in names:
                 held = self._held.pop(found, None)
                 if held is not None:
                     self._count(found, -held.array.nbytes)
                     if self._files is not None and KEPT in found:
                         self._files.kept.delete(found)
-                sequence = self._sequences.pop(found, None)
+                sequence = self._sequences.get(found)
                 if sequence is not None:
-                    self._count(found, -sequence.nbytes)
-                    if (files := self._files_of(found)) is not None:
-                        files.delete(found)
+                    self._forget(found, sequence)
 
-    def _begin(self, name: str, heads: int, tile: int, dim: int) -> _Sequence:
+    def _begin(self, name: str, heads: int, tile: int, dim: int) -> Sequence:
         if name in self._held:
             raise InvalidProgram(f"{name} is a tensor and no sequence: drop it before appending there")
         if not (0 < tile <= _MAX_TILE and heads and dim):
@@ -226,7 +261,8 @@ class Store:
             raise InvalidProgram(f"{what} begin no sequence {name}; a tile has 1 to {_MAX_TILE}")
         if len(self._sequences) >= _MAX_SEQUENCES:
             raise InvalidProgram(f"{name}: this node stores {_MAX_SEQUENCES} sequences already, the limit")
-        one = 4 * heads * tile * dim
+        layout = (heads, tile, dim)
+        one = 4 * math.prod(layout)
         self.require(one, name)
         files = self._files_of(name)
         # The whole limit if possible: address space costs nothing, and what is stored never moves. Less where
@@ -234,21 +270,67 @@ class Store:
         for size in (self.limit, self.limit // 16, self.limit // 256):
             size = max(size // one, 1) * one
             try:
-                memory = files.create(name, size) if files is not None else mmap.mmap(-1, size, _ANONYMOUS)
-                return _Sequence(tiles_of(memory, (heads, tile, dim)), 0, None)
+                if files is not None:
+                    sequence = Sequence.kept(*files.create(name, layout, size), files)
+                else:
+                    sequence = Sequence(tiles_of(mmap.mmap(-1, size, _ANONYMOUS), layout))
+                self._sequences[name] = sequence
+                return sequence
             except (OSError, ValueError, OverflowError) as error:
                 reason = error
         raise OutOfMemory(f"{name}: no address space is left for {size:,} bytes: {reason}")
+
+    def _require_current(self, name: str, revision: int) -> None:
+        """Refuse a change of a context that a later one has come before."""
+        if not name.startswith("context/"):
+            return
+        scope = scope_of(name)
+        sequence = self._sequences.get(name)
+        seen = max(self._revisions.get(scope, 0), sequence.revision if sequence is not None else 0)
+        if revision < seen:
+            raise Overtaken(
+                f"{name}: this change has number {revision}, and number {seen} of {scope} has come before it"
+            )
+        self._see(scope, revision)
+
+    def _see(self, scope: str, revision: int) -> None:
+        if revision:
+            self._revisions[scope] = revision
+            self._revisions.move_to_end(scope)
+            if len(self._revisions) > SCOPES:
+                self._revisions.popitem(last=False)
+
+    def _require_there(self, name: str, sequence: Sequence) -> None:
+        if self._sequences.get(name) is not sequence:
+            raise NotFound(f"{name} was dropped meanwhile")
+
+    def _take(self, name: str, sequence: Sequence, tokens: int) -> None:
+        """Count what `tokens` need before they are written."""
+        more = sequence.bytes_for(tokens) - sequence.counted
+        if more > 0:
+            self.require(more, name)
+            if sequence.tiles_for(tokens) > len(sequence.tiles):
+                raise OutOfMemory(f"{name} cannot grow past the {len(sequence.tiles)} tiles reserved")
+            sequence.counted += more
+            self._count(name, more)
+
+    def _settle(self, name: str, sequence: Sequence) -> None:
+        """After an append, or one that failed: what is not used does not count."""
+        if self._sequences.get(name) is not sequence:
+            return
+        unused = sequence.counted - sequence.bytes_for(sequence.tokens)
+        sequence.counted -= unused
+        self._count(name, -unused)
+        if not sequence.tokens and sequence.unsaved is None:
+            self._forget(name, sequence)
+
+    def _forget(self, name: str, sequence: Sequence) -> None:
+        del self._sequences[name]
+        self._count(name, -sequence.counted)
+        sequence.delete()
 
     def _files_of(self, name: str) -> Files | None:
         return self._files if name.startswith("context/") else None
 
     def _count(self, name: str, more: int) -> None:
         self._bytes[name.partition("/")[0]] += more
-
-
-def _manifest(name: str, sequence: _Sequence) -> Manifest:
-    _, heads, tile, dim = sequence.tiles.shape
-    origin = sequence.origin
-    private = (origin.digest, origin.output) if origin else None
-    return Manifest(name, sequence.tokens, (heads, tile, dim), private)

@@ -15,9 +15,10 @@ from edge_node.store import Origin, Store
 NAME = "job/r/kept/residual/3/0"
 
 
-def reopened(folder, old, limit=1 << 20):
-    """The store of the next process."""
-    old._lock.close()
+def reopened(folder, store, limit=1 << 20):
+    """The store of the next process; this one was killed after its last task."""
+    store.commit([NAME])
+    store._files._lock.close()
     return Store(limit, Files(folder))
 
 
@@ -25,11 +26,10 @@ def reopened(folder, old, limit=1 << 20):
 @pytest.mark.parametrize("shape", [(), (3,), (0, 2), (2, 3, 4)])
 def test_what_is_kept_is_there_after_a_restart(tmp_path, shape, origin):
     array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    files = Files(tmp_path)
-    store = Store(1 << 20, files)
+    store = Store(1 << 20, Files(tmp_path))
     store.put(NAME, array, origin)
     store.put("job/r/data/0", array)
-    store = reopened(tmp_path, files)
+    store = reopened(tmp_path, store)
     held = store.get(NAME)
     np.testing.assert_array_equal(held.array, array)
     assert held.array.shape == shape
@@ -40,13 +40,12 @@ def test_what_is_kept_is_there_after_a_restart(tmp_path, shape, origin):
 
 
 def test_what_is_dropped_or_written_anew_is_so_after_a_restart(tmp_path):
-    files = Files(tmp_path)
-    store = Store(1 << 20, files)
+    store = Store(1 << 20, Files(tmp_path))
     for number in range(3):
         store.put(f"job/r/kept/residual/{number}/0", np.full(2, number, np.float32))
     store.put("job/r/kept/residual/1/0", np.full(2, 7, np.float32))
     store.drop("job/r/kept/residual/0/")
-    store = reopened(tmp_path, files)
+    store = reopened(tmp_path, store)
     with pytest.raises(NotFound):
         store.get("job/r/kept/residual/0/0")
     assert store.get("job/r/kept/residual/1/0").array.tolist() == [7, 7]
@@ -55,11 +54,10 @@ def test_what_is_dropped_or_written_anew_is_so_after_a_restart(tmp_path):
 
 
 def test_a_smaller_limit_keeps_what_is_there_and_takes_no_more(tmp_path):
-    files = Files(tmp_path)
-    store = Store(1 << 20, files)
+    store = Store(1 << 20, Files(tmp_path))
     for number in range(3):
         store.put(f"job/r/kept/residual/{number}/0", np.ones(100, np.float32))
-    store = reopened(tmp_path, files, 1000)
+    store = reopened(tmp_path, store, 1000)
     assert store.used == 1200
     with pytest.raises(OutOfMemory, match="1,200 of the node's 1,000"):
         store.put("job/r/data/0", np.ones(1, np.float32))
@@ -68,14 +66,14 @@ def test_a_smaller_limit_keeps_what_is_there_and_takes_no_more(tmp_path):
 
 
 def test_what_is_damaged_unfinished_or_old_is_removed(tmp_path):
-    files = Files(tmp_path)
-    store = Store(1 << 20, files)
+    store = Store(1 << 20, Files(tmp_path))
     for number in range(3):
         store.put(f"job/r/kept/residual/{number}/0", np.ones(2, np.float32))
+    store.commit([NAME])
     first, second, _ = sorted((tmp_path / "kept").iterdir())
-    first.write_bytes(first.read_bytes()[:-1])
+    first.write_bytes(first.read_bytes()[:-1] + b"x")
     os.utime(second, (0, first.stat().st_mtime - MAX_AGE - 10))
     (tmp_path / "kept" / "x.new").write_bytes(b"half")
-    store = reopened(tmp_path, files)
+    store = reopened(tmp_path, store)
     assert store.used == 8
     assert len(list((tmp_path / "kept").iterdir())) == 1

@@ -1,24 +1,32 @@
 from __future__ import annotations
 
+import errno
+import hashlib
 import itertools
 import json
 import mmap
+import pathlib
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_attention.core import tiles
 from edge_attention.core.errors import (
+    DataLoss,
     FailedPrecondition,
     InvalidArgument,
     InvalidProgram,
     InvalidTensor,
     NotFound,
     OutOfMemory,
+    Overtaken,
 )
+from edge_attention.disk import Disk
 from edge_attention.sequence_files import Files
 from edge_node.store import Origin, Store
 
@@ -165,6 +173,8 @@ def test_no_address_space_is_an_answer(monkeypatch):
 
 
 def reopened(store, folder, limit=MIB):
+    """The store of the next process; this one was killed after its last task."""
+    store.commit(store.sequences())
     store._files._lock.close()
     return Store(limit, Files(folder))
 
@@ -196,36 +206,105 @@ def test_a_grown_limit_grows_the_file(tmp_path):
     np.testing.assert_array_equal(tokens_of(store, "context/a/x", 1100), 1)
 
 
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:150])
+
+
+def flipped(path):
+    with path.open("r+b") as file:
+        file.seek(150)
+        byte = file.read(1)[0] ^ 1
+        file.seek(150)
+        file.write(bytes([byte]))
+
+
 @pytest.mark.parametrize(
-    "change",
-    [
-        "nonsense",
-        {"name": "job/a/x"},
-        {"name": "context/other"},
-        {"tokens": -1},
-        {"tokens": 2**30},
-        {"tokens": "9"},
-        {"layout": [2, 4]},
-        {"layout": [0, 4, 3]},
-        {"layout": [2**31, 4, 3]},
-        {"origin": 3},
-    ],
+    ("damage", "left"), [(cut_short, 4), (flipped, 4), (type(pathlib.Path()).unlink, 0), (None, 9)]
 )
-def test_a_damaged_manifest_is_skipped_with_a_warning(tmp_path, caplog, change):
+def test_of_what_was_damaged_the_tiles_before_are_left(tmp_path, caplog, damage, left):
+    source = np.random.default_rng(0).standard_normal((9, 2, 3)).astype(np.float32)  # 3 tiles of 96 bytes
     store = Store(MIB, Files(tmp_path))
-    x = np.ones((9, 2, 3), np.float32)
-    store.append("context/a/good", x, tile=4)
-    good = set(tmp_path.glob("*.json"))
-    store.append("context/a/bad", x, tile=4)
-    (bad,) = set(tmp_path.glob("*.json")) - good
-    bad.write_text(
-        change if isinstance(change, str) else json.dumps({**json.loads(bad.read_text()), **change})
-    )
+    store.append("context/a/good", source, tile=8)
+    good = set(tmp_path.glob("*.tiles"))
+    store.append("context/a/bad", source, tile=4)
+    (bad,) = set(tmp_path.glob("*.tiles")) - good
+    store.commit(store.sequences())
+    if damage:
+        damage(bad)
     store = reopened(store, tmp_path)
-    assert store.sequences() == {"context/a/good": 9}
-    assert str(bad) in caplog.text
-    assert store.append("context/a/bad", x[:2], tile=4) == 2  # begins anew
-    np.testing.assert_array_equal(store.get("context/a/bad").array[0, :, 2:], 0)
+    wanted = {"context/a/good": 9} | ({"context/a/bad": left} if left else {})  # none: it begins anew
+    assert store.sequences() == wanted
+    assert ("context/a/bad" in caplog.text) == (left < 9)
+    assert store.append("context/a/bad", source[left:], tile=4) == 9
+    np.testing.assert_array_equal(tokens_of(store, "context/a/bad", 9), source)
+
+
+def test_a_journal_is_read_as_far_as_it_is_whole(tmp_path, caplog):
+    token = np.ones((1, 1, 1), np.float32)
+    store = Store(MIB, Files(tmp_path))
+    for name in "abc":
+        store.append(f"context/{name}/x", token, tile=1)
+        store.commit(store.sequences())
+    lines = (tmp_path / "journal").read_bytes().splitlines(keepends=True)
+    (tmp_path / "journal").write_bytes(b"".join(lines[:-1]) + lines[-1][:-9] + b"]}]}]}\n")
+    store = reopened(store, tmp_path)
+    assert store.sequences() == {"context/a/x": 1, "context/b/x": 1}
+    assert "never finished" in caplog.text
+    assert len(list(tmp_path.glob("*.tiles"))) == 2
+
+
+def test_a_process_that_ended_in_order_is_believed_once(tmp_path, monkeypatch):
+    verified = []
+    good = Files._good
+    monkeypatch.setattr(Files, "_good", lambda self, manifest: verified.append(1) or good(self, manifest))
+    store = Store(MIB, Files(tmp_path))
+    store.append("context/a/x", np.ones((9, 2, 3), np.float32), tile=4)
+    store.close()
+    store._files._lock.close()
+    store = Store(MIB, Files(tmp_path))
+    assert (store.sequences(), verified) == ({"context/a/x": 9}, [])
+    assert not (tmp_path / "clean").exists()
+    assert reopened(store, tmp_path).sequences() == {"context/a/x": 9}
+    assert verified == [1]
+
+
+def test_a_log_that_grows_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("edge_attention.journal.COMPACT", 2000)
+    store = Store(MIB, Files(tmp_path))
+    for number in range(200):
+        store.append("context/a/x", np.full((1, 1, 1), number, np.float32), tile=4)
+        store.commit(["context/a/x"])
+    assert (tmp_path / "journal").stat().st_size < 10_000
+    store = reopened(store, tmp_path)
+    assert tokens_of(store, "context/a/x", 200).ravel().tolist() == list(range(200))
+
+
+def test_a_folder_of_the_release_before_is_taken_over_as_far_as_it_is_no_zeros(tmp_path):
+    tiles = np.random.default_rng(0).standard_normal((3, 2, 4, 3)).astype(np.float32)
+    tiles[2, 1, 1] = 0  # a head of token 9
+    for name, tokens in (("context/a/x", 11), ("context/b/x", 7)):
+        stem = hashlib.sha256(name.encode()).hexdigest()[:32]
+        tiles.tofile(tmp_path / f"{stem}.tiles")
+        manifest = {"name": name, "tokens": tokens, "layout": [2, 4, 3], "origin": ["d", "o"]}
+        (tmp_path / f"{stem}.json").write_text(json.dumps(manifest))
+    (tmp_path / "other.json").write_text("nonsense")
+    store = Store(MIB, Files(tmp_path))
+    for _ in range(2):
+        assert store.sequences() == {"context/a/x": 9, "context/b/x": 7}
+        assert store.get("context/a/x").origin == Origin("d", "o")
+        np.testing.assert_array_equal(
+            tokens_of(store, "context/a/x", 9), tiles.transpose(0, 2, 1, 3).reshape(-1, 2, 3)[:9]
+        )
+        store = reopened(store, tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_newer_folder_is_refused(tmp_path):
+    Store(MIB, Files(tmp_path))._files._lock.close()
+    text = b'{"format":2}'
+    (tmp_path / "journal").write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
+    with pytest.raises(FailedPrecondition, match="newer release"):
+        Store(MIB, Files(tmp_path))
 
 
 def test_data_without_a_manifest_is_swept(tmp_path):
@@ -289,3 +368,109 @@ assert store.append("context/b/keys", token, tile=2) == 1
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Too many open files" in done.stdout
+
+
+def test_a_disk_too_full_for_the_journal_fails_the_commit_and_loses_nothing(tmp_path):
+    class Full(Disk):
+        full = False
+
+        def write(self, path, data, at=0):
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().write(path, data, at)
+
+    disk = Full()
+    store = Store(MIB, Files(tmp_path, disk))
+    disk.full = True
+    store.append("context/a/x", np.ones((3, 1, 1), np.float32), tile=2)
+    with pytest.raises(OutOfMemory, match="No space left"):
+        store.commit(["context/a/x"])
+    disk.full = False
+    store.append("context/b/x", np.ones((1, 1, 1), np.float32), tile=2)
+    store.commit(["context/b/x"])
+    assert reopened(store, tmp_path).sequences() == {"context/a/x": 3, "context/b/x": 1}
+
+
+def test_a_disk_that_cannot_write_is_said_for_good_and_the_others_go_on(tmp_path):
+    class Broken(Disk):
+        broken = None
+
+        def sync(self, path):
+            if self.broken and path.suffix == ".tiles" and path not in self.good:
+                raise OSError(errno.EIO, "Input/output error")
+            super().sync(path)
+
+    disk = Broken()
+    store = Store(MIB, Files(tmp_path, disk))
+    store.append("context/a/x", np.ones((3, 1, 1), np.float32), tile=2)
+    store.commit(["context/a/x"])
+    disk.broken, disk.good = True, set(tmp_path.glob("*.tiles"))
+    store.append("context/b/x", np.ones((3, 1, 1), np.float32), tile=2)
+    store.append("context/a/x", np.ones((3, 1, 1), np.float32), tile=2)
+    with pytest.raises(DataLoss, match="start the node again"):
+        store.commit(["context/b/x", "context/a/x"])
+    disk.broken = False  # a second sync would say that all is well
+    with pytest.raises(DataLoss):
+        store.commit(["context/b/x"])
+    store.commit(["context/a/x"])
+    store._files._lock.close()
+    assert Store(MIB, Files(tmp_path)).sequences() == {"context/a/x": 6}
+
+
+# Changes that were overtaken
+
+
+@pytest.mark.parametrize("disk", [False, True])
+def test_a_change_that_was_overtaken_is_refused(tmp_path, disk):
+    store = Store(MIB, Files(tmp_path) if disk else None)
+    token = np.ones((1, 1, 1), np.float32)
+    store.append("context/a/keys", token, 0, tile=2, revision=5)
+    store.append("context/a/keys", 2 * token, 1, revision=7)
+    for revision in (6, 0):
+        with pytest.raises(Overtaken, match=f"number {revision}, and number 7 of context/a"):
+            store.append("context/a/keys", token, 1, revision=revision)
+        with pytest.raises(Overtaken):  # another sequence of the context, too
+            store.append("context/a/values", token, 0, tile=2, revision=revision)
+        with pytest.raises(Overtaken):
+            store.drop("context/a/", revision)
+    store.append("context/a/keys", 2 * token, 1, revision=7)  # the same again
+    store.append("context/b/keys", token, 0, tile=2, revision=1)
+    assert tokens_of(store, "context/a/keys", 2).ravel().tolist() == [1, 2]
+    if disk:
+        store = reopened(store, tmp_path)
+        with pytest.raises(Overtaken):
+            store.append("context/a/keys", token, 1, revision=6)
+    store.drop("context/a/", 9)
+    assert store.sequences() == {"context/b/keys": 1}
+    if disk:
+        store = reopened(store, tmp_path)
+    with pytest.raises(Overtaken):  # what was dropped does not come back
+        store.append("context/a/keys", token, 0, tile=2, revision=8)
+    store.append("context/a/keys", token, 0, tile=2, revision=10)
+
+
+def test_what_undoes_an_attempt_is_not_held_up_by_a_later_one():
+    store = Store(MIB)
+    token = np.ones((1, 1, 1), np.float32)
+    store.append("context/a/s1/keys", token, 0, tile=2, revision=1)
+    store.append("context/a/s2/keys", token, 0, tile=2, revision=3)
+    store.drop("context/a/s1/", 2)
+    assert store.sequences() == {"context/a/s2/keys": 1}
+    with pytest.raises(Overtaken):
+        store.append("context/a/s1/keys", token, 0, tile=2, revision=1)
+
+
+def test_an_append_is_not_made_to_what_was_dropped_while_it_wrote(tmp_path, monkeypatch):
+    store = Store(MIB, Files(tmp_path))
+    token = np.ones((1, 1, 1), np.float32)
+    store.append("context/a/keys", token, 0, tile=2, revision=1)
+    write = tiles.write
+
+    def dropped(*args):
+        store.drop("context/a/", 3)
+        write(*args)
+
+    monkeypatch.setattr(tiles, "write", dropped)
+    with pytest.raises(NotFound, match="dropped meanwhile"):
+        store.append("context/a/keys", token, 1, revision=2)
+    assert (store.sequences(), store.used) == ({}, 0)
