@@ -22,7 +22,7 @@ from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.tensors import Array
 from edge_node.cell_calls import Gone, GraphFile, Known, Stoppable, load, run
 from edge_node.cell_messages import Channel, Nonsense
-from edge_node.cell_process import CellProcess, Settings
+from edge_node.cell_process import CellProcess, Settings, signal_name
 from edge_node.cell_state import Action, Blame, CellState, End, Fail, Grant, Phase, Say, Start, Stop, Usage
 from edge_node.refused_graphs import RefusedGraphs
 from edge_node.sessions import require_feeds
@@ -37,11 +37,17 @@ GRAPHS = 64
 
 @dataclass
 class Counts:
-    """What happened to cells so far."""
+    """What happened to cells so far.
+
+    `died`: by the signal that ended one, or `exit`; those that were ended for a reason count, those that were
+    idle do not. `seconds`: that tasks waited for cells.
+    """
 
     started: int = 0
     died: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    running: int = 0
+    refused: int = 0
 
 
 class Cell:
@@ -136,8 +142,8 @@ class Cell:
             self._tell(self._state.nonsense, number, str(error))
             raise Gone from None
         except (Gone, OSError):
-            # Whatever broke the conversation, nothing more can be said in it.
-            process.end(kill=True)
+            # Nothing more can be said on this lane: either it is about to end, or it has to.
+            process.end_if_it_lives()
             raise Gone from None
 
     @contextlib.contextmanager
@@ -278,7 +284,7 @@ class Cell:
         if report is None:
             how, number = process.ended()
             if number is not None or self._state.jobs:
-                self.counts.died[how.partition(" (")[2].partition(")")[0].partition(":")[0] or how] += 1
+                self.counts.died[signal_name(number) if number is not None else "exit"] += 1
             with self._changed:
                 self._process = None
                 self._changed.notify_all()
@@ -307,6 +313,17 @@ class Cells:
     ) -> list[Array]:
         """See Cell.run; `private`: something that is fed in is."""
         return (self.private if private else self.public).run(graph, feeds, outputs, stop)
+
+    def counts(self) -> Counts:
+        """Of both, and how many run and graphs are refused now."""
+        both = (self.private, self.public)
+        return Counts(
+            sum(cell.counts.started for cell in both),
+            sum((cell.counts.died for cell in both), Counter()),
+            sum(cell.counts.seconds for cell in both),
+            sum(cell.pid is not None for cell in both),
+            self.graphs.refused,
+        )
 
     def close(self) -> None:
         for cell in (self.private, self.public):

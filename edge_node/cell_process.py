@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 OVERHEAD = 512 << 20
 """Bytes a cell may have beside its arena: sessions, their threads, what kernels allocate by themselves."""
+COMMAND = ("-m", "edge_node.cell")
 LINES = 40
 """Lines of its words that a cell gets into the log."""
 _LETTERS = 300
@@ -94,7 +95,7 @@ class CellProcess:
         environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "edge_node.cell", json.dumps(said)],
+            [sys.executable, "-P", *COMMAND, json.dumps(said)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -147,6 +148,13 @@ class CellProcess:
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_WR)
 
+    def end_if_it_lives(self) -> None:
+        """It has hung up: wait a moment for its end, so that it is known how; then make one."""
+        try:
+            self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
     def ended(self) -> tuple[str, int | None]:
         """How it ended, in words, and the signal that ended it, if one did. Ends it if it has not."""
         try:
@@ -159,10 +167,7 @@ class CellProcess:
             self._process.stderr.close()
         if code >= 0:
             return f"exit code {code}", None
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = "unknown"
+        name = signal_name(-code)
         why = {
             "SIGKILL": ": short of memory, or ended by somebody",
             "SIGSYS": ": it asked the kernel for what it may not have",
@@ -186,6 +191,14 @@ class CellProcess:
         folder = Path("/proc") / str(self.pid)
         lanes = tuple(_seconds(folder / "task" / str(thread) / "stat") for thread in self.threads)
         return Usage(_seconds(folder / "stat"), lanes)
+
+
+def signal_name(number: int) -> str:
+    """As SIGFPE."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
 
 
 def _seconds(path: Path) -> float:

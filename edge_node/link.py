@@ -41,7 +41,9 @@ class Link:
         self._instance = secrets.token_hex(8)
         memory, report = lambda: node.store.used, lambda now: self.metrics.report(now)
         self._session = Session(name, dial.address, self._register, memory, random.random, report)
-        self.metrics: NodeMetrics = NodeMetrics(node.store, self._session, runtime.provider, runtime.threads)
+        self.metrics: NodeMetrics = NodeMetrics(
+            node.store, self._session, runtime.provider, runtime.threads, runtime.cells
+        )
         self.metrics.certificate_expiry.set_function(lambda: dial.ends())
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="task")

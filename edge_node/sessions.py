@@ -30,7 +30,7 @@ DTYPES |= {"tensor(float)": np.dtype("float32"), "tensor(double)": np.dtype("flo
 _NO_MEMORY = ("allocate memory", "Available memory of", "bad_alloc")
 
 FOLDED = 256 << 20
-"""Bytes of one result that is computed from constants when a graph is loaded; what is larger waits for a run."""
+"""Bytes of one result computed from constants when a graph is loaded; what is larger waits for a run."""
 
 Inputs = dict[str, tuple[np.dtype[Any], tuple[Any, ...]]]
 """Name -> dtype and shape; a dimension is a size, a name, or None."""

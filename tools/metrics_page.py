@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from aggregator.metrics import Metrics
@@ -75,6 +76,12 @@ NODE = {
     "connected": "NAME == 0",
     "reconnects_total": "increase(NAME[1h]) > 3",
     "tasks_running": "max_over_time(NAME[5m])",
+    "cells_enabled": "NAME == 0",
+    "cells_running": "sum by (node) (NAME)",
+    "cells_started_total": "increase(NAME[1h]) > 5",
+    "cells_died_total": "sum by (node, how) (increase(NAME[1h])) > 0",
+    "cell_seconds_total": "rate(NAME[5m])",
+    "refused_graphs": "NAME > 0",
 }
 
 
@@ -88,9 +95,13 @@ class Row(NamedTuple):
 
 
 class _Node:
-    """Stands for a node's store and session: their numbers are not asked for."""
+    """Stands for a node's store, session and cells: their numbers are not asked for."""
 
     limit, phase, reconnects, tasks = 0, "", 0, 0
+    started, died, seconds, running, refused = 0, MappingProxyType({"": 0}), 0.0, 0, 0
+
+    def counts(self) -> _Node:
+        return self
 
     def used_in(self, scope: str) -> int:
         return 0
@@ -129,7 +140,7 @@ def tables() -> dict[str, str]:
     node = _Node()
     return {
         "aggregator": table(Metrics().registry, "edge_attention_aggregator_", AGGREGATOR),
-        "node": table(NodeMetrics(node, node, "", 1).registry, "edge_attention_node_", NODE),
+        "node": table(NodeMetrics(node, node, "", 1, node).registry, "edge_attention_node_", NODE),
     }
 
 

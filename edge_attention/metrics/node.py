@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client import Metric, generate_latest
@@ -38,15 +38,36 @@ class Session(Protocol):
     def tasks(self) -> int: ...
 
 
-class NodeMetrics:
-    """Of the node with this store and session."""
+class Counts(Protocol):
+    """See `edge_node.cell_host.Counts`."""
 
-    def __init__(self, store: Store, session: Session, provider: str, threads: int) -> None:
+    @property
+    def started(self) -> int: ...
+    @property
+    def died(self) -> Mapping[str, int]: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+
+
+class Cells(Protocol):
+    def counts(self) -> Counts: ...
+
+
+class NodeMetrics:
+    """Of the node with this store and session. `cells`: None where graphs of others run in the daemon."""
+
+    def __init__(
+        self, store: Store, session: Session, provider: str, threads: int, cells: Cells | None = None
+    ) -> None:
         make = Maker(PREFIX)
         self.registry, self._session = make.registry, session
         self._waiting: list[tuple[str, float, float]] = []
         # First: what waits is counted before the others are read.
-        self.registry.register(_Now(self, store, session))
+        self.registry.register(_Now(self, store, session, cells))
         self.tasks = make.counter(
             "tasks_total", "Tasks ended, by outcome: ok or the error's name.", "outcome"
         )
@@ -103,8 +124,8 @@ class NodeMetrics:
 class _Now(Collector):
     """What is looked up when somebody asks."""
 
-    def __init__(self, metrics: NodeMetrics, store: Store, session: Session) -> None:
-        self._metrics, self._store, self._session = metrics, store, session
+    def __init__(self, metrics: NodeMetrics, store: Store, session: Session, cells: Cells | None) -> None:
+        self._metrics, self._store, self._session, self._cells = metrics, store, session, cells
 
     def collect(self) -> Iterator[Metric]:
         self._metrics.count()
@@ -121,4 +142,35 @@ class _Now(Collector):
         )
         yield GaugeMetricFamily(
             PREFIX + "tasks_running", "Tasks under way, those that wait included.", value=self._session.tasks
+        )
+        enabled = float(self._cells is not None)
+        yield GaugeMetricFamily(
+            PREFIX + "cells_enabled",
+            "1: graphs of others run in processes of their own; 0: in the daemon (--no-cell).",
+            value=enabled,
+        )
+        if self._cells is None:
+            return
+        counts = self._cells.counts()
+        yield GaugeMetricFamily(PREFIX + "cells_running", "Processes for graphs now.", value=counts.running)
+        yield CounterMetricFamily(
+            PREFIX + "cells_started_total", "Processes for graphs started.", value=counts.started
+        )
+        died = CounterMetricFamily(
+            PREFIX + "cells_died_total",
+            "Processes that graphs, a limit or somebody ended, by signal, or exit.",
+            labels=["how"],
+        )
+        for how, times in counts.died.items():
+            died.add_metric([how], times)
+        yield died
+        yield CounterMetricFamily(
+            PREFIX + "cell_seconds_total",
+            "Seconds that tasks spent in these processes, or waiting for them.",
+            value=counts.seconds,
+        )
+        yield GaugeMetricFamily(
+            PREFIX + "refused_graphs",
+            "Graphs refused for having ended their process twice.",
+            value=counts.refused,
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from types import SimpleNamespace
+
 import pytest
 
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
@@ -9,6 +12,7 @@ from edge_attention.core.program import Contribution, Fault
 from edge_attention.core.session import Register
 from edge_attention.metrics.common import serve
 from edge_attention.metrics.node import REPORT_LIMIT, REPORT_SECONDS, NodeMetrics
+from edge_node.cell_host import Counts
 from edge_node.session import Session
 from edge_node.store import Store
 
@@ -52,6 +56,21 @@ def test_the_rest_is_looked_up(made):
     assert value(metrics, "reconnects_total") == 4
     assert value(metrics, "tasks_running") == 0
     assert value(metrics, "store_bytes", scope="context") == 0
+
+
+def test_cells_are_counted_and_that_there_are_none_is_said(made):
+    metrics, session = made
+    assert value(metrics, "cells_enabled") == 0
+    assert value(metrics, "cells_running") is None
+    counts = Counts(started=3, died=Counter(SIGFPE=2, exit=1), seconds=1.5, running=1, refused=4)
+    cells = SimpleNamespace(counts=lambda: counts)
+    metrics = NodeMetrics(Store(1000), session, "CPUExecutionProvider", 3, cells)
+    assert value(metrics, "cells_enabled") == 1
+    assert value(metrics, "cells_running") == 1
+    assert value(metrics, "cells_started_total") == 3
+    assert value(metrics, "cells_died_total", how="SIGFPE") == 2
+    assert value(metrics, "cell_seconds_total") == 1.5
+    assert value(metrics, "refused_graphs") == 4
 
 
 def test_it_reports_now_and_then_and_after_a_reconnection(made):

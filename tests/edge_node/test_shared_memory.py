@@ -82,7 +82,7 @@ def test_memory_and_descriptor_go_with_the_last_array():
     assert (len(os.listdir("/proc/self/fd")), Region.live) == (before, live)
     ends = os.pipe()
     for end in ends:
-        with pytest.raises(OSError, match="No such device|Permission denied"):
+        with pytest.raises(OSError, match=r"No such device|Permission denied"):
             Region(end, LARGE, writable=False)  # closed by it all the same
     assert (len(os.listdir("/proc/self/fd")), Region.live) == (before, live)
 
