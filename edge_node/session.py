@@ -209,13 +209,16 @@ class Session:
         if self.phase != "registering":
             return []
         self.reconnects += bool(self.id)
+        # Another aggregator process than the one whose tasks run here: nobody waits for them.
+        anew = errors.Cancelled("the aggregator that asked for this task is gone")
+        ended = list(self._running) if self.id and not message.resumed else []
         self.phase, self.id, self._attempts = "registered", message.session, 0
         self._lease = max(1.0, message.lease_seconds)
         self._heartbeat = max(0.1, message.heartbeat_seconds)  # in this order NaN is no harm
         self._beat_at = now + self._heartbeat
         self.outbox.open(message.credit)
         self._debt = Debt(PROGRAMS)
-        actions: list[Action] = [Send(PROGRAMS)]
+        actions: list[Action] = [Send(PROGRAMS), *(End(task_id, anew) for task_id in ended)]
         if message.drop:
             actions.append(Forget(message.drop))
         if self.draining:

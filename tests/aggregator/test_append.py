@@ -27,6 +27,8 @@ from edge_attention.core.errors import (
     Unavailable,
 )
 from edge_attention.core.program import Append, Drop, Fault
+from edge_attention.sequence_files import Files
+from edge_node.store import Store
 
 RANDOM = np.random.default_rng(1)
 KEYS = RANDOM.standard_normal((1300, 2, 4)).astype(np.float32)
@@ -492,3 +494,81 @@ def test_every_attempt_has_a_larger_revision_also_after_a_restart(tmp_path, monk
     assert len(set(seen)) == 4
     assert seen == sorted(seen)
     assert seen[0] > 1.7e12  # milliseconds: above those of a state that was put back from a copy
+
+
+@pytest.mark.parametrize("gate", [0, 1, 2])
+@pytest.mark.parametrize("disk", [False, True])
+def test_an_append_nobody_waits_for_changes_nothing_that_came_later(tmp_path, gate, disk):
+    """Its aggregator was killed; it goes on at its node before, amid or after the next one's append."""
+    stores = []
+
+    async def first(house):
+        box = house.node("a")
+        if disk:
+            box.node = replace(box.node, store=Store(1 << 28, Files(tmp_path / "store")))
+        stores.append(box.node)
+        create(house)
+        await append(house, 0, 100)
+        box.mute = True
+        task = asyncio.create_task(append(house, 600, 1300))
+        await until(lambda: len(box.programs) == 2)
+        house.dispatcher.disconnected("a", box)  # what is said of it at the end does not arrive
+        task.cancel()
+        return box.programs[1]
+
+    async def second(house):
+        box = house.node("a")
+        box.node = stores[0]
+        box.connect()
+        box.mute = True
+        task = asyncio.create_task(append(house, 100, 105))
+        await until(lambda: box.programs)
+        real, calls = box.node.store.append, []
+
+        def other_first(*args):
+            calls.append(args[0])
+            if len(calls) == gate + 1:
+                box.node.store.append = real
+                box.run(box.programs[0])
+            return real(*args)
+
+        box.node.store.append = other_first
+        *_, last = box.execute(abandoned)
+        box.node.store.append = real
+        if gate == 2:
+            assert last.error is None
+            box.run(box.programs[0])
+        else:
+            assert last.error is not None
+            assert last.error.name == "Overtaken"
+        await task
+        *_, last = box.execute(abandoned)
+        assert last.error is not None
+        assert last.error.name == "Overtaken"
+        box.mute = False
+        await exact(house, 105)
+        await append(house, 105, 1300)
+        await exact(house)
+
+    abandoned = run(first, tmp_path / "state")
+    run(second, tmp_path / "state")
+
+
+def test_an_append_nobody_waits_for_does_not_bring_a_dropped_context_back():
+    async def scenario(house):
+        box = house.node("a")
+        create(house)
+        box.mute = True
+        task = asyncio.create_task(append(house, 0, 10))
+        await until(lambda: box.programs)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        box.mute = False
+        box.run(box.programs[1])  # what undoes it comes first
+        *_, last = box.execute(box.programs[0])
+        assert last.error is not None
+        assert last.error.name == "Overtaken"
+        assert box.node.store.sequences() == {}
+
+    run(scenario)

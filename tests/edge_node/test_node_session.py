@@ -301,3 +301,17 @@ def test_it_says_each_new_reason_once():
         session.tick(session.wake)
         said += [action.text for action in session.lost(Unavailable(text), session.wake)]
     assert [text.split(";")[0] for text in said] == ["away", "wants TLS", "away"]
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_tasks_of_an_aggregator_that_is_gone_are_ended_and_those_of_one_that_is_there_go_on(resumed):
+    session = registered()
+    session.received(program("t"), 1, 1)
+    session.lost(AWAY, 2)
+    session.tick(3)
+    session.connected(3)
+    ended = [a for a in session.received(welcome(resumed=resumed), 1, 4) if isinstance(a, End)]
+    assert [end.task_id for end in ended] == ([] if resumed else ["t"])
+    assert all("is gone" in end.error.message for end in ended)
+    session.produced("t", b"its last word", 5, final=True)
+    assert session.tasks == 0
