@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import time
 from typing import Any
 
 from cryptography import x509
@@ -82,32 +83,41 @@ def fetch_authority(address: str, wanted: str, timeout: float = TIMEOUT) -> x509
     )
 
 
-def why_unreachable(address: str, authority: x509.Certificate | None, name: str | None) -> str | None:
+def why_unreachable(
+    address: str, authority: x509.Certificate | None, name: str | None, seconds: float = TIMEOUT
+) -> str | None:
     """Why gRPC could not connect to `address`, found by trying a TLS handshake; None if that does not tell.
 
     Args:
         authority: what the peer trusts; None: it spoke plaintext.
         name: the name it expects of the server; None: the address's.
+        seconds: that it takes, as far as the peer says something now and then.
     """
+    ends = time.monotonic() + seconds
     if authority is None:
         with contextlib.suppress(EdgeAttentionError):
-            shown_chain(address, 3.0)
+            shown_chain(address, min(3.0, seconds))
             return (
                 f"{address} wants TLS, and this side spoke plaintext: a client needs --token or --identity "
                 "(Client(..., token=...) in Python), a node --join-token"
             )
         return None
     try:
-        chain = shown_chain(address, 3.0)
+        chain = shown_chain(address, min(3.0, seconds))
     except Unreachable as error:
         return error.message if "does not speak TLS" in error.message else None
     except EdgeAttentionError:
         return None
-    return _verify(address, chain, authority, name)
+    left = ends - time.monotonic()
+    return _verify(address, chain, authority, name, min(3.0, left)) if left > 0 else None
 
 
 def _verify(
-    address: str, chain: list[x509.Certificate], authority: x509.Certificate, name: str | None
+    address: str,
+    chain: list[x509.Certificate],
+    authority: x509.Certificate,
+    name: str | None,
+    seconds: float,
 ) -> str | None:
     context = ssl.create_default_context(cadata=der(authority))
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -115,7 +125,7 @@ def _verify(
     host, port = split_address(address)
     try:
         with (
-            socket.create_connection((host, port), 3.0) as connection,
+            socket.create_connection((host, port), seconds) as connection,
             context.wrap_socket(connection, server_hostname=name or host),
         ):
             return None

@@ -18,7 +18,7 @@ from edge_attention.trust.certificates import is_ours, load_pem, pem, pin
 from edge_attention.trust.identity import Identity
 from edge_attention.trust.names import SERVER_NAME
 from edge_attention.trust.tokens import Token
-from edge_attention.wire.caller import Caller, Metadata
+from edge_attention.wire.caller import EXPLAIN_SECONDS, Caller, Metadata
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.once import Once
 
@@ -93,11 +93,11 @@ class Dial:
         except TimeoutError:
             return None
 
-    def why_now(self) -> str | None:
+    def why_now(self, seconds: float = EXPLAIN_SECONDS) -> str | None:
         name = SERVER_NAME if self._authority is not None and is_ours(self._authority) else None
         if self._encrypted and self._authority is None:
             return None
-        return why_unreachable(self.address, self._authority, name)
+        return why_unreachable(self.address, self._authority, name, seconds)
 
     def _metadata_now(self) -> Metadata:
         return self._metadata()

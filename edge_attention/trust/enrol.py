@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TypeVar
 
 import grpc
@@ -22,6 +23,7 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 TIMEOUT = 20.0
+"""Seconds a call takes at most, with fetching the authority and finding out why nobody answers."""
 
 
 def enrol(
@@ -37,13 +39,14 @@ def enrol(
     Raises:
         EdgeAttentionError: what the aggregator refused it with, or why it was not reached.
     """
-    known = authority or fetch_authority(address, token.pin)
+    ends = time.monotonic() + TIMEOUT
+    known = authority or fetch_authority(address, token.pin, TIMEOUT / 2)
     dial = Dial(address, f"the aggregator at {address}", authority=known)
     # A folder that belonged to another aggregator gets a key of its own for this one.
     fresh = folder.authority() not in (None, known)
     key = folder.pending_key(fresh)
     request = EnrolRequest(token.text, signing_request(key, name or suggested or "any"), name, suggested)
-    return folder.save(key, _call(dial, trust.ENROL, request).issued, known)
+    return folder.save(key, _call(dial, trust.ENROL, request, ends).issued, known)
 
 
 def renew(address: str, identity: Identity, folder: IdentityFolder) -> Identity:
@@ -54,21 +57,27 @@ def renew(address: str, identity: Identity, folder: IdentityFolder) -> Identity:
     """
     dial = Dial(address, f"the aggregator at {address}", identity=identity)
     request = RenewRequest(signing_request(identity.key, identity.name))
-    return folder.save(identity.key, _call(dial, trust.RENEW, request).issued, identity.authority)
+    ends = time.monotonic() + TIMEOUT
+    return folder.save(identity.key, _call(dial, trust.RENEW, request, ends).issued, identity.authority)
 
 
-def _call(dial: Dial, method: Method[Q, R], request: Q) -> R:
+def _call(dial: Dial, method: Method[Q, R], request: Q, ends: float) -> R:
     channel = dial.channel()
     try:
         call = channel.unary_unary(method.path, None, None)
-        data = call(method.request.encode(request), timeout=TIMEOUT, metadata=dial.metadata())
+        data = call(
+            method.request.encode(request),
+            timeout=max(ends - time.monotonic(), 0.1),
+            metadata=dial.metadata(),
+        )
         return method.response.decode(data)
     except grpc.RpcError as error:
-        raise _explained(dial, from_rpc(error, dial.where)) from None
+        raise _explained(dial, from_rpc(error, dial.where), ends) from None
     finally:
         channel.close()
 
 
-def _explained(dial: Dial, error: EdgeAttentionError) -> EdgeAttentionError:
-    why = dial.why_now() if isinstance(error, Unreachable) else None
+def _explained(dial: Dial, error: EdgeAttentionError, ends: float) -> EdgeAttentionError:
+    left = ends - time.monotonic()
+    why = dial.why_now(left) if isinstance(error, Unreachable) and left > 0 else None
     return error if why is None else Unreachable(why)

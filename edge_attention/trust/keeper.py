@@ -15,6 +15,9 @@ from edge_attention.trust.renewal import Renewal
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 60.0
+"""How often the clock is looked at, which may have been set."""
+
 
 class Keeper:
     """Renews `identity` in time, until `close`.
@@ -35,7 +38,9 @@ class Keeper:
         self.identity = identity
         self._renew, self._enrol, self._changed = renew, enrol, changed
         certificate = identity.certificate
-        self._renewal = Renewal(issued(certificate), ends(certificate), random.random)
+        self._renewal = Renewal(
+            issued(certificate), ends(certificate), random.random, time.time(), time.monotonic()
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="certificate", daemon=True)
         self._thread.start()
@@ -44,29 +49,27 @@ class Keeper:
         self._stop.set()
 
     def _run(self) -> None:
+        renewal = self._renewal
         # Looked at now and then: a clock may be set meanwhile.
-        while not self._stop.wait(min(max(self._renewal.wake - time.time(), 0.05), 60.0)):
-            now = time.time()
-            if self._renewal.ended(now) and self._enrol is None:
+        while not self._stop.wait(min(max(renewal.wait(time.time(), time.monotonic()), 0.05), LOOK_SECONDS)):
+            now, steady = time.time(), time.monotonic()
+            if renewal.ended(now) and self._enrol is None:
                 # Nobody renews one that has ended. Should the clock be wrong, that may change.
-                self._renewal.failed(now)
-            elif self._renewal.step(now) and not self._step():
+                renewal.failed(now, steady)
+            elif renewal.step(now, steady) and not self._step():
                 return
 
     def _step(self) -> bool:
         """One try. False if there is no use in another."""
         try:
             self.identity = self._again()
-        except EdgeAttentionError as error:
-            log.warning(
-                "the certificate, which ends at %s, was not renewed: %s",
-                moment(self._renewal.ends),
-                error.message,
-            )
-            self._renewal.failed(time.time())
+        except (EdgeAttentionError, OSError) as error:
+            ended = moment(self._renewal.ends)
+            log.warning("the certificate, which ends at %s, was not renewed: %s", ended, error)
+            self._renewal.failed(time.time(), time.monotonic())
             return not isinstance(error, Revoked)
         certificate = self.identity.certificate
-        self._renewal.renewed(issued(certificate), ends(certificate))
+        self._renewal.renewed(issued(certificate), ends(certificate), time.time(), time.monotonic())
         log.info("the certificate was renewed, until %s", moment(ends(certificate)))
         self._changed(self.identity)
         return True

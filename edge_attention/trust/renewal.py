@@ -21,34 +21,49 @@ def due(certificate: x509.Certificate) -> float:
 
 
 class Renewal:
-    """One certificate's renewals. `wake` says when to ask again; `step` whether to try now."""
+    """One certificate's renewals. `wait` says when to ask again; `step` whether to try now.
+
+    `now` is this machine's clock, in seconds since 1970, which may be wrong and be set; `steady` only
+    goes on. A certificate is due when the clock says so, or when so much time has gone by, whatever the clock
+    says since: one that was set back does not put it off. Tries after a failure are by steady time alone.
+    """
 
     def __init__(
-        self, issued: float, ends: float, random: Callable[[], float], *, part: float = PART
-    ) -> None:
+        self, issued: float, ends: float, random: Callable[[], float], now: float, steady: float, *,
+        part: float = PART,
+    ) -> None:  # fmt: skip
         """`random` gives numbers in [0, 1), so that a fleet enrolled together does not renew together."""
         self._random, self._part = random, part
-        self.renewed(issued, ends)
+        self.renewed(issued, ends, now, steady)
 
-    def renewed(self, issued: float, ends: float) -> None:
+    def renewed(self, issued: float, ends: float, now: float, steady: float) -> None:
         """There is a new certificate."""
         life = max(0.0, ends - issued)
         self.ends = ends
         # Up to a twentieth of its life earlier.
         self.wake = issued + life * (self._part - 0.05 * self._random())
-        self._life, self._tries = life, 0
+        # A clock that is behind its beginning is wrong, and that much of the wait is not to be waited.
+        self._due = steady + max(self.wake - max(now, issued), 0.0)
+        self._retry: float | None = None
+        self._tries = 0
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, steady: float) -> None:
         """A try failed: the next one comes later."""
         base, cap = BACKOFF
         left = max(self.ends - now, 0.0)
         limit = min(cap, max(left / 10, base / 2)) if left else cap
-        self.wake = now + min(limit, base * 2.0 ** min(self._tries, 16)) * (0.5 + self._random() / 2)
+        self._retry = steady + min(limit, base * 2.0 ** min(self._tries, 16)) * (0.5 + self._random() / 2)
         self._tries += 1
 
-    def step(self, now: float) -> bool:
+    def wait(self, now: float, steady: float) -> float:
+        """Seconds until a try, as far as is known now; 0: it is time."""
+        if self._retry is not None:
+            return max(self._retry - steady, 0.0)
+        return max(min(self.wake - now, self._due - steady), 0.0)
+
+    def step(self, now: float, steady: float) -> bool:
         """Whether to renew now."""
-        return now >= self.wake
+        return self.wait(now, steady) <= 0
 
     def ended(self, now: float) -> bool:
         """Whether the certificate is no longer any good."""

@@ -2,7 +2,8 @@
 
     python -m edge_attention.cli.child hostile_node --lie flip --name e ...
 
-`flip`: updates of the opposite sign, ten times as large. `nan`: one number of them is none.
+`flip`: updates of the opposite sign, ten times as large. `nan`: one number of them is none. `refuse`: what
+stores nothing is called wrong, in words that a terminal would obey.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.program import Append, Fault
 from edge_node.executor import Execution
 from edge_node.main import main as node
+
+NONSENSE = "nonsense\n2026-11-28 00:00:00 INFO    forged\x1b[31m\x1b]0;title\x07\u202e [bold]red[/bold]"
 
 
 def flip(tensor):
@@ -28,11 +33,15 @@ def nan(tensor):
 
 def main():
     at = sys.argv.index("--lie")
-    lie = {"flip": flip, "nan": nan}[sys.argv[at + 1]]
+    name = sys.argv[at + 1]
+    lie = {"flip": flip, "nan": nan, "refuse": None}[name]
     del sys.argv[at : at + 2]
     honest = Execution.contributions
 
     def contributions(self):
+        if name == "refuse" and not any(isinstance(i, Append) for i in self._program.instructions):
+            yield replace(self.failure(InvalidArgument("x")), error=Fault("InvalidArgument", NONSENSE))
+            return
         for contribution in honest(self):
             tensors = {
                 name: lie(tensor) if name.startswith("update/") else tensor
