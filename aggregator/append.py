@@ -141,7 +141,8 @@ class Appender:
                 part = slice(target.tokens.start - first, target.tokens.stop - first)
                 tensors = {"task/keys": keys[part], "task/values": values[part]}
                 sources = Stored("task/keys"), Stored("task/values")
-                return self._store(context, target, *sources, target.at, revision), tensors
+                tokens = len(target.tokens)
+                return self._store(context, target, *sources, target.at, tokens, revision), tensors
 
             without: set[str] = set()
             while True:
@@ -282,16 +283,25 @@ class Appender:
         return targets
 
     def _store(
-        self, context: StoredContext, target: _Target, keys: Stored, values: Stored, at: int, revision: int
+        self,
+        context: StoredContext,
+        target: _Target,
+        keys: Stored,
+        values: Stored,
+        at: int,
+        tokens: int,
+        revision: int,
     ) -> tuple[Instruction, ...]:
-        """Instructions that append `keys` and `values` at `at` and return their summary."""
+        """Instructions that append `tokens` `keys` and `values` at `at` and return their summary."""
+        spec, tile = context.spec, library.TILE
+        shapes = ((tokens, spec.key_heads, spec.key_dim), (tokens, spec.key_heads, spec.value_dim))
         outputs = ("key_norm", "value_min", "value_max")
         return (
             Run(_SUMMARY, {"keys": keys, "values": values}, {name: f"task/{name}" for name in outputs}),
             # Asked before anything is stored: a node that may not return it must not hold the tokens.
             *(Return(f"task/{name}", name) for name in outputs),
-            Append(context.keys(target.segment), keys, at, library.TILE, revision=revision),
-            Append(context.values(target.segment), values, at, library.TILE, revision=revision),
+            Append(context.keys(target.segment), keys, at, tile, shapes[0], revision),
+            Append(context.values(target.segment), values, at, tile, shapes[1], revision),
         )
 
     def _encode(
@@ -308,7 +318,7 @@ class Appender:
         rest = np.arange(rows.start + turns * DATASET_ROWS, rows.stop, dtype=np.int64)
         tensors: dict[str, Rows] = {}
 
-        def body(rows_name: str, at: int) -> tuple[Instruction, ...]:
+        def body(rows_name: str, at: int, tokens: int) -> tuple[Instruction, ...]:
             columns = {
                 column: f"task/column/{i}" for i, column in enumerate(sorted(set(request.inputs.values())))
             }
@@ -320,17 +330,17 @@ class Appender:
                     {name: Stored(columns[column]) for name, column in request.inputs.items()},
                     {"keys": keys.name, "values": values.name},
                 ),
-                *self._store(context, target, keys, values, at, revision),
+                *self._store(context, target, keys, values, at, tokens, revision),
             )
 
         # Each turn has its place, so a program that is run again writes the same there.
         instructions: list[Instruction] = []
         if turns:
             tensors["task/rows"] = whole.reshape(turns, DATASET_ROWS)
-            instructions.append(Repeat(turns, body("task/rows", 0)))
+            instructions.append(Repeat(turns, body("task/rows", 0, DATASET_ROWS)))
         if len(rest):
             tensors["task/rest"] = rest
-            instructions += body("task/rest", turns * DATASET_ROWS)
+            instructions += body("task/rest", turns * DATASET_ROWS, len(rest))
         return tuple(instructions), tensors
 
     async def _run(

@@ -15,6 +15,7 @@ from aggregator.exchange import REFUSALS, Action, Assignment, Deliver, Exchange,
 from aggregator.membership import Membership
 from aggregator.metrics import Metrics
 from aggregator.spool import SpooledTensor
+from aggregator.trust.acting import acting_for
 from edge_attention.core.errors import (
     DuplicateContribution,
     EdgeAttentionError,
@@ -163,7 +164,8 @@ class Dispatcher:
         Raises:
             EdgeAttentionError: what every holder of a shard found wrong with the program itself.
         """
-        exchange = Exchange(next(self._ids), assignments, self._membership.state, believed)
+        state, caller = self._membership.state, acting_for()
+        exchange = Exchange(next(self._ids), assignments, state, believed, caller)
         running = _Running(exchange, fold, asyncio.get_running_loop().create_future(), say, spooled=spooled)
         self._running[exchange.id] = running
         timer = asyncio.get_running_loop().call_later(
@@ -191,7 +193,8 @@ class Dispatcher:
         """Have `node` run instructions nobody waits for, if it is connected."""
         connection = self._connections.get(node)
         if connection is not None:
-            connection.send(Program(f"{next(self._ids)}.0.1", "", range(0), instructions))
+            program = Program(f"{next(self._ids)}.0.1", "", range(0), instructions, caller=acting_for())
+            connection.send(program)
 
     async def all_live(self, names: Sequence[str], patience: float, say: Callable[[str], None]) -> bool:
         """Wait until every node of `names` is live, at most `patience` seconds.

@@ -34,7 +34,7 @@ from edge_attention.core.program import Contribution, Program
 
 @dataclass(frozen=True)
 class Assignment:
-    """One shard: who holds it, and the program to run there. The task's id is filled in for each try."""
+    """One shard: who holds it, and the program to run there. The task's id and its caller are filled in."""
 
     shard: str
     holders: tuple[str, ...]
@@ -93,7 +93,7 @@ class _Shard:
 
 
 class Exchange:
-    """One exchange over `assignments`. `state` tells a node's state now."""
+    """One exchange over `assignments`, for `caller`. `state` tells a node's state now."""
 
     def __init__(
         self,
@@ -101,10 +101,11 @@ class Exchange:
         assignments: Sequence[Assignment],
         state: Callable[[str], NodeState],
         believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
+        caller: str = "",
     ) -> None:
         """`believed`: refusals that end the exchange where every holder of a shard gives one."""
         self.id = id
-        self._believed = believed
+        self._believed, self._caller = believed, caller
         self.failure: EdgeAttentionError | None = None
         self.causes: dict[str, type[EdgeAttentionError]] = {}
         """Shard -> the class of the last error a node met at it."""
@@ -273,7 +274,7 @@ class Exchange:
         # Not `replace`, which costs five times as much, for every shard of every query.
         return Program(
             shard.task_id, p.shard, p.coverage, p.instructions, p.version, p.deadline_seconds, p.tensors,
-            p.bulk_tensors,
+            p.bulk_tensors, self._caller,
         )  # fmt: skip
 
     def _revoke(self, shard: _Shard) -> list[Action]:

@@ -43,10 +43,15 @@ class Dataset:
             raise InvalidArgument(f"dataset {self.name!r} has no column {name[:80]!r}; it has {known}")
         return self._columns[name]
 
-    def hashes(self, rows: Array | None, key: bytes) -> Array:
-        """uint8 [rows, 16]: the first 16 bytes of HMAC-SHA-256(key, id as UTF-8) of each row."""
+    def require_ids(self) -> None:
+        """Raises InvalidArgument if rows have no ids."""
         if self._ids is None:
             raise InvalidArgument(f"dataset {self.name!r} has no ids: its file needs a column of them")
+
+    def hashes(self, rows: Array | None, key: bytes) -> Array:
+        """uint8 [rows, 16]: the first 16 bytes of HMAC-SHA-256(key, id as UTF-8) of each row."""
+        self.require_ids()
+        assert self._ids is not None
         chosen = range(self.rows) if rows is None else rows.tolist()
         data = b"".join(hmac.digest(key, self._ids[row], "sha256")[:16] for row in chosen)
         return np.frombuffer(data, np.uint8).reshape(-1, 16)

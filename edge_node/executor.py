@@ -2,42 +2,83 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from edge_attention.core import program as said
-from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidProgram
+from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, Internal, InvalidProgram
 from edge_attention.core.halves import stored_dtype
+from edge_attention.core.printable import shown
 from edge_attention.core.program import Batch, Contribution, Fault, Program, Return, Run, Stored
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
 from edge_attention.shared_memory import gather
 from edge_node.datasets import Dataset
+from edge_node.discretion import (
+    FAILED_STEP_SECONDS,
+    PLAIN,
+    STEP_SECONDS,
+    moment,
+    private_error,
+    words,
+)
+from edge_node.failures import Failures
 from edge_node.release import ALIGNMENT, Releases
 from edge_node.runtime import ForeignGraph, Graph, Stop
 from edge_node.store import Held, Origin, Store
 
 log = logging.getLogger(__name__)
 
+_NOTHING = contextlib.nullcontext()
+
 _COALESCE = 16 * 1024 * 1024
+_DRAWN = 10_000
+"""Graphs with random operators that are remembered to have run on private data; then all of them count so."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What programs work on. `secret` is mixed into the key of the hashes of ids."""
+    """What programs work on. `secret` is mixed into the key of the hashes of ids.
+
+    `drawn`: graphs with random operators that have run on private data; what they draw next is private, too.
+    """
 
     store: Store
     datasets: Mapping[str, Dataset]
     releases: Releases
     secret: bytes = b""
+    failures: Failures = field(default_factory=Failures)
+    drawn: set[str] = field(default_factory=set)
+
+
+class _Plainly:
+    """Around what depends on the program and on what all may know: an error in there is told as it is."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, cls: object, error: BaseException | None, trace: object) -> None:
+        if (
+            error is not None and error is not self._stop.error
+        ):  # when a task is stopped tells of what came before
+            self.error = error
 
 
 class Execution:
-    """One task. `serial` is unlike that of every other task now running: it keeps their `task/` apart."""
+    """One task. `serial` is unlike that of every other task now running: it keeps their `task/` apart.
+
+    A task that runs an unreleased graph on private data, or works on what one made, is *bounded*: failures
+    are counted, it is over at certain moments only, and nothing leaves before all that may fail is done.
+    """
 
     def __init__(
         self,
@@ -48,40 +89,66 @@ class Execution:
         serial: int = 0,
         stop: Stop | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._program, self._node, self._graphs = program, node, graphs
         self._store = node.store
         self._scope = f"task/{serial}/"
         self._stop = stop or Stop()
-        self._clock = clock
+        self._clock, self._sleep = clock, sleep
         self._arrived = clock()
         self._own: set[str] = set()
         self._changed: set[str] = set()
         """Names outside its own scope that it has changed: on the disk before it says that it is done."""
         self._run_seconds, self._number = 0.0, 0
         self._pending, self._pending_bytes = dict[str, Array | Encoded](), 0
+        self._private = self._bounded = self._open = False
+        self._plainly = _Plainly(self._stop)
+        self._place = self._graph = ""
+        self._reserved = 0
 
     def contributions(self) -> Generator[Contribution, None, None]:
         """Runs the task. The last contribution is final; a task that fails ends with one that says why.
 
         Returns that follow each other travel together; what was returned before a graph leaves before it
-        runs. The task's own tensors are freed at the end, and nothing is raised.
+        runs, unless the task is bounded. The task's own tensors are freed at the end, and nothing is raised.
         """
+        instructions = self._program.instructions
+        may_fail = [i for i, one in enumerate(instructions, 1) if not isinstance(one, Return | said.Drop)]
+        rest = may_fail[-1] if may_fail else 0
+        held: list[Contribution] = []
         try:
             for name, array in self._program.tensors.items():
                 self._put(self._name(name), array)
-            yield from self._block(self._program.instructions, None)
+            for message in self._block(instructions[:rest], None):
+                if self._bounded:
+                    self._hold(message)
+                    held.append(message)
+                else:
+                    yield self._numbered(message)
             self._stop.check()
-            if self._changed:
-                self._store.commit(self._changed)
-            yield self._contribution(final=True)
+            if self._bounded:
+                self._commit()  # how long that takes tells how much there is
+                self._wait(STEP_SECONDS)
+                self._stop.check()
+                yield from map(self._numbered, held)
+            yield from map(self._numbered, self._block(instructions[rest:], None, rest))
+            self._stop.check()
+            self._commit()
+            final = self._contribution(final=True)
+            self._over(failed=False)
+            yield self._numbered(final)
         except Exception as error:
-            yield self.failure(error)
+            held.clear()
+            yield self._failed(error)
         finally:
             self.close()
 
     def close(self) -> None:
         """Free the task's own tensors."""
+        self._over(failed=False)
+        self._store.release(self._reserved, apart=True)
+        self._reserved = 0
         for name in self._own:
             self._store.drop(name)
 
@@ -90,26 +157,77 @@ class Execution:
         self._put(self._name(name), array)
 
     def failure(self, error: Exception) -> Contribution:
-        """The final contribution of this task when it ended with `error`."""
-        if not isinstance(error, EdgeAttentionError):
+        """The final contribution of this task when it ended with `error`: of private data it says nothing."""
+        if self._private and error is not self._plainly.error and error is not self._stop.error:
+            task, what = shown(self._program.task_id[:80]), words(error)
+            log.warning("task %s failed on private data at %s: %s", task, self._place or "its start", what)
+            told = private_error(error, self._place, self._graph)
+        elif isinstance(error, EdgeAttentionError):
+            told = error
+        else:
             log.error("task %s failed", self._program.task_id, exc_info=error)
-            error = Internal(f"the node failed at this task: {type(error).__name__}; its log says more")
+            told = Internal(f"the node failed at this task: {type(error).__name__}; its log says more")
         self._pending = {}
-        fault = Fault(type(error).__name__, error.message.replace(self._scope, "task/"))
-        return replace(self._contribution(final=True), error=fault)
+        fault = Fault(type(told).__name__, told.message.replace(self._scope, "task/"))
+        return self._numbered(replace(self._contribution(final=True, failed=True), error=fault))
 
-    def _contribution(self, final: bool = False) -> Contribution:
-        p, number, tensors = self._program, self._number, self._pending
-        self._number, self._pending, self._pending_bytes = number + 1, {}, 0
-        message = Contribution(p.task_id, p.shard, p.coverage, p.version, number, tensors, final=final)
+    def _failed(self, error: Exception) -> Contribution:
+        if not self._bounded:
+            return self.failure(error)
+        # What stopped it from outside is no choice of a graph's; that it was late may be.
+        outside = error is self._stop.error and not isinstance(error, DeadlineExceeded)
+        counts = not (outside or error is self._plainly.error or isinstance(error, PLAIN))
+        self._over(failed=counts)
+        self._wait(FAILED_STEP_SECONDS if counts else STEP_SECONDS)
+        return self.failure(error)
+
+    # What a bounded task keeps to
+
+    def _begin(self) -> None:
+        """From here on the task is bounded. Raises PrivateLimit if there were too many failures."""
+        if not self._bounded:
+            self._node.failures.begin(self._program.caller)
+            self._bounded = self._open = True
+
+    def _over(self, failed: bool) -> None:
+        if self._open:
+            self._open = False
+            self._node.failures.end(self._program.caller, failed)
+
+    def _wait(self, step: float) -> None:
+        taken = self._clock() - self._arrived
+        self._sleep(max(0.0, moment(taken, step) - taken))
+
+    def _hold(self, message: Contribution) -> None:
+        # How many there are tells how far the task has come.
+        size = sum(t.array.nbytes if isinstance(t, Encoded) else t.nbytes for t in message.tensors.values())
+        self._store.reserve(size, "what is returned before the end", apart=True)
+        self._reserved += size
+
+    # Contributions
+
+    def _numbered(self, message: Contribution) -> Contribution:
+        self._number += 1
+        return replace(message, number=self._number - 1)
+
+    def _contribution(self, final: bool = False, failed: bool = False) -> Contribution:
+        p, tensors = self._program, self._pending
+        self._pending, self._pending_bytes = {}, 0
+        message = Contribution(p.task_id, p.shard, p.coverage, p.version, 0, tensors, final=final)
         if not final:
             return message
-        seconds = self._clock() - self._arrived
-        return replace(message, run_seconds=self._run_seconds, task_seconds=seconds)
+        seconds = [self._run_seconds, self._clock() - self._arrived]
+        if self._bounded:
+            step = FAILED_STEP_SECONDS if failed else STEP_SECONDS
+            seconds = [moment(one, step) for one in seconds]
+        return replace(message, run_seconds=seconds[0], task_seconds=seconds[1])
 
-    def _block(self, block: tuple[said.Instruction, ...], turn: int | None) -> Iterator[Contribution]:
-        for instruction in block:
+    def _block(
+        self, block: tuple[said.Instruction, ...], turn: int | None, before: int = 0, within: str = ""
+    ) -> Iterator[Contribution]:
+        for number, instruction in enumerate(block, before + 1):
             self._stop.check()
+            self._place = f"instruction {within}{number}: {type(instruction).__name__}"
             match instruction:
                 case Run():
                     if self._pending:
@@ -122,31 +240,31 @@ class Execution:
                 case said.Repeat(times, body):
                     for index in range(times):
                         self._stop.check()
-                        yield from self._block(body, index)
+                        yield from self._block(body, index, 0, f"{within}{number}.")
                 case Return():
-                    held = self._value(Stored(instruction.stored))
-                    self._node.releases.require(instruction.stored, held)
+                    with self._plainly:
+                        held = self._value(Stored(instruction.stored))
+                        self._node.releases.require(instruction.stored, held)
                     full = self._pending_bytes + held.array.nbytes > _COALESCE
                     if self._pending and (full or instruction.name in self._pending):
                         yield self._contribution()
-                    self._return(instruction, held.array)
+                    with self._plainly:
+                        self._return(instruction, held.array)
                 case said.Drop(names, revision):
-                    for name in (self._name(name, prefix=True) for name in names):
-                        self._store.drop(name, revision)
-                        self._changed.add(name)
-
-    def _append(self, append: said.Append, turn: int | None) -> None:
-        held, at = self._value(append.source), append.at
-        if at is not None and turn is not None:
-            at += turn * len(held.array)
-        name = self._name(append.sequence)
-        self._changed.add(name)
-        self._store.append(name, held.array, at, append.tile, held.origin, append.revision)
+                    with self._plainly:
+                        for name in (self._name(name, prefix=True) for name in names):
+                            self._store.drop(name, revision)
+                            self._changed.add(name)
 
     def _put(self, name: str, array: Array, origin: Origin | None = None) -> None:
         if not name.startswith(self._scope):
             self._changed.add(name)
         self._store.put(name, array, origin)
+
+    def _commit(self) -> None:
+        if self._changed:
+            self._store.commit(self._changed)
+            self._changed.clear()
 
     def _name(self, name: str, prefix: bool = False) -> str:
         """The name in the store: `task/x` is this task's own."""
@@ -167,46 +285,105 @@ class Execution:
         return Held(value)
 
     def _run(self, run: Run) -> None:
-        if not run.outputs:
-            raise InvalidProgram(f"the run of graph {run.graph[:12]} keeps no output")
-        targets = {output: self._name(name) for output, name in run.outputs.items()}
-        inputs = {name: self._value(value) for name, value in run.inputs.items()}
-        private = any(held.origin is not None for held in inputs.values())
-        feeds = {name: held.array for name, held in inputs.items()}
-        started = self._clock()
-        try:
-            results = self._graphs[run.graph].run(feeds, list(targets), self._stop, private)
-        finally:
-            self._run_seconds += self._clock() - started
-        self._stop.check()  # who stopped the task may have dropped by now what it would store
-        for (output, name), array in zip(targets.items(), results, strict=True):
-            released = not private or self._node.releases.allow(run.graph, output)
-            self._put(name, array, None if released else Origin(run.graph, output))
+        drawn, graph = self._node.drawn, self._graphs[run.graph]
+        with self._plainly:
+            if not run.outputs:
+                raise InvalidProgram(f"the run of graph {run.graph[:12]} keeps no output")
+            targets = {output: self._name(name) for output, name in run.outputs.items()}
+            inputs = {name: self._value(value) for name, value in run.inputs.items()}
+            feeds = {name: held.array for name, held in inputs.items()}
+            private = any(held.origin is not None for held in inputs.values())
+            if graph.remembers and (run.graph in drawn or len(drawn) >= _DRAWN):
+                private = True
+            if private:
+                # What can be said of it before anything private counts.
+                graph.check(feeds, list(targets), {name for name, held in inputs.items() if held.chosen})
+        allow = self._node.releases.allow
+        with _NOTHING if private else self._plainly:
+            if private:
+                self._private, self._graph = True, run.graph
+                chosen = any(held.chosen for held in inputs.values())
+                if chosen or not all(allow(run.graph, output) for output in targets):
+                    self._begin()
+                if graph.remembers:
+                    drawn.add(run.graph)
+            started = self._clock()
+            try:
+                results = graph.run(feeds, list(targets), self._stop, private)
+            finally:
+                self._run_seconds += self._clock() - started
+            self._stop.check()  # who stopped the task may have dropped by now what it would store
+            private = private or run.graph in drawn  # of a run beside this one
+            for (output, name), array in zip(targets.items(), results, strict=True):
+                released = not private or allow(run.graph, output)
+                self._put(name, array, None if released else Origin(run.graph, output))
+
+    def _append(self, append: said.Append, turn: int | None) -> None:
+        with self._plainly:
+            name, held = self._name(append.sequence), self._value(append.source)
+            if held.origin is not None and not append.shape:
+                raise InvalidProgram(
+                    f"the source of {append.sequence} is private: the program has to say its shape"
+                )
+        shape = append.shape or held.array.shape
+        with _NOTHING if held.chosen else self._plainly:
+            if held.origin is not None:
+                self._private, self._graph = True, held.origin.digest
+                self._place += f" of {list(shape)}"
+            if held.chosen:
+                self._begin()
+            if held.array.shape != shape:
+                have = f"{list(held.array.shape)}, and the program says {list(shape)}"
+                raise InvalidProgram(f"the source of {append.sequence} is {have}")
+        with self._plainly:
+            at = append.at
+            if at is not None and turn is not None:
+                at += turn * len(held.array)
+            self._changed.add(name)
+            self._store.append(name, held.array, at, append.tile, held.origin, append.revision)
 
     def _batch(self, batch: Batch, turn: int | None) -> None:
-        dataset = self._node.datasets.get(batch.dataset)
-        if dataset is None:
-            known = ", ".join(self._node.datasets) or "none"
-            raise InvalidProgram(f"this node has no dataset {batch.dataset[:80]!r}; its datasets: {known}")
-        asked = None if batch.rows is None else self._value(batch.rows)
-        rows = None if asked is None else _rows(asked.array, turn, dataset)
-        count = dataset.rows if rows is None else len(rows)
-        for column, name in batch.columns.items():
-            target, source = self._name(name), dataset.column(column)
-            self._store.require(count * source[:1].nbytes, f"{count} rows of {column!r}")
-            array = np.ascontiguousarray(source) if rows is None else gather(source, rows)
-            self._put(target, array, Origin("", f"column {column!r} of dataset {dataset.name!r}"))
-        if batch.identity_output:
+        with self._plainly:
+            dataset = self._node.datasets.get(batch.dataset)
+            if dataset is None:
+                known = ", ".join(self._node.datasets) or "none"
+                raise InvalidProgram(
+                    f"this node has no dataset {batch.dataset[:80]!r}; its datasets: {known}"
+                )
+            asked = None if batch.rows is None else self._value(batch.rows)
+            columns = {self._name(name): column for column, name in batch.columns.items()}
+            sources = {name: dataset.column(column) for name, column in columns.items()}
+            hashes = self._name(batch.identity_output) if batch.identity_output else ""
             key = batch.identity_key
-            if not key:
-                raise InvalidProgram("hashes of ids need an identity_key: without one anybody can guess ids")
-            if self._node.secret:
-                key = hmac.digest(self._node.secret, key, "sha256")
-            self._store.require(16 * count, "hashes of ids")
-            # Rows chosen by what is in them would tell it with their ids.
-            chosen = asked.origin if asked is not None else None
-            origin = chosen if self._node.releases.alignment else Origin("", ALIGNMENT)
-            self._put(self._name(batch.identity_output), dataset.hashes(rows, key), origin)
+            if hashes:
+                if not key:
+                    raise InvalidProgram(
+                        "hashes of ids need an identity_key: without one anybody can guess ids"
+                    )
+                dataset.require_ids()
+                if self._node.secret:
+                    key = hmac.digest(self._node.secret, key, "sha256")
+        # Which rows, and how many, tells of what chose them.
+        origin = asked.origin if asked is not None else None
+        chosen = origin is not None
+        with _NOTHING if chosen else self._plainly:
+            if chosen:
+                self._private = True
+                self._begin()
+            rows = None if asked is None else _rows(asked.array, turn, dataset)
+            count = dataset.rows if rows is None else len(rows)
+            for name, source in sources.items():
+                column = f"column {columns[name]!r} of dataset {dataset.name!r}"
+                self._store.require(count * source[:1].nbytes, f"{count} rows of {columns[name]!r}", chosen)
+                array = np.ascontiguousarray(source) if rows is None else gather(source, rows)
+                self._put(name, array, Origin("", column, chosen))
+                self._private = True
+            if hashes:
+                self._store.require(16 * count, "hashes of ids", chosen)
+                # Rows chosen by what is in them would tell it with their ids.
+                from_rows = None if origin is None else replace(origin, chosen=True)
+                label = from_rows if self._node.releases.alignment else Origin("", ALIGNMENT, chosen)
+                self._put(hashes, dataset.hashes(rows, key), label)
 
     def _return(self, instruction: Return, array: Array) -> None:
         if not 0 < len(instruction.name) <= 256:

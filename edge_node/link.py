@@ -41,9 +41,12 @@ class Link:
         self._instance = secrets.token_hex(8)
         memory, report = lambda: node.store.used, lambda now: self.metrics.report(now)
         self._session = Session(name, dial.address, self._register, memory, random.random, report)
+        quiet = bool(node.datasets)
         self.metrics: NodeMetrics = NodeMetrics(
-            node.store, self._session, runtime.provider, runtime.threads, runtime.cells
+            node.store, self._session, runtime.provider, runtime.threads, runtime.cells, quiet
         )
+        # Later it would tell what tasks on private data take.
+        self._free = box.describe().memory_available if quiet else None
         self.metrics.certificate_expiry.set_function(lambda: dial.ends())
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="task")
@@ -81,7 +84,10 @@ class Link:
         who = (box.software(), name, self._instance, session, r.provider, r.threads, node.store.limit)
         sets = tuple(dataset.describe() for dataset in node.datasets.values())
         held = tuple(said.Sequence(*item) for item in node.store.sequences().items())
-        return said.Register(said.PROTOCOL, *who, sets, held, node.releases.announced, box.describe(r.asked))
+        machine = box.describe(r.asked)
+        if self._free is not None:
+            machine = replace(machine, memory_available=self._free)
+        return said.Register(said.PROTOCOL, *who, sets, held, node.releases.announced, machine)
 
     def _step(self, event: Callable[..., Sequence[Action]], *args: Any, **kwargs: Any) -> None:
         """Tell the session of an event, do what it says, and set the clock for the next."""

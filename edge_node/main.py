@@ -57,11 +57,19 @@ way, the second leaves at once.
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File with a secret the nodes share, mixed into the hashes of ids: the aggregator cannot guess ids.",
 )
+@click.option(
+    "--private-failures",
+    type=click.IntRange(0),
+    default=100,
+    help="Tasks a day that may fail for each caller on private data with graphs that are not released, ten "
+    "times as many for all: each failure tells a little. 0: none runs.",
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads a graph runs on.  [default: cores]")
 @click.option(
     "--memory-limit",
     type=BYTES,
-    help="Bytes stored here at most, as 2GB.  [default: half of RAM, or of its control group's limit]",
+    help="Bytes stored here at most, as 2GB; with --data half of it for what graphs make of private data.  "
+    "[default: half of RAM, or of its control group's limit]",
 )
 @click.option("--provider", default="auto", help="Execution provider: auto, cpu, cuda, tensorrt, openvino...")
 @click.option(
@@ -92,6 +100,7 @@ def main(
     data: tuple[str, ...],
     allow_release: tuple[str, ...],
     id_key: Path | None,
+    private_failures: int,
     threads: int | None,
     memory_limit: int | None,
     provider: str,
@@ -114,7 +123,7 @@ def main(
     from edge_attention.health import serving
     from edge_attention.metrics.common import serve
     from edge_attention.sequence_files import Files
-    from edge_node import datasets, executor, link, release, runtime
+    from edge_node import datasets, executor, failures, link, release, runtime
     from edge_node import store as stores
     from edge_node.refused_graphs import RefusedGraphs
 
@@ -125,7 +134,8 @@ def main(
         sets = [datasets.read(spec) for spec in data]
         if len({dataset.name for dataset in sets}) < len(sets):
             raise InvalidArgument("two --data have one name; give each its own")
-        held = stores.Store(limit, Files(store) if store else None)
+        apart = limit // 2 if sets else 0
+        held = stores.Store(limit - apart, Files(store) if store else None, apart)
         refused = None if no_cell else RefusedGraphs(store, allow_graph)
         engine = runtime.Runtime(provider, threads or len(os.sched_getaffinity(0)), limit, refused)
         engine.limit_arena()
@@ -140,6 +150,7 @@ def main(
             {dataset.name: dataset for dataset in sets},
             release.Releases(allow_release),
             secret,
+            failures.Failures(private_failures, store / "private-failures" if store else None),
         )
         dial, name = shared.dial(f"{aggregator[0]}:{aggregator[1]}", name, store)
         daemon = link.Link(dial, name, node, engine)

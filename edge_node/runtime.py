@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -18,16 +18,18 @@ from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
 from edge_attention.core.tensors import Array
 from edge_attention.graphs import library
-from edge_attention.graphs.reading import read_graph
+from edge_attention.graphs.reading import CheckedGraph, read_graph
 from edge_attention.providers import open_session, working_provider
 from edge_node.cell_calls import GraphFile
 from edge_node.cell_host import Cells
 from edge_node.refused_graphs import RefusedGraphs
-from edge_node.sessions import input_types, limit_arena, require_feeds, session_options, translate
+from edge_node.sessions import declared, input_types, limit_arena, require_feeds, session_options, translate
 
 log = logging.getLogger(__name__)
 
 _GRAPHS = 64
+_RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout", "Sampling")
+"""In names of operators that draw from a generator, which goes on from one run of a session to the next."""
 
 
 class Stop:
@@ -55,37 +57,52 @@ class Stop:
     def unwatch(self, callback: Callable[[], None]) -> None:
         self._watchers.remove(callback)
 
+    @property
+    def error(self) -> EdgeAttentionError | None:
+        """What the task ends with, once it has been stopped."""
+        return self._error
+
     def check(self) -> None:
         if self._error is not None:
             raise self._error
 
 
 class Graph:
-    """A graph ready to run in this process; `size` is that of its file in bytes."""
+    """A graph ready to run in this process; `size` is that of its file in bytes.
 
-    def __init__(self, digest: str, session: Any, size: int) -> None:
-        self.digest, self.size, self._session = digest, size, session
+    `remembers`: how often its random operators ran tells in what they draw next, in a later run.
+    """
+
+    def __init__(self, digest: str, session: Any, size: int, remembers: bool = False) -> None:
+        self.digest, self.size, self.remembers, self._session = digest, size, remembers, session
         self._inputs = input_types(session, f"graph {digest[:12]}")
         self._outputs = [node.name for node in session.get_outputs()]
 
+    def check(self, feeds: Mapping[str, Array], outputs: Sequence[str], unsaid: Container[str] = ()) -> None:
+        """Raises InvalidProgram if an input or output does not fit. Shapes of inputs `unsaid` may be any."""
+        require_feeds(self.digest, self._inputs, self._outputs, feeds, outputs, unsaid)
+
     def run(
-        self, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop, quiet: bool = False
+        self, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop, private: bool = False
     ) -> list[Array]:
         """The outputs named, computed from `feeds` (contiguous arrays are bound as they are).
 
-        `quiet`: ONNX Runtime's own words, which may quote an element, stay in this node's log.
-
-        Raises InvalidProgram (an input or output does not fit, or the graph refuses it), OutOfMemory.
+        Raises InvalidProgram (an input or output does not fit, or the graph refuses it), OutOfMemory. What is
+        said may quote an element: on private data it stays here.
         """
         where = f"graph {self.digest[:12]}"
-        require_feeds(self.digest, self._inputs, self._outputs, feeds, outputs)
+        self.check(feeds, outputs)
         try:
             # On the CPU neither direction copies: feeds are borrowed, results own ONNX Runtime's memory.
             results = self._session.run(list(outputs), dict(feeds), stop.options)
         except Exception as error:
             stop.check()
             raised = translate(error, where, InvalidProgram)
-            raise (_hushed(raised, where) if quiet else raised) from None
+            if isinstance(raised, errors.OutOfMemory) and not private:
+                # The figures say what others' graphs have taken, on private data too.
+                log.warning("%s", raised.message)
+                raised = errors.OutOfMemory(f"{where}: this node has no memory for it; its log says more")
+            raise raised from None
         if not all(isinstance(result, np.ndarray) for result in results):
             raise InvalidProgram(f"{where}: an output is no tensor: it cannot be kept")
         return list(results)
@@ -94,21 +111,28 @@ class Graph:
 class ForeignGraph:
     """A graph of somebody else: it is loaded where it first runs, in one of the cells."""
 
-    def __init__(self, file: GraphFile, cells: Cells) -> None:
+    remembers = False
+    """What it draws in the cell for private data it does not go on to draw in the other."""
+
+    def __init__(self, file: GraphFile, cells: Cells, graph: CheckedGraph) -> None:
         self.digest, self.size = file.digest, file.size
         self._file, self._cells = file, cells
+        self._inputs, self._all, self._outputs = declared(graph), graph.inputs, frozenset(graph.outputs)
+
+    def check(self, feeds: Mapping[str, Array], outputs: Sequence[str], unsaid: Container[str] = ()) -> None:
+        """As Graph.check, by what its file says. Not all that does not fit is found before it is loaded."""
+        if len(feeds) > len(self._inputs) and feeds.keys() <= set(self._all):
+            feeds = {name: feeds[name] for name in self._inputs if name in feeds}
+        require_feeds(self.digest, self._inputs, self._outputs, feeds, outputs, unsaid)
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop, quiet: bool = False
+        self, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop, private: bool = False
     ) -> list[Array]:
-        """As Graph.run; `quiet` means that something fed in is private, too.
+        """As Graph.run; `private`: something fed in is.
 
         Raises also InvalidGraph (it cannot be loaded), GraphDied (it ends the process), Unavailable.
         """
-        try:
-            return self._cells.run(self._file, feeds, outputs, stop, quiet)
-        except (InvalidProgram, errors.OutOfMemory) as error:
-            raise (_hushed(error, f"graph {self.digest[:12]}") if quiet else error) from None
+        return self._cells.run(self._file, feeds, outputs, stop, private)
 
 
 AnyGraph = TypeVar("AnyGraph", Graph, ForeignGraph)
@@ -172,12 +196,13 @@ class Runtime:
             raise errors.DataLoss(f"{where} came damaged: its bytes have another digest; send it again")
         if any(library.digest(name) == digest for name in library.names()):
             return self._keep(self._open(digest, data))
-        data = read_graph(data, where).data
+        graph = read_graph(data, where)
         if self.cells is None:
-            return self._keep(self._open(digest, data))
-        return self._keep(ForeignGraph(GraphFile(digest, data), self.cells))
+            remembers = any(word in operator for _, operator in graph.operators for word in _RANDOM)
+            return self._keep(self._open(digest, graph.data, remembers))
+        return self._keep(ForeignGraph(GraphFile(digest, graph.data), self.cells, graph))
 
-    def _open(self, digest: str, data: bytes) -> Graph:
+    def _open(self, digest: str, data: bytes, remembers: bool = False) -> Graph:
         where = f"graph {digest[:12]}"
 
         def options() -> Any:
@@ -187,7 +212,7 @@ class Runtime:
             session = open_session(data, options, self.provider, where)
         except Exception as error:
             raise translate(error, where, InvalidGraph) from None
-        return Graph(digest, session, len(data))
+        return Graph(digest, session, len(data), remembers)
 
     def _keep(self, graph: AnyGraph) -> AnyGraph:
         with self._lock:
@@ -196,8 +221,3 @@ class Runtime:
             while len(self._graphs) > 1 and (len(self._graphs) > _GRAPHS or size > self.limit):
                 size -= self._graphs.popitem(last=False)[1].size
         return graph
-
-
-def _hushed(error: EdgeAttentionError, where: str) -> EdgeAttentionError:
-    log.warning("%s", error.message)
-    return type(error)(f"{where} failed on private data; the node's log says why")

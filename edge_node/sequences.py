@@ -18,10 +18,14 @@ from edge_attention.sequence_files import Files, Manifest, tiles_of
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a private tensor comes from: an output of a graph, or (no digest) what `output` says."""
+    """Where a private tensor comes from: an output of a graph, or (no digest) what `output` says.
+
+    `chosen`: its shape may tell of private data, because a graph or private rows chose it.
+    """
 
     digest: str
     output: str
+    chosen: bool = field(default=True, compare=False)
 
 
 @dataclass(eq=False)
@@ -53,7 +57,7 @@ class Sequence:
     @classmethod
     def kept(cls, manifest: Manifest, memory: Memory, files: Files) -> Sequence:
         """The sequence in a file of `files`."""
-        origin = Origin(*manifest.origin) if manifest.origin else None
+        origin = Origin(*manifest.origin, chosen=False) if manifest.origin else None
         return cls(
             tiles_of(memory, manifest.layout),
             manifest.tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import onnxruntime as ort
 from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
 from edge_attention.core.tensors import Array, DataType
+from edge_attention.graphs.reading import CheckedGraph
 
 __all__ = [
     "DTYPES",
     "Inputs",
+    "declared",
     "input_types",
     "limit_arena",
     "output_types",
@@ -31,6 +33,12 @@ _NO_MEMORY = ("allocate memory", "Available memory of", "bad_alloc")
 
 FOLDED = 256 << 20
 """Bytes of one result computed from constants when a graph is loaded; what is larger waits for a run."""
+
+# Their numbers in ONNX.
+_ONNX_TYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool",
+    10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
+}  # fmt: skip
 
 Inputs = dict[str, tuple[np.dtype[Any], tuple[Any, ...]]]
 """Name -> dtype and shape; a dimension is a size, a name, or None."""
@@ -66,6 +74,12 @@ def input_types(session: Any, where: str) -> Inputs:
     return inputs
 
 
+def declared(graph: CheckedGraph) -> Inputs:
+    """What the graph takes, as its file says. Types that no tensor here has are left out."""
+    types = {number: np.dtype(name) for number, name in _ONNX_TYPES.items()}
+    return {name: (types[number], shape) for name, (number, shape) in graph.types.items() if number in types}
+
+
 def translate(error: Exception, where: str, cls: type[EdgeAttentionError]) -> EdgeAttentionError:
     """What ONNX Runtime raised, as an error of the catalogue: `cls`, or OutOfMemory if it says that."""
     text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
@@ -86,16 +100,20 @@ def require_feeds(
     outputs: Collection[str],
     feeds: Mapping[str, Array],
     wanted: Sequence[str],
+    unsaid: Container[str] = (),
 ) -> None:
-    """Raises InvalidProgram unless `feeds` are what the graph takes and `wanted` what it gives."""
+    """Raises InvalidProgram unless `feeds` are what the graph takes and `wanted` what it gives.
+
+    Shapes of inputs `unsaid` may be any.
+    """
     where = f"graph {digest[:12]}"
     for name, (dtype, shape) in inputs.items():
         array = feeds.get(name)
         if array is None:
             raise InvalidProgram(f"{where}: input {name!r} is not bound")
-        if array.dtype != dtype or not _fits(array.shape, shape):
-            want, have = f"{dtype} {_dims(shape)}", f"{array.dtype} {_dims(array.shape)}"
-            raise InvalidProgram(f"{where}: input {name!r} must be {want}; it is {have}")
+        if array.dtype != dtype or not (name in unsaid or _fits(array.shape, shape)):
+            want, have = f"{dtype} {_dims(shape)}", "" if name in unsaid else f" {_dims(array.shape)}"
+            raise InvalidProgram(f"{where}: input {name!r} must be {want}; it is {array.dtype}{have}")
     if len(feeds) > len(inputs):
         unknown = ", ".join(sorted(set(feeds) - set(inputs)))
         raise InvalidProgram(f"{where} has no input {unknown[:200]}; it has {', '.join(inputs)}")

@@ -8,7 +8,7 @@ import mmap
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory, Overtaken
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, require
@@ -35,16 +35,26 @@ class Held:
     array: Array
     origin: Origin | None = None
 
+    @property
+    def chosen(self) -> bool:
+        """Whether its shape may tell of private data."""
+        return self.origin is not None and self.origin.chosen
+
 
 class Store:
     """What one node holds, at most `limit` bytes of it, or what it held under a larger limit.
+
+    Tensors whose shapes may tell of private data are counted apart, up to `apart` bytes (None: `limit`). So
+    nothing that others see depends on them: not `used`, nor whether other tensors have room.
 
     `files`: keeps sequences under `context/` on disk, and has those of an earlier life. What was appended or
     kept is there after a power cut once `commit` has returned.
     """
 
-    def __init__(self, limit: int, files: Files | None = None) -> None:
+    def __init__(self, limit: int, files: Files | None = None, apart: int | None = None) -> None:
         self.limit = limit
+        self._apart_limit = limit if apart is None else apart
+        self._apart = 0
         self._files = files
         self._held: dict[str, Held] = {}
         self._sequences: dict[str, Sequence] = {}
@@ -65,16 +75,21 @@ class Store:
             self._count(manifest.name, sequence.counted)
         self._revisions |= files.revisions
         for name, array, private in files.kept.load():
-            self._held[name] = Held(array, Origin(*private) if private else None)
-            self._count(name, array.nbytes)
+            self._held[name] = held = Held(array, Origin(*private) if private else None)
+            self._count(name, array.nbytes, held.chosen)
 
     @property
     def used(self) -> int:
-        """Bytes stored."""
+        """Bytes stored, without those that are counted apart."""
         return self._bytes.total()
 
+    @property
+    def used_apart(self) -> int:
+        """Bytes of tensors whose shapes may tell of private data: for this machine only."""
+        return self._apart
+
     def used_in(self, scope: str) -> int:
-        """Bytes stored under `task`, `job` or `context`."""
+        """Bytes stored under `task`, `job` or `context`, without those that are counted apart."""
         return self._bytes[scope]
 
     def sequences(self) -> dict[str, int]:
@@ -82,23 +97,30 @@ class Store:
         with self._lock:
             return {name: sequence.tokens for name, sequence in self._sequences.items()}
 
-    def require(self, more: int, what: str) -> None:
-        """Raises OutOfMemory if `more` bytes would take the store past its limit."""
-        if self.used + more > self.limit:
+    def require(self, more: int, what: str, apart: bool = False) -> None:
+        """Raises OutOfMemory if `more` bytes would take the store past its limit, or the one for `apart`."""
+        if apart:
+            if self._apart + more > self._apart_limit:
+                raise OutOfMemory(
+                    f"{what} needs {more:,} more bytes, but {self._apart:,} of the {self._apart_limit:,} are "
+                    "used that this node has for what graphs make of private data; start it with a larger "
+                    "--memory-limit, half of which that is on a node with --data"
+                )
+        elif self.used + more > self.limit:
             raise OutOfMemory(
                 f"{what} needs {more:,} more bytes, but {self.used:,} of the node's {self.limit:,} are used; "
                 "drop something, give the node less, or start it with a larger --memory-limit"
             )
 
-    def reserve(self, size: int, what: str) -> None:
+    def reserve(self, size: int, what: str, apart: bool = False) -> None:
         """Count `size` bytes that are about to come; `release` them when they are stored or given up."""
         with self._lock:
-            self.require(size, what)
-            self._bytes["task"] += size
+            self.require(size, what, apart)
+            self._count("task/", size, apart)
 
-    def release(self, size: int) -> None:
+    def release(self, size: int, apart: bool = False) -> None:
         with self._lock:
-            self._bytes["task"] -= size
+            self._count("task/", -size, apart)
 
     def put(self, name: str, array: Array, origin: Origin | None = None) -> None:
         """Store `array` (not copied: it must not change) as `name`, in place of a tensor of that name.
@@ -113,13 +135,16 @@ class Store:
                 raise InvalidProgram(f"{name} is a sequence: drop it before storing another tensor there")
             if name not in self._held and len(self._held) >= _MAX_NAMES:
                 raise InvalidProgram(f"{name}: this node stores {_MAX_NAMES} tensors already, the limit")
-            more = array.nbytes - (self._held[name].array.nbytes if name in self._held else 0)
-            if more > 0:
-                self.require(more, name)
+            held, before = Held(array, origin), self._held.get(name)
+            freed = before.array.nbytes if before is not None and before.chosen == held.chosen else 0
+            if (more := array.nbytes - freed) > 0:
+                self.require(more, name, held.chosen)
             if self._files is not None and KEPT in name:
                 self._unsaved.add(name)
-            self._held[name] = Held(array, origin)
-            self._count(name, more)
+            if before is not None:
+                self._count(name, -before.array.nbytes, before.chosen)
+            self._held[name] = held
+            self._count(name, array.nbytes, held.chosen)
 
     def get(self, name: str, tiles: range | None = None) -> Held:
         """The tensor `name`: of a sequence a view [tiles, heads, tile, dim] of the tiles asked for or in use.
@@ -156,7 +181,7 @@ class Store:
 
         A sequence that does not exist begins with tiles of `tile` tokens. Tokens that are there already are
         replaced, those beyond stay; a gap is refused. Returns the tokens it holds then. What was private once
-        is private for good.
+        is private for good; what is not does not become so: graphs may be reading it as what all may see.
 
         Raises InvalidTensor, InvalidProgram, OutOfMemory, Overtaken (a later change of the context has come),
         NotFound (it was dropped meanwhile).
@@ -171,11 +196,16 @@ class Store:
                 with self._lock:
                     self._require_there(name, sequence)
                     self._require_current(name, revision)
+                    if origin and sequence.tokens and not sequence.origin:
+                        raise InvalidProgram(
+                            f"{name} is not private and takes no private tokens; begin another sequence"
+                        )
                     start, tokens = sequence.place(name, source, at, tile)
                     used = sequence.counted
                     self._take(name, sequence, tokens)
                     sequence.revision = revision
-                sequence.write(source, start, tokens, used, origin, self._lock)
+                label = replace(origin, chosen=False) if origin else None
+                sequence.write(source, start, tokens, used, label, self._lock)
                 with self._lock:
                     self._require_there(name, sequence)
                     sequence.publish()
@@ -246,7 +276,7 @@ class Store:
             for found in names:
                 held = self._held.pop(found, None)
                 if held is not None:
-                    self._count(found, -held.array.nbytes)
+                    self._count(found, -held.array.nbytes, held.chosen)
                     if self._files is not None and KEPT in found:
                         self._files.kept.delete(found)
                 sequence = self._sequences.get(found)
@@ -332,5 +362,8 @@ class Store:
     def _files_of(self, name: str) -> Files | None:
         return self._files if name.startswith("context/") else None
 
-    def _count(self, name: str, more: int) -> None:
-        self._bytes[name.partition("/")[0]] += more
+    def _count(self, name: str, more: int, apart: bool = False) -> None:
+        if apart:
+            self._apart += more
+        else:
+            self._bytes[name.partition("/")[0]] += more

@@ -17,11 +17,12 @@ Job = FusionJob | FederatedJob
 
 @dataclass
 class ActiveRun:
-    """A run as it stands. `changed` is replaced each time something does."""
+    """A run as it stands, for `caller`, who started it. `changed` is replaced each time something does."""
 
     info: TrainingRun
     job: Job
     identity_key: bytes
+    caller: str = ""
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     evaluating: bool = False

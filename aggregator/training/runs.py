@@ -27,6 +27,7 @@ from aggregator.training.federated.plan import FederatedPlan
 from aggregator.training.recipes import SCRATCH, Recipe, recipe_of
 from aggregator.training.records import record_from
 from aggregator.training.services import Services
+from aggregator.trust.acting import context_of
 from edge_attention.core.errors import (
     DiskFull,
     EdgeAttentionError,
@@ -128,7 +129,7 @@ class Runs:
         finally:
             recipe.discard()
         info = TrainingRun(id, job.name, RunState.RUNNING, "", 0, job.rounds, 0, created)
-        self._begin(ActiveRun(info, job, key, going=going), recipe, None)
+        self._begin(ActiveRun(info, job, key, owner, going=going), recipe, None)
         return info
 
     async def resume_run(self, name: str) -> TrainingRun:
@@ -298,7 +299,10 @@ class Runs:
             row.id, row.name, RunState.RUNNING, "", row.round, job.rounds, row.version or 0, row.created
         )
         log.info("run %s goes on after round %d of %d", row.id, row.round, job.rounds)
-        active = ActiveRun(info, job, bytes.fromhex(row.job["identity_key"]), going=going)
+        # Whoever resumes it, it is still for who started it. Runs of earlier releases do not say who.
+        active = ActiveRun(
+            info, job, bytes.fromhex(row.job["identity_key"]), row.job.get("owner", ""), going=going
+        )
         record = self._state.record(row.id, row.round) if evaluation_due(job, row.round) else None
         active.evaluating = record is not None and record_from(record).evaluation is None
         self._begin(active, recipe_of(job, self._services), row.job)
@@ -333,7 +337,8 @@ class Runs:
         self._active[active.info.id] = active
         self._metrics.training.begun(active.info.id, time.time())
         work = self._supervise(active, recipe, stored)
-        active.task = asyncio.create_task(work, name=f"run {active.info.id}")
+        context = context_of(active.caller)
+        active.task = asyncio.create_task(work, name=f"run {active.info.id}", context=context)
         active.task.add_done_callback(partial(self._over, active))
 
     def _over(self, active: ActiveRun, task: asyncio.Task[None]) -> None:

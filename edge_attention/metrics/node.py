@@ -21,6 +21,15 @@ REPORT_SECONDS = 10.0
 WAITING = 64
 """Tasks noted down at most before they are counted."""
 SCOPES = ("task", "job", "context")
+HIDDEN = (
+    b"process_resident_memory_bytes",
+    b"process_virtual_memory_bytes",
+    b"process_cpu_seconds_total",
+    b"edge_attention_node_cell_seconds",
+    b"edge_attention_node_cells_died",
+)
+"""What would tell how much a task on private data takes, or how a graph ended: of a node with datasets they do
+not travel, and are there for this machine only."""
 
 
 class Store(Protocol):
@@ -58,11 +67,21 @@ class Cells(Protocol):
 
 
 class NodeMetrics:
-    """Of the node with this store and session. `cells`: None where graphs of others run in the daemon."""
+    """Of the node with this store and session; `quiet`: it has private data.
+
+    `cells`: None where graphs of others run in the daemon.
+    """
 
     def __init__(
-        self, store: Store, session: Session, provider: str, threads: int, cells: Cells | None = None
+        self,
+        store: Store,
+        session: Session,
+        provider: str,
+        threads: int,
+        cells: Cells | None = None,
+        quiet: bool = False,
     ) -> None:
+        self._quiet = quiet
         make = Maker(PREFIX)
         self.registry, self._session = make.registry, session
         self._waiting: list[tuple[str, float, float]] = []
@@ -118,6 +137,9 @@ class NodeMetrics:
             return b""
         self._next, self._life = now + REPORT_SECONDS, self._session.reconnects
         text = generate_latest(self.registry)
+        if self._quiet:
+            lines = text.splitlines(keepends=True)
+            text = b"".join(line for line in lines if not any(name in line for name in HIDDEN))
         return text if len(text) <= REPORT_LIMIT else b""
 
 

@@ -135,3 +135,49 @@ def mixed():
     one = helper.make_tensor("i", TensorProto.INT64, [1], [1])
     node = helper.make_node("Add", ["x", "i"], ["y"])
     return named(model([node], [value("x", FLOAT, ["n"])], [value("y", FLOAT, ["n"])], [one]))
+
+
+def sized():
+    """y = zeros of a shape that is x's values."""
+    return named(
+        model(
+            [
+                helper.make_node("Cast", ["x"], ["shape"], to=TensorProto.INT64),
+                helper.make_node("ConstantOfShape", ["shape"], ["y"]),
+            ],
+            [value("x", FLOAT, ["r"])],
+            [value("y", FLOAT, None)],
+        )
+    )
+
+
+def whole():
+    """y = x as int64."""
+    return named(
+        model(
+            [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.INT64)],
+            [value("x", FLOAT, ["n"])],
+            [value("y", TensorProto.INT64, ["n"])],
+        )
+    )
+
+
+def drawn():
+    """y = as many random numbers as x says, from a generator that goes on from run to run."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["c"], ["c2"]),
+            helper.make_node("RandomUniform", [], ["r"], shape=[1], seed=3.0),
+        ],
+        "body",
+        [value("i", TensorProto.INT64, []), value("c", TensorProto.BOOL, [])],
+        [value("c2", TensorProto.BOOL, []), value("r", FLOAT, [1])],
+    )
+    true = helper.make_tensor("t", TensorProto.BOOL, [], [True])
+    empty = helper.make_tensor("e", TensorProto.INT64, [0], [])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["times"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["times", "e"], ["n"]),
+        helper.make_node("Loop", ["n", "t"], ["y"], body=body),
+    ]
+    return named(model(nodes, [value("x", FLOAT, [1])], [value("y", FLOAT, None)], [true, empty]))

@@ -143,8 +143,8 @@ def test_privacy_goes_through_graphs_and_sequences(node, graphs):
     assert node.store.get("job/j/z").origin == Origin(DOUBLED, "z")
     node.store.put("job/j/p", np.ones((2, 1, 2), np.float32), Origin("", "rows"))
     run(
-        node, graphs, Append("context/c/x", np.ones((2, 1, 2), np.float32), tile=2),
-        Append("context/c/x", Stored("job/j/p")),
+        node, graphs, Append("context/c/x", Stored("job/j/p"), tile=2, shape=(2, 1, 2)),
+        Append("context/c/x", np.ones((2, 1, 2), np.float32)),
     )  # fmt: skip
     assert failed(run(node, graphs, Return("context/c/x", "x")))[0] == "PrivateTensor"
 
@@ -165,6 +165,7 @@ def test_a_graph_that_fails_on_private_data_does_not_quote_it(node, graphs, capl
     look_up = Run(digest, {"x": np.ones(3, np.float32), "i": Stored("job/j/i")}, {"y": "task/y"})
     name, message = failed(run(node, graphs, look_up))
     assert name == "InvalidProgram"
+    assert message.startswith(f"instruction 1: Run, graph {digest}: failed on private data")
     assert "777" not in message
     assert "777" in caplog.text
     look_up = Run(digest, {"x": np.ones(3, np.float32), "i": np.array([777])}, {"y": "task/y"})
@@ -310,6 +311,8 @@ def test_a_graph_that_ends_after_its_task_was_stopped_stores_nothing(node, graph
     stop = Stop()
 
     class Late:
+        remembers = False
+
         def run(self, feeds, outputs, *_):
             stop.set(DeadlineExceeded("late"))
             node.store.drop("job/r/")

@@ -144,11 +144,45 @@ def test_what_does_not_fit_is_refused():
 def test_private_once_is_private_for_good():
     store = Store(MIB)
     x = np.zeros((1, 1, 1), np.float32)
-    store.append("job/a/x", x, tile=2)
-    assert store.get("job/a/x").origin is None
-    store.append("job/a/x", x, origin=Origin("d", "o"))
+    store.append("job/a/x", x, tile=2, origin=Origin("d", "o"))
     store.append("job/a/x", x)
     assert store.get("job/a/x").origin == Origin("d", "o")
+
+
+def test_what_everybody_may_see_does_not_become_private():
+    """A graph may be reading it, and what that computes would be everybody's."""
+    store = Store(MIB)
+    x = np.zeros((1, 1, 1), np.float32)
+    store.append("job/a/x", x, tile=2)
+    reading = store.get("job/a/x")
+    with pytest.raises(InvalidProgram, match="takes no private tokens"):
+        store.append("job/a/x", x + 7, at=0, origin=Origin("d", "o"))
+    assert reading.array.max() == 0
+    assert store.get("job/a/x").origin is None
+
+
+def test_what_a_graph_may_size_is_counted_apart():
+    store = Store(1000, apart=400)
+    store.put("job/a/p", np.zeros(400, np.uint8), Origin("d", "o"))
+    assert (store.used, store.used_in("job"), store.used_apart) == (0, 0, 400)
+    with pytest.raises(OutOfMemory):
+        store.put("job/a/q", np.zeros(1, np.uint8), Origin("d", "o"))
+    # Others have all the room they had, and are told nothing of it.
+    store.put("job/a/x", np.zeros(1000, np.uint8))
+    with pytest.raises(OutOfMemory, match="1,000 of the node's 1,000 are used"):
+        store.put("job/a/y", np.zeros(1, np.uint8))
+    store.put("job/a/x", np.zeros(10, np.uint8))
+    store.put("job/a/x", np.zeros(20, np.uint8), Origin("", "a column", chosen=False))
+    assert store.used == 20
+    store.put("job/a/p", np.zeros(30, np.uint8))
+    assert (store.used, store.used_apart) == (50, 0)
+    store.put("job/a/p", np.zeros(40, np.uint8), Origin("d", "o"))
+    assert (store.used, store.used_apart) == (20, 40)
+    store.reserve(300, "x", apart=True)
+    assert (store.used, store.used_apart) == (20, 340)
+    store.release(300, apart=True)
+    store.drop("job/")
+    assert (store.used, store.used_apart) == (0, 0)
 
 
 def test_a_view_outlives_the_drop_of_its_sequence():
@@ -183,8 +217,8 @@ def test_contexts_come_back_with_their_privacy(tmp_path):
     source = np.random.default_rng(0).standard_normal((9, 2, 3)).astype(np.float32)
     store = Store(MIB, Files(tmp_path))
     store.append("context/a/x", source, tile=4)
-    store.append("context/a/y", source, tile=4)
-    store.append("context/a/y", source, origin=Origin("d" * 64, "out"))
+    store.append("context/a/y", source, tile=4, origin=Origin("d" * 64, "out"))
+    store.append("context/a/y", source)
     store.append("context/b/x", source, tile=4)
     store.append("job/a/x", source, tile=4)
     store.drop("context/b/")

@@ -50,6 +50,8 @@ class CheckedGraph:
     """Those of graphs inside included, and those of functions as often as they are called."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    types: Mapping[str, tuple[int, tuple[int | str | None, ...]]]
+    """Of each input that has to be given and is a tensor: ONNX's number of its type, and its shape."""
     operators: frozenset[tuple[str, str]]
     """Domain and name of each operator that is used, and of functions of the file."""
 
@@ -71,8 +73,24 @@ def read_graph(data: bytes, where: str) -> CheckedGraph:
         nodes,
         tuple(value.name for value in graph.input),
         tuple(value.name for value in graph.output),
+        _types(graph),
         frozenset(walk.used),
     )
+
+
+def _types(graph: Any) -> dict[str, tuple[int, tuple[int | str | None, ...]]]:
+    constants = {tensor.name for tensor in graph.initializer}
+    found: dict[str, tuple[int, tuple[int | str | None, ...]]] = {}
+    for value in graph.input:
+        tensor = value.type.tensor_type
+        # Without a shape any is taken: nothing can be said of it beforehand.
+        if value.name not in constants and value.type.HasField("tensor_type") and tensor.HasField("shape"):
+            shape = tuple(
+                dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+                for dim in tensor.shape.dim
+            )
+            found[value.name] = (tensor.elem_type, shape)
+    return found
 
 
 def check_graph(data: bytes, where: str) -> None:

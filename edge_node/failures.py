@@ -1,0 +1,147 @@
+"""How often work on private data failed for each caller today, and when it is too often.
+
+Whether a task on private data failed is known to who sent it: a bit, which a graph can choose. So there are
+so many a day. The count survives a restart: what was under way when a process ended has failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_attention.core.errors import OutOfMemory, PrivateLimit
+
+__all__ = ["ALL_CALLERS", "DEFAULT", "Failures"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT = 100
+"""Failures a day that each caller may have."""
+ALL_CALLERS = 10
+"""Times as many for all callers together: an aggregator that misbehaves can invent callers."""
+_DAY = 86_400.0
+
+
+class Failures:
+    """Counts them, by days of UTC. Thread-safe.
+
+    `limit`: how many each caller may have a day; 0: nothing unreleased runs on private data at all.
+    `path`: a file in which the count survives the process.
+    """
+
+    def __init__(
+        self, limit: int = DEFAULT, path: Path | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.limit, self._path, self._clock = limit, path, clock
+        self._lock = threading.Lock()
+        self._day = int(clock() // _DAY)
+        self._failed: Counter[str] = Counter()
+        self._running: Counter[str] = Counter()
+        self._closed = False
+        if path is not None:
+            self._load(path)
+
+    def begin(self, caller: str) -> None:
+        """A task of `caller` is about to run an unreleased graph on private data; call `end` after it.
+
+        Raises:
+            PrivateLimit: too many failed today, those under way counted; it must not run.
+            OutOfMemory: it cannot be noted down; it must not run.
+        """
+        with self._lock:
+            self._turn()
+            # Those under way may all fail.
+            own = self._failed[caller] + self._running[caller]
+            everybody = self._failed.total() + self._running.total()
+            if own >= self.limit or everybody >= ALL_CALLERS * self.limit or self._closed:
+                raise PrivateLimit(self._refusal(caller, own))
+            self._running[caller] += 1
+            try:
+                self._save()
+            except OSError as error:
+                self._over(caller)
+                what = "a task on private data cannot be noted down"
+                raise OutOfMemory(f"{what} in this node's --store: {error.strerror}") from None
+
+    def end(self, caller: str, failed: bool) -> None:
+        """It has ended; on return it is on the disk if it failed."""
+        with self._lock:
+            self._turn()
+            self._over(caller)
+            self._failed[caller] += failed
+            try:
+                self._save(sync=failed)
+            except OSError as error:
+                # Counted here as long as the process lives; and the file still says that it is under way.
+                log.error("a failure on private data cannot be noted down: %s", error.strerror)
+
+    def count(self, caller: str) -> int:
+        """The failures of `caller` today."""
+        with self._lock:
+            self._turn()
+            return self._failed[caller]
+
+    def _refusal(self, caller: str, own: int) -> str:
+        what = "this node runs no unreleased graph on private data"
+        if not self.limit:
+            return f"{what}: --private-failures is 0; released graphs run"
+        whom = f"caller {caller!r}" if caller else "callers without a name"
+        if own >= self.limit:
+            why = f"for {whom} until 00:00 UTC: {own} of its tasks failed today or are under way, of"
+        else:
+            why = "until 00:00 UTC: of all callers' tasks failed too many today, which is ten times"
+        return f"{what} {why} --private-failures {self.limit}; released graphs run"
+
+    def _over(self, caller: str) -> None:
+        self._running[caller] -= 1
+        self._running += Counter()  # without those that are 0
+
+    def _turn(self) -> None:
+        """Forget yesterday's. A clock that goes back gives nothing back."""
+        if (today := int(self._clock() // _DAY)) > self._day:
+            self._day, self._closed = today, False
+            self._failed.clear()
+
+    def _load(self, path: Path) -> None:
+        try:
+            found = json.loads(path.read_text())
+            day, failed = int(found["day"]), Counter[str]()
+            for part in ("failed", "running"):
+                failed.update({str(caller): int(n) for caller, n in found[part].items() if int(n) > 0})
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # It may have said that there were too many.
+            log.warning(
+                "%s cannot be read (%s): no unreleased graph runs on private data until 00:00 UTC, "
+                "or until the file is removed and the node started again",
+                path, error,
+            )  # fmt: skip
+            self._closed = True
+            return
+        if day >= self._day:
+            self._day, self._failed = day, failed
+            if total := failed.total():
+                log.info("%d tasks on private data failed today", total)
+
+    def _save(self, sync: bool = False) -> None:
+        if self._path is None:
+            return
+        said = {"day": self._day, "failed": self._failed, "running": self._running}
+        temporary = self._path.with_suffix(".new")
+        with open(temporary, "w", opener=_private) as file:
+            file.write(json.dumps(said))
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(self._path)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
