@@ -55,9 +55,9 @@ _TEXT = {
 }
 
 
-def key_of(item: Any) -> Key:
-    """Of a node: what it calls. Of a function: what it is called."""
-    return standard(item.domain), getattr(item, "op_type", "") or item.name, item.overload
+def key_of(function: Any) -> Key:
+    """What a function is called by."""
+    return standard(function.domain), function.name, function.overload
 
 
 class Walk:
@@ -142,8 +142,8 @@ class Walk:
         return size
 
     def _node(self, node: Any, depth: int, typed: set[str] | None) -> int:
-        where, key = self._where, key_of(node)
-        domain, name, _ = key
+        where, domain, name = self._where, standard(node.domain), node.op_type
+        key = (domain, name, node.overload)
         if not domain:
             node.ClearField("domain")
         for text in (node.name, name, node.domain):

@@ -271,6 +271,10 @@ def test_operators_that_are_not_listed_are_refused_by_name(op, domain):
     refused(one(op, domain=domain), f"operator {op or '.without a name.'} .* is not among the operators")
 
 
+def test_the_name_of_a_node_is_not_that_of_its_operator():
+    refused(model([node("", ["x"], ["y"], name="Relu")], X, Y), "is not among the operators")
+
+
 @pytest.mark.parametrize("domain", ["org.pytorch.aten", "com.microsoft.nchwc", "ai.onnx.training", "mine"])
 def test_other_domains_are_refused(domain):
     refused(one("Conv", domain=domain), f"operator Conv .* is of domain '{domain}'")

@@ -71,6 +71,7 @@ def read(data):
 @settings(max_examples=300)
 @given(name=st.sampled_from(sorted(mutation.real())), seed=st.integers(0, 1 << 32), times=st.integers(0, 5))
 @example("encoder_23", 0, 0)
+@example("attention_batch_backward", 139, 5)  # a node without an operator, but with a name
 def test_real_graphs_changed_on_the_wire(name, seed, times):
     read(mutation.changed(mutation.real()[name], Random(seed), times))
 
