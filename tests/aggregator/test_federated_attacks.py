@@ -503,13 +503,13 @@ def test_more_local_rows_than_fit_are_refused_before_anybody_works():
 
 
 def test_a_model_is_exported_however_long_its_names_are(tmp_path):
-    name = "w" * 200_000
+    names = [f"{k:03}" + "w" * 1000 for k in range(300)]  # more than an argument of a process may have
     graph = helper.make_graph(
-        [helper.make_node("Add", ["x", name], ["y"])],
+        [helper.make_node("Sum", ["x", *names], ["y"])],
         "long",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
-        [numpy_helper.from_array(np.zeros(2, np.float32), name)],
+        [numpy_helper.from_array(np.zeros(2, np.float32), name) for name in names],
     )
     model, parameters, out = (tmp_path / n for n in ("model.onnx", "p.safetensors", "out.onnx"))
     model.write_bytes(
@@ -517,7 +517,9 @@ def test_a_model_is_exported_however_long_its_names_are(tmp_path):
             graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
         ).SerializeToString()
     )
-    safetensors.numpy.save_file({"p/0": np.array([1, 2], np.float32)}, parameters)
-    asyncio.run(export(model, parameters, [name], out))
+    values = {f"p/{k}": np.array([k, 2], np.float32) for k in range(len(names))}
+    safetensors.numpy.save_file(values, parameters)
+    asyncio.run(export(model, parameters, names, out))
     trained = onnx.load(out)
-    np.testing.assert_array_equal(numpy_helper.to_array(trained.graph.initializer[0]), [1, 2])
+    for k, tensor in enumerate(trained.graph.initializer):
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor), [k, 2])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
 
 from aggregator.state import State
 from aggregator.tensor_file import TensorFile
 from aggregator.training.federated.plan import FederatedPlan
+from aggregator.training.federated.probe import attention
 from aggregator.training.federated.updates import Update
 from edge_attention.core.consensus import consensus_losses
 from edge_attention.core.jobs import FederatedJob
@@ -22,30 +20,22 @@ class Consensus:
     def __init__(self, job: FederatedJob, plan: FederatedPlan, state: State) -> None:
         self._probe = job.consensus.probe if job.consensus.attention else {}
         self._plan, self._state = plan, state
-        self._session: Any = None
         self._alpha: Array | None = None
 
     @property
     def wanted(self) -> bool:
         return bool(self._probe)
 
-    def alpha(self, parameters: TensorFile) -> Array:
-        """The attention weights of these parameters on the probe batch, which there is if it is `wanted`."""
-        import onnxruntime  # only a run with a probe needs it here
+    async def alpha(self, parameters: TensorFile) -> Array:
+        """The attention weights of these parameters on the probe batch, which there is if it is `wanted`.
 
+        Raises:
+            InvalidGraph: they cannot be computed.
+        """
         graph = self._plan.graphs["attention"]
-        if self._session is None:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
-            data = self._state.get_blob(graph.digest)
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        feeds = {
-            f"x/{i}": parameters.read(f"p/{i}").reshape(shape)
-            for i, shape in enumerate(self._plan.shapes)
-            if f"x/{i}" in graph.inputs
-        }
         probe = {name: array for name, array in self._probe.items() if name in graph.inputs}
-        self._alpha = np.asarray(self._session.run(["attention"], {**feeds, **probe})[0])
+        file = self._state.blob_path(graph.digest)
+        self._alpha = await attention(file, parameters.path, self._plan.shapes, probe)
         return self._alpha
 
     def losses(self, updates: Sequence[Update], distances: Mapping[str, float]) -> dict[str, float]:

@@ -146,7 +146,7 @@ class FederatedTrainer:
             # The weights of attention on the probe that this version gives, for penalties and losses.
             alpha = None
             if self._consensus.wanted:
-                alpha = await asyncio.to_thread(self._consensus.alpha, current.parameters)
+                alpha = await self._consensus.alpha(current.parameters)
             basis = Basis(
                 current.round + 1,
                 current.version,
