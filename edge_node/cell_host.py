@@ -24,6 +24,7 @@ from edge_node.cell_calls import Gone, GraphFile, Known, Stoppable, load, run
 from edge_node.cell_messages import Channel, Nonsense
 from edge_node.cell_process import CellProcess, Settings, signal_name
 from edge_node.cell_state import Action, Blame, CellState, End, Fail, Grant, Phase, Say, Start, Stop, Usage
+from edge_node.confinement import OPEN
 from edge_node.refused_graphs import RefusedGraphs
 from edge_node.sessions import require_feeds
 
@@ -291,7 +292,9 @@ class Cell:
             self._tell(self._state.died, how, number, self._clock())
         elif report and self._state.phase is Phase.STARTING:
             self.report = report
-            log.info("the %s cell is process %d, shut in by: %s", self._name, process.pid, report)
+            # The devices of an accelerator are files, too: a cell that uses one is never quite shut.
+            level = logging.WARNING if report.startswith(OPEN) else logging.INFO
+            log.log(level, "the %s cell is process %d, shut in by: %s", self._name, process.pid, report)
             self._tell(self._state.ready, self._clock())
 
 

@@ -30,17 +30,20 @@ from pathlib import Path
 
 from edge_node import system_calls
 
-__all__ = ["Confinement", "Limits", "confine"]
+__all__ = ["OPEN", "Confinement", "Limits", "confine"]
+
+OPEN = "open"
+"""How the description of a process that is not shut in begins."""
 
 _OWN_USERS = 1_900_000_000
 """The own user of process p is this plus p: ids that nobody has, nor systemd or containers give out."""
 _NOBODY = 65_534
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWNET = 0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x40000000
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # Landlock's: the same on every architecture
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
-_FILTER, _TSYNC = 1, 1
+_FILTER, _TSYNC, _MODE_FILTER = 1, 1, 2
 
 # Landlock: rights over files by the version that has them; the network's and the scopes' come later.
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
@@ -98,7 +101,7 @@ class Confinement:
     shut: bool
 
     def describe(self) -> str:
-        """What holds, and what does not, in a line."""
+        """What holds, and what does not, in a line; begins with OPEN if files or sockets can be had."""
         parts = {
             "empty root": self.empty_root,
             "namespaces": self.namespaces,
@@ -108,7 +111,8 @@ class Confinement:
         }
         held = ", ".join(name for name, holds in parts.items() if holds) or "nothing"
         missing = ", ".join(name for name, holds in parts.items() if not holds)
-        return held + (f" (not here: {missing})" if missing else "")
+        said = held + (f" (not here: {missing})" if missing else "")
+        return said if self.shut else f"{OPEN}: files and sockets can be had; {said}"
 
 
 def confine(limits: Limits) -> Confinement:
@@ -135,7 +139,7 @@ def confine(limits: Limits) -> Confinement:
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     landlock = _landlock(libc, limits.devices)
-    seccomp = _seccomp(libc, machine, limits.devices)
+    seccomp = _seccomp(libc, machine, limits.devices, alone)
     if not alone:
         if not seccomp:
             raise RuntimeError("this process has other threads already, which nothing here would hold")
@@ -252,7 +256,7 @@ def _allow_devices(libc: ctypes.CDLL, ruleset: int, files: int) -> None:
             os.close(descriptor)
 
 
-def _seccomp(libc: ctypes.CDLL, machine: str, devices: bool) -> bool:
+def _seccomp(libc: ctypes.CDLL, machine: str, devices: bool, alone: bool) -> bool:
     if machine not in system_calls.MACHINES:
         return False
     code = system_calls.deny_listed(machine) if devices else system_calls.allow_listed(machine, os.getpid())
@@ -260,7 +264,10 @@ def _seccomp(libc: ctypes.CDLL, machine: str, devices: bool) -> bool:
     # struct sock_fprog: how many instructions, and where.
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
     arguments = (ctypes.c_uint(_FILTER), ctypes.c_uint(_TSYNC), program)
-    return _done(libc.syscall(_SECCOMP[machine], *arguments))
+    if _done(libc.syscall(_SECCOMP[machine], *arguments)):
+        return True
+    # The older call, for this thread alone: some filters around a service let only this one through.
+    return alone and _done(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, program, 0, 0))
 
 
 def _is_shut() -> bool:

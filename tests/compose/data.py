@@ -14,6 +14,9 @@ from edge_attention.demo.patients import LABEL_LAB, LABS, Patients
 FILES = {"measurements": "measurements.csv", "diagnoses": "diagnoses.csv", "digits": "digits.npz"}
 """Dataset -> its file on every node."""
 
+KNOWN, MEAN = ("diagnoses", "benign"), 357 / 569
+"""A dataset of every node, a column of it that holds a whole number a row, and its mean."""
+
 TEST = "test.npz"
 """Digits nobody trains on, for the client."""
 

@@ -91,24 +91,30 @@ def make_variables(folder: Path) -> dict[str, str]:
 
 
 def client(
-    project: Project, image: str, token_file: Path, folder: Path, *words: str, deadline: float = 300
+    project: Project,
+    image: str,
+    token_file: Path,
+    folder: Path,
+    *words: str,
+    program: str = "client.py",
+    deadline: float = 300,
 ) -> str:
-    """Runs tests/compose/client.py in a container of its own: hardened, on the nodes' network."""
-    program = Path(__file__).with_name("client.py")
+    """Runs a program beside this file in a container of its own: hardened, on the nodes' network."""
+    file = Path(__file__).with_name(program)
     return project.engine.docker(
         "run",
         "--rm",
         *HARDENED,
         "--tmpfs=/tmp",
         f"--network={project.name}_fleet",
-        f"--volume={program}:/client.py:ro",
+        f"--volume={file}:/{program}:ro",
         f"--volume={folder}:/work:ro",
         f"--volume={token_file}:/run/token:ro",
         "--env=EDGE_ATTENTION_AGGREGATOR=aggregator:50051",
         "--env=EDGE_ATTENTION_TOKEN_FILE=/run/token",
         "--entrypoint=python3",
         image,
-        "/client.py",
+        f"/{program}",
         *words,
         deadline=deadline,
     )

@@ -48,9 +48,10 @@ class World:
         printed = self.fleet.execute("aggregator", "edge-attention", "nodes", "--json")
         return {node["name"]: node["state"] for node in json.loads(printed)}
 
-    def client(self, *words: str) -> dict[str, Any]:
-        """What client.py found, run as a user with a token."""
-        return last_object(client(self.fleet, self.image(AGGREGATOR), self.token, self.data, *words))
+    def client(self, *words: str, program: str = "client.py") -> dict[str, Any]:
+        """What client.py, or another program, found, run as a user with a token."""
+        image = self.image(AGGREGATOR)
+        return last_object(client(self.fleet, image, self.token, self.data, *words, program=program))
 
     def run_document(self, block: str) -> str:
         """Runs a block of docs/deploy.md; what its last command printed."""

@@ -92,10 +92,10 @@ def main():
     for layer in told.get("without", ()):
         nothing = {"_landlock": 0, "_become_own_user": None}.get(layer, False)
         setattr(confinement, layer, lambda *_, nothing=nothing: nothing)
-    if told.get("namespaces") is False:
-        # As in a container that may make none: the call fails.
+    if told.get("refused"):
+        # As in a container, or a unit with a filter of its own: these calls fail.
         found = ctypes.CDLL
-        ctypes.CDLL = lambda *a, **k: Refusing(found(*a, **k))
+        ctypes.CDLL = lambda *a, **k: Refusing(found(*a, **k), told["refused"])
     if told.get("thread"):
         threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
     model = bytes.fromhex(told["model"])
@@ -112,7 +112,9 @@ def main():
         while True:
             pass
     answer = {"report": vars(report), "describe": report.describe(), "can": [], "uid": os.getuid()}
-    for name, attempt in ATTEMPTS.items():
+    # Where nothing is shut, some of them would do what they try: attach to the parent, for one.
+    tried = told.get("tries", list(ATTEMPTS))
+    for name, attempt in ((name, ATTEMPTS[name]) for name in tried):
         try:
             attempt()
             answer["can"].append(name)
@@ -129,11 +131,11 @@ def main():
 
 
 class Refusing:
-    def __init__(self, libc):
-        self._libc = libc
+    def __init__(self, libc, names):
+        self._libc, self._names = libc, names
 
     def __getattr__(self, name):
-        return (lambda *_: -1) if name == "unshare" else getattr(self._libc, name)
+        return (lambda *_: -1) if name in self._names else getattr(self._libc, name)
 
 
 def _is_open(descriptor):

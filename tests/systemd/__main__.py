@@ -6,13 +6,14 @@ python3 -m tests.systemd
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from tests.compose.console import Failed, complain, say, wait_for
-from tests.compose.fleet import ROOT, need
+from tests.compose.fleet import ROOT, last_object, need
 from tests.systemd.box import Box, cache_folder, lacking
 
 PAGE = (ROOT / "docs" / "pi.md").read_text()
@@ -75,8 +76,14 @@ def test(box: Box) -> None:
     access = re.search(r"eat_\w+", box(f"{tool} --role user"))
     if not token or not access:
         raise Failed("`token create` printed no token")
-    say("the node, as docs/pi.md says")
-    follow(box, block("node")[2:], token[0])
+    say("the node, as docs/pi.md says, with data")
+    follow(box, block("node")[2:-2], token[0])
+    (box.root / "srv/diagnoses.csv").write_text(
+        "id,benign\n" + "".join(f"P{n},{n % 4}\n" for n in range(100))
+    )
+    box("chmod 644 /srv/diagnoses.csv; printf '%s\n' EDGE_NODE_DATA=diagnoses=/srv/diagnoses.csv "
+        "EDGE_NODE_ALLOW_RELEASE=attention >> /etc/edge-attention/edge-node.env")  # fmt: skip
+    follow(box, block("node")[-2:], token[0])
     wait_for("the node to register", lambda: registered(box) == 1, 60)
     (box.root / "root/attend.py").write_text(ATTEND)
     attend = f"/opt/edge-attention/bin/python /root/attend.py {NAME}:50051 {access[0]}"
@@ -90,6 +97,7 @@ def test(box: Box) -> None:
         rating = box(f"systemd-analyze security --no-pager {unit} | tail -1")
         need(f"systemd rates {unit} OK", "OK" in rating, rating)
         say(f"  {rating.strip().lstrip('→ ')}")
+    contained(box, access[0])
     said = log(box, "edge-node") + log(box, "edge-aggregator")
     refused = [
         line for line in said.splitlines() if re.search("not permitted|Read-only|Permission denied", line)
@@ -106,6 +114,25 @@ def test(box: Box) -> None:
     for unit in ("edge-node", "edge-aggregator"):
         result = box(f"systemctl show -P Result {unit}").strip()
         need(f"{unit} ended as it should", result == "success", f"{result}\n{log(box, unit)}")
+
+
+def contained(box: Box, token: str) -> None:
+    say("a user's own graphs run shut in, and one that ends its process costs the node nothing")
+    shutil.copy(ROOT / "tests" / "compose" / "foreign.py", box.root / "root")
+    (box.root / "root/token").write_text(token)
+    run = "EDGE_ATTENTION_AGGREGATOR=%s:50051 EDGE_ATTENTION_TOKEN_FILE=/root/token %s /root/foreign.py %s"
+    name = box("hostname").strip()
+    printed = box(run % (NAME, "/opt/edge-attention/bin/python", f"{name} diagnoses benign"))
+    found = last_object(printed)
+    need("the answers are exact, and the same after it", found["exact"] and found["same"], found)
+    need("the answer is the column's mean", abs(found["mean"] - 1.5) < 1e-6, found)
+    need("the call says what happened", found["killed"].startswith("GraphDied"), found)
+    shut = re.findall(
+        r"cell is process \d+, shut in by: (.*)", box("journalctl -u edge-node --no-pager -o cat")
+    )
+    need("the cell is shut in", shut and all("Landlock" in s and "seccomp" in s for s in shut), shut)
+    need("the unit goes on with the same process", registered(box) == 1, log(box, "edge-node"))
+    say(f"  shut in by: {shut[-1]}; {found['killed']}")
 
 
 def main() -> int:
