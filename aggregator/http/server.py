@@ -50,11 +50,11 @@ class Parts:
 
 
 class _Ours(logging.Filter):
-    """Of what aiohttp logs as errors, those that are: not that a stranger sent nonsense, with a traceback."""
+    """Of what aiohttp logs as errors, those that are: not that a stranger sent nonsense, or left."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, HttpProcessingError)
+        return not isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError)
 
 
 logging.getLogger("aiohttp.server").addFilter(_Ours())
@@ -91,7 +91,12 @@ class HttpServer:
         self._feed = Feed(snapshots.take)
         self._add(Live(self._feed, self._guard).routes())
         self._runner = web.AppRunner(
-            self.app, access_log=None, keepalive_timeout=IDLE_SECONDS, shutdown_timeout=GRACE_SECONDS
+            self.app,
+            access_log=None,
+            keepalive_timeout=IDLE_SECONDS,
+            shutdown_timeout=GRACE_SECONDS,
+            # Nobody has a reason to send a body that has to be inflated, and inflating costs.
+            auto_decompress=False,
         )
         self._listening: asyncio.Server | None = None
         self._door: Door | None = None

@@ -108,3 +108,28 @@ def test_ipv6_addresses_of_one_network_count_as_one():
     assert door.owner("2001:db8:0:1::1") != door.owner("2001:db8::1")
     assert door.owner("fe80::1%eth0") == "fe80::/64"
     assert door.owner("::1") == "::1"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/signin", "/metrics"])
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        (b"Content-Encoding: gzip\r\nContent-Length: 5", b"hello"),
+        (b"Content-Encoding: deflate\r\nContent-Length: 5", b"hello"),
+        (b"Transfer-Encoding: chunked", b"5\r\nhello\r\nzz\r\n"),
+        (b"Transfer-Encoding: chunked", b"ffffffffffffffffff\r\nx"),
+    ],
+)
+def test_a_body_that_is_none_writes_no_traceback(path, header, body, caplog):
+    async def scenario(port):
+        for method in (b"GET", b"POST"):
+            head = method + b" " + path.encode() + b" HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n"
+            reader, writer = await opened(port, head + body)
+            assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.")
+            writer.write_eof()
+            await ended(reader)
+            writer.close()
+        assert (await port.get("/healthz")).status == 200
+
+    run(scenario)
+    assert not [record for record in caplog.records if record.exc_info]
