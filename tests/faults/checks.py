@@ -24,6 +24,8 @@ HONEST = {
     "OutOfMemory",
     "Cancelled",
     "DataLoss",
+    "Damaged",
+    "DiskFull",
     "Unauthenticated",
 }
 """Errors that say what a fault does. Any other blames the caller, or is a defect of ours."""

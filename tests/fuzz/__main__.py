@@ -32,6 +32,9 @@ TARGETS: dict[str, type[Target]] = {one.name: one for one in (Services, Link, Ed
 BATCH = 500
 """Inputs between two checks."""
 
+FEW = 8
+"""So many inputs that do it together are kept in the repository; more were not narrowed down."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
@@ -99,10 +102,12 @@ class Run:
                     await self._narrow(cls, batch)
                     return False
         finally:
+            heard = target.heard()
             figures = target.figures() if all(child.running for child in target.children) else ""
             await target.stop()
         seconds = time.monotonic() - began
-        print(f"{cls.name:10} {count:6,} messages in {seconds:5.0f} s; {figures}", flush=True)
+        print(f"{cls.name:10} {count:6,} messages in {seconds:5.0f} s; {figures}")
+        print(f"           answered: {heard}", flush=True)
         return True
 
     async def _send(self, target: Target, batch: Sequence[Input]) -> None:
@@ -129,8 +134,9 @@ class Run:
                 break
         text = "\n".join(one.text() for one in culprits)
         print(f"{len(culprits)} inputs do it:\n{text[:4000]}")
-        FOUND.mkdir(parents=True, exist_ok=True)
-        file = FOUND / f"{cls.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+        where = FOUND if len(culprits) <= FEW else Path(tempfile.gettempdir())
+        where.mkdir(parents=True, exist_ok=True)
+        file = where / f"{cls.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
         file.write_text(text + "\n")
         print(f"kept: python -m tests.fuzz --replay {file}", flush=True)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 from tests.fuzz.targets import FleetTarget, Input
@@ -17,8 +18,9 @@ PATHS = (
     "/metrics",
     "/sd",
     "/nodes/a/metrics",
-    "/live",
-    "/events",
+    "/api/state",
+    "/api/events",
+    "/signout",
     "/app.js",
     "/signin",
     "/style.css",
@@ -129,12 +131,20 @@ class Http(FleetTarget):
         self._port = int(found[1])
 
     def make(self, rng: random.Random) -> Input:
-        path = rng.choice(PATHS) + rng.choice(QUERIES)
-        lines = [f"{rng.choice(METHODS)} {path} {rng.choice(VERSIONS)}"]
-        lines += rng.choices(HEADERS, k=rng.choice((0, 1, 1, 2, 3, 5, 200)))
-        end = rng.choice(("\r\n", "\r\n", "\r\n", "\n", "\r"))
-        data = (end.join(lines) + end * rng.choice((2, 2, 2, 1))).encode("latin-1") + rng.choice(BODIES)
-        if rng.random() < 0.3:
+        # Most parts of a request are good, so that what reads the others is reached.
+        def some(good: Sequence[str], any_of: Sequence[str]) -> str:
+            return rng.choice(good if rng.random() < 0.8 else any_of)
+
+        path = some(PATHS, PATHS) + some(("",), QUERIES)
+        lines = [f"{some(('GET', 'GET', 'HEAD', 'POST'), METHODS)} {path} {some(VERSIONS[:1], VERSIONS)}"]
+        lines += ["Host: 127.0.0.1"] if rng.random() < 0.9 else []
+        lines += rng.choices(HEADERS, k=rng.choice((0, 0, 1, 1, 1, 2, 3, 200)))
+        body = rng.choice(BODIES) if rng.random() < 0.4 else b""
+        if body and rng.random() < 0.7:
+            lines.append(f"Content-Length: {len(body)}")
+        end = some(("\r\n",), ("\n", "\r"))
+        data = (end.join(lines) + end * rng.choice((2, 2, 2, 2, 2, 1))).encode("latin-1") + body
+        if rng.random() < 0.2:
             changed = bytearray(data)
             for _ in range(rng.choice((1, 2, 10))):
                 changed[rng.randrange(min(len(changed), 400))] = rng.randrange(256)
@@ -151,7 +161,8 @@ class Http(FleetTarget):
                     for part in sent.parts:
                         writer.write(part)
                     await writer.drain()
-                    await reader.read(4096)
+                    said = await reader.read(4096)
+                    self.answers[said[9:12].decode("latin-1") or "closed"] += 1
                 finally:
                     writer.transport.abort()
 

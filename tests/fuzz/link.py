@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+import threading
 import zlib
 from typing import Any, ClassVar
 
@@ -39,7 +40,7 @@ AWAITED = "awaited:" + CONNECT
 
 
 class Link(FleetTarget):
-    name, share = "link", 0.2
+    name, share = "link", 0.25
     together: ClassVar[int] = 4
 
     async def start(self) -> None:
@@ -54,13 +55,17 @@ class Link(FleetTarget):
         self._ready = asyncio.Event()
         self._tasks = [asyncio.create_task(self._stay())]
         await asyncio.wait_for(self._ready.wait(), 30)
-        self._tasks += [asyncio.create_task(asyncio.to_thread(self._ask, number)) for number in range(ASKERS)]
+        self._askers = [threading.Thread(target=self._ask, args=(n,), daemon=True) for n in range(ASKERS)]
+        for asker in self._askers:
+            asker.start()
 
     async def stop(self) -> None:
         self._over = True
         self._out.put_nowait(None)
         with contextlib.suppress(Exception):
             await asyncio.wait_for(asyncio.gather(*self._tasks, return_exceptions=True), 15)
+        for asker in self._askers:
+            await asyncio.to_thread(asker.join, 10)
         await super().stop()
 
     def make(self, rng: random.Random) -> Input:

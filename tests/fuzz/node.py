@@ -43,7 +43,7 @@ def doubled() -> bytes:
 
 
 class EdgeNode(Target):
-    name, share = "node", 0.2
+    name, share = "node", 0.25
     together: ClassVar[int] = 4
 
     async def start(self) -> None:
@@ -162,6 +162,7 @@ class EdgeNode(Target):
         async for data in requests:
             message = from_node.decode(data)
             if isinstance(message, Contribution):
+                self.answers[message.error.name if message.error else "done"] += 1
                 if message.task_id in self._answers:
                     self._answers[message.task_id].append(message)
                     self._news.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +60,8 @@ class Target:
         self.folder, self.corpus = folder, known
         self.children: list[Child] = []
         self._before: list[dict[str, int]] = []
-        self._read = 0
+        self.answers: Counter[str] = Counter()
+        """How the victim answered: how far messages get."""
 
     async def start(self) -> None:
         raise NotImplementedError
@@ -126,6 +128,9 @@ class Target:
             f"{was['descriptors']} → {usage(child)['descriptors']} descriptors"
             for child, was in zip(self.children, self._before, strict=False)
         )
+
+    def heard(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self.answers.most_common(12))
 
 
 def usage(child: Child) -> dict[str, int]:
@@ -211,8 +216,9 @@ class FleetTarget(Target):
                 count += 1
                 if count > 20:
                     break
-        except grpc.aio.AioRpcError:
-            pass
+            self.answers["ok"] += 1
+        except grpc.aio.AioRpcError as error:
+            self.answers[error.code().name.lower()] += 1
         finally:
             call.cancel()
 
@@ -220,7 +226,7 @@ class FleetTarget(Target):
 class Services(FleetTarget):
     """What clients call."""
 
-    name, share = "services", 0.45
+    name, share = "services", 0.35
     # Planning a run may take long, and is allowed to; so may a probe.
     RARE: ClassVar[dict[str, float]] = {"StartRun": 0.15, "PlanRun": 0.15, "ProbeNode": 0.3, "WatchRun": 0.5}
 
