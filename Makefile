@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated test test-compose test-arm64 test-systemd test-faults fuzz check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated test test-compose test-arm64 test-systemd test-faults test-hostile fuzz check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test-systemd: .venv/dev ## docs/pi.md as written, on a Debian box that systemd b
 
 test-faults: .venv/dev ## Every fault in the middle of every operation at every victim; QUICK=1 CI's choice, ONLY='kill */attend' some.
 	$(BIN)/python -m tests.faults $(if $(QUICK),--quick) $(ONLY)
+
+test-hostile: .venv/dev ## 2,000 graphs that mean no good, against real nodes that release nothing; GRAPHS=300, SEED=7, STRICT=1.
+	$(BIN)/python -m tests.hostile --graphs $(or $(GRAPHS),2000) --seed $(or $(SEED),0) $(if $(STRICT),--strict)
 
 fuzz: .venv/dev ## 20,000 changed messages of real sessions against real processes; SEED=7, MESSAGES=100000.
 	$(BIN)/python -m tests.fuzz --messages $(or $(MESSAGES),20000) --seed $(or $(SEED),0)

@@ -15,7 +15,13 @@ The same arguments give the same graphs. Four kinds by turns, each until it has 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+# For whoever runs `python -m tests.hostile`: the files beside call each other by `hostile`.
+if (TESTS := str(Path(__file__).resolve().parent.parent)) not in sys.path:
+    sys.path.insert(0, TESTS)
 
 from hostile import by_hand, mutation, operators, outside
 from hostile.files import Hostile
