@@ -28,8 +28,8 @@ HIDDEN = (
     b"edge_attention_node_cell_seconds",
     b"edge_attention_node_cells_died",
 )
-"""What would tell how much a task on private data takes, or how a graph ended: of a node with datasets they do
-not travel, and are there for this machine only."""
+"""What would tell how much a task on private data takes, or how a graph ended: of a node with datasets it is
+shown on this machine only."""
 
 
 class Store(Protocol):

@@ -43,6 +43,8 @@ class Life:
     def append(self, name, back, count, seed, repeat, private):
         held = self.store.sequences().get(name, 0)
         at = max(held - back, 0)
+        if held and self.store.get(name).origin is None:
+            private = False  # it would be refused
         source = np.random.default_rng(seed).standard_normal((count, 2, 2)).astype(np.float32)
         if repeat and held:
             source = read(self.store._sequences[name].tiles, at, held)
