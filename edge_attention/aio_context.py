@@ -140,7 +140,7 @@ class AsyncContext:
             request_id: as in `append`.
 
         Raises:
-            InvalidGraph: the node cannot use the model.
+            InvalidGraph: the node cannot use the model; GraphDied: running it ends the process it runs in.
             PrivateTensor: the node needs `--allow-release attention`.
         """
         if rows is not None and (rows.step != 1 or rows.start < 0):
@@ -158,7 +158,7 @@ class AsyncContext:
             return _appended([await appended(call, caller, Attempt(self.name, request_id, "", timeout))])
         except InvalidGraph as error:
             name = model if isinstance(model, str | Path) else "the model"
-            raise InvalidGraph(f"{name}: {error.message}") from None
+            raise type(error)(f"{name}: {error.message}") from None
 
     async def attend(
         self,

@@ -267,7 +267,7 @@ class Cell:
             process = CellProcess(self._settings, self._name)
         except (OSError, ValueError) as error:
             log.error("the %s cell cannot be started: %s", self._name, error)
-            self._tell(self._state.died, f"{type(error).__name__}: {error}", None, self._clock())
+            self._tell(self._state.died, f"{type(error).__name__}: {error}", self._clock())
             return
         self.counts.started += 1
         with self._changed:
@@ -289,7 +289,7 @@ class Cell:
             with self._changed:
                 self._process = None
                 self._changed.notify_all()
-            self._tell(self._state.died, how, number, self._clock())
+            self._tell(self._state.died, how, self._clock())
         elif report and self._state.phase is Phase.STARTING:
             self.report = report
             # The devices of an accelerator are files, too: a cell that uses one is never quite shut.

@@ -4,13 +4,12 @@
                           \\______________ died, whatever the state ________________/
 
 A job is one task's wish to run one graph in the cell. It waits, is granted a lane, and is done; or its cell
-dies under it. Then either it is known whose fault that was, or each job that ran is tried again alone, one
-after the other: whose graph ends the process alone is guilty, the others never learn of it.
+dies under it. Then each job that ran is tried again alone, one after the other: whose graph ends the process
+so, too, is guilty; the others never learn of it, nor of a process that was ended from outside.
 """
 
 from __future__ import annotations
 
-import signal
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ IDLE_SECONDS = 300.0
 """A cell without a job ends after that, and its memory is the box's again."""
 START_SECONDS = 60.0
 """What a cell may take to start, on a slow box that is busy."""
+START_TRIES = 3
+"""So many that end before they are ready, one after the other, and whoever waits is told."""
 LOAD_PROCESSOR_SECONDS = 120.0
 """Of one thread: what a graph may take to load."""
 RUN_PROCESSOR_SECONDS = 3600.0
@@ -116,6 +117,7 @@ class CellState:
         self._used = Usage()
         self._ended_for: tuple[int, EdgeAttentionError, bool] | None = None
         self._killed = False
+        self._failed = 0  # starts, one after the other
 
     @property
     def jobs(self) -> int:
@@ -150,6 +152,7 @@ class CellState:
         """The process has started and waits for work."""
         if self.phase is not Phase.STARTING:
             return []
+        self._failed = 0
         self.phase, self._used, self._idle_since, self._looked_at = Phase.READY, Usage(), now, now
         return self._grant(now)
 
@@ -224,8 +227,8 @@ class CellState:
             actions += self._drop(number, Unavailable("the node has left"))
         return [*actions, *([] if self.phase is Phase.ABSENT else self._kill())]
 
-    def died(self, how: str, number: int | None, now: float) -> list[Action]:
-        """The process is gone. `how` in words; `number`: the signal that ended it, if one did."""
+    def died(self, how: str, now: float) -> list[Action]:
+        """The process is gone, `how` in words."""
         was, self.phase, self._killed = self.phase, Phase.ABSENT, False
         guilty, self._ended_for = self._ended_for, None
         running = {key: job for key, job in self._jobs.items() if job.lane is not None}
@@ -233,33 +236,38 @@ class CellState:
             job.lane, job.loading, job.seconds = None, False, 0.0
         actions: list[Action] = []
         if was is Phase.STARTING:
+            self._failed += 1
+            if self._failed % START_TRIES:
+                return [Say(f"the process for graphs ended as it started: {how}"), *self._again(now)]
             text = f"the process for graphs could not start ({how}); its words are in the node's log"
             for waiting in list(self._jobs):
                 actions += self._drop(waiting, Unavailable(text))
             return actions
         if guilty is not None:
-            number_, error, blame = guilty
-            if number_ in self._jobs:
-                digest = self._jobs[number_].digest
-                actions += self._drop(number_, error)
+            number, error, blame = guilty
+            if number in self._jobs:
+                digest = self._jobs[number].digest
+                actions += self._drop(number, error)
                 actions += [Blame(digest)] if blame else []
         elif running:
             actions.append(Say(f"the process for graphs ended: {how}; {len(running)} graphs were running"))
-            # A graph can hardly send SIGKILL: the kernel short of memory does, or somebody on the box.
-            known = len(running) == 1 and number != signal.SIGKILL
+            # Of an only one nobody knows either: somebody on the box may have ended it, or the kernel.
             for key, job in running.items():
-                if known or job.alone:
+                if job.alone:
                     actions += self._blamed(key, how)
         for job in running.values():
             job.alone = True  # also the innocent: else whoever ends cells one after the other holds them up
         for key in [key for key, job in self._jobs.items() if job.stopped is not None]:
             actions += self._drop(key, Unavailable("the task was stopped"))
-        return actions + (self._start(now) if self._jobs else [])
+        return actions + self._again(now)
 
     # What they have in common
 
     def _running(self) -> list[_Job]:
         return [job for job in self._jobs.values() if job.lane is not None]
+
+    def _again(self, now: float) -> list[Action]:
+        return self._start(now) if self._jobs else []
 
     def _start(self, now: float) -> list[Action]:
         self.phase, self._began = Phase.STARTING, now

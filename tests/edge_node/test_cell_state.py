@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +10,7 @@ from edge_attention.core.errors import GraphDied, Unavailable
 from edge_node import cell_state as cells
 from edge_node.cell_state import Blame, CellState, End, Fail, Grant, Phase, Say, Start, Stop, Usage
 
-FPE, KILL = ("signal 8 (SIGFPE)", int(signal.SIGFPE)), ("signal 9 (SIGKILL)", int(signal.SIGKILL))
+FPE, KILL = "signal 8 (SIGFPE)", "signal 9 (SIGKILL)"
 NOTHING = Usage()
 
 
@@ -47,7 +45,7 @@ def test_it_starts_when_first_needed_and_ends_when_idle(cell):
     assert cell.tick(cell.wake - 1, NOTHING) == []
     assert cell.tick(cell.wake, NOTHING) == [End(kill=False)]
     assert cell.ask(2, "a", cell.wake - 1) == []  # it comes too late: the next one has it
-    assert cell.died("exit code 0", None, 400.0) == [Start()]
+    assert cell.died("exit code 0", 400.0) == [Start()]
     assert cell.ready(401.0) == [Grant(2, 0)]
 
 
@@ -56,7 +54,7 @@ def test_one_that_does_not_end_when_it_is_to_is_killed(cell):
     cell.done(1, 0.0)
     cell.tick(cells.IDLE_SECONDS, NOTHING)
     assert cell.tick(cell.wake, NOTHING) == [End(kill=True)]
-    assert cell.died(*KILL, 900.0) == []
+    assert cell.died(KILL, 900.0) == []
 
 
 def test_more_jobs_than_lanes_wait_in_order(cell):
@@ -66,9 +64,13 @@ def test_more_jobs_than_lanes_wait_in_order(cell):
     assert cell.done(1, 3.0) == [Grant(5, 0)]
 
 
-def test_the_only_graph_that_ran_is_guilty_of_a_signal(cell):
+def test_a_process_may_be_ended_from_outside_so_a_graph_is_tried_once_more_before_it_is_guilty(cell):
     running(cell, "a" * 64)
-    actions = cell.died(*FPE, 1.0)
+    actions = cell.died(FPE, 1.0)
+    assert not failed(actions)
+    assert actions[-1] == Start()
+    assert granted(cell.ready(2.0)) == {1: 0}
+    actions = cell.died(FPE, 3.0)
     assert isinstance(failed(actions)[1], GraphDied)
     assert "graph aaaaaaaaaaaa ended its process: signal 8 (SIGFPE)" in failed(actions)[1].message
     assert Blame("a" * 64) in actions
@@ -77,25 +79,17 @@ def test_the_only_graph_that_ran_is_guilty_of_a_signal(cell):
 
 def test_of_several_each_is_tried_alone_and_the_innocent_never_learn_of_it(cell):
     running(cell, "a", "b", "c")
-    actions = cell.died(*FPE, 1.0)
+    actions = cell.died(FPE, 1.0)
     assert not failed(actions)
     assert actions[-1] == Start()
     assert cell.ask(4, "d", 1.5) == []
     assert granted(cell.ready(2.0)) == {1: 0}
     assert granted(cell.done(1, 3.0)) == {2: 0}
-    actions = cell.died(*FPE, 4.0)
+    actions = cell.died(FPE, 4.0)
     assert failed(actions).keys() == {2}
     assert Blame("b") in actions
     assert granted(cell.ready(5.0)) == {3: 0}
     assert granted(cell.done(3, 6.0)) == {4: 0}
-
-
-def test_a_kill_may_come_from_outside_so_the_graph_is_tried_once_more(cell):
-    running(cell, "a")
-    actions = cell.died(*KILL, 1.0)
-    assert not failed(actions)
-    assert granted(cell.ready(2.0)) == {1: 0}
-    assert failed(cell.died(*KILL, 3.0)).keys() == {1}
 
 
 def test_what_is_told_to_stop_and_does_not_is_ended_and_the_others_run_again(cell):
@@ -105,7 +99,7 @@ def test_what_is_told_to_stop_and_does_not_is_ended_and_the_others_run_again(cel
     assert cell.wake <= 10.0 + cells.GRACE_SECONDS
     assert cell.tick(10.0 + cells.GRACE_SECONDS - 0.1, NOTHING) == []
     assert End(kill=True) in cell.tick(10.0 + cells.GRACE_SECONDS, NOTHING)
-    actions = cell.died(*KILL, 12.1)
+    actions = cell.died(KILL, 12.1)
     assert failed(actions).keys() == {1}
     assert Blame("a") in actions
     assert granted(cell.ready(13.0)) == {2: 0}
@@ -116,7 +110,7 @@ def test_to_load_slowly_when_told_to_stop_is_no_crime(cell):
     cell.loading(1, True)
     cell.stop(1, 0.0)
     cell.tick(5.0, NOTHING)
-    actions = cell.died(*KILL, 5.1)
+    actions = cell.died(KILL, 5.1)
     assert failed(actions).keys() == {1}
     assert Blame("a") not in actions
 
@@ -127,7 +121,7 @@ def test_a_load_has_a_limit_of_its_own_in_its_thread_s_seconds(cell):
     long = cells.LOAD_PROCESSOR_SECONDS
     assert cell.tick(1.0, Usage(9 * long, (8 * long, long - 1, 0.0))) == []
     assert End(kill=True) in cell.tick(2.0, Usage(9 * long, (8 * long, long + 1, 0.0)))
-    actions = cell.died(*KILL, 3.0)
+    actions = cell.died(KILL, 3.0)
     assert "takes over 120 processor seconds to load" in failed(actions)[2].message
     assert Blame("b") in actions
 
@@ -137,14 +131,14 @@ def test_a_run_has_a_limit_in_its_share_of_the_cell_s_seconds(cell):
     assert cell.tick(1.0, Usage(2 * cells.RUN_PROCESSOR_SECONDS)) == []
     cell.done(2, 1.5)
     assert End(kill=True) in cell.tick(2.0, Usage(2 * cells.RUN_PROCESSOR_SECONDS + 1))
-    assert failed(cell.died(*KILL, 3.0)).keys() == {1}
+    assert failed(cell.died(KILL, 3.0)).keys() == {1}
 
 
 def test_a_cell_that_talks_nonsense_is_ended_for_the_job_that_heard_it(cell):
     running(cell, "a", "b")
     assert End(kill=True) in cell.nonsense(2, "a shape that is none")
     assert cell.nonsense(1, "and more") == []
-    actions = cell.died(*KILL, 1.0)
+    actions = cell.died(KILL, 1.0)
     assert "answer what cannot be: a shape that is none" in failed(actions)[2].message
     assert Blame("b") in actions
 
@@ -153,10 +147,13 @@ def test_one_that_cannot_start_fails_all_who_wait_and_the_next_may_try_again(cel
     cell.ask(1, "a", 0.0)
     cell.ask(2, "b", 0.0)
     assert End(kill=True) in cell.tick(cells.START_SECONDS, NOTHING)
-    errors = failed(cell.died(*KILL, 61.0))
+    for _ in range(cells.START_TRIES - 1):
+        assert cell.died(KILL, 61.0)[-1] == Start()
+    errors = failed(cell.died(KILL, 61.0))
     assert errors.keys() == {1, 2}
     assert all(isinstance(error, Unavailable) for error in errors.values())
     assert cell.ask(3, "a", 62.0) == [Start()]
+    assert not failed(cell.died(KILL, 63.0))
 
 
 def test_a_refused_graph_gets_no_process():
@@ -178,7 +175,7 @@ def test_nothing_is_left_when_the_node_leaves(cell):
     actions = cell.leave(1.0)
     assert failed(actions).keys() == {1, 2}
     assert actions[-1] == End(kill=True)
-    assert cell.died(*KILL, 1.1) == []
+    assert cell.died(KILL, 1.1) == []
 
 
 EVENTS = st.lists(
@@ -221,7 +218,7 @@ def test_whatever_happens_every_job_ends_once_and_the_invariants_hold(events):
         if alive:
             alive = False
             lanes.clear()
-            perform(cell.died(*how, now))
+            perform(cell.died(how, now))
 
     for what, number, seconds in events:
         now += seconds
