@@ -249,7 +249,7 @@ class Caller:
         ours = isinstance(error, asyncio.CancelledError)
         if ours and _cancelling():
             return error
-        if line.dead and (ours or call.code() is grpc.StatusCode.CANCELLED):
+        if line.dead and not self._lines.closed and (ours or call.code() is grpc.StatusCode.CANCELLED):
             return _Died()
         if isinstance(error, grpc.RpcError):
             return await self.explained(from_rpc(error, self._where), ends.left)

@@ -64,6 +64,11 @@ class Line:
             )
         return call
 
+    @property
+    def used(self) -> bool:
+        """Whether calls are under way over it."""
+        return self._users > 0
+
     def hear(self) -> None:
         """Something came: it is alive."""
         self.heard = time.monotonic()
@@ -115,7 +120,8 @@ class Lines:
         self._line = None if channel is None else Line(channel)
         self._opening: asyncio.Task[Line] | None = None
         self._check: asyncio.Task[None] | None = None
-        self._closed = False
+        self._old: list[Line] = []
+        self.closed = False
 
     @property
     def opened(self) -> Line:
@@ -144,7 +150,7 @@ class Lines:
 
     def suspect(self, line: Line) -> asyncio.Task[None] | None:
         """Have `line` checked, once at a time; None: there is no other to be had, or it is there already."""
-        if self._open is None or line is not self._line or self._closed:
+        if self._open is None or line is not self._line or self.closed:
             return None
         if self._check is None or self._check.done():
             self._check = asyncio.create_task(self._checked(line), name="checking")
@@ -157,13 +163,14 @@ class Lines:
 
     async def close(self) -> None:
         """End all calls under way and every connection."""
-        self._closed = True
+        self.closed = True
         for task in (self._opening, self._check):
             if task is not None and not task.done():
                 task.cancel()
                 await asyncio.wait([task])
-        if self._line is not None:
-            await self._line.close()
+        for line in (*self._old, self._line):
+            if line is not None:
+                await line.close()
 
     async def _another(self) -> Line:
         assert self._open is not None
@@ -188,6 +195,7 @@ class Lines:
                     if new in done and new.result():
                         self._line, fresh = fresh, None
                         line.die()
+                        self._old = [old for old in (*self._old, line) if old.used]
                         return
         except TimeoutError:
             return

@@ -20,7 +20,7 @@ from edge_attention.core.attention import (
     DescribeContextRequest,
     DescribeContextResponse,
 )
-from edge_attention.core.errors import DeadlineExceeded, Unavailable, Unreachable
+from edge_attention.core.errors import Cancelled, DeadlineExceeded, Unavailable, Unreachable
 from edge_attention.core.session import Chunk, DownloadRequest, UploadChunk, Uploaded
 from edge_attention.wire import caller as calling
 from edge_attention.wire import lines, services
@@ -187,6 +187,23 @@ def test_an_upload_goes_on_over_the_new_connection_and_an_old_server_is_not_aske
             assert house.created == 0
             await create(caller, 3)
             assert house.created == 1, "the next call has another connection"
+
+    run(test)
+
+
+def test_a_caller_that_closes_ends_what_is_left_on_a_dead_connection():
+    async def test():
+        async with serving() as (_, proxy, caller):
+            await describe(caller, 10)
+            proxy.set_mode(HalfOpen())
+            caller._seals = False
+            left = asyncio.create_task(create(caller, 50))
+            async with asyncio.timeout(20):
+                while not caller._lines._old:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            await caller.close()
+            with pytest.raises(Cancelled, match="closed during the call"):
+                await asyncio.wait_for(left, 5)
 
     run(test)
 
