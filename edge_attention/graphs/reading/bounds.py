@@ -15,6 +15,7 @@ __all__ = [
     "MAX_ELEMENTS",
     "MAX_FOLDED",
     "MAX_IR_VERSION",
+    "MAX_MESSAGES",
     "MAX_NAME",
     "MAX_NESTING",
     "MAX_NODES",
@@ -34,11 +35,13 @@ MAX_BYTES = 256 << 20
 """Of the file."""
 
 MAX_PARTS = 4_000_000
-"""Fields of the file, numbers of a list that is not packed included: what a message takes in memory, at most
-some 100 bytes each, and the time to read it."""
+"""Fields of the file, numbers of a list that is not packed included: 30 bytes of memory each, once parsed."""
 
-MAX_PACKED = 32 << 20
-"""Bytes of numbers of variable length, which take up to eight times as much once read."""
+MAX_MESSAGES = 2_000_000
+"""Messages in the file, some 50 bytes each; nodes, attributes and tensors, 200 bytes, count four times."""
+
+MAX_PACKED = 8 << 20
+"""Bytes of numbers of variable length, which take up to sixteen times as much while they are read."""
 
 MAX_NESTING = 56
 """Messages within messages. Protobuf itself ends at 100, and forgets unknown fields down to 64."""

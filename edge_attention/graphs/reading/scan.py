@@ -1,13 +1,13 @@
 """How much an ONNX file holds, told before any of it is parsed: parts, nesting, fields that nobody knows.
 
-A parsed message takes some 100 bytes for a part of two, so a file is counted first. Nothing else rests on
+A parsed message takes up to 200 bytes for a part of two, so a file is counted first. Nothing else rests on
 this reading of the bytes: what is checked and used is the message that protobuf makes of them.
 """
 
 from __future__ import annotations
 
 from edge_attention.core.errors import InvalidGraph
-from edge_attention.graphs.reading.bounds import MAX_NESTING, MAX_PACKED, MAX_PARTS
+from edge_attention.graphs.reading.bounds import MAX_MESSAGES, MAX_NESTING, MAX_PACKED, MAX_PARTS
 from edge_attention.graphs.reading.fields import FIELDS
 
 __all__ = ["scan"]
@@ -15,6 +15,8 @@ __all__ = ["scan"]
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIRE = {"int32": _VARINT, "int64": _VARINT, "uint64": _VARINT, "double": _FIXED64, "float": _FIXED32}
 _SIZE = {_FIXED64: 8, _FIXED32: 4}
+_LARGE = {"Attribute", "Function", "Graph", "Node", "Tensor"}
+_WEIGHT = {message: 4 if message in _LARGE else 1 for message in FIELDS}
 
 _Table = dict[int, tuple["str", bool]]
 """Tag (number and wire type) to the message that it holds ("": none) and whether numbers are packed in it."""
@@ -44,7 +46,7 @@ def scan(data: bytes, where: str) -> None:
     pos, end, message = 0, len(data), "Model"
     table = _TABLES[message]
     outer: list[tuple[int, str]] = []
-    left, packed = MAX_PARTS, 0
+    left, messages, packed = MAX_PARTS, MAX_MESSAGES, 0
     try:
         while True:
             while pos >= end:
@@ -86,6 +88,12 @@ def scan(data: bytes, where: str) -> None:
                     continue
                 if pos + size > end:
                     raise _broken(where, pos)
+                messages -= _WEIGHT[inner]
+                if messages < 0:
+                    raise InvalidGraph(
+                        f"{where}: more than {MAX_MESSAGES:,} messages, large ones counted four "
+                        "times (MAX_MESSAGES); leave out value_info and what exporters note, or bring less"
+                    )
                 outer.append((end, message))
                 if len(outer) > MAX_NESTING:
                     raise InvalidGraph(f"{where}: nested more than {MAX_NESTING} deep (MAX_NESTING)")

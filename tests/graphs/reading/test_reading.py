@@ -521,9 +521,11 @@ def test_parts_and_packed_numbers_are_counted_before_they_are_parsed(monkeypatch
 
     monkeypatch.setattr(scan, "MAX_PARTS", 1000)
     monkeypatch.setattr(scan, "MAX_PACKED", 1000)
+    monkeypatch.setattr(scan, "MAX_MESSAGES", 2000)
     monkeypatch.setattr("edge_attention.graphs.reading.reader.new_model", parsed)
     made = files.linear()
-    refused(files.wrapped(made, b"\x0a\x00" * 1000), "MAX_PARTS")
+    refused(files.wrapped(made, b"\x0a\x00" * 501), "MAX_MESSAGES")
+    refused(files.wrapped(made, b"\x6a\x00" * 1000), "MAX_PARTS")
     refused(files.wrapped(made, wire.field(5, b"\x08\x01" * 1001)), "MAX_PARTS")
     refused(files.wrapped(made, wire.field(5, wire.field(7, b"\x00" * 1001))), "MAX_PACKED")
 
