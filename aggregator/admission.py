@@ -57,6 +57,9 @@ class Admission:
         name: of the bound, for errors.
         most_bytes: of those that run at once, together; a larger one runs alone.
         least, most: between these is `limit`, how many run at once. Equal: it does not move.
+        share: of those at most so many are one caller's; 0: as many as it leaves free.
+        alike: what the last calls took says what the next will take. Otherwise a short queue is always waited
+            in, and who comes to its turn runs with the time that is left.
         seconds: the mean of what a call took lately, once it ran; `spread`: its mean deviation.
     """
 
@@ -64,6 +67,8 @@ class Admission:
     most_bytes: int
     least: int = 4
     most: int = 256
+    share: int = 0
+    alike: bool = True
     limit: float = field(init=False)
     seconds: float = field(init=False, default=0.0)
     spread: float = field(init=False, default=0.0)
@@ -101,8 +106,9 @@ class Admission:
         self._pressed = True
         own = len(self._queues.get(caller, ()))
         ahead = 1 + sum(min(len(queue), own + 1) for queue in self._queues.values())
-        wait = self.seconds * ahead / max(1, int(self.limit)) + self.expected
-        if now + wait > until:
+        limit = max(1, int(self.limit))
+        wait = self.seconds * ahead / limit + (self.expected if self.alike else 0.0)
+        if now + wait > until and (self.alike or self.waiting >= limit):
             raise self.refusal(wait, until - now)
         self._queues.setdefault(caller, deque()).append(ticket)
         return ticket
@@ -177,10 +183,9 @@ class Admission:
 
     def _fair(self, ticket: Ticket) -> bool:
         """Whether a caller that has some running leaves as much free as it has then: calls, and bytes."""
+        most = self.share or int(self.limit) - self.running - 1
         count, size = self._of[ticket.caller] + 1, self._size_of[ticket.caller] + ticket.size
-        return (
-            count <= int(self.limit) - self.running - 1 and size <= self.most_bytes - self.size - ticket.size
-        )
+        return count <= most and size <= self.most_bytes - self.size - ticket.size
 
     def _start(self, ticket: Ticket, now: float) -> None:
         ticket.state, ticket.began = State.RUNNING, now
@@ -196,7 +201,7 @@ class Admission:
         while passed < len(self._queues) and (not self.running or self.running < int(self.limit)):
             caller, queue = next(iter(self._queues.items()))
             ticket = queue[0]
-            late = now + (self.expected if self.running else 0.0) >= ticket.until
+            late = now + (self.expected if self.alike and self.running else 0.0) >= ticket.until
             if not late and not self._room(ticket):
                 if ticket.caller not in self._of or self._fair(ticket):
                     self._stalled = True

@@ -11,8 +11,8 @@ from aggregator.gate import Gate
 
 LONG_SECONDS = 0.25
 """An attend that keeps a node busy for longer is a long one: so few of them run that short ones find a node's
-other workers free."""
-LONG = 2
+other workers free (there are four). Of one caller fewer still."""
+LONG, LONG_SHARE = 3, 2
 APPENDS = 8
 ENCODES = 2
 """Appends from datasets at one node: it has four workers, and encoding takes a while."""
@@ -28,8 +28,10 @@ class Turns:
     def __init__(self, refused: Callable[[str], None] = lambda name: None) -> None:
         self._refused = refused
         self.attends = Gate(Admission("attend-turns", ATTENDS_BYTES, most=MOST_ATTENDS), refused)
-        self.long_attends = Gate(Admission("long-attend-turns", ATTENDS_BYTES, LONG, LONG), refused)
-        self.appends = Gate(Admission("append-turns", 1, APPENDS, APPENDS), refused)
+        self.long_attends = Gate(
+            Admission("long-attend-turns", ATTENDS_BYTES, LONG, LONG, LONG_SHARE, False), refused
+        )
+        self.appends = Gate(Admission("append-turns", 1, APPENDS, APPENDS, alike=False), refused)
         self._encodes: OrderedDict[str, Gate] = OrderedDict()
         self._seconds_a_work = 0.0
 
@@ -41,7 +43,7 @@ class Turns:
     def encodes(self, node: str) -> Gate:
         """Of the appends that `node` computes from its datasets."""
         gate = self._encodes.pop(node, None) or Gate(
-            Admission("encode-turns", 1, ENCODES, ENCODES), self._refused
+            Admission("encode-turns", 1, ENCODES, ENCODES, ENCODES, False), self._refused
         )
         self._encodes[node] = gate
         while len(self._encodes) > NODES:

@@ -108,6 +108,20 @@ def test_what_cannot_be_answered_in_time_is_refused_at_once_and_told_when():
     assert f"try again in {refused.retry_after:.2f} s" in refused.message
 
 
+def test_where_calls_are_not_alike_a_short_queue_is_waited_in():
+    machine = admission(most=2, least=2, share=2, alike=False)
+    machine.done(machine.offer("x", 1, 1000.0, 0.0), 500.0)
+    running = [machine.offer("a", 1, 501.0, 500.0) for _ in range(2)]
+    assert all(t.state is State.RUNNING for t in running)  # a share of its own: both are one caller's
+    waiting = [machine.offer("a", 1, 501.0, 500.0) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        machine.offer("a", 1, 501.0, 500.0)
+    assert machine.done(running[0], 500.9) == [waiting[0]]
+    assert waiting[0].state is State.RUNNING  # with the tenth of a second that it has left
+    assert machine.done(running[1], 502.0) == [waiting[1]]
+    assert waiting[1].state is State.LATE
+
+
 def test_one_that_could_run_now_is_never_refused():
     """Or nobody would ever find out that calls have become quick again."""
     machine = admission()
