@@ -42,8 +42,8 @@ APPEND_BYTES = Bound(
     "append-bytes", 4 * GIB, "bytes of appends under way", "have fewer appends under way at a time", 2.0
 )
 """On the disk of the state folder, not in memory (aggregator/arriving.py)."""
-APPENDS = Bound("appends", 256, "appends under way", "have fewer appends under way at a time", 1.0)
-UPLOADS = Bound("uploads", 256, "uploads under way", "send fewer files at a time", 1.0)
+APPENDS = Bound("appends", 128, "appends under way", "have fewer appends under way at a time", 1.0)
+UPLOADS = Bound("uploads", 128, "uploads under way", "send fewer files at a time", 1.0)
 UPLOAD_BYTES = Bound(
     "upload-bytes", 32 * GIB, "bytes of uploads under way", "send fewer files at a time", 5.0
 )
