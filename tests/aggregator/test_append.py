@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 from house import House, dataset, until
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from edge_attention.core.attention import AppendDatasetRequest, AttendRequest, ContextSpec
 from edge_attention.core.errors import (
@@ -18,6 +18,7 @@ from edge_attention.core.errors import (
     EdgeAttentionError,
     Internal,
     InvalidArgument,
+    InvalidGraph,
     InvalidProgram,
     InvalidTensor,
     NotFound,
@@ -327,6 +328,22 @@ def test_a_dataset_append_that_does_not_fit_is_said(changed, error, said):
         with pytest.raises(error, match=said):
             await house.appender.append_dataset(dataset_request(house, **changed))
         assert house.contexts.get("c").tokens == 0
+
+    run(scenario)
+
+
+def test_a_graph_that_every_node_would_refuse_reaches_none():
+    async def scenario(house):
+        box = house.node("a", datasets=[DATA], releases=["attention"])
+        create(house)
+        bad = ModelProto.FromString(encoder())
+        bad.graph.node[0].domain = "org.pytorch.aten"
+        for _ in range(2):  # what was refused is read again
+            with pytest.raises(InvalidGraph, match=r"domain 'org\.pytorch\.aten'"):
+                await house.appender.append_dataset(dataset_request(house, bad.SerializeToString()))
+        assert not box.programs
+        await house.appender.append_dataset(dataset_request(house))
+        assert box.programs
 
     run(scenario)
 

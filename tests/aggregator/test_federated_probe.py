@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+import small_model
+from house import House
+from onnx import TensorProto, helper, numpy_helper
 
 from aggregator.tensor_file import TensorFileWriter
-from aggregator.training.federated import probe
+from aggregator.training.federated import planner, probe
 from edge_attention.core.errors import InvalidGraph
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
@@ -64,3 +68,30 @@ def test_a_graph_that_takes_too_much_memory_or_time_is_ended(tmp_path, parameter
     monkeypatch.setattr(probe, "SECONDS", 0.0)
     with pytest.raises(InvalidGraph, match="in 0 s"):
         attend(tmp_path, parameters, PRODUCT, INPUTS, {"a": np.zeros((3, 2), np.float32)})
+
+
+def test_a_model_that_ends_its_planning_is_said_to(tmp_path):
+    """A division that is folded as ONNX Runtime loads the graph: the planner is a process of its own, too."""
+    nodes = [
+        node("Div", ["least", "minus"], ["c"]),
+        node("Cast", ["c"], ["f"], to=FLOAT),
+        node("MatMul", ["x", "w"], ["xw"]),
+        node("Add", ["xw", "f"], ["logits"]),
+    ]
+    held = {"least": np.int32([-(2**31)]), "minus": np.int32([-1]), "w": np.ones((4, 3), np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", FLOAT, ["batch", 4])],
+        [value("logits", FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(array, name) for name, array in held.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    file = tmp_path / "model.onnx"
+    file.write_bytes(made.SerializeToString())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with House() as house:
+        right = small_model.job(house)
+    job = replace(right, model=replace(right.model, graph=digest, parameters=()))
+    with pytest.raises(InvalidGraph, match=r"ended the process that planned it \(signal 8"):
+        asyncio.run(planner.make(job, {digest: file}, tmp_path))

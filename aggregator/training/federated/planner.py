@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import re
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,11 @@ async def make(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Fe
     if failure.exists():
         said = json.loads(failure.read_text())
         raise getattr(errors, said["name"], Internal)(said["message"])
+    if status < 0:
+        raise InvalidGraph(
+            f"the model ended the process that planned it (signal {-status}, {signal.strsignal(-status)}); "
+            "mend the model, or give the aggregator more memory"
+        )
     if status:
         raise Internal(f"planning the model ended with {status}; the aggregator's log says more")
     return FederatedPlan.from_json((folder / "plan.json").read_text())
