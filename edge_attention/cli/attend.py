@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 import numpy as np
 
-from edge_attention.aio_context import DEADLINE_MARGIN, MAX_DEADLINE
+from edge_attention.aio_context import MAX_DEADLINE
 from edge_attention.array_files import load_npy
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
@@ -19,6 +20,8 @@ from edge_attention.results import Answer
 
 RANDOM_BYTES = 2**30
 NOT_EXACT = 3
+LEAST_SECONDS = 0.05
+"""What the attend itself gets where finding the context has used up the deadline."""
 
 _EPILOG = """
 Examples:
@@ -80,9 +83,12 @@ def attend(
     if (queries is None) == (count is None):
         raise click.UsageError("give either --queries FILE.npy or --random N")
     with connect(address) as client:
-        # The deadline is also for finding an aggregator that accepts and never answers.
-        target = client.context(context, timeout=None if deadline is None else deadline + DEADLINE_MARGIN)
+        # The deadline is of the whole, of finding the context, too.
+        began = time.monotonic()
+        target = client.context(context, timeout=deadline)
         asked = load_npy(queries) if queries else _random(target, count or 1, seed)
+        if deadline is not None:
+            deadline = max(deadline - (time.monotonic() - began), LEAST_SECONDS)
         answer = target.attend(
             asked,
             causal=causal,
