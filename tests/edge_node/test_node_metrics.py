@@ -98,3 +98,22 @@ def test_its_port_is_on_loopback_and_free(made):
     url = serve(metrics.registry, "127.0.0.1", 0)
     with pytest.raises(InvalidArgument, match="metrics cannot be served on"):
         serve(metrics.registry, "127.0.0.1", int(url.split(":")[2].split("/")[0]))
+
+
+def test_what_would_tell_of_private_data_stays_on_the_machine(made):
+    """A process's memory and processor time are what a graph on private data has taken."""
+    _, session = made
+    cells = SimpleNamespace(counts=lambda: Counts(1, Counter({"signal 8": 1}), 2.5))
+    for quiet in (False, True):
+        metrics = NodeMetrics(Store(1000), session, "CPUExecutionProvider", 3, cells, quiet)
+        names = {line.split(b"{")[0].split(b" ")[0] for line in metrics.report(0.0).splitlines()}
+        told = names & {
+            b"process_resident_memory_bytes",
+            b"process_virtual_memory_bytes",
+            b"process_cpu_seconds_total",
+            b"edge_attention_node_cell_seconds_total",
+            b"edge_attention_node_cells_died_total",
+        }
+        assert len(told) == (0 if quiet else 5)
+        assert b"edge_attention_node_run_seconds_count" in names
+        assert metrics.registry.get_sample_value("process_resident_memory_bytes") > 0
