@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -133,3 +134,18 @@ def test_a_commit_that_fails_changes_nothing(monkeypatch):
             house.contexts.commit(context, [segment("s2", range(10, 20)), segment("s3", range(20, 30))])
         assert context.tokens == 10
         assert [s.id for s in house.state.list_segments(context.id)] == ["s1"]
+
+
+def test_a_segment_is_stored_short_and_one_of_a_release_before_is_read():
+    random = np.random.default_rng(0)
+    arrays = [random.standard_normal(shape).astype(np.float32) for shape in ((2,), (2, 3), (2, 3))]
+    one = StoredSegment("s", range(10), ("a",), Summary(*arrays))
+    spec = json.loads(json.dumps(one.to_json()))
+    lists = {name: array.tolist() for name, array in vars(one.summary).items()}
+    before = {"tokens": [0, 10], "holders": ["a"], **lists}
+    for stored in (spec, before):
+        read = StoredSegment.from_json("s", stored)
+        assert (read.tokens, read.holders) == (range(10), ("a",))
+        for array, name in zip(arrays, ("key_norm", "value_min", "value_max"), strict=True):
+            np.testing.assert_array_equal(getattr(read.summary, name), array)
+    assert len(json.dumps(spec)) < 400

@@ -15,7 +15,7 @@ from aggregator import dispatch
 from aggregator.exchange import Assignment
 from aggregator.link import NodeConnection
 from aggregator.spool import SpooledTensor
-from edge_attention.core.errors import InvalidProgram, InvalidTensor
+from edge_attention.core.errors import InvalidProgram, InvalidTensor, MessageTooLarge
 from edge_attention.core.fleet import NodeState
 from edge_attention.core.program import BulkTensor, Contribution, Drop, Fault, Program
 from edge_attention.core.session import Cancel, Credit, Heartbeat, UploadChunk
@@ -301,6 +301,28 @@ def test_control_goes_before_programs_and_programs_wait_for_credit():
         assert await drained(connection) == [Cancel("other")]
         connection.grant(Credit(1, 1))
         assert await drained(connection) == [PROGRAM]
+
+    asyncio.run(scenario())
+
+
+def test_a_large_program_waits_as_it_is_and_one_that_cannot_be_sent_is_told_of():
+    """The segments of an attend share one array of queries: encoded, each would have its own."""
+    queries = np.zeros(40_000, np.float32)
+    large = replace(PROGRAM, task_id="t.1.1", tensors={"task/q": queries})
+    too_large = replace(PROGRAM, task_id="t.2.1", tensors={"task/q": np.zeros(2_000_000, np.float32)})
+
+    async def scenario():
+        told = []
+        connection = NodeConnection(lambda task_id, error: told.append((task_id, type(error))))
+        connection.send(too_large)
+        connection.send(large)
+        assert connection._programs["t.1.1"].tensors["task/q"] is queries
+        assert await drained(connection) == []
+        assert told == [("t.2.1", MessageTooLarge)]
+        connection.grant(Credit(1_000_000, 10))
+        (sent,) = await drained(connection)
+        assert sent.task_id == "t.1.1"
+        np.testing.assert_array_equal(sent.tensors["task/q"], queries)
 
     asyncio.run(scenario())
 

@@ -23,6 +23,7 @@ AGGREGATOR = {
     "node_silent_seconds": {"node"},
     "registrations_total": {"outcome"},
     "contributions_total": {"outcome"},
+    "bound_refusals_total": {"bound"},
     "bytes_total": {"direction", "kind"},
     "attends_total": {"outcome"},
     "attend_mass": {"node"},

@@ -14,6 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/prometheus"
 ALERTS = {
+    "EdgeBoundReached",
     "EdgeAggregatorDown",
     "EdgeAnswersPartial",
     "EdgeCertificateEnding",

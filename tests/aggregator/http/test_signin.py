@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from ports import run
 
-from aggregator.http import guard, live
+from aggregator.http import door, guard, live
 from aggregator.http.guard import COOKIE
 from aggregator.http.sessions import TRIES
 from aggregator.metrics import Metrics
@@ -259,5 +259,58 @@ def test_plaintext_to_the_port_is_no_page(house):
         assert b"200" not in await reader.read()
         writer.close()
         assert (await port.get("/healthz")).status == 200
+
+    house.run(scenario)
+
+
+def test_who_shows_no_token_is_closed_on_and_who_does_is_not(house, monkeypatch):
+    monkeypatch.setattr(door, "FIRST_SECONDS", 0.5)
+
+    async def connection(port):
+        return await asyncio.open_connection(*port.where, ssl=port.tls, server_hostname="localhost")
+
+    async def answered(reader, writer, authorization=""):
+        writer.write(f"GET /sd HTTP/1.1\r\nHost: localhost\r\n{authorization}\r\n".encode())
+        async with asyncio.timeout(20):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+        return head
+
+    async def scenario(port):
+        reader, writer = await connection(port)
+        assert b" 401 " in await answered(reader, writer)
+        async with asyncio.timeout(20):  # not the 75 s of a connection that is kept
+            assert await reader.read() == b""
+        writer.close()
+        reader, writer = await connection(port)
+        shown = f"Authorization: Bearer {house.viewer}\r\n"
+        assert b" 200 " in await answered(reader, writer, shown)
+        await asyncio.sleep(1.0)
+        assert b" 200 " in await answered(reader, writer, shown)
+        writer.close()
+
+    house.run(scenario)
+
+
+def test_an_address_has_so_many_connections_that_show_no_token(house, monkeypatch):
+    monkeypatch.setattr(door, "ADDRESS_STRANGERS", 2)
+
+    async def scenario(port):
+        async def connection():
+            return await asyncio.open_connection(*port.where, ssl=port.tls, server_hostname="localhost")
+
+        held = [await connection() for _ in range(2)]
+        with pytest.raises((ConnectionError, ssl.SSLError)):
+            await connection()
+        reader, writer = held[0]
+        writer.write(
+            f"GET /sd HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {house.viewer}\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(20):
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        reader, other = await connection()  # the first has shown who it is
+        for one in (other, *(writer for _, writer in held)):
+            one.close()
 
     house.run(scenario)
