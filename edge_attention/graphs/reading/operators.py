@@ -18,6 +18,8 @@ Left out, by reason:
   state: they are made for caches in place, and what a node stores is not theirs to write.
 - **layouts of one processor**: `com.microsoft.nchwc`, `com.ms.internal.nhwc`, QOrdered*: ONNX Runtime makes
   them itself when it loads a graph; a file with them runs on no other box.
+- **what one model alone has**: AttnLSTM, BifurcationDetector, DynamicTimeWarping, EngramGate, SampleOp and
+  the like; what people bring that has one is a reason to add it.
 - **deprecated**: Scatter, Upsample; their successors ScatterElements and Resize are here.
 - **maps and dictionaries** (`ai.onnx.ml`): CastMap, CategoryMapper, DictVectorizer, ZipMap: no tensors.
 - **training**: `ai.onnx.training` and `ai.onnx.preview*`: gradients are graphs of plain operators here.

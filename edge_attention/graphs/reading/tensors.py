@@ -110,7 +110,8 @@ def check_type(given: Any, where: str, what: str) -> None:
         InvalidGraph: it is anything else.
     """
     while True:
-        given.ClearField("denotation")
+        if given.HasField("denotation"):  # to clear a field of what is not there would make it be there
+            given.ClearField("denotation")
         for kind in ("map_type", "opaque_type", "sparse_tensor_type"):
             if given.HasField(kind):
                 raise InvalidGraph(

@@ -38,6 +38,7 @@ _FIELDS = {
     14: "type_protos",
 }
 _LISTS = {"floats", "ints", "strings", "tensors", "graphs", "type_protos"}
+_MESSAGES = {"t", "g", "tp"}
 _INT = 2
 # Attributes that say which element type comes out.
 _TYPED = {"to", "dtype", "output_dtype", "output_datatype", "out_dtype"}
@@ -211,6 +212,8 @@ class Walk:
             raise InvalidGraph(f"{where}: attribute {name!r} of {label} has several values; export it again")
         if attribute.ref_attr_name:
             return 0
+        if field in _MESSAGES and not attribute.HasField(field):
+            raise InvalidGraph(f"{where}: attribute {name!r} of {label} has no value; export it again")
         if field in ("t", "tensors"):
             for tensor in [attribute.t] if field == "t" else attribute.tensors:
                 check_tensor(tensor, where, f"attribute {name!r} of {label}", self._notes)
@@ -231,7 +234,8 @@ class Walk:
 
     def _value(self, value: Any, kind: str) -> None:
         check_name(value.name, self._where, f"an {kind}'s name" if kind != "value" else "a value's name")
-        check_type(value.type, self._where, f"{kind} {value.name!r}")
+        if value.HasField("type"):
+            check_type(value.type, self._where, f"{kind} {value.name!r}")
         if not self._notes:
             value.ClearField("doc_string")
             value.ClearField("metadata_props")

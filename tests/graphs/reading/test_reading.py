@@ -93,6 +93,14 @@ def test_a_field_given_twice_is_what_protobuf_makes_of_it():
     assert onnx.load_model_from_string(read_graph(again, "it").data).graph.name == "renamed"
 
 
+def test_what_is_not_there_is_not_written():
+    made = model([node("Relu", ["x"], ["y"])], X, Y)
+    made.graph.output[0].ClearField("type")
+    made.graph.input[0].type.tensor_type.ClearField("shape")
+    read = onnx.load_model_from_string(read_graph(made.SerializeToString(), "it").data)
+    assert read == made
+
+
 def test_graphs_within_graphs_and_functions_are_counted():
     assert read_graph(files.looped().SerializeToString(), "it").nodes == 5
     inner = files.function("G", [node("Neg", ["a"], ["b"])])
@@ -457,6 +465,9 @@ def test_an_attribute_has_one_value_of_a_known_type():
         {"type": AttributeProto.INT, "i": 1, "ints": [1]},
         {"type": AttributeProto.INT, "i": 1, "g": onnx.GraphProto()},
         {"type": AttributeProto.INT, "ref_attr_name": "a"},
+        {"type": AttributeProto.TENSOR},
+        {"type": AttributeProto.GRAPH},
+        {"type": AttributeProto.TYPE_PROTO},
     ):
         made = one("Relu")
         made.graph.node[0].attribute.append(AttributeProto(name="a", **change))
