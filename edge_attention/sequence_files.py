@@ -100,7 +100,7 @@ class Files:
         Of a sequence with a damaged tile those before it are left; what cannot be used is said and removed.
         """
         try:
-            if not self._begin():
+            if not self._begin() or any(map(self._short, self._manifests.values())):
                 self._verify()
             for file, manifest in list(self._manifests.items()):
                 if not manifest.tokens or not self._path(file).exists():
@@ -248,6 +248,11 @@ class Files:
             log.warning("%s cannot be read: %s", self._path(manifest.file), error.strerror)
             return 0
         return manifest.in_use
+
+    def _short(self, manifest: Manifest) -> bool:
+        """Whether its file is not as long as it must be, or is not there."""
+        path = self._path(manifest.file)
+        return not path.exists() or path.stat().st_size < manifest.nbytes
 
     def _sweep(self) -> None:
         """Remove the files of sequences that were dropped, never finished or damaged."""

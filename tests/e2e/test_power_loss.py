@@ -12,7 +12,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from fleets import SPEC, certified, exact, queries, tokens, until
+from fleets import SPEC, Fleet, certified, exact, queries, tokens, until
 
 KEYS, VALUES = tokens(8_000)
 ASKED = queries(3)
@@ -108,3 +108,24 @@ def test_what_the_disk_lost_is_known_to_be_missing(fleet, box):
 def whole(context):
     answer = context.attend(ASKED, deadline=5)
     return answer if answer.exact else None
+
+
+def test_a_box_with_aggregator_and_node_comes_back_with_all_that_was_acknowledged(box):
+    folder, cut = box
+    with contextlib.ExitStack() as stack:
+        own = Fleet(folder, "--lease", "3", state=True)
+        stack.callback(own.stop)
+        node(own, folder / "store")
+        with own.client() as client:
+            context = client.create_context("memory", **SPEC)
+            appended = context.append(KEYS, VALUES, request_id="mine")
+            found = cut()  # nothing was synced but what they sync themselves
+        own.kill("a")
+        other = Fleet(found, "--lease", "3", state=True)
+        stack.callback(other.stop)
+        node(other, found / "store")
+        with other.client() as client:
+            context = client.context("memory")
+            exact(until(lambda: whole(context), "the node's return"), ASKED, KEYS, VALUES)
+            assert context.append(KEYS, VALUES, request_id="mine").ranges == appended.ranges
+            assert context.describe().tokens == len(KEYS)

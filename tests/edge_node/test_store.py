@@ -302,6 +302,16 @@ def test_a_process_that_ended_in_order_is_believed_once(tmp_path, monkeypatch):
     assert verified == [1]
 
 
+def test_a_file_that_is_too_short_is_found_also_after_an_end_in_order(tmp_path):
+    store = Store(MIB, Files(tmp_path))
+    store.append("context/a/x", np.ones((9, 2, 3), np.float32), tile=4)  # 3 tiles of 96 bytes
+    store.close()
+    store._files._lock.close()
+    (path,) = tmp_path.glob("*.tiles")
+    cut_short(path)
+    assert Store(MIB, Files(tmp_path)).sequences() == {"context/a/x": 4}
+
+
 def test_a_log_that_grows_is_written_anew(tmp_path, monkeypatch):
     monkeypatch.setattr("edge_attention.journal.COMPACT", 2000)
     store = Store(MIB, Files(tmp_path))
