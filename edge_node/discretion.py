@@ -55,7 +55,7 @@ def private_error(error: Exception, place: str, graph: str) -> EdgeAttentionErro
     elif isinstance(error, MemoryError):
         cls = errors.OutOfMemory
     after = f", graph {graph}" if graph else ""
-    return cls(f"{place or 'the task'}{after}: failed on private data; why is in the node's own log alone")
+    return cls(f"{place}{after}: failed on private data; why is in the node's own log alone")
 
 
 def words(error: Exception) -> str:

@@ -104,7 +104,7 @@ class Execution:
         self._pending, self._pending_bytes = dict[str, Array | Encoded](), 0
         self._private = self._bounded = self._open = False
         self._plainly = _Plainly(self._stop)
-        self._place = self._graph = ""
+        self._at, self._graph = ("", 0, ""), ""
         self._reserved = 0
 
     def contributions(self) -> Generator[Contribution, None, None]:
@@ -125,21 +125,22 @@ class Execution:
                     self._hold(message)
                     held.append(message)
                 else:
-                    yield self._numbered(message)
+                    yield message
             self._stop.check()
             if self._bounded:
                 self._commit()  # how long that takes tells how much there is
                 self._wait(STEP_SECONDS)
                 self._stop.check()
-                yield from map(self._numbered, held)
-            yield from map(self._numbered, self._block(instructions[rest:], None, rest))
+                while held:
+                    yield held.pop(0)
+            yield from self._block(instructions[rest:], None, rest)
             self._stop.check()
             self._commit()
             final = self._contribution(final=True)
             self._over(failed=False)
-            yield self._numbered(final)
+            yield final
         except Exception as error:
-            held.clear()
+            self._number -= len(held)  # they have not left
             yield self._failed(error)
         finally:
             self.close()
@@ -160,8 +161,10 @@ class Execution:
         """The final contribution of this task when it ended with `error`: of private data it says nothing."""
         if self._private and error is not self._plainly.error and error is not self._stop.error:
             task, what = shown(self._program.task_id[:80]), words(error)
-            log.warning("task %s failed on private data at %s: %s", task, self._place or "its start", what)
-            told = private_error(error, self._place, self._graph)
+            within, number, kind = self._at
+            place = f"instruction {within}{number}: {kind}"
+            log.warning("task %s failed on private data at %s: %s", task, place, what)
+            told = private_error(error, place, self._graph)
         elif isinstance(error, EdgeAttentionError):
             told = error
         else:
@@ -169,7 +172,7 @@ class Execution:
             told = Internal(f"the node failed at this task: {type(error).__name__}; its log says more")
         self._pending = {}
         fault = Fault(type(told).__name__, told.message.replace(self._scope, "task/"))
-        return self._numbered(replace(self._contribution(final=True, failed=True), error=fault))
+        return replace(self._contribution(final=True, failed=True), error=fault)
 
     def _failed(self, error: Exception) -> Contribution:
         if not self._bounded:
@@ -206,14 +209,10 @@ class Execution:
 
     # Contributions
 
-    def _numbered(self, message: Contribution) -> Contribution:
-        self._number += 1
-        return replace(message, number=self._number - 1)
-
     def _contribution(self, final: bool = False, failed: bool = False) -> Contribution:
-        p, tensors = self._program, self._pending
-        self._pending, self._pending_bytes = {}, 0
-        message = Contribution(p.task_id, p.shard, p.coverage, p.version, 0, tensors, final=final)
+        p, number, tensors = self._program, self._number, self._pending
+        self._number, self._pending, self._pending_bytes = number + 1, {}, 0
+        message = Contribution(p.task_id, p.shard, p.coverage, p.version, number, tensors, final=final)
         if not final:
             return message
         seconds = [self._run_seconds, self._clock() - self._arrived]
@@ -227,7 +226,7 @@ class Execution:
     ) -> Iterator[Contribution]:
         for number, instruction in enumerate(block, before + 1):
             self._stop.check()
-            self._place = f"instruction {within}{number}: {type(instruction).__name__}"
+            self._at = (within, number, type(instruction).__name__)
             match instruction:
                 case Run():
                     if self._pending:
@@ -329,7 +328,7 @@ class Execution:
         with _NOTHING if held.chosen else self._plainly:
             if held.origin is not None:
                 self._private, self._graph = True, held.origin.digest
-                self._place += f" of {list(shape)}"
+                self._at = (*self._at[:2], f"Append of {list(shape)}")
             if held.chosen:
                 self._begin()
             if held.array.shape != shape:
