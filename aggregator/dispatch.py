@@ -8,8 +8,9 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from aggregator.exchange import REFUSALS, Action, Assignment, Deliver, Exchange, Revoke, Send
 from aggregator.membership import Membership
@@ -35,7 +36,7 @@ ARRAYS_LIMIT = 512 * 1024 * 1024
 
 
 class Connection(Protocol):
-    """A node's open stream."""
+    """A node's open stream. What is sent of no shard, and a Cancel, it sends again should it get lost."""
 
     def send(self, message: Program | Cancel) -> None: ...
 
@@ -110,10 +111,13 @@ class Dispatcher:
             if running.say is not None:
                 running.say(self._waits(running.exchange))
 
-    def contribution(self, node: str, contribution: Contribution) -> None:
+    def contribution(
+        self, node: str, contribution: Contribution, take: Callable[[], Mapping[str, Any]] | None = None
+    ) -> None:
         """Fold what a node returned; refuse and count what fits no exchange.
 
-        Its large tensors come as `SpooledTensor`s. They are closed here, unless a fold that asked for them
+        `take` gives its large tensors, as `SpooledTensor`s; of a contribution that comes again after a
+        connection broke there are none any more. They are closed here, unless a fold that asked for them
         took them.
         """
         running = self._running.get(contribution.task_id.partition(".")[0])
@@ -121,6 +125,12 @@ class Dispatcher:
         try:
             if running is None:
                 raise NotFound(f"nobody waits for task {contribution.task_id[:80]!r}")
+            if take is not None:
+                running.exchange.check(node, contribution)
+                try:
+                    contribution, take = _taken(contribution, take), None
+                except EdgeAttentionError as error:
+                    return self.refuse(node, contribution.task_id, error)
             actions = running.exchange.contribution(node, contribution)
             if contribution.final:
                 shard, took = contribution.shard, time.perf_counter() - running.began
@@ -129,6 +139,9 @@ class Dispatcher:
                 running.task_seconds[shard] = _within(contribution.task_seconds, took)
             self._perform(running, actions)
         except EdgeAttentionError as error:
+            if take is not None and not isinstance(error, DuplicateContribution):
+                with suppress(EdgeAttentionError):
+                    contribution = _taken(contribution, take)  # to be closed
             outcome = {DuplicateContribution: "duplicate", NotFound: "late", StaleVersion: "stale"}
             self._metrics.contributions.labels(outcome.get(type(error), "refused")).inc()
             log.debug("contribution of node %s refused: %s", node, error.message)
@@ -285,6 +298,10 @@ def _spooled(contribution: Contribution) -> Iterator[tuple[str, SpooledTensor]]:
         value: object = tensor
         if isinstance(value, SpooledTensor):
             yield name, value
+
+
+def _taken(contribution: Contribution, take: Callable[[], Mapping[str, Any]]) -> Contribution:
+    return replace(contribution, tensors={**contribution.tensors, **take()}, bulk_tensors=())
 
 
 def _close(contribution: Contribution) -> None:

@@ -124,7 +124,23 @@ class Exchange:
     def contribution(self, node: str, contribution: Contribution) -> list[Action]:
         """A contribution came.
 
-        Raises (and nothing changes):
+        Raises (and nothing changes): as `check`.
+        """
+        self.check(node, contribution)
+        shard = self._tasks[contribution.task_id]
+        shard.numbers += 1
+        if contribution.error is not None:
+            return self._failed(
+                shard, errors.of_node(node, contribution.error.name, contribution.error.message)
+            )
+        deliver: list[Action] = [Deliver(shard.assignment, node, contribution)]
+        shard.answered = contribution.final
+        return deliver
+
+    def check(self, node: str, contribution: Contribution) -> None:
+        """Whether it is what this exchange waits for; a failure of the task is, whatever else it says.
+
+        Raises:
             NotFound: no such task, or one that was given up.
             DuplicateContribution: this one came already.
             StaleVersion: it was made with other parameters.
@@ -134,6 +150,9 @@ class Exchange:
         if shard is None or shard.task_id != contribution.task_id or not shard.open or shard.node != node:
             raise NotFound(f"nobody waits for task {contribution.task_id!r} of node {node!r}")
         program = shard.assignment.program
+        if contribution.error is not None and contribution.number == shard.numbers:
+            # A node that could not read the program knows nothing of it but whose task it was.
+            return
         if contribution.number < shard.numbers:
             raise DuplicateContribution(
                 f"node {node!r} returned number {contribution.number} of task {contribution.task_id!r} twice"
@@ -153,14 +172,6 @@ class Exchange:
                 f"node {node!r} returned shard {contribution.shard[:80]!r} over {contribution.coverage}, "
                 f"shard {shard.assignment.shard!r} over {program.coverage} was asked for"
             )
-        shard.numbers += 1
-        if contribution.error is not None:
-            return self._failed(
-                shard, errors.of_node(node, contribution.error.name, contribution.error.message)
-            )
-        deliver: list[Action] = [Deliver(shard.assignment, node, contribution)]
-        shard.answered = contribution.final
-        return deliver
 
     def damaged(self, node: str, task_id: str, error: EdgeAttentionError) -> list[Action]:
         """A contribution of `node` to the task came damaged: ask another holder, if there is one."""

@@ -18,9 +18,10 @@ from aggregator.metrics import Metrics
 from aggregator.node_metrics import checked
 from aggregator.trust.audit import Audit
 from edge_attention.core.credit import Debt, Window
-from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
+from edge_attention.core.errors import Damaged, EdgeAttentionError, FailedPrecondition, InvalidArgument
 from edge_attention.core.program import Contribution, Program
 from edge_attention.core.session import (
+    PROTOCOL,
     Cancel,
     Chunk,
     Credit,
@@ -45,6 +46,12 @@ CREDIT = Credit(bytes=64 * 1024 * 1024, messages=1024)
 LARGE_PROGRAM = 64 * 1024
 """Bytes of a program's tensors from which it is encoded only when it is sent."""
 
+RETURN_SECONDS = 5.0
+"""A node that sent a damaged message is back by then, over the same connection; until then it is not away."""
+
+UNCONFIRMED = 4096
+"""Messages kept in case they get lost, of those that nobody else would send again; then the oldest go."""
+
 REPORT_SECONDS = 1.0
 """A node's metrics that come sooner after the last are not looked at."""
 
@@ -56,16 +63,29 @@ RequireName = Callable[[str, str], None]
 
 
 class NodeConnection:
-    """One node's stream, outgoing side: control messages first, programs as the node's credit allows."""
+    """One node's stream, outgoing side: control messages first, programs as the node's credit allows.
+
+    What nobody else would send again should it get lost, programs of no shard and cancellations, is kept
+    until the node says in a heartbeat that it has come.
+    """
 
     def __init__(
-        self, unsendable: Callable[[str, EdgeAttentionError], None] = lambda task, error: None
+        self,
+        unsendable: Callable[[str, EdgeAttentionError], None] = lambda task, error: None,
+        taken: int = 0,
     ) -> None:
         """`unsendable`: told of a program that cannot be encoded."""
         self._unsendable = unsendable
-        self._control: collections.deque[bytes] = collections.deque()
+        self.taken = taken
+        """Contributions of the session that have come, as its node counts them."""
+        self._control: collections.deque[tuple[bytes, Cancel | None]] = collections.deque()
         # Large ones are encoded when they are sent: until then their tensors are one array for all segments.
         self._programs: dict[str, Program | bytes] = {}
+        self._kept: dict[str, Program] = {}  # of these
+        self._sent = 0
+        self._unconfirmed: collections.deque[tuple[int, Program | Cancel]] = collections.deque(
+            maxlen=UNCONFIRMED
+        )
         # The node grants its credit after it has registered.
         self._window = Window()
         self._wake = asyncio.Event()
@@ -75,11 +95,34 @@ class NodeConnection:
         if isinstance(message, Program):
             large = sum(array.nbytes for array in message.tensors.values()) > LARGE_PROGRAM
             self._programs[message.task_id] = message if large else to_node.encode(message)
-        elif isinstance(message, Cancel) and self._programs.pop(message.task_id, None) is not None:
-            return  # it still waited for credit: the node has never heard of it
+            if not message.shard:
+                self._kept[message.task_id] = message
+        elif isinstance(message, Cancel):
+            if self._programs.pop(message.task_id, None) is not None:
+                self._kept.pop(message.task_id, None)
+                return  # it still waited for credit: the node has never heard of it
+            self._control.append((to_node.encode(message), message))
         else:
-            self._control.append(to_node.encode(message))
+            if isinstance(message, HeartbeatAck):
+                # Control messages go in order, before all else.
+                message = replace(message, sent=self._sent + len(self._control))
+            self._control.append((to_node.encode(message), None))
         self._wake.set()
+
+    def confirmed(self, count: int) -> None:
+        """The node has got the first `count` messages."""
+        while self._unconfirmed and self._unconfirmed[0][0] <= count:
+            self._unconfirmed.popleft()
+
+    def take_over(self, former: NodeConnection) -> None:
+        """Send again what may be lost of another connection of the same session."""
+        for _, message in former._unconfirmed:
+            self.send(message)
+        for _, kept in former._control:
+            if kept is not None:
+                self.send(kept)
+        for program in former._kept.values():
+            self.send(program)
 
     def grant(self, credit: Credit) -> None:
         self._window.grant(credit)
@@ -96,17 +139,26 @@ class NodeConnection:
 
     async def outgoing(self) -> AsyncIterator[bytes]:
         while not self._closed:
+            data: bytes
+            kept: Program | Cancel | None
             if self._control:
-                yield self._control.popleft()
-            elif (data := self._next()) is not None:
-                yield data
-                del data
+                data, kept = self._control.popleft()
+            elif (found := self._next()) is not None:
+                task_id, data = found
+                kept = self._kept.pop(task_id, None)
+                del found
             else:
                 self._wake.clear()
                 await self._wake.wait()
+                continue
+            self._sent += 1
+            if kept is not None:
+                self._unconfirmed.append((self._sent, kept))
+            yield data
+            del data
 
-    def _next(self) -> bytes | None:
-        """The next program there is credit for."""
+    def _next(self) -> tuple[str, bytes] | None:
+        """The next program there is credit for, and its task."""
         while self._programs:
             task_id, program = next(iter(self._programs.items()))
             if isinstance(program, Program):
@@ -119,7 +171,7 @@ class NodeConnection:
             if not self._window.take(len(program)):
                 return None
             del self._programs[task_id]
-            return program
+            return task_id, program
         return None
 
 
@@ -149,6 +201,8 @@ class Link:
         ways, kinds = ("sent", "received"), ("stream", "bulk")
         self._bytes = {(way, kind): metrics.bytes.labels(way, kind) for way in ways for kind in kinds}
         self._connections: dict[str, NodeConnection] = {}
+        self._former: dict[str, NodeConnection] = {}
+        """Node that is away -> the connection it had."""
         self.bytes_sent: Counter[str] = Counter()
         self.bytes_received: Counter[str] = Counter()
 
@@ -164,6 +218,7 @@ class Link:
         """The node's lease ran out: end its stream, so that it registers again when it is back."""
         if (connection := self._connections.get(name)) is not None:
             connection.close()
+        self._former.pop(name, None)
         if (member := self._membership.get(name)) is not None:
             self._bulk.forget(member.session)
 
@@ -194,22 +249,34 @@ class Link:
         if known is not None and not admission.resumed:
             self._bulk.forget(known.session)
         self._metrics.registrations.labels("resumed" if admission.resumed else "new").inc()
-        previous = self._connections.get(name)
+        former, previous = self._former.pop(name, None), self._connections.get(name)
         if previous is not None:
+            former = previous
             previous.close()
+        resumed = former if former is not None and admission.resumed else None
+        taken = register.taken if resumed is None else max(register.taken, resumed.taken)
         connection = self._connections[name] = NodeConnection(
-            lambda task_id, error: self._dispatcher.refuse(name, task_id, error)
+            lambda task_id, error: self._dispatcher.refuse(name, task_id, error), taken
         )
         how = "resumed" if admission.resumed else "registered"
         log.info("node %s %s from %s", name, how, context.peer())
         releases = list(register.releases)
-        self._audit.write(how, subject=f"node/{name}", peer=context.peer(), releases=releases)
+        if previous is None or not admission.resumed:  # else it was never away: a message came damaged
+            self._audit.write(how, subject=f"node/{name}", peer=context.peer(), releases=releases)
         drop = self._welcome(member)
         connection.send(
             Registered(
-                member.session, self._membership.lease, self._heartbeat, admission.resumed, CREDIT, drop
+                member.session,
+                self._membership.lease,
+                self._heartbeat,
+                admission.resumed,
+                CREDIT,
+                drop,
+                taken,
             )
         )
+        if resumed is not None:
+            connection.take_over(resumed)
         # Only now: the node hears "registered" before its first program.
         self._dispatcher.connected(name, connection)
         reader = asyncio.create_task(self._read(name, member, connection, requests), name=f"read {name}")
@@ -218,23 +285,39 @@ class Link:
                 self._count(self.bytes_sent, name, len(data), "sent", "stream")
                 yield data
         finally:
+            failure = reader.exception() if reader.done() and not reader.cancelled() else None
             reader.cancel()
-            if self._connections.get(name) is connection:
-                del self._connections[name]
-            self._membership.disconnected(name, member.epoch)
-            self._dispatcher.disconnected(name, connection)
-            log.info("node %s disconnected: %s", name, self._membership.state(name).value)
-        if reader.done() and not reader.cancelled():
-            failure = reader.exception()
-            if failure is not None:
-                raise failure
+            if isinstance(failure, Damaged):
+                loop = asyncio.get_running_loop()
+                loop.call_later(RETURN_SECONDS, self._gone, name, member, connection)
+            else:
+                self._gone(name, member, connection)
+        if failure is not None:
+            raise failure
+
+    def _gone(self, name: str, member: Member, connection: NodeConnection) -> None:
+        """The connection has ended, and the node has no other unless it has come back meanwhile."""
+        if self._connections.get(name) is connection:
+            self._former[name] = self._connections.pop(name)
+            log.info("node %s disconnected", name)
+        self._membership.disconnected(name, member.epoch)
+        self._dispatcher.disconnected(name, connection)
 
     async def _first(self, requests: AsyncIterator[bytes]) -> Register:
         try:
             data = await asyncio.wait_for(anext(aiter(requests)), 10)
         except (TimeoutError, StopAsyncIteration):
             raise FailedPrecondition("a node registers within 10 s of connecting; nothing came") from None
-        message = from_node.decode(data)
+        try:
+            message = from_node.decode(data)
+        except Damaged as damage:
+            try:
+                message = from_node.decode(data, sealed=False)
+            except EdgeAttentionError:
+                raise damage from None
+            if not isinstance(message, Register) or message.protocol == PROTOCOL:
+                raise
+            return message  # of an earlier release, which sends no checksums: it is told so
         if not isinstance(message, Register):
             raise FailedPrecondition(f"the first message is Register, not {type(message).__name__}")
         return message
@@ -242,28 +325,40 @@ class Link:
     async def _read(
         self, name: str, member: Member, connection: NodeConnection, requests: AsyncIterator[bytes]
     ) -> None:
-        debt = Debt(CREDIT)
+        debt, came = Debt(CREDIT), 1
         try:
             async for data in requests:
+                came += 1
                 self._count(self.bytes_received, name, len(data), "received", "stream")
                 self._membership.heard(name, time.monotonic())
                 try:
                     message = from_node.decode(data)
+                except Damaged as error:
+                    self._metrics.contributions.labels("damaged").inc()
+                    log.warning("node %s: %s", name, error.message)
+                    raise
                 except EdgeAttentionError as error:
                     self._metrics.contributions.labels("damaged").inc()
                     log.warning("node %s sent a message that cannot be read: %s", name, error.message)
                     task_id = task_of(data)
                     self._dispatcher.refuse(name, task_id, error)
                     # A contribution took credit, damaged or not.
+                    connection.taken += bool(task_id)
                     if task_id and (credit := debt.consumed(len(data))) is not None:
                         connection.send(credit)
                     continue
                 match message:
                     case Contribution():
+                        connection.taken += 1
                         self._contribution(name, member, message)
                         if (credit := debt.consumed(len(data))) is not None:
                             connection.send(credit)
                     case Heartbeat():
+                        if message.sent and message.sent != came - 1:
+                            raise Damaged(
+                                f"node {name!r} has sent {message.sent} messages, {came - 1} have come"
+                            )
+                        connection.confirmed(message.received)
                         draining = message.draining
                         before = self._membership.state(name)
                         self._membership.heard(name, time.monotonic(), message)
@@ -293,15 +388,9 @@ class Link:
             log.warning("the metrics of node %s are not shown: %s", member.name, error.message)
 
     def _contribution(self, name: str, member: Member, contribution: Contribution) -> None:
-        if contribution.bulk_tensors:
-            try:
-                spooled: Any = self._bulk.received(member.session, contribution.bulk_tensors)
-            except EdgeAttentionError as error:
-                self._dispatcher.refuse(name, contribution.task_id, error)
-                return
-            tensors = {**contribution.tensors, **spooled}
-            contribution = replace(contribution, tensors=tensors, bulk_tensors=())
-        self._dispatcher.contribution(name, contribution)
+        bulk = contribution.bulk_tensors
+        take = (lambda: self._bulk.received(member.session, bulk)) if bulk else None
+        self._dispatcher.contribution(name, contribution, take)
 
     def download(self, request: DownloadRequest, context: Any) -> AsyncIterator[Chunk]:
         name = self._membership.of_session(request.session).name
@@ -322,9 +411,14 @@ class Link:
 
         async def counted() -> AsyncIterator[UploadChunk]:
             yield self._counted(name, ahead.pop())
-            async for chunk in chunks:
-                yield self._counted(name, chunk)
-                del chunk
+            try:
+                async for chunk in chunks:
+                    yield self._counted(name, chunk)
+                    del chunk
+            except Damaged as error:
+                # The answer says how much is there: the node goes on from there at once.
+                self._metrics.contributions.labels("damaged").inc()
+                log.warning("node %s: %s", name, error.message)
 
         uploaded = await self._bulk.upload(session, counted(), keep=False)
         live = sum(member.live for member in self._membership.members())

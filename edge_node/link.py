@@ -15,11 +15,12 @@ from typing import Any
 
 from edge_attention import box
 from edge_attention.core import session as said
-from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, Unavailable
+from edge_attention.core.errors import Damaged, DeadlineExceeded, EdgeAttentionError, Internal, Unavailable
 from edge_attention.core.limits import graphs_of
 from edge_attention.core.program import BulkTensor, Contribution, Program
 from edge_attention.metrics.node import NodeMetrics
 from edge_attention.trust.dial import Dial
+from edge_attention.wire.caller import Caller
 from edge_attention.wire.link import from_node, task_of, to_node
 from edge_attention.wire.transfers import NODE_STREAM, Transfers, split, together
 from edge_node.executor import Execution, Node
@@ -54,6 +55,8 @@ class Link:
         self._stops: dict[str, Stop] = {}
         self._tasks = set[asyncio.Task[None]]()
         self._stream: asyncio.Task[None] | None = None
+        self._caller: Caller | None = None  # of the connection there is, or was until a message came damaged
+        self._former: Any = None  # the stream that one came on, and its writer
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
         self._wake: float | None = None
@@ -73,6 +76,8 @@ class Link:
             await asyncio.wait([self._stream], timeout=2.0 if code == 0 else 0.1)
         for stop in self._stops.values():
             stop.set(Unavailable("the node has left"))
+        if self._caller is not None:
+            await self._caller.close()
         return code, text
 
     def drain(self) -> None:
@@ -142,9 +147,22 @@ class Link:
             log.exception("the connection failed on this side")
             error = Unavailable(f"the connection failed on this side: {type(raised).__name__}: {raised}")
         self._step(self._session.lost, error)
+        if (wake := self._session.wake) is None or wake > self._loop.time():
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._former is not None:
+            self._former[1].cancel()
+            self._former = None
 
     async def _converse(self) -> None:
-        self._outgoing, caller = asyncio.Queue(), self._dial.open_caller()
+        """One stream, to its end. Where that is damage the connection stays, and is the next stream's.
+
+        The stream on which a message came damaged is let go when the next one is there, and not before: to
+        the aggregator the node was never away.
+        """
+        self._outgoing, damaged = asyncio.Queue(), False
+        caller = self._caller = self._caller or self._dial.open_caller()
         stream = caller.duplex(NODE_STREAM)
         writer = asyncio.create_task(stream.write_all(self._outgoing), name="writer")
         try:
@@ -152,23 +170,37 @@ class Link:
             async for data in stream:
                 self._received(data)
                 if self._session.phase == "registered":
+                    self._let_go()
                     self._transfers.online(caller, self._session.id)
+        except Damaged:
+            damaged = True
+            raise
         finally:
-            self._transfers.offline()
-            writer.cancel()
-            await caller.close()
+            self._let_go()
+            if damaged:
+                # A write that is cancelled ends its stream.
+                self._former = (stream, writer)
+            else:
+                writer.cancel()
+                self._caller = None
+                self._transfers.offline()
+                await caller.close()
 
     def _received(self, data: bytes) -> None:
         self.metrics.received.inc(len(data))
         try:
             message = to_node.decode(data)
+        except Damaged:
+            raise
         except EdgeAttentionError as error:
-            # A program's fields that say what task it is are numbered as a contribution's.
+            # It came as it was sent, and cannot be read. A program's fields that say what task it is are
+            # numbered as a contribution's.
             task_id = task_of(data)
             log.warning("a message of task %.80r cannot be read: %s", task_id, error.message)
             self._step(self._session.received, None, len(data))
             if task_id:
-                self._answer(Execution(Program(task_id, "", range(0), ()), self._node, {}).failure(error))
+                unread = Internal(f"the program cannot be read: {error.message}")
+                self._answer(Execution(Program(task_id, "", range(0), ()), self._node, {}).failure(unread))
             return
         self._step(self._session.received, message, len(data))
 

@@ -9,14 +9,15 @@ are encoded already; their numbers tell one that comes again after a reconnectio
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from edge_attention.core import errors
 from edge_attention.core import session as said
 from edge_attention.core.credit import Debt, Outbox
-from edge_attention.core.errors import EdgeAttentionError, Unavailable
+from edge_attention.core.errors import Damaged, EdgeAttentionError, Unavailable
 from edge_attention.core.program import Program
 
 PROGRAMS = said.Credit(bytes=64 * 1024 * 1024, messages=256)
@@ -24,6 +25,9 @@ PROGRAMS = said.Credit(bytes=64 * 1024 * 1024, messages=256)
 KEPT_BYTES = 64 * 1024 * 1024
 """Contributions of finished tasks kept in case their program comes again."""
 BACKOFF = (0.25, 30.0)
+AT_ONCE, AT_ONCE_SECONDS = 8, 1.0
+"""After damage a node connects again at once, but no more than so many times in so many seconds: then it
+waits for up to as long, which is less than any lease."""
 ANSWER_SECONDS = 10.0
 DRAIN_SECONDS = 10.0
 """How long a node that leaves tries to deliver while it has no connection."""
@@ -111,9 +115,12 @@ class Session:
         self._attempts = self._streams = self._beats = 0
         self._heard = self._beat_at = self._drain_until = 0.0
         self._lease = self._heartbeat = ANSWER_SECONDS
+        self._sent = self._came = 0  # messages, on this connection
+        self._damages = deque[float](maxlen=AT_ONCE + 1)
         self.outbox, self._debt = Outbox(), Debt(PROGRAMS)
         self._running: dict[str, _Task] = {}
         self._kept, self._kept_bytes = OrderedDict[str, list[bytes]](), 0
+        self._leaving = OrderedDict[str, bytes]()  # task done, not kept -> its last contribution
 
     @property
     def tasks(self) -> int:
@@ -145,10 +152,15 @@ class Session:
     def connected(self, now: float) -> list[Action]:
         """The stream is open."""
         self.phase, self._until = "registering", now + ANSWER_SECONDS
-        return [Send(self._register(self.id))]
+        self._sent, self._came = 1, 0
+        return [Send(replace(self._register(self.id), taken=self.outbox.taken))]
 
     def lost(self, error: EdgeAttentionError, now: float) -> list[Action]:
-        """The stream could not be opened, or has ended."""
+        """The stream could not be opened, or has ended.
+
+        Damaged, a message on it came so, or some did not come at all, this way or the other: the next stream
+        resumes the session at once, and programs and contributions that may be lost are sent again.
+        """
         if self.phase == "left":
             return []
         if isinstance(error, errors.Revoked) or (not self.id and isinstance(error, _FINAL)):
@@ -158,14 +170,25 @@ class Session:
         self.phase = "waiting"
         self.outbox.broke()
         base, cap = BACKOFF
-        self._until = now + self._random() * min(cap, base * 2.0 ** min(self._attempts, 16))
+        wait = self._random() * min(cap, base * 2.0 ** min(self._attempts, 16))
+        if isinstance(error, Damaged) and self._attempts == 0:
+            # The network works: what did not come whole is asked for again at once.
+            self._damages.append(now)
+            often = len(self._damages) > AT_ONCE and now - self._damages[-AT_ONCE - 1] < AT_ONCE_SECONDS
+            wait = (0.5 + 0.5 * self._random()) * AT_ONCE_SECONDS if often else 0.0
+        self._until = now + wait
         self._attempts, self._streams = self._attempts + 1, self._streams + 1
         say = [Say(f"{error.message}; trying again until it answers", warning=True)] if first else []
         return [*say, *self._finish()]
 
     def received(self, message: said.ToNode | None, size: int, now: float) -> list[Action]:
-        """A message of `size` bytes came; None for one that cannot be read, which counts as a program."""
+        """A message of `size` bytes came; None for one that cannot be read, which counts as a program.
+
+        Raises:
+            Damaged: others have not come. `lost` is to be called with it, as where a message came damaged.
+        """
         self._heard = now
+        self._came += 1
         match message:
             case said.Registered():
                 return self._registered(message, now)
@@ -175,9 +198,13 @@ class Session:
                 return [End(task_id, errors.Cancelled(f"task {task_id[:80]} was cancelled"))]
             case said.Credit():
                 self.outbox.granted(message)
+                self._let_go()
                 return self._pump()
-            case said.HeartbeatAck(number):
+            case said.HeartbeatAck(number, sent):
+                if sent and sent != self._came - 1:
+                    raise Damaged(f"{self._where} has sent {sent} messages, {self._came - 1} have come")
                 self.outbox.answered(number)
+                self._let_go()
             case None:
                 return self._consumed(size, self._streams)
         return []
@@ -192,7 +219,7 @@ class Session:
             if final:
                 del self._running[task_id]
                 actions += self._consumed(task.size, task.stream)
-                self._keep(task_id, task.contributions)
+                self._keep(task_id, task.contributions, data)
         self.outbox.add([data])
         return [*actions, *self._pump()]
 
@@ -216,8 +243,9 @@ class Session:
         self._lease = max(1.0, message.lease_seconds)
         self._heartbeat = max(0.1, message.heartbeat_seconds)  # in this order NaN is no harm
         self._beat_at = now + self._heartbeat
-        self.outbox.open(message.credit)
+        self.outbox.open(message.credit, message.taken)
         self._debt = Debt(PROGRAMS)
+        self._sent += 1
         actions: list[Action] = [Send(PROGRAMS), *(End(task_id, anew) for task_id in ended)]
         if message.drop:
             actions.append(Forget(message.drop))
@@ -229,7 +257,8 @@ class Session:
 
     def _program(self, program: Program, size: int) -> list[Action]:
         task_id = program.task_id
-        if task_id in self._running:
+        last = self._leaving.get(task_id)
+        if task_id in self._running or (last is not None and self.outbox.holds(last)):
             return self._consumed(size, self._streams)
         if task_id in self._kept:
             self.outbox.add(self._kept[task_id])
@@ -247,24 +276,38 @@ class Session:
         if stream != self._streams or self.phase != "registered":
             return []
         credit = self._debt.consumed(size)
+        self._sent += credit is not None
         return [Send(credit)] if credit else []
 
     def _pump(self) -> list[Action]:
-        return [*map(Send, self.outbox.take()), *self._finish()]
+        taken = self.outbox.take()
+        self._sent += len(taken)
+        return [*map(Send, taken), *self._finish()]
 
-    def _keep(self, task_id: str, contributions: list[bytes] | None) -> None:
-        if contributions is not None:
+    def _keep(self, task_id: str, contributions: list[bytes] | None, last: bytes) -> None:
+        if contributions is None:
+            # On its way, or to be sent again: not a reason to run the task once more.
+            self._let_go()
+            self._leaving[task_id] = last
+        else:
             self._kept[task_id] = contributions
             self._kept_bytes += sum(map(len, contributions))
         while self._kept_bytes > KEPT_BYTES or len(self._kept) > 1024:
             self._kept_bytes -= sum(map(len, self._kept.popitem(last=False)[1]))
 
+    def _let_go(self) -> None:
+        while self._leaving and not self.outbox.holds(next(iter(self._leaving.values()))):
+            self._leaving.popitem(last=False)
+
     def _beat(self, now: float) -> Send:
         self._beats += 1
         self.outbox.beat(self._beats)
         self._beat_at = now + self._heartbeat
-        report = self._report(now)
-        return Send(said.Heartbeat(self._beats, self._memory(), self.tasks, self.draining, report))
+        report, sent = self._report(now), self._sent
+        self._sent += 1
+        return Send(
+            said.Heartbeat(self._beats, self._memory(), self.tasks, self.draining, report, sent, self._came)
+        )
 
     def _finish(self) -> list[Action]:
         """Leave, if that is what remains."""

@@ -73,6 +73,9 @@ class Outbox:
 
     def __init__(self) -> None:
         self.backlog = 0
+        self.taken = 0
+        """Messages that the receiver has, of all there ever were."""
+        self._again = 0  # of those that wait, so many may have come
         self._window = Window()
         self._waiting: deque[bytes] = deque()
         self._flight: deque[bytes] = deque()
@@ -89,9 +92,17 @@ class Outbox:
         self._waiting.extend(new)
         self.backlog += sum(map(len, new))
 
-    def open(self, credit: Credit) -> None:
-        """A connection is there, with this credit."""
+    def holds(self, message: bytes) -> bool:
+        """Whether this very message waits, or may be lost."""
+        return any(data is message for queue in (self._waiting, self._flight) for data in queue)
+
+    def open(self, credit: Credit, taken: int = 0) -> None:
+        """A connection is there, with this credit. `taken`: what the receiver has, of all there ever were."""
         self._window = Window(credit)
+        while self._again and self.taken < taken:
+            self.backlog -= len(self._waiting.popleft())
+            self.taken, self._again = self.taken + 1, self._again - 1
+        self._again = 0
 
     def granted(self, credit: Credit) -> None:
         """The receiver took messages and allows as many more."""
@@ -112,11 +123,13 @@ class Outbox:
         """The receiver has the first `count` messages of this connection."""
         while self._flight and self._sent - len(self._flight) < count:
             self._flight.popleft()
+            self.taken += 1
 
     def broke(self) -> None:
         """The connection ended: what may be lost goes again, before the rest, on the next one."""
         self.backlog += sum(map(len, self._flight))
         self._waiting.extendleft(reversed(self._flight))
+        self._again += len(self._flight)
         self._flight.clear()
         self._sent, self._granted, self._mark = 0, 0, (-1, 0)
         self._window = Window()

@@ -8,7 +8,7 @@ from edge_attention.core.box import Box
 from edge_attention.core.program import Contribution, Program
 from edge_attention.core.tensors import DataType
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Credit:
 
 @dataclass(frozen=True)
 class Register:
-    """A node's first message."""
+    """A node's first message. `taken`: contributions before those it sends on this stream."""
 
     protocol: int
     software: str
@@ -62,11 +62,15 @@ class Register:
     sequences: tuple[Sequence, ...] = ()
     releases: tuple[str, ...] = ()
     box: Box | None = None
+    taken: int = 0
 
 
 @dataclass(frozen=True)
 class Registered:
-    """The aggregator's first message: the session, its terms, and what the node may forget."""
+    """The aggregator's first message: the session, its terms, what the node may forget (`drop`).
+
+    `taken`: contributions of the session that have come, which the node need not send again.
+    """
 
     session: str
     lease_seconds: float
@@ -74,22 +78,32 @@ class Registered:
     resumed: bool
     credit: Credit
     drop: tuple[str, ...] = ()
+    taken: int = 0
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """`metrics`: the node's own, as Prometheus text, now and then."""
+    """`metrics`: the node's own, as Prometheus text, now and then.
+
+    `sent`, `received`: messages on this stream before this one, so that what got lost is missed; 0: not
+    counted.
+    """
 
     number: int
     memory: int
     tasks: int
     draining: bool = False
     metrics: bytes = b""
+    sent: int = 0
+    received: int = 0
 
 
 @dataclass(frozen=True)
 class HeartbeatAck:
+    """`sent`: messages to the node on this stream before this one; 0: not counted."""
+
     number: int
+    sent: int = 0
 
 
 @dataclass(frozen=True)

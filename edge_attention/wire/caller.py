@@ -34,7 +34,7 @@ from edge_attention.wire.methods import REQUEST_KEY, SEALED_KEY, AnyMethod, Meth
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-TRIES = 4
+TRIES = 6
 """A call whose request or answer comes damaged is made so often in all, at once, within its deadline."""
 
 EXPLAIN_SECONDS = 5.0

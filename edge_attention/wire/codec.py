@@ -36,7 +36,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from google.protobuf.message import DecodeError, EncodeError, Message
 
-from edge_attention.core.errors import Damaged, EdgeAttentionError, InvalidArgument, MessageTooLarge
+from edge_attention.core.errors import (
+    Damaged,
+    EdgeAttentionError,
+    InvalidArgument,
+    InvalidTensor,
+    MessageTooLarge,
+)
 from edge_attention.core.tensors import Array, Encoded
 from edge_attention.wire import checksum
 from edge_attention.wire.tensors import decode_range, decode_tensor, encode_range, encode_tensor
@@ -128,6 +134,11 @@ class Codec(Generic[T]):
             raise self._damaged(data)
         try:
             return typing.cast(T, self._read(message))
+        except Damaged as error:
+            if not (whole and self._checked):
+                raise
+            # As it was sent, so to send it again is no use.
+            raise InvalidTensor(f"{error.message} (but the message's own checksum is right)") from None
         except EdgeAttentionError:
             raise
         except Exception as error:

@@ -101,7 +101,9 @@ def _put_instructions(message: Any, value: tuple[Instruction, ...]) -> None:
 
 def _get_instructions(message: Any) -> tuple[Instruction, ...]:
     """The same on the other side: instructions are frozen and their arrays read-only, so tasks share them."""
-    key = b"".join(part.SerializeToString(deterministic=True) for part in message.instructions)
+    # With their number: an empty one, which is refused, adds nothing else.
+    parts = [part.SerializeToString(deterministic=True) for part in message.instructions]
+    key = b"%d " % len(parts) + b"".join(parts)
     value = _read.get(key)
     if value is None:
         value = _get_block(message)

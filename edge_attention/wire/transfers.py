@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from edge_attention import shared_memory
-from edge_attention.core.errors import Cancelled, DataLoss, OutOfMemory, Unavailable
+from edge_attention.core.errors import Cancelled, Damaged, DataLoss, OutOfMemory, Unavailable
 from edge_attention.core.halves import from_wire, stored_dtype, to_wire
 from edge_attention.core.program import BulkTensor, Contribution
 from edge_attention.core.session import DownloadRequest, UploadChunk, Uploaded
@@ -44,7 +44,8 @@ TOGETHER = 2
 """Files under way at a time: of many small ones each would be a round trip or two."""
 
 TIMES = 5
-"""A file is sent again, should the other side have less of it than it had."""
+"""A file is tried so often, should the other side have less of it than it had, or its digest be another; and
+a chunk that comes damaged."""
 
 
 class _Bytes(Codec[bytes]):
@@ -146,8 +147,9 @@ class Transfers:
         data: memoryview | None = None
         where, received = f"file {digest[:12]}", 0
         found, hashing = hashlib.sha256(), None
+        damaged = again = 0
         try:
-            while data is None or received < len(data):
+            while True:
                 caller, session = await self._connected(stop)
                 try:
                     async for chunk in caller.receive(DOWNLOAD, DownloadRequest(session, digest, received)):
@@ -163,21 +165,30 @@ class Transfers:
                             raise DataLoss(f"{where} came in chunks that do not follow each other")
                         part = data[received:end]
                         part[:] = chunk.data
-                        received = end
+                        received, damaged = end, 0
                         if hashing is not None:
                             await hashing
                         # While the next one comes.
                         hashing = asyncio.create_task(asyncio.to_thread(found.update, part))
                         self._counted("received", len(chunk.data))
                     if data is None or received < len(data):
-                        raise DataLoss(f"{where} ended after {received:,} bytes")
+                        raise Damaged(f"{where} ended after {received:,} bytes")
+                except Damaged:
+                    # It goes on at once where it was; what came before is whole.
+                    damaged += 1
+                    if damaged == TIMES:
+                        raise
                 except (Unavailable, Cancelled):
                     await self._again(stop)
-            if hashing is not None:
-                await hashing
-            if found.hexdigest() != digest:
-                raise DataLoss(f"{where} came damaged: its bytes have another digest")
-            return data
+                if data is not None and received == len(data):
+                    if hashing is not None:
+                        await hashing
+                    if found.hexdigest() == digest:
+                        return data
+                    again += 1
+                    if again == TIMES:
+                        raise DataLoss(f"{where} came damaged {TIMES} times: its bytes have another digest")
+                    found, hashing, received = hashlib.sha256(), None, 0
         except BaseException:
             self._room.release(len(data or b""))
             raise
@@ -211,10 +222,15 @@ class Transfers:
         async def question(session: str) -> AsyncIterator[UploadChunk]:
             yield UploadChunk(session, digest, 0, size, b"")
 
+        damaged = 0
         while True:
             caller, session = await self._connected(stop)
             try:
                 return self._answered(await caller.send(UPLOAD, question(session)))
+            except Damaged:
+                damaged += 1
+                if damaged == TIMES:
+                    raise
             except (Unavailable, Cancelled):
                 await self._again(stop)
 
@@ -232,12 +248,20 @@ class Transfers:
         times = 0
         while there < len(data):
             caller, session = await self._connected(stop)
+            before = there
             try:
                 there = self._answered(await caller.send(UPLOAD, chunks(session, there)))
-                times += 1
-                # Less than it had: it was done with the file, for a task that returned the same bytes.
-                if there > len(data) or (there < len(data) and times == TIMES):
+                # No more than it had: it was done with the file, for a task that returned the same bytes; or
+                # what came next was damaged.
+                times = 0 if there > before else times + 1
+                if there > len(data) or times == TIMES:
                     raise DataLoss(f"the aggregator took {there:,} of a tensor's {len(data):,} bytes")
+            except DataLoss:
+                # The first chunk was damaged, or the answer; or the whole file, which then begins anew.
+                times += 1
+                if times >= TIMES or there > len(data):
+                    raise
+                there = await self._ask(digest, len(data), stop)
             except (Unavailable, Cancelled):
                 await self._again(stop)
                 there = await self._ask(digest, len(data), stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from aggregator.exchange import Assignment, Deliver, Exchange, Revoke, Send
 from edge_attention.core import errors
 from edge_attention.core.errors import (
+    Damaged,
     DuplicateContribution,
     InvalidArgument,
     InvalidProgram,
@@ -20,7 +22,8 @@ from edge_attention.core.errors import (
     StaleVersion,
 )
 from edge_attention.core.fleet import NodeState
-from edge_attention.core.program import Contribution, Fault, Program
+from edge_attention.core.program import Contribution, Fault, Program, Return
+from edge_attention.wire.link import from_node, task_of, to_node
 
 READY, SUSPECT, LOST, DRAINING = NodeState.READY, NodeState.SUSPECT, NodeState.LOST, NodeState.DRAINING
 
@@ -332,3 +335,26 @@ def test_whatever_happens_each_shard_is_delivered_at_most_once_and_ends_at_the_d
     assert fleet.exchange.done
     assert fleet.exchange.answered.keys() | fleet.exchange.missing.keys() == {"s", "t", "u"}
     assert not fleet.exchange.answered.keys() & fleet.exchange.missing.keys()
+
+
+def test_a_program_that_a_node_cannot_read_is_asked_of_another_at_once():
+    """Its answer knows nothing of the program but whose task it was."""
+    program = Program(
+        "", "s0", range(0, 5), (Return("task/q", "q"),), 3, None, {"task/q": np.ones(4, np.float32)}
+    )
+    exchange = Exchange("x", [Assignment("s0", ("a", "b"), program)], lambda name: NodeState.READY)
+    (send,) = exchange.start()
+    data = bytearray(to_node.encode(send.program))
+    data[data.index(np.ones(4, np.float32).tobytes()) + 2] ^= 0x5A
+    with pytest.raises(Damaged) as caught:
+        to_node.decode(bytes(data))
+    task = task_of(bytes(data))
+    assert task == send.program.task_id
+    said = Fault(type(caught.value).__name__, caught.value.message)
+    answer = Contribution(task, "", range(0), 0, 0, final=True, error=said)
+    (again,) = exchange.contribution("a", from_node.decode(from_node.encode(answer)))
+    assert again.node == "b"
+    answer = replace(answer, task_id=again.program.task_id)
+    assert exchange.contribution("b", answer) == []
+    assert exchange.done
+    assert exchange.missing["s0"].count("wrong checksum") == 2

@@ -219,6 +219,8 @@ class Proxy:
                 self._carry("up", reader, back, link, _Messages(client=True)),
                 self._carry("down", there, writer, link, _Messages(client=False)),
             )
+        except asyncio.CancelledError:
+            pass  # at the end of the proxy, which asyncio's streams would log
         finally:
             self._links.discard(link)
             for end in (writer, back):

@@ -24,6 +24,8 @@ from edge_attention.core.session import (
     Cancel,
     Credit,
     DownloadRequest,
+    Heartbeat,
+    HeartbeatAck,
     Register,
     UploadChunk,
     Uploaded,
@@ -32,7 +34,7 @@ from edge_attention.wire import checksum, services
 from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node
 from edge_attention.wire.methods import Method
-from protos.edge_attention.v1 import attention_pb2
+from protos.edge_attention.v1 import attention_pb2, link_pb2
 
 KEYS, VALUES = tokens(600)
 pytestmark = pytest.mark.usefixtures("serving")
@@ -226,27 +228,61 @@ def test_answers_to_something_else_do_not_count(hostile, half_hostile, changed):
     assert isinstance(hostile.next(Cancel), Cancel)
 
 
-def test_a_damaged_contribution_is_labelled_and_the_stream_goes_on(hostile, half_hostile):
+def unread(contribution):
+    """As it was sent, and yet no contribution: its tensors are of a type that is none."""
+    message = link_pb2.ConnectRequest.FromString(from_node.encode(contribution))
+    message.contribution.tensors[0].data_type = 99
+    message.ClearField("checksum")
+    return checksum.seal(message.SerializeToString())
+
+
+def test_damage_ends_the_stream_for_the_node_to_come_back_at_once(shared, client, hostile):
+    sent = bytearray(from_node.encode(Contribution("x.0.1", "", range(0), 0, 0, {"x": KEYS[:1]})))
+    sent[len(sent) // 2] ^= 4
+    hostile.send(bytes(sent))
+    error = hostile.ended()
+    assert error.code() is Code.DATA_LOSS
+    assert ("edge-attention-error", "Damaged") in error.trailing_metadata()
+    assert states(client)["hostile"] == "ready", "for the moment"
+    until(lambda: states(client)["hostile"] != "ready", "that it has not come back")
+
+
+def test_messages_that_are_missing_end_the_stream_too(hostile):
+    hostile.send(Heartbeat(1, 0, 0, sent=2, received=1))  # Register, Credit
+    assert hostile.next(HeartbeatAck) == HeartbeatAck(1, 1)
+    hostile.send(Heartbeat(2, 0, 0, sent=4, received=2))
+    error = hostile.ended()
+    assert error.code() is Code.DATA_LOSS
+    assert "has sent 4 messages, 3 have come" in error.details()
+
+
+def test_a_node_of_the_release_before_is_told(shared):
+    old = from_node.encode(Register(1, "0", "old", "1", "", "CPU", 1, 1))[: -checksum.TRAILER]
+    with HandNode(shared.address, "old", first=old) as node:
+        error = node.ended()
+        assert error.code() is Code.FAILED_PRECONDITION
+        assert f"speaks version 1 of the protocol, this aggregator speaks {PROTOCOL}" in error.details()
+    bare = from_node.encode(Register(PROTOCOL, "0", "new", "1", "", "CPU", 1, 1))[: -checksum.TRAILER]
+    with HandNode(shared.address, "new", first=bare) as node:
+        assert node.ended().code() is Code.DATA_LOSS
+
+
+def test_a_contribution_that_cannot_be_read_is_labelled_and_the_stream_goes_on(hostile, half_hostile):
     asked = half_hostile(deadline=10.0)
     program = hostile.next(Program)
-    data = bytearray(from_node.encode(Contribution(program.task_id, program.shard, program.coverage, 0, 0,
-                                                   hostile.attended(1, SPEC), final=True)))  # fmt: skip
-    at = data.index(np.ones(8, np.float32).tobytes())
-    data[at] ^= 1
-    hostile.send(bytes(data))
+    asked_for = (program.task_id, program.shard, program.coverage)
+    hostile.send(unread(Contribution(*asked_for, 0, 0, hostile.attended(1, SPEC), final=True)))
     answer = asked.result(20)
     partial(answer)
-    assert "checksum" in answer.missing[0].reason
+    assert "data type 99" in answer.missing[0].reason
     asked = half_hostile()
     hostile.answer(hostile.next(Program), hostile.attended(1, SPEC))
     assert asked.result(20).exact
 
 
-def test_damaged_contributions_give_their_credit_back(hostile, client):
-    damaged = bytearray(from_node.encode(Contribution("x.0.1", "", range(0), 0, 0, {"x": KEYS[:1]})))
-    damaged[damaged.index(KEYS[:1].tobytes())] ^= 1
+def test_contributions_that_cannot_be_read_give_their_credit_back(hostile, client):
     for _ in range(300):
-        hostile.send(bytes(damaged))
+        hostile.send(unread(Contribution("x.0.1", "", range(0), 0, 0, {"x": KEYS[:1]})))
     assert hostile.next(Credit).messages >= 256
     assert states(client)["hostile"] == "ready"
 
@@ -258,11 +294,7 @@ def test_a_node_cannot_answer_for_another(shared, context, hostile):
         other = pool.submit(context.append, KEYS[:5], VALUES[:5], node="second")
         program = victim.next(Program)
         hostile.answer(program, hostile.attended(1, SPEC))
-        damaged = bytearray(
-            from_node.encode(Contribution(program.task_id, "", range(0), 0, 0, {"x": KEYS[:1]}))
-        )
-        damaged[-1] ^= 1
-        hostile.send(bytes(damaged))
+        hostile.send(unread(Contribution(program.task_id, "", range(0), 0, 0, {"x": KEYS[:1]})))
         time.sleep(0.3)
         assert not other.done()
         ends = np.full((2, 8), 3, np.float32)

@@ -21,7 +21,9 @@ from edge_attention.core.errors import AlreadyExists, InvalidTensor
 from edge_attention.core.program import Append, Batch, BulkTensor, Program, Return, Run, Stored
 from edge_attention.core.session import Cancel
 from edge_attention.core.tensors import DataType, Encoding
+from edge_attention.wire import checksum
 from edge_attention.wire.link import to_node
+from protos.edge_attention.v1 import link_pb2
 
 pytestmark = pytest.mark.e2e
 
@@ -253,19 +255,47 @@ def test_a_task_that_is_done_is_not_run_again():
 
 
 def test_messages_that_cannot_be_read_are_answered():
-    damaged = to_node.encode(program("t", tensors={"task/x": np.arange(6.0)}))
-    damaged = damaged.replace(np.arange(6.0).tobytes(), np.arange(1, 7.0).tobytes())
+    """They came as they were sent: a defect of the aggregator's, or worse."""
+    odd = link_pb2.ConnectResponse(
+        program={"task_id": "t", "tensors": [{"data_type": 1, "shape": [0], "crc32": 1}]}
+    )
+    unknown = link_pb2.ConnectResponse(program={"task_id": "u", "instructions": [{}]})
 
     async def scenario():
         async with house() as (aggregator, _):
-            aggregator.send(b"\xff\xff\xff", b"", damaged)
-            (answer,) = await aggregator.result("t")
+            aggregator.send(*map(checksum.seal, (b"\xff\xff\xff", b"", odd.SerializeToString())))
+            (first,) = await aggregator.result("t")
+            aggregator.send(checksum.seal(unknown.SerializeToString()))
+            (second,) = await aggregator.result("u")
             (alive,) = await aggregator.run(program("t2"))
-            return answer, alive
+            return first, second, alive, aggregator.registers
 
-    answer, alive = asyncio.run(scenario())
-    assert answer.error.name == "Damaged"
+    first, second, alive, registers = asyncio.run(scenario())
+    assert first.error.name == second.error.name == "Internal"
+    assert "the program cannot be read: " in first.error.message
+    assert "own checksum is right" in first.error.message
+    assert "Instruction is empty or of an unknown kind" in second.error.message
     assert alive.error is None
+    assert len(registers) == 1
+
+
+def test_after_a_damaged_message_the_node_is_back_at_once_and_does_nothing_twice():
+    task = program("t", Append("context/c/x", np.ones((3, 1, 2), np.float32), tile=2))
+    sent = to_node.encode(task)
+
+    async def scenario():
+        async with house() as (aggregator, _):
+            await aggregator.run(task)
+            aggregator.send(sent[:9] + bytes([sent[9] ^ 1]) + sent[10:])
+            await aggregator.until(lambda: len(aggregator.registers) == 2)
+            aggregator.send(task)
+            await aggregator.until(lambda: len(aggregator.contributions) >= 2)
+            (after,) = await aggregator.run(program("t2", Return("context/c/x", "x")))
+            return aggregator.registers, after
+
+    (first, second), after = asyncio.run(scenario())
+    assert (first.session, second.session, second.instance) == ("", "s1", first.instance)
+    assert len(after.tensors["x"]) == 2  # three tokens, not six
 
 
 def test_a_taken_name_ends_the_process():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from edge_attention.core.credit import Debt, Window
 from edge_attention.core.errors import (
     AlreadyExists,
+    Damaged,
     InvalidArgument,
     PermissionDenied,
     Revoked,
@@ -18,6 +19,8 @@ from edge_attention.core.errors import (
 from edge_attention.core.program import Program
 from edge_attention.core.session import Cancel, Credit, Heartbeat, HeartbeatAck, Register, Registered
 from edge_node.session import (
+    AT_ONCE,
+    AT_ONCE_SECONDS,
     PROGRAMS,
     Connect,
     Disconnect,
@@ -41,8 +44,8 @@ def begin(random=0.5):
     return Session("n", "hub:1", register, lambda: 42, lambda: random)
 
 
-def welcome(credit=Credit(1000, 10), resumed=False, drop=()):  # noqa: B008
-    return Registered("s", 10.0, 3.0, resumed, credit, drop)
+def welcome(credit=Credit(1000, 10), resumed=False, drop=(), taken=0):  # noqa: B008
+    return Registered("s", 10.0, 3.0, resumed, credit, drop, taken)
 
 
 def registered(**terms):
@@ -71,9 +74,9 @@ def test_it_connects_registers_and_says_so():
     assert actions == [Send(PROGRAMS), Forget(("context/c/",)), Say("registered with hub:1 as n")]
     assert session.wake == 5
     assert session.tick(4.9) == []
-    assert session.tick(5) == [Send(Heartbeat(1, 42, 0, False))]
+    assert session.tick(5) == [Send(Heartbeat(1, 42, 0, False, sent=2, received=1))]
     assert session.received(HeartbeatAck(1), 1, 5) == []
-    assert session.tick(8) == [Send(Heartbeat(2, 42, 0, False))]
+    assert session.tick(8) == [Send(Heartbeat(2, 42, 0, False, sent=3, received=2))]
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 40))
@@ -143,7 +146,26 @@ def test_a_task_that_sent_bulk_runs_again():
     session = registered()
     session.received(program(), 10, 1)
     session.produced("t", b"a", 2, final=True, keep=False)
-    assert session.received(program(), 10, 3) == [Start(program())]
+    assert session.received(program(), 10, 3) == [], "its answer is on the way"
+    session.tick(3)
+    session.received(HeartbeatAck(1), 1, 4)
+    assert session.received(program(), 10, 5) == [Start(program())]
+
+
+def test_a_task_that_sent_bulk_does_not_run_again_while_its_answer_may_be_lost():
+    session = registered()
+    for task in ("t", "u"):
+        session.received(program(task), 10, 1)
+        session.produced(task, f"of {task}".encode(), 2, final=True, keep=False)
+    session.received(Credit(1, 1), 1, 2)  # that of t was taken
+    session.lost(AWAY, 2)
+    session.tick(9)
+    session.connected(9)
+    assert b"of u" in sent(session.received(welcome(resumed=True), 1, 9))
+    assert session.received(program("u"), 10, 9) == []
+    assert session.received(program("t"), 10, 9) == [Start(program("t"))]
+    session.received(Credit(1, 1), 1, 10)
+    assert not session._leaving
 
 
 def test_credit_holds_contributions_back():
@@ -204,7 +226,7 @@ def test_draining_finishes_refuses_and_leaves():
     session.received(program(), 1, 1)
     say, beat = session.drain(2)
     assert isinstance(say, Say)
-    assert beat == Send(Heartbeat(1, 42, 1, True))
+    assert beat == Send(Heartbeat(1, 42, 1, True, sent=2, received=2))
     (refuse,) = session.received(program("u"), 1, 2)
     assert isinstance(refuse.refusal, Unavailable)
     assert sent(session.produced("u", b"no", 2, final=True)) == [b"no"]
@@ -280,8 +302,8 @@ def test_heartbeats_carry_what_there_is_to_report_at_that_time():
     session.tick(0)
     session.connected(0)
     session.received(welcome(), 1, 0)
-    assert sent(session.tick(3)) == [Heartbeat(1, 42, 0, metrics=b"at 3")]
-    assert sent(session.drain(4))[0] == Heartbeat(2, 42, 0, True, b"at 4")
+    assert sent(session.tick(3)) == [Heartbeat(1, 42, 0, metrics=b"at 3", sent=2, received=1)]
+    assert sent(session.drain(4))[0] == Heartbeat(2, 42, 0, True, b"at 4", 3, 1)
 
 
 def test_revoked_it_leaves_and_refused_for_what_may_pass_it_tries_again():
@@ -315,3 +337,106 @@ def test_tasks_of_an_aggregator_that_is_gone_are_ended_and_those_of_one_that_is_
     assert all("is gone" in end.error.message for end in ended)
     session.produced("t", b"its last word", 5, final=True)
     assert session.tasks == 0
+
+
+def reconnected(session, now):
+    assert session.wake <= now
+    assert session.tick(now) == [Connect()]
+    (register,) = sent(session.connected(now))
+    assert register.session == "s"
+    return session.received(welcome(resumed=True), 1, now)
+
+
+def test_damage_is_answered_at_once_and_nothing_is_lost():
+    session = registered()
+    session.received(program(), 10, 1)
+    assert sent(session.produced("t", b"a", 2, final=False)) == [b"a"]
+    (say,) = session.lost(Damaged("odd"), 3)
+    assert say == Say("odd; trying again until it answers", warning=True)
+    assert session.produced("t", b"b", 3, final=True) == []
+    assert sent(reconnected(session, 3))[1:] == [b"a", b"b"]
+    assert sent(session.received(program(), 10, 3)) == [b"a", b"b"], "it is not run twice"
+
+
+def test_what_the_aggregator_found_damaged_is_sent_again_at_once():
+    session = registered()
+    session.received(program(), 10, 1)
+    session.produced("t", b"a", 2, final=True)
+    session.lost(Damaged("yours was"), 3)
+    assert sent(reconnected(session, 3))[1:] == [b"a"]
+
+
+def test_damage_that_does_not_end_is_paced():
+    session, now, waits = registered(), 5.0, []
+    for _ in range(50):
+        session.lost(Damaged("odd"), now)
+        waits.append(session.wake - now)
+        now = session.wake
+        reconnected(session, now)
+    assert waits[:AT_ONCE] == [0.0] * AT_ONCE
+    assert waits[AT_ONCE] == 0.75 * AT_ONCE_SECONDS, "by the test's own random numbers"
+    assert max(waits) < 1.0, "the shortest lease"
+    assert 50 / (now - 5) < AT_ONCE / AT_ONCE_SECONDS * 2
+
+
+def test_a_registration_that_keeps_being_damaged_is_backed_off_from():
+    session, waits = registered(), []
+    session.lost(Damaged("odd"), 5.0)
+    assert session.wake == 5.0
+    for _ in range(6):
+        now = session.wake
+        session.tick(now)
+        session.connected(now)
+        session.lost(Damaged("odd"), now)
+        waits.append(session.wake - now)
+    assert waits == sorted(waits)
+    assert waits[-1] == 8.0
+
+
+def test_messages_that_got_lost_are_missed_at_the_next_heartbeat():
+    session = registered()  # Registered came
+    session.tick(3)
+    assert session.received(HeartbeatAck(1, 1), 1, 3) == []
+    session.received(program(), 10, 4)
+    session.tick(6)
+    assert session.received(HeartbeatAck(2, 3), 1, 6) == []
+    session.tick(9)
+    with pytest.raises(Damaged, match="hub:1 has sent 6 messages, 4 have come") as caught:
+        session.received(HeartbeatAck(3, 6), 1, 9)
+    session.lost(caught.value, 9)
+    reconnected(session, 9)
+    session.tick(12)
+    assert session.received(HeartbeatAck(4, 1), 1, 12) == [], "counted anew"
+
+
+def test_it_counts_all_that_it_sends():
+    session = registered()  # Register, Credit
+    session.received(program(), PROGRAMS.bytes, 1)
+    session.produced("t", b"a", 1, final=False)
+    actions = session.produced("t", b"b", 1, final=True)
+    assert sent(actions) == [Credit(PROGRAMS.bytes, 1), b"b"]
+    (beat,) = sent(session.tick(3))
+    assert (beat.sent, beat.received) == (5, 2)
+    (beat,) = sent(session.tick(6))
+    assert beat.sent == 6
+
+
+def test_what_the_aggregator_has_is_not_sent_again():
+    session = registered()
+    for data in (b"a", b"b", b"c", b"d"):
+        session.produced("t", data, 1, final=False)
+    session.received(Credit(1, 1), 1, 1)  # a
+    session.lost(Damaged("odd"), 2)
+    session.tick(2)
+    (register,) = sent(session.connected(2))
+    assert register.taken == 1
+    assert sent(session.received(welcome(resumed=True, taken=3), 1, 2))[1:] == [b"d"]
+    session.produced("t", b"e", 3, final=True)
+    session.lost(Damaged("odd"), 4)
+    session.tick(4)
+    (register,) = sent(session.connected(4))
+    assert register.taken == 3
+    again = session.received(welcome(resumed=True, taken=99), 1, 4)
+    assert sent(again)[1:] == [], "it says that it has all; what was never sent it cannot have"
+    assert sent(session.produced("u", b"f", 5, final=True)) == [b"f"]
+    assert session.outbox.backlog == 0

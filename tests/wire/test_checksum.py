@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -132,3 +133,15 @@ def test_damage_in_a_heartbeat_and_in_its_answer_is_damage():
         for damaged in flips(codec.encode(value)):
             with pytest.raises(Damaged):
                 codec.decode(damaged)
+
+
+def test_the_page_says_how_to_compute_it():
+    page = (Path(__file__).parents[2] / "docs/protocol.md").read_text(encoding="utf-8")
+    code = page.split("## Checksums")[1].split("```python")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    bare = attention_pb2.DropContextRequest(context="c").SerializeToString()
+    assert names["sealed"](bare) == services.DROP_CONTEXT.request.encode(DropContextRequest("c"))
+    for data in flips(names["sealed"](bare)):
+        assert names["intact"](data) is checksum.intact(data) is False
+    assert names["intact"](names["sealed"](bare))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge_attention.core.errors import DataLoss, EdgeAttentionError, InvalidTensor, Unavailable
+from edge_attention.core.errors import Damaged, DataLoss, EdgeAttentionError, InvalidTensor, Unavailable
 from edge_attention.core.program import BulkTensor, Contribution
 from edge_attention.core.session import Chunk, Uploaded
 from edge_attention.core.tensors import DataType, Encoded, Encoding
@@ -234,3 +234,84 @@ def test_one_file_that_is_refused_calls_the_others_off():
     with pytest.raises(InvalidTensor, match="no"):
         uploading(taker, FILES)
     assert taker.now == 0
+
+
+class Damaging(Lender):
+    """Of a file in chunks: so many come damaged, or another's bytes are sent first."""
+
+    def __init__(self, data, damaged=0, other=b""):
+        super().__init__(data)
+        self.damaged, self.other, self.offsets = damaged, other, []
+
+    async def receive(self, method, request):
+        self.offsets.append(request.offset)
+        if self.other:
+            wrong, self.other = self.other, b""
+            yield Chunk(0, len(wrong), wrong)
+            return
+        sent = 0
+        async for chunk in super().receive(method, request):
+            if self.damaged and (sent or self.damaged > 1):
+                self.damaged -= 1
+                raise Damaged("odd")
+            sent += 1
+            yield chunk
+
+
+def fetched(lender, digest):
+    async def get():
+        end = Transfers(lender, lambda direction, size: None)
+        end.online(lender, "session")
+        return await end.download(digest, 1 << 20, lender)
+
+    return bytes(asyncio.run(get()))
+
+
+FILE = bytes(range(256)) * 1200
+DIGEST = hashlib.sha256(FILE).hexdigest()
+
+
+def test_a_damaged_chunk_is_asked_for_again_at_once_from_where_it_was():
+    lender = Damaging(FILE, damaged=1)
+    assert fetched(lender, DIGEST) == FILE
+    assert lender.offsets == [0, 100_000]
+
+
+def test_chunks_that_keep_coming_damaged_are_given_up():
+    lender = Damaging(FILE, damaged=1000)
+    with pytest.raises(Damaged):
+        fetched(lender, DIGEST)
+    assert lender.offsets == [0] * transfers.TIMES
+
+
+def test_a_file_with_another_digest_comes_again_and_is_given_up_when_it_stays_so():
+    lender = Damaging(FILE, other=bytes(len(FILE)))
+    assert fetched(lender, DIGEST) == FILE
+    assert lender.offsets == [0, 0]
+    with pytest.raises(DataLoss, match="came damaged 5 times"):
+        fetched(Damaging(FILE), "0" * 64)
+
+
+def test_an_upload_of_which_chunks_are_damaged_goes_on_where_it_was():
+    class Odd(Taker):
+        damaged = 3
+
+        async def send(self, method, chunks):
+            async def whole():
+                came = 0
+                async for chunk in chunks:
+                    if came and self.damaged:
+                        self.damaged -= 1
+                        return  # as the aggregator does: the answer says what is there
+                    came += bool(chunk.data)
+                    yield chunk
+
+            return await super().send(method, whole())
+
+    taker = Odd()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfers, "CHUNK", 1000)
+        patch.setattr(transfers, "LARGE_CHUNK", 1000)
+        uploading(taker, {"8": FILES["8"]})
+    assert taker.files == {"8": FILES["8"]}
+    assert taker.damaged == 0

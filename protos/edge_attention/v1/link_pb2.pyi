@@ -132,8 +132,9 @@ class Register(_message.Message):
     SEQUENCES_FIELD_NUMBER: _builtins.int
     RELEASES_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
-    """The version of this protocol the node speaks: 1."""
+    """The version of this protocol the node speaks: 2. (1 had no checksums and no counts of messages.)"""
     software: _builtins.str
     """The version of the node's software."""
     name: _builtins.str
@@ -146,6 +147,8 @@ class Register(_message.Message):
     threads: _builtins.int
     memory_limit: _builtins.int
     """Bytes the node may store."""
+    taken: _builtins.int
+    """Contributions of this process that it knows to have been taken: those that it sends on this stream follow them."""
     @_builtins.property
     def datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dataset]: ...
     @_builtins.property
@@ -175,10 +178,11 @@ class Register(_message.Message):
         sequences: _abc.Iterable[Global___Sequence] | None = ...,
         releases: _abc.Iterable[_builtins.str] | None = ...,
         box: Global___Box | None = ...,
+        taken: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "datasets", b"datasets", "instance", b"instance", "memory_limit", b"memory_limit", "name", b"name", "protocol", b"protocol", "provider", b"provider", "releases", b"releases", "sequences", b"sequences", "session", b"session", "software", b"software", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "datasets", b"datasets", "instance", b"instance", "memory_limit", b"memory_limit", "name", b"name", "protocol", b"protocol", "provider", b"provider", "releases", b"releases", "sequences", b"sequences", "session", b"session", "software", b"software", "taken", b"taken", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -360,6 +364,7 @@ class Registered(_message.Message):
     RESUMED_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
     DROP_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """Proves in Download, Upload and a later Register that the caller is this node."""
     lease_seconds: _builtins.float
@@ -367,6 +372,8 @@ class Registered(_message.Message):
     heartbeat_seconds: _builtins.float
     resumed: _builtins.bool
     """Whether the session asked for was resumed."""
+    taken: _builtins.int
+    """Contributions of the session taken so far, as Register counts them: they are not sent again."""
     @_builtins.property
     def credit(self) -> Global___Credit:
         """Bytes and messages of contributions the node may have under way before more credit is granted."""
@@ -384,10 +391,11 @@ class Registered(_message.Message):
         resumed: _builtins.bool = ...,
         credit: Global___Credit | None = ...,
         drop: _abc.Iterable[_builtins.str] | None = ...,
+        taken: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "drop", b"drop", "heartbeat_seconds", b"heartbeat_seconds", "lease_seconds", b"lease_seconds", "resumed", b"resumed", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "drop", b"drop", "heartbeat_seconds", b"heartbeat_seconds", "lease_seconds", b"lease_seconds", "resumed", b"resumed", "session", b"session", "taken", b"taken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,6 +410,8 @@ class Heartbeat(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     memory: _builtins.int
     """Bytes stored."""
@@ -412,6 +422,12 @@ class Heartbeat(_message.Message):
     """The node's metrics in Prometheus' text format, at most 64 KiB, about every 10 s; empty in between.
     Only names that begin with edge_attention_node_, process_ or python_ are taken.
     """
+    sent: _builtins.int
+    """Messages that the node has sent on this stream before this one, and that have come to it; 0: not counted. Where
+    the other side has got another number, some were lost on the way, and the stream is ended with DATA_LOSS: the
+    node comes back at once, and what was lost is sent again.
+    """
+    received: _builtins.int
     def __init__(
         self,
         *,
@@ -420,10 +436,12 @@ class Heartbeat(_message.Message):
         tasks: _builtins.int = ...,
         draining: _builtins.bool = ...,
         metrics: _builtins.bytes = ...,
+        sent: _builtins.int = ...,
+        received: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "memory", b"memory", "metrics", b"metrics", "number", b"number", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "memory", b"memory", "metrics", b"metrics", "number", b"number", "received", b"received", "sent", b"sent", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,15 +452,19 @@ class HeartbeatAck(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NUMBER_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
+    sent: _builtins.int
+    """Messages sent to the node on this stream before this one; 0: not counted."""
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
+        sent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "sent", b"sent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
