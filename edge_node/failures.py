@@ -1,7 +1,7 @@
 """How often work on private data failed for each caller today, and when it is too often.
 
 Whether a task on private data failed is known to who sent it: a bit, which a graph can choose. So there are
-so many a day. The count survives a restart: what was under way when a process ended has failed.
+so many a day. The count survives a restart: what may have been under way when a process was ended has failed.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Failures:
         self._day = int(clock() // _DAY)
         self._failed: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
+        # As many of each as the file says are under way, at least. Who runs one after the other writes once.
+        self._noted: Counter[str] = Counter()
         self._closed = False
         if path is not None:
             self._load(path)
@@ -63,7 +65,8 @@ class Failures:
                 raise PrivateLimit(self._refusal(caller, own))
             self._running[caller] += 1
             try:
-                self._save()
+                if self._running[caller] > self._noted[caller]:
+                    self._save(self._noted | self._running)
             except OSError as error:
                 self._over(caller)
                 what = "a task on private data cannot be noted down"
@@ -76,10 +79,19 @@ class Failures:
             self._over(caller)
             self._failed[caller] += failed
             try:
-                self._save(sync=failed)
+                if failed:
+                    self._save(self._running, sync=True)
             except OSError as error:
                 # Counted here as long as the process lives; and the file still says that it is under way.
                 log.error("a failure on private data cannot be noted down: %s", error.strerror)
+
+    def close(self) -> None:
+        """The process ends in order: only what is under way now counts as failed at the next start."""
+        with self._lock:
+            try:
+                self._save(self._running)
+            except OSError as error:
+                log.warning("%s cannot be written: %s", self._path, error.strerror)
 
     def count(self, caller: str) -> int:
         """The failures of `caller` today."""
@@ -107,6 +119,7 @@ class Failures:
         if (today := int(self._clock() // _DAY)) > self._day:
             self._day, self._closed = today, False
             self._failed.clear()
+            self._noted.clear()  # of a day that counts no more
 
     def _load(self, path: Path) -> None:
         try:
@@ -130,10 +143,10 @@ class Failures:
             if total := failed.total():
                 log.info("%d tasks on private data failed today", total)
 
-    def _save(self, sync: bool = False) -> None:
-        if self._path is None:
+    def _save(self, running: Counter[str], sync: bool = False) -> None:
+        if self._path is None or self._closed:
             return
-        said = {"day": self._day, "failed": self._failed, "running": self._running}
+        said = {"day": self._day, "failed": self._failed, "running": running}
         temporary = self._path.with_suffix(".new")
         with open(temporary, "w", opener=_private) as file:
             file.write(json.dumps(said))
@@ -141,6 +154,7 @@ class Failures:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(self._path)
+        self._noted = Counter(running)
 
 
 def _private(path: str, flags: int) -> int:

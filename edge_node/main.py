@@ -168,6 +168,7 @@ def main(
 
     code, text = asyncio.run(run())
     engine.close()
+    node.failures.close()
     if code == 0:
         try:
             node.store.close()

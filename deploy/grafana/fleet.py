@@ -20,7 +20,6 @@ from deploy.grafana.layout import (
 from deploy.grafana.names import DAYS, FULL, UP, A, N
 
 AGGREGATOR = 'job="edge-attention-aggregator"'
-NODES_JOB = 'job="edge-attention-nodes"'
 NODE = "/d/edge-attention-node?var-node=${__data.fields.Node}&${__url_time_range}"
 
 NOW = Row(
@@ -98,9 +97,6 @@ NODES = Row(
                 Column("Threads", f"max by (node) ({N}threads)"),
                 Column("Provider", f"max by (node, provider) ({N}provider_info)", field="provider"),
                 Column("Release", f"max by (node, version) ({N}build_info)", field="version"),
-                Column(
-                    "Resident", f"max by (node) (process_resident_memory_bytes{{{NODES_JOB}}})", unit="bytes"
-                ),
             ],
             span=24,
             height=9,

@@ -197,13 +197,13 @@ BOX = Row(
     [
         series(
             "Resident memory",
-            "Of the daemon's process.",
+            "Of the daemon's process. A node with private data shows it at its own port only.",
             Query(f"max(process_resident_memory_bytes{PROCESS})", "resident"),
             unit="bytes",
         ),
         series(
             "Processor",
-            "Cores in use by the daemon.",
+            "Cores in use by the daemon. A node with private data shows it at its own port only.",
             Query(f"max(rate(process_cpu_seconds_total{PROCESS}[$__rate_interval]))", "cores"),
             unit="short",
         ),

@@ -31,6 +31,8 @@ MAY_BE_EMPTY: Mapping[tuple[str, str], str] = {
     ("edge-attention-fleet", "Calls refused"): "nobody was refused",
     ("edge-attention-attention", "Certified bound of partial answers"): "exact answers have no bound",
     ("edge-attention-training", "Consensus losses"): "only jobs with a probe batch have them",
+    ("edge-attention-node", "Resident memory"): "it would tell of private data",
+    ("edge-attention-node", "Processor"): "it would tell of private data",
 }
 """Panels, by dashboard and title, that a healthy fleet may leave empty, and why. Their queries are valid."""
 
