@@ -146,3 +146,10 @@ def test_make_passes_on_what_was_given_and_nothing_of_its_own(given, said):
     command = ["make", "--dry-run", "test-arm64", *given]
     done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1].endswith(said), done
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Pytest would collect neither: the folders of tests are no packages."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) > 50
+    assert len(set(names)) == len(names), sorted(n for n in set(names) if names.count(n) > 1)

@@ -146,13 +146,13 @@ def live(changes, operations, seed, lies):
             disk.close()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(change, max_size=14), st.integers(0, 90), st.integers(0, 2**32 - 1))
 def test_what_was_acknowledged_is_there_whenever_the_power_goes(changes, operations, seed):
     live(changes, operations, seed, lies=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(change, max_size=14), st.integers(0, 90), st.integers(0, 2**32 - 1))
 def test_a_disk_that_lies_is_found_out(changes, operations, seed):
     live(changes, operations, seed, lies=True)
