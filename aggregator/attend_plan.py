@@ -127,7 +127,8 @@ class Plans:
 
 def is_large(context: StoredContext, request: AttendRequest) -> bool:
     """Whether to plan it takes longer than the event loop may."""
-    return len(request.queries) * len(context.segments) > _LARGE
+    # Nothing is known of its shape yet: of one number there is no length.
+    return sum(request.queries.shape[:1]) * len(context.segments) > _LARGE
 
 
 def require_attend(context: StoredContext, request: AttendRequest) -> None:
@@ -137,8 +138,9 @@ def require_attend(context: StoredContext, request: AttendRequest) -> None:
         InvalidTensor: the queries have another shape, or are none.
         ResourceExhausted: they are too many.
     """
-    spec, count, segments = context.spec, len(request.queries), len(context.segments)
+    spec = context.spec
     require(request.queries, "queries", shape=("queries", spec.query_heads, spec.key_dim))
+    count, segments = len(request.queries), len(context.segments)
     if not count:
         raise InvalidTensor("queries holds no queries; give at least one")
     if count > ATTEND_QUERIES:

@@ -280,6 +280,7 @@ def test_weights_are_the_global_ones_and_unknown_where_a_node_is_missing():
         ({"queries": np.zeros((1, 2, 8), np.float32)}, InvalidTensor),
         ({"queries": np.zeros((1, 4, 8), np.float64)}, InvalidTensor),
         ({"queries": np.zeros((0, 4, 8), np.float32)}, InvalidTensor),
+        ({"queries": np.array(1.0, np.float32)}, InvalidTensor),
         ({"queries": np.full((1, 4, 8), np.nan, np.float32)}, InvalidTensor),
         ({"positions": np.zeros(4, np.int64)}, InvalidTensor),
         ({"positions": np.zeros(5, np.int32)}, InvalidTensor),
