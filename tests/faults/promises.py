@@ -32,7 +32,7 @@ OPERATIONS = {
     "append": "Append 40 tokens at a time, placed by the aggregator, on nodes with a `--store`",
     "fusion": "A fusion run of three nodes",
     "federated": "A federated run of three nodes",
-    "enrolment": "Enrolment and renewal, with certificates of 20 s",
+    "enrolment": "Enrolment and renewal, with certificates of 20 s, or four times what a client is away",
 }
 VICTIMS = {"node": "one node", "aggregator": "the aggregator", "client": "the client"}
 

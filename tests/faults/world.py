@@ -29,7 +29,9 @@ VICTIM = "b"
 """The node that faults befall."""
 
 LEASE = ("--lease", "5")
-LIFE = ("--certificate-seconds", "20")
+LIFE = 20.0
+"""Seconds of a certificate: nodes enrol anew with their token after one that ended. A client cannot: there
+must be something left of its certificate when it, or the aggregator, is back."""
 DISK = 40 * 1024 * 1024
 FAKETIME = Path("/usr/lib")
 
@@ -42,13 +44,22 @@ class World:
         operation, victim: of the cell.
         disk: the victim's folder is a file system of its own of 40 MiB, which can be filled.
         clock: the victim sees a clock that can be set: the file `clock`.
+        away: seconds for which the victim may be.
     """
 
     def __init__(
-        self, folder: Path, operation: str, victim: str, *, disk: bool = False, clock: bool = False
+        self,
+        folder: Path,
+        operation: str,
+        victim: str,
+        *,
+        disk: bool = False,
+        clock: bool = False,
+        away: float = 0.0,
     ) -> None:
         self.folder, self.operation, self.victim = folder, operation, victim
         self.tls = operation == "enrolment"
+        self.life = LIFE if victim == "node" else LIFE + 4 * away
         self.training = operation in truth.ROUNDS
         self.nodes = truth.NODES if self.training else ("a", "b")
         self.generation = 0
@@ -62,12 +73,16 @@ class World:
         self.proxies: dict[str, Proxy] = {}
         with self._sees_clock(AGGREGATOR):
             self.fleet = (
-                TrustedFleet(folder / "fleet", *LIFE)
+                TrustedFleet(folder / "fleet", *self._lives)
                 if self.tls
                 else Fleet(folder / "fleet", *LEASE, state=True)
             )
         for name in (*self.nodes, CALLER):
             self.proxies[name] = Proxy(self.fleet.address)
+
+    @property
+    def _lives(self) -> tuple[str, str]:
+        return ("--certificate-seconds", f"{self.life:g}")
 
     @property
     def child(self) -> str:
@@ -122,7 +137,7 @@ class World:
     def start_aggregator(self) -> None:
         self._keep_lines(AGGREGATOR)
         with self._sees_clock(AGGREGATOR):
-            flags = self.fleet.flags + LIFE if isinstance(self.fleet, TrustedFleet) else LEASE
+            flags = (*self.fleet.flags, *self._lives) if isinstance(self.fleet, TrustedFleet) else LEASE
             self.fleet.start_aggregator(*flags, timeout=60)
 
     def start_caller(self) -> None:

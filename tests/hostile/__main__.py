@@ -114,7 +114,7 @@ async def by_calls(folder: Path, canary: Canary, tried: list[Any], strict: bool)
         began = time.monotonic()
         await asyncio.to_thread(public.attack, tried)
         seconds = time.monotonic() - began
-        beside = public.good.stop()
+        beside = await asyncio.to_thread(public.good.stop)
         wrong = public.wrong + public.good.wrong + public.well()
     finally:
         await public.stop()
