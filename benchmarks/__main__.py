@@ -19,6 +19,7 @@ NAMES = (
     "kernel",
     "attend",
     "round",
+    "cell",
     "idle",
     "torch_parity",
     "torch_operators",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -21,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
-from edge_attention.core.tensors import Array, DataType
+from edge_attention.core.tensors import Array
 from edge_attention.providers import open_session
 from edge_attention.shared_memory import Region
-from edge_node.cell_messages import LARGE, TEXT, WINDOW, Channel, Kind, Placed, types_of
+from edge_node.cell_messages import DTYPES, LARGE, TEXT, WINDOW, Channel, Kind, Placed, types_of
 from edge_node.sessions import input_types, limit_arena, output_types, session_options, translate
 
 _STACK = 2 << 20
@@ -149,7 +150,7 @@ class Lane:
             regions[number].unmap()  # before the answer: the daemon seals what this process could still write
         del feeds, regions
         for result in results.values():
-            if not isinstance(result, np.ndarray) or result.dtype.name not in _TRAVEL:
+            if not isinstance(result, np.ndarray) or result.dtype not in DTYPES:
                 raise InvalidProgram(f"{where}: an output is no tensor: it cannot be kept")
         known = {n: [kind, shape] for n, (kind, shape, _, _) in made.items()} if rooms else {}
         return self._answer(results, known)
@@ -183,8 +184,7 @@ class Lane:
     def _array(placed: Placed, regions: list[Region], window: Array) -> Array:
         if placed.where >= 0:
             return regions[placed.where].array(placed.offset, placed.shape, placed.dtype)
-        part = window[placed.offset : placed.offset + placed.nbytes]
-        return part.view(placed.dtype).reshape(placed.shape)
+        return np.ndarray(placed.shape, placed.dtype, window, placed.offset)
 
     def _answer(self, results: dict[int, Array], made: dict[int, list[Any]]) -> dict[str, Any]:
         """`results` to where the daemon finds them; those in `made`, by number, are there already."""
@@ -193,7 +193,7 @@ class Lane:
         places = {
             n: channel.place(result) if result.nbytes < LARGE else None for n, result in results.items()
         }
-        types = made | {n: [result.dtype.name, list(result.shape)] for n, result in results.items()}
+        types = made | {n: [DTYPES[result.dtype], result.shape] for n, result in results.items()}
         if None not in places.values():
             found = [[*types[n], -1, places.get(n, 0)] for n in range(len(types))]
             return {"out": found, "made": bool(made)}
@@ -208,9 +208,6 @@ class Lane:
         for region in regions:
             region.unmap()
         return {}
-
-
-_TRAVEL = frozenset(kind.value for kind in DataType)
 
 
 class Cell:
@@ -299,6 +296,7 @@ def main() -> None:
         libc.pthread_setattr_default_np(attributes)
     cell = Cell(said)
     _try(cell)
+    gc.freeze()  # what is loaded stays; nobody need look at it again
     keep = frozenset([said["control"], *(lane[0] for lane in said["lanes"])])
     cell.serve(_shut(said, keep))
     os._exit(0)

@@ -16,10 +16,11 @@ import numpy as np
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram, OutOfMemory
 from edge_attention.core.printable import shown
 from edge_attention.core.tensors import MAX_RANK, Array, DataType
-from edge_attention.shared_memory import LEAST, allocate, find, seal
+from edge_attention.shared_memory import allocate, find, seal
 from edge_node.cell_messages import (
     ALIGNMENT,
     DESCRIPTORS,
+    DTYPES,
     HEAD,
     LARGE,
     WINDOW,
@@ -35,6 +36,9 @@ from edge_node.cell_messages import (
 )
 from edge_node.cell_outputs import OutputMemory
 from edge_node.sessions import Inputs
+
+MAPPED = 512 * 1024
+"""Bytes from which an input is mapped by the cell, where it can be; of less, a copy is quicker."""
 
 _FAILURES: dict[str, type[EdgeAttentionError]] = {
     "InvalidGraph": InvalidGraph,
@@ -236,7 +240,7 @@ def _copy_out(channel: Channel, placed: Placed) -> Array:
     end = placed.offset + placed.nbytes
     if placed.where != -1 or placed.offset < HEAD or end > WINDOW or placed.offset % ALIGNMENT:
         raise Nonsense("an output outside its window")
-    return channel.reads[placed.offset : end].view(placed.dtype).reshape(placed.shape).copy()
+    return np.ndarray(placed.shape, placed.dtype, channel.reads, placed.offset).copy()
 
 
 def _place(
@@ -252,14 +256,14 @@ def _place(
     left: list[tuple[list[Any], Array]] = []
     end = 0
     for array in feeds.values():
-        found = find(array) if array.nbytes >= LEAST else None
+        found = find(array) if array.nbytes >= MAPPED else None
         where, start = -1, None
         if found is not None and (found[0].descriptor in numbers or len(numbers) < DESCRIPTORS // 2 - 1):
             where = numbers.setdefault(found[0].descriptor, len(numbers))
             start = found[1] if found[1] % array.itemsize == 0 else None
         if start is None:
             where, start = -1, channel.place(array)
-        places.append([array.dtype.name, list(array.shape), where, start])
+        places.append([DTYPES[array.dtype], array.shape, where, start])
         if start is None:
             places[-1][3] = end
             left.append((places[-1], array))

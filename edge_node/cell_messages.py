@@ -32,6 +32,7 @@ import numpy as np
 from edge_attention.core.tensors import MAX_RANK, Array, DataType
 
 __all__ = [
+    "DTYPES",
     "HEAD",
     "LARGE",
     "WINDOW",
@@ -48,9 +49,9 @@ __all__ = [
 
 HEAD = 1 << 20
 """Bytes of a message's head at most."""
-WINDOW = HEAD + (4 << 20)
+WINDOW = HEAD + (6 << 20)
 """Bytes of a window. It is memory only as far as it was ever used."""
-LARGE = 1 << 20
+LARGE = 2 << 20
 """Bytes from which a tensor has memory of its own, so that it need not be copied out of a window."""
 ALIGNMENT = 64
 DESCRIPTORS = 200
@@ -74,6 +75,9 @@ class Kind(IntEnum):
     LOADED, DONE, NEED, FAILED = 4, 5, 6, 7
 
 
+DTYPES = {np.dtype(kind.value): kind.value for kind in DataType}
+"""NumPy makes up a dtype's name anew each time it is asked."""
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 _KINDS = {kind.value: kind for kind in Kind}
 
 
@@ -199,10 +203,9 @@ def types_of(value: Any, places: bool) -> list[Placed]:
         if len(fields) != (4 if places else 2):
             raise Nonsense("a tensor of other fields")
         kind, shape, where, offset = (*fields, -1, 0)[:4]
-        try:
-            dtype = np.dtype(DataType(kind).value)
-        except (ValueError, TypeError):
-            raise Nonsense("an element type that does not travel") from None
+        dtype = _BY_NAME.get(kind) if isinstance(kind, str) else None
+        if dtype is None:
+            raise Nonsense("an element type that does not travel")
         sizes = _listed(shape)
         numbers = [*sizes, where + 1, offset] if type(where) is int and type(offset) is int else [-1]
         if len(sizes) > MAX_RANK or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):

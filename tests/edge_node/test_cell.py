@@ -144,7 +144,7 @@ def test_outputs_beyond_the_limit_are_out_of_memory(shared):
 def test_outputs_whose_sizes_change_are_right_and_expected_no_more(runtime):
     """The first run with some inputs teaches what the next with the same shapes gets: here that is wrong."""
     made = small_graphs.filled()
-    for size, missed in ((500_000, False), (500_000, False), (600_000, True), (500_000, True), (2, True)):
+    for size, missed in ((700_000, False), (700_000, False), (800_000, True), (700_000, True), (2, True)):
         (y,) = run(runtime, made, {"x": np.array([size])}, "y")
         np.testing.assert_array_equal(y, np.zeros(size, np.float32))
         assert runtime.cells.public._process.loaded[made[0]].missed == missed
