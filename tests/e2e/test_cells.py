@@ -161,9 +161,12 @@ def test_graphs_that_end_their_process_cost_a_good_caller_nothing(fleet, data):
     pids = [fleet.child(name).pid for name in "ab"]
     with fleet.client() as bad, Good(fleet) as good:
         context = bad.create_context("bad", **ONE)
-        for times in range(3):
-            with pytest.raises(GraphDied, match="refused" if times == 2 else "SIGFPE"):
+        for _ in range(3):
+            # It reads private rows: the class of the error is all that leaves; the log has the rest.
+            with pytest.raises(GraphDied):
                 context.append_dataset("a", "rows", divides(), {"x": "x"}, timeout=60)
+        until(lambda: "is refused: it has ended the process it ran in 2 times" in fleet.said("a"))
+        assert fleet.said("a").count("ended its process: signal 8 (SIGFPE)") == 2
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             context.append_dataset("a", "rows", endless(), {"x": "x"}, timeout=2)
@@ -192,7 +195,7 @@ def test_a_cell_that_is_ended_in_the_middle_of_appends_costs_nobody_anything(fle
             with ThreadPoolExecutor(1) as pool:
                 job = pool.submit(context.append_dataset, "a", "rows", summed(), {"x": "x"}, timeout=60)
                 while not job.done():
-                    for pid in cells(fleet, "a")[:1] if ended < 3 else ():
+                    for pid in cells(fleet, "a")[:1] if ended < 2 else ():
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(pid, number)
                             ended += 1

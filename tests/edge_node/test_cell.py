@@ -385,7 +385,7 @@ def test_descriptors_and_memory_are_back_after_two_hundred_runs(runtime):
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
     big = shared_memory.shared(np.ones((400_000, 2), np.float32))
-    plain = np.ones((3_000_000, 2), np.float32)
+    plain = np.ones((1_000_000, 2), np.float32)
 
     def once():
         doubled(runtime)
