@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -406,3 +408,30 @@ def test_descriptors_and_memory_are_back_after_two_hundred_runs(runtime):
     assert abs(after[1] - mappings) < 40
     assert (after[2], after[3]) == (mine, theirs)
     assert resident() < before + (32 << 20)
+
+
+ORPHAN = """
+import sys, threading, numpy as np
+sys.path.insert(0, sys.argv[1])
+import small_graphs
+from edge_node.refused_graphs import RefusedGraphs
+from edge_node.runtime import Runtime, Stop
+
+runtime = Runtime(graphs=RefusedGraphs())
+graph = runtime.load(*small_graphs.endless())
+run = threading.Thread(target=graph.run, args=({"x": np.ones(1, np.float32)}, ["y"], Stop()), daemon=True)
+run.start()
+while runtime.cells.public.pid is None or not runtime.cells.public._process.loaded:
+    run.join(0.01)
+print(runtime.cells.public.pid, flush=True)
+run.join()
+"""
+
+
+def test_a_cell_ends_with_a_daemon_that_was_killed_whatever_it_is_at():
+    command = [sys.executable, "-c", ORPHAN, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as daemon:
+        pid = int(daemon.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        daemon.kill()
+    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())

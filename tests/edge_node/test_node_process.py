@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +54,11 @@ async def ended(process):
     return await asyncio.to_thread(process.wait, 20)
 
 
+def children_of(pid):
+    folders = Path(f"/proc/{pid}/task").iterdir()
+    return [child for task in folders for child in (task / "children").read_text().split()]
+
+
 def program(task, *instructions, **fields):
     return Program(task, "shard", range(3, 7), instructions, version=5, **fields)
 
@@ -90,6 +96,29 @@ def test_a_program_runs_and_comes_back():
         "CPUExecutionProvider",
         1,
     )
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-cell",)])
+def test_where_graphs_of_others_run_is_the_operator_s_and_said(flags):
+    digest, graph = small_graphs.doubled()
+    x = np.ones((2, 2), np.float32)
+    run = Run(digest, {"x": x}, {"y": "task/y"})
+
+    async def scenario():
+        async with house(*flags, files={digest: graph}) as (aggregator, process):
+            (only,) = await aggregator.run(program("t", run, Return("task/y", "y")))
+            children = children_of(process.pid)
+            await aggregator.until(lambda: any(beat.metrics for beat in aggregator.heartbeats))
+            process.kill()
+            said = process.stderr.read()
+            return only, children, said, next(b.metrics for b in aggregator.heartbeats if b.metrics)
+
+    only, children, said, metrics = asyncio.run(scenario())
+    np.testing.assert_array_equal(only.tensors["y"], 2 * x)
+    assert len(children) == (0 if flags else 1)
+    assert ("graphs of others run in this process" in said) == bool(flags)
+    assert ("cell is process" in said) == (not flags)
+    assert f"edge_attention_node_cells_enabled {float(not flags)}".encode() in metrics
 
 
 def test_its_metrics_travel_with_a_heartbeat_and_are_what_the_aggregator_takes():
