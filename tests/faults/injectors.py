@@ -203,9 +203,9 @@ class ClockJump(Fault):
 
 
 class OutOfMemory(Fault):
-    """Its control group has 1 MiB more for 8 s: the kernel ends it if that is not enough; it starts again."""
+    """Its control group has 64 KiB more for 8 s: the kernel ends what needs that, and it is started again."""
 
-    MORE = 1024 * 1024
+    MORE = 64 * 1024
     GROUPS = Path("/sys/fs/cgroup")
     V1 = GROUPS / "memory"
 

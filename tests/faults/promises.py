@@ -23,7 +23,7 @@ FAULTS = {
     "corrupt": "a bit flipped in about every 16,000 bytes, 10 s",
     "disk-full": "no byte left on its disk, 8 s",
     "clock": "its clock an hour ahead, then an hour back, 4 s each",
-    "memory": "1 MiB more in its control group, 8 s: the kernel ends it, it is started again",
+    "memory": "64 KiB more in its control group, 8 s: the kernel ends it, it is started again",
     "flapping": "all connections cut every other second, 10 s",
     "half-open": "its connections die without a word; new ones work",
 }
