@@ -26,12 +26,15 @@ from edge_attention.core.tensors import Array
 from edge_attention.providers import open_session
 from edge_attention.shared_memory import Region
 from edge_node.cell_messages import DTYPES, LARGE, TEXT, WINDOW, Channel, Kind, Placed, types_of
+from edge_node.confinement import Limits, confine
 from edge_node.sessions import input_types, limit_arena, output_types, session_options, translate
 
 _STACK = 2 << 20
 """Bytes of a thread's stack: all of them count against the process's limit."""
 _BADNESS = "700"
 """Short of memory the kernel ends this process rather than the daemon."""
+_NICENESS = 5
+"""Short of processors the daemon, which answers queries, has three times this process's share."""
 
 
 class _Stopped(Exception):
@@ -255,10 +258,6 @@ def _lane(lane: Lane) -> None:
 
 def _shut(said: dict[str, Any], keep: frozenset[int]) -> str:
     """Shut this process in; what holds, in words."""
-    try:
-        from edge_node.confinement import Limits, confine
-    except ImportError:
-        return "nothing"
     room = said["limit"] + said["overhead"]
     return confine(Limits(room, said["descriptors"], keep, devices=said["devices"])).describe()
 
@@ -288,6 +287,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group: the daemon decides
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_BADNESS)
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
     libc = ctypes.CDLL(None)
     with contextlib.suppress(AttributeError):  # threads of ONNX Runtime: 8 MiB each would count, too
         attributes = ctypes.create_string_buffer(256)
