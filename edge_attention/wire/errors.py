@@ -43,6 +43,9 @@ _NOT_GRPC = ("missing selected ALPN", "Expected SETTINGS frame", "Failed parsing
 """What gRPC says where something answered that is no gRPC server: over TLS, and without."""
 
 
+_REMOVED = "Stream removed"
+"""What gRPC says, as UNKNOWN, where TLS finds that bytes were damaged: the connection is gone."""
+
 _CUT = "Internal error from Core"
 """What gRPC's asyncio says when a write fails because the server has ended the call (grpc/grpc#36066)."""
 
@@ -98,6 +101,8 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
         )
     elif cls is errors.Internal and _CUT in details:
         return errors.Unavailable(f"{where or 'the server'} ended the call before all was sent")
+    elif call.code() is grpc.StatusCode.UNKNOWN and details.startswith(_REMOVED):
+        return errors.Unreachable(f"the connection to {where or 'the server'} broke: {details}")
     elif cls is errors.DeadlineExceeded:
         details = f"{where or 'the server'} did not answer in time"
     return cls(details or f"{where or 'the server'} answered {call.code().name}")
