@@ -22,6 +22,7 @@ from edge_attention.core.errors import (
     Unavailable,
 )
 from edge_attention.core.fleet import DescribeAggregatorRequest, ProbeNodeRequest
+from edge_attention.core.session import PROTOCOL
 
 
 def checkup(house, **options):
@@ -52,7 +53,7 @@ def test_it_says_who_it_is():
     with House() as house:
         about = asyncio.run(scenario(house))
     assert (about.uptime_seconds, about.lease_seconds, about.heartbeat_seconds) == (42.0, 10.0, 3.0)
-    assert (about.http_port, about.protocol) == (9464, 1)
+    assert (about.http_port, about.protocol) == (9464, PROTOCOL)
     assert about.box.time_seconds > 1e9
     assert "grpcio" in about.box.versions
 

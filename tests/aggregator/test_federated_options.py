@@ -107,7 +107,7 @@ def test_consensus_losses_are_reported_and_shrink_under_their_penalties():
 def test_a_round_goes_on_without_a_node_that_does_not_answer_in_time():
     async def scenario(house):
         run, boxes = await started(
-            house, selection=SelectionSpec(quorum=0.6, deadline_seconds=0.5), rounds=2, holdout=0.0
+            house, selection=SelectionSpec(quorum=0.6, deadline_seconds=3.0), rounds=2, holdout=0.0
         )
         return *await ended(house, run), boxes
 
@@ -116,7 +116,7 @@ def test_a_round_goes_on_without_a_node_that_does_not_answer_in_time():
         released = sorted({g.release for g in await house.runs.plan(job) if g.release})
         for name in small_model.NODES:
             house.node(name, datasets=[small_model.rows(name)], releases=released, mute=name == "c")
-        selection = SelectionSpec(quorum=0.6, deadline_seconds=0.5)
+        selection = SelectionSpec(quorum=0.6, deadline_seconds=3.0)
         run = (await house.runs.start(small_model.job(house, selection=selection, rounds=2, holdout=0.0))).id
         return await ended(house, run)
 
