@@ -210,7 +210,8 @@ def types_of(value: Any, places: bool) -> list[Placed]:
         numbers = [*sizes, where + 1, offset] if type(where) is int and type(offset) is int else [-1]
         if len(sizes) > MAX_RANK or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
             raise Nonsense("a shape or a place that is none")
-        if math.prod(sizes) * dtype.itemsize >= 1 << 48:
+        # One without elements has a shape, too, and NumPy none larger than all memory.
+        if math.prod(size for size in sizes if size) * dtype.itemsize >= 1 << 48:
             raise Nonsense("a tensor larger than all memory")
         found.append(Placed(dtype, tuple(sizes), where, offset))
     return found

@@ -31,6 +31,7 @@ COMMAND = ("-m", "edge_node.cell")
 LINES = 40
 """Lines of its words that a cell gets into the log."""
 _LETTERS = 300
+_READS = 16
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "ORT_DISABLE_TELEMETRY")
 """What of the daemon's environment a cell gets: nothing of keys and tokens."""
 _ROOT = Path(__file__).resolve().parent.parent
@@ -132,7 +133,9 @@ class CellProcess:
             report, threads = said["ready"], said["threads"]
             if not isinstance(report, str) or len(threads) != len(self.lanes):
                 raise ValueError
-            self.threads = tuple(int(thread) for thread in threads)
+            if not all(type(thread) is int for thread in threads):
+                raise ValueError
+            self.threads = tuple(threads)
         except (ValueError, TypeError, KeyError, RecursionError):
             raise Nonsense("a report that is none") from None
         return shown(report[:_LETTERS])
@@ -175,9 +178,11 @@ class CellProcess:
         return f"signal {-code} ({name}{why.get(name, '')})", -code
 
     def listen(self) -> None:
-        """Log what it has written, cut."""
+        """Log what it has written, cut. One that writes without end is heard no longer than others wait."""
         with contextlib.suppress(OSError):
-            while data := os.read(self.words, 65_536):
+            for _ in range(_READS):
+                if not (data := os.read(self.words, 65_536)):
+                    return
                 *lines, rest = (self._rest + data).split(b"\n")
                 self._rest = rest[:_LETTERS]
                 for line in filter(None, lines):

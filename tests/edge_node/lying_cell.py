@@ -38,6 +38,7 @@ DONE = {
     "done: a size that is true": [["float32", [True, 2], -1, HEAD]],
     "done: overflow": [["float32", [1 << 40, 1 << 40], -1, HEAD]],
     "done: many dimensions": [["float32", [1] * 40, -1, HEAD]],
+    "done: nothing of a size that cannot be": [["float32", [0, 1 << 47, 1 << 47], -1, HEAD]],
     "done: an object": [["object", [2, 2], -1, HEAD]],
     "done: a list": [["float32", "22", -1, HEAD]],
     "done: nothing": None,
@@ -53,7 +54,7 @@ def raw(channel, text, frame=None):
     channel.socket.send(frame or (b"EAC1" + bytes([5, 0, 0, 0]) + len(text).to_bytes(4, "little")))
 
 
-def answer_run(lie, channel):
+def answer_run(lie, channel, control):
     if lie in DONE:
         channel.send(Kind.DONE, {"out": DONE[lie]})
     elif lie == "kind":
@@ -104,6 +105,9 @@ def answer_run(lie, channel):
         channel.send(Kind.DONE, {"out": [["float32", [1 << 20], -1, 0]], "made": True})
     elif lie == "silent":
         time.sleep(600)
+    elif lie == "threads without number":
+        control.send(b'{"ready": "x", "threads": [Infinity, 1, 2, 3]}')
+        time.sleep(600)
     elif lie == "gone":
         os._exit(0)
     else:
@@ -131,7 +135,7 @@ def main():
         if message.kind is Kind.LOAD:
             answer_load(lie, channel)
         else:
-            answer_run(lie, channel)
+            answer_run(lie, channel, control)
 
 
 if __name__ == "__main__":

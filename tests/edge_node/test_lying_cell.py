@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from pathlib import Path
@@ -21,7 +22,14 @@ pytestmark = pytest.mark.e2e
 
 SCRIPT = Path(lying_cell.__file__)
 LIES = [*lying_cell.LOADED, *lying_cell.DONE, *re.findall(r'lie == "([^"]+)"', SCRIPT.read_text())]
-OTHERWISE = {"not ready", "ready: other threads", "silent", "gone", "need: all memory"}
+OTHERWISE = {
+    "not ready",
+    "ready: other threads",
+    "threads without number",
+    "silent",
+    "gone",
+    "need: all memory",
+}
 X = np.ones((2, 2), np.float32)
 
 
@@ -98,6 +106,23 @@ def test_one_that_is_silent_ends_with_the_task(lying):
 def test_one_that_leaves_in_the_middle_was_ended_by_its_graph(lying):
     with pytest.raises(GraphDied, match=r"ended its process: exit code 0"):
         run(lying("gone"))
+
+
+def test_one_that_says_again_that_it_is_ready_and_lies_is_ended(lying, monkeypatch):
+    runtime = lying("threads without number")
+    with pytest.raises(GraphDied, match=r"ended its process"):
+        run(runtime)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(run(runtime)[0], 2 * X)
+
+
+def test_one_that_writes_without_end_keeps_nobody_from_looking_at_the_clock(monkeypatch):
+    process = cell_process.CellProcess.__new__(cell_process.CellProcess)
+    process.name, process.words, process._lines, process._rest = "public", -1, 0, b""
+    reads = []
+    monkeypatch.setattr(os, "read", lambda descriptor, size: reads.append(1) or b"words\n" * 100)
+    process.listen()
+    assert 0 < len(reads) < 100
 
 
 def test_memory_that_it_asks_for_is_bounded(lying):
