@@ -35,10 +35,9 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "epoll_wait": (232, None), "epoll_pwait": (281, 22), "eventfd2": (290, 19), "pipe2": (293, 59),
     "recvmsg": (47, 212), "sendmsg": (46, 211), "recvfrom": (45, 207), "sendto": (44, 206),
     "shutdown": (48, 210), "getsockopt": (55, 209),
-    # Memory, and memory to hand over.
+    # Memory. None that is shared, but what was handed over: no limit of the process counts it.
     "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233), "brk": (12, 214),
-    "msync": (26, 227), "mincore": (27, 232), "memfd_create": (319, 279), "ftruncate": (77, 46),
-    "fallocate": (285, 47),
+    "msync": (26, 227), "mincore": (27, 232),
     # Signals of its own, threads, waiting, time.
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
     "sigaltstack": (131, 132), "restart_syscall": (219, 128), "futex": (202, 98), "futex_waitv": (449, 449),
@@ -78,11 +77,12 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
 
 _CLONE_THREAD = 0x00010000
 _PROT_EXEC = 4
+_MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x20, 0x100
 _PR_SET_NAME, _PR_SET_VMA = 15, 0x53564D41
 _FIONBIO = 0x5421
 
 # struct sock_filter, and struct seccomp_data: nr, arch, instruction pointer, six arguments of eight bytes.
-_LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
+_LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN, _AND = 0x20, 0x15, 0x45, 0x35, 0x06, 0x54
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 _X32 = 0x40000000  # calls of x86_64 by other numbers
@@ -101,7 +101,16 @@ def allow_listed(machine: str, pid: int) -> bytes:
     # Its flags lie in memory, where a filter cannot look: who gets this answer uses clone.
     program += _if(_CLONE3[column], [_give(_ERROR | errno.ENOSYS)])
     # No memory that can be run: what it runs was there before.
-    program += _if(_MMAP[column], [*_argument(2, _ANY_BIT, _PROT_EXEC, refuse), _give(_ALLOW)])
+    # Nor memory that RLIMIT_DATA does not count: of no file and shared, or a stack of its own.
+    uncounted = [
+        *_argument(3, _ANY_BIT, _MAP_GROWSDOWN, refuse),
+        (_AND, 0, 0, _MAP_SHARED | _MAP_ANONYMOUS),
+        (_EQUAL, 0, 1, _MAP_SHARED | _MAP_ANONYMOUS),
+        refuse,
+    ]
+    program += _if(
+        _MMAP[column], [*_argument(2, _ANY_BIT, _PROT_EXEC, refuse), *uncounted, _give(_ALLOW)]
+    )
     program += _if(_MPROTECT[column], [*_argument(2, _ANY_BIT, _PROT_EXEC, refuse), _give(_ALLOW)])
     names = [*_argument(0, _EQUAL, _PR_SET_NAME), *_argument(0, _EQUAL, _PR_SET_VMA)]
     program += _if(_PRCTL[column], [*names, refuse])

@@ -63,23 +63,29 @@ ATTEMPTS = {
     "limits of others": lambda: resource.prlimit(PARENT, resource.RLIMIT_NOFILE),
     "raise a limit": lambda: resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2),
     "run memory": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC),
+    "shared memory": lambda: uncounted(mmap.MAP_SHARED | mmap.MAP_ANONYMOUS),
+    "a stack": lambda: uncounted(mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100),
+    "a file of memory": lambda: os.close(os.memfd_create("x")),
     "user": lambda: os.setuid(0),
     "import": lambda: __import__("wave"),
 }
 
 
-def works(threads, model):
+def uncounted(flags):
+    LIBC.mmap.restype = ctypes.c_void_p
+    if LIBC.mmap(None, ctypes.c_size_t(1 << 20), 3, flags, -1, 0) == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "no memory")
+
+
+def works(threads, model, handed):
     """What a confined process is for still goes: threads, shared memory, graphs."""
     ran = []
     thread = threading.Thread(target=lambda: ran.append(1))
     thread.start()
     thread.join()
-    descriptor = os.memfd_create("x", os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, 1 << 20)
-    with mmap.mmap(descriptor, 1 << 20) as shared:
+    with mmap.mmap(handed, 1 << 20) as shared:
         shared[:3] = b"abc"
         assert shared[:3] == b"abc"
-    os.close(descriptor)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -104,8 +110,10 @@ def main():
         os.setresgid(*[told["user"]] * 3)
         os.setresuid(*[told["user"]] * 3)
     kept, other = os.dup(1), os.dup(1)
+    handed = os.memfd_create("x", os.MFD_ALLOW_SEALING)
+    os.ftruncate(handed, 1 << 20)
     limits = Limits(
-        told.get("memory", 256 << 20), 64, frozenset({kept}), told.get("seconds"), told.get("devices", False)
+        told.get("memory", 256 << 20), 64, frozenset({kept, handed}), told.get("seconds"), told.get("devices", False)
     )
     report = confine(limits)
     if told.get("spin"):
@@ -120,7 +128,7 @@ def main():
             answer["can"].append(name)
         except (OSError, ImportError, ValueError, subprocess.SubprocessError):
             pass
-    answer["works"] = works(told.get("threads", 2), model)
+    answer["works"] = works(told.get("threads", 2), model, handed)
     try:
         memory(1 << 30)
         answer["can"].append("memory")
