@@ -108,9 +108,7 @@ def allow_listed(machine: str, pid: int) -> bytes:
         (_EQUAL, 0, 1, _MAP_SHARED | _MAP_ANONYMOUS),
         refuse,
     ]
-    program += _if(
-        _MMAP[column], [*_argument(2, _ANY_BIT, _PROT_EXEC, refuse), *uncounted, _give(_ALLOW)]
-    )
+    program += _if(_MMAP[column], [*_argument(2, _ANY_BIT, _PROT_EXEC, refuse), *uncounted, _give(_ALLOW)])
     program += _if(_MPROTECT[column], [*_argument(2, _ANY_BIT, _PROT_EXEC, refuse), _give(_ALLOW)])
     names = [*_argument(0, _EQUAL, _PR_SET_NAME), *_argument(0, _EQUAL, _PR_SET_VMA)]
     program += _if(_PRCTL[column], [*names, refuse])

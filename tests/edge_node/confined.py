@@ -113,7 +113,11 @@ def main():
     handed = os.memfd_create("x", os.MFD_ALLOW_SEALING)
     os.ftruncate(handed, 1 << 20)
     limits = Limits(
-        told.get("memory", 256 << 20), 64, frozenset({kept, handed}), told.get("seconds"), told.get("devices", False)
+        told.get("memory", 256 << 20),
+        64,
+        frozenset({kept, handed}),
+        told.get("seconds"),
+        told.get("devices", False),
     )
     report = confine(limits)
     if told.get("spin"):

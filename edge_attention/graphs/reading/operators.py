@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["DOMAINS", "OPERATORS", "standard"]
+__all__ = ["DOMAINS", "OPERATORS", "of_operators", "standard"]
 
 _STANDARD = """
     Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
@@ -94,6 +94,16 @@ OPERATORS: Mapping[str, frozenset[str]] = {
 
 DOMAINS: Mapping[str, tuple[int, int]] = {"": (13, 26), "ai.onnx.ml": (1, 5), "com.microsoft": (1, 1)}
 """Domain to the first and the last version of its operators."""
+
+
+_TAKEN = ("ai.onnx", "ai.graphcore", "com.microsoft", "com.ms", "com.xilinx", "org.pytorch")
+"""Whoever reads a graph has operators there, or may have with its next release: ONNX Runtime takes its own
+operator (com.microsoft.nchwc has eight) rather than the file's function of that name."""
+
+
+def of_operators(domain: str) -> bool:
+    """Whether a domain, or one it lies in, is one of operators, listed or not: it has no functions of a file."""
+    return not domain or any(domain == taken or domain.startswith(f"{taken}.") for taken in _TAKEN)
 
 
 def standard(domain: str) -> str:

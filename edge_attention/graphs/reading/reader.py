@@ -31,7 +31,7 @@ from edge_attention.graphs.reading.bounds import (
 from edge_attention.graphs.reading.fields import new_model
 from edge_attention.graphs.reading.folding import check_folding
 from edge_attention.graphs.reading.names import check_name
-from edge_attention.graphs.reading.operators import DOMAINS, standard
+from edge_attention.graphs.reading.operators import DOMAINS, of_operators, standard
 from edge_attention.graphs.reading.scan import scan
 from edge_attention.graphs.reading.walk import Key, Walk, key_of
 
@@ -164,7 +164,7 @@ def _functions(model: Any, where: str) -> Mapping[Key, Any]:
         check_name(domain, where, "a function's domain")
         if times > 1:
             raise InvalidGraph(f"{where}: there are two functions {name!r} of domain {domain!r}; rename one")
-        if domain in DOMAINS:
+        if of_operators(domain):
             raise InvalidGraph(
                 f"{where}: function {name!r} is of domain {domain!r}, which is the operators'; choose another"
             )

@@ -12,6 +12,7 @@ import pytest
 from hostile import files, outside, wire
 from hostile.files import FLOAT, model, node, value
 from onnx import AttributeProto, SparseTensorProto, TensorProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs import library
@@ -378,6 +379,19 @@ def test_a_function_takes_no_operator_s_place():
     for domain in ("", "ai.onnx", "com.microsoft"):
         refused(files.called(files.function("Relu", body, domain=domain)), "is the operators'")
     refused(files.called(files.function("F", body), files.function("F", body)), "two functions 'F'")
+
+
+def test_a_function_is_of_no_domain_where_onnx_runtime_has_operators():
+    """It would run its own, which are not on the list: of a block's size they believe what a node says."""
+    body = [node("Neg", ["a"], ["b"])]
+    theirs = {schema.domain for schema in get_all_operator_schema()}
+    assert "com.microsoft.nchwc" in theirs
+    for domain in (*theirs, "ai.onnx.training", "com.microsoft.dml", "org.pytorch.aten"):
+        made = files.called(files.function("ReorderInput", body, domain=domain), name="ReorderInput")
+        made.graph.node[0].domain = domain
+        refused(made, "is the operators'")
+    exported = files.function("F", body, domain="pkg.onnxscript.torch_lib")
+    assert read_graph(files.called(exported, files.function("F", body)).SerializeToString(), "it").nodes == 2
 
 
 # Constants
