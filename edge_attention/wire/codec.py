@@ -27,6 +27,7 @@ import collections.abc
 import dataclasses
 import operator
 import re
+import threading
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -52,6 +53,12 @@ T = TypeVar("T")
 MESSAGE_LIMIT = 4 * 1024 * 1024
 """Bytes of the largest message either side accepts. Larger things travel in chunks."""
 
+PARTS = 1 << 22
+"""What a message may be made of, as decoding takes time for it: each message in a list of it counts
+_MESSAGE_PARTS, each text 1. Of a few bytes each, a message holds two million, and the event loop for a minute.
+"""
+_MESSAGE_PARTS = 16
+
 _registry: dict[type, tuple[type[Message], dict[type, str]]] = {}
 
 
@@ -63,6 +70,7 @@ def register(cls: type, message: type[Message], variants: Mapping[type, str] | N
 class Codec(Generic[T]):
     """Converts `T` to bytes and back. `variants` maps a class to its field, where `T` is a union.
 
+    `limit`: bytes of it at most. `parts`: see PARTS; few where it is a stranger who sends it.
     `sealed`: what comes without a checksum is refused, too. So it is where both ends are ours: damage to the
     checksum's own tag must not switch it off.
 
@@ -76,8 +84,11 @@ class Codec(Generic[T]):
         variants: Mapping[type, str] | None = None,
         *,
         sealed: bool = False,
+        limit: int = MESSAGE_LIMIT,
+        parts: int = PARTS,
     ) -> None:
         self.cls = cls
+        self._limit, self._parts = limit, parts
         self._message = message
         self._checked = checksum.FIELD in message.DESCRIPTOR.fields_by_name
         if sealed and not self._checked:
@@ -90,7 +101,7 @@ class Codec(Generic[T]):
         """The wire bytes of `value`.
 
         Raises:
-            MessageTooLarge: past MESSAGE_LIMIT; the other side would refuse it with less to say.
+            MessageTooLarge: past its limit; the other side would refuse it with less to say.
             InvalidArgument: a number past its field's range, text that is no UTF-8, a value of another type.
         """
         message = self._message()
@@ -103,14 +114,14 @@ class Codec(Generic[T]):
             raise InvalidArgument(f"the {self._what} cannot be sent: {error}") from error
         except EncodeError:  # past protobuf's own 2 GiB
             raise self._too_large(message.ByteSize()) from None
-        if len(data) > MESSAGE_LIMIT:
+        if len(data) > self._limit:
             raise self._too_large(len(data))
         return data
 
     def _too_large(self, size: int) -> MessageTooLarge:
         return MessageTooLarge(
-            f"the {self._what} has {size:,} bytes; a message has at most {MESSAGE_LIMIT:,}: "
-            "split it in several calls"
+            f"the {self._what} has {size:,} bytes; {'a message' if self._limit == MESSAGE_LIMIT else 'one'} "
+            f"has at most {self._limit:,}: split it in several calls"
         )
 
     def decode(self, data: bytes, sealed: bool | None = None) -> T:
@@ -119,9 +130,9 @@ class Codec(Generic[T]):
         Raises:
             Damaged: the checksum is wrong, or there is none where there must be one.
             InvalidArgument: if the bytes are not such a message, or a field does not fit.
-            MessageTooLarge: past MESSAGE_LIMIT.
+            MessageTooLarge: past its limit, or of too many parts.
         """
-        if len(data) > MESSAGE_LIMIT:
+        if len(data) > self._limit:
             raise self._too_large(len(data))
         whole = not self._checked or checksum.intact(data)
         if not whole and (self.sealed if sealed is None else sealed):
@@ -132,6 +143,7 @@ class Codec(Generic[T]):
             raise InvalidArgument(f"these {len(data):,} bytes are not a {self._what}") from None
         if not whole and message.HasField(checksum.FIELD):
             raise self._damaged(data)
+        _decoding.left = self._parts
         try:
             return typing.cast(T, self._read(message))
         except Damaged as error:
@@ -150,6 +162,21 @@ class Codec(Generic[T]):
         return Damaged(
             f"{article} {self._what} of {len(data):,} bytes {why} was damaged on the way; send it again"
         )
+
+
+_decoding = threading.local()
+"""`left`: parts that the message which this thread decodes may still have."""
+
+
+def _counted(found: Any, each: int) -> Any:
+    """`found`, a list or a map of a message, once its parts are counted."""
+    _decoding.left -= each * len(found)
+    if _decoding.left < 0:
+        raise MessageTooLarge(
+            "the message has too many parts: lists of more messages or texts than are read in one (PARTS); "
+            "split it in several calls"
+        )
+    return found
 
 
 Fill = Callable[[Any, Any], None]
@@ -258,9 +285,10 @@ def _field(name: str, hint: Any) -> tuple[Fill, Read]:
 def repeated(name: str, hint: Any) -> tuple[Fill, Read]:
     """The pair for a repeated field of elements of type `hint`."""
     if hint in (int, float, str, bool, bytes):
+        each = 1 if hint in (str, bytes) else 0
         return (
             lambda message, value: getattr(message, name).extend(value),
-            lambda message: tuple(getattr(message, name)),
+            lambda message: tuple(_counted(getattr(message, name), each)),
         )
     fill, read = _message(hint)
 
@@ -269,7 +297,7 @@ def repeated(name: str, hint: Any) -> tuple[Fill, Read]:
         for item in value:
             fill(field.add(), item)
 
-    return put, lambda message: tuple(read(item) for item in getattr(message, name))
+    return put, lambda message: tuple(read(item) for item in _counted(getattr(message, name), _MESSAGE_PARTS))
 
 
 def _is_array(hint: Any) -> bool:
@@ -286,7 +314,7 @@ def _mapping(name: str, hint: Any) -> tuple[Fill, Read]:
 
         def get_tensors(message: Any) -> dict[str, Array]:
             found: dict[str, Array] = {}
-            for tensor in getattr(message, name):
+            for tensor in _counted(getattr(message, name), _MESSAGE_PARTS):
                 if tensor.name in found:
                     raise InvalidArgument(f"tensor {tensor.name!r} is in the message twice")
                 found[tensor.name] = decode_tensor(tensor)
@@ -296,7 +324,7 @@ def _mapping(name: str, hint: Any) -> tuple[Fill, Read]:
     if hint in (int, float, str):
         return (
             lambda message, value: getattr(message, name).update(value),
-            lambda message: dict(getattr(message, name)),
+            lambda message: dict(_counted(getattr(message, name), 2)),
         )
     fill, read = _message(hint)
 
@@ -305,7 +333,9 @@ def _mapping(name: str, hint: Any) -> tuple[Fill, Read]:
         for key, item in value.items():
             fill(field[key], item)
 
-    return put, lambda message: {key: read(item) for key, item in getattr(message, name).items()}
+    return put, lambda message: {
+        key: read(item) for key, item in _counted(getattr(message, name), _MESSAGE_PARTS).items()
+    }
 
 
 def _message(hint: Any) -> tuple[Fill, Read]:

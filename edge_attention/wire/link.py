@@ -122,6 +122,7 @@ from_node: Codec[FromNode] = Codec(
     link_pb2.ConnectRequest,
     {Register: "register", Heartbeat: "heartbeat", Contribution: "contribution", Credit: "credit"},
     sealed=True,
+    parts=1 << 19,
 )
 to_node: Codec[ToNode] = Codec(
     ToNode,

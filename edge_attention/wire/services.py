@@ -11,7 +11,7 @@ from typing import TypeVar
 from edge_attention.core import attention, fleet, jobs
 from edge_attention.core.jobs import TrainingRound, TrainingRun
 from edge_attention.core.session import DownloadRequest, UploadChunk
-from edge_attention.wire.codec import Codec
+from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
 from edge_attention.wire.frames import FrameCodec
 from edge_attention.wire.link import download_chunk, upload_response
 from edge_attention.wire.methods import Method, Service
@@ -24,6 +24,11 @@ FLEET = Service("edge_attention.v1.FleetService")
 BULK = Service("edge_attention.v1.BulkService")
 ATTENTION = Service("edge_attention.v1.AttentionService")
 TRAINING = Service("edge_attention.v1.TrainingService")
+
+REQUEST_PARTS = 1 << 16
+"""Of a client's request: its event loop is everybody's. 65,536 names, or 4,096 encoders."""
+RUN_LIMIT = 1 << 20
+"""Bytes of a request that describes a run; what an aggregator keeps of one is less."""
 
 RunEvent = TrainingRound | TrainingRun
 
@@ -38,12 +43,13 @@ def _method(
     streams_request: bool = False,
     streams_response: bool = False,
     changes: bool = False,
+    limit: int = MESSAGE_LIMIT,
 ) -> Method[Q, R]:
     """The method `name`, whose messages are called `<name>Request` and `<name>Response`, as buf wants it."""
     return Method(
         service,
         name,
-        Codec[Q](request, getattr(messages, f"{name}Request")),
+        Codec[Q](request, getattr(messages, f"{name}Request"), limit=limit, parts=REQUEST_PARTS),
         Codec[R](response, getattr(messages, f"{name}Response"), sealed=True),
         streams_request,
         streams_response,
@@ -88,8 +94,10 @@ DROP_CONTEXT = _method(
     ATTENTION, "DropContext", a.DropContextRequest, a.DropContextResponse, a_pb, changes=True
 )
 
-START_RUN = _method(TRAINING, "StartRun", j.StartRunRequest, j.StartRunResponse, j_pb, changes=True)
-PLAN_RUN = _method(TRAINING, "PlanRun", j.PlanRunRequest, j.PlanRunResponse, j_pb)
+START_RUN = _method(
+    TRAINING, "StartRun", j.StartRunRequest, j.StartRunResponse, j_pb, changes=True, limit=RUN_LIMIT
+)
+PLAN_RUN = _method(TRAINING, "PlanRun", j.PlanRunRequest, j.PlanRunResponse, j_pb, limit=RUN_LIMIT)
 WATCH_RUN = Method(
     TRAINING,
     "WatchRun",

@@ -65,6 +65,9 @@ def decode_tensor(message: Any, where: str = "a tensor") -> Array:
     if encoding is None:
         raise InvalidTensor(f"{name}: encoding {message.encoding} is not known; see Encoding in tensor.proto")
     stored = stored_dtype(encoding, dtype, name)
+    if len(message.shape) > MAX_RANK:  # before four million of them become numbers here
+        have = f"{len(message.shape):,} dimensions"
+        raise InvalidTensor(f"{name}: {have} are not a shape of at most {MAX_RANK} dimensions")
     shape = tuple(message.shape)
     data = message.data
     check_size(name, shape, stored.itemsize, len(data))

@@ -310,3 +310,45 @@ def test_sixty_four_bits_survive():
 def test_a_required_tensor_that_is_absent_is_refused():
     with pytest.raises(InvalidTensor, match="queries"):
         services.ATTEND.request.decode(attention_pb2.AttendRequest(context="c").SerializeToString())
+
+
+def varint(number):
+    return bytes([number & 127 | 128, *varint(number >> 7)]) if number > 127 else bytes([number])
+
+
+def many(message, path, size):
+    """Bytes of a message with nothing but a list at `path`, of empty parts of two bytes each."""
+    fields, descriptor = [], message.DESCRIPTOR
+    for name in path:
+        fields.append(descriptor.fields_by_name[name])
+        descriptor = fields[-1].message_type
+    data = bytes([fields[-1].number << 3 | 2, 0]) * (size // 2)
+    for field in fields[-2::-1]:
+        data = bytes([field.number << 3 | 2]) + varint(len(data)) + data
+    return data
+
+
+@pytest.mark.parametrize("path", [("job", "encoders"), ("job", "head", "trainable")], ids=str)
+def test_the_parts_of_a_request_are_counted_before_they_are_read(path):
+    """Two bytes each: four megabytes of them held an aggregator's event loop for 47 s."""
+    for method in (services.PLAN_RUN, services.START_RUN):
+        message = method.request._message
+        with pytest.raises(MessageTooLarge, match="too many parts"):
+            method.request.decode(many(message, path, services.RUN_LIMIT - 100))
+        with pytest.raises(MessageTooLarge, match="has at most 1,048,576"):
+            method.request.decode(many(message, path, services.RUN_LIMIT))
+
+
+def test_the_parts_of_what_a_node_sends_are_counted():
+    for path in (("register", "sequences"), ("contribution", "tensors")):
+        data = many(link_pb2.ConnectRequest, path, MESSAGE_LIMIT - 100)
+        with pytest.raises(MessageTooLarge, match="too many parts"):
+            link.from_node.decode(checksum.seal(data))
+
+
+def test_the_dimensions_of_a_tensor_are_counted_before_they_are_read():
+    message = attention_pb2.AttendRequest()
+    message.queries.data_type = 1
+    message.queries.shape.extend([0] * 1_000_000)
+    with pytest.raises(InvalidTensor, match="1,000,000 dimensions"):
+        services.ATTEND.request.decode(message.SerializeToString())
