@@ -22,9 +22,7 @@ WAITING = 64
 """Tasks noted down at most before they are counted."""
 SCOPES = ("task", "job", "context")
 HIDDEN = (
-    b"process_resident_memory_bytes",
-    b"process_virtual_memory_bytes",
-    b"process_cpu_seconds_total",
+    b"process_",  # memory, processor time; and open files: a large tensor has one
     b"edge_attention_node_cell_seconds",
     b"edge_attention_node_cells_died",
 )

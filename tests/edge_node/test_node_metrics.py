@@ -111,9 +111,10 @@ def test_what_would_tell_of_private_data_stays_on_the_machine(made):
             b"process_resident_memory_bytes",
             b"process_virtual_memory_bytes",
             b"process_cpu_seconds_total",
+            b"process_open_fds",
             b"edge_attention_node_cell_seconds_total",
             b"edge_attention_node_cells_died_total",
         }
-        assert len(told) == (0 if quiet else 5)
+        assert len(told) == (0 if quiet else 6)
         assert b"edge_attention_node_run_seconds_count" in names
         assert metrics.registry.get_sample_value("process_resident_memory_bytes") > 0

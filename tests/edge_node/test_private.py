@@ -79,7 +79,7 @@ def told(node, graphs, *instructions, **fields):
 def report(node):
     session = SimpleNamespace(phase="registered", reconnects=0, tasks=0)
     lines = NodeMetrics(node.store, session, "cpu", 1, quiet=True).report(0.0).splitlines()
-    return tuple(line for line in lines if b"process_" not in line or b"memory" in line or b"cpu" in line)
+    return tuple(lines)
 
 
 FAILS_LATE = (
