@@ -26,6 +26,10 @@ DEFAULT = 100
 ALL_CALLERS = 10
 """Times as many for all callers together: an aggregator that misbehaves can invent callers."""
 _DAY = 86_400.0
+NOTED = 16
+"""Callers that the file says have tasks under way though they have none any more, at most."""
+LETTERS = 256
+"""Of a caller's name that count: an aggregator that misbehaves can make up long ones."""
 
 
 class Failures:
@@ -56,6 +60,7 @@ class Failures:
             PrivateLimit: too many failed today, those under way counted; it must not run.
             OutOfMemory: it cannot be noted down; it must not run.
         """
+        caller = caller[:LETTERS]
         with self._lock:
             self._turn()
             # Those under way may all fail.
@@ -66,7 +71,9 @@ class Failures:
             self._running[caller] += 1
             try:
                 if self._running[caller] > self._noted[caller]:
-                    self._save(self._noted | self._running)
+                    # After a crash what is noted has failed: not all who ever called today.
+                    noted = self._noted | self._running
+                    self._save(noted if len(noted) <= len(self._running) + NOTED else self._running)
             except OSError as error:
                 self._over(caller)
                 what = "a task on private data cannot be noted down"
@@ -74,10 +81,12 @@ class Failures:
 
     def end(self, caller: str, failed: bool) -> None:
         """It has ended; on return it is on the disk if it failed."""
+        caller = caller[:LETTERS]
         with self._lock:
             self._turn()
             self._over(caller)
-            self._failed[caller] += failed
+            if failed:
+                self._failed[caller] += 1
             try:
                 if failed:
                     self._save(self._running, sync=True)
@@ -97,7 +106,7 @@ class Failures:
         """The failures of `caller` today."""
         with self._lock:
             self._turn()
-            return self._failed[caller]
+            return self._failed[caller[:LETTERS]]
 
     def _refusal(self, caller: str, own: int) -> str:
         what = "this node runs no unreleased graph on private data"

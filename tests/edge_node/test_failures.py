@@ -48,6 +48,18 @@ def test_invented_callers_have_one_number_together():
     assert "of all callers" in refused(failures, "user/new")
 
 
+def test_callers_who_failed_nothing_have_not_failed_after_a_crash(tmp_path):
+    path = tmp_path / "private-failures"
+    failures = Failures(2, path)
+    for n in range(100):
+        failures.begin(f"user/{n}" + "x" * 100_000)
+        failures.end(f"user/{n}" + "x" * 100_000, failed=False)
+    assert path.stat().st_size < 20_000
+    after = Failures(2, path)
+    assert sum(after.count(f"user/{n}" + "x" * 100_000) for n in range(100)) <= 17
+    after.begin("user/ana")
+
+
 def test_none_is_none():
     assert "--private-failures is 0" in refused(Failures(0), "user/ana")
 
