@@ -55,7 +55,7 @@ MESSAGE_LIMIT = 4 * 1024 * 1024
 
 PARTS = 1 << 22
 """What a message may be made of, as decoding takes time for it: each message in a list of it counts
-_MESSAGE_PARTS, each text 1. Of a few bytes each, a message holds two million, and the event loop for a minute.
+_MESSAGE_PARTS, each text 1. Of two bytes each there would be two million, and the event loop held a minute.
 """
 _MESSAGE_PARTS = 16
 

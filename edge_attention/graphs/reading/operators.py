@@ -102,7 +102,7 @@ operator (com.microsoft.nchwc has eight) rather than the file's function of that
 
 
 def of_operators(domain: str) -> bool:
-    """Whether a domain, or one it lies in, is one of operators, listed or not: it has no functions of a file."""
+    """Whether a domain is one of operators, listed or not, or lies in one: no file has functions there."""
     return not domain or any(domain == taken or domain.startswith(f"{taken}.") for taken in _TAKEN)
 
 
