@@ -334,6 +334,8 @@ class Execution:
             if held.array.shape != shape:
                 have = f"{list(held.array.shape)}, and the program says {list(shape)}"
                 raise InvalidProgram(f"the source of {append.sequence} is {have}")
+            if held.chosen and held.array.dtype != np.float32:
+                raise InvalidProgram(f"the source of {append.sequence} is {held.array.dtype}, not float32")
         with self._plainly:
             at = append.at
             if at is not None and turn is not None:

@@ -471,3 +471,18 @@ def test_a_good_task_counts_nothing(graphs):
     for _ in range(3):
         assert run(node, graphs, ROW, SIZE)[-1].error is None
     assert node.failures.count("") == 0
+
+
+def test_the_type_of_what_a_cell_made_of_private_data_is_not_told_and_counts():
+    """A cell that was taken over can choose one by a private value."""
+    lying = SimpleNamespace(
+        digest="a" * 64,
+        remembers=False,
+        check=lambda *_: None,
+        run=lambda feeds, *_: [np.zeros((1, 1, 1), np.float32 if feeds["x"][0] > 5 else np.float64)],
+    )
+    node = node_of(1)
+    grown = Append("job/j/q", Stored("task/y"), None, 4, (1, 1, 1))
+    last = run(node, {lying.digest: lying}, ROW, Run(lying.digest, OF_X, {"y": "task/y"}), grown)[-1]
+    assert "float" not in last.error.message
+    assert node.failures.count("") == 1
