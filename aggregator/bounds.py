@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edge_attention.core.attention import ATTEND_BYTES, ATTEND_QUERIES, TOKEN_BYTES, WIDTH
 
-__all__ = ["ALL", "ATTEND_BYTES", "ATTEND_QUERIES", "TOKEN_BYTES", "WIDTH", "Bound"]
+__all__ = ["ALL", "ATTEND_BYTES", "ATTEND_QUERIES", "TOKEN_BYTES", "WIDTH", "Bound", "ProcessBound"]
 
 MIB, GIB = 1024 * 1024, 1024 * 1024 * 1024
 
@@ -29,6 +29,17 @@ class Bound:
     unit: str
     remedy: str
     retry: float | None = None
+
+
+@dataclass(frozen=True)
+class ProcessBound:
+    """Of one process that works on a model somebody sent (aggregator/training/apart.py): bounds
+    `NAME-seconds`, by the clock, `NAME-processor-seconds`, and `NAME-memory`, the bytes it may write to."""
+
+    name: str
+    seconds: float
+    processor_seconds: int
+    memory: int
 
 
 # What calls hold while they are under way.
@@ -53,7 +64,7 @@ EXPORTS = Bound("exports", 8, "models being read", "read one model after the oth
 """Each is put together on the disk of the state folder before it is sent."""
 WATCHES = Bound("watches", 1024, "watches of runs", "end some of them", 5.0)
 PLANNING = Bound("planning", 8, "jobs being planned", "plan one job after the other", 5.0)
-"""Of StartRun and PlanRun: its models are loaded, differentiated and tried."""
+"""Of StartRun and PlanRun: its models are loaded, differentiated and tried, in a process each."""
 
 # What stays.
 
@@ -82,6 +93,12 @@ UPLOAD_IDLE_SECONDS = 60.0
 """Until the next chunk of a client's upload."""
 ATTENDS_BYTES = 384 * MIB
 """What all attends that run have together, as `attend_bytes` counts. Others wait for their turn."""
+PLANNING_PROCESS = ProcessBound("planning", 900.0, 1800, 8 * GIB)
+"""In which a job's models are loaded, differentiated and tried."""
+PROBE_PROCESS = ProcessBound("probe", 300.0, 600, 8 * GIB)
+"""In which attention on a probe batch is computed, a round."""
+EXPORT_PROCESS = ProcessBound("export", 300.0, 600, 8 * GIB)
+"""In which a trained model is written as an ONNX file."""
 JOB_BYTES = 256 * 1024
 """Of one job as it is kept."""
 DISK_RESERVE = 256 * MIB

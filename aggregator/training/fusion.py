@@ -139,13 +139,13 @@ class FusionRounds:
         """
         merged, lses = await self._forward(batch, parameters, version, timer)
         labels = batch.rows(self._plan.head)[0]
-        returned = {"loss", "dfused", *(f"grad/{name}" for name in self._plan.head.part.parameters)}
+        returned = {"loss", "dfused", *(f"grad/{name}" for name in self._plan.head.parameters)}
         head = await self._head(
             merged.out, labels, parameters, version, timer, self._plan.head.gradient, returned
         )
         dout = head["dfused"]
         require(dout, "dfused", shape=merged.out.shape)
-        gradients = {f"head/{name}": head[f"grad/{name}"] for name in self._plan.head.part.parameters}
+        gradients = {f"head/{name}": head[f"grad/{name}"] for name in self._plan.head.parameters}
         delta: Float32 = np.asarray(np.sum(dout * merged.out, axis=-1), np.float32)
         timer.lap("merge")
         gradients |= await self._backward(batch, parameters, version, merged.lse, dout, delta, timer)
@@ -305,7 +305,7 @@ class FusionRounds:
             attend = Run(
                 _BACKWARD, inputs, {"dq": "task/dq", "dkeys": "task/dkeys", "dvalues": "task/dvalues"}
             )
-            outputs = {f"grad/{name}": f"task/grad/{i}" for i, name in enumerate(part.part.parameters)}
+            outputs = {f"grad/{name}": f"task/grad/{i}" for i, name in enumerate(part.parameters)}
             seeds = {"dkeys": Stored("task/dkeys"), "dvalues": Stored("task/dvalues")}
             bound: dict[str, Value] = {**self._data(part), **self._bound(part), **seeds}
             encode = Run(part.gradient.digest, _needed(part.gradient, bound), outputs)
@@ -314,11 +314,11 @@ class FusionRounds:
             return (attend, encode, *returns), tensors
 
         def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
-            for name, parameter in part.part.parameters.items():
+            for name, shape in part.parameters.items():
                 gradient = tensors.get(f"grad/{name}")
                 if gradient is None:
                     raise InvalidTensor(f"node {part.node!r} did not return the gradient of {name}")
-                require(gradient, f"node {part.node!r}: gradient of {name}", shape=parameter.shape)
+                require(gradient, f"node {part.node!r}: gradient of {name}", shape=shape)
                 gradients[f"{part.node}/{name}"] = gradient
             require(tensors["dq"], f"node {part.node!r}: dq", shape=queries.shape)
             fold.add(part.node, ranges[part.node], {"queries": tensors["dq"]})
@@ -339,16 +339,14 @@ class FusionRounds:
         return {n: Stored(f"{self._scope}/data/{columns.index(c)}") for n, c in part.columns.items()}
 
     def _name(self, part: PlannedPart, index: int) -> str:
-        kind = part.part.kind
-        return f"{self._scope}/{kind}/{index}"
+        return f"{self._scope}/{part.kind}/{index}"
 
     def _bound(self, part: PlannedPart) -> dict[str, Stored]:
         """Parameter inputs of the part's graphs. Their names are the file's; stored ones are ours."""
-        return {name: Stored(self._name(part, i)) for i, name in enumerate(part.part.parameters)}
+        return {name: Stored(self._name(part, i)) for i, name in enumerate(part.parameters)}
 
     def _parameters(self, part: PlannedPart, parameters: Mapping[str, Array]) -> dict[str, Array]:
-        prefix = "head" if part.part.kind == "head" else part.node
-        return {self._name(part, i): parameters[f"{prefix}/{n}"] for i, n in enumerate(part.part.parameters)}
+        return {self._name(part, i): parameters[f"{part.prefix}/{n}"] for i, n in enumerate(part.parameters)}
 
     def _attention(self, part: PlannedPart, queries: Array, present: Float32) -> dict[str, Value]:
         return {"q": queries, "present": present, "scale": np.asarray(self._plan.scale, np.float32)}

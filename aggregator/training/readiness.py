@@ -55,7 +55,7 @@ class Readiness:
         members = [self._membership.require_live(name) for name in nodes]
         instances = tuple(member.register.instance for member in members)
         if self._aligned is None or instances != self._instances:
-            for part in (*self._planned.encoders, self._planned.head):
+            for part in self._planned.parts:
                 check_dataset(part, self._membership.require_live(part.node).register.datasets)
             hashes = await self._rounds.identities()
             sources = [encoder.source for encoder in self._planned.encoders]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from aggregator.training import fusion_planner, planner
 from aggregator.training.active import ActiveRun, Job
-from aggregator.training.federated import planner
+from aggregator.training.federated import planner as federated_planner
 from aggregator.training.federated.plan import FederatedPlan, check_dataset
 from aggregator.training.federated.trainer import FederatedTrainer
 from aggregator.training.plan import FusionPlan
 from aggregator.training.plan import check_dataset as check_part
-from aggregator.training.plan import plan as plan_fusion
 from aggregator.training.services import Services
 from aggregator.training.trainer import Trainer
 from edge_attention.core.errors import NotFound
@@ -30,6 +29,7 @@ class Recipe(ABC):
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._folder: Path | None = None
 
     @abstractmethod
     async def plan(self) -> None:
@@ -38,6 +38,35 @@ class Recipe(ABC):
         Raises:
             EdgeAttentionError: the job cannot run.
         """
+
+    async def _make(self, job: Job, digests: Iterable[str]) -> str:
+        """The plan as JSON; its files lie in a folder until they are kept or discarded."""
+        state = self._services.state
+        files = {digest: state.blob_path(digest) for digest in digests}
+        plans = state.directory / SCRATCH
+        plans.mkdir(mode=0o700, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(dir=plans))
+        try:
+            return await planner.make(job, files, self._folder)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _keep(self, run: str, digests: Iterable[str]) -> None:
+        """Put by the plan's graphs, and the initial parameters until they are version 0."""
+        assert self._folder is not None
+        for digest in digests:
+            self._services.state.put_blob((self._folder / f"{digest}.onnx").read_bytes())
+        kept = self._services.parameters.folder(run) / "plan"
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._folder / "initial.safetensors").replace(kept / "initial.safetensors")
+        self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing of a plan that comes to no run."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     @abstractmethod
     def released(self) -> tuple[PlannedGraph, ...]:
@@ -59,10 +88,6 @@ class Recipe(ABC):
     async def train(self, active: ActiveRun) -> str:
         """Train to the end; why it ended early, or nothing."""
 
-    @abstractmethod
-    def discard(self) -> None:
-        """Leave nothing of a plan that comes to no run."""
-
 
 class FusionRecipe(Recipe):
     def __init__(self, job: FusionJob, services: Services) -> None:
@@ -77,32 +102,35 @@ class FusionRecipe(Recipe):
 
     async def plan(self) -> None:
         job = self._job
-        digests = {encoder.graph for encoder in job.encoders} | {job.head.graph}
-        models = {digest: self._services.bulk.find(digest) for digest in digests}
-        # Differentiating takes a second or more; heartbeats must not wait for it.
-        self._planned = await asyncio.to_thread(plan_fusion, job, models)
+        fusion_planner.check(job)
+        made = await self._make(job, {encoder.graph for encoder in job.encoders} | {job.head.graph})
+        self._planned = FusionPlan.from_json(made, job)
 
     def released(self) -> tuple[PlannedGraph, ...]:
         return self._plan.released()
 
     def check_nodes(self) -> None:
-        for part in (*self._plan.encoders, self._plan.head):
+        for part in self._plan.parts:
             member = self._services.membership.get(part.node)
             if member is not None and member.live:
                 check_part(part, member.register.datasets)
 
     def keep(self, run: str) -> Mapping[str, str]:
-        return {}
+        self._keep(
+            run, {graph.digest for part in self._plan.parts for graph in (part.forward, part.gradient)}
+        )
+        return {"fusion_plan": self._plan.to_json()}
 
     async def recall(self, run: str, stored: Mapping[str, str]) -> None:
-        await self.plan()
+        if "fusion_plan" in stored:
+            self._planned = FusionPlan.from_json(stored["fusion_plan"], self._job)
+        else:  # of a run that an earlier release has started
+            await self.plan()
+            self.keep(run)
 
     async def train(self, active: ActiveRun) -> str:
         await Trainer(active, self._job, self._plan, self._services).train()
         return ""
-
-    def discard(self) -> None:
-        """It lies in memory only."""
 
 
 class FederatedRecipe(Recipe):
@@ -110,7 +138,6 @@ class FederatedRecipe(Recipe):
         super().__init__(services)
         self._job = job
         self._planned: FederatedPlan | None = None
-        self._folder: Path | None = None
 
     @property
     def _plan(self) -> FederatedPlan:
@@ -118,17 +145,10 @@ class FederatedRecipe(Recipe):
         return self._planned
 
     async def plan(self) -> None:
-        planner.check(self._job)
-        state, model = self._services.state, self._job.model
-        files = {digest: state.blob_path(digest) for digest in (model.graph, model.initial) if digest}
-        plans = state.directory / SCRATCH
-        plans.mkdir(mode=0o700, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(dir=plans))
-        try:
-            self._planned = await planner.make(self._job, files, self._folder)
-        except BaseException:
-            self.discard()
-            raise
+        federated_planner.check(self._job)
+        model = self._job.model
+        made = await self._make(self._job, filter(None, (model.graph, model.initial)))
+        self._planned = FederatedPlan.from_json(made)
 
     def released(self) -> tuple[PlannedGraph, ...]:
         nodes = self._job.nodes or self._candidates() or ("*",)
@@ -149,13 +169,7 @@ class FederatedRecipe(Recipe):
                 check_dataset(self._plan, self._job, name, member.register.datasets)
 
     def keep(self, run: str) -> Mapping[str, str]:
-        assert self._folder is not None
-        for graph in self._plan.graphs.values():
-            self._services.state.put_blob((self._folder / f"{graph.digest}.onnx").read_bytes())
-        kept = self._services.parameters.folder(run) / "plan"
-        kept.mkdir(mode=0o700, parents=True)
-        (self._folder / "initial.safetensors").rename(kept / "initial.safetensors")
-        self.discard()
+        self._keep(run, {graph.digest for graph in self._plan.graphs.values()})
         return {"plan": self._plan.to_json()}
 
     async def recall(self, run: str, stored: Mapping[str, str]) -> None:
@@ -163,11 +177,6 @@ class FederatedRecipe(Recipe):
 
     async def train(self, active: ActiveRun) -> str:
         return await FederatedTrainer(active, self._job, self._plan, self._services).train()
-
-    def discard(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
 
 
 def recipe_of(job: Job | None, services: Services) -> Recipe:

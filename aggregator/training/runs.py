@@ -24,6 +24,7 @@ from aggregator.state import Run
 from aggregator.training.active import ActiveRun, Job, evaluation_due
 from aggregator.training.federated.export import export
 from aggregator.training.federated.plan import FederatedPlan
+from aggregator.training.planner import request_of
 from aggregator.training.recipes import SCRATCH, Recipe, recipe_of
 from aggregator.training.records import record_from
 from aggregator.training.services import Services
@@ -42,7 +43,6 @@ from edge_attention.core.jobs import (
     PlannedGraph,
     RunState,
     Samples,
-    StartRunRequest,
     TrainingRound,
     TrainingRun,
 )
@@ -112,8 +112,7 @@ class Runs:
             recipe.check_nodes()
             stem = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-") or "run"
             id, created, key = f"{stem[:40]}-{secrets.token_hex(3)}", time.time(), secrets.token_bytes(32)
-            request = StartRunRequest(job) if isinstance(job, FusionJob) else StartRunRequest(federated=job)
-            encoded = START_RUN.request.encode(request)
+            encoded = START_RUN.request.encode(request_of(job))
             if len(encoded) > JOB_BYTES:
                 raise ResourceExhausted(
                     f"bound job-bytes: this job takes {len(encoded):,} bytes to keep, and one has "

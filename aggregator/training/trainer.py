@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from aggregator.parameters import Committed
+from aggregator.tensor_file import TensorFile
 from aggregator.training.active import ActiveRun, evaluation_due
 from aggregator.training.alignment import Alignment, Split, batch_positions
 from aggregator.training.fusion import FusionRounds, Interrupted, Samples, Timer
-from aggregator.training.plan import FusionPlan, Graph
+from aggregator.training.plan import FusionPlan
 from aggregator.training.readiness import Readiness
 from aggregator.training.records import record_from, to_json, write_lines
 from aggregator.training.services import Services
 from edge_attention.core.jobs import FusionJob, TrainingRound
+from edge_attention.core.tensors import Array
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +42,6 @@ class Trainer:
 
     async def train(self) -> None:
         """Raises EdgeAttentionError if the run cannot go on."""
-        for part in (*self._planned.encoders, self._planned.head):
-            for graph in (part.forward, part.gradient):
-                self._keep(graph)
         try:
             await self._all_rounds()
         finally:
@@ -94,16 +95,17 @@ class Trainer:
             except Interrupted as interruption:
                 await self._ready.pause(interruption)
         samples = parts.samples(aligned)
-        latest = self._parameters.latest(id)
+        latest, folder = self._parameters.latest(id), self._parameters.folder(id) / "plan"
         if latest is None:
             batch_positions(parts.train, job.batch, job.seed, 1)
-            parameters = self._planned.parameters()
+            parameters = await asyncio.to_thread(_initial, folder / "initial.safetensors", job, self._planned)
             state = self._planned.optimizer.init(parameters)
             zeroth = {"fingerprint": aligned.fingerprint, "samples": vars(samples)}
             await asyncio.to_thread(self._parameters.commit, id, 0, 0, parameters, state, zeroth)
             committed = Committed(0, 0, parameters, state)
         else:
             committed = await asyncio.to_thread(self._parameters.load, id, latest)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # what version 0 was made of
         self._active.update(samples=samples, round=committed.round, version=committed.version)
         self._metrics.training.at(self._id, committed.round, committed.version)
         return committed
@@ -163,10 +165,6 @@ class Trainer:
         if not active.evaluating:
             self._write_lines(number)
 
-    def _keep(self, graph: Graph) -> None:
-        if not self._state.has_blob(graph.digest):
-            self._state.put_blob(graph.data)
-
     def _record(self, number: int) -> TrainingRound:
         record = self._state.record(self._id, number)
         assert record is not None  # it was committed with its version
@@ -179,3 +177,11 @@ class Trainer:
         records = (record_from(r.record) for r in self._state.records(self._id, after))
         with suppress(OSError):  # for people; the state's own copy is what counts
             write_lines(path, records, append=number is not None)
+
+
+def _initial(path: Path, job: FusionJob, planned: FusionPlan) -> dict[str, Array]:
+    """Version 0: `queries`, and what the models bring, as it was left by their planning."""
+    shapes = [shape for part in planned.parts for shape in part.parameters.values()]
+    with TensorFile(path) as file:
+        found = {n: file.read(n).reshape(shape) for n, shape in zip(planned.names, shapes, strict=True)}
+    return {"queries": job.queries, **found}

@@ -111,7 +111,7 @@ def differentiate(
         explicit_windows(bound)
         flatten_products(bound)
         result = reverse(bound, list(wrt), list(seeds), prefix=_ADJOINT, dim="seeds", layout="onnx")
-    except InvalidGraph:
+    except (InvalidGraph, MemoryError):
         raise
     except Exception as error:  # the library fails in many ways on graphs it has no rule for
         where = _node_of(error)

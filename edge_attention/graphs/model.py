@@ -66,7 +66,7 @@ def load_model(
     """
     try:
         return _load_model(data, loss, parameters, metrics, place)
-    except InvalidGraph:
+    except (InvalidGraph, MemoryError):
         raise
     except Exception as error:  # onnx and protobuf raise a dozen classes on damaged bytes
         raise InvalidGraph(f"{place}: not a usable ONNX file: {first_line(error)}") from error

@@ -50,7 +50,7 @@ def load_step_graph(
     """
     try:
         return _load(data, gradients, loss, initial or {}, metrics, place)
-    except InvalidGraph:
+    except (InvalidGraph, MemoryError):
         raise
     except Exception as error:  # onnx and protobuf raise a dozen classes on damaged bytes
         raise InvalidGraph(f"{place}: not a usable ONNX file: {first_line(error)}") from error

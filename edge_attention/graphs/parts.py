@@ -80,7 +80,7 @@ def load_part(data: bytes, kind: Kind, trainable: Sequence[str] | None = None, w
     place = f"{kind} '{where}'" if where else kind
     try:
         return _load(data, kind, trainable, place)
-    except InvalidGraph:
+    except (InvalidGraph, MemoryError):
         raise
     except Exception as error:  # onnx and protobuf raise a dozen classes on damaged bytes
         raise InvalidGraph(f"{place}: not a usable ONNX file: {first_line(error)}") from error

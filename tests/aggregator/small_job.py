@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from house import dataset
 
+from aggregator.training import fusion_planner
 from edge_attention.core.jobs import OptimizerSpec
 from edge_attention.core.optimizers import Adam
 from edge_attention.graphs.one_machine import OneMachine, one_machine_model
@@ -38,6 +39,18 @@ def job(**changed):
         **changed,
     }
     return FusionJob(**fields).prepare()
+
+
+def written(models, folder):
+    """Where each file is: digest -> path."""
+    for digest, data in models.items():
+        (folder / digest).write_bytes(data)
+    return {digest: folder / digest for digest in models}
+
+
+def plan(job, models, folder):
+    """The job's plan, made in this process."""
+    return fusion_planner.plan(job, written(models, folder), folder)
 
 
 def order(lab):

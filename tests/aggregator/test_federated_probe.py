@@ -13,8 +13,9 @@ from house import House
 from onnx import TensorProto, helper, numpy_helper
 
 from aggregator.tensor_file import TensorFileWriter
-from aggregator.training.federated import planner, probe
-from edge_attention.core.errors import InvalidGraph
+from aggregator.training import planner
+from aggregator.training.federated import probe
+from edge_attention.core.errors import GraphDied, InvalidGraph
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
 value, node = helper.make_tensor_value_info, helper.make_node
@@ -50,7 +51,7 @@ def test_a_graph_that_ends_its_process_ends_no_more(tmp_path, parameters):
     nodes = [node("Div", ["a", "b"], ["c"]), node("Cast", ["c"], ["attention"], to=FLOAT)]
     inputs = [value("a", INT, [1]), value("b", INT, [1])]
     batch = {"a": np.array([-(2**31)], np.int32), "b": np.array([-1], np.int32)}
-    with pytest.raises(InvalidGraph, match=r"the graph ended its process \(signal 8"):
+    with pytest.raises(GraphDied, match=r"attention on the probe: the process .* was ended \(signal 8"):
         attend(tmp_path, parameters, nodes, inputs, batch)
 
 
@@ -65,8 +66,8 @@ def test_a_graph_that_takes_too_much_memory_or_time_is_ended(tmp_path, parameter
     batch = {"a": np.ones(1, np.float32), "n": np.array([1 << 32])}
     with pytest.raises(InvalidGraph, match=r"allocate|bad_alloc"):
         attend(tmp_path, parameters, nodes, inputs, batch)
-    monkeypatch.setattr(probe, "SECONDS", 0.0)
-    with pytest.raises(InvalidGraph, match="in 0 s"):
+    monkeypatch.setattr(probe, "PROBE_PROCESS", replace(probe.PROBE_PROCESS, seconds=0.0))
+    with pytest.raises(InvalidGraph, match=r"bound probe-seconds: .* more than 0 s"):
         attend(tmp_path, parameters, PRODUCT, INPUTS, {"a": np.zeros((3, 2), np.float32)})
 
 
@@ -93,5 +94,5 @@ def test_a_model_that_ends_its_planning_is_said_to(tmp_path):
     with House() as house:
         right = small_model.job(house)
     job = replace(right, model=replace(right.model, graph=digest, parameters=()))
-    with pytest.raises(InvalidGraph, match=r"ended the process that planned it \(signal 8"):
+    with pytest.raises(GraphDied, match=r"planning the model: the process .* was ended \(signal 8"):
         asyncio.run(planner.make(job, {digest: file}, tmp_path))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +17,10 @@ from house import House
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aggregator.training import fusion_planner
 from aggregator.training.federated import planner
 from aggregator.training.federated.plan import asked_of
 from aggregator.training.federated.samples import NodeSamples
-from aggregator.training.plan import plan
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.core.jobs import FederatedJob, FusionJob, StartRunRequest
@@ -69,6 +71,8 @@ def changed(draw, job):
 with House() as _house:
     FEDERATED: FederatedJob = small_model.job(_house)
 FUSION, FILES = small_job.job()
+_folder = tempfile.TemporaryDirectory()
+FOLDER = Path(_folder.name)
 
 
 @settings(max_examples=400, deadline=None)
@@ -99,15 +103,13 @@ def test_a_fusion_job_is_refused_by_name_or_planned(job):
         job = START_RUN.request.decode(START_RUN.request.encode(StartRunRequest(job))).job
         assert isinstance(job, FusionJob)
         digests = {encoder.graph for encoder in job.encoders} | {job.head.graph}
-        planned = plan(
-            job,
-            {digest: FILES[digest] for digest in digests & FILES.keys()}
-            | dict.fromkeys(digests - FILES.keys(), b"no model"),
-        )
+        files = dict(zip(sorted(digests), map(str, range(len(digests))), strict=True))
+        found = small_job.written({files[d]: FILES.get(d, b"no model") for d in digests}, FOLDER)
+        planned = fusion_planner.plan(job, {digest: found[files[digest]] for digest in digests}, FOLDER)
     except EdgeAttentionError:
         return
     assert np.isfinite(planned.scale)
-    assert planned.optimizer.init(planned.parameters()) is not None
+    assert planned.optimizer.init({"queries": job.queries}) is not None
 
 
 @pytest.mark.parametrize("share", [math.nan, math.inf, -math.inf, -0.1, 1.1, 1e300])

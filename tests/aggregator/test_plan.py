@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import small_job
-from small_job import HEAD, MODELS, QUERIES
+from small_job import HEAD, MODELS
 
-from aggregator.training.plan import check_dataset, plan
+from aggregator.tensor_file import TensorFile
+from aggregator.training import planner
+from aggregator.training.fusion_planner import check
+from aggregator.training.plan import FusionPlan, check_dataset
 from edge_attention.core.errors import InvalidArgument, InvalidGraph, NotFound
 from edge_attention.core.jobs import OptimizerSpec
 from edge_attention.core.session import Column, Dataset
 from edge_attention.core.tensors import DataType
+from edge_attention.graphs.gradients import graph_inputs
 from edge_attention.graphs.tabular import classifier_head, tabular_encoder
 from edge_attention.job import Encoder, Head
 
 
 @pytest.fixture(scope="module")
-def planned():
-    return plan(*small_job.job())
+def made(tmp_path_factory):
+    """The plan, by the process that makes it, and its folder."""
+    folder = tmp_path_factory.mktemp("plan")
+    job, models = small_job.job()
+    text = asyncio.run(planner.make(job, small_job.written(models, folder), folder))
+    return FusionPlan.from_json(text, job), folder
+
+
+@pytest.fixture(scope="module")
+def planned(made):
+    return made[0]
 
 
 def test_the_plan_says_what_leaves_each_node(planned):
@@ -37,11 +52,29 @@ def test_the_plan_says_what_leaves_each_node(planned):
     assert set(planned.sources) == {"a/x", "b/x", "a/labels"}
 
 
-def test_version_0_holds_every_parameter_under_its_node(planned):
-    parameters = planned.parameters()
-    np.testing.assert_array_equal(parameters["queries"], QUERIES)
-    assert {name.split("/")[0] for name in parameters} == {"a", "b", "head", "queries"}
+def test_every_parameter_lies_there_under_its_node(made):
+    planned, folder = made
+    assert {name.split("/")[0] for name in planned.names} == {"a", "b", "head"}
+    with TensorFile(folder / "initial.safetensors") as file:
+        assert file.specs.keys() == set(planned.names)
+        for part in planned.parts:
+            for name, shape in part.parameters.items():
+                assert file.specs[f"{part.prefix}/{name}"] == (np.dtype(np.float32), shape)
     assert planned.scale == np.float32(0.5)
+
+
+def test_the_graphs_lie_there_by_their_digests(made):
+    planned, folder = made
+    for part in planned.parts:
+        for graph in (part.forward, part.gradient):
+            data = (folder / f"{graph.digest}.onnx").read_bytes()
+            assert hashlib.sha256(data).hexdigest() == graph.digest
+            assert graph.inputs == graph_inputs(data).keys()
+
+
+def test_a_plan_is_the_same_after_it_was_kept(planned):
+    again = FusionPlan.from_json(planned.to_json(), planned.job)
+    assert again.parts == planned.parts
 
 
 def encoder(**changed):
@@ -97,14 +130,14 @@ def with_head(model=HEAD, inputs=None, **changed):
         ),
     ],
 )
-def test_what_does_not_fit_is_said(changed, error, said):
+def test_what_does_not_fit_is_said(changed, error, said, tmp_path):
     with pytest.raises(error, match=said):
-        plan(*small_job.job(**changed))
+        small_job.plan(*small_job.job(**changed), tmp_path)
 
 
 def test_a_wire_job_is_checked_though_the_client_would_have(planned):
     with pytest.raises(InvalidArgument, match="rounds is 0"):
-        plan(replace(planned.job, rounds=0), small_job.job()[1])
+        check(replace(planned.job, rounds=0))
 
 
 COLUMN = Column("x", DataType.FLOAT32, (3,))

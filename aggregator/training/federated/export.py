@@ -12,23 +12,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from aggregator.bounds import EXPORT_PROCESS
 from aggregator.tensor_file import TensorFile
-from aggregator.training.federated import child
-from edge_attention.core.errors import DeadlineExceeded, Internal
+from aggregator.training import apart
 
-SECONDS = 300.0
+WHAT = "writing the trained model"
 
 
 async def export(model: Path, parameters: Path, names: Sequence[str], out: Path) -> None:
-    """Write the file `model` with the values of `parameters` to `out`."""
+    """Write the file `model` with the values of `parameters` to `out`.
+
+    Raises:
+        EdgeAttentionError: it takes too long or too much memory, or has ended its process.
+    """
     module = "aggregator.training.federated.export"
     data = json.dumps(list(names)).encode()
-    try:
-        status = await child.run(module, str(model), str(parameters), str(out), seconds=SECONDS, data=data)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the model could not be written in {SECONDS:.0f} s") from None
+    status = await apart.run(EXPORT_PROCESS, WHAT, module, str(model), str(parameters), str(out), data=data)
     if status:
-        raise Internal("the trained model could not be written; the aggregator's log says more")
+        raise apart.failed(WHAT, status)
 
 
 def main(model: str, parameters: str, out: str) -> None:

@@ -1,29 +1,18 @@
-"""Makes a job's plan in a process of its own: what differentiating a model takes of memory goes with it.
-
-    python -m aggregator.training.federated.planner FOLDER
-
-`FOLDER/request.json` names the encoded job and where the files are. Left there: `plan.json`, the graphs as
-`<digest>.onnx`, the initial parameters as `initial.safetensors`; or `error.json`, an error of the catalogue.
-"""
+"""Checks a federated job, and makes its plan: the latter in the process of aggregator/training/planner.py."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
-import json
 import logging
 import math
 import re
-import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aggregator.training.federated import child
 from aggregator.training.federated.plan import (
     DataInput,
     FederatedPlan,
@@ -33,55 +22,18 @@ from aggregator.training.federated.plan import (
     strategy_of,
 )
 from aggregator.training.plan import MAX_PATIENCE
-from edge_attention.core import errors
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
-from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidArgument, InvalidGraph
-from edge_attention.core.jobs import FederatedJob, StartRunRequest
+from edge_attention.core.errors import InvalidArgument, InvalidGraph
+from edge_attention.core.jobs import FederatedJob
 from edge_attention.core.optimizers import from_config as optimizer_from
 from edge_attention.core.strategies.fedbuff import FedBuff
 from edge_attention.core.tensors import require_name
-from edge_attention.options import OneLine
-from edge_attention.wire.services import START_RUN
 
 log = logging.getLogger(__name__)
 
-SECONDS = 900.0
-"""What planning may take: models are differentiated and tried."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_STEPS, MAX_ROUNDS, MAX_BATCH, MAX_NODES = 100_000, 10_000_000, 65_536, 100_000
-
-
-async def make(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> FederatedPlan:
-    """Plan `job` into `folder`. `files`: digest -> where the file is.
-
-    Raises:
-        EdgeAttentionError: what cannot be trained, and why.
-    """
-    encoded = base64.b64encode(START_RUN.request.encode(StartRunRequest(federated=job))).decode()
-    request = {"job": encoded, "files": {digest: str(path) for digest, path in files.items()}}
-    (folder / "request.json").write_text(json.dumps(request))
-    module = "aggregator.training.federated.planner"
-    # What is freed goes back to the system at once: a large model is handled piece after piece.
-    environment = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
-    try:
-        status = await child.run(module, str(folder), seconds=SECONDS, environment=environment)
-    except TimeoutError:
-        raise InvalidArgument(
-            f"the model could not be planned in {SECONDS:.0f} s; bring a smaller one"
-        ) from None
-    failure = folder / "error.json"
-    if failure.exists():
-        said = json.loads(failure.read_text())
-        raise getattr(errors, said["name"], Internal)(said["message"])
-    if status < 0:
-        raise InvalidGraph(
-            f"the model ended the process that planned it (signal {-status}, {signal.strsignal(-status)}); "
-            "mend the model, or give the aggregator more memory"
-        )
-    if status:
-        raise Internal(f"planning the model ended with {status}; the aggregator's log says more")
-    return FederatedPlan.from_json((folder / "plan.json").read_text())
 
 
 def check(job: FederatedJob) -> None:
@@ -168,7 +120,14 @@ def check(job: FederatedJob) -> None:
 
 
 def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> FederatedPlan:
-    """The plan of `job`; its graphs and initial parameters go to `folder`."""
+    """The plan of `job`; to `folder` go its graphs, `<digest>.onnx`, and parameters, `initial.safetensors`.
+
+    Args:
+        files: digest -> where the file is.
+
+    Raises:
+        EdgeAttentionError: what cannot be trained, and why.
+    """
     # onnx and onnx-ad are for this process alone.
     import safetensors.numpy
 
@@ -267,7 +226,6 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
     )
     result = FederatedPlan(tuple(parameters), shapes, inputs, tuple(model.metrics), slots, planned)
     _unknown_names(job, result)
-    (folder / "plan.json").write_text(result.to_json())
     return result
 
 
@@ -328,24 +286,3 @@ def _check_probe(job: FederatedJob, made: FederatedPlan) -> None:
             )
     if len({array.shape[:1] for array in probe.values()}) != 1:
         raise InvalidArgument("consensus.probe: its arrays have different numbers of rows")
-
-
-def main(folder: Path) -> int:
-    # Its standard error is the aggregator's.
-    handler = logging.StreamHandler()
-    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    request = json.loads((folder / "request.json").read_text())
-    job = START_RUN.request.decode(base64.b64decode(request["job"])).federated
-    assert job is not None
-    try:
-        plan(job, {digest: Path(path) for digest, path in request["files"].items()}, folder)
-    except EdgeAttentionError as error:
-        said = {"name": type(error).__name__, "message": error.message}
-        (folder / "error.json").write_text(json.dumps(said))
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

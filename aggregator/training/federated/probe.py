@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,15 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from aggregator.bounds import PROBE_PROCESS
 from aggregator.tensor_file import TensorFile
-from aggregator.training.federated import child
+from aggregator.training import apart
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.tensors import Array
 
-SECONDS = 300.0
-"""What the attention weights of a probe may take."""
-MEMORY = 8 << 30
-"""Bytes that computing them may take."""
+WHAT = "attention on the probe"
 
 
 async def attention(
@@ -37,7 +33,8 @@ async def attention(
     `shapes` are those of the parameters, in order.
 
     Raises:
-        InvalidGraph: it cannot be run, takes too long or too much memory, or has ended its process.
+        InvalidGraph: it cannot be run, takes too long, or has ended its process.
+        OutOfMemory: it takes too much memory.
     """
     with tempfile.TemporaryDirectory(prefix="edge-attention-probe-") as name:
         folder = Path(name)
@@ -45,17 +42,11 @@ async def attention(
         np.savez(folder / "probe.npz", **batch)
         module = "aggregator.training.federated.probe"
         data = json.dumps([list(shape) for shape in shapes]).encode()
-        try:
-            status = await child.run(module, str(graph), str(parameters), name, seconds=SECONDS, data=data)
-        except TimeoutError:
-            raise InvalidGraph(
-                f"attention on the probe could not be computed in {SECONDS:.0f} s; give a smaller probe"
-            ) from None
+        status = await apart.run(PROBE_PROCESS, WHAT, module, str(graph), str(parameters), name, data=data)
         if (failure := folder / "error.json").exists():
             raise InvalidGraph(json.loads(failure.read_text()))
         if status:
-            how = f"signal {-status}, {signal.strsignal(-status)}" if status < 0 else f"status {status}"
-            raise InvalidGraph(f"attention on the probe: the graph ended its process ({how}); mend the model")
+            raise apart.failed(WHAT, status)
         weights: Array = np.load(folder / "attention.npy", allow_pickle=False)
         return weights
 
@@ -65,11 +56,9 @@ def main(graph: str, parameters: str, folder: str) -> None:
 
     from edge_attention.graphs.reading import read_graph
 
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     shapes = json.load(sys.stdin)
     batch = np.load(Path(folder) / "probe.npz", allow_pickle=False)
-    checked = read_graph(Path(graph).read_bytes(), "attention on the probe")
+    checked = read_graph(Path(graph).read_bytes(), WHAT)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
@@ -84,8 +73,10 @@ def main(graph: str, parameters: str, folder: str) -> None:
                 else:
                     feeds[name] = batch[f"probe/{name}"]
         (weights,) = session.run(["attention"], feeds)
+    except MemoryError:
+        raise
     except Exception as error:
-        said = f"attention on the probe: ONNX Runtime refused it: {str(error)[:300]}"
+        said = f"{WHAT}: ONNX Runtime refused it: {str(error)[:300]}"
         (Path(folder) / "error.json").write_text(json.dumps(said))
         return
     np.save(Path(folder) / "attention.npy", np.asarray(weights), allow_pickle=False)

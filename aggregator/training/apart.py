@@ -1,0 +1,146 @@
+"""Work on what users bring, in a process of its own: what it takes goes with it, and what it ends is itself.
+
+    python -m aggregator.training.apart BOUNDS MODULE ARGUMENTS...
+
+The aggregator starts it so (`run`); there it takes its bounds upon itself before anything else, and goes on
+as `python -m MODULE ARGUMENTS...` would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import resource
+import runpy
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+
+from aggregator.bounds import ProcessBound
+from edge_attention.core.errors import GraphDied, Internal, InvalidGraph, OutOfMemory
+from edge_attention.options import OneLine
+
+__all__ = ["run"]
+
+_NO_MEMORY = 75
+"""Exit status of work that was refused memory."""
+_BADNESS = "700"
+"""Where the system's memory is short, this process is ended before the aggregator."""
+_NICENESS = 5
+"""Calls of others come first."""
+_GRACE_SECONDS = 5
+_PR_SET_PDEATHSIG = 1
+
+
+async def run(
+    bound: ProcessBound,
+    what: str,
+    module: str,
+    *arguments: str,
+    data: bytes = b"",
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """The exit status of `python -m module`, which reads `data` and logs to this process's standard error.
+
+    It does not outlive the call, nor this process. `what` it does begins each message.
+
+    Raises:
+        InvalidGraph: it took more time than `bound` gives it, by the clock or of processors.
+        OutOfMemory: it took more memory.
+        GraphDied: it was ended by a signal: a fault in code that worked on the model, or no memory anywhere.
+    """
+    # What this process has freed and kept goes back first: for a while there are two of them. Other C
+    # libraries than glibc have no such call.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    bounds = json.dumps([os.getpid(), bound.memory, bound.processor_seconds])
+    with tempfile.TemporaryFile() as given:  # a pipe that is being connected does not end when cancelled
+        given.write(data)
+        given.seek(0)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "aggregator.training.apart", bounds, module, *arguments,
+            stdin=given, env=os.environ | (environment or {}),
+        )  # fmt: skip
+    try:
+        async with asyncio.timeout(bound.seconds):  # wait_for may forget a cancellation
+            await process.wait()
+    except TimeoutError:
+        raise InvalidGraph(
+            f"bound {bound.name}-seconds: {what} took more than {bound.seconds:.0f} s; bring a smaller model"
+        ) from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    status = process.returncode
+    assert status is not None
+    if status == _NO_MEMORY:
+        raise OutOfMemory(
+            f"bound {bound.name}-memory: {what} takes more than {bound.memory:,} bytes of memory; bring a "
+            "smaller model"
+        )
+    if status == -signal.SIGXCPU:
+        raise InvalidGraph(
+            f"bound {bound.name}-processor-seconds: {what} takes more than {bound.processor_seconds:,} s of "
+            "processors; bring a smaller model"
+        )
+    if status < 0:
+        raise GraphDied(
+            f"{what}: the process that did it was ended (signal {-status}, {signal.strsignal(-status)}); "
+            "mend the model, or give the aggregator more memory"
+        )
+    return status
+
+
+def failed(what: str, status: int) -> Internal:
+    """The error for an exit status that says nothing of the model."""
+    return Internal(f"{what} ended with {status}; the aggregator's log says more")
+
+
+def _bind(parent: int, memory: int, processor_seconds: int) -> None:
+    """Take the bounds upon this process. What a system does not know is left out."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != parent:  # it ended before that
+            os._exit(1)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(_BADNESS)
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
+    for which, soft, hard in (
+        (resource.RLIMIT_DATA, memory, memory),
+        (resource.RLIMIT_CPU, processor_seconds, processor_seconds + _GRACE_SECONDS),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        most = resource.getrlimit(which)[1]
+        if most != resource.RLIM_INFINITY:
+            soft, hard = min(soft, most), min(hard, most)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(which, (soft, hard))
+
+
+def main(bounds: str, module: str, *arguments: str) -> int:
+    _bind(*json.loads(bounds))
+    # Its standard error is the aggregator's, and models have names that are somebody's words.
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except MemoryError:
+        return _NO_MEMORY
+    except Exception:
+        logging.getLogger(module).exception("%s failed", module)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

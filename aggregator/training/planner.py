@@ -1,0 +1,77 @@
+"""Makes a job's plan in a process of its own: models are foreign, and what one takes of memory goes with it.
+
+    python -m aggregator.training.planner FOLDER        (by aggregator/training/apart.py)
+
+`FOLDER/request.json` names the encoded job and where the files are. Left there: `plan.json`, the graphs as
+`<digest>.onnx`, the initial parameters as `initial.safetensors`; or `error.json`, an error of the catalogue.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from aggregator.bounds import PLANNING_PROCESS
+from aggregator.training import apart
+from edge_attention.core import errors
+from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.jobs import FederatedJob, FusionJob, StartRunRequest
+from edge_attention.wire.services import START_RUN
+
+WHAT = "planning the model"
+
+
+async def make(job: FusionJob | FederatedJob, files: Mapping[str, Path], folder: Path) -> str:
+    """Plan `job` into `folder`; the plan as JSON. `files`: digest -> where the file is.
+
+    Raises:
+        EdgeAttentionError: what cannot be trained, and why; or what has ended its planning.
+    """
+    encoded = base64.b64encode(START_RUN.request.encode(request_of(job))).decode()
+    request = {"job": encoded, "files": {digest: str(path) for digest, path in files.items()}}
+    (folder / "request.json").write_text(json.dumps(request))
+    # What is freed goes back to the system at once: a large model is handled piece after piece.
+    environment = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
+    module = "aggregator.training.planner"
+    status = await apart.run(PLANNING_PROCESS, WHAT, module, str(folder), environment=environment)
+    failure = folder / "error.json"
+    if failure.exists():
+        said = json.loads(failure.read_text())
+        raise errors.by_name(said["name"], said["message"])
+    if status:
+        raise apart.failed(WHAT, status)
+    return (folder / "plan.json").read_text()
+
+
+def request_of(job: FusionJob | FederatedJob) -> StartRunRequest:
+    """The request that starts it: what is kept of it, and sent."""
+    return StartRunRequest(job) if isinstance(job, FusionJob) else StartRunRequest(federated=job)
+
+
+def main(folder: Path) -> int:
+    request = json.loads((folder / "request.json").read_text())
+    job = START_RUN.request.decode(base64.b64decode(request["job"]))
+    files = {digest: Path(path) for digest, path in request["files"].items()}
+    try:
+        if job.job is not None:
+            from aggregator.training import fusion_planner
+
+            made = fusion_planner.plan(job.job, files, folder).to_json()
+        else:
+            from aggregator.training.federated import planner
+
+            assert job.federated is not None
+            made = planner.plan(job.federated, files, folder).to_json()
+        (folder / "plan.json").write_text(made)
+    except EdgeAttentionError as error:
+        said = {"name": type(error).__name__, "message": error.message}
+        (folder / "error.json").write_text(json.dumps(said))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
