@@ -115,6 +115,7 @@ class CellState:
         self._jobs: OrderedDict[int, _Job] = OrderedDict()  # those that wait in the order they came
         self._began = self._idle_since = self._looked_at = 0.0
         self._used = Usage()
+        self._touched: set[str] = set()  # graphs that the process was given
         self._ended_for: tuple[int, EdgeAttentionError, bool] | None = None
         self._killed = False
         self._failed = 0  # starts, one after the other
@@ -154,6 +155,7 @@ class CellState:
             return []
         self._failed = 0
         self.phase, self._used, self._idle_since, self._looked_at = Phase.READY, Usage(), now, now
+        self._touched = set()
         return self._grant(now)
 
     def loading(self, job: int, begins: bool) -> list[Action]:
@@ -185,9 +187,12 @@ class CellState:
     def nonsense(self, job: int, what: str) -> list[Action]:
         """What the cell answered to this job cannot be right: it is not what it was any more."""
         found = self._jobs.get(job)
-        if found is None or found.lane is None or self._ended_for is not None:
+        if found is None or found.lane is None or self._killed:
             return []
         error = GraphDied(f"graph {found.digest[:12]} made its process answer what cannot be: {what}")
+        if not found.alone:
+            # Another graph may have done this to the process: each is tried again by itself.
+            return [Say(f"{error.message}: its process is ended"), *self._kill()]
         return self._end_for(job, error, blame=True)
 
     def tick(self, now: float, used: Usage) -> list[Action]:
@@ -284,12 +289,16 @@ class CellState:
         alone = next(((n, job) for n, job in waiting if job.alone), None)
         if any(job.alone for job in running) or (alone is not None and running):
             return actions
+        if alone is not None and self._touched - {alone[1].digest}:
+            # In a process that no other graph has been in: what one left behind is not the next one's fault.
+            return self._end(now)
         for number, job in [alone] if alone is not None else waiting:
             if not free:
                 break
             if not running and not actions:
                 self._looked_at = now
             job.lane = free.pop(0)
+            self._touched.add(job.digest)
             actions.append(Grant(number, job.lane))
         return actions
 

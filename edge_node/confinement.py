@@ -38,6 +38,8 @@ OPEN = "open"
 _OWN_USERS = 1_900_000_000
 """The own user of process p is this plus p: ids that nobody has, nor systemd or containers give out."""
 _NOBODY = 65_534
+_THREADS = 1_024
+"""Of a process with its own user. ONNX Runtime starts some for each graph."""
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWNET = 0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x40000000
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
@@ -135,6 +137,9 @@ def confine(limits: Limits) -> Confinement:
     namespaces = not limits.devices and _done(libc.unshare(own if root else own | _NEWUSER))
     empty_root = not limits.devices and _enter_empty_root()
     user = _become_own_user() if root and not limits.devices else None
+    if user is not None and user != _NOBODY:
+        # Counted by user: of one that others have, it would be theirs, too.
+        resource.setrlimit(resource.RLIMIT_NPROC, (_THREADS, _THREADS))
     # Neither looked into by others of its user, nor written to the disk when it ends.
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -84,7 +84,10 @@ def test_of_several_each_is_tried_alone_and_the_innocent_never_learn_of_it(cell)
     assert actions[-1] == Start()
     assert cell.ask(4, "d", 1.5) == []
     assert granted(cell.ready(2.0)) == {1: 0}
-    assert granted(cell.done(1, 3.0)) == {2: 0}
+    # In a process that no other graph has been in: what one left behind is not the next one's fault.
+    assert cell.done(1, 3.0) == [End(kill=False)]
+    assert cell.died("exit code 0", 3.2)[-1] == Start()
+    assert granted(cell.ready(3.5)) == {2: 0}
     actions = cell.died(FPE, 4.0)
     assert failed(actions).keys() == {2}
     assert Blame("b") in actions
@@ -134,11 +137,17 @@ def test_a_run_has_a_limit_in_its_share_of_the_cell_s_seconds(cell):
     assert failed(cell.died(KILL, 3.0)).keys() == {1}
 
 
-def test_a_cell_that_talks_nonsense_is_ended_for_the_job_that_heard_it(cell):
+def test_a_cell_that_talks_nonsense_is_ended_and_who_heard_it_is_tried_alone(cell):
     running(cell, "a", "b")
     assert End(kill=True) in cell.nonsense(2, "a shape that is none")
     assert cell.nonsense(1, "and more") == []
-    actions = cell.died(KILL, 1.0)
+    assert not failed(cell.died(KILL, 1.0))  # the other graph may have done it
+    assert granted(cell.ready(2.0)) == {1: 0}
+    assert cell.done(1, 3.0) == [End(kill=False)]
+    cell.died("exit code 0", 3.2)
+    assert granted(cell.ready(3.5)) == {2: 0}
+    assert End(kill=True) in cell.nonsense(2, "a shape that is none")
+    actions = cell.died(KILL, 4.0)
     assert "answer what cannot be: a shape that is none" in failed(actions)[2].message
     assert Blame("b") in actions
 
