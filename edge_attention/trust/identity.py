@@ -9,13 +9,20 @@ new-key.pem        while an enrolment is under way
 from __future__ import annotations
 
 import contextlib
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 
 from edge_attention.core.enrolment import Issued
-from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from edge_attention.core.errors import (
+    DiskFull,
+    EdgeAttentionError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from edge_attention.trust.certificates import (
     Key,
     key_pem,
@@ -114,7 +121,7 @@ class IdentityFolder:
         """Keep what was issued; the identity it makes.
 
         Raises:
-            FailedPrecondition: the folder cannot be written.
+            DiskFull, FailedPrecondition: the folder cannot be written.
             InvalidArgument: the certificate is not for the key.
         """
         certificate = load_der(issued.certificate, "the certificate issued")
@@ -132,7 +139,9 @@ class IdentityFolder:
         return Identity(key, certificate, issuer, authority)
 
 
-def _unusable(folder: Path, error: OSError) -> FailedPrecondition:
+def _unusable(folder: Path, error: OSError) -> EdgeAttentionError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"identity folder {folder}: the disk is full; free space there, then try again")
     return FailedPrecondition(
         f"identity folder {folder} cannot be used: {error.strerror}; make it readable and writable for this "
         "user"

@@ -156,12 +156,13 @@ class Caller:
         from edge_attention.trust.identity import IdentityFolder
         from edge_attention.trust.tokens import parse_token
 
+        boxes = Path(self.config["boxes"])
         token, number = parse_token(self.config["join"], "join"), self.config["first_chunk"]
-        with self.client(identity=self.folder / "eve") as lasting:
+        with self.client(identity=boxes / "eve") as lasting:
             while not self.stopped:
                 self.journal.call("ask", TIMEOUT, lasting.nodes)
                 number += 1
-                folder = IdentityFolder(self.folder / f"box-{number}")
+                folder = IdentityFolder(boxes / f"box-{number}")
                 identity = self.journal.call(
                     "enrol",
                     ENROL_DEADLINE,

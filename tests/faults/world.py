@@ -68,6 +68,7 @@ class World:
         self._released: dict[str, list[str]] = {}
         self._data: dict[str, dict[str, Path]] = {}
         self.seen: dict[str, list[str]] = {}
+        self.boxes = folder / "boxes"  # identities of clients
         (folder / "fleet").mkdir()
         self.disk = self._own_disk() if disk else None
         self.proxies: dict[str, Proxy] = {}
@@ -108,7 +109,7 @@ class World:
         if self.tls:
             assert isinstance(self.fleet, TrustedFleet)
             made = self.fleet.make_token("--role", "operator", "--join", "--name", "eve")["token"]
-            enrol(self.fleet.address, parse_token(made), IdentityFolder(self.folder / "eve"))
+            enrol(self.fleet.address, parse_token(made), IdentityFolder(self.boxes / "eve"))
         elif not self.training:
             context = self.direct().create_context(truth.CONTEXT, **_spec())
             if self.operation == "attend":
@@ -148,6 +149,7 @@ class World:
             "operation": self.operation,
             "address": self.proxies[CALLER].address,
             "folder": str(self.folder),
+            "boxes": str(self.boxes),
             "first_chunk": 1_000 * self.generation,
             "resume": self.generation > 0,
         }
@@ -242,7 +244,8 @@ class World:
 
     def _own_disk(self) -> Path:
         """A file system in memory for the victim's files; it ends with the cell's mount namespace."""
-        where = self.folder / "fleet" / ("state" if self.victim == "aggregator" else VICTIM)
+        fleet = self.folder / "fleet"
+        where = {"aggregator": fleet / "state", "node": fleet / VICTIM, "client": self.boxes}[self.victim]
         where.mkdir(parents=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(where)], check=True)
         return where

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from datetime import timedelta
@@ -11,6 +12,7 @@ import pytest
 from aggregator.trust.authority import Authority
 from edge_attention.core.enrolment import Issued
 from edge_attention.core.errors import (
+    DiskFull,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -208,3 +210,12 @@ def test_a_keeper_gives_up_when_it_is_revoked_and_asks_nobody_once_it_has_ended(
     keeper._thread.join(20)
     assert asked == [life]
     assert "was not renewed: out" in caplog.text
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("edge_attention.trust.identity.write_whole", full)
+    with pytest.raises(DiskFull, match="the disk is full; free space there"):
+        IdentityFolder(tmp_path / "new").pending_key(fresh=False)
