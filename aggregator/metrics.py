@@ -63,6 +63,9 @@ class Metrics:
             "Calls refused because a bound was reached, by the bound's name (docs/security.md lists them).",
             "bound",
         )
+        for bound in ALL:
+            # From zero on: of a counter that begins with 1 nobody sees the first refusal as an increase.
+            self.bounds.labels(bound.name)
         self.bound_used = make.gauge("bound_used_ratio", "How much of a bound is used, by its name.", "bound")
         self.turns = make.gauge(
             "turns",

@@ -89,7 +89,9 @@ def test_a_node_that_returns_something_else_is_quarantined_and_the_run_goes_on(w
         return change(tensors) if "attention" in tensors else tensors
 
     tamper = changing(attention if what == "attention" else tampered)
-    rounds, info, *_ = run_with({"b": tamper}, selection=FOUR_OF_FIVE, consensus=consensus(), rounds=2)
+    rounds, info, *_ = run_with(
+        {"b": tamper}, selection=FOUR_OF_FIVE, consensus=consensus(), rounds=2, patience_seconds=120.0
+    )
     assert info.state is RunState.FINISHED, info.detail
     assert set(rounds[0].nodes) == set("acde")
     assert rounds[0].left_out["b"].startswith("quarantined: node 'b'")
