@@ -145,6 +145,7 @@ class Appender:
                 return self._store(context, target, *sources, target.at, tokens, revision), tensors
 
             without: set[str] = set()
+            await self._returned(node, seconds)
             while True:
                 targets = self._place(context, len(keys), node, without)
                 try:
@@ -157,6 +158,11 @@ class Appender:
                         raise refused.error from None
                     log.info("append to context %s is placed anew: %s", name, refused.message)
                     without |= refused.nodes
+
+    async def _returned(self, node: str, seconds: float) -> None:
+        """Wait for a named node whose connection has just broken: for its lease, as exchanges do."""
+        if node and self._membership.state(node) is NodeState.SUSPECT:
+            await self._dispatcher.all_live([node], min(self._membership.lease, seconds), lambda _: None)
 
     async def append_dataset(
         self, request: AppendDatasetRequest, caller: str = "", seconds: float = APPEND_SECONDS
@@ -171,6 +177,7 @@ class Appender:
         """
         _require_id(request.request_id)
         context = self._contexts.get(request.context)
+        await self._returned(request.node, seconds)
         member = self._membership.require_live(request.node)
         dataset = next((d for d in member.register.datasets if d.name == request.dataset), None)
         if dataset is None:
