@@ -23,6 +23,7 @@ import numpy as np
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
 from edge_attention.core.tensors import Array
+from edge_attention.priority import give_way
 from edge_attention.providers import open_session
 from edge_attention.shared_memory import Region
 from edge_node.cell_messages import DTYPES, LARGE, TEXT, WINDOW, Channel, Kind, Placed, types_of
@@ -287,8 +288,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group: the daemon decides
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_BADNESS)
-    with contextlib.suppress(OSError):
-        os.nice(_NICENESS)
+    give_way(_NICENESS)
     libc = ctypes.CDLL(None)
     with contextlib.suppress(AttributeError):  # threads of ONNX Runtime: 8 MiB each would count, too
         attributes = ctypes.create_string_buffer(256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -163,6 +164,7 @@ def main(
     async def run() -> tuple[int, str]:
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, daemon.drain)
+        gc.freeze()  # what is loaded stays: looking at all of it again holds the loop for some milliseconds
         async with serving(shared.health_port, daemon.registered):
             return await daemon.run()
 

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from aggregator.bounds import ProcessBound
 from edge_attention.core.errors import GraphDied, Internal, InvalidGraph, OutOfMemory
 from edge_attention.options import OneLine
+from edge_attention.priority import give_way
 
 __all__ = ["run"]
 
@@ -31,7 +32,7 @@ _NO_MEMORY = 75
 """Exit status of work that was refused memory."""
 _BADNESS = "700"
 """Where the system's memory is short, this process is ended before the aggregator."""
-_NICENESS = 5
+_NICENESS = 10
 """Calls of others come first."""
 _GRACE_SECONDS = 5
 _PR_SET_PDEATHSIG = 1
@@ -64,7 +65,7 @@ async def run(
         given.seek(0)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "aggregator.training.apart", bounds, module, *arguments,
-            stdin=given, env=os.environ | (environment or {}),
+            stdin=given, env=os.environ | (environment or {}), start_new_session=True,
         )  # fmt: skip
     try:
         async with asyncio.timeout(bound.seconds):  # wait_for may forget a cancellation
@@ -111,8 +112,7 @@ def _bind(parent: int, memory: int, processor_seconds: int) -> None:
             os._exit(1)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_BADNESS)
-    with contextlib.suppress(OSError):
-        os.nice(_NICENESS)
+    give_way(_NICENESS)
     for which, soft, hard in (
         (resource.RLIMIT_DATA, memory, memory),
         (resource.RLIMIT_CPU, processor_seconds, processor_seconds + _GRACE_SECONDS),
