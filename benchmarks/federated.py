@@ -38,7 +38,7 @@ class Bounds:
     server: float = 350.0
 
 
-BOUNDS = {"10 KB": Bounds(0.06, 0.1, 110.0), "50 MB": Bounds(1.0, 330.0, 250.0)}
+BOUNDS = {"10 KB": Bounds(0.06, 0.1, 110.0), "50 MB": Bounds(1.0, 330.0, 300.0)}
 """Seconds and megabytes of a round are bound for three nodes; memory is, for any number."""
 
 Turns = Mapping[str, list[dict[str, Any]]]

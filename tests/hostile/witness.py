@@ -47,7 +47,8 @@ class Private:
         texts = {f"{number:.6g}" for number in floats}
         texts |= {form for number in whole(seed) for form in (f"{number}", f"{number:,}", f"{number:x}")}
         forms = "|".join(re.escape(one) for one in sorted(texts))
-        self._texts = re.compile(f"(?<![0-9a-z])(?:{forms})")
+        # Whole words: a task id of random digits begins with six of such a number once in a few thousand.
+        self._texts = re.compile(f"(?<![0-9a-z])(?:{forms})(?![0-9a-z])")
 
     def leak(self, message: Any) -> str:
         """What of it is in a message, or nothing."""
