@@ -41,7 +41,7 @@ check: .venv/dev ## Linters, types, import rules, freshness of generated files.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_protos.py --check
-	$(BIN)/python -m edge_attention.graphs.library_build --check
+	$(BIN)/python -m edge_attention.graphs.attention.library_build --check
 	$(BIN)/python -m deploy.grafana.build --check
 
 compat: ## The wire and the reader of graphs under protobuf 7; .venv has 6, which the generated code was made with.
@@ -56,7 +56,7 @@ protos: .venv/dev ## Generate the Python code of protos/ anew.
 	$(BIN)/python tools/generate_protos.py
 
 graphs: .venv/dev ## Build the attention graphs anew.
-	$(BIN)/python -m edge_attention.graphs.library_build
+	$(BIN)/python -m edge_attention.graphs.attention.library_build
 
 dashboards: .venv/dev ## Build the Grafana dashboards anew.
 	$(BIN)/python -m deploy.grafana.build

@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from aggregator.activity import Activity
-from aggregator.api import Api
-from aggregator.append import Appender
-from aggregator.attend import Attender
-from aggregator.budget import Budgets
-from aggregator.bulk import Bulk
-from aggregator.capacity import Health, server_options
-from aggregator.checkup import Checkup
-from aggregator.contexts import Contexts
-from aggregator.counted import counted
-from aggregator.dispatch import Dispatcher
-from aggregator.link import Link, watch_leases
-from aggregator.membership import Membership
-from aggregator.metrics import Metrics
-from aggregator.parameters import ParameterStore
-from aggregator.revocations import Revocations, Revoked
-from aggregator.sockets import watch_connections
-from aggregator.state import State
+from aggregator.api.service import Api
+from aggregator.attention.append import Appender
+from aggregator.attention.attend import Attender
+from aggregator.attention.contexts import Contexts
+from aggregator.bounds.budget import Budgets
+from aggregator.bounds.capacity import Health, server_options
+from aggregator.bounds.sockets import watch_connections
+from aggregator.bounds.turns import Turns
+from aggregator.checkup.checkup import Checkup
+from aggregator.engine.bulk import Bulk
+from aggregator.engine.counted import counted
+from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.link import Link, watch_leases
+from aggregator.fleet.membership import Membership
+from aggregator.observe.activity import Activity
+from aggregator.observe.metrics import Metrics
+from aggregator.store.parameters import ParameterStore
+from aggregator.store.state import State
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
 from aggregator.training.services import Services
@@ -42,7 +42,7 @@ from aggregator.trust.actions import audited
 from aggregator.trust.audit import Audit
 from aggregator.trust.guard import subject
 from aggregator.trust.reflection import offer_reflection
-from aggregator.turns import Turns
+from aggregator.trust.revocations import Revocations, Revoked
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.descriptors import raise_descriptors

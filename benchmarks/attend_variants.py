@@ -38,7 +38,7 @@ def shard(keys: int, seed: int) -> Shard:
     """The library's kernel over so many random keys, on one thread, as a node runs it."""
     import onnxruntime as ort
 
-    from edge_attention.graphs import library
+    from edge_attention.graphs.attention import library
 
     rng = np.random.default_rng(seed)
     shape = (keys // library.TILE, HEADS, library.TILE, DIM)

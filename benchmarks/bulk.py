@@ -24,13 +24,13 @@ import numpy as np
 
 from benchmarks.report import Figure, Report
 from benchmarks.turns import median_ratio
-from edge_attention.core.program import BulkTensor
-from edge_attention.core.session import PROTOCOL, Register, UploadChunk, Uploaded
+from edge_attention.core.messages.link import PROTOCOL, Register, UploadChunk, Uploaded
+from edge_attention.core.messages.program import BulkTensor
 from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire.caller import Caller
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import service_handlers
-from edge_attention.wire.transfers import Transfers
+from edge_node.transfers import Transfers
 
 SIZE = 50_000_000
 CHUNK = 512 * 1024
@@ -129,12 +129,12 @@ def _pieces(data: bytes) -> list[bytes]:
 
 
 async def _serve() -> None:
-    from aggregator.bulk import Bulk
-    from aggregator.dispatch import Dispatcher
-    from aggregator.link import Link
-    from aggregator.membership import Membership
-    from aggregator.metrics import Metrics
-    from aggregator.state import State
+    from aggregator.engine.bulk import Bulk
+    from aggregator.engine.dispatch import Dispatcher
+    from aggregator.engine.link import Link
+    from aggregator.fleet.membership import Membership
+    from aggregator.observe.metrics import Metrics
+    from aggregator.store.state import State
 
     with State(None) as state:
         metrics = Metrics()

@@ -19,9 +19,9 @@ from onnx import TensorProto, helper
 
 from benchmarks.report import Figure, Report
 from benchmarks.turns import Worker, median_ratio, serve
-from edge_attention import shared_memory
-from edge_attention.graphs import library
-from edge_node.refused_graphs import RefusedGraphs
+from edge_attention.graphs.attention import library
+from edge_node import shared_memory
+from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.runtime import Runtime, Stop
 
 MODULE = "benchmarks.cell"

@@ -24,10 +24,10 @@ from sklearn.datasets import load_digits
 from edge_attention.core.encodings import UpdateEncoding, from_config
 from edge_attention.core.halves import from_wire, to_wire
 from edge_attention.core.optimizers import SGD
-from edge_attention.graphs.gradients import Runner, differentiate, graph_outputs
-from edge_attention.graphs.local_step import local_step
+from edge_attention.graphs.gradients.gradients import Runner, differentiate, graph_outputs
 from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
-from edge_attention.graphs.update import update_graph
+from edge_attention.graphs.steps.local_step import local_step
+from edge_attention.graphs.steps.update import update_graph
 
 Array = NDArray[Any]
 

@@ -24,10 +24,16 @@ from pathlib import Path
 from benchmarks.report import Figure, Report
 from edge_attention import Client
 from edge_attention.cli.local_fleet import LocalFleet
-from edge_attention.core.jobs import LocalSpec, LossSpec, OptimizerSpec, SelectionSpec, StrategySpec
+from edge_attention.core.messages.training import (
+    LocalSpec,
+    LossSpec,
+    OptimizerSpec,
+    SelectionSpec,
+    StrategySpec,
+)
 from edge_attention.demo.digits import CLASSES, DATASET, NODES, SIDE, Digits
-from edge_attention.federated_job import FederatedJob, FederatedModel
 from edge_attention.graphs.builders import attention_patches
+from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
 
 SLOW = NODES[-1]
 RUNS, SLEEPS = 0.02, 0.18

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edge_attention import FederatedJob, FederatedModel
-from edge_attention.core.jobs import LocalSpec, LossSpec, OptimizerSpec
+from edge_attention.core.messages.training import LocalSpec, LossSpec, OptimizerSpec
 from edge_attention.core.tensors import Array, Float32
 from edge_attention.demo import digits
 

@@ -73,7 +73,7 @@ class Row:
 def _ours(case: Case, graph: str | None, tile: int | None) -> Callable[[], object]:
     import onnxruntime as ort
 
-    from edge_attention.graphs import library
+    from edge_attention.graphs.attention import library
 
     tile = tile or library.TILE
     rng = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def _work(engine: str, case: Case, graph: str | None, tile: int | None) -> None:
 
 def measure(case: Case, rounds: int, calls: int, extra: list[str]) -> Row:
     """Time the engines in turn, `rounds` turns of `calls` calls each."""
-    from edge_attention.graphs import library
+    from edge_attention.graphs.attention import library
 
     flags = ["--queries", str(case.queries), "--keys", str(case.keys), *extra]
     workers = {engine: Worker("benchmarks.kernel", "--worker", engine, *flags) for engine in ENGINES}

@@ -107,8 +107,8 @@ def work(way: str) -> None:
 
     Where it is timed: [seconds of counting, the daemons' processor seconds] of a call.
     """
-    from edge_attention.aio import AsyncClient
     from edge_attention.cli.local_fleet import LocalFleet
+    from edge_attention.client.aio import AsyncClient
 
     with ExitStack() as stack:
         fleet = LocalFleet()

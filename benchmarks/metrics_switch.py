@@ -34,9 +34,9 @@ def main() -> None:
     OFF.extend([(Tally, "inc", nothing), (Gauge, "set", nothing), (Batch, "observe", nothing)])
     if "--listen" in sys.argv:
         import aggregator.main as daemon
-        from aggregator.link import Link
-        from aggregator.metrics import Metrics
-        from aggregator.metrics_attend import AttendMetrics
+        from aggregator.engine.link import Link
+        from aggregator.observe.metrics import Metrics
+        from aggregator.observe.metrics_attend import AttendMetrics
 
         OFF.append((AttendMetrics, "answered", nothing))
         OFF.append((Metrics, "answered", nothing))

@@ -75,9 +75,9 @@ def main() -> None:
     ]  # fmt: skip
     if "--listen" in sys.argv:
         import aggregator.main as daemon
-        from aggregator.link import Link
-        from aggregator.metrics import Metrics
-        from aggregator.metrics_attend import AttendMetrics
+        from aggregator.engine.link import Link
+        from aggregator.observe.metrics import Metrics
+        from aggregator.observe.metrics_attend import AttendMetrics
 
         functions += [(AttendMetrics, name) for name in ("answered", "count", "ran")]
         functions += [(Metrics, "answered"), (Metrics, "tick"), (Link, "_report")]

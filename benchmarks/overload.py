@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks.report import Figure, Report
 from benchmarks.turns import Worker, serve
-from edge_attention.aio import AsyncClient
 from edge_attention.cli.local_fleet import LocalFleet
+from edge_attention.client.aio import AsyncClient
 from edge_attention.core.errors import EdgeAttentionError
 
 MODULE = "benchmarks.overload"

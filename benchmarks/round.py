@@ -18,10 +18,10 @@ import numpy as np
 from benchmarks.report import Figure, Report
 from edge_attention import Client
 from edge_attention.cli.local_fleet import LocalFleet
-from edge_attention.core.jobs import OptimizerSpec
+from edge_attention.core.messages.training import OptimizerSpec
 from edge_attention.demo import patients
-from edge_attention.graphs.tabular import classifier_head, tabular_encoder
-from edge_attention.job import Encoder, FusionJob, Head, QueriesSpec
+from edge_attention.graphs.builders.tabular import classifier_head, tabular_encoder
+from edge_attention.jobs.job import Encoder, FusionJob, Head, QueriesSpec
 
 NODES = ("left", "right")
 FEATURES, SAMPLES, BATCH, DIM = 64, 1024, 256, 64

@@ -53,9 +53,9 @@ def _outcome(program: Any) -> tuple[str, float]:
 
     from benchmarks.torch_programs import Case
     from edge_attention.core.errors import InvalidGraph
-    from edge_attention.core.federated_job import LossSpec
-    from edge_attention.graphs.model import gradient_graph, load_model
-    from edge_attention.graphs.model_checks import check_model
+    from edge_attention.core.messages.federated import LossSpec
+    from edge_attention.graphs.models.model import gradient_graph, load_model
+    from edge_attention.graphs.models.model_checks import check_model
 
     case = Case(program)
     try:

@@ -38,9 +38,9 @@ def _session(file: Path, reference: Arrays) -> tuple[Any, Any, Any]:
     """The model, its gradient graph in ONNX Runtime on one thread, and what goes into it."""
     import onnxruntime
 
-    from edge_attention.core.federated_job import LossSpec
-    from edge_attention.graphs.model import gradient_graph, load_model
-    from edge_attention.graphs.model_checks import check_model
+    from edge_attention.core.messages.federated import LossSpec
+    from edge_attention.graphs.models.model import gradient_graph, load_model
+    from edge_attention.graphs.models.model_checks import check_model
 
     model = load_model(file.read_bytes(), loss=LossSpec("cross_entropy", "logits"))
     check_model(model)

@@ -45,7 +45,7 @@ VOLUME /var/lib/edge-attention
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=6s --retries=3 --start-period=30s \
-    CMD ["python3", "-m", "edge_attention.health", "127.0.0.1:50051", \
+    CMD ["python3", "-m", "edge_node.health", "127.0.0.1:50051", \
          "--authority", "/var/lib/edge-attention/trust/authority.pem"]
 ENTRYPOINT ["edge-aggregator"]
 ARG VERSION=0.1.0

@@ -52,7 +52,7 @@ WORKDIR /var/lib/edge-attention
 VOLUME /var/lib/edge-attention
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=6s --retries=3 --start-period=30s \
-    CMD ["python3", "-m", "edge_attention.health", "127.0.0.1:50052"]
+    CMD ["python3", "-m", "edge_node.health", "127.0.0.1:50052"]
 ENTRYPOINT ["edge-node"]
 ARG VERSION=0.1.0
 ARG REVISION=unknown

@@ -52,27 +52,27 @@ from edge_attention.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from edge_attention.aio import AsyncClient as AsyncClient
-    from edge_attention.client import Client as Client
-    from edge_attention.core.jobs import ConsensusSpec as ConsensusSpec
-    from edge_attention.core.jobs import EncodingSpec as EncodingSpec
-    from edge_attention.core.jobs import LocalSpec as LocalSpec
-    from edge_attention.core.jobs import LossSpec as LossSpec
-    from edge_attention.core.jobs import MissingSamples as MissingSamples
-    from edge_attention.core.jobs import OptimizerSpec as OptimizerSpec
-    from edge_attention.core.jobs import PushSpec as PushSpec
-    from edge_attention.core.jobs import SelectionSpec as SelectionSpec
-    from edge_attention.core.jobs import StopSpec as StopSpec
-    from edge_attention.core.jobs import StrategySpec as StrategySpec
-    from edge_attention.federated_job import FederatedJob as FederatedJob
-    from edge_attention.federated_job import FederatedModel as FederatedModel
-    from edge_attention.job import Encoder as Encoder
-    from edge_attention.job import FusionJob as FusionJob
-    from edge_attention.job import Head as Head
-    from edge_attention.job import QueriesSpec as QueriesSpec
-    from edge_attention.job_file import read_job as read_job
-    from edge_attention.parameters import Parameters as Parameters
-    from edge_attention.results import Answer as Answer
+    from edge_attention.client.aio import AsyncClient as AsyncClient
+    from edge_attention.client.results import Answer as Answer
+    from edge_attention.client.sync import Client as Client
+    from edge_attention.core.messages.training import ConsensusSpec as ConsensusSpec
+    from edge_attention.core.messages.training import EncodingSpec as EncodingSpec
+    from edge_attention.core.messages.training import LocalSpec as LocalSpec
+    from edge_attention.core.messages.training import LossSpec as LossSpec
+    from edge_attention.core.messages.training import MissingSamples as MissingSamples
+    from edge_attention.core.messages.training import OptimizerSpec as OptimizerSpec
+    from edge_attention.core.messages.training import PushSpec as PushSpec
+    from edge_attention.core.messages.training import SelectionSpec as SelectionSpec
+    from edge_attention.core.messages.training import StopSpec as StopSpec
+    from edge_attention.core.messages.training import StrategySpec as StrategySpec
+    from edge_attention.jobs.federated_job import FederatedJob as FederatedJob
+    from edge_attention.jobs.federated_job import FederatedModel as FederatedModel
+    from edge_attention.jobs.job import Encoder as Encoder
+    from edge_attention.jobs.job import FusionJob as FusionJob
+    from edge_attention.jobs.job import Head as Head
+    from edge_attention.jobs.job import QueriesSpec as QueriesSpec
+    from edge_attention.jobs.job_file import read_job as read_job
+    from edge_attention.jobs.parameters import Parameters as Parameters
 
 __all__ = [
     "AlreadyExists",
@@ -132,27 +132,27 @@ __all__ = [
 ]
 
 _HOME = {
-    "Answer": "results",
-    "AsyncClient": "aio",
-    "Client": "client",
-    "ConsensusSpec": "core.jobs",
-    "Encoder": "job",
-    "EncodingSpec": "core.jobs",
-    "FederatedJob": "federated_job",
-    "FederatedModel": "federated_job",
-    "FusionJob": "job",
-    "Head": "job",
-    "LocalSpec": "core.jobs",
-    "LossSpec": "core.jobs",
-    "MissingSamples": "core.jobs",
-    "OptimizerSpec": "core.jobs",
-    "Parameters": "parameters",
-    "PushSpec": "core.jobs",
-    "QueriesSpec": "job",
-    "SelectionSpec": "core.jobs",
-    "StopSpec": "core.jobs",
-    "StrategySpec": "core.jobs",
-    "read_job": "job_file",
+    "Answer": "client.results",
+    "AsyncClient": "client.aio",
+    "Client": "client.sync",
+    "ConsensusSpec": "core.messages.training",
+    "Encoder": "jobs.job",
+    "EncodingSpec": "core.messages.training",
+    "FederatedJob": "jobs.federated_job",
+    "FederatedModel": "jobs.federated_job",
+    "FusionJob": "jobs.job",
+    "Head": "jobs.job",
+    "LocalSpec": "core.messages.training",
+    "LossSpec": "core.messages.training",
+    "MissingSamples": "core.messages.training",
+    "OptimizerSpec": "core.messages.training",
+    "Parameters": "jobs.parameters",
+    "PushSpec": "core.messages.training",
+    "QueriesSpec": "jobs.job",
+    "SelectionSpec": "core.messages.training",
+    "StopSpec": "core.messages.training",
+    "StrategySpec": "core.messages.training",
+    "read_job": "jobs.job_file",
 }
 
 

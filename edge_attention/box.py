@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 
-from edge_attention.core.box import Box
+from edge_attention.core.messages.box import Box
 from edge_attention.wire.methods import KEEPALIVE_SECONDS
 
 __all__ = ["PACKAGES", "describe", "software", "usable_memory"]

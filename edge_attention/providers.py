@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime as ort
 
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.graphs import library
+from edge_attention.graphs.attention import library
 
 log = logging.getLogger(__name__)
 

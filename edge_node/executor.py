@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edge_attention.core import program as said
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, Internal, InvalidProgram
 from edge_attention.core.halves import stored_dtype
+from edge_attention.core.messages import program as said
+from edge_attention.core.messages.program import Batch, Contribution, Fault, Program, Return, Run, Stored
 from edge_attention.core.printable import shown
-from edge_attention.core.program import Batch, Contribution, Fault, Program, Return, Run, Stored
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
-from edge_attention.shared_memory import gather
-from edge_node.datasets import Dataset
+from edge_node.data.datasets import Dataset
 from edge_node.discretion import (
     FAILED_STEP_SECONDS,
     PLAIN,
@@ -30,7 +29,8 @@ from edge_node.discretion import (
 from edge_node.failures import Failures
 from edge_node.release import ALIGNMENT, Releases
 from edge_node.runtime import ForeignGraph, Graph, Stop
-from edge_node.store import Held, Origin, Store
+from edge_node.shared_memory import gather
+from edge_node.store.store import Held, Origin, Store
 
 log = logging.getLogger(__name__)
 

@@ -14,18 +14,18 @@ from dataclasses import replace
 from typing import Any
 
 from edge_attention import box
-from edge_attention.core import session as said
 from edge_attention.core.errors import Damaged, DeadlineExceeded, EdgeAttentionError, Internal, Unavailable
-from edge_attention.core.limits import graphs_of
-from edge_attention.core.program import BulkTensor, Contribution, Program
+from edge_attention.core.messages import link as said
+from edge_attention.core.messages.program import BulkTensor, Contribution, Program
 from edge_attention.metrics.node import NodeMetrics
 from edge_attention.trust.dial import Dial
 from edge_attention.wire.caller import Caller
 from edge_attention.wire.link import from_node, task_of, to_node
-from edge_attention.wire.transfers import NODE_STREAM, Transfers, split, together
 from edge_node.executor import Execution, Node
+from edge_node.limits import graphs_of
 from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
 from edge_node.session import Action, Connect, Disconnect, End, Forget, Leave, Say, Send, Session, Start
+from edge_node.transfers import NODE_STREAM, Transfers, split, together
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
-from edge_attention.node_options import Shared, shared_options
 from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, name_sources, read_secret, set_up
+from edge_node.options import Shared, shared_options
 
 log = logging.getLogger(__name__)
 
@@ -121,12 +121,13 @@ def main(
     set_up(log_level)
     from edge_attention.box import usable_memory  # these after --help and --version
     from edge_attention.descriptors import raise_descriptors
-    from edge_attention.health import serving
     from edge_attention.metrics.common import serve
-    from edge_attention.sequence_files import Files
-    from edge_node import datasets, executor, failures, link, release, runtime
-    from edge_node import store as stores
-    from edge_node.refused_graphs import RefusedGraphs
+    from edge_node import executor, failures, link, release, runtime
+    from edge_node.cell.refused_graphs import RefusedGraphs
+    from edge_node.data import datasets
+    from edge_node.health import serving
+    from edge_node.store import store as stores
+    from edge_node.store.sequence_files import Files
 
     raise_descriptors()
     limit = memory_limit or usable_memory() // 2

@@ -8,8 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from edge_attention.core.errors import InvalidArgument, NotFound, PrivateTensor
-from edge_attention.graphs import library
-from edge_node.store import Held
+from edge_attention.graphs.attention import library
+from edge_node.store.store import Held
 
 ALIGNMENT = "alignment"
 """The release of the keyed hashes of rows' ids, by which nodes find the rows they share."""

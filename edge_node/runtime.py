@@ -17,12 +17,12 @@ import onnxruntime as ort
 from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
 from edge_attention.core.tensors import Array
-from edge_attention.graphs import library
+from edge_attention.graphs.attention import library
 from edge_attention.graphs.reading import CheckedGraph, read_graph
 from edge_attention.providers import open_session, working_provider
-from edge_node.cell_calls import GraphFile
-from edge_node.cell_host import Cells
-from edge_node.refused_graphs import RefusedGraphs
+from edge_node.cell.calls import GraphFile
+from edge_node.cell.host import Cells
+from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.sessions import declared, input_types, limit_arena, require_feeds, session_options, translate
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from edge_attention.core import errors
-from edge_attention.core import session as said
-from edge_attention.core.credit import Debt, Outbox
 from edge_attention.core.errors import Damaged, EdgeAttentionError, Unavailable
-from edge_attention.core.program import Program
+from edge_attention.core.messages import link as said
+from edge_attention.core.messages.program import Program
+from edge_attention.core.rounds.credit import Debt, Outbox
 
 PROGRAMS = said.Credit(bytes=64 * 1024 * 1024, messages=256)
 """Programs the aggregator may have with this node unfinished."""

@@ -10,7 +10,7 @@ import pytest
 
 SESSION = """
 import {module}, onnxruntime
-from edge_attention.graphs import library
+from edge_attention.graphs.attention import library
 onnxruntime.InferenceSession(library.load("attention_decode"), providers=["CPUExecutionProvider"])
 """
 
@@ -31,7 +31,7 @@ def files_of(module, home, **environment):
 
 
 @pytest.mark.parametrize(
-    "module", ["edge_attention", "edge_attention.client", "edge_node.main", "aggregator.main"]
+    "module", ["edge_attention", "edge_attention.client.sync", "edge_node.main", "aggregator.main"]
 )
 def test_no_id_of_the_device_is_made(module, tmp_path):
     assert files_of(module, tmp_path / "home") == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIENT = ("client", "aio", "aio_run", "background", "job", "results", "cli", "demo", "doctor")
+CLIENT = ("client", "jobs", "cli", "demo", "doctor")
 
 
 def python(folder: str) -> list[Path]:
@@ -37,7 +37,7 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-DAEMON = "edge_node.link, edge_node.datasets, edge_node.main, edge_attention.sequence_files"
+DAEMON = "edge_node.link, edge_node.data.datasets, edge_node.main, edge_node.store.sequence_files"
 
 
 def test_the_node_is_small():

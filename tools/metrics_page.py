@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from aggregator.metrics import Metrics
+from aggregator.observe.metrics import Metrics
 from edge_attention.metrics.node import NodeMetrics
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"

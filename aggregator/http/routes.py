@@ -16,8 +16,8 @@ from aiohttp import hdrs, web
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
 
+from aggregator.fleet.membership import Member, Membership
 from aggregator.http.guard import COOKIE, Guard, address_of
-from aggregator.membership import Member, Membership
 from edge_attention.core.errors import (
     EdgeAttentionError,
     InvalidArgument,
@@ -25,7 +25,7 @@ from edge_attention.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from edge_attention.core.fleet import NodeState
+from edge_attention.core.messages.fleet import NodeState
 
 FORGOTTEN_SECONDS = 3600.0
 """A node lost for so long is no longer scraped: until then its `up` is 0, which is what alerts go by."""

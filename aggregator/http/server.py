@@ -15,8 +15,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
-from aggregator.activity import Activity
-from aggregator.contexts import Contexts
+from aggregator.attention.contexts import Contexts
+from aggregator.fleet.membership import Membership
 from aggregator.http.door import Door
 from aggregator.http.feed import Feed
 from aggregator.http.guard import Access, Guard, Handler, add_headers
@@ -24,10 +24,10 @@ from aggregator.http.live import Live
 from aggregator.http.routes import TOKEN_LIMIT, Page, Phase, Probes, Scraped, Status
 from aggregator.http.sessions import Sessions
 from aggregator.http.snapshot import Snapshots
-from aggregator.membership import Membership
-from aggregator.metrics import Metrics
-from aggregator.revocations import Revoked
+from aggregator.observe.activity import Activity
+from aggregator.observe.metrics import Metrics
 from aggregator.training.runs import Runs
+from aggregator.trust.revocations import Revoked
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
 

@@ -11,18 +11,18 @@ from typing import Any
 
 from prometheus_client import Gauge
 
-from aggregator.activity import Activity, Query, Round, RunCurves, Span
-from aggregator.contexts import Contexts, StoredContext
-from aggregator.curve import Curve
+from aggregator.attention.contexts import Contexts, StoredContext
+from aggregator.fleet.membership import Membership
 from aggregator.http.routes import Status
 from aggregator.http.troubles import Fleet, troubles
-from aggregator.membership import Membership
-from aggregator.metrics import Metrics
-from aggregator.revocations import Revoked
+from aggregator.observe.activity import Activity, Query, Round, RunCurves, Span
+from aggregator.observe.curve import Curve
+from aggregator.observe.metrics import Metrics
 from aggregator.training.runs import Runs
-from edge_attention.core.attention import Context
-from edge_attention.core.fleet import Node, NodeState
-from edge_attention.core.jobs import TrainingRun
+from aggregator.trust.revocations import Revoked
+from edge_attention.core.messages.attention import Context
+from edge_attention.core.messages.fleet import Node, NodeState
+from edge_attention.core.messages.training import TrainingRun
 
 Sections = dict[str, dict[str, Any]]
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from aggregator.activity import Query, Span
-from edge_attention.core.attention import Context
-from edge_attention.core.fleet import Node, NodeState
-from edge_attention.core.jobs import RunState, TrainingRun
+from aggregator.observe.activity import Query, Span
+from edge_attention.core.messages.attention import Context
+from edge_attention.core.messages.fleet import Node, NodeState
+from edge_attention.core.messages.training import RunState, TrainingRun
 from edge_attention.trust.certificates import moment
 
 LOST_SECONDS = 3600.0

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 
-from aggregator.budget import Lease
-from aggregator.metrics import Metrics
-from edge_attention.core.jobs import FederatedJob, FusionJob, TrainingRun
+from aggregator.bounds.budget import Lease
+from aggregator.observe.metrics import Metrics
+from edge_attention.core.messages.training import FederatedJob, FusionJob, TrainingRun
 
 log = logging.getLogger(__name__)
 

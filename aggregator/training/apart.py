@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 
-from aggregator.bounds import ProcessBound
+from aggregator.bounds.bounds import ProcessBound
 from edge_attention.core.errors import GraphDied, Internal, InvalidGraph, OutOfMemory
 from edge_attention.options import OneLine
 from edge_attention.priority import give_way

@@ -14,11 +14,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from aggregator.bounds import PLANNING_PROCESS
+from aggregator.bounds.bounds import PLANNING_PROCESS
 from aggregator.training import apart
 from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.core.jobs import FederatedJob, FusionJob, StartRunRequest
+from edge_attention.core.messages.training import FederatedJob, FusionJob, StartRunRequest
 from edge_attention.wire.services import START_RUN
 
 WHAT = "planning the model"
@@ -57,7 +57,7 @@ def main(folder: Path) -> int:
     files = {digest: Path(path) for digest, path in request["files"].items()}
     try:
         if job.job is not None:
-            from aggregator.training import fusion_planner
+            from aggregator.training.fusion import planner as fusion_planner
 
             made = fusion_planner.plan(job.job, files, folder).to_json()
         else:

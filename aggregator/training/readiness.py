@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from aggregator.training.alignment import Alignment, Split, align, split
-from aggregator.training.fusion import FusionRounds, Interrupted
-from aggregator.training.plan import FusionPlan, check_dataset
+from aggregator.training.fusion.alignment import Alignment, Split, align, split
+from aggregator.training.fusion.plan import FusionPlan, check_dataset
+from aggregator.training.fusion.recipe import FusionRounds, Interrupted
 from aggregator.training.services import Services
 from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition
 

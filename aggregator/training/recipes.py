@@ -8,17 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from aggregator.training import fusion_planner, planner
+from aggregator.training import planner
 from aggregator.training.active import ActiveRun, Job
 from aggregator.training.federated import planner as federated_planner
 from aggregator.training.federated.plan import FederatedPlan, check_dataset
 from aggregator.training.federated.trainer import FederatedTrainer
-from aggregator.training.plan import FusionPlan
-from aggregator.training.plan import check_dataset as check_part
+from aggregator.training.fusion import planner as fusion_planner
+from aggregator.training.fusion.plan import FusionPlan
+from aggregator.training.fusion.plan import check_dataset as check_part
+from aggregator.training.fusion.trainer import Trainer
 from aggregator.training.services import Services
-from aggregator.training.trainer import Trainer
 from edge_attention.core.errors import NotFound
-from edge_attention.core.jobs import FederatedJob, FusionJob, PlannedGraph
+from edge_attention.core.messages.training import FederatedJob, FusionJob, PlannedGraph
 
 SCRATCH = "plans"
 """The folder in the state for files that live no longer than a call."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_attention.core.jobs import Evaluation, NodeRound, TrainingRound
+from edge_attention.core.messages.training import Evaluation, NodeRound, TrainingRound
 
 
 def to_json(record: TrainingRound) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from aggregator.bounds import JOB_BYTES, RUNS, RUNS_KEPT
-from aggregator.budget import Budgets, Lease
-from aggregator.curve import POINTS
-from aggregator.folder import FULL
-from aggregator.parameters import Stream
-from aggregator.state import Run
+from aggregator.bounds.bounds import JOB_BYTES, RUNS, RUNS_KEPT
+from aggregator.bounds.budget import Budgets, Lease
+from aggregator.observe.curve import POINTS
+from aggregator.store.folder import FULL
+from aggregator.store.parameters import Stream
+from aggregator.store.state import Run
 from aggregator.training.active import ActiveRun, Job, evaluation_due
 from aggregator.training.federated.export import export
 from aggregator.training.federated.plan import FederatedPlan
@@ -37,7 +37,7 @@ from edge_attention.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from edge_attention.core.jobs import (
+from edge_attention.core.messages.training import (
     FederatedJob,
     FusionJob,
     PlannedGraph,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from aggregator.bounds import DOWNLOADS, EXPORTS, PLANNING, WATCHES
-from aggregator.budget import Budgets
-from aggregator.callers import caller_of, owner_of
+from aggregator.bounds.bounds import DOWNLOADS, EXPORTS, PLANNING, WATCHES
+from aggregator.bounds.budget import Budgets
 from aggregator.training.runs import Runs
-from edge_attention.core import jobs
+from aggregator.trust.callers import caller_of, owner_of
+from edge_attention.core.messages import training as jobs
 from edge_attention.wire import services
 from edge_attention.wire.methods import AnyMethod
 from edge_attention.wire.rpc import Handler

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aggregator.activity import Activity
-from aggregator.bulk import Bulk
-from aggregator.dispatch import Dispatcher
-from aggregator.link import Link
-from aggregator.membership import Membership
-from aggregator.metrics import Metrics
-from aggregator.parameters import ParameterStore
-from aggregator.state import State
+from aggregator.engine.bulk import Bulk
+from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.link import Link
+from aggregator.fleet.membership import Membership
+from aggregator.observe.activity import Activity
+from aggregator.observe.metrics import Metrics
+from aggregator.store.parameters import ParameterStore
+from aggregator.store.state import State
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cryptography import x509
 
-from aggregator.metrics import Metrics
+from aggregator.observe.metrics import Metrics
 from aggregator.trust.registry import Registry
 from edge_attention.trust.certificates import ends
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from aggregator.metrics import Metrics
+from aggregator.observe.metrics import Metrics
 from aggregator.trust.access import Access
 from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority
@@ -18,18 +18,18 @@ from aggregator.trust.guard import caller
 from aggregator.trust.proof import Peer
 from aggregator.trust.rate import Rate
 from aggregator.trust.registry import CertificateRow, Registry
-from edge_attention.core.enrolment import (
-    EnrolRequest,
-    EnrolResponse,
-    Issued,
-    RenewRequest,
-    RenewResponse,
-)
 from edge_attention.core.errors import (
     EdgeAttentionError,
     FailedPrecondition,
     PermissionDenied,
     Unavailable,
+)
+from edge_attention.core.messages.trust import (
+    EnrolRequest,
+    EnrolResponse,
+    Issued,
+    RenewRequest,
+    RenewResponse,
 )
 from edge_attention.trust.certificates import check_request, der, ends, key_fingerprint, serial
 from edge_attention.trust.names import Role

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 
-from aggregator.metrics import Metrics
+from aggregator.observe.metrics import Metrics
 from aggregator.trust.access import Access
 from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority, folder_of

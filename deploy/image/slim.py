@@ -32,7 +32,7 @@ NOTICES = {"LICENSE", "NOTICE"}
 PROBE = """
 import asyncio, cryptography.x509, grpc, jwt, numpy, onnxruntime, prometheus_client
 import grpc_health.v1.health_pb2_grpc, edge_node.executor, edge_node.link, edge_node.runtime
-import edge_attention.client, edge_attention.health
+import edge_attention.client.sync, edge_node.health
 assert "onnx" not in __import__("sys").modules
 print("onnxruntime", onnxruntime.__version__, onnxruntime.get_available_providers())
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edge_attention.client import Client
+from edge_attention.client.sync import Client
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.trust.tokens import read_token
 

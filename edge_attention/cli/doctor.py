@@ -13,9 +13,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from edge_attention.aio import AsyncClient
 from edge_attention.cli.connection import credentials
 from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.client.aio import AsyncClient
 from edge_attention.core.printable import shown
 from edge_attention.doctor.examine import Busy, Questions, examine_box, examine_port, run_fleet
 from edge_attention.doctor.examine_trust import Trust

@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from edge_attention.core.errors import FailedPrecondition
-from edge_attention.core.jobs import Evaluation, TrainingRound
+from edge_attention.core.messages.training import Evaluation, TrainingRound
 from edge_attention.core.printable import json_line, shown
 
 json_option: Callable[[Any], Any] = click.option(

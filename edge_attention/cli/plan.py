@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_attention.cli.output import print_json, print_table, say
-from edge_attention.core.jobs import PlannedGraph
+from edge_attention.core.messages.training import PlannedGraph
 
 
 def release_flags(graphs: Sequence[PlannedGraph]) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_attention.cli.output import evaluated, seconds_of, size, waiting
-from edge_attention.core.jobs import NodeRound, RunState, TrainingRound, TrainingRun
+from edge_attention.core.messages.training import NodeRound, RunState, TrainingRound, TrainingRun
 from edge_attention.core.printable import shown
 
 

@@ -13,11 +13,11 @@ from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say
 from edge_attention.cli.plan import print_plan
 from edge_attention.cli.watch import watch
-from edge_attention.client import Client, Run
+from edge_attention.client.sync import Client, Run
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.federated_job import FederatedJob
-from edge_attention.job import FusionJob
-from edge_attention.job_file import read_job
+from edge_attention.jobs.federated_job import FederatedJob
+from edge_attention.jobs.job import FusionJob
+from edge_attention.jobs.job_file import read_job
 
 T = TypeVar("T")
 

@@ -20,9 +20,9 @@ from edge_attention.cli.output import (
     seconds_of,
     waiting,
 )
-from edge_attention.client import Run
+from edge_attention.client.sync import Run
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.jobs import RunState, TrainingRound, TrainingRun
+from edge_attention.core.messages.training import RunState, TrainingRound, TrainingRun
 from edge_attention.core.printable import shown
 
 Show = Callable[[TrainingRound | TrainingRun], None]

@@ -1,7 +1,7 @@
 """How the tensors of an update travel: whole, in half precision, as 8-bit integers, or the largest alone.
 
-An update has one float32 tensor a parameter. The node's side is a graph (`graphs/update.py`); here are the
-names and shapes of what it returns, and the way back, for any range of a parameter's elements, so that an
+An update has one float32 tensor a parameter. The node's side is a graph (`graphs/steps/update.py`); here are
+the names and shapes of what it returns, and the way back, for any range of a parameter's elements, so that an
 update that lies on a disk is folded without ever being whole in memory. `encode_array` does in NumPy what
 the graph does, to the bit; it makes the differences that bring nodes from one version to the next.
 

@@ -15,9 +15,9 @@ import sklearn  # noqa: F401
 from edge_attention.cli.commands import Commands
 from edge_attention.cli.local_fleet import LocalFleet
 from edge_attention.cli.output import print_table, size
-from edge_attention.client import Client
+from edge_attention.client.sync import Client
 from edge_attention.core.errors import Internal
-from edge_attention.core.jobs import PlannedGraph, RunState, TrainingRound
+from edge_attention.core.messages.training import PlannedGraph, RunState, TrainingRound
 from edge_attention.core.tensors import Array
 from edge_attention.demo import memory, one_machine, patients
 from edge_attention.demo.federated import federated

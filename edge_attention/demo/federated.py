@@ -13,9 +13,9 @@ import sklearn  # noqa: F401
 
 from edge_attention.cli.local_fleet import LocalFleet
 from edge_attention.cli.output import print_table, size
-from edge_attention.client import Client, Run
+from edge_attention.client.sync import Client, Run
 from edge_attention.core.errors import Internal
-from edge_attention.core.jobs import RunState, TrainingRound
+from edge_attention.core.messages.training import RunState, TrainingRound
 from edge_attention.core.optimizers import SGD
 from edge_attention.demo import digits, federated_jobs, text
 from edge_attention.demo import federated_yardsticks as yardsticks
@@ -24,8 +24,8 @@ from edge_attention.demo.federated_figures import FederatedFigures, Text, Traine
 from edge_attention.demo.federated_jobs import BATCH, LENGTH, ONE_MACHINE_EPOCHS, RATE, SYNCHRONOUS_ROUNDS
 from edge_attention.demo.one_machine import difference
 from edge_attention.demo.show import conclude, console, json_file_option, printer, progress, verbose_option
-from edge_attention.federated_job import FederatedJob
-from edge_attention.graphs.trained import trained_onnx
+from edge_attention.graphs.models.trained import trained_onnx
+from edge_attention.jobs.federated_job import FederatedJob
 
 PROMPT, WRITTEN = "The function ", 240
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
-from edge_attention.core.jobs import LocalSpec, LossSpec, OptimizerSpec, StrategySpec
+from edge_attention.core.messages.training import LocalSpec, LossSpec, OptimizerSpec, StrategySpec
 from edge_attention.demo import digits, text
 from edge_attention.demo.digits import NODES
-from edge_attention.federated_job import FederatedJob, FederatedModel
 from edge_attention.graphs.builders import attention_patches, attention_sequences
+from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
 
 LOSS = LossSpec("cross_entropy", "logits", "labels")
 SEED = 0

@@ -8,13 +8,13 @@ import numpy as np
 import onnxruntime
 
 from edge_attention.core.optimizers import Optimizer
-from edge_attention.core.sampling import training_rows
+from edge_attention.core.rounds.sampling import training_rows
 from edge_attention.core.tensors import Array, Int64
 from edge_attention.demo.digits import NODES, Digits, Images
 from edge_attention.demo.federated_jobs import BATCH, LOSS, SEED, digit_model
 from edge_attention.demo.text import Sequences
-from edge_attention.graphs.gradients import Runner
-from edge_attention.graphs.model import gradient_graph, load_model
+from edge_attention.graphs.gradients.gradients import Runner
+from edge_attention.graphs.models.model import gradient_graph, load_model
 from edge_attention.graphs.onnx_file import serialize
 from edge_attention.graphs.reading import read_graph
 

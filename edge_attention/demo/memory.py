@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edge_attention.cli.local_fleet import LocalFleet
-from edge_attention.client import Client, Context
+from edge_attention.client.results import Answer
+from edge_attention.client.sync import Client, Context
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.tensors import Array, Float32
 from edge_attention.demo.figures import Bytes, PartialAnswer
-from edge_attention.results import Answer
 
 TOKENS, QUERY_HEADS, KEY_HEADS, DIM = 49_152, 8, 2, 64
 DEADLINE = 5.0

@@ -11,7 +11,7 @@ from edge_attention.core.optimizers import AdamW
 from edge_attention.core.tensors import Array, Int64
 from edge_attention.demo import patients
 from edge_attention.demo.patients import Patients
-from edge_attention.graphs.one_machine import OneMachine, one_machine_model
+from edge_attention.graphs.models.one_machine import OneMachine, one_machine_model
 
 
 @dataclass(frozen=True, eq=False)

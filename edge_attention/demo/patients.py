@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_attention.core.jobs import OptimizerSpec
+from edge_attention.core.messages.training import OptimizerSpec
 from edge_attention.core.tensors import Float32, Int64
-from edge_attention.graphs.tabular import classifier_head, tabular_encoder
-from edge_attention.job import Encoder, FusionJob, Head
+from edge_attention.graphs.builders.tabular import classifier_head, tabular_encoder
+from edge_attention.jobs.job import Encoder, FusionJob, Head
 
 LABS = {"means": "mean", "errors": "error", "worst": "worst"}
 """Lab -> the word its columns carry."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from edge_attention.core.box import Box
+from edge_attention.core.messages.box import Box
 from edge_attention.doctor.finding import Finding, failed, ok, size, skipped, warning
 
 BASE = 150 * 1024 * 1024

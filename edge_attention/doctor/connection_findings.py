@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from edge_attention.core.fleet import DescribeAggregatorResponse
+from edge_attention.core.messages.fleet import DescribeAggregatorResponse
 from edge_attention.doctor.finding import Finding, duration, failed, ok, skipped, warning
 
 CLOCK_WARNING, CLOCK_FAILED = 2.0, 60.0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from edge_attention.core.attention import Context
-from edge_attention.core.fleet import Node, NodeState
+from edge_attention.core.messages.attention import Context
+from edge_attention.core.messages.fleet import Node, NodeState
 from edge_attention.doctor.finding import Finding, failed, ok, size, skipped, warning
-from edge_attention.graphs.library import TILE
+from edge_attention.graphs.attention.library import TILE
 
 FEW = 4096
 """Tokens a node under which one query is faster undistributed: measured on one machine, two cores."""

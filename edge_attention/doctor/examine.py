@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from edge_attention import box
-from edge_attention.aio import AsyncClient
+from edge_attention.client.aio import AsyncClient
 from edge_attention.core.addresses import is_loopback
-from edge_attention.core.attention import Context
 from edge_attention.core.errors import (
     EdgeAttentionError,
     NotFound,
@@ -22,8 +21,9 @@ from edge_attention.core.errors import (
     ResourceExhausted,
     Unauthenticated,
 )
-from edge_attention.core.fleet import DescribeAggregatorResponse, Node, NodeState
-from edge_attention.core.session import PROTOCOL
+from edge_attention.core.messages.attention import Context
+from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, NodeState
+from edge_attention.core.messages.link import PROTOCOL
 from edge_attention.doctor import (
     box_findings,
     connection_findings,

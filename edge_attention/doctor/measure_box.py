@@ -15,7 +15,7 @@ import numpy as np
 from edge_attention import box
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.doctor.box_findings import Trial
-from edge_attention.graphs import library
+from edge_attention.graphs.attention import library
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)[\s(]*([<>=!~0-9.,\s]*)")
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised

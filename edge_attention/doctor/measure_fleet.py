@@ -11,15 +11,15 @@ from statistics import median
 
 import numpy as np
 
-from edge_attention.aio import AsyncClient
+from edge_attention.client.aio import AsyncClient
+from edge_attention.client.results import Answer
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
-from edge_attention.core.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
+from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
 from edge_attention.core.tensors import Float32
 from edge_attention.doctor.connection_findings import ClockReading
 from edge_attention.doctor.context_findings import room
 from edge_attention.doctor.fewer import Measured, NodeCost, fit
-from edge_attention.graphs.library import TILE
-from edge_attention.results import Answer
+from edge_attention.graphs.attention.library import TILE
 from edge_attention.wire import health
 
 READINGS = 5

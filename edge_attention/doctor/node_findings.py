@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from edge_attention.core.fleet import Node, NodeState, ProbeNodeResponse
+from edge_attention.core.messages.fleet import Node, NodeState, ProbeNodeResponse
 from edge_attention.doctor import box_findings, connection_findings
 from edge_attention.doctor.connection_findings import ClockReading
 from edge_attention.doctor.finding import Finding, duration, failed, ok, size, skipped, warning

@@ -9,7 +9,7 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from edge_attention.core.program import Contribution
+from edge_attention.core.messages.program import Contribution
 from edge_attention.metrics.common import Maker
 
 __all__ = ["REPORT_LIMIT", "NodeMetrics"]
@@ -46,7 +46,7 @@ class Session(Protocol):
 
 
 class Counts(Protocol):
-    """See `edge_node.cell_host.Counts`."""
+    """See `edge_node.cell.host.Counts`."""
 
     @property
     def started(self) -> int: ...

@@ -8,8 +8,8 @@ from typing import TypeVar
 import grpc
 from cryptography import x509
 
-from edge_attention.core.enrolment import EnrolRequest, RenewRequest
 from edge_attention.core.errors import EdgeAttentionError, Unreachable
+from edge_attention.core.messages.trust import EnrolRequest, RenewRequest
 from edge_attention.trust.bootstrap import fetch_authority
 from edge_attention.trust.certificates import signing_request
 from edge_attention.trust.dial import Dial

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from cryptography import x509
 
-from edge_attention.core.enrolment import Issued
 from edge_attention.core.errors import (
     DiskFull,
     EdgeAttentionError,
@@ -23,6 +22,7 @@ from edge_attention.core.errors import (
     InvalidArgument,
     NotFound,
 )
+from edge_attention.core.messages.trust import Issued
 from edge_attention.trust.certificates import (
     Key,
     key_pem,

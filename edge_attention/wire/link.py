@@ -9,20 +9,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from edge_attention.core.errors import InvalidProgram
-from edge_attention.core.program import (
-    Append,
-    Batch,
-    Contribution,
-    Drop,
-    Instruction,
-    Program,
-    Repeat,
-    Return,
-    Run,
-    Stored,
-    Value,
-)
-from edge_attention.core.session import (
+from edge_attention.core.messages.link import (
     Cancel,
     Chunk,
     Credit,
@@ -35,6 +22,19 @@ from edge_attention.core.session import (
     ToNode,
     UploadChunk,
     Uploaded,
+)
+from edge_attention.core.messages.program import (
+    Append,
+    Batch,
+    Contribution,
+    Drop,
+    Instruction,
+    Program,
+    Repeat,
+    Return,
+    Run,
+    Stored,
+    Value,
 )
 from edge_attention.wire import codec
 from edge_attention.wire.codec import Codec

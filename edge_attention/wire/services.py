@@ -8,9 +8,10 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TypeVar
 
-from edge_attention.core import attention, fleet, jobs
-from edge_attention.core.jobs import TrainingRound, TrainingRun
-from edge_attention.core.session import DownloadRequest, UploadChunk
+from edge_attention.core.messages import attention, fleet
+from edge_attention.core.messages import training as jobs
+from edge_attention.core.messages.link import DownloadRequest, UploadChunk
+from edge_attention.core.messages.training import TrainingRound, TrainingRun
 from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
 from edge_attention.wire.frames import FrameCodec
 from edge_attention.wire.link import download_chunk, upload_response

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_attention.core.enrolment import EnrolRequest, EnrolResponse, RenewRequest, RenewResponse
+from edge_attention.core.messages.trust import EnrolRequest, EnrolResponse, RenewRequest, RenewResponse
 from edge_attention.wire.codec import Codec
 from edge_attention.wire.methods import Method, Service
 from protos.edge_attention.v1 import trust_pb2

@@ -6,9 +6,9 @@ import errno
 import os
 import types
 
-import aggregator.folder
-import aggregator.spool
-import aggregator.tensor_file
+import aggregator.engine.spool
+import aggregator.store.folder
+import aggregator.store.tensor_file
 
 WRITES = ("write", "pwrite", "fsync", "replace")
 
@@ -22,7 +22,7 @@ class FullDisk:
         seam = types.SimpleNamespace(**{name: getattr(os, name) for name in dir(os) if name[0] != "_"})
         for name in WRITES:
             setattr(seam, name, self._failing(getattr(os, name)))
-        for module in (aggregator.folder, aggregator.spool, aggregator.tensor_file):
+        for module in (aggregator.store.folder, aggregator.engine.spool, aggregator.store.tensor_file):
             patch.setattr(module, "os", seam)
 
     def _failing(self, real):

@@ -12,27 +12,27 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from aggregator.activity import Activity
-from aggregator.append import Appender
-from aggregator.attend import Attender
-from aggregator.bulk import Bulk
-from aggregator.contexts import Contexts
-from aggregator.dispatch import Dispatcher
-from aggregator.membership import Membership
-from aggregator.metrics import Metrics
-from aggregator.parameters import ParameterStore
-from aggregator.state import State
+from aggregator.attention.append import Appender
+from aggregator.attention.attend import Attender
+from aggregator.attention.contexts import Contexts
+from aggregator.engine.bulk import Bulk
+from aggregator.engine.dispatch import Dispatcher
+from aggregator.fleet.membership import Membership
+from aggregator.observe.activity import Activity
+from aggregator.observe.metrics import Metrics
+from aggregator.store.parameters import ParameterStore
+from aggregator.store.state import State
 from aggregator.training.runs import Runs
 from aggregator.training.services import Services
-from edge_attention.core.fleet import NodeState
-from edge_attention.core.program import Program
-from edge_attention.core.session import PROTOCOL, Register, Sequence
+from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.messages.link import PROTOCOL, Register, Sequence
+from edge_attention.core.messages.program import Program
 from edge_attention.wire.link import from_node, to_node
-from edge_node.datasets import read
+from edge_node.data.datasets import read
 from edge_node.executor import Execution, Node
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
-from edge_node.store import Store
+from edge_node.store.store import Store
 
 
 class House:

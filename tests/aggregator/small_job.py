@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from house import dataset
 
-from aggregator.training import fusion_planner
-from edge_attention.core.jobs import OptimizerSpec
+from aggregator.training.fusion import planner as fusion_planner
+from edge_attention.core.messages.training import OptimizerSpec
 from edge_attention.core.optimizers import Adam
-from edge_attention.graphs.one_machine import OneMachine, one_machine_model
-from edge_attention.graphs.tabular import classifier_head, tabular_encoder
-from edge_attention.job import Encoder, FusionJob, Head
+from edge_attention.graphs.builders.tabular import classifier_head, tabular_encoder
+from edge_attention.graphs.models.one_machine import OneMachine, one_machine_model
+from edge_attention.jobs.job import Encoder, FusionJob, Head
 
 SAMPLES, FEATURES, BATCH = 30, 3, 8
 RANDOM = np.random.default_rng(5)

@@ -9,8 +9,8 @@ import onnx
 from house import dataset
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_attention.core import jobs
-from edge_attention.core.jobs import (
+from edge_attention.core.messages import training as jobs
+from edge_attention.core.messages.training import (
     FederatedJob,
     FederatedModel,
     LocalSpec,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 
-from aggregator.exchange import Assignment, Exchange
+from aggregator.engine.exchange import Assignment, Exchange
 from aggregator.trust import guard
 from aggregator.trust.acting import acting_for, context_of
-from edge_attention.core.fleet import NodeState
-from edge_attention.core.program import Program
+from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.messages.program import Program
 
 
 def test_a_program_says_who_it_is_for():

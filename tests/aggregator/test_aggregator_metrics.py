@@ -11,18 +11,24 @@ import numpy as np
 import pytest
 from house import House
 
-from aggregator import metrics_attend
-from aggregator.dispatch import Outcome
-from aggregator.link import Link
-from aggregator.membership import Member
-from aggregator.metrics import Metrics
-from aggregator.metrics_nodes import LOST_SECONDS, NODES, shown
-from aggregator.metrics_runs import KEPT_SECONDS, RUNS
-from edge_attention.core.attention import AttendRequest, AttendResponse, Bound, ContextSpec, ShardMass
+from aggregator.engine.dispatch import Outcome
+from aggregator.engine.link import Link
+from aggregator.fleet.membership import Member
+from aggregator.observe import metrics_attend
+from aggregator.observe.metrics import Metrics
+from aggregator.observe.metrics_nodes import LOST_SECONDS, NODES, shown
+from aggregator.observe.metrics_runs import KEPT_SECONDS, RUNS
 from edge_attention.core.errors import InvalidTensor, NotFinite, NotFound
-from edge_attention.core.fleet import NodeState
-from edge_attention.core.jobs import Evaluation, TrainingRound
-from edge_attention.core.session import PROTOCOL, Heartbeat, Register
+from edge_attention.core.messages.attention import (
+    AttendRequest,
+    AttendResponse,
+    Bound,
+    ContextSpec,
+    ShardMass,
+)
+from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.messages.link import PROTOCOL, Heartbeat, Register
+from edge_attention.core.messages.training import Evaluation, TrainingRound
 from edge_attention.metrics.node import REPORT_LIMIT
 from edge_attention.wire.link import from_node
 from edge_attention.wire.services import ATTEND, LIST_NODES

@@ -13,19 +13,19 @@ import pytest
 import small_job
 from house import House, until
 
-from aggregator import api as api_module
-from aggregator import arriving, attend_plan, bounds
-from aggregator.api import Api
-from aggregator.append import Appender
-from aggregator.attend_plan import Plans, require_answer, require_attend
-from aggregator.budget import Budget, Budgets
-from aggregator.contexts import Contexts
-from aggregator.counted import counted
+from aggregator.api import service as api_module
+from aggregator.api.service import Api
+from aggregator.attention import attend_plan
+from aggregator.attention.append import Appender
+from aggregator.attention.attend_plan import Plans, require_answer, require_attend
+from aggregator.attention.contexts import Contexts
+from aggregator.bounds import bounds
+from aggregator.bounds.budget import Budget, Budgets
+from aggregator.engine import arriving
+from aggregator.engine.counted import counted
 from aggregator.training import runs as runs_module
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
-from edge_attention.core import attention, jobs
-from edge_attention.core.attention import AppendRequest, AttendRequest, ContextSpec
 from edge_attention.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -34,7 +34,10 @@ from edge_attention.core.errors import (
     Overloaded,
     ResourceExhausted,
 )
-from edge_attention.core.session import DownloadRequest, UploadChunk
+from edge_attention.core.messages import attention
+from edge_attention.core.messages import training as jobs
+from edge_attention.core.messages.attention import AppendRequest, AttendRequest, ContextSpec
+from edge_attention.core.messages.link import DownloadRequest, UploadChunk
 from edge_attention.wire import services
 
 SPEC = ContextSpec("c", 2, 1, 4, 4)
@@ -260,9 +263,9 @@ def test_an_append_comes_within_a_quarter_of_an_hour(monkeypatch):
 
 
 def test_the_disk_keeps_a_reserve(monkeypatch):
-    monkeypatch.setattr("aggregator.folder.DISK_RESERVE", 1 << 60)
+    monkeypatch.setattr("aggregator.store.folder.DISK_RESERVE", 1 << 60)
     whole = SimpleNamespace(f_blocks=100, f_frsize=1000, f_bavail=6)
-    monkeypatch.setattr("aggregator.folder.os.statvfs", lambda folder: whole)
+    monkeypatch.setattr("aggregator.store.folder.os.statvfs", lambda folder: whole)
     monkeypatch.setattr(arriving, "IN_MEMORY", 256)
 
     async def run(house):

@@ -18,14 +18,14 @@ from full_disk import FullDisk
 from house import House, until
 from test_federated import ended, parameters, started
 
-from aggregator.tensor_file import TensorFileWriter
+from aggregator.store.tensor_file import TensorFileWriter
 from aggregator.training import runs
 from aggregator.trust import audit as audits
 from aggregator.trust.audit import Audit
 from aggregator.trust.registry import Registry
-from edge_attention.core.attention import ContextSpec
 from edge_attention.core.errors import DiskFull
-from edge_attention.core.jobs import RunState
+from edge_attention.core.messages.attention import ContextSpec
+from edge_attention.core.messages.training import RunState
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import pytest
 import small_model
 from house import House, until
 
-from edge_attention.core.jobs import (
+from edge_attention.core.messages.program import Return, Run
+from edge_attention.core.messages.training import (
     EncodingSpec,
     LocalSpec,
     OptimizerSpec,
@@ -18,8 +19,7 @@ from edge_attention.core.jobs import (
     StrategySpec,
     TrainingRound,
 )
-from edge_attention.core.program import Return, Run
-from edge_attention.core.sampling import training_rows
+from edge_attention.core.rounds.sampling import training_rows
 
 
 async def started(house, names=small_model.NODES, tamper=None, **changed):

@@ -17,12 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 from test_federated import ended, started
 from test_federated_options import consensus
 
-from aggregator.tensor_file import TensorFileWriter
+from aggregator.store.tensor_file import TensorFileWriter
 from aggregator.training.federated.endings import to_the_end
 from aggregator.training.federated.export import export
 from aggregator.training.federated.versions import Versions
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.jobs import (
+from edge_attention.core.messages.program import Fault, Run, Stored
+from edge_attention.core.messages.training import (
     ConsensusSpec,
     EncodingSpec,
     LocalSpec,
@@ -33,7 +34,6 @@ from edge_attention.core.jobs import (
     StopSpec,
     StrategySpec,
 )
-from edge_attention.core.program import Fault, Run, Stored
 
 SGD = OptimizerSpec("sgd", {"lr": 0.1})
 FOUR_OF_FIVE = SelectionSpec(quorum=0.8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aggregator.tensor_file import TensorFile, TensorFileWriter
+from aggregator.store.tensor_file import TensorFile, TensorFileWriter
 from aggregator.training.federated.fold import Folder
 from aggregator.training.federated.plan import FederatedPlan
 from aggregator.training.federated.updates import Update

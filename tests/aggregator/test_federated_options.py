@@ -11,7 +11,7 @@ from house import House, until
 from test_federated import ended, parameters, reference, started
 
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
-from edge_attention.core.jobs import (
+from edge_attention.core.messages.training import (
     ConsensusSpec,
     EncodingSpec,
     LocalSpec,

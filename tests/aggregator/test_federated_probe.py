@@ -12,7 +12,7 @@ import small_model
 from house import House
 from onnx import TensorProto, helper, numpy_helper
 
-from aggregator.tensor_file import TensorFileWriter
+from aggregator.store.tensor_file import TensorFileWriter
 from aggregator.training import planner
 from aggregator.training.federated import probe
 from edge_attention.core.errors import GraphDied, InvalidGraph

@@ -11,7 +11,7 @@ import small_job
 from house import House, until
 from small_job import SAMPLES
 
-from edge_attention.core.jobs import MissingSamples, OptimizerSpec, RunState
+from edge_attention.core.messages.training import MissingSamples, OptimizerSpec, RunState
 from edge_node import executor
 
 

@@ -17,16 +17,16 @@ from house import House
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.training import fusion_planner
 from aggregator.training.federated import planner
 from aggregator.training.federated.plan import asked_of
 from aggregator.training.federated.samples import NodeSamples
+from aggregator.training.fusion import planner as fusion_planner
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
-from edge_attention.core.jobs import FederatedJob, FusionJob, StartRunRequest
-from edge_attention.core.rounds import RoundRules
-from edge_attention.core.selection import select, share_of
-from edge_attention.core.timings import Timings
+from edge_attention.core.messages.training import FederatedJob, FusionJob, StartRunRequest
+from edge_attention.core.rounds.selection import select, share_of
+from edge_attention.core.rounds.synchronous import RoundRules
+from edge_attention.core.rounds.timings import Timings
 from edge_attention.wire.services import START_RUN
 
 FLOATS = st.sampled_from([math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-320, 0.3, 1.0, 1.5, 1e9, 1e300])

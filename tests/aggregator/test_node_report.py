@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
-from aggregator.node_metrics import FAMILIES, LABELS, SERIES, checked
+from aggregator.observe.node_metrics import FAMILIES, LABELS, SERIES, checked
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.program import Contribution, Fault
+from edge_attention.core.messages.program import Contribution, Fault
 from edge_attention.metrics.node import REPORT_LIMIT, NodeMetrics
 
 

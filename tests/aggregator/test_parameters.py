@@ -17,8 +17,8 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.parameters import Draft, ParameterStore
-from aggregator.state import Record, State
+from aggregator.store.parameters import Draft, ParameterStore
+from aggregator.store.state import Record, State
 from edge_attention.core.errors import (
     DataLoss,
     FailedPrecondition,
@@ -350,8 +350,8 @@ CHILD = """
 import json, os, re, sys
 from pathlib import Path
 import test_parameters as t
-from aggregator.parameters import ParameterStore
-from aggregator.state import State
+from aggregator.store.parameters import ParameterStore
+from aggregator.store.state import State
 
 folder, death, way = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 state = State(folder)

@@ -21,14 +21,14 @@ import small_model
 from house import House, until
 from onnx import helper
 
-from aggregator.bounds import GIB, MIB, PLANNING_PROCESS, ProcessBound
+from aggregator.bounds.bounds import GIB, MIB, PLANNING_PROCESS, ProcessBound
 from aggregator.training import apart, planner
 from aggregator.training.recipes import SCRATCH, FusionRecipe
 from aggregator.training.services import Services
-from edge_attention.core.attention import AttendRequest, ContextSpec
 from edge_attention.core.errors import GraphDied, InvalidArgument, InvalidGraph, OutOfMemory
-from edge_attention.core.jobs import RunState
-from edge_attention.job import Encoder
+from edge_attention.core.messages.attention import AttendRequest, ContextSpec
+from edge_attention.core.messages.training import RunState
+from edge_attention.jobs.job import Encoder
 
 SPEC = ContextSpec("good", 2, 1, 4, 4)
 RANDOM = np.random.default_rng(2)
@@ -180,7 +180,7 @@ def test_a_run_of_an_earlier_release_is_planned_once_more():
 
 SLEEPER = """
 import asyncio
-from aggregator.bounds import ProcessBound
+from aggregator.bounds.bounds import ProcessBound
 from aggregator.training import apart
 asyncio.run(apart.run(ProcessBound("t", 60, 60, 1 << 30), "t", "http.server", "0", "--bind", "127.0.0.1"))
 """

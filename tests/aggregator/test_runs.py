@@ -13,7 +13,7 @@ from test_fusion import compare, ended, started
 
 from aggregator.training.records import record_from
 from edge_attention.core.errors import FailedPrecondition, InvalidGraph, NotFound
-from edge_attention.core.jobs import RunState
+from edge_attention.core.messages.training import RunState
 
 
 def test_the_next_process_goes_on_and_ends_where_the_run_would_have_ended(tmp_path):

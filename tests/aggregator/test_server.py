@@ -14,12 +14,12 @@ import pytest
 import small_job
 from house import House
 
-from aggregator import folder
 from aggregator.server import Settings, running
-from aggregator.state import State
+from aggregator.store import folder
+from aggregator.store.state import State
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, Unavailable
-from edge_attention.core.fleet import DescribeAggregatorRequest
+from edge_attention.core.messages.fleet import DescribeAggregatorRequest
 from edge_attention.wire import services
 
 

@@ -19,7 +19,6 @@ from aggregator.trust.guard import Call
 from aggregator.trust.proof import CertificateProof
 from aggregator.trust.registry import CertificateRow, Registry
 from aggregator.trust.service import ENROLMENTS, RENEWALS
-from edge_attention.core.enrolment import EnrolRequest, RenewRequest
 from edge_attention.core.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -28,6 +27,7 @@ from edge_attention.core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from edge_attention.core.messages.trust import EnrolRequest, RenewRequest
 from edge_attention.trust.assertion import SECONDS, SKEW, make_assertion
 from edge_attention.trust.certificates import ends, load_der, new_key, serial, signing_request
 from edge_attention.trust.tokens import make_token

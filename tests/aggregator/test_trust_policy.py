@@ -28,7 +28,7 @@ from edge_attention.core.errors import (
     Revoked,
     Unauthenticated,
 )
-from edge_attention.core.session import Chunk, DownloadRequest
+from edge_attention.core.messages.link import Chunk, DownloadRequest
 from edge_attention.trust.assertion import make_assertion
 from edge_attention.trust.certificates import ends, key_fingerprint, new_key, serial
 from edge_attention.trust.names import ROLES, may

@@ -11,10 +11,10 @@ from datetime import timedelta
 import grpc
 import grpc.aio
 
-from aggregator.metrics import Metrics
+from aggregator.observe.metrics import Metrics
 from aggregator.trust.audit import Audit
 from aggregator.trust.trust import Trust, TrustSettings
-from edge_attention.core.enrolment import EnrolRequest, RenewRequest
+from edge_attention.core.messages.trust import EnrolRequest, RenewRequest
 from edge_attention.trust.assertion import make_assertion
 from edge_attention.trust.certificates import load_der, new_key, pem, signing_request
 from edge_attention.trust.identity import Identity

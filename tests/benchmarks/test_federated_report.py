@@ -18,8 +18,8 @@ from benchmarks import federated
 from benchmarks.federated_meter import Memory, Relay, Turn, installed_bytes, loopback_bytes, wait_until
 from benchmarks.federated_table import Pair, side_by_side
 from benchmarks.federated_work import SIZES, digits_accuracy, digits_work, idle_work
-from edge_attention.graphs.model import gradient_graph, load_model
-from edge_attention.graphs.model_checks import check_model
+from edge_attention.graphs.models.model import gradient_graph, load_model
+from edge_attention.graphs.models.model_checks import check_model
 
 MB = 1_000_000
 

@@ -13,9 +13,11 @@ from dataclasses import replace
 import grpc.aio
 import numpy as np
 
-from edge_attention.core import attention as a
-from edge_attention.core import errors, fleet, jobs
-from edge_attention.core.session import Uploaded
+from edge_attention.core import errors
+from edge_attention.core.messages import attention as a
+from edge_attention.core.messages import fleet
+from edge_attention.core.messages import training as jobs
+from edge_attention.core.messages.link import Uploaded
 from edge_attention.wire import services as s
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import service_handlers

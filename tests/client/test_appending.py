@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from fake import serving
 
-from edge_attention import Client, NodeLost, Unavailable, Unreachable, aio_context, appending
-from edge_attention.background import BACKGROUND
+from edge_attention import Client, NodeLost, Unavailable, Unreachable
+from edge_attention.client import aio_context, appending
+from edge_attention.client.background import BACKGROUND
 
 SIZES = {"query_heads": 2, "key_heads": 2, "key_dim": 3, "value_dim": 2}
 KEYS, VALUES = np.ones((7, 2, 3), np.float32), np.ones((7, 2, 2), np.float32)

@@ -16,8 +16,8 @@ import pytest
 
 from edge_attention.cli import main as cli_main
 from edge_attention.cli import output
-from edge_attention.core import fleet
-from edge_attention.core.jobs import RunState
+from edge_attention.core.messages import fleet
+from edge_attention.core.messages.training import RunState
 
 JOB = """
 rounds = 5
@@ -339,7 +339,7 @@ def test_a_defect_is_one_line_too(run, monkeypatch):
     def broken(self):
         raise KeyError("oh")
 
-    monkeypatch.setattr("edge_attention.client.Client.nodes", broken)
+    monkeypatch.setattr("edge_attention.client.sync.Client.nodes", broken)
     code, _, err = run("nodes")
     assert (code, err.count("\n"), "a defect: KeyError" in err) == (1, 1, True)
 
@@ -399,7 +399,7 @@ def test_what_a_node_says_of_itself_is_not_obeyed_by_the_terminal(run, fake, mon
     def nodes(client):
         return (replace(honest, provider=said, software=said),)
 
-    monkeypatch.setattr("edge_attention.client.Client.nodes", nodes)
+    monkeypatch.setattr("edge_attention.client.sync.Client.nodes", nodes)
     _, out, err = run(*command)
     printed = (out + err).replace("\n", "")
     assert printed.isprintable(), repr(printed)

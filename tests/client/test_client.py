@@ -12,7 +12,8 @@ import pytest
 from fake import Fake, attention, serving
 
 import edge_attention
-from edge_attention import AsyncClient, Client, Encoder, FusionJob, Head, QueriesSpec, aio_context
+from edge_attention import AsyncClient, Client, Encoder, FusionJob, Head, QueriesSpec
+from edge_attention.client import aio_context
 from edge_attention.core import errors
 from edge_attention.core.errors import (
     EmptyContext,
@@ -23,7 +24,7 @@ from edge_attention.core.errors import (
     NotFound,
     Unavailable,
 )
-from edge_attention.core.jobs import OptimizerSpec, RunState
+from edge_attention.core.messages.training import OptimizerSpec, RunState
 
 SIZES = {"query_heads": 4, "key_heads": 2, "key_dim": 8, "value_dim": 6}
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
 from edge_attention.core.errors import DataLoss
-from edge_attention.parameters import Parameters, read_safetensors
+from edge_attention.jobs.parameters import Parameters, read_safetensors
 
 DTYPES = st.sampled_from(
     [np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_]

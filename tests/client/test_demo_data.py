@@ -15,7 +15,7 @@ from edge_attention.demo import text
 from edge_attention.demo.digits import CLASSES, MINIMUM, NODES, Digits, dirichlet_split
 from edge_attention.demo.federated_figures import FederatedFigures, Text, Trained
 from edge_attention.graphs.builders import attention_sequences
-from edge_attention.tables import read_table
+from edge_node.data.tables import read_table
 
 
 @pytest.fixture(scope="module")

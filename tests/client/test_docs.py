@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_attention import FederatedJob, FusionJob, read_job
-from edge_attention.parameters import write_safetensors
+from edge_attention.jobs.parameters import write_safetensors
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention import box
-from edge_attention.core.box import Box
+from edge_attention.core.messages.box import Box
 from edge_attention.doctor import measure_box
 from edge_attention.doctor.box_findings import no_such_provider
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from edge_attention.core.attention import Context, ContextSpec, Segment
-from edge_attention.core.box import Box
-from edge_attention.core.fleet import DescribeAggregatorResponse, Node, NodeState, ProbeNodeResponse
+from edge_attention.core.messages.attention import Context, ContextSpec, Segment
+from edge_attention.core.messages.box import Box
+from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, NodeState, ProbeNodeResponse
 from edge_attention.doctor import box_findings as b
 from edge_attention.doctor import connection_findings as c
 from edge_attention.doctor import context_findings as x

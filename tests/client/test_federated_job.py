@@ -24,9 +24,9 @@ from edge_attention import (
     StrategySpec,
     read_job,
 )
-from edge_attention.core import jobs
 from edge_attention.core.errors import DataLoss
-from edge_attention.parameters import read_safetensors, write_safetensors
+from edge_attention.core.messages import training as jobs
+from edge_attention.jobs.parameters import read_safetensors, write_safetensors
 from edge_attention.wire.services import START_RUN
 from protos.edge_attention.v1 import training_pb2
 

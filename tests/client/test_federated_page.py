@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from edge_attention.cli.train import train
 from edge_attention.core import combine, strategies
-from edge_attention.core.jobs import StartRunRequest
-from edge_attention.federated_job import FederatedJob
-from edge_attention.federated_job_file import federated_job
-from edge_attention.parameters import write_safetensors
+from edge_attention.core.messages.training import StartRunRequest
+from edge_attention.jobs.federated_job import FederatedJob
+from edge_attention.jobs.federated_job_file import federated_job
+from edge_attention.jobs.parameters import write_safetensors
 from edge_attention.wire.services import START_RUN
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -7,7 +7,7 @@ import pytest
 from onnx import ModelProto
 
 from edge_attention import Encoder, FusionJob, Head, InvalidArgument, InvalidGraph, InvalidTensor, QueriesSpec
-from edge_attention.core.jobs import MissingSamples, OptimizerSpec
+from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
 
 TOML = """
 name = "patients"

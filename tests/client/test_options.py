@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from edge_attention.node_options import Shared
 from edge_attention.options import ADDRESS, BYTES, OneLine, name_sources, name_variables, unknown_variables
+from edge_node.options import Shared
 
 
 @pytest.mark.parametrize(

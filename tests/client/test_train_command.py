@@ -14,7 +14,7 @@ from rich.console import Console
 from edge_attention.cli import main as cli_main
 from edge_attention.cli import watch
 from edge_attention.cli.run_table import RunTable
-from edge_attention.core.jobs import FederatedJob, RunState
+from edge_attention.core.messages.training import FederatedJob, RunState
 
 JOB = """
 dataset = "d"

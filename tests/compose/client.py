@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from edge_attention import Client
-from edge_attention.core.jobs import RunState
+from edge_attention.core.messages.training import RunState
 from edge_attention.demo import federated_jobs, memory, patients
 from edge_attention.demo import federated_yardsticks as yardsticks
 from edge_attention.demo.digits import Images
 from edge_attention.demo.patients import LABS
-from edge_attention.federated_job import FederatedJob
-from edge_attention.job import FusionJob
+from edge_attention.jobs.federated_job import FederatedJob
+from edge_attention.jobs.job import FusionJob
 
 TEST = "/work/test.npz"
 """Digits nobody trains on, as data.py wrote them."""

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_attention.core.consensus import consensus_losses, squared_distance
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
+from edge_attention.core.rounds.consensus import consensus_losses, squared_distance
 
 NODES = ("a", "b", "c")
 

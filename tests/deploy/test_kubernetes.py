@@ -16,7 +16,7 @@ import pytest
 import yaml
 from daemon_settings import DEPLOY, client_variables, parsed, prefix
 
-from edge_attention.health import LINK_SERVICE
+from edge_node.health import LINK_SERVICE
 
 FOLDER = DEPLOY / "kubernetes"
 BUILDS = ("base", "overlays/external", "overlays/gpu")

@@ -17,10 +17,10 @@ from real_prometheus import RunningPrometheus
 from schools import Schools, job
 
 from edge_attention.core.errors import EdgeAttentionError, NotFound
-from edge_attention.core.federated_job import ConsensusSpec
-from edge_attention.core.jobs import LocalSpec, LossSpec, OptimizerSpec
-from edge_attention.federated_job import FederatedModel
+from edge_attention.core.messages.federated import ConsensusSpec
+from edge_attention.core.messages.training import LocalSpec, LossSpec, OptimizerSpec
 from edge_attention.graphs.builders import attention_patches
+from edge_attention.jobs.federated_job import FederatedModel
 
 pytestmark = pytest.mark.e2e
 

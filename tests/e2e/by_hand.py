@@ -8,8 +8,8 @@ import threading
 import grpc
 import numpy as np
 
-from edge_attention.core.program import Contribution, Program
-from edge_attention.core.session import PROTOCOL, Credit, Heartbeat, Register, Registered
+from edge_attention.core.messages.link import PROTOCOL, Credit, Heartbeat, Register, Registered
+from edge_attention.core.messages.program import Contribution, Program
 from edge_attention.wire.link import CONNECT, from_node, to_node
 
 

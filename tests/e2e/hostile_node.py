@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.program import Append, Fault
+from edge_attention.core.messages.program import Append, Fault
 from edge_node.executor import Execution
 from edge_node.main import main as node
 

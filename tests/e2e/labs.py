@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_attention.core.jobs import OptimizerSpec
-from edge_attention.graphs.tabular import classifier_head, tabular_encoder
-from edge_attention.job import Encoder, FusionJob, Head
+from edge_attention.core.messages.training import OptimizerSpec
+from edge_attention.graphs.builders.tabular import classifier_head, tabular_encoder
+from edge_attention.jobs.job import Encoder, FusionJob, Head
 
 LABS, SAMPLES, FEATURES = "abc", 60, 4
 RANDOM = np.random.default_rng(8)

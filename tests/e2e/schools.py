@@ -12,9 +12,9 @@ import pytest
 from fleets import Fleet
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_attention.core.jobs import LocalSpec, LossSpec, OptimizerSpec
+from edge_attention.core.messages.training import LocalSpec, LossSpec, OptimizerSpec
 from edge_attention.demo.digits import CLASSES, DATASET, SIDE, Digits
-from edge_attention.federated_job import FederatedJob, FederatedModel
+from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
 
 SCHOOLS = ("a", "b", "c", "d", "e")
 PIXELS = SIDE * SIDE

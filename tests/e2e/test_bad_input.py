@@ -19,7 +19,7 @@ from edge_attention.core.errors import (
     OutOfMemory,
     PrivateTensor,
 )
-from edge_attention.job import Encoder, Head
+from edge_attention.jobs.job import Encoder, Head
 
 KEYS, VALUES = tokens(600)
 pytestmark = pytest.mark.usefixtures("serving")

@@ -16,10 +16,14 @@ from by_hand import HandNode
 from fleets import SPEC, queries, states, tokens, until
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge_attention.core.attention import AppendRequest, AttendRequest, ContextSpec, CreateContextRequest
 from edge_attention.core.errors import NotFound
-from edge_attention.core.program import Contribution, Program
-from edge_attention.core.session import (
+from edge_attention.core.messages.attention import (
+    AppendRequest,
+    AttendRequest,
+    ContextSpec,
+    CreateContextRequest,
+)
+from edge_attention.core.messages.link import (
     PROTOCOL,
     Cancel,
     Credit,
@@ -30,6 +34,7 @@ from edge_attention.core.session import (
     UploadChunk,
     Uploaded,
 )
+from edge_attention.core.messages.program import Contribution, Program
 from edge_attention.wire import checksum, services
 from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from schools import Schools
 
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, GraphDied
-from edge_attention.core.jobs import LocalSpec, OptimizerSpec, RunState
+from edge_attention.core.messages.training import LocalSpec, OptimizerSpec, RunState
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "edge_node"))
 

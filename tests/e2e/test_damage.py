@@ -14,7 +14,7 @@ from proxy import Flip, Pass, Proxy
 from schools import Schools
 
 from edge_attention import Client
-from edge_attention.core.jobs import LocalSpec, OptimizerSpec, RunState
+from edge_attention.core.messages.training import LocalSpec, OptimizerSpec, RunState
 
 MESSAGES = Flip(every=40_000, messages=True)
 """Damage that only a checksum finds: HTTP/2 itself stays whole."""

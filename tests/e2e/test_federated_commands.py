@@ -17,8 +17,8 @@ from fleets import command, until
 from schools import Schools
 
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound
-from edge_attention.core.jobs import RunState
-from edge_attention.core.sampling import holdout_rows
+from edge_attention.core.messages.training import RunState
+from edge_attention.core.rounds.sampling import holdout_rows
 from edge_attention.demo.digits import DATASET
 
 NODES = ("a", "b")

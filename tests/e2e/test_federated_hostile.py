@@ -9,7 +9,7 @@ import schools
 from schools import SCHOOLS, Schools
 
 from edge_attention.cli.local_fleet import AGGREGATOR
-from edge_attention.core.jobs import RunState
+from edge_attention.core.messages.training import RunState
 
 HONEST, LIAR = SCHOOLS[:4], SCHOOLS[4]
 ROUNDS = 12

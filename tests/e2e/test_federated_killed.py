@@ -12,7 +12,7 @@ import schools
 from schools import Schools
 
 from edge_attention.cli.local_fleet import AGGREGATOR
-from edge_attention.core.jobs import (
+from edge_attention.core.messages.training import (
     EncodingSpec,
     LocalSpec,
     OptimizerSpec,

@@ -11,7 +11,7 @@ from schools import Schools
 
 from edge_attention.cli.local_fleet import AGGREGATOR
 from edge_attention.core.errors import FailedPrecondition
-from edge_attention.core.jobs import RunState, SelectionSpec, StrategySpec, TrainingRun
+from edge_attention.core.messages.training import RunState, SelectionSpec, StrategySpec, TrainingRun
 
 NODES, SLOW = ("a", "b", "c"), "c"
 # Long enough that a round's wait is worth a word.

@@ -17,7 +17,6 @@ import pytest
 from fleets import SPEC, Fleet, exact, queries, tokens, until
 
 from edge_attention.cli.local_fleet import AGGREGATOR
-from edge_attention.core import attention as wire
 from edge_attention.core.errors import (
     EdgeAttentionError,
     InvalidArgument,
@@ -25,6 +24,7 @@ from edge_attention.core.errors import (
     Overloaded,
     ResourceExhausted,
 )
+from edge_attention.core.messages import attention as wire
 from edge_attention.wire import services
 from edge_attention.wire.errors import from_rpc
 

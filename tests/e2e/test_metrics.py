@@ -17,8 +17,8 @@ from schools import Schools
 
 from edge_attention.cli.local_fleet import AGGREGATOR
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.core.federated_job import ConsensusSpec
-from edge_attention.core.jobs import TrainingRound
+from edge_attention.core.messages.federated import ConsensusSpec
+from edge_attention.core.messages.training import TrainingRound
 
 PORT = ("--metrics-port", "0")
 PREFIX = {"aggregator": "edge_attention_aggregator_", "node": "edge_attention_node_"}

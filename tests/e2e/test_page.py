@@ -14,7 +14,7 @@ from fleets import SPEC, queries, tokens, until
 from schools import Schools
 
 from edge_attention.cli.local_fleet import AGGREGATOR
-from edge_attention.core.jobs import RunState
+from edge_attention.core.messages.training import RunState
 
 NODES = ("a", "b", "c")
 LEASE = ("--lease", "3")

@@ -12,7 +12,7 @@ from fleets import SPEC, exact, queries, tokens
 from trusted import TrustedFleet
 
 from edge_attention import Client, Unauthenticated
-from edge_attention.core.session import PROTOCOL, Register
+from edge_attention.core.messages.link import PROTOCOL, Register
 from edge_attention.trust.bootstrap import shown_chain
 from edge_attention.trust.certificates import serial
 from edge_attention.trust.dial import Dial

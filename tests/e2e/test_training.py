@@ -15,7 +15,7 @@ from labs import LABS
 
 from edge_attention.cli.local_fleet import AGGREGATOR
 from edge_attention.core.errors import FailedPrecondition
-from edge_attention.core.jobs import OptimizerSpec, RunState, TrainingRun
+from edge_attention.core.messages.training import OptimizerSpec, RunState, TrainingRun
 
 LEASE = ("--lease", "3")
 ROUNDS = 60

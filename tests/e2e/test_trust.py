@@ -22,15 +22,15 @@ from trusted import TrustedFleet, run_node
 
 from aggregator.trust.authority import Authority, folder_of
 from edge_attention import Client, EdgeAttentionError, NotFound, PermissionDenied, Unavailable
-from edge_attention.core.enrolment import Issued
-from edge_attention.core.session import PROTOCOL, DownloadRequest, Register, UploadChunk
-from edge_attention.health import LINK_SERVICE
+from edge_attention.core.messages.link import PROTOCOL, DownloadRequest, Register, UploadChunk
+from edge_attention.core.messages.trust import Issued
 from edge_attention.trust.certificates import der, is_ours, key_pem, new_key, pem
 from edge_attention.trust.dial import Dial
 from edge_attention.trust.enrol import enrol
 from edge_attention.trust.identity import IdentityFolder
 from edge_attention.trust.tokens import parse_token
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD
+from edge_node.health import LINK_SERVICE
 
 KEYS, VALUES = tokens(700)
 ASKED = queries(3)
@@ -325,7 +325,7 @@ def test_health_is_open_and_tells_the_truth(trusted):
 
 
 def health(*arguments):
-    return command("edge_attention.health", *arguments)
+    return command("edge_node.health", *arguments)
 
 
 def test_the_aggregator_comes_back_with_the_same_authority(tmp_path):

@@ -17,8 +17,8 @@ import time
 import numpy as np
 import onnxruntime as ort
 
-from edge_node import confinement
-from edge_node.confinement import Limits, confine
+from edge_node.cell import confinement
+from edge_node.cell.confinement import Limits, confine
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PARENT = os.getppid()

@@ -8,8 +8,16 @@ from hashlib import sha256
 
 import grpc.aio
 
-from edge_attention.core.program import Contribution, Program
-from edge_attention.core.session import Chunk, Credit, Heartbeat, HeartbeatAck, Register, Registered, Uploaded
+from edge_attention.core.messages.link import (
+    Chunk,
+    Credit,
+    Heartbeat,
+    HeartbeatAck,
+    Register,
+    Registered,
+    Uploaded,
+)
+from edge_attention.core.messages.program import Contribution, Program
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, to_node
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.rpc import service_handlers

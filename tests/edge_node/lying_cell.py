@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 
-from edge_attention.shared_memory import Region
-from edge_node.cell_messages import HEAD, WINDOW, Channel, Kind
+from edge_node.cell.messages import HEAD, WINDOW, Channel, Kind
+from edge_node.shared_memory import Region
 
 X = [["x", "float32", ["n", 2]]]
 Y = [["y", "float32", ["n", 2]], ["z", "float32", []]]

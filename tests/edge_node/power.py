@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_attention.disk import Disk
+from edge_node.store.disk import Disk
 
 BLOCK = 16
 

@@ -17,7 +17,6 @@ import pytest
 import small_graphs
 from onnx import TensorProto
 
-from edge_attention import shared_memory
 from edge_attention.core.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -28,9 +27,12 @@ from edge_attention.core.errors import (
     OutOfMemory,
     Unavailable,
 )
-from edge_node import cell_host, cell_process, cell_state
 from edge_node import runtime as rooms
-from edge_node.refused_graphs import RefusedGraphs
+from edge_node import shared_memory
+from edge_node.cell import host as cell_host
+from edge_node.cell import process as cell_process
+from edge_node.cell import state as cell_state
+from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.runtime import ForeignGraph, Runtime, Stop
 
 pytestmark = pytest.mark.e2e
@@ -172,7 +174,7 @@ def test_declared_and_learned_outputs_are_computed_where_they_stay(shared):
 
 
 def test_a_library_graph_runs_in_the_daemon_and_no_cell_starts(runtime):
-    from edge_attention.graphs import library
+    from edge_attention.graphs.attention import library
 
     graph = runtime.find(library.digest("attention_scores"))
     assert not isinstance(graph, ForeignGraph)
@@ -414,7 +416,7 @@ ORPHAN = """
 import sys, threading, numpy as np
 sys.path.insert(0, sys.argv[1])
 import small_graphs
-from edge_node.refused_graphs import RefusedGraphs
+from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.runtime import Runtime, Stop
 
 runtime = Runtime(graphs=RefusedGraphs())

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edge_node import system_calls
+from edge_node.cell import system_calls
 
 HERE = Path(__file__).resolve().parent
 ROOT = os.geteuid() == 0

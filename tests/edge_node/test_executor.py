@@ -7,16 +7,16 @@ import pytest
 import small_graphs
 
 from edge_attention.core.errors import DeadlineExceeded, InvalidProgram
-from edge_attention.core.limits import graphs_of
-from edge_attention.core.program import Append, Batch, Drop, Program, Repeat, Return, Run, Stored
+from edge_attention.core.messages.program import Append, Batch, Drop, Program, Repeat, Return, Run, Stored
 from edge_attention.core.tensors import Encoded, Encoding
-from edge_attention.graphs import library
-from edge_attention.tables import Table
-from edge_node.datasets import Dataset
+from edge_attention.graphs.attention import library
+from edge_node.data.datasets import Dataset
+from edge_node.data.tables import Table
 from edge_node.executor import Execution, Node
+from edge_node.limits import graphs_of
 from edge_node.release import Releases
 from edge_node.runtime import Runtime, Stop
-from edge_node.store import Origin, Store
+from edge_node.store.store import Origin, Store
 
 DOUBLED, _ = small_graphs.doubled()
 X = np.array([[1, 2], [3, 4]], np.float32)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from edge_attention.core.errors import NotFound, OutOfMemory
-from edge_attention.kept_files import MAX_AGE
-from edge_attention.sequence_files import Files
-from edge_node.store import Origin, Store
+from edge_node.store.kept_files import MAX_AGE
+from edge_node.store.sequence_files import Files
+from edge_node.store.store import Origin, Store
 
 NAME = "job/r/kept/residual/3/0"
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import small_graphs
 
-from edge_attention import shared_memory
 from edge_attention.core.errors import DeadlineExceeded, GraphDied, OutOfMemory, Unavailable
-from edge_node import cell_process, cell_state
-from edge_node.refused_graphs import RefusedGraphs
+from edge_node import shared_memory
+from edge_node.cell import process as cell_process
+from edge_node.cell import state as cell_state
+from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.runtime import Runtime, Stop
 
 pytestmark = pytest.mark.e2e

@@ -12,7 +12,7 @@ from edge_node.executor import Node
 from edge_node.link import Link
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
-from edge_node.store import Store
+from edge_node.store.store import Store
 
 
 class Broken(Dial):

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
-from edge_attention.core.program import Contribution, Fault
-from edge_attention.core.session import Register
+from edge_attention.core.messages.link import Register
+from edge_attention.core.messages.program import Contribution, Fault
 from edge_attention.metrics.common import serve
 from edge_attention.metrics.node import REPORT_LIMIT, REPORT_SECONDS, NodeMetrics
-from edge_node.cell_host import Counts
+from edge_node.cell.host import Counts
 from edge_node.session import Session
-from edge_node.store import Store
+from edge_node.store.store import Store
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import pytest
 import small_graphs
 from fake_aggregator import FakeAggregator
 
-from aggregator.node_metrics import checked
+from aggregator.observe.node_metrics import checked
 from edge_attention.core.errors import AlreadyExists, InvalidTensor
-from edge_attention.core.program import Append, Batch, BulkTensor, Program, Return, Run, Stored
-from edge_attention.core.session import Cancel
+from edge_attention.core.messages.link import Cancel
+from edge_attention.core.messages.program import Append, Batch, BulkTensor, Program, Return, Run, Stored
 from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire import checksum
 from edge_attention.wire.link import to_node

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_attention.core.credit import Debt, Window
 from edge_attention.core.errors import (
     AlreadyExists,
     Damaged,
@@ -16,8 +15,9 @@ from edge_attention.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from edge_attention.core.program import Program
-from edge_attention.core.session import Cancel, Credit, Heartbeat, HeartbeatAck, Register, Registered
+from edge_attention.core.messages.link import Cancel, Credit, Heartbeat, HeartbeatAck, Register, Registered
+from edge_attention.core.messages.program import Program
+from edge_attention.core.rounds.credit import Debt, Window
 from edge_node.session import (
     AT_ONCE,
     AT_ONCE_SECONDS,

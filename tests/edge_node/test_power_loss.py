@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from power import PowerDisk, PowerLoss
 
 from edge_attention.core.errors import NotFound
-from edge_attention.core.tiles import read
-from edge_attention.sequence_files import Files
-from edge_node.store import Origin, Store
+from edge_node.store.sequence_files import Files
+from edge_node.store.store import Origin, Store
+from edge_node.store.tiles import read
 
 LIMIT = 1 << 14
 NAMES = ("context/a/keys", "context/a/values", "context/b/keys")
@@ -122,7 +122,7 @@ change = st.one_of(
 
 def live(changes, operations, seed, lies):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edge_attention.journal.COMPACT", 10 ** (2 + seed % 4))
+        patch.setattr("edge_node.store.journal.COMPACT", 10 ** (2 + seed % 4))
         here, there = Path(folder) / "store", Path(folder) / "found"
         here.mkdir()
         there.mkdir()

@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_attention.core.errors import Cancelled, DeadlineExceeded, InvalidProgram, OutOfMemory, Unavailable
-from edge_attention.core.program import Append, Batch, Drop, Program, Repeat, Return, Run, Stored
-from edge_attention.graphs import library
+from edge_attention.core.messages.program import Append, Batch, Drop, Program, Repeat, Return, Run, Stored
+from edge_attention.graphs.attention import library
 from edge_attention.metrics.node import NodeMetrics
-from edge_attention.tables import Table
 from edge_attention.wire.link import from_node
-from edge_node.datasets import Dataset
+from edge_node.cell.refused_graphs import RefusedGraphs
+from edge_node.data.datasets import Dataset
+from edge_node.data.tables import Table
 from edge_node.discretion import FAILED_STEP_SECONDS, MOMENTS, STEP_SECONDS, moment, private_error
 from edge_node.executor import Execution, Node
 from edge_node.failures import Failures
-from edge_node.refused_graphs import RefusedGraphs
 from edge_node.release import Releases
 from edge_node.runtime import ForeignGraph, Runtime, Stop
-from edge_node.store import Origin, Store
+from edge_node.store.store import Origin, Store
 
 SIZED, WHOLE, DRAWN, FILLED, GATHERED, DOUBLED, DIVIDED = (
     made()[0]

@@ -8,7 +8,7 @@ import small_graphs
 from onnx import helper, numpy_helper
 
 from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidGraph
-from edge_attention.graphs import library
+from edge_attention.graphs.attention import library
 from edge_attention.graphs.reading import read_graph
 from edge_attention.providers import choose_provider, open_session, working_provider
 from edge_node import runtime as rooms

@@ -9,11 +9,11 @@ import resource
 import numpy as np
 import pytest
 
-from edge_attention import shared_memory
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.shared_memory import Region, allocate, empty, find, gather, map_region, seal, shared
-from edge_attention.tables import Table
-from edge_node.datasets import Dataset
+from edge_node import shared_memory
+from edge_node.data.datasets import Dataset
+from edge_node.data.tables import Table
+from edge_node.shared_memory import Region, allocate, empty, find, gather, map_region, seal, shared
 
 LARGE = 100_000
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_attention import Client
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.core.jobs import TrainingRun
+from edge_attention.core.messages.training import TrainingRun
 from tests.faults import truth
 from tests.faults.journal import Journal
 

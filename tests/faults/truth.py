@@ -10,7 +10,7 @@ import labs
 import numpy as np
 import schools
 
-from edge_attention.core.jobs import LocalSpec, OptimizerSpec
+from edge_attention.core.messages.training import LocalSpec, OptimizerSpec
 
 CONTEXT = "memory"
 TOKENS = 3_000

@@ -14,16 +14,16 @@ import grpc.aio
 from fleets import SPEC, queries, tokens
 from google.protobuf.message import DecodeError
 
-from edge_attention.core import session as said
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.core.limits import graphs_of
-from edge_attention.core.program import Append, Batch, Program
+from edge_attention.core.messages import link as said
+from edge_attention.core.messages.program import Append, Batch, Program
 from edge_attention.wire.link import from_node, to_node
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_node.executor import Execution, Node
+from edge_node.limits import graphs_of
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
-from edge_node.store import Store
+from edge_node.store.store import Store
 from protos.edge_attention.v1 import link_pb2
 from tests.fuzz import corpus
 from tests.fuzz.corpus import CONNECT, LINK_PATHS

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from edge_attention.cli.local_fleet import Child
-from edge_attention.core import session as said
-from edge_attention.core.program import Append, Contribution, Program, Return, Run, Stored
+from edge_attention.core.messages import link as said
+from edge_attention.core.messages.program import Append, Contribution, Program, Return, Run, Stored
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, to_node
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from protos.edge_attention.v1 import link_pb2

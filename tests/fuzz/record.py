@@ -22,8 +22,8 @@ from fleets import SPEC, Fleet, queries, tokens
 from onnx import TensorProto, helper
 
 from edge_attention import Client
-from edge_attention.core.enrolment import EnrolRequest, RenewRequest
-from edge_attention.core.jobs import EncodingSpec, PushSpec, SelectionSpec, StrategySpec
+from edge_attention.core.messages.training import EncodingSpec, PushSpec, SelectionSpec, StrategySpec
+from edge_attention.core.messages.trust import EnrolRequest, RenewRequest
 from edge_attention.trust.certificates import new_key, signing_request
 from edge_attention.wire import trust
 from edge_attention.wire.link import download_chunk

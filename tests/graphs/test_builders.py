@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.builders import attention_patches, attention_rows, attention_sequences
-from edge_attention.graphs.gradients import differentiate
+from edge_attention.graphs.gradients.gradients import differentiate
 
 Array = NDArray[Any]
 Parameters = dict[str, Array]

@@ -8,10 +8,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
-from edge_attention.core.jobs import LossSpec
-from edge_attention.graphs.gradients import Runner
-from edge_attention.graphs.model import gradient_graph, load_model
-from edge_attention.graphs.parts import serialize
+from edge_attention.core.messages.training import LossSpec
+from edge_attention.graphs.gradients.gradients import Runner
+from edge_attention.graphs.models.model import gradient_graph, load_model
+from edge_attention.graphs.models.parts import serialize
 
 CLASSES = 3
 

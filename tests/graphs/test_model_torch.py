@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from small_models import close, run
 
-from edge_attention.core.federated_job import LossSpec
-from edge_attention.graphs.model import Model, gradient_graph, load_model
-from edge_attention.graphs.model_checks import check_model
-from edge_attention.graphs.model_graphs import evaluation_graph
-from edge_attention.graphs.trained import trained_onnx
+from edge_attention.core.messages.federated import LossSpec
+from edge_attention.graphs.models.model import Model, gradient_graph, load_model
+from edge_attention.graphs.models.model_checks import check_model
+from edge_attention.graphs.models.model_graphs import evaluation_graph
+from edge_attention.graphs.models.trained import trained_onnx
 
 DATA = Path(__file__).parent / "data"
 EXPORTS = ("18", "23", "default", "torchscript")

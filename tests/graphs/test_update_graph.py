@@ -8,8 +8,8 @@ import pytest
 
 from edge_attention.core.encodings import UpdateEncoding, from_config
 from edge_attention.core.halves import from_wire, to_wire
-from edge_attention.graphs.gradients import Runner, graph_inputs, graph_outputs
-from edge_attention.graphs.update import difference_graph, update_graph
+from edge_attention.graphs.gradients.gradients import Runner, graph_inputs, graph_outputs
+from edge_attention.graphs.steps.update import difference_graph, update_graph
 
 SHAPES = [(), (1,), (0, 3), (3, 7), (256,), (2, 129), (5, 1, 2)]
 EVERY = [

@@ -17,8 +17,8 @@ from onnx import helper  # noqa: E402
 
 from edge_attention import Client  # noqa: E402
 from edge_attention.core.errors import EdgeAttentionError  # noqa: E402
-from edge_attention.core.jobs import LocalSpec, LossSpec, OptimizerSpec  # noqa: E402
-from edge_attention.federated_job import FederatedJob, FederatedModel  # noqa: E402
+from edge_attention.core.messages.training import LocalSpec, LossSpec, OptimizerSpec  # noqa: E402
+from edge_attention.jobs.federated_job import FederatedJob, FederatedModel  # noqa: E402
 from edge_attention.priority import give_way  # noqa: E402
 from tests.hostile.direct import DATASET  # noqa: E402
 

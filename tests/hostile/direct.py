@@ -21,7 +21,7 @@ from fake_aggregator import FakeAggregator
 
 from edge_attention.cli.local_fleet import Child
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.core.program import Batch, Contribution, Program, Return, Run, Stored
+from edge_attention.core.messages.program import Batch, Contribution, Program, Return, Run, Stored
 from edge_attention.wire.link import from_node
 from protos.edge_attention.v1 import link_pb2
 from tests.hostile import witness

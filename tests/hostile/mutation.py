@@ -10,9 +10,10 @@ from random import Random
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
-from edge_attention.core.federated_job import LossSpec
-from edge_attention.graphs import builders, library
-from edge_attention.graphs.model import gradient_graph, load_model
+from edge_attention.core.messages.federated import LossSpec
+from edge_attention.graphs import builders
+from edge_attention.graphs.attention import library
+from edge_attention.graphs.models.model import gradient_graph, load_model
 from hostile import files, wire
 from hostile.extremes import INTEGERS, feeds_of
 from hostile.files import Hostile

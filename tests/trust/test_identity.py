@@ -10,7 +10,6 @@ from datetime import timedelta
 import pytest
 
 from aggregator.trust.authority import Authority
-from edge_attention.core.enrolment import Issued
 from edge_attention.core.errors import (
     DiskFull,
     FailedPrecondition,
@@ -19,13 +18,14 @@ from edge_attention.core.errors import (
     Revoked,
     Unavailable,
 )
-from edge_attention.node_options import Shared
+from edge_attention.core.messages.trust import Issued
 from edge_attention.trust.certificates import der, key_pem, new_key, pem, pin
 from edge_attention.trust.client import client_dial
 from edge_attention.trust.dial import Dial, read_authority
 from edge_attention.trust.identity import IdentityFolder
 from edge_attention.trust.keeper import Keeper
 from edge_attention.trust.tokens import make_token
+from edge_node.options import Shared
 
 AUTHORITY = Authority.make()
 

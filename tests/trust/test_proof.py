@@ -14,8 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from aggregator.trust.authority import Authority
 from aggregator.trust.proof import CertificateProof, bearer
-from edge_attention.core.enrolment import EnrolRequest
 from edge_attention.core.errors import InvalidArgument, Unauthenticated
+from edge_attention.core.messages.trust import EnrolRequest
 from edge_attention.trust.assertion import FRESH, SECONDS, SKEW, Assertion, make_assertion
 from edge_attention.trust.certificates import (
     check_request,

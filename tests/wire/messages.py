@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import strategies as st
 
-from edge_attention.core import program
+from edge_attention.core.messages import program
 from edge_attention.core.tensors import Array, Encoded, Encoding
 from edge_attention.wire import link, services
 from edge_attention.wire.methods import Method

@@ -8,7 +8,8 @@ import contextlib
 import grpc.aio
 import pytest
 
-from edge_attention.core.attention import (
+from edge_attention.core.errors import AlreadyExists, Damaged, DataLoss, InvalidArgument
+from edge_attention.core.messages.attention import (
     Context,
     ContextSpec,
     CreateContextRequest,
@@ -18,8 +19,7 @@ from edge_attention.core.attention import (
     DropContextRequest,
     DropContextResponse,
 )
-from edge_attention.core.errors import AlreadyExists, Damaged, DataLoss, InvalidArgument
-from edge_attention.core.session import UploadChunk, Uploaded
+from edge_attention.core.messages.link import UploadChunk, Uploaded
 from edge_attention.wire import answers as kept
 from edge_attention.wire import caller as calling
 from edge_attention.wire import checksum, services

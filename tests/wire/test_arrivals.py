@@ -10,8 +10,8 @@ import grpc
 import numpy as np
 import pytest
 
-from edge_attention.core.attention import AttendRequest
 from edge_attention.core.errors import DeadlineExceeded, InvalidArgument, Overloaded, Unauthenticated
+from edge_attention.core.messages.attention import AttendRequest
 from edge_attention.wire import services
 from edge_attention.wire.arrivals import Arrivals
 from edge_attention.wire.errors import from_rpc

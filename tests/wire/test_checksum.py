@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from messages import METHODS, of_codec, same
 
 from aggregator.trust.trust import Trust
-from edge_attention.core.attention import DropContextRequest
-from edge_attention.core.enrolment import EnrolRequest, Issued, RenewRequest
 from edge_attention.core.errors import Damaged, EdgeAttentionError
-from edge_attention.core.session import Heartbeat, HeartbeatAck, UploadChunk, Uploaded
+from edge_attention.core.messages.attention import DropContextRequest
+from edge_attention.core.messages.link import Heartbeat, HeartbeatAck, UploadChunk, Uploaded
+from edge_attention.core.messages.trust import EnrolRequest, Issued, RenewRequest
 from edge_attention.wire import checksum, link, services, trust
 from edge_attention.wire.codec import Codec
 from edge_attention.wire.frames import FrameCodec

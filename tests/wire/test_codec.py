@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import FILES, METHODS, ONEOFS, arrays, of_codec, pairs, same
 
-from edge_attention.core import program
-from edge_attention.core.attention import AttendRequest, ContextSpec, CreateContextRequest
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidTensor, MessageTooLarge
-from edge_attention.core.fleet import NodeState
-from edge_attention.core.jobs import MissingSamples, RunState
-from edge_attention.core.session import Credit, Heartbeat, Register
+from edge_attention.core.messages import program
+from edge_attention.core.messages.attention import AttendRequest, ContextSpec, CreateContextRequest
+from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.messages.link import Credit, Heartbeat, Register
+from edge_attention.core.messages.training import MissingSamples, RunState
 from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire import checksum, link, services
 from edge_attention.wire.codec import MESSAGE_LIMIT, Codec

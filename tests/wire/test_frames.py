@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument, MessageTooLarge
-from edge_attention.core.session import Chunk, Credit, UploadChunk, Uploaded
+from edge_attention.core.messages.link import Chunk, Credit, UploadChunk, Uploaded
 from edge_attention.wire import checksum
 from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
 from edge_attention.wire.frames import FrameCodec

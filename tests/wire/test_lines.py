@@ -12,16 +12,16 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from edge_attention.core.attention import Context as Described
-from edge_attention.core.attention import (
+from edge_attention.core.errors import Cancelled, DeadlineExceeded, Unavailable, Unreachable
+from edge_attention.core.messages.attention import Context as Described
+from edge_attention.core.messages.attention import (
     ContextSpec,
     CreateContextRequest,
     CreateContextResponse,
     DescribeContextRequest,
     DescribeContextResponse,
 )
-from edge_attention.core.errors import Cancelled, DeadlineExceeded, Unavailable, Unreachable
-from edge_attention.core.session import Chunk, DownloadRequest, UploadChunk, Uploaded
+from edge_attention.core.messages.link import Chunk, DownloadRequest, UploadChunk, Uploaded
 from edge_attention.wire import caller as calling
 from edge_attention.wire import lines, services
 from edge_attention.wire.caller import Caller

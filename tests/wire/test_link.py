@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.core.program import Contribution
-from edge_attention.core.session import Heartbeat, HeartbeatAck
+from edge_attention.core.messages.link import Heartbeat, HeartbeatAck
+from edge_attention.core.messages.program import Contribution
 from edge_attention.wire import link
 from edge_attention.wire.caller import Caller
 from edge_attention.wire.rpc import service_handlers

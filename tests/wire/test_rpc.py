@@ -15,9 +15,16 @@ import pytest
 
 from aggregator.trust.authority import Authority
 from edge_attention.core import errors
-from edge_attention.core.attention import DropContextRequest, DropContextResponse
+from edge_attention.core.messages.attention import DropContextRequest, DropContextResponse
+from edge_attention.core.messages.link import (
+    Chunk,
+    Credit,
+    DownloadRequest,
+    HeartbeatAck,
+    UploadChunk,
+    Uploaded,
+)
 from edge_attention.core.printable import shown
-from edge_attention.core.session import Chunk, Credit, DownloadRequest, HeartbeatAck, UploadChunk, Uploaded
 from edge_attention.trust.certificates import key_pem, new_key, pem
 from edge_attention.wire import link, rpc, services
 from edge_attention.wire.caller import Caller

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from edge_attention.core.errors import Damaged, DataLoss, EdgeAttentionError, InvalidTensor, Unavailable
-from edge_attention.core.program import BulkTensor, Contribution
-from edge_attention.core.session import Chunk, Uploaded
+from edge_attention.core.messages.link import Chunk, Uploaded
+from edge_attention.core.messages.program import BulkTensor, Contribution
 from edge_attention.core.tensors import DataType, Encoded, Encoding
-from edge_attention.wire import transfers
-from edge_attention.wire.transfers import Transfers, split
+from edge_node import transfers
+from edge_node.transfers import Transfers, split
 
 LARGE = np.linspace(-1, 1, 300_000, dtype=np.float32).reshape(3, 100_000)
 BYTES = {Encoding.RAW: 4, Encoding.FLOAT16: 2, Encoding.BFLOAT16: 2}

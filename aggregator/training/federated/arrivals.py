@@ -9,7 +9,7 @@ from collections.abc import Callable
 from aggregator.training.federated.plan import FederatedPlan, check_dataset
 from aggregator.training.services import Services
 from edge_attention.core.errors import DeadlineExceeded
-from edge_attention.core.jobs import FederatedJob
+from edge_attention.core.messages.training import FederatedJob
 
 
 async def arrivals(

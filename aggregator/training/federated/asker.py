@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from aggregator.bulk import Bulk
-from aggregator.dispatch import Dispatcher
-from aggregator.exchange import Assignment
-from aggregator.membership import Membership
-from aggregator.spool import SpooledTensor
-from aggregator.tensor_file import Spec
+from aggregator.engine.bulk import Bulk
+from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.exchange import Assignment
+from aggregator.engine.spool import SpooledTensor
+from aggregator.fleet.membership import Membership
+from aggregator.store.tensor_file import Spec
 from aggregator.training.federated.push import Push
 from edge_attention.core.errors import (
     DeadlineExceeded,
@@ -20,7 +20,7 @@ from edge_attention.core.errors import (
     InvalidTensor,
     NotFound,
 )
-from edge_attention.core.program import Contribution, Instruction, Program
+from edge_attention.core.messages.program import Contribution, Instruction, Program
 from edge_attention.core.tensors import Array, Encoded
 
 Tensors = dict[str, Array | SpooledTensor]

@@ -11,13 +11,13 @@ from typing import Any
 from aggregator.training.federated.collect import PATIENT_SECONDS, Collected, Collector
 from aggregator.training.federated.updates import Update
 from aggregator.training.federated.work import Basis
-from edge_attention.core.buffered import Again, Ask, Buffered, BufferRules, Drop, Quarantine, Step
 from edge_attention.core.errors import (
     DeadlineExceeded,
     EdgeAttentionError,
     FailedPrecondition,
     InvalidTensor,
 )
+from edge_attention.core.rounds.buffered import Again, Ask, Buffered, BufferRules, Drop, Quarantine, Step
 from edge_attention.core.strategies import from_config
 from edge_attention.core.strategies.fedbuff import FedBuff
 

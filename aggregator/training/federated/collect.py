@@ -29,10 +29,19 @@ from edge_attention.core.errors import (
     NotFinite,
     Unavailable,
 )
-from edge_attention.core.jobs import FederatedJob
-from edge_attention.core.rounds import Action, Again, Ask, Close, LeaveOut, Quarantine, Round, RoundRules
-from edge_attention.core.selection import select
-from edge_attention.core.timings import Timings
+from edge_attention.core.messages.training import FederatedJob
+from edge_attention.core.rounds.selection import select
+from edge_attention.core.rounds.synchronous import (
+    Action,
+    Again,
+    Ask,
+    Close,
+    LeaveOut,
+    Quarantine,
+    Round,
+    RoundRules,
+)
+from edge_attention.core.rounds.timings import Timings
 
 log = logging.getLogger(__name__)
 

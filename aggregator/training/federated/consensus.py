@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from aggregator.state import State
-from aggregator.tensor_file import TensorFile
+from aggregator.store.state import State
+from aggregator.store.tensor_file import TensorFile
 from aggregator.training.federated.plan import FederatedPlan
 from aggregator.training.federated.probe import attention
 from aggregator.training.federated.updates import Update
-from edge_attention.core.consensus import consensus_losses
-from edge_attention.core.jobs import FederatedJob
+from edge_attention.core.messages.training import FederatedJob
+from edge_attention.core.rounds.consensus import consensus_losses
 from edge_attention.core.tensors import Array
 
 

@@ -8,14 +8,14 @@ import math
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 
-from aggregator.spool import SpooledTensor
+from aggregator.engine.spool import SpooledTensor
 from aggregator.training.federated.collect import PATIENT_SECONDS
 from aggregator.training.federated.plan import SCALAR
 from aggregator.training.federated.programs import At, Program, Programs
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.work import Basis, Work
 from edge_attention.core.errors import EdgeAttentionError, NotFinite
-from edge_attention.core.jobs import Evaluation
+from edge_attention.core.messages.training import Evaluation
 from edge_attention.core.tensors import Array
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aggregator.bounds import EXPORT_PROCESS
-from aggregator.tensor_file import TensorFile
+from aggregator.bounds.bounds import EXPORT_PROCESS
+from aggregator.store.tensor_file import TensorFile
 from aggregator.training import apart
 
 WHAT = "writing the trained model"
@@ -33,7 +33,7 @@ async def export(model: Path, parameters: Path, names: Sequence[str], out: Path)
 
 
 def main(model: str, parameters: str, out: str) -> None:
-    from edge_attention.graphs.trained import trained_onnx
+    from edge_attention.graphs.models.trained import trained_onnx
 
     file = TensorFile(Path(parameters))
     values = {

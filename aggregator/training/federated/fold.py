@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aggregator.behind import Writer
+from aggregator.store.behind import Writer
 from aggregator.training.federated.plan import PIECE, FederatedPlan
 from aggregator.training.federated.updates import Update, piece_of, pieces
 from edge_attention.core.combine import Combine

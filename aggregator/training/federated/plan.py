@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from aggregator.tensor_file import Spec
+from aggregator.store.tensor_file import Spec
 from edge_attention.core.encodings import Int8, UpdateEncoding
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, NotFound
-from edge_attention.core.jobs import FederatedJob, PlannedGraph
-from edge_attention.core.selection import share_of
-from edge_attention.core.session import Dataset
+from edge_attention.core.messages.link import Dataset
+from edge_attention.core.messages.training import FederatedJob, PlannedGraph
+from edge_attention.core.rounds.selection import share_of
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.strategies import from_config as strategy_from
 

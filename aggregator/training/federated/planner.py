@@ -21,11 +21,11 @@ from aggregator.training.federated.plan import (
     push_encoding,
     strategy_of,
 )
-from aggregator.training.plan import MAX_PATIENCE
+from aggregator.training.fusion.plan import MAX_PATIENCE
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
-from edge_attention.core.jobs import FederatedJob
+from edge_attention.core.messages.training import FederatedJob
 from edge_attention.core.optimizers import from_config as optimizer_from
 from edge_attention.core.strategies.fedbuff import FedBuff
 from edge_attention.core.tensors import require_name
@@ -131,13 +131,13 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
     # onnx and onnx-ad are for this process alone.
     import safetensors.numpy
 
-    from edge_attention.graphs.gradients import graph_inputs, graph_outputs
-    from edge_attention.graphs.local_step import local_step, start_graph, step_and_update
-    from edge_attention.graphs.model import gradient_graph, load_model, load_step_graph
-    from edge_attention.graphs.model_checks import check_model
-    from edge_attention.graphs.model_graphs import attention_graph, evaluation_graph, penalty_graph
-    from edge_attention.graphs.parts import serialize
-    from edge_attention.graphs.update import difference_graph, update_graph
+    from edge_attention.graphs.gradients.gradients import graph_inputs, graph_outputs
+    from edge_attention.graphs.models.model import gradient_graph, load_model, load_step_graph
+    from edge_attention.graphs.models.model_checks import check_model
+    from edge_attention.graphs.models.model_graphs import attention_graph, evaluation_graph, penalty_graph
+    from edge_attention.graphs.models.parts import serialize
+    from edge_attention.graphs.steps.local_step import local_step, start_graph, step_and_update
+    from edge_attention.graphs.steps.update import difference_graph, update_graph
 
     check(job)
     spec, local, consensus = job.model, job.local, job.consensus

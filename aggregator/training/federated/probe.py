@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.bounds import PROBE_PROCESS
-from aggregator.tensor_file import TensorFile
+from aggregator.bounds.bounds import PROBE_PROCESS
+from aggregator.store.tensor_file import TensorFile
 from aggregator.training import apart
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.tensors import Array

@@ -9,9 +9,9 @@ import numpy as np
 
 from aggregator.training.federated.plan import FederatedPlan
 from edge_attention.core.encodings import UpdateEncoding
-from edge_attention.core.jobs import FederatedJob
+from edge_attention.core.messages.program import Batch, Drop, Instruction, Repeat, Return, Run, Stored, Value
+from edge_attention.core.messages.training import FederatedJob
 from edge_attention.core.optimizers import SGD, Adagrad, Adam, Momentum, from_config
-from edge_attention.core.program import Batch, Drop, Instruction, Repeat, Return, Run, Stored, Value
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.tensors import Array, Encoding, Int64
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from aggregator.bulk import INLINE_LIMIT, Bulk
-from aggregator.tensor_file import TensorFile
-from edge_attention.core.program import BulkTensor
+from aggregator.engine.bulk import INLINE_LIMIT, Bulk
+from aggregator.store.tensor_file import TensorFile
+from edge_attention.core.messages.program import BulkTensor
 from edge_attention.core.tensors import Array, DataType, Encoding
 
 

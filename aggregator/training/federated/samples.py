@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.jobs import FederatedJob
-from edge_attention.core.sampling import holdout_rows, steps_of, training_rows
+from edge_attention.core.messages.training import FederatedJob
+from edge_attention.core.rounds.sampling import holdout_rows, steps_of, training_rows
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.tensors import Int64
 

@@ -31,8 +31,8 @@ from aggregator.training.services import Services
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import DiskFull, FailedPrecondition
-from edge_attention.core.jobs import FederatedJob, NodeRound, Samples, StopSpec, TrainingRound
-from edge_attention.core.program import Drop
+from edge_attention.core.messages.program import Drop
+from edge_attention.core.messages.training import FederatedJob, NodeRound, Samples, StopSpec, TrainingRound
 
 log = logging.getLogger(__name__)
 

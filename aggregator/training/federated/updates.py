@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aggregator.spool import SpooledTensor
+from aggregator.engine.spool import SpooledTensor
 from aggregator.training.federated.plan import PIECE, FederatedPlan
 from edge_attention.core.encodings import UpdateEncoding
 from edge_attention.core.errors import InvalidTensor, NotFinite

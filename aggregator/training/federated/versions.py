@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.behind import Behind
-from aggregator.parameters import ParameterStore
-from aggregator.tensor_file import TensorFile, TensorFileWriter
+from aggregator.store.behind import Behind
+from aggregator.store.parameters import ParameterStore
+from aggregator.store.tensor_file import TensorFile, TensorFileWriter
 from aggregator.training.federated.collect import Collected
 from aggregator.training.federated.fold import Folded, Folder
 from aggregator.training.federated.updates import pieces
-from edge_attention.core.jobs import FederatedJob, TrainingRound
+from edge_attention.core.messages.training import FederatedJob, TrainingRound
 
 
 @dataclass(frozen=True, eq=False)

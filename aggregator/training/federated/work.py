@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aggregator.spool import SpooledTensor
-from aggregator.tensor_file import Spec, TensorFile, TensorFileWriter
+from aggregator.engine.spool import SpooledTensor
+from aggregator.store.tensor_file import Spec, TensorFile, TensorFileWriter
 from aggregator.training.federated.asker import Answer, Asker, Lacking
 from aggregator.training.federated.endings import to_the_end
 from aggregator.training.federated.fold import Folder
@@ -24,7 +24,7 @@ from aggregator.training.federated.push import Push, lent, renamed
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.updates import Update, check, pieces
 from aggregator.training.services import Services
-from edge_attention.core.program import Drop, Instruction
+from edge_attention.core.messages.program import Drop, Instruction
 from edge_attention.core.tensors import Array
 
 __all__ = ["Basis", "Work"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.builders.layers import ModelBuilder, check_sizes
+from edge_attention.graphs.models.parts import BATCH
 from edge_attention.graphs.onnx_builder import FLOAT
-from edge_attention.graphs.parts import BATCH
 
 __all__ = ["attention_patches"]
 

@@ -7,8 +7,8 @@ token_j = x_j * w_j + b_j.
 from __future__ import annotations
 
 from edge_attention.graphs.builders.layers import ModelBuilder, check_sizes
+from edge_attention.graphs.models.parts import BATCH
 from edge_attention.graphs.onnx_builder import FLOAT
-from edge_attention.graphs.parts import BATCH
 
 __all__ = ["attention_rows"]
 

@@ -14,8 +14,8 @@ from ports import run
 from aggregator.http import feed, live
 from aggregator.http.feed import WATCHERS
 from aggregator.http.snapshot import ranges
-from edge_attention.core.attention import AttendRequest, ContextSpec
 from edge_attention.core.errors import NotFound
+from edge_attention.core.messages.attention import AttendRequest, ContextSpec
 
 SPEC = ContextSpec("memory", query_heads=4, key_heads=2, key_dim=16, value_dim=8)
 

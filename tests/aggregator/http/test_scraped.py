@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from aggregator.http.routes import FORGOTTEN_SECONDS
 from aggregator.http.server import page_url
 from edge_attention.core.errors import FailedPrecondition
-from edge_attention.core.fleet import NodeState
+from edge_attention.core.messages.fleet import NodeState
 
 
 def test_alive_at_once_and_ready_only_while_it_serves():

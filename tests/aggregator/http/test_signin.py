@@ -15,7 +15,7 @@ from ports import run
 from aggregator.http import door, guard, live
 from aggregator.http.guard import COOKIE
 from aggregator.http.sessions import TRIES
-from aggregator.metrics import Metrics
+from aggregator.observe.metrics import Metrics
 
 trust = pytest.importorskip("aggregator.trust.trust")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from aggregator.activity import Query, Span
 from aggregator.http.troubles import LOST_SECONDS, Fleet, troubles
-from edge_attention.core.attention import Context, ContextSpec, Segment
-from edge_attention.core.fleet import Node, NodeState
-from edge_attention.core.jobs import RunState, TrainingRun
+from aggregator.observe.activity import Query, Span
+from edge_attention.core.messages.attention import Context, ContextSpec, Segment
+from edge_attention.core.messages.fleet import Node, NodeState
+from edge_attention.core.messages.training import RunState, TrainingRun
 
 NOW = 100_000.0
 NOTHING = Fleet(NOW, (), (), (), (), (), "1.0", NOW - 60, {})

@@ -15,7 +15,7 @@ from onnx import AttributeProto, SparseTensorProto, TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from edge_attention.core.errors import InvalidGraph
-from edge_attention.graphs import library
+from edge_attention.graphs.attention import library
 from edge_attention.graphs.onnx_file import parse
 from edge_attention.graphs.reading import check_graph, read_graph, read_with_notes
 

@@ -1,0 +1,1 @@
+"""What clients call that is no recipe: a few lines a method."""

@@ -1,0 +1,1 @@
+"""The recipes of attention: contexts, append, attend."""

@@ -1,0 +1,304 @@
+"""The attend recipe: queries down, (out, lse) up, merged in shard order; what is missing is labelled."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from aggregator.attention.attend_plan import (
+    LSE,
+    QUERIES,
+    Part,
+    Plan,
+    Plans,
+    is_large,
+    make_plan,
+    require_answer,
+    require_attend,
+)
+from aggregator.attention.contexts import Contexts, StoredContext
+from aggregator.bounds.turns import Turns
+from aggregator.engine.dispatch import Dispatcher, Outcome
+from aggregator.engine.exchange import Assignment
+from aggregator.observe.activity import Activity
+from aggregator.observe.metrics import Metrics
+from edge_attention.core.bounds import error_bound, lse_upper_bound
+from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, InvalidTensor, PermissionDenied
+from edge_attention.core.fold import Fold, join
+from edge_attention.core.messages.attention import AttendRequest, AttendResponse, Bound, Missing, ShardMass
+from edge_attention.core.messages.program import Contribution
+from edge_attention.core.partial import Partial, identity, mass, merge
+from edge_attention.core.tensors import Encoded, Encoding, Float32, require
+from edge_attention.graphs.attention import library
+
+_LARGE = 65_536
+"""Elements of an answer beyond which what is missing of it is bounded in a thread."""
+
+QUEUED_SECONDS = 0.03
+"""So long a task may lie at a node beside others before that counts as a queue."""
+
+MIN_SECONDS = 0.05
+"""What the weights' own trip gets at least, where the first has used up the deadline."""
+
+
+_BELIEVED = (PermissionDenied,)
+"""The program and the queries are checked here, so that a node that finds them wrong is wrong; what its
+operator allows only the node knows."""
+
+
+class Attender:
+    """Answers attends."""
+
+    def __init__(
+        self,
+        contexts: Contexts,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        activity: Activity,
+        turns: Turns | None = None,
+    ) -> None:
+        self._contexts = contexts
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._activity = activity
+        self._plans = Plans()
+        self._turns = turns or Turns()
+
+    async def attend(
+        self, request: AttendRequest, caller: str = "", seconds: float = math.inf
+    ) -> AttendResponse:
+        """Exact attention over the context, or over what answered, labelled and bounded.
+
+        `seconds`: until `caller` has given up.
+
+        Raises:
+            NotFound, EmptyContext, InvalidTensor, InvalidArgument: nothing was asked of a node.
+            ResourceExhausted, MessageTooLarge: the same; the answer would be too large.
+            Overloaded: the same; it could not have been answered in time.
+        """
+        try:
+            response, outcome = await self._attend(request, caller, seconds)
+        except Exception as error:
+            self._metrics.attends.failed()
+            if isinstance(error, EdgeAttentionError):
+                self._activity.failed(request, error.message, time.time())
+            raise
+        # After the answer is on its way: nobody waits for these.
+        loop = asyncio.get_running_loop()
+        if self._metrics.attends.answered(response, outcome):
+            loop.call_soon(self._metrics.attends.count)
+        loop.call_soon(self._activity.answered, request, response, time.time())
+        return response
+
+    async def _attend(
+        self, request: AttendRequest, caller: str, seconds: float
+    ) -> tuple[AttendResponse, Outcome]:
+        started = time.perf_counter()
+        context = self._contexts.get(request.context)
+        plan = await self._plan(context, request)
+        size, work = require_answer(context, request, plan), plan.work(context.spec)
+        planned = time.perf_counter()
+        deadline = min(plan.deadline, seconds)
+        async with self._turns.attend(work).turn(caller, size, deadline) as turn:
+            response, outcome = await self._ask(context, request, plan, started, planned, turn.waited)
+            turn.congested = _congested(outcome)
+        self._turns.learn(work, _busiest(outcome))
+        return response, outcome
+
+    async def _plan(self, context: StoredContext, request: AttendRequest) -> Plan:
+        if not is_large(context, request):
+            return self._plans.get(context, request)
+        require_attend(context, request)
+        return await asyncio.to_thread(make_plan, context, request)
+
+    async def _ask(
+        self,
+        context: StoredContext,
+        request: AttendRequest,
+        plan: Plan,
+        started: float,
+        planned: float,
+        waited: float,
+    ) -> tuple[AttendResponse, Outcome]:
+        """Ask the nodes, `waited` seconds after the request came. Times are of `time.perf_counter`."""
+        parts, shape = plan.parts, plan.shape
+        deadline = max(plan.deadline - waited, MIN_SECONDS)
+        asked = time.perf_counter()
+        fold = Fold[Partial]({id: part.segment.tokens for id, part in parts.items()}, merge)
+        lses: dict[str, Float32] = {}
+        merging = 0.0
+
+        def on(assignment: Assignment, node: str, contribution: Contribution) -> None:
+            nonlocal merging
+            tensors = contribution.tensors
+            lse = tensors.get("lse", lses.get(assignment.shard))
+            if not isinstance(lse, np.ndarray):
+                raise InvalidTensor(f"node {node!r} returned no lse for shard {assignment.shard!r}")
+            begun = time.perf_counter()
+            out = tensors.get("out")
+            if out is not None and not contribution.final:
+                raise InvalidTensor(f"node {node!r} returned out before its last word on {assignment.shard}")
+            if isinstance(out, np.ndarray):
+                partial = Partial(out, lse).check(shape, f"node {node!r}, shard {assignment.shard!r}")
+                fold.add(assignment.shard, contribution.coverage, partial)
+                lse = partial.lse
+            elif contribution.final:
+                raise InvalidTensor(f"node {node!r} returned no out for shard {assignment.shard!r}")
+            else:
+                Partial(np.zeros(shape, np.float32), lse).check(shape, f"node {node!r}")
+            lses[assignment.shard] = lse
+            merging += time.perf_counter() - begun
+
+        tensors = {QUERIES: request.queries}
+        outcome = await self._dispatcher.run(
+            [
+                Assignment(
+                    id,
+                    self._contexts.serving(context, part.segment),
+                    part.program(part.attend, tensors, deadline),
+                )
+                for id, part in parts.items()
+            ],
+            deadline,
+            on,
+            believed=_BELIEVED,
+        )
+        answered = time.perf_counter()
+        merged = fold.result() or identity(shape)
+        if outcome.missing and merged.out.size > _LARGE:
+            # To certify the error of a large answer takes longer than others may wait for the loop.
+            response = await asyncio.to_thread(self._response, request, plan, outcome, lses, merged)
+        else:
+            response = self._response(request, plan, outcome, lses, merged)
+        merging += time.perf_counter() - answered
+        weights = None
+        if request.weights:
+            left = max(plan.deadline - (time.perf_counter() - started), MIN_SECONDS)
+            weights = await self._weights(request, plan, outcome, merged.lse, left)
+        ended = time.perf_counter()
+        wait, tasks = answered - asked, outcome.task_seconds
+        slowest = max(tasks, key=lambda shard: tasks[shard], default="")
+        task = tasks.get(slowest, 0.0)
+        seconds = {
+            "plan": planned - started,
+            "turn": waited,
+            "wait": wait,
+            "merge": merging,
+            "node_run": max(outcome.run_seconds.values(), default=0.0),
+            "queue": max(task - outcome.run_seconds.get(slowest, 0.0), 0.0),
+            "network": max(wait - task, 0.0),
+            "all": ended - started,
+        }
+        return replace(response, weights=weights, seconds=seconds), outcome
+
+    def _response(
+        self,
+        request: AttendRequest,
+        plan: Plan,
+        outcome: Outcome,
+        lses: Mapping[str, Float32],
+        merged: Partial,
+    ) -> AttendResponse:
+        parts = plan.parts
+        masses = tuple(
+            ShardMass(id, node, parts[id].segment.tokens, mass(lses[id], merged.lse))
+            for id, node in outcome.answered.items()
+        )
+        missing = tuple(
+            Missing(id, parts[id].segment.tokens, parts[id].segment.holders, reason)
+            for id, reason in outcome.missing.items()
+        )
+        bound = None
+        if missing:
+            bounds = [
+                (
+                    lses[m.shard] if m.shard in lses else _lse_bound(request, plan, parts[m.shard]),
+                    parts[m.shard].segment.summary,
+                )
+                for m in missing
+            ]
+            error = error_bound(merged, bounds)
+            if plan.encoding is not Encoding.RAW:
+                error = error + self._rounding(parts, outcome, plan.encoding)
+            bound = Bound(error, all(m.shard in lses for m in missing))
+        return AttendResponse(
+            out=Encoded(merged.out, plan.encoding),
+            lse=merged.lse,
+            exact=not missing,
+            coverage=join(parts[id].segment.tokens for id in outcome.answered),
+            mass=masses,
+            tokens=plan.tokens,
+            bound=bound,
+            missing=missing,
+        )
+
+    def _rounding(self, parts: Mapping[str, Part], outcome: Outcome, encoding: Encoding) -> np.float32:
+        """What half precision may add to an error: half a unit of the largest value, at the node and here."""
+        unit = 2.0**-10 if encoding is Encoding.FLOAT16 else 2.0**-7
+        summaries = [parts[id].segment.summary for id in outcome.answered]
+        largest = max((np.maximum(-s.value_min, s.value_max).max() for s in summaries), default=0.0)
+        return np.float32(largest * unit + 2.0**-24)
+
+    async def _weights(
+        self,
+        request: AttendRequest,
+        plan: Plan,
+        outcome: Outcome,
+        lse: Float32,
+        seconds: float,
+    ) -> Float32:
+        """Every token's global attention weight, computed where the token is from the merged lse."""
+        parts = plan.parts
+        weights = np.zeros((*plan.shape[:2], plan.tokens), np.float32)
+
+        def on(assignment: Assignment, node: str, contribution: Contribution) -> None:
+            part = parts[assignment.shard]
+            first = part.segment.tokens.start + part.view.tiles.start * library.TILE
+            stop = min(first + len(part.view.tiles) * library.TILE, part.segment.tokens.stop)
+            returned = contribution.tensors.get("weights")
+            if not isinstance(returned, np.ndarray):
+                raise InvalidTensor(f"node {node!r} returned no weights")
+            tokens = len(part.view.tiles) * library.TILE
+            require(returned, f"node {node!r}: weights", shape=(*weights.shape[:2], tokens))
+            weights[:, :, first:stop] = returned[:, :, : stop - first]
+
+        tensors = {QUERIES: request.queries, LSE: lse}
+        assignments = []
+        for id, node in outcome.answered.items():
+            program = parts[id].program(parts[id].weigh, tensors, seconds)
+            holders = (node, *(n for n in parts[id].segment.holders if n != node))
+            assignments.append(Assignment(id, holders, program))
+        second = await self._dispatcher.run(assignments, seconds, on, believed=_BELIEVED)
+        for id in (*second.missing, *outcome.missing):
+            # Not known is not zero.
+            tokens = parts[id].segment.tokens
+            weights[:, :, tokens.start : tokens.stop] = np.nan
+        return weights
+
+
+def _congested(outcome: Outcome) -> bool:
+    """Whether it queued at a node, or nothing at all came in time. One node that is slow is no queue."""
+    if not outcome.answered:
+        return any(cause is DeadlineExceeded for cause in outcome.causes.values()) or any(
+            "in time" in reason for reason in outcome.missing.values()
+        )
+    run, task = outcome.run_seconds, outcome.task_seconds
+    return any(task[s] - run.get(s, 0.0) > max(QUEUED_SECONDS, run.get(s, 0.0)) for s in task)
+
+
+def _busiest(outcome: Outcome) -> float:
+    """Seconds in graphs at the node that had most to do."""
+    of: dict[str, float] = {}
+    for shard, node in outcome.answered.items():
+        of[node] = of.get(node, 0.0) + outcome.run_seconds.get(shard, 0.0)
+    return max(of.values(), default=0.0)
+
+
+def _lse_bound(request: AttendRequest, plan: Plan, part: Part) -> Float32:
+    seen = (part.view.hi - part.view.lo).astype(np.float32)
+    return lse_upper_bound(request.queries, part.segment.summary, plan.scale, seen)

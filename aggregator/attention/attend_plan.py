@@ -1,0 +1,261 @@
+"""What an attend asks of each segment: checked, planned once for all attends alike.
+
+Queries differ from call to call; what they see and the programs that answer them do not, as long as the
+context is the same and they sit at the same positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from aggregator.attention.contexts import StoredContext, StoredSegment
+from edge_attention.core.errors import (
+    EmptyContext,
+    InvalidArgument,
+    InvalidTensor,
+    MessageTooLarge,
+    ResourceExhausted,
+)
+from edge_attention.core.messages.attention import (
+    ATTEND_BYTES,
+    ATTEND_QUERIES,
+    AttendRequest,
+    ContextSpec,
+    attend_bytes,
+)
+from edge_attention.core.messages.program import Instruction, Program, Return, Run, Stored, Value
+from edge_attention.core.tensors import Array, Encoding, require
+from edge_attention.core.visibility import SegmentView, of_segment, visible
+from edge_attention.graphs.attention import library
+from edge_attention.wire.codec import MESSAGE_LIMIT
+
+DEFAULT_DEADLINE = 30.0
+MAX_DEADLINE = 3600.0
+QUERIES, LSE = "task/q", "task/lse"
+_PLANS = 256
+_PLANS_BYTES = 64 * 1024 * 1024
+"""Of what plans that are kept say about what queries see."""
+_LARGE = 65_536
+"""Queries times segments from which a plan is made in a thread."""
+_POSITIONS_BYTES = 8 * 64
+"""Positions of more queries than 64 are planned each time: they hardly come again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A segment the queries see something of, and the programs over it but for their tensors."""
+
+    segment: StoredSegment
+    view: SegmentView
+    attend: tuple[Instruction, ...]
+    weigh: tuple[Instruction, ...]
+
+    def program(
+        self, instructions: tuple[Instruction, ...], tensors: Mapping[str, Array], seconds: float
+    ) -> Program:
+        segment = self.segment
+        return Program("", segment.id, segment.tokens, instructions, 0, seconds, tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A checked request but for its queries. `shape` is that of `out`, `tokens` the context's then."""
+
+    shape: tuple[int, ...]
+    tokens: int
+    scale: float
+    deadline: float
+    encoding: Encoding
+    parts: Mapping[str, Part]
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes to keep it."""
+        return sum(1024 + part.view.lo.nbytes + part.view.hi.nbytes for part in self.parts.values())
+
+    def work(self, spec: ContextSpec) -> float:
+        """Multiplications of its scores and of its values: the queries' heads times the tokens they read."""
+        tokens = sum(len(part.view.tiles) for part in self.parts.values()) * library.TILE
+        return float(self.shape[0] * spec.query_heads * (spec.key_dim + spec.value_dim)) * tokens
+
+
+class Plans:
+    """Plans by what they depend on; those least recently used go first."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, context: StoredContext, request: AttendRequest) -> Plan:
+        """The plan of `request`, whose queries are checked too.
+
+        Raises:
+            EmptyContext: there is nothing to attend to.
+            InvalidTensor, InvalidArgument: naming what is wrong.
+        """
+        require_attend(context, request)
+        positions = request.positions
+        if positions is not None and positions.nbytes > _POSITIONS_BYTES:
+            return make_plan(context, request)
+        key = (
+            context.id,
+            context.revision,
+            len(request.queries),
+            None if positions is None else (positions.dtype.str, positions.shape, positions.tobytes()),
+            request.causal,
+            request.window,
+            request.scale,
+            request.deadline_seconds,
+            request.encoding,
+            request.until,
+        )
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = make_plan(context, request)
+            self._bytes += plan.nbytes
+            while len(self._plans) > _PLANS or self._bytes > _PLANS_BYTES:
+                self._bytes -= self._plans.popitem(last=False)[1].nbytes
+        else:
+            self._plans.move_to_end(key)
+        return plan
+
+
+def is_large(context: StoredContext, request: AttendRequest) -> bool:
+    """Whether to plan it takes longer than the event loop may."""
+    # Nothing is known of its shape yet: of one number there is no length.
+    return sum(request.queries.shape[:1]) * len(context.segments) > _LARGE
+
+
+def require_attend(context: StoredContext, request: AttendRequest) -> None:
+    """Refuse what can be no attend of this context.
+
+    Raises:
+        InvalidTensor: the queries have another shape, or are none.
+        ResourceExhausted: they are too many.
+    """
+    spec = context.spec
+    require(request.queries, "queries", shape=("queries", spec.query_heads, spec.key_dim))
+    count, segments = len(request.queries), len(context.segments)
+    if not count:
+        raise InvalidTensor("queries holds no queries; give at least one")
+    if count > ATTEND_QUERIES:
+        raise ResourceExhausted(
+            f"bound attend-queries: {count:,} queries; an attend has {ATTEND_QUERIES:,} at most: ask for "
+            "fewer at a time"
+        )
+    if 16 * count * segments > ATTEND_BYTES:
+        raise _too_large(context, count, segments, 16 * count * segments)
+
+
+def require_answer(context: StoredContext, request: AttendRequest, plan: Plan) -> int:
+    """The bytes an attend takes here, at most. Before any node is asked.
+
+    Raises:
+        ResourceExhausted: more than one attend may.
+        MessageTooLarge: its answer, or its weights, would not fit a message.
+    """
+    spec, (count, heads, dim), parts = context.spec, plan.shape, len(plan.parts)
+    size = attend_bytes(spec, count, parts)
+    if size > ATTEND_BYTES:
+        raise _too_large(context, count, parts, size)
+    each = 4 if plan.encoding is Encoding.RAW else 2
+    answer = count * heads * (each * dim + 4 + 4 * parts)
+    if answer > MESSAGE_LIMIT:
+        raise MessageTooLarge(
+            f"the answer to {count:,} queries of {heads} heads over {parts} segments takes {answer:,} bytes "
+            f"and a message has {MESSAGE_LIMIT:,}: ask for fewer queries at a time"
+        )
+    if request.weights and (weights := 4 * count * heads * plan.tokens) > MESSAGE_LIMIT // 2:
+        raise MessageTooLarge(
+            f"the weights of {count} queries over {plan.tokens:,} tokens take "
+            f"{weights:,} bytes, a message has {MESSAGE_LIMIT // 2:,} for them: "
+            "ask for fewer queries at a time"
+        )
+    return size
+
+
+def _too_large(context: StoredContext, count: int, segments: int, size: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"bound attend-bytes: {count:,} queries over {segments:,} segments of context {context.spec.name!r} "
+        f"take {size:,} bytes of the aggregator's memory; one attend may have {ATTEND_BYTES:,}: ask for "
+        "fewer queries at a time"
+    )
+
+
+def make_plan(context: StoredContext, request: AttendRequest) -> Plan:
+    """The plan of a request with these defaults filled in: positions, scale, deadline."""
+    spec, count, tokens = context.spec, len(request.queries), context.tokens
+    if request.until is not None:
+        if request.until < 1:
+            raise InvalidArgument(f"until is {request.until}; attend to at least one position")
+        tokens = min(tokens, request.until)
+    if not tokens:
+        raise EmptyContext(f"context {spec.name!r} has no tokens yet; append some first")
+    positions = request.positions
+    if positions is None:
+        if count > tokens and (request.causal or request.window is not None):
+            raise InvalidArgument(
+                f"{count} queries do not fit at the end of {tokens} tokens; give their positions"
+            )
+        positions = np.maximum(np.arange(tokens - count, tokens, dtype=np.int64), 0)
+    require(positions, "positions", shape=(count,), dtype=np.int64)
+    scale = 1 / math.sqrt(spec.key_dim) if request.scale is None else request.scale
+    if not math.isfinite(scale):
+        raise InvalidArgument(f"scale is {scale}; it must be a finite number")
+    deadline = DEFAULT_DEADLINE if request.deadline_seconds is None else request.deadline_seconds
+    if not 0 < deadline <= MAX_DEADLINE:
+        raise InvalidArgument(f"deadline is {deadline} s; it must be above 0 and at most {MAX_DEADLINE:.0f}")
+    view = visible(tokens, positions, causal=request.causal, window=request.window)
+    graph = library.forward_graph(count, spec.query_heads // spec.key_heads)
+    # With a deadline each node returns its lse before its out: a certificate, should it be late.
+    early = request.deadline_seconds is not None
+    parts = {
+        segment.id: _part(context, segment, seen, graph, scale, early, request.encoding)
+        for segment in context.segments
+        if (seen := of_segment(view, segment.tokens, library.TILE)) is not None
+    }
+    shape = (count, spec.query_heads, spec.value_dim)
+    return Plan(shape, context.tokens, scale, deadline, request.encoding, parts)
+
+
+def _part(
+    context: StoredContext,
+    segment: StoredSegment,
+    view: SegmentView,
+    graph: str,
+    scale: float,
+    early: bool,
+    encoding: Encoding,
+) -> Part:
+    values = Stored(context.values(segment.id), view.tiles)
+    inputs: dict[str, Value] = {
+        "q": Stored(QUERIES),
+        "keys": Stored(context.keys(segment.id), view.tiles),
+        "scale": np.asarray(scale, np.float32),
+        "lo": view.lo,
+        "hi": view.hi,
+    }
+    lse, out = {"lse": LSE}, {"out": "task/out"}
+    give_lse, give_out = Return(LSE, "lse"), Return("task/out", "out", encoding)
+    attend: tuple[Instruction, ...]
+    if not early:
+        run = Run(library.digest(graph), {**inputs, "values": values}, {**lse, **out})
+        attend = (run, give_lse, give_out)
+    elif graph == "attention_decode":
+        # The scores are kept between the two graphs: the early lse costs nothing.
+        scores = Run(library.digest("attention_scores"), inputs, {**lse, "p": "task/p"})
+        rest = Run(library.digest("attention_values"), {"p": Stored("task/p"), "values": values}, out)
+        attend = (scores, give_lse, rest, give_out)
+    else:
+        first = Run(library.digest("attention_lse"), inputs, lse)
+        rest = Run(library.digest(graph), {**inputs, "values": values}, out)
+        attend = (first, give_lse, rest, give_out)
+    weights = Run(
+        library.digest("attention_weights"), {**inputs, "lse": Stored(LSE)}, {"weights": "task/weights"}
+    )
+    return Part(segment, view, attend, (weights, Return("task/weights", "weights")))

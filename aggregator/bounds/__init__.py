@@ -1,0 +1,1 @@
+"""Everything a caller can make grow, and whose turn it is."""

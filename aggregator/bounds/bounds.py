@@ -1,0 +1,105 @@
+"""Everything a caller can make grow at the aggregator, and how far. One line a bound; docs/security.md lists
+them with the calls they hold.
+
+`budget.py` keeps the accounts. A caller is who the certificate or token names; without TLS a connection. What
+nobody gives back by leaving (contexts, runs) is counted by owner, which without TLS is everybody together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_attention.core.messages.attention import ATTEND_BYTES, ATTEND_QUERIES, TOKEN_BYTES, WIDTH
+
+__all__ = ["ALL", "ATTEND_BYTES", "ATTEND_QUERIES", "TOKEN_BYTES", "WIDTH", "Bound", "ProcessBound"]
+
+MIB, GIB = 1024 * 1024, 1024 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Bound:
+    """`total` of `unit` over all callers. One caller has at most as much as is left free, so alone a half.
+
+    `retry`: seconds after which room may have come, for what calls give back when they end; None for what
+    stays until somebody removes it. `remedy`: what the refused caller can do.
+    """
+
+    name: str
+    total: int
+    unit: str
+    remedy: str
+    retry: float | None = None
+
+
+@dataclass(frozen=True)
+class ProcessBound:
+    """Of one process that works on a model somebody sent (aggregator/training/apart.py): bounds
+    `NAME-seconds`, by the clock, `NAME-processor-seconds`, and `NAME-memory`, the bytes it may write to."""
+
+    name: str
+    seconds: float
+    processor_seconds: int
+    memory: int
+
+
+# What calls hold while they are under way.
+
+CALLS = Bound("calls", 4096, "calls under way", "wait for some of them to end", 0.5)
+REQUEST_BYTES = Bound(
+    "request-bytes", 512 * MIB, "bytes of requests under way", "have fewer calls under way at a time", 0.5
+)
+"""Of attends, from when they are read to their answer."""
+APPEND_BYTES = Bound(
+    "append-bytes", 4 * GIB, "bytes of appends under way", "have fewer appends under way at a time", 2.0
+)
+"""On the disk of the state folder, not in memory (aggregator/engine/arriving.py)."""
+APPENDS = Bound("appends", 128, "appends under way", "have fewer appends under way at a time", 1.0)
+UPLOADS = Bound("uploads", 128, "uploads under way", "send fewer files at a time", 1.0)
+UPLOAD_BYTES = Bound(
+    "upload-bytes", 32 * GIB, "bytes of uploads under way", "send fewer files at a time", 5.0
+)
+"""On the disk of the state folder."""
+DOWNLOADS = Bound("downloads", 256, "downloads under way", "read fewer files at a time", 1.0)
+EXPORTS = Bound("exports", 8, "models being read", "read one model after the other", 5.0)
+"""Each is put together on the disk of the state folder before it is sent."""
+WATCHES = Bound("watches", 1024, "watches of runs", "end some of them", 5.0)
+PLANNING = Bound("planning", 8, "jobs being planned", "plan one job after the other", 5.0)
+"""Of StartRun and PlanRun: its models are loaded, differentiated and tried, in a process each."""
+
+# What stays.
+
+CONTEXTS = Bound("contexts", 10_000, "contexts", "drop contexts that nobody needs")
+CONTEXT_BYTES = Bound(
+    "context-bytes",
+    512 * MIB,
+    "bytes known of segments",
+    "drop contexts that nobody needs, or append more at a time",
+)
+"""What is kept in memory of every segment of a context: its place and its summary."""
+RUNS = Bound("runs", 64, "runs going on", "stop one, or wait for one to end")
+RUNS_KEPT = Bound("runs-kept", 4096, "runs kept", "begin a new --state")
+"""Those that have ended, too: their jobs, records and versions stay."""
+
+ALL = tuple(value for value in vars().copy().values() if isinstance(value, Bound))
+
+# Of one call alone, whoever makes it.
+
+APPEND_LIMIT = 256 * MIB
+"""Bytes of keys and values one append may bring: it is checked and placed as a whole."""
+APPEND_IDLE_SECONDS = 30.0
+APPEND_COMING_SECONDS = 900.0
+"""Until an append's next message, and its last: who sends slowly does not hold its room for ever."""
+UPLOAD_IDLE_SECONDS = 60.0
+"""Until the next chunk of a client's upload."""
+ATTENDS_BYTES = 384 * MIB
+"""What all attends that run have together, as `attend_bytes` counts. Others wait for their turn."""
+PLANNING_PROCESS = ProcessBound("planning", 900.0, 1800, 8 * GIB)
+"""In which a job's models are loaded, differentiated and tried."""
+PROBE_PROCESS = ProcessBound("probe", 300.0, 600, 8 * GIB)
+"""In which attention on a probe batch is computed, a round."""
+EXPORT_PROCESS = ProcessBound("export", 300.0, 600, 8 * GIB)
+"""In which a trained model is written as an ONNX file."""
+JOB_BYTES = 256 * 1024
+"""Of one job as it is kept."""
+DISK_RESERVE = 256 * MIB
+"""Bytes of the state folder's disk that appends and uploads leave free: what is committed goes there."""

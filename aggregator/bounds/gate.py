@@ -1,0 +1,87 @@
+"""Waits for turns: the shell around `admission.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from aggregator.bounds.admission import Admission, State, Ticket
+
+
+class Turn:
+    """A call whose turn it is. `waited`: seconds it had to. Set `congested` before it ends, if it was."""
+
+    def __init__(self, waited: float) -> None:
+        self.waited = waited
+        self.congested = False
+
+
+class Gate:
+    """Lets calls of one kind run as `admission` decides; `refused` is told its name at each refusal."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        refused: Callable[[str], None] = lambda name: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.admission = admission
+        self._refused, self._clock = refused, clock
+        self._waiting: dict[Ticket, asyncio.Future[None]] = {}
+
+    @asynccontextmanager
+    async def turn(self, caller: str, size: int, seconds: float) -> AsyncIterator[Turn]:
+        """Runs the block when it is this call's turn.
+
+        Args:
+            size: bytes it has in memory meanwhile.
+            seconds: within which the block is to have ended.
+
+        Raises:
+            Overloaded: that cannot be; nothing was done.
+        """
+        came = self._clock()
+        until = came + seconds
+        try:
+            ticket = self.admission.offer(caller, size, until, came)
+        except BaseException:
+            self._refused(self.admission.name)
+            raise
+        if ticket.state is State.WAITING:
+            await self._wait(ticket, until)
+        turn = Turn(self._clock() - came)
+        ended = False
+        try:
+            yield turn
+            ended = True
+        finally:
+            now = self._clock()
+            if ended or turn.congested:
+                self._tell(self.admission.done(ticket, now, turn.congested))
+            else:
+                self._tell(self.admission.leave(ticket, now))
+
+    async def _wait(self, ticket: Ticket, until: float) -> None:
+        future = self._waiting[ticket] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(max(until - self._clock(), 0.0)):
+                await future
+        except TimeoutError:
+            pass
+        except BaseException:
+            self._tell(self.admission.leave(ticket, self._clock()))
+            raise
+        finally:
+            del self._waiting[ticket]
+        if ticket.state is not State.RUNNING:
+            self._tell(self.admission.leave(ticket, self._clock()))
+            self._refused(self.admission.name)
+            raise self.admission.refusal(self.admission.expected, until - self._clock())
+
+    def _tell(self, changed: list[Ticket]) -> None:
+        for ticket in changed:
+            future = self._waiting.get(ticket)
+            if future is not None and not future.done():
+                future.set_result(None)

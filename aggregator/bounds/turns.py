@@ -1,0 +1,63 @@
+"""The turns of each kind of call: attends short and long, appends, and encodings by node."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from aggregator.bounds.admission import Admission
+from aggregator.bounds.bounds import ATTENDS_BYTES
+from aggregator.bounds.gate import Gate
+
+LONG_SECONDS = 0.25
+"""An attend that keeps a node busy for longer is a long one: so few of them run that short ones find a node's
+other workers free (there are four). Of one caller fewer still."""
+LONG, LONG_SHARE = 3, 2
+APPENDS = 8
+ENCODES = 2
+"""Appends from datasets at one node: it has four workers, and encoding takes a while."""
+NODES = 1024
+MOST_ATTENDS = 1024
+_SMOOTHING = 0.1
+_SMALL = 0.005
+
+
+class Turns:
+    """Who may run when. `refused` is told the bound's name at each refusal."""
+
+    def __init__(self, refused: Callable[[str], None] = lambda name: None) -> None:
+        self._refused = refused
+        self.attends = Gate(Admission("attend-turns", ATTENDS_BYTES, most=MOST_ATTENDS), refused)
+        self.long_attends = Gate(
+            Admission("long-attend-turns", ATTENDS_BYTES, LONG, LONG, LONG_SHARE, False), refused
+        )
+        self.appends = Gate(Admission("append-turns", 1, APPENDS, APPENDS, alike=False), refused)
+        self._encodes: OrderedDict[str, Gate] = OrderedDict()
+        self._seconds_a_work = 0.0
+
+    @property
+    def kinds(self) -> dict[str, Gate]:
+        """Those there is one of, by name."""
+        return {"attend": self.attends, "long_attend": self.long_attends, "append": self.appends}
+
+    def encodes(self, node: str) -> Gate:
+        """Of the appends that `node` computes from its datasets."""
+        gate = self._encodes.pop(node, None) or Gate(
+            Admission("encode-turns", 1, ENCODES, ENCODES, ENCODES, False), self._refused
+        )
+        self._encodes[node] = gate
+        while len(self._encodes) > NODES:
+            self._encodes.popitem(last=False)
+        return gate
+
+    def attend(self, work: float) -> Gate:
+        """Of an attend of so much work: queries times heads times dimensions times tokens they see."""
+        return self.long_attends if work * self._seconds_a_work > LONG_SECONDS else self.attends
+
+    def learn(self, work: float, seconds: float) -> None:
+        """An attend of `work` kept the busiest node's graphs busy for `seconds`."""
+        if seconds > _SMALL and work > 0:
+            rate = seconds / work
+            self._seconds_a_work += (rate - self._seconds_a_work) * (
+                _SMOOTHING if self._seconds_a_work else 1
+            )

@@ -1,0 +1,1 @@
+"""The recipe behind `edge-attention doctor`."""

@@ -1,0 +1,194 @@
+"""What `edge-attention doctor` asks of the aggregator: who it is, and how the way to a node is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from aggregator.engine.bulk import Bulk
+from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.exchange import Assignment
+from aggregator.fleet.membership import Membership
+from edge_attention import box
+from edge_attention.core.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    InvalidArgument,
+    InvalidTensor,
+    ResourceExhausted,
+    Unavailable,
+)
+from edge_attention.core.messages.fleet import (
+    DescribeAggregatorRequest,
+    DescribeAggregatorResponse,
+    ProbeNodeRequest,
+    ProbeNodeResponse,
+)
+from edge_attention.core.messages.link import PROTOCOL
+from edge_attention.core.messages.program import Contribution, Program, Return
+from edge_attention.core.tensors import Array
+from edge_attention.wire import services
+from edge_attention.wire.methods import KEEPALIVE_SECONDS, LEAST_PING_SECONDS, AnyMethod
+from edge_attention.wire.rpc import Handler
+
+MAX_ROUND_TRIPS = 100
+MAX_BYTES = 16 * 1024 * 1024
+BYTES_A_MINUTE = 16 * MAX_BYTES
+"""Of all probes together: a probe must not become a way to fill somebody's line."""
+DEADLINE = 30.0
+MAX_DEADLINE = 300.0
+
+_PING = {"task/ping": np.zeros(1, np.uint8)}
+_PONG = (Return("task/ping", "pong"),)
+# The second answer has the first one's name, so they travel apart: one when all bytes are there, one back.
+_THERE_AND_BACK = (Return("task/ping", "bytes"), Return("task/bytes", "bytes"))
+
+
+@dataclass
+class Allowance:
+    """So many bytes a minute, as many at once at most. Times are seconds of any steady clock."""
+
+    bytes_a_minute: int
+    left: float
+    at: float
+
+    def take(self, size: int, now: float) -> None:
+        """Raises ResourceExhausted: not now, and when."""
+        self.left = min(self.bytes_a_minute, self.left + (now - self.at) * self.bytes_a_minute / 60)
+        self.at = now
+        if size > self.left:
+            wait = (size - self.left) * 60 / self.bytes_a_minute
+            raise ResourceExhausted(
+                f"probes may send {self.bytes_a_minute:,} bytes a minute, and have; try again in {wait:.0f} s"
+            )
+        self.left -= size
+
+
+class Checkup:
+    """Describes this aggregator and probes its nodes.
+
+    Args:
+        heartbeat: seconds between a node's heartbeats.
+        http_port: where metrics are served, set when it is known; 0: nowhere, or not known yet.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        dispatcher: Dispatcher,
+        bulk: Bulk,
+        heartbeat: float,
+        http_port: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._membership, self._dispatcher, self._bulk = membership, dispatcher, bulk
+        self._heartbeat, self.http_port, self._clock = heartbeat, http_port, clock
+        self._started = clock()
+        self._allowance = Allowance(BYTES_A_MINUTE, BYTES_A_MINUTE, self._started)
+        self._free = asyncio.Lock()
+
+    def handlers(self) -> Mapping[AnyMethod, Handler]:
+        return {services.DESCRIBE_AGGREGATOR: self.describe, services.PROBE_NODE: self.probe}
+
+    async def describe(self, request: DescribeAggregatorRequest, call: Any) -> DescribeAggregatorResponse:
+        return DescribeAggregatorResponse(
+            software=box.software(),
+            protocol=PROTOCOL,
+            uptime_seconds=self._clock() - self._started,
+            lease_seconds=self._membership.lease,
+            heartbeat_seconds=self._heartbeat,
+            keepalive_seconds=KEEPALIVE_SECONDS,
+            least_ping_seconds=LEAST_PING_SECONDS,
+            http_port=self.http_port,
+            box=box.describe(),
+        )
+
+    async def probe(self, request: ProbeNodeRequest, call: Any) -> ProbeNodeResponse:
+        """Time the way to a node and back.
+
+        Raises:
+            InvalidArgument: more than a probe may ask.
+            NotFound, FailedPrecondition, Unavailable, DeadlineExceeded: the node did not answer.
+            ResourceExhausted: too many bytes were probed with a moment ago.
+        """
+        trips = request.round_trips or 10
+        seconds = DEADLINE if request.deadline_seconds is None else request.deadline_seconds
+        if trips > MAX_ROUND_TRIPS or request.bytes > MAX_BYTES:
+            raise InvalidArgument(
+                f"a probe makes at most {MAX_ROUND_TRIPS} round trips and sends {MAX_BYTES:,} bytes; this "
+                f"would make {trips} and send {request.bytes:,}"
+            )
+        if not 0 < seconds <= MAX_DEADLINE:  # NaN neither
+            raise InvalidArgument(
+                f"deadline is {seconds} s; it must be above 0 and at most {MAX_DEADLINE:.0f}"
+            )
+        self._membership.require_live(request.node)
+        until = self._clock() + seconds
+        try:
+            # One at a time, or they would measure each other.
+            async with asyncio.timeout(seconds):
+                await self._free.acquire()
+        except TimeoutError:
+            raise Unavailable(f"another probe was under way for all of {seconds:g} s; try again") from None
+        try:
+            self._allowance.take(2 * request.bytes, self._clock())
+            return await self._probe(request.node, trips, request.bytes, until)
+        finally:
+            self._free.release()
+
+    async def _probe(self, node: str, trips: int, size: int, until: float) -> ProbeNodeResponse:
+        round_trips, tasks = [], []
+        for _ in range(trips):
+            times, last, _ = await self._ask(node, Program("", "", range(0), _PONG, tensors=_PING), until)
+            round_trips.append(times[-1])
+            tasks.append(last.task_seconds)
+        if not size:
+            return ProbeNodeResponse(tuple(round_trips), tuple(tasks), None, None, 0)
+        data = np.frombuffer(os.urandom(size), np.uint8)
+        inline, lent = self._bulk.lend_tensors({**_PING, "task/bytes": data})
+        try:
+            program = Program("", "", range(0), _THERE_AND_BACK, tensors=inline, bulk_tensors=lent)
+            times, last, answer = await self._ask(node, program, until)
+        finally:
+            for tensor in lent:
+                self._bulk.take_back(tensor.digest)
+        back = answer.get("bytes")
+        if not isinstance(back, np.ndarray) or not np.array_equal(back, data):
+            raise DataLoss(f"node {node!r} gave back other bytes than it was sent")
+        if len(times) != 2:
+            raise InvalidTensor(
+                f"node {node!r} answered a probe in {len(times)} parts where 2 were asked for"
+            )
+        # The first answer came half a round trip after the last byte had, and the second set out with it.
+        way = min(round_trips) / 2
+        down, up = max(times[0] - way, 1e-9), times[1] - times[0] + way
+        return ProbeNodeResponse(tuple(round_trips), tuple(tasks), down, up, size)
+
+    async def _ask(
+        self, node: str, program: Program, until: float
+    ) -> tuple[list[float], Contribution, dict[str, Array]]:
+        """When each answer came, seconds from now; the last of them; the tensors of all."""
+        times: list[float] = []
+        last: list[Contribution] = []
+        tensors: dict[str, Array] = {}
+        began = time.perf_counter()
+
+        def fold(assignment: Assignment, name: str, contribution: Contribution) -> None:
+            times.append(time.perf_counter() - began)
+            last[:] = [contribution]
+            tensors.update({k: v for k, v in contribution.tensors.items() if isinstance(v, np.ndarray)})
+
+        left = max(until - self._clock(), 1e-3)
+        program = replace(program, shard="probe", deadline_seconds=left)
+        outcome = await self._dispatcher.run([Assignment("probe", (node,), program)], left, fold)
+        if outcome.missing:
+            reason = outcome.missing["probe"]
+            cause = outcome.causes.get("probe", DeadlineExceeded if "in time" in reason else Unavailable)
+            raise cause(f"{reason}: it was asked to send a tensor back")
+        return times, last[0], tensors

@@ -1,0 +1,1 @@
+"""One engine under every recipe: the exchange decides, the dispatcher performs."""

@@ -1,0 +1,326 @@
+"""Performs what exchanges decide: programs to connections, contributions back, deadlines on the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from aggregator.engine.exchange import REFUSALS, Action, Assignment, Deliver, Exchange, Revoke, Send
+from aggregator.engine.spool import SpooledTensor
+from aggregator.fleet.membership import Membership
+from aggregator.observe.metrics import Metrics
+from aggregator.trust.acting import acting_for
+from edge_attention.core.errors import (
+    DuplicateContribution,
+    EdgeAttentionError,
+    Internal,
+    NotFinite,
+    NotFound,
+    ResourceExhausted,
+    StaleVersion,
+)
+from edge_attention.core.messages.link import Cancel
+from edge_attention.core.messages.program import Contribution, Instruction, Program
+
+log = logging.getLogger(__name__)
+
+ARRAYS_LIMIT = 512 * 1024 * 1024
+"""Bytes of one contribution's tensors that are loaded; a recipe that takes more reads them in pieces."""
+
+
+class Connection(Protocol):
+    """A node's open stream. What is sent of no shard, and a Cancel, it sends again should it get lost."""
+
+    def send(self, message: Program | Cancel) -> None: ...
+
+
+Fold = Callable[[Assignment, str, Contribution], None]
+"""Takes (assignment, node, contribution); raises an EdgeAttentionError to refuse it."""
+
+
+@dataclass
+class Outcome:
+    """How an exchange ended: who answered each shard, what is missing and why, and how long it all took.
+
+    Attributes:
+        run_seconds, task_seconds: by shard, in graphs and from a task's arrival to its end, as nodes say.
+        seconds: by shard that answered, from the start to its last word.
+        causes: shard -> the class of the last error a node met at it.
+        unanswered: shard that is missing -> the node asked last, empty if none was.
+    """
+
+    answered: Mapping[str, str]
+    missing: Mapping[str, str]
+    run_seconds: Mapping[str, float] = field(default_factory=dict)
+    task_seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    causes: Mapping[str, type[EdgeAttentionError]] = field(default_factory=dict)
+    unanswered: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Running:
+    exchange: Exchange
+    fold: Fold
+    done: asyncio.Future[None]
+    say: Callable[[str], None] | None = None
+    began: float = field(default_factory=time.perf_counter)
+    run_seconds: dict[str, float] = field(default_factory=dict)
+    task_seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    spooled: bool = False
+
+
+class Dispatcher:
+    """Runs exchanges over the connections there are."""
+
+    def __init__(self, membership: Membership, metrics: Metrics) -> None:
+        self._membership = membership
+        self._metrics = metrics
+        self._folded = metrics.contributions.labels("folded")
+        self._connections: dict[str, Connection] = {}
+        self._running: dict[str, _Running] = {}
+        # Task ids of an earlier life of this aggregator must not be taken for this one's.
+        self._ids = (f"{secrets.token_hex(4)}-{n}" for n in itertools.count())
+        self._changed = asyncio.Event()
+
+    # From the link
+
+    def connected(self, name: str, connection: Connection) -> None:
+        self._connections[name] = connection
+        self.changed(name)
+
+    def disconnected(self, name: str, connection: Connection) -> None:
+        if self._connections.get(name) is connection:
+            del self._connections[name]
+            self.changed(name)
+
+    def changed(self, name: str) -> None:
+        """The state of a node changed: every exchange hears of it."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+        for running in list(self._running.values()):
+            self._perform(running, running.exchange.node(name))
+            if running.say is not None:
+                running.say(self._waits(running.exchange))
+
+    def contribution(
+        self, node: str, contribution: Contribution, take: Callable[[], Mapping[str, Any]] | None = None
+    ) -> None:
+        """Fold what a node returned; refuse and count what fits no exchange.
+
+        `take` gives its large tensors, as `SpooledTensor`s; of a contribution that comes again after a
+        connection broke there are none any more. They are closed here, unless a fold that asked for them
+        took them.
+        """
+        running = self._running.get(contribution.task_id.partition(".")[0])
+        actions: Sequence[Action] = ()
+        try:
+            if running is None:
+                raise NotFound(f"nobody waits for task {contribution.task_id[:80]!r}")
+            if take is not None:
+                running.exchange.check(node, contribution)
+                try:
+                    contribution, take = _taken(contribution, take), None
+                except EdgeAttentionError as error:
+                    return self.refuse(node, contribution.task_id, error)
+            actions = running.exchange.contribution(node, contribution)
+            if contribution.final:
+                shard, took = contribution.shard, time.perf_counter() - running.began
+                running.seconds[shard] = took
+                running.run_seconds[shard] = _within(contribution.run_seconds, took)
+                running.task_seconds[shard] = _within(contribution.task_seconds, took)
+            self._perform(running, actions)
+        except EdgeAttentionError as error:
+            if take is not None and not isinstance(error, DuplicateContribution):
+                with suppress(EdgeAttentionError):
+                    contribution = _taken(contribution, take)  # to be closed
+            outcome = {DuplicateContribution: "duplicate", NotFound: "late", StaleVersion: "stale"}
+            self._metrics.contributions.labels(outcome.get(type(error), "refused")).inc()
+            log.debug("contribution of node %s refused: %s", node, error.message)
+        finally:
+            if not any(isinstance(action, Deliver) for action in actions):
+                _close(contribution)
+
+    def refuse(self, node: str, task_id: str, error: EdgeAttentionError) -> None:
+        """A message of `task_id` came damaged: another holder is asked, if there is one."""
+        running = self._running.get(task_id.partition(".")[0])
+        if running is not None:
+            refusal = type(error)(f"node {node!r}: {error.message}")
+            self._perform(running, running.exchange.damaged(node, task_id, refusal))
+
+    # For recipes
+
+    async def run(
+        self,
+        assignments: Sequence[Assignment],
+        deadline_seconds: float,
+        fold: Fold,
+        say: Callable[[str], None] | None = None,
+        *,
+        spooled: bool = False,
+        believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
+    ) -> Outcome:
+        """Run one exchange to its end: every shard answered or missing, at the deadline at the latest.
+
+        `say` is told which node is waited for while it is away and until when, and "" when it is back.
+        `spooled`: `fold` gets large tensors as `SpooledTensor`s instead of arrays, and what it does not
+        refuse is its own to close. `believed`: see `Exchange`.
+
+        Raises:
+            EdgeAttentionError: what every holder of a shard found wrong with the program itself.
+        """
+        state, caller = self._membership.state, acting_for()
+        exchange = Exchange(next(self._ids), assignments, state, believed, caller)
+        running = _Running(exchange, fold, asyncio.get_running_loop().create_future(), say, spooled=spooled)
+        self._running[exchange.id] = running
+        timer = asyncio.get_running_loop().call_later(
+            deadline_seconds, lambda: self._perform(running, exchange.deadline())
+        )
+        try:
+            self._perform(running, exchange.start())
+            await running.done
+        finally:
+            timer.cancel()
+            if not exchange.done or exchange.failure:
+                self._perform(running, exchange.cancel())
+            del self._running[exchange.id]
+            self._metrics.attends.ran(running.run_seconds)
+        if exchange.failure is not None:
+            raise exchange.failure
+        answered, missing = exchange.answered, exchange.missing
+        return Outcome(
+            answered, missing, running.run_seconds, running.task_seconds,
+            {shard: running.seconds[shard] for shard in answered},
+            exchange.causes, exchange.unanswered if missing else {},
+        )  # fmt: skip
+
+    def post(self, node: str, instructions: tuple[Instruction, ...]) -> None:
+        """Have `node` run instructions nobody waits for, if it is connected."""
+        connection = self._connections.get(node)
+        if connection is not None:
+            program = Program(f"{next(self._ids)}.0.1", "", range(0), instructions, caller=acting_for())
+            connection.send(program)
+
+    async def all_live(self, names: Sequence[str], patience: float, say: Callable[[str], None]) -> bool:
+        """Wait until every node of `names` is live, at most `patience` seconds.
+
+        `say` is told who is waited for and until when, and "" at the end.
+        """
+        until = time.monotonic() + patience
+        said = ""
+        while away := [n for n in names if n not in self._connections or not self._membership.live(n)]:
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            states = ", ".join(
+                f"node {n!r} ({self._membership.state(n).value if self._membership.get(n) else 'never seen'})"
+                for n in away
+            )
+            if said != states:
+                clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+                say(f"{states}, until {clock} ({patience:.0f} s in all)")
+                said = states
+            changed = self._changed
+            try:
+                async with asyncio.timeout(min(left, 1.0)):  # wait_for may forget a cancellation
+                    await changed.wait()
+            except TimeoutError:
+                continue
+        if said:
+            say("")
+        return True
+
+    # Inside
+
+    def _waits(self, exchange: Exchange) -> str:
+        """Which nodes that are away `exchange` waits for, and until when at the latest."""
+        away = []
+        for node in sorted(set(exchange.waits.values())):
+            member = self._membership.get(node)
+            if member is not None and not member.live:
+                left = max(member.heard + self._membership.lease - time.monotonic(), 0.0)
+                clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+                away.append(f"node {node!r} ({member.state.value}), whose lease ends at {clock}")
+        return ", ".join(away)
+
+    def _perform(self, running: _Running, actions: Sequence[Action]) -> None:
+        # A fold that refuses and a connection that is gone add actions of their own.
+        queue = list(actions)
+        while queue:
+            match queue.pop(0):
+                case Send(node, program):
+                    connection = self._connections.get(node)
+                    if connection is not None:
+                        connection.send(program)
+                case Revoke(node, task_id):
+                    connection = self._connections.get(node)
+                    if connection is not None:
+                        connection.send(Cancel(task_id))
+                case Deliver(assignment, node, contribution):
+                    try:
+                        running.fold(
+                            assignment, node, contribution if running.spooled else _loaded(contribution)
+                        )
+                        self._folded.inc()
+                        if not running.spooled:
+                            _close(contribution)
+                    except Exception as problem:
+                        _close(contribution)
+                        # Whatever a peer sends, the stream it came on and this exchange go on.
+                        error = problem if isinstance(problem, EdgeAttentionError) else None
+                        if error is None:
+                            log.exception("a contribution of node %s could not be folded", node)
+                            error = Internal(f"its contribution could not be folded: {problem!r}")
+                        self._metrics.contributions.labels("refused").inc()
+                        if isinstance(error, NotFinite):
+                            self._metrics.nonfinite.labels("contribution").inc()
+                        log.warning("contribution of node %s refused: %s", node, error.message)
+                        queue += running.exchange.refuse(contribution.task_id, error)
+        if running.exchange.done and not running.done.done():
+            running.done.set_result(None)
+
+
+def _within(seconds: float, most: float) -> float:
+    """What a node says it took, as far as it can be true; NaN is not."""
+    return min(seconds, most) if seconds >= 0 else 0.0
+
+
+def _spooled(contribution: Contribution) -> Iterator[tuple[str, SpooledTensor]]:
+    for name, tensor in contribution.tensors.items():
+        value: object = tensor
+        if isinstance(value, SpooledTensor):
+            yield name, value
+
+
+def _taken(contribution: Contribution, take: Callable[[], Mapping[str, Any]]) -> Contribution:
+    return replace(contribution, tensors={**contribution.tensors, **take()}, bulk_tensors=())
+
+
+def _close(contribution: Contribution) -> None:
+    for _, tensor in _spooled(contribution):
+        tensor.close()
+
+
+def _loaded(contribution: Contribution) -> Contribution:
+    """`contribution` with arrays alone.
+
+    Raises:
+        ResourceExhausted: they are larger than ARRAYS_LIMIT together.
+    """
+    spooled = dict(_spooled(contribution))
+    if not spooled:
+        return contribution
+    if (size := sum(tensor.nbytes for tensor in spooled.values())) > ARRAYS_LIMIT:
+        raise ResourceExhausted(
+            f"it returned {size:,} bytes where {ARRAYS_LIMIT:,} are loaded; cut the request into several"
+        )
+    arrays = {name: tensor.array() for name, tensor in spooled.items()}
+    return replace(contribution, tensors={**contribution.tensors, **arrays})

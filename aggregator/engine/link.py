@@ -1,0 +1,445 @@
+"""The aggregator's end of the node link: streams in, contributions to the dispatcher, programs out."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from aggregator.engine.bulk import Bulk, chunk_bytes
+from aggregator.engine.dispatch import Dispatcher
+from aggregator.fleet.membership import Member, Membership
+from aggregator.observe.metrics import Metrics
+from aggregator.observe.node_metrics import checked
+from aggregator.trust.audit import Audit
+from edge_attention.core.errors import Damaged, EdgeAttentionError, FailedPrecondition, InvalidArgument
+from edge_attention.core.messages.link import (
+    PROTOCOL,
+    Cancel,
+    Chunk,
+    Credit,
+    DownloadRequest,
+    Heartbeat,
+    HeartbeatAck,
+    Register,
+    Registered,
+    ToNode,
+    UploadChunk,
+    Uploaded,
+)
+from edge_attention.core.messages.program import Contribution, Program
+from edge_attention.core.rounds.credit import Debt, Window
+from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, task_of, to_node
+from edge_attention.wire.methods import AnyMethod
+from edge_attention.wire.rpc import Handler
+
+log = logging.getLogger(__name__)
+
+CREDIT = Credit(bytes=64 * 1024 * 1024, messages=1024)
+"""What a node may have under way to us."""
+
+LARGE_PROGRAM = 64 * 1024
+"""Bytes of a program's tensors from which it is encoded only when it is sent."""
+
+RETURN_SECONDS = 5.0
+"""A node that sent a damaged message is back by then, over the same connection; until then it is not away."""
+
+UNCONFIRMED = 4096
+"""Messages kept in case they get lost, of those that nobody else would send again; then the oldest go."""
+
+REPORT_SECONDS = 1.0
+"""A node's metrics that come sooner after the last are not looked at."""
+
+Welcome = Callable[[Member], tuple[str, ...]]
+"""Called when a node has registered; returns what it may forget of its store."""
+
+RequireName = Callable[[str, str], None]
+"""Called with a node's name and what speaks of it; raises unless that node is who calls."""
+
+
+class NodeConnection:
+    """One node's stream, outgoing side: control messages first, programs as the node's credit allows.
+
+    What nobody else would send again should it get lost, programs of no shard and cancellations, is kept
+    until the node says in a heartbeat that it has come.
+    """
+
+    def __init__(
+        self,
+        unsendable: Callable[[str, EdgeAttentionError], None] = lambda task, error: None,
+        taken: int = 0,
+    ) -> None:
+        """`unsendable`: told of a program that cannot be encoded."""
+        self._unsendable = unsendable
+        self.taken = taken
+        """Contributions of the session that have come, as its node counts them."""
+        self._control: collections.deque[tuple[bytes, Cancel | None]] = collections.deque()
+        # Large ones are encoded when they are sent: until then their tensors are one array for all segments.
+        self._programs: dict[str, Program | bytes] = {}
+        self._kept: dict[str, Program] = {}  # of these
+        self._sent = 0
+        self._unconfirmed: collections.deque[tuple[int, Program | Cancel]] = collections.deque(
+            maxlen=UNCONFIRMED
+        )
+        # The node grants its credit after it has registered.
+        self._window = Window()
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    def send(self, message: ToNode) -> None:
+        if isinstance(message, Program):
+            large = sum(array.nbytes for array in message.tensors.values()) > LARGE_PROGRAM
+            self._programs[message.task_id] = message if large else to_node.encode(message)
+            if not message.shard:
+                self._kept[message.task_id] = message
+        elif isinstance(message, Cancel):
+            if self._programs.pop(message.task_id, None) is not None:
+                self._kept.pop(message.task_id, None)
+                return  # it still waited for credit: the node has never heard of it
+            self._control.append((to_node.encode(message), message))
+        else:
+            if isinstance(message, HeartbeatAck):
+                # Control messages go in order, before all else.
+                message = replace(message, sent=self._sent + len(self._control))
+            self._control.append((to_node.encode(message), None))
+        self._wake.set()
+
+    def confirmed(self, count: int) -> None:
+        """The node has got the first `count` messages."""
+        while self._unconfirmed and self._unconfirmed[0][0] <= count:
+            self._unconfirmed.popleft()
+
+    def take_over(self, former: NodeConnection) -> None:
+        """Send again what may be lost of another connection of the same session."""
+        for _, message in former._unconfirmed:
+            self.send(message)
+        for _, kept in former._control:
+            if kept is not None:
+                self.send(kept)
+        for program in former._kept.values():
+            self.send(program)
+
+    def grant(self, credit: Credit) -> None:
+        self._window.grant(credit)
+        self._wake.set()
+
+    @property
+    def queue(self) -> tuple[int, int]:
+        """Programs that wait to be sent, and bytes that may be sent now."""
+        return len(self._programs), self._window.bytes
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake.set()
+
+    async def outgoing(self) -> AsyncIterator[bytes]:
+        while not self._closed:
+            data: bytes
+            kept: Program | Cancel | None
+            if self._control:
+                data, kept = self._control.popleft()
+            elif (found := self._next()) is not None:
+                task_id, data = found
+                kept = self._kept.pop(task_id, None)
+                del found
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            self._sent += 1
+            if kept is not None:
+                self._unconfirmed.append((self._sent, kept))
+            yield data
+            del data
+
+    def _next(self) -> tuple[str, bytes] | None:
+        """The next program there is credit for, and its task."""
+        while self._programs:
+            task_id, program = next(iter(self._programs.items()))
+            if isinstance(program, Program):
+                try:
+                    program = self._programs[task_id] = to_node.encode(program)
+                except EdgeAttentionError as error:
+                    del self._programs[task_id]
+                    self._unsendable(task_id, error)
+                    continue
+            if not self._window.take(len(program)):
+                return None
+            del self._programs[task_id]
+            return task_id, program
+        return None
+
+
+class Link:
+    """Serves EdgeLinkService."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        dispatcher: Dispatcher,
+        bulk: Bulk,
+        metrics: Metrics,
+        *,
+        heartbeat_seconds: float,
+        welcome: Welcome,
+        require_name: RequireName | None = None,
+        audit: Audit | None = None,
+    ) -> None:
+        self._membership = membership
+        self._dispatcher = dispatcher
+        self._bulk = bulk
+        self._metrics = metrics
+        self._heartbeat = heartbeat_seconds
+        self._welcome = welcome
+        self._require_name = require_name or (lambda name, what: None)
+        self._audit = audit or Audit(None)
+        ways, kinds = ("sent", "received"), ("stream", "bulk")
+        self._bytes = {(way, kind): metrics.bytes.labels(way, kind) for way in ways for kind in kinds}
+        self._connections: dict[str, NodeConnection] = {}
+        self._former: dict[str, NodeConnection] = {}
+        """Node that is away -> the connection it had."""
+        self.bytes_sent: Counter[str] = Counter()
+        self.bytes_received: Counter[str] = Counter()
+
+    def handlers(self) -> Mapping[AnyMethod, Handler]:
+        return {CONNECT: self.connect, DOWNLOAD: self.download, UPLOAD: self.upload}
+
+    def close(self) -> None:
+        """End every stream; nodes will try to come back."""
+        for connection in self._connections.values():
+            connection.close()
+
+    def lost(self, name: str) -> None:
+        """The node's lease ran out: end its stream, so that it registers again when it is back."""
+        if (connection := self._connections.get(name)) is not None:
+            connection.close()
+        self._former.pop(name, None)
+        if (member := self._membership.get(name)) is not None:
+            self._bulk.forget(member.session)
+
+    def queues(self) -> dict[str, tuple[int, int]]:
+        """Node -> programs that wait to be sent, and bytes that may be sent now; for the metrics."""
+        return {name: connection.queue for name, connection in list(self._connections.items())}
+
+    async def connect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        register = await self._first(requests)
+        self._require_name(register.name, "the registration")
+        known = self._membership.get(register.name)
+        try:
+            admission = self._membership.register(register, time.monotonic())
+        except EdgeAttentionError as error:
+            self._metrics.registrations.labels("refused").inc()
+            log.warning("refused node %s from %s: %s", register.name[:80], context.peer(), error.message)
+            self._audit.write(
+                "refused",
+                outcome="refused",
+                subject=f"node/{register.name}",
+                peer=context.peer(),
+                reason=error.message,
+            )
+            raise
+        member, name = admission.member, register.name
+        if (box := member.register.box) is not None and box.time_seconds:
+            member.clock = box.time_seconds - time.time()
+        if known is not None and not admission.resumed:
+            self._bulk.forget(known.session)
+        self._metrics.registrations.labels("resumed" if admission.resumed else "new").inc()
+        former, previous = self._former.pop(name, None), self._connections.get(name)
+        if previous is not None:
+            former = previous
+            previous.close()
+        resumed = former if former is not None and admission.resumed else None
+        taken = register.taken if resumed is None else max(register.taken, resumed.taken)
+        connection = self._connections[name] = NodeConnection(
+            lambda task_id, error: self._dispatcher.refuse(name, task_id, error), taken
+        )
+        how = "resumed" if admission.resumed else "registered"
+        log.info("node %s %s from %s", name, how, context.peer())
+        releases = list(register.releases)
+        if previous is None or not admission.resumed:  # else it was never away: a message came damaged
+            self._audit.write(how, subject=f"node/{name}", peer=context.peer(), releases=releases)
+        drop = self._welcome(member)
+        connection.send(
+            Registered(
+                member.session,
+                self._membership.lease,
+                self._heartbeat,
+                admission.resumed,
+                CREDIT,
+                drop,
+                taken,
+            )
+        )
+        if resumed is not None:
+            connection.take_over(resumed)
+        # Only now: the node hears "registered" before its first program.
+        self._dispatcher.connected(name, connection)
+        reader = asyncio.create_task(self._read(name, member, connection, requests), name=f"read {name}")
+        try:
+            async for data in connection.outgoing():
+                self._count(self.bytes_sent, name, len(data), "sent", "stream")
+                yield data
+        finally:
+            failure = reader.exception() if reader.done() and not reader.cancelled() else None
+            reader.cancel()
+            if isinstance(failure, Damaged):
+                loop = asyncio.get_running_loop()
+                loop.call_later(RETURN_SECONDS, self._gone, name, member, connection)
+            else:
+                self._gone(name, member, connection)
+        if failure is not None:
+            raise failure
+
+    def _gone(self, name: str, member: Member, connection: NodeConnection) -> None:
+        """The connection has ended, and the node has no other unless it has come back meanwhile."""
+        if self._connections.get(name) is connection:
+            self._former[name] = self._connections.pop(name)
+            log.info("node %s disconnected", name)
+        self._membership.disconnected(name, member.epoch)
+        self._dispatcher.disconnected(name, connection)
+
+    async def _first(self, requests: AsyncIterator[bytes]) -> Register:
+        try:
+            data = await asyncio.wait_for(anext(aiter(requests)), 10)
+        except (TimeoutError, StopAsyncIteration):
+            raise FailedPrecondition("a node registers within 10 s of connecting; nothing came") from None
+        try:
+            message = from_node.decode(data)
+        except Damaged as damage:
+            try:
+                message = from_node.decode(data, sealed=False)
+            except EdgeAttentionError:
+                raise damage from None
+            if not isinstance(message, Register) or message.protocol == PROTOCOL:
+                raise
+            return message  # of an earlier release, which sends no checksums: it is told so
+        if not isinstance(message, Register):
+            raise FailedPrecondition(f"the first message is Register, not {type(message).__name__}")
+        return message
+
+    async def _read(
+        self, name: str, member: Member, connection: NodeConnection, requests: AsyncIterator[bytes]
+    ) -> None:
+        debt, came = Debt(CREDIT), 1
+        try:
+            async for data in requests:
+                came += 1
+                self._count(self.bytes_received, name, len(data), "received", "stream")
+                self._membership.heard(name, time.monotonic())
+                try:
+                    message = from_node.decode(data)
+                except Damaged as error:
+                    self._metrics.contributions.labels("damaged").inc()
+                    log.warning("node %s: %s", name, error.message)
+                    raise
+                except EdgeAttentionError as error:
+                    self._metrics.contributions.labels("damaged").inc()
+                    log.warning("node %s sent a message that cannot be read: %s", name, error.message)
+                    task_id = task_of(data)
+                    self._dispatcher.refuse(name, task_id, error)
+                    # A contribution took credit, damaged or not.
+                    connection.taken += bool(task_id)
+                    if task_id and (credit := debt.consumed(len(data))) is not None:
+                        connection.send(credit)
+                    continue
+                match message:
+                    case Contribution():
+                        connection.taken += 1
+                        self._contribution(name, member, message)
+                        if (credit := debt.consumed(len(data))) is not None:
+                            connection.send(credit)
+                    case Heartbeat():
+                        if message.sent and message.sent != came - 1:
+                            raise Damaged(
+                                f"node {name!r} has sent {message.sent} messages, {came - 1} have come"
+                            )
+                        connection.confirmed(message.received)
+                        draining = message.draining
+                        before = self._membership.state(name)
+                        self._membership.heard(name, time.monotonic(), message)
+                        connection.send(HeartbeatAck(message.number))
+                        if message.metrics:
+                            self._report(member, message.metrics, time.monotonic())
+                        if draining and self._membership.state(name) is not before:
+                            log.info("node %s is draining", name)
+                            self._audit.write("drained", subject=f"node/{name}")
+                            self._dispatcher.changed(name)
+                    case Credit():
+                        connection.grant(message)
+                    case Register():
+                        raise InvalidArgument("a node registers once a stream")
+        finally:
+            connection.close()
+
+    def _report(self, member: Member, report: bytes, now: float) -> None:
+        if now - member.reported < REPORT_SECONDS:
+            return  # reading it takes a while, of which a node gets no more than its share
+        member.reported = now
+        try:
+            member.metrics = checked(report)
+        except InvalidArgument as error:
+            member.metrics = b""
+            self._metrics.refused(error)
+            log.warning("the metrics of node %s are not shown: %s", member.name, error.message)
+
+    def _contribution(self, name: str, member: Member, contribution: Contribution) -> None:
+        bulk = contribution.bulk_tensors
+        take = (lambda: self._bulk.received(member.session, bulk)) if bulk else None
+        self._dispatcher.contribution(name, contribution, take)
+
+    def download(self, request: DownloadRequest, context: Any) -> AsyncIterator[Chunk]:
+        name = self._membership.of_session(request.session).name
+        self._require_name(name, "a session")
+        return self._bulk.download(
+            request, lambda size: self._count(self.bytes_sent, name, size, "sent", "bulk")
+        )
+
+    async def upload(self, chunks: AsyncIterator[UploadChunk], context: Any) -> Uploaded:
+        # A chunk is kept nowhere while the next is waited for: of many uploads at once that would be much.
+        ahead = [chunk] if (chunk := await anext(aiter(chunks), None)) is not None else []
+        del chunk
+        if not ahead:
+            raise InvalidArgument("an upload without a message; send a chunk")
+        session = ahead[0].session
+        name = self._membership.of_session(session).name
+        self._require_name(name, "a session")
+
+        async def counted() -> AsyncIterator[UploadChunk]:
+            yield self._counted(name, ahead.pop())
+            try:
+                async for chunk in chunks:
+                    yield self._counted(name, chunk)
+                    del chunk
+            except Damaged as error:
+                # The answer says how much is there: the node goes on from there at once.
+                self._metrics.contributions.labels("damaged").inc()
+                log.warning("node %s: %s", name, error.message)
+
+        uploaded = await self._bulk.upload(session, counted(), keep=False)
+        live = sum(member.live for member in self._membership.members())
+        return replace(uploaded, chunk_bytes=chunk_bytes(live))
+
+    def _counted(self, name: str, chunk: UploadChunk) -> UploadChunk:
+        self._count(self.bytes_received, name, len(chunk.data), "received", "bulk")
+        self._membership.heard(name, time.monotonic())
+        return chunk
+
+    def _count(self, counter: Counter[str], name: str, size: int, direction: str, kind: str) -> None:
+        counter[name] += size
+        self._bytes[direction, kind].inc(size)
+
+
+async def watch_leases(membership: Membership, dispatcher: Dispatcher, link: Link, metrics: Metrics) -> None:
+    """Notice leases that run out; runs as long as the aggregator does."""
+    while True:
+        await asyncio.sleep(min(0.5, membership.lease / 4))
+        for name in membership.tick(time.monotonic()):
+            log.warning("node %s is lost: silent for more than %.1f s", name, membership.lease)
+            link.lost(name)
+            dispatcher.changed(name)
+        metrics.tick(membership.members(), time.monotonic())

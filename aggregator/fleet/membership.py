@@ -1,0 +1,250 @@
+"""Who is there: leases and sessions as a pure state machine. Times are seconds of any steady clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from aggregator.fleet.registration import description_bytes, require_modest
+from edge_attention.core.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from edge_attention.core.messages.fleet import Node, NodeState
+from edge_attention.core.messages.link import PROTOCOL, Heartbeat, Register
+
+MEMBERS = 10_000
+"""Nodes remembered, those that are gone included."""
+DESCRIPTIONS = 7 * 512 * 1024
+"""Bytes of what clients are told of all of them: a list of the fleet is one message, of 4 MiB at most."""
+
+
+@dataclass
+class Member:
+    """One node by name, and the connection (`epoch`) that speaks for it now."""
+
+    register: Register
+    session: str
+    epoch: int
+    heard: float
+    state: NodeState = NodeState.READY
+    memory: int = 0
+    tasks: int = 0
+    sequences: dict[str, int] = field(default_factory=dict)
+    metrics: bytes = b""
+    """The node's own, as Prometheus text that was checked (node_metrics.py); empty: none came yet."""
+    reported: float = -math.inf
+    """When they came."""
+    registrations: int = 1
+    registered: float = 0.0
+    clock: float | None = None
+    """By how many seconds its clock was ahead of this one's when it registered."""
+    described: int = 0
+    """Bytes of what clients are told of it, at most."""
+
+    @property
+    def name(self) -> str:
+        return self.register.name
+
+    @property
+    def live(self) -> bool:
+        """Whether it can be sent work now."""
+        return self.state in (NodeState.READY, NodeState.DRAINING)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A node was let in. `resumed`: the same process as before, with its session."""
+
+    member: Member
+    resumed: bool
+
+
+class Membership:
+    """Registers nodes, renews their leases, and says who is live.
+
+    Args:
+        lease: seconds a node may be silent before it is no longer a holder.
+        new_session: makes an unguessable session name.
+    """
+
+    def __init__(self, lease: float, new_session: Callable[[], str]) -> None:
+        self.lease = lease
+        self._new_session = new_session
+        self._members: dict[str, Member] = {}
+        self._expected: dict[str, float] = {}
+        self._epoch = 0
+
+    def expect(self, names: Iterable[str], now: float) -> None:
+        """Nodes that hold something since an earlier life of this aggregator: suspect for a lease.
+
+        Those that are here already need not be expected.
+        """
+        self._expected |= {name: now for name in names if name not in self._members}
+
+    def register(self, register: Register, now: float) -> Admission:
+        """Let a node in, or say why not.
+
+        A name whose lease is good belongs to the process that holds it. One whose stream broke may be
+        taken at once: the box was restarted.
+
+        Raises:
+            FailedPrecondition: it speaks another version of the protocol.
+            InvalidArgument: what it says of itself is no name, too long or too much.
+            AlreadyExists: the name belongs to another live node.
+            ResourceExhausted: there are too many nodes, or they have too much to say of themselves.
+        """
+        if register.protocol != PROTOCOL:
+            raise FailedPrecondition(
+                f"node {register.name[:80]!r} speaks version {register.protocol} of the protocol, this "
+                f"aggregator speaks {PROTOCOL}: install the same release on both"
+            )
+        if register.box is not None:
+            register = replace(register, box=register.box.bounded())
+        require_modest(register)
+        member = self._members.get(register.name)
+        same = member is not None and member.register.instance == register.instance
+        if member is not None and member.state in (NodeState.READY, NodeState.DRAINING) and not same:
+            raise AlreadyExists(
+                f"a node named {register.name!r} is connected already; stop it, or start this one with "
+                "another --name"
+            )
+        resumed = member is not None and same and member.session == register.session
+        session = member.session if member is not None and resumed else self._new_session()
+        registrations = 1 if member is None else member.registrations + 1
+        described = description_bytes(register)
+        self._make_room(register.name, described)
+        self._epoch += 1
+        metrics = member.metrics if member is not None and resumed else b""
+        member = Member(
+            register, session, self._epoch, now, metrics=metrics, registrations=registrations, registered=now,
+            described=described,
+        )  # fmt: skip
+        member.sequences = {s.name: s.tokens for s in register.sequences}
+        self._members[register.name] = member
+        self._expected.pop(register.name, None)
+        return Admission(member, resumed)
+
+    def _make_room(self, name: str, described: int) -> None:
+        """For node `name`: forget those that have been lost longest, or refuse it.
+
+        A fleet of names made up must not fill the memory, nor make the list of nodes too long to be sent.
+        """
+        others = [member for member in self._members.values() if member.name != name]
+        count, size = len(others) + 1, described + sum(member.described for member in others)
+        if count <= MEMBERS and size <= DESCRIPTIONS:
+            return
+        forgotten = []
+        lost = (member for member in others if member.state is NodeState.LOST)
+        for member in sorted(lost, key=lambda member: member.heard):
+            forgotten.append(member.name)
+            count, size = count - 1, size - member.described
+            if count <= MEMBERS and size <= DESCRIPTIONS:
+                break
+        else:
+            if count > MEMBERS:
+                raise ResourceExhausted(f"{MEMBERS:,} nodes are connected already, which is the limit")
+            raise ResourceExhausted(
+                f"with node {name!r} the nodes here would describe themselves in {size:,} bytes; the limit "
+                f"is {DESCRIPTIONS:,}: have them serve fewer datasets and columns and allow fewer "
+                "releases, or stop some"
+            )
+        for gone in forgotten:
+            del self._members[gone]
+
+    def heard(self, name: str, now: float, heartbeat: Heartbeat | None = None) -> None:
+        """Anything that comes from a node renews its lease."""
+        member = self._members.get(name)
+        if member is None:
+            return
+        member.heard = now
+        if heartbeat is not None:
+            member.memory, member.tasks = heartbeat.memory, heartbeat.tasks
+            if member.live:
+                member.state = NodeState.DRAINING if heartbeat.draining else NodeState.READY
+
+    def disconnected(self, name: str, epoch: int) -> bool:
+        """The stream of connection `epoch` ended. False if another has taken its place already."""
+        member = self._members.get(name)
+        if member is None or member.epoch != epoch or not member.live:
+            return False
+        # One that said it was leaving has left.
+        draining = member.state is NodeState.DRAINING
+        member.state = NodeState.LOST if draining else NodeState.SUSPECT
+        if draining:
+            member.metrics = b""
+        return True
+
+    def tick(self, now: float) -> tuple[str, ...]:
+        """Names of the nodes whose lease ran out since the last tick."""
+        lost = [name for name, since in self._expected.items() if now - since > self.lease]
+        for name in lost:
+            del self._expected[name]
+        for member in self._members.values():
+            if member.state is not NodeState.LOST and now - member.heard > self.lease:
+                member.state, member.metrics = NodeState.LOST, b""
+                lost.append(member.name)
+        return tuple(lost)
+
+    def of_session(self, session: str) -> Member:
+        """The member that holds `session`.
+
+        Raises:
+            NotFound: nobody does.
+        """
+        for member in self._members.values():
+            if session and member.session == session:
+                return member
+        raise NotFound("this session is not known here; connect first")
+
+    def get(self, name: str) -> Member | None:
+        return self._members.get(name)
+
+    def require_live(self, name: str) -> Member:
+        """The member `name`, if it can be sent work.
+
+        Raises:
+            NotFound: no such node has ever connected.
+            FailedPrecondition: it is not connected.
+        """
+        member = self._members.get(name)
+        if member is None:
+            known = ", ".join(sorted(self._members)) or "none"
+            raise NotFound(f"no node {name[:80]!r}; nodes seen: {known}")
+        if not member.live:
+            raise FailedPrecondition(f"node {name!r} is {member.state.value}; start it, or wait for it")
+        return member
+
+    def live(self, name: str) -> bool:
+        member = self._members.get(name)
+        return member is not None and member.live
+
+    def state(self, name: str) -> NodeState:
+        member = self._members.get(name)
+        if member is None:
+            return NodeState.SUSPECT if name in self._expected else NodeState.LOST
+        return member.state
+
+    def members(self) -> tuple[Member, ...]:
+        return tuple(sorted(self._members.values(), key=lambda m: m.name))
+
+    def nodes(self, now: float) -> tuple[Node, ...]:
+        """The fleet as clients see it, by name."""
+        return tuple(
+            Node(
+                name=m.name,
+                state=m.state,
+                provider=m.register.provider,
+                threads=m.register.threads,
+                memory_limit=m.register.memory_limit,
+                memory=m.memory,
+                datasets=m.register.datasets,
+                silent_seconds=max(now - m.heard, 0.0),
+                software=m.register.software,
+                tasks=m.tasks,
+                releases=m.register.releases,
+                box=m.register.box,
+                registrations=m.registrations,
+                registered_seconds=max(now - m.registered, 0.0),
+                clock_seconds=m.clock,
+            )
+            for m in self.members()
+        )

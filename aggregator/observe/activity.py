@@ -1,0 +1,199 @@
+"""What has happened lately, for a person who looks: queries, rounds, attention mass by node.
+
+Everything is bounded, and no clock is read here: `now` is seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aggregator.observe.curve import Curve
+from edge_attention.core.messages.attention import AttendRequest, AttendResponse
+from edge_attention.core.messages.training import Evaluation, TrainingRound
+from edge_attention.core.printable import shown
+
+QUERIES = 50
+"""Latest queries remembered one by one; all of them are counted by span."""
+ROUNDS = 50
+SPAN_SECONDS = 5.0
+SPANS = 60
+LOOK_SECONDS = 0.02
+"""Where attention went is looked at no more often: of thousands of queries a second nobody sees each."""
+NODES = 256
+"""Nodes whose attention mass is remembered."""
+RUNS = 32
+"""Runs whose curves are remembered; the one that has been quiet longest goes first."""
+REASONS = 8
+"""Missing shards a query names; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One attend. `share`: of the context's tokens that the answer stands on.
+
+    `mass`: each node's mean share of attention; nothing of one that came right after another.
+    """
+
+    number: int
+    time: float
+    context: str
+    queries: int
+    outcome: str
+    tokens: int
+    share: float
+    bound: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    mass: Mapping[str, float] = field(default_factory=dict)
+    why: tuple[str, ...] = ()
+
+
+@dataclass
+class Span:
+    """SPAN_SECONDS of queries: how many of each outcome, their seconds, and each node's mass."""
+
+    start: float
+    outcomes: dict[str, int] = field(default_factory=lambda: {"exact": 0, "partial": 0, "failed": 0})
+    answered: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    looked: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mass(self) -> dict[str, float]:
+        """Each node's mean share of attention."""
+        return {node: total / max(1, self.looked) for node, total in self.sums.items()}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One committed round, as a line to read."""
+
+    time: float
+    run: str
+    number: int
+    version: int
+    loss: float
+    seconds: float
+    nodes: int
+    left_out: Mapping[str, str]
+
+
+@dataclass
+class RunCurves:
+    """Of one run: its loss, its evaluations, and the mass of its nodes, by round."""
+
+    loss: Curve = field(default_factory=Curve)
+    evaluation: Curve = field(default_factory=Curve)
+    mass: Curve = field(default_factory=lambda: Curve(SPANS, NODES))
+    revision: int = 0
+    """Changes with the curves: what was drawn of another revision no longer holds."""
+
+
+class Activity:
+    """Told by the recipes what they did; asked by the page."""
+
+    def __init__(self) -> None:
+        self.queries: deque[Query] = deque(maxlen=QUERIES)
+        self.rounds: deque[Round] = deque(maxlen=ROUNDS)
+        self.spans: deque[Span] = deque(maxlen=SPANS)
+        self.runs: OrderedDict[str, RunCurves] = OrderedDict()
+        self._count = 0
+        self._looked = -LOOK_SECONDS
+
+    def answered(self, request: AttendRequest, response: AttendResponse, now: float) -> None:
+        mass: dict[str, float] = {}
+        if abs(now - self._looked) >= LOOK_SECONDS:
+            self._looked = now
+            for shard in response.mass:
+                # The mean, in a third of the time np.mean takes for so few numbers.
+                share = float(np.add.reduce(shard.mass, axis=None)) / max(1, shard.mass.size)
+                mass[shard.node] = mass.get(shard.node, 0.0) + share
+        seen = sum(len(tokens) for tokens in response.coverage)
+        missing = sum(len(one.tokens) for one in response.missing)
+        why = [f"{len(m.tokens):,} tokens of {' and '.join(m.holders)}: {m.reason}" for m in response.missing]
+        if len(why) > REASONS:
+            why[REASONS:] = [f"and {len(why) - REASONS} more shards"]
+        self._add(
+            Query(
+                self._number(),
+                now,
+                request.context,
+                _rows(request),
+                "exact" if response.exact else "partial",
+                response.tokens,
+                seen / max(1, seen + missing),
+                float(np.max(response.bound.error)) if response.bound is not None else None,
+                dict(response.seconds),
+                mass,
+                tuple(why),
+            )
+        )
+
+    def failed(self, request: AttendRequest, why: str, now: float) -> None:
+        """An attend was refused, or failed as a whole."""
+        context, count = shown(request.context, 64), _rows(request)
+        self._add(Query(self._number(), now, context, count, "failed", 0, 0.0, why=(shown(why, 400),)))
+
+    def round(self, run: str, record: TrainingRound, now: float) -> None:
+        nodes = len(record.nodes or record.mass)
+        seconds = record.seconds.get("all", 0.0)
+        self.rounds.append(
+            Round(now, run, record.number, record.version, record.loss, seconds, nodes, dict(record.left_out))
+        )
+        self.recall(run, record)
+
+    def evaluated(self, run: str, number: int, evaluation: Evaluation) -> None:
+        curves = self._run(run)
+        shares = {name: evaluation.share(name) for name in evaluation.metrics if name != "tokens"}
+        curves.evaluation.add(number, {**shares, "loss": evaluation.loss})
+
+    def recall(self, run: str, record: TrainingRound) -> None:
+        """A round into the run's curves: one just committed, or of an earlier life of the aggregator."""
+        curves = self._run(run)
+        curves.loss.add(record.number, {"loss": record.loss})
+        if record.mass:
+            curves.mass.add(record.number, record.mass)
+        if record.evaluation is not None:
+            self.evaluated(run, record.number, record.evaluation)
+
+    def _run(self, run: str) -> RunCurves:
+        curves = self.runs.setdefault(run, RunCurves())
+        self.runs.move_to_end(run)
+        while len(self.runs) > RUNS:
+            self.runs.popitem(last=False)
+        curves.revision += 1
+        return curves
+
+    def _number(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _add(self, query: Query) -> None:
+        self.queries.append(query)
+        start = query.time - query.time % SPAN_SECONDS
+        if not self.spans or self.spans[-1].start < start:
+            self.spans.append(Span(start))
+        # A clock that was set back adds to the latest span: spans stay in order.
+        span = self.spans[-1]
+        span.outcomes[query.outcome] += 1
+        if query.outcome == "failed":
+            return
+        seconds = query.seconds.get("all", 0.0)
+        span.answered += 1
+        span.seconds += seconds
+        span.slowest = max(span.slowest, seconds)
+        span.looked += bool(query.mass)
+        for node, share in query.mass.items():
+            if node in span.sums or len(span.sums) < NODES:
+                span.sums[node] = span.sums.get(node, 0.0) + share
+
+
+def _rows(request: AttendRequest) -> int:
+    """Its queries; a request that was refused may have brought anything."""
+    shape = np.shape(request.queries)
+    return shape[0] if shape else 0

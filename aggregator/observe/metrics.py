@@ -1,0 +1,142 @@
+"""What the aggregator counts, in Prometheus form. docs/metrics.md lists it all, with a query for each.
+
+By part: `attends` (metrics_attend.py), `training` (metrics_runs.py), `now` (metrics_nodes.py: what is looked
+up when somebody asks). Labels are bounded: outcomes and stages are ours, nodes and runs limited in number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+from prometheus_client import PlatformCollector
+
+from aggregator.bounds.bounds import ALL
+from aggregator.bounds.budget import Budget, Budgets
+from aggregator.bounds.turns import Turns
+from aggregator.fleet.membership import Member
+from aggregator.observe.metrics_attend import AttendMetrics
+from aggregator.observe.metrics_nodes import NodesNow, shown
+from aggregator.observe.metrics_runs import RunMetrics
+from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.messages.fleet import NodeState
+from edge_attention.metrics.common import SECONDS as SECONDS
+from edge_attention.metrics.common import Maker
+from edge_attention.wire.methods import AnyMethod
+from edge_attention.wire.services import ATTEND
+
+PREFIX = "edge_attention_aggregator_"
+
+
+class Metrics:
+    """One registry a process; tests make their own."""
+
+    def __init__(self) -> None:
+        make = Maker(PREFIX)
+        self.registry = registry = make.registry
+        PlatformCollector(registry=registry)
+        self.nodes = make.gauge("nodes", "Nodes by lease state.", "state")
+        for state in NodeState:
+            self.nodes.labels(state.value)
+        self.now = NodesNow(PREFIX)
+        registry.register(self.now)
+        self.registrations = make.counter(
+            "registrations_total", "Node registrations by outcome: new, resumed, refused.", "outcome"
+        )
+        self.contributions = make.counter(
+            "contributions_total",
+            "Contributions by outcome: folded, duplicate, late, stale, refused, damaged.",
+            "outcome",
+        )
+        self.nonfinite = make.counter(
+            "nonfinite_total",
+            "What nodes returned and was refused for NaN or infinity in it: a contribution, or an update of "
+            "a federated round.",
+            "what",
+        )
+        self.refusals = make.counter(
+            "refusals_total", "Calls refused, by the error's name; and reports of nodes.", "reason"
+        )
+        self.bounds = make.counter(
+            "bound_refusals_total",
+            "Calls refused because a bound was reached, by the bound's name (docs/security.md lists them).",
+            "bound",
+        )
+        for bound in ALL:
+            # From zero on: of a counter that begins with 1 nobody sees the first refusal as an increase.
+            self.bounds.labels(bound.name)
+        self.bound_used = make.gauge("bound_used_ratio", "How much of a bound is used, by its name.", "bound")
+        self.turns = make.gauge(
+            "turns",
+            "Calls by kind: that run, that wait for their turn, that may run at once.",
+            "kind",
+            "what",
+        )
+        self.grpc_connections = make.gauge("grpc_connections", "Connections to the gRPC port.")
+        self.bytes = make.counter(
+            "bytes_total",
+            "Bytes exchanged with nodes by direction and kind (stream or bulk).",
+            "direction", "kind",
+        )  # fmt: skip
+        for outcome in ("new", "resumed", "refused"):
+            self.registrations.labels(outcome)
+        for outcome in ("folded", "duplicate", "late", "stale", "refused", "damaged"):
+            self.contributions.labels(outcome)
+        for what in ("contribution", "update"):
+            self.nonfinite.labels(what)
+        self.attends = attends = AttendMetrics(make)
+        self.queries, self.query_seconds = attends.queries, attends.query_seconds
+        self.merge_seconds, self.run_seconds = attends.merge_seconds, attends.run_seconds
+        self.training = runs = RunMetrics(make)
+        self.rounds, self.round_seconds, self.runs = runs.rounds, runs.round_seconds, runs.runs
+        self.version, self.waiting, self.loss = runs.version, runs.waiting, runs.loss
+        self.consensus, self.updates, self.staleness = runs.consensus, runs.updates, runs.staleness
+        self.contexts = make.gauge("contexts", "Contexts.")
+        self.tokens = make.gauge("context_tokens", "Tokens over all contexts.")
+        self.certificate_expiry = make.gauge(
+            "certificate_expiry_timestamp_seconds",
+            "When certificates end: the authority's, the server's, and peers' by role and name.",
+            "name",
+        )
+        self.certificates_issued = make.counter(
+            "certificates_issued_total", "Certificates issued, by role.", "role"
+        )
+        self.enrolments = make.counter("enrolments_total", "Enrolments by outcome: ok, refused.", "outcome")
+
+    def bound_refused(self, name: str) -> None:
+        """A call was refused for the bound of that name."""
+        self.bounds.labels(name).inc()
+
+    def watch_bounds(self, budgets: Budgets, turns: Turns) -> None:
+        """Show how full bounds are, and whose turn it is."""
+        for bound in ALL:
+            self.bound_used.labels(bound.name).set_function(partial(_used, budgets[bound]))
+        for kind, gate in turns.kinds.items():
+            for what in ("running", "waiting", "limit"):
+                self.turns.labels(kind, what).set_function(partial(getattr, gate.admission, what))
+
+    # What a server's edge tells (wire/rpc.py)
+
+    def refused(self, error: EdgeAttentionError) -> None:
+        """A call ends with an error."""
+        self.refusals.labels(type(error).__name__).inc()
+
+    def answered(self, method: AnyMethod, seconds: float) -> None:
+        """A call was answered; decoding, encoding and sending took so long."""
+        if method is ATTEND:
+            self.attends.edge(seconds)
+
+    # Now and then
+
+    def tick(self, members: Sequence[Member], now: float) -> None:
+        """Count nodes by state; forget nodes that are gone, and runs that ended some time ago."""
+        counts = Counter(member.state for member in members)
+        for state in NodeState:
+            self.nodes.labels(state.value).set(counts[state])
+        self.attends.keep({member.name for member in shown(members, now)})
+        self.training.sweep(now)
+
+
+def _used(budget: Budget) -> float:
+    return budget.used / budget.bound.total

@@ -1,0 +1,1 @@
+"""The state folder: what must outlive the process."""

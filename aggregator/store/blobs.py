@@ -1,0 +1,97 @@
+"""Files by the SHA-256 of their bytes, durable, verified before they are used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from pathlib import Path
+
+from aggregator.store.folder import TEMPORARY, sync, unwritable, write_durably
+from edge_attention.core.errors import DataLoss, InvalidArgument, NotFound
+
+_PIECE = 1024 * 1024
+
+
+class Blobs:
+    """A folder of them; it must be there. Any number of threads may use it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._mutex = threading.Lock()
+        # Whose bytes were found right since the folder was opened.
+        self._verified: set[str] = set()
+        for left in folder.glob(f"*{TEMPORARY}"):
+            left.unlink()
+
+    def put(self, data: bytes) -> str:
+        """Stores the bytes; their digest in lower-case hexadecimal."""
+        digest = hashlib.sha256(data).hexdigest()
+        with self._mutex:
+            try:
+                self.get(digest)
+            except (NotFound, DataLoss):  # a damaged blob is healed by putting it again
+                write_durably(self._folder / digest, data)
+                sync(self._folder)
+            self._verified.add(digest)
+        return digest
+
+    def adopt(self, file: Path, digest: str) -> None:
+        """Moves `file`, whose digest this is, among the blobs; it lies on the same file system."""
+        target = self._path(digest)
+        with self._mutex:
+            try:
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+                os.replace(file, target)
+            except OSError as error:
+                raise unwritable(target, error) from error
+            sync(self._folder)
+            self._verified.add(digest)
+
+    def get(self, digest: str) -> bytes:
+        """The blob, verified: `NotFound` if there is none, `DataLoss` if its bytes are not what was put."""
+        path = self._path(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise _missing(digest) from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise _damaged(path)
+        return data
+
+    def path(self, digest: str) -> Path:
+        """Where the blob lies, for reading only; verified, once, piece by piece. Raises as `get` does."""
+        path = self._path(digest)
+        if digest in self._verified and path.is_file():
+            return path
+        found = hashlib.sha256()
+        try:
+            with path.open("rb", buffering=0) as file:
+                while piece := file.read(_PIECE):
+                    found.update(piece)
+        except FileNotFoundError:
+            raise _missing(digest) from None
+        if found.hexdigest() != digest:
+            raise _damaged(path)
+        self._verified.add(digest)
+        return path
+
+    def has(self, digest: str) -> bool:
+        return self._path(digest).is_file()
+
+    def _path(self, digest: str) -> Path:
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise InvalidArgument(
+                f"{digest[:80]!r} is no SHA-256 digest; give 64 lower-case hexadecimal digits"
+            )
+        return self._folder / digest
+
+
+def _missing(digest: str) -> NotFound:
+    return NotFound(f"there is no blob {digest}; upload it")
+
+
+def _damaged(path: Path) -> DataLoss:
+    return DataLoss(f"blob {path} is damaged: its bytes have another digest; upload it again")

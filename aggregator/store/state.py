@@ -1,0 +1,449 @@
+"""What the aggregator must remember: one folder with a SQLite database, blobs, and the files of runs.
+
+    <directory>/lock          held (flock) by the one aggregator that uses the folder
+    <directory>/state.db      contexts and segments, runs, versions and records
+    <directory>/blobs/        files by the SHA-256 of their bytes
+    <directory>/spool/        what is under way up; empty at every start (`aggregator.engine.spool`)
+    <directory>/runs/         written by `aggregator.store.parameters`
+
+A method that returns has made its change durable: SQLite in WAL mode with synchronous=FULL, files fsynced
+before and folders after the rename. Methods block on the disk, so asyncio calls them in a worker thread;
+one lock makes any number of threads safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aggregator.store.blobs import Blobs
+from aggregator.store.folder import PREFIX, is_full, lock, sweep, sync, write_durably
+from edge_attention.core.errors import (
+    AlreadyExists,
+    DataLoss,
+    DiskFull,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+)
+
+__all__ = ["Context", "Record", "Run", "Segment", "State", "Version", "check_run_id", "sync", "write_durably"]
+
+SCHEMA = 2  # kept in the database's user_version
+
+_TABLES = (
+    """CREATE TABLE contexts (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL,
+        spec TEXT NOT NULL)""",
+    """CREATE TABLE segments (context TEXT NOT NULL REFERENCES contexts ON DELETE CASCADE, id TEXT NOT NULL,
+        spec TEXT NOT NULL, PRIMARY KEY (context, id))""",
+    """CREATE TABLE runs (id TEXT PRIMARY KEY, name TEXT NOT NULL, created REAL NOT NULL, job TEXT NOT NULL,
+        status TEXT NOT NULL, detail TEXT NOT NULL, round INTEGER NOT NULL, version INTEGER)""",
+    """CREATE TABLE versions (run TEXT NOT NULL REFERENCES runs, version INTEGER NOT NULL,
+        round INTEGER NOT NULL, file TEXT NOT NULL, digest TEXT NOT NULL, optimizer_file TEXT,
+        optimizer_digest TEXT, created REAL NOT NULL, PRIMARY KEY (run, version))""",
+    "CREATE TABLE records (run TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, json TEXT NOT NULL)",
+    "CREATE INDEX records_by_round ON records (run, round)",
+)
+_SINCE_2 = (
+    """CREATE TABLE appends (number INTEGER PRIMARY KEY AUTOINCREMENT,
+        context TEXT NOT NULL REFERENCES contexts ON DELETE CASCADE, request TEXT NOT NULL,
+        answer TEXT NOT NULL, UNIQUE (context, request))""",
+    "CREATE TABLE numbers (name TEXT PRIMARY KEY, next INTEGER NOT NULL)",
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    id: str
+    name: str
+    created: float  # seconds since 1970
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Segment:
+    context: str
+    id: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    id: str
+    name: str
+    created: float  # seconds since 1970
+    job: dict[str, Any]
+    status: str
+    detail: str
+    round: int  # of the latest commit; 0 before it
+    version: int | None  # the latest committed; None before it
+
+
+@dataclass(frozen=True)
+class Version:
+    """One committed version; files are relative to the state folder."""
+
+    run: str
+    version: int
+    round: int
+    file: str
+    digest: str
+    optimizer_file: str | None  # None: no longer kept
+    optimizer_digest: str | None
+    created: float  # seconds since 1970
+
+
+@dataclass(frozen=True)
+class Record:
+    round: int
+    record: dict[str, Any]
+
+
+class State:
+    """The folder `directory` (made if need be), or with None a temporary one that `close` removes.
+
+    Raises `FailedPrecondition` if another aggregator uses the folder, if a newer release wrote it, or if it
+    cannot be written; `DataLoss` if its database is damaged.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        if directory is None:
+            sweep()
+        self._temporary = tempfile.TemporaryDirectory(prefix=PREFIX) if directory is None else None
+        self.directory = Path(self._temporary.name if self._temporary else directory or "").absolute()
+        folder = self.directory / "blobs"
+        self._mutex = threading.RLock()
+        try:
+            for made in (self.directory, folder):  # of folders in between, mkdir leaves the mode to the umask
+                made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock_file = lock(self.directory)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"state folder {self.directory} cannot be used: {error.strerror}; "
+                "make it writable for the aggregator, or give another --state"
+            ) from error
+        try:
+            self._blobs = Blobs(folder)
+            self._database = self._open(":memory:" if self._temporary else str(self.directory / "state.db"))
+            self.id = self._identity()
+        except BaseException:
+            os.close(self._lock_file)
+            raise
+
+    def _identity(self) -> str:
+        """What tells this state from any other: 8 letters and digits, made when the folder is first used."""
+        path = self.directory / "id"
+        if not path.exists():
+            write_durably(path, secrets.token_hex(4).encode())
+            sync(self.directory)
+        return path.read_text()
+
+    def _open(self, path: str) -> sqlite3.Connection:
+        # isolation_level None: transactions begin and end where `transaction` says, nowhere else.
+        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        if not self._temporary:
+            with contextlib.suppress(OSError):  # a file system without modes
+                os.chmod(path, 0o600)  # the files SQLite makes beside it get the same
+        try:
+            with _translated(self.directory):
+                for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                    database.execute(f"PRAGMA {pragma}")
+                (schema,) = database.execute("PRAGMA user_version").fetchone()
+                if schema > SCHEMA:
+                    raise FailedPrecondition(
+                        f"state folder {self.directory} has schema {schema} and this release reads up to "
+                        f"{SCHEMA}; run the release that wrote it, or a newer one, or give another --state"
+                    )
+                if schema < SCHEMA:
+                    database.execute("BEGIN IMMEDIATE")
+                    new = (*(_TABLES if schema == 0 else ()), *_SINCE_2)
+                    for statement in (*new, f"PRAGMA user_version={SCHEMA}", "COMMIT"):
+                        database.execute(statement)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def close(self) -> None:
+        """Frees the folder for another aggregator, and removes it if it is temporary. Twice is once."""
+        with self._mutex:
+            if self._lock_file < 0:
+                return
+            self._database.close()
+            os.close(self._lock_file)
+            self._lock_file = -1
+            if self._temporary:
+                self._temporary.cleanup()
+
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes made inside become durable together, or none does. Nested: part of the outer one."""
+        with self._mutex, _translated(self.directory):
+            nested = bool(self._database.in_transaction)
+            if nested:
+                yield
+                return
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def _change(self, missing: str, statement: str, *values: object) -> None:
+        """Runs one statement; `NotFound(missing)` if it changed no row."""
+        with self.transaction():
+            if not self._database.execute(statement, values).rowcount:
+                raise NotFound(missing)
+
+    def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._mutex, _translated(self.directory):
+            return self._database.execute(statement, values).fetchall()
+
+    # Contexts
+
+    def put_context(self, id: str, name: str, created: float, spec: Mapping[str, Any]) -> None:
+        """Adds the context, or replaces its row and keeps its segments; `AlreadyExists` for a name taken."""
+        text = _to_json(f"the spec of context {name}", spec)
+        with self.transaction():
+            if self._rows("SELECT 1 FROM contexts WHERE name = ? AND id <> ?", name, id):
+                raise AlreadyExists(f"there is a context {name!r} already; delete it, or take another name")
+            self._database.execute(
+                "INSERT INTO contexts VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                "name = excluded.name, created = excluded.created, spec = excluded.spec",
+                (id, name, created, text),
+            )
+
+    def delete_context(self, id: str) -> None:
+        """Deletes the context with its segments."""
+        self._change(f"there is no context with id {id!r}", "DELETE FROM contexts WHERE id = ?", id)
+
+    def list_contexts(self) -> list[Context]:
+        """All contexts, oldest first."""
+        rows = self._rows("SELECT id, name, created, spec FROM contexts ORDER BY created, rowid")
+        return [Context(id, name, created, json.loads(spec)) for id, name, created, spec in rows]
+
+    def put_segment(self, context: str, id: str, spec: Mapping[str, Any]) -> None:
+        """Adds or replaces a segment; `NotFound` without its context."""
+        text = _to_json(f"the spec of segment {id}", spec)
+        with self.transaction():
+            if not self._rows("SELECT 1 FROM contexts WHERE id = ?", context):
+                raise NotFound(f"there is no context with id {context!r} for segment {id!r}")
+            self._database.execute(
+                "INSERT INTO segments VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET spec = excluded.spec",
+                (context, id, text),
+            )
+
+    def delete_segment(self, context: str, id: str) -> None:
+        missing = f"there is no segment {id!r} in the context with id {context!r}"
+        self._change(missing, "DELETE FROM segments WHERE context = ? AND id = ?", context, id)
+
+    def list_segments(self, context: str) -> list[Segment]:
+        """The context's segments in the order in which they were added; none for an unknown context."""
+        rows = self._rows("SELECT context, id, spec FROM segments WHERE context = ? ORDER BY rowid", context)
+        return [Segment(context, id, json.loads(spec)) for context, id, spec in rows]
+
+    def put_append(self, context: str, request: str, answer: Mapping[str, Any], keep: int) -> None:
+        """Remembers the answer of an append of that id, and of the context's appends the last `keep`."""
+        text = _to_json(f"the answer of append {request}", answer)
+        with self.transaction():
+            statement = "INSERT INTO appends (context, request, answer) VALUES (?, ?, ?)"
+            self._database.execute(statement, (context, request, text))
+            self._database.execute(
+                "DELETE FROM appends WHERE context = ? AND number <= (SELECT number FROM appends "
+                "WHERE context = ? ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                (context, context, keep),
+            )
+
+    def get_append(self, context: str, request: str) -> dict[str, Any] | None:
+        """The answer of an append of that id; None if there was none, or it is no longer remembered."""
+        rows = self._rows("SELECT answer FROM appends WHERE context = ? AND request = ?", context, request)
+        found: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
+        return found
+
+    def take_numbers(self, name: str, count: int, least: int) -> range:
+        """`count` numbers of `least` and above that no call with this `name` has given, larger than those."""
+        with self.transaction():
+            rows = self._rows("SELECT next FROM numbers WHERE name = ?", name)
+            start = max(least, rows[0][0] if rows else 0)
+            self._database.execute("INSERT OR REPLACE INTO numbers VALUES (?, ?)", (name, start + count))
+        return range(start, start + count)
+
+    # Runs
+
+    def put_run(self, id: str, name: str, created: float, job: Mapping[str, Any], status: str) -> None:
+        """Adds a run; its id becomes a folder's name, so it is checked. `AlreadyExists` for an id taken."""
+        check_run_id(id)
+        text = _to_json(f"the job of run {id}", job)
+        with self.transaction():
+            if self._rows("SELECT 1 FROM runs WHERE id = ?", id):
+                raise AlreadyExists(f"there is a run {id!r} already; take another id")
+            values = (id, name, created, text, status)
+            self._database.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, '', 0, NULL)", values)
+
+    def set_run_status(self, id: str, status: str, detail: str = "") -> None:
+        statement = "UPDATE runs SET status = ?, detail = ? WHERE id = ?"
+        self._change(f"there is no run {id!r}", statement, status, detail, id)
+
+    def get_run(self, id: str) -> Run:
+        rows = self._rows("SELECT * FROM runs WHERE id = ?", id)
+        if not rows:
+            raise NotFound(f"there is no run {id!r}")
+        return _run(rows[0])
+
+    def list_runs(self) -> list[Run]:
+        """All runs, oldest first."""
+        return [_run(row) for row in self._rows("SELECT * FROM runs ORDER BY created, rowid")]
+
+    def add_version(self, version: Version) -> None:
+        """Adds the version as its run's latest. `ParameterStore` wrote the files."""
+        v = version
+        row = (v.run, v.version, v.round, v.file, v.digest, v.optimizer_file, v.optimizer_digest, v.created)
+        with self.transaction():
+            statement = "UPDATE runs SET round = ?, version = ? WHERE id = ?"
+            self._change(f"there is no run {v.run!r}", statement, v.round, v.version, v.run)
+            self._database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def forget_optimizers(self, run: str, before: int) -> list[str]:
+        """Strikes the optimizer files of versions below `before`; the caller deletes those returned."""
+        where = "run = ? AND version < ? AND optimizer_file IS NOT NULL"
+        with self.transaction():
+            struck = self._rows(f"SELECT optimizer_file FROM versions WHERE {where}", run, before)
+            self._database.execute(
+                f"UPDATE versions SET optimizer_file = NULL, optimizer_digest = NULL WHERE {where}",
+                (run, before),
+            )
+        return [file for (file,) in struck]
+
+    def forget_versions(self, run: str, before: int) -> list[str]:
+        """Strikes versions below `before`, but never version 0; the caller deletes the files returned."""
+        where = "run = ? AND version > 0 AND version < ?"
+        with self.transaction():
+            struck = self._rows(f"SELECT file, optimizer_file FROM versions WHERE {where}", run, before)
+            self._database.execute(f"DELETE FROM versions WHERE {where}", (run, before))
+        return [file for files in struck for file in files if file is not None]
+
+    def get_version(self, run: str, version: int) -> Version:
+        """The version; `NotFound` if there is none, or no longer."""
+        rows = self._rows("SELECT * FROM versions WHERE run = ? AND version = ?", run, version)
+        if rows:
+            return Version(*rows[0])
+        latest = self.get_run(run).version
+        if latest is None or not 0 <= version <= latest:
+            raise NotFound(f"run {run!r} has no version {version}; its latest is {latest}")
+        ((oldest,),) = self._rows("SELECT MIN(version) FROM versions WHERE run = ? AND version > 0", run)
+        raise NotFound(
+            f"version {version} of run {run!r} is no longer kept; there are 0 and {oldest} to {latest}: "
+            "take one of them, and give the next run a larger keep_versions"
+        )
+
+    def list_versions(self, run: str | None = None) -> list[Version]:
+        """The versions of one run, or of all, in order."""
+        where = "? IS NULL OR run = ?"
+        rows = self._rows(f"SELECT * FROM versions WHERE {where} ORDER BY run, version", run, run)
+        return [Version(*row) for row in rows]
+
+    def add_record(self, run: str, round: int, record: Mapping[str, Any]) -> None:
+        """Adds what is to be remembered of a round."""
+        text = _to_json(f"the record of round {round} of run {run}", record)
+        with self.transaction():
+            self.get_run(run)
+            self._database.execute("INSERT INTO records VALUES (?, ?, ?)", (run, round, text))
+
+    def record(self, run: str, round: int) -> dict[str, Any] | None:
+        """What is remembered of one round; None if nothing is."""
+        rows = self._rows("SELECT json FROM records WHERE run = ? AND round = ? LIMIT 1", run, round)
+        found: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
+        return found
+
+    def replace_record(self, run: str, round: int, record: Mapping[str, Any]) -> None:
+        """Puts `record` in the place of what is remembered of a round."""
+        text = _to_json(f"the record of round {round} of run {run}", record)
+        missing = f"run {run!r} has no record of round {round}"
+        self._change(missing, "UPDATE records SET json = ? WHERE run = ? AND round = ?", text, run, round)
+
+    def records(self, run: str, after_round: int = -1, every: int = 1) -> list[Record]:
+        """The records of rounds above `after_round`, in order; of those only every `every`th."""
+        where = "run = ? AND round > ? AND round % ? = 0"
+        rows = self._rows(
+            f"SELECT round, json FROM records WHERE {where} ORDER BY round, rowid", run, after_round, every
+        )
+        return [Record(round, json.loads(text)) for round, text in rows]
+
+    # Blobs
+
+    def put_blob(self, data: bytes) -> str:
+        """Stores the bytes; their SHA-256 in lower-case hexadecimal, under which `get_blob` returns them."""
+        return self._blobs.put(data)
+
+    def adopt_blob(self, file: Path, digest: str) -> None:
+        """Moves `file`, which lies in this folder and has this digest, among the blobs."""
+        self._blobs.adopt(file, digest)
+
+    def get_blob(self, digest: str) -> bytes:
+        """The blob, verified: `NotFound` if there is none, `DataLoss` if its bytes are not what was put."""
+        return self._blobs.get(digest)
+
+    def blob_path(self, digest: str) -> Path:
+        """Where the blob lies, for reading only; verified. Raises as `get_blob` does."""
+        return self._blobs.path(digest)
+
+    def has_blob(self, digest: str) -> bool:
+        return self._blobs.has(digest)
+
+
+def check_run_id(id: str) -> None:
+    """`InvalidArgument` unless the id may be a folder's name: 1 to 64 of a-z, 0-9 and hyphens."""
+    if not re.fullmatch("[a-z0-9-]{1,64}", id):
+        raise InvalidArgument(f"{id[:80]!r} is no run id; it is 1 to 64 of the characters a-z, 0-9 and '-'")
+
+
+@contextmanager
+def _translated(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OverflowError as error:
+        raise InvalidArgument("a number does not fit into 64 bits with a sign; give a smaller one") from error
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            message = f"the database in state folder {directory} is damaged ({error}); restore it from a copy"
+            raise DataLoss(message) from error
+        # Where its shared memory cannot grow SQLite calls a full disk an error of input and output.
+        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and is_full(directory)):
+            raise DiskFull(f"the disk of state folder {directory} is full; free space there") from error
+        raise Internal(f"the database in state folder {directory} failed: {error}; see the log") from error
+
+
+def _to_json(what: str, value: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(value))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"{what} cannot be stored as JSON: {error}; give plain numbers and text"
+        ) from error
+
+
+def _run(row: tuple[Any, ...]) -> Run:
+    id, name, created, job, status, detail, round, version = row
+    return Run(id, name, created, json.loads(job), status, detail, round, version)

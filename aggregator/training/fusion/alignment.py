@@ -1,0 +1,115 @@
+"""Which samples there are and where: keyed hashes from every source, matched. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_attention.core.errors import FailedPrecondition, InvalidTensor
+from edge_attention.core.messages.training import MissingSamples, Samples
+from edge_attention.core.tensors import Array, Int64, require
+
+HASH_BYTES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """The run's list of samples. A sample's position in it is what records call it.
+
+    Attributes:
+        rows: source -> int64 [samples], the sample's row in that source, -1 where it has none.
+        complete, incomplete: samples on every source, and on some only.
+        fingerprint: the same for the same samples in the same order.
+    """
+
+    rows: Mapping[str, Int64]
+    complete: int
+    incomplete: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(next(iter(self.rows.values())))
+
+
+def align(
+    hashes: Mapping[str, Array], labels: str, encoders: Sequence[str], missing: MissingSamples
+) -> Alignment:
+    """Match the rows of all sources by their keyed hashes.
+
+    The list is in the order of the rows of source `labels`, which every sample needs.
+
+    Args:
+        hashes: source -> uint8 [rows, 16].
+        labels, encoders: the source of the labels, and those of the tokens.
+        missing: whether a sample some source lacks is left out or attended without it.
+
+    Raises:
+        InvalidTensor: hashes of the wrong shape, or the same one twice in a source.
+        FailedPrecondition: no sample is left.
+    """
+    places: dict[str, dict[bytes, int]] = {}
+    for source, array in hashes.items():
+        require(array, f"ids of {source}", shape=("rows", HASH_BYTES), dtype=np.uint8, finite=False)
+        places[source] = {row.tobytes(): i for i, row in enumerate(array)}
+        if len(places[source]) != len(array):
+            raise InvalidTensor(f"{source}: two rows have the same id")
+    everywhere = set.intersection(*(set(place) for place in places.values()))
+    anywhere = set.union(*(set(place) for place in places.values()))
+    used = [
+        key
+        for key in places[labels]
+        if key in everywhere
+        or (missing is MissingSamples.ATTEND and any(key in places[source] for source in encoders))
+    ]
+    if not used:
+        raise FailedPrecondition(
+            "no sample is on all nodes: do their datasets have the same ids? "
+            + "; ".join(f"{source}: {len(place)} rows" for source, place in places.items())
+        )
+    rows = {
+        source: np.array([place.get(key, -1) for key in used], np.int64) for source, place in places.items()
+    }
+    digest = hashlib.sha256(b"".join(used))
+    for source in sorted(rows):
+        digest.update(rows[source].tobytes())
+    return Alignment(rows, len(everywhere), len(anywhere) - len(everywhere), digest.hexdigest())
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Positions of the samples to train on and of those held out."""
+
+    train: Int64
+    holdout: Int64
+
+    def samples(self, alignment: Alignment) -> Samples:
+        return Samples(alignment.complete, alignment.incomplete, len(self.train), len(self.holdout))
+
+
+def split(count: int, holdout: float, seed: int) -> Split:
+    """Hold out a share of `count` samples, the same for the same seed: NumPy's PCG64, stream 0."""
+    order = np.random.default_rng([seed, 0]).permutation(count)
+    held = round(count * holdout)
+    return Split(np.sort(order[held:]), np.sort(order[:held]))
+
+
+def batch_positions(train: Int64, batch: int, seed: int, round_number: int) -> Int64:
+    """The positions of round `round_number` (1, 2, ...): epochs in an order of their own, no short batch.
+
+    Depends on nothing but its arguments, so that a run resumes at any round. Epoch e is the permutation
+    of `train` by NumPy's PCG64 seeded with [seed, 1, e].
+
+    Raises:
+        FailedPrecondition: fewer samples than a batch takes.
+    """
+    turns = len(train) // batch
+    if not turns:
+        raise FailedPrecondition(
+            f"{len(train)} samples to train on do not fill a batch of {batch}; make the batch smaller"
+        )
+    epoch, turn = divmod(round_number - 1, turns)
+    order = np.random.default_rng([seed, 1, epoch]).permutation(len(train))
+    return train[order[turn * batch : (turn + 1) * batch]]

@@ -1,0 +1,172 @@
+"""Checks a fusion job, and makes its plan: the latter in the process of aggregator/training/planner.py."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aggregator.training.fusion.plan import MAX_PATIENCE, FusionPlan, Graph, Input, PlannedPart
+from edge_attention.core.errors import InvalidArgument, InvalidGraph
+from edge_attention.core.messages.training import Encoder, FusionJob, Head
+from edge_attention.core.optimizers import from_config
+from edge_attention.core.tensors import require, require_name
+
+# onnx and onnx-ad are for the process that plans alone.
+if TYPE_CHECKING:
+    from edge_attention.graphs.models.parts import Part
+
+
+def check(job: FusionJob) -> None:
+    """Refuse what no model could mend.
+
+    Raises:
+        InvalidArgument, InvalidTensor: naming the field.
+    """
+    require_name(job.name, "run")
+    if not job.encoders:
+        raise InvalidArgument("a fusion job needs an encoder on at least one node")
+    names = [encoder.node for encoder in job.encoders]
+    for name in [*names, job.head.node]:
+        require_name(name, "node")
+        if name in ("head", "queries") and name in names:
+            raise InvalidArgument(f"a node of a fusion job cannot be called {name!r}; start it by another")
+    if len(set(names)) != len(names):
+        raise InvalidArgument(f"node {max(names, key=names.count)!r} has two encoders; give it one")
+    for what, value, low, high in (
+        ("rounds", job.rounds, 1, 10_000_000),
+        ("batch", job.batch, 1, 65_536),
+        ("evaluate_every", job.evaluate_every, 0, 10_000_000),
+    ):
+        if not low <= value <= high:
+            raise InvalidArgument(f"{what} is {value}; it must be {low:,} to {high:,}")
+    if not 0 <= job.holdout < 1:
+        raise InvalidArgument(f"holdout is {job.holdout}; it is a share of the samples, 0 to below 1")
+    if job.patience_seconds is not None and not 0 < job.patience_seconds <= MAX_PATIENCE:
+        raise InvalidArgument(
+            f"patience_seconds is {job.patience_seconds}; it must be above 0 and at most {MAX_PATIENCE:,}"
+        )
+    require(job.queries, "queries", shape=("queries", "query_heads", "key_dim"))
+    from_config(job.optimizer.name, **job.optimizer.options)
+    if job.scale is not None and not abs(job.scale) <= np.finfo(np.float32).max:
+        raise InvalidArgument(f"scale is {job.scale}; it must be a finite number")
+
+
+def plan(job: FusionJob, files: Mapping[str, Path], folder: Path) -> FusionPlan:
+    """The plan of `job`; to `folder` go its graphs, `<digest>.onnx`, and the parameters that its models
+    bring, `initial.safetensors`, by the run's names.
+
+    Args:
+        files: digest -> where the file is, for every graph the job names.
+
+    Raises:
+        InvalidArgument, InvalidGraph, InvalidTensor: naming what does not fit, and where.
+    """
+    import safetensors.numpy
+
+    check(job)
+    encoders = [_encoder(encoder, files) for encoder in job.encoders]
+    head = _head(job.head, files)
+    _fit(job, encoders, head)
+    made = [_part(s, p, job.batch, folder) for s, p in zip(job.encoders, encoders, strict=True)]
+    result = FusionPlan(job, tuple(made), _part(job.head, head, job.batch, folder))
+    parameters = [array for part in (*encoders, head) for array in part.parameters.values()]
+    safetensors.numpy.save_file(
+        {name: np.ascontiguousarray(array) for name, array in zip(result.names, parameters, strict=True)},
+        folder / "initial.safetensors",
+    )
+    return result
+
+
+def _encoder(encoder: Encoder, files: Mapping[str, Path]) -> Part:
+    from edge_attention.graphs.models.parts import load_part
+
+    data = files[encoder.graph].read_bytes()
+    return _bound(encoder, load_part(data, "encoder", encoder.trainable or None, encoder.node))
+
+
+def _head(head: Head, files: Mapping[str, Path]) -> Part:
+    from edge_attention.graphs.models.parts import load_part
+
+    data = files[head.graph].read_bytes()
+    part = load_part(data, "head", head.trainable or None, f"head on {head.node}")
+    for metric in head.metrics:
+        if metric not in part.outputs:
+            raise InvalidArgument(
+                f"metric {metric!r} is no output of the head; it has: {', '.join(part.outputs)}"
+            )
+        dtype, shape = part.outputs[metric]
+        if shape not in ((), (1,)) or dtype != np.float32:
+            raise InvalidArgument(
+                f"metric {metric!r} is {dtype} of shape {shape}; it must be a float32 scalar"
+            )
+    return _bound(head, part)
+
+
+def _bound(spec: Encoder | Head, part: Part) -> Part:
+    wanted, given = set(part.labels), set(spec.inputs)
+    if wanted != given:
+        raise InvalidGraph(
+            f"{part.place}: its inputs are {sorted(wanted)}, the job binds {sorted(given)}; "
+            "bind each input to a column"
+        )
+    return part
+
+
+def _part(spec: Encoder | Head, part: Part, batch: int, folder: Path) -> PlannedPart:
+    from edge_attention.graphs.gradients.gradients import encoder_gradient, head_gradient
+
+    gradient = encoder_gradient(part, batch) if part.kind == "encoder" else head_gradient(part, batch)
+    return PlannedPart(
+        part.kind,
+        spec.node,
+        spec.dataset,
+        dict(spec.inputs),
+        part.place,
+        {name: Input(dtype.name, tuple(shape[1:])) for name, (dtype, shape) in part.labels.items()},
+        {name: array.shape for name, array in part.parameters.items()},
+        _graph(part.forward, folder),
+        _graph(gradient, folder),
+    )
+
+
+def _graph(data: bytes, folder: Path) -> Graph:
+    from edge_attention.graphs.gradients.gradients import graph_inputs
+
+    digest = hashlib.sha256(data).hexdigest()
+    (folder / f"{digest}.onnx").write_bytes(data)
+    return Graph(digest, frozenset(graph_inputs(data)))
+
+
+def _fit(job: FusionJob, encoders: Sequence[Part], head: Part) -> None:
+    queries, query_heads, key_dim = job.queries.shape
+    value_dim: int | None = None
+    key_heads: int | None = None
+    for encoder in encoders:
+        (_, keys), (_, values) = encoder.outputs["keys"], encoder.outputs["values"]
+        if keys[-1] not in (None, key_dim):
+            raise InvalidGraph(f"{encoder.place}: keys have dimension {keys[-1]}, the queries {key_dim}")
+        heads = keys[-2]
+        if heads is not None:
+            if query_heads % heads:
+                raise InvalidGraph(
+                    f"{encoder.place}: {heads} key heads do not divide the {query_heads} query heads"
+                )
+            if key_heads not in (None, heads):
+                raise InvalidGraph(f"{encoder.place}: {heads} key heads, another encoder has {key_heads}")
+            key_heads = heads
+        if value_dim not in (None, values[-1]):
+            raise InvalidGraph(
+                f"{encoder.place}: values have dimension {values[-1]}, another encoder's {value_dim}"
+            )
+        value_dim = values[-1]
+    _, fused = head.inputs["fused"]
+    for have, want in zip(fused[1:], (queries, query_heads, value_dim), strict=True):
+        if have is not None and want is not None and have != want:
+            raise InvalidGraph(
+                f"{head.place}: fused has shape {list(fused)}, the encoders and queries give "
+                f"[batch, {queries}, {query_heads}, {value_dim}]"
+            )

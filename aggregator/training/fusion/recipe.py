@@ -1,0 +1,431 @@
+"""One round of training by fusion: partials up, `(lse, dO, delta)` down, gradients up (DESIGN section 4).
+
+    forward    each node: batch -> encoder -> keys, values -> (out, lse)        partials merge here
+    head       the label node: fused output, labels -> loss, dO, head gradients
+    backward   each node: (lse, dO, delta) -> dkeys, dvalues -> encoder gradients, dQ_i     dQ = sum dQ_i
+
+Every program brings the parameters it needs, with their version, so a node that comes back has nothing
+to catch up on: it is sent the next round's program.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from aggregator.engine.bulk import Bulk
+from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.exchange import Assignment
+from aggregator.training.fusion.alignment import Alignment
+from aggregator.training.fusion.plan import FusionPlan, Graph, PlannedPart
+from edge_attention.core.errors import InvalidTensor, NotFinite, Unavailable
+from edge_attention.core.fold import Fold, Tensors, add_tensors
+from edge_attention.core.messages.program import (
+    Batch,
+    BulkTensor,
+    Contribution,
+    Drop,
+    Instruction,
+    Program,
+    Return,
+    Run,
+    Stored,
+    Value,
+)
+from edge_attention.core.messages.training import Evaluation
+from edge_attention.core.partial import Partial, mass, merge
+from edge_attention.core.tensors import Array, Float32, Int64, require
+from edge_attention.graphs.attention import library
+
+_FORWARD = library.digest("attention_batch_forward")
+_BACKWARD = library.digest("attention_batch_backward")
+
+Say = Callable[[str], None]
+
+
+class Interrupted(Unavailable):
+    """A node went away in the middle of a round; the round can be run again."""
+
+
+@dataclass
+class Timer:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
+        self._since = now
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Some samples by their positions in the run's list."""
+
+    positions: Int64
+    alignment: Alignment
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def rows(self, part: PlannedPart) -> tuple[Int64, Float32]:
+        """The samples' rows in the part's dataset (0 where it lacks one), and 1 or 0: whether it has it."""
+        rows = self.alignment.rows[part.source][self.positions]
+        return np.maximum(rows, 0), (rows >= 0).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one round found: the loss, the gradient of every parameter, and where attention went."""
+
+    loss: float
+    gradients: dict[str, Array]
+    mass: dict[str, float]
+    absent: dict[str, int]
+
+
+class FusionRounds:
+    """Runs rounds and evaluations of one job."""
+
+    def __init__(
+        self,
+        run: str,
+        plan: FusionPlan,
+        dispatcher: Dispatcher,
+        bulk: Bulk,
+        patience: float,
+        identity_key: bytes,
+        say: Say,
+    ) -> None:
+        self._scope = f"job/{run}"
+        self._plan = plan
+        self._dispatcher = dispatcher
+        self._bulk = bulk
+        self._patience = patience
+        self._key = identity_key
+        self._say = say
+
+    async def identities(self) -> dict[str, Array]:
+        """The keyed hashes of every source's ids: uint8 [rows, 16]."""
+        found: dict[str, Array] = {}
+
+        def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+            batch = Batch(part.dataset, {}, None, "task/ids", self._key)
+            return (batch, Return("task/ids", "ids")), {}
+
+        def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
+            found[part.source] = tensors["ids"]
+
+        sources = list(self._plan.sources.values())
+        await self._exchange([(part.source, part) for part in sources], program, {"ids"}, on, 0, Timer())
+        return found
+
+    async def step(
+        self,
+        batch: Samples,
+        parameters: Mapping[str, Array],
+        version: int,
+        timer: Timer,
+    ) -> Step:
+        """Loss and exact gradients of `batch` at `parameters`.
+
+        Raises:
+            Interrupted: a node went away; nothing was changed.
+        """
+        merged, lses = await self._forward(batch, parameters, version, timer)
+        labels = batch.rows(self._plan.head)[0]
+        returned = {"loss", "dfused", *(f"grad/{name}" for name in self._plan.head.parameters)}
+        head = await self._head(
+            merged.out, labels, parameters, version, timer, self._plan.head.gradient, returned
+        )
+        dout = head["dfused"]
+        require(dout, "dfused", shape=merged.out.shape)
+        gradients = {f"head/{name}": head[f"grad/{name}"] for name in self._plan.head.parameters}
+        delta: Float32 = np.asarray(np.sum(dout * merged.out, axis=-1), np.float32)
+        timer.lap("merge")
+        gradients |= await self._backward(batch, parameters, version, merged.lse, dout, delta, timer)
+        loss = head["loss"]
+        require(loss.reshape(-1), "loss", shape=(1,))
+        masses = {e.node: float(mass(lses[e.node], merged.lse).mean()) for e in self._plan.encoders}
+        absent = {e.node: count for e in self._plan.encoders if (count := int((batch.rows(e)[1] == 0).sum()))}
+        return Step(float(loss.reshape(-1)[0]), gradients, masses, absent)
+
+    async def evaluate(
+        self,
+        batch: Samples,
+        parameters: Mapping[str, Array],
+        version: int,
+        timer: Timer,
+    ) -> Evaluation:
+        """Mean loss and summed metrics over `batch`, without gradients."""
+        metrics = dict.fromkeys(self._plan.job.head.metrics, 0.0)
+        loss, size = 0.0, max(self._plan.job.batch, 256)
+        graph, wanted = self._plan.head.forward, {"loss", *metrics}
+        for start in range(0, len(batch), size):
+            part = replace(batch, positions=batch.positions[start : start + size])
+            merged, _ = await self._forward(part, parameters, version, timer)
+            labels = part.rows(self._plan.head)[0]
+            head = await self._head(merged.out, labels, parameters, version, timer, graph, wanted)
+            loss += float(head["loss"].reshape(-1)[0]) * len(part)
+            for name in metrics:
+                metrics[name] += float(head[name].reshape(-1)[0])
+        return Evaluation(len(batch), loss / max(len(batch), 1), metrics)
+
+    async def push(self, parameters: Mapping[str, Array], version: int) -> None:
+        """Give every node the committed parameters and free what the run has stored besides."""
+
+        def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+            drop = Drop((f"{self._scope}/data/", f"{self._scope}/keys", f"{self._scope}/values"))
+            return (drop,), self._parameters(part, parameters)
+
+        encoders = [(e.node, e) for e in self._plan.encoders]
+        await self._exchange(
+            [*encoders, ("head", self._plan.head)], program, set(), lambda *_: None, version, Timer()
+        )
+
+    def forget(self) -> None:
+        """Have the nodes free all the run has stored."""
+        for node in self._plan.nodes:
+            self._dispatcher.post(node, (Drop((f"{self._scope}/",)),))
+
+    # The three trips
+
+    async def _forward(
+        self,
+        batch: Samples,
+        parameters: Mapping[str, Array],
+        version: int,
+        timer: Timer,
+    ) -> tuple[Partial, dict[str, Float32]]:
+        queries = parameters["queries"]
+        lses: dict[str, Float32] = {}
+        ranges = {e.node: range(i, i + 1) for i, e in enumerate(self._plan.encoders)}
+        fold = Fold[Partial](ranges, merge)
+
+        def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+            rows, present = batch.rows(part)
+            data = self._data(part)
+            keys, values = Stored(f"{self._scope}/keys"), Stored(f"{self._scope}/values")
+            columns: dict[str, str] = {part.columns[name]: stored.name for name, stored in data.items()}
+            encode = Run(
+                part.forward.digest,
+                _needed(part.forward, {**data, **self._bound(part)}),
+                {"keys": keys.name, "values": values.name},
+            )
+            attend = Run(
+                _FORWARD,
+                {**self._attention(part, queries, present), "keys": keys, "values": values},
+                {"out": "task/out", "lse": "task/lse"},
+            )
+            instructions = (
+                Batch(part.dataset, columns, rows),
+                encode,
+                attend,
+                Return("task/out", "out"),
+                Return("task/lse", "lse"),
+            )
+            return instructions, self._parameters(part, parameters)
+
+        def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
+            out = tensors["out"]
+            shape = (len(batch), *queries.shape[:2], out.shape[-1] if out.ndim else 0)
+            partial = Partial(out, tensors["lse"]).check(shape, f"node {part.node!r}")
+            fold.add(part.node, ranges[part.node], partial)
+            lses[part.node] = partial.lse
+
+        encoders = [(e.node, e) for e in self._plan.encoders]
+        await self._exchange(encoders, program, {"out", "lse"}, on, version, timer)
+        merged = fold.result()
+        assert merged is not None  # every shard has answered, or _exchange had raised
+        timer.lap("forward")
+        return merged, lses
+
+    async def _head(
+        self,
+        fused: Float32,
+        rows: Int64,
+        parameters: Mapping[str, Array],
+        version: int,
+        timer: Timer,
+        graph: Graph,
+        wanted: set[str],
+    ) -> Mapping[str, Array]:
+        head = self._plan.head
+        found: dict[str, Array] = {}
+
+        def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+            labels = {name: Stored(f"task/label/{i}") for i, name in enumerate(part.columns)}
+            columns = {part.columns[name]: stored.name for name, stored in labels.items()}
+            outputs = {name: f"task/output/{i}" for i, name in enumerate(sorted(wanted))}
+            inputs: dict[str, Value] = {**labels, **self._bound(part), "fused": Stored("task/fused")}
+            instructions: tuple[Instruction, ...] = (
+                Batch(part.dataset, columns, rows),
+                Run(graph.digest, _needed(graph, inputs), outputs),
+                *(Return(stored, name) for name, stored in outputs.items()),
+            )
+            return instructions, {**self._parameters(part, parameters), "task/fused": fused}
+
+        def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
+            found.update(tensors)
+
+        await self._exchange([("head", head)], program, wanted, on, version, timer)
+        timer.lap("head")
+        return found
+
+    async def _backward(
+        self,
+        batch: Samples,
+        parameters: Mapping[str, Array],
+        version: int,
+        lse: Float32,
+        dout: Array,
+        delta: Float32,
+        timer: Timer,
+    ) -> dict[str, Array]:
+        queries = parameters["queries"]
+        gradients: dict[str, Array] = {}
+        ranges = {e.node: range(i, i + 1) for i, e in enumerate(self._plan.encoders)}
+        fold = Fold[Tensors](ranges, add_tensors)
+
+        def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+            _, present = batch.rows(part)
+            inputs: dict[str, Value] = {
+                **self._attention(part, queries, present),
+                "keys": Stored(f"{self._scope}/keys"),
+                "values": Stored(f"{self._scope}/values"),
+                "lse": Stored("task/lse"),
+                "dout": Stored("task/dout"),
+                "delta": Stored("task/delta"),
+            }
+            attend = Run(
+                _BACKWARD, inputs, {"dq": "task/dq", "dkeys": "task/dkeys", "dvalues": "task/dvalues"}
+            )
+            outputs = {f"grad/{name}": f"task/grad/{i}" for i, name in enumerate(part.parameters)}
+            seeds = {"dkeys": Stored("task/dkeys"), "dvalues": Stored("task/dvalues")}
+            bound: dict[str, Value] = {**self._data(part), **self._bound(part), **seeds}
+            encode = Run(part.gradient.digest, _needed(part.gradient, bound), outputs)
+            returns = (Return("task/dq", "dq"), *(Return(stored, name) for name, stored in outputs.items()))
+            tensors = {"task/lse": lse, "task/dout": dout, "task/delta": delta}
+            return (attend, encode, *returns), tensors
+
+        def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
+            for name, shape in part.parameters.items():
+                gradient = tensors.get(f"grad/{name}")
+                if gradient is None:
+                    raise InvalidTensor(f"node {part.node!r} did not return the gradient of {name}")
+                require(gradient, f"node {part.node!r}: gradient of {name}", shape=shape)
+                gradients[f"{part.node}/{name}"] = gradient
+            require(tensors["dq"], f"node {part.node!r}: dq", shape=queries.shape)
+            fold.add(part.node, ranges[part.node], {"queries": tensors["dq"]})
+
+        wanted = {"dq"}
+        encoders = [(e.node, e) for e in self._plan.encoders]
+        await self._exchange(encoders, program, wanted, on, version, timer)
+        total = fold.result()
+        assert total is not None
+        timer.lap("backward")
+        return gradients | dict(total)
+
+    # Pieces of programs
+
+    def _data(self, part: PlannedPart) -> dict[str, Stored]:
+        """Where a batch's columns are stored: two inputs may read one column."""
+        columns = sorted(set(part.columns.values()))
+        return {n: Stored(f"{self._scope}/data/{columns.index(c)}") for n, c in part.columns.items()}
+
+    def _name(self, part: PlannedPart, index: int) -> str:
+        return f"{self._scope}/{part.kind}/{index}"
+
+    def _bound(self, part: PlannedPart) -> dict[str, Stored]:
+        """Parameter inputs of the part's graphs. Their names are the file's; stored ones are ours."""
+        return {name: Stored(self._name(part, i)) for i, name in enumerate(part.parameters)}
+
+    def _parameters(self, part: PlannedPart, parameters: Mapping[str, Array]) -> dict[str, Array]:
+        return {self._name(part, i): parameters[f"{part.prefix}/{n}"] for i, n in enumerate(part.parameters)}
+
+    def _attention(self, part: PlannedPart, queries: Array, present: Float32) -> dict[str, Value]:
+        return {"q": queries, "present": present, "scale": np.asarray(self._plan.scale, np.float32)}
+
+    # The exchange
+
+    async def _exchange(
+        self,
+        parts: Sequence[tuple[str, PlannedPart]],
+        program: Callable[[PlannedPart], tuple[tuple[Instruction, ...], Mapping[str, Array]]],
+        wanted: set[str],
+        on: Callable[[PlannedPart, Mapping[str, Array]], None],
+        version: int,
+        timer: Timer,
+    ) -> None:
+        lent: list[BulkTensor] = []
+        assignments: list[Assignment] = []
+        by_shard = dict(parts)
+        for index, (shard, part) in enumerate(parts):
+            instructions, tensors = program(part)
+            inline, bulk = self._bulk.lend_tensors(tensors)
+            lent += bulk
+            assignments.append(
+                Assignment(
+                    shard,
+                    (part.node,),
+                    Program(
+                        "",
+                        shard,
+                        range(index, index + 1),
+                        instructions,
+                        version,
+                        self._patience,
+                        inline,
+                        bulk,
+                    ),
+                )
+            )
+
+        wrong: list[InvalidTensor] = []
+
+        def fold(assignment: Assignment, node: str, contribution: Contribution) -> None:
+            try:
+                take(assignment, node, contribution)
+            except InvalidTensor as error:
+                # The same program on the same data will return the same again: no use to repeat it.
+                wrong.append(error)
+                raise
+
+        came: dict[str, dict[str, Array]] = {}
+
+        def take(assignment: Assignment, node: str, contribution: Contribution) -> None:
+            if contribution.number == 0:
+                came[assignment.shard] = {}
+            # What is large comes in several contributions; it counts when it is whole.
+            tensors = came[assignment.shard]
+            tensors |= {name: a for name, a in contribution.tensors.items() if isinstance(a, np.ndarray)}
+            if not contribution.final:
+                return
+            if lacking := wanted - tensors.keys():
+                raise InvalidTensor(f"node {node!r} did not return {', '.join(sorted(lacking))}")
+            for name, array in tensors.items():
+                if array.dtype == np.float32 and name != "lse" and not np.isfinite(array).all():
+                    raise NotFinite(f"node {node!r} returned a {name} that is not finite")
+            on(by_shard[assignment.shard], tensors)
+
+        try:
+            outcome = await self._dispatcher.run(assignments, self._patience, fold, self._say)
+        finally:
+            for tensor in lent:
+                self._bulk.take_back(tensor.digest)
+        if wrong:
+            raise wrong[0]
+        if outcome.missing:
+            raise Interrupted("; ".join(sorted(set(outcome.missing.values()))))
+        graphs_seconds = sum(outcome.run_seconds.values())
+        timer.seconds["graphs"] = timer.seconds.get("graphs", 0.0) + graphs_seconds
+
+
+def _needed(graph: Graph, inputs: Mapping[str, Value]) -> dict[str, Value]:
+    """Of `inputs` those the graph has: nodes refuse any other."""
+    return {name: value for name, value in inputs.items() if name in graph.inputs}

@@ -1,0 +1,187 @@
+"""One run from its nodes' arrival to its last version: rounds, commits, evaluations, records."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from aggregator.store.parameters import Committed
+from aggregator.store.tensor_file import TensorFile
+from aggregator.training.active import ActiveRun, evaluation_due
+from aggregator.training.fusion.alignment import Alignment, Split, batch_positions
+from aggregator.training.fusion.plan import FusionPlan
+from aggregator.training.fusion.recipe import FusionRounds, Interrupted, Samples, Timer
+from aggregator.training.readiness import Readiness
+from aggregator.training.records import record_from, to_json, write_lines
+from aggregator.training.services import Services
+from edge_attention.core.messages.training import FusionJob, TrainingRound
+from edge_attention.core.tensors import Array
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains one run; `train` returns when its last round is committed and pushed."""
+
+    def __init__(self, active: ActiveRun, job: FusionJob, planned: FusionPlan, services: Services) -> None:
+        self._active, self._job, self._planned = active, job, planned
+        self._id = active.info.id
+        self._state, self._parameters = services.state, services.parameters
+        self._link, self._metrics, self._activity = services.link, services.metrics, services.activity
+        self._membership = services.membership
+        patience = job.patience_seconds or services.patience
+        self._rounds = FusionRounds(
+            self._id, planned, services.dispatcher, services.bulk, patience, active.identity_key, self._say
+        )
+        self._ready = Readiness(services, self._id, planned, self._rounds, patience, self._say)
+
+    async def train(self) -> None:
+        """Raises EdgeAttentionError if the run cannot go on."""
+        try:
+            await self._all_rounds()
+        finally:
+            self._rounds.forget()
+
+    def _say(self, sentence: str) -> None:
+        away = sum(not self._membership.live(node) for node in self._planned.nodes) if sentence else 0
+        self._active.say(sentence, self._metrics, missing=away)
+
+    async def _all_rounds(self) -> None:
+        active, job, rounds, ready = self._active, self._job, self._rounds, self._ready
+        current = await self._first()
+        self._write_lines()
+        while True:
+            number = current.round + 1
+            due = evaluation_due(self._job, current.round)
+            try:
+                aligned, parts = await ready.check()
+                if due and self._record(current.round).evaluation is None:
+                    timer = Timer()
+                    active.evaluating = True
+                    evaluation = await rounds.evaluate(
+                        Samples(parts.holdout, aligned), current.parameters, current.version, timer
+                    )
+                    record = self._record(current.round)
+                    seconds = {**record.seconds, "evaluate": sum(timer.seconds.values())}
+                    record = replace(record, evaluation=evaluation, seconds=seconds)
+                    self._state.replace_record(self._id, current.round, to_json(record))
+                    self._activity.evaluated(self._id, current.round, evaluation)
+                    self._metrics.training.evaluated(self._id, evaluation)
+                if current.round > 0 and active.evaluating | due:
+                    active.evaluating = False
+                    active.update()
+                    self._write_lines(current.round)
+                if number > job.rounds:
+                    await rounds.push(current.parameters, current.version)
+                    return
+                current = await self._round(aligned, parts, current)
+                ready.progress()
+            except Interrupted as interruption:
+                log.warning("run %s: round %d is run again: %s", self._id, number, interruption.message)
+                await ready.pause(interruption)
+
+    async def _first(self) -> Committed:
+        """The latest committed version; version 0 is committed when the nodes have first been seen."""
+        id, job = self._id, self._job
+        while True:
+            try:
+                aligned, parts = await self._ready.check()
+                break
+            except Interrupted as interruption:
+                await self._ready.pause(interruption)
+        samples = parts.samples(aligned)
+        latest, folder = self._parameters.latest(id), self._parameters.folder(id) / "plan"
+        if latest is None:
+            batch_positions(parts.train, job.batch, job.seed, 1)
+            parameters = await asyncio.to_thread(_initial, folder / "initial.safetensors", job, self._planned)
+            state = self._planned.optimizer.init(parameters)
+            zeroth = {"fingerprint": aligned.fingerprint, "samples": vars(samples)}
+            await asyncio.to_thread(self._parameters.commit, id, 0, 0, parameters, state, zeroth)
+            committed = Committed(0, 0, parameters, state)
+        else:
+            committed = await asyncio.to_thread(self._parameters.load, id, latest)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # what version 0 was made of
+        self._active.update(samples=samples, round=committed.round, version=committed.version)
+        self._metrics.training.at(self._id, committed.round, committed.version)
+        return committed
+
+    async def _round(self, aligned: Alignment, parts: Split, current: Committed) -> Committed:
+        """One round: gradients, an optimizer step, a durable commit; then, and only then, it is known."""
+        job, planned, number = self._job, self._planned, current.round + 1
+        sent, received = dict(self._link.bytes_sent), dict(self._link.bytes_received)
+        began, timer = time.perf_counter(), Timer()
+        positions = batch_positions(parts.train, job.batch, job.seed, number)
+        step = await self._rounds.step(
+            Samples(positions, aligned), current.parameters, current.version, timer
+        )
+        parameters, optimizer_state = await asyncio.to_thread(
+            planned.optimizer.step, current.parameters, step.gradients, current.optimizer_state
+        )
+        timer.lap("optimizer")
+        record = TrainingRound(
+            number=number,
+            version=current.version + 1,
+            loss=step.loss,
+            samples=tuple(positions.tolist()),
+            # The commit's own time cannot be part of what it commits; `all` ends before it.
+            seconds={**timer.seconds, "all": time.perf_counter() - began},
+            bytes_sent={n: self._link.bytes_sent[n] - sent.get(n, 0) for n in planned.nodes},
+            bytes_received={n: self._link.bytes_received[n] - received.get(n, 0) for n in planned.nodes},
+            mass=step.mass,
+            absent=step.absent,
+        )
+        committed = Committed(current.version + 1, number, parameters, optimizer_state)
+        commit = asyncio.create_task(self._commit(committed, record, timer))
+        try:
+            await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            await commit  # a commit under way cannot be called back: what it commits must be known
+            raise
+        return committed
+
+    async def _commit(self, committed: Committed, record: TrainingRound, timer: Timer) -> None:
+        active, id, number = self._active, self._id, committed.round
+        await asyncio.to_thread(
+            self._parameters.commit,
+            id,
+            committed.version,
+            number,
+            committed.parameters,
+            committed.optimizer_state,
+            to_json(record),
+        )
+        timer.lap("commit")
+        self._activity.round(id, record, time.time())
+        self._metrics.training.committed(id, record, time.time())
+        for stage, seconds in timer.seconds.items():
+            self._metrics.round_seconds.labels(stage).observe(seconds)
+        active.evaluating = evaluation_due(self._job, number)
+        active.update(round=number, version=committed.version)
+        if not active.evaluating:
+            self._write_lines(number)
+
+    def _record(self, number: int) -> TrainingRound:
+        record = self._state.record(self._id, number)
+        assert record is not None  # it was committed with its version
+        return record_from(record)
+
+    def _write_lines(self, number: int | None = None) -> None:
+        """Append round `number` to the run's JSON lines, or write them all anew."""
+        path = self._parameters.folder(self._id) / "record.jsonl"
+        after = 0 if number is None else number - 1
+        records = (record_from(r.record) for r in self._state.records(self._id, after))
+        with suppress(OSError):  # for people; the state's own copy is what counts
+            write_lines(path, records, append=number is not None)
+
+
+def _initial(path: Path, job: FusionJob, planned: FusionPlan) -> dict[str, Array]:
+    """Version 0: `queries`, and what the models bring, as it was left by their planning."""
+    shapes = [shape for part in planned.parts for shape in part.parameters.values()]
+    with TensorFile(path) as file:
+        found = {n: file.read(n).reshape(shape) for n, shape in zip(planned.names, shapes, strict=True)}
+    return {"queries": job.queries, **found}

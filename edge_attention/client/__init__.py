@@ -1,0 +1,1 @@
+"""The Python client: asyncio, and the same without an event loop."""

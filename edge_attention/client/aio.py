@@ -1,0 +1,268 @@
+"""The asyncio client. `edge_attention.client.sync` is the same for programs without an event loop.
+
+async with AsyncClient("127.0.0.1:50051") as client:
+    context = await client.context("memory")
+    answer = await context.attend(queries)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import TypedDict, TypeVar
+
+from edge_attention.client.aio_context import DEADLINE_MARGIN, AsyncContext
+from edge_attention.client.aio_run import AsyncRun
+from edge_attention.core.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    Overloaded,
+    Unavailable,
+)
+from edge_attention.core.messages import attention as wire
+from edge_attention.core.messages import training as jobs
+from edge_attention.core.messages.fleet import (
+    DescribeAggregatorRequest,
+    DescribeAggregatorResponse,
+    ListNodesRequest,
+    Node,
+    ProbeNodeRequest,
+    ProbeNodeResponse,
+)
+from edge_attention.core.messages.link import UploadChunk
+from edge_attention.jobs.checks import require_number
+from edge_attention.jobs.federated_job import FederatedJob
+from edge_attention.jobs.job import FusionJob
+from edge_attention.trust.client import client_dial
+from edge_attention.wire import services
+from edge_attention.wire.caller import Caller
+
+__all__ = ["AsyncClient", "AsyncContext", "AsyncRun"]
+
+T = TypeVar("T")
+
+MIB = 1024 * 1024
+
+
+class _Prepared(TypedDict, total=False):
+    job: jobs.FusionJob
+    federated: jobs.FederatedJob
+
+
+class AsyncClient:
+    """A client of one aggregator.
+
+    Args:
+        address: `HOST:PORT`.
+        timeout: seconds a call may take that has no deadline of its own; bulk calls get more by size.
+        patience: seconds `AsyncRun` goes on trying to reach an aggregator that is away.
+        retry: ask again, as long as the call's own deadline or timeout allows, when the aggregator is
+            overloaded and says when to come back; False: raise `Overloaded` at once.
+        token: an access token (`eat_...`), for an aggregator with TLS; it also says which authority to trust.
+        authority: the authority's certificate, a PEM file, instead of the token's pin.
+        identity: a folder with a client certificate (`edge-attention enrol`), instead of a token.
+
+    Without the last three it speaks plaintext, as on loopback.
+
+    Every method raises the error the server named (edge_attention.core.errors), `Unavailable` if it
+    cannot be reached, `DeadlineExceeded` if it does not answer in time.
+    """
+
+    PLANNING = 1000.0  # seconds a job's planning may take: its models are differentiated and tried
+    SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = 60.0,
+        patience: float = 60.0,
+        retry: bool = True,
+        token: str | None = None,
+        authority: str | Path | None = None,
+        identity: str | Path | None = None,
+    ) -> None:
+        if not isinstance(address, str):
+            raise InvalidArgument(f"the address is {address!r}; it must be a string, as '127.0.0.1:50051'")
+        host, colon, port = address.rpartition(":")
+        if not (colon and host and port.isdigit() and int(port) < 65536):
+            raise InvalidArgument(f"{address!r} is not HOST:PORT, as 127.0.0.1:50051")
+        require_number(timeout, "timeout", 0, 1e9)
+        self.address = address
+        self.timeout = timeout
+        self.patience = patience
+        self.retry = retry
+        where = f"the aggregator at {address}"
+        self._dial, self._keeper = client_dial(address, where, token, authority, identity)
+        self._closed = False
+
+    async def patiently(self, call: Callable[[], Awaitable[T]], until: float) -> T:
+        """`call()`; while it is refused as too much for now, again when it is worth it and `until` allows.
+
+        Args:
+            call: one that has had no effect where it was refused.
+            until: of `time.monotonic`.
+        """
+        while True:
+            try:
+                return await call()
+            except Overloaded as error:
+                if not self.retry or error.retry_after is None:
+                    raise
+                # Not all at the same moment.
+                wait = error.retry_after * random.uniform(0.75, 1.5)
+                if time.monotonic() + wait >= until:
+                    raise
+                await asyncio.sleep(wait)
+
+    @cached_property
+    def caller(self) -> Caller:
+        # Made at the first call: a channel belongs to the event loop it was made in.
+        if self._closed:
+            raise FailedPrecondition(f"the client of {self.address} is closed; make another")
+        return self._dial.caller()
+
+    async def close(self) -> None:
+        """End all calls under way and the connection."""
+        self._closed = True
+        if self._keeper is not None:
+            self._keeper.close()
+        caller = self.__dict__.pop("caller", None)
+        if caller is not None:
+            await caller.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def nodes(self) -> list[Node]:
+        """The fleet's nodes: name, state, provider, threads, memory (bytes), datasets."""
+        reply = await self.caller.unary(services.LIST_NODES, ListNodesRequest(), self.timeout)
+        return list(reply.nodes)
+
+    async def aggregator(self, *, timeout: float | None = None) -> DescribeAggregatorResponse:
+        """The aggregator's software, clock, machine and terms. `timeout`: seconds; None: the client's."""
+        request = DescribeAggregatorRequest()
+        return await self.caller.unary(services.DESCRIBE_AGGREGATOR, request, timeout or self.timeout)
+
+    async def probe(
+        self, node: str, *, round_trips: int = 10, size: int = 0, deadline: float = 30.0
+    ) -> ProbeNodeResponse:
+        """Have the aggregator time round trips to a node and, given a `size`, so many bytes there and back.
+
+        Raises:
+            NotFound, FailedPrecondition, Unavailable, DeadlineExceeded: the node did not answer.
+            ResourceExhausted: too many bytes were probed with a moment ago; it says when to try again.
+        """
+        request = ProbeNodeRequest(node, round_trips, size, deadline)
+        return await self.caller.unary(services.PROBE_NODE, request, deadline + DEADLINE_MARGIN)
+
+    async def create_context(
+        self,
+        name: str,
+        *,
+        query_heads: int,
+        key_heads: int,
+        key_dim: int,
+        value_dim: int,
+        replicas: int = 1,
+    ) -> AsyncContext:
+        """A new, empty context. Query head h uses key head h // (query_heads // key_heads).
+
+        Raises:
+            InvalidArgument: a bad name or size, or heads that do not divide.
+            AlreadyExists: the name is taken.
+        """
+        spec = wire.ContextSpec(name, query_heads, key_heads, key_dim, value_dim, replicas).check()
+        reply = await self.caller.unary(
+            services.CREATE_CONTEXT, wire.CreateContextRequest(spec), self.timeout
+        )
+        return AsyncContext(self, reply.context.spec)
+
+    async def context(self, name: str, *, timeout: float | None = None) -> AsyncContext:
+        """The context of that name; NotFound if there is none. `timeout`: seconds; None: the client's."""
+        request = wire.DescribeContextRequest(name)
+        reply = await self.caller.unary(services.DESCRIBE_CONTEXT, request, timeout or self.timeout)
+        return AsyncContext(self, reply.context.spec)
+
+    async def contexts(self) -> list[wire.Context]:
+        """All contexts, each with its spec, its number of tokens and its segments."""
+        reply = await self.caller.unary(services.LIST_CONTEXTS, wire.ListContextsRequest(), self.timeout)
+        return list(reply.contexts)
+
+    async def upload(self, data: bytes) -> str:
+        """Send a file unless the aggregator has it; returns its SHA-256, by which it is known there."""
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        size = len(data)
+
+        async def chunks(start: int) -> AsyncIterator[UploadChunk]:
+            if start >= size:
+                yield UploadChunk("", digest, start, size, b"")
+            for at in range(start, size, MIB):
+                yield UploadChunk("", digest, at, size, data[at : at + MIB])
+
+        timeout = self.timeout + size / self.SLOWEST
+        ask = partial(chunks, size)  # without data: how much is there
+        for attempt in range(3):
+            try:
+                there = (await self.caller.send(services.BULK_UPLOAD, ask, timeout)).received
+                if there < size:
+                    there = (
+                        await self.caller.send(services.BULK_UPLOAD, partial(chunks, there), timeout)
+                    ).received
+            except Unavailable:
+                if attempt == 2:
+                    raise
+                await asyncio.sleep(0.2 * 2**attempt)
+            else:
+                if there == size:
+                    return digest
+        raise DataLoss(f"the aggregator at {self.address} did not keep file {digest[:12]}: send it again")
+
+    async def train(self, job: FusionJob | FederatedJob) -> AsyncRun:
+        """Start a run of `job`; iterate over what is returned to follow it."""
+        request = jobs.StartRunRequest(**await self._prepare(job))
+        return AsyncRun(self, (await self.caller.unary(services.START_RUN, request, self._planning)).run)
+
+    async def plan(self, job: FusionJob | FederatedJob) -> list[jobs.PlannedGraph]:
+        """What `job` would run on each node and what releases that needs, without starting it."""
+        request = jobs.PlanRunRequest(**await self._prepare(job))
+        return list((await self.caller.unary(services.PLAN_RUN, request, self._planning)).graphs)
+
+    async def run(self, run: str) -> AsyncRun:
+        """The run of that id or name; NotFound if there is none."""
+        request = jobs.DescribeRunRequest(run)
+        return AsyncRun(self, (await self.caller.unary(services.DESCRIBE_RUN, request, self.timeout)).run)
+
+    async def runs(self) -> list[jobs.TrainingRun]:
+        """All runs the aggregator knows."""
+        reply = await self.caller.unary(services.LIST_RUNS, jobs.ListRunsRequest(), self.timeout)
+        return list(reply.runs)
+
+    @property
+    def _planning(self) -> float:
+        return max(self.timeout, self.PLANNING)
+
+    async def _prepare(self, job: FusionJob | FederatedJob) -> _Prepared:
+        """The request's field for this kind of job; its files are sent."""
+        if not isinstance(job, FusionJob | FederatedJob):
+            raise InvalidArgument(
+                f"the job is {type(job).__name__}; give a FusionJob or a FederatedJob, or read a file of "
+                "either with edge_attention.read_job('job.toml')"
+            )
+        prepare: Callable[[], tuple[jobs.FusionJob | jobs.FederatedJob, dict[str, bytes]]] = job.prepare
+        prepared, files = await asyncio.to_thread(prepare)
+        for data in files.values():
+            await self.upload(data)
+        return {"job": prepared} if isinstance(prepared, jobs.FusionJob) else {"federated": prepared}

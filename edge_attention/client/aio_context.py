@@ -1,0 +1,325 @@
+"""A context on the aggregator, for asyncio: append, attend, describe, drop. What is large is divided here."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edge_attention.client.appending import Attempt, appended
+from edge_attention.client.results import Answer, Appended, join, merged
+from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidGraph, InvalidTensor
+from edge_attention.core.messages import attention as wire
+from edge_attention.core.tensors import Encoding, Float32, Int64, require, require_name
+from edge_attention.jobs.checks import require_number, require_whole
+from edge_attention.jobs.job import Model, model_bytes
+from edge_attention.wire import services
+
+if TYPE_CHECKING:
+    from edge_attention.client.aio import AsyncClient
+
+MIB = 1024 * 1024
+APPEND_CALL = 64 * MIB  # bytes of one all-or-nothing append
+APPEND_MESSAGE = MIB * 15 // 16  # room for a message's other fields within 1 MiB
+ATTEND_REPLY = 3 * MIB  # bytes of arrays planned for one reply, of the 4 MiB a message may have
+WEIGHTS_REPLY = 2 * MIB * 15 // 16  # of them for weights, which may have half a message
+ATTEND_PARTS = 4  # groups of queries under way at once
+DEADLINE_MARGIN = 0.75  # the server answers at the deadline, labelled; ours comes after it, within a second
+MAX_DEADLINE = 3600.0  # seconds, the server's limit
+MAX_SCALE = float(np.finfo(np.float32).max)
+
+Progress = Callable[[int, int], None]
+"""Called with tokens done and tokens in all."""
+
+
+class AsyncContext:
+    """A context on the aggregator. `spec` holds its name, heads and dimensions."""
+
+    def __init__(self, client: AsyncClient, spec: wire.ContextSpec) -> None:
+        self._client = client
+        self.spec = spec
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} at {self._client.address}>"
+
+    async def append(
+        self,
+        keys: Float32,
+        values: Float32,
+        *,
+        node: str | None = None,
+        progress: Progress | None = None,
+        request_id: str | None = None,
+    ) -> Appended:
+        """Append tokens: keys float32 [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
+
+        Long appends are cut into calls of at most 64 MiB. Each call is stored whole or not at all; if one
+        fails, the error says how many tokens the calls before it stored.
+
+        Args:
+            node: where to keep the tokens; None: the aggregator places them.
+            progress: called in the event loop after each call.
+            request_id: what this append is called, 1 to 48 letters, digits, '.', '_' and '-', unlike any
+                other of the context: called again with it and the same arrays, nothing is appended twice.
+                None: one is made up.
+
+        Where the connection breaks after all was sent the aggregator is asked what became of the append. The
+        error says that it was not appended, or that this is not known and how to learn it.
+
+        Raises:
+            InvalidTensor: wrong shape or dtype, NaN or infinity.
+        """
+        spec = self.spec
+        _require_array(keys, "keys", ("tokens", spec.key_heads, spec.key_dim))
+        _require_array(values, "values", (len(keys), spec.key_heads, spec.value_dim))
+        if not len(keys):
+            raise InvalidTensor("keys has no tokens; append at least one")
+        step = max(1, APPEND_CALL // spec.token_bytes)
+        request_id = _request_id(request_id)
+        done: list[wire.AppendResponse] = []
+        for at in range(0, len(keys), step):
+            stop = min(at + step, len(keys))
+            timeout = self._client.timeout + (stop - at) * spec.token_bytes / self._client.SLOWEST
+            part = Attempt(self.name, request_id, f".{at // step}" if len(keys) > step else "", timeout)
+
+            def call(of: Attempt, span: slice = slice(at, stop)) -> Coroutine[Any, Any, wire.AppendResponse]:
+                messages = partial(self._messages, keys[span], values[span], node or "", of)
+                again = lambda: self._client.caller.send(services.APPEND, messages, of.left)  # noqa: E731
+                return self._client.patiently(again, time.monotonic() + of.left)
+
+            try:
+                done.append(await appended(call, self._client.caller, part))
+            except EdgeAttentionError as error:
+                if not at:
+                    raise
+                raise type(error)(
+                    f"{error.message} (the first {at:,} of {len(keys):,} tokens were stored before, as "
+                    f"positions {_appended(done).ranges}; append the others again)"
+                ) from error
+            if progress:
+                progress(stop, len(keys))
+        return _appended(done)
+
+    async def _messages(
+        self, keys: Float32, values: Float32, node: str, attempt: Attempt
+    ) -> AsyncIterator[wire.AppendRequest]:
+        step = max(1, APPEND_MESSAGE // self.spec.token_bytes)
+        for at in range(0, len(keys), step):
+            part = slice(at, at + step)
+            yield wire.AppendRequest(self.name, node, keys[part], values[part], attempt.id)
+        attempt.sent = True
+
+    async def append_dataset(
+        self,
+        node: str,
+        dataset: str,
+        model: Model,
+        inputs: dict[str, str],
+        rows: range | None = None,
+        *,
+        timeout: float = 600.0,
+        request_id: str | None = None,
+    ) -> Appended:
+        """Append what `node` computes from its own dataset: the tokens never leave it.
+
+        Args:
+            model: an ONNX model from columns to `keys` [rows, key_heads, key_dim] and `values`
+                [rows, key_heads, value_dim], float32, a token a row: a path, bytes or an onnx.ModelProto.
+            inputs: graph input -> column of the dataset.
+            rows: which rows; None: all.
+            request_id: as in `append`.
+
+        Raises:
+            InvalidGraph: the node cannot use the model; GraphDied: running it ends the process it runs in.
+            PrivateTensor: the node needs `--allow-release attention`.
+        """
+        if rows is not None and (rows.step != 1 or rows.start < 0):
+            raise InvalidArgument(f"rows are {rows}; give a range of consecutive rows from 0 on")
+        graph = await self._client.upload(await asyncio.to_thread(model_bytes, model))
+        request_id = _request_id(request_id)
+        caller = self._client.caller
+
+        def call(of: Attempt) -> Coroutine[Any, Any, wire.AppendResponse]:
+            request = wire.AppendDatasetRequest(self.name, node, dataset, graph, inputs, rows, of.id)
+            of.sent = True
+            return caller.unary(services.APPEND_DATASET, request, of.left)
+
+        try:
+            return _appended([await appended(call, caller, Attempt(self.name, request_id, "", timeout))])
+        except InvalidGraph as error:
+            name = model if isinstance(model, str | Path) else "the model"
+            raise type(error)(f"{name}: {error.message}") from None
+
+    async def attend(
+        self,
+        queries: Float32,
+        *,
+        causal: bool = False,
+        positions: Int64 | None = None,
+        window: int | None = None,
+        scale: float | None = None,
+        deadline: float | None = None,
+        weights: bool = False,
+        encoding: Literal["float32", "float16"] = "float32",
+        until: int | None = None,
+    ) -> Answer:
+        """Exact attention of `queries` over the context, or what the deadline left of it, labelled.
+
+        Many queries travel in several calls, all of which see the context as it was at the first.
+
+        Args:
+            queries: float32 [queries, query_heads, key_dim].
+            causal: a query sees positions up to and with its own.
+            positions: int64 [queries], each query's own position, for causal and window; None: the last
+                positions of the context.
+            window: a query sees only so many last positions up to and with its own.
+            scale: multiplies the scores; None: 1 / sqrt(key_dim).
+            deadline: seconds after which the answer is given with what arrived; None: the server's default.
+            weights: also return every token's global attention weight.
+            encoding: how `out` travels; float16 halves the bytes for an error of about 2e-4.
+            until: attend to positions below this one only; None: all there are now.
+
+        Raises:
+            InvalidTensor: wrong shape or dtype, NaN or infinity.
+            InvalidArgument: a window under 1, a deadline that is not positive, ...
+            EmptyContext: there is nothing to attend to.
+            MessageTooLarge: one query's weights do not fit a message.
+            Overloaded: the aggregator cannot answer it in time, also when asked again (see `AsyncClient`).
+        """
+        began = time.monotonic()
+        _require_array(queries, "queries", ("queries", self.spec.query_heads, self.spec.key_dim))
+        count = len(queries)
+        if positions is not None:
+            _require_array(positions, "positions", (count,), np.int64)
+        if deadline is not None:
+            require_number(deadline, "deadline", 0, MAX_DEADLINE)
+        if scale is not None:
+            require_number(scale, "scale", -MAX_SCALE, MAX_SCALE)
+        for what, whole, low in (("window", window, 1), ("until", until, 0)):
+            if whole is not None:
+                require_whole(whole, what, low, 2**63 - 1)
+        if encoding not in ("float32", "float16"):
+            raise InvalidArgument(f"encoding is {encoding!r}; it must be 'float32' or 'float16'")
+        step = max(count, 1)
+        # What a small call's reply cannot exceed needs no plan; a larger one is planned by a description.
+        if weights or self._reply_bytes(count, segments=256) > ATTEND_REPLY:
+            context = await self.describe(timeout=deadline)
+            step = self._fitting(context, weights)
+            if step < count:
+                until = context.tokens if until is None else min(until, context.tokens)
+                if positions is None and (causal or window is not None):
+                    positions = last_positions(count, until)
+        gate = asyncio.Semaphore(ATTEND_PARTS)
+        transfer = self._reply_bytes(min(step, count), segments=0) / self._client.SLOWEST
+
+        async def part(at: int) -> wire.AttendResponse:
+            async with gate:
+                left = None if deadline is None else max(1e-3, deadline - (time.monotonic() - began))
+                request = wire.AttendRequest(
+                    context=self.name,
+                    queries=queries[at : at + step],
+                    positions=None if positions is None else positions[at : at + step],
+                    causal=bool(causal),
+                    window=window,
+                    scale=scale,
+                    deadline_seconds=left,
+                    encoding=Encoding.FLOAT16 if encoding == "float16" else Encoding.RAW,
+                    weights=weights,
+                    until=until,
+                )
+                timeout = self._client.timeout if left is None else left + DEADLINE_MARGIN + transfer
+                return await self._client.caller.unary(services.ATTEND, request, timeout)
+
+        async def patient(at: int) -> wire.AttendResponse:
+            most = self._client.timeout if deadline is None else deadline
+            return await self._client.patiently(lambda: part(at), began + most)
+
+        parts = await _all([patient(at) for at in range(0, max(count, 1), step)])
+        return join(parts, time.monotonic() - began)
+
+    def _reply_bytes(self, queries: int, segments: int) -> int:
+        """At most so many bytes in the larger of request and reply, weights apart."""
+        spec = self.spec
+        floats = max(spec.key_dim, 2 * spec.value_dim + 1 + segments)
+        return queries * spec.query_heads * 4 * floats + segments * 256
+
+    def _fitting(self, context: wire.Context, weights: bool) -> int:
+        """How many queries one call can carry."""
+        fixed = self._reply_bytes(0, len(context.segments))
+        each = self._reply_bytes(1, len(context.segments)) - fixed
+        fit = (ATTEND_REPLY - fixed) // each
+        # What the aggregator may have in memory for one call, of which every segment takes its part.
+        fit = min(fit, wire.ATTEND_QUERIES)
+        fit = min(fit, wire.ATTEND_BYTES // wire.attend_bytes(self.spec, 1, len(context.segments)))
+        if weights:
+            fit = min(fit, WEIGHTS_REPLY // max(1, self.spec.query_heads * 4 * context.tokens))
+        return max(1, fit)
+
+    async def describe(self, *, timeout: float | None = None) -> wire.Context:
+        """The context's spec, tokens and segments, with their holders. `timeout`: seconds."""
+        request = wire.DescribeContextRequest(self.name)
+        reply = await self._client.caller.unary(
+            services.DESCRIBE_CONTEXT, request, timeout or self._client.timeout
+        )
+        return reply.context
+
+    async def drop(self) -> None:
+        """Forget the context on the aggregator and its tokens on the nodes."""
+        request = wire.DropContextRequest(self.name)
+        await self._client.caller.unary(services.DROP_CONTEXT, request, self._client.timeout)
+
+
+async def _all(calls: Sequence[Coroutine[Any, Any, wire.AttendResponse]]) -> list[wire.AttendResponse]:
+    """All results in order; the first failure cancels the others."""
+    if len(calls) == 1:
+        return [await calls[0]]
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def last_positions(count: int, tokens: int) -> Int64:
+    """Where queries without positions sit: the last query on the last token."""
+    if count > tokens:
+        raise InvalidArgument(
+            f"{count} queries do not fit at the end of {tokens} tokens; give their positions"
+        )
+    return np.arange(tokens - count, tokens)
+
+
+def _appended(replies: Sequence[wire.AppendResponse]) -> Appended:
+    return Appended(
+        merged(reply.tokens for reply in replies),
+        tuple(segment for reply in replies for segment in reply.segments),
+    )
+
+
+def _request_id(given: str | None) -> str:
+    if given is None:
+        return secrets.token_hex(8)
+    if len(given) > 48:  # a divided append adds to it
+        raise InvalidArgument(f"request_id has {len(given)} characters; the limit is 48")
+    return require_name(given, "request_id")
+
+
+def _require_array(
+    array: Any, what: str, shape: Sequence[int | str], dtype: type[np.generic] = np.float32
+) -> None:
+    if not isinstance(array, np.ndarray):
+        name = np.dtype(dtype).name
+        raise InvalidTensor(f"{what}: {type(array).__name__} is not an array; give np.asarray(..., {name!r})")
+    require(array, what, shape=shape, dtype=dtype)

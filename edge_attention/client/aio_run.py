@@ -1,0 +1,209 @@
+"""A training run followed from afar: its rounds as they come, over restarts of the aggregator."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_attention.core.errors import (
+    Cancelled,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    Unavailable,
+)
+from edge_attention.core.messages import training as jobs
+from edge_attention.core.messages.training import (
+    ModelChunk,
+    ParametersChunk,
+    RunState,
+    TrainingRound,
+    TrainingRun,
+)
+from edge_attention.jobs.parameters import Parameters, read_safetensors
+from edge_attention.wire import services
+
+if TYPE_CHECKING:
+    from edge_attention.client.aio import AsyncClient
+
+Event = TrainingRound | TrainingRun
+
+
+class AsyncRun:
+    """A run. Iterating yields every round from the first on and ends with the run.
+
+    Attributes:
+        info: the run's state as it was last heard.
+    """
+
+    def __init__(self, client: AsyncClient, info: TrainingRun) -> None:
+        self._client = client
+        self.info = info
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def waiting(self) -> str:
+        """What the run waits for and until when, as last heard; empty if it does not wait."""
+        return self.info.waiting
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id!r}: {self.info.state.value}, round {self.info.round}>"
+
+    async def __aiter__(self) -> AsyncIterator[TrainingRound]:
+        async for event in self.events():
+            if isinstance(event, TrainingRound):
+                yield event
+
+    async def events(self, after: int = 0) -> AsyncGenerator[Event]:
+        """Rounds after number `after`, each once and in order, and between them the run's changes of state.
+
+        While the aggregator is away this tries again, with backoff, for the client's `patience`; a
+        TrainingRun whose `waiting` says so comes first.
+
+        Raises:
+            FailedPrecondition: the run failed; says why.
+            Unavailable: the aggregator stayed away.
+        """
+        away_since: float | None = None
+        delay = 0.1
+        while True:
+            lost: Unavailable | Cancelled
+            try:
+                request = jobs.WatchRunRequest(self.id, after)
+                async for event in self._client.caller.receive(services.WATCH_RUN, request):
+                    if away_since is not None:
+                        self.info = replace(self.info, waiting="")
+                        away_since, delay = None, 0.1
+                    if isinstance(event, TrainingRun):
+                        self.info = event
+                    elif event.number > after:
+                        after = event.number
+                    else:
+                        continue
+                    yield event
+                if (await self.describe()).state is not RunState.RUNNING:
+                    break
+                lost = Unavailable(f"the aggregator at {self._client.address} ended the stream of {self.id}")
+            except (Unavailable, Cancelled) as error:
+                lost = error
+            now = time.monotonic()
+            if away_since is None:
+                away_since = now
+                until = time.strftime("%H:%M:%S", time.localtime(time.time() + self._client.patience))
+                self.info = replace(
+                    self.info, waiting=f"the aggregator at {self._client.address}, until {until}"
+                )
+                yield self.info
+            if now - away_since > self._client.patience:
+                raise Unavailable(
+                    f"{lost.message} (tried for {self._client.patience:g} s; run {self.id} goes on from its "
+                    "last committed version when the aggregator is back)"
+                ) from lost
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(2 * delay, 2.0)
+        if self.info.state is RunState.FAILED:
+            raise FailedPrecondition(
+                f"run {self.id} failed after round {self.info.round}: {self.info.detail or 'no reason given'}"
+            )
+
+    async def describe(self) -> TrainingRun:
+        """The run's state now."""
+        request = jobs.DescribeRunRequest(self.id)
+        self.info = (
+            await self._client.caller.unary(services.DESCRIBE_RUN, request, self._client.timeout)
+        ).run
+        return self.info
+
+    async def stop(self) -> TrainingRun:
+        """End the run. What it committed stays; a round under way is dropped."""
+        request = jobs.StopRunRequest(self.id)
+        self.info = (await self._client.caller.unary(services.STOP_RUN, request, self._client.timeout)).run
+        return self.info
+
+    async def resume(self) -> TrainingRun:
+        """Let a run that was stopped, or failed, go on after its last committed round.
+
+        Raises:
+            FailedPrecondition: it is neither.
+        """
+        request = jobs.ResumeRunRequest(self.id)
+        self.info = (await self._client.caller.unary(services.RESUME_RUN, request, self._client.timeout)).run
+        return self.info
+
+    async def parameters(self, version: int | None = None) -> Parameters:
+        """The parameters of `version` (None: the latest; 0: the initial ones), name -> array."""
+        data, version = await self._parameters(version)
+        arrays = read_safetensors(data, f"version {version} of run {self.id}")
+        return Parameters(arrays, version, self.id)
+
+    async def save_parameters(self, file: str | Path, version: int | None = None) -> int:
+        """Write the parameters of `version` as a safetensors file; returns the version written."""
+        data, version = await self._parameters(version)
+        read_safetensors(data, f"version {version} of run {self.id}")
+        await asyncio.to_thread(_write, Path(file), data)
+        return version
+
+    async def onnx(self, version: int | None = None) -> bytes:
+        """A federated run's model with the parameters of `version` in it: an ONNX file, ready to serve.
+
+        Raises:
+            FailedPrecondition: the run has no such model: a fusion run, or one of a step graph.
+        """
+        return (await self._model(version))[0]
+
+    async def save_onnx(self, file: str | Path, version: int | None = None) -> int:
+        """Write what `onnx` gives to a file; returns the version written."""
+        data, version = await self._model(version)
+        await asyncio.to_thread(_write, Path(file), data)
+        return version
+
+    async def _parameters(self, version: int | None) -> tuple[bytes, int]:
+        request = jobs.GetParametersRequest(self.id, _checked(version))
+        chunks = self._client.caller.receive(services.GET_PARAMETERS, request, silence=self._client.timeout)
+        return await _joined(chunks, f"the parameters of run {self.id}")
+
+    async def _model(self, version: int | None) -> tuple[bytes, int]:
+        request = jobs.GetModelRequest(self.id, _checked(version))
+        chunks = self._client.caller.receive(services.GET_MODEL, request, silence=self._client.timeout)
+        return await _joined(chunks, f"the model of run {self.id}")
+
+
+def _checked(version: int | None) -> int | None:
+    if version is not None and version < 0:
+        raise InvalidArgument(f"version is {version}; versions count from 0")
+    return version
+
+
+async def _joined(chunks: AsyncIterator[ParametersChunk | ModelChunk], what: str) -> tuple[bytes, int]:
+    """The file that `chunks` are pieces of, and its version; DataLoss if it is not whole."""
+    data = bytearray()
+    size = got = -1
+    async for chunk in chunks:
+        if size < 0:
+            size, got = chunk.size, chunk.version
+        data += chunk.data
+        if (chunk.size, chunk.version) != (size, got) or len(data) > size:
+            raise DataLoss(f"the chunks of {what} do not fit together; ask again")
+    if size < 0 or len(data) != size:
+        raise DataLoss(f"only {len(data):,} of {max(size, 0):,} bytes of {what} came; ask again")
+    return bytes(data), got
+
+
+def _write(file: Path, data: bytes) -> None:
+    """All of `data` under that name, or nothing new."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InvalidArgument(f"{file} cannot be written: {error.strerror}") from None

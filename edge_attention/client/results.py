@@ -1,0 +1,162 @@
+"""What attend and append give back, and how the parts of a divided call become one result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edge_attention.core.errors import DataLoss
+from edge_attention.core.messages.attention import AttendResponse, Bound, Missing, Segment, ShardMass
+from edge_attention.core.tensors import Encoded, Float32
+
+__all__ = ["Answer", "Appended", "join"]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Attention of some queries over a context. Arrays are read-only or the caller's own.
+
+    Attributes:
+        out: float32 [queries, query_heads, value_dim].
+        lse: natural logarithm of the sum of exp(score), float32 [queries, query_heads].
+        exact: it stands on every token the queries may see.
+        coverage: the position ranges it stands on.
+        mass: node -> float32 [queries, query_heads], the share of global attention the node's tokens
+            received; sums to 1 over nodes, for queries that see a token.
+        shards: the same by shard.
+        tokens: tokens of the context when it was asked.
+        weights: every token's global attention weight, float32 [queries, query_heads, tokens], if asked for;
+            NaN for tokens of missing shards.
+        bound: |out - exact out| <= bound.error; None if exact, or if no bound can be given.
+        missing: the shards it does not stand on, and why.
+        seconds: the server's stages and, as `client`, the whole call seen from here. Of a call divided in
+            several, which overlap, the server's are means.
+        calls: how many calls it was divided in.
+    """
+
+    out: Float32
+    lse: Float32
+    exact: bool
+    coverage: tuple[range, ...]
+    mass: Mapping[str, Float32]
+    shards: tuple[ShardMass, ...]
+    tokens: int
+    weights: Float32 | None = None
+    bound: Bound | None = None
+    missing: tuple[Missing, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Appended:
+    """Where appended tokens went: their positions, as one range unless others appended meanwhile."""
+
+    ranges: tuple[range, ...]
+    segments: tuple[Segment, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ranges))
+
+
+def join(parts: Sequence[AttendResponse], client_seconds: float) -> Answer:
+    """One answer of the replies to consecutive groups of the same queries."""
+    outs = [_array(part) for part in parts]
+    shards = _shards(parts)
+    mass: dict[str, Float32] = {}
+    for shard in shards:
+        mass[shard.node] = mass[shard.node] + shard.mass if shard.node in mass else shard.mass
+    missing = tuple({gap.shard: gap for part in parts for gap in part.missing}.values())
+    covered = merged(stretch for part in parts for stretch in part.coverage)
+    for gap in missing:
+        covered = _without(covered, gap.tokens)
+    seconds: dict[str, float] = {}
+    for part in parts:
+        for stage, spent in part.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + spent / len(parts)
+    return Answer(
+        out=_concatenated(outs),
+        lse=_concatenated([part.lse for part in parts]),
+        exact=all(part.exact for part in parts),
+        coverage=covered,
+        mass=mass,
+        shards=shards,
+        tokens=min(part.tokens for part in parts),
+        weights=_weights(parts),
+        bound=_bound(parts, outs),
+        missing=missing,
+        seconds=seconds | {"client": client_seconds},
+        calls=len(parts),
+    )
+
+
+def merged(ranges: Iterable[range]) -> tuple[range, ...]:
+    """The union of position ranges, in order, neighbours joined."""
+    found: list[range] = []
+    for stretch in sorted((r for r in ranges if r), key=lambda r: r.start):
+        if found and stretch.start <= found[-1].stop:
+            found[-1] = range(found[-1].start, max(found[-1].stop, stretch.stop))
+        else:
+            found.append(stretch)
+    return tuple(found)
+
+
+def _without(ranges: tuple[range, ...], gap: range) -> tuple[range, ...]:
+    pieces = (
+        piece
+        for r in ranges
+        for piece in (range(r.start, min(r.stop, gap.start)), range(max(r.start, gap.stop), r.stop))
+    )
+    return merged(pieces)
+
+
+def _array(part: AttendResponse) -> Float32:
+    return part.out.array if isinstance(part.out, Encoded) else part.out
+
+
+def _concatenated(arrays: Sequence[Float32]) -> Float32:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _shards(parts: Sequence[AttendResponse]) -> tuple[ShardMass, ...]:
+    """The masses by shard and node; zero for the groups of queries that saw nothing of a shard."""
+    if len(parts) == 1:
+        return parts[0].mass
+    lse = _concatenated([part.lse for part in parts])
+    found: dict[tuple[str, str], ShardMass] = {}
+    at = 0
+    for part in parts:
+        count = len(part.lse)
+        for shard in part.mass:
+            key = shard.shard, shard.node
+            if key not in found:
+                found[key] = ShardMass(shard.shard, shard.node, shard.tokens, np.zeros_like(lse))
+            found[key].mass[at : at + count] = shard.mass
+        at += count
+    return tuple(sorted(found.values(), key=lambda shard: (shard.tokens.start, shard.shard, shard.node)))
+
+
+def _weights(parts: Sequence[AttendResponse]) -> Float32 | None:
+    weights = [part.weights for part in parts if part.weights is not None]
+    if not weights:
+        return None
+    if len(weights) < len(parts):
+        raise DataLoss("some replies of one call carry weights and some do not; ask again")
+    # The context may have grown between two groups; `until` kept the queries from seeing that.
+    tokens = min(array.shape[-1] for array in weights)
+    return _concatenated([array[..., :tokens] for array in weights])
+
+
+def _bound(parts: Sequence[AttendResponse], outs: Sequence[Float32]) -> Bound | None:
+    labelled = [part.bound for part in parts if not part.exact]
+    known = [bound for bound in labelled if bound is not None]
+    if not labelled or len(known) < len(labelled):
+        return None
+    errors = [
+        np.zeros_like(out) if part.bound is None else part.bound.error
+        for part, out in zip(parts, outs, strict=True)
+    ]
+    return Bound(_concatenated(errors), all(bound.tight for bound in known))

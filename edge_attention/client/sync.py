@@ -1,0 +1,322 @@
+"""The client for programs without an event loop: `AsyncClient` on a thread of its own.
+
+    with Client("127.0.0.1:50051") as client:
+        context = client.create_context("memory", query_heads=8, key_heads=2, key_dim=64, value_dim=64)
+        context.append(keys, values)
+        answer = context.attend(queries, causal=True, deadline=2.0)
+
+Shapes, defaults and errors are those of the methods of the same names in `edge_attention.client.aio`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from edge_attention.client.aio import AsyncClient
+from edge_attention.client.aio_context import AsyncContext, Progress
+from edge_attention.client.aio_run import AsyncRun, Event
+from edge_attention.client.background import BACKGROUND
+from edge_attention.client.results import Answer, Appended
+from edge_attention.core.messages import attention as wire
+from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
+from edge_attention.core.messages.training import PlannedGraph, TrainingRound, TrainingRun
+from edge_attention.core.tensors import Float32, Int64
+from edge_attention.jobs.federated_job import FederatedJob
+from edge_attention.jobs.job import FusionJob, Model
+from edge_attention.jobs.parameters import Parameters
+
+__all__ = ["Client", "Context", "Run"]
+
+
+class Client:
+    """A client of one aggregator, for any number of threads. Close it, or use it in a `with`.
+
+    Args:
+        address: `HOST:PORT`.
+        timeout: seconds a call may take that has no deadline of its own.
+        patience: seconds a run's iteration goes on trying to reach an aggregator that is away.
+        token: an access token (`eat_...`), for an aggregator with TLS.
+        authority: the authority's certificate, a PEM file; a token finds it by itself.
+        identity: a folder with a client certificate (`edge-attention enrol`), instead of a token.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = 60.0,
+        patience: float = 60.0,
+        retry: bool = True,
+        token: str | None = None,
+        authority: str | Path | None = None,
+        identity: str | Path | None = None,
+    ) -> None:
+        self._client = AsyncClient(
+            address,
+            timeout=timeout,
+            patience=patience,
+            retry=retry,
+            token=token,
+            authority=authority,
+            identity=identity,
+        )
+        BACKGROUND.acquire()
+        # Also runs when the client is forgotten, and at exit.
+        self._end = weakref.finalize(self, _close, self._client)
+
+    @property
+    def address(self) -> str:
+        return self._client.address
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.address}>"
+
+    def close(self) -> None:
+        """End calls under way, the connection and, with the last client, the thread."""
+        self._end()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def nodes(self) -> list[Node]:
+        """The fleet's nodes: name, state, provider, threads, memory (bytes), datasets."""
+        return BACKGROUND.run(self._client.nodes())
+
+    def aggregator(self, *, timeout: float | None = None) -> DescribeAggregatorResponse:
+        """The aggregator's software, clock, machine and terms."""
+        return BACKGROUND.run(self._client.aggregator(timeout=timeout))
+
+    def probe(
+        self, node: str, *, round_trips: int = 10, size: int = 0, deadline: float = 30.0
+    ) -> ProbeNodeResponse:
+        """Have the aggregator time round trips to a node and, with a `size`, so many bytes there and back."""
+        probe = self._client.probe(node, round_trips=round_trips, size=size, deadline=deadline)
+        return BACKGROUND.run(probe)
+
+    def create_context(
+        self,
+        name: str,
+        *,
+        query_heads: int,
+        key_heads: int,
+        key_dim: int,
+        value_dim: int,
+        replicas: int = 1,
+    ) -> Context:
+        """A new, empty context, each segment of which `replicas` nodes will hold."""
+        made = self._client.create_context(
+            name,
+            query_heads=query_heads,
+            key_heads=key_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            replicas=replicas,
+        )
+        return Context(self, BACKGROUND.run(made))
+
+    def context(self, name: str, *, timeout: float | None = None) -> Context:
+        """The context of that name; NotFound if there is none. `timeout`: seconds; None: the client's."""
+        return Context(self, BACKGROUND.run(self._client.context(name, timeout=timeout)))
+
+    def contexts(self) -> list[wire.Context]:
+        """All contexts, each with its spec, its number of tokens and its segments."""
+        return BACKGROUND.run(self._client.contexts())
+
+    def train(self, job: FusionJob | FederatedJob) -> Run:
+        """Start a run of `job`; iterate over what is returned to follow it."""
+        return Run(self, BACKGROUND.run(self._client.train(job)))
+
+    def plan(self, job: FusionJob | FederatedJob) -> list[PlannedGraph]:
+        """What `job` would run on each node and what releases that needs, without starting it."""
+        return BACKGROUND.run(self._client.plan(job))
+
+    def run(self, run: str) -> Run:
+        """The run of that id or name; NotFound if there is none."""
+        return Run(self, BACKGROUND.run(self._client.run(run)))
+
+    def runs(self) -> list[TrainingRun]:
+        """All runs the aggregator knows."""
+        return BACKGROUND.run(self._client.runs())
+
+
+class Context:
+    """A context on the aggregator. `spec` holds its name, heads and dimensions."""
+
+    def __init__(self, client: Client, context: AsyncContext) -> None:
+        self._client = client  # keeps the connection open while the handle lives
+        self._context = context
+        self.spec = context.spec
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def __repr__(self) -> str:
+        return f"<Context {self.name!r} at {self._client.address}>"
+
+    def append(
+        self,
+        keys: Float32,
+        values: Float32,
+        *,
+        node: str | None = None,
+        progress: Progress | None = None,
+        request_id: str | None = None,
+    ) -> Appended:
+        """Append tokens: keys float32 [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
+
+        Calls of at most 64 MiB, each stored whole or not at all. `progress` is called after each, with
+        tokens done and in all, on the client's thread: it must not call the client. Called again with the
+        same `request_id` it appends nothing twice; see AsyncContext.append.
+        """
+        append = self._context.append(keys, values, node=node, progress=progress, request_id=request_id)
+        return BACKGROUND.run(append)
+
+    def append_dataset(
+        self,
+        node: str,
+        dataset: str,
+        model: Model,
+        inputs: dict[str, str],
+        rows: range | None = None,
+        *,
+        timeout: float = 600.0,
+        request_id: str | None = None,
+    ) -> Appended:
+        """Append what `node` computes from its own dataset through an ONNX model, a token a row.
+
+        The model's outputs are `keys` [rows, key_heads, key_dim] and `values` [rows, key_heads, value_dim];
+        see AsyncContext.append_dataset.
+        """
+        appended = self._context.append_dataset(
+            node, dataset, model, inputs, rows, timeout=timeout, request_id=request_id
+        )
+        return BACKGROUND.run(appended)
+
+    def attend(
+        self,
+        queries: Float32,
+        *,
+        causal: bool = False,
+        positions: Int64 | None = None,
+        window: int | None = None,
+        scale: float | None = None,
+        deadline: float | None = None,
+        weights: bool = False,
+        encoding: Literal["float32", "float16"] = "float32",
+        until: int | None = None,
+    ) -> Answer:
+        """Exact attention of queries float32 [queries, query_heads, key_dim]; see AsyncContext.attend."""
+        attended = self._context.attend(
+            queries,
+            causal=causal,
+            positions=positions,
+            window=window,
+            scale=scale,
+            deadline=deadline,
+            weights=weights,
+            encoding=encoding,
+            until=until,
+        )
+        return BACKGROUND.run(attended)
+
+    def describe(self) -> wire.Context:
+        """The context's spec, tokens and segments, with their holders."""
+        return BACKGROUND.run(self._context.describe())
+
+    def drop(self) -> None:
+        """Forget the context on the aggregator and its tokens on the nodes."""
+        BACKGROUND.run(self._context.drop())
+
+
+class Run:
+    """A training run. Iterating yields every round from the first on and ends with the run."""
+
+    def __init__(self, client: Client, run: AsyncRun) -> None:
+        self._client = client
+        self._run = run
+
+    @property
+    def id(self) -> str:
+        return self._run.id
+
+    @property
+    def info(self) -> TrainingRun:
+        """The run's state as last heard."""
+        return self._run.info
+
+    @property
+    def waiting(self) -> str:
+        """What the run waits for and until when, as last heard; empty if it does not wait."""
+        return self._run.waiting
+
+    def __repr__(self) -> str:
+        return repr(self._run).replace("AsyncRun", "Run")
+
+    def __iter__(self) -> Iterator[TrainingRound]:
+        return (event for event in self.events() if isinstance(event, TrainingRound))
+
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """Rounds after number `after`, and the run's changes of state between them; see AsyncRun.events."""
+        events = self._run.events(after)
+        turn = asyncio.Lock()  # after Ctrl-C the closing waits for the step that was interrupted
+
+        async def following() -> Event | None:
+            async with turn:
+                return await anext(events, None)
+
+        async def close() -> None:
+            async with turn:
+                await events.aclose()
+
+        try:
+            while (event := BACKGROUND.run(following())) is not None:
+                yield event
+        finally:
+            if self._client._end.alive:
+                BACKGROUND.run(close())
+
+    def describe(self) -> TrainingRun:
+        """The run's state now."""
+        return BACKGROUND.run(self._run.describe())
+
+    def stop(self) -> TrainingRun:
+        """End the run. What it committed stays; a round under way is dropped."""
+        return BACKGROUND.run(self._run.stop())
+
+    def resume(self) -> TrainingRun:
+        """Let a run that was stopped, or failed, go on; FailedPrecondition if it is neither."""
+        return BACKGROUND.run(self._run.resume())
+
+    def parameters(self, version: int | None = None) -> Parameters:
+        """The parameters of `version` (None: the latest; 0: the initial ones): name -> array, `.version`."""
+        return BACKGROUND.run(self._run.parameters(version))
+
+    def save_parameters(self, file: str | Path, version: int | None = None) -> int:
+        """Write the parameters of `version` as a safetensors file; returns the version written."""
+        return BACKGROUND.run(self._run.save_parameters(file, version))
+
+    def onnx(self, version: int | None = None) -> bytes:
+        """A federated run's model with the parameters of `version` in it: an ONNX file, ready to serve."""
+        return BACKGROUND.run(self._run.onnx(version))
+
+    def save_onnx(self, file: str | Path, version: int | None = None) -> int:
+        """Write what `onnx` gives to a file; returns the version written."""
+        return BACKGROUND.run(self._run.save_onnx(file, version))
+
+
+def _close(client: AsyncClient) -> None:
+    try:
+        BACKGROUND.run(client.close())
+    finally:
+        BACKGROUND.release()

@@ -1,0 +1,148 @@
+"""What a node and the aggregator say to each other besides programs and contributions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_attention.core.messages.box import Box
+from edge_attention.core.messages.program import Contribution, Program
+from edge_attention.core.tensors import DataType
+
+PROTOCOL = 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a dataset: dtype, and the shape of one row."""
+
+    name: str
+    data_type: DataType
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known of a dataset outside its node: never its rows."""
+
+    name: str
+    rows: int
+    columns: tuple[Column, ...]
+    identified: bool
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A stored sequence and how many tokens it holds."""
+
+    name: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Credit:
+    """So many more bytes and messages may be sent."""
+
+    bytes: int
+    messages: int
+
+
+@dataclass(frozen=True)
+class Register:
+    """A node's first message. `taken`: contributions before those it sends on this stream."""
+
+    protocol: int
+    software: str
+    name: str
+    instance: str
+    session: str
+    provider: str
+    threads: int
+    memory_limit: int
+    datasets: tuple[Dataset, ...] = ()
+    sequences: tuple[Sequence, ...] = ()
+    releases: tuple[str, ...] = ()
+    box: Box | None = None
+    taken: int = 0
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The aggregator's first message: the session, its terms, what the node may forget (`drop`).
+
+    `taken`: contributions of the session that have come, which the node need not send again.
+    """
+
+    session: str
+    lease_seconds: float
+    heartbeat_seconds: float
+    resumed: bool
+    credit: Credit
+    drop: tuple[str, ...] = ()
+    taken: int = 0
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """`metrics`: the node's own, as Prometheus text, now and then.
+
+    `sent`, `received`: messages on this stream before this one, so that what got lost is missed; 0: not
+    counted.
+    """
+
+    number: int
+    memory: int
+    tasks: int
+    draining: bool = False
+    metrics: bytes = b""
+    sent: int = 0
+    received: int = 0
+
+
+@dataclass(frozen=True)
+class HeartbeatAck:
+    """`sent`: messages to the node on this stream before this one; 0: not counted."""
+
+    number: int
+    sent: int = 0
+
+
+@dataclass(frozen=True)
+class Cancel:
+    task_id: str
+
+
+FromNode = Register | Heartbeat | Contribution | Credit
+ToNode = Registered | HeartbeatAck | Program | Cancel | Credit
+
+
+@dataclass(frozen=True)
+class DownloadRequest:
+    session: str
+    digest: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a file of `size` bytes, going down."""
+
+    offset: int
+    size: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class UploadChunk:
+    """A piece of the file with SHA-256 `digest`, going up; without data it asks how much is there."""
+
+    session: str
+    digest: str
+    offset: int
+    size: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    received: int
+    chunk_bytes: int = 0

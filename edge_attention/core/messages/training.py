@@ -1,0 +1,282 @@
+"""Training jobs and what a run tells of itself. One class a message of training.proto."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from edge_attention.core.messages.federated import ConsensusSpec as ConsensusSpec
+from edge_attention.core.messages.federated import FederatedJob as FederatedJob
+from edge_attention.core.messages.federated import FederatedModel as FederatedModel
+from edge_attention.core.messages.federated import LocalSpec as LocalSpec
+from edge_attention.core.messages.federated import LossSpec as LossSpec
+from edge_attention.core.messages.federated import PushSpec as PushSpec
+from edge_attention.core.messages.federated import SelectionSpec as SelectionSpec
+from edge_attention.core.messages.federated import StopSpec as StopSpec
+from edge_attention.core.specs import EncodingSpec as EncodingSpec
+from edge_attention.core.specs import OptimizerSpec as OptimizerSpec
+from edge_attention.core.specs import StrategySpec as StrategySpec
+from edge_attention.core.tensors import Array
+
+
+class MissingSamples(Enum):
+    """What becomes of a sample some node lacks: left out, or attended without that node."""
+
+    LEAVE_OUT = "leave_out"
+    ATTEND = "attend"
+
+
+class RunState(Enum):
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A node's part of the model: an ONNX file, by digest, over columns of one of the node's datasets.
+
+    Its outputs are `keys` [batch, tokens, key_heads, key_dim] and `values` [batch, tokens, key_heads,
+    value_dim]. `inputs` maps a graph input to a column. `trainable` names the initializers that train
+    (empty: all floating-point ones).
+    """
+
+    node: str
+    dataset: str
+    graph: str
+    inputs: Mapping[str, str]
+    trainable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Head:
+    """From the fused output [batch, queries, query_heads, value_dim] and labels to a loss.
+
+    It runs on the node that holds the labels. `metrics` are scalar outputs, sums over the batch.
+    """
+
+    node: str
+    dataset: str
+    graph: str
+    inputs: Mapping[str, str]
+    trainable: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class FusionJob:
+    """Train one model whose samples' tokens are spread over nodes. See FusionJob in training.proto."""
+
+    name: str
+    encoders: tuple[Encoder, ...]
+    head: Head
+    queries: Array
+    optimizer: OptimizerSpec
+    rounds: int
+    batch: int
+    seed: int = 0
+    scale: float | None = None
+    missing: MissingSamples = MissingSamples.LEAVE_OUT
+    holdout: float = 0.0
+    evaluate_every: int = 0
+    patience_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How many samples are on every node, on some only, and how they are used."""
+
+    complete: int
+    incomplete: int
+    train: int
+    holdout: int
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run as it stands. `nodes`: what each node of the round under way does, for a person."""
+
+    id: str
+    name: str
+    state: RunState
+    detail: str
+    round: int
+    rounds: int
+    version: int
+    created: float
+    waiting: str = ""
+    samples: Samples | None = None
+    nodes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """On the held-out samples: their number, the mean loss, and each metric's sum."""
+
+    samples: int
+    loss: float
+    metrics: Mapping[str, float]
+
+    def share(self, metric: str) -> float:
+        """The metric's sum by what it counts: the tokens, where they are a metric, or else the samples."""
+        return self.metrics[metric] / max(1, self.metrics.get("tokens", self.samples))
+
+
+@dataclass(frozen=True)
+class NodeRound:
+    """One node's part of a federated round.
+
+    Attributes:
+        samples, steps: what its local steps went over.
+        loss: their mean.
+        seconds: from asking it to its last byte.
+        staleness: versions between the parameters it started from and the current.
+        norm: L2 norm of its update before clipping.
+    """
+
+    samples: int
+    steps: int
+    loss: float
+    seconds: float
+    staleness: int = 0
+    norm: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingRound:
+    """One round's record: what it used, what it cost, what it committed.
+
+    Of a federated round: `nodes` contributed, `left_out` were asked and why it went on without them,
+    `consensus` are the consensus losses by name.
+    """
+
+    number: int
+    version: int
+    loss: float
+    samples: tuple[int, ...]
+    seconds: Mapping[str, float]
+    bytes_sent: Mapping[str, int]
+    bytes_received: Mapping[str, int]
+    mass: Mapping[str, float]
+    evaluation: Evaluation | None = None
+    absent: Mapping[str, int] = field(default_factory=dict)
+    nodes: Mapping[str, NodeRound] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    consensus: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StartRunRequest:
+    """Exactly one of the two."""
+
+    job: FusionJob | None = None
+    federated: FederatedJob | None = None
+
+
+@dataclass(frozen=True)
+class StartRunResponse:
+    run: TrainingRun
+
+
+@dataclass(frozen=True)
+class PlanRunRequest:
+    """Exactly one of the two."""
+
+    job: FusionJob | None = None
+    federated: FederatedJob | None = None
+
+
+@dataclass(frozen=True)
+class PlannedGraph:
+    """A graph a node would run, what of it leaves the node, and the release that needs."""
+
+    node: str
+    role: str
+    digest: str
+    outputs: tuple[str, ...]
+    release: str
+
+
+@dataclass(frozen=True)
+class PlanRunResponse:
+    graphs: tuple[PlannedGraph, ...]
+
+
+@dataclass(frozen=True)
+class WatchRunRequest:
+    run: str
+    after_round: int = 0
+
+
+@dataclass(frozen=True)
+class StopRunRequest:
+    run: str
+
+
+@dataclass(frozen=True)
+class StopRunResponse:
+    run: TrainingRun
+
+
+@dataclass(frozen=True)
+class ResumeRunRequest:
+    run: str
+
+
+@dataclass(frozen=True)
+class ResumeRunResponse:
+    run: TrainingRun
+
+
+@dataclass(frozen=True)
+class DescribeRunRequest:
+    run: str
+
+
+@dataclass(frozen=True)
+class DescribeRunResponse:
+    run: TrainingRun
+
+
+@dataclass(frozen=True)
+class ListRunsRequest:
+    pass
+
+
+@dataclass(frozen=True)
+class ListRunsResponse:
+    runs: tuple[TrainingRun, ...]
+
+
+@dataclass(frozen=True)
+class GetParametersRequest:
+    run: str
+    version: int | None = None
+
+
+@dataclass(frozen=True)
+class ParametersChunk:
+    """A piece of a safetensors file of `size` bytes that holds version `version`."""
+
+    version: int
+    size: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class GetModelRequest:
+    run: str
+    version: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelChunk:
+    """A piece of an ONNX file of `size` bytes that holds version `version`."""
+
+    version: int
+    size: int
+    data: bytes

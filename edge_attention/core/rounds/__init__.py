@@ -1,0 +1,1 @@
+"""State machines of rounds, and what they rest on."""

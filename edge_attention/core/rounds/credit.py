@@ -1,0 +1,145 @@
+"""Flow control by credits: what a receiver grants, a sender may have under way. Pure, for both sides.
+
+window = Window()                   # sender: nothing granted yet
+window.grant(Credit(1 << 20, 8))
+window.take(4096)                   # True: send it
+
+debt = Debt(Credit(1 << 20, 8))     # receiver: what it granted at first
+debt.consumed(4096)                 # None, or a Credit to grant back now
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+
+from edge_attention.core.messages.link import Credit
+
+__all__ = ["Debt", "Outbox", "Window"]
+
+
+class Window:
+    """The sender's side: bytes and messages it may still send."""
+
+    def __init__(self, credit: Credit = Credit(0, 0)) -> None:  # noqa: B008  (frozen)
+        self.bytes = credit.bytes
+        self.messages = credit.messages
+
+    def grant(self, credit: Credit) -> None:
+        """The receiver allows so much more."""
+        self.bytes += credit.bytes
+        self.messages += credit.messages
+
+    def take(self, size: int) -> bool:
+        """Whether a message of `size` bytes may go now; if so it counts as sent.
+
+        The last message may overdraw the bytes: one larger than the whole window would wait forever.
+        """
+        if self.bytes <= 0 or self.messages <= 0:
+            return False
+        self.bytes -= size
+        self.messages -= 1
+        return True
+
+
+class Debt:
+    """The receiver's side: what it has consumed and not granted again.
+
+    It is granted in lumps of a quarter of the window: a message for each message would double the traffic.
+    """
+
+    def __init__(self, window: Credit) -> None:
+        self._window = window
+        self._bytes = self._messages = 0
+
+    def consumed(self, size: int) -> Credit | None:
+        """One message of `size` bytes takes no more memory here. Returns what to grant, if it is time."""
+        self._bytes += size
+        self._messages += 1
+        if 4 * self._bytes < self._window.bytes and 4 * self._messages < self._window.messages:
+            return None
+        credit = Credit(self._bytes, self._messages)
+        self._bytes = self._messages = 0
+        return credit
+
+
+class Outbox:
+    """Encoded messages on their way: in order, within the credit, and again if the connection breaks.
+
+    The receiver takes messages in order, and grants credit back in lumps as it does; in between, the answer
+    to a heartbeat says that it has taken all that went before that. What was sent and is known in neither
+    way to be taken may be lost. `backlog` is the bytes that wait for credit.
+    """
+
+    def __init__(self) -> None:
+        self.backlog = 0
+        self.taken = 0
+        """Messages that the receiver has, of all there ever were."""
+        self._again = 0  # of those that wait, so many may have come
+        self._window = Window()
+        self._waiting: deque[bytes] = deque()
+        self._flight: deque[bytes] = deque()
+        self._sent = self._granted = 0  # messages, on this connection
+        self._mark = (-1, 0)  # a heartbeat, and the messages sent before it
+
+    def __bool__(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._waiting)
+
+    def add(self, messages: Collection[bytes]) -> None:
+        """These are to go, after the others; what waits already is not added again."""
+        new = [data for data in messages if data not in self._waiting]
+        self._waiting.extend(new)
+        self.backlog += sum(map(len, new))
+
+    def holds(self, message: bytes) -> bool:
+        """Whether this very message waits, or may be lost."""
+        return any(data is message for queue in (self._waiting, self._flight) for data in queue)
+
+    def open(self, credit: Credit, taken: int = 0) -> None:
+        """A connection is there, with this credit. `taken`: what the receiver has, of all there ever were."""
+        self._window = Window(credit)
+        while self._again and self.taken < taken:
+            self.backlog -= len(self._waiting.popleft())
+            self.taken, self._again = self.taken + 1, self._again - 1
+        self._again = 0
+
+    def granted(self, credit: Credit) -> None:
+        """The receiver took messages and allows as many more."""
+        self._granted += credit.messages
+        self._taken(self._granted)
+        self._window.grant(credit)
+
+    def beat(self, number: int) -> None:
+        """Heartbeat `number` goes now."""
+        self._mark = number, self._sent
+
+    def answered(self, number: int) -> None:
+        """The receiver answered heartbeat `number`."""
+        if number == self._mark[0]:
+            self._taken(self._mark[1])
+
+    def _taken(self, count: int) -> None:
+        """The receiver has the first `count` messages of this connection."""
+        while self._flight and self._sent - len(self._flight) < count:
+            self._flight.popleft()
+            self.taken += 1
+
+    def broke(self) -> None:
+        """The connection ended: what may be lost goes again, before the rest, on the next one."""
+        self.backlog += sum(map(len, self._flight))
+        self._waiting.extendleft(reversed(self._flight))
+        self._again += len(self._flight)
+        self._flight.clear()
+        self._sent, self._granted, self._mark = 0, 0, (-1, 0)
+        self._window = Window()
+
+    def take(self) -> list[bytes]:
+        """What may be sent now; it counts as sent."""
+        sent: list[bytes] = []
+        while self._waiting and self._window.take(len(self._waiting[0])):
+            sent.append(self._waiting.popleft())
+        self.backlog -= sum(map(len, sent))
+        self._flight.extend(sent)
+        self._sent += len(sent)
+        return sent

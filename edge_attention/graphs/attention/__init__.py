@@ -1,0 +1,1 @@
+"""Attention's own graphs: the code that builds them, and the files."""

@@ -1,0 +1,1 @@
+"""What users bring: read strictly, checked, losses, parameters."""

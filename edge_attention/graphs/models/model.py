@@ -1,0 +1,210 @@
+"""The model users bring: an ONNX file, checked, with its loss, its parameters lifted to numbered inputs.
+
+    model = load_model(data, loss=LossSpec("cross_entropy", "logits"))
+    gradient = gradient_graph(model, batch=32)      # inputs: data, x/0, x/1, ...; outputs: loss, grad/0, ...
+
+Weights that train are graph inputs, because ONNX Runtime prepacks an initializer and silently ignores an
+in-place update of it. Which initializers train, and what becomes of those that an exporter has merged, is
+written in file_parameters.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto, helper
+
+from edge_attention.core.errors import InvalidGraph
+from edge_attention.core.messages.federated import LossSpec
+from edge_attention.graphs.gradients.gradients import differentiate
+from edge_attention.graphs.models.file_parameters import find_parameters
+from edge_attention.graphs.models.model_form import METRIC, Model, check_input, lift, set_aside, take_out
+from edge_attention.graphs.models.model_losses import add_loss
+from edge_attention.graphs.models.model_step import load_step_graph
+from edge_attention.graphs.onnx_file import (
+    TensorSpec,
+    bind_batch,
+    check_operators,
+    first_line,
+    infer_outputs,
+    keep,
+    make_batch_symbolic,
+    parse,
+    prune,
+    raise_opset,
+    serialize,
+    spec_of,
+    strip,
+    values_of,
+)
+
+__all__ = ["Model", "gradient_graph", "load_model", "load_step_graph", "parameter_inputs", "pruned"]
+
+_FLOAT = np.dtype(np.float32)
+
+
+def load_model(
+    data: bytes,
+    *,
+    loss: LossSpec,
+    parameters: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    place: str = "model",
+) -> Model:
+    """Check the ONNX file `data`, add the loss and lift its parameters to inputs `x/<i>`.
+
+    `loss.name` is "output" (the file computes its loss; `loss.output`, by default "loss", names it: a float32
+    scalar, the mean over the batch) or a standard loss over output `loss.output` (by default the only one).
+    `parameters` names the float32 initializers that train; empty: all that are no constants and that the
+    loss depends on. `metrics`: scalar outputs of the file that are sums over the batch. `place` goes into
+    messages. The same arguments give the same bytes.
+
+    Raises InvalidGraph for a file that cannot be used, saying what to change.
+    """
+    try:
+        return _load_model(data, loss, parameters, metrics, place)
+    except (InvalidGraph, MemoryError):
+        raise
+    except Exception as error:  # onnx and protobuf raise a dozen classes on damaged bytes
+        raise InvalidGraph(f"{place}: not a usable ONNX file: {first_line(error)}") from error
+
+
+def gradient_graph(model: Model, batch: int) -> ModelProto:
+    """The graph from data and parameters to the loss and its gradients, at a fixed batch.
+
+    Inputs: data (dimension 0 = `batch`) and `x/<i>`, those that are needed. Outputs: `loss` [] and `grad/<i>`
+    of the parameters' shapes, float32.
+
+    Raises InvalidGraph where an operator cannot be differentiated, naming it and its node.
+    """
+    if model.step:
+        step = onnx.load_model_from_string(model.step)
+        fixed = {shape[0] for _, shape in model.inputs.values()} - {None, batch}
+        if fixed:
+            raise InvalidGraph(
+                f"{model.place}: it was exported for a batch of {fixed.pop()}, not {batch}; train with that "
+                "batch or export it with a dynamic one"
+            )
+        return bind_batch(step, batch)
+    graph = differentiate(
+        pruned(model, ["loss"]),
+        batch,
+        wrt=parameter_inputs(model),
+        seeds={"loss": None},
+        keep=["loss"],
+        place=model.place,
+    )
+    return onnx.load_model_from_string(graph)
+
+
+def parameter_inputs(model: Model) -> dict[str, str]:
+    """`x/<i>` to `grad/<i>`, for every parameter."""
+    return {f"x/{i}": f"grad/{i}" for i in range(len(model.names))}
+
+
+def pruned(model: Model, outputs: Sequence[str]) -> ModelProto:
+    """The forward graph, with these outputs alone and what they need."""
+    forward = onnx.load_model_from_string(model.forward)
+    keep(forward.graph.output, set(outputs))
+    prune(forward.graph)
+    return forward
+
+
+def _load_model(
+    data: bytes, loss: LossSpec, wanted: Sequence[str], metrics: Sequence[str], place: str
+) -> Model:
+    file = parse(data, place)
+    found = find_parameters(file, wanted, place)
+    weights = take_out(file.graph, found.names)
+    strip(file)
+    check_operators(file.graph, place)
+    file = raise_opset(file, place)
+    graph = file.graph
+    prune(graph)
+    for value in graph.input:
+        check_input(value.name, place)
+        make_batch_symbolic(value, place)
+    loss = _resolve(loss, graph, place)
+    aside = set_aside(graph, {loss.output, *metrics})
+    shapes = infer_outputs(file, place)
+    if loss.name == "output":
+        _take_loss(graph, loss.output, shapes, place)
+        counted: tuple[str, ...] = ()
+    else:
+        if loss.labels in values_of(graph):
+            raise InvalidGraph(
+                f"{place}: the labels' input '{loss.labels}' has the name of a tensor of the file; choose "
+                "another as loss.labels"
+            )
+        check_input(loss.labels, place)
+        counted = add_loss(graph, loss, shapes[loss.output], place)
+    counted += _take_metrics(graph, metrics, shapes, place)
+
+    needed = ModelProto()
+    needed.CopyFrom(file)
+    keep(needed.graph.output, {"loss"})
+    prune(needed.graph)
+    tensors = {tensor.name for tensor in needed.graph.initializer}
+    reached = {name: held for name in found.names if (held := aside.get(name, name)) in tensors}
+    if lost := [name for name in wanted if name not in reached]:
+        raise InvalidGraph(f"{place}: the loss does not depend on parameters {lost}; leave them out")
+    if not needed.graph.input:
+        raise InvalidGraph(f"{place}: the loss depends on no data input; check loss.output")
+    parameters = lift(graph, reached, place, weights)
+    if not parameters:
+        raise InvalidGraph(
+            f"{place}: no parameters that the loss depends on; a parameter is a float32 initializer, and "
+            "constants can be trained by naming them as parameters"
+        )
+    inputs = {value.name: spec_of(value) for value in graph.input if not value.name.startswith("x/")}
+    outputs = infer_outputs(file, place)
+    return Model(
+        place,
+        serialize(file),
+        tuple(parameters),
+        parameters,
+        inputs,
+        outputs,
+        counted,
+        untied={name: old for name, old in found.untied.items() if name in parameters},
+        dropped=found.dropped,
+    )
+
+
+def _resolve(loss: LossSpec, graph: GraphProto, place: str) -> LossSpec:
+    """The loss with its defaults filled in."""
+    outputs = [value.name for value in graph.output]
+    output = loss.output or ("loss" if loss.name == "output" else outputs[0] if len(outputs) == 1 else "")
+    if output not in outputs:
+        what = f"no output '{output}' among" if output else "loss.output must name one of the outputs"
+        raise InvalidGraph(f"{place}: {what} {outputs}; say which one the loss is of")
+    return replace(loss, output=output, labels=loss.labels or "labels")
+
+
+def _take_loss(graph: GraphProto, output: str, shapes: Mapping[str, TensorSpec], place: str) -> None:
+    if shapes[output] != (_FLOAT, ()):
+        dtype, shape = shapes[output]
+        raise InvalidGraph(
+            f"{place}: the loss '{output}' is {dtype} {list(shape)}; it must be a float32 scalar of shape []"
+        )
+    if output != "loss":
+        graph.node.append(helper.make_node("Identity", [output], ["loss"]))
+        graph.output.append(helper.make_tensor_value_info("loss", TensorProto.FLOAT, []))
+
+
+def _take_metrics(
+    graph: GraphProto, metrics: Sequence[str], shapes: Mapping[str, TensorSpec], place: str
+) -> tuple[str, ...]:
+    """Outputs `metric/<name>` for the file's own metrics."""
+    for name in metrics:
+        if name not in shapes or shapes[name][1] != ():
+            scalars = [output for output, (_, shape) in shapes.items() if shape == ()]
+            raise InvalidGraph(
+                f"{place}: metric '{name}' is no scalar output; the scalar outputs are {scalars}"
+            )
+        graph.node.append(helper.make_node("Cast", [name], [METRIC + name], to=TensorProto.FLOAT))
+        graph.output.append(helper.make_tensor_value_info(METRIC + name, TensorProto.FLOAT, []))
+    return tuple(metrics)

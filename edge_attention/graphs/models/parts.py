@@ -1,0 +1,155 @@
+"""The model parts users bring: ONNX encoders and heads, checked and made ready for training.
+
+A part is an ONNX file whose float32 initializers are its trainable parameters. `load_part` checks it
+and turns the parameters into graph inputs, because ONNX Runtime prepacks an initializer and silently
+ignores an in-place update of it.
+
+Trap: some exporters merge initializers of equal value (two all-zero biases become one), which ties two
+parameters for good; nothing in the file tells. Give such parameters different values before exporting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, TensorProto, helper, numpy_helper
+
+from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.onnx_file import (
+    BATCH,
+    TensorSpec,
+    bind_batch,
+    check_operators,
+    first_line,
+    infer_outputs,
+    keep,
+    make_batch_symbolic,
+    parse,
+    prune,
+    serialize,
+    spec_of,
+    strip,
+    values_of,
+)
+from edge_attention.graphs.part import Kind, Part
+
+__all__ = ["BATCH", "Part", "TensorSpec", "bind_batch", "load_part", "prune", "serialize", "spec_of"]
+
+_RESERVED = ("grad/", "adjoint/")
+_RESERVED_NAMES = {"dkeys", "dvalues", "dfused"}
+
+
+def load_part(data: bytes, kind: Kind, trainable: Sequence[str] | None = None, where: str = "") -> Part:
+    """Check the ONNX file `data` and lift its parameters to inputs.
+
+    An encoder turns data columns (dimension 0 = batch, symbolic) into `keys` [B, T, Hk, dk] and `values`
+    [B, T, Hk, dv], float32; further outputs are dropped. A head turns `fused` [B, N, Hq, dv] float32 and
+    labels into `loss`, a float32 scalar that is the mean over the batch, and whatever else it reports.
+    `trainable` names the float32 initializers that train; by default all that reach an output do.
+    `where` (a file name, a node's name) goes into messages. The same arguments give the same bytes.
+
+    Raises InvalidGraph for a file that cannot be used, saying what to change.
+    """
+    if kind not in get_args(Kind):
+        raise InvalidGraph(f"a part is an encoder or a head, not {kind!r}")
+    place = f"{kind} '{where}'" if where else kind
+    try:
+        return _load(data, kind, trainable, place)
+    except (InvalidGraph, MemoryError):
+        raise
+    except Exception as error:  # onnx and protobuf raise a dozen classes on damaged bytes
+        raise InvalidGraph(f"{place}: not a usable ONNX file: {first_line(error)}") from error
+
+
+def _load(data: bytes, kind: Kind, trainable: Sequence[str] | None, place: str) -> Part:
+    model = parse(data, place)
+    graph = model.graph
+    check_operators(graph, place)
+    _check_names(graph, place)
+    strip(model)
+
+    outputs = [value.name for value in graph.output]
+    required = ["keys", "values"] if kind == "encoder" else ["loss"]
+    for name in required:
+        if name not in outputs:
+            raise InvalidGraph(f"{place}: no output '{name}' among {outputs}; rename the graph's outputs")
+    if kind == "encoder":
+        keep(graph.output, {"keys", "values"})
+        graph.output.sort(key=lambda value: value.name)
+
+    floats = [tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    for name in trainable or ():
+        if name not in floats:
+            raise InvalidGraph(f"{place}: trainable '{name}' is no float32 initializer; there are {floats}")
+    chosen = set(floats if trainable is None else trainable)
+    # An initializer may also be listed as an input (its default value); here it is one or the other.
+    initialized = {tensor.name for tensor in graph.initializer}
+    keep(graph.input, {value.name for value in graph.input} - initialized)
+    prune(graph)
+    lost = chosen - {tensor.name for tensor in graph.initializer}
+    if trainable is not None and lost:
+        raise InvalidGraph(f"{place}: trainable {sorted(lost)} reach no output; leave them out")
+    parameters = _lift(graph, chosen, place)
+    if not parameters:
+        raise InvalidGraph(f"{place}: no trainable parameters; a parameter is a float32 initializer")
+
+    inputs = {}
+    for value in graph.input:
+        if value.name not in parameters:
+            make_batch_symbolic(value, place)
+            inputs[value.name] = spec_of(value)
+    if kind == "head" and "fused" not in inputs:
+        raise InvalidGraph(f"{place}: no input 'fused' that reaches an output; inputs are {list(inputs)}")
+    outputs_ = infer_outputs(model, place)
+    _check_shapes(kind, inputs, outputs_, place)
+    return Part(kind, place, serialize(model), parameters, inputs, outputs_)
+
+
+def _check_names(graph: GraphProto, place: str) -> None:
+    for name in sorted(values_of(graph)):
+        if name.startswith(_RESERVED) or name in _RESERVED_NAMES:
+            raise InvalidGraph(f"{place}: the name '{name}' is reserved for gradients; rename the tensor")
+
+
+def _lift(graph: GraphProto, chosen: set[str], place: str) -> dict[str, NDArray[np.float32]]:
+    parameters = {}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in chosen]:
+        array = np.array(numpy_helper.to_array(tensor), dtype=np.float32, order="C")
+        if not np.isfinite(array).all():
+            raise InvalidGraph(f"{place}: parameter '{tensor.name}' has NaN or Inf; export it again")
+        array.flags.writeable = False
+        parameters[tensor.name] = array
+    keep(graph.initializer, {tensor.name for tensor in graph.initializer} - set(parameters))
+    graph.input.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape)
+        for name, array in parameters.items()
+    )
+    return parameters
+
+
+def _check_shapes(
+    kind: Kind, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec], place: str
+) -> None:
+    if kind == "encoder":
+        expected = {"keys": "[B, T, Hk, dk]", "values": "[B, T, Hk, dv]"}
+        tensors = {f"output '{name}'": (outputs[name], form) for name, form in expected.items()}
+    else:
+        tensors = {"input 'fused'": (inputs["fused"], "[B, N, Hq, dv]")}
+        if outputs["loss"] != (np.dtype(np.float32), ()):
+            raise InvalidGraph(f"{place}: output 'loss' must be a float32 scalar of shape []")
+    for name, ((dtype, shape), form) in tensors.items():
+        batched = len(shape) == 4 and shape[0] is None and all(shape[1:])
+        if dtype != np.float32 or not batched:
+            raise InvalidGraph(
+                f"{place}: {name} is {dtype} {_show(shape)}; it must be float32 {form}, fixed but for B"
+            )
+    if kind == "encoder" and outputs["keys"][1][1:3] != outputs["values"][1][1:3]:
+        keys, values = (_show(outputs[name][1]) for name in ("keys", "values"))
+        raise InvalidGraph(f"{place}: keys {keys} and values {values} must agree in tokens and heads")
+
+
+def _show(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"

@@ -1,0 +1,36 @@
+"""A part of a model: its graph, its parameters, and what it takes and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_attention.graphs.onnx_file import TensorSpec
+
+__all__ = ["Kind", "Part"]
+
+Kind = Literal["encoder", "head"]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A checked part. `forward` is its graph with parameters as inputs and dimension 0 of data symbolic.
+
+    `parameters` are the initial values (float32, read-only), in the file's order. `inputs` are the data
+    inputs (of a head: `fused` and the labels), `outputs` what the graph returns.
+    """
+
+    kind: Kind
+    place: str
+    forward: bytes
+    parameters: dict[str, NDArray[np.float32]]
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+
+    @property
+    def labels(self) -> dict[str, TensorSpec]:
+        """The inputs that a node's data must provide: all of an encoder's, all but `fused` of a head's."""
+        return {name: spec for name, spec in self.inputs.items() if (self.kind, name) != ("head", "fused")}

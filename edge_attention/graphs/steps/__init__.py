@@ -1,0 +1,1 @@
+"""What nodes do with gradients: local steps, updates."""

@@ -1,0 +1,197 @@
+"""A federated job as a user writes it: the model as a file, bytes or an ONNX model, in Python or TOML.
+
+    job = FederatedJob(
+        name="digits",
+        model=FederatedModel("digits.onnx", LossSpec("cross_entropy", "logits"),
+                             inputs={"x": "pixels", "labels": "digit"}),
+        dataset="digits",
+        strategy="fedavg",
+        local=LocalSpec(OptimizerSpec("sgd", {"lr": 0.1}), batch=32, epochs=1),
+        rounds=50,
+        holdout=0.2,
+    )
+
+The same as a file for `FederatedJob.from_toml` is in docs/client.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidTensor
+from edge_attention.core.messages import training as jobs
+from edge_attention.core.messages.training import (
+    ConsensusSpec,
+    EncodingSpec,
+    LocalSpec,
+    LossSpec,
+    PushSpec,
+    SelectionSpec,
+    StopSpec,
+    StrategySpec,
+)
+from edge_attention.core.tensors import Array
+from edge_attention.jobs import federated_checks as checks
+from edge_attention.jobs.checks import require_whole
+from edge_attention.jobs.job import Model, model_bytes
+from edge_attention.jobs.parameters import read_safetensors, write_safetensors
+
+__all__ = ["FederatedJob", "FederatedModel"]
+
+WEIGHTINGS = ("samples", "equal")
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedModel:
+    """The model every node trains.
+
+    Attributes:
+        file: an ONNX file: its path, its bytes, or an `onnx.ModelProto`.
+        loss: by default the file's output `loss`; or a name of core.jobs.LossSpec, or one with its output
+            and labels.
+        inputs: graph input, labels included -> column; one left out is the column of its own name.
+        parameters: the initializers that train; None: all floating-point ones.
+        initial: values to begin with: a safetensors file's path, or name -> float32 array, as the
+            parameters of another run; None: those of the file.
+        gradients: given if the file is a step graph, which computes its own gradients: parameter (a graph
+            input) -> the output that is its gradient. `initial` then has the values the file lacks.
+        metrics: scalar outputs, sums over the batch, reported in evaluations.
+    """
+
+    file: Model
+    loss: str | LossSpec = "output"
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    parameters: tuple[str, ...] | None = None
+    initial: str | Path | Mapping[str, Array] | None = None
+    gradients: Mapping[str, str] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedJob:
+    """Train one model over nodes that each hold other samples.
+
+    Attributes:
+        dataset: what it is called on every node.
+        strategy: a name of core/strategies, or one with options.
+        local: the steps a node takes in a round.
+        nodes: who takes part; empty: every node that has the dataset when the run starts.
+        combine: a name of core/combine, or one with options.
+        seed: of the nodes selected, of the order of samples and of the held-out split.
+        weighting: how nodes weigh in a mean: by `samples`, or `equal`.
+        selection: who is asked in a round, and when it goes on without those who have not answered.
+        update, push: how updates travel up, parameters down.
+        holdout: share of each node's rows kept for evaluation, in [0, 1).
+        evaluate_every: rounds between evaluations; 0: after the last only.
+        patience_seconds: how long a round may wait for a node; None: the server's default.
+        stop: when the run ends before its last round.
+        keep_versions: versions of the parameters kept, the latest ones.
+    """
+
+    name: str
+    model: FederatedModel
+    dataset: str
+    strategy: str | StrategySpec
+    local: LocalSpec
+    rounds: int
+    nodes: tuple[str, ...] = ()
+    combine: str | StrategySpec = "mean"
+    seed: int = 0
+    weighting: str = "samples"
+    selection: SelectionSpec = field(default_factory=SelectionSpec)
+    update: str | EncodingSpec = "float32"
+    push: PushSpec = field(default_factory=PushSpec)
+    consensus: ConsensusSpec = field(default_factory=ConsensusSpec)
+    holdout: float = 0.0
+    evaluate_every: int = 0
+    patience_seconds: float | None = None
+    stop: StopSpec = field(default_factory=StopSpec)
+    keep_versions: int = 10
+
+    def prepare(self) -> tuple[jobs.FederatedJob, dict[str, bytes]]:
+        """The job as it travels, and its files by SHA-256.
+
+        Raises:
+            InvalidArgument, InvalidGraph, InvalidTensor: what cannot be such a job, whatever the fleet.
+        """
+        files: dict[str, bytes] = {}
+
+        def digest(data: bytes) -> str:
+            name = hashlib.sha256(data).hexdigest()
+            files[name] = data
+            return name
+
+        return jobs.FederatedJob(
+            name=checks.text(self.name, "name"),
+            model=_model(self.model, digest),
+            dataset=checks.text(self.dataset, "dataset"),
+            strategy=checks.named(self.strategy, "strategy", StrategySpec),
+            local=checks.local(self.local),
+            rounds=require_whole(self.rounds, "rounds", 1, 10_000_000),
+            nodes=checks.texts(self.nodes, "nodes"),
+            combine=checks.named(self.combine, "combine", StrategySpec),
+            seed=require_whole(self.seed, "seed"),
+            weighting=checks.choice(self.weighting, "weighting", WEIGHTINGS),
+            selection=checks.selection(self.selection),
+            update=checks.named(self.update, "update", EncodingSpec),
+            push=checks.push(self.push),
+            consensus=checks.consensus(self.consensus),
+            holdout=checks.share_below_one(self.holdout, "holdout"),
+            evaluate_every=require_whole(self.evaluate_every, "evaluate_every"),
+            patience_seconds=checks.optional(self.patience_seconds, "patience_seconds"),
+            stop=checks.stop(self.stop),
+            keep_versions=require_whole(self.keep_versions, "keep_versions", 1),
+        ), files
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> FederatedJob:
+        """The job of a TOML file; paths in it are relative to the file.
+
+        Raises:
+            InvalidArgument: naming the file and the key that is unknown, missing or of a wrong type.
+        """
+        from edge_attention.jobs.job_file import read_federated
+
+        return read_federated(path)
+
+
+def _model(model: FederatedModel, digest: Callable[[bytes], str]) -> jobs.FederatedModel:
+    if not isinstance(model, FederatedModel):
+        raise InvalidArgument(f"model is {type(model).__name__}; give a FederatedModel, which holds the file")
+    if model.parameters is not None and not model.parameters:
+        raise InvalidArgument(
+            "model.parameters is empty; leave it out to train all floating-point initializers, or list the "
+            "names of those that train"
+        )
+    return jobs.FederatedModel(
+        graph=digest(model_bytes(model.file)),
+        loss=checks.loss(model.loss),
+        parameters=checks.texts(model.parameters or (), "model.parameters"),
+        inputs=checks.mapping(model.inputs, "model.inputs"),
+        initial="" if model.initial is None else digest(_initial(model.initial)),
+        gradients=checks.mapping(model.gradients, "model.gradients"),
+        metrics=checks.texts(model.metrics, "model.metrics"),
+    )
+
+
+def _initial(given: str | Path | Mapping[str, Array]) -> bytes:
+    """A safetensors file of the values given."""
+    if isinstance(given, Mapping):
+        for name, array in given.items():
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+                raise InvalidTensor(f"model.initial: {name!r} must be a float32 array")
+        return write_safetensors(given)
+    try:
+        data = Path(given).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"model.initial, {str(given)!r}, cannot be read: {error.strerror}") from None
+    try:
+        read_safetensors(data, f"model.initial, {str(given)!r},")
+    except DataLoss as error:
+        raise InvalidArgument(error.message) from None
+    return data

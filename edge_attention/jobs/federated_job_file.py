@@ -1,0 +1,123 @@
+"""A federated job as a TOML file, whose format is in docs/client.md. Keys are called as the fields are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edge_attention.array_files import load_npz
+from edge_attention.core.messages.training import (
+    ConsensusSpec,
+    EncodingSpec,
+    LocalSpec,
+    LossSpec,
+    OptimizerSpec,
+    PushSpec,
+    SelectionSpec,
+    StopSpec,
+    StrategySpec,
+)
+from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
+from edge_attention.jobs.toml_table import Table, names_of
+
+__all__ = ["federated_job"]
+
+Named = TypeVar("Named", OptimizerSpec, StrategySpec, EncodingSpec)
+
+
+def federated_job(path: Path, content: dict[str, Any]) -> FederatedJob:
+    """The job of `content`, read from the file at `path`; see `FederatedJob.from_toml`."""
+    table = Table(path, "", content, names_of(FederatedJob))
+    return FederatedJob(
+        name=table.take("name", str, path.stem),
+        model=_model(Table(path, "model", table.take("model", dict), names_of(FederatedModel))),
+        dataset=table.take("dataset", str),
+        strategy=_named(table, "strategy", StrategySpec),
+        local=_local(Table(path, "local", table.take("local", dict), names_of(LocalSpec))),
+        rounds=table.take("rounds", int),
+        nodes=table.strings("nodes"),
+        combine=_named(table, "combine", StrategySpec, StrategySpec("mean")),
+        seed=table.take("seed", int, 0),
+        weighting=table.take("weighting", str, "samples"),
+        selection=_selection(table.table("selection", names_of(SelectionSpec))),
+        update=_named(table, "update", EncodingSpec, EncodingSpec()),
+        push=_push(table.table("push", names_of(PushSpec))),
+        consensus=_consensus(table.table("consensus", names_of(ConsensusSpec))),
+        holdout=table.number("holdout", 0.0),
+        evaluate_every=table.take("evaluate_every", int, 0),
+        patience_seconds=table.optional_number("patience_seconds"),
+        stop=_stop(table.table("stop", names_of(StopSpec))),
+        keep_versions=table.take("keep_versions", int, 10),
+    )
+
+
+def _named(table: Table, key: str, spec: type[Named], default: Named | None = None) -> Named:
+    """What `key` chooses: a table of its name and options, or the name alone."""
+    if default is not None and not table.has(key):
+        return default
+    if table.is_text(key):
+        return spec(table.take(key, str))
+    inner = Table(table.file, table.name(key), table.take(key, dict), None)
+    return spec(inner.take("name", str), inner.numbers())
+
+
+def _model(table: Table) -> FederatedModel:
+    return FederatedModel(
+        file=table.path("file"),
+        loss=_loss(table),
+        inputs=table.texts("inputs", "a column"),
+        parameters=table.strings("parameters") if table.has("parameters") else None,
+        initial=table.path("initial") if table.has("initial") else None,
+        gradients=table.texts("gradients", "an output"),
+        metrics=table.strings("metrics"),
+    )
+
+
+def _loss(table: Table) -> str | LossSpec:
+    if table.is_text("loss") or not table.has("loss"):
+        return table.take("loss", str, "output")
+    inner = table.table("loss", names_of(LossSpec))
+    return LossSpec(inner.take("name", str), inner.take("output", str, ""), inner.take("labels", str, ""))
+
+
+def _local(table: Table) -> LocalSpec:
+    return LocalSpec(
+        optimizer=_named(table, "optimizer", OptimizerSpec),
+        batch=table.take("batch", int),
+        steps=table.take("steps", int, 0),
+        epochs=table.number("epochs", 0.0),
+        clip=table.number("clip", 0.0),
+    )
+
+
+def _selection(table: Table) -> SelectionSpec:
+    return SelectionSpec(
+        fraction=table.number("fraction", 1.0),
+        minimum=table.take("minimum", int, 1),
+        quorum=table.number("quorum", 1.0),
+        deadline_seconds=table.optional_number("deadline_seconds"),
+        adaptive=table.optional_number("adaptive"),
+    )
+
+
+def _push(table: Table) -> PushSpec:
+    return PushSpec(
+        table.take("difference", bool, False), _named(table, "encoding", EncodingSpec, EncodingSpec())
+    )
+
+
+def _consensus(table: Table) -> ConsensusSpec:
+    return ConsensusSpec(
+        attention=table.take("attention", str, ""),
+        probe=load_npz(table.path("probe")) if table.has("probe") else {},
+        attention_weight=table.number("attention_weight", 0.0),
+        parameter_weight=table.number("parameter_weight", 0.0),
+    )
+
+
+def _stop(table: Table) -> StopSpec:
+    return StopSpec(
+        table.optional_number("loss"),
+        table.table("metrics", None).numbers(),
+        table.optional_number("seconds"),
+    )

@@ -1,0 +1,223 @@
+"""A fusion job as a user writes it: model parts as files, bytes or ONNX models, in Python or TOML.
+
+    job = FusionJob(
+        name="patients",
+        encoders=(Encoder("a", "patients", "encoder_a.onnx", {"x": "features"}),
+                  Encoder("b", "patients", "encoder_b.onnx", {"x": "features"})),
+        head=Head("a", "patients", "head.onnx", {"label": "label"}, metrics=("correct",)),
+        queries=QueriesSpec(count=4, heads=4, dim=16),
+        optimizer=OptimizerSpec("adam", {"lr": 1e-2}),
+        rounds=100,
+        batch=64,
+    )
+
+The same as a file for `FusionJob.from_toml` is in docs/client.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from edge_attention.core.errors import InvalidArgument, InvalidGraph, InvalidTensor
+from edge_attention.core.messages import training as jobs
+from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
+from edge_attention.core.tensors import Array, require
+from edge_attention.jobs.checks import require_whole
+
+__all__ = ["Encoder", "FusionJob", "Head", "QueriesSpec", "model_bytes"]
+
+
+@runtime_checkable
+class ModelProto(Protocol):
+    """An `onnx.ModelProto`, without importing onnx."""
+
+    def SerializeToString(self) -> bytes: ...
+
+
+Model = bytes | str | Path | ModelProto
+
+
+def model_bytes(model: Model) -> bytes:
+    """The bytes of an ONNX model given as bytes, as a file's path, or as an `onnx.ModelProto`.
+
+    Raises:
+        InvalidGraph: a file that cannot be read, or nothing in it.
+        InvalidArgument: something else.
+    """
+    if isinstance(model, str | Path):
+        try:
+            data = Path(model).read_bytes()
+        except OSError as error:
+            raise InvalidGraph(f"the model {str(model)!r} cannot be read: {error.strerror}") from None
+    elif isinstance(model, bytes):
+        data = model
+    elif isinstance(model, ModelProto):
+        data = model.SerializeToString()
+    else:
+        raise InvalidArgument(
+            f"a model is {type(model).__name__}; give a path, the bytes of an ONNX file or an onnx.ModelProto"
+        )
+    if not data:
+        raise InvalidGraph(
+            f"the model {str(model)!r} is empty" if data is not model else "the model is empty"
+        )
+    return data
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A node's part of the model: from columns of its dataset to keys and values. See core.jobs.Encoder.
+
+    `trainable` names the initializers that train; None: all floating-point ones.
+    """
+
+    node: str
+    dataset: str
+    model: Model
+    inputs: Mapping[str, str]
+    trainable: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """From the fused output and labels to a loss, on the node with the labels. See core.jobs.Head.
+
+    `trainable` names the initializers that train; None: all floating-point ones.
+    """
+
+    node: str
+    dataset: str
+    model: Model
+    inputs: Mapping[str, str]
+    trainable: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class QueriesSpec:
+    """Initial learned queries drawn from the standard normal distribution."""
+
+    count: int
+    heads: int
+    dim: int
+    seed: int = 0
+
+    def draw(self) -> Array:
+        """float32 [count, heads, dim], the same for the same spec."""
+        for name in ("count", "heads", "dim"):
+            require_whole(getattr(self, name), f"queries: {name}", 1)
+        shape = self.count, self.heads, self.dim
+        return np.random.default_rng(require_whole(self.seed, "queries: seed")).standard_normal(
+            shape, np.float32
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FusionJob:
+    """Train one model whose samples' tokens are spread over nodes.
+
+    Attributes:
+        queries: the initial learned queries, float32 [queries, query_heads, key_dim], or how to draw them.
+        optimizer: a name of core/optimizers.py, or one with options.
+        rounds, batch: training steps, and samples of each.
+        seed: of the order of samples and of the held-out split.
+        scale: multiplies the scores; None: 1 / sqrt(key_dim).
+        missing: what becomes of a sample some node lacks.
+        holdout: share of the samples kept for evaluation, in [0, 1).
+        evaluate_every: rounds between evaluations; 0: after the last only.
+        patience_seconds: how long a round may wait for a node; None: the server's default.
+    """
+
+    name: str
+    encoders: tuple[Encoder, ...]
+    head: Head
+    queries: Array | QueriesSpec
+    optimizer: str | OptimizerSpec
+    rounds: int
+    batch: int
+    seed: int = 0
+    scale: float | None = None
+    missing: MissingSamples = MissingSamples.LEAVE_OUT
+    holdout: float = 0.0
+    evaluate_every: int = 0
+    patience_seconds: float | None = None
+
+    def prepare(self) -> tuple[jobs.FusionJob, dict[str, bytes]]:
+        """The job as it travels, and its ONNX files by SHA-256.
+
+        Raises:
+            InvalidArgument, InvalidGraph, InvalidTensor: what cannot be such a job, whatever the fleet.
+        """
+        files: dict[str, bytes] = {}
+
+        def digest(model: Model) -> str:
+            data = model_bytes(model)
+            name = hashlib.sha256(data).hexdigest()
+            files[name] = data
+            return name
+
+        encoders = tuple(
+            jobs.Encoder(
+                e.node,
+                e.dataset,
+                digest(e.model),
+                dict(e.inputs),
+                _trainable(e, f"encoder on {e.node!r}"),
+            )
+            for e in self.encoders
+        )
+        h = self.head
+        head = jobs.Head(
+            h.node, h.dataset, digest(h.model), dict(h.inputs), _trainable(h, "head"), tuple(h.metrics)
+        )
+        queries = self.queries.draw() if isinstance(self.queries, QueriesSpec) else self.queries
+        if not isinstance(queries, np.ndarray):
+            raise InvalidTensor(
+                f"queries are {type(queries).__name__}; give a float32 array or a QueriesSpec"
+            )
+        require(queries, "queries", shape=("queries", "query_heads", "key_dim"))
+        optimizer = OptimizerSpec(self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
+        return jobs.FusionJob(
+            name=self.name,
+            encoders=encoders,
+            head=head,
+            queries=queries,
+            optimizer=optimizer,
+            rounds=require_whole(self.rounds, "rounds", 1, 10_000_000),
+            batch=require_whole(self.batch, "batch", 1, 65_536),
+            seed=require_whole(self.seed, "seed"),
+            scale=self.scale,
+            missing=self.missing,
+            holdout=self.holdout,
+            evaluate_every=require_whole(self.evaluate_every, "evaluate_every"),
+            patience_seconds=self.patience_seconds,
+        ), files
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> FusionJob:
+        """The job of a TOML file; paths in it are relative to the file.
+
+        Raises:
+            InvalidArgument: naming the file and the key that is unknown, missing or of a wrong type.
+        """
+        from edge_attention.jobs.job_file import read_fusion
+
+        return read_fusion(path)
+
+
+def _trainable(part: Encoder | Head, what: str) -> tuple[str, ...]:
+    """As it travels: empty for all."""
+    if part.trainable is None:
+        return ()
+    if not isinstance(part.trainable, tuple | list) or not part.trainable:
+        raise InvalidArgument(
+            f"trainable of the {what} is {part.trainable!r}; leave it out to train all floating-point "
+            "initializers, or list the names of those that train, at least one"
+        )
+    return tuple(part.trainable)

@@ -1,0 +1,101 @@
+"""Jobs as TOML files, whose format is in docs/client.md. Keys are called as the fields are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edge_attention.array_files import load_npy
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
+from edge_attention.core.tensors import Array
+from edge_attention.jobs.federated_job import FederatedJob
+from edge_attention.jobs.federated_job_file import federated_job
+from edge_attention.jobs.job import Encoder, FusionJob, Head, QueriesSpec
+from edge_attention.jobs.toml_table import Table, names_of, read_toml
+
+__all__ = ["read_federated", "read_fusion", "read_job"]
+
+KINDS = ("fusion", "federated")
+
+
+def read_job(path: str | Path) -> FusionJob | FederatedJob:
+    """The job of a TOML file, of the kind its key `kind` says; without it, `[strategy]` makes it federated.
+
+    Raises:
+        InvalidArgument: naming the file and the key that is unknown, missing or of a wrong type.
+    """
+    path = Path(path)
+    content = read_toml(path)
+    kind = content.pop("kind", "federated" if "strategy" in content else "fusion")
+    if kind not in KINDS:
+        raise InvalidArgument(f"{path}: kind is {kind!r}; it must be {' or '.join(map(repr, KINDS))}")
+    return federated_job(path, content) if kind == "federated" else _fusion_job(path, content)
+
+
+def read_fusion(path: str | Path) -> FusionJob:
+    """See `FusionJob.from_toml`."""
+    job = read_job(path)
+    if not isinstance(job, FusionJob):
+        raise InvalidArgument(f"{path} is a federated job; read it with FederatedJob.from_toml")
+    return job
+
+
+def read_federated(path: str | Path) -> FederatedJob:
+    """See `FederatedJob.from_toml`."""
+    job = read_job(path)
+    if not isinstance(job, FederatedJob):
+        raise InvalidArgument(
+            f"{path} is a fusion job, as it has no [strategy]; read it with FusionJob.from_toml"
+        )
+    return job
+
+
+def _fusion_job(path: Path, content: dict[str, Any]) -> FusionJob:
+    table = Table(path, "", content, names_of(FusionJob))
+    encoders = tuple(
+        Encoder(**_part(Table(path, "encoders", part, names_of(Encoder))))
+        for part in table.take("encoders", list)
+    )
+    head_table = Table(path, "head", table.take("head", dict), names_of(Head))
+    metrics = head_table.strings("metrics")
+    missing = table.take("missing", str, MissingSamples.LEAVE_OUT.value)
+    if missing not in {member.value for member in MissingSamples}:
+        raise InvalidArgument(f"{path}: missing is {missing!r}; it must be 'leave_out' or 'attend'")
+    given = table.take("queries", dict)
+    queries = Table(path, "queries", given, {"file"} if "file" in given else names_of(QueriesSpec) | {"file"})
+    optimizer = Table(path, "optimizer", table.take("optimizer", dict), None)
+    return FusionJob(
+        name=table.take("name", str, path.stem),
+        encoders=encoders,
+        head=Head(**_part(head_table), metrics=metrics),
+        queries=_queries(queries),
+        optimizer=OptimizerSpec(optimizer.take("name", str), optimizer.numbers()),
+        rounds=table.take("rounds", int),
+        batch=table.take("batch", int),
+        seed=table.take("seed", int, 0),
+        scale=table.optional_number("scale"),
+        missing=MissingSamples(missing),
+        holdout=table.number("holdout", 0.0),
+        evaluate_every=table.take("evaluate_every", int, 0),
+        patience_seconds=table.optional_number("patience_seconds"),
+    )
+
+
+def _part(table: Table) -> dict[str, Any]:
+    if not table.has("inputs"):
+        table.take("inputs", dict)  # says that it is missing
+    return {
+        "inputs": table.texts("inputs", "a column"),
+        "node": table.take("node", str),
+        "dataset": table.take("dataset", str),
+        "model": table.path("model"),
+        "trainable": table.strings("trainable") if table.has("trainable") else None,
+    }
+
+
+def _queries(table: Table) -> Array | QueriesSpec:
+    if table.has("file"):
+        return load_npy(table.path("file"))
+    sizes = {key: table.take(key, int) for key in ("count", "heads", "dim")}
+    return QueriesSpec(**sizes, seed=table.take("seed", int, 0))

@@ -1,0 +1,286 @@
+"""The daemon's half of what is said on a lane: a graph goes to a cell, tensors go there and come back.
+
+What the cell answers is foreign. Raised from here: Nonsense (it said what cannot be), Gone or OSError (it has
+ended), and the errors of the catalogue that a graph may fail with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram, OutOfMemory
+from edge_attention.core.printable import shown
+from edge_attention.core.tensors import MAX_RANK, Array, DataType
+from edge_node.cell.messages import (
+    ALIGNMENT,
+    DESCRIPTORS,
+    DTYPES,
+    HEAD,
+    LARGE,
+    WINDOW,
+    Channel,
+    Kind,
+    Message,
+    Nonsense,
+    Placed,
+    dims_of,
+    names_of,
+    text_of,
+    types_of,
+)
+from edge_node.cell.outputs import OutputMemory
+from edge_node.sessions import Inputs
+from edge_node.shared_memory import allocate, find, seal
+
+MAPPED = 512 * 1024
+"""Bytes from which an input is mapped by the cell, where it can be; of less, a copy is quicker."""
+
+_FAILURES: dict[str, type[EdgeAttentionError]] = {
+    "InvalidGraph": InvalidGraph,
+    "InvalidProgram": InvalidProgram,
+    "OutOfMemory": OutOfMemory,
+}
+
+
+class Gone(Exception):
+    """The cell ended under the job."""
+
+
+class Stoppable(Protocol):
+    """A task that may be told to end. `check` raises if it was; `watch` calls back when it is, or was."""
+
+    def check(self) -> None: ...
+
+    def watch(self, callback: Callable[[], None]) -> None: ...
+
+    def unwatch(self, callback: Callable[[], None]) -> None: ...
+
+
+class GraphFile:
+    """A graph's bytes where every cell can read them; `digest` is of the file that was sent."""
+
+    def __init__(self, digest: str, data: bytes) -> None:
+        """Raises OutOfMemory."""
+        self.digest, self.size = digest, len(data)
+        self.descriptor = -1
+        try:
+            self.descriptor = allocate(self.size)
+            view, done = memoryview(data), 0
+            while done < self.size:
+                done += os.pwrite(self.descriptor, view[done:], done)
+            seal(self.descriptor)
+        except OSError as error:
+            text = f"graph {digest[:12]}: no memory for its {self.size:,} bytes: {error.strerror}"
+            raise OutOfMemory(text) from None
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Of all inputs of a run, by name."""
+_LEARNED = 16
+"""Runs with other shapes whose outputs are remembered."""
+
+
+@dataclass(eq=False)
+class Known:
+    """A graph that is loaded in the cell, as the cell says: what it takes and what it gives."""
+
+    inputs: Inputs
+    outputs: Inputs
+    size: int
+    missed: bool = False
+    """An output had another shape than was expected: none is expected any more."""
+    _learned: dict[tuple[Shapes, str], Placed] = field(default_factory=dict)
+
+    def expected(self, shapes: Shapes, outputs: Sequence[str], limit: int) -> dict[int, Placed]:
+        """Of which outputs, by number, the type is known beforehand, and it is worth making room for them."""
+        found: dict[int, Placed] = {}
+        for n, name in enumerate(outputs if not self.missed else ()):
+            placed = self._learned.get((shapes, name))
+            if placed is None:
+                dtype, dims = self.outputs[name]
+                sizes = tuple(size for size in dims if type(size) is int and size >= 0)
+                if len(sizes) < len(dims) or len(sizes) > MAX_RANK:
+                    continue
+                placed = Placed(dtype, sizes, -1, 0)
+            if LARGE <= placed.nbytes <= limit and len(found) < DESCRIPTORS // 2 - 1:
+                found[n] = placed
+        return found if sum(placed.nbytes for placed in found.values()) <= limit else {}
+
+    def learn(self, shapes: Shapes, outputs: Sequence[str], types: Sequence[Placed]) -> None:
+        """A run has ended with outputs of these types."""
+        if self.missed:
+            return
+        for name, placed in zip(outputs, types, strict=True):
+            if placed.nbytes < LARGE:
+                continue
+            self._learned[shapes, name] = placed
+            while len(self._learned) > _LEARNED * len(self.outputs):
+                del self._learned[next(iter(self._learned))]
+
+
+def _heard(channel: Channel, stop: Stoppable, *expected: Kind) -> Message:
+    """The cell's answer. A cell sends no descriptors."""
+    message = channel.receive()
+    if message is None:
+        raise Gone
+    if message.descriptors:
+        for descriptor in message.descriptors:
+            os.close(descriptor)
+        raise Nonsense("descriptors that nobody asked for")
+    if message.kind is Kind.FAILED:
+        name, text = message.head.get("error"), shown(text_of(message.head.get("text")))
+        if name == "Stopped":
+            stop.check()
+        if name not in _FAILURES:
+            raise Nonsense("an error that is none")
+        raise _FAILURES[name](text)
+    if message.kind not in expected:
+        raise Nonsense(f"{message.kind.name} out of turn")
+    return message
+
+
+def load(channel: Channel, number: int, graph: GraphFile, forgotten: list[str], stop: Stoppable) -> Known:
+    head = {"graph": graph.digest, "job": number, "size": graph.size, "forget": forgotten}
+    channel.send(Kind.LOAD, head, [graph.descriptor])
+    head = _heard(channel, stop, Kind.LOADED).head
+    return Known(_declared(head.get("in")), _declared(head.get("out")), graph.size)
+
+
+def _declared(value: Any) -> Inputs:
+    """Names, element types and dimensions. Raises Nonsense."""
+    found: Inputs = {}
+    if not isinstance(value, list) or not all(isinstance(item, list) and len(item) == 3 for item in value):
+        raise Nonsense("inputs or outputs that are none")
+    names_of([item[0] for item in value])
+    for name, kind, dims in value:
+        try:
+            found[name] = (np.dtype(DataType(kind).value), dims_of(dims))
+        except ValueError:
+            raise Nonsense("an element type that does not travel") from None
+    return found
+
+
+def run(
+    channel: Channel,
+    number: int,
+    digest: str,
+    known: Known,
+    feeds: Mapping[str, Array],
+    outputs: Sequence[str],
+    stop: Stoppable,
+    limit: int,
+) -> list[Array]:
+    """The outputs; see Cell.run. Those of a known size are computed where they will stay."""
+    where = f"graph {digest[:12]}"
+    shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
+    memory = OutputMemory(where, limit)
+    try:
+        expected = known.expected(shapes, outputs, limit)
+        try:
+            made, rooms = memory.make(expected) if expected else ({}, [])
+        except OutOfMemory:
+            memory.close()
+            expected, made, rooms = {}, {}, []
+        places, descriptors, packed = _place(channel, feeds, digest)
+        head = {"graph": digest, "job": number, "names": list(feeds), "in": places, "out": list(outputs)}
+        if made:
+            head["made"] = [
+                [n, expected[n].dtype.name, list(expected[n].shape), len(descriptors) + room, offset]
+                for n, (room, offset) in made.items()
+            ]
+        try:
+            channel.send(Kind.RUN, head, [*descriptors, *rooms])
+        except ValueError as error:
+            raise InvalidProgram(f"{where}: {error}") from None
+        finally:
+            if packed is not None:
+                os.close(packed)
+        message = _heard(channel, stop, Kind.DONE, Kind.NEED)
+        types = types_of(message.head.get("out"), places=message.kind is Kind.DONE)
+        if len(types) != len(outputs):
+            raise Nonsense("another number of outputs")
+        if made and message.head.get("made") is not True:
+            memory.close()
+            known.missed = True
+            expected = {}
+        if any(types[n][:2] != placed[:2] for n, placed in expected.items()):
+            raise Nonsense("outputs of other sizes than it was given memory for")
+        if message.kind is Kind.NEED:
+            _give_room(channel, memory, {n: t for n, t in enumerate(types) if n not in memory}, stop)
+        large = {n: placed for n, placed in enumerate(types) if n in memory}
+        taken = memory.take(large)
+        known.learn(shapes, outputs, types)
+        return [taken[n] if n in taken else _copy_out(channel, placed) for n, placed in enumerate(types)]
+    finally:
+        memory.close()
+
+
+def _give_room(channel: Channel, memory: OutputMemory, types: dict[int, Placed], stop: Stoppable) -> None:
+    """The cell gets memory for the outputs it has, and writes them there; or is told that there is none."""
+    try:
+        made, rooms = memory.make(types)
+    except OutOfMemory:
+        channel.send(Kind.ROOM, {"out": None})
+        _heard(channel, stop, Kind.DONE)
+        raise
+    channel.send(Kind.ROOM, {"out": [[n, room, offset] for n, (room, offset) in made.items()]}, rooms)
+    _heard(channel, stop, Kind.DONE)
+
+
+def _copy_out(channel: Channel, placed: Placed) -> Array:
+    end = placed.offset + placed.nbytes
+    if placed.where != -1 or placed.offset < HEAD or end > WINDOW or placed.offset % ALIGNMENT:
+        raise Nonsense("an output outside its window")
+    return np.ndarray(placed.shape, placed.dtype, channel.reads, placed.offset).copy()
+
+
+def _place(
+    channel: Channel, feeds: Mapping[str, Array], digest: str
+) -> tuple[list[list[Any]], list[int], int | None]:
+    """Where each input lies, and the descriptors to send; the last of these, if given again, is to be closed.
+
+    What has a region of its own is not copied; small ones go to the window, the rest to one descriptor.
+    """
+    channel.begin()
+    places: list[list[Any]] = []
+    numbers: dict[int, int] = {}  # a region's descriptor -> its number in the message
+    left: list[tuple[list[Any], Array]] = []
+    end = 0
+    for array in feeds.values():
+        found = find(array) if array.nbytes >= MAPPED else None
+        where, start = -1, None
+        if found is not None and (found[0].descriptor in numbers or len(numbers) < DESCRIPTORS // 2 - 1):
+            where = numbers.setdefault(found[0].descriptor, len(numbers))
+            start = found[1] if found[1] % array.itemsize == 0 else None
+        if start is None:
+            where, start = -1, channel.place(array)
+        places.append([DTYPES[array.dtype], array.shape, where, start])
+        if start is None:
+            places[-1][3] = end
+            left.append((places[-1], array))
+            end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    if not left:
+        return places, list(numbers), None
+    packed = -1
+    try:
+        packed = allocate(end)
+        for place, array in left:
+            place[2] = len(numbers)
+            view, done = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, 0
+            while done < array.nbytes:
+                done += os.pwrite(packed, view[done:], place[3] + done)
+        seal(packed)
+    except OSError as error:
+        if packed >= 0:
+            os.close(packed)
+        raise OutOfMemory(f"graph {digest[:12]}: no memory for its inputs: {error.strerror}") from None
+    return places, [*numbers, packed], packed

@@ -1,0 +1,333 @@
+"""The daemon's side of the cells: gives graphs to them, has answers of them, and performs what is decided.
+
+Two cells: one for runs that read something private, one for those that do not. A cell that was taken over
+must not put what it saw of the first kind into an answer of the second, which may leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import select
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.tensors import Array
+from edge_node.cell.calls import Gone, GraphFile, Known, Stoppable, load, run
+from edge_node.cell.confinement import OPEN
+from edge_node.cell.messages import Channel, Nonsense
+from edge_node.cell.process import CellProcess, Settings, signal_name
+from edge_node.cell.refused_graphs import RefusedGraphs
+from edge_node.cell.state import Action, Blame, CellState, End, Fail, Grant, Phase, Say, Start, Stop, Usage
+from edge_node.sessions import require_feeds
+
+log = logging.getLogger(__name__)
+
+LANES = 4
+"""Graphs a cell runs at a time."""
+GRAPHS = 64
+"""Graphs a cell has loaded at a time; those least recently used go first."""
+
+
+@dataclass
+class Counts:
+    """What happened to cells so far.
+
+    `died`: by the signal that ended one, or `exit`; those that were ended for a reason count, those that were
+    idle do not. `seconds`: that tasks waited for cells.
+    """
+
+    started: int = 0
+    died: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    running: int = 0
+    refused: int = 0
+
+
+class Cell:
+    """One of them. `run` may be called by any number of threads."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        graphs: RefusedGraphs,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name, self._settings, self._graphs, self._clock = name, settings, graphs, clock
+        self._state = CellState(settings.lanes, graphs.refusal)
+        self._changed = threading.Condition(threading.RLock())
+        self._numbers = itertools.count(1)
+        self._process: CellProcess | None = None
+        self._grants: dict[int, tuple[CellProcess, int]] = {}
+        self._failures: dict[int, EdgeAttentionError] = {}
+        self._thread: threading.Thread | None = None
+        self._starting = False
+        self._asleep_until = float("-inf")  # what the thread below waits for on the clock
+        self.counts = Counts()
+        self.report = ""
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return process.pid if process is not None else None
+
+    def run(
+        self, graph: GraphFile, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stoppable
+    ) -> list[Array]:
+        """What the graph computes; see `edge_node.runtime.Graph.run`.
+
+        Raises InvalidGraph (it cannot be loaded), GraphDied, InvalidProgram, OutOfMemory, Unavailable (where
+        no cell starts), or what the task was stopped with.
+        """
+        number = next(self._numbers)
+        began = self._clock()
+
+        def stopped() -> None:
+            self._tell(self._state.stop, number, self._clock())
+
+        self._tell(self._state.ask, number, graph.digest, began)
+        try:
+            stop.watch(stopped)
+            while True:
+                process, lane = self._granted(number, stop)
+                with contextlib.suppress(Gone):
+                    return self._use(process, lane, number, graph, feeds, outputs, stop)
+        finally:
+            stop.unwatch(stopped)
+            with self._changed:
+                self._grants.pop(number, None)
+                self._failures.pop(number, None)
+                self.counts.seconds += self._clock() - began
+                self._tell(self._state.done, number, self._clock())
+
+    def close(self) -> None:
+        """The node leaves."""
+        self._tell(self._state.leave, self._clock())
+
+    # A job
+
+    def _granted(self, number: int, stop: Stoppable) -> tuple[CellProcess, int]:
+        with self._changed:
+            while number not in self._grants:
+                if number in self._failures:
+                    stop.check()
+                    raise self._failures[number]
+                self._changed.wait()
+            return self._grants.pop(number)
+
+    def _use(
+        self,
+        process: CellProcess,
+        lane: int,
+        number: int,
+        graph: GraphFile,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str],
+        stop: Stoppable,
+    ) -> list[Array]:
+        channel = process.lanes[lane]
+        try:
+            with self._loaded(process, channel, number, graph, stop) as known:
+                require_feeds(graph.digest, known.inputs, known.outputs, feeds, outputs)
+                limit = self._settings.limit
+                return run(channel, number, graph.digest, known, feeds, outputs, stop, limit)
+        except Nonsense as error:
+            self._tell(self._state.nonsense, number, str(error))
+            raise Gone from None
+        except (Gone, OSError):
+            # Nothing more can be said on this lane: either it is about to end, or it has to.
+            process.end_if_it_lives()
+            raise Gone from None
+
+    @contextlib.contextmanager
+    def _loaded(
+        self, process: CellProcess, channel: Channel, number: int, graph: GraphFile, stop: Stoppable
+    ) -> Iterator[Known]:
+        """While the graph is loaded in the cell, which it is not to forget meanwhile."""
+        digest = graph.digest
+        with self._changed:
+            while digest in process.loading and self._process is process:
+                self._changed.wait()
+            if self._process is not process:
+                raise Gone
+            known = process.loaded.pop(digest, None)
+            process.used[digest] += 1
+            if known is None:
+                process.loading.add(digest)
+                forgotten = self._forget(process, graph.size)
+                self._state.loading(number, True)
+            else:
+                process.loaded[digest] = known
+        try:
+            if known is None:
+                try:
+                    known = load(channel, number, graph, forgotten, stop)
+                finally:
+                    with self._changed:
+                        self._state.loading(number, False)
+                        process.loading.discard(digest)
+                        if known is not None:
+                            process.loaded[digest] = known
+                        self._changed.notify_all()
+            yield known
+        finally:
+            with self._changed:
+                process.used[digest] -= 1
+                if not process.used[digest]:
+                    del process.used[digest]
+
+    def _forget(self, process: CellProcess, more: int) -> list[str]:
+        loaded, forgotten = process.loaded, list[str]()
+        size = sum(known.size for known in loaded.values()) + more
+        for digest in [digest for digest in loaded if digest not in process.used]:
+            if len(loaded) < GRAPHS and size <= self._settings.limit:
+                break
+            size -= loaded.pop(digest).size
+            forgotten.append(digest)
+        return forgotten
+
+    # What is decided
+
+    def _tell(self, event: Callable[..., list[Action]], *args: Any) -> None:
+        with self._changed:
+            for action in event(*args):
+                self._perform(action)
+            if self._thread is None and self._starting:
+                self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._thread = threading.Thread(target=self._watch, name=f"{self._name} cell", daemon=True)
+                self._thread.start()
+            elif (wake := self._state.wake) is not None and wake < self._asleep_until:
+                self._ring()  # to look at the clock earlier; later needs no waking
+
+    def _ring(self) -> None:
+        self._asleep_until = float("-inf")
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._bell, 1)
+
+    def _perform(self, action: Action) -> None:
+        process = self._process
+        match action:
+            case Start():
+                self._starting = True
+                if self._thread is not None:
+                    self._ring()
+            case Grant(job, lane):
+                assert process is not None
+                self._grants[job] = (process, lane)
+                self._changed.notify_all()
+            case Fail(job, error):
+                self._failures[job] = error
+                self._changed.notify_all()
+            case Stop(job, lane) if process is not None:
+                process.stop(lane, job)
+            case End(kill) if process is not None:
+                process.end(kill)
+            case Blame(digest):
+                self._graphs.blame(digest)
+            case Say(text):
+                log.warning("%s", text)
+
+    def _watch(self) -> None:
+        """On a thread of its own: start processes, hear them, see them end, and look at the clock."""
+        while True:
+            with self._changed:
+                process, start = self._process, self._starting
+                self._starting = False
+            if start:
+                self._begin()
+                continue
+            poll = select.poll()
+            poll.register(self._bell, select.POLLIN)
+            if process is not None:
+                poll.register(process.control, select.POLLIN)
+                poll.register(process.words, select.POLLIN)
+            with self._changed:
+                wake = self._state.wake
+                self._asleep_until = float("inf") if wake is None else wake
+            timeout = None if wake is None else max(0.0, wake - self._clock()) * 1000 + 1
+            ready = {descriptor for descriptor, _ in poll.poll(timeout)}
+            if self._bell in ready:
+                os.eventfd_read(self._bell)
+            if process is not None:
+                self._attend(process, ready)
+            now = self._clock()
+            used = process.usage() if process is not None and wake is not None and now >= wake else Usage()
+            self._tell(self._state.tick, now, used)
+
+    def _begin(self) -> None:
+        try:
+            process = CellProcess(self._settings, self._name)
+        except (OSError, ValueError) as error:
+            log.error("the %s cell cannot be started: %s", self._name, error)
+            self._tell(self._state.died, f"{type(error).__name__}: {error}", self._clock())
+            return
+        self.counts.started += 1
+        with self._changed:
+            self._process = process
+
+    def _attend(self, process: CellProcess, ready: set[int]) -> None:
+        if process.words in ready:
+            process.listen()
+        if process.control.fileno() not in ready:
+            return
+        try:
+            report = process.heard()
+        except Nonsense:
+            report = None
+        if report is None:
+            how, number = process.ended()
+            if number is not None or self._state.jobs:
+                self.counts.died[signal_name(number) if number is not None else "exit"] += 1
+            with self._changed:
+                self._process = None
+                self._changed.notify_all()
+            self._tell(self._state.died, how, self._clock())
+        elif report and self._state.phase is Phase.STARTING:
+            self.report = report
+            # The devices of an accelerator are files, too: a cell that uses one is never quite shut.
+            level = logging.WARNING if report.startswith(OPEN) else logging.INFO
+            log.log(level, "the %s cell is process %d, shut in by: %s", self._name, process.pid, report)
+            self._tell(self._state.ready, self._clock())
+
+
+class Cells:
+    """The two of them, each started when it is first needed."""
+
+    def __init__(self, provider: str, threads: int, limit: int, graphs: RefusedGraphs) -> None:
+        settings = Settings(provider, threads, limit, LANES)
+        self.graphs = graphs
+        self.private, self.public = Cell("private", settings, graphs), Cell("public", settings, graphs)
+
+    def run(
+        self,
+        graph: GraphFile,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str],
+        stop: Stoppable,
+        private: bool,
+    ) -> list[Array]:
+        """See Cell.run; `private`: something that is fed in is."""
+        return (self.private if private else self.public).run(graph, feeds, outputs, stop)
+
+    def counts(self) -> Counts:
+        """Of both, and how many run and graphs are refused now."""
+        both = (self.private, self.public)
+        return Counts(
+            sum(cell.counts.started for cell in both),
+            sum((cell.counts.died for cell in both), Counter()),
+            sum(cell.counts.seconds for cell in both),
+            sum(cell.pid is not None for cell in both),
+            self.graphs.refused,
+        )
+
+    def close(self) -> None:
+        for cell in (self.private, self.public):
+            cell.close()

@@ -1,0 +1,307 @@
+"""The process that runs graphs of others: `python -m edge_node.cell.worker`, started by the daemon only.
+
+It gets what `edge_node.cell.messages` describes, shuts itself in, and answers. Before that it imports all it
+will ever need: afterwards it can open nothing. What is wrong with a graph is answered; if the graph ends this
+process, the daemon lives on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
+from edge_attention.core.tensors import Array
+from edge_attention.priority import give_way
+from edge_attention.providers import open_session
+from edge_node.cell.confinement import Limits, confine
+from edge_node.cell.messages import DTYPES, LARGE, TEXT, WINDOW, Channel, Kind, Placed, types_of
+from edge_node.sessions import input_types, limit_arena, output_types, session_options, translate
+from edge_node.shared_memory import Region
+
+_STACK = 2 << 20
+"""Bytes of a thread's stack: all of them count against the process's limit."""
+_BADNESS = "700"
+"""Short of memory the kernel ends this process rather than the daemon."""
+_NICENESS = 5
+"""Short of processors the daemon, which answers queries, has three times this process's share."""
+
+
+class _Stopped(Exception):
+    """The task is over."""
+
+
+class Lane:
+    """Answers one message after the other, on a thread of its own."""
+
+    def __init__(self, cell: Cell, channel: Channel) -> None:
+        self._cell, self._channel = cell, channel
+        self._lock = threading.Lock()
+        self._stopped: int | None = None
+        self._job: int | None = None
+        self._stop: Any = None
+
+    def stop(self, job: int) -> None:
+        """End what runs for this job, or is about to. From another thread."""
+        with self._lock:
+            self._stopped = job
+            if self._stop is not None and self._job == job:
+                self._stop()
+
+    def serve(self) -> None:
+        while (message := self._channel.receive()) is not None:
+            try:
+                if message.kind is Kind.LOAD:
+                    kind, head = Kind.LOADED, self._load(message.head, message.descriptors)
+                else:
+                    kind, head = Kind.DONE, self._run(message.head, message.descriptors)
+            except _Stopped:
+                kind, head = Kind.FAILED, {"error": "Stopped", "text": ""}
+            except EdgeAttentionError as error:
+                kind, head = Kind.FAILED, {"error": type(error).__name__, "text": error.message[:TEXT]}
+            except MemoryError:
+                kind, head = Kind.FAILED, {"error": "OutOfMemory", "text": "no memory is left for it"}
+            self._channel.send(kind, head)
+
+    @contextlib.contextmanager
+    def _stoppable(self, job: int, stop: Callable[[], None]) -> Iterator[None]:
+        """While `stop` ends what runs for the job; raises _Stopped at the end if it was to."""
+        with self._lock:
+            if self._stopped == job:
+                raise _Stopped
+            self._job, self._stop = job, stop
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stop = None
+                stopped = self._stopped == job
+            if stopped:
+                raise _Stopped
+
+    def _load(self, head: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        digest, where = head["graph"], f"graph {head['graph'][:12]}"
+        (descriptor,) = descriptors
+        region = Region(descriptor, head["size"], writable=False, keep=False)
+        data = np.asarray(region).tobytes()
+        region.unmap()
+        for forgotten in head["forget"]:
+            self._cell.sessions.pop(forgotten, None)
+        made: list[Any] = []
+
+        def options() -> Any:
+            made.append(self._cell.options())
+            return made[-1]
+
+        def stop() -> None:
+            for option in made:
+                with contextlib.suppress(AttributeError):  # before ONNX Runtime 1.21 a load goes on
+                    option.set_load_cancellation_flag(True)
+
+        with self._stoppable(head["job"], stop):
+            try:
+                session = open_session(data, options, self._cell.provider, where)
+            except Exception as error:
+                raise translate(error, where, InvalidGraph) from None
+        session._model_bytes = None  # ONNX Runtime keeps the file; the daemon has it
+        types = input_types(session, where), output_types(session)
+        self._cell.sessions[digest] = session
+        said = [[[name, dtype.name, list(dims)] for name, (dtype, dims) in ends.items()] for ends in types]
+        return {"in": said[0], "out": said[1]}
+
+    def _run(self, head: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        where = f"graph {head['graph'][:12]}"
+        session = self._cell.sessions[head["graph"]]
+        made = {n: (kind, shape, room, offset) for n, kind, shape, room, offset in head.get("made", ())}
+        for_outputs = {place[2] for place in made.values()}
+        regions = [
+            Region(descriptor, os.fstat(descriptor).st_size, writable=number in for_outputs, keep=False)
+            for number, descriptor in enumerate(descriptors)
+        ]
+        inputs = zip(head["names"], types_of(head["in"], places=True), strict=True)
+        feeds = {name: self._array(placed, regions, self._channel.reads) for name, placed in inputs}
+        rooms = {
+            n: regions[room].array(offset, tuple(shape), np.dtype(kind))
+            for n, (kind, shape, room, offset) in made.items()
+        }
+        options = self._cell.run_options()
+
+        def stop() -> None:
+            options.terminate = True
+
+        with self._stoppable(head["job"], stop):
+            try:
+                results = self._bound(session, head["out"], feeds, rooms, options) if rooms else None
+                if results is None:
+                    rooms.clear()
+                    results = dict(enumerate(session.run(head["out"], feeds, options)))
+            except Exception as error:
+                if options.terminate:
+                    raise _Stopped from None
+                raise translate(error, where, InvalidProgram) from None
+        for number in for_outputs:
+            regions[number].unmap()  # before the answer: the daemon seals what this process could still write
+        del feeds, regions
+        for result in results.values():
+            if not isinstance(result, np.ndarray) or result.dtype not in DTYPES:
+                raise InvalidProgram(f"{where}: an output is no tensor: it cannot be kept")
+        known = {n: [kind, shape] for n, (kind, shape, _, _) in made.items()} if rooms else {}
+        return self._answer(results, known)
+
+    def _bound(
+        self, session: Any, outputs: list[str], feeds: dict[str, Array], rooms: dict[int, Array], options: Any
+    ) -> dict[int, Array] | None:
+        """Run with the outputs of `rooms` there; the others are returned. None: the rooms do not fit them."""
+        binding = session.io_binding()
+        value = self._cell.value
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, value(array))
+        for n, name in enumerate(outputs):
+            if n in rooms:
+                binding.bind_ortvalue_output(name, value(rooms[n]))
+            else:
+                binding.bind_output(name)
+        try:
+            session.run_with_iobinding(binding, options)
+        except Exception:
+            if options.terminate:
+                raise
+            return None  # without, it says what is wrong, or works
+        found = binding.get_outputs()
+        results = {n: found[n].numpy() for n in range(len(outputs)) if n not in rooms}
+        binding.clear_binding_inputs()
+        binding.clear_binding_outputs()
+        return results
+
+    @staticmethod
+    def _array(placed: Placed, regions: list[Region], window: Array) -> Array:
+        if placed.where >= 0:
+            return regions[placed.where].array(placed.offset, placed.shape, placed.dtype)
+        return np.ndarray(placed.shape, placed.dtype, window, placed.offset)
+
+    def _answer(self, results: dict[int, Array], made: dict[int, list[Any]]) -> dict[str, Any]:
+        """`results` to where the daemon finds them; those in `made`, by number, are there already."""
+        channel = self._channel
+        channel.begin()
+        places = {
+            n: channel.place(result) if result.nbytes < LARGE else None for n, result in results.items()
+        }
+        types = made | {n: [DTYPES[result.dtype], result.shape] for n, result in results.items()}
+        if None not in places.values():
+            found = [[*types[n], -1, places.get(n, 0)] for n in range(len(types))]
+            return {"out": found, "made": bool(made)}
+        # More than the window holds: the daemon has memory for it, or not.
+        channel.send(Kind.NEED, {"out": [types[n] for n in range(len(types))], "made": bool(made)})
+        message = channel.receive()
+        if message is None:
+            raise SystemExit(0)
+        regions = [Region(fd, os.fstat(fd).st_size, writable=True, keep=False) for fd in message.descriptors]
+        for n, room, offset in message.head["out"] or ():
+            np.copyto(regions[room].array(offset, results[n].shape, results[n].dtype), results[n])
+        for region in regions:
+            region.unmap()
+        return {}
+
+
+class Cell:
+    """What all lanes share."""
+
+    def __init__(self, said: dict[str, Any]) -> None:
+        import onnxruntime
+
+        self.sessions: dict[str, Any] = {}
+        self.provider, self._threads = said["provider"], said["threads"]
+        self.run_options = onnxruntime.RunOptions
+        self.value = onnxruntime.OrtValue.ortvalue_from_numpy
+        limit_arena(said["limit"])
+        self._control = socket.socket(fileno=said["control"])
+        self._lanes = []
+        for connection, inward, outward in said["lanes"]:
+            reads = Region(inward, WINDOW, writable=False, keep=False)
+            writes = Region(outward, WINDOW, writable=True, keep=False)
+            channel = Channel(socket.socket(fileno=connection), np.asarray(reads), np.asarray(writes))
+            self._lanes.append(Lane(self, channel))
+
+    def options(self) -> Any:
+        return session_options(self._threads, shared_arena=True)
+
+    def serve(self, report: str) -> None:
+        """Returns when the daemon has gone."""
+        threading.stack_size(_STACK)
+        threads = [threading.Thread(target=_lane, args=(lane,), daemon=True) for lane in self._lanes]
+        for thread in threads:
+            thread.start()
+        ids = [thread.native_id for thread in threads]
+        self._control.send(json.dumps({"ready": report, "threads": ids}).encode())
+        while data := self._control.recv(4096):
+            said = json.loads(data)
+            self._lanes[said["lane"]].stop(said["stop"])
+
+
+def _lane(lane: Lane) -> None:
+    try:
+        lane.serve()
+    finally:
+        # Without its threads the cell is of no use; the daemon starts another.
+        os._exit(70)
+
+
+def _shut(said: dict[str, Any], keep: frozenset[int]) -> str:
+    """Shut this process in; what holds, in words."""
+    room = said["limit"] + said["overhead"]
+    return confine(Limits(room, said["descriptors"], keep, devices=said["devices"])).describe()
+
+
+def _try(cell: Cell) -> None:
+    """Load and run a graph once: what ONNX Runtime and NumPy load as they go, they load now."""
+    from edge_attention.graphs.attention import library
+
+    options = session_options(
+        1, shared_arena=True
+    )  # one thread: there may be no second before this is shut in
+    session = open_session(library.load("attention_scores"), lambda: options, "CPUExecutionProvider", "")
+    x = {node.name: np.ones([1] * len(node.shape), input_types(session, "")[node.name][0])
+         for node in session.get_inputs()}  # fmt: skip
+    with contextlib.suppress(Exception):
+        session.run(None, x, cell.run_options())
+        binding = session.io_binding()
+        for name, array in x.items():
+            binding.bind_ortvalue_input(name, cell.value(array))
+        binding.bind_output(session.get_outputs()[0].name)
+        session.run_with_iobinding(binding, cell.run_options())
+        binding.get_outputs()[0].numpy()
+
+
+def main() -> None:
+    said = json.loads(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group: the daemon decides
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(_BADNESS)
+    give_way(_NICENESS)
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError):  # threads of ONNX Runtime: 8 MiB each would count, too
+        attributes = ctypes.create_string_buffer(256)
+        libc.pthread_attr_init(attributes)
+        libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(_STACK))
+        libc.pthread_setattr_default_np(attributes)
+    cell = Cell(said)
+    _try(cell)
+    gc.freeze()  # what is loaded stays; nobody need look at it again
+    keep = frozenset([said["control"], *(lane[0] for lane in said["lanes"])])
+    cell.serve(_shut(said, keep))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

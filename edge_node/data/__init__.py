@@ -1,0 +1,1 @@
+"""The box's own data: tables, and datasets of them."""

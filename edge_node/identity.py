@@ -1,0 +1,131 @@
+"""What `edge-node` does about trust: enrol once, keep the identity, renew it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+
+from edge_attention.core.errors import (
+    EdgeAttentionError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from edge_attention.core.tensors import require_name
+from edge_attention.trust.certificates import ends, moment, pin
+from edge_attention.trust.dial import Dial, read_authority
+from edge_attention.trust.enrol import enrol, renew
+from edge_attention.trust.identity import Identity, IdentityFolder
+from edge_attention.trust.keeper import Keeper
+from edge_attention.trust.tokens import Token, parse_token, read_token
+
+if TYPE_CHECKING:
+    from edge_node.options import Shared
+
+log = logging.getLogger(__name__)
+
+BACKOFF = (0.25, 10.0)
+
+
+def node_dial(given: Shared, address: str, name: str | None, store: Path | None) -> tuple[Dial, str]:
+    """How to reach the aggregator at `address`, and this node's name; enrols first if need be.
+
+    An identity kept already is used as it is, unless the token is of another aggregator. While the
+    aggregator is away this waits.
+
+    Raises:
+        EdgeAttentionError: it cannot be done, and time would not help.
+    """
+    authority = read_authority(given.authority) if given.authority else None
+    path = given.identity or (store / "identity" if store else None)
+    folder = IdentityFolder(path) if path else None
+    try:
+        token = _token(given)
+    except FailedPrecondition as error:
+        if folder is None or not folder.exists():
+            raise
+        log.info("%s; the identity kept needs none", error.message)
+        token = None
+    if token is None and (folder is None or not folder.exists()):
+        return Dial(address, authority=authority), require_name(name or socket.gethostname(), "--name")
+    if folder is None:
+        raise InvalidArgument(
+            "--join-token needs a folder to keep the identity in: give --identity DIR, or --store DIR"
+        )
+    kept = folder
+    identity = _kept(folder, token, authority)
+    enrolled: Callable[[], Identity] | None = None
+    if token is not None:
+        joins = token
+        wanted, suggested = name or "", "" if name else socket.gethostname()
+
+        def enrolled() -> Identity:
+            return enrol(address, joins, kept, wanted, suggested, authority)
+
+        if identity is None:
+            identity = _patiently(enrolled)
+    assert identity is not None
+    dial = Dial(address, authority=authority, identity=identity)
+    keeper = Keeper(identity, lambda old: renew(address, old, kept), enrolled, dial.become)
+    dial.ends = lambda: ends(keeper.identity.certificate)
+    return dial, name or identity.name
+
+
+def _token(given: Shared) -> Token | None:
+    if given.join_token and given.join_token_file:
+        raise InvalidArgument("give --join-token or --join-token-file, not both")
+    if given.join_token:
+        return parse_token(given.join_token, "join")
+    return read_token(given.join_token_file, "join") if given.join_token_file else None
+
+
+def _kept(folder: IdentityFolder, token: Token | None, authority: x509.Certificate | None) -> Identity | None:
+    """The identity in the folder, unless a token says to make a new one."""
+    try:
+        identity = folder.load()
+    except NotFound:
+        if token is None:
+            raise
+        return None
+    moved = token is not None and token.pin != pin(authority or identity.authority)
+    if moved:
+        log.info("the token is of another aggregator than the identity in %s: enrolling anew", folder.folder)
+        return None
+    if time.time() >= ends(identity.certificate):
+        if token is not None:
+            return None
+        log.warning(
+            "the certificate in %s ended at %s: start this node once with a --join-token, or set its clock",
+            folder.folder,
+            moment(ends(identity.certificate)),
+        )
+    return identity
+
+
+def _patiently(enrolled: Callable[[], Identity]) -> Identity:
+    """Enrol, however long the aggregator is away."""
+    said, tries = "", 0
+    while True:
+        try:
+            identity = enrolled()
+        except Unavailable as error:
+            if error.message != said:
+                log.warning("not enrolled yet: %s; trying again until it answers", error.message)
+            said = error.message
+            base, cap = BACKOFF
+            time.sleep(min(cap, base * 2.0 ** min(tries, 16)) * (0.5 + random.random() / 2))
+            tries += 1
+        except EdgeAttentionError as error:
+            raise type(error)(f"enrolling was refused: {error.message}") from None
+        else:
+            until = moment(ends(identity.certificate))
+            log.info("enrolled as %s, with a certificate until %s", identity.name, until)
+            return identity

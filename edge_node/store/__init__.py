@@ -1,0 +1,1 @@
+"""What the node holds: tensors and sequences, in memory and on disk."""

@@ -1,0 +1,369 @@
+"""Named tensors, and sequences in tiles that grow without moving. Thread-safe; every byte is counted."""
+
+from __future__ import annotations
+
+import logging
+import math
+import mmap
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory, Overtaken
+from edge_attention.core.tensors import MAX_RANK, Array, DataType, require
+from edge_node.store.kept_files import KEPT
+from edge_node.store.sequence_files import SCOPES, Files, scope_of, tiles_of
+from edge_node.store.sequences import Origin, Sequence
+
+__all__ = ["Held", "Origin", "Store"]
+
+# Linux's value; Python names it since 3.13. Only address space is taken, memory comes with the first write.
+_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+_MAX_TILE = 65_536
+_MAX_NAMES = 100_000
+# Each is a mapping, of which a process has 65,530, and a line of the Register message.
+_MAX_SEQUENCES = 4_096
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A tensor of the store. `origin` is set if and only if it is private."""
+
+    array: Array
+    origin: Origin | None = None
+
+    @property
+    def chosen(self) -> bool:
+        """Whether its shape may tell of private data."""
+        return self.origin is not None and self.origin.chosen
+
+
+class Store:
+    """What one node holds, at most `limit` bytes of it, or what it held under a larger limit.
+
+    Tensors whose shapes may tell of private data are counted apart, up to `apart` bytes (None: `limit`). So
+    nothing that others see depends on them: not `used`, nor whether other tensors have room.
+
+    `files`: keeps sequences under `context/` on disk, and has those of an earlier life. What was appended or
+    kept is there after a power cut once `commit` has returned.
+    """
+
+    def __init__(self, limit: int, files: Files | None = None, apart: int | None = None) -> None:
+        self.limit = limit
+        self._apart_limit = limit if apart is None else apart
+        self._apart = 0
+        self._files = files
+        self._held: dict[str, Held] = {}
+        self._sequences: dict[str, Sequence] = {}
+        self._bytes: Counter[str] = Counter()
+        self._lock = threading.RLock()
+        self._unsaved: set[str] = set()
+        """Kept tensors that are not on the disk yet."""
+        self._revisions: OrderedDict[str, int] = OrderedDict()
+        if files is not None:
+            self._load(files)
+        if self.used > limit:
+            log.warning("%s bytes are stored already, more than --memory-limit: no more is taken", self.used)
+
+    def _load(self, files: Files) -> None:
+        for manifest, memory in files.load(self.limit):
+            sequence = Sequence.kept(manifest, memory, files)
+            self._sequences[manifest.name] = sequence
+            self._count(manifest.name, sequence.counted)
+        self._revisions |= files.revisions
+        for name, array, private in files.kept.load():
+            self._held[name] = held = Held(array, Origin(*private) if private else None)
+            self._count(name, array.nbytes, held.chosen)
+
+    @property
+    def used(self) -> int:
+        """Bytes stored, without those that are counted apart."""
+        return self._bytes.total()
+
+    @property
+    def used_apart(self) -> int:
+        """Bytes of tensors whose shapes may tell of private data: for this machine only."""
+        return self._apart
+
+    def used_in(self, scope: str) -> int:
+        """Bytes stored under `task`, `job` or `context`, without those that are counted apart."""
+        return self._bytes[scope]
+
+    def sequences(self) -> dict[str, int]:
+        """Tokens of every sequence."""
+        with self._lock:
+            return {name: sequence.tokens for name, sequence in self._sequences.items()}
+
+    def require(self, more: int, what: str, apart: bool = False) -> None:
+        """Raises OutOfMemory if `more` bytes would take the store past its limit, or the one for `apart`."""
+        if apart:
+            if self._apart + more > self._apart_limit:
+                raise OutOfMemory(
+                    f"{what} needs {more:,} more bytes, but {self._apart:,} of the {self._apart_limit:,} are "
+                    "used that this node has for what graphs make of private data; start it with a larger "
+                    "--memory-limit, half of which that is on a node with --data"
+                )
+        elif self.used + more > self.limit:
+            raise OutOfMemory(
+                f"{what} needs {more:,} more bytes, but {self.used:,} of the node's {self.limit:,} are used; "
+                "drop something, give the node less, or start it with a larger --memory-limit"
+            )
+
+    def reserve(self, size: int, what: str, apart: bool = False) -> None:
+        """Count `size` bytes that are about to come; `release` them when they are stored or given up."""
+        with self._lock:
+            self.require(size, what, apart)
+            self._count("task/", size, apart)
+
+    def release(self, size: int, apart: bool = False) -> None:
+        with self._lock:
+            self._count("task/", -size, apart)
+
+    def put(self, name: str, array: Array, origin: Origin | None = None) -> None:
+        """Store `array` (not copied: it must not change) as `name`, in place of a tensor of that name.
+
+        Raises InvalidProgram (a sequence is called so), InvalidTensor (of no use here), OutOfMemory.
+        """
+        DataType.of(array.dtype, name)
+        if array.ndim > MAX_RANK:
+            raise InvalidTensor(f"{name} has {array.ndim} dimensions; the limit is {MAX_RANK}")
+        with self._lock:
+            if name in self._sequences:
+                raise InvalidProgram(f"{name} is a sequence: drop it before storing another tensor there")
+            if name not in self._held and len(self._held) >= _MAX_NAMES:
+                raise InvalidProgram(f"{name}: this node stores {_MAX_NAMES} tensors already, the limit")
+            held, before = Held(array, origin), self._held.get(name)
+            freed = before.array.nbytes if before is not None and before.chosen == held.chosen else 0
+            if (more := array.nbytes - freed) > 0:
+                self.require(more, name, held.chosen)
+            if self._files is not None and KEPT in name:
+                self._unsaved.add(name)
+            if before is not None:
+                self._count(name, -before.array.nbytes, before.chosen)
+            self._held[name] = held
+            self._count(name, array.nbytes, held.chosen)
+
+    def get(self, name: str, tiles: range | None = None) -> Held:
+        """The tensor `name`: of a sequence a view [tiles, heads, tile, dim] of the tiles asked for or in use.
+
+        Raises NotFound, or InvalidProgram for tiles that are not in use.
+        """
+        with self._lock:
+            held = self._held.get(name)
+            if held is not None:
+                if tiles is not None:
+                    raise InvalidProgram(f"{name} is no sequence, it has no tiles")
+                return held
+            sequence = self._sequences.get(name)
+            if sequence is None:
+                raise NotFound(f"this node stores nothing called {name!r}")
+            wanted = range(sequence.in_use) if tiles is None else tiles
+            if wanted.stop > sequence.in_use:
+                raise InvalidProgram(f"{name} has {sequence.in_use} tiles in use, but {wanted} was asked for")
+            return Held(sequence.tiles[wanted.start : wanted.stop], sequence.origin)
+
+    def is_sequence(self, name: str) -> bool:
+        return name in self._sequences
+
+    def append(
+        self,
+        name: str,
+        source: Array,
+        at: int | None = None,
+        tile: int = 0,
+        origin: Origin | None = None,
+        revision: int = 0,
+    ) -> int:
+        """Write `source` [tokens, heads, dim] float32 at token `at` (None: the end) of the sequence `name`.
+
+        A sequence that does not exist begins with tiles of `tile` tokens. Tokens that are there already are
+        replaced, those beyond stay; a gap is refused. Returns the tokens it holds then. What was private once
+        is private for good; what is not does not become so: graphs may be reading it as what all may see.
+
+        Raises InvalidTensor, InvalidProgram, OutOfMemory, Overtaken (a later change of the context has come),
+        NotFound (it was dropped meanwhile).
+        """
+        require(source, f"the source of {name}", shape=("tokens", "heads", "dim"), finite=False)
+        _, heads, dim = source.shape
+        with self._lock:
+            self._require_current(name, revision)
+            sequence = self._sequences.get(name) or self._begin(name, heads, tile, dim)
+        with sequence.writing:
+            try:
+                with self._lock:
+                    self._require_there(name, sequence)
+                    self._require_current(name, revision)
+                    if origin and sequence.tokens and not sequence.origin:
+                        raise InvalidProgram(
+                            f"{name} is not private and takes no private tokens; begin another sequence"
+                        )
+                    start, tokens = sequence.place(name, source, at, tile)
+                    used = sequence.counted
+                    self._take(name, sequence, tokens)
+                    sequence.revision = revision
+                label = replace(origin, chosen=False) if origin else None
+                sequence.write(source, start, tokens, used, label, self._lock)
+                with self._lock:
+                    self._require_there(name, sequence)
+                    sequence.publish()
+                return tokens
+            finally:
+                with self._lock:
+                    self._settle(name, sequence)
+
+    def commit(self, names: Iterable[str] = ()) -> None:
+        """Returns when what `names` hold, what was dropped and what was kept is on the disk. Blocks on it.
+
+        Raises:
+            OutOfMemory, DataLoss: the disk is full, or cannot be written; a later commit may do it.
+        """
+        files = self._files
+        names = [name for name in names if name.startswith("context/") or KEPT in name]
+        if files is None or not names:
+            return
+        with self._lock:
+            sequences = [sequence for name in names if (sequence := self._sequences.get(name)) is not None]
+            for sequence in sequences:
+                sequence.add()
+            kept = {name: self._held[name] for name in self._unsaved if name in self._held}
+            self._unsaved.clear()
+        try:
+            files.flush()
+            for sequence in sequences:
+                sequence.require_written()
+            for name, held in list(kept.items()):
+                origin = held.origin
+                files.kept.save(name, held.array, (origin.digest, origin.output) if origin else None)
+                with self._lock:
+                    del kept[name]
+                    if name not in self._held:
+                        files.kept.delete(name)
+        finally:
+            with self._lock:
+                self._unsaved |= kept.keys()
+
+    def close(self) -> None:
+        """End in order: all is on the disk, and the next process need not verify it. Raises as `commit`."""
+        self.commit([*self._sequences, *self._unsaved])
+        if self._files is not None:
+            self._files.close()
+
+    def drop(self, name: str, revision: int | None = None) -> None:
+        """Forget `name`; one that ends in `/` stands for all that begin with it. Unknown names are fine.
+
+        `revision`: that of a change of a context, refused where a later one has written; None: whatever has.
+
+        Raises:
+            Overtaken: nothing is dropped.
+        """
+        with self._lock:
+            everything = (*self._held, *self._sequences)
+            names = [n for n in everything if n.startswith(name)] if name.endswith("/") else [name]
+            if revision is not None and name.startswith("context/"):
+                for found in names:
+                    sequence = self._sequences.get(found)
+                    if sequence is not None and revision < sequence.revision:
+                        later = f"number {sequence.revision} has written since"
+                        raise Overtaken(f"{found}: this drop has number {revision}; {later}")
+                scope = scope_of(name)
+                if revision > self._revisions.get(scope, 0):
+                    self._see(scope, revision)
+                    if self._files is not None:
+                        self._files.seen(scope, revision)
+            for found in names:
+                held = self._held.pop(found, None)
+                if held is not None:
+                    self._count(found, -held.array.nbytes, held.chosen)
+                    if self._files is not None and KEPT in found:
+                        self._files.kept.delete(found)
+                sequence = self._sequences.get(found)
+                if sequence is not None:
+                    self._forget(found, sequence)
+
+    def _begin(self, name: str, heads: int, tile: int, dim: int) -> Sequence:
+        if name in self._held:
+            raise InvalidProgram(f"{name} is a tensor and no sequence: drop it before appending there")
+        if not (0 < tile <= _MAX_TILE and heads and dim):
+            what = f"{heads} heads of {dim} in tiles of {tile} tokens"
+            raise InvalidProgram(f"{what} begin no sequence {name}; a tile has 1 to {_MAX_TILE}")
+        if len(self._sequences) >= _MAX_SEQUENCES:
+            raise InvalidProgram(f"{name}: this node stores {_MAX_SEQUENCES} sequences already, the limit")
+        layout = (heads, tile, dim)
+        one = 4 * math.prod(layout)
+        self.require(one, name)
+        files = self._files_of(name)
+        # The whole limit if possible: address space costs nothing, and what is stored never moves. Less where
+        # it grows short: there are processors with 512 GiB of it.
+        for size in (self.limit, self.limit // 16, self.limit // 256):
+            size = max(size // one, 1) * one
+            try:
+                if files is not None:
+                    sequence = Sequence.kept(*files.create(name, layout, size), files)
+                else:
+                    sequence = Sequence(tiles_of(mmap.mmap(-1, size, _ANONYMOUS), layout))
+                self._sequences[name] = sequence
+                return sequence
+            except (OSError, ValueError, OverflowError) as error:
+                reason = error
+        raise OutOfMemory(f"{name}: no address space is left for {size:,} bytes: {reason}")
+
+    def _require_current(self, name: str, revision: int) -> None:
+        """Refuse a change of a context that a later one has come before."""
+        if not name.startswith("context/"):
+            return
+        scope = scope_of(name)
+        sequence = self._sequences.get(name)
+        seen = max(self._revisions.get(scope, 0), sequence.revision if sequence is not None else 0)
+        if revision < seen:
+            raise Overtaken(
+                f"{name}: this change has number {revision}, and number {seen} of {scope} has come before it"
+            )
+        self._see(scope, revision)
+
+    def _see(self, scope: str, revision: int) -> None:
+        if revision:
+            self._revisions[scope] = revision
+            self._revisions.move_to_end(scope)
+            if len(self._revisions) > SCOPES:
+                self._revisions.popitem(last=False)
+
+    def _require_there(self, name: str, sequence: Sequence) -> None:
+        if self._sequences.get(name) is not sequence:
+            raise NotFound(f"{name} was dropped meanwhile")
+
+    def _take(self, name: str, sequence: Sequence, tokens: int) -> None:
+        """Count what `tokens` need before they are written."""
+        more = sequence.bytes_for(tokens) - sequence.counted
+        if more > 0:
+            self.require(more, name)
+            if sequence.tiles_for(tokens) > len(sequence.tiles):
+                raise OutOfMemory(f"{name} cannot grow past the {len(sequence.tiles)} tiles reserved")
+            sequence.counted += more
+            self._count(name, more)
+
+    def _settle(self, name: str, sequence: Sequence) -> None:
+        """After an append, or one that failed: what is not used does not count."""
+        if self._sequences.get(name) is not sequence:
+            return
+        unused = sequence.counted - sequence.bytes_for(sequence.tokens)
+        sequence.counted -= unused
+        self._count(name, -unused)
+        if not sequence.tokens and sequence.unsaved is None:
+            self._forget(name, sequence)
+
+    def _forget(self, name: str, sequence: Sequence) -> None:
+        del self._sequences[name]
+        self._count(name, -sequence.counted)
+        sequence.delete()
+
+    def _files_of(self, name: str) -> Files | None:
+        return self._files if name.startswith("context/") else None
+
+    def _count(self, name: str, more: int, apart: bool = False) -> None:
+        if apart:
+            self._apart += more
+        else:
+            self._bytes[name.partition("/")[0]] += more

@@ -1,0 +1,208 @@
+"""Whose turn it is: bounds hold, nobody is forgotten, callers take turns, what would be late is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.bounds.admission import Admission, State
+from aggregator.bounds.gate import Gate
+from edge_attention.core.errors import Overloaded
+
+
+def admission(**options):
+    return Admission("attend-turns", **{"most_bytes": 1000, "least": 2, "most": 16, **options})
+
+
+events = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("offer"), st.sampled_from("abcd"), st.integers(0, 1200), st.floats(0, 20), st.floats(0, 1)
+        ),
+        st.tuples(st.just("done"), st.integers(0, 50), st.booleans(), st.floats(0, 3), st.none()),
+        st.tuples(st.just("leave"), st.integers(0, 50), st.none(), st.floats(0, 3), st.none()),
+    ),
+    max_size=120,
+)
+
+
+@given(events)
+def test_whatever_happens_the_account_is_right_and_nobody_waits_for_nobody(events):
+    machine, now, open_ = admission(), 0.0, []
+    for kind, who, what, more, step in events:
+        if kind == "offer":
+            now += step
+            with contextlib.suppress(Overloaded):
+                open_.append(machine.offer(who, what, now + more, now))
+        elif open_:
+            now += more
+            ticket = open_.pop(who % len(open_))
+            if kind == "done" and ticket.state is State.RUNNING:
+                changed = machine.done(ticket, now, what)
+            else:
+                changed = machine.leave(ticket, now)
+            assert all(t.state in (State.RUNNING, State.LATE) for t in changed)
+            open_ = [t for t in open_ if t.state is not State.LATE]
+        machine.check()
+        assert machine.running == sum(t.state is State.RUNNING for t in open_)
+        assert machine.waiting == sum(t.state is State.WAITING for t in open_)
+    while open_:
+        machine.leave(open_.pop(), now)
+        open_ = [t for t in open_ if t.state is not State.LATE]
+        machine.check()
+    assert (machine.running, machine.waiting, machine.size) == (0, 0, 0)
+
+
+def serve(machine, tickets, now, seconds):
+    """The one that has run longest is done after `seconds`; the time then."""
+    running = min((t for t in tickets if t.state is State.RUNNING), key=lambda t: t.began)
+    machine.done(running, now + seconds)
+    return now + seconds
+
+
+def test_a_caller_that_comes_beside_one_with_hundreds_waits_for_none_of_them():
+    machine = admission(most=4, least=4)
+    bad = [machine.offer("bad", 1, 1000.0, 0.0) for _ in range(300)]
+    assert machine.running == 2  # what one caller may have: as much as it leaves free
+    good = machine.offer("good", 1, 1.0, 0.0)
+    assert good.state is State.RUNNING
+    also = [machine.offer(f"good {i}", 1, 100.0, 0.0) for i in range(4)]
+    now = 0.0
+    while any(t.state is State.WAITING for t in also):
+        now = serve(machine, [*also, good, *bad], now, 0.1)
+    served = sum(t.state is not State.WAITING for t in bad)
+    assert served < 12, "callers take turns"
+
+
+def test_callers_are_served_alike():
+    machine = admission(most=4, least=4)
+    tickets = {name: [machine.offer(name, 1, 1000.0, 0.0) for _ in range(50)] for name in "abc"}
+    everybody, now = list(itertools.chain(*tickets.values())), 0.0
+    for _ in range(60):
+        now = serve(machine, everybody, now, 0.1)
+    ended = Counter(name for name, own in tickets.items() for t in own if t.state is State.ENDED)
+    assert max(ended.values()) - min(ended.values()) <= 3, ended
+
+
+def test_what_cannot_be_answered_in_time_is_refused_at_once_and_told_when():
+    machine = admission(most=4, least=4)
+    now, waiting = 0.0, []
+    for _ in range(20):  # it learns that a call takes a second
+        machine.done(machine.offer("x", 1, now + 10, now), now + 1.0)
+        now += 1.0
+    for i in range(40):
+        try:
+            waiting.append(machine.offer(f"c{i}", 1, now + 3.0, now))
+        except Overloaded as error:
+            refused = error
+    assert machine.running == 4
+    assert 4 <= machine.waiting <= 8  # two more rounds fit three seconds
+    assert 0.1 < refused.retry_after < 30
+    assert "bound attend-turns: 4 run and" in refused.message
+    assert f"try again in {refused.retry_after:.2f} s" in refused.message
+
+
+def test_where_calls_are_not_alike_a_short_queue_is_waited_in():
+    machine = admission(most=2, least=2, share=2, alike=False)
+    machine.done(machine.offer("x", 1, 1000.0, 0.0), 500.0)
+    running = [machine.offer("a", 1, 501.0, 500.0) for _ in range(2)]
+    assert all(t.state is State.RUNNING for t in running)  # a share of its own: both are one caller's
+    waiting = [machine.offer("a", 1, 501.0, 500.0) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        machine.offer("a", 1, 501.0, 500.0)
+    assert machine.done(running[0], 500.9) == [waiting[0]]
+    assert waiting[0].state is State.RUNNING  # with the tenth of a second that it has left
+    assert machine.done(running[1], 502.0) == [waiting[1]]
+    assert waiting[1].state is State.LATE
+
+
+def test_one_that_could_run_now_is_never_refused():
+    """Or nobody would ever find out that calls have become quick again."""
+    machine = admission()
+    machine.done(machine.offer("x", 1, 1000.0, 0.0), 500.0)
+    assert machine.seconds == 500.0
+    assert machine.offer("x", 1, 500.1, 500.0).state is State.RUNNING
+
+
+def test_one_whose_time_is_over_when_its_turn_comes_is_late():
+    machine = admission(most=2, least=2)
+    first, second = (machine.offer(name, 1, 100.0, 0.0) for name in "ab")
+    third = machine.offer("c", 1, 1.0, 0.0)
+    fourth = machine.offer("d", 1, 100.0, 0.0)
+    assert (first.state, second.state, third.state) == (State.RUNNING, State.RUNNING, State.WAITING)
+    assert machine.done(first, 5.0) == [third, fourth]
+    assert (third.state, fourth.state) == (State.LATE, State.RUNNING)
+
+
+def test_more_run_while_nothing_queues_and_fewer_when_it_does():
+    machine = admission(least=2, most=64)
+    now = 0.0
+
+    def rounds(count, congested):
+        nonlocal now
+        for _ in range(count):
+            tickets = [machine.offer(f"c{i}", 1, now + 100, now) for i in range(80)]
+            now += 1.0
+            for ticket in tickets:
+                machine.done(ticket, now, congested) if ticket.state is State.RUNNING else None
+            for ticket in tickets:
+                machine.leave(ticket, now)
+            machine.check()
+
+    rounds(30, False)
+    assert 16 < machine.limit <= 64
+    rounds(40, True)
+    assert machine.limit == 2
+    rounds(5, False)
+    assert machine.limit > 2
+
+
+def test_large_ones_run_one_after_the_other_and_are_not_overtaken_for_ever():
+    machine = admission(most=8, least=8)
+    large = [machine.offer(f"large {i}", 600, 100.0, 0.0) for i in range(3)]
+    assert [t.state for t in large] == [State.RUNNING, State.WAITING, State.WAITING]
+    machine.done(machine.offer("small", 100, 100.0, 0.0), 1.0)
+    small = machine.offer("small", 100, 100.0, 1.0)
+    assert small.state is State.WAITING  # it would take the bytes that the large ones wait for
+    assert machine.done(large[0], 2.0)[0] is large[1]
+    huge = machine.offer("huge", 5000, 100.0, 2.0)
+    for ticket in (large[1], small, large[2]):
+        machine.leave(ticket, 3.0)
+    assert huge.state is State.RUNNING  # alone
+
+
+def test_the_gate_waits_gives_way_and_forgets_who_left():
+    async def run():
+        told = []
+        gate = Gate(admission(most=2, least=2), told.append)
+        release, order = asyncio.Event(), []
+
+        async def call(name, seconds=20.0):
+            async with gate.turn(name, 1, seconds) as turn:
+                order.append((name, turn.waited > 0.001))
+                await release.wait()
+
+        first = [asyncio.create_task(call(name)) for name in "ab"]
+        await asyncio.sleep(0.01)
+        gone = asyncio.create_task(call("gone"))
+        late = asyncio.create_task(call("late", 0.05))
+        waits = asyncio.create_task(call("waits"))
+        await asyncio.sleep(0.02)
+        assert (gate.admission.running, gate.admission.waiting) == (2, 3)
+        gone.cancel()
+        with pytest.raises(Overloaded, match="bound attend-turns"):
+            await late
+        assert told == ["attend-turns"]
+        release.set()
+        await asyncio.gather(*first, waits)
+        assert order == [("a", False), ("b", False), ("waits", True)]
+        gate.admission.check()
+        assert (gate.admission.running, gate.admission.waiting) == (0, 0)
+
+    asyncio.run(run())

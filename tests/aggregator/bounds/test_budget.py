@@ -1,0 +1,128 @@
+"""The accounts of what is bounded: never below nothing, never above the total, fair between callers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.bounds.bounds import ALL, Bound
+from aggregator.bounds.budget import Budget, Budgets
+from edge_attention.core.errors import EdgeAttentionError, Overloaded, ResourceExhausted
+
+CALLERS = ["a", "b", "c", None]
+BOUND = Bound("things", 100, "things under way", "have fewer", 2.0)
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["take", "grow", "give"]), st.sampled_from(CALLERS), st.integers(0, 120)),
+    max_size=60,
+)
+
+
+@given(steps, st.integers(1, 200))
+def test_whatever_is_taken_and_given_back_the_account_is_right(steps, total):
+    budget = Budget(Bound("things", total, "things", "have fewer"))
+    leases = {caller: [] for caller in CALLERS}
+    for step, caller, amount in steps:
+        held = leases[caller]
+        before = budget.used
+        try:
+            if step == "take":
+                held.append(budget.take(caller, amount))
+            elif step == "grow" and held:
+                held[0].grow(amount)
+            elif held:
+                lease = held.pop()
+                lease.give_back()
+                lease.give_back()  # once is enough
+        except EdgeAttentionError:
+            assert budget.used == before
+        budget.check()
+        for name in "abc":
+            assert budget.of(name) == sum(lease.amount for lease in leases[name])
+        assert budget.used == sum(lease.amount for of in leases.values() for lease in of)
+    for of in leases.values():
+        for lease in of:
+            lease.give_back()
+    budget.check()
+    assert (budget.used, budget.callers) == (0, 0)
+
+
+@given(st.integers(2, 1000))
+def test_a_caller_alone_has_a_half(total):
+    budget = Budget(Bound("things", total, "things", "have fewer"))
+    leases = [budget.take("a") for _ in range(total // 2)]
+    with pytest.raises(ResourceExhausted):
+        budget.take("a")
+    leases[0].give_back()
+    budget.take("a")
+
+
+@given(st.integers(1, 20), st.integers(100, 2000))
+def test_beside_any_number_of_greedy_callers_there_is_room_for_another(greedy, total):
+    budget = Budget(Bound("things", total, "things", "have fewer"))
+    going = True
+    while going:
+        going = False
+        for number in range(greedy):
+            try:
+                budget.take(f"bad {number}")
+                going = True
+            except ResourceExhausted:
+                pass
+    fair = total // (greedy + 1)
+    assert all(abs(budget.of(f"bad {number}") - fair) <= greedy for number in range(greedy))
+    room = (total - budget.used) // 2
+    if room:
+        budget.take("good", room)
+
+
+def test_a_refusal_names_the_bound_what_is_used_and_when_to_come_again():
+    told = []
+    budget = Budget(BOUND, told.append)
+    budget.take("a", 40)
+    budget.take("b", 10)
+    with pytest.raises(Overloaded) as refused:
+        budget.take("a", 30)
+    assert refused.value.message == (
+        "bound things: there are 50 of 100 things under way, 40 of them this caller's, who may have no more "
+        "than is left free; this call needs 30 more: have fewer, and try again in 2 s"
+    )
+    assert refused.value.retry_after == 2.0
+    assert told == ["things"]
+    lasting = Budget(Bound("things", 1, "things", "drop some"))
+    lasting.take(None)
+    with pytest.raises(ResourceExhausted, match="bound things: there are 1 of 1 things, drop some"):
+        lasting.take(None)
+
+
+def test_a_lease_is_given_back_when_its_block_ends():
+    budget = Budget(BOUND)
+    with budget.take("a", 10) as lease:
+        lease.grow(5)
+        assert budget.used == 15
+    assert budget.used == 0
+
+
+def test_every_bound_has_a_name_of_its_own_and_an_account():
+    names = [bound.name for bound in ALL]
+    assert len(names) == len(set(names)) > 10
+    budgets = Budgets()
+    for bound in ALL:
+        with budgets.take(bound, "a", 1):
+            assert budgets[bound].used == 1
+        assert bound.remedy
+        assert bound.unit
+
+
+def test_what_was_there_before_is_counted_and_only_what_is_new_refused():
+    budget = Budget(Bound("things", 10, "things", "have fewer"))
+    kept = budget.keep("a", 12)
+    budget.check()
+    with pytest.raises(ResourceExhausted):
+        budget.take("b")
+    kept.shrink(5)
+    budget.take("b", 1)
+    kept.give_back()
+    budget.check()
+    assert (budget.used, budget.of("a"), budget.of("b")) == (1, 0, 1)

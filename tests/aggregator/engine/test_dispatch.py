@@ -1,0 +1,350 @@
+"""The dispatcher: whom it sends, whose contributions it takes, what it counts, what it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from house import House, until
+
+from aggregator.engine import dispatch
+from aggregator.engine.exchange import Assignment
+from aggregator.engine.link import NodeConnection
+from aggregator.engine.spool import SpooledTensor
+from edge_attention.core.errors import InvalidProgram, InvalidTensor, MessageTooLarge
+from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.messages.link import Cancel, Credit, Heartbeat, UploadChunk
+from edge_attention.core.messages.program import BulkTensor, Contribution, Drop, Fault, Program
+from edge_attention.core.tensors import DataType, Encoding
+from edge_attention.wire.link import to_node
+
+
+def assignment(shard="s", holders=("a",)):
+    return Assignment(shard, holders, Program("", shard, range(3), ()))
+
+
+def answer(program, **changed):
+    contribution = Contribution(
+        program.task_id, program.shard, program.coverage, program.version, 0, final=True, run_seconds=0.5
+    )
+    return replace(contribution, **changed)
+
+
+async def asked(house, box, *assignments, fold=lambda *_: None, seconds=5.0, **options):
+    """An exchange of which `box` has got its programs and answers none by itself."""
+    box.mute = True
+    task = asyncio.create_task(house.dispatcher.run(assignments, seconds, fold, **options))
+    await until(lambda: len(box.programs) == len(assignments))
+    return task, box.programs
+
+
+def run(scenario):
+    with House() as house:
+        return asyncio.run(scenario(house))
+
+
+def test_contributions_are_folded_and_counted():
+    folded = []
+
+    async def scenario(house):
+        box = house.node("a")
+        task, (program,) = await asked(house, box, assignment(), fold=lambda *given: folded.append(given))
+        house.dispatcher.contribution("b", answer(program))
+        house.dispatcher.contribution("a", answer(program, version=1))
+        house.dispatcher.contribution("a", answer(program, task_id="1234-0.0.1"))
+        house.dispatcher.contribution("a", answer(program, coverage=range(2)))
+        house.dispatcher.contribution("a", answer(program))
+        outcome = await task
+        house.dispatcher.contribution("a", answer(program))
+        assert [house.counted(what) for what in ("folded", "late", "stale", "refused")] == [1, 3, 1, 1]
+        return outcome
+
+    outcome = run(scenario)
+    assert len(folded) == 1
+    assert (outcome.answered, outcome.missing, outcome.unanswered) == ({"s": "a"}, {}, {})
+    # The node says half a second; it is believed as far as it can be true.
+    assert 0 < outcome.run_seconds["s"] <= min(outcome.seconds["s"], 0.5)
+
+
+def test_a_refused_contribution_tells_nothing_of_its_seconds():
+    async def scenario(house):
+        box = house.node("a")
+        task, (program,) = await asked(house, box, assignment())
+        for n in range(5):
+            house.dispatcher.contribution("a", answer(program, shard=f"made-up-{n}", run_seconds=1e9))
+        house.dispatcher.contribution("a", answer(program))
+        return await task
+
+    assert list(run(scenario).run_seconds) == ["s"]
+
+
+@pytest.mark.parametrize("problem", [InvalidTensor("no"), ZeroDivisionError()])
+def test_a_fold_that_refuses_has_another_holder_asked(problem):
+    async def scenario(house):
+        first, second = house.node("a"), house.node("b")
+
+        def fold(assignment, node, contribution):
+            if node == "a":
+                raise problem
+
+        task, (program,) = await asked(house, first, assignment(holders=("a", "b")), fold=fold)
+        house.dispatcher.contribution("a", answer(program))
+        return await task, first, second, program
+
+    outcome, first, _, program = run(scenario)
+    assert outcome.answered == {"s": "b"}
+    assert first.cancelled == [program.task_id]
+
+
+def test_a_fold_that_fails_for_a_reason_of_ours_is_labelled():
+    async def scenario(house):
+        def fold(*_):
+            raise ZeroDivisionError
+
+        task, (program,) = await asked(house, house.node("a"), assignment(), fold=fold)
+        house.dispatcher.contribution("a", answer(program))
+        return await task
+
+    outcome = run(scenario)
+    assert "could not be folded" in outcome.missing["s"]
+
+
+def test_a_wrong_program_is_an_error_and_the_other_tasks_are_revoked():
+    async def scenario(house):
+        box = house.node("a")
+        task, (first, second) = await asked(house, box, assignment(), assignment("t"))
+        house.dispatcher.contribution("a", answer(first, error=Fault("InvalidProgram", "bad")))
+        with pytest.raises(InvalidProgram, match="node 'a': bad"):
+            await task
+        assert second.task_id in box.cancelled
+        assert house.dispatcher._running == {}
+
+    run(scenario)
+
+
+def test_the_deadline_ends_an_exchange():
+    async def scenario(house):
+        box = house.node("a")
+        task, (program,) = await asked(house, box, assignment(), seconds=0.05)
+        outcome = await task
+        assert box.cancelled == [program.task_id]
+        return outcome
+
+    assert "not answered in time" in run(scenario).missing["s"]
+
+
+def test_a_node_that_resumes_is_sent_its_task_again():
+    async def scenario(house):
+        box = house.node("a")
+        task, programs = await asked(house, box, assignment())
+        box.disconnect()
+        assert house.membership.state("a") is NodeState.SUSPECT
+        await asyncio.sleep(0)
+        box.connect()
+        assert programs[0] == programs[1]
+        house.dispatcher.contribution("a", answer(programs[0]))
+        return await task
+
+    assert run(scenario).answered == {"s": "a"}
+
+
+ARRAY = np.arange(50, dtype=np.float32)
+
+
+async def uploaded(house):
+    """A tensor on the spool, as the link hands it on."""
+    data = ARRAY.tobytes()
+    digest = hashlib.sha256(data).hexdigest()
+
+    async def chunks():
+        yield UploadChunk("", digest, 0, len(data), data)
+
+    await house.bulk.upload("s", chunks(), keep=False)
+    large = BulkTensor("x", DataType.FLOAT32, (50,), Encoding.RAW, digest, len(data))
+    return {"x": house.bulk.received("s", [large])["x"], "y": np.ones(2, np.float32)}
+
+
+def on_disk(house):
+    return len(list((house.state.directory / "spool").iterdir()))
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_large_tensors_come_as_arrays_or_as_handles_that_the_recipe_closes(spooled):
+    folded = []
+
+    async def scenario(house):
+        task, (program,) = await asked(
+            house, house.node("a"), assignment(), fold=lambda a, n, c: folded.append(c), spooled=spooled
+        )
+        house.dispatcher.contribution("a", answer(program, tensors=await uploaded(house)))
+        await task
+        tensors = folded[0].tensors
+        assert isinstance(tensors["x"], SpooledTensor if spooled else np.ndarray)
+        np.testing.assert_array_equal(tensors["x"].array() if spooled else tensors["x"], ARRAY)
+        np.testing.assert_array_equal(tensors["y"], [1, 1])
+        assert on_disk(house) == spooled
+        if spooled:
+            tensors["x"].close()
+        assert on_disk(house) == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_nothing_of_what_is_refused_stays_on_the_disk(spooled):
+    async def scenario(house):
+        def fold(*_):
+            raise InvalidTensor("no")
+
+        box = house.node("a")
+        task, (program,) = await asked(house, box, assignment(), fold=fold, spooled=spooled)
+        for wrong in (
+            {"version": 1},
+            {"task_id": "1234-0.0.1"},
+            {"number": 3},
+            {"coverage": range(1)},
+            {},  # the fold refuses it
+            {},  # late
+        ):
+            house.dispatcher.contribution("a", answer(program, **{"tensors": await uploaded(house), **wrong}))
+            assert on_disk(house) == 0, wrong
+        assert (await task).missing
+        box.programs.clear()
+        task, (program,) = await asked(house, box, assignment("t"), fold=fold, spooled=spooled)
+        fault = Fault("NotFound", "gone")
+        house.dispatcher.contribution("a", answer(program, error=fault, tensors=await uploaded(house)))
+        assert "gone" in (await task).missing["t"]
+        assert on_disk(house) == 0
+
+    run(scenario)
+
+
+def test_more_than_is_loaded_is_refused(monkeypatch):
+    monkeypatch.setattr(dispatch, "ARRAYS_LIMIT", 199)
+
+    async def scenario(house):
+        task, (program,) = await asked(house, house.node("a"), assignment())
+        house.dispatcher.contribution("a", answer(program, tensors=await uploaded(house)))
+        assert on_disk(house) == 0
+        return await task
+
+    assert "200 bytes where 199 are loaded" in run(scenario).missing["s"]
+
+
+def test_waiting_says_for_whom_and_until_when_and_ends():
+    said = []
+
+    async def scenario(house):
+        wait = asyncio.create_task(house.dispatcher.all_live(["a", "b"], 60.0, said.append))
+        await until(lambda: said)
+        box = house.node("a")
+        await until(lambda: len(said) == 2)
+        box.lose()
+        await until(lambda: len(said) == 3)
+        house.node("b")
+        box.connect()
+        assert await wait
+        assert not await house.dispatcher.all_live(["c"], 0.01, said.append)
+
+    run(scenario)
+    assert said[0].startswith("node 'a' (never seen), node 'b' (never seen), until ")
+    assert said[1].startswith("node 'b' (never seen), until ")
+    assert said[2].startswith("node 'a' (lost), node 'b' (never seen)")
+    assert said[-2] == ""
+
+
+def test_a_node_lost_with_its_stream_open_is_not_there():
+    said = []
+
+    async def scenario(house):
+        house.node("a")
+        house.membership.tick(float("inf"))
+        assert not await house.dispatcher.all_live(["a"], 0.01, said.append)
+
+    run(scenario)
+    assert said[0].startswith("node 'a' (lost)")
+
+
+def test_what_is_posted_needs_no_answer_and_no_node():
+    async def scenario(house):
+        box = house.node("a")
+        house.dispatcher.post("a", (Drop(("job/x/",)),))
+        house.dispatcher.post("nobody", (Drop(("job/x/",)),))
+        await until(lambda: box.programs)
+        await asyncio.sleep(0)
+        assert house.counted("late") == 1
+
+    run(scenario)
+
+
+async def drained(connection):
+    """What the connection would write now."""
+    found, outgoing = [], connection.outgoing()
+    with contextlib.suppress(TimeoutError):
+        while True:
+            found.append(to_node.decode(await asyncio.wait_for(anext(outgoing), 0.01)))
+    return found
+
+
+PROGRAM = Program("t.0.1", "s", range(1), ())
+
+
+def test_control_goes_before_programs_and_programs_wait_for_credit():
+    async def scenario():
+        connection = NodeConnection()
+        connection.send(PROGRAM)
+        connection.send(Cancel("other"))
+        assert await drained(connection) == [Cancel("other")]
+        connection.grant(Credit(1, 1))
+        assert await drained(connection) == [PROGRAM]
+
+    asyncio.run(scenario())
+
+
+def test_a_large_program_waits_as_it_is_and_one_that_cannot_be_sent_is_told_of():
+    """The segments of an attend share one array of queries: encoded, each would have its own."""
+    queries = np.zeros(40_000, np.float32)
+    large = replace(PROGRAM, task_id="t.1.1", tensors={"task/q": queries})
+    too_large = replace(PROGRAM, task_id="t.2.1", tensors={"task/q": np.zeros(2_000_000, np.float32)})
+
+    async def scenario():
+        told = []
+        connection = NodeConnection(lambda task_id, error: told.append((task_id, type(error))))
+        connection.send(too_large)
+        connection.send(large)
+        assert connection._programs["t.1.1"].tensors["task/q"] is queries
+        assert await drained(connection) == []
+        assert told == [("t.2.1", MessageTooLarge)]
+        connection.grant(Credit(1_000_000, 10))
+        (sent,) = await drained(connection)
+        assert sent.task_id == "t.1.1"
+        np.testing.assert_array_equal(sent.tensors["task/q"], queries)
+
+    asyncio.run(scenario())
+
+
+def test_a_program_revoked_before_it_was_sent_is_never_sent():
+    async def scenario():
+        connection = NodeConnection()
+        connection.send(PROGRAM)
+        connection.send(Cancel(PROGRAM.task_id))
+        connection.grant(Credit(1000, 10))
+        assert await drained(connection) == []
+
+    asyncio.run(scenario())
+
+
+def test_a_draining_node_gets_nothing_new_from_append_but_finishes():
+    async def scenario(house):
+        box = house.node("a")
+        task, (program,) = await asked(house, box, assignment())
+        house.membership.heard("a", 0.0, Heartbeat(1, 0, 1, draining=True))
+        house.dispatcher.changed("a")
+        house.dispatcher.contribution("a", answer(program))
+        return await task
+
+    assert run(scenario).answered == {"s": "a"}

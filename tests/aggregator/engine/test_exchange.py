@@ -1,0 +1,360 @@
+"""The exchange as transcripts: programs out, contributions in, nodes that come and go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.engine.exchange import Assignment, Deliver, Exchange, Revoke, Send
+from edge_attention.core import errors
+from edge_attention.core.errors import (
+    Damaged,
+    DuplicateContribution,
+    InvalidArgument,
+    InvalidProgram,
+    InvalidTensor,
+    NotFound,
+    PrivateTensor,
+    StaleVersion,
+)
+from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.messages.program import Contribution, Fault, Program, Return
+from edge_attention.wire.link import from_node, task_of, to_node
+
+READY, SUSPECT, LOST, DRAINING = NodeState.READY, NodeState.SUSPECT, NodeState.LOST, NodeState.DRAINING
+
+
+class Fleet:
+    """An exchange over `shards` (name -> holders), and the states of the nodes."""
+
+    def __init__(self, **shards):
+        self.states = {holder: READY for holders in shards.values() for holder in holders}
+        self.assignments = [
+            Assignment(shard, tuple(holders), Program("", shard, range(10 * i, 10 * i + 10), (), version=3))
+            for i, (shard, holders) in enumerate(shards.items())
+        ]
+        self.exchange = Exchange("x", self.assignments, lambda name: self.states.get(name, LOST))
+
+    def becomes(self, node, state):
+        self.states[node] = state
+        return self.exchange.node(node)
+
+    def answer(self, node, send, number=0, final=True, error=None, **changed):
+        """What the exchange does when `node` answers the program of `send`."""
+        program = send.program
+        answer = Contribution(
+            program.task_id,
+            program.shard,
+            program.coverage,
+            program.version,
+            number,
+            final=final,
+            error=error,
+        )
+        return self.exchange.contribution(node, replace(answer, **changed))
+
+
+def sends(actions):
+    return [action for action in actions if isinstance(action, Send)]
+
+
+def test_each_shard_is_asked_once_and_load_is_spread():
+    fleet = Fleet(s="ab", t="ab", u="ab")
+    first = sends(fleet.exchange.start())
+    assert [send.node for send in first] == ["a", "b", "a"]
+    assert len({send.program.task_id for send in first}) == 3
+    for send in first:
+        (deliver,) = fleet.answer(send.node, send)
+        assert isinstance(deliver, Deliver)
+    assert fleet.exchange.done
+    assert fleet.exchange.answered == {"s": "a", "t": "b", "u": "a"}
+    assert fleet.exchange.missing == {}
+
+
+def test_a_contribution_counts_once():
+    fleet = Fleet(s="a", t="a")
+    send, _ = fleet.exchange.start()
+    fleet.answer("a", send, final=False)
+    with pytest.raises(DuplicateContribution):
+        fleet.answer("a", send, final=False)
+    with pytest.raises(InvalidArgument, match="before number 1"):
+        fleet.answer("a", send, number=2)
+    fleet.answer("a", send, number=1)
+    with pytest.raises(NotFound):
+        fleet.answer("a", send, number=2)
+    assert fleet.exchange.answered == {"s": "a"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"version": 2}, StaleVersion),
+        ({"coverage": range(0, 9)}, InvalidArgument),
+        ({"coverage": range(0, 20)}, InvalidArgument),
+        ({"shard": "t"}, InvalidArgument),
+    ],
+)
+def test_what_was_not_asked_for_is_refused_and_changes_nothing(fields, error):
+    fleet = Fleet(s="a", t="a")
+    send, _ = fleet.exchange.start()
+    with pytest.raises(error):
+        fleet.answer("a", send, **fields)
+    assert fleet.exchange.answered == {}
+    fleet.answer("a", send)
+    assert fleet.exchange.answered == {"s": "a"}
+
+
+def test_another_nodes_answer_to_a_task_is_refused():
+    fleet = Fleet(s="ab")
+    (send,) = fleet.exchange.start()
+    with pytest.raises(NotFound):
+        fleet.answer("b", send)
+    with pytest.raises(NotFound):
+        fleet.exchange.contribution("a", Contribution("x.0.9", "s", range(10), 3, 0, final=True))
+    assert fleet.exchange.damaged("b", send.program.task_id, InvalidTensor("no")) == []
+    assert fleet.exchange.waits == {"s": "a"}
+
+
+def test_a_lost_node_is_replaced_by_another_holder_and_its_late_answer_is_refused():
+    fleet = Fleet(s="ab")
+    (send,) = fleet.exchange.start()
+    fleet.answer("a", send, final=False)
+    (retry,) = fleet.becomes("a", LOST)
+    assert (retry.node, retry.program.shard) == ("b", "s")
+    assert retry.program.task_id != send.program.task_id
+    with pytest.raises(NotFound):
+        fleet.answer("a", send, number=1)
+    fleet.answer("b", retry)
+    assert fleet.exchange.answered == {"s": "b"}
+
+
+def test_without_another_holder_a_suspect_node_keeps_its_task_until_its_lease_ends():
+    fleet = Fleet(s="a")
+    (send,) = fleet.exchange.start()
+    assert fleet.becomes("a", SUSPECT) == []
+    assert not fleet.exchange.done
+    (again,) = fleet.becomes("a", READY)
+    assert again == send, "the same task: the node repeats what it has"
+    assert fleet.becomes("a", SUSPECT) == []
+    assert fleet.becomes("a", LOST) == []
+    assert fleet.exchange.done
+    assert fleet.exchange.missing == {"s": "node 'a' is lost"}
+
+
+def test_with_another_holder_nobody_waits_for_a_suspect():
+    fleet = Fleet(s="ab")
+    (send,) = fleet.exchange.start()
+    (retry,) = fleet.becomes("a", SUSPECT)
+    assert retry.node == "b"
+    assert fleet.becomes("a", READY) == [], "it is not asked besides"
+    with pytest.raises(NotFound):
+        fleet.answer("a", send)
+
+
+def test_a_node_that_was_away_is_asked_again_when_the_other_holder_goes():
+    fleet = Fleet(s="ab")
+    fleet.exchange.start()
+    fleet.becomes("a", SUSPECT)
+    assert fleet.becomes("a", READY) == []
+    (third,) = fleet.becomes("b", LOST)
+    assert third.node == "a"
+    fleet.answer("a", third)
+    assert fleet.exchange.answered == {"s": "a"}
+
+
+def test_a_shard_nobody_can_be_asked_for_waits_for_a_suspect_holder():
+    fleet = Fleet(s="a")
+    fleet.states["a"] = SUSPECT
+    assert fleet.exchange.start() == []
+    assert fleet.exchange.waits == {"s": ""}
+    (send,) = fleet.becomes("a", READY)
+    fleet.answer("a", send)
+    assert fleet.exchange.done
+
+
+def test_a_shard_of_lost_holders_is_missing_at_once():
+    fleet = Fleet(s="a", t="b")
+    fleet.states["a"] = LOST
+    fleet.exchange.start()
+    assert fleet.exchange.missing == {"s": "node 'a' is lost"}
+    assert not fleet.exchange.done
+
+
+def test_a_nodes_own_trouble_is_retried_elsewhere_then_told():
+    fleet = Fleet(s="ab")
+    (send,) = fleet.exchange.start()
+    (retry,) = fleet.answer("a", send, error=Fault("OutOfMemory", "full"))
+    assert retry.node == "b"
+    assert fleet.answer("b", retry, error=Fault("NotFound", "gone")) == []
+    assert fleet.exchange.done
+    assert fleet.exchange.missing["s"] == "node 'a': full; node 'b': gone"
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("InvalidProgram", InvalidProgram), ("PrivateTensor", PrivateTensor)]
+)
+def test_what_every_holder_refuses_ends_the_exchange(name, error):
+    fleet = Fleet(s="ab", t="ab")
+    first, second = fleet.exchange.start()
+    (again,) = fleet.answer("a", first, error=Fault(name, "no"))
+    assert again.node == "b", "what one says is its word: the other is asked"
+    assert fleet.exchange.failure is None
+    assert fleet.answer("b", again, error=Fault(name, "nor here")) == [Revoke("b", second.program.task_id)]
+    assert fleet.exchange.done
+    assert type(fleet.exchange.failure) is error
+    assert str(fleet.exchange.failure) == "node 'a': no; node 'b': nor here"
+
+
+@pytest.mark.parametrize("name", [*sorted(errors.__all__), "", "ValueError", "\x1b[31m"])
+def test_one_bad_holder_costs_nothing_whatever_it_says(name):
+    fleet = Fleet(s="ab")
+    (send,) = fleet.exchange.start()
+    (again,) = fleet.answer("a", send, error=Fault(name, "nonsense"))
+    assert isinstance(fleet.answer("b", again)[0], Deliver)
+    assert (fleet.exchange.failure, fleet.exchange.answered) == (None, {"s": "b"})
+
+
+def test_an_answer_beside_a_refusal_leaves_the_shard_missing_not_the_call_failed():
+    fleet = Fleet(s="ab")
+    (send,) = fleet.exchange.start()
+    (again,) = fleet.answer("a", send, error=Fault("InvalidArgument", "nonsense"))
+    fleet.answer("b", again, error=Fault("OutOfMemory", "full"))
+    assert fleet.exchange.failure is None
+    assert fleet.exchange.missing == {"s": "node 'a': nonsense; node 'b': full"}
+
+
+def test_a_refusal_that_the_recipe_does_not_believe_leaves_the_shard_missing():
+    fleet = Fleet(s="a")
+    fleet.exchange = Exchange("x", fleet.assignments, lambda name: READY, believed=(PrivateTensor,))
+    (send,) = fleet.exchange.start()
+    fleet.answer("a", send, error=Fault("InvalidArgument", "nonsense"))
+    assert (fleet.exchange.failure, fleet.exchange.missing) == (None, {"s": "node 'a': nonsense"})
+
+
+def test_an_answer_that_cannot_be_folded_is_asked_of_another_holder():
+    fleet = Fleet(s="ab")
+    (send,) = fleet.exchange.start()
+    fleet.answer("a", send)
+    assert fleet.exchange.done
+    revoke, retry = fleet.exchange.refuse(send.program.task_id, InvalidTensor("NaN"))
+    assert (revoke, retry.node) == (Revoke("a", send.program.task_id), "b")
+    assert not fleet.exchange.done
+    assert fleet.exchange.refuse("x.7.1", InvalidTensor("NaN")) == []
+
+
+def test_a_damaged_message_after_the_answer_does_not_undo_it():
+    fleet = Fleet(s="ab", t="ab")
+    send, _ = fleet.exchange.start()
+    fleet.answer("a", send)
+    assert fleet.exchange.damaged("a", send.program.task_id, InvalidTensor("damaged")) == []
+    assert fleet.exchange.answered == {"s": "a"}
+
+
+def test_the_deadline_revokes_and_labels():
+    fleet = Fleet(s="a", t="b")
+    first, second = fleet.exchange.start()
+    fleet.answer("a", first)
+    assert fleet.exchange.deadline() == [Revoke("b", second.program.task_id)]
+    assert fleet.exchange.missing == {"t": "node 'b' has not answered in time"}
+    assert fleet.exchange.done
+    with pytest.raises(NotFound):
+        fleet.answer("b", second)
+    assert fleet.exchange.deadline() == []
+
+
+def test_whom_a_shard_without_an_answer_was_asked_of_last():
+    fleet = Fleet(s0=["a"], s1=["b"], s2=["c"])
+    fleet.states["c"] = LOST
+    first, _ = sends(fleet.exchange.start())
+    fleet.answer("a", first)
+    assert fleet.exchange.unanswered == {"s2": ""}, "nobody: its only holder was lost"
+    fleet.exchange.deadline()
+    assert fleet.exchange.unanswered == {"s1": "b", "s2": ""}
+
+
+def test_cancelling_revokes_what_is_open():
+    fleet = Fleet(s="a", t="b")
+    first, second = fleet.exchange.start()
+    fleet.answer("a", first)
+    assert fleet.exchange.cancel() == [Revoke("b", second.program.task_id)]
+
+
+def test_a_draining_node_still_answers():
+    fleet = Fleet(s="a")
+    fleet.states["a"] = DRAINING
+    (send,) = fleet.exchange.start()
+    fleet.answer("a", send)
+    assert fleet.exchange.done
+
+
+def test_one_shard_twice_is_refused():
+    program = Program("", "s", range(1), ())
+    with pytest.raises(InvalidArgument):
+        Exchange("x", [Assignment("s", ("a",), program)] * 2, lambda name: READY)
+
+
+events = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(list(NodeState))),
+        st.tuples(st.sampled_from(["answer", "fail", "damaged"]), st.integers(0, 30)),
+    ),
+    max_size=40,
+)
+
+
+@given(events)
+def test_whatever_happens_each_shard_is_delivered_at_most_once_and_ends_at_the_deadline(events):
+    fleet = Fleet(s="ab", t="bc", u="c")
+    sent = sends(fleet.exchange.start())
+    delivered = []
+
+    def note(actions):
+        sent.extend(sends(actions))
+        delivered.extend(action.assignment.shard for action in actions if isinstance(action, Deliver))
+
+    for what, how in events:
+        if isinstance(how, NodeState):
+            note(fleet.becomes(what, how))
+        elif sent:
+            send = sent[how % len(sent)]
+            fault = Fault("Unavailable", "trouble") if what == "fail" else None
+            try:
+                if what == "damaged":
+                    note(fleet.exchange.damaged(send.node, send.program.task_id, InvalidTensor("damaged")))
+                else:
+                    note(fleet.answer(send.node, send, error=fault))
+            except (NotFound, DuplicateContribution):
+                pass
+    assert len(delivered) == len(set(delivered))
+    assert set(delivered) == fleet.exchange.answered.keys()
+    fleet.exchange.deadline()
+    assert fleet.exchange.done
+    assert fleet.exchange.answered.keys() | fleet.exchange.missing.keys() == {"s", "t", "u"}
+    assert not fleet.exchange.answered.keys() & fleet.exchange.missing.keys()
+
+
+def test_a_program_that_a_node_cannot_read_is_asked_of_another_at_once():
+    """Its answer knows nothing of the program but whose task it was."""
+    program = Program(
+        "", "s0", range(0, 5), (Return("task/q", "q"),), 3, None, {"task/q": np.ones(4, np.float32)}
+    )
+    exchange = Exchange("x", [Assignment("s0", ("a", "b"), program)], lambda name: NodeState.READY)
+    (send,) = exchange.start()
+    data = bytearray(to_node.encode(send.program))
+    data[data.index(np.ones(4, np.float32).tobytes()) + 2] ^= 0x5A
+    with pytest.raises(Damaged) as caught:
+        to_node.decode(bytes(data))
+    task = task_of(bytes(data))
+    assert task == send.program.task_id
+    said = Fault(type(caught.value).__name__, caught.value.message)
+    answer = Contribution(task, "", range(0), 0, 0, final=True, error=said)
+    (again,) = exchange.contribution("a", from_node.decode(from_node.encode(answer)))
+    assert again.node == "b"
+    answer = replace(answer, task_id=again.program.task_id)
+    assert exchange.contribution("b", answer) == []
+    assert exchange.done
+    assert exchange.missing["s0"].count("wrong checksum") == 2

@@ -1,0 +1,121 @@
+"""Alignment, the split and the batches: pure functions of hashes and seeds."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.training.fusion.alignment import align, batch_positions, split
+from edge_attention.core.errors import FailedPrecondition, InvalidTensor
+from edge_attention.core.messages.training import MissingSamples
+
+LEAVE_OUT, ATTEND = MissingSamples.LEAVE_OUT, MissingSamples.ATTEND
+
+
+def hashes(*ids):
+    digests = b"".join(hashlib.sha256(str(i).encode()).digest()[:16] for i in ids)
+    return np.frombuffer(digests, np.uint8).reshape(-1, 16)
+
+
+def test_samples_are_in_the_labels_order_and_rows_are_found():
+    aligned = align({"a/x": hashes(1, 2, 3), "b/y": hashes(3, 1, 2)}, "b/y", ["a/x"], LEAVE_OUT)
+    np.testing.assert_array_equal(aligned.rows["b/y"], [0, 1, 2])
+    np.testing.assert_array_equal(aligned.rows["a/x"], [2, 0, 1])
+    assert (len(aligned), aligned.complete, aligned.incomplete) == (3, 3, 0)
+
+
+def test_a_sample_some_node_lacks_is_left_out_or_attended_and_counted():
+    sources = {"a/x": hashes(1, 2), "b/y": hashes(1, 3), "l/y": hashes(1, 2, 3, 4)}
+    left = align(sources, "l/y", ["a/x", "b/y"], LEAVE_OUT)
+    assert (len(left), left.complete, left.incomplete) == (1, 1, 3)
+    attended = align(sources, "l/y", ["a/x", "b/y"], ATTEND)
+    # Sample 4 has a label and no tokens: there is nothing to attend to.
+    np.testing.assert_array_equal(attended.rows["l/y"], [0, 1, 2])
+    np.testing.assert_array_equal(attended.rows["a/x"], [0, 1, -1])
+    np.testing.assert_array_equal(attended.rows["b/y"], [0, -1, 1])
+
+
+def test_no_sample_in_common_says_what_each_has():
+    with pytest.raises(FailedPrecondition, match="a/x: 2 rows; b/y: 1 rows"):
+        align({"a/x": hashes(1, 2), "b/y": hashes(3)}, "b/y", ["a/x"], LEAVE_OUT)
+
+
+def test_an_id_twice_and_hashes_of_the_wrong_shape_are_refused():
+    with pytest.raises(InvalidTensor, match="a/x: two rows have the same id"):
+        align({"a/x": hashes(1, 1), "b/y": hashes(1)}, "b/y", ["a/x"], LEAVE_OUT)
+    with pytest.raises(InvalidTensor, match="ids of a/x"):
+        align({"a/x": hashes(1)[:, :8], "b/y": hashes(1)}, "b/y", ["a/x"], LEAVE_OUT)
+
+
+@given(st.data())
+def test_alignment_is_what_sets_say(data):
+    ids = st.lists(st.integers(0, 12), unique=True, min_size=1)
+    tables = {"a/x": data.draw(ids), "b/x": data.draw(ids), "l/y": data.draw(ids)}
+    mode = data.draw(st.sampled_from(MissingSamples))
+    shared = set(tables["a/x"]) & set(tables["b/x"])
+    either = set(tables["a/x"]) | set(tables["b/x"])
+    expected = [i for i in tables["l/y"] if i in (shared if mode is LEAVE_OUT else either)]
+    sources = {name: hashes(*table) for name, table in tables.items()}
+    if not expected:
+        with pytest.raises(FailedPrecondition):
+            align(sources, "l/y", ["a/x", "b/x"], mode)
+        return
+    aligned = align(sources, "l/y", ["a/x", "b/x"], mode)
+    for name, table in tables.items():
+        rows = [table.index(i) if i in table else -1 for i in expected]
+        np.testing.assert_array_equal(aligned.rows[name], rows)
+    assert aligned.complete == len(shared & set(tables["l/y"]))
+
+
+def test_the_fingerprint_tells_other_samples_and_another_order():
+    def fingerprint(a, b):
+        return align({"a/x": hashes(*a), "b/y": hashes(*b)}, "b/y", ["a/x"], LEAVE_OUT).fingerprint
+
+    same = fingerprint([1, 2, 3], [1, 2, 3])
+    assert same == fingerprint([1, 2, 3], [1, 2, 3])
+    assert (
+        len(
+            {
+                same,
+                fingerprint([1, 3, 2], [1, 2, 3]),
+                fingerprint([1, 2], [1, 2]),
+                fingerprint([1, 2, 4], [1, 2, 4]),
+            }
+        )
+        == 4
+    )
+
+
+@given(st.integers(1, 200), st.floats(0, 0.99), st.integers(0, 2**63))
+def test_a_split_is_a_partition_and_the_same_for_the_same_seed(count, holdout, seed):
+    parts = split(count, holdout, seed)
+    assert sorted(chain(parts.train.tolist(), parts.holdout.tolist())) == list(range(count))
+    assert len(parts.holdout) == round(count * holdout)
+    np.testing.assert_array_equal(parts.train, split(count, holdout, seed).train)
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 2**63), st.integers(0, 3))
+def test_the_batches_of_an_epoch_hold_each_sample_at_most_once(count, batch, seed, epoch):
+    train = np.arange(count) * 3
+    if count < batch:
+        with pytest.raises(FailedPrecondition, match="do not fill a batch"):
+            batch_positions(train, batch, seed, 1)
+        return
+    turns = count // batch
+    rounds = [batch_positions(train, batch, seed, epoch * turns + turn + 1) for turn in range(turns)]
+    seen = np.concatenate(rounds).tolist()
+    assert len(seen) == len(set(seen)) == turns * batch
+    assert set(seen) <= set(train.tolist())
+    # Any round can be the first a process runs: it depends on nothing that came before.
+    np.testing.assert_array_equal(rounds[-1], batch_positions(train, batch, seed, epoch * turns + turns))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    train = np.arange(64)
+    orders = [batch_positions(train, 64, seed, epoch + 1).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4

@@ -1,0 +1,1 @@
+"""For the folders below: pytest finds the helpers beside this file."""
