@@ -12,7 +12,7 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncIterable
 
-from edge_attention.core.errors import DeadlineExceeded, InvalidArgument, Overloaded
+from edge_attention.core.errors import Damaged, DeadlineExceeded, InvalidArgument, Overloaded
 
 __all__ = ["Arrivals"]
 
@@ -31,11 +31,12 @@ class Arrivals:
         self._of: Counter[str] = Counter()
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
-    async def one(self, who: str, raw: AsyncIterable[bytes]) -> bytes:
-        """The request that `who` sends.
+    async def one(self, who: str, raw: AsyncIterable[bytes], sealed: bool = False) -> bytes:
+        """The request that `who` sends; `sealed`: a client of ours, which sends one with a checksum.
 
         Raises:
             InvalidArgument: the call has no request.
+            Damaged: the same of a client of ours: its end came, the request was lost on the way.
             DeadlineExceeded: it did not come in time.
             Overloaded: so many others were coming all that time.
         """
@@ -49,6 +50,8 @@ class Arrivals:
             raise DeadlineExceeded(message) from None
         finally:
             self._leave(who)
+        if sealed:
+            raise Damaged("the request was lost on the way, and nothing was done; send it again")
         raise InvalidArgument("the call has no request; send one message")
 
     def _room(self, who: str) -> bool:

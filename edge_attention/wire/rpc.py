@@ -101,7 +101,7 @@ def service_handlers(
     drains, answers, arrivals = _Drains(), Answers(), Arrivals()
 
     async def arrived(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        return await arrivals.one(who() or context.peer(), raw)
+        return await arrivals.one(who() or context.peer(), raw, bool(_told(context, SEALED_KEY)))
 
     for method, handler in handlers.items():
         rpcs = services.setdefault(method.service, {})

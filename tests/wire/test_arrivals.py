@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from edge_attention.core.errors import DeadlineExceeded, InvalidArgument, Overloaded, Unauthenticated
+from edge_attention.core.errors import Damaged, DeadlineExceeded, InvalidArgument, Overloaded, Unauthenticated
 from edge_attention.core.messages.attention import AttendRequest
 from edge_attention.wire import services
 from edge_attention.wire.arrivals import Arrivals
@@ -55,6 +55,8 @@ def test_what_does_not_come_ends_and_so_does_who_waits_for_its_turn():
         assert isinstance(second, Overloaded | DeadlineExceeded)
         with pytest.raises(InvalidArgument, match="the call has no request"):
             await arrivals.one("empty", nothing())
+        with pytest.raises(Damaged, match="lost on the way"):  # ours never sends none
+            await arrivals.one("empty", nothing(), sealed=True)
         held = asyncio.create_task(arrivals.one("a", after(never)))
         waits = asyncio.create_task(arrivals.one("a", after(never)))
         await asyncio.sleep(0.01)
