@@ -16,6 +16,7 @@ from aggregator.attention.attend_plan import (
     Part,
     Plan,
     Plans,
+    deadline_of,
     is_large,
     make_plan,
     require_answer,
@@ -103,7 +104,7 @@ class Attender:
         plan = await self._plan(context, request)
         size, work = require_answer(context, request, plan), plan.work(context.spec)
         planned = time.perf_counter()
-        deadline = min(plan.deadline, seconds)
+        deadline = min(deadline_of(request), seconds)
         async with self._turns.attend(work).turn(caller, size, deadline) as turn:
             response, outcome = await self._ask(context, request, plan, started, planned, turn.waited)
             turn.congested = _congested(outcome)
@@ -127,7 +128,7 @@ class Attender:
     ) -> tuple[AttendResponse, Outcome]:
         """Ask the nodes, `waited` seconds after the request came. Times are of `time.perf_counter`."""
         parts, shape = plan.parts, plan.shape
-        deadline = max(plan.deadline - waited, MIN_SECONDS)
+        deadline = max(deadline_of(request) - waited, MIN_SECONDS)
         asked = time.perf_counter()
         fold = Fold[Partial]({id: part.segment.tokens for id, part in parts.items()}, merge)
         lses: dict[str, Float32] = {}
@@ -178,7 +179,7 @@ class Attender:
         merging += time.perf_counter() - answered
         weights = None
         if request.weights:
-            left = max(plan.deadline - (time.perf_counter() - started), MIN_SECONDS)
+            left = max(deadline_of(request) - (time.perf_counter() - started), MIN_SECONDS)
             weights = await self._weights(request, plan, outcome, merged.lse, left)
         ended = time.perf_counter()
         wait, tasks = answered - asked, outcome.task_seconds

@@ -64,12 +64,14 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A checked request but for its queries. `shape` is that of `out`, `tokens` the context's then."""
+    """A checked request but for its queries and how long it may take.
+
+    `shape` is that of `out`, `tokens` the context's then.
+    """
 
     shape: tuple[int, ...]
     tokens: int
     scale: float
-    deadline: float
     encoding: Encoding
     parts: Mapping[str, Part]
 
@@ -110,7 +112,8 @@ class Plans:
             request.causal,
             request.window,
             request.scale,
-            request.deadline_seconds,
+            # Whether there is one: what is left of it is another number at each call.
+            request.deadline_seconds is not None,
             request.encoding,
             request.until,
         )
@@ -123,6 +126,18 @@ class Plans:
         else:
             self._plans.move_to_end(key)
         return plan
+
+
+def deadline_of(request: AttendRequest) -> float:
+    """Seconds the whole request may take.
+
+    Raises:
+        InvalidArgument: it names a deadline that is none.
+    """
+    deadline = DEFAULT_DEADLINE if request.deadline_seconds is None else request.deadline_seconds
+    if not 0 < deadline <= MAX_DEADLINE:
+        raise InvalidArgument(f"deadline is {deadline} s; it must be above 0 and at most {MAX_DEADLINE:.0f}")
+    return deadline
 
 
 def is_large(context: StoredContext, request: AttendRequest) -> bool:
@@ -188,7 +203,7 @@ def _too_large(context: StoredContext, count: int, segments: int, size: int) -> 
 
 
 def make_plan(context: StoredContext, request: AttendRequest) -> Plan:
-    """The plan of a request with these defaults filled in: positions, scale, deadline."""
+    """The plan of a request with these defaults filled in: positions, scale."""
     spec, count, tokens = context.spec, len(request.queries), context.tokens
     if request.until is not None:
         if request.until < 1:
@@ -207,9 +222,6 @@ def make_plan(context: StoredContext, request: AttendRequest) -> Plan:
     scale = 1 / math.sqrt(spec.key_dim) if request.scale is None else request.scale
     if not math.isfinite(scale):
         raise InvalidArgument(f"scale is {scale}; it must be a finite number")
-    deadline = DEFAULT_DEADLINE if request.deadline_seconds is None else request.deadline_seconds
-    if not 0 < deadline <= MAX_DEADLINE:
-        raise InvalidArgument(f"deadline is {deadline} s; it must be above 0 and at most {MAX_DEADLINE:.0f}")
     view = visible(tokens, positions, causal=request.causal, window=request.window)
     graph = library.forward_graph(count, spec.query_heads // spec.key_heads)
     # With a deadline each node returns its lse before its out: a certificate, should it be late.
@@ -220,7 +232,7 @@ def make_plan(context: StoredContext, request: AttendRequest) -> Plan:
         if (seen := of_segment(view, segment.tokens, library.TILE)) is not None
     }
     shape = (count, spec.query_heads, spec.value_dim)
-    return Plan(shape, context.tokens, scale, deadline, request.encoding, parts)
+    return Plan(shape, context.tokens, scale, request.encoding, parts)
 
 
 def _part(
