@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cryptography import x509
 
@@ -26,16 +25,14 @@ from edge_attention.trust.enrol import enrol, renew
 from edge_attention.trust.identity import Identity, IdentityFolder
 from edge_attention.trust.keeper import Keeper
 from edge_attention.trust.tokens import Token, parse_token, read_token
-
-if TYPE_CHECKING:
-    from edge_node.options import Shared
+from edge_node.options import JoinOptions
 
 log = logging.getLogger(__name__)
 
 BACKOFF = (0.25, 10.0)
 
 
-def node_dial(given: Shared, address: str, name: str | None, store: Path | None) -> tuple[Dial, str]:
+def node_dial(given: JoinOptions, address: str, name: str | None, store: Path | None) -> tuple[Dial, str]:
     """How to reach the aggregator at `address`, and this node's name; enrols first if need be.
 
     An identity kept already is used as it is, unless the token is of another aggregator. While the
@@ -44,6 +41,13 @@ def node_dial(given: Shared, address: str, name: str | None, store: Path | None)
     Raises:
         EdgeAttentionError: it cannot be done, and time would not help.
     """
+    has_token = given.join_token or given.join_token_file
+    if given.identity is not None and not has_token and not IdentityFolder(given.identity).exists():
+        log.warning(
+            "the folder --identity %s holds no identity, so this node speaks plaintext: to join an "
+            "aggregator with TLS, give a --join-token too",
+            given.identity,
+        )
     authority = read_authority(given.authority) if given.authority else None
     path = given.identity or (store / "identity" if store else None)
     folder = IdentityFolder(path) if path else None
@@ -79,7 +83,7 @@ def node_dial(given: Shared, address: str, name: str | None, store: Path | None)
     return dial, name or identity.name
 
 
-def _token(given: Shared) -> Token | None:
+def _token(given: JoinOptions) -> Token | None:
     if given.join_token and given.join_token_file:
         raise InvalidArgument("give --join-token or --join-token-file, not both")
     if given.join_token:

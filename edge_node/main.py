@@ -14,7 +14,7 @@ import click
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, name_sources, read_secret, set_up
-from edge_node.options import Shared, shared_options
+from edge_node.options import JoinOptions, join_options
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,12 @@ way, the second leaves at once.
 )
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics there; 0: any.")
 @click.option("--metrics-host", default="127.0.0.1", help="Address of the metrics port: loopback.")
-@shared_options
+@click.option(
+    "--health-port",
+    type=click.IntRange(0, 65535),
+    help="Serve the gRPC health service on 127.0.0.1 there; 0: any.",
+)
+@join_options
 @click.option("--log-level", default="info", type=click.Choice(LOG_LEVELS))
 @click.version_option(package_name="edge-attention")
 def main(
@@ -110,7 +115,8 @@ def main(
     no_cell: bool,
     metrics_port: int | None,
     metrics_host: str,
-    shared: Shared,
+    health_port: int | None,
+    join: JoinOptions,
     log_level: str,
 ) -> None:
     """Run an edge node: keep data and contexts on this machine, and compute on them for an aggregator.
@@ -126,6 +132,7 @@ def main(
     from edge_node.cell.refused_graphs import RefusedGraphs
     from edge_node.data import datasets
     from edge_node.health import serving
+    from edge_node.identity import node_dial
     from edge_node.store import store as stores
     from edge_node.store.sequence_files import Files
 
@@ -154,7 +161,7 @@ def main(
             secret,
             failures.Failures(private_failures, store / "private-failures" if store else None),
         )
-        dial, name = shared.dial(f"{aggregator[0]}:{aggregator[1]}", name, store)
+        dial, name = node_dial(join, f"{aggregator[0]}:{aggregator[1]}", name, store)
         daemon = link.Link(dial, name, node, engine)
         if metrics_port is not None:
             log.info("metrics on %s", serve(daemon.metrics.registry, metrics_host, metrics_port))
@@ -166,7 +173,7 @@ def main(
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, daemon.drain)
         gc.freeze()  # what is loaded stays: looking at all of it again holds the loop for some milliseconds
-        async with serving(shared.health_port, daemon.registered):
+        async with serving(health_port, daemon.registered):
             return await daemon.run()
 
     code, text = asyncio.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -114,6 +115,74 @@ def test_rooms_do_not_import(folder, others):
         for name in imported(path):
             for other in others:
                 assert not within(name, other), f"{path.relative_to(ROOT)} imports {name}"
+
+
+TOPS = ("edge_attention", "edge_node", "aggregator")
+CIRCLES = [  # opened with the recipes, which count for themselves
+    ["aggregator.engine.dispatch", "aggregator.observe.metrics", "aggregator.observe.metrics_attend"],
+]
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """Each of our modules, and those of ours it imports anywhere: in a function or for types only, too."""
+    files = {module_of(path): path for top in TOPS for path in python(top)}
+    found: dict[str, set[str]] = {module: set() for module in files}
+    for module, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                # `from a import b`: of a module a.b if there is one, else of what is in a.
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                names = [name if name in files else str(node.module) for name in whole]
+            else:
+                continue
+            found[module].update(name for name in names if name in files and name != module)
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one module (Tarjan 1972), each sorted."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in sorted(graph[module]):
+            if other not in index:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            component = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(component) > 1:
+                found.append(sorted(component))
+
+    for module in sorted(graph):
+        if module not in index:
+            visit(module)
+    return sorted(found)
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "c"}}) == [["b", "c"]]
+
+
+def test_no_imports_go_in_a_circle():
+    graph = imports()
+    assert sum(map(len, graph.values())) > 1_000, "imports are not read"
+    assert circles(graph) == CIRCLES
 
 
 def loaded_by(module: str) -> set[str]:

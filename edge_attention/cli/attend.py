@@ -12,7 +12,7 @@ import numpy as np
 from edge_attention.array_files import load_npy
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
-from edge_attention.client.aio_context import MAX_DEADLINE
+from edge_attention.client.contexts import MAX_DEADLINE
 from edge_attention.client.results import Answer
 from edge_attention.client.sync import Context
 from edge_attention.core.errors import InvalidArgument

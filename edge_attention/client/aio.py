@@ -8,24 +8,15 @@ async with AsyncClient("127.0.0.1:50051") as client:
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import cached_property, partial
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TypedDict, TypeVar
+from typing import TypedDict
 
-from edge_attention.client.aio_context import DEADLINE_MARGIN, AsyncContext
-from edge_attention.client.aio_run import AsyncRun
-from edge_attention.core.errors import (
-    DataLoss,
-    FailedPrecondition,
-    InvalidArgument,
-    Overloaded,
-    Unavailable,
-)
+from edge_attention.client.connection import DEADLINE_MARGIN, Connection
+from edge_attention.client.contexts import AsyncContext
+from edge_attention.client.runs import AsyncRun
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.fleet import (
@@ -36,19 +27,15 @@ from edge_attention.core.messages.fleet import (
     ProbeNodeRequest,
     ProbeNodeResponse,
 )
-from edge_attention.core.messages.link import UploadChunk
-from edge_attention.jobs.checks import require_number
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job import FusionJob
-from edge_attention.trust.client import client_dial
 from edge_attention.wire import services
 from edge_attention.wire.caller import Caller
 
 __all__ = ["AsyncClient", "AsyncContext", "AsyncRun"]
 
-T = TypeVar("T")
-
-MIB = 1024 * 1024
+PLANNING = 1000.0
+"""Seconds a job's planning may take: its models are differentiated and tried."""
 
 
 class _Prepared(TypedDict, total=False):
@@ -75,9 +62,6 @@ class AsyncClient:
     cannot be reached, `DeadlineExceeded` if it does not answer in time.
     """
 
-    PLANNING = 1000.0  # seconds a job's planning may take: its models are differentiated and tried
-    SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
-
     def __init__(
         self,
         address: str,
@@ -89,54 +73,32 @@ class AsyncClient:
         authority: str | Path | None = None,
         identity: str | Path | None = None,
     ) -> None:
-        if not isinstance(address, str):
-            raise InvalidArgument(f"the address is {address!r}; it must be a string, as '127.0.0.1:50051'")
-        host, colon, port = address.rpartition(":")
-        if not (colon and host and port.isdigit() and int(port) < 65536):
-            raise InvalidArgument(f"{address!r} is not HOST:PORT, as 127.0.0.1:50051")
-        require_number(timeout, "timeout", 0, 1e9)
-        self.address = address
-        self.timeout = timeout
-        self.patience = patience
-        self.retry = retry
-        where = f"the aggregator at {address}"
-        self._dial, self._keeper = client_dial(address, where, token, authority, identity)
-        self._closed = False
+        self.connection = Connection(
+            address,
+            timeout=timeout,
+            patience=patience,
+            retry=retry,
+            token=token,
+            authority=authority,
+            identity=identity,
+        )
 
-    async def patiently(self, call: Callable[[], Awaitable[T]], until: float) -> T:
-        """`call()`; while it is refused as too much for now, again when it is worth it and `until` allows.
+    @property
+    def address(self) -> str:
+        return self.connection.address
 
-        Args:
-            call: one that has had no effect where it was refused.
-            until: of `time.monotonic`.
-        """
-        while True:
-            try:
-                return await call()
-            except Overloaded as error:
-                if not self.retry or error.retry_after is None:
-                    raise
-                # Not all at the same moment.
-                wait = error.retry_after * random.uniform(0.75, 1.5)
-                if time.monotonic() + wait >= until:
-                    raise
-                await asyncio.sleep(wait)
+    @property
+    def timeout(self) -> float:
+        return self.connection.timeout
 
-    @cached_property
+    @property
     def caller(self) -> Caller:
-        # Made at the first call: a channel belongs to the event loop it was made in.
-        if self._closed:
-            raise FailedPrecondition(f"the client of {self.address} is closed; make another")
-        return self._dial.caller()
+        """The channel, for calls that this class has no method for, as of the health service."""
+        return self.connection.caller
 
     async def close(self) -> None:
         """End all calls under way and the connection."""
-        self._closed = True
-        if self._keeper is not None:
-            self._keeper.close()
-        caller = self.__dict__.pop("caller", None)
-        if caller is not None:
-            await caller.close()
+        await self.connection.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -188,52 +150,25 @@ class AsyncClient:
         reply = await self.caller.unary(
             services.CREATE_CONTEXT, wire.CreateContextRequest(spec), self.timeout
         )
-        return AsyncContext(self, reply.context.spec)
+        return AsyncContext(self.connection, reply.context.spec)
 
     async def context(self, name: str, *, timeout: float | None = None) -> AsyncContext:
         """The context of that name; NotFound if there is none. `timeout`: seconds; None: the client's."""
         request = wire.DescribeContextRequest(name)
         reply = await self.caller.unary(services.DESCRIBE_CONTEXT, request, timeout or self.timeout)
-        return AsyncContext(self, reply.context.spec)
+        return AsyncContext(self.connection, reply.context.spec)
 
     async def contexts(self) -> list[wire.Context]:
         """All contexts, each with its spec, its number of tokens and its segments."""
         reply = await self.caller.unary(services.LIST_CONTEXTS, wire.ListContextsRequest(), self.timeout)
         return list(reply.contexts)
 
-    async def upload(self, data: bytes) -> str:
-        """Send a file unless the aggregator has it; returns its SHA-256, by which it is known there."""
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
-        size = len(data)
-
-        async def chunks(start: int) -> AsyncIterator[UploadChunk]:
-            if start >= size:
-                yield UploadChunk("", digest, start, size, b"")
-            for at in range(start, size, MIB):
-                yield UploadChunk("", digest, at, size, data[at : at + MIB])
-
-        timeout = self.timeout + size / self.SLOWEST
-        ask = partial(chunks, size)  # without data: how much is there
-        for attempt in range(3):
-            try:
-                there = (await self.caller.send(services.BULK_UPLOAD, ask, timeout)).received
-                if there < size:
-                    there = (
-                        await self.caller.send(services.BULK_UPLOAD, partial(chunks, there), timeout)
-                    ).received
-            except Unavailable:
-                if attempt == 2:
-                    raise
-                await asyncio.sleep(0.2 * 2**attempt)
-            else:
-                if there == size:
-                    return digest
-        raise DataLoss(f"the aggregator at {self.address} did not keep file {digest[:12]}: send it again")
-
     async def train(self, job: FusionJob | FederatedJob) -> AsyncRun:
         """Start a run of `job`; iterate over what is returned to follow it."""
         request = jobs.StartRunRequest(**await self._prepare(job))
-        return AsyncRun(self, (await self.caller.unary(services.START_RUN, request, self._planning)).run)
+        return AsyncRun(
+            self.connection, (await self.caller.unary(services.START_RUN, request, self._planning)).run
+        )
 
     async def plan(self, job: FusionJob | FederatedJob) -> list[jobs.PlannedGraph]:
         """What `job` would run on each node and what releases that needs, without starting it."""
@@ -243,7 +178,9 @@ class AsyncClient:
     async def run(self, run: str) -> AsyncRun:
         """The run of that id or name; NotFound if there is none."""
         request = jobs.DescribeRunRequest(run)
-        return AsyncRun(self, (await self.caller.unary(services.DESCRIBE_RUN, request, self.timeout)).run)
+        return AsyncRun(
+            self.connection, (await self.caller.unary(services.DESCRIBE_RUN, request, self.timeout)).run
+        )
 
     async def runs(self) -> list[jobs.TrainingRun]:
         """All runs the aggregator knows."""
@@ -252,7 +189,7 @@ class AsyncClient:
 
     @property
     def _planning(self) -> float:
-        return max(self.timeout, self.PLANNING)
+        return max(self.timeout, PLANNING)
 
     async def _prepare(self, job: FusionJob | FederatedJob) -> _Prepared:
         """The request's field for this kind of job; its files are sent."""
@@ -264,5 +201,5 @@ class AsyncClient:
         prepare: Callable[[], tuple[jobs.FusionJob | jobs.FederatedJob, dict[str, bytes]]] = job.prepare
         prepared, files = await asyncio.to_thread(prepare)
         for data in files.values():
-            await self.upload(data)
+            await self.connection.upload(data)
         return {"job": prepared} if isinstance(prepared, jobs.FusionJob) else {"federated": prepared}

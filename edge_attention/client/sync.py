@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Literal
 
 from edge_attention.client.aio import AsyncClient
-from edge_attention.client.aio_context import AsyncContext, Progress
-from edge_attention.client.aio_run import AsyncRun, Event
 from edge_attention.client.background import BACKGROUND
+from edge_attention.client.contexts import AsyncContext, Progress
 from edge_attention.client.results import Answer, Appended
+from edge_attention.client.runs import AsyncRun, Event
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
 from edge_attention.core.messages.training import PlannedGraph, TrainingRound, TrainingRun

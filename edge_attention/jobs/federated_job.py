@@ -11,7 +11,7 @@
         holdout=0.2,
     )
 
-The same as a file for `FederatedJob.from_toml` is in docs/client.md.
+The same as a file for `edge_attention.read_job` is in docs/client.md.
 """
 
 from __future__ import annotations
@@ -147,17 +147,6 @@ class FederatedJob:
             stop=checks.stop(self.stop),
             keep_versions=require_whole(self.keep_versions, "keep_versions", 1),
         ), files
-
-    @classmethod
-    def from_toml(cls, path: str | Path) -> FederatedJob:
-        """The job of a TOML file; paths in it are relative to the file.
-
-        Raises:
-            InvalidArgument: naming the file and the key that is unknown, missing or of a wrong type.
-        """
-        from edge_attention.jobs.job_file import read_federated
-
-        return read_federated(path)
 
 
 def _model(model: FederatedModel, digest: Callable[[bytes], str]) -> jobs.FederatedModel:

@@ -26,7 +26,7 @@ Named = TypeVar("Named", OptimizerSpec, StrategySpec, EncodingSpec)
 
 
 def federated_job(path: Path, content: dict[str, Any]) -> FederatedJob:
-    """The job of `content`, read from the file at `path`; see `FederatedJob.from_toml`."""
+    """The job of `content`, read from the file at `path`; see `job_file.read_job`."""
     table = Table(path, "", content, names_of(FederatedJob))
     return FederatedJob(
         name=table.take("name", str, path.stem),

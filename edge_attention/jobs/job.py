@@ -11,7 +11,7 @@
         batch=64,
     )
 
-The same as a file for `FusionJob.from_toml` is in docs/client.md.
+The same as a file for `edge_attention.read_job` is in docs/client.md.
 """
 
 from __future__ import annotations
@@ -198,17 +198,6 @@ class FusionJob:
             evaluate_every=require_whole(self.evaluate_every, "evaluate_every"),
             patience_seconds=self.patience_seconds,
         ), files
-
-    @classmethod
-    def from_toml(cls, path: str | Path) -> FusionJob:
-        """The job of a TOML file; paths in it are relative to the file.
-
-        Raises:
-            InvalidArgument: naming the file and the key that is unknown, missing or of a wrong type.
-        """
-        from edge_attention.jobs.job_file import read_fusion
-
-        return read_fusion(path)
 
 
 def _trainable(part: Encoder | Head, what: str) -> tuple[str, ...]:

@@ -14,13 +14,15 @@ from edge_attention.jobs.federated_job_file import federated_job
 from edge_attention.jobs.job import Encoder, FusionJob, Head, QueriesSpec
 from edge_attention.jobs.toml_table import Table, names_of, read_toml
 
-__all__ = ["read_federated", "read_fusion", "read_job"]
+__all__ = ["read_job"]
 
 KINDS = ("fusion", "federated")
 
 
 def read_job(path: str | Path) -> FusionJob | FederatedJob:
     """The job of a TOML file, of the kind its key `kind` says; without it, `[strategy]` makes it federated.
+
+    Paths in the file are relative to it.
 
     Raises:
         InvalidArgument: naming the file and the key that is unknown, missing or of a wrong type.
@@ -31,24 +33,6 @@ def read_job(path: str | Path) -> FusionJob | FederatedJob:
     if kind not in KINDS:
         raise InvalidArgument(f"{path}: kind is {kind!r}; it must be {' or '.join(map(repr, KINDS))}")
     return federated_job(path, content) if kind == "federated" else _fusion_job(path, content)
-
-
-def read_fusion(path: str | Path) -> FusionJob:
-    """See `FusionJob.from_toml`."""
-    job = read_job(path)
-    if not isinstance(job, FusionJob):
-        raise InvalidArgument(f"{path} is a federated job; read it with FederatedJob.from_toml")
-    return job
-
-
-def read_federated(path: str | Path) -> FederatedJob:
-    """See `FederatedJob.from_toml`."""
-    job = read_job(path)
-    if not isinstance(job, FederatedJob):
-        raise InvalidArgument(
-            f"{path} is a fusion job, as it has no [strategy]; read it with FusionJob.from_toml"
-        )
-    return job
 
 
 def _fusion_job(path: Path, content: dict[str, Any]) -> FusionJob:

@@ -8,7 +8,7 @@ import pytest
 from fake import serving
 
 from edge_attention import Client, NodeLost, Unavailable, Unreachable
-from edge_attention.client import aio_context, appending
+from edge_attention.client import appending, contexts
 from edge_attention.client.background import BACKGROUND
 
 SIZES = {"query_heads": 2, "key_heads": 2, "key_dim": 3, "value_dim": 2}
@@ -57,7 +57,7 @@ def test_what_cannot_be_learned_is_said_with_the_id_to_call_again_with(client, f
 
 def test_an_aggregator_that_is_not_there_is_not_asked():
     with Client("127.0.0.1:1", timeout=20) as client:
-        context = aio_context.AsyncContext(client._client, aio_context.wire.ContextSpec("c", 2, 2, 3, 2))
+        context = contexts.AsyncContext(client._client.connection, contexts.wire.ContextSpec("c", 2, 2, 3, 2))
         with pytest.raises(Unreachable, match="it was not appended"):
             BACKGROUND.run(context.append(KEYS, VALUES))
 
@@ -71,7 +71,7 @@ def test_an_error_of_the_aggregators_is_final(client, fake):
 
 
 def test_parts_of_a_divided_append_have_ids_of_their_own(client, fake, monkeypatch):
-    monkeypatch.setattr(aio_context, "APPEND_CALL", 40 * 3)  # a token takes 40 bytes
+    monkeypatch.setattr(contexts, "APPEND_CALL", 40 * 3)  # a token takes 40 bytes
     context = client.create_context("c", **SIZES)
     fake.broken = ["", "after", "before", "", "before"]
     with pytest.raises(Unavailable, match=r"was not appended.*first 6 of 7 tokens"):

@@ -13,7 +13,8 @@ from fake import Fake, attention, serving
 
 import edge_attention
 from edge_attention import AsyncClient, Client, Encoder, FusionJob, Head, QueriesSpec
-from edge_attention.client import aio_context
+from edge_attention.client import contexts
+from edge_attention.client.sync import Context
 from edge_attention.core import errors
 from edge_attention.core.errors import (
     EmptyContext,
@@ -66,7 +67,7 @@ def test_attend_in_one_call(filled, fake):
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_large_batch_is_divided_and_joined(filled, fake, monkeypatch, causal):
     context, keys, values, queries = filled
-    monkeypatch.setattr(aio_context, "WEIGHTS_REPLY", 300_000)  # 18 queries
+    monkeypatch.setattr(contexts, "WEIGHTS_REPLY", 300_000)  # 18 queries
     answer = context.attend(queries, causal=causal, weights=True)
     calls = [call for call in fake.calls if call[0] == "attend"]
     assert len(calls) > 2
@@ -95,7 +96,7 @@ def test_a_batch_past_a_message_is_divided_without_weights(client, fake):
 
 def test_a_shard_that_some_parts_do_not_see_has_no_mass_there(filled, monkeypatch):
     context, _, _, queries = filled
-    monkeypatch.setattr(aio_context, "WEIGHTS_REPLY", 300_000)
+    monkeypatch.setattr(contexts, "WEIGHTS_REPLY", 300_000)
     positions = np.where(np.arange(50) < 25, 400, 900)
     answer = context.attend(queries, causal=True, positions=positions, weights=True)
     assert not answer.mass["b"][:25].any()
@@ -105,7 +106,7 @@ def test_a_shard_that_some_parts_do_not_see_has_no_mass_there(filled, monkeypatc
 
 def test_a_divided_answer_is_labelled_if_one_part_is(filled, fake, monkeypatch):
     context, _, _, queries = filled
-    monkeypatch.setattr(aio_context, "WEIGHTS_REPLY", 300_000)
+    monkeypatch.setattr(contexts, "WEIGHTS_REPLY", 300_000)
     fake.missing = range(600, 700)
     positions = np.where(np.arange(50) < 25, 400, 900)
     answer = context.attend(queries, causal=True, positions=positions, weights=True)
@@ -130,11 +131,11 @@ def test_a_server_that_does_not_answer_is_not_waited_for(filled, fake, monkeypat
     async def never(request, context):
         await asyncio.sleep(30)
 
-    monkeypatch.setattr(aio_context, "DEADLINE_MARGIN", 0.2)
+    monkeypatch.setattr(contexts, "DEADLINE_MARGIN", 0.2)
     with serving(fake_with(never)) as address, Client(address) as other:
-        slow = aio_context.AsyncContext(other._client, context.spec)
+        slow = contexts.AsyncContext(other._client.connection, context.spec)
         with pytest.raises(edge_attention.DeadlineExceeded, match="did not answer in time"):
-            edge_attention.client.Context(other, slow).attend(queries, deadline=0.1)
+            Context(other, slow).attend(queries, deadline=0.1)
 
 
 def fake_with(attend):
@@ -147,8 +148,8 @@ def fake_with(attend):
 
 def test_long_appends_are_cut_and_nothing_is_lost(client, fake, monkeypatch):
     keys, values, queries = arrays(1000, 3)
-    monkeypatch.setattr(aio_context, "APPEND_CALL", 112 * 300)  # a token takes 112 bytes
-    monkeypatch.setattr(aio_context, "APPEND_MESSAGE", 112 * 100)
+    monkeypatch.setattr(contexts, "APPEND_CALL", 112 * 300)  # a token takes 112 bytes
+    monkeypatch.setattr(contexts, "APPEND_MESSAGE", 112 * 100)
     seen = []
     context = client.create_context("memory", **SIZES)
     appended = context.append(keys, values, node="a", progress=lambda *done: seen.append(done))
@@ -164,7 +165,7 @@ def test_long_appends_are_cut_and_nothing_is_lost(client, fake, monkeypatch):
 
 def test_a_failed_append_says_what_was_stored(client, fake, monkeypatch):
     keys, values, _ = arrays(1000, 1)
-    monkeypatch.setattr(aio_context, "APPEND_CALL", 112 * 300)
+    monkeypatch.setattr(contexts, "APPEND_CALL", 112 * 300)
     fake.fail_append_after = 600
     context = client.create_context("memory", **SIZES)
     with pytest.raises(NodeLost, match="first 600 of 1,000 tokens were stored"):

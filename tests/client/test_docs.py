@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_attention import FederatedJob, FusionJob, read_job
+from edge_attention import FederatedJob, read_job
 from edge_attention.jobs.parameters import write_safetensors
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
@@ -39,7 +39,7 @@ def test_the_job_file_is_one(tmp_path):
         (tmp_path / f"{name}.onnx").write_bytes(name.encode())
     block, _ = blocks("toml")
     (tmp_path / "job.toml").write_text(block)
-    job, files = FusionJob.from_toml(tmp_path / "job.toml").prepare()
+    job, files = read_job(tmp_path / "job.toml").prepare()
     assert (job.name, job.rounds, len(job.encoders), len(files)) == ("patients", 100, 2, 2)
 
 

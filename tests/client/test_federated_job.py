@@ -11,7 +11,6 @@ from edge_attention import (
     FailedPrecondition,
     FederatedJob,
     FederatedModel,
-    FusionJob,
     InvalidArgument,
     InvalidGraph,
     InvalidTensor,
@@ -114,7 +113,7 @@ def travelled(job):
 
 
 def test_a_file_becomes_a_job_that_travels(file):
-    prepared, files = FederatedJob.from_toml(file).prepare()
+    prepared, files = read_job(file).prepare()
     start = write_safetensors(START)
     assert files == {digest(data): data for data in (b"digits", start)}
     job = travelled(prepared)
@@ -159,7 +158,7 @@ steps = 1
 
 def test_what_a_file_leaves_out_is_the_default(file):
     file.write_text(SHORT)
-    read = travelled(FederatedJob.from_toml(file).prepare()[0])
+    read = travelled(read_job(file).prepare()[0])
     local = LocalSpec(OptimizerSpec("sgd"), 8, steps=1)
     model = FederatedModel(file.parent / "digits.onnx")
     written = FederatedJob("job", model, "d", "fedavg", local, 3).prepare()[0]
@@ -196,12 +195,9 @@ def test_the_kind_is_in_the_file(file):
     file.write_text('kind = "split"\n' + TOML)
     with pytest.raises(InvalidArgument, match=r"kind is 'split'; it must be 'fusion' or 'federated'"):
         read_job(file)
-    file.write_text(TOML)
-    with pytest.raises(InvalidArgument, match=r"read it with FederatedJob\.from_toml"):
-        FusionJob.from_toml(file)
     file.write_text("rounds = 3\nencoders = []\nqueries = {count = 1, heads = 1, dim = 1}\nbatch = 1\n")
     with pytest.raises(InvalidArgument, match="the key 'head' is missing"):
-        FederatedJob.from_toml(file)
+        read_job(file)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +223,7 @@ def test_a_wrong_file_is_refused_naming_key_and_file(file, old, new, said):
     assert TOML.count(old) == 1
     file.write_text(TOML.replace(old, new))
     with pytest.raises(InvalidArgument) as refused:
-        FederatedJob.from_toml(file)
+        read_job(file)
     assert said in refused.value.message
     assert str(file.parent) in refused.value.message
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from edge_attention.cli.train import train
 from edge_attention.core import combine, strategies
 from edge_attention.core.messages.training import StartRunRequest
-from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.federated_job_file import federated_job
+from edge_attention.jobs.job_file import read_job
 from edge_attention.jobs.parameters import write_safetensors
 from edge_attention.wire.services import START_RUN
 
@@ -44,7 +44,7 @@ def merged(first, second):
 
 def test_the_first_job_is_one(folder):
     (folder / "job.toml").write_text(FIRST)
-    job, files = FederatedJob.from_toml(folder / "job.toml").prepare()
+    job, files = read_job(folder / "job.toml").prepare()
     assert (job.name, job.strategy.name, job.model.inputs, len(files)) == (
         "first",
         "fedavg",

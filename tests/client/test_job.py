@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from edge_attention import Encoder, FusionJob, Head, InvalidArgument, InvalidGraph, InvalidTensor, QueriesSpec
+from edge_attention import (
+    Encoder,
+    FusionJob,
+    Head,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidTensor,
+    QueriesSpec,
+    read_job,
+)
 from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
 
 TOML = """
@@ -66,7 +75,7 @@ def digest(data):
 
 
 def test_a_file_becomes_a_job(file):
-    job, files = FusionJob.from_toml(file).prepare()
+    job, files = read_job(file).prepare()
     assert files == {digest(data): data for data in (b"a", b"b", b"h")}
     assert (job.name, job.rounds, job.batch, job.seed) == ("patients", 100, 64, 7)
     assert (job.holdout, job.evaluate_every, job.scale, job.patience_seconds) == (0.2, 10, 0.5, 30.0)
@@ -111,7 +120,7 @@ def test_a_wrong_file_is_refused_naming_key_and_file(file, old, new, said):
     assert TOML.count(old) == 1
     file.write_text(TOML.replace(old, new))
     with pytest.raises(InvalidArgument) as refused:
-        FusionJob.from_toml(file)
+        read_job(file)
     assert said in refused.value.message
     assert str(file) in refused.value.message
 
@@ -121,21 +130,21 @@ def test_queries_of_a_file(file):
     np.save(file.parent / "q.npy", queries)
     start, stop = TOML.index("count = 4"), TOML.index("[optimizer]")
     file.write_text(TOML[:start] + 'file = "q.npy"\n' + TOML[stop:])
-    np.testing.assert_array_equal(FusionJob.from_toml(file).prepare()[0].queries, queries)
+    np.testing.assert_array_equal(read_job(file).prepare()[0].queries, queries)
 
 
 def test_an_empty_trainable_is_not_all(file):
     file.write_text(TOML.replace('trainable = ["w"]', "trainable = []"))
     with pytest.raises(InvalidArgument, match="leave it out to train all"):
-        FusionJob.from_toml(file).prepare()
+        read_job(file).prepare()
 
 
 def test_missing_files_are_named(tmp_path, file):
     with pytest.raises(InvalidArgument, match=r"none\.toml cannot be read"):
-        FusionJob.from_toml(tmp_path / "none.toml")
+        read_job(tmp_path / "none.toml")
     (tmp_path / "models" / "h.onnx").unlink()
     with pytest.raises(InvalidGraph, match=r"h\.onnx' cannot be read"):
-        FusionJob.from_toml(file).prepare()
+        read_job(file).prepare()
 
 
 def job(**changes):

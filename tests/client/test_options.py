@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from edge_attention.options import ADDRESS, BYTES, OneLine, name_sources, name_variables, unknown_variables
-from edge_node.options import Shared
+from edge_node.identity import node_dial
+from edge_node.options import JoinOptions
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_a_bad_value_of_the_environment_is_refused_by_its_name(named):
 
 
 def test_an_identity_that_is_not_there_is_told_of(tmp_path, caplog):
-    Shared(None, None, tmp_path, None).dial("127.0.0.1:1", "n", None)
+    node_dial(JoinOptions(identity=tmp_path), "127.0.0.1:1", "n", None)
     assert f"--identity {tmp_path} holds no identity" in caplog.text
     assert "--join-token" in caplog.text
 

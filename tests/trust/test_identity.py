@@ -25,7 +25,8 @@ from edge_attention.trust.dial import Dial, read_authority
 from edge_attention.trust.identity import IdentityFolder
 from edge_attention.trust.keeper import Keeper
 from edge_attention.trust.tokens import make_token
-from edge_node.options import Shared
+from edge_node.identity import node_dial
+from edge_node.options import JoinOptions
 
 AUTHORITY = Authority.make()
 
@@ -92,18 +93,18 @@ def test_an_enrolment_that_was_cut_short_is_done_again(tmp_path):
 
 def test_an_identity_needs_its_token_no_longer(tmp_path):
     make(tmp_path)
-    gone = Shared(None, tmp_path / "token", tmp_path, None)
-    dial, name = gone.dial("127.0.0.1:1", None, None)
+    address, file = "127.0.0.1:1", tmp_path / "token"
+    dial, name = node_dial(JoinOptions(join_token_file=file, identity=tmp_path), address, None, None)
     assert name == "a"
     assert dial.ends() > time.time() + 3600
     with pytest.raises(FailedPrecondition, match="token file"):
-        Shared(None, tmp_path / "token", tmp_path / "none", None).dial("127.0.0.1:1", None, None)
+        node_dial(JoinOptions(join_token_file=file, identity=tmp_path / "none"), address, None, None)
     token = make_token("join", pin(AUTHORITY.certificate)).text
     with pytest.raises(InvalidArgument, match="give --identity DIR"):
-        Shared(token, None, None, None).dial("127.0.0.1:1", None, None)
+        node_dial(JoinOptions(token), address, None, None)
     with pytest.raises(InvalidArgument, match="not both"):
-        Shared(token, tmp_path / "token", None, None).dial("127.0.0.1:1", None, None)
-    assert Shared(None, None, None, None).dial("127.0.0.1:1", "n", None)[0].metadata() == ()
+        node_dial(JoinOptions(token, file), address, None, None)
+    assert node_dial(JoinOptions(), address, "n", None)[0].metadata() == ()
 
 
 def test_a_certificate_for_another_key_is_not_kept(tmp_path):

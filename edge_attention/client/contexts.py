@@ -1,4 +1,4 @@
-"""A context on the aggregator, for asyncio: append, attend, describe, drop. What is large is divided here."""
+"""`AsyncContext`: append to a context, attend to it, describe and drop it. What is large is divided here."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from edge_attention.client.appending import Attempt, appended
+from edge_attention.client.connection import DEADLINE_MARGIN, MIB, SLOWEST, Connection
 from edge_attention.client.results import Answer, Appended, join, merged
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidGraph, InvalidTensor
 from edge_attention.core.messages import attention as wire
@@ -21,16 +22,11 @@ from edge_attention.jobs.checks import require_number, require_whole
 from edge_attention.jobs.job import Model, model_bytes
 from edge_attention.wire import services
 
-if TYPE_CHECKING:
-    from edge_attention.client.aio import AsyncClient
-
-MIB = 1024 * 1024
 APPEND_CALL = 64 * MIB  # bytes of one all-or-nothing append
 APPEND_MESSAGE = MIB * 15 // 16  # room for a message's other fields within 1 MiB
 ATTEND_REPLY = 3 * MIB  # bytes of arrays planned for one reply, of the 4 MiB a message may have
 WEIGHTS_REPLY = 2 * MIB * 15 // 16  # of them for weights, which may have half a message
 ATTEND_PARTS = 4  # groups of queries under way at once
-DEADLINE_MARGIN = 0.75  # the server answers at the deadline, labelled; ours comes after it, within a second
 MAX_DEADLINE = 3600.0  # seconds, the server's limit
 MAX_SCALE = float(np.finfo(np.float32).max)
 
@@ -41,8 +37,8 @@ Progress = Callable[[int, int], None]
 class AsyncContext:
     """A context on the aggregator. `spec` holds its name, heads and dimensions."""
 
-    def __init__(self, client: AsyncClient, spec: wire.ContextSpec) -> None:
-        self._client = client
+    def __init__(self, connection: Connection, spec: wire.ContextSpec) -> None:
+        self._connection = connection
         self.spec = spec
 
     @property
@@ -50,7 +46,7 @@ class AsyncContext:
         return self.spec.name
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} at {self._client.address}>"
+        return f"<{type(self).__name__} {self.name!r} at {self._connection.address}>"
 
     async def append(
         self,
@@ -89,16 +85,16 @@ class AsyncContext:
         done: list[wire.AppendResponse] = []
         for at in range(0, len(keys), step):
             stop = min(at + step, len(keys))
-            timeout = self._client.timeout + (stop - at) * spec.token_bytes / self._client.SLOWEST
+            timeout = self._connection.timeout + (stop - at) * spec.token_bytes / SLOWEST
             part = Attempt(self.name, request_id, f".{at // step}" if len(keys) > step else "", timeout)
 
             def call(of: Attempt, span: slice = slice(at, stop)) -> Coroutine[Any, Any, wire.AppendResponse]:
                 messages = partial(self._messages, keys[span], values[span], node or "", of)
-                again = lambda: self._client.caller.send(services.APPEND, messages, of.left)  # noqa: E731
-                return self._client.patiently(again, time.monotonic() + of.left)
+                again = lambda: self._connection.caller.send(services.APPEND, messages, of.left)  # noqa: E731
+                return self._connection.patiently(again, time.monotonic() + of.left)
 
             try:
-                done.append(await appended(call, self._client.caller, part))
+                done.append(await appended(call, self._connection.caller, part))
             except EdgeAttentionError as error:
                 if not at:
                     raise
@@ -145,9 +141,9 @@ class AsyncContext:
         """
         if rows is not None and (rows.step != 1 or rows.start < 0):
             raise InvalidArgument(f"rows are {rows}; give a range of consecutive rows from 0 on")
-        graph = await self._client.upload(await asyncio.to_thread(model_bytes, model))
+        graph = await self._connection.upload(await asyncio.to_thread(model_bytes, model))
         request_id = _request_id(request_id)
-        caller = self._client.caller
+        caller = self._connection.caller
 
         def call(of: Attempt) -> Coroutine[Any, Any, wire.AppendResponse]:
             request = wire.AppendDatasetRequest(self.name, node, dataset, graph, inputs, rows, of.id)
@@ -220,7 +216,7 @@ class AsyncContext:
                 if positions is None and (causal or window is not None):
                     positions = last_positions(count, until)
         gate = asyncio.Semaphore(ATTEND_PARTS)
-        transfer = self._reply_bytes(min(step, count), segments=0) / self._client.SLOWEST
+        transfer = self._reply_bytes(min(step, count), segments=0) / SLOWEST
 
         async def part(at: int) -> wire.AttendResponse:
             async with gate:
@@ -237,12 +233,12 @@ class AsyncContext:
                     weights=weights,
                     until=until,
                 )
-                timeout = self._client.timeout if left is None else left + DEADLINE_MARGIN + transfer
-                return await self._client.caller.unary(services.ATTEND, request, timeout)
+                timeout = self._connection.timeout if left is None else left + DEADLINE_MARGIN + transfer
+                return await self._connection.caller.unary(services.ATTEND, request, timeout)
 
         async def patient(at: int) -> wire.AttendResponse:
-            most = self._client.timeout if deadline is None else deadline
-            return await self._client.patiently(lambda: part(at), began + most)
+            most = self._connection.timeout if deadline is None else deadline
+            return await self._connection.patiently(lambda: part(at), began + most)
 
         parts = await _all([patient(at) for at in range(0, max(count, 1), step)])
         return join(parts, time.monotonic() - began)
@@ -268,15 +264,15 @@ class AsyncContext:
     async def describe(self, *, timeout: float | None = None) -> wire.Context:
         """The context's spec, tokens and segments, with their holders. `timeout`: seconds."""
         request = wire.DescribeContextRequest(self.name)
-        reply = await self._client.caller.unary(
-            services.DESCRIBE_CONTEXT, request, timeout or self._client.timeout
+        reply = await self._connection.caller.unary(
+            services.DESCRIBE_CONTEXT, request, timeout or self._connection.timeout
         )
         return reply.context
 
     async def drop(self) -> None:
         """Forget the context on the aggregator and its tokens on the nodes."""
         request = wire.DropContextRequest(self.name)
-        await self._client.caller.unary(services.DROP_CONTEXT, request, self._client.timeout)
+        await self._connection.caller.unary(services.DROP_CONTEXT, request, self._connection.timeout)
 
 
 async def _all(calls: Sequence[Coroutine[Any, Any, wire.AttendResponse]]) -> list[wire.AttendResponse]:

@@ -1,4 +1,4 @@
-"""A training run followed from afar: its rounds as they come, over restarts of the aggregator."""
+"""`AsyncRun`: a training run followed from afar, its rounds as they come, over restarts of the aggregator."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from edge_attention.client.connection import Connection
 from edge_attention.core.errors import (
     Cancelled,
     DataLoss,
@@ -29,9 +29,6 @@ from edge_attention.core.messages.training import (
 from edge_attention.jobs.parameters import Parameters, read_safetensors
 from edge_attention.wire import services
 
-if TYPE_CHECKING:
-    from edge_attention.client.aio import AsyncClient
-
 Event = TrainingRound | TrainingRun
 
 
@@ -42,8 +39,8 @@ class AsyncRun:
         info: the run's state as it was last heard.
     """
 
-    def __init__(self, client: AsyncClient, info: TrainingRun) -> None:
-        self._client = client
+    def __init__(self, connection: Connection, info: TrainingRun) -> None:
+        self._connection = connection
         self.info = info
 
     @property
@@ -79,7 +76,7 @@ class AsyncRun:
             lost: Unavailable | Cancelled
             try:
                 request = jobs.WatchRunRequest(self.id, after)
-                async for event in self._client.caller.receive(services.WATCH_RUN, request):
+                async for event in self._connection.caller.receive(services.WATCH_RUN, request):
                     if away_since is not None:
                         self.info = replace(self.info, waiting="")
                         away_since, delay = None, 0.1
@@ -92,21 +89,23 @@ class AsyncRun:
                     yield event
                 if (await self.describe()).state is not RunState.RUNNING:
                     break
-                lost = Unavailable(f"the aggregator at {self._client.address} ended the stream of {self.id}")
+                lost = Unavailable(
+                    f"the aggregator at {self._connection.address} ended the stream of {self.id}"
+                )
             except (Unavailable, Cancelled) as error:
                 lost = error
             now = time.monotonic()
             if away_since is None:
                 away_since = now
-                until = time.strftime("%H:%M:%S", time.localtime(time.time() + self._client.patience))
+                until = time.strftime("%H:%M:%S", time.localtime(time.time() + self._connection.patience))
                 self.info = replace(
-                    self.info, waiting=f"the aggregator at {self._client.address}, until {until}"
+                    self.info, waiting=f"the aggregator at {self._connection.address}, until {until}"
                 )
                 yield self.info
-            if now - away_since > self._client.patience:
+            if now - away_since > self._connection.patience:
                 raise Unavailable(
-                    f"{lost.message} (tried for {self._client.patience:g} s; run {self.id} goes on from its "
-                    "last committed version when the aggregator is back)"
+                    f"{lost.message} (tried for {self._connection.patience:g} s; run {self.id} goes on from "
+                    "its last committed version when the aggregator is back)"
                 ) from lost
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(2 * delay, 2.0)
@@ -119,14 +118,16 @@ class AsyncRun:
         """The run's state now."""
         request = jobs.DescribeRunRequest(self.id)
         self.info = (
-            await self._client.caller.unary(services.DESCRIBE_RUN, request, self._client.timeout)
+            await self._connection.caller.unary(services.DESCRIBE_RUN, request, self._connection.timeout)
         ).run
         return self.info
 
     async def stop(self) -> TrainingRun:
         """End the run. What it committed stays; a round under way is dropped."""
         request = jobs.StopRunRequest(self.id)
-        self.info = (await self._client.caller.unary(services.STOP_RUN, request, self._client.timeout)).run
+        self.info = (
+            await self._connection.caller.unary(services.STOP_RUN, request, self._connection.timeout)
+        ).run
         return self.info
 
     async def resume(self) -> TrainingRun:
@@ -136,7 +137,9 @@ class AsyncRun:
             FailedPrecondition: it is neither.
         """
         request = jobs.ResumeRunRequest(self.id)
-        self.info = (await self._client.caller.unary(services.RESUME_RUN, request, self._client.timeout)).run
+        self.info = (
+            await self._connection.caller.unary(services.RESUME_RUN, request, self._connection.timeout)
+        ).run
         return self.info
 
     async def parameters(self, version: int | None = None) -> Parameters:
@@ -168,12 +171,16 @@ class AsyncRun:
 
     async def _parameters(self, version: int | None) -> tuple[bytes, int]:
         request = jobs.GetParametersRequest(self.id, _checked(version))
-        chunks = self._client.caller.receive(services.GET_PARAMETERS, request, silence=self._client.timeout)
+        chunks = self._connection.caller.receive(
+            services.GET_PARAMETERS, request, silence=self._connection.timeout
+        )
         return await _joined(chunks, f"the parameters of run {self.id}")
 
     async def _model(self, version: int | None) -> tuple[bytes, int]:
         request = jobs.GetModelRequest(self.id, _checked(version))
-        chunks = self._client.caller.receive(services.GET_MODEL, request, silence=self._client.timeout)
+        chunks = self._connection.caller.receive(
+            services.GET_MODEL, request, silence=self._connection.timeout
+        )
         return await _joined(chunks, f"the model of run {self.id}")
 
 

@@ -1,0 +1,136 @@
+"""A client's way to its aggregator: the channel, timeouts, when to ask again, and files sent up."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
+
+from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, Overloaded, Unavailable
+from edge_attention.core.messages.link import UploadChunk
+from edge_attention.jobs.checks import require_number
+from edge_attention.trust.client import client_dial
+from edge_attention.wire import services
+from edge_attention.wire.caller import Caller
+
+T = TypeVar("T")
+
+MIB = 1024 * 1024
+DEADLINE_MARGIN = 0.75  # the server answers at the deadline, labelled; ours comes after it, within a second
+SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
+
+
+class Connection:
+    """What a client and its handles (contexts, runs) share. Close it when all of them are done.
+
+    Attributes:
+        address: `HOST:PORT`.
+        timeout: seconds a call may take that has no deadline of its own.
+        patience: seconds a run goes on trying to reach an aggregator that is away.
+        retry: whether a call that was refused as too much for now is made again.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float,
+        patience: float,
+        retry: bool,
+        token: str | None,
+        authority: str | Path | None,
+        identity: str | Path | None,
+    ) -> None:
+        """See `AsyncClient`. Nothing is dialled before the first call.
+
+        Raises:
+            InvalidArgument: an address that is none, a timeout that is not positive, a token that is none.
+        """
+        if not isinstance(address, str):
+            raise InvalidArgument(f"the address is {address!r}; it must be a string, as '127.0.0.1:50051'")
+        host, colon, port = address.rpartition(":")
+        if not (colon and host and port.isdigit() and int(port) < 65536):
+            raise InvalidArgument(f"{address!r} is not HOST:PORT, as 127.0.0.1:50051")
+        require_number(timeout, "timeout", 0, 1e9)
+        self.address = address
+        self.timeout = timeout
+        self.patience = patience
+        self.retry = retry
+        where = f"the aggregator at {address}"
+        self._dial, self._keeper = client_dial(address, where, token, authority, identity)
+        self._closed = False
+
+    @cached_property
+    def caller(self) -> Caller:
+        """The channel, for calls in the event loop of the first of them; FailedPrecondition once closed."""
+        # Made at the first call: a channel belongs to the event loop it was made in.
+        if self._closed:
+            raise FailedPrecondition(f"the client of {self.address} is closed; make another")
+        return self._dial.caller()
+
+    async def close(self) -> None:
+        """End all calls under way and the channel."""
+        self._closed = True
+        if self._keeper is not None:
+            self._keeper.close()
+        caller = self.__dict__.pop("caller", None)
+        if caller is not None:
+            await caller.close()
+
+    async def patiently(self, call: Callable[[], Awaitable[T]], until: float) -> T:
+        """`call()`; while it is refused as too much for now, again when it is worth it and `until` allows.
+
+        Args:
+            call: one that has had no effect where it was refused.
+            until: of `time.monotonic`.
+        """
+        while True:
+            try:
+                return await call()
+            except Overloaded as error:
+                if not self.retry or error.retry_after is None:
+                    raise
+                # Not all at the same moment.
+                wait = error.retry_after * random.uniform(0.75, 1.5)
+                if time.monotonic() + wait >= until:
+                    raise
+                await asyncio.sleep(wait)
+
+    async def upload(self, data: bytes) -> str:
+        """Send a file unless the aggregator has it; returns its SHA-256, by which it is known there.
+
+        Raises:
+            DataLoss: the aggregator did not keep it.
+            Unavailable: it could not be reached three times in a row.
+        """
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        size = len(data)
+
+        async def chunks(start: int) -> AsyncIterator[UploadChunk]:
+            if start >= size:
+                yield UploadChunk("", digest, start, size, b"")
+            for at in range(start, size, MIB):
+                yield UploadChunk("", digest, at, size, data[at : at + MIB])
+
+        timeout = self.timeout + size / SLOWEST
+        ask = partial(chunks, size)  # without data: how much is there
+        for attempt in range(3):
+            try:
+                there = (await self.caller.send(services.BULK_UPLOAD, ask, timeout)).received
+                if there < size:
+                    there = (
+                        await self.caller.send(services.BULK_UPLOAD, partial(chunks, there), timeout)
+                    ).received
+            except Unavailable:
+                if attempt == 2:
+                    raise
+                await asyncio.sleep(0.2 * 2**attempt)
+            else:
+                if there == size:
+                    return digest
+        raise DataLoss(f"the aggregator at {self.address} did not keep file {digest[:12]}: send it again")
