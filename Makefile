@@ -47,7 +47,7 @@ check: .venv/dev ## Linters, types, import rules, freshness of generated files.
 compat: ## The wire and the reader of graphs under protobuf 7; .venv has 6, which the generated code was made with.
 	@test -x .venv/compat/bin/python || $(PYTHON) -m venv .venv/compat
 	@.venv/compat/bin/python -m pip --disable-pip-version-check -q install -e '.[aggregator]' 'protobuf>=7' pytest hypothesis
-	.venv/compat/bin/python -m pytest -p no:cacheprovider tests/wire tests/graphs/reading
+	.venv/compat/bin/python -m pytest -p no:cacheprovider tests/wire tests/aggregator/serving tests/graphs/reading
 
 bench: .venv/bench ## Speed, as ratios; writes benchmarks/results.json. Installs PyTorch and Ray.
 	$(BIN)/python -m benchmarks

@@ -33,6 +33,7 @@ from aggregator.engine.link import Link, watch_leases
 from aggregator.fleet.membership import Membership
 from aggregator.observe.activity import Activity
 from aggregator.observe.metrics import Metrics
+from aggregator.serving.rpc import service_handlers
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
 from aggregator.training.runs import Runs
@@ -47,7 +48,6 @@ from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.descriptors import raise_descriptors
 from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_attention.wire.rpc import service_handlers
 
 # What an aggregator without TLS, or without an HTTP port, does not load: 20 MB of memory.
 if TYPE_CHECKING:

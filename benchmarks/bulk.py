@@ -22,6 +22,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 
+from aggregator.serving.rpc import service_handlers
 from benchmarks.report import Figure, Report
 from benchmarks.turns import median_ratio
 from edge_attention.core.messages.link import PROTOCOL, Register, UploadChunk, Uploaded
@@ -29,7 +30,6 @@ from edge_attention.core.messages.program import BulkTensor
 from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire.caller import Caller
 from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_attention.wire.rpc import service_handlers
 from edge_node.transfers import Transfers
 
 SIZE = 50_000_000

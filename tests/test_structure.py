@@ -185,6 +185,45 @@ def test_no_imports_go_in_a_circle():
     assert circles(graph) == CIRCLES
 
 
+SIDES = {
+    "the node": ("edge_node",),
+    "the aggregator": ("aggregator",),
+    "the user": tuple(f"edge_attention.{name}" for name in CLIENT),
+}
+SHARED = ("wire", "trust", "metrics")
+ONE_SIDED = {"edge_attention.wire.health"}  # generated messages are touched by wire alone
+
+
+def sides_of(module: str, graph: dict[str, set[str]]) -> set[str]:
+    """Who comes to `module`, itself or over others of the library."""
+    importers: dict[str, set[str]] = {name: set() for name in graph}
+    for name, others in graph.items():
+        for other in others:
+            importers[other].add(name)
+    seen, left, found = set(), [module], set()
+    while left:
+        for name in importers[left.pop()] - seen:
+            seen.add(name)
+            sides = {side for side, rooms in SIDES.items() if any(within(name, room) for room in rooms)}
+            found |= sides
+            left += [] if sides else [name]
+    return found
+
+
+def test_what_several_sides_share_is_what_several_sides_use():
+    """A file that one side uses lives on that side. Core and graphs are libraries: what is pure may wait."""
+    graph = imports()
+    files = list((ROOT / "edge_attention").glob("*.py"))
+    files += [path for folder in SHARED for path in python(f"edge_attention/{folder}")]
+    modules = {module_of(path) for path in files if path.name != "__init__.py"}
+    assert {"edge_attention.options", "edge_attention.wire.codec"} <= modules
+    assert {m for m in modules if len(sides_of(m, graph)) < 2} == ONE_SIDED
+
+
+def test_the_top_of_the_aggregator_is_its_command_line_and_what_puts_it_together():
+    assert {path.stem for path in (ROOT / "aggregator").glob("*.py")} == {"__init__", "main", "server"}
+
+
 def loaded_by(module: str) -> set[str]:
     """Top-level modules and ours that a fresh interpreter has after importing `module`."""
     code = f"import sys, {module}; print(*sys.modules)"

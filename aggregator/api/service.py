@@ -28,6 +28,7 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.waiting import each_within
 from aggregator.fleet.membership import Membership
+from aggregator.serving.rpc import Handler
 from aggregator.trust.callers import caller_of, owner_of
 from aggregator.trust.revocations import Revoked
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
@@ -36,7 +37,6 @@ from edge_attention.core.messages.link import Chunk, DownloadRequest, UploadChun
 from edge_attention.core.messages.program import Drop
 from edge_attention.wire import services
 from edge_attention.wire.methods import AnyMethod
-from edge_attention.wire.rpc import Handler
 
 
 class Api:

@@ -15,6 +15,7 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.exchange import Assignment
 from aggregator.fleet.membership import Membership
+from aggregator.serving.rpc import Handler
 from edge_attention import box
 from edge_attention.core.errors import (
     DataLoss,
@@ -35,7 +36,6 @@ from edge_attention.core.messages.program import Contribution, Program, Return
 from edge_attention.core.tensors import Array
 from edge_attention.wire import services
 from edge_attention.wire.methods import KEEPALIVE_SECONDS, LEAST_PING_SECONDS, AnyMethod
-from edge_attention.wire.rpc import Handler
 
 MAX_ROUND_TRIPS = 100
 MAX_BYTES = 16 * 1024 * 1024

@@ -8,10 +8,10 @@ from typing import Any
 
 from aggregator.bounds.bounds import CALLS
 from aggregator.bounds.budget import Budgets
+from aggregator.serving.rpc import Handler
 from aggregator.trust.callers import caller_of
 from edge_attention.wire.link import LINK
 from edge_attention.wire.methods import AnyMethod
-from edge_attention.wire.rpc import Handler
 
 
 def counted(handlers: Mapping[AnyMethod, Handler], budgets: Budgets) -> dict[AnyMethod, Handler]:

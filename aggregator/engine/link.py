@@ -16,6 +16,7 @@ from aggregator.engine.dispatch import Dispatcher
 from aggregator.fleet.membership import Member, Membership
 from aggregator.observe.metrics import Metrics
 from aggregator.observe.node_metrics import checked
+from aggregator.serving.rpc import Handler
 from aggregator.trust.audit import Audit
 from edge_attention.core.errors import Damaged, EdgeAttentionError, FailedPrecondition, InvalidArgument
 from edge_attention.core.messages.link import (
@@ -36,7 +37,6 @@ from edge_attention.core.messages.program import Contribution, Program
 from edge_attention.core.rounds.credit import Debt, Window
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, task_of, to_node
 from edge_attention.wire.methods import AnyMethod
-from edge_attention.wire.rpc import Handler
 
 log = logging.getLogger(__name__)
 

@@ -116,7 +116,7 @@ class Metrics:
             for what in ("running", "waiting", "limit"):
                 self.turns.labels(kind, what).set_function(partial(getattr, gate.admission, what))
 
-    # What a server's edge tells (wire/rpc.py)
+    # What a server's edge tells (serving/rpc.py)
 
     def refused(self, error: EdgeAttentionError) -> None:
         """A call ends with an error."""

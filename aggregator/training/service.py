@@ -7,12 +7,12 @@ from typing import Any
 
 from aggregator.bounds.bounds import DOWNLOADS, EXPORTS, PLANNING, WATCHES
 from aggregator.bounds.budget import Budgets
+from aggregator.serving.rpc import Handler
 from aggregator.training.runs import Runs
 from aggregator.trust.callers import caller_of, owner_of
 from edge_attention.core.messages import training as jobs
 from edge_attention.wire import services
 from edge_attention.wire.methods import AnyMethod
-from edge_attention.wire.rpc import Handler
 
 CHUNK = 1024 * 1024
 

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from aggregator.serving.rpc import Handler
 from aggregator.trust.audit import Audit
 from aggregator.trust.guard import caller
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.wire import services
 from edge_attention.wire.methods import AnyMethod
-from edge_attention.wire.rpc import Handler
 
 Details = Callable[[Any, Any], dict[str, Any]]
 """Of a request and its response (None if it failed): the line's own fields."""

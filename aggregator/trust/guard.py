@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from aggregator.serving.rpc import Served
 from aggregator.trust.policy import ANY, NEEDED, OPEN
 from edge_attention.core.errors import (
     EdgeAttentionError,
@@ -17,7 +18,6 @@ from edge_attention.core.errors import (
 )
 from edge_attention.trust.names import Role
 from edge_attention.wire.methods import AnyMethod
-from edge_attention.wire.rpc import Served
 
 if TYPE_CHECKING:  # without TLS an aggregator loads no cryptography
     from aggregator.trust.access import Access
@@ -96,7 +96,7 @@ class _Open(Served):
 
 
 class Guard:
-    """Called with each method and context (`edge_attention.wire.rpc.Guard`)."""
+    """Called with each method and context (`aggregator.serving.rpc.Guard`)."""
 
     def __init__(self, access: Access, registry: Registry) -> None:
         self._access, self._registry = access, registry

@@ -11,6 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from aggregator.observe.metrics import Metrics
+from aggregator.serving.rpc import Handler
 from aggregator.trust.access import Access
 from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority
@@ -36,7 +37,6 @@ from edge_attention.trust.names import Role
 from edge_attention.trust.tokens import parse_token
 from edge_attention.wire import trust
 from edge_attention.wire.methods import AnyMethod
-from edge_attention.wire.rpc import Handler
 
 ENROLMENTS = (200.0, 5.0)
 """By one token: at once, and a second on average."""

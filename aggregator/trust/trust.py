@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 
 from aggregator.observe.metrics import Metrics
+from aggregator.serving.rpc import Handler
 from aggregator.trust.access import Access
 from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority, folder_of
@@ -30,7 +31,6 @@ from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.trust.certificates import ends, moment, pem, pin
 from edge_attention.trust.files import write_whole
 from edge_attention.wire.methods import AnyMethod
-from edge_attention.wire.rpc import Handler
 
 log = logging.getLogger(__name__)
 

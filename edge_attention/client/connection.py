@@ -11,10 +11,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
+from edge_attention.client.dial import client_dial
 from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, Overloaded, Unavailable
 from edge_attention.core.messages.link import UploadChunk
 from edge_attention.jobs.checks import require_number
-from edge_attention.trust.client import client_dial
 from edge_attention.wire import services
 from edge_attention.wire.caller import Caller
 

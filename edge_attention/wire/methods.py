@@ -54,7 +54,8 @@ class Method(Generic[Q, R]):
     """One method: request `Q`, response `R`; either side may be a stream.
 
     The server's handler of a `raw` method takes and gives bytes: it decodes message by message. What a call
-    of one that `changes` something does is not done twice: the server keeps its answer (wire/answers.py).
+    of one that `changes` something does is not done twice: the server keeps its answer
+    (aggregator/serving/answers.py).
     """
 
     service: Service

@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 
 import protos.edge_attention.v1
+from aggregator.serving.rpc import service_handlers
 from aggregator.trust.access import Access
 from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority
@@ -36,7 +37,6 @@ from edge_attention.wire import services
 from edge_attention.wire.caller import Caller
 from edge_attention.wire.link import CONNECT
 from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
-from edge_attention.wire.rpc import service_handlers
 
 
 def every_method():

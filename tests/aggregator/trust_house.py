@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from aggregator.observe.metrics import Metrics
+from aggregator.serving.rpc import service_handlers
 from aggregator.trust.audit import Audit
 from aggregator.trust.trust import Trust, TrustSettings
 from edge_attention.core.messages.trust import EnrolRequest, RenewRequest
@@ -21,7 +22,6 @@ from edge_attention.trust.identity import Identity
 from edge_attention.trust.names import SERVER_NAME
 from edge_attention.wire import trust as methods
 from edge_attention.wire.errors import from_rpc
-from edge_attention.wire.rpc import service_handlers
 
 
 class TrustHouse:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import grpc.aio
 import numpy as np
 
+from aggregator.serving.rpc import service_handlers
 from edge_attention.core import errors
 from edge_attention.core.messages import attention as a
 from edge_attention.core.messages import fleet
@@ -20,7 +21,6 @@ from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.link import Uploaded
 from edge_attention.wire import services as s
 from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_attention.wire.rpc import service_handlers
 
 
 def attention(queries, keys, values, visible, scale):

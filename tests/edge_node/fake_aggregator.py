@@ -8,6 +8,7 @@ from hashlib import sha256
 
 import grpc.aio
 
+from aggregator.serving.rpc import service_handlers
 from edge_attention.core.messages.link import (
     Chunk,
     Credit,
@@ -20,7 +21,6 @@ from edge_attention.core.messages.link import (
 from edge_attention.core.messages.program import Contribution, Program
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, to_node
 from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_attention.wire.rpc import service_handlers
 
 CHUNK = 100_000
 

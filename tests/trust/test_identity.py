@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from aggregator.trust.authority import Authority
+from edge_attention.client.dial import client_dial
 from edge_attention.core.errors import (
     DiskFull,
     FailedPrecondition,
@@ -20,7 +21,6 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.trust import Issued
 from edge_attention.trust.certificates import der, key_pem, new_key, pem, pin
-from edge_attention.trust.client import client_dial
 from edge_attention.trust.dial import Dial, read_authority
 from edge_attention.trust.identity import IdentityFolder
 from edge_attention.trust.keeper import Keeper

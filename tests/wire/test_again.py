@@ -8,6 +8,9 @@ import contextlib
 import grpc.aio
 import pytest
 
+from aggregator.serving import answers as kept
+from aggregator.serving.answers import Answers
+from aggregator.serving.rpc import service_handlers
 from edge_attention.core.errors import AlreadyExists, Damaged, DataLoss, InvalidArgument
 from edge_attention.core.messages.attention import (
     Context,
@@ -20,13 +23,10 @@ from edge_attention.core.messages.attention import (
     DropContextResponse,
 )
 from edge_attention.core.messages.link import UploadChunk, Uploaded
-from edge_attention.wire import answers as kept
 from edge_attention.wire import caller as calling
 from edge_attention.wire import checksum, services
-from edge_attention.wire.answers import Answers
 from edge_attention.wire.caller import TRIES, Caller
 from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_attention.wire.rpc import service_handlers
 
 SPEC = ContextSpec("c", 1, 1, 1, 1)
 CONTEXT = Context(SPEC, 0, ())

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
+from aggregator.serving.rpc import service_handlers
 from edge_attention.core.errors import Cancelled, DeadlineExceeded, Unavailable, Unreachable
 from edge_attention.core.messages.attention import Context as Described
 from edge_attention.core.messages.attention import (
@@ -27,7 +28,6 @@ from edge_attention.wire import lines, services
 from edge_attention.wire.caller import Caller
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.once import Once
-from edge_attention.wire.rpc import service_handlers
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 from proxy import Blackhole, HalfOpen, Pass, Proxy

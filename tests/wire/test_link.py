@@ -9,12 +9,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregator.serving.rpc import service_handlers
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.link import Heartbeat, HeartbeatAck
 from edge_attention.core.messages.program import Contribution
 from edge_attention.wire import link
 from edge_attention.wire.caller import Caller
-from edge_attention.wire.rpc import service_handlers
 
 
 def contribution(**changes) -> bytes:

@@ -18,14 +18,14 @@ from typing import Any, Protocol, TypeVar
 import grpc
 import grpc.aio
 
+from aggregator.serving.answers import Answers, Key
+from aggregator.serving.arrivals import Arrivals
 from edge_attention.core.errors import (
     DiskFull,
     EdgeAttentionError,
     Internal,
     Unauthenticated,
 )
-from edge_attention.wire.answers import Answers, Key
-from edge_attention.wire.arrivals import Arrivals
 from edge_attention.wire.errors import to_status
 from edge_attention.wire.methods import REQUEST_KEY, SEALED_KEY, AnyMethod, Method, Service
 

@@ -1,4 +1,4 @@
-"""What a client does about trust: a token or an identity folder in, how to dial out."""
+"""How a client dials its aggregator: with a token, or with the identity in a folder."""
 
 from __future__ import annotations
 

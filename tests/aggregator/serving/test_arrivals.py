@@ -10,12 +10,12 @@ import grpc
 import numpy as np
 import pytest
 
+from aggregator.serving.arrivals import Arrivals
+from aggregator.serving.rpc import service_handlers
 from edge_attention.core.errors import Damaged, DeadlineExceeded, InvalidArgument, Overloaded, Unauthenticated
 from edge_attention.core.messages.attention import AttendRequest
 from edge_attention.wire import services
-from edge_attention.wire.arrivals import Arrivals
 from edge_attention.wire.errors import from_rpc
-from edge_attention.wire.rpc import service_handlers
 
 
 async def after(event, data=b"x"):

@@ -13,6 +13,8 @@ import grpc
 import grpc.aio
 import pytest
 
+from aggregator.serving import rpc
+from aggregator.serving.rpc import service_handlers
 from aggregator.trust.authority import Authority
 from edge_attention.core import errors
 from edge_attention.core.messages.attention import DropContextRequest, DropContextResponse
@@ -26,12 +28,11 @@ from edge_attention.core.messages.link import (
 )
 from edge_attention.core.printable import shown
 from edge_attention.trust.certificates import key_pem, new_key, pem
-from edge_attention.wire import link, rpc, services
+from edge_attention.wire import link, services
 from edge_attention.wire.caller import Caller
 from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.errors import ERROR_KEY, to_status
 from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
-from edge_attention.wire.rpc import service_handlers
 
 CATALOGUE = [getattr(errors, name) for name in errors.__all__ if name != "by_name"]
 ECHO = Method(link.LINK, "Connect", link.from_node, link.to_node, streams_request=True, streams_response=True)

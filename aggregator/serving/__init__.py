@@ -1,0 +1,1 @@
+"""How the aggregator serves methods: bytes in and out, errors by the catalogue, requests bounded and fair."""
