@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from aggregator.training.fusion.alignment import Alignment, Split, align, split
+import numpy as np
+
+from aggregator.training.fusion.alignment import Alignment, align
 from aggregator.training.fusion.plan import FusionPlan, check_dataset
 from aggregator.training.fusion.recipe import FusionRounds, Interrupted
+from aggregator.training.fusion.sampling import CURRENT, Scheme, Split, scheme_of
 from aggregator.training.services import Services
 from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition
+from edge_attention.core.tensors import Array
 
 
 class Readiness:
@@ -31,6 +35,7 @@ class Readiness:
         self._patience, self._say = patience, say
         self._instances: tuple[str, ...] = ()
         self._aligned: Alignment | None = None
+        self._split: Split | None = None
         self._failures = 0
         self._since = time.monotonic()
 
@@ -39,9 +44,9 @@ class Readiness:
 
         Raises:
             DeadlineExceeded: a node stayed away longer than the run's patience.
-            FailedPrecondition: the data are no longer those the run began with.
+            FailedPrecondition: the data, or what orders them, are no longer those the run began with.
         """
-        job, nodes = self._planned.job, self._planned.nodes
+        nodes = self._planned.nodes
         before = time.monotonic()
         there = await self._dispatcher.all_live(nodes, self._patience, self._say)
         # Patience with a round that fails does not run while a node is away: that has its own.
@@ -54,23 +59,42 @@ class Readiness:
             )
         members = [self._membership.require_live(name) for name in nodes]
         instances = tuple(member.register.instance for member in members)
-        if self._aligned is None or instances != self._instances:
+        if self._aligned is None or self._split is None or instances != self._instances:
             for part in self._planned.parts:
                 check_dataset(part, self._membership.require_live(part.node).register.datasets)
             hashes = await self._rounds.identities()
-            sources = [encoder.source for encoder in self._planned.encoders]
-            self._aligned = align(hashes, self._planned.head.source, sources, job.missing)
+            # A million samples take seconds to match and a tenth of one to put in order.
+            self._aligned, self._split = await asyncio.to_thread(self._as_begun, hashes)
             self._instances = instances
-            began = self._fingerprint()
-            if began is not None and began != self._aligned.fingerprint:
-                raise FailedPrecondition(
-                    "the nodes' samples are no longer those this run began with; start a new run"
-                )
-        return self._aligned, split(len(self._aligned), job.holdout, job.seed)
+        return self._aligned, self._split
 
-    def _fingerprint(self) -> str | None:
+    def _as_begun(self, hashes: Mapping[str, Array]) -> tuple[Alignment, Split]:
+        """The samples and their split, if they are those the run began with. Blocks.
+
+        Raises:
+            FailedPrecondition: they are not.
+        """
+        job = self._planned.job
+        sources = [encoder.source for encoder in self._planned.encoders]
+        aligned = align(hashes, self._planned.head.source, sources, job.missing)
         zeroth = self._state.record(self._run, 0)
-        return None if zeroth is None else str(zeroth["fingerprint"])
+        if zeroth is None:
+            return aligned, Split(len(aligned), job.holdout, job.seed, CURRENT)
+        if zeroth["fingerprint"] != aligned.fingerprint:
+            raise FailedPrecondition(
+                "the nodes' samples are no longer those this run began with; start a new run"
+            )
+        # Runs of earlier releases do not say.
+        scheme = scheme_of(zeroth.get("sampling", Scheme.NUMPY))
+        split = Split(len(aligned), job.holdout, job.seed, scheme)
+        last = self._state.get_run(self._run).round
+        record = self._state.record(self._run, last) if last and scheme is Scheme.NUMPY else None
+        if record is not None and split.batch(job.batch, last).tolist() != list(record["samples"]):
+            raise FailedPrecondition(
+                f"NumPy {np.__version__} orders samples in another way than the one this run began with, and "
+                "would train on samples that were held out; resume it with that NumPy, or start a new run"
+            )
+        return aligned, split
 
     def progress(self) -> None:
         if self._failures:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_attention.core.errors import FailedPrecondition, InvalidTensor
-from edge_attention.core.messages.training import MissingSamples, Samples
+from edge_attention.core.messages.training import MissingSamples
 from edge_attention.core.tensors import Array, Int64, require
 
 HASH_BYTES = 16
@@ -76,40 +76,3 @@ def align(
     for source in sorted(rows):
         digest.update(rows[source].tobytes())
     return Alignment(rows, len(everywhere), len(anywhere) - len(everywhere), digest.hexdigest())
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Positions of the samples to train on and of those held out."""
-
-    train: Int64
-    holdout: Int64
-
-    def samples(self, alignment: Alignment) -> Samples:
-        return Samples(alignment.complete, alignment.incomplete, len(self.train), len(self.holdout))
-
-
-def split(count: int, holdout: float, seed: int) -> Split:
-    """Hold out a share of `count` samples, the same for the same seed: NumPy's PCG64, stream 0."""
-    order = np.random.default_rng([seed, 0]).permutation(count)
-    held = round(count * holdout)
-    return Split(np.sort(order[held:]), np.sort(order[:held]))
-
-
-def batch_positions(train: Int64, batch: int, seed: int, round_number: int) -> Int64:
-    """The positions of round `round_number` (1, 2, ...): epochs in an order of their own, no short batch.
-
-    Depends on nothing but its arguments, so that a run resumes at any round. Epoch e is the permutation
-    of `train` by NumPy's PCG64 seeded with [seed, 1, e].
-
-    Raises:
-        FailedPrecondition: fewer samples than a batch takes.
-    """
-    turns = len(train) // batch
-    if not turns:
-        raise FailedPrecondition(
-            f"{len(train)} samples to train on do not fill a batch of {batch}; make the batch smaller"
-        )
-    epoch, turn = divmod(round_number - 1, turns)
-    order = np.random.default_rng([seed, 1, epoch]).permutation(len(train))
-    return train[order[turn * batch : (turn + 1) * batch]]

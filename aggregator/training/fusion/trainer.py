@@ -13,16 +13,20 @@ from pathlib import Path
 from aggregator.store.parameters import Committed
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.active import ActiveRun, evaluation_due
-from aggregator.training.fusion.alignment import Alignment, Split, batch_positions
+from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan
 from aggregator.training.fusion.recipe import FusionRounds, Interrupted, Samples, Timer
+from aggregator.training.fusion.sampling import Split
 from aggregator.training.readiness import Readiness
 from aggregator.training.records import record_from, to_json, write_lines
 from aggregator.training.services import Services
 from edge_attention.core.messages.training import FusionJob, TrainingRound
-from edge_attention.core.tensors import Array
+from edge_attention.core.tensors import Array, Int64
 
 log = logging.getLogger(__name__)
+
+_MANY = 65_536
+"""Samples that take longer to be put in order than the event loop may be held."""
 
 
 class Trainer:
@@ -97,10 +101,14 @@ class Trainer:
         samples = parts.samples(aligned)
         latest, folder = self._parameters.latest(id), self._parameters.folder(id) / "plan"
         if latest is None:
-            batch_positions(parts.train, job.batch, job.seed, 1)
+            parts.batch(job.batch, 1)  # refused before anything is committed
             parameters = await asyncio.to_thread(_initial, folder / "initial.safetensors", job, self._planned)
             state = self._planned.optimizer.init(parameters)
-            zeroth = {"fingerprint": aligned.fingerprint, "samples": vars(samples)}
+            zeroth = {
+                "fingerprint": aligned.fingerprint,
+                "samples": vars(samples),
+                "sampling": parts.scheme.value,
+            }
             await asyncio.to_thread(self._parameters.commit, id, 0, 0, parameters, state, zeroth)
             committed = Committed(0, 0, parameters, state)
         else:
@@ -112,10 +120,10 @@ class Trainer:
 
     async def _round(self, aligned: Alignment, parts: Split, current: Committed) -> Committed:
         """One round: gradients, an optimizer step, a durable commit; then, and only then, it is known."""
-        job, planned, number = self._job, self._planned, current.round + 1
+        planned, number = self._planned, current.round + 1
         sent, received = dict(self._link.bytes_sent), dict(self._link.bytes_received)
         began, timer = time.perf_counter(), Timer()
-        positions = batch_positions(parts.train, job.batch, job.seed, number)
+        positions = await self._batch(parts, number)
         step = await self._rounds.step(
             Samples(positions, aligned), current.parameters, current.version, timer
         )
@@ -143,6 +151,11 @@ class Trainer:
             await commit  # a commit under way cannot be called back: what it commits must be known
             raise
         return committed
+
+    async def _batch(self, parts: Split, number: int) -> Int64:
+        if len(parts.train) <= _MANY:
+            return parts.batch(self._job.batch, number)
+        return await asyncio.to_thread(parts.batch, self._job.batch, number)
 
     async def _commit(self, committed: Committed, record: TrainingRound, timer: Timer) -> None:
         active, id, number = self._active, self._id, committed.round

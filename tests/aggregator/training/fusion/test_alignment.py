@@ -1,16 +1,15 @@
-"""Alignment, the split and the batches: pure functions of hashes and seeds."""
+"""Alignment: a pure function of hashes."""
 
 from __future__ import annotations
 
 import hashlib
-from itertools import chain
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.training.fusion.alignment import align, batch_positions, split
+from aggregator.training.fusion.alignment import align
 from edge_attention.core.errors import FailedPrecondition, InvalidTensor
 from edge_attention.core.messages.training import MissingSamples
 
@@ -89,33 +88,3 @@ def test_the_fingerprint_tells_other_samples_and_another_order():
         )
         == 4
     )
-
-
-@given(st.integers(1, 200), st.floats(0, 0.99), st.integers(0, 2**63))
-def test_a_split_is_a_partition_and_the_same_for_the_same_seed(count, holdout, seed):
-    parts = split(count, holdout, seed)
-    assert sorted(chain(parts.train.tolist(), parts.holdout.tolist())) == list(range(count))
-    assert len(parts.holdout) == round(count * holdout)
-    np.testing.assert_array_equal(parts.train, split(count, holdout, seed).train)
-
-
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 2**63), st.integers(0, 3))
-def test_the_batches_of_an_epoch_hold_each_sample_at_most_once(count, batch, seed, epoch):
-    train = np.arange(count) * 3
-    if count < batch:
-        with pytest.raises(FailedPrecondition, match="do not fill a batch"):
-            batch_positions(train, batch, seed, 1)
-        return
-    turns = count // batch
-    rounds = [batch_positions(train, batch, seed, epoch * turns + turn + 1) for turn in range(turns)]
-    seen = np.concatenate(rounds).tolist()
-    assert len(seen) == len(set(seen)) == turns * batch
-    assert set(seen) <= set(train.tolist())
-    # Any round can be the first a process runs: it depends on nothing that came before.
-    np.testing.assert_array_equal(rounds[-1], batch_positions(train, batch, seed, epoch * turns + turns))
-
-
-def test_epochs_and_seeds_have_orders_of_their_own():
-    train = np.arange(64)
-    orders = [batch_positions(train, 64, seed, epoch + 1).tolist() for seed in (0, 1) for epoch in (0, 1)]
-    assert len({tuple(order) for order in orders}) == 4
