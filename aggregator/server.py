@@ -21,6 +21,7 @@ from aggregator.api.service import Api
 from aggregator.attention.append import Appender
 from aggregator.attention.attend import Attender
 from aggregator.attention.contexts import Contexts
+from aggregator.attention.metrics import AttendMetrics
 from aggregator.bounds.budget import Budgets
 from aggregator.bounds.capacity import Health, server_options
 from aggregator.bounds.sockets import watch_connections
@@ -36,6 +37,7 @@ from aggregator.observe.metrics import Metrics
 from aggregator.serving.rpc import service_handlers
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
+from aggregator.training.metrics import RunMetrics
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
 from aggregator.training.services import Services
@@ -114,11 +116,12 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             stack.callback(trust.close)
             revoked = Revocations(trust.registry).of_nodes
         membership = Membership(settings.lease, lambda: secrets.token_urlsafe(16))
-        dispatcher = Dispatcher(membership, metrics)
+        dispatcher = Dispatcher(membership, metrics.tasks)
         bulk = Bulk(state)
         budgets, turns = Budgets(metrics.bound_refused), Turns(metrics.bound_refused)
         metrics.watch_bounds(budgets, turns)
-        contexts = Contexts(state, membership, metrics, budgets)
+        attends, trained = AttendMetrics(metrics), RunMetrics(metrics)
+        contexts = Contexts(state, membership, attends, budgets)
         holders = {name for c in contexts.list() for segment in c.segments for name in segment.holders}
         membership.expect(holders, time.monotonic())
         link = Link(
@@ -135,11 +138,11 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         parameters = ParameterStore(state)
         activity = Activity()
         services = Services(
-            state, parameters, membership, dispatcher, bulk, link, metrics, settings.patience, activity
+            state, parameters, membership, dispatcher, bulk, link, trained, settings.patience, activity
         )
         runs = Runs(services, budgets)
         appender = Appender(contexts, membership, dispatcher, bulk, turns)
-        attender = Attender(contexts, dispatcher, metrics, activity, turns)
+        attender = Attender(contexts, dispatcher, attends, activity, turns)
         api = Api(membership, dispatcher, bulk, contexts, appender, attender, revoked, budgets)
         checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat)
         handlers = {

@@ -34,14 +34,15 @@ def main() -> None:
     OFF.extend([(Tally, "inc", nothing), (Gauge, "set", nothing), (Batch, "observe", nothing)])
     if "--listen" in sys.argv:
         import aggregator.main as daemon
+        from aggregator.attention.metrics import AttendMetrics
         from aggregator.engine.link import Link
         from aggregator.observe.metrics import Metrics
-        from aggregator.observe.metrics_attend import AttendMetrics
+        from aggregator.observe.metrics_tasks import TaskMetrics
 
-        OFF.append((AttendMetrics, "answered", nothing))
+        OFF.append((AttendMetrics, "attended", nothing))
         OFF.append((Metrics, "answered", nothing))
         OFF.append((Metrics, "tick", nothing))
-        OFF.append((AttendMetrics, "ran", nothing))
+        OFF.append((TaskMetrics, "ran", nothing))
         OFF.append((Link, "_report", nothing))
     else:
         import edge_node.main as daemon

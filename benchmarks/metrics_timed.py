@@ -13,7 +13,14 @@ import sys
 import time
 from typing import Any
 
-LUMPS = ("AttendMetrics.count", "NodeMetrics.count", "NodeMetrics.report", "Metrics.tick", "Link._report")
+LUMPS = (
+    "AttendMetrics.count",
+    "TaskMetrics.count",
+    "NodeMetrics.count",
+    "NodeMetrics.report",
+    "Metrics.tick",
+    "Link._report",
+)
 """What is done for many attends at once, and takes long enough for the thread's own clock, which stands still
 while others have the processor. Of these the sum counts, of all else the median for each."""
 FOUND: dict[str, list[float]] = {}
@@ -75,11 +82,13 @@ def main() -> None:
     ]  # fmt: skip
     if "--listen" in sys.argv:
         import aggregator.main as daemon
+        from aggregator.attention.metrics import AttendMetrics
         from aggregator.engine.link import Link
         from aggregator.observe.metrics import Metrics
-        from aggregator.observe.metrics_attend import AttendMetrics
+        from aggregator.observe.metrics_tasks import TaskMetrics
 
-        functions += [(AttendMetrics, name) for name in ("answered", "count", "ran")]
+        functions += [(AttendMetrics, name) for name in ("answered", "attended", "count")]
+        functions += [(TaskMetrics, name) for name in ("contribution", "ran", "count")]
         functions += [(Metrics, "answered"), (Metrics, "tick"), (Link, "_report")]
         after(Link, "_contribution")
     else:

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from aggregator.attention.metrics import AttendMetrics
 from aggregator.observe.metrics import Metrics
+from aggregator.training.metrics import RunMetrics
 from edge_attention.metrics.node import NodeMetrics
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
@@ -137,9 +139,11 @@ def table(registry: Any, prefix: str, examples: dict[str, str]) -> str:
 
 
 def tables() -> dict[str, str]:
-    node = _Node()
+    node, metrics = _Node(), Metrics()
+    for recipe in (AttendMetrics, RunMetrics):
+        recipe(metrics)
     return {
-        "aggregator": table(Metrics().registry, "edge_attention_aggregator_", AGGREGATOR),
+        "aggregator": table(metrics.registry, "edge_attention_aggregator_", AGGREGATOR),
         "node": table(NodeMetrics(node, node, "", 1, node).registry, "edge_attention_node_", NODE),
     }
 

@@ -23,11 +23,11 @@ from aggregator.attention.attend_plan import (
     require_attend,
 )
 from aggregator.attention.contexts import Contexts, StoredContext
+from aggregator.attention.metrics import AttendMetrics
 from aggregator.bounds.turns import Turns
 from aggregator.engine.dispatch import Dispatcher, Outcome
 from aggregator.engine.exchange import Assignment
 from aggregator.observe.activity import Activity
-from aggregator.observe.metrics import Metrics
 from edge_attention.core.bounds import error_bound, lse_upper_bound
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, InvalidTensor, PermissionDenied
 from edge_attention.core.fold import Fold, join
@@ -59,7 +59,7 @@ class Attender:
         self,
         contexts: Contexts,
         dispatcher: Dispatcher,
-        metrics: Metrics,
+        metrics: AttendMetrics,
         activity: Activity,
         turns: Turns | None = None,
     ) -> None:
@@ -85,14 +85,14 @@ class Attender:
         try:
             response, outcome = await self._attend(request, caller, seconds)
         except Exception as error:
-            self._metrics.attends.failed()
+            self._metrics.failed()
             if isinstance(error, EdgeAttentionError):
                 self._activity.failed(request, error.message, time.time())
             raise
         # After the answer is on its way: nobody waits for these.
         loop = asyncio.get_running_loop()
-        if self._metrics.attends.answered(response, outcome):
-            loop.call_soon(self._metrics.attends.count)
+        if self._metrics.attended(response, outcome):
+            loop.call_soon(self._metrics.count)
         loop.call_soon(self._activity.answered, request, response, time.time())
         return response
 

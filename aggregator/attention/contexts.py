@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from aggregator.attention.metrics import AttendMetrics
 from aggregator.attention.revisions import Revisions
 from aggregator.bounds.bounds import CONTEXT_BYTES, CONTEXTS
 from aggregator.bounds.budget import Budgets, Lease
 from aggregator.fleet.membership import Member, Membership
-from aggregator.observe.metrics import Metrics
 from aggregator.store.state import State
 from edge_attention.core.bounds import Summary
 from edge_attention.core.errors import AlreadyExists, NotFound
@@ -103,7 +103,7 @@ class Contexts:
     """All contexts, by name."""
 
     def __init__(
-        self, state: State, membership: Membership, metrics: Metrics, budgets: Budgets | None = None
+        self, state: State, membership: Membership, metrics: AttendMetrics, budgets: Budgets | None = None
     ) -> None:
         self._budgets = budgets or Budgets()
         self._state = state

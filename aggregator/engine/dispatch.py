@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from aggregator.engine.exchange import REFUSALS, Action, Assignment, Deliver, Exchange, Revoke, Send
 from aggregator.engine.spool import SpooledTensor
 from aggregator.fleet.membership import Membership
-from aggregator.observe.metrics import Metrics
 from aggregator.trust.acting import acting_for
 from edge_attention.core.errors import (
     DuplicateContribution,
@@ -39,6 +38,19 @@ class Connection(Protocol):
     """A node's open stream. What is sent of no shard, and a Cancel, it sends again should it get lost."""
 
     def send(self, message: Program | Cancel) -> None: ...
+
+
+class DispatchObserver(Protocol):
+    """Who counts what becomes of contributions."""
+
+    def contribution(self, outcome: str) -> None:
+        """One was folded, duplicate, late, stale or refused."""
+
+    def not_finite(self) -> None:
+        """One was refused for NaN or infinity in it."""
+
+    def ran(self, seconds: Mapping[str, float]) -> None:
+        """An exchange has ended; seconds its tasks took in graphs, by shard."""
 
 
 Fold = Callable[[Assignment, str, Contribution], None]
@@ -81,10 +93,9 @@ class _Running:
 class Dispatcher:
     """Runs exchanges over the connections there are."""
 
-    def __init__(self, membership: Membership, metrics: Metrics) -> None:
+    def __init__(self, membership: Membership, observer: DispatchObserver) -> None:
         self._membership = membership
-        self._metrics = metrics
-        self._folded = metrics.contributions.labels("folded")
+        self._observer = observer
         self._connections: dict[str, Connection] = {}
         self._running: dict[str, _Running] = {}
         # Task ids of an earlier life of this aggregator must not be taken for this one's.
@@ -143,7 +154,7 @@ class Dispatcher:
                 with suppress(EdgeAttentionError):
                     contribution = _taken(contribution, take)  # to be closed
             outcome = {DuplicateContribution: "duplicate", NotFound: "late", StaleVersion: "stale"}
-            self._metrics.contributions.labels(outcome.get(type(error), "refused")).inc()
+            self._observer.contribution(outcome.get(type(error), "refused"))
             log.debug("contribution of node %s refused: %s", node, error.message)
         finally:
             if not any(isinstance(action, Deliver) for action in actions):
@@ -192,7 +203,7 @@ class Dispatcher:
             if not exchange.done or exchange.failure:
                 self._perform(running, exchange.cancel())
             del self._running[exchange.id]
-            self._metrics.attends.ran(running.run_seconds)
+            self._observer.ran(running.run_seconds)
         if exchange.failure is not None:
             raise exchange.failure
         answered, missing = exchange.answered, exchange.missing
@@ -269,7 +280,7 @@ class Dispatcher:
                         running.fold(
                             assignment, node, contribution if running.spooled else _loaded(contribution)
                         )
-                        self._folded.inc()
+                        self._observer.contribution("folded")
                         if not running.spooled:
                             _close(contribution)
                     except Exception as problem:
@@ -279,9 +290,9 @@ class Dispatcher:
                         if error is None:
                             log.exception("a contribution of node %s could not be folded", node)
                             error = Internal(f"its contribution could not be folded: {problem!r}")
-                        self._metrics.contributions.labels("refused").inc()
+                        self._observer.contribution("refused")
                         if isinstance(error, NotFinite):
-                            self._metrics.nonfinite.labels("contribution").inc()
+                            self._observer.not_finite()
                         log.warning("contribution of node %s refused: %s", node, error.message)
                         queue += running.exchange.refuse(contribution.task_id, error)
         if running.exchange.done and not running.done.done():

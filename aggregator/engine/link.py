@@ -7,14 +7,13 @@ import collections
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from aggregator.engine.bulk import Bulk, chunk_bytes
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.fleet.membership import Member, Membership
-from aggregator.observe.metrics import Metrics
 from aggregator.observe.node_metrics import checked
 from aggregator.serving.rpc import Handler
 from aggregator.trust.audit import Audit
@@ -175,6 +174,25 @@ class NodeConnection:
         return None
 
 
+class LinkObserver(Protocol):
+    """Who counts what happens on the node link."""
+
+    def registered(self, outcome: str) -> None:
+        """A node's registration was new, resumed or refused."""
+
+    def refused(self, error: EdgeAttentionError) -> None:
+        """What a node reported of itself is not taken."""
+
+    def damaged(self) -> None:
+        """A contribution came damaged."""
+
+    def moved(self, direction: str, kind: str, size: int) -> None:
+        """Bytes went to a node ("sent") or came from one ("received"), by "stream" or in "bulk"."""
+
+    def tick(self, members: Sequence[Member], now: float) -> None:
+        """Comes a few times a second, with all members. `now`: seconds of `time.monotonic`."""
+
+
 class Link:
     """Serves EdgeLinkService."""
 
@@ -183,7 +201,7 @@ class Link:
         membership: Membership,
         dispatcher: Dispatcher,
         bulk: Bulk,
-        metrics: Metrics,
+        observer: LinkObserver,
         *,
         heartbeat_seconds: float,
         welcome: Welcome,
@@ -193,13 +211,11 @@ class Link:
         self._membership = membership
         self._dispatcher = dispatcher
         self._bulk = bulk
-        self._metrics = metrics
+        self._observer = observer
         self._heartbeat = heartbeat_seconds
         self._welcome = welcome
         self._require_name = require_name or (lambda name, what: None)
         self._audit = audit or Audit(None)
-        ways, kinds = ("sent", "received"), ("stream", "bulk")
-        self._bytes = {(way, kind): metrics.bytes.labels(way, kind) for way in ways for kind in kinds}
         self._connections: dict[str, NodeConnection] = {}
         self._former: dict[str, NodeConnection] = {}
         """Node that is away -> the connection it had."""
@@ -233,7 +249,7 @@ class Link:
         try:
             admission = self._membership.register(register, time.monotonic())
         except EdgeAttentionError as error:
-            self._metrics.registrations.labels("refused").inc()
+            self._observer.registered("refused")
             log.warning("refused node %s from %s: %s", register.name[:80], context.peer(), error.message)
             self._audit.write(
                 "refused",
@@ -248,7 +264,7 @@ class Link:
             member.clock = box.time_seconds - time.time()
         if known is not None and not admission.resumed:
             self._bulk.forget(known.session)
-        self._metrics.registrations.labels("resumed" if admission.resumed else "new").inc()
+        self._observer.registered("resumed" if admission.resumed else "new")
         former, previous = self._former.pop(name, None), self._connections.get(name)
         if previous is not None:
             former = previous
@@ -334,11 +350,11 @@ class Link:
                 try:
                     message = from_node.decode(data)
                 except Damaged as error:
-                    self._metrics.contributions.labels("damaged").inc()
+                    self._observer.damaged()
                     log.warning("node %s: %s", name, error.message)
                     raise
                 except EdgeAttentionError as error:
-                    self._metrics.contributions.labels("damaged").inc()
+                    self._observer.damaged()
                     log.warning("node %s sent a message that cannot be read: %s", name, error.message)
                     task_id = task_of(data)
                     self._dispatcher.refuse(name, task_id, error)
@@ -384,7 +400,7 @@ class Link:
             member.metrics = checked(report)
         except InvalidArgument as error:
             member.metrics = b""
-            self._metrics.refused(error)
+            self._observer.refused(error)
             log.warning("the metrics of node %s are not shown: %s", member.name, error.message)
 
     def _contribution(self, name: str, member: Member, contribution: Contribution) -> None:
@@ -417,7 +433,7 @@ class Link:
                     del chunk
             except Damaged as error:
                 # The answer says how much is there: the node goes on from there at once.
-                self._metrics.contributions.labels("damaged").inc()
+                self._observer.damaged()
                 log.warning("node %s: %s", name, error.message)
 
         uploaded = await self._bulk.upload(session, counted(), keep=False)
@@ -431,10 +447,12 @@ class Link:
 
     def _count(self, counter: Counter[str], name: str, size: int, direction: str, kind: str) -> None:
         counter[name] += size
-        self._bytes[direction, kind].inc(size)
+        self._observer.moved(direction, kind, size)
 
 
-async def watch_leases(membership: Membership, dispatcher: Dispatcher, link: Link, metrics: Metrics) -> None:
+async def watch_leases(
+    membership: Membership, dispatcher: Dispatcher, link: Link, observer: LinkObserver
+) -> None:
     """Notice leases that run out; runs as long as the aggregator does."""
     while True:
         await asyncio.sleep(min(0.5, membership.lease / 4))
@@ -442,4 +460,4 @@ async def watch_leases(membership: Membership, dispatcher: Dispatcher, link: Lin
             log.warning("node %s is lost: silent for more than %.1f s", name, membership.lease)
             link.lost(name)
             dispatcher.changed(name)
-        metrics.tick(membership.members(), time.monotonic())
+        observer.tick(membership.members(), time.monotonic())

@@ -1,7 +1,7 @@
 """What the aggregator counts, in Prometheus form. docs/metrics.md lists it all, with a query for each.
 
-By part: `attends` (metrics_attend.py), `training` (metrics_runs.py), `now` (metrics_nodes.py: what is looked
-up when somebody asks). Labels are bounded: outcomes and stages are ours, nodes and runs limited in number.
+By part: `tasks` (metrics_tasks.py), `now` (metrics_nodes.py: what is looked up when somebody asks), and what
+recipes add of their own. Labels are bounded: outcomes and stages are ours, nodes limited in number.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from aggregator.bounds.bounds import ALL
 from aggregator.bounds.budget import Budget, Budgets
 from aggregator.bounds.turns import Turns
 from aggregator.fleet.membership import Member
-from aggregator.observe.metrics_attend import AttendMetrics
+from aggregator.observe.counts import RecipeCounts
 from aggregator.observe.metrics_nodes import NodesNow, shown
-from aggregator.observe.metrics_runs import RunMetrics
+from aggregator.observe.metrics_tasks import TaskMetrics
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.metrics.common import SECONDS as SECONDS
 from edge_attention.metrics.common import Maker
 from edge_attention.wire.methods import AnyMethod
-from edge_attention.wire.services import ATTEND
 
 PREFIX = "edge_attention_aggregator_"
 
@@ -33,7 +32,9 @@ class Metrics:
     """One registry a process; tests make their own."""
 
     def __init__(self) -> None:
-        make = Maker(PREFIX)
+        self.make = make = Maker(PREFIX)
+        """With this a recipe makes its own."""
+        self._recipes: list[RecipeCounts] = []
         self.registry = registry = make.registry
         PlatformCollector(registry=registry)
         self.nodes = make.gauge("nodes", "Nodes by lease state.", "state")
@@ -44,17 +45,7 @@ class Metrics:
         self.registrations = make.counter(
             "registrations_total", "Node registrations by outcome: new, resumed, refused.", "outcome"
         )
-        self.contributions = make.counter(
-            "contributions_total",
-            "Contributions by outcome: folded, duplicate, late, stale, refused, damaged.",
-            "outcome",
-        )
-        self.nonfinite = make.counter(
-            "nonfinite_total",
-            "What nodes returned and was refused for NaN or infinity in it: a contribution, or an update of "
-            "a federated round.",
-            "what",
-        )
+        self.tasks = TaskMetrics(make)
         self.refusals = make.counter(
             "refusals_total", "Calls refused, by the error's name; and reports of nodes.", "reason"
         )
@@ -81,19 +72,8 @@ class Metrics:
         )  # fmt: skip
         for outcome in ("new", "resumed", "refused"):
             self.registrations.labels(outcome)
-        for outcome in ("folded", "duplicate", "late", "stale", "refused", "damaged"):
-            self.contributions.labels(outcome)
-        for what in ("contribution", "update"):
-            self.nonfinite.labels(what)
-        self.attends = attends = AttendMetrics(make)
-        self.queries, self.query_seconds = attends.queries, attends.query_seconds
-        self.merge_seconds, self.run_seconds = attends.merge_seconds, attends.run_seconds
-        self.training = runs = RunMetrics(make)
-        self.rounds, self.round_seconds, self.runs = runs.rounds, runs.round_seconds, runs.runs
-        self.version, self.waiting, self.loss = runs.version, runs.waiting, runs.loss
-        self.consensus, self.updates, self.staleness = runs.consensus, runs.updates, runs.staleness
-        self.contexts = make.gauge("contexts", "Contexts.")
-        self.tokens = make.gauge("context_tokens", "Tokens over all contexts.")
+        ways, kinds = ("sent", "received"), ("stream", "bulk")
+        self._moved = {(way, kind): self.bytes.labels(way, kind) for way in ways for kind in kinds}
         self.certificate_expiry = make.gauge(
             "certificate_expiry_timestamp_seconds",
             "When certificates end: the authority's, the server's, and peers' by role and name.",
@@ -103,6 +83,10 @@ class Metrics:
             "certificates_issued_total", "Certificates issued, by role.", "role"
         )
         self.enrolments = make.counter("enrolments_total", "Enrolments by outcome: ok, refused.", "outcome")
+
+    def add(self, counts: RecipeCounts) -> None:
+        """Have a recipe's metrics told what happens outside it."""
+        self._recipes.append(counts)
 
     def bound_refused(self, name: str) -> None:
         """A call was refused for the bound of that name."""
@@ -124,18 +108,34 @@ class Metrics:
 
     def answered(self, method: AnyMethod, seconds: float) -> None:
         """A call was answered; decoding, encoding and sending took so long."""
-        if method is ATTEND:
-            self.attends.edge(seconds)
+        for recipe in self._recipes:
+            recipe.answered(method, seconds)
+
+    # What the link tells (engine/link.LinkObserver)
+
+    def registered(self, outcome: str) -> None:
+        """A node's registration: new, resumed or refused."""
+        self.registrations.labels(outcome).inc()
+
+    def damaged(self) -> None:
+        """A contribution came damaged."""
+        self.tasks.contribution("damaged")
+
+    def moved(self, direction: str, kind: str, size: int) -> None:
+        """Bytes went to a node (sent) or came from one (received), by `kind`: stream or bulk."""
+        self._moved[direction, kind].inc(size)
 
     # Now and then
 
     def tick(self, members: Sequence[Member], now: float) -> None:
-        """Count nodes by state; forget nodes that are gone, and runs that ended some time ago."""
+        """Count nodes by state; forget nodes that are gone."""
         counts = Counter(member.state for member in members)
         for state in NodeState:
             self.nodes.labels(state.value).set(counts[state])
-        self.attends.keep({member.name for member in shown(members, now)})
-        self.training.sweep(now)
+        self.tasks.count()
+        nodes = {member.name for member in shown(members, now)}
+        for recipe in self._recipes:
+            recipe.tick(nodes, now)
 
 
 def _used(budget: Budget) -> float:

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass, field, replace
 
 from aggregator.bounds.budget import Lease
-from aggregator.observe.metrics import Metrics
+from aggregator.training.metrics import RunMetrics
 from edge_attention.core.messages.training import FederatedJob, FusionJob, TrainingRun
 
 log = logging.getLogger(__name__)
@@ -35,13 +35,13 @@ class ActiveRun:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    def say(self, sentence: str, metrics: Metrics, about: str = "", missing: int = 0) -> None:
+    def say(self, sentence: str, metrics: RunMetrics, about: str = "", missing: int = 0) -> None:
         """What the run waits for now; empty: it goes on. For the log, metrics and those who watch.
 
         `about`: what the sentence is about, as the nodes waited for: a sentence that only counts seconds
         on is news to those who watch, but none to the log. `missing`: nodes that lack for a quorum.
         """
-        metrics.training.waits(self.info.id, bool(sentence), missing)
+        metrics.waits(self.info.id, bool(sentence), missing)
         if sentence == self.info.waiting:
             return
         about = about or sentence

@@ -334,7 +334,7 @@ class Runs:
 
     def _begin(self, active: ActiveRun, recipe: Recipe, stored: Mapping[str, str] | None) -> None:
         self._active[active.info.id] = active
-        self._metrics.training.begun(active.info.id, time.time())
+        self._metrics.begun(active.info.id, time.time())
         work = self._supervise(active, recipe, stored)
         context = context_of(active.caller)
         active.task = asyncio.create_task(work, name=f"run {active.info.id}", context=context)
@@ -345,7 +345,7 @@ class Runs:
             active.going.give_back()
         if active.task is task:  # it was stopped before it had begun
             active.task = None
-            self._metrics.training.ended(active.info.id, time.monotonic())
+            self._metrics.ended(active.info.id, time.monotonic())
             if not self._closing:
                 active.update(state=RunState.STOPPED, detail=STOPPED, waiting="")
 
@@ -368,7 +368,7 @@ class Runs:
             self._end(active, RunState.FAILED, f"{type(error).__name__} in the aggregator; its log says more")
         finally:
             active.task = None  # a task that was cancelled holds all it worked with
-            self._metrics.training.ended(id, time.monotonic())
+            self._metrics.ended(id, time.monotonic())
 
     async def _train(self, active: ActiveRun, recipe: Recipe) -> str:
         """As `recipe.train`; where the disk is full it waits for room, and goes on from the last version."""

@@ -9,9 +9,9 @@ from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.link import Link
 from aggregator.fleet.membership import Membership
 from aggregator.observe.activity import Activity
-from aggregator.observe.metrics import Metrics
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
+from aggregator.training.metrics import RunMetrics
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,6 @@ class Services:
     dispatcher: Dispatcher
     bulk: Bulk
     link: Link
-    metrics: Metrics
+    metrics: RunMetrics
     patience: float
     activity: Activity = field(default_factory=Activity)

@@ -15,6 +15,7 @@ import numpy as np
 from aggregator.attention.append import Appender
 from aggregator.attention.attend import Attender
 from aggregator.attention.contexts import Contexts
+from aggregator.attention.metrics import AttendMetrics
 from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.fleet.membership import Membership
@@ -22,6 +23,7 @@ from aggregator.observe.activity import Activity
 from aggregator.observe.metrics import Metrics
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
+from aggregator.training.metrics import RunMetrics
 from aggregator.training.runs import Runs
 from aggregator.training.services import Services
 from edge_attention.core.messages.fleet import NodeState
@@ -41,18 +43,20 @@ class House:
     def __init__(self, folder=None, patience=5.0):
         self.state = State(folder)
         self.metrics = Metrics()
+        self.attend_metrics = AttendMetrics(self.metrics)
+        self.run_metrics = RunMetrics(self.metrics)
         self.activity = Activity()
         sessions = (f"s{n}" for n in itertools.count())
         self.membership = Membership(10.0, lambda: next(sessions))
-        self.dispatcher = Dispatcher(self.membership, self.metrics)
+        self.dispatcher = Dispatcher(self.membership, self.metrics.tasks)
         self.bulk = Bulk(self.state)
-        self.contexts = Contexts(self.state, self.membership, self.metrics)
+        self.contexts = Contexts(self.state, self.membership, self.attend_metrics)
         self.appender = Appender(self.contexts, self.membership, self.dispatcher, self.bulk)
-        self.attender = Attender(self.contexts, self.dispatcher, self.metrics, self.activity)
+        self.attender = Attender(self.contexts, self.dispatcher, self.attend_metrics, self.activity)
         self.parameters = ParameterStore(self.state)
         link = SimpleNamespace(bytes_sent=Counter(), bytes_received=Counter())
-        parts = (self.state, self.parameters, self.membership, self.dispatcher, self.bulk, link, self.metrics)
-        self.runs = Runs(Services(*parts, patience, self.activity))
+        parts = (self.state, self.parameters, self.membership, self.dispatcher, self.bulk, link)
+        self.runs = Runs(Services(*parts, self.run_metrics, patience, self.activity))
 
     def __enter__(self):
         return self

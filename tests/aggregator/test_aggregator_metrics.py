@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from house import House
 
+from aggregator.attention import metrics as metrics_attend
+from aggregator.attention.metrics import AttendMetrics
 from aggregator.engine.dispatch import Outcome
 from aggregator.engine.link import Link
 from aggregator.fleet.membership import Member
-from aggregator.observe import metrics_attend
 from aggregator.observe.metrics import Metrics
 from aggregator.observe.metrics_nodes import LOST_SECONDS, NODES, shown
-from aggregator.observe.metrics_runs import KEPT_SECONDS, RUNS
+from aggregator.training.metrics import KEPT_SECONDS, RUNS, RunMetrics
 from edge_attention.core.errors import InvalidTensor, NotFinite, NotFound
 from edge_attention.core.messages.attention import (
     AttendRequest,
@@ -73,14 +74,15 @@ def test_nodes_that_are_shown_are_bounded_and_the_long_lost_are_not():
 def test_nodes_that_attends_are_counted_by_are_bounded(monkeypatch):
     monkeypatch.setattr(metrics_attend, "SHARES_SECONDS", 0.0)
     metrics = Metrics()
+    attends = AttendMetrics(metrics)
     for n in range(NODES + 5):
         pair = [(f"n{n}", 0.5), ("z", 0.4)]
-        metrics.attends.answered(answer(pair), outcome(pair))
+        attends.attended(answer(pair), outcome(pair))
     for name in ("attend_mass", "attend_slowest_total"):
         assert len(series(metrics, name)) == NODES
         assert value(metrics, name, node="n0") is not None
     metrics.tick([member("n7")], 0.0)
-    metrics.attends.answered(answer(pair), outcome(pair))
+    attends.attended(answer(pair), outcome(pair))
     for name in ("attend_mass", "attend_slowest_total"):
         assert {s.labels["node"] for s in series(metrics, name)} - {"z"} == {"n7", pair[0][0]}
 
@@ -130,6 +132,7 @@ def outcome(seconds, unanswered=()):
 def test_an_answer_is_counted_by_stage_and_by_node(monkeypatch):
     monkeypatch.setattr(metrics_attend, "SHARES_SECONDS", 0.0)
     metrics = Metrics()
+    attends = AttendMetrics(metrics)
     mass = [("a", 0.25), ("b", 0.5), ("a", 0.25)]
     seconds = {
         "plan": 0.1,
@@ -141,40 +144,42 @@ def test_an_answer_is_counted_by_stage_and_by_node(monkeypatch):
         "all": 2.0,
         "wait": 1.0,
     }
-    metrics.attends.answered(answer(mass, **seconds), outcome([("a", 0.2), ("b", 0.9), ("a", 0.6)]))
+    attends.attended(answer(mass, **seconds), outcome([("a", 0.2), ("b", 0.9), ("a", 0.6)]))
     for stage in seconds.keys() - {"wait"}:
         assert value(metrics, "attend_seconds_sum", stage=stage) == seconds[stage]
     assert value(metrics, "attends_total", outcome="exact") == 1
     assert value(metrics, "attend_wait_seconds_total") == 1.0
     assert value(metrics, "attend_straggler_seconds_total") == pytest.approx(1.0 - 0.6)
     assert value(metrics, "attend_slowest_total", node="b") == 1
-    assert metrics.attends.shares == pytest.approx({"a": 0.5, "b": 0.5})
+    assert attends.shares == pytest.approx({"a": 0.5, "b": 0.5})
     for _ in range(200):
-        metrics.attends.answered(answer([("a", 1.0), ("b", 0.0)], **seconds), outcome([("a", 1), ("b", 0.1)]))
+        attends.attended(answer([("a", 1.0), ("b", 0.0)], **seconds), outcome([("a", 1), ("b", 0.1)]))
     assert value(metrics, "attend_mass", node="a") == pytest.approx(1.0, abs=1e-3)
     assert value(metrics, "attend_slowest_total", node="a") == 200
     metrics.tick([member("a")], 0.0)
     assert [s.labels["node"] for s in series(metrics, "attend_mass")] == ["a"]
     assert [s.labels["node"] for s in series(metrics, "attend_slowest_total")] == ["a"]
-    assert metrics.attends.shares.keys() == {"a"}
+    assert attends.shares.keys() == {"a"}
 
 
 def test_a_partial_answer_counts_its_bound_and_whom_it_waited_for():
     metrics = Metrics()
+    attends = AttendMetrics(metrics)
     bound = Bound(np.array([[0.25, 0.003]], np.float32), True)
     late = outcome([("a", 0.1), ("b", 0.2)], unanswered=("c", "c", ""))
-    metrics.attends.answered(answer([("a", 1.0)], exact=False, bound=bound, wait=5.0), late)
+    attends.attended(answer([("a", 1.0)], exact=False, bound=bound, wait=5.0), late)
     assert value(metrics, "attends_total", outcome="partial") == 1
     assert value(metrics, "attend_bound_sum") == 0.25
     # Of five parts the median had not been answered: nobody kept the others waiting alone.
     assert value(metrics, "attend_straggler_seconds_total") == 0
     assert {s.labels["node"]: s.value for s in series(metrics, "attend_slowest_total")} == {"c": 1}
-    metrics.attends.answered(answer([("a", 1.0)], wait=1.0), outcome([("a", 0.5)]))
+    attends.attended(answer([("a", 1.0)], wait=1.0), outcome([("a", 0.5)]))
     assert value(metrics, "attend_slowest_total", node="a") is None, "of one part there is no slowest"
 
 
 def test_only_attends_are_timed_at_the_edge_and_every_refusal_is_counted():
     metrics = Metrics()
+    AttendMetrics(metrics)
     metrics.answered(ATTEND, 0.25)
     metrics.answered(LIST_NODES, 9.0)
     assert value(metrics, "attend_seconds_sum", stage="client") == 0.25
@@ -208,7 +213,7 @@ def test_a_real_attend():
     assert all(s >= 0 for s in found.seconds.values())
     assert found.seconds["wait"] >= found.seconds["node_run"] > 0
     assert value(metrics, "attends_total", outcome="exact") == 1
-    assert sum(metrics.attends.shares.values()) == pytest.approx(1.0, abs=1e-5)
+    assert sum(s.value for s in series(metrics, "attend_mass")) == pytest.approx(1.0, abs=1e-5)
     assert sum(s.value for s in series(metrics, "attend_slowest_total")) == 1
 
 
@@ -250,7 +255,7 @@ def record(number=1, loss=0.5, **consensus):
 
 def test_a_run_from_its_first_round_to_some_time_after_its_end():
     metrics = Metrics()
-    runs = metrics.training
+    runs = RunMetrics(metrics)
     runs.begun("r", 1000.0)
     runs.at("r", 0, 0)
     assert value(metrics, "runs") == 1
@@ -286,15 +291,16 @@ def test_a_run_from_its_first_round_to_some_time_after_its_end():
 
 def test_runs_that_have_series_are_bounded():
     metrics = Metrics()
+    runs = RunMetrics(metrics)
     for n in range(RUNS):
-        metrics.training.begun(f"r{n}", 0.0)
-    metrics.training.begun("more", 0.0)
-    metrics.training.committed("more", record(), 0.0)
+        runs.begun(f"r{n}", 0.0)
+    runs.begun("more", 0.0)
+    runs.committed("more", record(), 0.0)
     assert value(metrics, "run_round", run="more") is None, "all others go on"
-    metrics.training.ended("r5", 2.0)
-    metrics.training.ended("r3", 1.0)
-    metrics.training.begun("latest", 0.0)
-    metrics.training.committed("latest", record(), 0.0)
+    runs.ended("r5", 2.0)
+    runs.ended("r3", 1.0)
+    runs.begun("latest", 0.0)
+    runs.committed("latest", record(), 0.0)
     assert value(metrics, "run_round", run="latest") == 1
     assert value(metrics, "run_waiting", run="r3") is None, "it ended first"
     assert value(metrics, "run_waiting", run="r5") == 0

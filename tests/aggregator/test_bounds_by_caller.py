@@ -54,7 +54,7 @@ class Bounded:
                 self.budgets._budgets[bound.name] = Budget(
                     replace(bound, total=total), house.metrics.bound_refused
                 )
-        self.contexts = Contexts(house.state, house.membership, house.metrics, self.budgets)
+        self.contexts = Contexts(house.state, house.membership, house.attend_metrics, self.budgets)
         house.contexts = self.contexts
         self.appender = Appender(self.contexts, house.membership, house.dispatcher, house.bulk)
         house.attender._contexts = self.contexts

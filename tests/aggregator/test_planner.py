@@ -166,7 +166,7 @@ def test_a_run_of_an_earlier_release_is_planned_once_more():
     with House() as house:
         services = Services(
             house.state, house.parameters, house.membership, house.dispatcher, house.bulk, None,
-            house.metrics, 5.0,
+            house.run_metrics, 5.0,
         )  # fmt: skip
         made = job(house)
         first, second = FusionRecipe(made, services), FusionRecipe(made, services)

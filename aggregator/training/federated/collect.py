@@ -121,7 +121,7 @@ class Collector(ABC):
     def count(self, error: InvalidTensor) -> None:
         """What a node returned of a round is refused."""
         if isinstance(error, NotFinite):
-            self._services.metrics.nonfinite.labels("update").inc()
+            self._services.metrics.nonfinite_updates.inc()
 
     def quarantine(self, node: str, reason: str) -> str:
         """The node works for this run no more; what records say of it."""

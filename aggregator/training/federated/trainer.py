@@ -79,7 +79,7 @@ class FederatedTrainer:
             )  # fmt: skip
         current = await asyncio.to_thread(self._versions.latest)
         self._active.update(samples=counts, round=current.round, version=current.version)
-        self._metrics.training.at(self._id, current.round, current.version)
+        self._metrics.at(self._id, current.round, current.version)
         self._write_lines()
         try:
             why = await self._all_rounds(current)
@@ -226,7 +226,7 @@ class FederatedTrainer:
     def _announce(self, record: TrainingRound, collected: Collected) -> None:
         active, metrics, number = self._active, self._metrics, record.number
         self._services.activity.round(self._id, record, time.time())
-        metrics.training.committed(self._id, record, time.time())
+        metrics.committed(self._id, record, time.time())
         for stage, seconds in record.seconds.items():
             metrics.round_seconds.labels(stage).observe(seconds)
         metrics.updates.labels("folded").inc(len(collected.updates))
@@ -250,7 +250,7 @@ class FederatedTrainer:
         record = replace(record, evaluation=evaluation, seconds=seconds)
         self._state.replace_record(self._id, number, to_json(record))
         self._services.activity.evaluated(self._id, number, evaluation)
-        self._metrics.training.evaluated(self._id, evaluation)
+        self._metrics.evaluated(self._id, evaluation)
 
     def _due(self, number: int) -> bool:
         """Whether the held-out rows, if there are any, are evaluated after this round."""

@@ -75,7 +75,7 @@ class Trainer:
                     record = replace(record, evaluation=evaluation, seconds=seconds)
                     self._state.replace_record(self._id, current.round, to_json(record))
                     self._activity.evaluated(self._id, current.round, evaluation)
-                    self._metrics.training.evaluated(self._id, evaluation)
+                    self._metrics.evaluated(self._id, evaluation)
                 if current.round > 0 and active.evaluating | due:
                     active.evaluating = False
                     active.update()
@@ -115,7 +115,7 @@ class Trainer:
             committed = await asyncio.to_thread(self._parameters.load, id, latest)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # what version 0 was made of
         self._active.update(samples=samples, round=committed.round, version=committed.version)
-        self._metrics.training.at(self._id, committed.round, committed.version)
+        self._metrics.at(self._id, committed.round, committed.version)
         return committed
 
     async def _round(self, aligned: Alignment, parts: Split, current: Committed) -> Committed:
@@ -170,7 +170,7 @@ class Trainer:
         )
         timer.lap("commit")
         self._activity.round(id, record, time.time())
-        self._metrics.training.committed(id, record, time.time())
+        self._metrics.committed(id, record, time.time())
         for stage, seconds in timer.seconds.items():
             self._metrics.round_seconds.labels(stage).observe(seconds)
         active.evaluating = evaluation_due(self._job, number)

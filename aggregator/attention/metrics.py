@@ -1,4 +1,4 @@
-"""What is counted of attends.
+"""What is counted of contexts and attends.
 
 On the way of an answer it is only noted down; it is counted many at a time, at the latest when somebody asks.
 """
@@ -10,19 +10,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from aggregator.engine.dispatch import Outcome
+from aggregator.observe.counts import RecipeCounts
+from aggregator.observe.metrics import Metrics
 from aggregator.observe.metrics_nodes import NODES
 from edge_attention.core.messages.attention import AttendResponse, ShardMass
-from edge_attention.metrics.common import Maker
-
-if TYPE_CHECKING:
-    from aggregator.engine.dispatch import Outcome
+from edge_attention.wire.methods import AnyMethod
+from edge_attention.wire.services import ATTEND
 
 STAGES = ("client", "plan", "turn", "queue", "node_run", "network", "merge", "all")
 BOUNDS = tuple(10.0**power for power in range(-6, 4))
@@ -34,11 +34,15 @@ _NEW = 0.05
 """How much an attend weighs in the mean of a node's share."""
 
 
-class AttendMetrics(Collector):
+class AttendMetrics(RecipeCounts, Collector):
     """Latency by stage, how exact answers are, and which nodes they stand on and wait for."""
 
-    def __init__(self, make: Maker) -> None:
+    def __init__(self, metrics: Metrics) -> None:
+        make = metrics.make
+        metrics.add(self)
         self._prefix = make.prefix
+        self.contexts = make.gauge("contexts", "Contexts.")
+        self.tokens = make.gauge("context_tokens", "Tokens over all contexts.")
         # Before the histograms: what waits is counted before they are read.
         make.registry.register(self)
         self.queries = make.counter(
@@ -60,29 +64,21 @@ class AttendMetrics(Collector):
             "attend_bound", "Largest certified bound on the error of a partial answer.", buckets=BOUNDS
         )
         self.merge_seconds = make.histogram("merge_seconds", "Seconds to merge one answer.")
-        self.run_seconds = make.histogram(
-            "node_run_seconds", "Seconds of a task in its graphs, as nodes report it."
-        )
         self._waiting: list[tuple[bool, Mapping[str, float], Outcome, tuple[ShardMass, ...]]] = []
-        self._ran: list[Mapping[str, float]] = []
         self._lock = threading.Lock()  # a port of prometheus_client's asks in a thread of its own
         self._wait = self._straggler = 0.0
         self._slowest: Counter[str] = Counter()
         self._shares: dict[str, float] = {}
         self._look = -math.inf
 
-    def ran(self, seconds: Mapping[str, float]) -> None:
-        """Note down what tasks took in graphs, by shard."""
-        self._ran.append(seconds)
-
     def failed(self) -> None:
         self._failed.inc()
 
-    def edge(self, seconds: float) -> None:
-        """A call's time between bytes and our classes, and until the answer was sent."""
-        self._client.observe(seconds)
+    def answered(self, method: AnyMethod, seconds: float) -> None:
+        if method is ATTEND:
+            self._client.observe(seconds)
 
-    def answered(self, response: AttendResponse, outcome: Outcome) -> bool:
+    def attended(self, response: AttendResponse, outcome: Outcome) -> bool:
         """Note an answer down. Whether it is time to `count`: after the answer is on its way."""
         mass: tuple[ShardMass, ...] = ()
         if (now := time.monotonic()) >= self._look:
@@ -95,10 +91,6 @@ class AttendMetrics(Collector):
     def count(self) -> None:
         """Count what was noted down."""
         with self._lock:
-            ran, self._ran = self._ran, []
-            for by_shard in ran:
-                for run_seconds in by_shard.values():
-                    self.run_seconds.observe(run_seconds)
             waiting, self._waiting = self._waiting, []
             if not waiting:
                 return
@@ -146,7 +138,7 @@ class AttendMetrics(Collector):
         self.count()
         return dict(self._shares)
 
-    def keep(self, nodes: Container[str]) -> None:
+    def tick(self, nodes: Container[str], now: float) -> None:
         """Count what waits, and forget all nodes but these."""
         self.count()
         with self._lock:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Container
 
+from aggregator.observe.counts import RecipeCounts
+from aggregator.observe.metrics import Metrics
 from edge_attention.core.messages.training import Evaluation, TrainingRound
-from edge_attention.metrics.common import Maker
 
 RUNS = 200
 """Runs that have series at most, those that have ended included."""
@@ -18,10 +20,13 @@ _TOKENS = "tokens"
 """That metric is what others are a share of (Evaluation.share)."""
 
 
-class RunMetrics:
+class RunMetrics(RecipeCounts):
     """Rounds and versions, losses, waits. Times are seconds of any steady clock, but for `commit`'s."""
 
-    def __init__(self, make: Maker) -> None:
+    def __init__(self, metrics: Metrics) -> None:
+        make = metrics.make
+        metrics.add(self)
+        self.nonfinite_updates = metrics.tasks.nonfinite.labels("update")
         self.rounds = make.counter("rounds_total", "Training rounds committed.")
         self.round_seconds = make.histogram("round_seconds", "Seconds of a training round by stage.", "stage")
         self.runs = make.gauge("runs", "Training runs going on.")
@@ -106,7 +111,7 @@ class RunMetrics:
         if run in self._ended:
             self._ended[run] = now
 
-    def sweep(self, now: float) -> None:
+    def tick(self, nodes: Container[str], now: float) -> None:
         """Remove the series of runs that ended some time ago."""
         for run, end in list(self._ended.items()):
             if end is not None and now - end > KEPT_SECONDS:
