@@ -1,7 +1,8 @@
-"""The least a gRPC attend can add: bare streams, the kernel in a worker thread, the merge. Nothing else.
+"""The least a gRPC attend can add: bare streams, the kernel, the merge. Nothing else.
 
-No protobuf, no programs, no checks, no sessions: what is left is what grpc.aio and one hand-over to a thread
-cost while kernels push everything out of the caches. Nobody who uses them can add less.
+No protobuf, no programs, no checks, no sessions: what is left is what grpc.aio costs while kernels push
+everything out of the caches. The kernel runs in a worker thread, or on the event loop's own, where nothing
+else can happen meanwhile; the loops are asyncio's, or uvloop's. Nobody who uses them can add less.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from benchmarks.attend_variants import DIM, HEADS, children, merged, queries, sh
 from benchmarks.turns import serve
 
 MODULE = "benchmarks.attend_floor"
+WAYS = ("thread", "loop", "uvloop")
+"""Where the kernel runs: in a thread, on the loop's own, on uvloop's own."""
 _CUT = HEADS * DIM
 
 
-async def _root(keys: int) -> None:
+async def _root(way: str, keys: int) -> None:
     import grpc.aio
 
     loop = asyncio.get_running_loop()
-    with children("node", str(keys), module=MODULE) as nodes:
+    with children("node", way, str(keys), module=MODULE) as nodes:
         ports = [await loop.run_in_executor(None, node.readline) for node in nodes]
         channels: list[Any] = [grpc.aio.insecure_channel(f"127.0.0.1:{int(port)}") for port in ports]
         streams = [channel.stream_stream("/floor/Stream")() for channel in channels]
@@ -54,10 +57,11 @@ async def _root(keys: int) -> None:
             await channel.close()
 
 
-async def _node(keys: int, seed: int) -> None:
+async def _node(way: str, keys: int, seed: int) -> None:
     import grpc.aio
 
     attend, pool, loop = shard(keys, seed), ThreadPoolExecutor(1), asyncio.get_running_loop()
+    in_thread = way == "thread"
 
     def work(data: bytes) -> bytes:
         out, lse, seconds = attend(np.frombuffer(data, np.float32).reshape(1, HEADS, DIM))
@@ -65,7 +69,7 @@ async def _node(keys: int, seed: int) -> None:
 
     async def stream(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         async for data in requests:
-            yield await loop.run_in_executor(pool, work, data)
+            yield await loop.run_in_executor(pool, work, data) if in_thread else work(data)
 
     server = grpc.aio.server()
     handler = grpc.stream_stream_rpc_method_handler(stream)
@@ -78,6 +82,12 @@ async def _node(keys: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    role, *arguments = sys.argv[1:]
+    role, how, *arguments = sys.argv[1:]
     numbers = [int(argument) for argument in arguments]
-    asyncio.run(_root(*numbers) if role == "root" else _node(*numbers))
+    if how == "uvloop":
+        import uvloop  # type: ignore[import-not-found, unused-ignore]
+
+        run: Any = uvloop.run
+    else:
+        run = asyncio.run
+    run(_root(how, *numbers) if role == "root" else _node(how, *numbers))

@@ -82,7 +82,11 @@ def timed(call: Callable[[], float]) -> Callable[[int], list[list[float]]]:
 
 
 def ours(keys: int) -> None:
-    """An aggregator and two nodes with one thread each; figures are the reply's own."""
+    """An aggregator and two nodes with one thread each; figures are the reply's own.
+
+    Two more follow them: what the same call added as its Python client saw it, and what one with a deadline
+    added, in which each node runs two graphs and returns its lse before its out.
+    """
     from edge_attention import Client
     from edge_attention.cli.local_fleet import AGGREGATOR, LocalFleet
 
@@ -104,10 +108,17 @@ def ours(keys: int) -> None:
         q = queries()
 
         def call() -> list[float]:
+            start = time.perf_counter()
             answer = context.attend(q)
+            took = time.perf_counter() - start
             assert answer.exact
             kernel = answer.seconds["node_run"]
-            return [(answer.seconds["all"] - kernel) * 1e3, kernel * 1e3]
+            return [(answer.seconds["all"] - kernel) * 1e3, kernel * 1e3, (took - kernel) * 1e3]
+
+        def late() -> float:
+            answer = context.attend(q, deadline=30.0)
+            assert answer.exact
+            return (answer.seconds["all"] - answer.seconds["node_run"]) * 1e3
 
         def stream_bytes(way: str) -> float:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
@@ -125,7 +136,7 @@ def ours(keys: int) -> None:
             call()
             sizes.append({way: round((stream_bytes(way) - was) / SHARDS) for way, was in before.items()})
         first = {way: int(statistics.median(size[way] for size in sizes)) for way in ("sent", "received")}
-        serve(lambda calls: [call() for _ in range(calls)], first)
+        serve(lambda calls: [[*call(), late()] for _ in range(calls)], first)
 
 
 def bare(down: int, up: int) -> None:
