@@ -90,7 +90,7 @@ class FrameCodec(Codec[T]):
                     return None
                 last = tag
                 name, none = self._by_tag[tag]
-                number, at = _read_varint(data, at + 1)
+                number, at = read_varint(data, at + 1)
                 if at > end:
                     return None
                 if none == 0:
@@ -120,7 +120,7 @@ def varint(value: int) -> bytes:
     return bytes(found)
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
     """The number that begins at `at`, of at most 64 bits, and where it ends; LookupError if there is none."""
     value = shift = 0
     while True:

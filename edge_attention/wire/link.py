@@ -40,6 +40,7 @@ from edge_attention.wire import codec
 from edge_attention.wire.codec import Codec
 from edge_attention.wire.frames import FrameCodec
 from edge_attention.wire.methods import Method, Service
+from edge_attention.wire.task_frames import ContributionCodec, ProgramCodec
 from edge_attention.wire.tensors import decode_range, decode_tensor, encode_range, encode_tensor
 from protos.edge_attention.v1 import link_pb2, program_pb2
 
@@ -82,21 +83,24 @@ _read: OrderedDict[bytes, tuple[Instruction, ...]] = OrderedDict()
 _RECENT, _RECENT_BYTES = 256, 8192
 
 
-def _put_instructions(message: Any, value: tuple[Instruction, ...]) -> None:
+def _block(value: tuple[Instruction, ...]) -> bytes:
     """Recipes send the same instructions over and over, with other tensors: they are encoded once."""
     known = _written.get(id(value))
     if known is not None and known[0] is value:
-        message.MergeFromString(known[1])
-        return
+        return known[1]
     block = program_pb2.Program()
     _put_block(block, value)
-    data = block.SerializeToString()
-    message.MergeFromString(data)
+    data: bytes = block.SerializeToString()
     if len(data) <= _RECENT_BYTES:
         # Kept with the value, so that nothing else gets its id meanwhile.
         _written[id(value)] = (value, data)
         if len(_written) > _RECENT:
             _written.popitem(last=False)
+    return data
+
+
+def _put_instructions(message: Any, value: tuple[Instruction, ...]) -> None:
+    message.MergeFromString(_block(value))
 
 
 def _get_instructions(message: Any) -> tuple[Instruction, ...]:
@@ -117,14 +121,14 @@ def _get_instructions(message: Any) -> tuple[Instruction, ...]:
 # Program's own, by its field's name: a Repeat's body is `body`, and is part of them.
 codec.named_field(Program, "instructions", _put_instructions, _get_instructions)
 
-from_node: Codec[FromNode] = Codec(
+from_node: Codec[FromNode] = ContributionCodec(
     FromNode,
     link_pb2.ConnectRequest,
     {Register: "register", Heartbeat: "heartbeat", Contribution: "contribution", Credit: "credit"},
     sealed=True,
     parts=1 << 19,
 )
-to_node: Codec[ToNode] = Codec(
+to_node: Codec[ToNode] = ProgramCodec(
     ToNode,
     link_pb2.ConnectResponse,
     {
@@ -135,6 +139,7 @@ to_node: Codec[ToNode] = Codec(
         Credit: "credit",
     },
     sealed=True,
+    block=_block,
 )
 
 download_request = Codec[DownloadRequest](DownloadRequest, link_pb2.DownloadRequest, sealed=True)

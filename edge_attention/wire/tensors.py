@@ -15,11 +15,11 @@ from edge_attention.core.tensors import MAX_RANK, Array, DataType, Encoded, Enco
 
 # protobuf numbers, by hand: tests/wire compares them with the generated enum.
 _NUMBERS = {data_type: number for number, data_type in enumerate(DataType, start=1)}
-_TYPES = {number: np.dtype(data_type.value) for data_type, number in _NUMBERS.items()}
-_CODES = {np.dtype(data_type.value): number for data_type, number in _NUMBERS.items()}
-_ENCODING_CODES = {encoding: number for number, encoding in enumerate(Encoding, start=1)}
+TYPES = {number: np.dtype(data_type.value) for data_type, number in _NUMBERS.items()}
+CODES = {np.dtype(data_type.value): number for data_type, number in _NUMBERS.items()}
+ENCODING_CODES = {encoding: number for number, encoding in enumerate(Encoding, start=1)}
 # 0, unspecified, is RAW.
-_ENCODINGS = {0: Encoding.RAW} | {number: encoding for encoding, number in _ENCODING_CODES.items()}
+ENCODINGS = {0: Encoding.RAW} | {number: encoding for encoding, number in ENCODING_CODES.items()}
 _BOOL_CODE = _NUMBERS[DataType.BOOL]
 _EMPTY_LIMIT = 2**31
 
@@ -33,13 +33,13 @@ def encode_tensor(value: Array | Encoded, message: Any, name: str = "") -> None:
     It gets no checksum of its own: the message it is in has one over all of it.
     """
     array, encoding = (value.array, value.encoding) if isinstance(value, Encoded) else (value, Encoding.RAW)
-    code = _CODES.get(array.dtype)
+    code = CODES.get(array.dtype)
     if code is None:
         DataType.of(array.dtype, f"tensor {name!r}")
         raise InvalidTensor(f"tensor {name!r} has dtype {array.dtype}, which does not travel")
     if encoding is not Encoding.RAW:
         stored_dtype(encoding, array.dtype, f"tensor {name!r}")
-    message.encoding = _ENCODING_CODES[encoding]
+    message.encoding = ENCODING_CODES[encoding]
     data = to_wire(array, encoding).tobytes()
     if name:
         message.name = name
@@ -56,12 +56,12 @@ def decode_tensor(message: Any, where: str = "a tensor") -> Array:
         Damaged: the checksum is wrong.
     """
     name = message.name[:80] or where
-    dtype = _TYPES.get(message.data_type)
+    dtype = TYPES.get(message.data_type)
     if dtype is None:
         raise InvalidTensor(
             f"{name}: data type {message.data_type} is not known; see DataType in tensor.proto"
         )
-    encoding = _ENCODINGS.get(message.encoding)
+    encoding = ENCODINGS.get(message.encoding)
     if encoding is None:
         raise InvalidTensor(f"{name}: encoding {message.encoding} is not known; see Encoding in tensor.proto")
     stored = stored_dtype(encoding, dtype, name)

@@ -1,0 +1,319 @@
+"""Programs and contributions as nearly all of them are, framed by hand: the same bytes as protobuf's.
+
+A trip is a few kilobytes that arrive after milliseconds of something else, when the processor's caches have
+forgotten the code that reads them: then less code is what is fast. Whatever is out of the ordinary (large
+tensors, errors, unknown fields, anything that may be wrong) is left to protobuf, which reads it or says what
+is wrong with it: what is read here is read there the same.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.halves import from_wire, to_wire
+from edge_attention.core.messages.program import Contribution, Instruction, Program
+from edge_attention.core.tensors import MAX_RANK, Array, Encoded, Encoding
+from edge_attention.wire import checksum
+from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
+from edge_attention.wire.frames import read_varint, varint
+from edge_attention.wire.tensors import CODES, ENCODING_CODES, ENCODINGS, TYPES
+
+__all__ = ["ContributionCodec", "ProgramCodec"]
+
+_KIND = 0x1A
+"""Of the `oneof` that it is in, a Program is field 3, and so is a Contribution."""
+
+_HEADERS = 256
+"""Beginnings of tensors, and of programs' ends, that are kept."""
+_TENSORS = 16
+"""Tensors of a message that is read here."""
+_HEADER_BYTES, _END_BYTES = 512, 8192
+"""A longer one is not kept."""
+_DOUBLE = struct.Struct("<d")
+_NO_SECONDS = bytes(8)
+_BOOL = CODES[np.dtype(np.bool_)]
+
+_headers: dict[tuple[str, Any, tuple[int, ...], Encoding], bytes] = {}
+
+
+class ProgramCodec(Codec[Any]):
+    """The codec of what goes to a node. `block`: the bytes of a program's instructions."""
+
+    def __init__(self, *args: Any, block: Callable[[tuple[Instruction, ...]], bytes], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._block = block
+        self._ends: dict[bytes, tuple[tuple[Instruction, ...], str]] = {}
+        """A program's end as it came: its instructions, and its caller."""
+
+    def encode(self, value: Any) -> bytes:
+        data = self._written(value) if type(value) is Program and not value.bulk_tensors else None
+        return super().encode(value) if data is None else data
+
+    def _written(self, p: Program) -> bytes | None:
+        try:
+            parts = _first(p)
+            if p.deadline_seconds is not None:
+                parts += (b"\x29", _DOUBLE.pack(p.deadline_seconds))
+            _put_tensors(parts, p.tensors)
+            parts.append(self._block(p.instructions))
+            if p.caller:
+                _put_text(parts, b"\x52", p.caller)
+        except (TypeError, ValueError, AttributeError, KeyError, struct.error, EdgeAttentionError):
+            return None
+        return _sealed(parts)
+
+    def decode(self, data: bytes, sealed: bool | None = None) -> Any:
+        if data[:1] != b"\x1a" or len(data) > MESSAGE_LIMIT or not checksum.intact(data):
+            return super().decode(data, sealed)
+        end = len(data) - checksum.TRAILER
+        deadline = None
+        try:
+            task_id, shard, coverage, version, at = _read_first(data, end)
+            if data[at] == 0x29:
+                (deadline,) = _DOUBLE.unpack_from(data, at + 1)
+                at += 9
+            tensors, at = _read_tensors(data, at, end)
+        except (LookupError, ValueError, struct.error):
+            return super().decode(data, sealed)
+        rest = data[at:end]
+        found = self._ends.get(rest)
+        if found is not None and at <= end:
+            return Program(task_id, shard, coverage, found[0], version, deadline, tensors, (), found[1])
+        program = super().decode(data, sealed)
+        if len(rest) <= _END_BYTES and at <= end and _of_instructions(rest):
+            _keep(self._ends, rest, (program.instructions, program.caller))
+        return program
+
+
+class ContributionCodec(Codec[Any]):
+    """The codec of what a node sends."""
+
+    def encode(self, value: Any) -> bytes:
+        data = None
+        if type(value) is Contribution and value.error is None and not value.bulk_tensors:
+            data = _written(value)
+        return super().encode(value) if data is None else data
+
+    def decode(self, data: bytes, sealed: bool | None = None) -> Any:
+        if data[:1] == b"\x1a" and len(data) <= MESSAGE_LIMIT and checksum.intact(data):
+            try:
+                return _read_contribution(data, len(data) - checksum.TRAILER)
+            except (LookupError, ValueError, struct.error):
+                pass
+        return super().decode(data, sealed)
+
+
+def _written(c: Contribution) -> bytes | None:
+    try:
+        parts = _first(c)
+        if c.number:
+            if c.number >> 32:
+                return None
+            parts += (b"\x28", varint(c.number))
+        _put_tensors(parts, c.tensors)
+        if c.final:
+            parts.append(b"\x40\x01")
+        for tag, seconds in ((b"\x51", c.run_seconds), (b"\x59", c.task_seconds)):
+            if (data := _DOUBLE.pack(seconds)) != _NO_SECONDS:
+                parts += (tag, data)
+    except (TypeError, ValueError, AttributeError, KeyError, struct.error, EdgeAttentionError):
+        return None
+    return _sealed(parts)
+
+
+def _read_contribution(data: bytes, end: int) -> Contribution:
+    """Raises LookupError, ValueError or struct.error for what is not as `_written` writes it."""
+    task_id, shard, coverage, version, at = _read_first(data, end)
+    number, final, run, task = 0, False, 0.0, 0.0
+    if data[at] == 0x28:
+        number, at = read_varint(data, at + 1)
+        if number >> 32:
+            raise LookupError
+    tensors, at = _read_tensors(data, at, end)
+    if data[at] == 0x40:
+        if data[at + 1] != 1:
+            raise LookupError
+        final = True
+        at += 2
+    if data[at] == 0x51:
+        (run,) = _DOUBLE.unpack_from(data, at + 1)
+        at += 9
+    if data[at] == 0x59:
+        (task,) = _DOUBLE.unpack_from(data, at + 1)
+        at += 9
+    if at != end:
+        raise LookupError
+    return Contribution(task_id, shard, coverage, version, number, tensors, (), final, None, run, task)
+
+
+def _first(message: Program | Contribution) -> list[Any]:
+    """What both begin with: the task, the shard, its coverage and the version."""
+    parts: list[Any] = []
+    if message.task_id:
+        _put_text(parts, b"\x0a", message.task_id)
+    if message.shard:
+        _put_text(parts, b"\x12", message.shard)
+    start, stop = message.coverage.start, message.coverage.stop
+    if start >> 63 or stop >> 63:
+        raise ValueError("is written as a negative number")
+    coverage = b""
+    if start:
+        coverage = b"\x08" + varint(start)
+    if stop:
+        coverage += b"\x10" + varint(stop)
+    parts += (b"\x1a", varint(len(coverage)), coverage)
+    if message.version:
+        parts += (b"\x20", varint(message.version))
+    return parts
+
+
+def _read_first(data: bytes, end: int) -> tuple[str, str, range, int, int]:
+    """The task, the shard, its coverage, the version, and where the next field begins."""
+    size, at = read_varint(data, 1)
+    if at + size != end:
+        raise LookupError
+    task_id = shard = ""
+    start = stop = version = 0
+    if data[at] == 0x0A:
+        size, at = read_varint(data, at + 1)
+        task_id = data[at : at + size].decode()
+        at += size
+    if data[at] == 0x12:
+        size, at = read_varint(data, at + 1)
+        shard = data[at : at + size].decode()
+        at += size
+    if data[at] == 0x1A:
+        size, at = read_varint(data, at + 1)
+        inner = at + size
+        if at < inner and data[at] == 0x08:
+            start, at = read_varint(data, at + 1)
+        if at < inner and data[at] == 0x10:
+            stop, at = read_varint(data, at + 1)
+        if at != inner or stop < start or stop >> 63:
+            raise LookupError
+    if data[at] == 0x20:
+        version, at = read_varint(data, at + 1)
+    if at > end:
+        raise LookupError
+    return task_id, shard, range(start, stop), version, at
+
+
+def _put_text(parts: list[Any], tag: bytes, text: str) -> None:
+    data = text.encode()
+    parts += (tag, varint(len(data)), data)
+
+
+def _put_tensors(parts: list[Any], tensors: Mapping[str, Array | Encoded]) -> None:
+    for name, given in tensors.items():
+        value, encoding = (
+            (given.array, given.encoding) if isinstance(given, Encoded) else (given, Encoding.RAW)
+        )
+        key = (name, value.dtype, value.shape, encoding)
+        header = _headers.get(key)
+        if header is None:
+            header = _header(*key)
+            if len(header) <= _HEADER_BYTES:
+                _keep(_headers, key, header)
+        if encoding is not Encoding.RAW:
+            value = to_wire(value, encoding)
+        parts += (header, value.tobytes())
+
+
+def _header(name: str, dtype: Any, shape: tuple[int, ...], encoding: Encoding) -> bytes:
+    """A tensor up to its elements, with the tag and the length of the whole. ValueError: it is none."""
+    size = math.prod(shape) * (2 if encoding is not Encoding.RAW else dtype.itemsize)
+    if not size or (encoding is not Encoding.RAW and dtype != np.float32):
+        raise ValueError("nothing in it, or it does not travel so")
+    parts: list[Any] = []
+    if name:
+        _put_text(parts, b"\x0a", name)
+    parts += (b"\x10", varint(CODES[dtype]))
+    if shape:
+        dimensions = b"".join(map(varint, shape))
+        parts += (b"\x1a", varint(len(dimensions)), dimensions)
+    parts += (b"\x20", varint(ENCODING_CODES[encoding]), b"\x7a", varint(size))
+    inner = b"".join(parts)
+    return b"\x32" + varint(len(inner) + size) + inner
+
+
+def _read_tensors(data: bytes, at: int, end: int) -> tuple[dict[str, Array], int]:
+    tensors: dict[str, Array] = {}
+    while data[at] == 0x32 and at < end:
+        if len(tensors) == _TENSORS:
+            raise LookupError
+        size, at = read_varint(data, at + 1)
+        last = at + size
+        name, code, shape, encoding = "", 0, [], 0
+        if data[at] == 0x0A:
+            size, at = read_varint(data, at + 1)
+            name = data[at : at + size].decode()
+            at += size
+        if data[at] == 0x10:
+            code, at = read_varint(data, at + 1)
+        if data[at] == 0x1A:
+            size, at = read_varint(data, at + 1)
+            inner = at + size
+            while at < inner:
+                size, at = read_varint(data, at)
+                shape.append(size)
+                if len(shape) > MAX_RANK:
+                    raise LookupError
+            if at != inner:
+                raise LookupError
+        if data[at] == 0x20:
+            encoding, at = read_varint(data, at + 1)
+        if data[at] != 0x7A or code == _BOOL or name in tensors:
+            raise LookupError
+        size, at = read_varint(data, at + 1)
+        dtype, how = TYPES[code], ENCODINGS[encoding]
+        if how is not Encoding.RAW:
+            if dtype != np.float32:
+                raise LookupError
+            dtype = _BITS[how]
+        if not size or at + size != last or last > end or math.prod(shape) * dtype.itemsize != size:
+            raise LookupError
+        # A copy, at an address that is aligned; ONNX Runtime computes on it as it is.
+        array = np.frombuffer(data[at:last], dtype).reshape(shape)
+        tensors[name] = array if how is Encoding.RAW else from_wire(array, how)
+        at = last
+    return tensors, at
+
+
+_BITS: dict[Encoding, np.dtype[Any]] = {
+    Encoding.FLOAT16: np.dtype(np.float16),
+    Encoding.BFLOAT16: np.dtype(np.uint16),
+}
+
+
+def _sealed(parts: list[Any]) -> bytes | None:
+    body = b"".join(parts)
+    parts = [b"\x1a", varint(len(body)), body]
+    parts.append(checksum.trailer(parts))
+    data = b"".join(parts)
+    return data if len(data) <= MESSAGE_LIMIT else None
+
+
+def _of_instructions(rest: bytes) -> bool:
+    """Whether nothing but instructions and the caller are in the end of a program."""
+    at = 0
+    try:
+        while at < len(rest):
+            if rest[at] not in (0x42, 0x52):
+                return False
+            size, at = read_varint(rest, at + 1)
+            at += size
+    except LookupError:
+        return False
+    return at == len(rest)
+
+
+def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(kept) >= _HEADERS:
+        kept.clear()  # in one step: nodes write contributions in several threads
+    kept[key] = value

@@ -1,0 +1,192 @@
+"""Tasks framed by hand: protobuf's bytes to the letter, and whatever protobuf reads is read the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from messages import ONEOFS
+
+from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, MessageTooLarge
+from edge_attention.core.messages.link import Cancel, Credit, Heartbeat
+from edge_attention.core.messages.program import Contribution, Drop, Fault, Program, Return, Run, Stored
+from edge_attention.core.tensors import Array, Encoded, Encoding
+from edge_attention.wire import checksum, link, task_frames
+from edge_attention.wire.codec import Codec
+from protos.edge_attention.v1 import link_pb2
+
+FROM_NODE = Codec[Any](link.FromNode, link_pb2.ConnectRequest, ONEOFS["ConnectRequest"], sealed=True)
+TO_NODE = Codec[Any](link.ToNode, link_pb2.ConnectResponse, ONEOFS["ConnectResponse"], sealed=True)
+PAIRS = [(link.from_node, FROM_NODE), (link.to_node, TO_NODE)]
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=140)
+DTYPES = [np.float32, np.float64, np.int8, np.uint8, np.int32, np.int64, np.bool_, np.float16]
+DOUBLES = st.floats() | st.just(0.0) | st.just(-0.0)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> Array | Encoded:
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(st.lists(st.integers(0, 5), max_size=3) | st.just([200]))
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    if draw(st.booleans()):
+        array = array.T
+    if dtype is np.float32 and draw(st.booleans()):
+        return Encoded(array, draw(st.sampled_from(Encoding)))
+    return array
+
+
+RANGES = st.tuples(st.integers(0, 1 << 40), st.integers(0, 300)).map(lambda at: range(at[0], at[0] + at[1]))
+TENSORS = st.dictionaries(TEXTS, arrays(), max_size=3)
+BLOCKS = st.lists(
+    st.sampled_from(
+        [
+            Run("ab" * 32, {"q": Stored("task/q"), "lo": np.arange(3)}, {"out": "task/out"}),
+            Run("cd" * 32, {"k": Stored("context/1/k", range(2, 5))}, {}),
+            Return("task/out", "out"),
+            Return("task/out", "half", Encoding.FLOAT16),
+            Drop(("task/", "context/2/"), 3),
+            Drop(("",)),
+        ]
+    ),
+    max_size=4,
+).map(tuple)
+NUMBERS = st.integers(0, 2**64 - 1) | st.integers(0, 300)
+PROGRAMS = st.builds(
+    Program, TEXTS, TEXTS, RANGES, BLOCKS, NUMBERS, st.none() | DOUBLES, TENSORS, st.just(()), TEXTS
+)
+CONTRIBUTIONS = st.builds(
+    Contribution, TEXTS, TEXTS, RANGES, NUMBERS, st.integers(0, 2**32 - 1), TENSORS, st.just(()),
+    st.booleans(),
+    st.none() | st.just(Fault("Internal", "it fell")), DOUBLES, DOUBLES,
+)  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """`value` so that `==` compares it: arrays by their bytes, NaN by its bits."""
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.tobytes(), value.flags.writeable
+    if isinstance(value, float):
+        return np.float64(value).tobytes()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return type(value).__name__, [plain(getattr(value, name)) for name in names]
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [plain(each) for each in value]
+    return value
+
+
+def read(codec: Codec[Any], data: bytes) -> Any:
+    try:
+        return plain(codec.decode(data))
+    except EdgeAttentionError as error:
+        return type(error), error.message
+
+
+@given(CONTRIBUTIONS)
+def test_a_contribution_is_what_protobuf_writes_and_reads(contribution: Contribution) -> None:
+    data = link.from_node.encode(contribution)
+    assert data == FROM_NODE.encode(contribution)
+    assert read(link.from_node, data) == read(FROM_NODE, data)
+
+
+@given(PROGRAMS)
+def test_a_program_is_what_protobuf_writes_and_reads(program: Program) -> None:
+    data = link.to_node.encode(program)
+    assert data == TO_NODE.encode(program)
+    for _ in range(2):  # the second time its end is known
+        assert read(link.to_node, data) == read(TO_NODE, data)
+
+
+@pytest.mark.parametrize(("ours", "protobufs"), PAIRS)
+@given(message=PROGRAMS | CONTRIBUTIONS, data=st.data())
+def test_what_nobody_would_write_is_read_as_protobuf_reads_it(
+    ours: Codec[Any], protobufs: Codec[Any], message: Program | Contribution, data: st.DataObject
+) -> None:
+    """Bytes changed, taken out, put in and said twice, and the checksum right all the same."""
+    whole = (link.to_node if isinstance(message, Program) else link.from_node).encode(message)
+    read(ours, whole)
+    changed = bytearray(whole[: -checksum.TRAILER])
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(changed)) | st.integers(0, min(40, len(changed))))
+        some = data.draw(st.binary(max_size=3) | st.sampled_from([b"\x80\x00", b"\x0a\x00", b"\x42\x00"]))
+        changed[at : at + data.draw(st.integers(0, 3))] = some
+    if data.draw(st.booleans()) and len(changed) > 3:
+        # So that the length of what is in it fits again.
+        inner = bytes(changed[2 if changed[1] < 0x80 else 3 :])
+        inner += data.draw(st.sampled_from([b"", b"\x0a\x01x", b"\x42\x00", b"\x52\x01y", b"\x99\x01"]))
+        changed = bytearray(b"\x1a" + task_frames.varint(len(inner)) + inner)
+    sealed = checksum.seal(bytes(changed))
+    for _ in range(2):
+        assert read(ours, sealed) == read(protobufs, sealed)
+
+
+@pytest.mark.parametrize(("ours", "protobufs"), PAIRS)
+@given(data=st.binary(max_size=60))
+def test_any_bytes_are_read_as_protobuf_reads_them(
+    ours: Codec[Any], protobufs: Codec[Any], data: bytes
+) -> None:
+    for sent in (data, checksum.seal(data), checksum.seal(b"\x1a" + data)):
+        assert read(ours, sent) == read(protobufs, sent)
+
+
+def test_a_flipped_bit_is_damage_whatever_it_hits() -> None:
+    tensors = {"q": np.ones((2, 3), np.float32)}
+    whole = link.to_node.encode(Program("t", "s", range(3), (Return("task/q", "q"),), 1, 2.0, tensors))
+    for at in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[at // 8] ^= 1 << at % 8
+        assert read(link.to_node, bytes(damaged)) == read(TO_NODE, bytes(damaged))
+        assert read(link.to_node, bytes(damaged))[0].__name__ == "Damaged"
+
+
+@pytest.mark.parametrize("version", [-1, 2**64])
+def test_a_number_past_its_field_cannot_be_sent(version: int) -> None:
+    with pytest.raises(InvalidArgument, match="cannot be sent"):
+        link.to_node.encode(Program("t", "", range(0), (), version))
+    with pytest.raises(InvalidArgument, match="cannot be sent"):
+        link.from_node.encode(Contribution("t", "", range(0), version, 0))
+    with pytest.raises(InvalidArgument, match="cannot be sent"):
+        link.from_node.encode(Contribution("t", "", range(0), 0, version << 31))
+
+
+def test_what_is_past_the_limit_of_a_message_is_refused() -> None:
+    large = {"q": np.zeros(1 << 20, np.float32)}
+    for codec, message in (
+        (link.to_node, Program("t", "", range(0), (), 0, None, large)),
+        (link.from_node, Contribution("t", "", range(0), 0, 0, large)),
+    ):
+        with pytest.raises(MessageTooLarge):
+            codec.encode(message)  # type: ignore[arg-type]
+
+
+def test_an_end_that_says_more_than_instructions_is_not_kept() -> None:
+    """Protobuf lets the last of two fields count: a second task in an end would be the next one's."""
+    first = link.to_node.encode(Program("t-1", "s", range(3), (Return("task/q", "q"),)))
+    inner = first[2 : -checksum.TRAILER] + b"\x0a\x02t9"
+    for task in ("t-1", "t-2"):
+        body = inner.replace(b"t-1", task.encode())
+        sent = checksum.seal(b"\x1a" + task_frames.varint(len(body)) + body)
+        assert link.to_node.decode(sent).task_id == "t9"  # type: ignore[union-attr]
+
+
+def test_what_is_kept_has_a_bound() -> None:
+    codec = link.to_node
+    assert isinstance(codec, task_frames.ProgramCodec)
+    for n in range(3 * task_frames._HEADERS):
+        tensors = {f"n{n}": np.ones(n + 1, np.float32)}
+        codec.decode(codec.encode(Program("t", "", range(0), (Return(f"task/{n}", "x"),), 0, None, tensors)))
+    assert len(codec._ends) <= task_frames._HEADERS
+    assert len(task_frames._headers) <= task_frames._HEADERS
+
+
+def test_other_messages_are_left_to_protobuf() -> None:
+    for codec, message in ((link.to_node, Cancel("t")), (link.from_node, Heartbeat(1, 2, 3))):
+        assert codec.decode(codec.encode(message)) == message  # type: ignore[arg-type]
+    assert isinstance(link.from_node.decode(link.from_node.encode(Credit(1, 2))), Credit)
