@@ -41,6 +41,8 @@ check: .venv/dev ## Linters, types, import rules, freshness of generated files.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_protos.py --check
+	$(BIN)/python tools/files_page.py --check
+	$(BIN)/python -m tools.metrics_page --check
 	$(BIN)/python -m edge_attention.graphs.attention.library_build --check
 	$(BIN)/python -m deploy.grafana.build --check
 

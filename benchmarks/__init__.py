@@ -1,0 +1,1 @@
+"""Speed, as ratios to something known: `python -m benchmarks`."""

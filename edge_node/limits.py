@@ -1,4 +1,4 @@
-"""What a program may ask of a node at most; both sides keep to it."""
+"""Limits of a program: instructions, nesting, steps and graphs, checked before any of it is carried out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted of contexts and attends.
+"""The metrics of contexts and attends.
 
 On the way of an answer it is only noted down; it is counted many at a time, at the latest when somebody asks.
 """

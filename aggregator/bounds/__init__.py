@@ -1,1 +1,1 @@
-"""Everything a caller can make grow, and whose turn it is."""
+"""Bounds on what callers can make grow, and turns for calls that must wait."""

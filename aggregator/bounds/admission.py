@@ -1,4 +1,4 @@
-"""Whose turn it is: so many calls run at once, others wait, and what cannot be answered in time is refused.
+"""Admission: so many calls run at once, others wait, and what cannot be answered in time is refused. Pure.
 
 A pure machine: calls and the time in, tickets out; `gate.py` waits with them.
 

@@ -1,4 +1,4 @@
-"""Who has how much of what is bounded: a pure account of leases.
+"""Budgets: how much of a bound each caller holds, as a pure account of leases.
 
 A caller may have as much as is left free after it took (a dynamic threshold, Choudhury and Hahne 1998): alone
 it has a half of the whole, of n greedy callers each has an n+1st part, and as much is always left for the

@@ -1,4 +1,4 @@
-"""How many may be connected to the gRPC port at once, so that a stranger cannot use up the process.
+"""How many connections the gRPC port may hold, by the process's limits, so that a stranger cannot use it up.
 
 Nodes and clients make one connection each; a stranger can make as many as there are, and is nobody yet.
 """

@@ -1,4 +1,4 @@
-"""Waits for turns: the shell around `admission.py`."""
+"""Has calls wait for their turn: the asyncio shell around `admission.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many connections the gRPC port has: gRPC turns away those past its limit without a word to anybody.
+"""Counts the gRPC port's connections: gRPC turns away those past its limit without a word to anybody.
 
 The kernel's table of TCP sockets is read (Linux); elsewhere nothing is known.
 """

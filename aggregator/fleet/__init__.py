@@ -1,1 +1,1 @@
-"""Who is there."""
+"""The nodes: which are there, under which lease, and what each says of itself."""

@@ -1,4 +1,4 @@
-"""Who is there: leases and sessions as a pure state machine. Times are seconds of any steady clock."""
+"""Membership: leases and sessions of nodes as a pure state machine. Times are seconds of any steady clock."""
 
 from __future__ import annotations
 

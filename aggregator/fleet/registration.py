@@ -1,4 +1,4 @@
-"""What a node may say of itself when it registers: it is kept, listed to clients and shown to people."""
+"""Checks what a node says of itself when it registers: it is kept, listed to clients and shown to people."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Counters, and what happened lately."""
+"""Metrics in Prometheus form, and what happened lately for a person who looks."""

@@ -1,4 +1,4 @@
-"""The metrics of who is there. Nodes that have series are bounded in number, and theirs go with them."""
+"""The metrics of nodes. Those that have series are bounded in number, and theirs go with them."""
 
 from __future__ import annotations
 

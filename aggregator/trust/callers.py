@@ -1,4 +1,4 @@
-"""Who a call is counted for."""
+"""The caller that a call, or what it leaves behind, is counted for in bounds and turns."""
 
 from __future__ import annotations
 

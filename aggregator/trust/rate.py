@@ -1,4 +1,4 @@
-"""How often somebody may: a bucket of tries for each, which fills again with time."""
+"""Rate limits: a bucket of tries for each caller, which fills again with time."""
 
 from __future__ import annotations
 

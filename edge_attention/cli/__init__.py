@@ -1,0 +1,1 @@
+"""`edge-attention`: the command line of clients, one module a command."""

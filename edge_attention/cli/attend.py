@@ -1,4 +1,4 @@
-"""`edge-attention attend`."""
+"""`edge-attention attend`: attend to a context with queries from a file."""
 
 from __future__ import annotations
 

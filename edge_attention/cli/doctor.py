@@ -1,4 +1,4 @@
-"""`edge-attention doctor`."""
+"""`edge-attention doctor`: check this box, or a fleet, and name the fixes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edge-attention enrol`."""
+"""`edge-attention enrol`: make a client certificate with a join token."""
 
 from __future__ import annotations
 

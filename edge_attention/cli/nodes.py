@@ -1,4 +1,4 @@
-"""`edge-attention nodes`."""
+"""`edge-attention nodes`: list the fleet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edge-attention parameters`."""
+"""`edge-attention parameters`: show or save the parameters of a run."""
 
 from __future__ import annotations
 

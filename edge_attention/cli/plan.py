@@ -1,4 +1,4 @@
-"""What a job would run on the nodes, and what their operators allow for it."""
+"""`edge-attention train --plan`: what a job would run on the nodes, and what their operators allow for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the daemons may listen."""
+"""Addresses the daemons may listen on without TLS: those of this machine alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words of others on a terminal, in a log or in an error: one rule for all.
+"""Makes others' words fit for a terminal, a log or an error: control characters as escapes.
 
 What a terminal or a reader obeys instead of showing is shown as an escape: control characters (Cc), format
 characters (Cf: those that turn the direction of a line, or take no room), separators of lines and paragraphs

@@ -1,4 +1,4 @@
-"""What a check came to."""
+"""A finding: what one check of the doctor came to, in which words, and the fix."""
 
 from __future__ import annotations
 

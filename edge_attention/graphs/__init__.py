@@ -1,0 +1,1 @@
+"""Builds, reads and differentiates ONNX graphs."""

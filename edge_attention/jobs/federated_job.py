@@ -52,8 +52,8 @@ class FederatedModel:
 
     Attributes:
         file: an ONNX file: its path, its bytes, or an `onnx.ModelProto`.
-        loss: by default the file's output `loss`; or a name of core.jobs.LossSpec, or one with its output
-            and labels.
+        loss: by default the file's output `loss`; or a name of core.messages.training.LossSpec, or one with
+            its output and labels.
         inputs: graph input, labels included -> column; one left out is the column of its own name.
         parameters: the initializers that train; None: all floating-point ones.
         initial: values to begin with: a safetensors file's path, or name -> float32 array, as the

@@ -72,9 +72,10 @@ def model_bytes(model: Model) -> bytes:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A node's part of the model: from columns of its dataset to keys and values. See core.jobs.Encoder.
+    """A node's part of the model: from columns of its dataset to keys and values.
 
-    `trainable` names the initializers that train; None: all floating-point ones.
+    See core.messages.training.Encoder. `trainable` names the initializers that train; None: all
+    floating-point ones.
     """
 
     node: str
@@ -86,9 +87,10 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Head:
-    """From the fused output and labels to a loss, on the node with the labels. See core.jobs.Head.
+    """From the fused output and labels to a loss, on the node with the labels.
 
-    `trainable` names the initializers that train; None: all floating-point ones.
+    See core.messages.training.Head. `trainable` names the initializers that train; None: all
+    floating-point ones.
     """
 
     node: str

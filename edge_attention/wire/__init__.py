@@ -1,0 +1,1 @@
+"""Our dataclasses to protobuf and back; the only code that touches generated messages."""

@@ -1,4 +1,4 @@
-"""TrustService on the wire."""
+"""TrustService on the wire: its methods and their codecs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The package the messages belong to, by version."""

@@ -1,4 +1,4 @@
-"""FedBuff's updates: nodes are always at work; performs what core/buffered decides."""
+"""FedBuff's updates: nodes are always at work; performs what core/rounds/buffered decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gathers a synchronous round's updates: performs what core/rounds decides, with one task a node."""
+"""Gathers a synchronous round's updates: performs what core/rounds/synchronous decides, a task a node."""
 
 from __future__ import annotations
 

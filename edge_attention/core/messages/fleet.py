@@ -1,4 +1,4 @@
-"""What a client is told of the fleet."""
+"""What a client is told of the fleet and its aggregator. One class a message."""
 
 from __future__ import annotations
 

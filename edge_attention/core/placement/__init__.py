@@ -1,1 +1,1 @@
-"""Which node holds what."""
+"""Planners: which node is to hold what."""

@@ -1,4 +1,4 @@
-"""Write the library's graphs from the code that builds them.
+"""Writes the files of `library/` from the code that builds them; `--check` fails if they are stale.
 
 python -m edge_attention.graphs.attention.library_build [--check]
 """
