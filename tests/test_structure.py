@@ -118,9 +118,6 @@ def test_rooms_do_not_import(folder, others):
 
 
 TOPS = ("edge_attention", "edge_node", "aggregator")
-CIRCLES = [  # opened with the recipes, which count for themselves
-    ["aggregator.engine.dispatch", "aggregator.observe.metrics", "aggregator.observe.metrics_attend"],
-]
 
 
 def module_of(path: Path) -> str:
@@ -182,7 +179,7 @@ def test_a_circle_is_found():
 def test_no_imports_go_in_a_circle():
     graph = imports()
     assert sum(map(len, graph.values())) > 1_000, "imports are not read"
-    assert circles(graph) == CIRCLES
+    assert not circles(graph)
 
 
 SIDES = {
