@@ -59,15 +59,14 @@ class Readiness:
             )
         members = [self._membership.require_live(name) for name in nodes]
         instances = tuple(member.register.instance for member in members)
-        aligned, split = self._aligned, self._split
-        if aligned is None or split is None or instances != self._instances:
+        if self._aligned is None or self._split is None or instances != self._instances:
             for part in self._planned.parts:
                 check_dataset(part, self._membership.require_live(part.node).register.datasets)
             hashes = await self._rounds.identities()
             # A million samples take seconds to match and a tenth of one to put in order.
-            aligned, split = await asyncio.to_thread(self._as_begun, hashes)
-            self._aligned, self._split, self._instances = aligned, split, instances
-        return aligned, split
+            self._aligned, self._split = await asyncio.to_thread(self._as_begun, hashes)
+            self._instances = instances
+        return self._aligned, self._split
 
     def _as_begun(self, hashes: Mapping[str, Array]) -> tuple[Alignment, Split]:
         """The samples and their split, if they are those the run began with. Blocks.
