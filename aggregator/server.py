@@ -22,6 +22,7 @@ from aggregator.attention.append import Appender
 from aggregator.attention.attend import Attender
 from aggregator.attention.contexts import Contexts
 from aggregator.attention.metrics import AttendMetrics
+from aggregator.attention.service import AttentionApi
 from aggregator.bounds.budget import Budgets
 from aggregator.bounds.capacity import Health, server_options
 from aggregator.bounds.sockets import watch_connections
@@ -44,6 +45,7 @@ from aggregator.training.services import Services
 from aggregator.trust.actions import audited
 from aggregator.trust.audit import Audit
 from aggregator.trust.guard import subject
+from aggregator.trust.policy import roles_of
 from aggregator.trust.reflection import offer_reflection
 from aggregator.trust.revocations import Revocations, Revoked
 from edge_attention.core.addresses import require_loopback
@@ -143,13 +145,18 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         runs = Runs(services, budgets)
         appender = Appender(contexts, membership, dispatcher, bulk, turns)
         attender = Attender(contexts, dispatcher, attends, activity, turns)
-        api = Api(membership, dispatcher, bulk, contexts, appender, attender, revoked, budgets)
+        api = Api(membership, bulk, revoked, budgets)
+        attention = AttentionApi(dispatcher, bulk, contexts, appender, attender, budgets)
         checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat)
-        handlers = {
-            **link.handlers(), **api.handlers(), **checkup.handlers(), **TrainingApi(runs, budgets).handlers()
-        }  # fmt: skip
-        handlers = counted(audited(handlers, audit), budgets)
+        endpoints = [
+            endpoint
+            for served in (link, api, attention, TrainingApi(runs, budgets), checkup)
+            for endpoint in served.endpoints()
+        ]
+        roles = roles_of(endpoints)
+        handlers = counted(audited(endpoints, audit), budgets)
         if trust is not None:
+            trust.guard.require_roles(roles)
             handlers |= trust.handlers()
 
         server = grpc.aio.server(options=(*CHANNEL_OPTIONS, *server_options()))

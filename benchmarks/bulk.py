@@ -148,7 +148,7 @@ async def _serve() -> None:
         digest = _write(path)
         bulk.lend_file(digest, path, 0, SIZE)
         pieces = _pieces(path.read_bytes())
-        handlers: Any = link.handlers()
+        handlers: Any = {one.method: one.handler for one in link.endpoints()}
         (upload,) = (method for method in handlers if method.name == "Upload")
         wanted = handlers[upload]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.exchange import Assignment
 from aggregator.fleet.membership import Membership
-from aggregator.serving.rpc import Handler
+from aggregator.trust.endpoint import Endpoint
 from edge_attention import box
 from edge_attention.core.errors import (
     DataLoss,
@@ -35,7 +35,7 @@ from edge_attention.core.messages.link import PROTOCOL
 from edge_attention.core.messages.program import Contribution, Program, Return
 from edge_attention.core.tensors import Array
 from edge_attention.wire import services
-from edge_attention.wire.methods import KEEPALIVE_SECONDS, LEAST_PING_SECONDS, AnyMethod
+from edge_attention.wire.methods import KEEPALIVE_SECONDS, LEAST_PING_SECONDS
 
 MAX_ROUND_TRIPS = 100
 MAX_BYTES = 16 * 1024 * 1024
@@ -93,8 +93,11 @@ class Checkup:
         self._allowance = Allowance(BYTES_A_MINUTE, BYTES_A_MINUTE, self._started)
         self._free = asyncio.Lock()
 
-    def handlers(self) -> Mapping[AnyMethod, Handler]:
-        return {services.DESCRIBE_AGGREGATOR: self.describe, services.PROBE_NODE: self.probe}
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return (
+            Endpoint(services.DESCRIBE_AGGREGATOR, self.describe, "viewer"),
+            Endpoint(services.PROBE_NODE, self.probe, "user"),
+        )
 
     async def describe(self, request: DescribeAggregatorRequest, call: Any) -> DescribeAggregatorResponse:
         return DescribeAggregatorResponse(

@@ -7,7 +7,7 @@ import collections
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,8 +15,8 @@ from aggregator.engine.bulk import Bulk, chunk_bytes
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.fleet.membership import Member, Membership
 from aggregator.observe.node_metrics import checked
-from aggregator.serving.rpc import Handler
 from aggregator.trust.audit import Audit
+from aggregator.trust.endpoint import Endpoint
 from edge_attention.core.errors import Damaged, EdgeAttentionError, FailedPrecondition, InvalidArgument
 from edge_attention.core.messages.link import (
     PROTOCOL,
@@ -35,7 +35,6 @@ from edge_attention.core.messages.link import (
 from edge_attention.core.messages.program import Contribution, Program
 from edge_attention.core.rounds.credit import Debt, Window
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, task_of, to_node
-from edge_attention.wire.methods import AnyMethod
 
 log = logging.getLogger(__name__)
 
@@ -222,8 +221,12 @@ class Link:
         self.bytes_sent: Counter[str] = Counter()
         self.bytes_received: Counter[str] = Counter()
 
-    def handlers(self) -> Mapping[AnyMethod, Handler]:
-        return {CONNECT: self.connect, DOWNLOAD: self.download, UPLOAD: self.upload}
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return (
+            Endpoint(CONNECT, self.connect, "node"),
+            Endpoint(DOWNLOAD, self.download, "node"),
+            Endpoint(UPLOAD, self.upload, "node"),
+        )
 
     def close(self) -> None:
         """End every stream; nodes will try to come back."""

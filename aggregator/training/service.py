@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aggregator.bounds.bounds import DOWNLOADS, EXPORTS, PLANNING, WATCHES
 from aggregator.bounds.budget import Budgets
-from aggregator.serving.rpc import Handler
 from aggregator.training.runs import Runs
 from aggregator.trust.callers import caller_of, owner_of
+from aggregator.trust.endpoint import AuditLine, Endpoint
 from edge_attention.core.messages import training as jobs
 from edge_attention.wire import services
-from edge_attention.wire.methods import AnyMethod
 
 CHUNK = 1024 * 1024
+
+STARTED = AuditLine("run_started", lambda q, r: {"run": r.run.id if r else "", "job": _job(q)})
+STOPPED = AuditLine("run_stopped", lambda q, r: {"run": q.run})
+RESUMED = AuditLine("run_resumed", lambda q, r: {"run": q.run})
+READ = AuditLine("parameters_read", lambda q, r: {"run": q.run, "version": q.version})
+MODEL_READ = AuditLine("model_read", lambda q, r: {"run": q.run, "version": q.version})
 
 
 class TrainingApi:
@@ -22,18 +27,18 @@ class TrainingApi:
         self._runs = runs
         self._budgets = budgets or Budgets()
 
-    def handlers(self) -> Mapping[AnyMethod, Handler]:
-        return {
-            services.START_RUN: self.start,
-            services.PLAN_RUN: self.plan,
-            services.WATCH_RUN: self.watch,
-            services.STOP_RUN: self.stop,
-            services.RESUME_RUN: self.resume,
-            services.DESCRIBE_RUN: self.describe,
-            services.LIST_RUNS: self.list,
-            services.GET_PARAMETERS: self.parameters,
-            services.GET_MODEL: self.model,
-        }
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return (
+            Endpoint(services.START_RUN, self.start, "user", STARTED),
+            Endpoint(services.PLAN_RUN, self.plan, "user"),
+            Endpoint(services.WATCH_RUN, self.watch, "viewer"),
+            Endpoint(services.STOP_RUN, self.stop, "operator", STOPPED),
+            Endpoint(services.RESUME_RUN, self.resume, "operator", RESUMED),
+            Endpoint(services.DESCRIBE_RUN, self.describe, "viewer"),
+            Endpoint(services.LIST_RUNS, self.list, "viewer"),
+            Endpoint(services.GET_PARAMETERS, self.parameters, "user", READ),
+            Endpoint(services.GET_MODEL, self.model, "user", MODEL_READ),
+        )
 
     async def start(self, request: jobs.StartRunRequest, call: Any) -> jobs.StartRunResponse:
         with self._budgets.take(PLANNING, caller_of(call)):
@@ -78,3 +83,8 @@ class TrainingApi:
                 with path.open("rb") as file:
                     while data := file.read(CHUNK):
                         yield jobs.ModelChunk(version, size, data)
+
+
+def _job(request: Any) -> str:
+    job = request.job or request.federated
+    return str(getattr(job, "name", ""))

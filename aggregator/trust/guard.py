@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from aggregator.serving.rpc import Served
-from aggregator.trust.policy import ANY, NEEDED, OPEN
+from aggregator.trust.policy import ANY, OPEN
 from edge_attention.core.errors import (
     EdgeAttentionError,
     Internal,
@@ -96,19 +97,25 @@ class _Open(Served):
 
 
 class Guard:
-    """Called with each method and context (`aggregator.serving.rpc.Guard`)."""
+    """Called with each method and context (`aggregator.serving.rpc.Guard`). Until `require_roles` nobody may
+    call what needs a role."""
 
     def __init__(self, access: Access, registry: Registry) -> None:
         self._access, self._registry = access, registry
         self._calls: set[Call] = set()
+        self._needed: Mapping[AnyMethod, Role] = {}
+
+    def require_roles(self, needed: Mapping[AnyMethod, Role]) -> None:
+        """From now on a call needs the role that `needed` has for its method."""
+        self._needed = needed
 
     def __call__(self, method: AnyMethod, context: Any) -> Call | _Open:
         if method in OPEN:
             return _Open()
         name = f"{method.service.name.rpartition('.')[2]}.{method.name}"
-        needed = NEEDED.get(method)
+        needed = self._needed.get(method)
         if needed is None and method not in ANY:
-            raise Internal(f"{name} has no role in aggregator/trust/policy.py")
+            raise Internal(f"{name} has no role, so nobody may call it; its Endpoint names one")
         return self.admit(name, needed, context)
 
     def admit(self, method: str, needed: Role | None, context: Any) -> Call:

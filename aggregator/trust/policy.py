@@ -1,18 +1,13 @@
-"""The role each method needs. A method without a line here is refused to everybody.
-
-viewer    sees: nodes, contexts, runs
-user      works: creates and fills contexts, attends, starts runs, reads what they made
-operator  ends what others may rely on: drops contexts, stops and resumes runs
-node      is one: the node link, under its own name
-"""
+"""Who may call what: the role that each endpoint names. A method without one is served to nobody."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from edge_attention.trust.names import Role
-from edge_attention.wire import services, trust
-from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD
+from aggregator.trust.endpoint import Endpoint
+from edge_attention.core.errors import Internal
+from edge_attention.trust.names import ROLES, Role
+from edge_attention.wire import trust
 from edge_attention.wire.methods import AnyMethod
 
 OPEN: frozenset[AnyMethod] = frozenset({trust.ENROL})
@@ -21,29 +16,23 @@ OPEN: frozenset[AnyMethod] = frozenset({trust.ENROL})
 ANY: frozenset[AnyMethod] = frozenset({trust.RENEW})
 """Any certificate will do: it renews itself."""
 
-NEEDED: Mapping[AnyMethod, Role] = {
-    CONNECT: "node",
-    DOWNLOAD: "node",
-    UPLOAD: "node",
-    services.LIST_NODES: "viewer",
-    services.DESCRIBE_AGGREGATOR: "viewer",
-    services.DESCRIBE_CONTEXT: "viewer",
-    services.LIST_CONTEXTS: "viewer",
-    services.WATCH_RUN: "viewer",
-    services.DESCRIBE_RUN: "viewer",
-    services.LIST_RUNS: "viewer",
-    services.PROBE_NODE: "user",
-    services.BULK_UPLOAD: "user",
-    services.BULK_DOWNLOAD: "user",
-    services.CREATE_CONTEXT: "user",
-    services.APPEND: "user",
-    services.APPEND_DATASET: "user",
-    services.ATTEND: "user",
-    services.START_RUN: "user",
-    services.PLAN_RUN: "user",
-    services.GET_PARAMETERS: "user",
-    services.GET_MODEL: "user",
-    services.DROP_CONTEXT: "operator",
-    services.STOP_RUN: "operator",
-    services.RESUME_RUN: "operator",
-}
+
+def roles_of(endpoints: Iterable[Endpoint]) -> Mapping[AnyMethod, Role]:
+    """The role each method needs.
+
+    Raises:
+        Internal: a method has no role, or is served twice: the aggregator must not start.
+    """
+    needed: dict[AnyMethod, Role] = {}
+    paths = {method.path for method in OPEN | ANY}
+    for endpoint in endpoints:
+        method = endpoint.method
+        if endpoint.role not in ROLES:
+            raise Internal(
+                f"{method.path} would be served without a role; give its Endpoint one of {', '.join(ROLES)}"
+            )
+        if method.path in paths:
+            raise Internal(f"{method.path} would be served twice; leave one of its two Endpoints out")
+        paths.add(method.path)
+        needed[method] = endpoint.role
+    return needed

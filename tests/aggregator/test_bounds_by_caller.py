@@ -16,9 +16,11 @@ from house import House, until
 from aggregator.api import service as api_module
 from aggregator.api.service import Api
 from aggregator.attention import attend_plan
+from aggregator.attention import service as attention_module
 from aggregator.attention.append import Appender
 from aggregator.attention.attend_plan import Plans, require_answer, require_attend
 from aggregator.attention.contexts import Contexts
+from aggregator.attention.service import AttentionApi
 from aggregator.bounds import bounds
 from aggregator.bounds.budget import Budget, Budgets
 from aggregator.engine import arriving
@@ -58,8 +60,9 @@ class Bounded:
         house.contexts = self.contexts
         self.appender = Appender(self.contexts, house.membership, house.dispatcher, house.bulk)
         house.attender._contexts = self.contexts
-        parts = (house.membership, house.dispatcher, house.bulk, self.contexts, self.appender, house.attender)
-        self.api = Api(*parts, budgets=self.budgets)
+        self.api = Api(house.membership, house.bulk, budgets=self.budgets)
+        parts = (house.dispatcher, house.bulk, self.contexts, self.appender, house.attender)
+        self.attention = AttentionApi(*parts, budgets=self.budgets)
 
     def refused(self, name):
         found = self.house.metrics.registry.get_sample_value(
@@ -157,13 +160,13 @@ def test_a_long_append_goes_through_the_disk_and_is_the_same(monkeypatch):
         b = Bounded(house)
         b.contexts.create(SPEC)
         keys, values = tokens(3000)
-        reply = await b.api.append(messages(keys, values, 700), ME)
+        reply = await b.attention.append(messages(keys, values, 700), ME)
         assert reply.tokens == range(3000)
         assert list(house.bulk.folder.iterdir()) == []
         sequences = [name for name in box.node.store.sequences() if name.endswith("keys")]
         assert len(sequences) == 1
         asked = np.random.default_rng(1).standard_normal((3, 2, 4)).astype(np.float32)
-        answer = await b.api.attend(AttendRequest("c", asked), ME)
+        answer = await b.attention.attend(AttendRequest("c", asked), ME)
         scores = np.einsum("qhd,nd->qhn", asked.astype(np.float64), keys[:, 0].astype(np.float64)) / 2
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         out = np.einsum("qhn,nd->qhd", weights / weights.sum(-1, keepdims=True), values[:, 0])
@@ -186,7 +189,7 @@ def test_what_is_wrong_in_the_middle_of_a_long_append_is_said_and_nothing_is_lef
             pair = [array.copy() for array in tokens(400)]
             pair[where][350] = value
             with pytest.raises(InvalidTensor, match=name):
-                await b.api.append(messages(*pair, 100), ME)
+                await b.attention.append(messages(*pair, 100), ME)
         assert context.tokens == 0
         assert list(house.bulk.folder.iterdir()) == []
         b.nothing_held("contexts", "context-bytes")
@@ -205,12 +208,12 @@ def test_bytes_of_appends_under_way_are_a_caller_s_share_and_another_has_its_own
         context = b.contexts.create(SPEC)
         keys, values = tokens(400)
         gate = asyncio.Event()
-        held = asyncio.create_task(b.api.append(messages(keys[:200], values[:200], 100, gate), ME))
+        held = asyncio.create_task(b.attention.append(messages(keys[:200], values[:200], 100, gate), ME))
         await until(lambda: b.budgets[bounds.APPEND_BYTES].used == size)
         with pytest.raises(Overloaded, match="bound append-bytes: there are") as refused:
-            await b.api.append(messages(keys, values, 100), ME)
+            await b.attention.append(messages(keys, values, 100), ME)
         assert refused.value.retry_after == 2.0
-        assert (await b.api.append(messages(keys[:100], values[:100], 50), YOU)).tokens == range(100)
+        assert (await b.attention.append(messages(keys[:100], values[:100], 50), YOU)).tokens == range(100)
         gate.set()
         assert (await held).tokens == range(100, 300)
         assert context.tokens == 300
@@ -221,14 +224,14 @@ def test_bytes_of_appends_under_way_are_a_caller_s_share_and_another_has_its_own
 
 
 def test_who_stops_sending_gives_its_room_back(monkeypatch):
-    monkeypatch.setattr(api_module, "APPEND_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(attention_module, "APPEND_IDLE_SECONDS", 0.1)
     monkeypatch.setattr(api_module, "UPLOAD_IDLE_SECONDS", 0.1)
 
     async def run(house):
         b = Bounded(house)
         b.contexts.create(SPEC)
         with pytest.raises(DeadlineExceeded, match=r"an append's next message did not come in 0\.1 s"):
-            await b.api.append(messages(*tokens(4), 2, asyncio.Event()), ME)
+            await b.attention.append(messages(*tokens(4), 2, asyncio.Event()), ME)
 
         async def chunks():
             yield UploadChunk("", "a" * 64, 0, 10, b"x")
@@ -244,7 +247,7 @@ def test_who_stops_sending_gives_its_room_back(monkeypatch):
 
 
 def test_an_append_comes_within_a_quarter_of_an_hour(monkeypatch):
-    monkeypatch.setattr(api_module, "APPEND_COMING_SECONDS", 0.2)
+    monkeypatch.setattr(attention_module, "APPEND_COMING_SECONDS", 0.2)
 
     async def run(house):
         b = Bounded(house)
@@ -256,7 +259,7 @@ def test_an_append_comes_within_a_quarter_of_an_hour(monkeypatch):
                 await asyncio.sleep(0.02)
 
         with pytest.raises(DeadlineExceeded, match=r"within 0\.2 s of the first"):
-            await b.api.append(slowly(), ME)
+            await b.attention.append(slowly(), ME)
 
     with House() as house:
         asyncio.run(run(house))
@@ -272,7 +275,7 @@ def test_the_disk_keeps_a_reserve(monkeypatch):
         b = Bounded(house)
         b.contexts.create(SPEC)
         with pytest.raises(ResourceExhausted, match="bound disk-reserve: the disk of"):
-            await b.api.append(messages(*tokens(100), 50), ME)
+            await b.attention.append(messages(*tokens(100), 50), ME)
 
         async def chunks():
             yield UploadChunk("", "a" * 64, 0, 2000, b"x")
@@ -421,14 +424,16 @@ def test_requests_in_memory_and_calls_under_way():
         queries = np.zeros((3, 2, 4), np.float32)
         box.mute = True
         request = AttendRequest("c", queries, deadline_seconds=0.3)
-        held = asyncio.create_task(b.api.attend(request, ME))
+        held = asyncio.create_task(b.attention.attend(request, ME))
         await until(lambda: b.budgets[bounds.REQUEST_BYTES].used)
         with pytest.raises(Overloaded, match="bound request-bytes"):
-            await b.api.attend(request, ME)
-        assert not (await b.api.attend(replace(request, queries=queries[:1]), YOU)).exact
+            await b.attention.attend(request, ME)
+        assert not (await b.attention.attend(replace(request, queries=queries[:1]), YOU)).exact
         assert not (await held).exact
 
-        handlers = counted({services.ATTEND: b.api.attend, services.BULK_DOWNLOAD: b.api.download}, b.budgets)
+        handlers = counted(
+            {services.ATTEND: b.attention.attend, services.BULK_DOWNLOAD: b.api.download}, b.budgets
+        )
         held = asyncio.create_task(handlers[services.ATTEND](request, ME))
         await until(lambda: b.budgets[bounds.CALLS].used == 1)
         digest = house.bulk.lend(b"x")
@@ -461,7 +466,7 @@ def test_an_attend_is_computed_before_a_node_is_asked():
         ):
             request = AttendRequest("c", np.zeros((count, 256, 1), np.float32), weights=weights)
             with pytest.raises(cls, match=words):
-                await b.api.attend(request, ME)
+                await b.attention.attend(request, ME)
         b.contexts.create(replace(SPEC, name="long"))
         await b.appender.append("long", "", *tokens(3000))
         asked = len(box.programs)
@@ -469,7 +474,7 @@ def test_an_attend_is_computed_before_a_node_is_asked():
         with pytest.raises(
             MessageTooLarge, match="the weights of 100 queries over 3,000 tokens take 2,400,000"
         ):
-            await b.api.attend(request, ME)
+            await b.attention.attend(request, ME)
         assert len(box.programs) == asked
         b.nothing_held("contexts", "context-bytes")
 

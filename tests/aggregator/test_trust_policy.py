@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,16 +16,23 @@ import grpc.aio
 import pytest
 
 import protos.edge_attention.v1
+from aggregator.api.service import Api
+from aggregator.attention.service import AttentionApi
+from aggregator.checkup.checkup import Checkup
+from aggregator.engine.link import Link
 from aggregator.serving.rpc import service_handlers
+from aggregator.training.service import TrainingApi
 from aggregator.trust.access import Access
 from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority
+from aggregator.trust.endpoint import Endpoint
 from aggregator.trust.guard import Guard, caller
-from aggregator.trust.policy import ANY, NEEDED, OPEN
+from aggregator.trust.policy import ANY, OPEN, roles_of
 from aggregator.trust.proof import CertificateProof
 from aggregator.trust.registry import CertificateRow, Registry
 from edge_attention.core.errors import (
     EdgeAttentionError,
+    Internal,
     PermissionDenied,
     Revoked,
     Unauthenticated,
@@ -37,6 +45,17 @@ from edge_attention.wire import services
 from edge_attention.wire.caller import Caller
 from edge_attention.wire.link import CONNECT
 from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
+
+
+def every_endpoint():
+    """What an aggregator serves: to know who may call it, its parts need not be there."""
+    served = (Link, 4), (Api, 2), (AttentionApi, 5), (TrainingApi, 1), (Checkup, 4)
+    keywords = {Link: {"heartbeat_seconds": 1.0, "welcome": None}}
+    for kind, parts in served:
+        yield from kind(*[None] * parts, **keywords.get(kind, {})).endpoints()
+
+
+NEEDED = roles_of(every_endpoint())
 
 
 def every_method():
@@ -57,6 +76,19 @@ def test_every_method_of_every_service_has_a_role():
     assert {m.path for m in ANY} == {"/edge_attention.v1.TrustService/Renew"}
 
 
+def test_a_method_without_a_role_is_not_served():
+    """Whoever forgets it, or takes another's method, is told so before the port is open."""
+    one = next(every_endpoint())
+    for role in (None, "", "root"):
+        with pytest.raises(Internal, match=rf"{one.method.path} would be served without a role"):
+            roles_of([replace(one, role=role)])
+    with pytest.raises(TypeError, match="role"):
+        Endpoint(one.method, one.handler)
+    for method in (one.method, *OPEN, *ANY):
+        with pytest.raises(Internal, match=rf"{method.path} would be served twice"):
+            roles_of([one, replace(one, method=method)])
+
+
 def test_nodes_have_the_node_link_and_nothing_else():
     for method, role in NEEDED.items():
         assert (role == "node") == method.path.startswith("/edge_attention.v1.EdgeLinkService/")
@@ -72,6 +104,7 @@ class House:
         proof = CertificateProof(self.authority.certificate)
         self.access = Access(self.registry, proof, None, Audit(self.audit_file))
         self.guard = Guard(self.access, self.registry)
+        self.guard.require_roles(NEEDED)
 
     def certificate(self, role, name, life=timedelta(days=1), key=None):
         """The authorization of a new certificate."""
@@ -136,6 +169,15 @@ def test_each_role_may_call_what_its_line_says_and_nothing_more(house):
 
 
 @in_a_loop
+def test_a_guard_that_was_told_of_no_roles_lets_nobody_in(house):
+    guard = Guard(house.access, house.registry)
+    shown = house.certificate("operator", "x")
+    for method in NEEDED:
+        with pytest.raises(Internal, match="has no role"):
+            guard(method, context(shown))
+
+
+@in_a_loop
 def test_open_methods_need_nobody_and_unknown_ones_are_refused(house):
     for method in OPEN:
         with house.guard(method, context(None)):
@@ -147,7 +189,7 @@ def test_open_methods_need_nobody_and_unknown_ones_are_refused(house):
             house.guard(method, context(None))
     known = services.LIST_NODES
     unknown = Method(known.service, "New", known.request, known.response)
-    with pytest.raises(EdgeAttentionError, match="has no role in"):
+    with pytest.raises(EdgeAttentionError, match="has no role"):
         house.guard(unknown, context(house.token("operator")))
 
 

@@ -1,0 +1,148 @@
+"""AttentionService: what clients call about contexts. Each method is a few lines over the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aggregator.attention.append import APPEND_SECONDS, Appender
+from aggregator.attention.attend import Attender
+from aggregator.attention.contexts import Contexts
+from aggregator.bounds.bounds import (
+    APPEND_BYTES,
+    APPEND_COMING_SECONDS,
+    APPEND_IDLE_SECONDS,
+    APPENDS,
+    REQUEST_BYTES,
+)
+from aggregator.bounds.budget import Budgets, Lease
+from aggregator.engine.arriving import Arriving
+from aggregator.engine.bulk import Bulk
+from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.waiting import each_within
+from aggregator.trust.callers import caller_of, owner_of
+from aggregator.trust.endpoint import AuditLine, Endpoint
+from edge_attention.core.errors import InvalidArgument, InvalidTensor
+from edge_attention.core.messages import attention
+from edge_attention.core.messages.program import Drop
+from edge_attention.wire import services
+
+CREATED = AuditLine("context_created", lambda q, r: {"context": q.spec.name})
+DROPPED = AuditLine("context_dropped", lambda q, r: {"context": q.context})
+
+
+class AttentionApi:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        bulk: Bulk,
+        contexts: Contexts,
+        appender: Appender,
+        attender: Attender,
+        budgets: Budgets | None = None,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._bulk = bulk
+        self._contexts = contexts
+        self._appender = appender
+        self._attender = attender
+        self._budgets = budgets or Budgets()
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return (
+            Endpoint(services.CREATE_CONTEXT, self.create_context, "user", CREATED),
+            Endpoint(services.APPEND, self.append, "user"),
+            Endpoint(services.APPEND_DATASET, self.append_dataset, "user"),
+            Endpoint(services.ATTEND, self.attend, "user"),
+            Endpoint(services.DESCRIBE_CONTEXT, self.describe_context, "viewer"),
+            Endpoint(services.LIST_CONTEXTS, self.list_contexts, "viewer"),
+            Endpoint(services.DROP_CONTEXT, self.drop_context, "operator", DROPPED),
+        )
+
+    async def create_context(
+        self, request: attention.CreateContextRequest, call: Any
+    ) -> attention.CreateContextResponse:
+        context = self._contexts.create(request.spec, owner_of(call))
+        return attention.CreateContextResponse(self._contexts.describe(context))
+
+    async def append(
+        self, requests: AsyncIterator[attention.AppendRequest], call: Any
+    ) -> attention.AppendResponse:
+        caller = caller_of(call)
+        with self._budgets.take(APPENDS, caller), self._budgets.take(APPEND_BYTES, caller, 0) as room:
+            return await self._append(requests, caller, room, call)
+
+    async def _append(
+        self, requests: AsyncIterator[attention.AppendRequest], caller: str, room: Lease, call: Any
+    ) -> attention.AppendResponse:
+        context = node = request_id = ""
+        arriving: Arriving | None = None
+        coming = each_within(requests, APPEND_IDLE_SECONDS, "an append's next message", APPEND_COMING_SECONDS)
+        try:
+            async for request in coming:
+                if arriving is None:
+                    context, node, request_id = request.context, request.node, request.request_id
+                    spec = self._contexts.get(context).spec
+                    if request_id and request.keys is None and request.values is None:
+                        return await self._appender.outcome(context, request_id)
+                    arriving = Arriving(self._bulk.folder, spec, room)
+                elif (request.context or context, request.node or node) != (context, node):
+                    raise InvalidArgument("one append goes to one context, and to one node if any is named")
+                if request.keys is None or request.values is None:
+                    raise InvalidTensor("a message of an append brings no keys or no values; send both")
+                await arriving.take(request.keys, request.values)
+                del request  # not kept while the next one is waited for
+            if arriving is None:
+                raise InvalidArgument("an append without a message; send keys and values")
+            keys, values = await arriving.tokens()
+            seconds = _left(call, APPEND_SECONDS)
+            return await self._appender.append(context, node, keys, values, request_id, caller, seconds)
+        finally:
+            if arriving is not None:
+                arriving.close()
+
+    async def append_dataset(
+        self, request: attention.AppendDatasetRequest, call: Any
+    ) -> attention.AppendResponse:
+        caller = caller_of(call)
+        with self._budgets.take(APPENDS, caller):
+            return await self._appender.append_dataset(request, caller, _left(call, APPEND_SECONDS))
+
+    async def attend(self, request: attention.AttendRequest, call: Any) -> attention.AttendResponse:
+        caller = caller_of(call)
+        size = request.queries.nbytes + (request.positions.nbytes if request.positions is not None else 0)
+        with self._budgets.take(REQUEST_BYTES, caller, size):
+            return await self._attender.attend(request, caller, _left(call, math.inf))
+
+    async def describe_context(
+        self, request: attention.DescribeContextRequest, call: Any
+    ) -> attention.DescribeContextResponse:
+        context = self._contexts.get(request.context)
+        return attention.DescribeContextResponse(self._contexts.describe(context))
+
+    async def list_contexts(
+        self, request: attention.ListContextsRequest, call: Any
+    ) -> attention.ListContextsResponse:
+        return attention.ListContextsResponse(
+            tuple(self._contexts.describe(context) for context in self._contexts.list())
+        )
+
+    async def drop_context(
+        self, request: attention.DropContextRequest, call: Any
+    ) -> attention.DropContextResponse:
+        context = self._contexts.get(request.context)
+        async with context.lock:
+            self._contexts.require_current(context)
+            # Above that of any append that is under way at a node yet: none brings the context back.
+            revision = await self._contexts.revisions.take()
+            self._contexts.drop(request.context)
+        for node in {name for segment in context.segments for name in segment.holders}:
+            self._dispatcher.post(node, (Drop((f"context/{context.id}/",), revision),))
+        return attention.DropContextResponse()
+
+
+def _left(call: Any, most: float) -> float:
+    """Seconds until the caller has given up, `most` if it said nothing or more."""
+    left = call.time_remaining()
+    return most if left is None else min(max(float(left), 0.0), most)
