@@ -32,6 +32,7 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.counted import counted
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.link import Link, watch_leases
+from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
 from aggregator.observe.activity import Activity
 from aggregator.observe.metrics import Metrics
@@ -47,7 +48,7 @@ from aggregator.trust.audit import Audit
 from aggregator.trust.guard import subject
 from aggregator.trust.policy import roles_of
 from aggregator.trust.reflection import offer_reflection
-from aggregator.trust.revocations import Revocations, RevokedNodes
+from aggregator.trust.revocations import Revocations, Revoked
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.descriptors import raise_descriptors
@@ -110,7 +111,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
     metrics = Metrics()
     with State(settings.state) as state, contextlib.closing(audit), contextlib.ExitStack() as stack:
         trust = None
-        revoked: RevokedNodes = dict
+        revoked: Revoked = dict
         if settings.trust is not None:
             from aggregator.trust.trust import Trust
 
@@ -120,6 +121,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         membership = Membership(settings.lease, lambda: secrets.token_urlsafe(16))
         dispatcher = Dispatcher(membership, metrics.tasks)
         bulk = Bulk(state)
+        trips = Trips(dispatcher, bulk)
         budgets, turns = Budgets(metrics.bound_refused), Turns(metrics.bound_refused)
         metrics.watch_bounds(budgets, turns)
         attends, trained = AttendMetrics(metrics), RunMetrics(metrics)
@@ -140,14 +142,14 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         parameters = ParameterStore(state)
         activity = Activity()
         services = Services(
-            state, parameters, membership, dispatcher, bulk, link, trained, settings.patience, activity
+            state, parameters, membership, trips, bulk, link, trained, settings.patience, activity
         )
         runs = Runs(services, budgets)
-        appender = Appender(contexts, membership, dispatcher, bulk, turns)
-        attender = Attender(contexts, dispatcher, attends, activity, turns)
+        appender = Appender(contexts, membership, trips, bulk, turns)
+        attender = Attender(contexts, trips, attends, activity, turns)
         api = Api(membership, bulk, revoked, budgets)
-        attention = AttentionApi(dispatcher, bulk, contexts, appender, attender, budgets)
-        checkup = Checkup(membership, dispatcher, bulk, settings.heartbeat)
+        attention = AttentionApi(trips, bulk, contexts, appender, attender, budgets)
+        checkup = Checkup(membership, trips, settings.heartbeat)
         endpoints = [
             endpoint
             for served in (link, api, attention, TrainingApi(runs, budgets), checkup)

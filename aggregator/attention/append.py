@@ -16,8 +16,8 @@ from aggregator.bounds.turns import Turns
 from aggregator.engine.arriving import KEY_LIMIT as KEY_LIMIT
 from aggregator.engine.arriving import Rows, require_tokens
 from aggregator.engine.bulk import Bulk
-from aggregator.engine.dispatch import Dispatcher
-from aggregator.engine.exchange import Assignment
+from aggregator.engine.returned import Returned
+from aggregator.engine.trip import Errand, Trips, Wanted
 from aggregator.fleet.membership import Member, Membership
 from edge_attention.core.bounds import Summary
 from edge_attention.core.errors import (
@@ -36,11 +36,8 @@ from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.messages.program import (
     Append,
     Batch,
-    BulkTensor,
-    Contribution,
     Drop,
     Instruction,
-    Program,
     Repeat,
     Return,
     Run,
@@ -93,13 +90,13 @@ class Appender:
         self,
         contexts: Contexts,
         membership: Membership,
-        dispatcher: Dispatcher,
+        trips: Trips,
         bulk: Bulk,
         turns: Turns | None = None,
     ) -> None:
         self._contexts = contexts
         self._membership = membership
-        self._dispatcher = dispatcher
+        self._trips = trips
         self._bulk = bulk
         self._turns = turns or Turns()
         self._checked: dict[str, None] = {}
@@ -162,7 +159,7 @@ class Appender:
     async def _returned(self, node: str, seconds: float) -> None:
         """Wait for a named node whose connection has just broken: for its lease, as exchanges do."""
         if node and self._membership.state(node) is NodeState.SUSPECT:
-            await self._dispatcher.all_live([node], min(self._membership.lease, seconds), lambda _: None)
+            await self._trips.all_live([node], min(self._membership.lease, seconds), lambda _: None)
 
     async def append_dataset(
         self, request: AppendDatasetRequest, caller: str = "", seconds: float = APPEND_SECONDS
@@ -359,44 +356,43 @@ class Appender:
     ) -> AppendResponse:
         """Run each target's program on each of its holders; commit if every one has stored its tokens."""
         revision = await self._contexts.revisions.take()
-        assignments: list[Assignment] = []
+        wanted = self._wanted(context)
+        errands: list[Errand] = []
         by_shard: dict[str, _Target] = {}
-        lent: list[BulkTensor] = []
         try:
             for target in targets:
                 instructions, tensors = program(target, revision)
-                inline, bulk = await self._bulk.lend_rows(tensors)
-                lent += bulk
                 for holder in target.piece.holders:
                     shard = f"{target.segment}@{holder}"
                     by_shard[shard] = target
-                    assignments.append(
-                        Assignment(
-                            shard,
-                            (holder,),
-                            Program("", shard, target.tokens, instructions, 0, APPEND_SECONDS, inline, bulk),
+                    errands.append(
+                        Errand(
+                            shard=shard,
+                            holders=(holder,),
+                            coverage=target.tokens,
+                            instructions=instructions,
+                            wanted=wanted,
+                            tensors=tensors,
                         )
                     )
 
-            def fold(assignment: Assignment, node: str, contribution: Contribution) -> None:
-                if contribution.tensors:
-                    target = by_shard[assignment.shard]
-                    summary = self._summary(context, contribution.tensors)
+            def each(returned: Returned) -> None:
+                if returned.tensors:
+                    target, node = by_shard[returned.shard], returned.node
+                    summary = self._summary(returned)
                     known = target.summaries.get(node)
                     target.summaries[node] = summary if known is None else known.joined(summary)
 
             context.appending.update(target.segment for target in targets)
             # A shard has one holder, whose word is not enough to end an append that others may take.
-            outcome = await self._dispatcher.run(assignments, APPEND_SECONDS, fold, believed=())
+            outcome = await self._trips.make(errands, APPEND_SECONDS, each=each, believed=())
             if outcome.missing:
-                reason = "; ".join(sorted(set(outcome.missing.values())))
-                otherwise = DeadlineExceeded if "in time" in reason else Unavailable
-                cls = next((outcome.causes[s] for s in outcome.missing if s in outcome.causes), otherwise)
-                message = f"nothing was appended to context {context.spec.name!r}: {reason}"
-                if not issubclass(cls, DeadlineExceeded | Cancelled | Unavailable):
-                    refused = (s.partition("@")[2] for s in outcome.missing if s in outcome.causes)
-                    raise _Refused(cls(message), frozenset(refused))
-                raise cls(message)
+                cause = outcome.cause
+                message = f"nothing was appended to context {context.spec.name!r}: {outcome.why}"
+                if not issubclass(cause, DeadlineExceeded | Cancelled | Unavailable):
+                    refused = frozenset(m.node for m in outcome.missing.values() if m.said)
+                    raise _Refused(cause(message), refused)
+                raise cause(message)
             segments = [self._grown(target) for target in targets]
             tokens = range(targets[0].tokens.start, targets[-1].tokens.stop)
             self._contexts.commit(context, segments, request_id, tokens)
@@ -410,23 +406,24 @@ class Appender:
             raise
         finally:
             context.appending.clear()
-            for tensor in lent:
-                self._bulk.take_back(tensor.digest)
         return AppendResponse(tokens, tuple(self._contexts.segment(context, s) for s in segments))
 
-    def _summary(self, context: StoredContext, tensors: Mapping[str, object]) -> Summary:
-        spec = context.spec
-        shapes: dict[str, tuple[int, ...]] = {
-            "key_norm": (spec.key_heads,),
-            "value_min": (spec.key_heads, spec.value_dim),
-            "value_max": (spec.key_heads, spec.value_dim),
+    def _wanted(self, context: StoredContext) -> Mapping[str, Wanted]:
+        """The summary of a segment."""
+        spec, float32 = context.spec, np.dtype(np.float32)
+        return {
+            "key_norm": (float32, (spec.key_heads,)),
+            "value_min": (float32, (spec.key_heads, spec.value_dim)),
+            "value_max": (float32, (spec.key_heads, spec.value_dim)),
         }
+
+    def _summary(self, returned: Returned) -> Summary:
         arrays: list[Float32] = []
-        for name, shape in shapes.items():
-            array = tensors.get(name)
-            if not isinstance(array, np.ndarray):
+        for name in ("key_norm", "value_min", "value_max"):
+            if name not in returned.tensors:
                 raise InvalidTensor(f"the summary of a segment lacks {name}")
-            require(array, f"summary {name}", shape=shape)
+            array = returned.array(name)
+            require(array, f"summary {name}", shape=array.shape)  # finite
             arrays.append(array)
         return Summary(*arrays)
 
@@ -450,7 +447,7 @@ class Appender:
             if target.before is None:
                 names = (f"context/{context.id}/{target.segment}/",)
                 for holder in target.piece.holders:
-                    self._dispatcher.post(holder, (Drop(names, revision),))
+                    self._trips.post(holder, (Drop(names, revision),))
 
 
 def _require_id(request_id: str) -> None:

@@ -25,14 +25,14 @@ from aggregator.attention.attend_plan import (
 from aggregator.attention.contexts import Contexts, StoredContext
 from aggregator.attention.metrics import AttendMetrics
 from aggregator.bounds.turns import Turns
-from aggregator.engine.dispatch import Dispatcher, Outcome
-from aggregator.engine.exchange import Assignment
+from aggregator.engine.outcome import Kind, Outcome
+from aggregator.engine.returned import Returned
+from aggregator.engine.trip import Errand, Trips
 from aggregator.observe.activity import Activity
 from edge_attention.core.bounds import error_bound, lse_upper_bound
-from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, InvalidTensor, PermissionDenied
+from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, PermissionDenied
 from edge_attention.core.fold import Fold, join
 from edge_attention.core.messages.attention import AttendRequest, AttendResponse, Bound, Missing, ShardMass
-from edge_attention.core.messages.program import Contribution
 from edge_attention.core.partial import Partial, identity, mass, merge
 from edge_attention.core.tensors import Encoded, Encoding, Float32, require
 from edge_attention.graphs.attention import library
@@ -47,6 +47,8 @@ MIN_SECONDS = 0.05
 """What the weights' own trip gets at least, where the first has used up the deadline."""
 
 
+_FLOAT32 = np.dtype(np.float32)
+
 _BELIEVED = (PermissionDenied,)
 """The program and the queries are checked here, so that a node that finds them wrong is wrong; what its
 operator allows only the node knows."""
@@ -58,13 +60,13 @@ class Attender:
     def __init__(
         self,
         contexts: Contexts,
-        dispatcher: Dispatcher,
+        trips: Trips,
         metrics: AttendMetrics,
         activity: Activity,
         turns: Turns | None = None,
     ) -> None:
         self._contexts = contexts
-        self._dispatcher = dispatcher
+        self._trips = trips
         self._metrics = metrics
         self._activity = activity
         self._plans = Plans()
@@ -134,39 +136,44 @@ class Attender:
         lses: dict[str, Float32] = {}
         merging = 0.0
 
-        def on(assignment: Assignment, node: str, contribution: Contribution) -> None:
+        def early(returned: Returned) -> None:
+            """The lse before the out: it certifies the error, should the out not come."""
+            if returned.final:
+                return
+            if "lse" not in returned.tensors or "out" in returned.tensors:
+                raise InvalidTensor("it returned something else than an lse before its last word")
+            lse = returned.array("lse")
+            Partial(np.zeros(shape, np.float32), lse).check(shape, f"shard {returned.shard!r}")
+            lses[returned.shard] = lse
+
+        def take(answer: Returned) -> None:
             nonlocal merging
-            tensors = contribution.tensors
-            lse = tensors.get("lse", lses.get(assignment.shard))
-            if not isinstance(lse, np.ndarray):
-                raise InvalidTensor(f"node {node!r} returned no lse for shard {assignment.shard!r}")
             begun = time.perf_counter()
-            out = tensors.get("out")
-            if out is not None and not contribution.final:
-                raise InvalidTensor(f"node {node!r} returned out before its last word on {assignment.shard}")
-            if isinstance(out, np.ndarray):
-                partial = Partial(out, lse).check(shape, f"node {node!r}, shard {assignment.shard!r}")
-                fold.add(assignment.shard, contribution.coverage, partial)
-                lse = partial.lse
-            elif contribution.final:
-                raise InvalidTensor(f"node {node!r} returned no out for shard {assignment.shard!r}")
-            else:
-                Partial(np.zeros(shape, np.float32), lse).check(shape, f"node {node!r}")
-            lses[assignment.shard] = lse
+            lses.pop(answer.shard, None)
+            partial = Partial(answer.array("out"), answer.array("lse")).check(
+                shape, f"shard {answer.shard!r}"
+            )
+            fold.add(answer.shard, answer.coverage, partial)
+            lses[answer.shard] = partial.lse
             merging += time.perf_counter() - begun
 
-        tensors = {QUERIES: request.queries}
-        outcome = await self._dispatcher.run(
+        wanted = {"out": (_FLOAT32, shape), "lse": (_FLOAT32, shape[:-1])}
+        queries = {QUERIES: request.queries}
+        outcome = await self._trips.make(
             [
-                Assignment(
-                    id,
-                    self._contexts.serving(context, part.segment),
-                    part.program(part.attend, tensors, deadline),
+                Errand(
+                    shard=id,
+                    holders=self._contexts.serving(context, part.segment),
+                    coverage=part.segment.tokens,
+                    instructions=part.attend,
+                    wanted=wanted,
+                    inline=queries,
                 )
                 for id, part in parts.items()
             ],
             deadline,
-            on,
+            take,
+            each=early,
             believed=_BELIEVED,
         )
         answered = time.perf_counter()
@@ -211,8 +218,8 @@ class Attender:
             for id, node in outcome.answered.items()
         )
         missing = tuple(
-            Missing(id, parts[id].segment.tokens, parts[id].segment.holders, reason)
-            for id, reason in outcome.missing.items()
+            Missing(id, parts[id].segment.tokens, parts[id].segment.holders, why.text)
+            for id, why in outcome.missing.items()
         )
         bound = None
         if missing:
@@ -257,24 +264,29 @@ class Attender:
         parts = plan.parts
         weights = np.zeros((*plan.shape[:2], plan.tokens), np.float32)
 
-        def on(assignment: Assignment, node: str, contribution: Contribution) -> None:
-            part = parts[assignment.shard]
+        def take(answer: Returned) -> None:
+            part, returned = parts[answer.shard], answer.array("weights")
+            require(returned, "weights", shape=returned.shape)
             first = part.segment.tokens.start + part.view.tiles.start * library.TILE
-            stop = min(first + len(part.view.tiles) * library.TILE, part.segment.tokens.stop)
-            returned = contribution.tensors.get("weights")
-            if not isinstance(returned, np.ndarray):
-                raise InvalidTensor(f"node {node!r} returned no weights")
-            tokens = len(part.view.tiles) * library.TILE
-            require(returned, f"node {node!r}: weights", shape=(*weights.shape[:2], tokens))
+            stop = min(first + returned.shape[2], part.segment.tokens.stop)
             weights[:, :, first:stop] = returned[:, :, : stop - first]
 
         tensors = {QUERIES: request.queries, LSE: lse}
-        assignments = []
+        errands = []
         for id, node in outcome.answered.items():
-            program = parts[id].program(parts[id].weigh, tensors, seconds)
-            holders = (node, *(n for n in parts[id].segment.holders if n != node))
-            assignments.append(Assignment(id, holders, program))
-        second = await self._dispatcher.run(assignments, seconds, on, believed=_BELIEVED)
+            part = parts[id]
+            columns = len(part.view.tiles) * library.TILE
+            errands.append(
+                Errand(
+                    shard=id,
+                    holders=(node, *(n for n in part.segment.holders if n != node)),
+                    coverage=part.segment.tokens,
+                    instructions=part.weigh,
+                    wanted={"weights": (_FLOAT32, (*weights.shape[:2], columns))},
+                    inline=tensors,
+                )
+            )
+        second = await self._trips.make(errands, seconds, take, believed=_BELIEVED)
         for id in (*second.missing, *outcome.missing):
             # Not known is not zero.
             tokens = parts[id].segment.tokens
@@ -285,9 +297,8 @@ class Attender:
 def _congested(outcome: Outcome) -> bool:
     """Whether it queued at a node, or nothing at all came in time. One node that is slow is no queue."""
     if not outcome.answered:
-        return any(cause is DeadlineExceeded for cause in outcome.causes.values()) or any(
-            "in time" in reason for reason in outcome.missing.values()
-        )
+        # By this side's clock: what nodes say of themselves must not make the others' turns fewer.
+        return any(missing.kind is Kind.LATE for missing in outcome.missing.values())
     run, task = outcome.run_seconds, outcome.task_seconds
     return any(task[s] - run.get(s, 0.0) > max(QUEUED_SECONDS, run.get(s, 0.0)) for s in task)
 

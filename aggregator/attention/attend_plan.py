@@ -28,8 +28,8 @@ from edge_attention.core.messages.attention import (
     ContextSpec,
     attend_bytes,
 )
-from edge_attention.core.messages.program import Instruction, Program, Return, Run, Stored, Value
-from edge_attention.core.tensors import Array, Encoding, require
+from edge_attention.core.messages.program import Instruction, Return, Run, Stored, Value
+from edge_attention.core.tensors import Encoding, require
 from edge_attention.core.visibility import SegmentView, of_segment, visible
 from edge_attention.graphs.attention import library
 from edge_attention.wire.codec import MESSAGE_LIMIT
@@ -48,18 +48,12 @@ _POSITIONS_BYTES = 8 * 64
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A segment the queries see something of, and the programs over it but for their tensors."""
+    """A segment the queries see something of, and what is run over it."""
 
     segment: StoredSegment
     view: SegmentView
     attend: tuple[Instruction, ...]
     weigh: tuple[Instruction, ...]
-
-    def program(
-        self, instructions: tuple[Instruction, ...], tensors: Mapping[str, Array], seconds: float
-    ) -> Program:
-        segment = self.segment
-        return Program("", segment.id, segment.tokens, instructions, 0, seconds, tensors)
 
 
 @dataclass(frozen=True, eq=False)

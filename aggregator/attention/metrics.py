@@ -16,7 +16,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from aggregator.engine.dispatch import Outcome
+from aggregator.engine.outcome import Outcome
 from aggregator.observe.counts import RecipeCounts
 from aggregator.observe.metrics import Metrics
 from aggregator.observe.metrics_nodes import NODES
@@ -115,7 +115,7 @@ class AttendMetrics(RecipeCounts, Collector):
         median = (parts - 1) // 2
         if median < len(came):
             self._straggler += max(wait - sorted(came.values())[median], 0.0)
-        last = {node for node in outcome.unanswered.values() if node}
+        last = {missing.node for missing in outcome.missing.values() if missing.node}
         if not last and came:
             last = {outcome.answered[max(came, key=came.__getitem__)]}
         for node in last:

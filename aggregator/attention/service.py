@@ -19,7 +19,7 @@ from aggregator.bounds.bounds import (
 from aggregator.bounds.budget import Budgets, Lease
 from aggregator.engine.arriving import Arriving
 from aggregator.engine.bulk import Bulk
-from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.trip import Trips
 from aggregator.engine.waiting import each_within
 from aggregator.trust.callers import caller_of, owner_of
 from aggregator.trust.endpoint import AuditLine, Endpoint
@@ -35,14 +35,14 @@ DROPPED = AuditLine("context_dropped", lambda q, r: {"context": q.context})
 class AttentionApi:
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        trips: Trips,
         bulk: Bulk,
         contexts: Contexts,
         appender: Appender,
         attender: Attender,
         budgets: Budgets | None = None,
     ) -> None:
-        self._dispatcher = dispatcher
+        self._trips = trips
         self._bulk = bulk
         self._contexts = contexts
         self._appender = appender
@@ -138,7 +138,7 @@ class AttentionApi:
             revision = await self._contexts.revisions.take()
             self._contexts.drop(request.context)
         for node in {name for segment in context.segments for name in segment.holders}:
-            self._dispatcher.post(node, (Drop((f"context/{context.id}/",), revision),))
+            self._trips.post(node, (Drop((f"context/{context.id}/",), revision),))
         return attention.DropContextResponse()
 
 

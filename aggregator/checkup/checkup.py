@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.engine.bulk import Bulk
-from aggregator.engine.dispatch import Dispatcher
-from aggregator.engine.exchange import Assignment
+from aggregator.engine.returned import Returned
+from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Membership
 from aggregator.trust.endpoint import Endpoint
 from edge_attention import box
 from edge_attention.core.errors import (
     DataLoss,
-    DeadlineExceeded,
     InvalidArgument,
     InvalidTensor,
     ResourceExhausted,
@@ -32,20 +30,27 @@ from edge_attention.core.messages.fleet import (
     ProbeNodeResponse,
 )
 from edge_attention.core.messages.link import PROTOCOL
-from edge_attention.core.messages.program import Contribution, Program, Return
-from edge_attention.core.tensors import Array
+from edge_attention.core.messages.program import Return
 from edge_attention.wire import services
 from edge_attention.wire.methods import KEEPALIVE_SECONDS, LEAST_PING_SECONDS
 
 MAX_ROUND_TRIPS = 100
 MAX_BYTES = 16 * 1024 * 1024
 BYTES_A_MINUTE = 16 * MAX_BYTES
-"""Bytes a minute of all probes together: a probe must not become a way to fill somebody's line."""
+"""Of all probes together: a probe must not become a way to fill somebody's line."""
 DEADLINE = 30.0
 MAX_DEADLINE = 300.0
 
+_UINT8 = np.dtype(np.uint8)
 _PING = {"task/ping": np.zeros(1, np.uint8)}
-_PONG = (Return("task/ping", "pong"),)
+_PROBE = Errand(
+    shard="probe",
+    holders=(),
+    coverage=range(0),
+    instructions=(Return("task/ping", "pong"),),
+    wanted={"pong": (_UINT8, (1,))},
+    inline=_PING,
+)
 # The second answer has the first one's name, so they travel apart: one when all bytes are there, one back.
 _THERE_AND_BACK = (Return("task/ping", "bytes"), Return("task/bytes", "bytes"))
 
@@ -81,13 +86,12 @@ class Checkup:
     def __init__(
         self,
         membership: Membership,
-        dispatcher: Dispatcher,
-        bulk: Bulk,
+        trips: Trips,
         heartbeat: float,
         http_port: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._membership, self._dispatcher, self._bulk = membership, dispatcher, bulk
+        self._membership, self._trips = membership, trips
         self._heartbeat, self.http_port, self._clock = heartbeat, http_port, clock
         self._started = clock()
         self._allowance = Allowance(BYTES_A_MINUTE, BYTES_A_MINUTE, self._started)
@@ -147,22 +151,22 @@ class Checkup:
 
     async def _probe(self, node: str, trips: int, size: int, until: float) -> ProbeNodeResponse:
         round_trips, tasks = [], []
+        pong = replace(_PROBE, holders=(node,))
         for _ in range(trips):
-            times, last, _ = await self._ask(node, Program("", "", range(0), _PONG, tensors=_PING), until)
+            times, task_seconds, _ = await self._ask(pong, until)
             round_trips.append(times[-1])
-            tasks.append(last.task_seconds)
+            tasks.append(task_seconds)
         if not size:
             return ProbeNodeResponse(tuple(round_trips), tuple(tasks), None, None, 0)
         data = np.frombuffer(os.urandom(size), np.uint8)
-        inline, lent = self._bulk.lend_tensors({**_PING, "task/bytes": data})
-        try:
-            program = Program("", "", range(0), _THERE_AND_BACK, tensors=inline, bulk_tensors=lent)
-            times, last, answer = await self._ask(node, program, until)
-        finally:
-            for tensor in lent:
-                self._bulk.take_back(tensor.digest)
-        back = answer.get("bytes")
-        if not isinstance(back, np.ndarray) or not np.array_equal(back, data):
+        bytes_back = replace(
+            pong,
+            instructions=_THERE_AND_BACK,
+            wanted={"bytes": (_UINT8, ("bytes",))},
+            tensors={"task/bytes": data},
+        )
+        times, _, answer = await self._ask(bytes_back, until)
+        if not np.array_equal(answer.array("bytes"), data):
             raise DataLoss(f"node {node!r} gave back other bytes than it was sent")
         if len(times) != 2:
             raise InvalidTensor(
@@ -173,25 +177,18 @@ class Checkup:
         down, up = max(times[0] - way, 1e-9), times[1] - times[0] + way
         return ProbeNodeResponse(tuple(round_trips), tuple(tasks), down, up, size)
 
-    async def _ask(
-        self, node: str, program: Program, until: float
-    ) -> tuple[list[float], Contribution, dict[str, Array]]:
-        """When each answer came, seconds from now; the last of them; the tensors of all."""
-        times: list[float] = []
-        last: list[Contribution] = []
-        tensors: dict[str, Array] = {}
-        began = time.perf_counter()
+    async def _ask(self, errand: Errand, until: float) -> tuple[list[float], float, Returned]:
+        """When each answer came, seconds after it was asked; the task's seconds; all that came."""
+        came: list[float] = []
+        answers: list[Returned] = []
 
-        def fold(assignment: Assignment, name: str, contribution: Contribution) -> None:
-            times.append(time.perf_counter() - began)
-            last[:] = [contribution]
-            tensors.update({k: v for k, v in contribution.tensors.items() if isinstance(v, np.ndarray)})
+        def each(returned: Returned) -> None:
+            came.append(time.perf_counter())
 
         left = max(until - self._clock(), 1e-3)
-        program = replace(program, shard="probe", deadline_seconds=left)
-        outcome = await self._dispatcher.run([Assignment("probe", (node,), program)], left, fold)
+        outcome = await self._trips.make([errand], left, answers.append, each=each)
         if outcome.missing:
-            reason = outcome.missing["probe"]
-            cause = outcome.causes.get("probe", DeadlineExceeded if "in time" in reason else Unavailable)
-            raise cause(f"{reason}: it was asked to send a tensor back")
-        return times, last[0], tensors
+            raise outcome.cause(f"{outcome.why}: it was asked to send a tensor back")
+        # What is large was lent first: the way begins when the program sets out.
+        began = came[-1] - outcome.seconds["probe"]
+        return [at - began for at in came], outcome.task_seconds["probe"], answers[0]

@@ -121,24 +121,12 @@ class Bulk:
             self._lent.pop(digest, None)
             del self._loans[digest]
 
-    def lend_tensors(self, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], tuple[BulkTensor, ...]]:
-        """Split `tensors` into those that fit a message together and those that are lent."""
-        inline: dict[str, Array] = {}
-        lent: list[BulkTensor] = []
-        size = 0
-        for name, array in tensors.items():
-            size += array.nbytes
-            if size <= INLINE_LIMIT:
-                inline[name] = array
-                continue
-            size -= array.nbytes
-            data = array.tobytes()
-            data_type = DataType.of(array.dtype, name)
-            lent.append(BulkTensor(name, data_type, array.shape, Encoding.RAW, self.lend(data), len(data)))
-        return inline, tuple(lent)
-
     async def lend_rows(self, tensors: Mapping[str, Rows]) -> tuple[dict[str, Array], tuple[BulkTensor, ...]]:
-        """The same beside the event loop: large ones are hashed in a thread, what is on the disk stays so."""
+        """Split `tensors` into those that fit a message together and those that are lent.
+
+        Beside the event loop: large ones are hashed in a thread, what is on the disk stays there. Whoever
+        called takes back what was lent; where this raises, nothing is.
+        """
         inline: dict[str, Array] = {}
         lent: list[BulkTensor] = []
         size = 0
@@ -153,9 +141,9 @@ class Bulk:
                     data_type = DataType.FLOAT32
                     lent.append(BulkTensor(name, data_type, rows.shape, Encoding.RAW, digest, rows.nbytes))
                 else:
+                    data_type = DataType.of(rows.dtype, name)
                     data, digest = await asyncio.to_thread(_hashed, rows)
                     self._offer(digest, data)
-                    data_type = DataType.of(rows.dtype, name)
                     lent.append(BulkTensor(name, data_type, rows.shape, Encoding.RAW, digest, len(data)))
         except BaseException:
             for tensor in lent:

@@ -7,12 +7,15 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, cast
 
 from aggregator.engine.exchange import REFUSALS, Action, Assignment, Deliver, Exchange, Revoke, Send
+from aggregator.engine.outcome import Outcome
+from aggregator.engine.returned import Returned, ReturnedTensor, close
 from aggregator.engine.spool import SpooledTensor
 from aggregator.fleet.membership import Membership
 from aggregator.trust.acting import acting_for
@@ -22,16 +25,16 @@ from edge_attention.core.errors import (
     Internal,
     NotFinite,
     NotFound,
-    ResourceExhausted,
     StaleVersion,
 )
 from edge_attention.core.messages.link import Cancel
 from edge_attention.core.messages.program import Contribution, Instruction, Program
+from edge_attention.core.printable import shown
 
 log = logging.getLogger(__name__)
 
-ARRAYS_LIMIT = 512 * 1024 * 1024
-"""Bytes of one contribution's tensors that are loaded; a recipe that takes more reads them in pieces."""
+POSTED = 4096
+"""Tasks nobody waits for whose answers are known as such; then the oldest are forgotten."""
 
 
 class Connection(Protocol):
@@ -53,41 +56,20 @@ class DispatchObserver(Protocol):
         """An exchange has ended; seconds its tasks took in graphs, by shard."""
 
 
-Fold = Callable[[Assignment, str, Contribution], None]
-"""Takes (assignment, node, contribution); raises an EdgeAttentionError to refuse it."""
-
-
-@dataclass
-class Outcome:
-    """How an exchange ended: who answered each shard, what is missing and why, and how long it all took.
-
-    Attributes:
-        run_seconds, task_seconds: by shard, in graphs and from a task's arrival to its end, as nodes say.
-        seconds: by shard that answered, from the start to its last word.
-        causes: shard -> the class of the last error a node met at it.
-        unanswered: shard that is missing -> the node asked last, empty if none was.
-    """
-
-    answered: Mapping[str, str]
-    missing: Mapping[str, str]
-    run_seconds: Mapping[str, float] = field(default_factory=dict)
-    task_seconds: Mapping[str, float] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    causes: Mapping[str, type[EdgeAttentionError]] = field(default_factory=dict)
-    unanswered: Mapping[str, str] = field(default_factory=dict)
+Take = Callable[[Returned], None]
+"""Takes what has come of a shard, and closes it; raises an EdgeAttentionError to refuse it."""
 
 
 @dataclass
 class _Running:
     exchange: Exchange
-    fold: Fold
+    take: Take
     done: asyncio.Future[None]
     say: Callable[[str], None] | None = None
     began: float = field(default_factory=time.perf_counter)
     run_seconds: dict[str, float] = field(default_factory=dict)
     task_seconds: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    spooled: bool = False
 
 
 class Dispatcher:
@@ -101,6 +83,8 @@ class Dispatcher:
         # Task ids of an earlier life of this aggregator must not be taken for this one's.
         self._ids = (f"{secrets.token_hex(4)}-{n}" for n in itertools.count())
         self._changed = asyncio.Event()
+        # Task -> the node it was posted to.
+        self._posted: OrderedDict[str, str] = OrderedDict()
 
     # From the link
 
@@ -123,23 +107,30 @@ class Dispatcher:
                 running.say(self._waits(running.exchange))
 
     def contribution(
-        self, node: str, contribution: Contribution, take: Callable[[], Mapping[str, Any]] | None = None
+        self,
+        node: str,
+        contribution: Contribution,
+        fetch: Callable[[], Mapping[str, SpooledTensor]] | None = None,
     ) -> None:
-        """Fold what a node returned; refuse and count what fits no exchange.
+        """Hand on what a node returned; refuse and count what fits no exchange.
 
-        `take` gives its large tensors, as `SpooledTensor`s; of a contribution that comes again after a
-        connection broke there are none any more. They are closed here, unless a fold that asked for them
-        took them.
+        `fetch` gives its large tensors; of a contribution that comes again after a connection broke there
+        are none any more. They are closed here, unless who waits for them took them.
         """
+        if self._posted.get(contribution.task_id) == node:
+            if contribution.error is not None:
+                log.debug("housekeeping on node %s: %s", node, shown(contribution.error.message, 500))
+            return
         running = self._running.get(contribution.task_id.partition(".")[0])
+        large: Mapping[str, SpooledTensor] = {}
         actions: Sequence[Action] = ()
         try:
             if running is None:
                 raise NotFound(f"nobody waits for task {contribution.task_id[:80]!r}")
-            if take is not None:
+            if fetch is not None:
                 running.exchange.check(node, contribution)
                 try:
-                    contribution, take = _taken(contribution, take), None
+                    large, fetch = fetch(), None
                 except EdgeAttentionError as error:
                     return self.refuse(node, contribution.task_id, error)
             actions = running.exchange.contribution(node, contribution)
@@ -148,49 +139,47 @@ class Dispatcher:
                 running.seconds[shard] = took
                 running.run_seconds[shard] = _within(contribution.run_seconds, took)
                 running.task_seconds[shard] = _within(contribution.task_seconds, took)
-            self._perform(running, actions)
+            self._perform(running, actions, large)
         except EdgeAttentionError as error:
-            if take is not None and not isinstance(error, DuplicateContribution):
+            if fetch is not None and not isinstance(error, DuplicateContribution):
                 with suppress(EdgeAttentionError):
-                    contribution = _taken(contribution, take)  # to be closed
+                    large = fetch()  # to be closed
             outcome = {DuplicateContribution: "duplicate", NotFound: "late", StaleVersion: "stale"}
             self._observer.contribution(outcome.get(type(error), "refused"))
             log.debug("contribution of node %s refused: %s", node, error.message)
         finally:
-            if not any(isinstance(action, Deliver) for action in actions):
-                _close(contribution)
+            if large and not any(isinstance(action, Deliver) for action in actions):
+                close(large)
 
     def refuse(self, node: str, task_id: str, error: EdgeAttentionError) -> None:
         """A message of `task_id` came damaged: another holder is asked, if there is one."""
         running = self._running.get(task_id.partition(".")[0])
         if running is not None:
-            refusal = type(error)(f"node {node!r}: {error.message}")
-            self._perform(running, running.exchange.damaged(node, task_id, refusal))
+            self._perform(running, running.exchange.damaged(node, task_id, error))
 
-    # For recipes
+    # For the trip, and what nobody waits for
 
     async def run(
         self,
         assignments: Sequence[Assignment],
         deadline_seconds: float,
-        fold: Fold,
+        take: Take,
         say: Callable[[str], None] | None = None,
         *,
-        spooled: bool = False,
         believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
     ) -> Outcome:
         """Run one exchange to its end: every shard answered or missing, at the deadline at the latest.
 
+        `take` gets what comes, message by message; what it does not refuse is its own to close.
         `say` is told which node is waited for while it is away and until when, and "" when it is back.
-        `spooled`: `fold` gets large tensors as `SpooledTensor`s instead of arrays, and what it does not
-        refuse is its own to close. `believed`: see `Exchange`.
+        `believed`: see `Exchange`.
 
         Raises:
             EdgeAttentionError: what every holder of a shard found wrong with the program itself.
         """
         state, caller = self._membership.state, acting_for()
         exchange = Exchange(next(self._ids), assignments, state, believed, caller)
-        running = _Running(exchange, fold, asyncio.get_running_loop().create_future(), say, spooled=spooled)
+        running = _Running(exchange, take, asyncio.get_running_loop().create_future(), say)
         self._running[exchange.id] = running
         timer = asyncio.get_running_loop().call_later(
             deadline_seconds, lambda: self._perform(running, exchange.deadline())
@@ -200,25 +189,25 @@ class Dispatcher:
             await running.done
         finally:
             timer.cancel()
-            if not exchange.done or exchange.failure:
+            if not exchange.done:
                 self._perform(running, exchange.cancel())
             del self._running[exchange.id]
             self._observer.ran(running.run_seconds)
         if exchange.failure is not None:
             raise exchange.failure
         answered, missing = exchange.answered, exchange.missing
-        return Outcome(
-            answered, missing, running.run_seconds, running.task_seconds,
-            {shard: running.seconds[shard] for shard in answered},
-            exchange.causes, exchange.unanswered if missing else {},
-        )  # fmt: skip
+        seconds = {shard: running.seconds[shard] for shard in answered}
+        return Outcome(answered, missing, running.run_seconds, running.task_seconds, seconds)
 
     def post(self, node: str, instructions: tuple[Instruction, ...]) -> None:
         """Have `node` run instructions nobody waits for, if it is connected."""
         connection = self._connections.get(node)
         if connection is not None:
-            program = Program(f"{next(self._ids)}.0.1", "", range(0), instructions, caller=acting_for())
-            connection.send(program)
+            task_id = f"{next(self._ids)}.0.1"
+            self._posted[task_id] = node
+            while len(self._posted) > POSTED:
+                self._posted.popitem(last=False)
+            connection.send(Program(task_id, "", range(0), instructions, caller=acting_for()))
 
     async def all_live(self, names: Sequence[str], patience: float, say: Callable[[str], None]) -> bool:
         """Wait until every node of `names` is live, at most `patience` seconds.
@@ -262,8 +251,11 @@ class Dispatcher:
                 away.append(f"node {node!r} ({member.state.value}), whose lease ends at {clock}")
         return ", ".join(away)
 
-    def _perform(self, running: _Running, actions: Sequence[Action]) -> None:
-        # A fold that refuses and a connection that is gone add actions of their own.
+    def _perform(
+        self, running: _Running, actions: Sequence[Action], large: Mapping[str, SpooledTensor] | None = None
+    ) -> None:
+        """`large`: tensors of the contribution that these actions come of."""
+        # A recipe that refuses and a connection that is gone add actions of their own.
         queue = list(actions)
         while queue:
             match queue.pop(0):
@@ -275,16 +267,21 @@ class Dispatcher:
                     connection = self._connections.get(node)
                     if connection is not None:
                         connection.send(Cancel(task_id))
-                case Deliver(assignment, node, contribution):
+                case Deliver(_, node, contribution):
+                    returned = Returned(
+                        contribution.shard,
+                        node,
+                        contribution.coverage,
+                        # What came from the wire is decoded; Encoded is how tensors leave.
+                        cast(Mapping[str, ReturnedTensor], {**contribution.tensors, **(large or {})}),
+                        contribution.number,
+                        contribution.final,
+                    )
                     try:
-                        running.fold(
-                            assignment, node, contribution if running.spooled else _loaded(contribution)
-                        )
+                        running.take(returned)
                         self._observer.contribution("folded")
-                        if not running.spooled:
-                            _close(contribution)
                     except Exception as problem:
-                        _close(contribution)
+                        returned.close()
                         # Whatever a peer sends, the stream it came on and this exchange go on.
                         error = problem if isinstance(problem, EdgeAttentionError) else None
                         if error is None:
@@ -302,36 +299,3 @@ class Dispatcher:
 def _within(seconds: float, most: float) -> float:
     """What a node says it took, as far as it can be true; NaN is not."""
     return min(seconds, most) if seconds >= 0 else 0.0
-
-
-def _spooled(contribution: Contribution) -> Iterator[tuple[str, SpooledTensor]]:
-    for name, tensor in contribution.tensors.items():
-        value: object = tensor
-        if isinstance(value, SpooledTensor):
-            yield name, value
-
-
-def _taken(contribution: Contribution, take: Callable[[], Mapping[str, Any]]) -> Contribution:
-    return replace(contribution, tensors={**contribution.tensors, **take()}, bulk_tensors=())
-
-
-def _close(contribution: Contribution) -> None:
-    for _, tensor in _spooled(contribution):
-        tensor.close()
-
-
-def _loaded(contribution: Contribution) -> Contribution:
-    """`contribution` with arrays alone.
-
-    Raises:
-        ResourceExhausted: they are larger than ARRAYS_LIMIT together.
-    """
-    spooled = dict(_spooled(contribution))
-    if not spooled:
-        return contribution
-    if (size := sum(tensor.nbytes for tensor in spooled.values())) > ARRAYS_LIMIT:
-        raise ResourceExhausted(
-            f"it returned {size:,} bytes where {ARRAYS_LIMIT:,} are loaded; cut the request into several"
-        )
-    arrays = {name: tensor.array() for name, tensor in spooled.items()}
-    return replace(contribution, tensors={**contribution.tensors, **arrays})

@@ -16,9 +16,10 @@ be asked has refused the request itself, nobody contradicts them, and the exchan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from aggregator.engine.outcome import Kind, MissingShard
 from edge_attention.core import errors
 from edge_attention.core.errors import (
     DuplicateContribution,
@@ -29,20 +30,22 @@ from edge_attention.core.errors import (
     StaleVersion,
 )
 from edge_attention.core.messages.fleet import NodeState
-from edge_attention.core.messages.program import Contribution, Program
+from edge_attention.core.messages.program import BulkTensor, Contribution, Instruction, Program
+from edge_attention.core.tensors import Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assignment:
-    """One shard: who holds it, and the program to run there. The task's id and its caller are filled in."""
+    """One shard: who holds it, and what is to run there. The exchange builds the program of it."""
 
     shard: str
     holders: tuple[str, ...]
-    program: Program
-
-    @property
-    def coverage(self) -> range:
-        return self.program.coverage
+    coverage: range
+    instructions: tuple[Instruction, ...]
+    version: int = 0
+    deadline_seconds: float | None = None
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+    bulk_tensors: tuple[BulkTensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,18 @@ class _Shard:
     task_id: str = ""
     attempts: int = 0
     numbers: int = 0
+    asked: str = ""
+    """The node asked last, also where it is not waited for any more."""
     answered: bool = False
-    missing: str = ""
+    missing: MissingShard | None = None
     tried: dict[str, str] = field(default_factory=dict)
+    fault: tuple[Kind, EdgeAttentionError] | None = None
+    """What was wrong with the last answer, if one has come."""
     refusals: list[EdgeAttentionError] = field(default_factory=list)
 
     @property
     def open(self) -> bool:
-        return not self.answered and not self.missing
+        return not self.answered and self.missing is None
 
 
 class Exchange:
@@ -107,8 +114,6 @@ class Exchange:
         self.id = id
         self._believed, self._caller = believed, caller
         self.failure: EdgeAttentionError | None = None
-        self.causes: dict[str, type[EdgeAttentionError]] = {}
-        """Shard -> the class of the last error a node met at it."""
         self._state = state
         self._shards = {a.shard: _Shard(a, i) for i, a in enumerate(assignments)}
         self._tasks: dict[str, _Shard] = {}
@@ -149,7 +154,7 @@ class Exchange:
         shard = self._tasks.get(contribution.task_id)
         if shard is None or shard.task_id != contribution.task_id or not shard.open or shard.node != node:
             raise NotFound(f"nobody waits for task {contribution.task_id!r} of node {node!r}")
-        program = shard.assignment.program
+        asked = shard.assignment
         if contribution.error is not None and contribution.number == shard.numbers:
             # A node that could not read the program knows nothing of it but whose task it was.
             return
@@ -162,15 +167,15 @@ class Exchange:
                 f"node {node!r} returned number {contribution.number} of task {contribution.task_id!r} "
                 f"before number {shard.numbers}"
             )
-        if contribution.version != program.version:
+        if contribution.version != asked.version:
             raise StaleVersion(
-                f"node {node!r} returned version {contribution.version}, version {program.version} was "
+                f"node {node!r} returned version {contribution.version}, version {asked.version} was "
                 "asked for"
             )
-        if contribution.shard != shard.assignment.shard or contribution.coverage != program.coverage:
+        if contribution.shard != asked.shard or contribution.coverage != asked.coverage:
             raise InvalidArgument(
                 f"node {node!r} returned shard {contribution.shard[:80]!r} over {contribution.coverage}, "
-                f"shard {shard.assignment.shard!r} over {program.coverage} was asked for"
+                f"shard {asked.shard!r} over {asked.coverage} was asked for"
             )
 
     def damaged(self, node: str, task_id: str, error: EdgeAttentionError) -> list[Action]:
@@ -178,16 +183,20 @@ class Exchange:
         shard = self._tasks.get(task_id)
         if shard is None or shard.node != node or not shard.open:
             return []
-        return self.refuse(task_id, error)
+        return self._refuse(task_id, Kind.DAMAGED, error)
 
     def refuse(self, task_id: str, error: EdgeAttentionError) -> list[Action]:
         """What the task returned could not be folded: ask another holder, if there is one."""
+        return self._refuse(task_id, Kind.WRONG, error)
+
+    def _refuse(self, task_id: str, kind: Kind, error: EdgeAttentionError) -> list[Action]:
         shard = self._tasks.get(task_id)
-        if shard is None or shard.task_id != task_id or shard.missing:
+        if shard is None or shard.task_id != task_id or shard.missing is not None:
             return []
         shard.answered = False
         revoke: list[Action] = [Revoke(shard.node, task_id)]
-        shard.tried[shard.node] = f"node {shard.node!r}: {error.message}"
+        named = type(error)(f"node {shard.node!r}: {error.message}")
+        shard.tried[shard.node], shard.fault = named.message, (kind, named)
         return revoke + self._ask(shard)
 
     def node(self, name: str) -> list[Action]:
@@ -215,7 +224,8 @@ class Exchange:
             if not shard.open:
                 continue
             actions += self._revoke(shard)
-            shard.missing = self._why(shard) or "no answer by the deadline"
+            late = bool(shard.node) and self._live(shard.node)
+            shard.missing = self._missing(shard, late, "no answer by the deadline")
         return actions
 
     def cancel(self) -> list[Action]:
@@ -239,14 +249,9 @@ class Exchange:
         return {name: shard.node for name, shard in self._shards.items() if shard.answered}
 
     @property
-    def missing(self) -> dict[str, str]:
+    def missing(self) -> dict[str, MissingShard]:
         """Shard -> why it has no answer."""
-        return {name: shard.missing for name, shard in self._shards.items() if shard.missing}
-
-    @property
-    def unanswered(self) -> dict[str, str]:
-        """Shard that is missing -> the node asked last, empty if none was."""
-        return {name: shard.node for name, shard in self._shards.items() if shard.missing}
+        return {name: shard.missing for name, shard in self._shards.items() if shard.missing is not None}
 
     @property
     def waits(self) -> dict[str, str]:
@@ -255,13 +260,12 @@ class Exchange:
 
     # Inside
 
+    def _live(self, node: str) -> bool:
+        return self._state(node) in (NodeState.READY, NodeState.DRAINING)
+
     def _choose(self, shard: _Shard) -> str:
         """The live holder, not tried yet, with the fewest open tasks of this exchange."""
-        live = [
-            name
-            for name in shard.assignment.holders
-            if name not in shard.tried and self._state(name) in (NodeState.READY, NodeState.DRAINING)
-        ]
+        live = [name for name in shard.assignment.holders if name not in shard.tried and self._live(name)]
         if len(live) < 2:
             return live[0] if live else ""
         load = {name: sum(s.open and s.node == name for s in self._shards.values()) for name in live}
@@ -270,6 +274,7 @@ class Exchange:
     def _ask(self, shard: _Shard) -> list[Action]:
         shard.node = self._choose(shard)
         if shard.node:
+            shard.asked = shard.node
             shard.attempts += 1
             shard.numbers = 0
             shard.task_id = f"{self.id}.{shard.index}.{shard.attempts}"
@@ -277,27 +282,40 @@ class Exchange:
             return [Send(shard.node, self._program(shard))]
         waiting = [h for h in shard.assignment.holders if h not in shard.tried]
         if not any(self._state(name) is NodeState.SUSPECT for name in waiting):
-            shard.missing = self._why(shard) or "no node holds it"
+            shard.missing = self._missing(shard, False, "no node holds it")
         return []
 
+    def _missing(self, shard: _Shard, late: bool, otherwise: str) -> MissingShard:
+        """Why `shard` has no answer: it is `late`, or the last answer was wrong, or nobody is there."""
+        text = self._why(shard) or otherwise
+        if late or shard.fault is None:
+            return MissingShard(Kind.LATE if late else Kind.LOST, shard.asked, text)
+        return MissingShard(shard.fault[0], shard.asked, text, shard.fault[1])
+
     def _program(self, shard: _Shard) -> Program:
-        p = shard.assignment.program
-        # Not `replace`, which costs five times as much, for every shard of every query.
+        asked = shard.assignment
         return Program(
-            shard.task_id, p.shard, p.coverage, p.instructions, p.version, p.deadline_seconds, p.tensors,
-            p.bulk_tensors, self._caller,
-        )  # fmt: skip
+            task_id=shard.task_id,
+            shard=asked.shard,
+            coverage=asked.coverage,
+            instructions=asked.instructions,
+            version=asked.version,
+            deadline_seconds=asked.deadline_seconds,
+            tensors=asked.tensors,
+            bulk_tensors=asked.bulk_tensors,
+            caller=self._caller,
+        )
 
     def _revoke(self, shard: _Shard) -> list[Action]:
         return [Revoke(shard.node, shard.task_id)] if shard.node else []
 
     def _failed(self, shard: _Shard, error: EdgeAttentionError) -> list[Action]:
-        shard.tried[shard.node] = error.message
-        self.causes[shard.assignment.shard] = type(error)
+        kind = Kind.REFUSED if isinstance(error, REFUSALS) else Kind.FAILED
+        shard.tried[shard.node], shard.fault = error.message, (kind, error)
         if isinstance(error, self._believed):
             shard.refusals.append(error)
         actions = self._ask(shard)
-        if shard.missing and len(shard.refusals) == len(shard.tried):
+        if shard.missing is not None and len(shard.refusals) == len(shard.tried):
             # Nobody who could be asked says otherwise.
             self.failure = type(error)("; ".join(shard.tried.values()))
             return [a for s in self._shards.values() if s.open for a in self._revoke(s)]
@@ -307,8 +325,6 @@ class Exchange:
         reasons = list(shard.tried.values())
         for name in shard.assignment.holders:
             if name not in shard.tried:
-                state = self._state(name)
-                live = state in (NodeState.READY, NodeState.DRAINING)
                 asked = f"node {name!r} has not answered in time"
-                reasons.append(asked if live else f"node {name!r} is {state.value}")
+                reasons.append(asked if self._live(name) else f"node {name!r} is {self._state(name).value}")
         return "; ".join(reasons)

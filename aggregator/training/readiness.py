@@ -30,7 +30,7 @@ class Readiness:
         say: Callable[[str], None],
     ) -> None:
         self._state, self._membership = services.state, services.membership
-        self._dispatcher = services.dispatcher
+        self._trips = services.trips
         self._run, self._planned, self._rounds = run, planned, rounds
         self._patience, self._say = patience, say
         self._instances: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Readiness:
         """
         nodes = self._planned.nodes
         before = time.monotonic()
-        there = await self._dispatcher.all_live(nodes, self._patience, self._say)
+        there = await self._trips.all_live(nodes, self._patience, self._say)
         # Patience with a round that fails does not run while a node is away: that has its own.
         self._since += time.monotonic() - before
         if not there:

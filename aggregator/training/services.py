@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from aggregator.engine.bulk import Bulk
-from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.link import Link
+from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
 from aggregator.observe.activity import Activity
 from aggregator.store.parameters import ParameterStore
@@ -21,7 +21,7 @@ class Services:
     state: State
     parameters: ParameterStore
     membership: Membership
-    dispatcher: Dispatcher
+    trips: Trips
     bulk: Bulk
     link: Link
     metrics: RunMetrics

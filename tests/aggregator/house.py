@@ -18,6 +18,7 @@ from aggregator.attention.contexts import Contexts
 from aggregator.attention.metrics import AttendMetrics
 from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
 from aggregator.observe.activity import Activity
 from aggregator.observe.metrics import Metrics
@@ -50,12 +51,13 @@ class House:
         self.membership = Membership(10.0, lambda: next(sessions))
         self.dispatcher = Dispatcher(self.membership, self.metrics.tasks)
         self.bulk = Bulk(self.state)
+        self.trips = Trips(self.dispatcher, self.bulk)
         self.contexts = Contexts(self.state, self.membership, self.attend_metrics)
-        self.appender = Appender(self.contexts, self.membership, self.dispatcher, self.bulk)
-        self.attender = Attender(self.contexts, self.dispatcher, self.attend_metrics, self.activity)
+        self.appender = Appender(self.contexts, self.membership, self.trips, self.bulk)
+        self.attender = Attender(self.contexts, self.trips, self.attend_metrics, self.activity)
         self.parameters = ParameterStore(self.state)
         link = SimpleNamespace(bytes_sent=Counter(), bytes_received=Counter())
-        parts = (self.state, self.parameters, self.membership, self.dispatcher, self.bulk, link)
+        parts = (self.state, self.parameters, self.membership, self.trips, self.bulk, link)
         self.runs = Runs(Services(*parts, self.run_metrics, patience, self.activity))
 
     def __enter__(self):

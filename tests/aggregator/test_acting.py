@@ -9,11 +9,10 @@ from aggregator.engine.exchange import Assignment, Exchange
 from aggregator.trust import guard
 from aggregator.trust.acting import acting_for, context_of
 from edge_attention.core.messages.fleet import NodeState
-from edge_attention.core.messages.program import Program
 
 
 def test_a_program_says_who_it_is_for():
-    given = Assignment("s", ("a",), Program("", "s", range(1), (), caller="somebody else"))
+    given = Assignment("s", ("a",), range(1), ())
     exchange = Exchange("x", [given], lambda name: NodeState.READY, caller="user/ana")
     assert [send.program.caller for send in exchange.start()] == ["user/ana"]
 

@@ -13,8 +13,8 @@ from house import House
 
 from aggregator.attention import metrics as metrics_attend
 from aggregator.attention.metrics import AttendMetrics
-from aggregator.engine.dispatch import Outcome
 from aggregator.engine.link import Link
+from aggregator.engine.outcome import Kind, MissingShard, Outcome
 from aggregator.fleet.membership import Member
 from aggregator.observe.metrics import Metrics
 from aggregator.observe.metrics_nodes import LOST_SECONDS, NODES, shown
@@ -124,9 +124,9 @@ def answer(mass, exact=True, bound=None, **seconds):
 
 def outcome(seconds, unanswered=()):
     answered = {f"s{n}": node for n, (node, _) in enumerate(seconds)}
-    missing = {f"m{n}": node for n, node in enumerate(unanswered)}
+    missing = {f"m{n}": MissingShard(Kind.LATE, node, "late") for n, node in enumerate(unanswered)}
     took = {f"s{n}": s for n, (_, s) in enumerate(seconds)}
-    return Outcome(answered, dict.fromkeys(missing, "late"), seconds=took, unanswered=missing)
+    return Outcome(answered, missing, seconds=took)
 
 
 def test_an_answer_is_counted_by_stage_and_by_node(monkeypatch):

@@ -58,10 +58,10 @@ class Bounded:
                 )
         self.contexts = Contexts(house.state, house.membership, house.attend_metrics, self.budgets)
         house.contexts = self.contexts
-        self.appender = Appender(self.contexts, house.membership, house.dispatcher, house.bulk)
+        self.appender = Appender(self.contexts, house.membership, house.trips, house.bulk)
         house.attender._contexts = self.contexts
         self.api = Api(house.membership, house.bulk, budgets=self.budgets)
-        parts = (house.dispatcher, house.bulk, self.contexts, self.appender, house.attender)
+        parts = (house.trips, house.bulk, self.contexts, self.appender, house.attender)
         self.attention = AttentionApi(*parts, budgets=self.budgets)
 
     def refused(self, name):

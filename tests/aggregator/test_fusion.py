@@ -144,7 +144,7 @@ def misshapen(contribution):
 @pytest.mark.parametrize(
     ("tamper", "said"),
     [
-        (poisoned, "node 'b' returned a dq that is not finite"),
+        (poisoned, "node 'b': it returned a dq that is not finite"),
         (short, "did not return lse"),
         (misshapen, "ids"),
     ],

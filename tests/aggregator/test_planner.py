@@ -165,7 +165,7 @@ def test_a_run_that_goes_on_is_not_planned_again(monkeypatch):
 def test_a_run_of_an_earlier_release_is_planned_once_more():
     with House() as house:
         services = Services(
-            house.state, house.parameters, house.membership, house.dispatcher, house.bulk, None,
+            house.state, house.parameters, house.membership, house.trips, house.bulk, None,
             house.run_metrics, 5.0,
         )  # fmt: skip
         made = job(house)

@@ -31,7 +31,7 @@ async def arrivals(
         def tell(sentence: str) -> None:
             say(sentence, sum(not membership.live(node) for node in job.nodes) if sentence else 0)
 
-        if not await services.dispatcher.all_live(job.nodes, patience, tell):
+        if not await services.trips.all_live(job.nodes, patience, tell):
             away = [n for n in job.nodes if not membership.live(n)]
             raise DeadlineExceeded(
                 f"node {', '.join(away)} did not come within {patience:.0f} s; start it, and the run anew"

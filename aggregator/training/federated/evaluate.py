@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 
+from aggregator.engine.returned import ReturnedTensor
 from aggregator.engine.spool import SpooledTensor
 from aggregator.training.federated.collect import PATIENT_SECONDS
 from aggregator.training.federated.plan import SCALAR
@@ -100,8 +101,7 @@ class Evaluator:
             answer = await self._work.ask(samples.node, basis, program, wanted, lambda there: None)
             found = {"samples": float(len(rows))}
             for name in names:
-                tensor = answer.tensors.get(f"next/{name}")
-                value = math.nan if tensor is None else float(_array(tensor))
+                value = float(_array(answer.tensors[f"next/{name}"]))
                 if not math.isfinite(value):
                     raise NotFinite(f"node {samples.node!r} returned no sum of {name} that is a number")
                 found[name] = value
@@ -111,7 +111,7 @@ class Evaluator:
             return None
 
 
-def _array(tensor: Array | SpooledTensor) -> Array:
+def _array(tensor: ReturnedTensor) -> Array:
     if not isinstance(tensor, SpooledTensor):
         return tensor
     array = tensor.array()

@@ -106,7 +106,7 @@ class FederatedTrainer:
         self._nodes = tuple(samples)
         self._versions = Versions(self._id, job, services.parameters, folder)
         programs = Programs(self._id, job, plan, self._strategy, encoding)
-        asker = Asker(services.dispatcher, services.bulk, services.membership, self._patience)
+        asker = Asker(services.trips, services.membership, self._patience)
         work = Work(self._id, services, asker, programs, folder, samples)
         kind = Buffer if self._strategy.asynchronous else Synchronous
         self._collector: Collector = kind(self._active, job, services, work, samples, self._patience)
@@ -132,7 +132,7 @@ class FederatedTrainer:
 
     def _forget(self, nodes: Sequence[str]) -> None:
         for node in nodes:
-            self._services.dispatcher.post(node, (Drop((f"job/{self._id}/",)),))
+            self._services.trips.post(node, (Drop((f"job/{self._id}/",)),))
 
     def _say(self, sentence: str, missing: int) -> None:
         self._active.say(sentence, self._metrics, missing=missing)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from aggregator.engine.returned import ReturnedTensor, close
 from aggregator.engine.spool import SpooledTensor
 from aggregator.training.federated.plan import PIECE, FederatedPlan
 from edge_attention.core.encodings import UpdateEncoding
-from edge_attention.core.errors import InvalidTensor, NotFinite
+from edge_attention.core.errors import NotFinite
 from edge_attention.core.tensors import Array, Float32
-
-Returned = Mapping[str, Array | SpooledTensor]
 
 
 @dataclass(eq=False)
@@ -25,7 +24,7 @@ class Update:
     samples: int
     steps: int
     seconds: float
-    tensors: Returned
+    tensors: Mapping[str, ReturnedTensor]
     bytes: int = 0
     loss: float = math.nan
     norm: float = math.nan
@@ -42,9 +41,7 @@ class Update:
 
     def close(self) -> None:
         """Free what lies on the disk."""
-        for tensor in self.tensors.values():
-            if isinstance(tensor, SpooledTensor):
-                tensor.close()
+        close(self.tensors)
 
 
 def close_all(updates: Iterable[Update]) -> None:
@@ -66,17 +63,13 @@ def piece_of(
     return encoding.decode(index, plan.shapes[index], update.read, start, stop)
 
 
-def check(update: Update, plan: FederatedPlan, encoding: UpdateEncoding, wanted: Collection[str]) -> None:
-    """Refuse an answer that is not whole or not finite; fill in loss, norm, attention.
-
-    `wanted`: the names it is to have; their dtypes and shapes are those asked for.
+def check(update: Update, plan: FederatedPlan, encoding: UpdateEncoding) -> None:
+    """Refuse an answer that is not finite; fill in loss, norm, attention. It has what was asked for.
 
     Raises:
-        InvalidTensor: naming the node and the tensor; NotFinite for NaN and Inf.
+        NotFinite: naming the node and the tensor.
     """
     where = f"node {update.node!r}"
-    if missing := [name for name in wanted if name not in update.tensors]:
-        raise InvalidTensor(f"{where} did not return {', '.join(missing[:5])}")
     update.loss, update.norm = (_scalar(update, name, where) for name in ("loss", "norm"))
     squared = 0.0
     for index, size in enumerate(plan.sizes):

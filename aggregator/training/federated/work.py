@@ -114,7 +114,7 @@ class Work:
         )
         update = Update(node, weight, len(rows), answer.seconds, answer.tensors, size)
         try:
-            await asyncio.to_thread(check, update, self._programs.plan, self._programs.encoding, wanted)
+            await asyncio.to_thread(check, update, self._programs.plan, self._programs.encoding)
         except BaseException:
             update.close()
             raise

@@ -16,20 +16,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from aggregator.engine.bulk import Bulk
-from aggregator.engine.dispatch import Dispatcher
-from aggregator.engine.exchange import Assignment
+from aggregator.engine.outcome import Kind
+from aggregator.engine.returned import Returned
+from aggregator.engine.trip import Errand, Trips, Wanted
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan, Graph, PlannedPart
 from edge_attention.core.errors import InvalidTensor, NotFinite, Unavailable
 from edge_attention.core.fold import Fold, Tensors, add_tensors
 from edge_attention.core.messages.program import (
     Batch,
-    BulkTensor,
-    Contribution,
     Drop,
     Instruction,
-    Program,
     Return,
     Run,
     Stored,
@@ -42,6 +39,10 @@ from edge_attention.graphs.attention import library
 
 _FORWARD = library.digest("attention_batch_forward")
 _BACKWARD = library.digest("attention_batch_backward")
+
+_FLOAT32 = np.dtype(np.float32)
+_LOSS: Wanted = (_FLOAT32, None)
+"""One number, of whatever rank."""
 
 Say = Callable[[str], None]
 
@@ -96,16 +97,14 @@ class FusionRounds:
         self,
         run: str,
         plan: FusionPlan,
-        dispatcher: Dispatcher,
-        bulk: Bulk,
+        trips: Trips,
         patience: float,
         identity_key: bytes,
         say: Say,
     ) -> None:
         self._scope = f"job/{run}"
         self._plan = plan
-        self._dispatcher = dispatcher
-        self._bulk = bulk
+        self._trips = trips
         self._patience = patience
         self._key = identity_key
         self._say = say
@@ -122,7 +121,9 @@ class FusionRounds:
             found[part.source] = tensors["ids"]
 
         sources = list(self._plan.sources.values())
-        await self._exchange([(part.source, part) for part in sources], program, {"ids"}, on, 0, Timer())
+        wanted: dict[str, Wanted] = {"ids": (np.dtype(np.uint8), ("rows", 16))}
+        parts = [(part.source, part) for part in sources]
+        await self._trip(parts, program, lambda part: wanted, on, 0, Timer())
         return found
 
     async def step(
@@ -139,12 +140,11 @@ class FusionRounds:
         """
         merged, lses = await self._forward(batch, parameters, version, timer)
         labels = batch.rows(self._plan.head)[0]
-        returned = {"loss", "dfused", *(f"grad/{name}" for name in self._plan.head.parameters)}
+        wanted = {"loss": _LOSS, "dfused": (_FLOAT32, merged.out.shape), **_gradients(self._plan.head)}
         head = await self._head(
-            merged.out, labels, parameters, version, timer, self._plan.head.gradient, returned
+            merged.out, labels, parameters, version, timer, self._plan.head.gradient, wanted
         )
         dout = head["dfused"]
-        require(dout, "dfused", shape=merged.out.shape)
         gradients = {f"head/{name}": head[f"grad/{name}"] for name in self._plan.head.parameters}
         delta: Float32 = np.asarray(np.sum(dout * merged.out, axis=-1), np.float32)
         timer.lap("merge")
@@ -165,7 +165,8 @@ class FusionRounds:
         """Mean loss and summed metrics over `batch`, without gradients."""
         metrics = dict.fromkeys(self._plan.job.head.metrics, 0.0)
         loss, size = 0.0, max(self._plan.job.batch, 256)
-        graph, wanted = self._plan.head.forward, {"loss", *metrics}
+        graph = self._plan.head.forward
+        wanted: dict[str, Wanted] = {"loss": _LOSS, **dict.fromkeys(metrics, (None, None))}
         for start in range(0, len(batch), size):
             part = replace(batch, positions=batch.positions[start : start + size])
             merged, _ = await self._forward(part, parameters, version, timer)
@@ -184,14 +185,13 @@ class FusionRounds:
             return (drop,), self._parameters(part, parameters)
 
         encoders = [(e.node, e) for e in self._plan.encoders]
-        await self._exchange(
-            [*encoders, ("head", self._plan.head)], program, set(), lambda *_: None, version, Timer()
-        )
+        parts = [*encoders, ("head", self._plan.head)]
+        await self._trip(parts, program, lambda part: {}, lambda *_: None, version, Timer())
 
     def forget(self) -> None:
         """Have the nodes free all the run has stored."""
         for node in self._plan.nodes:
-            self._dispatcher.post(node, (Drop((f"{self._scope}/",)),))
+            self._trips.post(node, (Drop((f"{self._scope}/",)),))
 
     # The three trips
 
@@ -233,15 +233,16 @@ class FusionRounds:
 
         def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
             out = tensors["out"]
-            shape = (len(batch), *queries.shape[:2], out.shape[-1] if out.ndim else 0)
-            partial = Partial(out, tensors["lse"]).check(shape, f"node {part.node!r}")
+            partial = Partial(out, tensors["lse"]).check(out.shape, "what it returned")
             fold.add(part.node, ranges[part.node], partial)
             lses[part.node] = partial.lse
 
         encoders = [(e.node, e) for e in self._plan.encoders]
-        await self._exchange(encoders, program, {"out", "lse"}, on, version, timer)
+        rows = (len(batch), *queries.shape[:2])
+        wanted: dict[str, Wanted] = {"out": (_FLOAT32, (*rows, "value_dim")), "lse": (_FLOAT32, rows)}
+        await self._trip(encoders, program, lambda part: wanted, on, version, timer)
         merged = fold.result()
-        assert merged is not None  # every shard has answered, or _exchange had raised
+        assert merged is not None  # every shard has answered, or _trip had raised
         timer.lap("forward")
         return merged, lses
 
@@ -253,7 +254,7 @@ class FusionRounds:
         version: int,
         timer: Timer,
         graph: Graph,
-        wanted: set[str],
+        wanted: Mapping[str, Wanted],
     ) -> Mapping[str, Array]:
         head = self._plan.head
         found: dict[str, Array] = {}
@@ -273,7 +274,7 @@ class FusionRounds:
         def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
             found.update(tensors)
 
-        await self._exchange([("head", head)], program, wanted, on, version, timer)
+        await self._trip([("head", head)], program, lambda part: wanted, on, version, timer)
         timer.lap("head")
         return found
 
@@ -314,18 +315,15 @@ class FusionRounds:
             return (attend, encode, *returns), tensors
 
         def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
-            for name, shape in part.parameters.items():
-                gradient = tensors.get(f"grad/{name}")
-                if gradient is None:
-                    raise InvalidTensor(f"node {part.node!r} did not return the gradient of {name}")
-                require(gradient, f"node {part.node!r}: gradient of {name}", shape=shape)
-                gradients[f"{part.node}/{name}"] = gradient
-            require(tensors["dq"], f"node {part.node!r}: dq", shape=queries.shape)
+            for name in part.parameters:
+                gradients[f"{part.node}/{name}"] = tensors[f"grad/{name}"]
             fold.add(part.node, ranges[part.node], {"queries": tensors["dq"]})
 
-        wanted = {"dq"}
+        def wanted(part: PlannedPart) -> Mapping[str, Wanted]:
+            return {"dq": (_FLOAT32, queries.shape), **_gradients(part)}
+
         encoders = [(e.node, e) for e in self._plan.encoders]
-        await self._exchange(encoders, program, wanted, on, version, timer)
+        await self._trip(encoders, program, wanted, on, version, timer)
         total = fold.result()
         assert total is not None
         timer.lap("backward")
@@ -351,79 +349,57 @@ class FusionRounds:
     def _attention(self, part: PlannedPart, queries: Array, present: Float32) -> dict[str, Value]:
         return {"q": queries, "present": present, "scale": np.asarray(self._plan.scale, np.float32)}
 
-    # The exchange
-
-    async def _exchange(
+    async def _trip(
         self,
         parts: Sequence[tuple[str, PlannedPart]],
         program: Callable[[PlannedPart], tuple[tuple[Instruction, ...], Mapping[str, Array]]],
-        wanted: set[str],
+        wanted: Callable[[PlannedPart], Mapping[str, Wanted]],
         on: Callable[[PlannedPart, Mapping[str, Array]], None],
         version: int,
         timer: Timer,
     ) -> None:
-        lent: list[BulkTensor] = []
-        assignments: list[Assignment] = []
+        """Have every part (shard -> part) run its program; `on` gets what each returns.
+
+        Raises:
+            InvalidTensor: a node returned what it was not asked for; NotFinite for NaN and Inf.
+            Interrupted: a node did not answer.
+        """
         by_shard = dict(parts)
+        errands = []
         for index, (shard, part) in enumerate(parts):
             instructions, tensors = program(part)
-            inline, bulk = self._bulk.lend_tensors(tensors)
-            lent += bulk
-            assignments.append(
-                Assignment(
-                    shard,
-                    (part.node,),
-                    Program(
-                        "",
-                        shard,
-                        range(index, index + 1),
-                        instructions,
-                        version,
-                        self._patience,
-                        inline,
-                        bulk,
-                    ),
+            errands.append(
+                Errand(
+                    shard=shard,
+                    holders=(part.node,),
+                    coverage=range(index, index + 1),
+                    instructions=instructions,
+                    wanted=wanted(part),
+                    tensors=tensors,
                 )
             )
 
-        wrong: list[InvalidTensor] = []
-
-        def fold(assignment: Assignment, node: str, contribution: Contribution) -> None:
-            try:
-                take(assignment, node, contribution)
-            except InvalidTensor as error:
-                # The same program on the same data will return the same again: no use to repeat it.
-                wrong.append(error)
-                raise
-
-        came: dict[str, dict[str, Array]] = {}
-
-        def take(assignment: Assignment, node: str, contribution: Contribution) -> None:
-            if contribution.number == 0:
-                came[assignment.shard] = {}
-            # What is large comes in several contributions; it counts when it is whole.
-            tensors = came[assignment.shard]
-            tensors |= {name: a for name, a in contribution.tensors.items() if isinstance(a, np.ndarray)}
-            if not contribution.final:
-                return
-            if lacking := wanted - tensors.keys():
-                raise InvalidTensor(f"node {node!r} did not return {', '.join(sorted(lacking))}")
+        def take(answer: Returned) -> None:
+            tensors = {name: answer.array(name) for name in answer.tensors}
             for name, array in tensors.items():
                 if array.dtype == np.float32 and name != "lse" and not np.isfinite(array).all():
-                    raise NotFinite(f"node {node!r} returned a {name} that is not finite")
-            on(by_shard[assignment.shard], tensors)
+                    raise NotFinite(f"it returned a {name} that is not finite")
+            on(by_shard[answer.shard], tensors)
 
-        try:
-            outcome = await self._dispatcher.run(assignments, self._patience, fold, self._say)
-        finally:
-            for tensor in lent:
-                self._bulk.take_back(tensor.digest)
-        if wrong:
-            raise wrong[0]
+        outcome = await self._trips.make(errands, self._patience, take, version=version, say=self._say)
+        for missing in outcome.missing.values():
+            if missing.kind is Kind.WRONG and isinstance(missing.error, InvalidTensor):
+                # The same program on the same data will return the same again: no use to repeat it.
+                raise missing.error
         if outcome.missing:
-            raise Interrupted("; ".join(sorted(set(outcome.missing.values()))))
+            raise Interrupted(outcome.why)
         graphs_seconds = sum(outcome.run_seconds.values())
         timer.seconds["graphs"] = timer.seconds.get("graphs", 0.0) + graphs_seconds
+
+
+def _gradients(part: PlannedPart) -> dict[str, Wanted]:
+    """The gradient of every parameter of a part."""
+    return {f"grad/{name}": (_FLOAT32, shape) for name, shape in part.parameters.items()}
 
 
 def _needed(graph: Graph, inputs: Mapping[str, Value]) -> dict[str, Value]:

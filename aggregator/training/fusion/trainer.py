@@ -40,7 +40,7 @@ class Trainer:
         self._membership = services.membership
         patience = job.patience_seconds or services.patience
         self._rounds = FusionRounds(
-            self._id, planned, services.dispatcher, services.bulk, patience, active.identity_key, self._say
+            self._id, planned, services.trips, patience, active.identity_key, self._say
         )
         self._ready = Readiness(services, self._id, planned, self._rounds, patience, self._say)
 

@@ -40,12 +40,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Credit:
-    """A grant: how much more its receiver may send than was granted before.
-
-    Attributes:
-        bytes: more bytes.
-        messages: more messages.
-    """
+    """So many more bytes and messages may be sent."""
 
     bytes: int
     messages: int

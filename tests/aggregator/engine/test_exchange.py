@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.engine.exchange import Assignment, Deliver, Exchange, Revoke, Send
+from aggregator.engine.outcome import Kind
 from edge_attention.core import errors
 from edge_attention.core.errors import (
     Damaged,
@@ -22,7 +23,7 @@ from edge_attention.core.errors import (
     StaleVersion,
 )
 from edge_attention.core.messages.fleet import NodeState
-from edge_attention.core.messages.program import Contribution, Fault, Program, Return
+from edge_attention.core.messages.program import Contribution, Fault, Return
 from edge_attention.wire.link import from_node, task_of, to_node
 
 READY, SUSPECT, LOST, DRAINING = NodeState.READY, NodeState.SUSPECT, NodeState.LOST, NodeState.DRAINING
@@ -34,7 +35,7 @@ class Fleet:
     def __init__(self, **shards):
         self.states = {holder: READY for holders in shards.values() for holder in holders}
         self.assignments = [
-            Assignment(shard, tuple(holders), Program("", shard, range(10 * i, 10 * i + 10), (), version=3))
+            Assignment(shard, tuple(holders), range(10 * i, 10 * i + 10), (), version=3)
             for i, (shard, holders) in enumerate(shards.items())
         ]
         self.exchange = Exchange("x", self.assignments, lambda name: self.states.get(name, LOST))
@@ -56,6 +57,11 @@ class Fleet:
             error=error,
         )
         return self.exchange.contribution(node, replace(answer, **changed))
+
+
+def missing(fleet):
+    """Shard -> (kind, node, text)."""
+    return {shard: (m.kind, m.node, m.text) for shard, m in fleet.exchange.missing.items()}
 
 
 def sends(actions):
@@ -142,7 +148,7 @@ def test_without_another_holder_a_suspect_node_keeps_its_task_until_its_lease_en
     assert fleet.becomes("a", SUSPECT) == []
     assert fleet.becomes("a", LOST) == []
     assert fleet.exchange.done
-    assert fleet.exchange.missing == {"s": "node 'a' is lost"}
+    assert missing(fleet) == {"s": (Kind.LOST, "a", "node 'a' is lost")}
 
 
 def test_with_another_holder_nobody_waits_for_a_suspect():
@@ -180,7 +186,7 @@ def test_a_shard_of_lost_holders_is_missing_at_once():
     fleet = Fleet(s="a", t="b")
     fleet.states["a"] = LOST
     fleet.exchange.start()
-    assert fleet.exchange.missing == {"s": "node 'a' is lost"}
+    assert missing(fleet) == {"s": (Kind.LOST, "", "node 'a' is lost")}
     assert not fleet.exchange.done
 
 
@@ -191,7 +197,8 @@ def test_a_nodes_own_trouble_is_retried_elsewhere_then_told():
     assert retry.node == "b"
     assert fleet.answer("b", retry, error=Fault("NotFound", "gone")) == []
     assert fleet.exchange.done
-    assert fleet.exchange.missing["s"] == "node 'a': full; node 'b': gone"
+    assert missing(fleet)["s"] == (Kind.FAILED, "b", "node 'a': full; node 'b': gone")
+    assert isinstance(fleet.exchange.missing["s"].error, NotFound)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +231,7 @@ def test_an_answer_beside_a_refusal_leaves_the_shard_missing_not_the_call_failed
     (again,) = fleet.answer("a", send, error=Fault("InvalidArgument", "nonsense"))
     fleet.answer("b", again, error=Fault("OutOfMemory", "full"))
     assert fleet.exchange.failure is None
-    assert fleet.exchange.missing == {"s": "node 'a': nonsense; node 'b': full"}
+    assert missing(fleet) == {"s": (Kind.FAILED, "b", "node 'a': nonsense; node 'b': full")}
 
 
 def test_a_refusal_that_the_recipe_does_not_believe_leaves_the_shard_missing():
@@ -232,7 +239,8 @@ def test_a_refusal_that_the_recipe_does_not_believe_leaves_the_shard_missing():
     fleet.exchange = Exchange("x", fleet.assignments, lambda name: READY, believed=(PrivateTensor,))
     (send,) = fleet.exchange.start()
     fleet.answer("a", send, error=Fault("InvalidArgument", "nonsense"))
-    assert (fleet.exchange.failure, fleet.exchange.missing) == (None, {"s": "node 'a': nonsense"})
+    assert fleet.exchange.failure is None
+    assert missing(fleet) == {"s": (Kind.REFUSED, "a", "node 'a': nonsense")}
 
 
 def test_an_answer_that_cannot_be_folded_is_asked_of_another_holder():
@@ -259,11 +267,48 @@ def test_the_deadline_revokes_and_labels():
     first, second = fleet.exchange.start()
     fleet.answer("a", first)
     assert fleet.exchange.deadline() == [Revoke("b", second.program.task_id)]
-    assert fleet.exchange.missing == {"t": "node 'b' has not answered in time"}
+    assert missing(fleet) == {"t": (Kind.LATE, "b", "node 'b' has not answered in time")}
     assert fleet.exchange.done
     with pytest.raises(NotFound):
         fleet.answer("b", second)
     assert fleet.exchange.deadline() == []
+
+
+def test_a_node_that_was_away_at_the_deadline_is_lost_not_late():
+    fleet = Fleet(s="a")
+    fleet.exchange.start()
+    fleet.becomes("a", SUSPECT)
+    fleet.exchange.deadline()
+    assert missing(fleet) == {"s": (Kind.LOST, "a", "node 'a' is suspect")}
+
+
+def test_of_a_failure_and_a_node_that_is_late_the_late_one_counts():
+    fleet = Fleet(s="ab")
+    (send,) = fleet.exchange.start()
+    fleet.answer("a", send, error=Fault("OutOfMemory", "full"))
+    fleet.exchange.deadline()
+    assert missing(fleet) == {"s": (Kind.LATE, "b", "node 'a': full; node 'b' has not answered in time")}
+
+
+@pytest.mark.parametrize("text", ["in time", "node 'a' has not answered in time", "by the deadline"])
+@pytest.mark.parametrize("name", ["DeadlineExceeded", "Internal"])
+def test_what_a_node_says_of_time_is_no_lateness(name, text):
+    fleet = Fleet(s="a")
+    (send,) = fleet.exchange.start()
+    fleet.answer("a", send, error=Fault(name, text))
+    assert fleet.exchange.missing["s"].kind is Kind.FAILED
+
+
+def test_what_came_wrong_or_damaged_is_told_apart_and_names_its_node_once():
+    fleet = Fleet(s="a", t="b")
+    first, second = fleet.exchange.start()
+    fleet.exchange.refuse(first.program.task_id, InvalidTensor("it returned NaN"))
+    fleet.exchange.damaged("b", second.program.task_id, InvalidTensor("no tensor"))
+    assert missing(fleet) == {
+        "s": (Kind.WRONG, "a", "node 'a': it returned NaN"),
+        "t": (Kind.DAMAGED, "b", "node 'b': no tensor"),
+    }
+    assert fleet.exchange.missing["s"].error.message == "node 'a': it returned NaN"
 
 
 def test_whom_a_shard_without_an_answer_was_asked_of_last():
@@ -271,9 +316,8 @@ def test_whom_a_shard_without_an_answer_was_asked_of_last():
     fleet.states["c"] = LOST
     first, _ = sends(fleet.exchange.start())
     fleet.answer("a", first)
-    assert fleet.exchange.unanswered == {"s2": ""}, "nobody: its only holder was lost"
     fleet.exchange.deadline()
-    assert fleet.exchange.unanswered == {"s1": "b", "s2": ""}
+    assert {shard: m.node for shard, m in fleet.exchange.missing.items()} == {"s1": "b", "s2": ""}
 
 
 def test_cancelling_revokes_what_is_open():
@@ -292,9 +336,8 @@ def test_a_draining_node_still_answers():
 
 
 def test_one_shard_twice_is_refused():
-    program = Program("", "s", range(1), ())
     with pytest.raises(InvalidArgument):
-        Exchange("x", [Assignment("s", ("a",), program)] * 2, lambda name: READY)
+        Exchange("x", [Assignment("s", ("a",), range(1), ())] * 2, lambda name: READY)
 
 
 events = st.lists(
@@ -339,10 +382,10 @@ def test_whatever_happens_each_shard_is_delivered_at_most_once_and_ends_at_the_d
 
 def test_a_program_that_a_node_cannot_read_is_asked_of_another_at_once():
     """Its answer knows nothing of the program but whose task it was."""
-    program = Program(
-        "", "s0", range(0, 5), (Return("task/q", "q"),), 3, None, {"task/q": np.ones(4, np.float32)}
+    assignment = Assignment(
+        "s0", ("a", "b"), range(0, 5), (Return("task/q", "q"),), 3, None, {"task/q": np.ones(4, np.float32)}
     )
-    exchange = Exchange("x", [Assignment("s0", ("a", "b"), program)], lambda name: NodeState.READY)
+    exchange = Exchange("x", [assignment], lambda name: NodeState.READY)
     (send,) = exchange.start()
     data = bytearray(to_node.encode(send.program))
     data[data.index(np.ones(4, np.float32).tobytes()) + 2] ^= 0x5A
@@ -357,4 +400,4 @@ def test_a_program_that_a_node_cannot_read_is_asked_of_another_at_once():
     answer = replace(answer, task_id=again.program.task_id)
     assert exchange.contribution("b", answer) == []
     assert exchange.done
-    assert exchange.missing["s0"].count("wrong checksum") == 2
+    assert exchange.missing["s0"].text.count("wrong checksum") == 2

@@ -1,0 +1,269 @@
+"""The trip: the one call that recipes make. It lends, asks, gathers, checks, and says in data how it ended.
+
+    errands ──> lend what is large ──> one exchange ──> each message checked ──> whole answers to `take`
+                     taken back, however it ends <──┘                       └──> what is missing, and why
+
+A recipe says what each shard is asked and what is to come back; what an answer means is the recipe's.
+Nobody else runs exchanges: tests/aggregator/engine/test_trip.py looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from aggregator.engine.arriving import Rows
+from aggregator.engine.bulk import Bulk
+from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.exchange import REFUSALS, Assignment
+from aggregator.engine.outcome import Outcome
+from aggregator.engine.returned import Returned, ReturnedTensor, close
+from aggregator.engine.spool import SpooledTensor
+from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, ResourceExhausted
+from edge_attention.core.messages.program import BulkTensor, Instruction, Repeat, Return
+from edge_attention.core.tensors import Array
+
+ARRAYS_LIMIT = 512 * 1024 * 1024
+"""Bytes of one shard's answer that are loaded; a recipe that takes more reads them in pieces."""
+
+Wanted = tuple[np.dtype[Any] | None, Sequence[int | str] | None]
+"""What a tensor is to be: dtype and shape, by dimension a size or, for any, a name. None: any."""
+
+Take = Callable[[Returned], None]
+"""Takes what came; raises an EdgeAttentionError to refuse it, and another holder is asked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Errand:
+    """What one shard is asked.
+
+    Attributes:
+        holders: nodes that can answer, those to be asked first in front.
+        coverage: what of the whole the answer stands for.
+        wanted: what is to come back, by name: all of it, nothing else, and nothing more often than the
+            instructions return it.
+        inline: tensors that travel with the program, whatever their size. Errands may share one mapping.
+        tensors: the same, but those that are large are lent for the length of the trip.
+        lent: tensors that the caller lends.
+    """
+
+    shard: str
+    holders: tuple[str, ...]
+    coverage: range
+    instructions: tuple[Instruction, ...]
+    wanted: Mapping[str, Wanted] = field(default_factory=dict)
+    inline: Mapping[str, Array] = field(default_factory=dict)
+    tensors: Mapping[str, Rows] = field(default_factory=dict)
+    lent: tuple[BulkTensor, ...] = ()
+
+
+class Trips:
+    """Makes trips: the only caller of the dispatcher's `run`."""
+
+    def __init__(self, dispatcher: Dispatcher, bulk: Bulk) -> None:
+        self._dispatcher, self._bulk = dispatcher, bulk
+
+    async def make(
+        self,
+        errands: Sequence[Errand],
+        seconds: float,
+        take: Take = lambda answer: None,
+        *,
+        each: Take | None = None,
+        version: int = 0,
+        believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
+        say: Callable[[str], None] | None = None,
+        spooled: bool = False,
+    ) -> Outcome:
+        """Ask every shard, for `seconds` at most; how it ended.
+
+        Args:
+            take: gets each shard's whole answer, all it returned, once: what the outcome calls answered.
+            each: gets every message of an answer before that, as it comes: it may be of an answer that
+                never gets whole, and of one shard from several nodes in turn.
+            version: of the parameters that the answers are to be made with.
+            believed: errors that end the trip where every holder of a shard names one.
+            say: told which node is waited for while it is away and until when, and "" when it is back.
+            spooled: `take` gets large tensors as `SpooledTensor`s, and closes them; otherwise as arrays.
+
+        Raises:
+            EdgeAttentionError: what every holder of a shard finds wrong with what it is asked. Nothing that
+                was lent stays lent, and nothing that came stays on the disk, answers taken included.
+        """
+        gathering = _Gathering({errand.shard: errand for errand in errands}, take, each, spooled)
+        lent: list[BulkTensor] = []
+        until = time.monotonic() + seconds
+        try:
+            assignments = []
+            for errand in errands:
+                inline, bulk = errand.inline, errand.lent
+                if errand.tensors:
+                    small, large = await self._bulk.lend_rows(errand.tensors)
+                    lent += large
+                    inline, bulk = ({**inline, **small} if inline else small), (*bulk, *large)
+                assignments.append(
+                    Assignment(
+                        shard=errand.shard,
+                        holders=errand.holders,
+                        coverage=errand.coverage,
+                        instructions=errand.instructions,
+                        version=version,
+                        deadline_seconds=seconds,
+                        tensors=inline,
+                        bulk_tensors=bulk,
+                    )
+                )
+            if lent:
+                seconds = max(until - time.monotonic(), 0.0)  # to lend takes its time, too
+            return await self._dispatcher.run(assignments, seconds, gathering.add, say, believed=believed)
+        except BaseException:
+            gathering.close_taken()
+            raise
+        finally:
+            gathering.close()
+            for tensor in lent:
+                self._bulk.take_back(tensor.digest)
+
+    def post(self, node: str, instructions: tuple[Instruction, ...]) -> None:
+        """Have `node` run instructions nobody waits for, if it is connected."""
+        self._dispatcher.post(node, instructions)
+
+    async def all_live(self, names: Sequence[str], patience: float, say: Callable[[str], None]) -> bool:
+        """Wait until every node of `names` is live, at most `patience` seconds; whether they are.
+
+        `say` is told who is waited for and until when, and "" at the end.
+        """
+        return await self._dispatcher.all_live(names, patience, say)
+
+
+class _Gathering:
+    """Answers of one trip as they come: checked, and handed on when they are whole."""
+
+    def __init__(self, errands: Mapping[str, Errand], take: Take, each: Take | None, spooled: bool) -> None:
+        self._errands, self._take, self._each, self._spooled = errands, take, each, spooled
+        self._parts: dict[str, dict[str, ReturnedTensor]] = {}
+        self._times: dict[str, Counter[str]] = {}
+        self._taken: list[Returned] = []
+
+    def add(self, returned: Returned) -> None:
+        """Take a message of an answer.
+
+        Raises:
+            InvalidTensor: it is not what was asked for. Nothing of that answer is kept.
+            Whatever the recipe raises, the same.
+        """
+        shard = returned.shard
+        try:
+            self._add(self._errands[shard], returned)
+        except BaseException:
+            self._drop(shard)
+            raise
+
+    def close(self) -> None:
+        """Let go of answers that are not whole."""
+        for shard in list(self._parts):
+            self._drop(shard)
+
+    def close_taken(self) -> None:
+        """Let go of answers the recipe has got, too: it gets no outcome."""
+        for answer in self._taken:
+            answer.close()
+
+    def _add(self, errand: Errand, returned: Returned) -> None:
+        shard = returned.shard
+        if returned.number == 0 and shard in self._parts:
+            self._drop(shard)  # of a node that did not come to its end
+        whole = returned.final and returned.number == 0  # as most are: nothing is to be kept
+        parts = {} if whole else self._parts.setdefault(shard, {})
+        for name, tensor in returned.tensors.items():
+            if name in parts:
+                self._again(errand, name)
+            if wrong := misfit(name, tensor, errand.wanted.get(name)):
+                raise InvalidTensor(f"it returned {wrong}")
+        for name, tensor in returned.tensors.items():
+            before = parts.get(name)
+            parts[name] = tensor
+            if isinstance(before, SpooledTensor):
+                before.close()
+        if self._each is not None:
+            self._each(returned)
+        if not returned.final:
+            return
+        if len(parts) < len(errand.wanted):
+            lacking = [name for name in errand.wanted if name not in parts]
+            raise InvalidTensor(f"it did not return {', '.join(lacking[:5])}")
+        answer = replace(returned, tensors=parts) if returned.number else returned
+        if not self._spooled:
+            answer = _loaded(answer)
+        self._take(answer)
+        self._parts.pop(shard, None)
+        self._times.pop(shard, None)
+        if self._spooled:
+            self._taken.append(answer)
+        else:
+            close(parts)
+
+    def _again(self, errand: Errand, name: str) -> None:
+        """A tensor of that name has come before: as often as the instructions say it may."""
+        times = self._times.setdefault(errand.shard, Counter())
+        times[name] = max(times[name], 1) + 1
+        if times[name] > _returns(errand.instructions, name):
+            raise InvalidTensor(f"it returned {name} {'twice' if times[name] == 2 else 'too often'}")
+
+    def _drop(self, shard: str) -> None:
+        close(self._parts.pop(shard, {}))
+        self._times.pop(shard, None)
+
+
+def misfit(name: str, tensor: ReturnedTensor, wanted: Wanted | None) -> str:
+    """What is wrong with a tensor returned, or nothing. Its numbers are not looked at."""
+    if wanted is None:
+        return f"{name[:80]!r}, which nobody asked for"
+    dtype, shape = wanted
+    have = tensor.shape
+    if (dtype is None or tensor.dtype == dtype) and (
+        shape is None
+        or have == shape
+        or (
+            len(have) == len(shape)
+            and all(n == size or not isinstance(size, int) for n, size in zip(have, shape, strict=True))
+        )
+    ):
+        return ""
+    must = [] if dtype is None else [str(dtype)]
+    if shape is not None:
+        must.append(f"[{', '.join(str(size) for size in shape)}]")
+    return f"{name} as {tensor.dtype} {list(have)}; it must be {' '.join(must)}"
+
+
+def _returns(instructions: Sequence[Instruction], name: str) -> int:
+    """How often the instructions return a tensor as `name`."""
+    found = 0
+    for instruction in instructions:
+        if isinstance(instruction, Return):
+            found += instruction.name == name
+        elif isinstance(instruction, Repeat):
+            found += instruction.times * _returns(instruction.body, name)
+    return found
+
+
+def _loaded(answer: Returned) -> Returned:
+    """`answer` with arrays alone.
+
+    Raises:
+        ResourceExhausted: they are larger than ARRAYS_LIMIT together.
+    """
+    spooled = {name: tensor for name, tensor in answer.tensors.items() if isinstance(tensor, SpooledTensor)}
+    if not spooled:
+        return answer
+    if (size := sum(tensor.nbytes for tensor in spooled.values())) > ARRAYS_LIMIT:
+        raise ResourceExhausted(
+            f"it returned {size:,} bytes where {ARRAYS_LIMIT:,} are loaded; cut the request into several"
+        )
+    arrays = {name: tensor.array() for name, tensor in spooled.items()}
+    return replace(answer, tensors={**answer.tensors, **arrays})
