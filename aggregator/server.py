@@ -48,7 +48,7 @@ from aggregator.trust.audit import Audit
 from aggregator.trust.guard import subject
 from aggregator.trust.policy import roles_of
 from aggregator.trust.reflection import offer_reflection
-from aggregator.trust.revocations import Revocations, Revoked
+from aggregator.trust.revocations import Revocations, RevokedNodes
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.descriptors import raise_descriptors
@@ -111,7 +111,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
     metrics = Metrics()
     with State(settings.state) as state, contextlib.closing(audit), contextlib.ExitStack() as stack:
         trust = None
-        revoked: Revoked = dict
+        revoked: RevokedNodes = dict
         if settings.trust is not None:
             from aggregator.trust.trust import Trust
 

@@ -42,7 +42,7 @@ class Report:
         return all(figure.met for figure in self.figures)
 
     def table(self) -> str:
-        """For a terminal."""
+        """The figures as a table for a terminal."""
         width = max((len(figure.name) for figure in self.figures), default=0)
         lines = [f"\n{self.title}", f"  {'':{width}}  {'measured':>10}  {'bound':>8}"]
         for figure in self.figures:

@@ -91,6 +91,7 @@ class Execution:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.program, self.graphs = program, graphs
         self._program, self._node, self._graphs = program, node, graphs
         self._store = node.store
         self._scope = f"task/{serial}/"
@@ -212,14 +213,15 @@ class Execution:
     def _contribution(self, final: bool = False, failed: bool = False) -> Contribution:
         p, number, tensors = self._program, self._number, self._pending
         self._number, self._pending, self._pending_bytes = number + 1, {}, 0
-        message = Contribution(p.task_id, p.shard, p.coverage, p.version, number, tensors, final=final)
-        if not final:
-            return message
-        seconds = [self._run_seconds, self._clock() - self._arrived]
-        if self._bounded:
-            step = FAILED_STEP_SECONDS if failed else STEP_SECONDS
-            seconds = [moment(one, step) for one in seconds]
-        return replace(message, run_seconds=seconds[0], task_seconds=seconds[1])
+        run = task = 0.0
+        if final:
+            run, task = self._run_seconds, self._clock() - self._arrived
+            if self._bounded:
+                step = FAILED_STEP_SECONDS if failed else STEP_SECONDS
+                run, task = moment(run, step), moment(task, step)
+        return Contribution(
+            p.task_id, p.shard, p.coverage, p.version, number, tensors, (), final, None, run, task
+        )
 
     def _block(
         self, block: tuple[said.Instruction, ...], turn: int | None, before: int = 0, within: str = ""

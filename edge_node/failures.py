@@ -29,7 +29,7 @@ _DAY = 86_400.0
 NOTED = 16
 """Callers that the file says have tasks under way though they have none any more, at most."""
 LETTERS = 256
-"""Of a caller's name that count: an aggregator that misbehaves can make up long ones."""
+"""Characters of a caller's name that count: an aggregator that misbehaves can make up long ones."""
 
 
 class Failures:

@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from edge_attention import box
@@ -25,13 +28,32 @@ from edge_node.executor import Execution, Node
 from edge_node.limits import graphs_of
 from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
 from edge_node.session import Action, Connect, Disconnect, End, Forget, Leave, Say, Send, Session, Start
-from edge_node.transfers import NODE_STREAM, Transfers, split, together
+from edge_node.short import SHORT_SECONDS, Short, kind_of
+from edge_node.transfers import NODE_STREAM, Transfers, is_large, split, together
 
 log = logging.getLogger(__name__)
 
 WORKERS = 4
 BACKLOG = 16 * 1024 * 1024
 """Bytes of contributions that wait for credit before tasks are held up."""
+
+
+class _Work:
+    """A task that is ready to run, and what of it is still to come. `kind`: see `short.kind_of`."""
+
+    def __init__(self, execution: Execution, stop: Stop, kind: Hashable | None) -> None:
+        self.execution, self.stop, self.kind = execution, stop, kind
+        self._running = execution.contributions()
+        self.contributions: Iterator[Contribution] = self._running
+
+    def failed(self, error: Exception, number: int) -> tuple[Contribution, bytes]:
+        """What to send in place of contribution `number`, which cannot be: why, and that it is the last."""
+        message = replace(self.execution.failure(error), number=number)
+        return message, from_node.encode(message)
+
+    def close(self) -> None:
+        """No more of it is wanted."""
+        self._running.close()
 
 
 class Link:
@@ -50,7 +72,11 @@ class Link:
         self._free = box.describe().memory_available if quiet else None
         self.metrics.certificate_expiry.set_function(lambda: dial.ends())
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="task")
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="load")
+        self._short = Short()
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
+        """What the workers take. No executor: its futures would lie on the way to each answer."""
+        self._workers = 0
         self._serials = itertools.count()
         self._stops: dict[str, Stop] = {}
         self._tasks = set[asyncio.Task[None]]()
@@ -76,6 +102,8 @@ class Link:
             await asyncio.wait([self._stream], timeout=2.0 if code == 0 else 0.1)
         for stop in self._stops.values():
             stop.set(Unavailable("the node has left"))
+        for _ in range(self._workers):
+            self._work.put(None)
         if self._caller is not None:
             await self._caller.close()
         return code, text
@@ -217,7 +245,7 @@ class Link:
             return self._fail(execution, stop, error)
         graphs.update({digest: graph for digest in wanted if (graph := self._runtime.cached(digest))})
         if not program.bulk_tensors and len(graphs) == len(wanted):
-            self._pool.submit(self._work, execution, stop)
+            self._run(execution, stop)
             return
         task = asyncio.create_task(self._fetch(program, wanted - graphs.keys(), graphs, execution, stop))
         self._tasks.add(task)
@@ -235,7 +263,7 @@ class Link:
             for digest in missing:
                 graphs[digest] = await self._load(digest, stop)
             await together(place, program.bulk_tensors)
-            self._pool.submit(self._work, task, stop)
+            self._queue(_Work(task, stop, None))
         except Exception as error:
             self._fail(task, stop, error)
 
@@ -260,24 +288,81 @@ class Link:
         finally:
             self._node.store.release(len(data))
 
-    def _work(self, execution: Execution, stop: Stop) -> None:
-        """In a worker thread: run the task and hand its contributions to the loop, one by one."""
-        number = 0
+    def _run(self, execution: Execution, stop: Stop) -> None:
+        """Run a task all of whose parts are here: on the loop if it is short, and the only one."""
+        program, kind = execution.program, None
+        if not self._node.datasets:
+            kind = kind_of(program, execution.graphs, self._node.store.is_public)
+        work = _Work(execution, stop, kind)
+        seconds = program.deadline_seconds
+        alone = len(self._stops) == 1 and (seconds is None or seconds > SHORT_SECONDS)
+        if alone and self._short.may(kind, self._loop.time()):
+            self._run_here(work)
+        else:
+            self._queue(work)
+
+    def _queue(self, work: _Work) -> None:
+        if self._workers < WORKERS and self._workers < len(self._stops):
+            self._workers += 1
+            Thread(target=self._worker, name=f"task_{self._workers}", daemon=True).start()
+        self._work.put(work)
+
+    def _worker(self) -> None:
+        while (work := self._work.get()) is not None:
+            began = self._loop.time()
+            message, data, plain = self._carried_out(work)
+            took = self._loop.time() - began if plain else math.inf
+            self._loop.call_soon_threadsafe(self._over, work, message, data, took)
+            del work, message, data  # not kept while the next one is waited for
+
+    def _over(self, work: _Work, message: Contribution, data: bytes, took: float) -> None:
+        self._end(work.execution, work.stop, message, data)
+        self._short.took(work.kind, took, self._loop.time(), on_loop=False)
+
+    def _run_here(self, work: _Work) -> None:
+        """Run a short task on the loop's own thread."""
+        began = self._loop.time()
+        contributions = work.contributions
+        for message in contributions:
+            if is_large(message) or self._session.outbox.backlog > BACKLOG:
+                # It has to wait for something after all, which a worker can.
+                work.contributions = itertools.chain([message], contributions)
+                self._short.took(work.kind, math.inf, self._loop.time(), on_loop=True)
+                return self._queue(work)
+            try:
+                data = from_node.encode(message)
+            except Exception as error:
+                message, data = work.failed(error, message.number)
+            if message.final:
+                work.close()
+                self._end(work.execution, work.stop, message, data)
+                break
+            self._produced(message, data)
+        now = self._loop.time()
+        self._short.took(work.kind, now - began, now, on_loop=True)
+
+    def _carried_out(self, work: _Work) -> tuple[Contribution, bytes, bool]:
+        """In a worker thread: run the task and hand its contributions to the loop, but for the last.
+
+        That one is returned, encoded, and whether nothing had to be waited for.
+        """
+        number, plain = 0, True
         try:
-            with contextlib.closing(execution.contributions()) as contributions:
-                for message in contributions:
-                    number = message.number
-                    message, blobs = split(message)
-                    data = from_node.encode(message)
-                    if blobs or self._session.outbox.backlog > BACKLOG:
-                        asyncio.run_coroutine_threadsafe(self._make_way(blobs, stop), self._loop).result()
-                    if not message.final:
-                        self._loop.call_soon_threadsafe(self._produced, message, data)
+            for message in work.contributions:
+                number = message.number
+                message, blobs = split(message)
+                data = from_node.encode(message)
+                if blobs or self._session.outbox.backlog > BACKLOG:
+                    plain = False
+                    asyncio.run_coroutine_threadsafe(self._make_way(blobs, work.stop), self._loop).result()
+                if not message.final:
+                    self._loop.call_soon_threadsafe(self._produced, message, data)
         except Exception as error:
             # In place of the one that could not be sent.
-            message = replace(execution.failure(error), number=number)
-            data = from_node.encode(message)
-        self._loop.call_soon_threadsafe(self._end, execution, stop, message, data)
+            message, data = work.failed(error, number)
+        finally:
+            work.close()
+        return message, data, plain
 
     async def _make_way(self, blobs: dict[str, memoryview], stop: Stop) -> None:
         await self._transfers.upload_all(blobs, stop)

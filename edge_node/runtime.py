@@ -71,10 +71,14 @@ class Graph:
     """A graph ready to run in this process; `size` is that of its file in bytes.
 
     `remembers`: how often its random operators ran tells in what they draw next, in a later run.
+    `ours`: it is of this project's library.
     """
 
-    def __init__(self, digest: str, session: Any, size: int, remembers: bool = False) -> None:
+    def __init__(
+        self, digest: str, session: Any, size: int, remembers: bool = False, ours: bool = False
+    ) -> None:
         self.digest, self.size, self.remembers, self._session = digest, size, remembers, session
+        self.ours = ours
         self._inputs = input_types(session, f"graph {digest[:12]}")
         self._outputs = [node.name for node in session.get_outputs()]
 
@@ -111,6 +115,7 @@ class Graph:
 class ForeignGraph:
     """A graph of somebody else: it is loaded where it first runs, in one of the cells."""
 
+    ours = False
     remembers = False
     """What it draws in the cell for private data it does not go on to draw in the other."""
 
@@ -184,7 +189,7 @@ class Runtime:
         name = next((name for name in library.names() if library.digest(name) == digest), None)
         if graph is not None or name is None:
             return graph
-        return self._keep(self._open(digest, library.load(name)))
+        return self._keep(self._open(digest, library.load(name), ours=True))
 
     def load(self, digest: str, data: bytes) -> Graph | ForeignGraph:
         """Make the graph in `data`, an ONNX file of somebody else, ready to run.
@@ -195,14 +200,14 @@ class Runtime:
         if sha256(data).hexdigest() != digest:
             raise errors.DataLoss(f"{where} came damaged: its bytes have another digest; send it again")
         if any(library.digest(name) == digest for name in library.names()):
-            return self._keep(self._open(digest, data))
+            return self._keep(self._open(digest, data, ours=True))
         graph = read_graph(data, where)
         if self.cells is None:
             remembers = any(word in operator for _, operator in graph.operators for word in _RANDOM)
             return self._keep(self._open(digest, graph.data, remembers))
         return self._keep(ForeignGraph(GraphFile(digest, graph.data), self.cells, graph))
 
-    def _open(self, digest: str, data: bytes, remembers: bool = False) -> Graph:
+    def _open(self, digest: str, data: bytes, remembers: bool = False, ours: bool = False) -> Graph:
         where = f"graph {digest[:12]}"
 
         def options() -> Any:
@@ -212,7 +217,7 @@ class Runtime:
             session = open_session(data, options, self.provider, where)
         except Exception as error:
             raise translate(error, where, InvalidGraph) from None
-        return Graph(digest, session, len(data), remembers)
+        return Graph(digest, session, len(data), remembers, ours)
 
     def _keep(self, graph: AnyGraph) -> AnyGraph:
         with self._lock:

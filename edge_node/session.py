@@ -136,7 +136,7 @@ class Session:
         return min(self._until, self._drain_until) if self.draining else self._until
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed."""
+        """What is due by `now`: a heartbeat, a try, the end of a silent connection. Call it at `wake`."""
         if self.draining and self.phase not in ("registered", "left") and now >= self._drain_until:
             return self._leave(1, "left without delivering everything: the aggregator cannot be reached")
         if self.phase == "waiting" and now >= self._until:

@@ -78,14 +78,20 @@ class Stop(Protocol):
     def check(self) -> None: ...
 
 
+def is_large(contribution: Contribution) -> bool:
+    """Whether it has more than INLINE bytes of tensors, so that `split` finds some to upload."""
+    values = contribution.tensors.values()
+    return sum(v.array.nbytes if isinstance(v, Encoded) else v.nbytes for v in values) > INLINE
+
+
 def split(contribution: Contribution) -> tuple[Contribution, dict[str, memoryview]]:
     """`contribution` with at most INLINE bytes of tensors in it, and the others' bytes by digest."""
+    if not is_large(contribution):
+        return contribution, {}
     inline, blobs = dict(contribution.tensors), dict[str, memoryview]()
     bulk: list[BulkTensor] = []
     arrays = {name: v.array if isinstance(v, Encoded) else v for name, v in inline.items()}
     left = sum(array.nbytes for array in arrays.values())
-    if left <= INLINE:
-        return contribution, blobs
     for name in sorted(arrays, key=lambda name: -arrays[name].nbytes):
         if left <= INLINE:
             break

@@ -118,6 +118,11 @@ def test_rooms_do_not_import(folder, others):
 
 
 TOPS = ("edge_attention", "edge_node", "aggregator")
+ALIASES = {  # these go with what their files become
+    "aggregator.engine.dispatch.Fold",
+    "aggregator.training.federated.programs.Program",
+    "aggregator.training.fusion.recipe.Say",
+}
 
 
 def module_of(path: Path) -> str:
@@ -219,6 +224,26 @@ def test_what_several_sides_share_is_what_several_sides_use():
 
 def test_the_top_of_the_aggregator_is_its_command_line_and_what_puts_it_together():
     assert {path.stem for path in (ROOT / "aggregator").glob("*.py")} == {"__init__", "main", "server"}
+
+
+def test_no_alias_bears_the_name_of_a_class():
+    """A name has one meaning: an alias of a type is not called as a class of another file is."""
+    classes: set[str] = set()
+    aliases: dict[str, str] = {}
+    for top in TOPS:
+        for path in python(top):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            classes |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+            for node in tree.body:
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    aliases[f"{module_of(path)}.{node.targets[0].id}"] = node.targets[0].id
+            imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+            for alias in (alias for node in imports for alias in node.names):
+                if alias.asname not in (None, alias.name):
+                    aliases[f"{module_of(path)}.{alias.asname}"] = str(alias.asname)
+    assert "Client" in classes
+    assert "edge_attention.jobs.job.ModelFile" in aliases
+    assert not {where for where, name in aliases.items() if name in classes} - ALIASES
 
 
 def loaded_by(module: str) -> set[str]:

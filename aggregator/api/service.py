@@ -14,7 +14,7 @@ from aggregator.engine.waiting import each_within
 from aggregator.fleet.membership import Membership
 from aggregator.trust.callers import caller_of
 from aggregator.trust.endpoint import Endpoint
-from aggregator.trust.revocations import Revoked
+from aggregator.trust.revocations import RevokedNodes
 from edge_attention.core.messages import fleet
 from edge_attention.core.messages.link import Chunk, DownloadRequest, UploadChunk, Uploaded
 from edge_attention.wire import services
@@ -27,7 +27,7 @@ class Api:
         self,
         membership: Membership,
         bulk: Bulk,
-        revoked: Revoked = dict,
+        revoked: RevokedNodes = dict,
         budgets: Budgets | None = None,
     ) -> None:
         self._membership = membership

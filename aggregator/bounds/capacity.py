@@ -16,7 +16,7 @@ STREAMS = 1024
 CONNECTIONS = 4096
 """At most; fewer where the process may open fewer than twice as many files."""
 HANDSHAKE_MILLISECONDS = 10_000
-"""For TLS and the first frame of HTTP/2: a connection that says nothing ends then."""
+"""Milliseconds for TLS and the first frame of HTTP/2: a connection that says nothing ends then."""
 WATCHERS = 64
 """Streams of Health/Watch, for which nobody has to say who they are. Health/Check is not limited."""
 
@@ -28,7 +28,7 @@ def connections() -> int:
 
 
 def server_options() -> tuple[tuple[str, int], ...]:
-    """Of a server only; both sides' are in wire/methods.py."""
+    """gRPC's options of the server alone; those of both sides are in wire/methods.py."""
     return (
         ("grpc.max_concurrent_streams", STREAMS),
         ("grpc.max_allowed_incoming_connections", connections()),

@@ -41,7 +41,7 @@ class Turns:
         return {"attend": self.attends, "long_attend": self.long_attends, "append": self.appends}
 
     def encodes(self, node: str) -> Gate:
-        """Of the appends that `node` computes from its datasets."""
+        """The gate of appends that `node` computes from its datasets."""
         gate = self._encodes.pop(node, None) or Gate(
             Admission("encode-turns", 1, ENCODES, ENCODES, ENCODES, False), self._refused
         )
@@ -51,7 +51,7 @@ class Turns:
         return gate
 
     def attend(self, work: float) -> Gate:
-        """Of an attend of so much work: queries times heads times dimensions times tokens they see."""
+        """The gate of an attend of so much work: queries times heads times dimensions times tokens seen."""
         return self.long_attends if work * self._seconds_a_work > LONG_SECONDS else self.attends
 
     def learn(self, work: float, seconds: float) -> None:

@@ -37,7 +37,7 @@ from edge_attention.wire.methods import KEEPALIVE_SECONDS, LEAST_PING_SECONDS
 MAX_ROUND_TRIPS = 100
 MAX_BYTES = 16 * 1024 * 1024
 BYTES_A_MINUTE = 16 * MAX_BYTES
-"""Of all probes together: a probe must not become a way to fill somebody's line."""
+"""Bytes a minute of all probes together: a probe must not become a way to fill somebody's line."""
 DEADLINE = 30.0
 MAX_DEADLINE = 300.0
 

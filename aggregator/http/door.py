@@ -52,7 +52,7 @@ class Door(socket.socket):
         self._plaintext = plaintext
         self._open: dict[Any, asyncio.TimerHandle] = {}
         self._ends: dict[Any, Callable[[], None]] = {}
-        """Of strangers: what closes on them."""
+        """What closes the connection of each stranger."""
         self._of: Counter[str] = Counter()
         self._strangers: Counter[str] = Counter()
         self._told = -TELL_SECONDS

@@ -34,7 +34,7 @@ SCRAPED = 1000
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 TOKEN_LIMIT = 8 * 1024
 FORM_SECONDS = 10.0
-"""For the sign-in form to arrive in."""
+"""Seconds for the sign-in form to arrive in."""
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 

@@ -27,7 +27,7 @@ from aggregator.http.snapshot import Snapshots
 from aggregator.observe.activity import Activity
 from aggregator.observe.metrics import Metrics
 from aggregator.training.runs import Runs
-from aggregator.trust.revocations import Revoked
+from aggregator.trust.revocations import RevokedNodes
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
 
@@ -46,7 +46,7 @@ class Parts:
     runs: Runs
     activity: Activity
     address: str
-    revoked: Revoked = dict
+    revoked: RevokedNodes = dict
 
 
 class _Ours(logging.Filter):

@@ -19,7 +19,7 @@ from aggregator.observe.activity import Activity, Query, Round, RunCurves, Span
 from aggregator.observe.curve import Curve
 from aggregator.observe.metrics import Metrics
 from aggregator.training.runs import Runs
-from aggregator.trust.revocations import Revoked
+from aggregator.trust.revocations import RevokedNodes
 from edge_attention.core.messages.attention import Context
 from edge_attention.core.messages.fleet import Node, NodeState
 from edge_attention.core.messages.training import TrainingRun
@@ -52,7 +52,7 @@ class Snapshots:
         status: Status,
         metrics: Metrics,
         facts: Mapping[str, Any],
-        revoked: Revoked = dict,
+        revoked: RevokedNodes = dict,
     ) -> None:
         self._membership, self._contexts = membership, contexts
         self._runs, self._activity = runs, activity

@@ -85,7 +85,7 @@ class Round:
 
 @dataclass
 class RunCurves:
-    """Of one run: its loss, its evaluations, and the mass of its nodes, by round."""
+    """The curves of one run: its loss, its evaluations, and the mass of its nodes, by round."""
 
     loss: Curve = field(default_factory=Curve)
     evaluation: Curve = field(default_factory=Curve)

@@ -75,7 +75,7 @@ class Curve:
         return [point.x for point in self._points]
 
     def series(self) -> dict[str, list[float | None]]:
-        """Of each name the mean at every x; None where there is no value."""
+        """name -> the mean at every x; None where there is no value."""
         return {
             name: [p.sums[name] / p.counts[name] if name in p.counts else None for p in self._points]
             for name in self._known

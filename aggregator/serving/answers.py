@@ -18,7 +18,7 @@ KEPT_OF_CALLER, KEPT = 64, 4096
 """Answers kept of one caller and of all; then the oldest go."""
 
 ANSWER_BYTES = 64 * 1024
-"""Of a larger one it is only kept that it was given."""
+"""The largest answer that is kept; of a larger one it is only kept that it was given."""
 
 ID_LETTERS = 64
 

@@ -64,7 +64,7 @@ class Served:
         """The handler runs again. Raises the error the call is to end with, if it is."""
 
 
-Guard = Callable[[AnyMethod, "grpc.aio.ServicerContext[Any, Any]"], Served]
+MethodGuard = Callable[[AnyMethod, "grpc.aio.ServicerContext[Any, Any]"], Served]
 """Asked before a call's request is looked at; raises the error to refuse it with."""
 
 DRAINS = 16
@@ -85,7 +85,7 @@ def _nobody() -> str:
 
 def service_handlers(
     handlers: Mapping[AnyMethod, Handler],
-    guard: Guard | None = None,
+    guard: MethodGuard | None = None,
     observer: Observer | None = None,
     who: Callable[[], str] = _nobody,
 ) -> list[grpc.GenericRpcHandler[Any, Any]]:
@@ -121,7 +121,7 @@ def service_handlers(
 def _rpc_handler(
     method: AnyMethod,
     handler: Handler,
-    guard: Guard,
+    guard: MethodGuard,
     observer: Observer | None,
     drains: _Drains,
     key: Callable[[str, str], Key],

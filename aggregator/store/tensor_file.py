@@ -49,7 +49,7 @@ class _Place:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
-    """Of its first byte, in the data after the header."""
+    """Where its first byte is, counted from the end of the header."""
 
     @property
     def size(self) -> int:
@@ -114,7 +114,7 @@ class TensorFileWriter:
         self._hash, self._hashed = hashlib.sha256(head), len(head)
         self._names = iter(list(self._places))
         self._current: str | None = None
-        # Of two that write the same file, neither spoils the other's.
+        # A name of its own: a second writer of the path writes another file, and the last to finish stays.
         self._temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
         try:
             self._descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

@@ -20,11 +20,11 @@ from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
 from edge_attention.trust.certificates import pem, pin
 from edge_attention.trust.files import write_whole
 from edge_attention.trust.names import Role
-from edge_attention.trust.tokens import Kind, read_token
+from edge_attention.trust.tokens import TokenKind, read_token
 
 log = logging.getLogger(__name__)
 
-FILES: tuple[tuple[str, Kind, Role, str], ...] = (
+FILES: tuple[tuple[str, TokenKind, Role, str], ...] = (
     ("join-token", "join", "node", ""),
     ("viewer-token", "access", "viewer", "bootstrap-viewer"),
     ("operator-token", "access", "operator", "bootstrap-operator"),
@@ -75,7 +75,7 @@ def _make(folder: Path) -> None:
     folder.chmod(0o750)
 
 
-def _good(file: Path, kind: Kind, registry: Registry, authority: x509.Certificate, now: float) -> bool:
+def _good(file: Path, kind: TokenKind, registry: Registry, authority: x509.Certificate, now: float) -> bool:
     try:
         token = read_token(file, kind)
         return (

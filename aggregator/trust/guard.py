@@ -97,8 +97,10 @@ class _Open(Served):
 
 
 class Guard:
-    """Called with each method and context (`aggregator.serving.rpc.Guard`). Until `require_roles` nobody may
-    call what needs a role."""
+    """Called with each method and context (`aggregator.serving.rpc.MethodGuard`).
+
+    Until `require_roles` nobody may call what needs a role.
+    """
 
     def __init__(self, access: Access, registry: Registry) -> None:
         self._access, self._registry = access, registry

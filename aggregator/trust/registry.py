@@ -37,7 +37,7 @@ from edge_attention.core.errors import (
 )
 from edge_attention.trust.certificates import moment
 from edge_attention.trust.names import Role
-from edge_attention.trust.tokens import Kind, Token, make_token, secret_hash
+from edge_attention.trust.tokens import Token, TokenKind, make_token, secret_hash
 
 __all__ = ["CertificateRow", "Registry", "TokenRow"]
 
@@ -151,7 +151,7 @@ class Registry:
 
     def create_token(
         self,
-        kind: Kind,
+        kind: TokenKind,
         role: Role,
         pin: str,
         now: float,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Revoked = Callable[[], Mapping[str, float]]
+RevokedNodes = Callable[[], Mapping[str, float]]
 """Nodes whose newest certificate was revoked, by name, and when: seconds since 1970."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edge_attention.trust.names import Role, require_role
-from edge_attention.trust.tokens import Kind
+from edge_attention.trust.tokens import TokenKind
 
 SCHEMA = 2
 
@@ -26,7 +26,7 @@ class TokenRow:
     """A token as it is kept: without its secret. `uses` None: any number; `expires` None: never."""
 
     id: str
-    kind: Kind
+    kind: TokenKind
     role: Role
     name: str
     created: float

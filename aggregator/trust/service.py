@@ -39,9 +39,9 @@ from edge_attention.wire import trust
 from edge_attention.wire.methods import AnyMethod
 
 ENROLMENTS = (200.0, 5.0)
-"""By one token: at once, and a second on average."""
+"""Tries by one token: at once, and a second on average."""
 RENEWALS = (20.0, 1.0)
-"""Of one name: the same."""
+"""Tries for one name: the same."""
 
 
 class TrustApi:

@@ -42,10 +42,10 @@ class Attempt:
         return max(self._until - time.monotonic(), 0.0)
 
 
-Call = Callable[[Attempt], Coroutine[Any, Any, AppendResponse]]
+AppendCall = Callable[[Attempt], Coroutine[Any, Any, AppendResponse]]
 
 
-async def appended(call: Call, caller: Caller, attempt: Attempt) -> AppendResponse:
+async def appended(call: AppendCall, caller: Caller, attempt: Attempt) -> AppendResponse:
     """The answer of `call`, made under the first of the attempt's ids that was not given up before.
 
     Raises:

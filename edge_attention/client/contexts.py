@@ -19,7 +19,7 @@ from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, Inva
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.tensors import Encoding, Float32, Int64, require, require_name
 from edge_attention.jobs.checks import require_number, require_whole
-from edge_attention.jobs.job import Model, model_bytes
+from edge_attention.jobs.job import ModelFile, model_bytes
 from edge_attention.wire import services
 
 APPEND_CALL = 64 * MIB  # bytes of one all-or-nothing append
@@ -30,7 +30,7 @@ ATTEND_PARTS = 4  # groups of queries under way at once
 MAX_DEADLINE = 3600.0  # seconds, the server's limit
 MAX_SCALE = float(np.finfo(np.float32).max)
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with tokens done and tokens in all."""
 
 
@@ -54,7 +54,7 @@ class AsyncContext:
         values: Float32,
         *,
         node: str | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
         request_id: str | None = None,
     ) -> Appended:
         """Append tokens: keys float32 [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
@@ -119,7 +119,7 @@ class AsyncContext:
         self,
         node: str,
         dataset: str,
-        model: Model,
+        model: ModelFile,
         inputs: dict[str, str],
         rows: range | None = None,
         *,

@@ -19,7 +19,7 @@ from typing import Literal
 
 from edge_attention.client.aio import AsyncClient
 from edge_attention.client.background import BACKGROUND
-from edge_attention.client.contexts import AsyncContext, Progress
+from edge_attention.client.contexts import AsyncContext, OnProgress
 from edge_attention.client.results import Answer, Appended
 from edge_attention.client.runs import AsyncRun, Event
 from edge_attention.core.messages import attention as wire
@@ -27,7 +27,7 @@ from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node,
 from edge_attention.core.messages.training import PlannedGraph, TrainingRound, TrainingRun
 from edge_attention.core.tensors import Float32, Int64
 from edge_attention.jobs.federated_job import FederatedJob
-from edge_attention.jobs.job import FusionJob, Model
+from edge_attention.jobs.job import FusionJob, ModelFile
 from edge_attention.jobs.parameters import Parameters
 
 __all__ = ["Client", "Context", "Run"]
@@ -170,7 +170,7 @@ class Context:
         values: Float32,
         *,
         node: str | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
         request_id: str | None = None,
     ) -> Appended:
         """Append tokens: keys float32 [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
@@ -186,7 +186,7 @@ class Context:
         self,
         node: str,
         dataset: str,
-        model: Model,
+        model: ModelFile,
         inputs: dict[str, str],
         rows: range | None = None,
         *,

@@ -222,7 +222,7 @@ class DataLoss(EdgeAttentionError):
 
 
 class Damaged(DataLoss):
-    """Of a message that came, or of one that was sent: it was not looked at, whatever it asked for."""
+    """A message arrived, or was sent, that is not what its checksum says: it was not looked at."""
 
 
 class Internal(EdgeAttentionError):

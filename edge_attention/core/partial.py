@@ -52,15 +52,52 @@ def identity(out_shape: tuple[int, ...]) -> Partial:
 
 
 def merge(a: Partial, b: Partial) -> Partial:
-    """The partial of both shards' keys together (FlashAttention's and FlashInfer's `merge_state`).
+    r"""Attention over the keys of both shards, from the attention over each.
+
+    .. math:: M = \max(lse_a, lse_b), \quad w_a = e^{lse_a - M}, \quad w_b = e^{lse_b - M}
+
+    .. math:: out = \frac{w_a\, out_a + w_b\, out_b}{w_a + w_b}, \qquad lse = M + \ln(w_a + w_b)
+
+    Exact up to float32's rounding, commutative to the bit, associative within rounding: so whoever wants the
+    same bits again merges in the same order (`core.fold` does, in the shards' order). Natural logarithms: an
+    `lse` of base 2, as some kernels return it, is to be multiplied by ln 2 first.
 
     Args:
-        a, b: partials of the same queries over disjoint keys, shapes alike.
+        a: the partial over one shard: `out` float32 [..., dim], `lse` float32 [...]; the leading dimensions
+            are the caller's, as [queries, heads]. Where no key is visible `lse` is -inf and `out` 0.
+        b: the partial of the same queries over the other shard, of the same shapes. No key may be in both: it
+            would count twice, and nothing here could tell.
+
+    Returns:
+        The partial over both, `out` float32 [..., dim] and `lse` float32 [...], in new arrays. Where neither
+        shard has a visible key it is the identity again, `out = 0, lse = -inf`, never NaN.
+
+    Raises:
+        ValueError: the shapes do not fit together. Nothing else is looked at: what came from elsewhere has
+            been through `Partial.check`, which finds NaN and infinity.
+
+    Source: the normalizer that is rescaled as it grows, of Milakov and Gimelshein, "Online normalizer
+    calculation for softmax", 2018 (arXiv:1805.02867), there with the sum of weights where the logarithm is
+    here; on attention states FlashInfer's `merge_state` (arXiv:2501.01005, section 2.2). docs/arithmetic.md
+    has what follows from it.
 
     Example:
-        >>> one = Partial(np.array([[1.0]], np.float32), np.array([0.0], np.float32))
-        >>> merge(one, identity((1, 1))).out.item()
-        1.0
+        >>> rng = np.random.default_rng(0)
+        >>> scores = rng.standard_normal((2, 4, 6))                # [queries, heads, keys]
+        >>> values = rng.standard_normal((6, 3))                   # [keys, dim]
+        >>> def over(part):
+        ...     lse = np.log(np.exp(scores[..., part]).sum(-1))
+        ...     out = np.exp(scores[..., part] - lse[..., None]) @ values[part]
+        ...     return Partial(out.astype(np.float32), lse.astype(np.float32))
+        >>> both = merge(over(slice(0, 2)), over(slice(2, 6)))
+        >>> both.out.shape, both.lse.shape
+        ((2, 4, 3), (2, 4))
+        >>> whole = over(slice(0, 6))
+        >>> bool(np.allclose(both.out, whole.out, atol=1e-6) and np.allclose(both.lse, whole.lse, atol=1e-6))
+        True
+        >>> nothing = identity(whole.out.shape)
+        >>> bool((merge(whole, nothing).out == whole.out).all())
+        True
     """
     top = base = np.maximum(a.lse, b.lse)
     some = not top.size or top.min() > -np.inf

@@ -17,7 +17,12 @@ from edge_attention.core.tensors import Int64
 
 @dataclass(frozen=True, eq=False)
 class Visibility:
-    """Of the context's tokens, query i sees positions start[i] <= p < stop[i]. Both int64 [queries]."""
+    """What each query sees of a context: query i the positions start[i] <= p < stop[i].
+
+    Attributes:
+        start: int64 [queries].
+        stop: int64 [queries].
+    """
 
     start: Int64
     stop: Int64

@@ -26,7 +26,7 @@ SHORTEST = 40  # characters; what is shorter is mostly a heading
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "."})
 _NUMBERS = {character: number for number, character in enumerate(ALPHABET)}
 
-Model = Callable[[Int64], Array]
+NextCharacter = Callable[[Int64], Array]
 """Tokens int64 [1, length] to logits float32 [1, length, VOCABULARY]."""
 
 

@@ -14,7 +14,7 @@ BASE = 150 * 1024 * 1024
 """Bytes a node takes besides what it stores: 68 MiB after its imports, graphs, messages under way."""
 
 TOLERANCE = 1e-4
-"""Of the tiny graph's answer."""
+"""The largest error the tiny graph's answer may have."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def memory(subject: str, limit: int, box: Box, *, default: bool = False) -> Find
 
 
 def free_memory(subject: str, limit: int, box: Box) -> Finding:
-    """Of a box on which a node is to run: whether what it may store is free now."""
+    """Whether the memory that a node on this box may fill is free now."""
     data = {"limit": limit, "available": box.memory_available}
     if not box.memory_available:
         return skipped("free memory", subject, "how much RAM is free is not known", **data)

@@ -94,7 +94,7 @@ def growth(context: Context, nodes: Sequence[Node]) -> Finding:
 
 
 def rule_of_thumb(context: Context) -> Finding | None:
-    """Of a context that was not measured: whether it is so small that one node might be faster."""
+    """Whether a context that was not measured is so small that one node might be faster."""
     holders = {name for segment in context.segments for name in segment.holders}
     if len(holders) < 2 or not context.tokens:
         return None

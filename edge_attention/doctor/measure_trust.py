@@ -80,7 +80,7 @@ def secret(path: Path, *, shared: bool = False) -> Secret:
 
 
 def state_secrets(state: Path) -> list[Secret]:
-    """Of an aggregator's state folder: the keys, and the tokens, which are there as hashes."""
+    """How an aggregator's state folder keeps secrets: the keys, and the tokens, which are there as hashes."""
     folder = state / "trust"
     found = sorted(p for p in folder.glob("*") if p.suffix in (".key", ".db"))
     return [secret(folder / "authority.key"), *(secret(p) for p in found if p.name != "authority.key")]

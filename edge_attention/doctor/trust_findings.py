@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edge_attention.doctor.finding import Finding, duration, failed, ok, skipped, warning
 
 OVERDUE = 0.25
-"""Of a certificate's life: certificates are renewed when a third is left, so with less nobody renews it."""
+"""A share of a certificate's life. One is renewed when a third is left: with less left, nobody renews it."""
 
 
 @dataclass(frozen=True)

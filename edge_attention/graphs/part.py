@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from edge_attention.graphs.onnx_file import TensorSpec
 
-__all__ = ["Kind", "Part"]
+__all__ = ["Part", "PartKind"]
 
-Kind = Literal["encoder", "head"]
+PartKind = Literal["encoder", "head"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Part:
     inputs (of a head: `fused` and the labels), `outputs` what the graph returns.
     """
 
-    kind: Kind
+    kind: PartKind
     place: str
     forward: bytes
     parameters: dict[str, NDArray[np.float32]]

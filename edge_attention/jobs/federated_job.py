@@ -38,7 +38,7 @@ from edge_attention.core.messages.training import (
 from edge_attention.core.tensors import Array
 from edge_attention.jobs import federated_checks as checks
 from edge_attention.jobs.checks import require_whole
-from edge_attention.jobs.job import Model, model_bytes
+from edge_attention.jobs.job import ModelFile, model_bytes
 from edge_attention.jobs.parameters import read_safetensors, write_safetensors
 
 __all__ = ["FederatedJob", "FederatedModel"]
@@ -63,7 +63,7 @@ class FederatedModel:
         metrics: scalar outputs, sums over the batch, reported in evaluations.
     """
 
-    file: Model
+    file: ModelFile
     loss: str | LossSpec = "output"
     inputs: Mapping[str, str] = field(default_factory=dict)
     parameters: tuple[str, ...] | None = None

@@ -40,10 +40,10 @@ class ModelProto(Protocol):
     def SerializeToString(self) -> bytes: ...
 
 
-Model = bytes | str | Path | ModelProto
+ModelFile = bytes | str | Path | ModelProto
 
 
-def model_bytes(model: Model) -> bytes:
+def model_bytes(model: ModelFile) -> bytes:
     """The bytes of an ONNX model given as bytes, as a file's path, or as an `onnx.ModelProto`.
 
     Raises:
@@ -80,7 +80,7 @@ class Encoder:
 
     node: str
     dataset: str
-    model: Model
+    model: ModelFile
     inputs: Mapping[str, str]
     trainable: tuple[str, ...] | None = None
 
@@ -95,7 +95,7 @@ class Head:
 
     node: str
     dataset: str
-    model: Model
+    model: ModelFile
     inputs: Mapping[str, str]
     trainable: tuple[str, ...] | None = None
     metrics: tuple[str, ...] = ()
@@ -158,7 +158,7 @@ class FusionJob:
         """
         files: dict[str, bytes] = {}
 
-        def digest(model: Model) -> str:
+        def digest(model: ModelFile) -> str:
             data = model_bytes(model)
             name = hashlib.sha256(data).hexdigest()
             files[name] = data

@@ -15,11 +15,11 @@ from typing import Literal
 
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 
-Kind = Literal["join", "access"]
+TokenKind = Literal["join", "access"]
 
 PIN_DIGITS = 32
-_PREFIX: dict[Kind, str] = {"join": "eaj", "access": "eat"}
-_KINDS: dict[str, Kind] = {prefix: kind for kind, prefix in _PREFIX.items()}
+_PREFIX: dict[TokenKind, str] = {"join": "eaj", "access": "eat"}
+_KINDS: dict[str, TokenKind] = {prefix: kind for kind, prefix in _PREFIX.items()}
 _TOKEN = re.compile(r"(eaj|eat)_([0-9a-f]{8})_([0-9a-f]{48})_([0-9a-f]{32})")
 
 
@@ -27,7 +27,7 @@ _TOKEN = re.compile(r"(eaj|eat)_([0-9a-f]{8})_([0-9a-f]{48})_([0-9a-f]{32})")
 class Token:
     """One token. `repr` and `str` do not tell its secret; `text` does."""
 
-    kind: Kind
+    kind: TokenKind
     id: str
     secret: str
     pin: str
@@ -42,11 +42,11 @@ class Token:
     __str__ = __repr__
 
 
-def make_token(kind: Kind, pin: str) -> Token:
+def make_token(kind: TokenKind, pin: str) -> Token:
     return Token(kind, secrets.token_hex(4), secrets.token_hex(24), pin)
 
 
-def parse_token(text: str, kind: Kind | None = None) -> Token:
+def parse_token(text: str, kind: TokenKind | None = None) -> Token:
     """The token in `text`; of `kind`, if one is wanted.
 
     Raises:
@@ -69,10 +69,10 @@ def parse_token(text: str, kind: Kind | None = None) -> Token:
     return token
 
 
-_USE: dict[Kind, str] = {"join": "joining", "access": "access"}
+_USE: dict[TokenKind, str] = {"join": "joining", "access": "access"}
 
 
-def read_token(path: Path, kind: Kind | None = None) -> Token:
+def read_token(path: Path, kind: TokenKind | None = None) -> Token:
     """The token in a file.
 
     Raises:

@@ -64,7 +64,7 @@ class _Ends:
         return self._at is not None and time.monotonic() >= self._at
 
 
-Ask = Callable[[_Ends, Metadata], Awaitable[bytes]]
+AskOnce = Callable[[_Ends, Metadata], Awaitable[bytes]]
 
 
 class Caller:
@@ -157,7 +157,7 @@ class Caller:
 
         return await self._asked(method, ask, timeout, TRIES if callable(requests) else 1)
 
-    async def _asked(self, method: Method[Q, R], ask: Ask, timeout: float | None, tries: int) -> R:
+    async def _asked(self, method: Method[Q, R], ask: AskOnce, timeout: float | None, tries: int) -> R:
         """The answer `ask` gets; it is asked again, at once, where a message came damaged or the line died.
 
         Raises:

@@ -27,7 +27,7 @@ ATTENTION = Service("edge_attention.v1.AttentionService")
 TRAINING = Service("edge_attention.v1.TrainingService")
 
 REQUEST_PARTS = 1 << 16
-"""Of a client's request: its event loop is everybody's. 65,536 names, or 4,096 encoders."""
+"""Bytes of a client's request: its event loop is everybody's. 65,536 names, or 4,096 encoders."""
 RUN_LIMIT = 1 << 20
 """Bytes of a request that describes a run; what an aggregator keeps of one is less."""
 

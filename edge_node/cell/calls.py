@@ -84,7 +84,7 @@ class GraphFile:
 
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-"""Of all inputs of a run, by name."""
+"""The shapes of all inputs of a run, by name."""
 _LEARNED = 16
 """Runs with other shapes whose outputs are remembered."""
 
@@ -101,7 +101,7 @@ class Known:
     _learned: dict[tuple[Shapes, str], Placed] = field(default_factory=dict)
 
     def expected(self, shapes: Shapes, outputs: Sequence[str], limit: int) -> dict[int, Placed]:
-        """Of which outputs, by number, the type is known beforehand, and it is worth making room for them."""
+        """Outputs, by number, whose type is known beforehand and which are worth making room for."""
         found: dict[int, Placed] = {}
         for n, name in enumerate(outputs if not self.missed else ()):
             placed = self._learned.get((shapes, name))

@@ -318,7 +318,7 @@ class Cells:
         return (self.private if private else self.public).run(graph, feeds, outputs, stop)
 
     def counts(self) -> Counts:
-        """Of both, and how many run and graphs are refused now."""
+        """What both cells have counted, how many run, and how many graphs are refused now."""
         both = (self.private, self.public)
         return Counts(
             sum(cell.counts.started for cell in both),

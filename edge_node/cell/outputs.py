@@ -18,7 +18,7 @@ __all__ = ["OutputMemory"]
 
 
 class OutputMemory:
-    """Of one run. `where` names its graph in errors, `limit` bounds all its outputs together."""
+    """The outputs of one run. `where` names its graph in errors, `limit` bounds all of them together."""
 
     def __init__(self, where: str, limit: int) -> None:
         self._where, self._limit = where, limit

@@ -27,9 +27,9 @@ START_SECONDS = 60.0
 START_TRIES = 3
 """So many that end before they are ready, one after the other, and whoever waits is told."""
 LOAD_PROCESSOR_SECONDS = 120.0
-"""Of one thread: what a graph may take to load."""
+"""Seconds of one thread that a graph may take to load."""
 RUN_PROCESSOR_SECONDS = 3600.0
-"""Of all threads, shared among the jobs that run at the time: what one run may take."""
+"""Seconds of all threads, shared among the jobs that run at the time: what one run may take."""
 LOOK_SECONDS = 0.5
 """How often the processor's time is looked at while jobs run."""
 
@@ -196,7 +196,11 @@ class CellState:
         return self._end_for(job, error, blame=True)
 
     def tick(self, now: float, used: Usage) -> list[Action]:
-        """Time has passed."""
+        """What is due by `now`, a reading of the clock, given the processor time the cell has `used`.
+
+        Call it at `wake` at the latest: a cell that does not start, runs too long or has nothing to do is
+        ended here.
+        """
         if self._killed or self.phase is Phase.ABSENT:
             return []
         if self.phase is not Phase.READY:

@@ -21,7 +21,7 @@ from edge_node.store.disk import Disk
 
 log = logging.getLogger(__name__)
 
-Record = Mapping[str, Any]
+JournalRecord = Mapping[str, Any]
 COMPACT = 4 * 1024 * 1024
 """Bytes past which a log that has grown to four times what is known is written anew."""
 _SYNCS = 4
@@ -31,7 +31,7 @@ class Batch:
     """Records that become durable together, each with the file whose data it speaks of, if any."""
 
     def __init__(self) -> None:
-        self.records: list[tuple[Record, Path | None]] = []
+        self.records: list[tuple[JournalRecord, Path | None]] = []
         self.new_names = False
         self.done = False
         self.error: EdgeAttentionError | None = None
@@ -44,7 +44,11 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, disk: Disk, told: Callable[[Record], None], summary: Callable[[], Iterable[Record]]
+        self,
+        path: Path,
+        disk: Disk,
+        told: Callable[[JournalRecord], None],
+        summary: Callable[[], Iterable[JournalRecord]],
     ) -> None:
         self._path, self._disk, self._told, self._summary = path, disk, told, summary
         self._length = self._least = 0
@@ -83,7 +87,7 @@ class Journal:
         self._length = self._least = len(data)
         self._crc = zlib.crc32(data)
 
-    def add(self, record: Record, file: Path | None = None, *, new_name: bool = False) -> Batch:
+    def add(self, record: JournalRecord, file: Path | None = None, *, new_name: bool = False) -> Batch:
         """Put a record behind those added before; `wait` until it is on the disk.
 
         Args:
@@ -154,7 +158,7 @@ class Journal:
                 log.warning("%s stays long: %s", self._path, error.strerror)
         return None
 
-    def _again(self, batch: Batch, records: list[tuple[Record, Path | None]]) -> None:
+    def _again(self, batch: Batch, records: list[tuple[JournalRecord, Path | None]]) -> None:
         """Records that are not on the disk go with the next batch, in their order."""
         with self._adding:
             self._waiting.records[:0] = records
@@ -182,12 +186,12 @@ class Journal:
         return None
 
 
-def _line(record: Record) -> bytes:
+def _line(record: JournalRecord) -> bytes:
     text = json.dumps(record, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _record(line: bytes) -> Record | None:
+def _record(line: bytes) -> JournalRecord | None:
     """The record of a whole line, or None."""
     crc, _, text = line.partition(b" ")
     if not text.endswith(b"\n") or crc != b"%08x" % zlib.crc32(text[:-1]):

@@ -21,11 +21,11 @@ _map.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *3 * (ctypes.c_int,), ctypes.
 _unmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _FAILED = ctypes.c_void_p(-1).value
 
-Memory = Any
+MappedMemory = Any
 """A buffer of bytes, writable. Touching it where the file has none, or the disk is full, ends the process."""
 
 
-def mapped(descriptor: int, size: int) -> Memory:
+def mapped(descriptor: int, size: int) -> MappedMemory:
     """The first `size` bytes of an open file, shared with whoever else maps it; OSError if it cannot be."""
     address = _map(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor, 0)
     if address == _FAILED:

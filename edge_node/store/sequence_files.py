@@ -31,9 +31,9 @@ import numpy as np
 from edge_attention.core.errors import FailedPrecondition, OutOfMemory
 from edge_attention.core.tensors import Float32, require_stored
 from edge_node.store.disk import Disk
-from edge_node.store.journal import Batch, Journal, Record
+from edge_node.store.journal import Batch, Journal, JournalRecord
 from edge_node.store.kept_files import KeptFiles
-from edge_node.store.mapped import Memory, mapped
+from edge_node.store.mapped import MappedMemory, mapped
 from edge_node.store.tiles import sums
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Files:
         except OSError as error:
             raise FailedPrecondition(f"{folder} cannot be used as --store: {error.strerror}") from None
 
-    def load(self, limit: int) -> Iterator[tuple[Manifest, Memory]]:
+    def load(self, limit: int) -> Iterator[tuple[Manifest, MappedMemory]]:
         """What an earlier process left, mapped for growth to `limit` bytes, after it was verified.
 
         Of a sequence with a damaged tile those before it are left; what cannot be used is said and removed.
@@ -115,7 +115,7 @@ class Files:
             except OSError as error:
                 log.warning("skipped the stored sequence %s: %s", manifest.name, error)
 
-    def create(self, name: str, layout: tuple[int, int, int], size: int) -> tuple[Manifest, Memory]:
+    def create(self, name: str, layout: tuple[int, int, int], size: int) -> tuple[Manifest, MappedMemory]:
         """An empty file for `name`, mapped; `size` bytes of address space, none of disk."""
         manifest = Manifest(name, secrets.token_hex(8), 0, layout)
         path = self._path(manifest.file)
@@ -264,7 +264,7 @@ class Files:
             if path.suffix != ".tiles" or path.stem not in self._manifests:
                 self._disk.remove(path)
 
-    def _told(self, record: Record) -> None:
+    def _told(self, record: JournalRecord) -> None:
         """One record, in order: of the journal as it is read, then of each that becomes durable."""
         match record:
             case {"format": int(number)}:
@@ -305,7 +305,7 @@ class Files:
         if len(self.revisions) > SCOPES:
             self.revisions.popitem(last=False)
 
-    def _summary(self) -> Iterable[Record]:
+    def _summary(self) -> Iterable[JournalRecord]:
         yield {"format": FORMAT}
         for scope, revision in self.revisions.items():
             yield {"seen": scope, "revision": revision}
@@ -316,7 +316,7 @@ class Files:
                 "sums": list(m.sums),
             }  # fmt: skip
 
-    def _map(self, manifest: Manifest, size: int) -> Memory:
+    def _map(self, manifest: Manifest, size: int) -> MappedMemory:
         with self._path(manifest.file).open("r+b") as file:
             file.truncate(manifest.nbytes)  # what lies behind is of changes that were never finished
             file.truncate(size)
@@ -331,7 +331,7 @@ def scope_of(name: str) -> str:
     return "/".join(name.split("/", 2)[:2])
 
 
-def tiles_of(memory: Memory, layout: tuple[int, int, int]) -> Float32:
+def tiles_of(memory: MappedMemory, layout: tuple[int, int, int]) -> Float32:
     """`memory` as tiles of (heads, tile, dim): float32 [tiles, heads, tile, dim], as many as fit."""
     one = math.prod(layout)
     count = len(memory) // (4 * one)

@@ -12,7 +12,7 @@ from edge_attention.core.errors import InvalidProgram, InvalidTensor
 from edge_attention.core.tensors import Array, Float32
 from edge_node.store import tiles as tiled
 from edge_node.store.journal import Batch
-from edge_node.store.mapped import Memory
+from edge_node.store.mapped import MappedMemory
 from edge_node.store.sequence_files import Files, Manifest, tiles_of
 
 
@@ -55,7 +55,7 @@ class Sequence:
     _written: tuple[int, list[int], Origin | None, int | None] = (0, [], None, None)
 
     @classmethod
-    def kept(cls, manifest: Manifest, memory: Memory, files: Files) -> Sequence:
+    def kept(cls, manifest: Manifest, memory: MappedMemory, files: Files) -> Sequence:
         """The sequence in a file of `files`."""
         origin = Origin(*manifest.origin, chosen=False) if manifest.origin else None
         return cls(

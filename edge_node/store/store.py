@@ -165,6 +165,11 @@ class Store:
                 raise InvalidProgram(f"{name} has {sequence.in_use} tiles in use, but {wanted} was asked for")
             return Held(sequence.tiles[wanted.start : wanted.stop], sequence.origin)
 
+    def is_public(self, name: str) -> bool:
+        """Whether something is stored under `name` that is not private."""
+        found = self._held.get(name) or self._sequences.get(name)
+        return found is not None and found.origin is None
+
     def is_sequence(self, name: str) -> bool:
         return name in self._sequences
 
@@ -260,8 +265,9 @@ class Store:
             Overtaken: nothing is dropped.
         """
         with self._lock:
-            everything = (*self._held, *self._sequences)
-            names = [n for n in everything if n.startswith(name)] if name.endswith("/") else [name]
+            names = [name]
+            if name.endswith("/"):
+                names = [n for n in (*self._held, *self._sequences) if n.startswith(name)]
             if revision is not None and name.startswith("context/"):
                 for found in names:
                     sequence = self._sequences.get(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import functools
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import attend, partial, scores
 
+from edge_attention.core import partial as partials
 from edge_attention.core.errors import InvalidTensor
 from edge_attention.core.fold import Fold
 from edge_attention.core.partial import Partial, identity, log_sum_exp, mass, merge
@@ -170,3 +172,9 @@ def test_check_refuses_and_says_where(out, lse, says):
         Partial(out, lse).check((2, 2), "shard s0")
     assert "shard s0" in caught.value.message
     assert says in caught.value.message
+
+
+def test_the_example_runs():
+    done = doctest.testmod(partials)
+    assert done.attempted >= 8
+    assert not done.failed

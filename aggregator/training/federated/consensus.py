@@ -15,7 +15,7 @@ from edge_attention.core.tensors import Array
 
 
 class Consensus:
-    """Of one run. Without a probe there is nothing to compute."""
+    """The consensus losses of one run. Without a probe `wanted` is False: there is nothing to compute."""
 
     def __init__(self, job: FederatedJob, plan: FederatedPlan, state: State) -> None:
         self._probe = job.consensus.probe if job.consensus.attention else {}
@@ -39,7 +39,7 @@ class Consensus:
         return self._alpha
 
     def losses(self, updates: Sequence[Update], distances: Mapping[str, float]) -> dict[str, float]:
-        """By name, for the round's record and the metrics; nothing without a probe."""
+        """The losses by name, for the round's record and the metrics; empty without a probe."""
         attention = {u.node: u.attention for u in updates if u.attention is not None}
         if self._alpha is None or attention.keys() != distances.keys():
             return {}

@@ -35,7 +35,7 @@ class Current:
 
 
 class Versions:
-    """Of run `run`."""
+    """The versions of one run on the disk: the initial one, and those that its rounds commit."""
 
     def __init__(self, run: str, job: FederatedJob, store: ParameterStore, folder: Folder) -> None:
         self._run, self._job, self._store, self._folder = run, job, store, folder

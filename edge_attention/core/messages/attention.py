@@ -13,7 +13,7 @@ WIDTH = 262_144
 it fits a message also where the answer is partial and has a bound beside it."""
 
 TOKEN_BYTES = 1024 * 1024
-"""Of one token's keys and values: it fits a message, and a tile of them a node."""
+"""Bytes of one token's keys and values: it fits a message, and a tile of them a node."""
 
 ATTEND_QUERIES = 65_536
 """Queries of one attend."""

@@ -40,7 +40,12 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Credit:
-    """So many more bytes and messages may be sent."""
+    """A grant: how much more its receiver may send than was granted before.
+
+    Attributes:
+        bytes: more bytes.
+        messages: more messages.
+    """
 
     bytes: int
     messages: int

@@ -191,7 +191,7 @@ class Buffered:
         return self._go_on(now)
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed."""
+        """What is due by `now`, a reading of the clock. Call it at `wake`; earlier does no harm."""
         return self._go_on(now)
 
     # What can be asked

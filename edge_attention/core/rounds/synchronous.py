@@ -186,7 +186,7 @@ class Round:
         return actions
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed."""
+        """What is due by `now`, a reading of the clock. Call it at `wake`; earlier does no harm."""
         return self._settle(now)
 
     # What can be asked

@@ -37,7 +37,7 @@ class Strategy(Configured, ABC):
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Of the server's state: the names of its tensors, one of each for every parameter."""
+        """The names of the server's state: a tensor of each for every parameter, of its shape."""
         return ()
 
     def initial(self, slot: str) -> float:

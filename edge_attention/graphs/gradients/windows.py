@@ -24,9 +24,14 @@ _KINDS = {"AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"}
 
 @dataclass(frozen=True)
 class Window:
-    """Per spatial axis, but `pads`, which has all beginnings and then all ends.
+    """How a window of a convolution or a pool moves over an image.
 
-    `more`: what a transposed convolution adds at the end (`output_padding`).
+    Attributes:
+        kernel: its size by spatial axis.
+        strides: how far it moves, by axis.
+        dilations: the distance of its elements, by axis.
+        pads: what is added around the image: the beginnings of all axes, then their ends.
+        more: what a transposed convolution adds at the end, by axis (`output_padding`).
     """
 
     kernel: Shape

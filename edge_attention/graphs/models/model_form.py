@@ -12,12 +12,12 @@ from onnx import GraphProto, TensorProto, helper, numpy_helper
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.onnx_file import TensorSpec, keep, rename_values, values_of
 
-__all__ = ["METRIC", "Model", "Parameters", "check_input", "lift", "set_aside", "take_out"]
+__all__ = ["METRIC", "Model", "ParameterArrays", "check_input", "lift", "set_aside", "take_out"]
 
 METRIC = "metric/"
 """Prefix of the outputs that count something over the batch."""
 _TAKEN_OUT = 1 << 16  # bytes of an initializer; what is smaller costs nothing
-Parameters = dict[str, NDArray[np.float32]]
+ParameterArrays = dict[str, NDArray[np.float32]]
 
 # What the graphs of a job add to a model; a tensor of the file so named is renamed, a data input refused.
 _RESERVED = (
@@ -46,7 +46,7 @@ class Model:
     place: str
     forward: bytes
     names: tuple[str, ...]
-    parameters: Parameters
+    parameters: ParameterArrays
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
     metrics: tuple[str, ...]
@@ -94,7 +94,7 @@ def take_out(graph: GraphProto, names: Collection[str]) -> dict[str, TensorProto
 
 def lift(
     graph: GraphProto, held: Mapping[str, str], place: str, weights: Mapping[str, TensorProto] | None = None
-) -> Parameters:
+) -> ParameterArrays:
     """Turn initializers into inputs `x/<i>`. `held`: the parameters' names, and what they are called here.
 
     `weights`: by parameter, what `take_out` has taken.

@@ -34,7 +34,7 @@ from edge_attention.graphs.onnx_file import (
     strip,
     values_of,
 )
-from edge_attention.graphs.part import Kind, Part
+from edge_attention.graphs.part import Part, PartKind
 
 __all__ = ["BATCH", "Part", "TensorSpec", "bind_batch", "load_part", "prune", "serialize", "spec_of"]
 
@@ -42,7 +42,7 @@ _RESERVED = ("grad/", "adjoint/")
 _RESERVED_NAMES = {"dkeys", "dvalues", "dfused"}
 
 
-def load_part(data: bytes, kind: Kind, trainable: Sequence[str] | None = None, where: str = "") -> Part:
+def load_part(data: bytes, kind: PartKind, trainable: Sequence[str] | None = None, where: str = "") -> Part:
     """Check the ONNX file `data` and lift its parameters to inputs.
 
     An encoder turns data columns (dimension 0 = batch, symbolic) into `keys` [B, T, Hk, dk] and `values`
@@ -53,7 +53,7 @@ def load_part(data: bytes, kind: Kind, trainable: Sequence[str] | None = None, w
 
     Raises InvalidGraph for a file that cannot be used, saying what to change.
     """
-    if kind not in get_args(Kind):
+    if kind not in get_args(PartKind):
         raise InvalidGraph(f"a part is an encoder or a head, not {kind!r}")
     place = f"{kind} '{where}'" if where else kind
     try:
@@ -64,7 +64,7 @@ def load_part(data: bytes, kind: Kind, trainable: Sequence[str] | None = None, w
         raise InvalidGraph(f"{place}: not a usable ONNX file: {first_line(error)}") from error
 
 
-def _load(data: bytes, kind: Kind, trainable: Sequence[str] | None, place: str) -> Part:
+def _load(data: bytes, kind: PartKind, trainable: Sequence[str] | None, place: str) -> Part:
     model = parse(data, place)
     graph = model.graph
     check_operators(graph, place)
@@ -131,7 +131,7 @@ def _lift(graph: GraphProto, chosen: set[str], place: str) -> dict[str, NDArray[
 
 
 def _check_shapes(
-    kind: Kind, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec], place: str
+    kind: PartKind, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec], place: str
 ) -> None:
     if kind == "encoder":
         expected = {"keys": "[B, T, Hk, dk]", "values": "[B, T, Hk, dv]"}

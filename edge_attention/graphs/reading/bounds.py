@@ -32,7 +32,7 @@ MIN_OPSET, MAX_OPSET = 13, 26  # below 13, `axes` are attributes; above 26, ONNX
 MIN_IR_VERSION, MAX_IR_VERSION = 3, 13
 
 MAX_BYTES = 256 << 20
-"""Of the file."""
+"""Bytes of an ONNX file."""
 
 MAX_PARTS = 4_000_000
 """Fields of the file, numbers of a list that is not packed included: 30 bytes of memory each, once parsed."""
@@ -47,7 +47,7 @@ MAX_NESTING = 56
 """Messages within messages. Protobuf itself ends at 100, and forgets unknown fields down to 64."""
 
 MAX_NODES = 50_000
-"""In the graph, in the graphs within it, and in functions as often as they are called."""
+"""Nodes in the graph, in the graphs within it, and in functions as often as they are called."""
 
 MAX_DEPTH = 12
 """Graphs within graphs: bodies of Loop, Scan and If."""
@@ -59,15 +59,15 @@ MAX_VALUES = 8192
 """Inputs or outputs of a graph, a node or a function."""
 
 MAX_ATTRIBUTES = 64
-"""Of a node."""
+"""Attributes of a node."""
 
 MAX_NAME = 1024
-"""Characters."""
+"""Characters of a name."""
 
 MAX_RANK = 16
 
 MAX_ELEMENTS = 1 << 40
-"""Of a shape, dimensions of zero left out."""
+"""Elements of a shape, dimensions of zero left out."""
 
 MAX_FOLDED = 512 << 20
 """Bytes of what nodes compute from constants alone: ONNX Runtime does so when it loads the graph."""

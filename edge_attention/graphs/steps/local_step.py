@@ -110,11 +110,11 @@ def step_and_update(step: bytes, update: bytes) -> bytes:
     return serialize(append(onnx.load_model_from_string(step), behind, "update/", "step/"))
 
 
-Update = Callable[[str, str, list[str]], tuple[str, ...]]
+UpdateRule = Callable[[str, str, list[str]], tuple[str, ...]]
 """From names of x, its gradient and slots, to names of the new x and the new slots."""
 
 
-def _update(b: Builder, optimizer: Optimizer) -> Update:
+def _update(b: Builder, optimizer: Optimizer) -> UpdateRule:
     """Writes what all parameters share; what it returns writes one parameter's step."""
     lr = b.input("lr", FLOAT, [])
     rates = _Rates(b, lr)

@@ -1,0 +1,79 @@
+"""Which programs run on the event loop's own thread: those that are over in a moment, as is known of others.
+
+To hand a task to a worker thread and its answer back takes longer than a small graph does. But while a graph
+runs on the loop nothing else happens: no heartbeat, no cancellation, no other task. So it is only for
+programs that are short, and only while there is no other task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+from edge_attention.core.messages.program import Program, Return, Run, Stored
+
+__all__ = ["SHORT_SECONDS", "Short", "kind_of"]
+
+SHORT_SECONDS = 0.002
+"""A program may hold the loop so long. Heartbeats come every second or so, a step may take 20 ms."""
+RUNS = 3
+"""So often in a row programs of a kind have to be short before the next one runs on the loop."""
+IDLE_PART = 0.25
+"""After a task on it the loop is everybody's for this part of the time that took."""
+_KINDS = 256
+"""Kinds of programs that are remembered; then all are learned anew."""
+
+
+def kind_of(program: Program, graphs: Mapping[str, Any], public: Callable[[str], bool]) -> Hashable | None:
+    """What programs take as long as this one: of the same graphs over as many tiles, to a power of two.
+
+    None: it must not run on the loop, however short it is: it may have to wait for a disk, or a graph of it
+    belongs to somebody else, or something it reads is private, so that its time is to tell nothing.
+
+    Args:
+        graphs: those it runs, by digest: `ours` says whether this project's library has it.
+        public: whether something is stored under a name that is not private.
+    """
+    if program.bulk_tensors:
+        return None
+    kind: list[Any] = [sum(array.nbytes for array in program.tensors.values()).bit_length()]
+    for instruction in program.instructions:
+        if isinstance(instruction, Return):
+            continue
+        if not isinstance(instruction, Run) or not graphs[instruction.graph].ours:
+            return None
+        kind.append(instruction.graph)
+        for value in instruction.inputs.values():
+            if isinstance(value, Stored) and not value.name.startswith("task/"):
+                if value.tiles is None or not public(value.name):
+                    return None
+                kind.append(len(value.tiles).bit_length())
+        if not all(name.startswith("task/") for name in instruction.outputs.values()):
+            return None
+    return tuple(kind)
+
+
+class Short:
+    """What is known of kinds of programs: which of them are short.
+
+    Whoever has run one says what it `took`; times are of one clock, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[Hashable, int] = {}
+        """Kind -> times in a row that it was short, up to RUNS."""
+        self._free = float("-inf")
+
+    def may(self, kind: Hashable | None, now: float) -> bool:
+        """Whether a program of this kind may run on the loop now."""
+        return kind is not None and self._runs.get(kind, 0) >= RUNS and now >= self._free
+
+    def took(self, kind: Hashable | None, seconds: float, now: float, on_loop: bool) -> None:
+        """A program of this kind has run: for `seconds`, to `now`."""
+        if on_loop:
+            self._free = now + IDLE_PART * seconds
+        if kind is None:
+            return
+        if len(self._runs) >= _KINDS and kind not in self._runs:
+            self._runs.clear()
+        self._runs[kind] = min(self._runs.get(kind, 0) + 1, RUNS) if seconds <= SHORT_SECONDS else 0
