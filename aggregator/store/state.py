@@ -29,6 +29,7 @@ from typing import Any
 
 from aggregator.store.blobs import Blobs
 from aggregator.store.folder import PREFIX, is_full, lock, sweep, sync, write_durably
+from aggregator.store.write_ahead import require_whole
 from edge_attention.core.errors import (
     AlreadyExists,
     DataLoss,
@@ -151,6 +152,8 @@ class State:
         return path.read_text()
 
     def _open(self, path: str) -> sqlite3.Connection:
+        if not self._temporary:
+            require_whole(Path(f"{path}-wal"))
         # isolation_level None: transactions begin and end where `transaction` says, nowhere else.
         database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         if not self._temporary:
