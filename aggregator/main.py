@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import click
 
 from aggregator.trust.commands import certificate, token
 from aggregator.trust.options import check_options, life, log_grpc, trust_options
+from edge_attention import loop
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.options import ADDRESS, name_sources, set_up
 
@@ -101,7 +101,7 @@ def main(
         *listen, state, metrics_host, metrics_port, lease, min(lease / 3, 3.0), patience, trusted
     )
     try:
-        asyncio.run(serve(settings))
+        loop.run(serve(settings))
     except EdgeAttentionError as error:
         print(f"edge-aggregator: {error.message}", file=sys.stderr)
         sys.exit(1)

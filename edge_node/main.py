@@ -125,7 +125,8 @@ def main(
     from its datasets leaves only if --allow-release says so.
     """
     set_up(log_level)
-    from edge_attention.box import usable_memory  # these after --help and --version
+    from edge_attention import loop  # these after --help and --version
+    from edge_attention.box import usable_memory
     from edge_attention.descriptors import raise_descriptors
     from edge_attention.metrics.common import serve
     from edge_node import executor, failures, link, release, runtime
@@ -176,7 +177,7 @@ def main(
         async with serving(health_port, daemon.registered):
             return await daemon.run()
 
-    code, text = asyncio.run(run())
+    code, text = loop.run(run())
     engine.close()
     node.failures.close()
     if code == 0:

@@ -1,0 +1,24 @@
+"""The event loop of a daemon: uvloop's where it is installed (`pip install 'edge-attention[fast]'`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` to its end on a loop of its own, as `asyncio.run`.
+
+    Without uvloop, or where it cannot be loaded, that is asyncio's own.
+    """
+    try:
+        from uvloop import new_event_loop as factory
+    except ImportError:
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
