@@ -8,8 +8,7 @@ import gc
 import logging
 import secrets
 import signal
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,31 +17,23 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from aggregator.api.service import Api
-from aggregator.attention.append import Appender
-from aggregator.attention.attend import Attender
-from aggregator.attention.contexts import Contexts
-from aggregator.attention.metrics import AttendMetrics
-from aggregator.attention.service import AttentionApi
+from aggregator.attention.recipe import attention
 from aggregator.bounds.budget import Budgets
 from aggregator.bounds.capacity import Health, server_options
 from aggregator.bounds.sockets import watch_connections
 from aggregator.bounds.turns import Turns
-from aggregator.checkup.checkup import Checkup
+from aggregator.checkup.recipe import checkup
 from aggregator.engine.bulk import Bulk
 from aggregator.engine.counted import counted
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.link import Link, watch_leases
+from aggregator.engine.recipe import Engine, Recipe
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
-from aggregator.observe.activity import Activity
 from aggregator.observe.metrics import Metrics
 from aggregator.serving.rpc import service_handlers
-from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
-from aggregator.training.metrics import RunMetrics
-from aggregator.training.runs import Runs
-from aggregator.training.service import TrainingApi
-from aggregator.training.services import Services
+from aggregator.training.recipe import training
 from aggregator.trust.actions import audited
 from aggregator.trust.audit import Audit
 from aggregator.trust.guard import subject
@@ -63,6 +54,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 3.0
+
+RECIPES: tuple[Callable[[Engine], Recipe], ...] = (
+    training,
+    attention,
+    checkup,
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,9 @@ async def serve(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[int]:
+async def running(
+    settings: Settings, recipes: Sequence[Callable[[Engine], Recipe]] = RECIPES
+) -> AsyncIterator[int]:
     """The aggregator, serving while the block runs. Gives the port."""
     audit = Audit(settings.state / "audit.jsonl" if settings.state is not None else None)
     try:
@@ -124,37 +123,29 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         trips = Trips(dispatcher, bulk)
         budgets, turns = Budgets(metrics.bound_refused), Turns(metrics.bound_refused)
         metrics.watch_bounds(budgets, turns)
-        attends, trained = AttendMetrics(metrics), RunMetrics(metrics)
-        contexts = Contexts(state, membership, attends, budgets)
-        holders = {name for c in contexts.list() for segment in c.segments for name in segment.holders}
-        membership.expect(holders, time.monotonic())
+        http: HttpServer | None = None
+        made: list[Recipe] = []
         link = Link(
             membership,
             dispatcher,
             bulk,
             metrics,
             heartbeat_seconds=settings.heartbeat,
-            welcome=contexts.unknown,
+            welcome=lambda member: tuple(
+                name for recipe in made if recipe.unneeded is not None for name in recipe.unneeded(member)
+            ),
             require_name=trust.guard.require_name if trust is not None else None,
             audit=audit,
         )
         metrics.now.watch(membership.members, link.queues)
-        parameters = ParameterStore(state)
-        activity = Activity()
-        services = Services(
-            state, parameters, membership, trips, bulk, link, trained, settings.patience, activity
-        )
-        runs = Runs(services, budgets)
-        appender = Appender(contexts, membership, trips, bulk, turns)
-        attender = Attender(contexts, trips, attends, activity, turns)
+        engine = Engine(
+            state, membership, trips, bulk, link, metrics, budgets, turns,
+            settings.patience, settings.heartbeat, lambda: http.port if http is not None else 0,
+        )  # fmt: skip
+        made += [make(engine) for make in recipes]
         api = Api(membership, bulk, revoked, budgets)
-        attention = AttentionApi(trips, bulk, contexts, appender, attender, budgets)
-        checkup = Checkup(membership, trips, settings.heartbeat)
-        endpoints = [
-            endpoint
-            for served in (link, api, attention, TrainingApi(runs, budgets), checkup)
-            for endpoint in served.endpoints()
-        ]
+        served = (*link.endpoints(), *api.endpoints())
+        endpoints = [*served, *(endpoint for recipe in made for endpoint in recipe.endpoints)]
         roles = roles_of(endpoints)
         handlers = counted(audited(endpoints, audit), budgets)
         if trust is not None:
@@ -181,15 +172,16 @@ async def running(settings: Settings) -> AsyncIterator[int]:
                 f"cannot listen on {settings.host}:{settings.port}: the port is taken or the address is not "
                 "of this machine; choose another --listen"
             ) from None
-        await asyncio.to_thread(runs.recall)
-        http = None
+        for recipe in made:
+            if recipe.recall is not None:
+                await asyncio.to_thread(recipe.recall)
         if settings.metrics_port is not None:
             from aggregator.http.server import Parts
 
-            parts = Parts(metrics, membership, contexts, runs, activity, f"{address}:{port}", revoked)
+            pages = {recipe.name: recipe.page for recipe in made if recipe.page is not None}
+            parts = Parts(metrics, membership, pages, f"{address}:{port}", revoked)
             access = trust.access if trust is not None else None
             http = await _serve_http(settings.metrics_host, settings.metrics_port, parts, access)
-        checkup.http_port = http.port if http is not None else 0
         await server.start()
         watching = [
             asyncio.create_task(watch_leases(membership, dispatcher, link, metrics), name="leases"),
@@ -198,7 +190,9 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         ]
         for name in ("", *names):
             await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
-        runs.resume()
+        for recipe in made:
+            if recipe.resume is not None:
+                recipe.resume()
         if http is not None:
             http.serving()
         try:
@@ -207,7 +201,9 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             if http is not None:
                 http.draining()
             await checker.enter_graceful_shutdown()
-            await runs.close()
+            for recipe in made:
+                if recipe.close is not None:
+                    await recipe.close()
             link.close()
             await server.stop(GRACE_SECONDS)
             for task in watching:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from aggregator.attention.activity import AttendActivity
 from aggregator.attention.attend_plan import (
     LSE,
     QUERIES,
@@ -28,7 +29,6 @@ from aggregator.bounds.turns import Turns
 from aggregator.engine.outcome import Kind, Outcome
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips
-from aggregator.observe.activity import Activity
 from edge_attention.core.bounds import error_bound, lse_upper_bound
 from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, PermissionDenied
 from edge_attention.core.fold import Fold, join
@@ -62,7 +62,7 @@ class Attender:
         contexts: Contexts,
         trips: Trips,
         metrics: AttendMetrics,
-        activity: Activity,
+        activity: AttendActivity,
         turns: Turns | None = None,
     ) -> None:
         self._contexts = contexts

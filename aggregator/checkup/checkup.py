@@ -80,7 +80,7 @@ class Checkup:
 
     Args:
         heartbeat: seconds between a node's heartbeats.
-        http_port: where metrics are served, set when it is known; 0: nowhere, or not known yet.
+        http_port: where metrics are served; 0: nowhere, or not yet.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Checkup:
         membership: Membership,
         trips: Trips,
         heartbeat: float,
-        http_port: int = 0,
+        http_port: Callable[[], int] = int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership, self._trips = membership, trips
-        self._heartbeat, self.http_port, self._clock = heartbeat, http_port, clock
+        self._heartbeat, self._http_port, self._clock = heartbeat, http_port, clock
         self._started = clock()
         self._allowance = Allowance(BYTES_A_MINUTE, BYTES_A_MINUTE, self._started)
         self._free = asyncio.Lock()
@@ -112,7 +112,7 @@ class Checkup:
             heartbeat_seconds=self._heartbeat,
             keepalive_seconds=KEEPALIVE_SECONDS,
             least_ping_seconds=LEAST_PING_SECONDS,
-            http_port=self.http_port,
+            http_port=self._http_port(),
             box=box.describe(),
         )
 

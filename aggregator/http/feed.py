@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from aggregator.http.snapshot import Sections
+from aggregator.observe.page import Sections
 from edge_attention.core.errors import ResourceExhausted, Unavailable
 
 log = logging.getLogger(__name__)

@@ -8,14 +8,13 @@ import os
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
-from aggregator.attention.contexts import Contexts
 from aggregator.fleet.membership import Membership
 from aggregator.http.door import Door
 from aggregator.http.feed import Feed
@@ -24,9 +23,8 @@ from aggregator.http.live import Live
 from aggregator.http.routes import TOKEN_LIMIT, Page, Phase, Probes, Scraped, Status
 from aggregator.http.sessions import Sessions
 from aggregator.http.snapshot import Snapshots
-from aggregator.observe.activity import Activity
 from aggregator.observe.metrics import Metrics
-from aggregator.training.runs import Runs
+from aggregator.observe.page import RecipePage
 from aggregator.trust.revocations import RevokedNodes
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
@@ -38,13 +36,12 @@ GRACE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Parts:
-    """What of the aggregator is told of. `address`: where nodes and clients dial."""
+    """What of the aggregator is told of. `pages`: of recipes, by name. `address`: where nodes and clients
+    dial."""
 
     metrics: Metrics
     membership: Membership
-    contexts: Contexts
-    runs: Runs
-    activity: Activity
+    pages: Mapping[str, RecipePage]
     address: str
     revoked: RevokedNodes = dict
 
@@ -80,9 +77,7 @@ class HttpServer:
         self._add(Page(self._guard).routes())
         snapshots = Snapshots(
             parts.membership,
-            parts.contexts,
-            parts.runs,
-            parts.activity,
+            parts.pages,
             self.status,
             parts.metrics,
             {"address": parts.address, "tls": access is not None},

@@ -6,78 +6,42 @@ seconds that count on; `since` is for that.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
-from aggregator.observe.activity import Query, Span
-from edge_attention.core.messages.attention import Context
-from edge_attention.core.messages.fleet import Node, NodeState
-from edge_attention.core.messages.training import RunState, TrainingRun
+from aggregator.observe.page import Fleet, PagePart, Trouble
+from edge_attention.core.messages.fleet import NodeState
 from edge_attention.trust.certificates import moment
 
 LOST_SECONDS = 3600.0
 """A node lost for longer that holds nothing is no news any more."""
 FULL = 0.9
 """Share of its memory limit from which a node is near it."""
-RECENT_SECONDS = 300.0
 CERTIFICATE_DAYS = 1.0
 NAMED = 3
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """`severity`: "bad" where answers or runs suffer, "warn" where they will, "note" otherwise.
-
-    `since`: seconds since 1970. `remedy`: what to do; empty where it ends by itself.
-    """
-
-    severity: str
-    text: str
-    remedy: str = ""
-    since: float | None = None
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """What there is to find trouble in. Times are seconds since 1970.
-
-    `days`: of certificates, by node. `revoked`: when a node's certificate was, by node.
-    """
-
-    now: float
-    nodes: Sequence[Node]
-    contexts: Sequence[Context]
-    runs: Sequence[TrainingRun]
-    queries: Iterable[Query]
-    spans: Iterable[Span]
-    software: str
-    started: float
-    days: Mapping[str, float]
-    revoked: Mapping[str, float] = field(default_factory=dict)
-
-
-def troubles(fleet: Fleet) -> dict[str, dict[str, object]]:
-    """What is wrong by key, the worst first, as JSON."""
+def troubles(fleet: Fleet, parts: Iterable[PagePart]) -> dict[str, dict[str, object]]:
+    """What is wrong by key, the worst first, as JSON: of the fleet, then what `parts` of recipes tell."""
+    parts = tuple(parts)
     found = {
         key: trouble
-        for part in (_away, _memory, _versions, _certificates, _runs, _answers)
-        for key, trouble in part(fleet)
+        for part in (_away(fleet, parts), _memory(fleet), _versions(fleet), _certificates(fleet))
+        for key, trouble in part
     }
+    for told in parts:
+        found |= told.troubles
     order = ("bad", "warn", "note")
     ranked = sorted(found.items(), key=lambda item: order.index(item[1].severity))
     return {key: {**asdict(trouble), "rank": rank} for rank, (key, trouble) in enumerate(ranked)}
 
 
-def _away(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
+def _away(fleet: Fleet, parts: Sequence[PagePart]) -> Iterator[tuple[str, Trouble]]:
     known = {node.name: node for node in fleet.nodes}
-    lacks = _only_there(fleet.contexts)
-    for name in sorted(known.keys() | lacks.keys()):
-        node, lacking = known.get(name), lacks.get(name, {})
-        tokens = " and ".join(f"{count:,} tokens of {context!r}" for context, count in lacking.items())
-        only = (
-            f" Nobody else that is here holds its {tokens}: answers over them are partial." if tokens else ""
-        )
+    lacking = {name for part in parts for name in part.lacks}
+    for name in sorted(known.keys() | lacking):
+        node = known.get(name)
+        only = "".join(f" {part.lacks[name]}" for part in parts if name in part.lacks)
         key = f"node/{name}"
         since = fleet.started if node is None else float(int(fleet.now - node.silent_seconds))
         away = node is None or node.state in (NodeState.LOST, NodeState.SUSPECT)
@@ -111,18 +75,6 @@ _LET_IN = (
 )
 
 
-def _only_there(contexts: Iterable[Context]) -> dict[str, dict[str, int]]:
-    """Node -> context -> tokens that no live node holds and it does."""
-    found: dict[str, dict[str, int]] = {}
-    for context in contexts:
-        for segment in context.segments:
-            if not segment.live:
-                for name in segment.holders:
-                    counts = found.setdefault(name, {})
-                    counts[context.spec.name] = counts.get(context.spec.name, 0) + len(segment.tokens)
-    return found
-
-
 def _memory(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
     for node in fleet.nodes:
         if node.state is not NodeState.LOST and node.memory > FULL * node.memory_limit > 0:
@@ -145,29 +97,3 @@ def _certificates(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
         if days < 0:
             remedy = "Start the node again with a new --join-token."
             yield f"certificate/{name}", Trouble("bad", f"The certificate of {name} has ended.", remedy)
-
-
-def _runs(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
-    for run in fleet.runs:
-        if run.state is RunState.RUNNING and run.waiting:
-            whole = " waits for " in run.waiting
-            text = f"Run {run.id}: {run.waiting}." if whole else f"Run {run.id} waits for {run.waiting}."
-            yield f"run/{run.id}", Trouble("warn", text)
-        elif run.state is RunState.FAILED and run.created > fleet.started:
-            remedy = f"When that is put right: edge-attention train resume {run.id}"
-            yield f"run/{run.id}", Trouble("bad", f"Run {run.id} failed: {run.detail}", remedy)
-
-
-def _answers(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
-    recent = [span for span in fleet.spans if fleet.now - span.start < RECENT_SECONDS]
-    counts = {outcome: sum(span.outcomes[outcome] for span in recent) for outcome in ("partial", "failed")}
-    total = sum(sum(span.outcomes.values()) for span in recent)
-    last = {query.outcome: query for query in fleet.queries}
-    for outcome, count in counts.items():
-        if count and outcome in last:
-            query = last[outcome]
-            clock = time.strftime("%H:%M:%S", time.localtime(query.time))
-            why = f" The last, at {clock}: {'; '.join(query.why[:NAMED])}." if query.why else ""
-            kind = "were partial" if outcome == "partial" else "failed"
-            text = f"{count:,} of {total:,} queries in the last five minutes {kind}.{why}"
-            yield f"answers/{outcome}", Trouble("warn", text)

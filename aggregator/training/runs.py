@@ -17,15 +17,15 @@ from pathlib import Path
 
 from aggregator.bounds.bounds import JOB_BYTES, RUNS, RUNS_KEPT
 from aggregator.bounds.budget import Budgets, Lease
-from aggregator.observe.curve import POINTS
 from aggregator.store.folder import FULL
 from aggregator.store.parameters import Stream
 from aggregator.store.state import Run
 from aggregator.training.active import ActiveRun, Job, evaluation_due
+from aggregator.training.curve import POINTS
 from aggregator.training.federated.export import export
 from aggregator.training.federated.plan import FederatedPlan
+from aggregator.training.job_recipes import SCRATCH, JobRecipe, recipe_of
 from aggregator.training.planner import request_of
-from aggregator.training.recipes import SCRATCH, Recipe, recipe_of
 from aggregator.training.records import record_from
 from aggregator.training.services import Services
 from aggregator.trust.acting import context_of
@@ -106,7 +106,7 @@ class Runs:
             stack.pop_all()  # one is given back when the run ends, the other never
         return info
 
-    async def _start(self, job: Job, recipe: Recipe, owner: str, going: Lease) -> TrainingRun:
+    async def _start(self, job: Job, recipe: JobRecipe, owner: str, going: Lease) -> TrainingRun:
         await recipe.plan()
         try:
             recipe.check_nodes()
@@ -332,7 +332,7 @@ class Runs:
         zeroth = self._state.record(id, 0)
         return Samples(**zeroth["samples"]) if zeroth is not None else None
 
-    def _begin(self, active: ActiveRun, recipe: Recipe, stored: Mapping[str, str] | None) -> None:
+    def _begin(self, active: ActiveRun, recipe: JobRecipe, stored: Mapping[str, str] | None) -> None:
         self._active[active.info.id] = active
         self._metrics.begun(active.info.id, time.time())
         work = self._supervise(active, recipe, stored)
@@ -349,7 +349,9 @@ class Runs:
             if not self._closing:
                 active.update(state=RunState.STOPPED, detail=STOPPED, waiting="")
 
-    async def _supervise(self, active: ActiveRun, recipe: Recipe, stored: Mapping[str, str] | None) -> None:
+    async def _supervise(
+        self, active: ActiveRun, recipe: JobRecipe, stored: Mapping[str, str] | None
+    ) -> None:
         id = active.info.id
         try:
             if stored is not None:
@@ -370,7 +372,7 @@ class Runs:
             active.task = None  # a task that was cancelled holds all it worked with
             self._metrics.ended(id, time.monotonic())
 
-    async def _train(self, active: ActiveRun, recipe: Recipe) -> str:
+    async def _train(self, active: ActiveRun, recipe: JobRecipe) -> str:
         """As `recipe.train`; where the disk is full it waits for room, and goes on from the last version."""
         progress, since, tries = -1, 0.0, 0
         while True:

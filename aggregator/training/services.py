@@ -8,9 +8,9 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.link import Link
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
-from aggregator.observe.activity import Activity
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
+from aggregator.training.activity import RunActivity
 from aggregator.training.metrics import RunMetrics
 
 
@@ -26,4 +26,4 @@ class Services:
     link: Link
     metrics: RunMetrics
     patience: float
-    activity: Activity = field(default_factory=Activity)
+    activity: RunActivity = field(default_factory=RunActivity)

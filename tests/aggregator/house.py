@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from aggregator.attention.activity import AttendActivity
 from aggregator.attention.append import Appender
 from aggregator.attention.attend import Attender
 from aggregator.attention.contexts import Contexts
@@ -20,10 +21,10 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
-from aggregator.observe.activity import Activity
 from aggregator.observe.metrics import Metrics
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
+from aggregator.training.activity import RunActivity
 from aggregator.training.metrics import RunMetrics
 from aggregator.training.runs import Runs
 from aggregator.training.services import Services
@@ -46,7 +47,7 @@ class House:
         self.metrics = Metrics()
         self.attend_metrics = AttendMetrics(self.metrics)
         self.run_metrics = RunMetrics(self.metrics)
-        self.activity = Activity()
+        self.attend_activity, self.run_activity = AttendActivity(), RunActivity()
         sessions = (f"s{n}" for n in itertools.count())
         self.membership = Membership(10.0, lambda: next(sessions))
         self.dispatcher = Dispatcher(self.membership, self.metrics.tasks)
@@ -54,11 +55,11 @@ class House:
         self.trips = Trips(self.dispatcher, self.bulk)
         self.contexts = Contexts(self.state, self.membership, self.attend_metrics)
         self.appender = Appender(self.contexts, self.membership, self.trips, self.bulk)
-        self.attender = Attender(self.contexts, self.trips, self.attend_metrics, self.activity)
+        self.attender = Attender(self.contexts, self.trips, self.attend_metrics, self.attend_activity)
         self.parameters = ParameterStore(self.state)
         link = SimpleNamespace(bytes_sent=Counter(), bytes_received=Counter())
         parts = (self.state, self.parameters, self.membership, self.trips, self.bulk, link)
-        self.runs = Runs(Services(*parts, self.run_metrics, patience, self.activity))
+        self.runs = Runs(Services(*parts, self.run_metrics, patience, self.run_activity))
 
     def __enter__(self):
         return self

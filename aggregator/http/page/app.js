@@ -75,6 +75,8 @@ function tiles(at) {
     tile("Queries", count(sum.all), sum.answered ? `in 5 minutes, ${percent(sum.exact / sum.answered)} exact` : "in the last 5 minutes"),
     tile("Training", plural(going.length, "run"), going.length === 1 && !waiting ? `round ${going[0].round} of ${going[0].rounds}`
       : waiting ? `${waiting === going.length && going.length === 1 ? "it waits" : `${waiting} wait`}` : going.length ? "going on" : "none going on"),
+    // Of recipes that this page has no section for.
+    Object.entries(state.tiles).map(([name, { value, more }]) => tile(name, value, more)),
   ];
 }
 

@@ -46,7 +46,7 @@ def probe(request, **node):
 def test_it_says_who_it_is():
     async def scenario(house):
         now = [100.0]
-        made = checkup(house, http_port=9464, clock=lambda: now[0])
+        made = checkup(house, http_port=lambda: 9464, clock=lambda: now[0])
         now[0] = 142.0
         return await made.describe(DescribeAggregatorRequest(), None)
 

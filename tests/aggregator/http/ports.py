@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import aiohttp
 from house import House
 
+from aggregator.attention.page import AttentionPage
 from aggregator.http.server import HttpServer, Parts
+from aggregator.training.page import TrainingPage
 
 
 @dataclass
@@ -50,8 +52,12 @@ def run(scenario, *, access=None, tls=None, host="127.0.0.1"):
 
     async def whole():
         with House() as house:
-            parts = (house.metrics, house.membership, house.contexts, house.runs, house.activity)
-            server = HttpServer(Parts(*parts, "127.0.0.1:50051"), access)
+            pages = {
+                "attention": AttentionPage(house.contexts, house.membership, house.attend_activity),
+                "training": TrainingPage(house.runs, house.run_activity),
+            }
+            parts = Parts(house.metrics, house.membership, pages, "127.0.0.1:50051")
+            server = HttpServer(parts, access)
             port = await server.start(host, 0)
             try:
                 scheme = "https" if access is not None else "http"

@@ -11,9 +11,9 @@ import small_job
 from house import House, until
 from ports import run
 
+from aggregator.attention.page import ranges
 from aggregator.http import feed, live
 from aggregator.http.feed import WATCHERS
-from aggregator.http.snapshot import ranges
 from edge_attention.core.errors import NotFound
 from edge_attention.core.messages.attention import AttendRequest, ContextSpec
 
@@ -104,7 +104,7 @@ def test_queries_exact_partial_and_failed():
         assert (await attend(port.house)).exact
         b.lose()
         assert not (await attend(port.house, deadline_seconds=5.0)).exact
-        await until(lambda: len(port.house.activity.queries) == 2)
+        await until(lambda: len(port.house.attend_activity.queries) == 2)
         with pytest.raises(NotFound, match="nowhere"):
             await attend(port.house, "nowhere")
         state = (await port.get("/api/state")).json
@@ -165,14 +165,14 @@ def test_the_next_process_draws_the_curves_again(tmp_path):
 
     with House(tmp_path) as house:
         id = asyncio.run(train(house))
-        drawn = house.activity.runs[id]
+        drawn = house.run_activity.runs[id]
     with House(tmp_path) as house:
         house.runs.recall()
-        again = house.activity.runs[id]
+        again = house.run_activity.runs[id]
         assert again.loss.x == [1, 2, 3, 4, 5, 6]
         for name in ("loss", "evaluation", "mass"):
             assert getattr(again, name).series() == getattr(drawn, name).series()
-        assert not house.activity.rounds, "old rounds are no news"
+        assert not house.run_activity.rounds, "old rounds are no news"
         (run,) = house.runs.overview(5)
         assert (run.id, run.state.value, run.round) == (id, "finished", 6)
         assert [row.round for row in house.state.records(id, 0, 2)] == [2, 4, 6]

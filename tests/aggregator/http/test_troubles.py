@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from aggregator.http.troubles import LOST_SECONDS, Fleet, troubles
-from aggregator.observe.activity import Query, Span
+from aggregator.attention import page as attention_page
+from aggregator.attention.activity import Query, Span
+from aggregator.http.troubles import LOST_SECONDS, troubles
+from aggregator.observe.page import Fleet, PagePart
+from aggregator.training import page as training_page
 from edge_attention.core.messages.attention import Context, ContextSpec, Segment
 from edge_attention.core.messages.fleet import Node, NodeState
 from edge_attention.core.messages.training import RunState, TrainingRun
 
 NOW = 100_000.0
-NOTHING = Fleet(NOW, (), (), (), (), (), "1.0", NOW - 60, {})
+NOTHING = Fleet(NOW, (), "1.0", NOW - 60, {})
 
 
 def node(name, state=NodeState.READY, silent=0.0, memory=0, software="1.0"):
@@ -32,14 +35,19 @@ def run(state=RunState.RUNNING, **changed):
     return TrainingRun("r-1", "r", state, **{**fields, **changed})
 
 
-def found(**parts):
-    return troubles(dataclasses.replace(NOTHING, **parts))
+def found(contexts=(), runs=(), queries=(), spans=(), **fleet):
+    """What is wrong with such a fleet, where recipes tell this."""
+    seen = dataclasses.replace(NOTHING, **fleet)
+    answers = dict(attention_page.troubles(NOW, queries, spans))
+    asked = PagePart(lacks=attention_page.lacks(contexts), troubles=answers)
+    trained = PagePart(troubles=dict(training_page.troubles(runs, seen.started)))
+    return troubles(seen, [trained, asked])
 
 
 def test_a_fleet_that_is_well_has_none():
     well = [node("a", memory=900), node("b")]
     assert found(nodes=well, contexts=[context(("a", "a"), ("ab", "ab"))], runs=[run()]) == {}
-    assert troubles(NOTHING) == {}
+    assert troubles(NOTHING, ()) == {}
 
 
 def test_a_lost_node_is_worse_if_nobody_else_has_its_tokens():

@@ -1,32 +1,27 @@
-"""What has happened lately, for a person who looks: queries, rounds, attention mass by node.
+"""What was attended lately, for a person who looks: queries, and the attention mass of each node.
 
 Everything is bounded, and no clock is read here: `now` is seconds since 1970.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from aggregator.observe.curve import Curve
 from edge_attention.core.messages.attention import AttendRequest, AttendResponse
-from edge_attention.core.messages.training import Evaluation, TrainingRound
 from edge_attention.core.printable import shown
 
 QUERIES = 50
 """Latest queries remembered one by one; all of them are counted by span."""
-ROUNDS = 50
 SPAN_SECONDS = 5.0
 SPANS = 60
 LOOK_SECONDS = 0.02
 """Where attention went is looked at no more often: of thousands of queries a second nobody sees each."""
 NODES = 256
 """Nodes whose attention mass is remembered."""
-RUNS = 32
-"""Runs whose curves are remembered; the one that has been quiet longest goes first."""
 REASONS = 8
 """Missing shards a query names; the others are counted."""
 
@@ -69,39 +64,12 @@ class Span:
         return {node: total / max(1, self.looked) for node, total in self.sums.items()}
 
 
-@dataclass(frozen=True)
-class Round:
-    """One committed round, as a line to read."""
-
-    time: float
-    run: str
-    number: int
-    version: int
-    loss: float
-    seconds: float
-    nodes: int
-    left_out: Mapping[str, str]
-
-
-@dataclass
-class RunCurves:
-    """The curves of one run: its loss, its evaluations, and the mass of its nodes, by round."""
-
-    loss: Curve = field(default_factory=Curve)
-    evaluation: Curve = field(default_factory=Curve)
-    mass: Curve = field(default_factory=lambda: Curve(SPANS, NODES))
-    revision: int = 0
-    """Changes with the curves: what was drawn of another revision no longer holds."""
-
-
-class Activity:
-    """Told by the recipes what they did; asked by the page."""
+class AttendActivity:
+    """Told of each attend; asked by the page."""
 
     def __init__(self) -> None:
         self.queries: deque[Query] = deque(maxlen=QUERIES)
-        self.rounds: deque[Round] = deque(maxlen=ROUNDS)
         self.spans: deque[Span] = deque(maxlen=SPANS)
-        self.runs: OrderedDict[str, RunCurves] = OrderedDict()
         self._count = 0
         self._looked = -LOOK_SECONDS
 
@@ -138,36 +106,6 @@ class Activity:
         """An attend was refused, or failed as a whole."""
         context, count = shown(request.context, 64), _rows(request)
         self._add(Query(self._number(), now, context, count, "failed", 0, 0.0, why=(shown(why, 400),)))
-
-    def round(self, run: str, record: TrainingRound, now: float) -> None:
-        nodes = len(record.nodes or record.mass)
-        seconds = record.seconds.get("all", 0.0)
-        self.rounds.append(
-            Round(now, run, record.number, record.version, record.loss, seconds, nodes, dict(record.left_out))
-        )
-        self.recall(run, record)
-
-    def evaluated(self, run: str, number: int, evaluation: Evaluation) -> None:
-        curves = self._run(run)
-        shares = {name: evaluation.share(name) for name in evaluation.metrics if name != "tokens"}
-        curves.evaluation.add(number, {**shares, "loss": evaluation.loss})
-
-    def recall(self, run: str, record: TrainingRound) -> None:
-        """A round into the run's curves: one just committed, or of an earlier life of the aggregator."""
-        curves = self._run(run)
-        curves.loss.add(record.number, {"loss": record.loss})
-        if record.mass:
-            curves.mass.add(record.number, record.mass)
-        if record.evaluation is not None:
-            self.evaluated(run, record.number, record.evaluation)
-
-    def _run(self, run: str) -> RunCurves:
-        curves = self.runs.setdefault(run, RunCurves())
-        self.runs.move_to_end(run)
-        while len(self.runs) > RUNS:
-            self.runs.popitem(last=False)
-        curves.revision += 1
-        return curves
 
     def _number(self) -> int:
         self._count += 1

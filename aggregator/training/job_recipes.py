@@ -25,7 +25,7 @@ SCRATCH = "plans"
 """The folder in the state for files that live no longer than a call."""
 
 
-class Recipe(ABC):
+class JobRecipe(ABC):
     """One job, from its plan to its training."""
 
     def __init__(self, services: Services) -> None:
@@ -90,7 +90,7 @@ class Recipe(ABC):
         """Train to the end; why it ended early, or nothing."""
 
 
-class FusionRecipe(Recipe):
+class FusionRecipe(JobRecipe):
     def __init__(self, job: FusionJob, services: Services) -> None:
         super().__init__(services)
         self._job = job
@@ -134,7 +134,7 @@ class FusionRecipe(Recipe):
         return ""
 
 
-class FederatedRecipe(Recipe):
+class FederatedRecipe(JobRecipe):
     def __init__(self, job: FederatedJob, services: Services) -> None:
         super().__init__(services)
         self._job = job
@@ -180,7 +180,7 @@ class FederatedRecipe(Recipe):
         return await FederatedTrainer(active, self._job, self._plan, self._services).train()
 
 
-def recipe_of(job: Job | None, services: Services) -> Recipe:
+def recipe_of(job: Job | None, services: Services) -> JobRecipe:
     """The recipe for this kind of job."""
     if isinstance(job, FusionJob):
         return FusionRecipe(job, services)

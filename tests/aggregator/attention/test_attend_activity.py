@@ -1,4 +1,4 @@
-"""What is remembered of queries and rounds, and that it is bounded."""
+"""What is remembered of queries, and that it is bounded."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import math
 
 import numpy as np
 
-from aggregator.observe import activity
-from aggregator.observe.activity import (
+from aggregator.attention import activity
+from aggregator.attention.activity import (
     LOOK_SECONDS,
     NODES,
     QUERIES,
-    ROUNDS,
-    RUNS,
     SPAN_SECONDS,
     SPANS,
-    Activity,
+    AttendActivity,
 )
 from edge_attention.core.messages.attention import AttendRequest, AttendResponse, Bound, Missing, ShardMass
-from edge_attention.core.messages.training import Evaluation, TrainingRound
 
 REQUEST = AttendRequest("memory", np.zeros((3, 2, 4), np.float32))
 
@@ -42,13 +39,8 @@ def response(mass, missing=(), seconds=0.5, bound=None):
     )
 
 
-def record(number, loss=1.0, **changed):
-    fields = {"samples": (), "seconds": {"all": 0.25}, "bytes_sent": {}, "bytes_received": {}, "mass": {}}
-    return TrainingRound(number=number, version=number, loss=loss, **{**fields, **changed})
-
-
 def test_a_query_is_remembered_with_what_each_node_received():
-    seen = Activity()
+    seen = AttendActivity()
     seen.answered(REQUEST, response([("a", 0.25), ("b", 0.5), ("a", 0.25)]), 1000.0)
     (query,) = seen.queries
     assert (query.outcome, query.context, query.queries, query.share) == ("exact", "memory", 3, 1.0)
@@ -57,7 +49,7 @@ def test_a_query_is_remembered_with_what_each_node_received():
 
 
 def test_a_partial_answer_says_on_what_it_stands_how_far_it_may_be_off_and_why():
-    seen = Activity()
+    seen = AttendActivity()
     missing = (Missing("s1", range(100, 200), ("b", "c"), "node 'b' is lost"),)
     bound = Bound(np.array([[[0.1, 0.75]]], np.float32), True)
     seen.answered(REQUEST, response([("a", 1.0)], missing, bound=bound), 1000.0)
@@ -67,7 +59,7 @@ def test_a_partial_answer_says_on_what_it_stands_how_far_it_may_be_off_and_why()
 
 
 def test_reasons_beyond_a_few_are_counted():
-    seen = Activity()
+    seen = AttendActivity()
     missing = tuple(Missing(f"s{i}", range(i, i + 1), ("b",), "lost") for i in range(activity.REASONS + 5))
     seen.answered(REQUEST, response([], missing), 0.0)
     assert len(seen.queries[0].why) == activity.REASONS + 1
@@ -75,7 +67,7 @@ def test_reasons_beyond_a_few_are_counted():
 
 
 def test_what_a_failed_request_brought_is_not_trusted():
-    seen = Activity()
+    seen = AttendActivity()
     seen.failed(AttendRequest("x" * 500, np.float32(3)), "y" * 5000, 0.0)
     (query,) = seen.queries
     assert (query.outcome, query.queries) == ("failed", 0)
@@ -84,7 +76,7 @@ def test_what_a_failed_request_brought_is_not_trusted():
 
 
 def test_spans_count_every_query_and_mean_the_mass():
-    seen = Activity()
+    seen = AttendActivity()
     seen.answered(REQUEST, response([("a", 1.0)], seconds=0.1), 1000.0)
     seen.answered(REQUEST, response([("b", 1.0)], seconds=0.3), 1001.0)
     seen.failed(REQUEST, "no such context", 1002.0)
@@ -99,7 +91,7 @@ def test_spans_count_every_query_and_mean_the_mass():
 
 
 def test_of_many_queries_a_second_attention_is_looked_at_now_and_then():
-    seen = Activity()
+    seen = AttendActivity()
     for i in range(100):
         seen.answered(REQUEST, response([("a", 1.0)]), 1000.0 + i * LOOK_SECONDS / 10)
     (span,) = seen.spans
@@ -109,7 +101,7 @@ def test_of_many_queries_a_second_attention_is_looked_at_now_and_then():
 
 
 def test_a_clock_that_is_set_back_does_not_put_spans_out_of_order():
-    seen = Activity()
+    seen = AttendActivity()
     for now in (1000.0, 500.0, 1000.0 + SPAN_SECONDS):
         seen.answered(REQUEST, response([("a", 1.0)]), now)
     assert [span.start for span in seen.spans] == [1000.0, 1000.0 + SPAN_SECONDS]
@@ -117,46 +109,10 @@ def test_a_clock_that_is_set_back_does_not_put_spans_out_of_order():
 
 
 def test_memory_is_bounded():
-    seen = Activity()
+    seen = AttendActivity()
     for i in range(10 * QUERIES):
         seen.answered(REQUEST, response([(f"n{i}-{j}", 0.1) for j in range(3)]), 3.0 * i)
-        seen.round(f"run-{i}", record(1), 3.0 * i)
     seen.answered(REQUEST, response([(f"more-{j}", 0.1) for j in range(2 * NODES)]), 1e6)
     assert len(seen.queries) == QUERIES
-    assert len(seen.rounds) == ROUNDS
     assert len(seen.spans) <= SPANS
-    assert len(seen.runs) == RUNS
     assert len(seen.spans[-1].sums) == NODES
-
-
-def test_rounds_make_curves_and_lines():
-    seen = Activity()
-    left = {"c": "too late"}
-    seen.round("r", record(1, 2.0, mass={"a": 0.75, "b": 0.25}, left_out=left), 10.0)
-    seen.round("r", record(2, math.nan, mass={"a": 0.5, "b": 0.5}), 11.0)
-    seen.evaluated("r", 2, Evaluation(10, 0.5, {"correct": 8, "tokens": 20}))
-    curves = seen.runs["r"]
-    assert curves.loss.series() == {"loss": [2.0, None]}
-    assert curves.mass.series() == {"a": [0.75, 0.5], "b": [0.25, 0.5]}
-    assert curves.evaluation.series() == {"correct": [0.4], "loss": [0.5]}
-    assert [(line.number, line.nodes, line.left_out) for line in seen.rounds] == [(1, 2, left), (2, 2, {})]
-
-
-def test_what_an_earlier_life_recorded_is_drawn_and_not_told_as_news():
-    seen = Activity()
-    seen.recall("r", record(1, 3.0, evaluation=Evaluation(4, 0.9, {})))
-    seen.recall("r", record(2, 2.0))
-    seen.round("r", record(2, 2.0), 0.0)
-    assert seen.runs["r"].loss.series() == {"loss": [3.0, 2.0]}
-    assert seen.runs["r"].evaluation.x == [1]
-    assert len(seen.rounds) == 1
-
-
-def test_the_run_that_has_been_quiet_longest_is_forgotten_first():
-    seen = Activity()
-    for i in range(RUNS):
-        seen.recall(f"r{i}", record(1))
-    seen.recall("r0", record(2))
-    seen.recall("new", record(1))
-    assert "r0" in seen.runs
-    assert "r1" not in seen.runs

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.observe.curve import Curve
+from aggregator.training.curve import Curve
 
 
 def test_points_are_kept_as_they_are_while_there_is_room():

@@ -1,0 +1,64 @@
+"""What a recipe is to the service, and what it is given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aggregator.bounds.budget import Budgets
+from aggregator.bounds.turns import Turns
+from aggregator.engine.bulk import Bulk
+from aggregator.engine.link import Link
+from aggregator.engine.trip import Trips
+from aggregator.fleet.membership import Member, Membership
+from aggregator.observe.metrics import Metrics
+from aggregator.observe.page import RecipePage
+from aggregator.store.state import State
+from aggregator.trust.endpoint import Endpoint
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What recipes work with.
+
+    Attributes:
+        metrics: a recipe makes its own with `metrics.make`; `metrics.add` has them told what else happens.
+        patience: seconds to wait for a node, unless the request says otherwise.
+        heartbeat: seconds between a node's heartbeats.
+        http_port: where metrics and the page are served; 0: nowhere, or not yet.
+    """
+
+    state: State
+    membership: Membership
+    trips: Trips
+    bulk: Bulk
+    link: Link
+    metrics: Metrics
+    budgets: Budgets
+    turns: Turns
+    patience: float
+    heartbeat: float
+    http_port: Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe, as the server adds it to the others.
+
+    Attributes:
+        name: what its tile on the page is called; no other's.
+        endpoints: the methods it serves, each with the role it needs and its line in the audit log.
+        page: tells its part of the page.
+        unneeded: of what a node that has come says it keeps, what this recipe gave it and nobody needs.
+        recall: reads what an earlier life left, in a thread, before anything is served.
+        resume: goes on with that, once everything is served.
+        close: ends what goes on; awaited before the server stops.
+    """
+
+    name: str
+    endpoints: tuple[Endpoint, ...] = ()
+    page: RecipePage | None = None
+    unneeded: Callable[[Member], tuple[str, ...]] | None = None
+    recall: Callable[[], None] | None = None
+    resume: Callable[[], None] | None = None
+    close: Callable[[], Awaitable[None]] | None = None

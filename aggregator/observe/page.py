@@ -1,0 +1,77 @@
+"""What the page tells, and what a recipe adds to it: pure data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_attention.core.messages.fleet import Node
+
+Sections = dict[str, dict[str, Any]]
+"""Section -> key -> a value, plain JSON. The page is told of values that change, and None of those gone."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """`severity`: "bad" where answers or runs suffer, "warn" where they will, "note" otherwise.
+
+    `since`: seconds since 1970. `remedy`: what to do; empty where it ends by itself.
+    """
+
+    severity: str
+    text: str
+    remedy: str = ""
+    since: float | None = None
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The fleet at one moment. Times are seconds since 1970.
+
+    `days`: of certificates, by node. `revoked`: when a node's certificate was, by node.
+    """
+
+    now: float
+    nodes: Sequence[Node]
+    software: str
+    started: float
+    days: Mapping[str, float]
+    revoked: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A line at the top of the page, beside those of the fleet: a value, and what it is of."""
+
+    value: str
+    more: str = ""
+
+
+@dataclass(frozen=True)
+class PagePart:
+    """What a recipe tells the page, at one moment.
+
+    Attributes:
+        sections: of its own, for a script of the page that draws them.
+        tile: its line, which the page draws by itself.
+        holders: nodes that were given something to keep, also before they have come.
+        lacks: node -> a sentence on what nobody else that is here holds of what it does.
+        troubles: by a key that lasts as long as the trouble does.
+    """
+
+    sections: Sections = field(default_factory=dict)
+    tile: Tile | None = None
+    holders: frozenset[str] = frozenset()
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    troubles: Mapping[str, Trouble] = field(default_factory=dict)
+
+
+RecipePage = Callable[[Fleet], PagePart]
+"""Asked twice a second while somebody looks: it must be quick."""
+
+
+def number(value: float | None, digits: int = 6) -> float | None:
+    """A number as JSON has it, short: to `digits` digits; NaN and infinity as null."""
+    return float(f"{value:.{digits}g}") if value is not None and math.isfinite(value) else None

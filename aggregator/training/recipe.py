@@ -1,0 +1,27 @@
+"""The training recipes as the server adds them: runs, by fusion or federated."""
+
+from __future__ import annotations
+
+from aggregator.engine.recipe import Engine, Recipe
+from aggregator.store.parameters import ParameterStore
+from aggregator.training.activity import RunActivity
+from aggregator.training.metrics import RunMetrics
+from aggregator.training.page import TrainingPage
+from aggregator.training.runs import Runs
+from aggregator.training.service import TrainingApi
+from aggregator.training.services import Services
+
+
+def training(engine: Engine) -> Recipe:
+    """Trains. Runs of an earlier life go on when the server resumes."""
+    e, activity, metrics = engine, RunActivity(), RunMetrics(engine.metrics)
+    parts = (e.state, ParameterStore(e.state), e.membership, e.trips, e.bulk, e.link)
+    runs = Runs(Services(*parts, metrics, e.patience, activity), e.budgets)
+    return Recipe(
+        "training",
+        TrainingApi(runs, e.budgets).endpoints(),
+        TrainingPage(runs, activity),
+        recall=runs.recall,
+        resume=runs.resume,
+        close=runs.close,
+    )
