@@ -44,7 +44,10 @@ class KeptFiles:
             try:
                 if path.suffix != ".tensor" or time.time() - path.stat().st_mtime > MAX_AGE:
                     raise ValueError("it is old, or was never finished")
-                yield _read(path)
+                name, array, origin = _read(path)
+                if path != self._path(name):  # the sum is of the bytes alone
+                    raise ValueError("it is another's")
+                yield name, array, origin
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.info("removed the kept tensor %s: %s", path.name, error)
                 path.unlink(missing_ok=True)

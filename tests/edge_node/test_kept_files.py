@@ -77,3 +77,16 @@ def test_what_is_damaged_unfinished_or_old_is_removed(tmp_path):
     store = reopened(tmp_path, store)
     assert store.used == 8
     assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_a_name_that_changed_on_the_disk_is_no_other_tensors(tmp_path):
+    store = Store(1 << 20, Files(tmp_path))
+    store.put(NAME, np.ones(3, np.float32))
+    store.commit([NAME])
+    (path,) = (tmp_path / "kept").iterdir()
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"residual/3/0", b"residual/2/0", 1))
+    store = reopened(tmp_path, store)
+    for number in (2, 3):
+        with pytest.raises(NotFound):
+            store.get(f"job/r/kept/residual/{number}/0")
