@@ -257,10 +257,6 @@ class State:
                 (context, id, text),
             )
 
-    def delete_segment(self, context: str, id: str) -> None:
-        missing = f"there is no segment {id!r} in the context with id {context!r}"
-        self._change(missing, "DELETE FROM segments WHERE context = ? AND id = ?", context, id)
-
     def list_segments(self, context: str) -> list[Segment]:
         """The context's segments in the order in which they were added; none for an unknown context."""
         rows = self._rows("SELECT context, id, spec FROM segments WHERE context = ? ORDER BY rowid", context)
@@ -385,13 +381,21 @@ class State:
         missing = f"run {run!r} has no record of round {round}"
         self._change(missing, "UPDATE records SET json = ? WHERE run = ? AND round = ?", text, run, round)
 
-    def records(self, run: str, after_round: int = -1, every: int = 1) -> list[Record]:
-        """The records of rounds above `after_round`, in order; of those only every `every`th."""
+    def records(
+        self, run: str, after_round: int = -1, every: int = 1, count: int | None = None
+    ) -> list[Record]:
+        """The records of rounds above `after_round`, in order, the first `count`; every `every`th round's."""
         where = "run = ? AND round > ? AND round % ? = 0"
         rows = self._rows(
-            f"SELECT round, json FROM records WHERE {where} ORDER BY round, rowid", run, after_round, every
-        )
+            f"SELECT round, json FROM records WHERE {where} ORDER BY round, rowid LIMIT ?",
+            run, after_round, every, -1 if count is None else count,
+        )  # fmt: skip
         return [Record(round, json.loads(text)) for round, text in rows]
+
+    def record_texts(self, run: str, after_round: int, count: int) -> list[tuple[int, str]]:
+        """(round, JSON of its record) of rounds above `after_round`, in order, the first `count`."""
+        statement = "SELECT round, json FROM records WHERE run = ? AND round > ? ORDER BY round LIMIT ?"
+        return [(int(n), str(text)) for n, text in self._rows(statement, run, after_round, count)]
 
     # Blobs
 

@@ -34,8 +34,7 @@ class Readiness:
         self._run, self._planned, self._rounds = run, planned, rounds
         self._patience, self._say = patience, say
         self._instances: tuple[str, ...] = ()
-        self._aligned: Alignment | None = None
-        self._split: Split | None = None
+        self._found: tuple[Alignment, Split] | None = None
         self._failures = 0
         self._since = time.monotonic()
 
@@ -59,14 +58,14 @@ class Readiness:
             )
         members = [self._membership.require_live(name) for name in nodes]
         instances = tuple(member.register.instance for member in members)
-        if self._aligned is None or self._split is None or instances != self._instances:
+        if self._found is None or instances != self._instances:
             for part in self._planned.parts:
                 check_dataset(part, self._membership.require_live(part.node).register.datasets)
             hashes = await self._rounds.identities()
             # A million samples take seconds to match and a tenth of one to put in order.
-            self._aligned, self._split = await asyncio.to_thread(self._as_begun, hashes)
+            self._found = await asyncio.to_thread(self._as_begun, hashes)
             self._instances = instances
-        return self._aligned, self._split
+        return self._found
 
     def _as_begun(self, hashes: Mapping[str, Array]) -> tuple[Alignment, Split]:
         """The samples and their split, if they are those the run began with. Blocks.

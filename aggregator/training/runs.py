@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +23,12 @@ from aggregator.store.parameters import Stream
 from aggregator.store.state import Run
 from aggregator.training.active import ActiveRun, Job, evaluation_due
 from aggregator.training.curve import POINTS
+from aggregator.training.endings import to_the_end
 from aggregator.training.federated.export import export
 from aggregator.training.federated.plan import FederatedPlan
 from aggregator.training.job_recipes import SCRATCH, JobRecipe, recipe_of
 from aggregator.training.planner import request_of
-from aggregator.training.records import record_from
+from aggregator.training.records import PAGE, record_from
 from aggregator.training.services import Services
 from aggregator.trust.acting import context_of
 from edge_attention.core.errors import (
@@ -60,6 +62,15 @@ ROOM_RETRY_SECONDS = (0.5, 10.0)
 """Between two tries meanwhile, first and at most."""
 
 
+@dataclass(frozen=True)
+class _Going:
+    """A run of an earlier process that goes on. `evaluating`: its last round is still to be evaluated."""
+
+    row: Run
+    job: Job
+    evaluating: bool
+
+
 class Runs:
     """All runs: those going on and those that have ended."""
 
@@ -71,6 +82,8 @@ class Runs:
         self._metrics = services.metrics
         self._active: dict[str, ActiveRun] = {}
         self._earlier: dict[str, TrainingRun] | None = None
+        self._going: list[_Going] | None = None
+        self._resuming: set[str] = set()
         self._closing = False
         self._unsaved: dict[str, tuple[RunState, str]] = {}
         self._saver: asyncio.Task[None] | None = None
@@ -143,16 +156,30 @@ class Runs:
             raise FailedPrecondition(
                 f"run {info.id} is {info.state.value}; only a run that was stopped, or failed, is resumed"
             )
-        row = self._state.get_run(info.id)
+        if info.id in self._resuming:
+            raise FailedPrecondition(f"run {info.id} is just being resumed")
+        self._resuming.add(info.id)
+        try:
+            await to_the_end(self._resume(info.id))
+        finally:
+            self._resuming.discard(info.id)
+        return self.describe(info.id)
+
+    async def _resume(self, id: str) -> None:
+        row = await asyncio.to_thread(self._state.get_run, id)
         going = self._budgets.take(RUNS, row.job.get("owner") or None)
         try:
-            self._state.set_run_status(info.id, RunState.RUNNING.value)
-            self._unsaved.pop(info.id, None)
-            self._take_up(self._state.get_run(info.id), going)
+            run = await asyncio.to_thread(self._marked_running, id)
+            self._unsaved.pop(id, None)
+            self._take_up(run, going)
         except BaseException:
             going.give_back()
             raise
-        return self.describe(info.id)
+
+    def _marked_running(self, id: str) -> _Going:
+        self._state.set_run_status(id, RunState.RUNNING.value)
+        row = self._state.get_run(id)
+        return self._read(row, self._job(row.job))
 
     async def stop(self, name: str) -> TrainingRun:
         """Stop a run; what was committed stays, a round under way is dropped."""
@@ -187,30 +214,42 @@ class Runs:
 
     def list(self) -> tuple[TrainingRun, ...]:
         """Every run, oldest first."""
-        found = []
+        return tuple(sorted(self._known().values(), key=lambda run: run.created))
+
+    def _known(self) -> dict[str, TrainingRun]:
+        if self._earlier is None:
+            self._recall_runs()
+            assert self._earlier is not None
+        return self._earlier | {id: active.info for id, active in self._active.items()}
+
+    def _recall_runs(self) -> None:
+        """Read what earlier processes have left, and which of their runs go on. Blocks."""
+        earlier, going = {}, []
         for row in self._state.list_runs():
-            active = self._active.get(row.id)
-            job = self._job(row.job) if active is None else active.job
-            found.append(
-                active.info
-                if active is not None
-                else TrainingRun(
-                    row.id, row.name, RunState(row.status), row.detail, row.round, job.rounds,
-                    row.version or 0, row.created, "", self._samples(row.id),
-                )
+            if row.id in self._active:
+                continue
+            job = self._job(row.job)
+            earlier[row.id] = TrainingRun(
+                row.id, row.name, RunState(row.status), row.detail, row.round, job.rounds,
+                row.version or 0, row.created, "", self._samples(row.id),
             )  # fmt: skip
-        return tuple(found)
+            if row.status == RunState.RUNNING.value:
+                going.append(self._read(row, job))
+        self._earlier, self._going = earlier, going
 
     def overview(self, count: int) -> tuple[TrainingRun, ...]:
         """Those going on, then the latest, at most `count`; cheap enough to be asked every second."""
-        if self._earlier is None:
-            self._earlier = {run.id: run for run in self.list()}
-        known = self._earlier | {id: active.info for id, active in self._active.items()}
-        runs = sorted(known.values(), key=lambda r: (r.state is RunState.RUNNING, r.created), reverse=True)
+        runs = sorted(
+            self._known().values(), key=lambda r: (r.state is RunState.RUNNING, r.created), reverse=True
+        )
         return tuple(runs[:count])
 
     def recall(self) -> None:
-        """Have the curves of the latest runs known again that an earlier process has drawn. Blocks."""
+        """Read what earlier processes have left, and have the curves of the latest runs known. Blocks.
+
+        Call it once, in a thread, before anything else is asked of the runs.
+        """
+        self._recall_runs()
         for run in self.overview(RECALLED):
             every = max(1, run.round // POINTS)
             for row in self._state.records(run.id, 0, every):
@@ -226,12 +265,16 @@ class Runs:
             # Asked before the records: of a run that has ended they are all there.
             now = self.describe(info.id)
             going = now.state is RunState.RUNNING
-            for row in self._state.records(info.id, after_round):
+            page = await asyncio.to_thread(self._state.records, info.id, after_round, count=PAGE)
+            for row in page:
                 if going and active is not None and row.round >= active.info.round + (not active.evaluating):
                     # Its commit is not yet known here, or its evaluation is still to come.
                     break
                 yield record_from(row.record)
                 after_round = row.round
+            else:
+                if len(page) == PAGE:
+                    continue  # there may be more
             if told is None or _shown(now) != _shown(told):
                 told = now
                 yield now
@@ -288,12 +331,19 @@ class Runs:
 
     def resume(self) -> None:
         """Take up the runs that were going on when the aggregator ended."""
-        for row in self._state.list_runs():
-            if row.status == RunState.RUNNING.value:
-                self._take_up(row, self._budgets[RUNS].keep(row.job.get("owner") or None))
+        if self._going is None:
+            self._recall_runs()
+        going, self._going = self._going or [], []
+        for run in going:
+            self._take_up(run, self._budgets[RUNS].keep(run.row.job.get("owner") or None))
 
-    def _take_up(self, row: Run, going: Lease) -> None:
-        job = self._job(row.job)
+    def _read(self, row: Run, job: Job) -> _Going:
+        """What `_take_up` needs. Blocks."""
+        record = self._state.record(row.id, row.round) if evaluation_due(job, row.round) else None
+        return _Going(row, job, record is not None and record.get("evaluation") is None)
+
+    def _take_up(self, run: _Going, going: Lease) -> None:
+        row, job = run.row, run.job
         info = TrainingRun(
             row.id, row.name, RunState.RUNNING, "", row.round, job.rounds, row.version or 0, row.created
         )
@@ -302,8 +352,7 @@ class Runs:
         active = ActiveRun(
             info, job, bytes.fromhex(row.job["identity_key"]), row.job.get("owner", ""), going=going
         )
-        record = self._state.record(row.id, row.round) if evaluation_due(job, row.round) else None
-        active.evaluating = record is not None and record_from(record).evaluation is None
+        active.evaluating = run.evaluating
         self._begin(active, recipe_of(job, self._services), row.job)
 
     async def close(self) -> None:

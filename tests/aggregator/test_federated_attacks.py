@@ -18,7 +18,7 @@ from test_federated import ended, started
 from test_federated_options import consensus
 
 from aggregator.store.tensor_file import TensorFileWriter
-from aggregator.training.federated.endings import to_the_end
+from aggregator.training.endings import to_the_end
 from aggregator.training.federated.export import export
 from aggregator.training.federated.versions import Versions
 from edge_attention.core.errors import InvalidArgument

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from aggregator.training.active import ActiveRun, evaluation_due
+from aggregator.training.endings import to_the_end
 from aggregator.training.federated.arrivals import arrivals
 from aggregator.training.federated.asker import Asker
 from aggregator.training.federated.buffered import Buffer
 from aggregator.training.federated.collect import QUARANTINED, Collected, Collector, Synchronous
 from aggregator.training.federated.consensus import Consensus
-from aggregator.training.federated.endings import to_the_end
 from aggregator.training.federated.evaluate import Evaluator
 from aggregator.training.federated.fold import Folded, Folder
 from aggregator.training.federated.plan import FederatedPlan, asked_of, push_encoding, strategy_of
@@ -26,13 +25,20 @@ from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.updates import close_all
 from aggregator.training.federated.versions import Current, Versions
 from aggregator.training.federated.work import Basis, Work
-from aggregator.training.records import record_from, to_json, write_lines
+from aggregator.training.records import RecordFile, every_record, record_from, to_json
 from aggregator.training.services import Services
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import DiskFull, FailedPrecondition
 from edge_attention.core.messages.program import Drop
-from edge_attention.core.messages.training import FederatedJob, NodeRound, Samples, StopSpec, TrainingRound
+from edge_attention.core.messages.training import (
+    Evaluation,
+    FederatedJob,
+    NodeRound,
+    Samples,
+    StopSpec,
+    TrainingRound,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +53,12 @@ class FederatedTrainer:
         self._patience = job.patience_seconds or services.patience
         self._strategy = strategy_of(job)
         self._combine = combine_from(job.combine.name, **job.combine.options)
+        self._lines = RecordFile(self._state, self._id, services.parameters.folder(self._id) / "record.jsonl")
         self._consensus = Consensus(job, plan, services.state)
 
     async def train(self) -> str:
         """Why it ended before its last round, or nothing. Raises EdgeAttentionError if it cannot go on."""
-        zeroth = self._state.record(self._id, 0)
+        zeroth = await asyncio.to_thread(self._state.record, self._id, 0)
         if zeroth is None:
             rows = await arrivals(self._job, self._plan, self._services, self._patience, self._say)
             if not self._strategy.asynchronous:
@@ -80,7 +87,7 @@ class FederatedTrainer:
         current = await asyncio.to_thread(self._versions.latest)
         self._active.update(samples=counts, round=current.round, version=current.version)
         self._metrics.at(self._id, current.round, current.version)
-        self._write_lines()
+        await to_the_end(asyncio.to_thread(self._take_up, current.round))
         try:
             why = await self._all_rounds(current)
         except (asyncio.CancelledError, DiskFull):
@@ -107,7 +114,7 @@ class FederatedTrainer:
         self._versions = Versions(self._id, job, services.parameters, folder)
         programs = Programs(self._id, job, plan, self._strategy, encoding)
         asker = Asker(services.trips, services.membership, self._patience)
-        work = Work(self._id, services, asker, programs, folder, samples)
+        self._work = work = Work(self._id, services, asker, programs, folder, samples)
         kind = Buffer if self._strategy.asynchronous else Synchronous
         self._collector: Collector = kind(self._active, job, services, work, samples, self._patience)
         deadline = job.selection.deadline_seconds
@@ -118,17 +125,23 @@ class FederatedTrainer:
             work, programs, samples, self._collector.say,
             patience=self._patience, deadline=deadline, hurried=self._hurried,
         )  # fmt: skip
+
+    def _take_up(self, number: int) -> None:
+        """Learn from the `number` rounds of an earlier life of this run; nobody else has what it fills yet.
+
+        Blocks, for seconds where there are many.
+        """
         last: dict[str, str] = {}
-        for row in self._state.records(self._id):
-            if row.round:
-                record = record_from(row.record)
-                last = dict(record.left_out)
-                for node, part in record.nodes.items():
-                    # Residuals of buffered rounds go by turns, which begin anew: they begin at zero.
-                    if not self._strategy.asynchronous:
-                        work.took_part(node, row.round)
-                    self._collector.took(node, part.seconds)
+        for record in every_record(self._state, self._id):
+            last = dict(record.left_out)
+            for node, part in record.nodes.items():
+                # Residuals of buffered rounds go by turns, which begin anew: they begin at zero.
+                if not self._strategy.asynchronous:
+                    self._work.took_part(node, record.number)
+                self._collector.took(node, part.seconds)
         self._collector.quarantined |= {n: why for n, why in last.items() if why.startswith(QUARANTINED)}
+        waits = self._due(number) and self._record(number).evaluation is None
+        self._lines.write(number - waits)
 
     def _forget(self, nodes: Sequence[str]) -> None:
         for node in nodes:
@@ -155,17 +168,21 @@ class FederatedTrainer:
                 alpha,
                 current.difference,
             )
-            if self._due(current.round) and self._record(current.round).evaluation is None:
+            if (
+                self._due(current.round)
+                and (await asyncio.to_thread(self._record, current.round)).evaluation is None
+            ):
                 active.evaluating = True
                 await self._evaluate(basis, current.round)
             if current.round > 0 and active.evaluating:
                 active.evaluating = False
                 active.update()
-                self._write_lines(current.round)
             if current.round >= job.rounds:
                 return ""
-            if current.round and (why := self._stops(current.round, time.monotonic() - began)):
-                return why
+            if current.round and job.stop != StopSpec():
+                spent = time.monotonic() - began
+                if why := await asyncio.to_thread(self._stops, current.round, spent):
+                    return why
             current = await self._round(current, basis)
 
     async def _round(self, current: Current, basis: Basis) -> Current:
@@ -188,9 +205,7 @@ class FederatedTrainer:
 
         async def commit() -> Current:
             try:
-                after, record = await asyncio.to_thread(
-                    self._versions.commit, current, collected, self._consensus.wanted, recorded
-                )
+                after, record = await asyncio.to_thread(self._write, current, collected, recorded)
                 self._announce(record, collected)
                 return after
             finally:
@@ -236,8 +251,6 @@ class FederatedTrainer:
             metrics.staleness.observe(node.staleness)
         active.evaluating = self._due(number)
         active.update(round=number, version=record.version)
-        if not active.evaluating:
-            self._write_lines(number)
 
     async def _evaluate(self, basis: Basis, number: int) -> None:
         began = time.perf_counter()
@@ -245,10 +258,8 @@ class FederatedTrainer:
         if self._present:
             without |= {n for n in self._nodes if not self._services.membership.live(n)}
         evaluation = await self._evaluator.evaluate(basis, without)
-        record = self._record(number)
-        seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
-        record = replace(record, evaluation=evaluation, seconds=seconds)
-        self._state.replace_record(self._id, number, to_json(record))
+        spent = time.perf_counter() - began
+        await to_the_end(asyncio.to_thread(self._evaluated, number, evaluation, spent))
         self._services.activity.evaluated(self._id, number, evaluation)
         self._metrics.evaluated(self._id, evaluation)
 
@@ -258,8 +269,6 @@ class FederatedTrainer:
 
     def _stops(self, number: int, seconds: float) -> str:
         """Why the run ends after round `number`, or nothing."""
-        if self._job.stop == StopSpec():
-            return ""
         stop, record = self._job.stop, self._record(number)
         evaluation = record.evaluation
         loss = evaluation.loss if evaluation is not None else record.loss
@@ -273,16 +282,27 @@ class FederatedTrainer:
             return f"it has trained for {stop.seconds:g} s"
         return ""
 
+    # What blocks, in threads
+
+    def _write(
+        self,
+        current: Current,
+        collected: Collected,
+        recorded: Callable[[Folded], tuple[TrainingRound, dict[str, object]]],
+    ) -> tuple[Current, TrainingRound]:
+        after, record = self._versions.commit(current, collected, self._consensus.wanted, recorded)
+        if not self._due(after.round):
+            self._lines.write(after.round)
+        return after, record
+
+    def _evaluated(self, number: int, evaluation: Evaluation, seconds: float) -> None:
+        record = self._record(number)
+        record = replace(record, evaluation=evaluation, seconds={**record.seconds, "evaluate": seconds})
+        self._state.replace_record(self._id, number, to_json(record))
+        self._lines.write(number)
+
     def _record(self, number: int) -> TrainingRound:
         record = self._state.record(self._id, number)
         if record is None:
             raise FailedPrecondition(f"round {number} of run {self._id} has no record")
         return record_from(record)
-
-    def _write_lines(self, number: int | None = None) -> None:
-        """Append round `number` to the run's JSON lines, or write them all anew."""
-        path = self._services.parameters.folder(self._id) / "record.jsonl"
-        after = 0 if number is None else number - 1
-        records = (record_from(r.record) for r in self._state.records(self._id, after))
-        with suppress(OSError):  # for people; the state's own copy is what counts
-            write_lines(path, records, append=number is not None)

@@ -6,21 +6,21 @@ import asyncio
 import logging
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from aggregator.store.parameters import Committed
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.active import ActiveRun, evaluation_due
+from aggregator.training.endings import to_the_end
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan
 from aggregator.training.fusion.recipe import FusionRounds, Interrupted, Samples, Timer
 from aggregator.training.fusion.sampling import Split
 from aggregator.training.readiness import Readiness
-from aggregator.training.records import record_from, to_json, write_lines
+from aggregator.training.records import RecordFile, record_from, to_json
 from aggregator.training.services import Services
-from edge_attention.core.messages.training import FusionJob, TrainingRound
+from edge_attention.core.messages.training import Evaluation, FusionJob, TrainingRound
 from edge_attention.core.tensors import Array, Int64
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Trainer:
         self._state, self._parameters = services.state, services.parameters
         self._link, self._metrics, self._activity = services.link, services.metrics, services.activity
         self._membership = services.membership
+        self._lines = RecordFile(self._state, self._id, self._parameters.folder(self._id) / "record.jsonl")
         patience = job.patience_seconds or services.patience
         self._rounds = FusionRounds(
             self._id, planned, services.trips, patience, active.identity_key, self._say
@@ -58,28 +59,25 @@ class Trainer:
     async def _all_rounds(self) -> None:
         active, job, rounds, ready = self._active, self._job, self._rounds, self._ready
         current = await self._first()
-        self._write_lines()
+        await to_the_end(asyncio.to_thread(self._take_up, current.round))
         while True:
             number = current.round + 1
             due = evaluation_due(self._job, current.round)
             try:
                 aligned, parts = await ready.check()
-                if due and self._record(current.round).evaluation is None:
+                if due and (await asyncio.to_thread(self._record, current.round)).evaluation is None:
                     timer = Timer()
                     active.evaluating = True
                     evaluation = await rounds.evaluate(
                         Samples(parts.holdout, aligned), current.parameters, current.version, timer
                     )
-                    record = self._record(current.round)
-                    seconds = {**record.seconds, "evaluate": sum(timer.seconds.values())}
-                    record = replace(record, evaluation=evaluation, seconds=seconds)
-                    self._state.replace_record(self._id, current.round, to_json(record))
+                    spent = sum(timer.seconds.values())
+                    await to_the_end(asyncio.to_thread(self._evaluated, current.round, evaluation, spent))
                     self._activity.evaluated(self._id, current.round, evaluation)
                     self._metrics.evaluated(self._id, evaluation)
                 if current.round > 0 and active.evaluating | due:
                     active.evaluating = False
                     active.update()
-                    self._write_lines(current.round)
                 if number > job.rounds:
                     await rounds.push(current.parameters, current.version)
                     return
@@ -159,15 +157,7 @@ class Trainer:
 
     async def _commit(self, committed: Committed, record: TrainingRound, timer: Timer) -> None:
         active, id, number = self._active, self._id, committed.round
-        await asyncio.to_thread(
-            self._parameters.commit,
-            id,
-            committed.version,
-            number,
-            committed.parameters,
-            committed.optimizer_state,
-            to_json(record),
-        )
+        await asyncio.to_thread(self._write, committed, record)
         timer.lap("commit")
         self._activity.round(id, record, time.time())
         self._metrics.committed(id, record, time.time())
@@ -175,21 +165,32 @@ class Trainer:
             self._metrics.round_seconds.labels(stage).observe(seconds)
         active.evaluating = evaluation_due(self._job, number)
         active.update(round=number, version=committed.version)
-        if not active.evaluating:
-            self._write_lines(number)
+
+    # What blocks, in threads
+
+    def _write(self, committed: Committed, record: TrainingRound) -> None:
+        c = committed
+        self._parameters.commit(
+            self._id, c.version, c.round, c.parameters, c.optimizer_state, to_json(record)
+        )
+        if not evaluation_due(self._job, c.round):
+            self._lines.write(c.round)
+
+    def _evaluated(self, number: int, evaluation: Evaluation, seconds: float) -> None:
+        record = self._record(number)
+        record = replace(record, evaluation=evaluation, seconds={**record.seconds, "evaluate": seconds})
+        self._state.replace_record(self._id, number, to_json(record))
+        self._lines.write(number)
+
+    def _take_up(self, number: int) -> None:
+        """What the file of records lacks after an end in the middle, up to round `number`."""
+        waits = evaluation_due(self._job, number) and self._record(number).evaluation is None
+        self._lines.write(number - waits)
 
     def _record(self, number: int) -> TrainingRound:
         record = self._state.record(self._id, number)
         assert record is not None  # it was committed with its version
         return record_from(record)
-
-    def _write_lines(self, number: int | None = None) -> None:
-        """Append round `number` to the run's JSON lines, or write them all anew."""
-        path = self._parameters.folder(self._id) / "record.jsonl"
-        after = 0 if number is None else number - 1
-        records = (record_from(r.record) for r in self._state.records(self._id, after))
-        with suppress(OSError):  # for people; the state's own copy is what counts
-            write_lines(path, records, append=number is not None)
 
 
 def _initial(path: Path, job: FusionJob, planned: FusionPlan) -> dict[str, Array]:

@@ -46,8 +46,6 @@ def test_contexts_and_segments(state: State) -> None:
     ]
     both = [Segment("c2", "s2", {"start": 0, "stop": 4}), Segment("c2", "s1", {"start": 4})]
     assert state.list_segments("c2") == both
-    state.delete_segment("c2", "s2")
-    assert state.list_segments("c2") == both[1:]
     state.delete_context("c2")
     assert state.list_segments("c2") == []
     state.put_context("c3", "later", 3.0, {})
@@ -76,7 +74,6 @@ def test_runs_and_records(state: State) -> None:
         (lambda s: s.put_context("other", "name", 0.0, {}), AlreadyExists, "context 'name' already"),
         (lambda s: s.put_run("run", "x", 0.0, {}, "running"), AlreadyExists, "run 'run' already"),
         (lambda s: s.put_segment("no", "s", {}), NotFound, "no context with id 'no'"),
-        (lambda s: s.delete_segment("context", "no"), NotFound, "no segment 'no'"),
         (lambda s: s.delete_context("no"), NotFound, "no context with id 'no'"),
         (lambda s: s.set_run_status("no", "failed"), NotFound, "no run 'no'"),
         (lambda s: s.get_run("no"), NotFound, "no run 'no'"),
