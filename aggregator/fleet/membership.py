@@ -16,6 +16,9 @@ MEMBERS = 10_000
 DESCRIPTIONS = 7 * 512 * 1024
 """Bytes of what clients are told of all of them: a list of the fleet is one message, of 4 MiB at most."""
 
+STORED, STORED_NAME = 512 * 1024 * 1024, 128
+"""Bytes of what is known of all that all of them store, and of one name there but for its letters."""
+
 
 @dataclass
 class Member:
@@ -39,6 +42,8 @@ class Member:
     """By how many seconds its clock was ahead of this one's when it registered."""
     described: int = 0
     """Bytes of what clients are told of it, at most."""
+    stored: int = 0
+    """Bytes of what it said that it stores."""
 
     @property
     def name(self) -> str:
@@ -111,41 +116,47 @@ class Membership:
         session = member.session if member is not None and resumed else self._new_session()
         registrations = 1 if member is None else member.registrations + 1
         described = description_bytes(register)
-        self._make_room(register.name, described)
+        stored = sum(len(sequence.name) + STORED_NAME for sequence in register.sequences)
+        self._make_room(register.name, described, stored)
         self._epoch += 1
         metrics = member.metrics if member is not None and resumed else b""
         member = Member(
             register, session, self._epoch, now, metrics=metrics, registrations=registrations, registered=now,
-            described=described,
+            described=described, stored=stored,
         )  # fmt: skip
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
         self._expected.pop(register.name, None)
         return Admission(member, resumed)
 
-    def _make_room(self, name: str, described: int) -> None:
+    def _make_room(self, name: str, described: int, stored: int) -> None:
         """For node `name`: forget those that have been lost longest, or refuse it.
 
         A fleet of names made up must not fill the memory, nor make the list of nodes too long to be sent.
         """
         others = [member for member in self._members.values() if member.name != name]
         count, size = len(others) + 1, described + sum(member.described for member in others)
-        if count <= MEMBERS and size <= DESCRIPTIONS:
-            return
+        kept = stored + sum(member.stored for member in others)
         forgotten = []
         lost = (member for member in others if member.state is NodeState.LOST)
-        for member in sorted(lost, key=lambda member: member.heard):
-            forgotten.append(member.name)
-            count, size = count - 1, size - member.described
-            if count <= MEMBERS and size <= DESCRIPTIONS:
-                break
-        else:
+        longest = iter(sorted(lost, key=lambda member: member.heard))
+        while count > MEMBERS or size > DESCRIPTIONS or kept > STORED:
+            member = next(longest, None)
+            if member is not None:
+                forgotten.append(member.name)
+                count, size, kept = count - 1, size - member.described, kept - member.stored
+                continue
             if count > MEMBERS:
                 raise ResourceExhausted(f"{MEMBERS:,} nodes are connected already, which is the limit")
+            if size > DESCRIPTIONS:
+                raise ResourceExhausted(
+                    f"with node {name!r} the nodes here would describe themselves in {size:,} bytes; the "
+                    f"limit is {DESCRIPTIONS:,}: have them serve fewer datasets and columns and allow fewer "
+                    "releases, or stop some"
+                )
             raise ResourceExhausted(
-                f"with node {name!r} the nodes here would describe themselves in {size:,} bytes; the limit "
-                f"is {DESCRIPTIONS:,}: have them serve fewer datasets and columns and allow fewer "
-                "releases, or stop some"
+                f"with node {name!r} what is known of what the nodes here store would take {kept:,} bytes; "
+                f"the limit is {STORED:,}: drop contexts that nobody needs, or stop some nodes"
             )
         for gone in forgotten:
             del self._members[gone]

@@ -249,3 +249,20 @@ def test_the_list_of_a_fleet_that_says_all_it_may_is_one_message(fleet):
     fleet.register(replace(wordy, name="late"), 61.0)
     assert len(fleet.members()) == count, "one of the lost was forgotten"
     assert fleet.live("late")
+
+
+def test_what_all_nodes_store_has_a_limit_and_the_lost_make_room(fleet, monkeypatch):
+    """Four thousand names of 512 letters are two megabytes, and ten thousand nodes can be made up."""
+    monkeypatch.setattr(rooms, "STORED", 3 * 10 * (rooms.STORED_NAME + 100))
+    full = tuple(Sequence(f"context/{n:092}", 1) for n in range(10))
+    for name in ("a", "b", "c"):
+        fleet.register(register(name, sequences=full), 0.0)
+    fleet.register(register("empty"), 0.0)
+    fleet.register(register("c", instance="1", session="s3", sequences=full), 1.0)
+    with pytest.raises(ResourceExhausted, match="the nodes here store would take 9,120 bytes; the limit"):
+        fleet.register(register("d", sequences=full), 1.0)
+    for name in ("b", "c", "empty"):
+        fleet.heard(name, 9.0)
+    assert fleet.tick(11.0) == ("a",)
+    fleet.register(register("d", sequences=full), 12.0)
+    assert [member.name for member in fleet.members()] == ["b", "c", "d", "empty"]
