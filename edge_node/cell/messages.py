@@ -2,17 +2,18 @@
 
 A lane is a socket and two windows, one for each direction; who sends writes to its window first:
 
-    socket   magic, kind, bytes of the head; descriptors of what is too large for the window
+    socket   magic, kind, bytes of the head, the job; descriptors of what is too large for the window
     window   the head, JSON, from 0; tensors from HEAD on, each at a multiple of ALIGNMENT
 
     daemon                                cell
     LOAD {graph}, the file          ->    LOADED {in, out}    or FAILED
-    RUN {graph, job, in, out}       ->    DONE {out}          or FAILED; or, for outputs that are large:
+    RUN {graph, in, out}            ->    DONE {out}          or FAILED; or, for outputs that are large:
                                     <-    NEED {out}
     ROOM {out}, descriptors         ->    DONE {}
 
-A cell is foreign: the daemon takes nothing from it but what the functions here let pass, and copies what it
-checks before it checks it.
+Runs that are alike in all but their numbers have the same head, byte for byte: who has read it keeps what it
+says. A cell is foreign: the daemon takes nothing from it but what the functions here let pass, and copies
+what it checks before it checks it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from edge_attention.core.tensors import MAX_RANK, Array, DataType
 __all__ = [
     "DTYPES",
     "HEAD",
+    "KEPT_BYTES",
     "LARGE",
     "WINDOW",
     "Channel",
@@ -42,6 +44,8 @@ __all__ = [
     "Nonsense",
     "Placed",
     "dims_of",
+    "encoded",
+    "keep",
     "names_of",
     "text_of",
     "types_of",
@@ -61,9 +65,16 @@ TEXT = 1000
 MOST_TENSORS = 16_384
 """Outputs of a run, or inputs, at most."""
 
-_FRAME = struct.Struct("<4sII")
+KEPT, KEPT_BYTES = 32, 4096
+"""Heads that are kept with what they say, and how long one may be."""
+
+_FRAME = struct.Struct("<4sIIQ")
 _MAGIC = b"EAC1"
 _RIGHTS = socket.CMSG_SPACE(DESCRIPTORS * 4)
+
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Nonsense(Exception):
@@ -82,9 +93,14 @@ _KINDS = {kind.value: kind for kind in Kind}
 
 
 class Message(NamedTuple):
+    """One that has come. `text` is the head as it was sent; `head` is of all messages of this text: not ours
+    to change."""
+
     kind: Kind
     head: dict[str, Any]
     descriptors: list[int]
+    job: int
+    text: bytes
 
 
 class Placed(NamedTuple):
@@ -107,6 +123,7 @@ class Channel:
         self.socket, self.reads, self.writes = connection, reads, writes
         self._read, self._written = reads.data, writes.data  # quicker for a few bytes
         self._end = HEAD
+        self._heads: dict[bytes, dict[str, Any]] = {}
 
     def begin(self) -> None:
         """What is placed from now on belongs to the next message."""
@@ -124,16 +141,27 @@ class Channel:
         """Write `data` for the next message; where, or None if the window is full."""
         start = self.room(data.nbytes)
         if start is not None:
-            np.ndarray(data.shape, data.dtype, self.writes, start)[...] = data
+            self.put(data, start)
         return start
 
-    def send(self, kind: Kind, head: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Raises OSError (the other side is gone), ValueError (too much for one message)."""
-        text = json.dumps(head).encode()
+    def put(self, data: Array, start: int) -> None:
+        """Write `data` where `place` has put data of this size in a message like the next one."""
+        np.ndarray(data.shape, data.dtype, self.writes, start)[...] = data
+
+    def send(
+        self, kind: Kind, head: dict[str, Any] | bytes, descriptors: Sequence[int] = (), job: int = 0
+    ) -> None:
+        """Send a message; `head` may be `encoded` already.
+
+        Raises:
+            OSError: the other side is gone.
+            ValueError: it is too much for one message.
+        """
+        text = head if isinstance(head, bytes) else encoded(head)
         if len(text) > HEAD or len(descriptors) > DESCRIPTORS:
             raise ValueError("too many names or tensors for a message")
         self._written[: len(text)] = text
-        frame = _FRAME.pack(_MAGIC, kind, len(text))
+        frame = _FRAME.pack(_MAGIC, kind, len(text), job)
         if descriptors:
             rights = array.array("i", descriptors)
             self.socket.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
@@ -159,22 +187,38 @@ class Channel:
                 return None
             if len(data) != _FRAME.size or flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
                 raise Nonsense("a frame of another size")
-            magic, number, length = _FRAME.unpack(data)
+            magic, number, length, job = _FRAME.unpack(data)
             if magic != _MAGIC or length > HEAD:
                 raise Nonsense("no frame of this protocol")
             try:
                 # Copied first: who writes to the window may do so while this is read.
-                found = json.loads(bytes(self._read[:length]))
-                message = Message(_KINDS[number], found, descriptors.tolist())
+                text = bytes(self._read[:length])
+                known = self._heads.get(text)
+                found = json.loads(text) if known is None else known
+                message = Message(_KINDS[number], found, descriptors.tolist(), job, text)
             except (ValueError, KeyError, RecursionError) as error:
                 raise Nonsense(f"a head that is none: {type(error).__name__}") from None
             if not isinstance(found, dict):
                 raise Nonsense("a head that is no object")
+            if known is None and length <= KEPT_BYTES:
+                keep(self._heads, text, found)
             return message
         except Nonsense:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
+
+
+def encoded(head: dict[str, Any]) -> bytes:
+    """A head as it is sent."""
+    return json.dumps(head).encode()
+
+
+def keep(kept: dict[K, V], key: K, value: V) -> None:
+    """`kept[key] = value`; of more than KEPT the oldest goes."""
+    kept[key] = value
+    if len(kept) > KEPT:
+        del kept[next(iter(kept))]
 
 
 def names_of(value: Any) -> list[str]:

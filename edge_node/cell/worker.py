@@ -26,7 +26,20 @@ from edge_attention.core.tensors import Array
 from edge_attention.priority import give_way
 from edge_attention.providers import open_session
 from edge_node.cell.confinement import Limits, confine
-from edge_node.cell.messages import DTYPES, LARGE, TEXT, WINDOW, Channel, Kind, Placed, types_of
+from edge_node.cell.messages import (
+    DTYPES,
+    KEPT_BYTES,
+    LARGE,
+    TEXT,
+    WINDOW,
+    Channel,
+    Kind,
+    Message,
+    Placed,
+    encoded,
+    keep,
+    types_of,
+)
 from edge_node.sessions import input_types, limit_arena, output_types, session_options, translate
 from edge_node.shared_memory import Region
 
@@ -51,6 +64,9 @@ class Lane:
         self._stopped: int | None = None
         self._job: int | None = None
         self._stop: Any = None
+        self._options = cell.run_options()
+        self._inputs: dict[bytes, dict[str, Array]] = {}  # by head: views of the window
+        self._answers: dict[tuple[Any, ...], bytes] = {}  # by types and places of the outputs: the head
 
     def stop(self, job: int) -> None:
         """End what runs for this job, or is about to. From another thread."""
@@ -61,11 +77,12 @@ class Lane:
 
     def serve(self) -> None:
         while (message := self._channel.receive()) is not None:
+            head: dict[str, Any] | bytes
             try:
                 if message.kind is Kind.LOAD:
-                    kind, head = Kind.LOADED, self._load(message.head, message.descriptors)
+                    kind, head = Kind.LOADED, self._load(message)
                 else:
-                    kind, head = Kind.DONE, self._run(message.head, message.descriptors)
+                    kind, head = Kind.DONE, self._run(message)
             except _Stopped:
                 kind, head = Kind.FAILED, {"error": "Stopped", "text": ""}
             except EdgeAttentionError as error:
@@ -90,7 +107,8 @@ class Lane:
             if stopped:
                 raise _Stopped
 
-    def _load(self, head: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+    def _load(self, message: Message) -> dict[str, Any]:
+        head, descriptors = message.head, message.descriptors
         digest, where = head["graph"], f"graph {head['graph'][:12]}"
         (descriptor,) = descriptors
         region = Region(descriptor, head["size"], writable=False, keep=False)
@@ -109,7 +127,7 @@ class Lane:
                 with contextlib.suppress(AttributeError):  # before ONNX Runtime 1.21 a load goes on
                     option.set_load_cancellation_flag(True)
 
-        with self._stoppable(head["job"], stop):
+        with self._stoppable(message.job, stop):
             try:
                 session = open_session(data, options, self._cell.provider, where)
             except Exception as error:
@@ -120,7 +138,8 @@ class Lane:
         said = [[[name, dtype.name, list(dims)] for name, (dtype, dims) in ends.items()] for ends in types]
         return {"in": said[0], "out": said[1]}
 
-    def _run(self, head: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+    def _run(self, message: Message) -> dict[str, Any] | bytes:
+        head, descriptors = message.head, message.descriptors
         where = f"graph {head['graph'][:12]}"
         session = self._cell.sessions[head["graph"]]
         made = {n: (kind, shape, room, offset) for n, kind, shape, room, offset in head.get("made", ())}
@@ -129,18 +148,24 @@ class Lane:
             Region(descriptor, os.fstat(descriptor).st_size, writable=number in for_outputs, keep=False)
             for number, descriptor in enumerate(descriptors)
         ]
-        inputs = zip(head["names"], types_of(head["in"], places=True), strict=True)
-        feeds = {name: self._array(placed, regions, self._channel.reads) for name, placed in inputs}
+        feeds = self._inputs.get(message.text)
+        if feeds is None:
+            inputs = zip(head["names"], types_of(head["in"], places=True), strict=True)
+            feeds = {name: self._array(placed, regions, self._channel.reads) for name, placed in inputs}
+            if not descriptors and len(message.text) <= KEPT_BYTES:
+                keep(self._inputs, message.text, feeds)
         rooms = {
             n: regions[room].array(offset, tuple(shape), np.dtype(kind))
             for n, (kind, shape, room, offset) in made.items()
         }
-        options = self._cell.run_options()
+        if self._options.terminate:
+            self._options = self._cell.run_options()
+        options = self._options
 
         def stop() -> None:
             options.terminate = True
 
-        with self._stoppable(head["job"], stop):
+        with self._stoppable(message.job, stop):
             try:
                 results = self._bound(session, head["out"], feeds, rooms, options) if rooms else None
                 if results is None:
@@ -190,13 +215,22 @@ class Lane:
             return regions[placed.where].array(placed.offset, placed.shape, placed.dtype)
         return np.ndarray(placed.shape, placed.dtype, window, placed.offset)
 
-    def _answer(self, results: dict[int, Array], made: dict[int, list[Any]]) -> dict[str, Any]:
+    def _answer(self, results: dict[int, Array], made: dict[int, list[Any]]) -> dict[str, Any] | bytes:
         """`results` to where the daemon finds them; those in `made`, by number, are there already."""
         channel = self._channel
         channel.begin()
         places = {
             n: channel.place(result) if result.nbytes < LARGE else None for n, result in results.items()
         }
+        if not made and None not in places.values():
+            form = tuple((result.dtype, result.shape, places[n]) for n, result in sorted(results.items()))
+            text = self._answers.get(form)
+            if text is None:
+                found = [[DTYPES[dtype], shape, -1, place] for dtype, shape, place in form]
+                text = encoded({"out": found, "made": False})
+                if len(text) <= KEPT_BYTES:
+                    keep(self._answers, form, text)
+            return text
         types = made | {n: [DTYPES[result.dtype], result.shape] for n, result in results.items()}
         if None not in places.values():
             found = [[*types[n], -1, places.get(n, 0)] for n in range(len(types))]

@@ -6,6 +6,7 @@ import array
 import json
 import os
 import socket
+import struct
 import sys
 import time
 
@@ -49,9 +50,12 @@ def answer_load(lie, channel):
     channel.send(Kind.LOADED, LOADED.get(lie, {"in": X, "out": Y}))
 
 
+FRAME = struct.Struct("<4sIIQ")  # magic, kind, bytes of the head, job
+
+
 def raw(channel, text, frame=None):
     channel.writes[: len(text)] = np.frombuffer(text, np.uint8)
-    channel.socket.send(frame or (b"EAC1" + bytes([5, 0, 0, 0]) + len(text).to_bytes(4, "little")))
+    channel.socket.send(frame or FRAME.pack(b"EAC1", 5, len(text), 0))
 
 
 def answer_run(lie, channel, control):
@@ -60,15 +64,15 @@ def answer_run(lie, channel, control):
     elif lie == "kind":
         channel.send(Kind.LOADED, {"in": X, "out": Y})
     elif lie == "a kind that is none":
-        raw(channel, b"{}", b"EAC1" + (77).to_bytes(4, "little") + (2).to_bytes(4, "little"))
+        raw(channel, b"{}", FRAME.pack(b"EAC1", 77, 2, 0))
     elif lie == "magic":
-        raw(channel, b"{}", b"EACX" + (5).to_bytes(4, "little") + (2).to_bytes(4, "little"))
+        raw(channel, b"{}", FRAME.pack(b"EACX", 5, 2, 0))
     elif lie == "a frame too short":
         raw(channel, b"{}", b"EAC1")
     elif lie == "a frame too long":
         raw(channel, b"{}", b"EAC1" * 100)
     elif lie == "a head too long":
-        raw(channel, b"{}", b"EAC1" + (5).to_bytes(4, "little") + (1 << 30).to_bytes(4, "little"))
+        raw(channel, b"{}", FRAME.pack(b"EAC1", 5, 1 << 30, 0))
     elif lie == "no JSON":
         raw(channel, b"\xff{")
     elif lie == "a list":
@@ -86,7 +90,7 @@ def answer_run(lie, channel, control):
         channel.send(Kind.DONE, {"out": [FITS]}, rights)
     elif lie == "descriptors without end":
         rights = array.array("i", [0] * 250)
-        frame = b"EAC1" + (5).to_bytes(4, "little") + (2).to_bytes(4, "little")
+        frame = FRAME.pack(b"EAC1", 5, 2, 0)
         channel.socket.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
     elif lie == "need: negative":
         channel.send(Kind.NEED, {"out": [["float32", [-1, 1 << 20]]]})

@@ -111,6 +111,22 @@ def test_hundreds_of_tensors_of_all_sizes_at_once(shared):
         np.testing.assert_array_equal(y, feeds[f"x{n}"])
 
 
+def test_runs_that_are_alike_are_told_apart_by_what_is_in_them(shared):
+    """Heads are kept on both sides, more than there is room for, and inputs are read where others lay."""
+    rng = np.random.default_rng(2)
+    two = small_graphs.copied(TensorProto.FLOAT, 2), small_graphs.copied(TensorProto.FLOAT, 3)
+    shapes = [(n,) for n in (5, 1, 5, 700, 1, *range(40), 5, 700)]
+    for turn in range(3):
+        for n, shape in enumerate(shapes):
+            made = two[n % 2]
+            feeds = {f"x{i}": rng.standard_normal(shape).astype(np.float32) for i in range(2 + n % 2)}
+            if turn == 1:
+                feeds = dict(reversed(feeds.items()))
+            outputs = [f"y{i}" for i in range(len(feeds))]
+            for y, name in zip(run(shared, made, feeds, *outputs), outputs, strict=True):
+                np.testing.assert_array_equal(y, feeds["x" + name[1:]])
+
+
 def test_a_dimension_that_differs_and_names_that_are_not_there_are_said_as_here(shared):
     made = small_graphs.doubled()
     here = Runtime().load(*made)
