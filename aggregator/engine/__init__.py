@@ -1,1 +1,1 @@
-"""One engine under every recipe: the exchange decides, the dispatcher performs."""
+"""One engine under every recipe: the exchange decides, the dispatcher performs, the trip asks and checks."""

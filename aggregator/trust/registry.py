@@ -90,11 +90,11 @@ class Registry:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            text = str(error)
-            failing = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
-            if "disk is full" in text or (failing and is_full(self._where.parent)):
+            text, code = str(error), getattr(error, "sqlite_errorcode", 0) & 0xFF
+            failing = code == sqlite3.SQLITE_IOERR
+            if code == sqlite3.SQLITE_FULL or (failing and is_full(self._where.parent)):
                 raise DiskFull(f"{self._where}: the disk is full; free space there") from None
-            if "locked" in text or "busy" in text:
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise Unavailable(
                     f"{self._where} is in use: another process has been writing to it for long; try again"
                 ) from None

@@ -35,6 +35,8 @@ _TENSORS = 16
 """Tensors of a message that is read here."""
 _HEADER_BYTES, _END_BYTES = 512, 8192
 """A longer one is not kept."""
+_SHARED_BYTES = 64 * 1024
+"""Of a program's tensors that are kept for the next program."""
 _DOUBLE = struct.Struct("<d")
 _NO_SECONDS = bytes(8)
 _BOOL = CODES[np.dtype(np.bool_)]
@@ -50,6 +52,8 @@ class ProgramCodec(Codec[Any]):
         self._block = block
         self._ends: dict[bytes, tuple[tuple[Instruction, ...], str]] = {}
         """A program's end as it came: its instructions, and its caller."""
+        self._shared: tuple[Mapping[str, Array], bytes] | None = None
+        """Tensors of the program written last, and their bytes."""
 
     def encode(self, value: Any) -> bytes:
         data = self._written(value) if type(value) is Program and not value.bulk_tensors else None
@@ -60,13 +64,28 @@ class ProgramCodec(Codec[Any]):
             parts = _first(p)
             if p.deadline_seconds is not None:
                 parts += (b"\x29", _DOUBLE.pack(p.deadline_seconds))
-            _put_tensors(parts, p.tensors)
+            parts.append(self._tensors(p.tensors))
             parts.append(self._block(p.instructions))
             if p.caller:
                 _put_text(parts, b"\x52", p.caller)
         except (TypeError, ValueError, AttributeError, KeyError, struct.error, EdgeAttentionError):
             return None
         return _sealed(parts)
+
+    def _tensors(self, tensors: Mapping[str, Array]) -> bytes:
+        """Their bytes. The programs of a trip share their tensors, as an attend its queries: once for all.
+
+        They are known by being the same mapping, which nobody changes once it is in a program.
+        """
+        shared = self._shared
+        if shared is not None and shared[0] is tensors:
+            return shared[1]
+        parts: list[Any] = []
+        _put_tensors(parts, tensors)
+        data = b"".join(parts)
+        if len(data) <= _SHARED_BYTES:
+            self._shared = (tensors, data)
+        return data
 
     def decode(self, data: bytes, sealed: bool | None = None) -> Any:
         if data[:1] != b"\x1a" or len(data) > MESSAGE_LIMIT or not checksum.intact(data):

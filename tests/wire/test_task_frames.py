@@ -190,3 +190,15 @@ def test_other_messages_are_left_to_protobuf() -> None:
     for codec, message in ((link.to_node, Cancel("t")), (link.from_node, Heartbeat(1, 2, 3))):
         assert codec.decode(codec.encode(message)) == message  # type: ignore[arg-type]
     assert isinstance(link.from_node.decode(link.from_node.encode(Credit(1, 2))), Credit)
+
+
+def test_programs_of_one_mapping_of_tensors_are_written_as_those_of_their_own() -> None:
+    """It is encoded once; another mapping, equal or not, is another."""
+    shared = {"task/q": np.arange(6, dtype=np.float32)}
+    others = ({"task/q": np.zeros(6, np.float32)}, {}, {"task/q": np.zeros(1 << 15, np.float32)})
+    for tensors in (shared, shared, *others, shared, dict(shared)):
+        program = Program("t.0.1", "s", range(3), (Return("task/q", "q"),), tensors=tensors)
+        found = link.to_node.decode(link.to_node.encode(program))
+        assert found.tensors.keys() == tensors.keys()
+        for name, array in tensors.items():
+            np.testing.assert_array_equal(found.tensors[name], array)

@@ -10,6 +10,7 @@ import pytest
 import reference
 from house import House, until
 
+from aggregator.attention import attend
 from edge_attention.core.errors import EmptyContext, InvalidArgument, InvalidTensor, NotFound, PrivateTensor
 from edge_attention.core.halves import from_wire, to_wire
 from edge_attention.core.messages.attention import AttendRequest, ContextSpec
@@ -356,3 +357,34 @@ def test_an_answer_says_how_many_tokens_there_were_when_it_was_asked():
     scores = reference.scores(QUERIES, np.concatenate([KEYS, KEYS[:600]]), 8**-0.5)
     out, _ = reference.attend(scores, np.concatenate([VALUES, VALUES[:600]]))
     np.testing.assert_allclose(out_of(last), out, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["DeadlineExceeded", "Internal"])
+def test_a_node_that_speaks_of_time_does_not_make_turns_fewer(name):
+    """Whether attends queue is told by this side's clock, whatever a node says of itself."""
+
+    def late(contribution):
+        fault = Fault(name, "node 'a' has not answered in time")
+        return replace(contribution, tensors={}, final=True, error=fault)
+
+    seen = []
+
+    async def scenario(house):
+        boxes = await filled(house, "a", "b")
+        for box in boxes.values():
+            box.tamper = late
+        made = house.attender._trips.make
+
+        async def make(*args, **options):
+            seen.append(await made(*args, **options))
+            return seen[-1]
+
+        house.attender._trips.make = make
+        await house.attender.attend(request(deadline_seconds=5.0))
+        for box in boxes.values():
+            box.tamper = silent
+        await house.attender.attend(request(deadline_seconds=0.1))
+
+    with House() as house:
+        asyncio.run(scenario(house))
+    assert [attend._congested(outcome) for outcome in seen] == [False, True]
