@@ -41,7 +41,7 @@ from aggregator.trust.policy import roles_of
 from aggregator.trust.reflection import offer_reflection
 from aggregator.trust.revocations import Revocations, RevokedNodes
 from edge_attention.core.addresses import require_loopback
-from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
+from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidArgument
 from edge_attention.descriptors import raise_descriptors
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 
@@ -89,6 +89,19 @@ async def serve(settings: Settings) -> None:
         gc.freeze()  # what is loaded stays: looking at all of it again holds the loop for 7 ms
         await stop.wait()
         log.info("stopping")
+
+
+def recipes_of(engine: Engine, makers: Sequence[Callable[[Engine], Recipe]] = RECIPES) -> list[Recipe]:
+    """The recipes, made.
+
+    Raises:
+        Internal: two have one name.
+    """
+    made = [make(engine) for make in makers]
+    names = [recipe.name for recipe in made]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise Internal(f"two recipes are called {twice[0]!r}; name one otherwise")
+    return made
 
 
 @contextlib.asynccontextmanager
@@ -142,7 +155,7 @@ async def running(
             state, membership, trips, bulk, link, metrics, budgets, turns,
             settings.patience, settings.heartbeat, lambda: http.port if http is not None else 0,
         )  # fmt: skip
-        made += [make(engine) for make in recipes]
+        made += recipes_of(engine, recipes)
         api = Api(membership, bulk, revoked, budgets)
         served = (*link.endpoints(), *api.endpoints())
         endpoints = [*served, *(endpoint for recipe in made for endpoint in recipe.endpoints)]

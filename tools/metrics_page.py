@@ -9,9 +9,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from aggregator.attention.metrics import AttendMetrics
+from aggregator.bounds.budget import Budgets
+from aggregator.bounds.turns import Turns
+from aggregator.engine.bulk import Bulk
+from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.link import Link
+from aggregator.engine.recipe import Engine
+from aggregator.engine.trip import Trips
+from aggregator.fleet.membership import Membership
 from aggregator.observe.metrics import Metrics
-from aggregator.training.metrics import RunMetrics
+from aggregator.server import recipes_of
+from aggregator.store.state import State
 from edge_attention.metrics.node import NodeMetrics
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
@@ -138,12 +146,21 @@ def table(registry: Any, prefix: str, examples: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def _aggregator() -> Any:
+    """The registry of an aggregator with all its recipes: none can have a metric that is not in the table."""
+    with State(None) as state:
+        metrics, membership, bulk = Metrics(), Membership(1.0, str), Bulk(state)
+        dispatcher = Dispatcher(membership, metrics.tasks)
+        link = Link(membership, dispatcher, bulk, metrics, heartbeat_seconds=1.0, welcome=lambda member: ())
+        trips, budgets, turns = Trips(dispatcher, bulk), Budgets(), Turns()
+        recipes_of(Engine(state, membership, trips, bulk, link, metrics, budgets, turns, 1.0, 1.0, lambda: 0))
+        return metrics.registry
+
+
 def tables() -> dict[str, str]:
-    node, metrics = _Node(), Metrics()
-    for recipe in (AttendMetrics, RunMetrics):
-        recipe(metrics)
+    node = _Node()
     return {
-        "aggregator": table(metrics.registry, "edge_attention_aggregator_", AGGREGATOR),
+        "aggregator": table(_aggregator(), "edge_attention_aggregator_", AGGREGATOR),
         "node": table(NodeMetrics(node, node, "", 1, node).registry, "edge_attention_node_", NODE),
     }
 
