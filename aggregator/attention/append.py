@@ -13,9 +13,9 @@ import numpy as np
 
 from aggregator.attention.contexts import ANSWERS, Contexts, StoredContext, StoredSegment
 from aggregator.bounds.turns import Turns
-from aggregator.engine.arriving import KEY_LIMIT as KEY_LIMIT
 from aggregator.engine.arriving import Rows, require_tokens
 from aggregator.engine.bulk import Bulk
+from aggregator.engine.endings import to_the_end
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips, Wanted
 from aggregator.fleet.membership import Member, Membership
@@ -208,9 +208,9 @@ class Appender:
                 raise refused.error from None
 
     async def _check(self, digest: str) -> None:
-        data = self._bulk.find(digest)
-        if digest not in self._checked:
-            await asyncio.to_thread(check_graph, data, f"graph {digest[:12]}")
+        """Refuse a graph that is not here, or that no node would read. A good one is not read again."""
+        if digest not in self._checked or not self._bulk.has(digest):
+            await asyncio.to_thread(lambda: check_graph(self._bulk.find(digest), f"graph {digest[:12]}"))
             self._checked[digest] = None
             while len(self._checked) > CHECKED_LIMIT:
                 del self._checked[next(iter(self._checked))]
@@ -359,6 +359,7 @@ class Appender:
         wanted = self._wanted(context)
         errands: list[Errand] = []
         by_shard: dict[str, _Target] = {}
+        committed = False
         try:
             for target in targets:
                 instructions, tensors = program(target, revision)
@@ -395,14 +396,21 @@ class Appender:
                 raise cause(message)
             segments = [self._grown(target) for target in targets]
             tokens = range(targets[0].tokens.start, targets[-1].tokens.stop)
-            self._contexts.commit(context, segments, request_id, tokens)
+
+            async def commit() -> None:
+                nonlocal committed
+                await self._contexts.commit(context, segments, request_id, tokens)
+                committed = True
+
+            await to_the_end(commit())
             for target in targets:
                 for holder in target.piece.holders:
                     if (member := self._membership.get(holder)) is not None:
                         # Until its next heartbeat says so.
                         member.memory += target.piece.tokens * context.spec.token_bytes
         except BaseException:
-            self._undo(context, targets, revision + 1)
+            if not committed:
+                self._undo(context, targets, revision + 1)
             raise
         finally:
             context.appending.clear()

@@ -171,16 +171,17 @@ class Contexts:
         if self._contexts.get(context.spec.name) is not context:
             raise NotFound(f"context {context.spec.name!r} was dropped meanwhile")
 
-    def commit(
+    async def commit(
         self,
         context: StoredContext,
         segments: Sequence[StoredSegment],
         request_id: str = "",
         tokens: range = range(0),
     ) -> None:
-        """Make grown and new segments part of the context: in the state first, then here.
+        """Make grown and new segments part of the context: in the state first, by a thread, then here.
 
-        With the `request_id` of the append the state remembers that these `tokens` are its answer.
+        With the `request_id` of the append the state remembers that these `tokens` are its answer. The caller
+        holds the context's lock, and lets nothing cancel this (`engine.endings`).
 
         Raises:
             ResourceExhausted: too much would have to be known of the owner's contexts; nothing has changed.
@@ -189,13 +190,7 @@ class Contexts:
         new = sum(segment.nbytes for segment in segments if segment.id not in known)
         context.leases[1].grow(new)
         try:
-            with self._state.transaction():
-                for segment in segments:
-                    self._state.put_segment(context.id, segment.id, segment.to_json())
-                if request_id:
-                    ids = [segment.id for segment in segments]
-                    answer = {"tokens": [tokens.start, tokens.stop], "segments": ids}
-                    self._state.put_append(context.id, request_id, answer, ANSWERS)
+            await asyncio.to_thread(self._write, context, segments, request_id, tokens)
         except BaseException:
             context.leases[1].shrink(new)
             raise
@@ -209,6 +204,17 @@ class Contexts:
                     for sequence in (context.keys(segment.id), context.values(segment.id)):
                         member.sequences[sequence] = len(segment.tokens)
         self._gauge()
+
+    def _write(
+        self, context: StoredContext, segments: Sequence[StoredSegment], request_id: str, tokens: range
+    ) -> None:
+        with self._state.transaction():
+            for segment in segments:
+                self._state.put_segment(context.id, segment.id, segment.to_json())
+            if request_id:
+                ids = [segment.id for segment in segments]
+                answer = {"tokens": [tokens.start, tokens.stop], "segments": ids}
+                self._state.put_append(context.id, request_id, answer, ANSWERS)
 
     def answered(self, context: StoredContext, request_id: str) -> AppendResponse | None:
         """The answer of an append of that id, if it was made and is remembered.

@@ -151,8 +151,12 @@ class Bulk:
             raise
         return inline, tuple(lent)
 
+    def has(self, digest: str) -> bool:
+        """Whether there is such a file; its bytes are not looked at."""
+        return digest in self._library or digest in self._lent or self._state.has_blob(digest)
+
     def find(self, digest: str) -> bytes:
-        """The file with this digest, in memory.
+        """The file with this digest, in memory, verified. Blocks for as long as that takes.
 
         Raises:
             NotFound: nobody has offered it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -43,7 +44,8 @@ class JobRecipe(ABC):
     async def _make(self, job: Job, digests: Iterable[str]) -> str:
         """The plan as JSON; its files lie in a folder until they are kept or discarded."""
         state = self._services.state
-        files = {digest: state.blob_path(digest) for digest in digests}
+        # Each is verified, which reads all of it.
+        files = {digest: await asyncio.to_thread(state.blob_path, digest) for digest in digests}
         plans = state.directory / SCRATCH
         plans.mkdir(mode=0o700, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(dir=plans))

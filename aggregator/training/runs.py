@@ -18,12 +18,12 @@ from pathlib import Path
 
 from aggregator.bounds.bounds import JOB_BYTES, RUNS, RUNS_KEPT
 from aggregator.bounds.budget import Budgets, Lease
+from aggregator.engine.endings import to_the_end
 from aggregator.store.folder import FULL
 from aggregator.store.parameters import Stream
 from aggregator.store.state import Run
 from aggregator.training.active import ActiveRun, Job, evaluation_due
 from aggregator.training.curve import POINTS
-from aggregator.training.endings import to_the_end
 from aggregator.training.federated.export import export
 from aggregator.training.federated.plan import FederatedPlan
 from aggregator.training.job_recipes import SCRATCH, JobRecipe, recipe_of
@@ -115,11 +115,11 @@ class Runs:
         with contextlib.ExitStack() as stack:
             going = stack.enter_context(self._budgets.take(RUNS, owner or None))
             stack.enter_context(self._budgets.take(RUNS_KEPT, owner or None))
-            info = await self._start(job, recipe, owner, going)
-            stack.pop_all()  # one is given back when the run ends, the other never
-        return info
+            return await self._start(job, recipe, owner, going, stack)
 
-    async def _start(self, job: Job, recipe: JobRecipe, owner: str, going: Lease) -> TrainingRun:
+    async def _start(
+        self, job: Job, recipe: JobRecipe, owner: str, going: Lease, taken: contextlib.ExitStack
+    ) -> TrainingRun:
         await recipe.plan()
         try:
             recipe.check_nodes()
@@ -132,17 +132,27 @@ class Runs:
                     f"{JOB_BYTES:,}: name fewer nodes, columns or parameters one by one"
                 )
             stored = {"job": base64.b64encode(encoded).decode(), "identity_key": key.hex(), "owner": owner}
-            try:
-                stored |= recipe.keep(id)
-                self._state.put_run(id, job.name, created, stored, RunState.RUNNING.value)
-            except BaseException:
-                shutil.rmtree(self._parameters.folder(id), ignore_errors=True)
-                raise
+            info = TrainingRun(id, job.name, RunState.RUNNING, "", 0, job.rounds, 0, created)
+
+            async def begin() -> None:
+                await asyncio.to_thread(self._put, recipe, info, stored)
+                self._begin(ActiveRun(info, job, key, owner, going=going), recipe, None)
+                taken.pop_all()  # one is given back when the run ends, the other never
+
+            # What is written down has begun, whether its caller still waits or not.
+            await to_the_end(begin())
         finally:
             recipe.discard()
-        info = TrainingRun(id, job.name, RunState.RUNNING, "", 0, job.rounds, 0, created)
-        self._begin(ActiveRun(info, job, key, owner, going=going), recipe, None)
         return info
+
+    def _put(self, recipe: JobRecipe, info: TrainingRun, stored: dict[str, str]) -> None:
+        """Write down a run that begins; all or nothing. Blocks."""
+        try:
+            kept = {**stored, **recipe.keep(info.id)}
+            self._state.put_run(info.id, info.name, info.created, kept, info.state.value)
+        except BaseException:
+            shutil.rmtree(self._parameters.folder(info.id), ignore_errors=True)
+            raise
 
     async def resume_run(self, name: str) -> TrainingRun:
         """Let a run that was stopped, or failed, go on after its last committed round.
@@ -220,7 +230,8 @@ class Runs:
         if self._earlier is None:
             self._recall_runs()
             assert self._earlier is not None
-        return self._earlier | {id: active.info for id, active in self._active.items()}
+        # A list first: threads ask, too.
+        return self._earlier | {id: active.info for id, active in list(self._active.items())}
 
     def _recall_runs(self) -> None:
         """Read what earlier processes have left, and which of their runs go on. Blocks."""

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from test_federated import ended, started
 from test_federated_options import consensus
 
+from aggregator.engine.endings import to_the_end
 from aggregator.store.tensor_file import TensorFileWriter
-from aggregator.training.endings import to_the_end
 from aggregator.training.federated.export import export
 from aggregator.training.federated.versions import Versions
 from edge_attention.core.errors import InvalidArgument

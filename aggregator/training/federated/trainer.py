@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from aggregator.engine.endings import to_the_end
 from aggregator.training.active import ActiveRun, evaluation_due
-from aggregator.training.endings import to_the_end
 from aggregator.training.federated.arrivals import arrivals
 from aggregator.training.federated.asker import Asker
 from aggregator.training.federated.buffered import Buffer

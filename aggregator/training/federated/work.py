@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aggregator.engine.endings import to_the_end
 from aggregator.engine.spool import SpooledTensor
 from aggregator.store.tensor_file import Spec, TensorFile, TensorFileWriter
-from aggregator.training.endings import to_the_end
 from aggregator.training.federated.asker import Answer, Asker, Lacking
 from aggregator.training.federated.fold import Folder
 from aggregator.training.federated.programs import At, Program, Programs, control

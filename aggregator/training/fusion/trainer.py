@@ -9,10 +9,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from aggregator.engine.endings import to_the_end
 from aggregator.store.parameters import Committed
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.active import ActiveRun, evaluation_due
-from aggregator.training.endings import to_the_end
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan
 from aggregator.training.fusion.recipe import FusionRounds, Interrupted, Samples, Timer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 
@@ -32,8 +33,8 @@ def register(house, name, sequences):
 def test_a_context_survives_the_process(tmp_path):
     with House(tmp_path) as house:
         context = house.contexts.create(SPEC)
-        house.contexts.commit(context, [segment("s2", range(10, 30)), segment()])
-        house.contexts.commit(context, [segment("s2", range(10, 40))])
+        asyncio.run(house.contexts.commit(context, [segment("s2", range(10, 30)), segment()]))
+        asyncio.run(house.contexts.commit(context, [segment("s2", range(10, 40))]))
     with House(tmp_path) as house:
         again = house.contexts.get("c")
         assert (again.id, again.spec, again.tokens) == (context.id, SPEC, 40)
@@ -73,7 +74,7 @@ def test_holders_serve_what_they_have_told_of():
     with House() as house:
         context = house.contexts.create(SPEC)
         one = segment(holders=("a", "b", "c"))
-        house.contexts.commit(context, [one])
+        asyncio.run(house.contexts.commit(context, [one]))
         keys, values = context.keys("s1"), context.values("s1")
 
         # b came back empty; c has fewer tokens; a has not been seen since the aggregator started.
@@ -91,7 +92,7 @@ def test_holders_serve_what_they_have_told_of():
 def test_a_node_is_told_to_forget_what_no_context_has():
     with House() as house:
         context = house.contexts.create(SPEC)
-        house.contexts.commit(context, [segment()])
+        asyncio.run(house.contexts.commit(context, [segment()]))
         known, dropped = context.keys("s1"), f"context/{house.state.id}-gone/s1/keys"
         elsewhere = {known: 10, dropped: 5, "job/r/keys": 1}
         member = register(house, "a", elsewhere)
@@ -120,7 +121,7 @@ def test_a_state_keeps_its_identity(tmp_path):
 def test_a_commit_that_fails_changes_nothing(monkeypatch):
     with House() as house:
         context = house.contexts.create(SPEC)
-        house.contexts.commit(context, [segment()])
+        asyncio.run(house.contexts.commit(context, [segment()]))
         put, calls = house.state.put_segment, []
 
         def failing(*given):
@@ -131,7 +132,9 @@ def test_a_commit_that_fails_changes_nothing(monkeypatch):
 
         monkeypatch.setattr(house.state, "put_segment", failing)
         with pytest.raises(NotFound):
-            house.contexts.commit(context, [segment("s2", range(10, 20)), segment("s3", range(20, 30))])
+            asyncio.run(
+                house.contexts.commit(context, [segment("s2", range(10, 20)), segment("s3", range(20, 30))])
+            )
         assert context.tokens == 10
         assert [s.id for s in house.state.list_segments(context.id)] == ["s1"]
 
