@@ -199,12 +199,12 @@ def _too_large(context: StoredContext, count: int, segments: int, size: int) -> 
 def make_plan(context: StoredContext, request: AttendRequest) -> Plan:
     """The plan of a request with these defaults filled in: positions, scale."""
     spec, count, tokens = context.spec, len(request.queries), context.tokens
+    if not tokens:
+        raise EmptyContext(f"context {spec.name!r} has no tokens yet; append some first")
     if request.until is not None:
         if request.until < 1:
             raise InvalidArgument(f"until is {request.until}; attend to at least one position")
         tokens = min(tokens, request.until)
-    if not tokens:
-        raise EmptyContext(f"context {spec.name!r} has no tokens yet; append some first")
     positions = request.positions
     if positions is None:
         if count > tokens and (request.causal or request.window is not None):

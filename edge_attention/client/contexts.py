@@ -14,8 +14,9 @@ import numpy as np
 
 from edge_attention.client.appending import Attempt, appended
 from edge_attention.client.connection import DEADLINE_MARGIN, MIB, SLOWEST, Connection
-from edge_attention.client.results import Answer, Appended, join, merged
+from edge_attention.client.results import Answer, Appended, join
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidGraph, InvalidTensor
+from edge_attention.core.fold import join as joined
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.tensors import Encoding, Float32, Int64, require, require_name
 from edge_attention.jobs.checks import require_number, require_whole
@@ -201,7 +202,7 @@ class AsyncContext:
             require_number(deadline, "deadline", 0, MAX_DEADLINE)
         if scale is not None:
             require_number(scale, "scale", -MAX_SCALE, MAX_SCALE)
-        for what, whole, low in (("window", window, 1), ("until", until, 0)):
+        for what, whole, low in (("window", window, 1), ("until", until, 1)):
             if whole is not None:
                 require_whole(whole, what, low, 2**63 - 1)
         if encoding not in ("float32", "float16"):
@@ -299,7 +300,7 @@ def last_positions(count: int, tokens: int) -> Int64:
 
 def _appended(replies: Sequence[wire.AppendResponse]) -> Appended:
     return Appended(
-        merged(reply.tokens for reply in replies),
+        joined(reply.tokens for reply in replies),
         tuple(segment for reply in replies for segment in reply.segments),
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from edge_attention.core.errors import DataLoss
+from edge_attention.core.fold import join as joined
 from edge_attention.core.messages.attention import AttendResponse, Bound, Missing, Segment, ShardMass
 from edge_attention.core.tensors import Encoded, Float32
 
@@ -70,7 +71,7 @@ def join(parts: Sequence[AttendResponse], client_seconds: float) -> Answer:
     for shard in shards:
         mass[shard.node] = mass[shard.node] + shard.mass if shard.node in mass else shard.mass
     missing = tuple({gap.shard: gap for part in parts for gap in part.missing}.values())
-    covered = merged(stretch for part in parts for stretch in part.coverage)
+    covered = joined(stretch for part in parts for stretch in part.coverage)
     for gap in missing:
         covered = _without(covered, gap.tokens)
     seconds: dict[str, float] = {}
@@ -93,24 +94,13 @@ def join(parts: Sequence[AttendResponse], client_seconds: float) -> Answer:
     )
 
 
-def merged(ranges: Iterable[range]) -> tuple[range, ...]:
-    """The union of position ranges, in order, neighbours joined."""
-    found: list[range] = []
-    for stretch in sorted((r for r in ranges if r), key=lambda r: r.start):
-        if found and stretch.start <= found[-1].stop:
-            found[-1] = range(found[-1].start, max(found[-1].stop, stretch.stop))
-        else:
-            found.append(stretch)
-    return tuple(found)
-
-
 def _without(ranges: tuple[range, ...], gap: range) -> tuple[range, ...]:
     pieces = (
         piece
         for r in ranges
         for piece in (range(r.start, min(r.stop, gap.start)), range(max(r.start, gap.stop), r.stop))
     )
-    return merged(pieces)
+    return joined(pieces)
 
 
 def _array(part: AttendResponse) -> Float32:

@@ -24,7 +24,6 @@
     │   ├── DiskFull                                says of which folder; what is to be kept waits for room
     │   └── PrivateLimit                            failed on a node's private data too often today
     ├── Unavailable            UNAVAILABLE          a peer is away; trying again may help
-    │   ├── NodeLost
     │   ├── Overloaded                              not now: too much is asked; `retry_after` says when
     │   └── Unreachable                             nobody answered at the address
     ├── DeadlineExceeded       DEADLINE_EXCEEDED    says what was waited for
@@ -66,7 +65,6 @@ __all__ = [
     "InvalidTensor",
     "MessageTooLarge",
     "NodeFailed",
-    "NodeLost",
     "NotFinite",
     "NotFound",
     "OutOfMemory",
@@ -195,10 +193,6 @@ class PrivateLimit(ResourceExhausted):
 
 class Unavailable(EdgeAttentionError):
     status = "UNAVAILABLE"
-
-
-class NodeLost(Unavailable):
-    pass
 
 
 class Overloaded(Unavailable):

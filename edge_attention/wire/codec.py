@@ -59,13 +59,6 @@ _MESSAGE_PARTS, each text 1. Of two bytes each there would be two million, and t
 """
 _MESSAGE_PARTS = 16
 
-_registry: dict[type, tuple[type[Message], dict[type, str]]] = {}
-
-
-def register(cls: type, message: type[Message], variants: Mapping[type, str] | None = None) -> None:
-    """Say that `cls` travels as `message`."""
-    _registry[cls] = (message, dict(variants or {}))
-
 
 class Codec(Generic[T]):
     """Converts `T` to bytes and back. `variants` maps a class to its field, where `T` is a union.

@@ -147,7 +147,7 @@ class Fake:
                 raise errors.AlreadyExists(f"append {name!r} was given up")
             return self.answers[name]
         if start >= self.fail_append_after:
-            raise errors.NodeLost("node 'a' is lost")
+            raise errors.Unavailable("node 'a' is lost")
         self.calls.append(("append", parts[0].node, len(parts)))
         keys += [part.keys for part in parts]
         values += [part.values for part in parts]

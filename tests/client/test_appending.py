@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake import serving
 
-from edge_attention import Client, NodeLost, Unavailable, Unreachable
+from edge_attention import Client, Unavailable, Unreachable
 from edge_attention.client import appending, contexts
 from edge_attention.client.background import BACKGROUND
 
@@ -65,7 +65,7 @@ def test_an_aggregator_that_is_not_there_is_not_asked():
 def test_an_error_of_the_aggregators_is_final(client, fake):
     context = client.create_context("c", **SIZES)
     fake.fail_append_after = 0
-    with pytest.raises(NodeLost, match=r"lost$"):
+    with pytest.raises(Unavailable, match=r"lost$"):
         context.append(KEYS, VALUES)
     assert not fake.answers
 

@@ -21,7 +21,6 @@ from edge_attention.core.errors import (
     FailedPrecondition,
     InvalidArgument,
     InvalidTensor,
-    NodeLost,
     NotFound,
     Unavailable,
 )
@@ -168,7 +167,7 @@ def test_a_failed_append_says_what_was_stored(client, fake, monkeypatch):
     monkeypatch.setattr(contexts, "APPEND_CALL", 112 * 300)
     fake.fail_append_after = 600
     context = client.create_context("memory", **SIZES)
-    with pytest.raises(NodeLost, match="first 600 of 1,000 tokens were stored"):
+    with pytest.raises(Unavailable, match="first 600 of 1,000 tokens were stored"):
         context.append(keys, values)
 
 
@@ -227,6 +226,8 @@ def test_what_is_no_argument_of_that_kind(client, filled):
         (lambda: context.attend(queries, scale=float("nan")), "scale is nan"),
         (lambda: context.attend(queries, window=1.5), "window is 1.5"),
         (lambda: context.attend(queries, window=2**64), "window is 18446744073709551616"),
+        # As the server has it: to attend to no position is no question.
+        (lambda: context.attend(queries, until=0), "until is 0"),
         (lambda: client.train(None), "the job is NoneType"),
     ]:
         with pytest.raises(InvalidArgument, match=said):

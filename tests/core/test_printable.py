@@ -60,7 +60,6 @@ def test_a_node_cannot_speak_for_the_aggregator():
         "Revoked",
         "Unauthenticated",
         "Unreachable",
-        "NodeLost",
         "Internal",
         "EdgeAttentionError",
         "x",

@@ -17,7 +17,6 @@ DESCRIPTORS = 12
 
 HONEST = {
     "Unavailable",
-    "NodeLost",
     "Unreachable",
     "DeadlineExceeded",
     "ResourceExhausted",

@@ -383,7 +383,7 @@ class AttendRequest(_message.Message):
     weights: _builtins.bool
     """Also return every token's global attention weight."""
     until: _builtins.int
-    """Attend to positions below this one only. Absent: all there are when the call arrives."""
+    """Attend to positions below this one only, 1 or more. Absent: all there are when the call arrives."""
     checksum: _builtins.int
     @_builtins.property
     def queries(self) -> _tensor_pb2.Tensor:
