@@ -52,7 +52,7 @@ print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     lines, megabytes = map(int, done.stdout.split())
-    assert 1_000 < lines < 13_000
+    assert 1_000 < lines < 13_400
     assert 20 < megabytes < 120
 
 
@@ -118,11 +118,6 @@ def test_rooms_do_not_import(folder, others):
 
 
 TOPS = ("edge_attention", "edge_node", "aggregator")
-ALIASES = {  # these go with what their files become
-    "aggregator.engine.dispatch.Fold",
-    "aggregator.training.federated.programs.Program",
-    "aggregator.training.fusion.recipe.Say",
-}
 
 
 def module_of(path: Path) -> str:
@@ -243,7 +238,7 @@ def test_no_alias_bears_the_name_of_a_class():
                     aliases[f"{module_of(path)}.{alias.asname}"] = str(alias.asname)
     assert "Client" in classes
     assert "edge_attention.jobs.job.ModelFile" in aliases
-    assert not {where for where, name in aliases.items() if name in classes} - ALIASES
+    assert not {where for where, name in aliases.items() if name in classes}
 
 
 def loaded_by(module: str) -> set[str]:

@@ -12,7 +12,7 @@ from aggregator.engine.returned import ReturnedTensor
 from aggregator.engine.spool import SpooledTensor
 from aggregator.training.federated.collect import PATIENT_SECONDS
 from aggregator.training.federated.plan import SCALAR
-from aggregator.training.federated.programs import At, Program, Programs
+from aggregator.training.federated.programs import At, ProgramParts, Programs
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.work import Basis, Work
 from edge_attention.core.errors import EdgeAttentionError, NotFinite
@@ -92,7 +92,7 @@ class Evaluator:
     async def _ask(self, samples: NodeSamples, basis: Basis) -> Sums | None:
         rows = await asyncio.to_thread(samples.held_out)
 
-        def program(at: At, forgotten: bool) -> Program:
+        def program(at: At, forgotten: bool) -> ProgramParts:
             return self._programs.evaluate(rows, at)
 
         names = ("loss", *self._programs.plan.metrics)

@@ -17,7 +17,7 @@ from edge_attention.core.tensors import Array, Encoding, Int64
 
 EVALUATION_BATCH = 256
 
-Program = tuple[tuple[Instruction, ...], dict[str, Array]]
+ProgramParts = tuple[tuple[Instruction, ...], dict[str, Array]]
 """Instructions, and the small tensors that go with them; parameters are pushed besides."""
 
 
@@ -66,7 +66,7 @@ class Programs:
         residual: int | None = None,
         forgotten: Iterable[int] = (),
         alpha: Array | None = None,
-    ) -> Program:
+    ) -> ProgramParts:
         """One round on one node. `rows` int64 [steps, batch].
 
         `residual`: the round whose residuals the node goes on from; without one they begin at zero.
@@ -88,7 +88,7 @@ class Programs:
         instructions += self._update(number, rows, at, tensors, single, residual, forgotten)
         return tuple(instructions), tensors
 
-    def evaluate(self, rows: Int64, at: At) -> Program:
+    def evaluate(self, rows: Int64, at: At) -> ProgramParts:
         """Sums of loss and metrics over `rows` [n] of the node's dataset."""
         graph, names = self.plan.graphs["evaluate"], ("loss", *self.plan.metrics)
         tensors: dict[str, Array] = {f"task/sum/{name}": np.zeros((), np.float32) for name in names}

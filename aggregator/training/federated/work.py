@@ -19,7 +19,7 @@ from aggregator.engine.spool import SpooledTensor
 from aggregator.store.tensor_file import Spec, TensorFile, TensorFileWriter
 from aggregator.training.federated.asker import Answer, Asker, Lacking
 from aggregator.training.federated.fold import Folder
-from aggregator.training.federated.programs import At, Program, Programs, control
+from aggregator.training.federated.programs import At, ProgramParts, Programs, control
 from aggregator.training.federated.push import Push, lent, renamed
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.updates import Update, check, pieces
@@ -96,7 +96,7 @@ class Work:
         old = sorted(besides - {number, residual})
         besides.add(number)
 
-        def program(at: At, forgotten: bool) -> Program:
+        def program(at: At, forgotten: bool) -> ProgramParts:
             # One that has been restarted without --store has lost its residuals: they begin at zero again.
             kept = None if forgotten else residual
             return self._programs.train(
@@ -124,7 +124,7 @@ class Work:
         self,
         node: str,
         basis: Basis,
-        program: Callable[[At, bool], Program],
+        program: Callable[[At, bool], ProgramParts],
         wanted: Mapping[str, Spec],
         state: Callable[[bool], None],
         controls: bool = False,

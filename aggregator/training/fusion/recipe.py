@@ -44,7 +44,7 @@ _FLOAT32 = np.dtype(np.float32)
 _LOSS: Wanted = (_FLOAT32, None)
 """One number, of whatever rank."""
 
-Say = Callable[[str], None]
+SayWhat = Callable[[str], None]
 
 
 class Interrupted(Unavailable):
@@ -100,7 +100,7 @@ class FusionRounds:
         trips: Trips,
         patience: float,
         identity_key: bytes,
-        say: Say,
+        say: SayWhat,
     ) -> None:
         self._scope = f"job/{run}"
         self._plan = plan
