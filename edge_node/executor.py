@@ -16,6 +16,8 @@ from edge_attention.core.halves import stored_dtype
 from edge_attention.core.messages import program as said
 from edge_attention.core.messages.program import Batch, Contribution, Fault, Program, Return, Run, Stored
 from edge_attention.core.printable import shown
+from edge_attention.core.release import Edge, numbered
+from edge_attention.core.release import column as column_source
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
 from edge_node.data.datasets import Dataset
 from edge_node.discretion import (
@@ -30,7 +32,8 @@ from edge_node.failures import Failures
 from edge_node.release import ALIGNMENT, Releases
 from edge_node.runtime import ForeignGraph, Graph, Stop
 from edge_node.shared_memory import gather
-from edge_node.store.store import Held, Origin, Store
+from edge_node.store.origin import Origin, bounded
+from edge_node.store.store import Held, Store
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +122,7 @@ class Execution:
         rest = may_fail[-1] if may_fail else 0
         held: list[Contribution] = []
         try:
+            self._node.releases.learn(self._program.releases)
             for name, array in self._program.tensors.items():
                 self._put(self._name(name), array)
             for message in self._block(instructions[:rest], None):
@@ -245,7 +249,7 @@ class Execution:
                 case Return():
                     with self._plainly:
                         held = self._value(Stored(instruction.stored))
-                        self._node.releases.require(instruction.stored, held)
+                        self._node.releases.require(instruction.stored, held, self._program.releases)
                     full = self._pending_bytes + held.array.nbytes > _COALESCE
                     if self._pending and (full or instruction.name in self._pending):
                         yield self._contribution()
@@ -294,19 +298,20 @@ class Execution:
             inputs = {name: self._value(value) for name, value in run.inputs.items()}
             feeds = {name: held.array for name, held in inputs.items()}
             private = any(held.origin is not None for held in inputs.values())
+            flow = flow_of(run.graph, inputs)
             if graph.remembers and (run.graph in drawn or len(drawn) >= _DRAWN):
-                private = True
+                private, flow = True, None  # of how often it drew, for what, nothing is known
+            allowed = self._node.releases.allowed(run.graph, flow, targets) if private else frozenset()
             if private:
                 # What can be said of it before anything private counts.
                 graph.check(feeds, list(targets), {name for name, held in inputs.items() if held.chosen})
-        allow = self._node.releases.allow
         with _NOTHING if private else self._plainly:
             if private:
                 self._private, self._graph = True, run.graph
                 chosen = any(held.chosen for held in inputs.values())
-                if chosen or not all(allow(run.graph, output) for output in targets):
+                if chosen or len(allowed) < len(targets):
                     self._begin()
-                if graph.remembers:
+                if graph.remembers and len(allowed) < len(targets):
                     drawn.add(run.graph)
             started = self._clock()
             try:
@@ -314,10 +319,11 @@ class Execution:
             finally:
                 self._run_seconds += self._clock() - started
             self._stop.check()  # who stopped the task may have dropped by now what it would store
-            private = private or run.graph in drawn  # of a run beside this one
+            if not private and run.graph in drawn:  # of a run beside this one
+                private, flow = True, None
             for (output, name), array in zip(targets.items(), results, strict=True):
-                released = not private or allow(run.graph, output)
-                self._put(name, array, None if released else Origin(run.graph, output))
+                released = not private or output in allowed
+                self._put(name, array, None if released else Origin(run.graph, output, flow=flow))
 
     def _append(self, append: said.Append, turn: int | None) -> None:
         with self._plainly:
@@ -376,10 +382,11 @@ class Execution:
             rows = None if asked is None else _rows(asked.array, turn, dataset)
             count = dataset.rows if rows is None else len(rows)
             for name, source in sources.items():
-                column = f"column {columns[name]!r} of dataset {dataset.name!r}"
+                column = column_source(dataset.name, columns[name])
                 self._store.require(count * source[:1].nbytes, f"{count} rows of {columns[name]!r}", chosen)
                 array = np.ascontiguousarray(source) if rows is None else gather(source, rows)
-                self._put(name, array, Origin("", column, chosen))
+                # Rows that private data chose tell of it: no release is of them.
+                self._put(name, array, Origin("", column, chosen, None if chosen else frozenset()))
                 self._private = True
             if hashes:
                 self._store.require(16 * count, "hashes of ids", chosen)
@@ -397,6 +404,20 @@ class Execution:
         stored_dtype(encoding, array.dtype, instruction.stored)  # refuses what cannot travel so
         self._pending[instruction.name] = array if encoding is Encoding.RAW else Encoded(array, encoding)
         self._pending_bytes += array.nbytes
+
+
+def flow_of(graph: str, inputs: Mapping[str, Held]) -> frozenset[Edge] | None:
+    """By what outputs of `graph` are computed from `inputs`; None: of one of them that is not known."""
+    flows = dict[int, frozenset[Edge]]()
+    edges = set[Edge]()
+    for name, held in inputs.items():
+        if held.origin is None:
+            continue
+        if (flow := held.origin.flow) is None:
+            return None
+        flows[id(flow)] = flow  # most are one and the same
+        edges.add((graph, numbered(name), held.origin.source))
+    return bounded(frozenset(edges.union(*flows.values())))
 
 
 def _rows(rows: Array, turn: int | None, dataset: Dataset) -> Array:

@@ -5,13 +5,23 @@ from __future__ import annotations
 from edge_attention.core.errors import InvalidProgram
 from edge_attention.core.messages.program import Instruction, Program, Repeat, Run
 
-__all__ = ["MAX_CALLER", "MAX_DEPTH", "MAX_GRAPHS", "MAX_INSTRUCTIONS", "MAX_STEPS", "graphs_of"]
+__all__ = [
+    "MAX_CALLER",
+    "MAX_DEPTH",
+    "MAX_GRAPHS",
+    "MAX_INSTRUCTIONS",
+    "MAX_RELEASES",
+    "MAX_STEPS",
+    "graphs_of",
+]
 
 MAX_INSTRUCTIONS = 10_000
 MAX_DEPTH = 4
 MAX_STEPS = 10_000_000
 """Instructions carried out in one task, each turn of a Repeat counted."""
 MAX_GRAPHS = 64
+MAX_RELEASES = 16
+"""Texts of releases that a program brings."""
 MAX_CALLER = 256
 """Characters of the name of who a program is for."""
 
@@ -25,6 +35,8 @@ def graphs_of(program: Program) -> set[str]:
     """
     if len(program.caller) > MAX_CALLER or not program.caller.isprintable():
         raise InvalidProgram(f"the caller of a program is at most {MAX_CALLER} printable characters")
+    if len(program.releases) > MAX_RELEASES:
+        raise InvalidProgram(f"a program brings {MAX_RELEASES} releases at most, not {len(program.releases)}")
     digests: set[str] = set()
     count = 0
 

@@ -49,9 +49,10 @@ way, the second leaves at once.
     "--allow-release",
     multiple=True,
     metavar="WHAT",
-    help="What computed from private data may leave: a release (`attention`: results of attention; "
-    "`alignment`: keyed hashes of ids), a graph's SHA-256 or its .onnx file, the last two with "
-    ":OUTPUT[,OUTPUT]. Repeatable.",
+    help="What computed from private data may leave: a release's digest, as `edge-attention train --plan` "
+    "prints it; `attention`: results of attention, @GRAPH: over what this encoder made; `alignment`: keyed "
+    "hashes of ids; GRAPH[:OUTPUT,...]@DATASET/COLUMN[,...]: what a graph makes of columns. GRAPH: its "
+    "SHA-256 or .onnx file. Repeatable.",
 )
 @click.option(
     "--id-key",

@@ -2,82 +2,192 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from edge_attention.core.errors import InvalidArgument, NotFound, PrivateTensor
+from edge_attention.core.errors import InvalidArgument, PrivateTensor
+from edge_attention.core.release import ANY, Edge, GraphRule, Release, column, column_of, numbered
 from edge_attention.graphs.attention import library
 from edge_node.store.store import Held
+
+log = logging.getLogger(__name__)
 
 ALIGNMENT = "alignment"
 """The release of the keyed hashes of rows' ids, by which nodes find the rows they share."""
 
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
+_HOW = "GRAPH[:OUTPUT,...]@DATASET/COLUMN[,...]"
 
 
 class Releases:
     """The outputs of graphs that may leave though computed from private tensors.
 
-    `allowed`: names of releases, digests of graphs or paths of .onnx files, each optionally `:out1,out2`;
+    `allowed`, each one of:
+
+        attention            a release of the library's, by name; attention@GRAPH: of what this encoder made
+        alignment            keyed hashes of ids
+        DIGEST               a release, by the SHA-256 of its text, which programs bring
+        GRAPH[:OUTPUT,...]@DATASET/COLUMN[,...]
+                             outputs (or all) of a graph, of these columns' rows; by its digest or .onnx file
+
     InvalidArgument for anything else. `announced`: what the aggregator is told of it, which is no path.
+    Thread-safe.
     """
 
     def __init__(self, allowed: Iterable[str] = ()) -> None:
         names = dict.fromkeys(allowed)
         self.alignment = ALIGNMENT in names
-        # Digest -> the outputs; None: all of them.
-        self._outputs: dict[str, frozenset[str] | None] = {}
-        announced = []
-        for value in names:
-            name, _, selected = value.removeprefix("sha256:").partition(":")
-            outputs = frozenset(selected.split(",")) if selected else None
-            announced.append(self._allow(name, outputs, value) + (f":{selected}" if selected else ""))
-        self.announced = tuple(announced)
+        self._active: dict[str, Release] = {}
+        """What is in force, by digest."""
+        self._digests: set[str] = set()
+        """Allowed digests, of releases whose texts are still to come too."""
+        self.announced = tuple(dict.fromkeys(map(self._allow, names)))
 
-    def _allow(self, name: str, outputs: frozenset[str] | None, value: str) -> str:
-        if name == ALIGNMENT:
-            return name
-        if match := _DIGEST.fullmatch(name):
-            self._add(match[1].lower(), outputs)
+    def _allow(self, value: str) -> str:
+        if value == ALIGNMENT:
+            return value
+        what, at, origins = value.rpartition("@")
+        if not at:
+            what, origins = value, ""
+        if match := _DIGEST.fullmatch(value):
+            self._digests.add(match[1].lower())
             return match[1].lower()
-        if name.endswith(".onnx"):
-            try:
-                digest = sha256(Path(name).read_bytes()).hexdigest()
-            except OSError as error:
-                raise InvalidArgument(f"--allow-release {value}: {error.strerror}") from None
-            self._add(digest, outputs)
-            return digest
-        try:
-            release = library.release(name)
-        except NotFound:
+        if what in library.RELEASES:
+            encoder = _graph(origins, value) if at else ANY
+            self._add(library.release(what, encoder))
+            return f"{what}@{encoder}" if at else what
+        graph, _, selected = what.removeprefix("sha256:").partition(":")
+        if not (_DIGEST.fullmatch(graph) or graph.endswith(".onnx")):
             known = ", ".join((ALIGNMENT, *library.RELEASES))
-            what = f"use a release ({known}), a graph's SHA-256 or its .onnx file"
-            raise InvalidArgument(f"--allow-release {value}: {what}") from None
-        for digest, released in release.items():
-            self._add(digest, released & outputs if outputs else released)
-        return name
-
-    def _add(self, digest: str, outputs: frozenset[str] | None) -> None:
-        have = self._outputs.get(digest, frozenset())
-        self._outputs[digest] = None if outputs is None or have is None else have | outputs
-
-    def allow(self, digest: str, output: str) -> bool:
-        """Whether this output of this graph may leave, whatever it was computed from."""
-        outputs = self._outputs.get(digest, frozenset())
-        return outputs is None or output in outputs
-
-    def require(self, name: str, held: Held) -> None:
-        """Raises PrivateTensor for one, naming what made it and the flag that would let it leave, if any."""
-        if held.origin is None:
-            return
-        digest, output = held.origin.digest, held.origin.output
-        if digest:
-            raise PrivateTensor(
-                f"{name} is private: it is output {output!r} of graph {digest}, computed from private data; "
-                f"the node's operator can let it leave with --allow-release {library.flag(digest, output)}"
+            raise InvalidArgument(
+                f"--allow-release {value}: use a release ({known}), the digest that `train --plan` prints, "
+                f"or {_HOW}"
             )
-        if output == ALIGNMENT:
+        if not at:
+            raise InvalidArgument(
+                f"--allow-release {value} names a graph, and not what private data its inputs may be: give "
+                f"the digest that `train --plan` prints, or {_HOW}"
+            )
+        digest = _graph(graph, value)
+        leaves = frozenset(map(numbered, selected.split(","))) if selected else frozenset({ANY})
+        sources = frozenset(_column(origin, value) for origin in origins.split(","))
+        self._add(Release({digest: GraphRule({ANY: sources}, leaves)}))
+        return digest + (f":{selected}" if selected else "") + f"@{origins}"
+
+    def _add(self, release: Release) -> None:
+        self._active[release.digest] = release
+
+    def learn(self, texts: Iterable[str]) -> None:
+        """Put in force what the operator has allowed of these texts of releases; others change nothing."""
+        for text in texts:
+            digest = sha256(text.encode()).hexdigest()
+            if digest not in self._digests or digest in self._active:
+                continue
+            try:
+                release = Release.parse(text)
+            except InvalidArgument as error:
+                log.warning("--allow-release %s is not in force: %s", digest, error.message)
+                self._digests.discard(digest)
+                continue
+            graphs = ", ".join(graph[:12] for graph, rule in release.graphs.items() if rule.leaves)
+            columns = "; ".join(release.columns)
+            log.info("release %s is in force: results of %s from %s", digest[:12], graphs, columns)
+            self._add(release)
+
+    def allowed(self, digest: str, flow: Collection[Edge] | None, outputs: Iterable[str]) -> frozenset[str]:
+        """Those of `outputs` of the graph that may leave, computed by `flow`; None: nobody knows by what."""
+        if flow is None:
+            return frozenset()
+        named = [r for r in tuple(self._active.values()) if digest in r.graphs and r.stranger(flow) is None]
+        return frozenset(output for output in outputs if any(r.leaves(digest, output) for r in named))
+
+    def require(self, name: str, held: Held, offered: Sequence[str] = ()) -> None:
+        """Raises PrivateTensor for one, naming what made it and the flag that would let it leave, if any.
+
+        `offered`: the texts of releases that the program brings.
+        """
+        origin = held.origin
+        if origin is None:
+            return
+        if origin.digest:
+            what = (
+                f"{name} is private: it is output {origin.output!r} of graph {origin.digest}, computed from "
+            )
+            raise PrivateTensor(
+                f"{what}private data; {self._remedy(origin.digest, origin.output, origin.flow, offered)}"
+            )
+        if origin.output == ALIGNMENT:
             raise PrivateTensor(f"{name} is private: hashes of ids leave with --allow-release {ALIGNMENT}")
-        raise PrivateTensor(f"{name} is private: it is {output}; only results computed from it may leave")
+        raise PrivateTensor(
+            f"{name} is private: it is {origin.output}; only results computed from it may leave"
+        )
+
+    def _remedy(self, digest: str, output: str, flow: Collection[Edge] | None, offered: Sequence[str]) -> str:
+        """What would let an output of a graph leave that was computed by `flow`."""
+        stranger: Edge | None = None
+        known = {name: library.release(name) for name in library.RELEASES}
+        for flag, release in [*_parsed(offered), *known.items(), *self._active.items()]:
+            if flow is None or not release.leaves(digest, output):
+                continue
+            stranger = release.stranger(flow)
+            if stranger is None:
+                return f"the node's operator can let it leave with --allow-release {flag}"
+        if stranger is not None:
+            graph, name, source = stranger
+            was = f"input {name!r} of graph {graph[:12]} was {source}"
+            return f"a release of this output does not cover it: {was}"
+        if flow is None:
+            return "and no release covers it: of what it was computed is not known here"
+        if digest in self._digests:
+            said = f"--allow-release {digest} is a graph's digest, which says not what its inputs may be: "
+        else:
+            said = ""
+        if columns := _columns(digest, flow):
+            flag = f"{digest}:{output}@{','.join(columns)}"
+            return f"{said}the node's operator can let it leave with --allow-release {flag}"
+        return f"{said}the program brings no release for it; `train --plan` prints those of a job"
+
+
+def _graph(name: str, value: str) -> str:
+    """The digest of a graph that is named by it or by its file."""
+    if match := _DIGEST.fullmatch(name):
+        return match[1].lower()
+    if not name.endswith(".onnx"):
+        raise InvalidArgument(f"--allow-release {value}: {name[:80]!r} is neither a digest nor an .onnx file")
+    try:
+        return sha256(Path(name).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InvalidArgument(f"--allow-release {value}: {error.strerror}") from None
+
+
+def _column(origin: str, value: str) -> str:
+    dataset, slash, name = origin.partition("/")
+    if not (dataset and slash and name):
+        raise InvalidArgument(f"--allow-release {value}: {origin!r} is not DATASET/COLUMN; use {_HOW}")
+    return column(dataset, name)
+
+
+def _parsed(texts: Iterable[str]) -> Iterable[tuple[str, Release]]:
+    for text in texts:
+        try:
+            release = Release.parse(text)
+        except InvalidArgument:
+            continue
+        yield f"sha256:{release.digest}", release
+
+
+_PLAIN = re.compile(r"[^,@/\s]+")
+
+
+def _columns(digest: str, flow: Iterable[Edge]) -> list[str]:
+    """As the flag takes them, where a graph has read nothing but columns; else none."""
+    found = []
+    for graph, _, source in sorted(flow):
+        names = column_of(source)
+        if graph != digest or names is None or not all(map(_PLAIN.fullmatch, names)):
+            return []
+        found.append("/".join(names))
+    return list(dict.fromkeys(found))

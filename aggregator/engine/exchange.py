@@ -46,6 +46,7 @@ class Assignment:
     deadline_seconds: float | None = None
     tensors: Mapping[str, Array] = field(default_factory=dict)
     bulk_tensors: tuple[BulkTensor, ...] = ()
+    releases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -304,6 +305,7 @@ class Exchange:
             tensors=asked.tensors,
             bulk_tensors=asked.bulk_tensors,
             caller=self._caller,
+            releases=asked.releases,
         )
 
     def _revoke(self, shard: _Shard) -> list[Action]:

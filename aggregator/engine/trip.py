@@ -50,6 +50,7 @@ class Errand:
         inline: tensors that travel with the program, whatever their size. Errands may share one mapping.
         tensors: the same, but those that are large are lent for the length of the trip.
         lent: tensors that the caller lends.
+        releases: texts of the releases that what comes back needs (edge_attention/core/release.py).
     """
 
     shard: str
@@ -60,6 +61,7 @@ class Errand:
     inline: Mapping[str, Array] = field(default_factory=dict)
     tensors: Mapping[str, Rows] = field(default_factory=dict)
     lent: tuple[BulkTensor, ...] = ()
+    releases: tuple[str, ...] = ()
 
 
 class Trips:
@@ -116,6 +118,7 @@ class Trips:
                         deadline_seconds=seconds,
                         tensors=inline,
                         bulk_tensors=bulk,
+                        releases=errand.releases,
                     )
                 )
             if lent:

@@ -12,9 +12,11 @@ from pathlib import Path
 from aggregator.training import planner
 from aggregator.training.active import ActiveRun, Job
 from aggregator.training.federated import planner as federated_planner
+from aggregator.training.federated import releases as federated_releases
 from aggregator.training.federated.plan import FederatedPlan, check_dataset
 from aggregator.training.federated.trainer import FederatedTrainer
 from aggregator.training.fusion import planner as fusion_planner
+from aggregator.training.fusion import releases as fusion_releases
 from aggregator.training.fusion.plan import FusionPlan
 from aggregator.training.fusion.plan import check_dataset as check_part
 from aggregator.training.fusion.trainer import Trainer
@@ -110,7 +112,7 @@ class FusionRecipe(JobRecipe):
         self._planned = FusionPlan.from_json(made, job)
 
     def released(self) -> tuple[PlannedGraph, ...]:
-        return self._plan.released()
+        return fusion_releases.planned(self._plan)
 
     def check_nodes(self) -> None:
         for part in self._plan.parts:
@@ -155,7 +157,7 @@ class FederatedRecipe(JobRecipe):
 
     def released(self) -> tuple[PlannedGraph, ...]:
         nodes = self._job.nodes or self._candidates() or ("*",)
-        return self._plan.released(self._job, nodes)
+        return federated_releases.planned(self._plan, self._job, nodes)
 
     def _candidates(self) -> tuple[str, ...]:
         members = (m for m in self._services.membership.members() if m.live)

@@ -56,7 +56,8 @@ class ProgramCodec(Codec[Any]):
         """Tensors of the program written last, and their bytes."""
 
     def encode(self, value: Any) -> bytes:
-        data = self._written(value) if type(value) is Program and not value.bulk_tensors else None
+        plain = type(value) is Program and not value.bulk_tensors and not value.releases
+        data = self._written(value) if plain else None
         return super().encode(value) if data is None else data
 
     def _written(self, p: Program) -> bytes | None:

@@ -22,6 +22,7 @@ import numpy as np
 from edge_attention.core.errors import OutOfMemory
 from edge_attention.core.tensors import Array, DataType, require_stored
 from edge_node.store.disk import Disk
+from edge_node.store.origin import Origin, restored
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class KeptFiles:
         self._folder, self._disk = folder, disk or Disk()
         self._disk.make_folder(folder)
 
-    def load(self) -> Iterator[tuple[str, Array, tuple[str, str] | None]]:
+    def load(self) -> Iterator[tuple[str, Array, Origin | None]]:
         """Name, array and origin of what an earlier process left; what is damaged or old is removed."""
         for path in sorted(self._folder.iterdir()):
             try:
@@ -52,14 +53,15 @@ class KeptFiles:
                 log.info("removed the kept tensor %s: %s", path.name, error)
                 path.unlink(missing_ok=True)
 
-    def save(self, name: str, array: Array, origin: tuple[str, str] | None) -> None:
+    def save(self, name: str, array: Array, origin: Origin | None) -> None:
         """Keep `array` as `name`: it is on the disk when this returns.
 
         Raises:
             OutOfMemory: the disk is full.
         """
         data = np.ascontiguousarray(array).tobytes()
-        head = {"name": name, "dtype": array.dtype.name, "shape": array.shape, "origin": origin}
+        head: dict[str, object] = {"name": name, "dtype": array.dtype.name, "shape": array.shape}
+        head["origin"] = None if origin is None else origin.saved()
         line = json.dumps({**head, "sum": zlib.crc32(data)}).encode() + b"\n"
         try:
             self._disk.replace(self._path(name), line + data)
@@ -73,7 +75,7 @@ class KeptFiles:
         return self._folder / (sha256(name.encode()).hexdigest()[:32] + ".tensor")
 
 
-def _read(path: Path) -> tuple[str, Array, tuple[str, str] | None]:
+def _read(path: Path) -> tuple[str, Array, Origin | None]:
     line, _, data = path.read_bytes().partition(b"\n")
     head = json.loads(line)
     name, shape = require_stored(head["name"]), tuple(head["shape"])
@@ -82,5 +84,4 @@ def _read(path: Path) -> tuple[str, Array, tuple[str, str] | None]:
         raise ValueError("it is damaged")
     if zlib.crc32(data) != head.get("sum", zlib.crc32(data)):  # one of before there were sums has none
         raise ValueError("its bytes are not those that were written")
-    origin = None if head["origin"] is None else (str(head["origin"][0]), str(head["origin"][1]))
-    return name, np.frombuffer(data, dtype).reshape(shape), origin
+    return name, np.frombuffer(data, dtype).reshape(shape), restored(head["origin"], chosen=True)

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from edge_node.store.disk import Disk
 from edge_node.store.journal import Batch, Journal, JournalRecord
 from edge_node.store.kept_files import KeptFiles
 from edge_node.store.mapped import MappedMemory, mapped
+from edge_node.store.origin import Origin, restored
 from edge_node.store.tiles import sums
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class Manifest:
     file: str
     tokens: int
     layout: tuple[int, int, int]
-    origin: tuple[str, str] | None = None
+    origin: Origin | None = None
     revision: int = 0
     sums: tuple[int, ...] = ()
 
@@ -144,7 +146,7 @@ class Files:
     def add(self, manifest: Manifest, tile: int) -> Batch:
         """Put it in order that the sequence is now so, with sums that are new from `tile` on; see `wait`."""
         record = {
-            "grew": manifest.file, "tokens": manifest.tokens, "origin": manifest.origin,
+            "grew": manifest.file, "tokens": manifest.tokens, "origin": _saved(manifest.origin),
             "revision": manifest.revision, "tile": tile, "sums": list(manifest.sums[tile:]),
         }  # fmt: skip
         return self._journal.add(record, self._path(manifest.file))
@@ -200,7 +202,7 @@ class Files:
             layout, origin, tokens, known = tuple(found["layout"]), found["origin"], 0, list[int]()
             for part in parts:
                 known, tokens = sums(known, layout[1], tokens, part), tokens + len(part)
-            private = (str(origin[0]), str(origin[1])) if origin else None
+            private = restored(origin, chosen=False)
             manifest = Manifest(found["name"], path.stem, tokens, layout, private, 0, tuple(known))
             self._manifests[path.stem] = manifest
         return True
@@ -286,7 +288,7 @@ class Files:
                         known,
                         tokens=tokens,
                         sums=(*known.sums[:tile], *new),
-                        origin=(str(origin[0]), str(origin[1])) if origin else None,
+                        origin=restored(origin, chosen=False),
                         revision=revision,
                     )
                     if len(grown.sums) != grown.in_use:
@@ -312,8 +314,8 @@ class Files:
         for m in self._manifests.values():
             yield {"begin": m.file, "name": m.name, "layout": m.layout}
             yield {
-                "grew": m.file, "tokens": m.tokens, "origin": m.origin, "revision": m.revision, "tile": 0,
-                "sums": list(m.sums),
+                "grew": m.file, "tokens": m.tokens, "origin": _saved(m.origin), "revision": m.revision,
+                "tile": 0, "sums": list(m.sums),
             }  # fmt: skip
 
     def _map(self, manifest: Manifest, size: int) -> MappedMemory:
@@ -324,6 +326,10 @@ class Files:
 
     def _path(self, file: str) -> Path:
         return self._folder / f"{file}.tiles"
+
+
+def _saved(origin: Origin | None) -> list[Any] | None:
+    return None if origin is None else origin.saved()
 
 
 def scope_of(name: str) -> str:

@@ -13,19 +13,8 @@ from edge_attention.core.tensors import Array, Float32
 from edge_node.store import tiles as tiled
 from edge_node.store.journal import Batch
 from edge_node.store.mapped import MappedMemory
+from edge_node.store.origin import Origin
 from edge_node.store.sequence_files import Files, Manifest, tiles_of
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a private tensor comes from: an output of a graph, or (no digest) what `output` says.
-
-    `chosen`: its shape may tell of private data, because a graph or private rows chose it.
-    """
-
-    digest: str
-    output: str
-    chosen: bool = field(default=True, compare=False)
 
 
 @dataclass(eq=False)
@@ -57,11 +46,10 @@ class Sequence:
     @classmethod
     def kept(cls, manifest: Manifest, memory: MappedMemory, files: Files) -> Sequence:
         """The sequence in a file of `files`."""
-        origin = Origin(*manifest.origin, chosen=False) if manifest.origin else None
         return cls(
             tiles_of(memory, manifest.layout),
             manifest.tokens,
-            origin,
+            manifest.origin,
             manifest.nbytes,
             manifest.revision,
             files,
@@ -151,9 +139,12 @@ class Sequence:
         """Put in order that it is to be on the disk as it is, unless that was done."""
         if self.unsaved is None or self.files is None or self.manifest is None:
             return None
-        private = (self.origin.digest, self.origin.output) if self.origin else None
         self.manifest = replace(
-            self.manifest, tokens=self.tokens, origin=private, revision=self.revision, sums=tuple(self.sums)
+            self.manifest,
+            tokens=self.tokens,
+            origin=self.origin,
+            revision=self.revision,
+            sums=tuple(self.sums),
         )
         first, self.unsaved = self.unsaved, None
         return self.files.add(self.manifest, first)

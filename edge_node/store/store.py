@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory, Overtaken
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, require
 from edge_node.store.kept_files import KEPT
+from edge_node.store.origin import Origin
 from edge_node.store.sequence_files import SCOPES, Files, scope_of, tiles_of
-from edge_node.store.sequences import Origin, Sequence
+from edge_node.store.sequences import Sequence
 
 __all__ = ["Held", "Origin", "Store"]
 
@@ -22,6 +23,8 @@ __all__ = ["Held", "Origin", "Store"]
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
 _MAX_TILE = 65_536
 _MAX_NAMES = 100_000
+_FREE_FLOW = 4096
+"""Bytes about how a tensor was computed that do not count, as its name does not."""
 # Each is a mapping, of which a process has 65,530, and a line of the Register message.
 _MAX_SEQUENCES = 4_096
 
@@ -39,6 +42,11 @@ class Held:
     def chosen(self) -> bool:
         """Whether its shape may tell of private data."""
         return self.origin is not None and self.origin.chosen
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that count: the array's, and those of a long memory of how it was computed."""
+        return self.array.nbytes + (max(self.origin.size - _FREE_FLOW, 0) if self.origin is not None else 0)
 
 
 class Store:
@@ -74,9 +82,9 @@ class Store:
             self._sequences[manifest.name] = sequence
             self._count(manifest.name, sequence.counted)
         self._revisions |= files.revisions
-        for name, array, private in files.kept.load():
-            self._held[name] = held = Held(array, Origin(*private) if private else None)
-            self._count(name, array.nbytes, held.chosen)
+        for name, array, origin in files.kept.load():
+            self._held[name] = held = Held(array, origin)
+            self._count(name, held.nbytes, held.chosen)
 
     @property
     def used(self) -> int:
@@ -136,15 +144,15 @@ class Store:
             if name not in self._held and len(self._held) >= _MAX_NAMES:
                 raise InvalidProgram(f"{name}: this node stores {_MAX_NAMES} tensors already, the limit")
             held, before = Held(array, origin), self._held.get(name)
-            freed = before.array.nbytes if before is not None and before.chosen == held.chosen else 0
-            if (more := array.nbytes - freed) > 0:
+            freed = before.nbytes if before is not None and before.chosen == held.chosen else 0
+            if (more := held.nbytes - freed) > 0:
                 self.require(more, name, held.chosen)
             if self._files is not None and KEPT in name:
                 self._unsaved.add(name)
             if before is not None:
-                self._count(name, -before.array.nbytes, before.chosen)
+                self._count(name, -before.nbytes, before.chosen)
             self._held[name] = held
-            self._count(name, array.nbytes, held.chosen)
+            self._count(name, held.nbytes, held.chosen)
 
     def get(self, name: str, tiles: range | None = None) -> Held:
         """The tensor `name`: of a sequence a view [tiles, heads, tile, dim] of the tiles asked for or in use.
@@ -186,7 +194,8 @@ class Store:
 
         A sequence that does not exist begins with tiles of `tile` tokens. Tokens that are there already are
         replaced, those beyond stay; a gap is refused. Returns the tokens it holds then. What was private once
-        is private for good; what is not does not become so: graphs may be reading it as what all may see.
+        is private for good, and takes no private tokens of another origin; what is not private does not
+        become so: graphs may be reading it as what all may see.
 
         Raises InvalidTensor, InvalidProgram, OutOfMemory, Overtaken (a later change of the context has come),
         NotFound (it was dropped meanwhile).
@@ -205,12 +214,18 @@ class Store:
                         raise InvalidProgram(
                             f"{name} is not private and takes no private tokens; begin another sequence"
                         )
+                    label = replace(origin, chosen=False) if origin else None
+                    if label and sequence.origin and label != sequence.origin:
+                        # A graph may be reading it as what a release covers.
+                        raise InvalidProgram(
+                            f"{name} holds what was computed from private data in another way; begin another "
+                            "sequence"
+                        )
                     start, tokens = sequence.place(name, source, at, tile)
                     used = sequence.counted
                     self._take(name, sequence, tokens)
                     sequence.revision = revision
-                label = replace(origin, chosen=False) if origin else None
-                sequence.write(source, start, tokens, used, label, self._lock)
+                sequence.write(source, start, tokens, used, sequence.origin or label, self._lock)
                 with self._lock:
                     self._require_there(name, sequence)
                     sequence.publish()
@@ -240,8 +255,7 @@ class Store:
             for sequence in sequences:
                 sequence.require_written()
             for name, held in list(kept.items()):
-                origin = held.origin
-                files.kept.save(name, held.array, (origin.digest, origin.output) if origin else None)
+                files.kept.save(name, held.array, held.origin)
                 with self._lock:
                     del kept[name]
                     if name not in self._held:
@@ -282,7 +296,7 @@ class Store:
             for found in names:
                 held = self._held.pop(found, None)
                 if held is not None:
-                    self._count(found, -held.array.nbytes, held.chosen)
+                    self._count(found, -held.nbytes, held.chosen)
                     if self._files is not None and KEPT in found:
                         self._files.kept.delete(found)
                 sequence = self._sequences.get(found)

@@ -183,7 +183,7 @@ def test_a_gradient_that_is_not_released_is_named_with_its_flag():
         planned = await house.runs.plan(job)
         house.node("a", datasets=small_job.datasets("a"), releases=releases(planned, "a"))
         house.node("b", datasets=small_job.datasets("b"), releases=["attention", "alignment"])
-        digest = next(g.digest for g in planned if (g.node, g.role) == ("b", "encoder_gradient"))
+        digest = next(g.release for g in planned if (g.node, g.role) == ("b", "encoder_gradient"))
         return digest, (await ended(house, (await house.runs.start(job)).id))[1]
 
     with House() as house:

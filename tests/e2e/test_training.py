@@ -205,9 +205,9 @@ def test_a_rate_so_large_that_the_loss_is_no_number_fails_the_run_and_nothing_el
 def test_a_node_that_does_not_release_its_gradient_names_digest_and_flag(lab, uninterrupted):
     lab.fleet.terminate("b")
     lab.fleet.start_node("b", data=lab.files["b"], allow_release=["attention", "alignment"])
-    digest = next(g.digest for g in lab.planned if (g.node, g.role) == ("b", "encoder_gradient"))
+    release = next(g.release for g in lab.planned if (g.node, g.role) == ("b", "encoder_gradient"))
     run = lab.client.train(labs.job(ROUNDS))
-    with pytest.raises(FailedPrecondition, match=rf"node 'b'.*private.*--allow-release {digest}:"):
+    with pytest.raises(FailedPrecondition, match=rf"node 'b'.*private.*--allow-release {release}"):
         list(run)
     lab.fleet.terminate("b")
     lab.start("b")

@@ -8,6 +8,7 @@ import small_graphs
 
 from edge_attention.core.errors import DeadlineExceeded, InvalidProgram
 from edge_attention.core.messages.program import Append, Batch, Drop, Program, Repeat, Return, Run, Stored
+from edge_attention.core.release import column, output
 from edge_attention.core.tensors import Encoded, Encoding
 from edge_attention.graphs.attention import library
 from edge_node.data.datasets import Dataset
@@ -95,7 +96,7 @@ def test_other_scopes_stay_until_they_are_dropped(node, graphs):
 
 def test_repeat_reads_a_row_of_rows_each_turn(node, graphs):
     rows = np.array([[0, 1], [4, 4], [2, 3]])
-    allowed = Node(node.store, node.datasets, Releases([f"{DOUBLED}:z"]))
+    allowed = Node(node.store, node.datasets, Releases([f"{DOUBLED}:z@d/x"]))
     steps = (Batch("d", {"x": "task/x"}, rows), RUN, Return("task/z", "z"))
     sums = [c.tensors["z"].item() for c in run(allowed, graphs, Repeat(3, steps)) if c.tensors]
     table = np.arange(10).reshape(5, 2)
@@ -130,7 +131,7 @@ def test_append_and_tiles(node, graphs):
 
 def test_what_comes_from_private_data_is_private(node, graphs):
     steps = (Batch("d", {"x": "task/x"}), RUN)
-    for stored, said in (("task/x", "column 'x'"), ("task/z", f"--allow-release {DOUBLED}:z")):
+    for stored, said in (("task/x", 'column "x"'), ("task/z", f"--allow-release {DOUBLED}:z@d/x")):
         name, message = failed(run(node, graphs, *steps, Return(stored, "r")))
         assert name == "PrivateTensor"
         assert stored in message
@@ -140,7 +141,8 @@ def test_what_comes_from_private_data_is_private(node, graphs):
 def test_privacy_goes_through_graphs_and_sequences(node, graphs):
     again = Run(DOUBLED, {"x": Stored("task/y")}, {"z": "job/j/z"})
     run(node, graphs, Batch("d", {"x": "task/x"}), RUN, again)
-    assert node.store.get("job/j/z").origin == Origin(DOUBLED, "z")
+    flow = {(DOUBLED, "x", column("d", "x")), (DOUBLED, "x", output(DOUBLED, "y"))}
+    assert node.store.get("job/j/z").origin == Origin(DOUBLED, "z", flow=frozenset(flow))
     node.store.put("job/j/p", np.ones((2, 1, 2), np.float32), Origin("", "rows"))
     run(
         node, graphs, Append("context/c/x", Stored("job/j/p"), tile=2, shape=(2, 1, 2)),
@@ -149,14 +151,14 @@ def test_privacy_goes_through_graphs_and_sequences(node, graphs):
     assert failed(run(node, graphs, Return("context/c/x", "x")))[0] == "PrivateTensor"
 
 
-@pytest.mark.parametrize("flag", [DOUBLED, f"sha256:{DOUBLED.upper()}", f"{DOUBLED}:z", f"{DOUBLED}:q,z"])
-def test_a_released_output_leaves_and_no_other(node, graphs, flag):
-    allowed = Node(node.store, node.datasets, Releases([flag]))
+@pytest.mark.parametrize("named", [DOUBLED, f"sha256:{DOUBLED.upper()}", f"{DOUBLED}:z", f"{DOUBLED}:q,z"])
+def test_a_released_output_leaves_and_no_other(node, graphs, named):
+    allowed = Node(node.store, node.datasets, Releases([f"{named}@d/x"]))
     steps = (Batch("d", {"x": "task/x"}), RUN)
     (only,) = run(allowed, graphs, *steps, Return("task/z", "z"))
     assert only.tensors["z"] == 45
     answer = run(allowed, graphs, *steps, Return("task/y", "y"))[-1]
-    assert (answer.error is None) == (":" not in flag.removeprefix("sha256:"))
+    assert (answer.error is None) == (":" not in named.removeprefix("sha256:"))
 
 
 def test_a_graph_that_fails_on_private_data_does_not_quote_it(node, graphs, caplog):
@@ -195,18 +197,18 @@ def test_releases_by_name_are_the_library_s():
     releases = Releases(["attention", "alignment"])
     assert releases.alignment
     assert releases.announced == ("attention", "alignment")
-    for digest, outputs in library.release("attention").items():
-        assert all(releases.allow(digest, output) for output in outputs)
-        assert not releases.allow(digest, "another")
-    assert not Releases().allow(DOUBLED, "z")
+    for name, outputs in library.RELEASES["attention"].items():
+        digest, some = library.digest(name), [*outputs, "another"]
+        assert releases.allowed(digest, frozenset(), some) == outputs
+        assert not releases.allowed(digest, None, some)
+    assert not Releases().allowed(DOUBLED, frozenset(), ["z"])
 
 
 def test_a_release_by_file_is_announced_by_digest(tmp_path):
     (tmp_path / "g.onnx").write_bytes(small_graphs.doubled()[1])
-    releases = Releases([f"{tmp_path}/g.onnx:z"])
-    assert releases.announced == (f"{DOUBLED}:z",)
-    assert releases.allow(DOUBLED, "z")
-    assert not releases.allow(DOUBLED, "y")
+    releases = Releases([f"{tmp_path}/g.onnx:z@d/x"])
+    assert releases.announced == (f"{DOUBLED}:z@d/x",)
+    assert releases.allowed(DOUBLED, frozenset(), ["z", "y"]) == {"z"}
 
 
 # Limits, and what is wrong

@@ -385,7 +385,7 @@ def test_private_data_stays(tmp_path):
         )
 
     async def scenario():
-        flags = ["--data", f"d={tmp_path}/d.csv", "--allow-release", f"{digest}:z"]
+        flags = ["--data", f"d={tmp_path}/d.csv", "--allow-release", f"{digest}:z@d/*"]
         async with house(*flags, files={digest: graph}) as (aggregator, _):
             tasks = [task("x", "task/x"), task("y", "task/y"), task("ids", "task/ids"), task("z", "task/z")]
             answers = [(await aggregator.run(one))[-1] for one in tasks]
@@ -393,8 +393,8 @@ def test_private_data_stays(tmp_path):
 
     (x, y, ids, z), register = asyncio.run(scenario())
     assert [a.error.name for a in (x, y, ids)] == ["PrivateTensor"] * 3
-    assert f"--allow-release {digest}:y" in y.error.message
+    assert f"--allow-release {digest}:y@d/*" in y.error.message
     assert "--allow-release alignment" in ids.error.message
     assert (z.error, z.tensors["task/z"]) == (None, 12)
-    assert register.releases == (f"{digest}:z",)
+    assert register.releases == (f"{digest}:z@d/*",)
     assert [(c.name, c.shape) for c in register.datasets[0].columns] == [("a", ()), ("b", ()), ("*", (2,))]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edge_attention.core.errors import Cancelled, DeadlineExceeded, InvalidProgram, OutOfMemory, Unavailable
 from edge_attention.core.messages.program import Append, Batch, Drop, Program, Repeat, Return, Run, Stored
+from edge_attention.core.release import column
 from edge_attention.graphs.attention import library
 from edge_attention.metrics.node import NodeMetrics
 from edge_attention.wire.link import from_node
@@ -209,7 +210,7 @@ def test_what_is_held_back_is_counted(graphs):
 
 def test_released_graphs_stream_as_before(graphs):
     """Attention over private sequences: early numbers leave early, times are exact, nothing is counted."""
-    node = node_of(1, f"{WHOLE}:y", failures=Failures(0))
+    node = node_of(1, f"{WHOLE}:y@d/x", failures=Failures(0))
     messages = run(node, graphs, ROW, NUMBERS, Return("task/i", "i"), NUMBERS, Return("task/i", "i"))
     assert [set(m.tensors) for m in messages] == [{"i"}, {"i"}]
 
@@ -275,7 +276,7 @@ def test_an_unreleased_task_is_over_at_a_step(secrets, seconds):
     ends = [timed(secret) for secret in secrets]
     assert [end for end, _ in ends] == pytest.approx([seconds] * 2)
     assert len({(m.run_seconds, m.task_seconds) for _, m in ends}) == 1
-    assert timed(secrets[0], SIZED)[1].run_seconds == pytest.approx(
+    assert timed(secrets[0], f"{SIZED}@d/x")[1].run_seconds == pytest.approx(
         secrets[0]
     )  # a released one says its time
 
@@ -370,7 +371,8 @@ def test_labels_last_through_names_written_over_dropped_and_repeated(graphs):
     node = node_of(3)
     again = Repeat(2, (Run(WHOLE, {"x": Stored("job/j/x")}, {"y": "job/j/i"}), Drop(("task/",))))
     run(node, graphs, Batch("d", {"x": "job/j/x"}), again, Drop(("job/j/x",)))
-    assert node.store.get("job/j/i").origin == Origin(WHOLE, "y")
+    flow = frozenset({(WHOLE, "x", column("d", "x"))})
+    assert node.store.get("job/j/i").origin == Origin(WHOLE, "y", flow=flow)
     # Written over with something public it is that.
     run(node, graphs, Run(WHOLE, {"x": np.ones(2, np.float32)}, {"y": "job/j/i"}))
     assert node.store.get("job/j/i").origin is None
@@ -443,7 +445,7 @@ def test_failures_are_counted_by_caller_and_then_refused(graphs):
     assert "--private-failures 2" in refusal
     assert failing(node, graphs, "user/ben").name == "InvalidProgram"
     # What is released goes on, and so does what is public; nothing that may fail on private data does.
-    released = replace(node, releases=Releases([WHOLE]))
+    released = replace(node, releases=Releases([f"{WHOLE}@d/x"]))
     assert run(released, graphs, ROW, NUMBERS, Return("task/i", "i"), caller="user/ana")[-1].error is None
     public = Run(DOUBLED, {"x": PUBLIC["task/public"]}, {"y": "task/y"})
     assert run(node, graphs, public, caller="user/ana")[-1].error is None

@@ -46,10 +46,16 @@ class Refused(EdgeAttentionError):
 
 
 class Asker:
-    """Runs tasks on single nodes. `patience`: seconds a node may stay away, or take."""
+    """Runs tasks on single nodes. `patience`: seconds a node may stay away, or take.
 
-    def __init__(self, trips: Trips, membership: Membership, patience: float) -> None:
-        self._trips, self._membership, self._patience = trips, membership, patience
+    `releases`: texts of what nodes need to let leave.
+    """
+
+    def __init__(
+        self, trips: Trips, membership: Membership, patience: float, releases: tuple[str, ...] = ()
+    ) -> None:
+        self._trips, self._membership = trips, membership
+        self._patience, self._releases = patience, releases
 
     async def ask(
         self,
@@ -80,6 +86,7 @@ class Asker:
             inline=push.inline,
             tensors=tensors,
             lent=push.bulk,
+            releases=self._releases,
         )
         while True:
             answers: list[Returned] = []

@@ -18,7 +18,7 @@ from edge_attention.core.encodings import Int8, UpdateEncoding
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, NotFound
 from edge_attention.core.messages.link import Dataset
-from edge_attention.core.messages.training import FederatedJob, PlannedGraph
+from edge_attention.core.messages.training import FederatedJob
 from edge_attention.core.rounds.selection import share_of
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.strategies import from_config as strategy_from
@@ -91,26 +91,6 @@ class FederatedPlan:
         for index, shape in enumerate(self.shapes):
             found |= encoding.specs(index, shape)
         return found
-
-    def released(self, job: FederatedJob, nodes: Sequence[str]) -> tuple[PlannedGraph, ...]:
-        """What each node must let leave."""
-        encoding = encoding_from(job.update.name, **job.update.options)
-        leaves = {"update": self.returned(encoding)}
-        if "evaluate" in self.graphs:
-            leaves["evaluate"] = ("next/loss", *(f"next/{name}" for name in self.metrics))
-        if "attention" in self.graphs:
-            leaves["attention"] = ("attention",)
-        return tuple(
-            PlannedGraph(
-                node,
-                role,
-                graph.digest,
-                leaves.get(role, ()),
-                f"sha256:{graph.digest}" if role in leaves else "",
-            )
-            for node in nodes
-            for role, graph in self.graphs.items()
-        )
 
 
 def asked_of(job: FederatedJob, nodes: int) -> int:

@@ -21,6 +21,7 @@ from aggregator.training.federated.evaluate import Evaluator
 from aggregator.training.federated.fold import Folded, Folder
 from aggregator.training.federated.plan import FederatedPlan, asked_of, push_encoding, strategy_of
 from aggregator.training.federated.programs import Programs, local_lr
+from aggregator.training.federated.releases import texts
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.updates import close_all
 from aggregator.training.federated.versions import Current, Versions
@@ -113,7 +114,7 @@ class FederatedTrainer:
         self._nodes = tuple(samples)
         self._versions = Versions(self._id, job, services.parameters, folder)
         programs = Programs(self._id, job, plan, self._strategy, encoding)
-        asker = Asker(services.trips, services.membership, self._patience)
+        asker = Asker(services.trips, services.membership, self._patience, texts(plan, job))
         self._work = work = Work(self._id, services, asker, programs, folder, samples)
         kind = Buffer if self._strategy.asynchronous else Synchronous
         self._collector: Collector = kind(self._active, job, services, work, samples, self._patience)

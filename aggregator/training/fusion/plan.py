@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_attention.core.errors import InvalidArgument, NotFound
 from edge_attention.core.messages.link import Dataset
-from edge_attention.core.messages.training import FusionJob, PlannedGraph
+from edge_attention.core.messages.training import FusionJob
 from edge_attention.core.optimizers import Optimizer, from_config
 
 MAX_PATIENCE = 30 * 86_400
@@ -102,26 +102,6 @@ class FusionPlan:
         """Of every parameter that the models bring; with `queries` these are all."""
         return tuple(f"{part.prefix}/{name}" for part in self.parts for name in part.parameters)
 
-    def released(self) -> tuple[PlannedGraph, ...]:
-        """What each node must let leave."""
-        planned = [
-            PlannedGraph(part.node, "ids", "", ("keyed hashes of the ids",), "alignment")
-            for part in self.parts
-        ]
-        for encoder in self.encoders:
-            gradients = tuple(f"grad/{name}" for name in encoder.parameters)
-            planned += [
-                PlannedGraph(encoder.node, "encoder", encoder.forward.digest, (), ""),
-                PlannedGraph(encoder.node, "attention", "", ("out", "lse", "dq"), "attention"),
-                _planned(encoder.node, "encoder_gradient", encoder.gradient, gradients),
-            ]
-        head = self.head
-        gradients = tuple(f"grad/{name}" for name in head.parameters)
-        planned.append(_planned(head.node, "head_gradient", head.gradient, ("loss", "dfused", *gradients)))
-        if self.job.holdout:
-            planned.append(_planned(head.node, "head", head.forward, ("loss", *self.job.head.metrics)))
-        return tuple(dict.fromkeys(planned))
-
     def to_json(self) -> str:
         """Without the job, which is kept by itself."""
         return json.dumps([asdict(part) for part in self.parts], default=sorted)
@@ -146,10 +126,6 @@ def _part_from(data: dict[str, Any]) -> PlannedPart:
             for graph in (data["forward"], data["gradient"])
         ),
     )
-
-
-def _planned(node: str, role: str, graph: Graph, outputs: tuple[str, ...]) -> PlannedGraph:
-    return PlannedGraph(node, role, graph.digest, outputs, f"sha256:{graph.digest}")
 
 
 def check_dataset(part: PlannedPart, datasets: Sequence[Dataset]) -> None:

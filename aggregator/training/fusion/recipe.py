@@ -21,6 +21,7 @@ from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips, Wanted
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan, Graph, PlannedPart
+from aggregator.training.fusion.releases import texts
 from edge_attention.core.errors import InvalidTensor, NotFinite, Unavailable
 from edge_attention.core.fold import Fold, Tensors, add_tensors
 from edge_attention.core.messages.program import (
@@ -108,6 +109,7 @@ class FusionRounds:
         self._patience = patience
         self._key = identity_key
         self._say = say
+        self._releases = {id(part): texts(plan, part) for part in plan.parts}
 
     async def identities(self) -> dict[str, Array]:
         """The keyed hashes of every source's ids: uint8 [rows, 16]."""
@@ -376,6 +378,7 @@ class FusionRounds:
                     instructions=instructions,
                     wanted=wanted(part),
                     tensors=tensors,
+                    releases=self._releases[id(part)],
                 )
             )
 

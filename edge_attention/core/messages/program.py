@@ -120,6 +120,7 @@ class Program:
     tensors: Mapping[str, Array] = field(default_factory=dict)
     bulk_tensors: tuple[BulkTensor, ...] = ()
     caller: str = ""
+    releases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,7 @@ class PlannedGraph:
     digest: str
     outputs: tuple[str, ...]
     release: str
+    release_text: str = ""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Program(_message.Message):
     BULK_TENSORS_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    RELEASES_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Running a task twice has no further effect; its contributions are returned again."""
     shard: _builtins.str
@@ -62,6 +63,12 @@ class Program(_message.Message):
 
     @_builtins.property
     def instructions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instruction]: ...
+    @_builtins.property
+    def releases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts of the releases that what it returns needs (edge_attention/core/release.py). A node heeds those whose
+        digests its operator has allowed, and names the others where it refuses. At most 16.
+        """
+
     def __init__(
         self,
         *,
@@ -74,10 +81,11 @@ class Program(_message.Message):
         bulk_tensors: _abc.Iterable[_tensor_pb2.BulkTensor] | None = ...,
         instructions: _abc.Iterable[Global___Instruction] | None = ...,
         caller: _builtins.str = ...,
+        releases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "bulk_tensors", b"bulk_tensors", "caller", b"caller", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds", "instructions", b"instructions", "shard", b"shard", "task_id", b"task_id", "tensors", b"tensors", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "bulk_tensors", b"bulk_tensors", "caller", b"caller", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds", "instructions", b"instructions", "releases", b"releases", "shard", b"shard", "task_id", b"task_id", "tensors", b"tensors", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_seconds: _TypeAlias = _typing.Literal["deadline_seconds"]  # noqa: Y015
     _WhichOneofArgType__deadline_seconds: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds"]  # noqa: Y015

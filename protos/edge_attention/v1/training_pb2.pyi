@@ -1407,6 +1407,7 @@ class PlannedGraph(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
+    RELEASE_TEXT_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     role: _builtins.str
     """encoder, encoder_gradient, head, head_gradient; of a federated job as gradient, step, update,
@@ -1415,6 +1416,10 @@ class PlannedGraph(_message.Message):
     digest: _builtins.str
     release: _builtins.str
     """What to give to `edge-node --allow-release`; empty if nothing of this graph leaves."""
+    release_text: _builtins.str
+    """What that is the digest of: which outputs of which graphs may leave, and where their inputs come from. Empty
+    for a release with a name.
+    """
     @_builtins.property
     def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What leaves the node of its outputs."""
@@ -1427,10 +1432,11 @@ class PlannedGraph(_message.Message):
         digest: _builtins.str = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
         release: _builtins.str = ...,
+        release_text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "node", b"node", "outputs", b"outputs", "release", b"release", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "node", b"node", "outputs", b"outputs", "release", b"release", "release_text", b"release_text", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

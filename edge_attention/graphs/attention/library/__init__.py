@@ -15,8 +15,9 @@ from importlib import resources
 from types import MappingProxyType
 
 from edge_attention.core.errors import NotFound
+from edge_attention.core.release import ANY, ANY_COLUMN, GraphRule, Release, output
 
-__all__ = ["RELEASES", "TILE", "digest", "flag", "forward_graph", "load", "names", "release"]
+__all__ = ["RELEASES", "TILE", "digest", "forward_graph", "load", "names", "release"]
 
 # Tokens a tile of a stored context holds, unless a job says otherwise.
 TILE = 512
@@ -67,20 +68,25 @@ def digest(name: str) -> str:
     return sha256(load(name)).hexdigest()
 
 
-def release(name: str) -> dict[str, frozenset[str]]:
-    """The release called `name`: by graph digest, the outputs that may leave a node that allows it.
+@cache
+def release(name: str, encoder: str = ANY) -> Release:
+    """The release called `name`: outputs that may leave a node that allows it, and where they come from.
+
+    Keys and values are the outputs `keys` and `values` of the graph `encoder` (its digest; `*`: of any
+    graph), which has computed them from rows of datasets and nothing else that is private; or sequences of
+    such. Queries and what masks them are never private. Who may send any encoder may send one that copies
+    rows.
 
     Raises NotFound for a name not in `RELEASES`.
     """
     if name not in RELEASES:
         raise NotFound(f"There is no release {name!r}; this version has {', '.join(sorted(RELEASES))}.")
-    return {digest(graph): outputs for graph, outputs in RELEASES[name].items()}
-
-
-def flag(digest_: str, output: str) -> str:
-    """What `--allow-release` needs so that `output` of the graph may leave: a release, if one has it."""
-    named = (name for name in RELEASES if output in release(name).get(digest_, ()))
-    return next(named, f"{digest_}:{output}")
+    stored = {each: frozenset({f"{encoder}:{each}"}) for each in ("keys", "values")}
+    scores = {"p": frozenset({output(digest("attention_scores"), "p")})}
+    graphs = {
+        digest(graph): GraphRule({**stored, **scores}, leaves) for graph, leaves in RELEASES[name].items()
+    }
+    return Release({**graphs, encoder: GraphRule({ANY: frozenset({ANY_COLUMN})})})
 
 
 def forward_graph(queries: int, group: int) -> str:

@@ -1,0 +1,86 @@
+"""What a fusion job's nodes let leave, and from what: releases by role, of each part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aggregator.training.fusion.plan import FusionPlan, Graph, PlannedPart
+from edge_attention.core.messages.training import PlannedGraph
+from edge_attention.core.release import GraphRule, Release, column, numbered, output
+from edge_attention.graphs.attention import library
+
+__all__ = ["planned", "releases", "texts"]
+
+_FORWARD = library.digest("attention_batch_forward")
+_BACKWARD = library.digest("attention_batch_backward")
+
+
+def releases(plan: FusionPlan, part: PlannedPart) -> Mapping[str, Release]:
+    """The releases that the part's node needs, by role."""
+    if part.kind == "encoder":
+        encoder = {part.forward.digest: GraphRule(_rows(part, part.forward))}
+        stored = {name: frozenset({output(part.forward.digest, name)}) for name in ("keys", "values")}
+        seeds = {name: frozenset({output(_BACKWARD, name)}) for name in ("dkeys", "dvalues")}
+        gradient = GraphRule({**_rows(part, part.gradient), **seeds}, _numbered(_gradients(part)))
+        attention = {
+            _FORWARD: GraphRule(stored, frozenset({"out", "lse"})),
+            _BACKWARD: GraphRule(stored, frozenset({"dq"})),
+        }
+        backward = {_BACKWARD: GraphRule(stored)}
+        return {
+            "attention": Release({**encoder, **attention}),
+            "encoder_gradient": Release({**encoder, **backward, part.gradient.digest: gradient}),
+        }
+    gradient = GraphRule(_rows(part, part.gradient), _numbered(("loss", "dfused", *_gradients(part))))
+    found = {"head_gradient": Release({part.gradient.digest: gradient})}
+    if plan.job.holdout:
+        leaves = _numbered(("loss", *plan.job.head.metrics))
+        found["head"] = Release({part.forward.digest: GraphRule(_rows(part, part.forward), leaves)})
+    return found
+
+
+def texts(plan: FusionPlan, part: PlannedPart) -> tuple[str, ...]:
+    """What a program for the part's node brings."""
+    return tuple(release.text for release in releases(plan, part).values())
+
+
+def planned(plan: FusionPlan) -> tuple[PlannedGraph, ...]:
+    """What each node runs, and must let leave."""
+    found = [
+        PlannedGraph(part.node, "ids", "", ("keyed hashes of the ids",), "alignment") for part in plan.parts
+    ]
+    for part in plan.parts:
+        needed = releases(plan, part)
+        leaves: dict[str, tuple[str, tuple[str, ...]]]
+        if part.kind == "encoder":
+            leaves = {
+                "encoder": (part.forward.digest, ()),
+                "attention": ("", ("out", "lse", "dq")),
+                "encoder_gradient": (part.gradient.digest, _gradients(part)),
+            }
+        else:
+            leaves = {"head_gradient": (part.gradient.digest, ("loss", "dfused", *_gradients(part)))}
+            if plan.job.holdout:
+                leaves["head"] = (part.forward.digest, ("loss", *plan.job.head.metrics))
+        for role, (digest, outputs) in leaves.items():
+            release = needed.get(role)
+            flag, text = (f"sha256:{release.digest}", release.text) if release is not None else ("", "")
+            found.append(PlannedGraph(part.node, role, digest, outputs, flag, text))
+    return tuple(dict.fromkeys(found))
+
+
+def _gradients(part: PlannedPart) -> tuple[str, ...]:
+    return tuple(f"grad/{name}" for name in part.parameters)
+
+
+def _numbered(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(numbered, names))
+
+
+def _rows(part: PlannedPart, graph: Graph) -> dict[str, frozenset[str]]:
+    """The inputs of the graph that are rows, and which."""
+    found: dict[str, frozenset[str]] = {}
+    for name in sorted(graph.inputs & part.columns.keys()):
+        source = frozenset({column(part.dataset, part.columns[name])})
+        found[numbered(name)] = found.get(numbered(name), frozenset()) | source
+    return found
