@@ -11,7 +11,7 @@ WORDS = 128
 """Characters of its software, its provider, its instance, its session and a column's name."""
 RELEASES, RELEASE = 256, 256
 DATASETS, COLUMNS = 256, 1_024
-SEQUENCES = 4_096
+SEQUENCES = 16_384
 """As many as a node stores (edge_node/store/store.py)."""
 DESCRIPTION = 64 * 1024
 """Bytes of what clients are told of one node."""

@@ -7,8 +7,21 @@ raise OSError. A test puts a disk in its place that loses its power between any 
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+
+def no_descriptor(error: OSError) -> bool:
+    """Whether a file could not be opened because too many are open."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a file that cannot be opened or written."""
+    if no_descriptor(error):
+        return "let this process open more files (ulimit -n, LimitNOFILE=)"
+    return "free some disk"
 
 
 class Disk:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_attention.core.errors import DataLoss, EdgeAttentionError, OutOfMemory
-from edge_node.store.disk import Disk
+from edge_node.store.disk import Disk, no_descriptor, remedy
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Journal:
             self._disk.sync(self._path)
         except OSError as error:
             self._again(batch, batch.records)
-            return OutOfMemory(f"{self._path} cannot be written: {error.strerror}; free some disk")
+            return OutOfMemory(f"{self._path} cannot be written: {error.strerror}; {remedy(error)}")
         self._length, self._crc = self._length + len(data), zlib.crc32(data, self._crc)
         for record, _ in batch.records:
             self._told(record)
@@ -164,7 +164,9 @@ class Journal:
             self._waiting.records[:0] = records
             self._waiting.new_names |= batch.new_names
 
-    def _sync(self, files: Collection[Path]) -> DataLoss | None:
+    def _sync(self, files: Collection[Path]) -> DataLoss | OutOfMemory | None:
+        out: OutOfMemory | None = None
+
         def sync(path: Path) -> OSError | None:
             try:
                 self._disk.sync(path)
@@ -175,7 +177,9 @@ class Journal:
             return None
 
         for path, error in zip(files, (map if len(files) < 2 else self._pool.map)(sync, files), strict=True):
-            if error is not None:
+            if error is not None and no_descriptor(error):  # nothing was done to it
+                out = OutOfMemory(f"{path} cannot be written: {error.strerror}; {remedy(error)}")
+            elif error is not None:
                 log.error("the disk cannot write %s: %s", path, error.strerror)
                 self._bad.add(path)
         try:
@@ -183,7 +187,7 @@ class Journal:
                 self.require_written(path)
         except DataLoss as failed:
             return failed
-        return None
+        return out
 
 
 def _line(record: JournalRecord) -> bytes:

@@ -21,7 +21,7 @@ import numpy as np
 
 from edge_attention.core.errors import OutOfMemory
 from edge_attention.core.tensors import Array, DataType, require_stored
-from edge_node.store.disk import Disk
+from edge_node.store.disk import Disk, remedy
 from edge_node.store.origin import Origin, restored
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,9 @@ class KeptFiles:
         try:
             self._disk.replace(self._path(name), line + data)
         except OSError as error:
-            raise OutOfMemory(f"{name} cannot be kept in {self._folder}: {error.strerror}") from None
+            raise OutOfMemory(
+                f"{name} cannot be kept in {self._folder}: {error.strerror}; {remedy(error)}"
+            ) from None
 
     def delete(self, name: str) -> None:
         self._disk.remove(self._path(name))

@@ -31,7 +31,7 @@ import numpy as np
 
 from edge_attention.core.errors import FailedPrecondition, OutOfMemory
 from edge_attention.core.tensors import Float32, require_stored
-from edge_node.store.disk import Disk
+from edge_node.store.disk import Disk, remedy
 from edge_node.store.journal import Batch, Journal, JournalRecord
 from edge_node.store.kept_files import KeptFiles
 from edge_node.store.mapped import MappedMemory, mapped
@@ -140,7 +140,7 @@ class Files:
                 os.close(fd)
         except OSError as error:
             raise OutOfMemory(
-                f"{manifest.name} needs {size:,} bytes in {self._folder}: {error.strerror}; free some disk"
+                f"{manifest.name} needs {size:,} bytes in {self._folder}: {error.strerror}; {remedy(error)}"
             ) from None
 
     def add(self, manifest: Manifest, tile: int) -> Batch:

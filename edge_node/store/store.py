@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory, Overtaken
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, require
+from edge_node.store.disk import no_descriptor, remedy
 from edge_node.store.kept_files import KEPT
 from edge_node.store.origin import Origin
 from edge_node.store.sequence_files import SCOPES, Files, scope_of, tiles_of
@@ -25,8 +26,8 @@ _MAX_TILE = 65_536
 _MAX_NAMES = 100_000
 _FREE_FLOW = 4096
 """Bytes about how a tensor was computed that do not count, as its name does not."""
-# Each is a mapping, of which a process has 65,530, and a line of the Register message.
-_MAX_SEQUENCES = 4_096
+# Each is a mapping, of which a process has 65,530, and a line of the Register message, which has 4 MiB.
+_MAX_SEQUENCES, _MAX_SEQUENCE_NAME = 16_384, 160
 
 log = logging.getLogger(__name__)
 
@@ -309,8 +310,11 @@ class Store:
         if not (0 < tile <= _MAX_TILE and heads and dim):
             what = f"{heads} heads of {dim} in tiles of {tile} tokens"
             raise InvalidProgram(f"{what} begin no sequence {name}; a tile has 1 to {_MAX_TILE}")
+        if len(name) > _MAX_SEQUENCE_NAME:
+            most = f"a sequence has a name of {_MAX_SEQUENCE_NAME} characters at most"
+            raise InvalidProgram(f"{name[:80]}...: {most}")
         if len(self._sequences) >= _MAX_SEQUENCES:
-            raise InvalidProgram(f"{name}: this node stores {_MAX_SEQUENCES} sequences already, the limit")
+            raise InvalidProgram(f"{name}: this node stores {_MAX_SEQUENCES:,} sequences already, the limit")
         layout = (heads, tile, dim)
         one = 4 * math.prod(layout)
         self.require(one, name)
@@ -327,6 +331,8 @@ class Store:
                 self._sequences[name] = sequence
                 return sequence
             except (OSError, ValueError, OverflowError) as error:
+                if isinstance(error, OSError) and no_descriptor(error):
+                    raise OutOfMemory(f"{name} cannot be stored: {error.strerror}; {remedy(error)}") from None
                 reason = error
         raise OutOfMemory(f"{name}: no address space is left for {size:,} bytes: {reason}")
 

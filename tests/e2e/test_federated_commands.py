@@ -138,9 +138,7 @@ def test_what_a_node_does_not_release_fails_the_run_with_the_flag_that_would(fle
     clipped = job(ENDLESS, local=type(local)(local.optimizer, local.batch, steps=2, clip=1.0))
     (release,) = {g.release for g in fleet.client.plan(clipped) if g.role == "update"}
     run = fleet.client.train(clipped)
-    with pytest.raises(
-        FailedPrecondition, match=rf"--allow-release {release.removeprefix('sha256:')}"
-    ) as failed:
+    with pytest.raises(FailedPrecondition, match=rf"--allow-release {release}") as failed:
         list(run)
     assert re.search(r"node '[ab]'|[ab]:", str(failed.value))
     assert run.describe().version == 0

@@ -518,3 +518,33 @@ def test_an_append_is_not_made_to_what_was_dropped_while_it_wrote(tmp_path, monk
     with pytest.raises(NotFound, match="dropped meanwhile"):
         store.append("context/a/keys", token, 1, revision=2)
     assert (store.sequences(), store.used) == ({}, 0)
+
+
+def test_what_is_out_is_said_by_name(tmp_path):
+    """Where no file can be opened any more no disk is full or broken, and a later commit does it."""
+    code = f"""
+import os, resource
+import numpy as np
+from edge_attention.core.errors import OutOfMemory
+from edge_node.store.sequence_files import Files
+from edge_node.store.store import Store
+store = Store(1 << 20, Files(__import__("pathlib").Path({str(tmp_path / "s")!r})))
+store.append("context/a/keys", np.ones((1, 1, 4), np.float32), tile=4)
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, limits[1]))
+for act in (
+    lambda: store.append("context/b/keys", np.ones((1, 1, 4), np.float32), tile=4),
+    lambda: store.append("context/a/keys", np.ones((9, 1, 4), np.float32), tile=4),
+    lambda: store.commit(["context/a/keys"]),
+):
+    try:
+        act()
+    except OutOfMemory as error:
+        print(error.message)
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+store.commit(["context/a/keys"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, len(lines)) == (0, 3), done
+    assert all("Too many open files; let this process open more files (ulimit -n" in line for line in lines)
