@@ -213,7 +213,10 @@ def columns(count, letters=1, rank=0):
             {"datasets": (Dataset("d", 1, columns(1_024, 60), False),)},
             "bytes; the limit is 65,536: serve fewer",
         ),
-        ({"sequences": (Sequence("task/a", 1),) * 4_097}, "sequences: there are 4,097; the limit is 4,096"),
+        (
+            {"sequences": (Sequence("task/a", 1),) * 16_385},
+            "sequences: there are 16,385; the limit is 16,384",
+        ),
     ],
 )
 def test_what_a_node_may_not_say_of_itself_names_the_field_and_the_limit(fleet, fields, says):
