@@ -114,3 +114,10 @@ def command(module, *arguments, timeout=60, **options):
         timeout=timeout,
         **options,
     )
+
+
+def command_line(code, timeout=60):
+    """Run Python code in a process of its own, with this environment; what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

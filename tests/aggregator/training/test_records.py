@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 
+import many_rounds
 import pytest
 import test_federated
 import test_fusion
@@ -141,15 +142,7 @@ def test_ten_thousand_rounds_are_read_by_other_threads_than_the_loops(way, tmp_p
 
     with House(tmp_path) as house:
         run = asyncio.run(first(house))
-        last, database = house.parameters.latest(run), house.state._database
-        template = house.state.record(run, last)
-        with house.state.transaction():
-            for number in range(last + 1, MANY + 1):
-                again = {**template, "number": number, "version": number}
-                house.state.add_record(run, number, again)
-            at = (MANY, MANY, run, last)
-            database.execute("UPDATE versions SET version = ?, round = ? WHERE run = ? AND version = ?", at)
-            database.execute("UPDATE runs SET version = ?, round = ? WHERE id = ?", at[:3])
+        many_rounds.grow(house.state, run, MANY)
 
     by_loop = []
 
