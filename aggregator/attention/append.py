@@ -228,7 +228,8 @@ class Appender:
             with contextlib.suppress(AlreadyExists):
                 if (answer := self._contexts.answered(context, request_id)) is not None:
                     return answer
-                self._contexts.give_up(context, request_id)
+                # To the end, so that no append of this id comes in between.
+                await to_the_end(asyncio.to_thread(self._contexts.give_up, context, request_id))
         raise NotFound(
             f"append {request_id!r} to context {name!r} was not made, and will not be under this id; the "
             f"last {ANSWERS} of a context are remembered"

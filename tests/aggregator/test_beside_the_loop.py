@@ -13,6 +13,7 @@ from house import House
 
 from aggregator.bounds.budget import Budgets
 from aggregator.training.service import TrainingApi
+from edge_attention.core.errors import AlreadyExists, NotFound
 from edge_attention.core.messages.attention import ContextSpec
 from edge_attention.core.messages.training import GetParametersRequest
 
@@ -54,6 +55,10 @@ def test_an_append_is_committed_by_a_thread(by_loop):
         response = await house.appender.append("c", "", keys, values, "once")
         assert response.tokens == range(9)
         assert (await house.appender.append("c", "", keys, values, "once")).tokens == range(9)
+        with pytest.raises(NotFound, match="was not made, and will not be"):
+            await house.appender.outcome("c", "never")
+        with pytest.raises(AlreadyExists, match="append under another id"):
+            await house.appender.append("c", "", keys, values, "never")
         return found
 
     with House() as house:

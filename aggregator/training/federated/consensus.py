@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from aggregator.store.state import State
@@ -34,7 +35,7 @@ class Consensus:
         """
         graph = self._plan.graphs["attention"]
         probe = {name: array for name, array in self._probe.items() if name in graph.inputs}
-        file = self._state.blob_path(graph.digest)
+        file = await asyncio.to_thread(self._state.blob_path, graph.digest)
         self._alpha = await attention(file, parameters.path, self._plan.shapes, probe)
         return self._alpha
 
