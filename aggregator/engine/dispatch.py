@@ -273,7 +273,7 @@ class Dispatcher:
                         node,
                         contribution.coverage,
                         # What came from the wire is decoded; Encoded is how tensors leave.
-                        cast(Mapping[str, ReturnedTensor], {**contribution.tensors, **(large or {})}),
+                        cast(Mapping[str, ReturnedTensor], _with(contribution.tensors, large)),
                         contribution.number,
                         contribution.final,
                     )
@@ -299,3 +299,7 @@ class Dispatcher:
 def _within(seconds: float, most: float) -> float:
     """What a node says it took, as far as it can be true; NaN is not."""
     return min(seconds, most) if seconds >= 0 else 0.0
+
+
+def _with(tensors: Mapping[str, object], large: Mapping[str, SpooledTensor] | None) -> Mapping[str, object]:
+    return {**tensors, **large} if large else tensors

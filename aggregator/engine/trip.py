@@ -182,17 +182,17 @@ class _Gathering:
         if returned.number == 0 and shard in self._parts:
             self._drop(shard)  # of a node that did not come to its end
         whole = returned.final and returned.number == 0  # as most are: nothing is to be kept
-        parts = {} if whole else self._parts.setdefault(shard, {})
+        before = {} if whole else self._parts.setdefault(shard, {})
         for name, tensor in returned.tensors.items():
-            if name in parts:
+            if name in before:
                 self._again(errand, name)
             if wrong := misfit(name, tensor, errand.wanted.get(name)):
                 raise InvalidTensor(f"it returned {wrong}")
-        for name, tensor in returned.tensors.items():
-            before = parts.get(name)
-            parts[name] = tensor
-            if isinstance(before, SpooledTensor):
-                before.close()
+        parts: Mapping[str, ReturnedTensor] = returned.tensors
+        if not whole:
+            close({name: before[name] for name in returned.tensors if name in before})
+            before.update(returned.tensors)
+            parts = before
         if self._each is not None:
             self._each(returned)
         if not returned.final:
