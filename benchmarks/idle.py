@@ -36,7 +36,7 @@ def report(quick: bool) -> Report:
         busy = after.user + after.system - before.user - before.system
         memory = process.memory_info().rss / 1e6
     figures = [
-        Figure("resident memory", memory, "MB", 110.0),
+        Figure("resident memory", memory, "MB", 80.0),
         Figure(f"processor over {SECONDS:.0f} s", 100 * busy / took, "% of a core", 1.0),
         Figure("start to registered", statistics.median(ready), "s", 2.0),
     ]

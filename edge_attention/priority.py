@@ -1,4 +1,4 @@
-"""How a process that works for others' graphs and models gives way to the daemon that answers calls."""
+"""How a process that works for others' graphs gives way to the daemon that answers calls."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -128,13 +129,14 @@ def main(
     set_up(log_level)
     from edge_attention import loop  # these after --help and --version
     from edge_attention.box import usable_memory
+    from edge_attention.core.tensors import require_name
     from edge_attention.descriptors import raise_descriptors
     from edge_attention.metrics.common import serve
+    from edge_attention.trust.dial import Dial
     from edge_node import executor, failures, link, release, runtime
     from edge_node.cell.refused_graphs import RefusedGraphs
     from edge_node.data import datasets
     from edge_node.health import serving
-    from edge_node.identity import node_dial
     from edge_node.store import store as stores
     from edge_node.store.sequence_files import Files
 
@@ -163,7 +165,13 @@ def main(
             secret,
             failures.Failures(private_failures, store / "private-failures" if store else None),
         )
-        dial, name = node_dial(join, f"{aggregator[0]}:{aggregator[1]}", name, store)
+        address = f"{aggregator[0]}:{aggregator[1]}"
+        if join.plain(store):
+            dial, name = Dial(address), require_name(name or socket.gethostname(), "--name")
+        else:
+            from edge_node.identity import node_dial  # knows certificates, which takes 10 MB
+
+            dial, name = node_dial(join, address, name, store)
         daemon = link.Link(dial, name, node, engine)
         if metrics_port is not None:
             log.info("metrics on %s", serve(daemon.metrics.registry, metrics_host, metrics_port))

@@ -28,6 +28,11 @@ class JoinOptions:
     identity: Path | None = None
     authority: Path | None = None
 
+    def plain(self, store: Path | None) -> bool:
+        """Whether nothing speaks of TLS: no option, and no identity kept in `STORE/identity`."""
+        given = self.join_token or self.join_token_file or self.identity or self.authority
+        return not given and (store is None or not (store / "identity").exists())
+
 
 def join_options(function: F) -> F:
     """Adds the options to a command, which is called with `join`, a JoinOptions, instead of them."""

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -18,12 +18,14 @@ from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.attention import library
-from edge_attention.graphs.reading import CheckedGraph, read_graph
 from edge_attention.providers import open_session, working_provider
 from edge_node.cell.calls import GraphFile
 from edge_node.cell.host import Cells
 from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.sessions import declared, input_types, limit_arena, require_feeds, session_options, translate
+
+if TYPE_CHECKING:
+    from edge_attention.graphs.reading import CheckedGraph
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +203,8 @@ class Runtime:
             raise errors.DataLoss(f"{where} came damaged: its bytes have another digest; send it again")
         if any(library.digest(name) == digest for name in library.names()):
             return self._keep(self._open(digest, data, ours=True))
+        from edge_attention.graphs.reading import read_graph  # 2 MB that a node without such graphs spares
+
         graph = read_graph(data, where)
         if self.cells is None:
             remembers = any(word in operator for _, operator in graph.operators for word in _RANDOM)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -11,7 +11,9 @@ import onnxruntime as ort
 from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
 from edge_attention.core.tensors import Array, DataType
-from edge_attention.graphs.reading import CheckedGraph
+
+if TYPE_CHECKING:
+    from edge_attention.graphs.reading import CheckedGraph
 
 __all__ = [
     "DTYPES",

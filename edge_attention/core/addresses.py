@@ -1,4 +1,4 @@
-"""Addresses the daemons may listen on without TLS: those of this machine alone."""
+"""Addresses: their parts, and those that daemons may listen on without TLS, which are of this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import contextlib
 import ipaddress
 
 from edge_attention.core.errors import FailedPrecondition
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host, without brackets, and port of `HOST:PORT`."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def is_loopback(host: str) -> bool:

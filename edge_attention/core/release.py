@@ -4,8 +4,8 @@ A release names graphs by digest. Of each it says which outputs may leave, and w
 may be: rows of a column, or an output of a graph that the release names as well. What is not private may be
 bound to any input. So a release is a grammar, and a tensor may leave if all that it was computed by is in it.
 
-    {"graphs":{"<update>":{"inputs":{"loss_sum":["<step>:next/loss_sum"],"x/*":["<step>:next/x/*"]},
-                           "leaves":["loss","norm","update/*"]},
+    {"graphs":{"<update>":{"inputs":{"sum":["<step>:next/sum"],"x/*":["<step>:next/x/*"]},
+                           "leaves":["norm","update/*"]},
                "<step>":{"inputs":{"features":["column \"features\" of dataset \"rows\""],
                                    "x/*":["<step>:next/x/*"]},"leaves":[]}},"release":1}
 

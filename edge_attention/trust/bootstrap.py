@@ -10,15 +10,11 @@ from typing import Any
 
 from cryptography import x509
 
+from edge_attention.core.addresses import split_address
 from edge_attention.core.errors import EdgeAttentionError, Unauthenticated, Unreachable
 from edge_attention.trust.certificates import der, load_der, pin
 
 TIMEOUT = 10.0
-
-
-def split_address(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def unverified_context() -> ssl.SSLContext:

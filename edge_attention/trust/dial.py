@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from cryptography import x509
 
-from edge_attention.core.addresses import is_loopback
+from edge_attention.core.addresses import is_loopback, split_address
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
-from edge_attention.trust.assertion import Assertion
-from edge_attention.trust.bootstrap import fetch_authority, split_address, why_unreachable
-from edge_attention.trust.certificates import is_ours, load_pem, pem, pin
-from edge_attention.trust.identity import Identity
 from edge_attention.trust.names import SERVER_NAME
-from edge_attention.trust.tokens import Token
 from edge_attention.wire.caller import EXPLAIN_SECONDS, Caller, Metadata
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_attention.wire.once import Once
+
+# What knows certificates takes 10 MB, and who speaks plaintext has none.
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from edge_attention.trust.identity import Identity
+    from edge_attention.trust.tokens import Token
 
 WHY_SECONDS = 5.0
 """For how long calls that fail alike are told one reason, found once."""
@@ -44,11 +45,14 @@ class Dial:
     ) -> None:
         if token is not None and identity is not None:
             raise InvalidArgument("give a token or an identity, not both: each says who is calling")
-        if token is not None and authority is not None and pin(authority) != token.pin:
-            raise InvalidArgument(
-                f"token {token.id} is of the authority {token.pin[:16]}..., and the authority given is "
-                f"{pin(authority)[:16]}...: leave out --authority, or use a token of that aggregator"
-            )
+        if token is not None and authority is not None:
+            from edge_attention.trust.certificates import pin
+
+            if pin(authority) != token.pin:
+                raise InvalidArgument(
+                    f"token {token.id} is of the authority {token.pin[:16]}..., and the authority given is "
+                    f"{pin(authority)[:16]}...: leave out --authority, or use a token of that aggregator"
+                )
         self.address, self.where = address, where or address
         self._token = token
         self._authority = authority or (identity.authority if identity is not None else None)
@@ -66,6 +70,8 @@ class Dial:
 
     def become(self, identity: Identity) -> None:
         """Show the identity's certificate from the next call on; connections stay as they are."""
+        from edge_attention.trust.assertion import Assertion
+
         assertion = Assertion(identity.key, identity.certificate, identity.issuer)
         self._metadata = lambda: (("authorization", f"Bearer {assertion.text()}"),)
 
@@ -94,9 +100,12 @@ class Dial:
             return None
 
     def why_now(self, seconds: float = EXPLAIN_SECONDS) -> str | None:
-        name = SERVER_NAME if self._authority is not None and is_ours(self._authority) else None
         if self._encrypted and self._authority is None:
             return None
+        from edge_attention.trust.bootstrap import why_unreachable
+        from edge_attention.trust.certificates import is_ours
+
+        name = SERVER_NAME if self._authority is not None and is_ours(self._authority) else None
         return why_unreachable(self.address, self._authority, name, seconds)
 
     def _metadata_now(self) -> Metadata:
@@ -110,6 +119,8 @@ class Dial:
 
     def _find_authority(self) -> None:
         if self._authority is None and self._token is not None:
+            from edge_attention.trust.bootstrap import fetch_authority
+
             self._authority = fetch_authority(self.address, self._token.pin)
 
     def _open(self, secure: Callable[..., Any]) -> Any:
@@ -121,6 +132,8 @@ class Dial:
         if not self._encrypted:
             insecure = grpc.insecure_channel if secure is grpc.secure_channel else grpc.aio.insecure_channel
             return insecure(self.address, options=options)
+        from edge_attention.trust.certificates import is_ours, pem
+
         assert self._authority is not None
         if is_ours(self._authority):
             options.append(("grpc.ssl_target_name_override", SERVER_NAME))
@@ -135,6 +148,8 @@ def read_authority(path: Path) -> x509.Certificate:
         FailedPrecondition: it cannot be read.
         InvalidArgument: it holds no certificate.
     """
+    from edge_attention.trust.certificates import load_pem
+
     try:
         return load_pem(path.read_bytes(), f"authority file {path}")[0]
     except OSError as error:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hmac
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages import link as session
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, require_name
-from edge_node.data.tables import Table, read_table
 from edge_node.shared_memory import shared
+
+if TYPE_CHECKING:
+    from edge_node.data.tables import Table
 
 
 class Dataset:
@@ -59,6 +62,8 @@ class Dataset:
 
 def read(spec: str) -> Dataset:
     """The dataset `NAME=FILE`, or `NAME=FILE?id=COLUMN`. Raises InvalidArgument, saying where and why."""
+    from edge_node.data.tables import read_table  # which a node without datasets spares
+
     name, equals, file = spec.partition("=")
     file, _, id_column = file.partition("?id=")
     if not equals or not file:

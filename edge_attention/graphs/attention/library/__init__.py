@@ -56,7 +56,7 @@ def names() -> tuple[str, ...]:
 
 @cache
 def load(name: str) -> bytes:
-    """The graph called `name`, a serialized ONNX model. Raises NotFound for a name not in `names()`."""
+    """The graph called `name`, the bytes of an ONNX file. Raises NotFound for a name not in `names()`."""
     if name not in names():
         raise NotFound(f"There is no graph {name!r} in the library; it has {', '.join(names())}.")
     return resources.files(__name__).joinpath(f"{name}.onnx").read_bytes()
