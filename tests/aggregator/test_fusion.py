@@ -19,14 +19,19 @@ def releases(planned, node):
     return sorted({g.release for g in planned if g.node == node and g.release})
 
 
-async def started(house, skip=(), **changed):
-    """The run's id, and its nodes, with what the plan says they must let leave."""
+async def started(house, skip=(), tamper=None, **changed):
+    """The run's id, and its nodes, with what the plan says they must let leave. `tamper`: what b does."""
     job, files = small_job.job(**changed)
     for data in files.values():
         house.state.put_blob(data)
     planned = await house.runs.plan(job)
     boxes = {
-        lab: house.node(lab, datasets=small_job.datasets(lab), releases=releases(planned, lab))
+        lab: house.node(
+            lab,
+            datasets=small_job.datasets(lab),
+            releases=releases(planned, lab),
+            tamper=tamper if lab == "b" else None,
+        )
         for lab in "ab"
         if lab not in skip
     }
@@ -151,8 +156,7 @@ def misshapen(contribution):
 )
 def test_a_hostile_node_ends_the_run_with_its_name(tamper, said):
     async def scenario(house):
-        run, boxes = await started(house)
-        boxes["b"].tamper = tamper
+        run, _ = await started(house, tamper=tamper)
         return (await ended(house, run))[1]
 
     with House() as house:
