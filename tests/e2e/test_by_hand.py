@@ -191,9 +191,8 @@ def test_a_node_that_folds_twice_is_refused_and_counted(shared, hostile, half_ho
     lse = {"lse": np.zeros((1, 4), np.float32)}
     hostile.answer(program, lse, final=False)
     hostile.answer(program, lse, final=False)
-    hostile.answer(program, hostile.attended(1, SPEC, out=2.0), number=1)
-    hostile.answer(program, hostile.attended(1, SPEC, out=99.0), number=2)
-    hostile.answer(program, hostile.attended(1, SPEC, out=99.0), number=1)
+    for number, out in ((1, 2.0), (2, 99.0), (1, 99.0)):
+        hostile.answer(program, {"out": hostile.attended(1, SPEC, out=out)["out"]}, number=number)
     answer = asked.result(20)
     assert answer.exact
     assert np.abs(answer.out).max() < 9, "what came second did not count"

@@ -27,7 +27,7 @@ from edge_attention.core.errors import (
     OutOfMemory,
     Unavailable,
 )
-from edge_node import runtime as rooms
+from edge_attention.graphs import reading
 from edge_node import shared_memory
 from edge_node.cell import host as cell_host
 from edge_node.cell import process as cell_process
@@ -299,7 +299,7 @@ def test_memory_beyond_the_cell_s_is_an_error_or_its_end_never_the_daemon_s(runt
     monkeypatch.setattr(cell_process, "OVERHEAD", 256 << 20)
     # The reader refuses texts; what it does not know of yet has to be held, too.
     read = SimpleNamespace(inputs=("x", "n"), outputs=("y",), types={})
-    monkeypatch.setattr(rooms, "read_graph", lambda data, where: SimpleNamespace(data=data, **vars(read)))
+    monkeypatch.setattr(reading, "read_graph", lambda data, where: SimpleNamespace(data=data, **vars(read)))
     feeds = {"x": np.array([1.2345678], np.float32), "n": np.array(40)}
     with pytest.raises((OutOfMemory, GraphDied, InvalidProgram)):
         run(runtime, small_graphs.doubled_strings(), feeds, "y")
