@@ -107,7 +107,7 @@ class Attender:
         size, work = require_answer(context, request, plan), plan.work(context.spec)
         planned = time.perf_counter()
         deadline = min(deadline_of(request), seconds)
-        async with self._turns.attend(work).turn(caller, size, deadline) as turn:
+        async with self._turns.attend(work, len(plan.parts)).turn(caller, size, deadline) as turn:
             response, outcome = await self._ask(context, request, plan, started, planned, turn.waited)
             turn.congested = _congested(outcome)
         self._turns.learn(work, _busiest(outcome))

@@ -12,6 +12,8 @@ from aggregator.bounds.gate import Gate
 LONG_SECONDS = 0.25
 """An attend that keeps a node busy for longer is a long one: so few of them run that short ones find a node's
 other workers free (there are four). Of one caller fewer still."""
+MANY_SEGMENTS = 128
+"""Segments from which an attend is a long one, whatever it reads: each is a task for a node."""
 LONG, LONG_SHARE = 3, 2
 APPENDS = 8
 ENCODES = 2
@@ -50,9 +52,10 @@ class Turns:
             self._encodes.popitem(last=False)
         return gate
 
-    def attend(self, work: float) -> Gate:
+    def attend(self, work: float, segments: int = 1) -> Gate:
         """The gate of an attend of so much work: queries times heads times dimensions times tokens seen."""
-        return self.long_attends if work * self._seconds_a_work > LONG_SECONDS else self.attends
+        long = work * self._seconds_a_work > LONG_SECONDS or segments >= MANY_SEGMENTS
+        return self.long_attends if long else self.attends
 
     def learn(self, work: float, seconds: float) -> None:
         """An attend of `work` kept the busiest node's graphs busy for `seconds`."""

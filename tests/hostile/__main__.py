@@ -5,8 +5,8 @@
 Each graph is run on two nodes by an aggregator that lies, with its own feeds and with private ones, and is
 sent by a user through a real aggregator. No daemon ends, no file is opened, no private number leaves as a
 number or in a text; what is said of a failure is the same whatever the private numbers are; beside it a good
-caller's attends stay exact. `--strict`: and their 99th percentile is at most twice the quiet one, which needs
-a machine with nothing else to do.
+caller's attends stay exact. `--strict`: and, sent once more with nobody listening on the way, their 99th
+percentile is at most twice the quiet one, which needs a machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tests.hostile.direct import Direct  # noqa: E402
 from tests.hostile.public import Public  # noqa: E402
 from tests.hostile.witness import Canary  # noqa: E402
 
-QUIET = 8.0
-"""Seconds the good caller has for itself."""
+QUIET = 20.0
+"""Seconds the good caller has for itself: some 600 attends, so that its percentile means something."""
 
 SHOWN = 20
 
@@ -48,15 +48,19 @@ def main() -> int:
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
-        box, direct, public = (Path(folder) / name for name in ("box", "direct", "public"))
-        for each in (box, direct, public):
+        box, direct, public, clocked = (
+            Path(folder) / name for name in ("box", "direct", "public", "clocked")
+        )
+        for each in (box, direct, public, clocked):
             each.mkdir()
         canary = Canary(box)
         tried = graphs(options, canary.paths())
         wrong = [
             *asyncio.run(by_programs(direct, canary, tried)),
-            *asyncio.run(by_calls(public, canary, tried, options.strict)),
+            *asyncio.run(by_calls(public, canary, tried)),
         ]
+        if options.strict:
+            wrong += asyncio.run(by_the_clock(clocked, canary, tried))
     counted = Counter(wrong)
     for text, count in list(counted.items())[:SHOWN]:
         print(f"WRONG{f', {count} times' if count > 1 else ''}: {text}")
@@ -105,27 +109,43 @@ async def by_programs(folder: Path, canary: Canary, tried: list[Any]) -> list[st
     return direct.open.wrong + direct.private.wrong
 
 
-async def by_calls(folder: Path, canary: Canary, tried: list[Any], strict: bool) -> list[str]:
+async def by_calls(folder: Path, canary: Canary, tried: list[Any]) -> list[str]:
+    """What a user sends; all that passes is listened to."""
     public = Public(folder, canary, node_flags())
     await public.start()
     try:
-        quiet = await asyncio.to_thread(public.good.quiet, QUIET)
         public.good.start()
         began = time.monotonic()
         await asyncio.to_thread(public.attack, tried)
         seconds = time.monotonic() - began
+        attends = await asyncio.to_thread(public.good.stop)
+        wrong = public.wrong + public.good.wrong + public.well()
+    finally:
+        await public.stop()
+    print(f"calls: {len(tried)} graphs in {seconds:.0f} s: {shown(public.outcomes)}")
+    print(f"  a good caller's {len(attends)} attends beside them are exact", flush=True)
+    return wrong
+
+
+async def by_the_clock(folder: Path, canary: Canary, tried: list[Any]) -> list[str]:
+    """What a good caller beside them waits, with nobody listening: that took this machine's time, too."""
+    public = Public(folder, canary, node_flags(), heard=False)
+    await public.start()
+    try:
+        quiet = await asyncio.to_thread(public.good.quiet, QUIET)
+        public.good.start()
+        await asyncio.to_thread(public.attack, tried)
         beside = await asyncio.to_thread(public.good.stop)
         wrong = public.wrong + public.good.wrong + public.well()
     finally:
         await public.stop()
     p99 = [float(np.percentile(some, 99)) * 1000 for some in (quiet, beside or [float("inf")])]
-    print(f"calls: {len(tried)} graphs in {seconds:.0f} s: {shown(public.outcomes)}")
     print(
-        f"  a good caller's {len(beside)} attends beside them: 99th percentile {p99[1]:.1f} ms, "
-        f"quiet {p99[0]:.1f} ms: {p99[1] / p99[0]:.2f} times",
+        f"  beside {len(tried)} of them its 99th percentile of {len(beside)} attends is {p99[1]:.1f} ms, of "
+        f"{len(quiet)} quiet ones {p99[0]:.1f} ms: {p99[1] / p99[0]:.2f} times",
         flush=True,
     )
-    if strict and p99[1] > 2 * p99[0]:
+    if p99[1] > 2 * p99[0]:
         wrong.append(
             f"a good caller's 99th percentile is {p99[1] / p99[0]:.2f} times the quiet one; at most 2"
         )

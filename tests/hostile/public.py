@@ -30,10 +30,15 @@ SEEDS = {"a": 3, "b": 4}
 
 
 class Public:
-    """Nodes a and b, whose operator allows no release; every message to and from the aggregator is heard."""
+    """Nodes a and b, whose operator allows no release.
 
-    def __init__(self, folder: Path, canary: witness.Canary, flags: list[str]) -> None:
+    `heard`: every message to and from the aggregator is listened to, in this process, on its way.
+    """
+
+    def __init__(self, folder: Path, canary: witness.Canary, flags: list[str], *, heard: bool = True) -> None:
         self._folder, self.canary, self._flags = folder, canary, flags
+        self._tap: Tap | None = None
+        self._listens = heard
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._private = [witness.Private(seed) for seed in SEEDS.values()]
@@ -52,9 +57,10 @@ class Public:
     async def start(self) -> None:
         (self._folder / "fleet").mkdir()
         self.fleet = Fleet(self._folder / "fleet", "--lease", "30", state=True)
-        self._tap = await Tap(self.fleet.address, self._heard).start()
         self._direct = self.fleet.address
-        self.fleet._port = self._tap.port
+        if self._listens:
+            self._tap = await Tap(self.fleet.address, self._heard).start()
+            self.fleet._port = self._tap.port
         await asyncio.to_thread(self._start)
 
     def _start(self) -> None:
@@ -72,7 +78,8 @@ class Public:
     async def stop(self) -> None:
         await asyncio.to_thread(self.good.close)
         await asyncio.to_thread(self.fleet.stop)
-        await self._tap.stop()
+        if self._tap is not None:
+            await self._tap.stop()
 
     def attack(self, graphs: Iterable[Any]) -> None:
         """All of them, by a few callers at a time: processes of their own, as callers are."""
