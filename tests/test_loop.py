@@ -11,6 +11,14 @@ import pytest
 from edge_attention import loop
 
 
+@pytest.fixture(autouse=True)
+def interval():
+    """Of this process: as it was."""
+    before = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(before)
+
+
 class Other(asyncio.SelectorEventLoop):
     """Stands for uvloop's."""
 
@@ -37,3 +45,10 @@ def test_what_it_runs_returns_and_raises():
 
     with pytest.raises(KeyError):
         loop.run(fall())
+
+
+def test_threads_that_compute_leave_the_interpreter_to_the_loop_soon():
+    async def asked() -> float:
+        return sys.getswitchinterval()
+
+    assert loop.run(asked()) == pytest.approx(loop.SWITCH_SECONDS)
