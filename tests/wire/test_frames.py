@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_attention.core.errors import InvalidArgument, MessageTooLarge
+from edge_attention.core.errors import Damaged, InvalidArgument, MessageTooLarge
 from edge_attention.core.messages.link import Chunk, Credit, UploadChunk, Uploaded
 from edge_attention.wire import checksum
 from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
@@ -45,7 +45,7 @@ def test_a_download_chunk_is_what_protobuf_writes_and_reads(chunk: Chunk) -> Non
 def read(codec: Codec[UploadChunk], data: bytes) -> object:
     try:
         return codec.decode(data)
-    except InvalidArgument as error:
+    except (InvalidArgument, Damaged) as error:
         return error.message
 
 
