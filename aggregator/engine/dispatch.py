@@ -30,8 +30,12 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.link import Cancel
 from edge_attention.core.messages.program import Contribution, Instruction, Program
 from edge_attention.core.printable import shown
+from edge_attention.core.transitions import told
 
 log = logging.getLogger(__name__)
+
+TOLD_SECONDS = 1.0
+"""How an exchange came to a bad end is logged at most that often: of many at once, one."""
 
 POSTED = 4096
 """Tasks nobody waits for whose answers are known as such; then the oldest are forgotten."""
@@ -85,6 +89,7 @@ class Dispatcher:
         self._changed = asyncio.Event()
         # Task -> the node it was posted to.
         self._posted: OrderedDict[str, str] = OrderedDict()
+        self._told_at = -TOLD_SECONDS
 
     # From the link
 
@@ -128,7 +133,7 @@ class Dispatcher:
             if running is None:
                 raise NotFound(f"nobody waits for task {contribution.task_id[:80]!r}")
             if fetch is not None:
-                running.exchange.check(node, contribution)
+                running.exchange.require_awaited(node, contribution)
                 try:
                     large, fetch = fetch(), None
                 except EdgeAttentionError as error:
@@ -193,9 +198,11 @@ class Dispatcher:
                 self._perform(running, exchange.cancel())
             del self._running[exchange.id]
             self._observer.ran(running.run_seconds)
+        answered, missing = exchange.answered, exchange.missing
+        if missing or exchange.failure is not None:
+            self._tell(exchange)
         if exchange.failure is not None:
             raise exchange.failure
-        answered, missing = exchange.answered, exchange.missing
         seconds = {shard: running.seconds[shard] for shard in answered}
         return Outcome(answered, missing, running.run_seconds, running.task_seconds, seconds)
 
@@ -239,6 +246,13 @@ class Dispatcher:
         return True
 
     # Inside
+
+    def _tell(self, exchange: Exchange) -> None:
+        """Log how `exchange` came to its bad end, unless another has been logged just now."""
+        now = time.monotonic()
+        if now - self._told_at >= TOLD_SECONDS:
+            self._told_at = now
+            log.info("exchange %s ended badly: %s", exchange.id, told(exchange.transitions))
 
     def _waits(self, exchange: Exchange) -> str:
         """Which nodes that are away `exchange` waits for, and until when at the latest."""

@@ -4,8 +4,10 @@ A pure state machine: events in, actions out. `dispatch.py` performs the actions
 train are recipes over it; what a contribution means is theirs.
 
 A shard goes   waiting -> asked -> answered
-                  ^          |
-                  '-- retry -'--> missing      (no holder left to ask, or the deadline)
+                  ^          |        |
+                  '-- retry -'--------'--> missing     (no holder left to ask, or the deadline)
+
+An exchange that is cancelled, or that fails, abandons the shards that are open then.
 
 A node whose stream broke keeps its tasks until its lease runs out: it may come back and still answer.
 Where another live holder is there, that one is asked at once.
@@ -16,8 +18,11 @@ be asked has refused the request itself, nobody contradicts them, and the exchan
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from aggregator.engine.outcome import Kind, MissingShard
 from edge_attention.core import errors
@@ -32,6 +37,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.messages.program import BulkTensor, Contribution, Instruction, Program
 from edge_attention.core.tensors import Array
+from edge_attention.core.transitions import Transition, recent
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +57,15 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Send:
+    """Send the program to the node, if it is connected; sent again it is the same program."""
+
     node: str
     program: Program
 
 
 @dataclass(frozen=True)
 class Revoke:
-    """Nobody waits for the task any more."""
+    """Have the node end the task: nobody waits for it any more."""
 
     node: str
     task_id: str
@@ -65,7 +73,7 @@ class Revoke:
 
 @dataclass(frozen=True)
 class Deliver:
-    """A contribution to fold."""
+    """Fold the contribution; where that cannot be done, call `refuse` with its task."""
 
     assignment: Assignment
     node: str
@@ -78,30 +86,69 @@ REFUSALS = (InvalidArgument, PermissionDenied)
 """What a node may say of the request itself: that it is wrong, or that its operator does not allow it."""
 
 
+class ShardState(Enum):
+    """How far a shard is. Open are those that WAIT or are ASKED."""
+
+    WAITING = "waiting"
+    """No holder can be asked now; one that is away may come back."""
+    ASKED = "asked"
+    """One holder has its task, of which every message but the last may have come."""
+    ANSWERED = "answered"
+    """The last message of its task has come."""
+    MISSING = "missing"
+    """It has no answer and will get none."""
+    ABANDONED = "abandoned"
+    """It was open when the exchange was cancelled or failed."""
+
+
+_OPEN = (ShardState.WAITING, ShardState.ASKED)
+
+
 @dataclass
 class _Shard:
     assignment: Assignment
     index: int = 0
+    state: ShardState = ShardState.WAITING
     node: str = ""
+    """The node that has its task, or has answered it; empty where it waits."""
     task_id: str = ""
     attempts: int = 0
     numbers: int = 0
+    """Messages of its task that have come."""
     asked: str = ""
     """The node asked last, also where it is not waited for any more."""
-    answered: bool = False
     missing: MissingShard | None = None
     tried: dict[str, str] = field(default_factory=dict)
+    """Nodes that are not asked again -> why."""
     fault: tuple[Kind, EdgeAttentionError] | None = None
     """What was wrong with the last answer, if one has come."""
     refusals: list[EdgeAttentionError] = field(default_factory=list)
 
     @property
     def open(self) -> bool:
-        return not self.answered and self.missing is None
+        return self.state in _OPEN
 
 
 class Exchange:
-    """One exchange over `assignments`, for `caller`. `state` tells a node's state now."""
+    """One exchange over `assignments`.
+
+    Call `start` first, perform the actions that each event returns, in order, and go on until `done`; then
+    read `failure`, `answered` and `missing`.
+
+    Args:
+        id: what its tasks' ids begin with.
+        state: tells a node's state now.
+        believed: refusals that end the exchange where every holder of a shard gives one.
+        caller: for whom nodes are asked.
+        clock: seconds of any steady clock, for `transitions`.
+
+    Attributes:
+        failure: why it failed as a whole; None: it has not.
+        transitions: the last changes of its shards' states, for the log.
+
+    Raises:
+        InvalidArgument: two assignments name the same shard.
+    """
 
     def __init__(
         self,
@@ -110,12 +157,17 @@ class Exchange:
         state: Callable[[str], NodeState],
         believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
         caller: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`believed`: refusals that end the exchange where every holder of a shard gives one."""
         self.id = id
-        self._believed, self._caller = believed, caller
         self.failure: EdgeAttentionError | None = None
+        self.transitions: deque[Transition] = recent()
         self._state = state
+        self._believed = believed
+        self._caller = caller
+        self._clock = clock
+        self._over = False
+        """Whether nobody is asked any more: its time is up, it was cancelled, or it has failed."""
         self._shards = {a.shard: _Shard(a, i) for i, a in enumerate(assignments)}
         self._tasks: dict[str, _Shard] = {}
         if len(self._shards) != len(assignments):
@@ -124,27 +176,27 @@ class Exchange:
     # Events
 
     def start(self) -> list[Action]:
-        """Ask a holder of every shard."""
+        """Ask a holder of every shard. Call it once, first."""
         return [action for shard in self._shards.values() for action in self._ask(shard)]
 
     def contribution(self, node: str, contribution: Contribution) -> list[Action]:
-        """A contribution came.
+        """A contribution of `node` came: deliver it, or, if it tells of an error, ask another holder.
 
-        Raises (and nothing changes): as `check`.
+        Raises (and nothing changes): as `require_awaited`.
         """
-        self.check(node, contribution)
+        self.require_awaited(node, contribution)
         shard = self._tasks[contribution.task_id]
         shard.numbers += 1
         if contribution.error is not None:
             return self._failed(
                 shard, errors.of_node(node, contribution.error.name, contribution.error.message)
             )
-        deliver: list[Action] = [Deliver(shard.assignment, node, contribution)]
-        shard.answered = contribution.final
-        return deliver
+        if contribution.final:
+            self._turn(shard, ShardState.ANSWERED, "answered by", node)
+        return [Deliver(shard.assignment, node, contribution)]
 
-    def check(self, node: str, contribution: Contribution) -> None:
-        """Whether it is what this exchange waits for; a failure of the task is, whatever else it says.
+    def require_awaited(self, node: str, contribution: Contribution) -> None:
+        """Refuse what this exchange does not wait for; a failure of a task it does, whatever else it says.
 
         Raises:
             NotFound: no such task, or one that was given up.
@@ -180,29 +232,38 @@ class Exchange:
             )
 
     def damaged(self, node: str, task_id: str, error: EdgeAttentionError) -> list[Action]:
-        """A contribution of `node` to the task came damaged: ask another holder, if there is one."""
+        """A contribution of `node` to the task came damaged: ask another holder, if there is one.
+
+        Nothing where nobody waits for the task.
+        """
         shard = self._tasks.get(task_id)
         if shard is None or shard.node != node or not shard.open:
             return []
         return self._refuse(task_id, Kind.DAMAGED, error)
 
     def refuse(self, task_id: str, error: EdgeAttentionError) -> list[Action]:
-        """What the task returned could not be folded: ask another holder, if there is one."""
+        """What the task returned could not be folded: ask another holder, if there is one.
+
+        It undoes the answer, if that was complete; nothing where nobody waits for the task any more.
+        """
         return self._refuse(task_id, Kind.WRONG, error)
 
     def _refuse(self, task_id: str, kind: Kind, error: EdgeAttentionError) -> list[Action]:
         shard = self._tasks.get(task_id)
-        if shard is None or shard.task_id != task_id or shard.missing is not None:
+        if shard is None or shard.task_id != task_id:
             return []
-        shard.answered = False
+        if shard.state not in (ShardState.ASKED, ShardState.ANSWERED):
+            return []
         revoke: list[Action] = [Revoke(shard.node, task_id)]
         named = type(error)(f"node {shard.node!r}: {error.message}")
-        shard.tried[shard.node], shard.fault = named.message, (kind, named)
+        shard.tried[shard.node] = named.message
+        shard.fault = (kind, named)
         return revoke + self._ask(shard)
 
     def node(self, name: str) -> list[Action]:
-        """The state of node `name` changed."""
-        state, actions = self._state(name), list[Action]()
+        """The state of node `name` changed: ask it what waits for it, or another what it had."""
+        state = self._state(name)
+        actions: list[Action] = []
         for shard in self._shards.values():
             if not shard.open:
                 continue
@@ -219,24 +280,26 @@ class Exchange:
         return actions
 
     def deadline(self) -> list[Action]:
-        """Time is up: what has not come is missing."""
+        """Its time is up: what has not come is missing."""
+        self._over = True
         actions: list[Action] = []
         for shard in self._shards.values():
             if not shard.open:
                 continue
             actions += self._revoke(shard)
             late = bool(shard.node) and self._live(shard.node)
-            shard.missing = self._missing(shard, late, "no answer by the deadline")
+            self._miss(shard, late, "no answer by the deadline")
         return actions
 
     def cancel(self) -> list[Action]:
-        """Nobody waits any more."""
-        return [action for shard in self._shards.values() if shard.open for action in self._revoke(shard)]
+        """Nobody waits for it any more: what is open is abandoned."""
+        return self._abandon("cancelled")
 
     # What can be asked
 
     @property
     def done(self) -> bool:
+        """Whether nothing is open. An answer that is refused opens its shard again."""
         return self.failure is not None or not any(shard.open for shard in self._shards.values())
 
     @property
@@ -247,7 +310,7 @@ class Exchange:
     @property
     def answered(self) -> dict[str, str]:
         """Shard -> the node that answered."""
-        return {name: shard.node for name, shard in self._shards.items() if shard.answered}
+        return {n: shard.node for n, shard in self._shards.items() if shard.state is ShardState.ANSWERED}
 
     @property
     def missing(self) -> dict[str, MissingShard]:
@@ -259,7 +322,39 @@ class Exchange:
         """Shard -> the node waited for, empty while nobody could be asked."""
         return {name: shard.node for name, shard in self._shards.items() if shard.open}
 
+    def check(self) -> None:
+        """Raises AssertionError unless what must always hold does; for tests.
+
+        Each shard is in one state, asked of one holder at a time, under the task it was given last; a holder
+        that has failed it is not asked again; and where the exchange is over nothing is open.
+        """
+        for name, shard in self._shards.items():
+            holders = set(shard.assignment.holders)
+            assert (shard.missing is not None) == (shard.state is ShardState.MISSING), name
+            assert shard.tried.keys() <= holders, f"{name}: tried with who does not hold it"
+            assert len(shard.refusals) <= len(shard.tried), f"{name}: a refusal of nobody"
+            assert not shard.tried or shard.fault is not None, f"{name}: tried, and nothing was wrong"
+            if shard.state is ShardState.WAITING:
+                assert not shard.node, f"{name}: waits, and is asked of {shard.node}"
+            if shard.state in (ShardState.ASKED, ShardState.ANSWERED):
+                assert shard.node in holders, f"{name}: asked of {shard.node}, who does not hold it"
+                assert shard.node not in shard.tried, f"{name}: asked again of {shard.node}"
+                assert shard.asked == shard.node, name
+                assert self._tasks.get(shard.task_id) is shard, f"{name}: its task is another's"
+                assert shard.task_id == f"{self.id}.{shard.index}.{shard.attempts}", f"{name}: an old task"
+            if shard.state is ShardState.ANSWERED:
+                assert shard.numbers > 0, f"{name}: answered without a message"
+        assert sum(s.attempts for s in self._shards.values()) == len(self._tasks), "two tasks of one id"
+        still_open = [name for name, shard in self._shards.items() if shard.open]
+        assert not (self._over and still_open), f"over, and still open: {still_open}"
+        assert self._over or self.failure is None, "it has failed and goes on"
+        assert self.done == (not still_open)
+
     # Inside
+
+    def _turn(self, shard: _Shard, state: ShardState, *words: str) -> None:
+        self.transitions.append((self._clock(), (shard.assignment.shard, *words), shard.state, state))
+        shard.state = state
 
     def _live(self, node: str) -> bool:
         return self._state(node) in (NodeState.READY, NodeState.DRAINING)
@@ -273,8 +368,9 @@ class Exchange:
         return min(live, key=lambda name: load[name], default="")
 
     def _ask(self, shard: _Shard) -> list[Action]:
-        shard.node = self._choose(shard)
+        shard.node = "" if self._over else self._choose(shard)
         if shard.node:
+            self._turn(shard, ShardState.ASKED, "asked of", shard.node)
             shard.asked = shard.node
             shard.attempts += 1
             shard.numbers = 0
@@ -282,16 +378,31 @@ class Exchange:
             self._tasks[shard.task_id] = shard
             return [Send(shard.node, self._program(shard))]
         waiting = [h for h in shard.assignment.holders if h not in shard.tried]
-        if not any(self._state(name) is NodeState.SUSPECT for name in waiting):
-            shard.missing = self._missing(shard, False, "no node holds it")
+        if not self._over and any(self._state(name) is NodeState.SUSPECT for name in waiting):
+            if shard.state is not ShardState.WAITING:
+                self._turn(shard, ShardState.WAITING, "waits for a holder")
+        else:
+            self._miss(shard, False, "no node holds it")
         return []
 
-    def _missing(self, shard: _Shard, late: bool, otherwise: str) -> MissingShard:
-        """Why `shard` has no answer: it is `late`, or the last answer was wrong, or nobody is there."""
+    def _miss(self, shard: _Shard, late: bool, otherwise: str) -> None:
+        """`shard` gets no answer: it is `late`, or the last answer was wrong, or nobody is there."""
         text = self._why(shard) or otherwise
         if late or shard.fault is None:
-            return MissingShard(Kind.LATE if late else Kind.LOST, shard.asked, text)
-        return MissingShard(shard.fault[0], shard.asked, text, shard.fault[1])
+            shard.missing = MissingShard(Kind.LATE if late else Kind.LOST, shard.asked, text)
+        else:
+            shard.missing = MissingShard(shard.fault[0], shard.asked, text, shard.fault[1])
+        self._turn(shard, ShardState.MISSING, shard.missing.kind.value)
+
+    def _abandon(self, why: str) -> list[Action]:
+        """End it: nobody is asked any more, and what is open is given up."""
+        self._over = True
+        actions: list[Action] = []
+        for shard in self._shards.values():
+            if shard.open:
+                actions += self._revoke(shard)
+                self._turn(shard, ShardState.ABANDONED, why)
+        return actions
 
     def _program(self, shard: _Shard) -> Program:
         asked = shard.assignment
@@ -313,14 +424,15 @@ class Exchange:
 
     def _failed(self, shard: _Shard, error: EdgeAttentionError) -> list[Action]:
         kind = Kind.REFUSED if isinstance(error, REFUSALS) else Kind.FAILED
-        shard.tried[shard.node], shard.fault = error.message, (kind, error)
+        shard.tried[shard.node] = error.message
+        shard.fault = (kind, error)
         if isinstance(error, self._believed):
             shard.refusals.append(error)
         actions = self._ask(shard)
         if shard.missing is not None and len(shard.refusals) == len(shard.tried):
             # Nobody who could be asked says otherwise.
             self.failure = type(error)("; ".join(shard.tried.values()))
-            return [a for s in self._shards.values() if s.open for a in self._revoke(s)]
+            return self._abandon("failed")
         return actions
 
     def _why(self, shard: _Shard) -> str:

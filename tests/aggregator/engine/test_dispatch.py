@@ -139,6 +139,20 @@ def test_the_deadline_ends_an_exchange():
     assert (missing.kind, missing.node) == (Kind.LATE, "a")
 
 
+def test_the_log_says_how_an_exchange_came_to_a_bad_end_but_of_many_at_once_one(caplog):
+    caplog.set_level("INFO")
+
+    async def scenario(house):
+        house.node("a").mute = True
+        for _ in range(3):
+            await house.dispatcher.run([assignment()], 0.01, lambda _: None)
+
+    run(scenario)
+    (line,) = [message for message in caplog.messages if "ended badly" in message]
+    assert "s asked of a: waiting -> asked" in line
+    assert line.endswith("s late: asked -> missing")
+
+
 def test_a_node_that_resumes_is_sent_its_task_again():
     async def scenario(house):
         box = house.node("a")

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aggregator.engine.exchange import Assignment, Deliver, Exchange, Revoke, Send
+from aggregator.engine.exchange import Assignment, Deliver, Exchange, Revoke, Send, ShardState
 from aggregator.engine.outcome import Kind
 from edge_attention.core import errors
 from edge_attention.core.errors import (
@@ -24,6 +24,7 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.messages.program import Contribution, Fault, Return
+from edge_attention.core.transitions import told
 from edge_attention.wire.link import from_node, task_of, to_node
 
 READY, SUSPECT, LOST, DRAINING = NodeState.READY, NodeState.SUSPECT, NodeState.LOST, NodeState.DRAINING
@@ -340,44 +341,154 @@ def test_one_shard_twice_is_refused():
         Exchange("x", [Assignment("s", ("a",), range(1), ())] * 2, lambda name: READY)
 
 
-events = st.lists(
-    st.one_of(
-        st.tuples(st.sampled_from("abc"), st.sampled_from(list(NodeState))),
-        st.tuples(st.sampled_from(["answer", "fail", "damaged"]), st.integers(0, 30)),
-    ),
-    max_size=40,
-)
+SHARDS = {"s": "ab", "t": "bc", "u": "c", "v": "abc"}
 
 
-@given(events)
-def test_whatever_happens_each_shard_is_delivered_at_most_once_and_ends_at_the_deadline(events):
-    fleet = Fleet(s="ab", t="bc", u="c")
-    sent = sends(fleet.exchange.start())
-    delivered = []
+class AnyExchange(RuleBasedStateMachine):
+    """Whatever nodes, the clock and the recipe do, in any order; and what a recipe has in hand then."""
 
-    def note(actions):
-        sent.extend(sends(actions))
-        delivered.extend(action.assignment.shard for action in actions if isinstance(action, Deliver))
+    def __init__(self):
+        super().__init__()
+        self.fleet = Fleet(**SHARDS)
+        self.exchange = self.fleet.exchange
+        self.sent = []
+        self.folded = {}
+        """Shard -> numbers of the messages of its present task that were delivered."""
+        self.task = {}
+        """Shard -> the task that was sent last."""
+        self.whole = {}
+        """Shard -> the send whose last message was delivered, and not refused."""
+        self.over = False
+        self.note(self.exchange.start())
 
-    for what, how in events:
-        if isinstance(how, NodeState):
-            note(fleet.becomes(what, how))
-        elif sent:
-            send = sent[how % len(sent)]
-            fault = Fault("Unavailable", "trouble") if what == "fail" else None
-            try:
-                if what == "damaged":
-                    note(fleet.exchange.damaged(send.node, send.program.task_id, InvalidTensor("damaged")))
-                else:
-                    note(fleet.answer(send.node, send, error=fault))
-            except (NotFound, DuplicateContribution):
-                pass
-    assert len(delivered) == len(set(delivered))
-    assert set(delivered) == fleet.exchange.answered.keys()
+    def note(self, actions):
+        for action in actions:
+            if isinstance(action, Send):
+                assert not self.over, "nobody is asked once it is over"
+                shard = action.program.shard
+                assert action.node in SHARDS[shard]
+                if self.task.get(shard) != action.program.task_id:
+                    assert shard not in self.whole, "asked again of what was answered"
+                    self.folded[shard] = []
+                self.task[shard] = action.program.task_id
+                self.sent.append(action)
+            elif isinstance(action, Deliver):
+                assert not self.over, "nothing is folded once it is over"
+                shard, number = action.assignment.shard, action.contribution.number
+                assert action.contribution.task_id == self.task[shard], "of a task that was given up"
+                assert number == len(self.folded[shard]), "folded twice, or not in order"
+                self.folded[shard].append(number)
+
+    @rule(node=st.sampled_from("abc"), state=st.sampled_from(list(NodeState)))
+    def a_node_becomes(self, node, state):
+        self.note(self.fleet.becomes(node, state))
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), number=st.integers(0, 3), final=st.booleans(), by=st.sampled_from(["", *"abc"]))
+    def a_message_comes(self, data, number, final, by):
+        send = data.draw(st.sampled_from(self.sent))
+        try:
+            self.note(self.fleet.answer(by or send.node, send, number=number, final=final))
+        except (NotFound, DuplicateContribution, InvalidArgument):
+            return
+        if final:
+            self.whole[send.program.shard] = send
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), name=st.sampled_from(["Unavailable", "InvalidArgument", "PrivateTensor"]))
+    def a_node_fails(self, data, name):
+        send = data.draw(st.sampled_from(self.sent))
+        number = len(self.folded[send.program.shard])
+        try:
+            actions = self.fleet.answer(send.node, send, number=number, error=Fault(name, "trouble"))
+        except (NotFound, DuplicateContribution, InvalidArgument):
+            return
+        self.over = self.over or self.exchange.failure is not None
+        self.note(actions)
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def a_message_comes_damaged(self, data):
+        send = data.draw(st.sampled_from(self.sent))
+        self.note(self.exchange.damaged(send.node, send.program.task_id, InvalidTensor("damaged")))
+
+    @precondition(lambda self: self.whole)
+    @rule(data=st.data())
+    def the_recipe_refuses(self, data):
+        send = self.whole.pop(data.draw(st.sampled_from(sorted(self.whole))))
+        self.note(self.exchange.refuse(send.program.task_id, InvalidTensor("NaN")))
+
+    @rule()
+    def its_time_is_up(self):
+        self.over = True
+        self.note(self.exchange.deadline())
+        assert self.exchange.done
+
+    @rule()
+    def it_is_cancelled(self):
+        self.over = True
+        self.note(self.exchange.cancel())
+        assert self.exchange.done
+
+    @invariant()
+    def what_it_says_is_what_was_delivered(self):
+        self.exchange.check()
+        answered = {shard: send.node for shard, send in self.whole.items()}
+        assert self.exchange.answered == answered
+        assert not self.exchange.answered.keys() & self.exchange.missing.keys()
+        assert not self.exchange.waits.keys() & (self.exchange.answered.keys() | self.exchange.missing.keys())
+
+    def teardown(self):
+        if not self.over:
+            self.its_time_is_up()
+            assert self.exchange.answered.keys() | self.exchange.missing.keys() == SHARDS.keys()
+
+
+TestWhateverHappensEachShardIsAskedOnceAtATimeAndFoldedOnce = AnyExchange.TestCase
+
+
+def test_its_last_transitions_say_how_it_came_to_its_end():
+    fleet = Fleet(s="ab")
+    times = iter(range(10))
+    fleet.exchange = Exchange("x", fleet.assignments, lambda name: READY, clock=lambda: float(next(times)))
+    (send,) = fleet.exchange.start()
+    (again,) = fleet.answer("a", send, error=Fault("OutOfMemory", "full"))
+    fleet.answer("b", again)
+    revoke, *_ = fleet.exchange.refuse(again.program.task_id, InvalidTensor("NaN"))
+    assert isinstance(revoke, Revoke)
+    assert told(fleet.exchange.transitions) == (
+        "0.000 s: s asked of a: waiting -> asked; 1.000 s: s asked of b: asked -> asked; "
+        "2.000 s: s answered by b: asked -> answered; 3.000 s: s wrong: answered -> missing"
+    )
+
+
+def test_an_answer_refused_once_its_time_is_up_is_missing_and_asked_of_nobody():
+    fleet = Fleet(s="ab", t="a")
+    send, _ = fleet.exchange.start()
+    fleet.answer("a", send)
     fleet.exchange.deadline()
+    assert fleet.exchange.refuse(send.program.task_id, InvalidTensor("NaN")) == [
+        Revoke("a", send.program.task_id)
+    ]
     assert fleet.exchange.done
-    assert fleet.exchange.answered.keys() | fleet.exchange.missing.keys() == {"s", "t", "u"}
-    assert not fleet.exchange.answered.keys() & fleet.exchange.missing.keys()
+    assert missing(fleet)["s"][0] is Kind.WRONG
+
+
+@pytest.mark.parametrize("broken", [
+    lambda shard: setattr(shard, "node", "z"),
+    lambda shard: setattr(shard, "task_id", "x.0.9"),
+    lambda shard: setattr(shard, "state", ShardState.MISSING),
+    lambda shard: setattr(shard, "state", ShardState.WAITING),
+    lambda shard: shard.tried.update(a="it failed"),
+    lambda shard: shard.tried.update(z="it holds nothing"),
+])  # fmt: skip
+def test_check_finds_a_state_that_cannot_be(broken):
+    fleet = Fleet(s="ab")
+    fleet.exchange.start()
+    fleet.exchange.check()
+    broken(fleet.exchange._shards["s"])
+    with pytest.raises(AssertionError):
+        fleet.exchange.check()
 
 
 def test_a_program_that_a_node_cannot_read_is_asked_of_another_at_once():
