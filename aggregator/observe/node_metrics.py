@@ -3,11 +3,16 @@
 The grammar is the part of Prometheus' text format that nodes write, line by line and nothing else: a family
 is HELP, TYPE, then its samples. Not prometheus_client's parser: that is for text one trusts, takes more than
 the format has, and four times as long.
+
+A node's report says the same again and again, with other numbers, and so do a thousand nodes of one release:
+what was found of a report is kept by what of it is not numbers, and of the next one only those are looked at.
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
+from functools import lru_cache
 
 from prometheus_client.utils import floatToGoString
 
@@ -35,6 +40,12 @@ _TYPE = re.compile(rf"# TYPE ({_NAME}) ({'|'.join(_SUFFIXES)})")
 _SAMPLE = re.compile(rf"({_NAME})(?:\{{(.{{0,4096}})\}})? ({_VALUE})")
 _RESERVED = ("node", "instance", "job")
 """Labels that Prometheus puts on, by which it tells nodes apart."""
+FRAMES = 64
+"""Reports whose text is known, but for their numbers: of 64 KiB each at most."""
+
+_NUMBER = re.compile(_VALUE)
+_known: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+"""A report without its numbers: its lines as they are shown, those of samples up to the number."""
 
 
 def checked(report: bytes) -> bytes:
@@ -49,6 +60,46 @@ def checked(report: bytes) -> bytes:
         text = report.decode()
     except UnicodeDecodeError:
         raise InvalidArgument("its metrics are not UTF-8") from None
+    frame, numbers = _parted(text)
+    if (known := _known.get(frame)) is not None and None not in (shown := [_shown(n) for n in numbers]):
+        _known.move_to_end(frame)
+        of = iter(shown)
+        lines = [line if line[0] == "#" else f"{line} {next(of)}" for line in known]
+    else:
+        lines = _lines(text)
+        _known[frame] = tuple(line if line[0] == "#" else line.rpartition(" ")[0] for line in lines)
+        while len(_known) > FRAMES:
+            _known.popitem(last=False)
+    found = "".join(line + "\n" for line in lines).encode()
+    if len(found) > REPORT_LIMIT:
+        raise InvalidArgument(f"its metrics are {len(found):,} bytes in full; the limit is {REPORT_LIMIT:,}")
+    return found
+
+
+def _parted(text: str) -> tuple[str, list[str]]:
+    """`text` without the last word of its samples, and those words, which are to be numbers."""
+    frame: list[str] = []
+    numbers: list[str] = []
+    for line in text.split("\n"):
+        name, space, number = line.rpartition(" ")
+        if space and line[0] != "#":
+            numbers.append(number)
+            line = name + space
+        frame.append(line)
+    return "\n".join(frame), numbers
+
+
+@lru_cache(maxsize=4096)
+def _shown(number: str) -> str | None:
+    """A sample's number as it is shown; None: it is none. Most are a zero."""
+    if len(number) > 128 or _NUMBER.fullmatch(number) is None:
+        return None
+    shown: str = floatToGoString(float(number))  # type: ignore[no-untyped-call]
+    return shown
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a report as they are shown. Raises InvalidArgument: see `checked`."""
     lines: list[str] = []
     families: set[str] = set()
     series: set[tuple[str, str]] = set()
@@ -90,10 +141,7 @@ def checked(report: bytes) -> bytes:
             raise InvalidArgument(f"line {number} of its metrics cannot be read: {line[:80]!r}")
     if helped and not family:
         raise InvalidArgument(f"its metrics end with the HELP of {helped[:80]}")
-    found = "".join(line + "\n" for line in lines).encode()
-    if len(found) > REPORT_LIMIT:
-        raise InvalidArgument(f"its metrics are {len(found):,} bytes in full; the limit is {REPORT_LIMIT:,}")
-    return found
+    return lines
 
 
 def _labels(text: str, line: int) -> str:

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
-from aggregator.observe.node_metrics import FAMILIES, LABELS, SERIES, checked
+from aggregator.observe import node_metrics
+from aggregator.observe.node_metrics import FAMILIES, FRAMES, LABELS, SERIES, checked
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.program import Contribution, Fault
 from edge_attention.metrics.node import REPORT_LIMIT, NodeMetrics
@@ -175,3 +176,37 @@ def test_any_labels_and_values_of_a_node_arrive(series):
     text = generate_latest(registry)
     assert holds(text)
     assert len(samples(text)) == len(series)
+
+
+@given(
+    st.lists(st.sampled_from([line for line in REPORT.decode().split("\n") if line[:1] != "#"]), max_size=3),
+    st.sampled_from(["1", "0.0", "NaN", "+Inf", "1e400", "one", "", "1 2", '{a="b"} 1', "٣"]),
+)
+def test_a_report_like_one_before_is_looked_at_as_if_it_were_the_first(lines, number):
+    """What is kept of a report is its text without numbers: with others it is refused, or shown, the same."""
+    text = REPORT.decode()
+    for line in lines:
+        text = text.replace(f"\n{line}\n", f"\n{line.rpartition(' ')[0]} {number}\n")
+
+    def outcome():
+        try:
+            return checked(text.encode())
+        except InvalidArgument as error:
+            return error.message
+
+    node_metrics._known.clear()
+    first = outcome()
+    checked(REPORT)
+    assert outcome() == first
+
+
+def test_a_line_that_is_a_number_alone_does_not_pass_for_an_empty_one():
+    checked(gauge("\nprocess_x 1"))
+    with pytest.raises(InvalidArgument, match="cannot be read"):
+        checked(gauge("5\nprocess_x 1"))
+
+
+def test_what_is_kept_of_reports_is_bounded():
+    for number in range(2 * FRAMES):
+        checked(gauge(f'process_x{{a="{number}"}} 1'))
+    assert len(node_metrics._known) == FRAMES
