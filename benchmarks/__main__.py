@@ -28,6 +28,7 @@ NAMES = (
     "bulk",
     "metrics",
     "overload",
+    "many",
 )
 RESULTS = Path(__file__).parent / "results.json"
 

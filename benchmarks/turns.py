@@ -31,6 +31,7 @@ class Worker:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GRPC_VERBOSITY": "ERROR"}
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        self.pid = self._process.pid
         self._what = " ".join(command[1:])
         self.first = self._read()
 
