@@ -24,7 +24,7 @@ from aggregator.bounds.sockets import watch_connections
 from aggregator.bounds.turns import Turns
 from aggregator.checkup.recipe import checkup
 from aggregator.engine.bulk import Bulk
-from aggregator.engine.counted import counted
+from aggregator.engine.counted import answer_room, counted
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.link import Link, watch_leases
 from aggregator.engine.recipe import Engine, Recipe
@@ -166,7 +166,8 @@ async def running(
             handlers |= trust.handlers()
 
         server = grpc.aio.server(options=(*CHANNEL_OPTIONS, *server_options()))
-        generic = service_handlers(handlers, trust.guard if trust is not None else None, metrics, subject)
+        guard = trust.guard if trust is not None else None
+        generic = service_handlers(handlers, guard, metrics, subject, answer_room(budgets))
         server.add_generic_rpc_handlers(tuple(generic))
         checker = Health()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)

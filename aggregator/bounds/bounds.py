@@ -49,6 +49,11 @@ REQUEST_BYTES = Bound(
     "request-bytes", 512 * MIB, "bytes of requests under way", "have fewer calls under way at a time", 0.5
 )
 """Of attends, from when they are read to their answer."""
+ANSWER_BYTES = Bound(
+    "answer-bytes", 256 * MIB, "bytes of answers not read yet", "read those that have come", 0.5
+)
+"""Of calls without a stream of responses, from when they are answered until their callers have taken them.
+Streams hold a message each, and their numbers have bounds of their own."""
 APPEND_BYTES = Bound(
     "append-bytes", 4 * GIB, "bytes of appends under way", "have fewer appends under way at a time", 2.0
 )

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -83,16 +84,26 @@ def _nobody() -> str:
     return ""
 
 
+AnswerRoom = Callable[["grpc.aio.ServicerContext[Any, Any]", int], None]
+"""Told how many bytes a call without a stream of responses is answered with, before gRPC has them; raises the
+error to answer with instead."""
+
+
+def _any_room(context: object, size: int) -> None:
+    pass
+
+
 def service_handlers(
     handlers: Mapping[AnyMethod, Handler],
     guard: MethodGuard | None = None,
     observer: Observer | None = None,
     who: Callable[[], str] = _nobody,
+    room: AnswerRoom = _any_room,
 ) -> list[grpc.GenericRpcHandler[Any, Any]]:
     """gRPC handlers for `handlers`, by service.
 
     `guard` says who may call; `observer` is told what becomes of calls; `who`, asked while a call is served,
-    says who made it.
+    says who made it; `room` whether there is any for an answer.
 
     A handler is called with the decoded request (an async iterator of them where the method streams)
     and the call's context, and returns the response (is an async generator of them).
@@ -114,6 +125,7 @@ def service_handlers(
             lambda path, id: (who(), path, id),
             answers,
             arrived,
+            room,
         )
     return [grpc.method_handlers_generic_handler(service.name, rpcs) for service, rpcs in services.items()]
 
@@ -127,6 +139,7 @@ def _rpc_handler(
     key: Callable[[str, str], Key],
     answers: Answers,
     arrived: Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]],
+    room: AnswerRoom,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     def requests(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         if method.raw:
@@ -136,40 +149,44 @@ def _rpc_handler(
             return _decoded(method, raw, sealed)
         return method.request.decode(raw, sealed)
 
-    async def unary(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        try:
-            with guard(method, context):
-                data = raw if method.streams_request else await arrived(raw, context)
-                came = time.perf_counter()
-                request = requests(data, context)
-                del data
-                asked = time.perf_counter()
-                if method.changes and (id := _told(context, REQUEST_KEY)):
+    async def answered(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        with guard(method, context):
+            data = raw if method.streams_request else await arrived(raw, context)
+            came = time.perf_counter()
+            request = requests(data, context)
+            del data
+            asked = time.perf_counter()
+            if method.changes and (id := _told(context, REQUEST_KEY)):
 
-                    async def work() -> bytes:
-                        return method.response.encode(await handler(request, context))
+                async def work() -> bytes:
+                    return method.response.encode(await handler(request, context))
 
-                    data = await answers.once(key(method.path, id), work)
-                    answered = time.perf_counter()
-                else:
-                    response = await handler(request, context)
-                    answered = time.perf_counter()
-                    data = method.response.encode(response)
-        except Exception as error:
-            if method.streams_request and not isinstance(error, Unauthenticated):
-                if isinstance(error, EdgeAttentionError):
-                    error.__traceback__ = None  # its frames hold what the handler had taken
-                await drains.take(raw)
-            await abort(method, error, context, observer)
-            raise
+                data = await answers.once(key(method.path, id), work)
+                done = time.perf_counter()
+            else:
+                response = await handler(request, context)
+                done = time.perf_counter()
+                data = method.response.encode(response)
+            room(context, len(data))
         if observer is not None and not method.streams_request:
             before, told = asked - came, observer
 
             def sent(_: object) -> None:
-                told.answered(method, before + time.perf_counter() - answered)
+                told.answered(method, before + time.perf_counter() - done)
 
             context.add_done_callback(sent)  # type: ignore[arg-type]  # the stub wants a class
         return data
+
+    async def unary(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        try:
+            return await answered(raw, context)
+        except Exception as error:
+            if method.streams_request and not isinstance(error, Unauthenticated):
+                if isinstance(error, EdgeAttentionError):
+                    _forget_frames(error)
+                await drains.take(raw)
+            await abort(method, error, context, observer)
+            raise
 
     async def stream(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         try:
@@ -192,6 +209,17 @@ def _rpc_handler(
     if method.streams_response:
         return grpc.stream_stream_rpc_method_handler(stream)
     return grpc.stream_unary_rpc_method_handler(unary)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of what those had who raised `error`: answers of megabytes, of a caller that reads none.
+
+    It takes as long as that caller pleases until gRPC has sent the status.
+    """
+    raised: BaseException | None = error
+    while raised is not None:
+        traceback.clear_frames(raised.__traceback__)
+        raised = raised.__context__
 
 
 class _Drains:
@@ -245,6 +273,7 @@ async def abort(
     """End the call with what stands for `error`. Returns only for errors gRPC raises to end a call."""
     if isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError):
         return
+    raised = error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         log.error("%s failed: %s", method.path, error)
         error = DiskFull(f"{method.name}: the server's disk is full; free space there, then try again")
@@ -254,4 +283,5 @@ async def abort(
     if observer is not None:
         observer.refused(error)
     code, details, metadata = to_status(error)
+    _forget_frames(raised)
     await context.abort(code, details, metadata)
