@@ -130,7 +130,7 @@ class Appender:
         if not len(keys):
             raise InvalidTensor("keys holds no tokens; append at least one")
         async with context.lock:
-            if (answer := self._already(context, request_id)) is not None:
+            if (answer := await self._already(context, request_id)) is not None:
                 return answer
             first = context.tokens
 
@@ -192,7 +192,7 @@ class Appender:
         if not len(rows) or rows.stop > dataset.rows:
             raise InvalidArgument(f"rows [{rows.start}, {rows.stop}) of a dataset of {dataset.rows} rows")
         async with context.lock:
-            if (answer := self._already(context, request.request_id)) is not None:
+            if (answer := await self._already(context, request.request_id)) is not None:
                 return answer
             targets = self._place(context, len(rows), request.node, set(), extend=False)
             first = context.tokens
@@ -226,7 +226,7 @@ class Appender:
         async with context.lock:
             self._contexts.require_current(context)
             with contextlib.suppress(AlreadyExists):
-                if (answer := self._contexts.answered(context, request_id)) is not None:
+                if (answer := await self._contexts.answered(context, request_id)) is not None:
                     return answer
                 # To the end, so that no append of this id comes in between.
                 await to_the_end(asyncio.to_thread(self._contexts.give_up, context, request_id))
@@ -235,10 +235,10 @@ class Appender:
             f"last {ANSWERS} of a context are remembered"
         )
 
-    def _already(self, context: StoredContext, request_id: str) -> AppendResponse | None:
+    async def _already(self, context: StoredContext, request_id: str) -> AppendResponse | None:
         """The answer, where the append of that id was made before; its context is there still."""
         self._contexts.require_current(context)
-        return self._contexts.answered(context, request_id)
+        return await self._contexts.answered(context, request_id)
 
     def _others(self, without: set[str]) -> bool:
         """Whether a node is ready that is not among `without`."""

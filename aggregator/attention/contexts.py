@@ -111,6 +111,8 @@ class Contexts:
         self._metrics = metrics
         self.revisions = Revisions(state)
         self._contexts: dict[str, StoredContext] = {}
+        self._creating: set[str] = set()
+        """Names of contexts that are being written down."""
         for row in state.list_contexts():
             segments = [StoredSegment.from_json(s.id, s.spec) for s in state.list_segments(row.id)]
             segments.sort(key=lambda s: s.tokens.start)
@@ -130,8 +132,10 @@ class Contexts:
             self._budgets[CONTEXT_BYTES].keep(whose, size),
         )
 
-    def create(self, spec: ContextSpec, owner: str = "") -> StoredContext:
-        """A new, empty context, counted for `owner`.
+    async def create(self, spec: ContextSpec, owner: str = "") -> StoredContext:
+        """A new, empty context, counted for `owner`: in the state first, by a thread, then here.
+
+        Let nothing cancel this (`engine.endings`): what is in the state is there after a restart.
 
         Raises:
             InvalidArgument: there can be no such context.
@@ -139,7 +143,7 @@ class Contexts:
             ResourceExhausted: there are too many, or the owner has.
         """
         spec.check()
-        if spec.name in self._contexts:
+        if spec.name in self._contexts or spec.name in self._creating:
             raise AlreadyExists(f"there is a context {spec.name!r} already; drop it, or choose another name")
         context = StoredContext(f"{self._state.id}-{secrets.token_hex(4)}", spec, owner=owner)
         with contextlib.ExitStack() as stack:
@@ -148,8 +152,12 @@ class Contexts:
                 stack.enter_context(self._budgets.take(CONTEXTS, whose)),
                 stack.enter_context(self._budgets.take(CONTEXT_BYTES, whose, SEGMENT_BYTES)),
             )
-            self._state.put_context(context.id, spec.name, time.time(), {**asdict(spec), "owner": owner})
+            self._creating.add(spec.name)
+            stack.callback(self._creating.discard, spec.name)
+            row = (context.id, spec.name, time.time(), {**asdict(spec), "owner": owner})
+            await asyncio.to_thread(self._state.put_context, *row)
             stack.pop_all()
+        self._creating.discard(spec.name)
         self._contexts[spec.name] = context
         self._gauge()
         return context
@@ -216,13 +224,15 @@ class Contexts:
                 answer = {"tokens": [tokens.start, tokens.stop], "segments": ids}
                 self._state.put_append(context.id, request_id, answer, ANSWERS)
 
-    def answered(self, context: StoredContext, request_id: str) -> AppendResponse | None:
+    async def answered(self, context: StoredContext, request_id: str) -> AppendResponse | None:
         """The answer of an append of that id, if it was made and is remembered.
 
         Raises:
             AlreadyExists: it was given up.
         """
-        answer = self._state.get_append(context.id, request_id) if request_id else None
+        if not request_id:
+            return None
+        answer = await asyncio.to_thread(self._state.get_append, context.id, request_id)
         if answer is None:
             return None
         if not answer:
@@ -233,17 +243,23 @@ class Contexts:
         return AppendResponse(range(*answer["tokens"]), segments)
 
     def give_up(self, context: StoredContext, request_id: str) -> None:
-        """Never make the append of that id, should it come yet."""
+        """Never make the append of that id, should it come yet. Blocks."""
         self._state.put_append(context.id, request_id, {}, ANSWERS)
 
-    def drop(self, name: str) -> StoredContext:
-        context = self.get(name)
-        self._state.delete_context(context.id)
-        del self._contexts[name]
+    async def drop(self, context: StoredContext) -> None:
+        """Forget a context: in the state first, by a thread, then here.
+
+        The caller holds the context's lock, and lets nothing cancel this (`engine.endings`).
+
+        Raises:
+            NotFound: it was dropped before.
+        """
+        self.require_current(context)
+        await asyncio.to_thread(self._state.delete_context, context.id)
+        del self._contexts[context.spec.name]
         for lease in context.leases:
             lease.give_back()
         self._gauge()
-        return context
 
     def held(self, context: StoredContext, node: str) -> int:
         """Tokens of `context` that `node` holds."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from aggregator.attention.append import APPEND_SECONDS, Appender
 from aggregator.attention.attend import Attender
-from aggregator.attention.contexts import Contexts
+from aggregator.attention.contexts import Contexts, StoredContext
 from aggregator.bounds.bounds import (
     APPEND_BYTES,
     APPEND_COMING_SECONDS,
@@ -19,6 +19,7 @@ from aggregator.bounds.bounds import (
 from aggregator.bounds.budget import Budgets, Lease
 from aggregator.engine.arriving import Arriving
 from aggregator.engine.bulk import Bulk
+from aggregator.engine.endings import to_the_end
 from aggregator.engine.trip import Trips
 from aggregator.engine.waiting import each_within
 from aggregator.trust.callers import caller_of, owner_of
@@ -63,7 +64,8 @@ class AttentionApi:
     async def create_context(
         self, request: attention.CreateContextRequest, call: Any
     ) -> attention.CreateContextResponse:
-        context = self._contexts.create(request.spec, owner_of(call))
+        # What is written down is there, whether its caller still waits or not.
+        context = await to_the_end(self._contexts.create(request.spec, owner_of(call)))
         return attention.CreateContextResponse(self._contexts.describe(context))
 
     async def append(
@@ -136,10 +138,13 @@ class AttentionApi:
             self._contexts.require_current(context)
             # Above that of any append that is under way at a node yet: none brings the context back.
             revision = await self._contexts.revisions.take()
-            self._contexts.drop(request.context)
+            await to_the_end(self._drop(context, revision))
+        return attention.DropContextResponse()
+
+    async def _drop(self, context: StoredContext, revision: int) -> None:
+        await self._contexts.drop(context)
         for node in {name for segment in context.segments for name in segment.holders}:
             self._trips.post(node, (Drop((f"context/{context.id}/",), revision),))
-        return attention.DropContextResponse()
 
 
 def _left(call: Any, most: float) -> float:

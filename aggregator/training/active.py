@@ -26,6 +26,8 @@ class ActiveRun:
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     evaluating: bool = False
+    ending: bool = False
+    """It has come to its end, which is being written down: it can no longer be stopped."""
     said: str = ""
     going: Lease | None = None
     """What it takes of the runs that may go on."""

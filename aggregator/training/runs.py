@@ -86,6 +86,8 @@ class Runs:
         self._resuming: set[str] = set()
         self._closing = False
         self._unsaved: dict[str, tuple[RunState, str]] = {}
+        self._saving = asyncio.Lock()
+        """Held by whoever writes down states of runs: they get there in the order in which they were so."""
         self._saver: asyncio.Task[None] | None = None
         for row in self._state.list_runs():
             self._budgets[RUNS_KEPT].keep(row.job.get("owner") or None)
@@ -179,8 +181,9 @@ class Runs:
         row = await asyncio.to_thread(self._state.get_run, id)
         going = self._budgets.take(RUNS, row.job.get("owner") or None)
         try:
-            run = await asyncio.to_thread(self._marked_running, id)
-            self._unsaved.pop(id, None)
+            async with self._saving:
+                run = await asyncio.to_thread(self._marked_running, id)
+                self._unsaved.pop(id, None)
             self._take_up(run, going)
         except BaseException:
             going.give_back()
@@ -197,12 +200,17 @@ class Runs:
         active = self._active.get(info.id)
         if active is None or active.task is None or info.state is not RunState.RUNNING:
             return info
-        self._keep(info.id, RunState.STOPPED, STOPPED)
-        task = active.task
-        if not task.cancelling():
+        # Half of it would be a run that goes on and is not taken up after a restart.
+        await to_the_end(self._stop(active, active.task))
+        return active.info
+
+    async def _stop(self, active: ActiveRun, task: asyncio.Task[None]) -> None:
+        if not active.ending:
+            await self._keep(active.info.id, RunState.STOPPED, STOPPED)
+        # Meanwhile it may have come to an end of its own, which is written down after this one.
+        if not active.ending and not task.cancelling():
             task.cancel()
         await asyncio.wait([task])
-        return active.info
 
     def describe(self, name: str) -> TrainingRun:
         """The run with this id, or the latest of this name.
@@ -314,8 +322,8 @@ class Runs:
             FailedPrecondition: the run trains parts on several nodes, or has no version yet.
         """
         info = self.describe(name)
-        row = self._state.get_run(info.id)
-        job, latest = self._job(row.job), self._parameters.latest(info.id)
+        row = await asyncio.to_thread(self._state.get_run, info.id)
+        job, latest = self._job(row.job), row.version
         if not isinstance(job, FederatedJob):
             raise FailedPrecondition(
                 f"run {info.id} trains parts of a model on several nodes; take its parameters instead"
@@ -329,13 +337,15 @@ class Runs:
                 f"run {info.id} has no version yet; it waits for {info.waiting or 'nodes'}"
             )
         chosen = latest if version is None else version
-        parameters, _ = self._parameters.open(info.id, chosen)
+        # Files are verified before they are used.
+        parameters, _ = await asyncio.to_thread(self._parameters.open, info.id, chosen)
+        graph = await asyncio.to_thread(self._state.blob_path, job.model.graph)
         names = FederatedPlan.from_json(row.job["plan"]).names
         scratch = self._state.directory / SCRATCH
         scratch.mkdir(mode=0o700, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             out = Path(folder) / "model.onnx"
-            await export(self._state.blob_path(job.model.graph), parameters.path, names, out)
+            await export(graph, parameters.path, names, out)
             yield chosen, out
 
     # Of the process
@@ -371,7 +381,7 @@ class Runs:
         self._closing = True
         if self._saver is not None:
             self._saver.cancel()
-            self._save()
+            await self._save()
         tasks = [active.task for active in self._active.values() if active.task is not None]
         for task in tasks:
             task.cancel()
@@ -416,18 +426,20 @@ class Runs:
         try:
             if stored is not None:
                 await recipe.recall(id, stored)
-            self._end(active, RunState.FINISHED, await self._train(active, recipe))
+            await self._end(active, RunState.FINISHED, await self._train(active, recipe))
         except EdgeAttentionError as error:
             log.error("run %s failed: %s", id, error.message)
-            self._end(active, RunState.FAILED, error.message)
+            await self._end(active, RunState.FAILED, error.message)
         except asyncio.CancelledError:
             # Here, not in `stop`: whoever called that may have gone meanwhile.
-            if not self._closing:
+            if not self._closing and not active.ending:
                 active.update(state=RunState.STOPPED, detail=STOPPED, waiting="")
             raise
         except Exception as error:
             log.exception("run %s failed", id)
-            self._end(active, RunState.FAILED, f"{type(error).__name__} in the aggregator; its log says more")
+            await self._end(
+                active, RunState.FAILED, f"{type(error).__name__} in the aggregator; its log says more"
+            )
         finally:
             active.task = None  # a task that was cancelled holds all it worked with
             self._metrics.ended(id, time.monotonic())
@@ -457,29 +469,41 @@ class Runs:
             tries += 1
             active.say("", self._metrics)
 
-    def _end(self, active: ActiveRun, state: RunState, detail: str) -> None:
-        self._keep(active.info.id, state, detail)
+    async def _end(self, active: ActiveRun, state: RunState, detail: str) -> None:
+        """Those who watch hear of it once it is written down."""
+        active.ending = True
+        await to_the_end(self._ended(active, state, detail))
+
+    async def _ended(self, active: ActiveRun, state: RunState, detail: str) -> None:
+        await self._keep(active.info.id, state, detail)
         active.update(state=state, detail=detail, waiting="")
 
-    def _keep(self, id: str, state: RunState, detail: str) -> None:
+    async def _keep(self, id: str, state: RunState, detail: str) -> None:
         """Write down how a run has ended. Where that cannot be done now it is done later: it has ended."""
         self._unsaved[id] = (state, detail)
-        self._save()
+        await self._save()
         if self._unsaved and (self._saver is None or self._saver.done()) and not self._closing:
             self._saver = asyncio.create_task(self._save_later(), name="states of runs")
 
-    def _save(self) -> None:
-        for id, (state, detail) in list(self._unsaved.items()):
-            try:
-                self._state.set_run_status(id, state.value, detail)
-                del self._unsaved[id]
-            except EdgeAttentionError as error:
-                log.error("run %s is %s, which cannot be written down: %s", id, state.value, error.message)
+    async def _save(self) -> None:
+        async with self._saving:
+            for id, how in list(self._unsaved.items()):
+                state, detail = how
+                try:
+                    # To the end: the lock is given back when the thread is done.
+                    await to_the_end(asyncio.to_thread(self._state.set_run_status, id, state.value, detail))
+                except EdgeAttentionError as error:
+                    log.error(
+                        "run %s is %s, which cannot be written down: %s", id, state.value, error.message
+                    )
+                else:
+                    if self._unsaved.get(id) == how:  # or it has ended in another way meanwhile
+                        del self._unsaved[id]
 
     async def _save_later(self) -> None:
         while self._unsaved:
             await asyncio.sleep(ROOM_RETRY_SECONDS[1])
-            self._save()
+            await self._save()
 
 
 def _shown(run: TrainingRun) -> tuple[object, ...]:

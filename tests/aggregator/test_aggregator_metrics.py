@@ -195,7 +195,7 @@ def attended(tamper=None):
         spec = ContextSpec("c", 2, 2, 4, 4)
         house.node("a")
         house.node("b", tamper=tamper)
-        house.contexts.create(spec)
+        await house.contexts.create(spec)
         keys = np.random.default_rng(0).standard_normal((8, 2, 4)).astype(np.float32)
         await house.appender.append("c", "a", keys, keys)
         await house.appender.append("c", "b", keys, keys)

@@ -93,24 +93,24 @@ def test_contexts_by_owner_and_in_all_also_after_a_restart(tmp_path):
     with House(tmp_path) as house:
         b = Bounded(house, contexts=4)
         for number in range(2):
-            b.contexts.create(replace(SPEC, name=f"mine{number}"), "user/me")
+            asyncio.run(b.contexts.create(replace(SPEC, name=f"mine{number}"), "user/me"))
         with pytest.raises(ResourceExhausted, match="bound contexts: there are 2 of 4 contexts, 2 of them"):
-            b.contexts.create(replace(SPEC, name="mine2"), "user/me")
-        b.contexts.create(replace(SPEC, name="yours"), "user/you")
+            asyncio.run(b.contexts.create(replace(SPEC, name="mine2"), "user/me"))
+        asyncio.run(b.contexts.create(replace(SPEC, name="yours"), "user/you"))
         assert b.refused("contexts") == 1
     with House(tmp_path) as house:
         b = Bounded(house, contexts=4)
         assert b.budgets[bounds.CONTEXTS].of("user/me") == 2
         with pytest.raises(ResourceExhausted):
-            b.contexts.create(replace(SPEC, name="mine2"), "user/me")
-        b.contexts.drop("mine0")
-        b.contexts.drop("mine1")
-        b.contexts.drop("yours")
+            asyncio.run(b.contexts.create(replace(SPEC, name="mine2"), "user/me"))
+        asyncio.run(b.contexts.drop(b.contexts.get("mine0")))
+        asyncio.run(b.contexts.drop(b.contexts.get("mine1")))
+        asyncio.run(b.contexts.drop(b.contexts.get("yours")))
         b.nothing_held()
         for number in range(4):  # without TLS nobody owns anything: the total alone counts
-            b.contexts.create(replace(SPEC, name=f"of nobody {number}".replace(" ", "-")))
+            asyncio.run(b.contexts.create(replace(SPEC, name=f"of nobody {number}".replace(" ", "-"))))
         with pytest.raises(ResourceExhausted, match="there are 4 of 4 contexts, drop contexts"):
-            b.contexts.create(replace(SPEC, name="one-more"))
+            asyncio.run(b.contexts.create(replace(SPEC, name="one-more")))
 
 
 @pytest.mark.parametrize(
@@ -134,18 +134,18 @@ def test_a_segment_that_would_be_one_too_many_is_not_committed_and_the_append_fa
     async def run(house):
         house.node("a")
         b = Bounded(house, context_bytes=3 * 1024 + 200)
-        context = b.contexts.create(SPEC)
+        context = await b.contexts.create(SPEC)
         await b.appender.append("c", "", *tokens(4))
         await b.appender.append("c", "", *tokens(4))  # grows the segment that is known
         assert len(context.segments) == 1
-        b.contexts.create(replace(SPEC, name="other"))
+        await b.contexts.create(replace(SPEC, name="other"))
         with pytest.raises(ResourceExhausted, match="bound context-bytes"):
             await b.appender.append("other", "", *tokens(4))
         assert context.tokens == 8
         assert b.contexts.get("other").tokens == 0
-        b.contexts.drop("c")
+        await b.contexts.drop(b.contexts.get("c"))
         await b.appender.append("other", "", *tokens(4))
-        b.contexts.drop("other")
+        await b.contexts.drop(b.contexts.get("other"))
         b.nothing_held()
 
     with House() as house:
@@ -158,7 +158,7 @@ def test_a_long_append_goes_through_the_disk_and_is_the_same(monkeypatch):
     async def run(house):
         box = house.node("a")
         b = Bounded(house)
-        b.contexts.create(SPEC)
+        await b.contexts.create(SPEC)
         keys, values = tokens(3000)
         reply = await b.attention.append(messages(keys, values, 700), ME)
         assert reply.tokens == range(3000)
@@ -171,7 +171,7 @@ def test_a_long_append_goes_through_the_disk_and_is_the_same(monkeypatch):
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         out = np.einsum("qhn,nd->qhd", weights / weights.sum(-1, keepdims=True), values[:, 0])
         np.testing.assert_allclose(answer.out.array, out, atol=1e-5)
-        b.contexts.drop("c")
+        await b.contexts.drop(b.contexts.get("c"))
         b.nothing_held()
 
     with House() as house:
@@ -184,7 +184,7 @@ def test_what_is_wrong_in_the_middle_of_a_long_append_is_said_and_nothing_is_lef
     async def run(house):
         house.node("a")
         b = Bounded(house)
-        context = b.contexts.create(SPEC)
+        context = await b.contexts.create(SPEC)
         for name, value, where in (("keys", np.nan, 0), ("values", np.inf, 1), ("keys", 1e30, 0)):
             pair = [array.copy() for array in tokens(400)]
             pair[where][350] = value
@@ -205,7 +205,7 @@ def test_bytes_of_appends_under_way_are_a_caller_s_share_and_another_has_its_own
     async def run(house):
         house.node("a")
         b = Bounded(house, append_bytes=8 * size)
-        context = b.contexts.create(SPEC)
+        context = await b.contexts.create(SPEC)
         keys, values = tokens(400)
         gate = asyncio.Event()
         held = asyncio.create_task(b.attention.append(messages(keys[:200], values[:200], 100, gate), ME))
@@ -229,7 +229,7 @@ def test_who_stops_sending_gives_its_room_back(monkeypatch):
 
     async def run(house):
         b = Bounded(house)
-        b.contexts.create(SPEC)
+        await b.contexts.create(SPEC)
         with pytest.raises(DeadlineExceeded, match=r"an append's next message did not come in 0\.1 s"):
             await b.attention.append(messages(*tokens(4), 2, asyncio.Event()), ME)
 
@@ -251,7 +251,7 @@ def test_an_append_comes_within_a_quarter_of_an_hour(monkeypatch):
 
     async def run(house):
         b = Bounded(house)
-        b.contexts.create(SPEC)
+        await b.contexts.create(SPEC)
 
         async def slowly():
             while True:
@@ -273,7 +273,7 @@ def test_the_disk_keeps_a_reserve(monkeypatch):
 
     async def run(house):
         b = Bounded(house)
-        b.contexts.create(SPEC)
+        await b.contexts.create(SPEC)
         with pytest.raises(ResourceExhausted, match="bound disk-reserve: the disk of"):
             await b.attention.append(messages(*tokens(100), 50), ME)
 
@@ -419,7 +419,7 @@ def test_requests_in_memory_and_calls_under_way():
     async def run(house):
         box = house.node("a")
         b = Bounded(house, request_bytes=2 * 3 * 32, calls=2)
-        b.contexts.create(SPEC)
+        await b.contexts.create(SPEC)
         await b.appender.append("c", "", *tokens(4))
         queries = np.zeros((3, 2, 4), np.float32)
         box.mute = True
@@ -456,7 +456,7 @@ def test_an_attend_is_computed_before_a_node_is_asked():
     async def run(house):
         box = house.node("a")
         b = Bounded(house)
-        context = b.contexts.create(replace(SPEC, query_heads=256, value_dim=1024, key_dim=1))
+        context = await b.contexts.create(replace(SPEC, query_heads=256, value_dim=1024, key_dim=1))
         await b.appender.append("c", "", *tokens(4, context.spec))
         asked = len(box.programs)
         for count, weights, cls, words in (
@@ -467,7 +467,7 @@ def test_an_attend_is_computed_before_a_node_is_asked():
             request = AttendRequest("c", np.zeros((count, 256, 1), np.float32), weights=weights)
             with pytest.raises(cls, match=words):
                 await b.attention.attend(request, ME)
-        b.contexts.create(replace(SPEC, name="long"))
+        await b.contexts.create(replace(SPEC, name="long"))
         await b.appender.append("long", "", *tokens(3000))
         asked = len(box.programs)
         request = AttendRequest("long", np.zeros((100, 2, 4), np.float32), weights=True)
@@ -501,7 +501,7 @@ def test_plans_that_are_kept_are_bounded_by_their_bytes(monkeypatch):
     async def run(house):
         house.node("a")
         b = Bounded(house)
-        context = b.contexts.create(SPEC)
+        context = await b.contexts.create(SPEC)
         await b.appender.append("c", "", *tokens(100))
         plans = Plans()
         for count in range(1, 40):

@@ -250,14 +250,14 @@ def test_on_a_disk_that_is_really_full_everything_answers_and_nothing_is_half_do
     async def scenario(house, disk):
         run, _ = await started(house, rounds=100_000)
         await until(lambda: house.runs.describe(run).round >= 3)
-        house.contexts.create(ContextSpec("before", 2, 2, 4, 4))
+        await house.contexts.create(ContextSpec("before", 2, 2, 4, 4))
         keys = np.ones((8, 2, 4), np.float32)
         with filled(disk):
             await until(lambda: "room on the disk" in house.runs.describe(run).waiting)
             made = []
 
             async def create():
-                house.contexts.create(ContextSpec(f"c{len(made)}", 2, 2, 4, 4))
+                await house.contexts.create(ContextSpec(f"c{len(made)}", 2, 2, 4, 4))
                 made.append(f"c{len(made)}")
 
             # Some fits into pages that are there already.

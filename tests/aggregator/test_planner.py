@@ -75,7 +75,7 @@ def planners():
 async def beside(house, work):
     """What `work` raised, or gave; somebody attends all the while and gets exact answers."""
     house.node("a", datasets=small_job.datasets("a"))
-    house.contexts.create(SPEC)
+    await house.contexts.create(SPEC)
     await house.appender.append("good", "a", KEYS, VALUES)
     queries = RANDOM.standard_normal((1, 2, 4)).astype(np.float32)
     scores = reference.scores(queries, KEYS, 0.5)

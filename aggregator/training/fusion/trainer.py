@@ -97,7 +97,8 @@ class Trainer:
             except Interrupted as interruption:
                 await self._ready.pause(interruption)
         samples = parts.samples(aligned)
-        latest, folder = self._parameters.latest(id), self._parameters.folder(id) / "plan"
+        folder = self._parameters.folder(id) / "plan"
+        latest = await asyncio.to_thread(self._parameters.latest, id)
         if latest is None:
             parts.batch(job.batch, 1)  # refused before anything is committed
             parameters = await asyncio.to_thread(_initial, folder / "initial.safetensors", job, self._planned)

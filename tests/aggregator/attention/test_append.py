@@ -37,8 +37,8 @@ VALUES = RANDOM.standard_normal((1300, 2, 4)).astype(np.float32)
 QUERIES = RANDOM.standard_normal((3, 4, 4)).astype(np.float32)
 
 
-def create(house, replicas=1, value_dim=4):
-    return house.contexts.create(ContextSpec("c", 4, 2, 4, value_dim, replicas))
+async def create(house, replicas=1, value_dim=4):
+    return await house.contexts.create(ContextSpec("c", 4, 2, 4, value_dim, replicas))
 
 
 def append(house, start, stop, node=""):
@@ -64,7 +64,7 @@ def test_appends_cut_anyhow_are_one_context(replicas):
     async def scenario(house):
         for name in "abc":
             house.node(name)
-        create(house, replicas)
+        await create(house, replicas)
         cuts = [0, 1, 2, 5, 300, 812, 813, 1290, *range(1291, 1301)]
         for start, stop in itertools.pairwise(cuts):
             response = await append(house, start, stop)
@@ -83,7 +83,7 @@ def test_appends_cut_anyhow_are_one_context(replicas):
 def test_an_append_that_fails_leaves_nothing_and_can_be_repeated():
     async def scenario(house):
         boxes = [house.node("a"), house.node("b")]
-        create(house, replicas=2)
+        await create(house, replicas=2)
         await append(house, 0, 400)
         boxes[1].tamper = lambda contribution: None  # stored, but never heard of
         task = asyncio.create_task(append(house, 400, 1300))
@@ -104,7 +104,7 @@ def test_an_append_that_fails_leaves_nothing_and_can_be_repeated():
 def test_a_node_that_reconnects_between_storing_and_the_commit_keeps_the_tokens():
     async def scenario(house):
         box = house.node("a")
-        create(house)
+        await create(house)
         held = []
         box.tamper = lambda contribution: held.append(contribution)
         task = asyncio.create_task(append(house, 0, 1300))
@@ -124,12 +124,12 @@ def test_a_node_that_reconnects_between_storing_and_the_commit_keeps_the_tokens(
 def test_a_context_dropped_while_an_append_waits_gets_no_tokens():
     async def scenario(house):
         box = house.node("a")
-        context = create(house)
+        context = await create(house)
         async with context.lock:
             waiting = asyncio.create_task(append(house, 0, 10))
             await asyncio.sleep(0)
-            house.contexts.drop("c")
-            create(house)
+            await house.contexts.drop(house.contexts.get("c"))
+            await create(house)
         with pytest.raises(NotFound, match="dropped meanwhile"):
             await waiting
         assert box.node.store.sequences() == {}
@@ -140,7 +140,7 @@ def test_a_context_dropped_while_an_append_waits_gets_no_tokens():
 def test_tokens_that_cannot_be_committed_are_freed(monkeypatch):
     async def scenario(house):
         box = house.node("a")
-        create(house)
+        await create(house)
 
         def full(*_):
             raise OutOfMemory("the disk is full")
@@ -156,7 +156,7 @@ def test_tokens_that_cannot_be_committed_are_freed(monkeypatch):
 def test_a_cancelled_append_leaves_nothing():
     async def scenario(house):
         box = house.node("a")
-        create(house)
+        await create(house)
         box.mute = True
         task = asyncio.create_task(append(house, 0, 10))
         await until(lambda: box.programs)
@@ -173,7 +173,7 @@ def test_a_cancelled_append_leaves_nothing():
 
 def test_no_node_and_no_memory_are_said():
     async def scenario(house):
-        create(house)
+        await create(house)
         with pytest.raises(Unavailable, match="no node is ready"):
             await append(house, 0, 10)
         house.node("a", limit=20_000)
@@ -188,7 +188,7 @@ def test_no_node_and_no_memory_are_said():
 def test_a_node_that_turns_out_to_be_full_is_named():
     async def scenario(house):
         box = house.node("a")
-        create(house)
+        await create(house)
         box.node.store.limit = 1000  # it has told of more
         with pytest.raises(OutOfMemory, match=r"node 'a'.*--memory-limit"):
             await append(house, 0, 1300)
@@ -216,7 +216,7 @@ def test_a_node_that_refuses_what_others_take_costs_nothing(name):
         bad = house.node("a", tamper=refusing(name))
         for good in "bc":
             house.node(good)
-        create(house, replicas=2)
+        await create(house, replicas=2)
         for start, stop in itertools.pairwise([0, 1, 700, 1300]):
             response = await append(house, start, stop)
             assert all(segment.holders == ("b", "c") for segment in response.segments)
@@ -243,7 +243,7 @@ def test_a_node_that_refuses_what_others_take_costs_nothing(name):
 def test_bad_tokens_reach_no_node(keys, values):
     async def scenario(house):
         box = house.node("a")
-        create(house)
+        await create(house)
         with pytest.raises(InvalidTensor), np.errstate(invalid="ignore"):
             await house.appender.append("c", "", keys, values)
         assert box.programs == []
@@ -282,7 +282,7 @@ DATA = dataset("d", x=RANDOM.standard_normal((5000, 8)).astype(np.float32))
 def test_a_node_appends_what_it_computes_from_its_own_data(rows):
     async def scenario(house):
         box = house.node("a", datasets=[DATA], releases=["attention"])
-        create(house)
+        await create(house)
         await house.appender.append_dataset(dataset_request(house, rows=rows))
         keys = DATA.column("x")[slice(rows.start, rows.stop) if rows else slice(None)].reshape(-1, 2, 4)
         response = await house.attender.attend(AttendRequest("c", QUERIES))
@@ -300,7 +300,7 @@ def test_a_node_appends_what_it_computes_from_its_own_data(rows):
 def test_without_the_release_nothing_is_stored_and_the_flag_is_named():
     async def scenario(house):
         box = house.node("a", datasets=[DATA])
-        create(house)
+        await create(house)
         with pytest.raises(PrivateTensor, match=r"task/key_norm.*--allow-release attention$"):
             await house.appender.append_dataset(dataset_request(house))
         await until(lambda: box.node.store.sequences() == {})
@@ -324,7 +324,7 @@ def test_without_the_release_nothing_is_stored_and_the_flag_is_named():
 def test_a_dataset_append_that_does_not_fit_is_said(changed, error, said):
     async def scenario(house):
         house.node("a", datasets=[DATA], releases=["attention"])
-        create(house)
+        await create(house)
         with pytest.raises(error, match=said):
             await house.appender.append_dataset(dataset_request(house, **changed))
         assert house.contexts.get("c").tokens == 0
@@ -335,7 +335,7 @@ def test_a_dataset_append_that_does_not_fit_is_said(changed, error, said):
 def test_a_graph_that_every_node_would_refuse_reaches_none():
     async def scenario(house):
         box = house.node("a", datasets=[DATA], releases=["attention"])
-        create(house)
+        await create(house)
         bad = ModelProto.FromString(encoder())
         bad.graph.node[0].domain = "org.pytorch.aten"
         for _ in range(2):  # what was refused is read again
@@ -351,7 +351,7 @@ def test_a_graph_that_every_node_would_refuse_reaches_none():
 def test_tokens_of_another_shape_than_the_contexts_are_refused():
     async def scenario(house):
         box = house.node("a", datasets=[DATA], releases=["attention"])
-        create(house)
+        await create(house)
         request = dataset_request(house, encoder(("rows", 1, 8)))
         # What shape was asked for and what graph did not give it; not what it gave.
         said = rf"Append of \[4096, 2, 4\], graph {request.graph}: failed on private data"
@@ -365,7 +365,7 @@ def test_tokens_of_another_shape_than_the_contexts_are_refused():
 def test_a_small_node_gets_less_and_one_that_is_full_unseen_is_passed_over():
     async def scenario(house):
         spec = ContextSpec("big", 8, 2, 64, 64)
-        house.contexts.create(spec)
+        await house.contexts.create(spec)
         small = house.node("small", limit=1_000_000)
         house.node("large", limit=200_000_000)
         keys = np.random.default_rng(0).standard_normal((20_000, 2, 64)).astype(np.float32)
@@ -386,7 +386,7 @@ def test_a_small_node_gets_less_and_one_that_is_full_unseen_is_passed_over():
 
 def test_keys_whose_scores_would_overflow_are_refused_by_name():
     async def scenario(house):
-        house.contexts.create(ContextSpec("big", 8, 2, 64, 64))
+        await house.contexts.create(ContextSpec("big", 8, 2, 64, 64))
         house.node("a")
         keys = np.ones((3, 2, 64), np.float32)
         keys[1, 1, 5] = -1e19
@@ -407,7 +407,7 @@ def named(house, start, stop, request_id):
 def test_an_append_of_one_id_happens_once_also_over_a_restart(tmp_path):
     async def first(house):
         house.node("a")
-        create(house)
+        await create(house)
         answer = await named(house, 0, 600, "one")
         again = await named(house, 0, 600, "one")
         assert (again.tokens, again.segments) == (answer.tokens, answer.segments)
@@ -427,7 +427,7 @@ def test_an_append_of_one_id_happens_once_also_over_a_restart(tmp_path):
 def test_what_was_said_not_to_be_appended_never_is(tmp_path):
     async def first(house):
         house.node("a")
-        create(house)
+        await create(house)
         with pytest.raises(NotFound, match="append 'late' to context 'c' was not made, and will not be"):
             await house.appender.outcome("c", "late")
         with pytest.raises(AlreadyExists, match="under another id"):
@@ -448,7 +448,7 @@ def test_what_was_said_not_to_be_appended_never_is(tmp_path):
 def test_who_asks_waits_for_the_append_under_way():
     async def scenario(house):
         box = house.node("a")
-        create(house)
+        await create(house)
         box.mute = True
         task = asyncio.create_task(named(house, 0, 10, "one"))
         await until(lambda: box.programs)
@@ -474,10 +474,10 @@ def test_a_context_remembers_so_many_answers(monkeypatch):
 
     async def scenario(house):
         house.node("a")
-        context = create(house)
+        context = await create(house)
         for number in range(5):
             await named(house, number, number + 1, f"n{number}")
-        known = [house.contexts.answered(context, f"n{number}") is not None for number in range(5)]
+        known = [await house.contexts.answered(context, f"n{number}") is not None for number in range(5)]
         assert known == [False, False, True, True, True]
         with pytest.raises(InvalidArgument, match="is not a name"):
             await named(house, 5, 6, "a\nb")
@@ -501,7 +501,7 @@ def test_every_attempt_has_a_larger_revision_also_after_a_restart(tmp_path, monk
     async def scenario(house):
         box = house.node("a")
         if not house.contexts.list():
-            create(house)
+            await create(house)
         await append(house, 0, 10)
         box.tamper = lambda contribution: replace(contribution, error=Fault("Unavailable", "no"))
         with pytest.raises(Unavailable):
@@ -527,7 +527,7 @@ def test_an_append_nobody_waits_for_changes_nothing_that_came_later(tmp_path, ga
         if disk:
             box.node = replace(box.node, store=Store(1 << 28, Files(tmp_path / "store")))
         stores.append(box.node)
-        create(house)
+        await create(house)
         await append(house, 0, 100)
         box.mute = True
         task = asyncio.create_task(append(house, 600, 1300))
@@ -577,7 +577,7 @@ def test_an_append_nobody_waits_for_changes_nothing_that_came_later(tmp_path, ga
 def test_an_append_nobody_waits_for_does_not_bring_a_dropped_context_back():
     async def scenario(house):
         box = house.node("a")
-        create(house)
+        await create(house)
         box.mute = True
         task = asyncio.create_task(append(house, 0, 10))
         await until(lambda: box.programs)

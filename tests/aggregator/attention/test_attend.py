@@ -28,7 +28,7 @@ OUT, LSE = reference.attend(reference.scores(QUERIES, KEYS, 8**-0.5), VALUES)
 async def filled(house, *nodes, replicas=1, pinned=True):
     """Nodes by name; the tokens spread over them, an even share each."""
     boxes = {name: house.node(name) for name in nodes}
-    house.contexts.create(replace(SPEC, replicas=replicas))
+    await house.contexts.create(replace(SPEC, replicas=replicas))
     for index, name in enumerate(nodes):
         part = slice(index * 1500 // len(nodes), (index + 1) * 1500 // len(nodes))
         await house.appender.append("c", name if pinned else "", KEYS[part], VALUES[part])
@@ -192,7 +192,7 @@ def test_an_early_lse_makes_the_bound_tight():
 def test_a_bound_holds_for_out_that_travels_in_half(encoding):
     async def scenario(house):
         # What is missing weighs next to nothing: the encoding is all the error there is.
-        house.contexts.create(SPEC)
+        await house.contexts.create(SPEC)
         boxes = {name: house.node(name) for name in "ab"}
         await house.appender.append("c", "a", KEYS, 100 * VALUES)
         await house.appender.append(
@@ -310,7 +310,7 @@ def test_a_bad_request_asks_nobody(fields, error):
 
 def test_an_empty_and_an_unknown_context():
     async def scenario(house):
-        house.contexts.create(SPEC)
+        await house.contexts.create(SPEC)
         with pytest.raises(EmptyContext, match="append some first"):
             await house.attender.attend(request())
         with pytest.raises(NotFound, match="contexts here: c"):

@@ -20,7 +20,7 @@ REQUEST = AttendRequest("c", np.ones((3, 4, 8), np.float32))
 
 
 async def filled(house):
-    context = house.contexts.create(SPEC)
+    context = await house.contexts.create(SPEC)
     await house.appender.append("c", "", np.ones((100, 2, 8), np.float32), np.ones((100, 2, 6), np.float32))
     return context
 

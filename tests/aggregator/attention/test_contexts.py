@@ -32,7 +32,7 @@ def register(house, name, sequences):
 
 def test_a_context_survives_the_process(tmp_path):
     with House(tmp_path) as house:
-        context = house.contexts.create(SPEC)
+        context = asyncio.run(house.contexts.create(SPEC))
         asyncio.run(house.contexts.commit(context, [segment("s2", range(10, 30)), segment()]))
         asyncio.run(house.contexts.commit(context, [segment("s2", range(10, 40))]))
     with House(tmp_path) as house:
@@ -44,7 +44,7 @@ def test_a_context_survives_the_process(tmp_path):
         ]
         np.testing.assert_array_equal(again.segments[0].summary.value_max, np.ones((2, 8)))
         assert again.segments[0].summary.key_norm.dtype == np.float32
-        house.contexts.drop("c")
+        asyncio.run(house.contexts.drop(house.contexts.get("c")))
     with House(tmp_path) as house:
         assert house.contexts.list() == ()
 
@@ -58,21 +58,21 @@ def test_a_context_survives_the_process(tmp_path):
 )  # fmt: skip
 def test_there_can_be_no_such_context(wrong):
     with House() as house, pytest.raises(InvalidArgument, match=r"context"):
-        house.contexts.create(replace(SPEC, **wrong))
+        asyncio.run(house.contexts.create(replace(SPEC, **wrong)))
 
 
 def test_a_name_is_taken_or_unknown():
     with House() as house:
-        house.contexts.create(SPEC)
+        asyncio.run(house.contexts.create(SPEC))
         with pytest.raises(AlreadyExists, match="drop it"):
-            house.contexts.create(SPEC)
+            asyncio.run(house.contexts.create(SPEC))
         with pytest.raises(NotFound, match="contexts here: c"):
             house.contexts.get("d")
 
 
 def test_holders_serve_what_they_have_told_of():
     with House() as house:
-        context = house.contexts.create(SPEC)
+        context = asyncio.run(house.contexts.create(SPEC))
         one = segment(holders=("a", "b", "c"))
         asyncio.run(house.contexts.commit(context, [one]))
         keys, values = context.keys("s1"), context.values("s1")
@@ -91,7 +91,7 @@ def test_holders_serve_what_they_have_told_of():
 
 def test_a_node_is_told_to_forget_what_no_context_has():
     with House() as house:
-        context = house.contexts.create(SPEC)
+        context = asyncio.run(house.contexts.create(SPEC))
         asyncio.run(house.contexts.commit(context, [segment()]))
         known, dropped = context.keys("s1"), f"context/{house.state.id}-gone/s1/keys"
         elsewhere = {known: 10, dropped: 5, "job/r/keys": 1}
@@ -120,7 +120,7 @@ def test_a_state_keeps_its_identity(tmp_path):
 
 def test_a_commit_that_fails_changes_nothing(monkeypatch):
     with House() as house:
-        context = house.contexts.create(SPEC)
+        context = asyncio.run(house.contexts.create(SPEC))
         asyncio.run(house.contexts.commit(context, [segment()]))
         put, calls = house.state.put_segment, []
 

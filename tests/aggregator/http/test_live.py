@@ -22,7 +22,7 @@ SPEC = ContextSpec("memory", query_heads=4, key_heads=2, key_dim=16, value_dim=8
 
 async def fill(house, **tokens):
     """Append so many tokens at each node, in order."""
-    house.contexts.create(SPEC)
+    await house.contexts.create(SPEC)
     random = np.random.default_rng(0)
     for node, count in tokens.items():
         keys = random.standard_normal((count, 2, 16)).astype(np.float32)
