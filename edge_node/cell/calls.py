@@ -95,6 +95,19 @@ _LEARNED = 16
 
 
 @dataclass(eq=False)
+class Again:
+    """A run whose inputs all lie in the window, for those that are like it.
+
+    `text`: its head; `starts`: where each input is; `said`: the head of the last answer, and what was found
+    to be said there.
+    """
+
+    text: bytes
+    starts: list[int]
+    said: tuple[bytes, list[Placed]] = (b"", [])
+
+
+@dataclass(eq=False)
 class Known:
     """A graph that is loaded in the cell, as the cell says: what it takes and what it gives."""
 
@@ -103,10 +116,7 @@ class Known:
     size: int
     missed: bool = False
     """An output had another shape than was expected: none is expected any more."""
-    runs: dict[RunForm, tuple[bytes, list[int]]] = field(default_factory=dict)
-    """Runs whose inputs all lie in the window: their head, and where each input is there."""
-    answers: dict[tuple[Kind, bytes], list[Placed]] = field(default_factory=dict)
-    """What heads of answers have been found to say."""
+    runs: dict[RunForm, Again] = field(default_factory=dict)
     _learned: dict[tuple[Shapes, str], Placed] = field(default_factory=dict)
 
     def expected(self, shapes: Shapes, outputs: Sequence[str], limit: int) -> dict[int, Placed]:
@@ -137,14 +147,10 @@ class Known:
 
 
 def _heard(channel: Channel, stop: Stoppable, *expected: Kind) -> Message:
-    """The cell's answer. A cell sends no descriptors."""
+    """The cell's answer."""
     message = channel.receive()
     if message is None:
         raise Gone
-    if message.descriptors:
-        for descriptor in message.descriptors:
-            os.close(descriptor)
-        raise Nonsense("descriptors that nobody asked for")
     if message.kind is Kind.FAILED:
         name, text = message.head.get("error"), shown(text_of(message.head.get("text")))
         if name == "Stopped":
@@ -189,71 +195,99 @@ def run(
     limit: int,
 ) -> list[Array]:
     """The outputs; see Cell.run. Those of a known size are computed where they will stay."""
-    where = f"graph {digest[:12]}"
-    shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
-    memory = OutputMemory(where, limit)
-    try:
-        expected = known.expected(shapes, outputs, limit)
-        try:
-            made, rooms = memory.make(expected) if expected else ({}, [])
-        except OutOfMemory:
-            memory.close()
-            expected, made, rooms = {}, {}, []
-        form = (tuple((name, a.dtype, a.shape) for name, a in feeds.items()), tuple(outputs))
-        again = None if made else known.runs.get(form)
-        descriptors: list[int] = []
-        packed: int | None = None
-        if again is not None:
-            text, starts = again
-            for array, start in zip(feeds.values(), starts, strict=True):
-                channel.put(array, start)
-        else:
-            places, descriptors, packed = _place(channel, feeds, digest)
-            head = {"graph": digest, "names": list(feeds), "in": places, "out": list(outputs)}
-            if made:
-                head["made"] = [
-                    [n, expected[n].dtype.name, list(expected[n].shape), len(descriptors) + room, offset]
-                    for n, (room, offset) in made.items()
-                ]
-            text = encoded(head)
-            small = all(array.nbytes < MAPPED for array in feeds.values())  # else it may be mapped next time
-            if small and not descriptors and not made and len(text) <= KEPT_BYTES:
-                keep(known.runs, form, (text, [place[3] for place in places]))
-        try:
-            channel.send(Kind.RUN, text, [*descriptors, *rooms], number)
-        except ValueError as error:
-            raise InvalidProgram(f"{where}: {error}") from None
-        finally:
-            if packed is not None:
-                os.close(packed)
+    form = (tuple([(name, array.dtype, array.shape) for name, array in feeds.items()]), tuple(outputs))
+    message, expected = None, dict[int, Placed]()
+    again = known.runs.get(form)
+    if again is not None:
+        for array, start in zip(feeds.values(), again.starts, strict=True):
+            channel.put(array, start)
+        channel.send(Kind.RUN, again.text, (), number)
         message = _heard(channel, stop, Kind.DONE, Kind.NEED)
-        types = _said(known, message)
-        if len(types) != len(outputs):
-            raise Nonsense("another number of outputs")
-        if made and message.head.get("made") is not True:
-            memory.close()
-            known.missed = True
-            expected = {}
-        if any(types[n][:2] != placed[:2] for n, placed in expected.items()):
-            raise Nonsense("outputs of other sizes than it was given memory for")
-        if message.kind is Kind.NEED:
-            _give_room(channel, memory, {n: t for n, t in enumerate(types) if n not in memory}, stop)
-        large = {n: placed for n, placed in enumerate(types) if n in memory}
-        taken = memory.take(large)
-        known.learn(shapes, outputs, types)
-        return [taken[n] if n in taken else _copy_out(channel, placed) for n, placed in enumerate(types)]
+        text, types = again.said
+        if message.text == text and message.kind is Kind.DONE:
+            return [_copy_out(channel, placed) for placed in types]
+    memory = OutputMemory(f"graph {digest[:12]}", limit)
+    try:
+        if message is None:
+            message, expected = _first(channel, number, digest, known, form, feeds, stop, memory)
+        return _results(channel, known, form, message, expected, stop, memory)
     finally:
         memory.close()
 
 
-def _said(known: Known, message: Message) -> list[Placed]:
-    """The types of the outputs, and where they are. What the same bytes said before, they say again."""
-    types = known.answers.get((message.kind, message.text))
-    if types is None:
-        types = types_of(message.head.get("out"), places=message.kind is Kind.DONE)
-        if len(message.text) <= KEPT_BYTES:
-            keep(known.answers, (message.kind, message.text), types)
-    return types
+def _first(
+    channel: Channel,
+    number: int,
+    digest: str,
+    known: Known,
+    form: RunForm,
+    feeds: Mapping[str, Array],
+    stop: Stoppable,
+    memory: OutputMemory,
+) -> tuple[Message, dict[int, Placed]]:
+    """Of a run that is like none before: the answer, and the outputs that `memory` was made for."""
+    outputs = form[1]
+    expected = known.expected(_shapes(form), outputs, memory.limit)
+    try:
+        made, rooms = memory.make(expected) if expected else ({}, [])
+    except OutOfMemory:
+        memory.close()
+        expected, made, rooms = {}, {}, []
+    places, descriptors, packed = _place(channel, feeds, digest)
+    try:
+        head = {"graph": digest, "names": list(feeds), "in": places, "out": list(outputs)}
+        if made:
+            head["made"] = [
+                [n, expected[n].dtype.name, list(expected[n].shape), len(descriptors) + room, offset]
+                for n, (room, offset) in made.items()
+            ]
+        text = encoded(head)
+        channel.send(Kind.RUN, text, [*descriptors, *rooms], number)
+    except ValueError as error:
+        raise InvalidProgram(f"graph {digest[:12]}: {error}") from None
+    finally:
+        if packed is not None:
+            os.close(packed)
+    small = all(array.nbytes < MAPPED for array in feeds.values())  # else it may be mapped next time
+    if small and not descriptors and not made and len(text) <= KEPT_BYTES:
+        keep(known.runs, form, Again(text, [place[3] for place in places]))
+    return _heard(channel, stop, Kind.DONE, Kind.NEED), expected
+
+
+def _results(
+    channel: Channel,
+    known: Known,
+    form: RunForm,
+    message: Message,
+    expected: dict[int, Placed],
+    stop: Stoppable,
+    memory: OutputMemory,
+) -> list[Array]:
+    """The outputs of which the cell has answered `message`."""
+    outputs = form[1]
+    types = types_of(message.head.get("out"), places=message.kind is Kind.DONE)
+    if len(types) != len(outputs):
+        raise Nonsense("another number of outputs")
+    if expected and message.head.get("made") is not True:
+        memory.close()
+        known.missed = True
+        expected = {}
+    if any(types[n][:2] != placed[:2] for n, placed in expected.items()):
+        raise Nonsense("outputs of other sizes than it was given memory for")
+    if message.kind is Kind.NEED:
+        known.runs.pop(form, None)  # next time there may be memory from the start
+        _give_room(channel, memory, {n: t for n, t in enumerate(types) if n not in memory}, stop)
+    taken = memory.take({n: placed for n, placed in enumerate(types) if n in memory})
+    known.learn(_shapes(form), outputs, types)
+    found = [taken[n] if n in taken else _copy_out(channel, placed) for n, placed in enumerate(types)]
+    again = known.runs.get(form)
+    if again is not None and message.kind is Kind.DONE and not taken and len(message.text) <= KEPT_BYTES:
+        again.said = message.text, types
+    return found
+
+
+def _shapes(form: RunForm) -> Shapes:
+    return tuple(sorted((name, shape) for name, _, shape in form[0]))
 
 
 def _give_room(channel: Channel, memory: OutputMemory, types: dict[int, Placed], stop: Stoppable) -> None:

@@ -14,7 +14,7 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,8 @@ class Cell:
     ) -> None:
         self._name, self._settings, self._graphs, self._clock = name, settings, graphs, clock
         self._state = CellState(settings.lanes, graphs.refusal)
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._numbers = itertools.count(1)
         self._process: CellProcess | None = None
         self._grants: dict[int, tuple[CellProcess, int]] = {}
@@ -102,7 +103,7 @@ class Cell:
                     return self._use(process, lane, number, graph, feeds, outputs, stop)
         finally:
             stop.unwatch(stopped)
-            with self._changed:
+            with self._lock:
                 self._grants.pop(number, None)
                 self._failures.pop(number, None)
                 self.counts.seconds += self._clock() - began
@@ -115,6 +116,9 @@ class Cell:
     # A job
 
     def _granted(self, number: int, stop: Stoppable) -> tuple[CellProcess, int]:
+        granted = self._grants.pop(number, None)  # at once, as a rule
+        if granted is not None:
+            return granted
         with self._changed:
             while number not in self._grants:
                 if number in self._failures:
@@ -133,12 +137,19 @@ class Cell:
         outputs: Sequence[str],
         stop: Stoppable,
     ) -> list[Array]:
-        channel = process.lanes[lane]
+        channel, digest = process.lanes[lane], graph.digest
         try:
-            with self._loaded(process, channel, number, graph, stop) as known:
-                require_feeds(graph.digest, known.inputs, known.outputs, feeds, outputs)
-                limit = self._settings.limit
-                return run(channel, number, graph.digest, known, feeds, outputs, stop, limit)
+            known, forgotten = self._take_hold(process, number, graph)
+            try:
+                if known is None:
+                    known = self._load(process, channel, number, graph, forgotten, stop)
+                require_feeds(digest, known.inputs, known.outputs, feeds, outputs)
+                return run(channel, number, digest, known, feeds, outputs, stop, self._settings.limit)
+            finally:
+                with self._lock:
+                    process.used[digest] -= 1
+                    if not process.used[digest]:
+                        del process.used[digest]
         except Nonsense as error:
             self._tell(self._state.nonsense, number, str(error))
             raise Gone from None
@@ -147,42 +158,48 @@ class Cell:
             process.end_if_it_lives()
             raise Gone from None
 
-    @contextlib.contextmanager
-    def _loaded(
-        self, process: CellProcess, channel: Channel, number: int, graph: GraphFile, stop: Stoppable
-    ) -> Iterator[Known]:
-        """While the graph is loaded in the cell, which it is not to forget meanwhile."""
+    def _take_hold(
+        self, process: CellProcess, number: int, graph: GraphFile
+    ) -> tuple[Known | None, list[str]]:
+        """The graph, which the cell is not to forget while it is used: end that with `process.used`.
+
+        None: the caller loads it now; those named besides are forgotten for it.
+        """
         digest = graph.digest
-        with self._changed:
+        with self._lock:
             while digest in process.loading and self._process is process:
                 self._changed.wait()
             if self._process is not process:
                 raise Gone
             known = process.loaded.pop(digest, None)
             process.used[digest] += 1
-            if known is None:
-                process.loading.add(digest)
-                forgotten = self._forget(process, graph.size)
-                self._state.loading(number, True)
-            else:
+            if known is not None:
                 process.loaded[digest] = known
+                return known, []
+            process.loading.add(digest)
+            self._state.loading(number, True)
+            return None, self._forget(process, graph.size)
+
+    def _load(
+        self,
+        process: CellProcess,
+        channel: Channel,
+        number: int,
+        graph: GraphFile,
+        forgotten: list[str],
+        stop: Stoppable,
+    ) -> Known:
+        known = None
         try:
-            if known is None:
-                try:
-                    known = load(channel, number, graph, forgotten, stop)
-                finally:
-                    with self._changed:
-                        self._state.loading(number, False)
-                        process.loading.discard(digest)
-                        if known is not None:
-                            process.loaded[digest] = known
-                        self._changed.notify_all()
-            yield known
+            known = load(channel, number, graph, forgotten, stop)
+            return known
         finally:
             with self._changed:
-                process.used[digest] -= 1
-                if not process.used[digest]:
-                    del process.used[digest]
+                self._state.loading(number, False)
+                process.loading.discard(graph.digest)
+                if known is not None:
+                    process.loaded[graph.digest] = known
+                self._changed.notify_all()
 
     def _forget(self, process: CellProcess, more: int) -> list[str]:
         loaded, forgotten = process.loaded, list[str]()
@@ -197,7 +214,7 @@ class Cell:
     # What is decided
 
     def _tell(self, event: Callable[..., list[Action]], *args: Any) -> None:
-        with self._changed:
+        with self._lock:
             for action in event(*args):
                 self._perform(action)
             if self._thread is None and self._starting:

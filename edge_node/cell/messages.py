@@ -117,10 +117,14 @@ class Placed(NamedTuple):
 
 
 class Channel:
-    """One side of a lane. `reads` and `writes` are the windows, uint8 [WINDOW]."""
+    """One side of a lane. `reads` and `writes` are the windows, uint8 [WINDOW].
 
-    def __init__(self, connection: socket.socket, reads: Array, writes: Array) -> None:
+    `takes`: whether the other side may send descriptors.
+    """
+
+    def __init__(self, connection: socket.socket, reads: Array, writes: Array, takes: bool = True) -> None:
         self.socket, self.reads, self.writes = connection, reads, writes
+        self._rights = _RIGHTS if takes else 0
         self._read, self._written = reads.data, writes.data  # quicker for a few bytes
         self._end = HEAD
         self._heads: dict[bytes, dict[str, Any]] = {}
@@ -175,17 +179,16 @@ class Channel:
             Nonsense: it is none.
         """
         try:
-            data, ancillary, flags, _ = self.socket.recvmsg(64, _RIGHTS, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = self.socket.recvmsg(64, self._rights, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return None
-        descriptors = array.array("i")
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors.frombytes(content[: len(content) - len(content) % 4])
+        descriptors = _taken(ancillary) if ancillary else []
         try:
-            if not data and not descriptors:
+            if not data and not descriptors and not flags & socket.MSG_CTRUNC:
                 return None
-            if len(data) != _FRAME.size or flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            if flags & socket.MSG_CTRUNC:
+                raise Nonsense("descriptors that nobody asked for")
+            if len(data) != _FRAME.size or flags & socket.MSG_TRUNC:
                 raise Nonsense("a frame of another size")
             magic, number, length, job = _FRAME.unpack(data)
             if magic != _MAGIC or length > HEAD:
@@ -195,7 +198,7 @@ class Channel:
                 text = bytes(self._read[:length])
                 known = self._heads.get(text)
                 found = json.loads(text) if known is None else known
-                message = Message(_KINDS[number], found, descriptors.tolist(), job, text)
+                message = Message(_KINDS[number], found, descriptors, job, text)
             except (ValueError, KeyError, RecursionError) as error:
                 raise Nonsense(f"a head that is none: {type(error).__name__}") from None
             if not isinstance(found, dict):
@@ -207,6 +210,15 @@ class Channel:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
+
+
+def _taken(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors that came with a message: they are this process's now."""
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(content[: len(content) - len(content) % 4])
+    return descriptors.tolist()
 
 
 def encoded(head: dict[str, Any]) -> bytes:

@@ -21,7 +21,7 @@ class OutputMemory:
     """The outputs of one run. `where` names its graph in errors, `limit` bounds all of them together."""
 
     def __init__(self, where: str, limit: int) -> None:
-        self._where, self._limit = where, limit
+        self._where, self.limit = where, limit
         self._size = 0
         self._descriptors: list[int] = []
         self._sizes: list[int] = []
@@ -37,9 +37,9 @@ class OutputMemory:
             OutOfMemory: there is not so much.
         """
         self._size += sum(placed.nbytes for placed in types.values())
-        if self._size > self._limit:
+        if self._size > self.limit:
             raise OutOfMemory(
-                f"{self._where}: its outputs take {self._size:,} bytes; --memory-limit is {self._limit:,}"
+                f"{self._where}: its outputs take {self._size:,} bytes; --memory-limit is {self.limit:,}"
             )
         first = len(self._descriptors)
         alone = [n for n, placed in types.items() if placed.nbytes >= LARGE][: DESCRIPTORS // 2 - 1]

@@ -72,7 +72,7 @@ class CellProcess:
                 # What it writes is copied before it is looked at.
                 writes = Region(os.dup(inward), WINDOW, writable=True, keep=False)
                 reads = Region(os.dup(outward), WINDOW, writable=False, keep=False)
-                self.lanes.append(Channel(ours, np.asarray(reads), np.asarray(writes)))
+                self.lanes.append(Channel(ours, np.asarray(reads), np.asarray(writes), takes=False))
             said = {
                 "provider": settings.provider,
                 "threads": settings.threads,

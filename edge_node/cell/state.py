@@ -283,19 +283,21 @@ class CellState:
         return [Start()]
 
     def _grant(self, now: float) -> list[Action]:
-        actions: list[Action] = []
         if self.phase is not Phase.READY or self._ended_for is not None:
-            return actions
-        running = self._running()
-        free = [n for n in range(self._lanes) if all(job.lane != n for job in running)]
-        # Those to be tried alone first, and while one is, nobody else.
+            return []
         waiting = [(n, job) for n, job in self._jobs.items() if job.lane is None]
+        if not waiting:
+            return []
+        actions: list[Action] = []
+        running = self._running()
+        # Those to be tried alone first, and while one is, nobody else.
         alone = next(((n, job) for n, job in waiting if job.alone), None)
         if any(job.alone for job in running) or (alone is not None and running):
             return actions
         if alone is not None and self._touched - {alone[1].digest}:
             # In a process that no other graph has been in: what one left behind is not the next one's fault.
             return self._end(now)
+        free = [n for n in range(self._lanes) if all(job.lane != n for job in running)]
         for number, job in [alone] if alone is not None else waiting:
             if not free:
                 break

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from edge_attention.core.tensors import Array
 from edge_attention.priority import give_way
 from edge_attention.providers import open_session
 from edge_node.cell.confinement import Limits, confine
+from edge_node.cell.loaded import Bound, Loaded, lying_in
 from edge_node.cell.messages import (
     DTYPES,
     KEPT_BYTES,
@@ -37,10 +38,16 @@ from edge_node.cell.messages import (
     Message,
     Placed,
     encoded,
-    keep,
     types_of,
 )
-from edge_node.sessions import input_types, limit_arena, output_types, session_options, translate
+from edge_node.sessions import (
+    input_types,
+    limit_arena,
+    output_types,
+    run_options,
+    session_options,
+    translate,
+)
 from edge_node.shared_memory import Region
 
 _STACK = 2 << 20
@@ -58,15 +65,13 @@ class _Stopped(Exception):
 class Lane:
     """Answers one message after the other, on a thread of its own."""
 
-    def __init__(self, cell: Cell, channel: Channel) -> None:
-        self._cell, self._channel = cell, channel
+    def __init__(self, cell: Cell, channel: Channel, number: int) -> None:
+        self._cell, self._channel, self._number = cell, channel, number
         self._lock = threading.Lock()
         self._stopped: int | None = None
         self._job: int | None = None
-        self._stop: Any = None
-        self._options = cell.run_options()
-        self._inputs: dict[bytes, dict[str, Array]] = {}  # by head: views of the window
-        self._answers: dict[tuple[Any, ...], bytes] = {}  # by types and places of the outputs: the head
+        self._stop: Callable[[], None] | None = None
+        self._options = run_options()
 
     def stop(self, job: int) -> None:
         """End what runs for this job, or is about to. From another thread."""
@@ -82,7 +87,7 @@ class Lane:
                 if message.kind is Kind.LOAD:
                     kind, head = Kind.LOADED, self._load(message)
                 else:
-                    kind, head = Kind.DONE, self._run(message)
+                    kind, head = Kind.DONE, self._run_again(message) or self._run(message)
             except _Stopped:
                 kind, head = Kind.FAILED, {"error": "Stopped", "text": ""}
             except EdgeAttentionError as error:
@@ -91,20 +96,18 @@ class Lane:
                 kind, head = Kind.FAILED, {"error": "OutOfMemory", "text": "no memory is left for it"}
             self._channel.send(kind, head)
 
-    @contextlib.contextmanager
-    def _stoppable(self, job: int, stop: Callable[[], None]) -> Iterator[None]:
-        """While `stop` ends what runs for the job; raises _Stopped at the end if it was to."""
+    def _begin(self, job: int, stop: Callable[[], None]) -> None:
+        """From now on `stop` ends what runs for the job. Raises _Stopped if it was to end already."""
         with self._lock:
             if self._stopped == job:
                 raise _Stopped
             self._job, self._stop = job, stop
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._stop = None
-                stopped = self._stopped == job
-            if stopped:
+
+    def _end(self, job: int) -> None:
+        """What ran for the job has ended. Raises _Stopped if it was to."""
+        with self._lock:
+            self._stop = None
+            if self._stopped == job:
                 raise _Stopped
 
     def _load(self, message: Message) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class Lane:
         data = np.asarray(region).tobytes()
         region.unmap()
         for forgotten in head["forget"]:
-            self._cell.sessions.pop(forgotten, None)
+            self._cell.graphs.pop(forgotten, None)
         made: list[Any] = []
 
         def options() -> Any:
@@ -127,62 +130,92 @@ class Lane:
                 with contextlib.suppress(AttributeError):  # before ONNX Runtime 1.21 a load goes on
                     option.set_load_cancellation_flag(True)
 
-        with self._stoppable(message.job, stop):
-            try:
-                session = open_session(data, options, self._cell.provider, where)
-            except Exception as error:
-                raise translate(error, where, InvalidGraph) from None
+        self._begin(message.job, stop)
+        try:
+            session = open_session(data, options, self._cell.provider, where)
+        except Exception as error:
+            raise translate(error, where, InvalidGraph) from None
+        finally:
+            self._end(message.job)
         session._model_bytes = None  # ONNX Runtime keeps the file; the daemon has it
         types = input_types(session, where), output_types(session)
-        self._cell.sessions[digest] = session
+        self._cell.graphs[digest] = Loaded(session)
         said = [[[name, dtype.name, list(dims)] for name, (dtype, dims) in ends.items()] for ends in types]
         return {"in": said[0], "out": said[1]}
+
+    def _fresh_options(self) -> Any:
+        if self._options.terminate:
+            self._options = run_options()
+        return self._options
+
+    def _run_again(self, message: Message) -> bytes | None:
+        """The answer to a run that is like an earlier one. None: it is to be done as any other."""
+        graph = self._cell.graphs[message.head["graph"]]
+        bound = graph.bound(self._number, message.text)
+        if bound is None:
+            return None
+        options = self._fresh_options()
+
+        def stop() -> None:
+            options.terminate = True
+
+        self._begin(message.job, stop)
+        try:
+            if bound.run(graph.session, self._channel.writes, options):
+                return bound.answer
+        except Exception:
+            if options.terminate:
+                raise _Stopped from None
+        finally:
+            self._end(message.job)
+        graph.unbind()
+        return None
 
     def _run(self, message: Message) -> dict[str, Any] | bytes:
         head, descriptors = message.head, message.descriptors
         where = f"graph {head['graph'][:12]}"
-        session = self._cell.sessions[head["graph"]]
+        graph = self._cell.graphs[head["graph"]]
         made = {n: (kind, shape, room, offset) for n, kind, shape, room, offset in head.get("made", ())}
         for_outputs = {place[2] for place in made.values()}
         regions = [
             Region(descriptor, os.fstat(descriptor).st_size, writable=number in for_outputs, keep=False)
             for number, descriptor in enumerate(descriptors)
         ]
-        feeds = self._inputs.get(message.text)
-        if feeds is None:
-            inputs = zip(head["names"], types_of(head["in"], places=True), strict=True)
-            feeds = {name: self._array(placed, regions, self._channel.reads) for name, placed in inputs}
-            if not descriptors and len(message.text) <= KEPT_BYTES:
-                keep(self._inputs, message.text, feeds)
+        inputs = zip(head["names"], types_of(head["in"], places=True), strict=True)
+        feeds = {name: self._array(placed, regions, self._channel.reads) for name, placed in inputs}
         rooms = {
             n: regions[room].array(offset, tuple(shape), np.dtype(kind))
             for n, (kind, shape, room, offset) in made.items()
         }
-        if self._options.terminate:
-            self._options = self._cell.run_options()
-        options = self._options
+        options = self._fresh_options()
 
         def stop() -> None:
             options.terminate = True
 
-        with self._stoppable(message.job, stop):
-            try:
-                results = self._bound(session, head["out"], feeds, rooms, options) if rooms else None
-                if results is None:
-                    rooms.clear()
-                    results = dict(enumerate(session.run(head["out"], feeds, options)))
-            except Exception as error:
-                if options.terminate:
-                    raise _Stopped from None
-                raise translate(error, where, InvalidProgram) from None
+        self._begin(message.job, stop)
+        try:
+            results = self._bound(graph.session, head["out"], feeds, rooms, options) if rooms else None
+            if results is None:
+                rooms.clear()
+                results = dict(enumerate(graph.session.run(head["out"], feeds, options)))
+        except Exception as error:
+            if options.terminate:
+                raise _Stopped from None
+            raise translate(error, where, InvalidProgram) from None
+        finally:
+            self._end(message.job)
         for number in for_outputs:
             regions[number].unmap()  # before the answer: the daemon seals what this process could still write
-        del feeds, regions
         for result in results.values():
             if not isinstance(result, np.ndarray) or result.dtype not in DTYPES:
                 raise InvalidProgram(f"{where}: an output is no tensor: it cannot be kept")
         known = {n: [kind, shape] for n, (kind, shape, _, _) in made.items()} if rooms else {}
-        return self._answer(results, known)
+        said, placed = self._answer(results, known)
+        if descriptors or placed is None or len(message.text) > KEPT_BYTES:
+            return said
+        answer = encoded(said)
+        graph.keep(self._number, message.text, Bound(feeds, head["out"], placed, answer))
+        return answer
 
     def _bound(
         self, session: Any, outputs: list[str], feeds: dict[str, Array], rooms: dict[int, Array], options: Any
@@ -213,28 +246,29 @@ class Lane:
     def _array(placed: Placed, regions: list[Region], window: Array) -> Array:
         if placed.where >= 0:
             return regions[placed.where].array(placed.offset, placed.shape, placed.dtype)
-        return np.ndarray(placed.shape, placed.dtype, window, placed.offset)
+        return lying_in(window, placed)
 
-    def _answer(self, results: dict[int, Array], made: dict[int, list[Any]]) -> dict[str, Any] | bytes:
-        """`results` to where the daemon finds them; those in `made`, by number, are there already."""
+    def _answer(
+        self, results: dict[int, Array], made: dict[int, list[Any]]
+    ) -> tuple[dict[str, Any], list[Placed] | None]:
+        """`results` to where the daemon finds them; those in `made`, by number, are there already.
+
+        The head that says so, and where they are if all are in the window.
+        """
         channel = self._channel
         channel.begin()
         places = {
             n: channel.place(result) if result.nbytes < LARGE else None for n, result in results.items()
         }
-        if not made and None not in places.values():
-            form = tuple((result.dtype, result.shape, places[n]) for n, result in sorted(results.items()))
-            text = self._answers.get(form)
-            if text is None:
-                found = [[DTYPES[dtype], shape, -1, place] for dtype, shape, place in form]
-                text = encoded({"out": found, "made": False})
-                if len(text) <= KEPT_BYTES:
-                    keep(self._answers, form, text)
-            return text
         types = made | {n: [DTYPES[result.dtype], result.shape] for n, result in results.items()}
-        if None not in places.values():
+        starts = [place for place in places.values() if place is not None]
+        if len(starts) == len(places):
             found = [[*types[n], -1, places.get(n, 0)] for n in range(len(types))]
-            return {"out": found, "made": bool(made)}
+            placed = [
+                Placed(result.dtype, result.shape, -1, start)
+                for result, start in zip(results.values(), starts, strict=True)
+            ]
+            return {"out": found, "made": bool(made)}, None if made else placed
         # More than the window holds: the daemon has memory for it, or not.
         channel.send(Kind.NEED, {"out": [types[n] for n in range(len(types))], "made": bool(made)})
         message = channel.receive()
@@ -245,7 +279,7 @@ class Lane:
             np.copyto(regions[room].array(offset, results[n].shape, results[n].dtype), results[n])
         for region in regions:
             region.unmap()
-        return {}
+        return {}, None
 
 
 class Cell:
@@ -254,18 +288,17 @@ class Cell:
     def __init__(self, said: dict[str, Any]) -> None:
         import onnxruntime
 
-        self.sessions: dict[str, Any] = {}
+        self.graphs: dict[str, Loaded] = {}
         self.provider, self._threads = said["provider"], said["threads"]
-        self.run_options = onnxruntime.RunOptions
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy
         limit_arena(said["limit"])
         self._control = socket.socket(fileno=said["control"])
-        self._lanes = []
+        self._lanes: list[Lane] = []
         for connection, inward, outward in said["lanes"]:
             reads = Region(inward, WINDOW, writable=False, keep=False)
             writes = Region(outward, WINDOW, writable=True, keep=False)
             channel = Channel(socket.socket(fileno=connection), np.asarray(reads), np.asarray(writes))
-            self._lanes.append(Lane(self, channel))
+            self._lanes.append(Lane(self, channel, len(self._lanes)))
 
     def options(self) -> Any:
         return session_options(self._threads, shared_arena=True)
@@ -308,12 +341,12 @@ def _try(cell: Cell) -> None:
     x = {node.name: np.ones([1] * len(node.shape), input_types(session, "")[node.name][0])
          for node in session.get_inputs()}  # fmt: skip
     with contextlib.suppress(Exception):
-        session.run(None, x, cell.run_options())
+        session.run(None, x, run_options())
         binding = session.io_binding()
         for name, array in x.items():
             binding.bind_ortvalue_input(name, cell.value(array))
         binding.bind_output(session.get_outputs()[0].name)
-        session.run_with_iobinding(binding, cell.run_options())
+        session.run_with_iobinding(binding, run_options())
         binding.get_outputs()[0].numpy()
 
 

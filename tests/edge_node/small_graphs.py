@@ -47,6 +47,33 @@ def endless():
     return named(model([loop], [value("x", FLOAT, [1])], [value("y", FLOAT, [1])], [true]))
 
 
+def odd_outputs():
+    """Outputs that are no plain results: of any size, an input, a constant, of two branches, one twice."""
+    branch = {}
+    for name, node in (
+        ("then", helper.make_node("Concat", ["x", "x"], ["long"], axis=0)),
+        ("else", helper.make_node("Identity", ["x"], ["short"])),
+    ):
+        branch[name] = helper.make_graph([node], name, [], [value(node.output[0], FLOAT, None)])
+    nodes = [
+        helper.make_node("Greater", ["x", "zero"], ["above"]),
+        helper.make_node("NonZero", ["above"], ["where"]),
+        helper.make_node("Identity", ["x"], ["same"]),
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "zero"], ["any"]),
+        helper.make_node("If", ["any"], ["either"], then_branch=branch["then"], else_branch=branch["else"]),
+        helper.make_node("Add", ["x", "x"], ["sum"]),
+        helper.make_node("Identity", ["sum"], ["again"]),
+    ]
+    outputs = [value("where", TensorProto.INT64, [1, "m"]), value("either", FLOAT, ["k"])]
+    outputs += [value(name, FLOAT, ["n"]) for name in ("same", "sum", "again")]
+    constants = [
+        helper.make_tensor("zero", FLOAT, [], [0.0]),
+        helper.make_tensor("seven", FLOAT, [1], [7.0]),
+    ]
+    return named(model(nodes, [value("x", FLOAT, ["n"])], [*outputs, value("seven", FLOAT, [1])], constants))
+
+
 def filled():
     """y = zeros of shape x."""
     return named(

@@ -127,6 +127,35 @@ def test_runs_that_are_alike_are_told_apart_by_what_is_in_them(shared):
                 np.testing.assert_array_equal(y, feeds["x" + name[1:]])
 
 
+@pytest.mark.parametrize("outputs", [("sum",), ("same",), ("where",), ("either",), ("seven", "again", "sum")])
+def test_a_run_like_an_earlier_one_gives_what_its_own_inputs_make(shared, outputs):
+    """From the second on its inputs and outputs are bound; an output of another size then unbinds them."""
+    rng = np.random.default_rng(3)
+    for turn in range(12):
+        x = rng.standard_normal(6).astype(np.float32)
+        x = -np.abs(x) if turn in (4, 7) else x  # other sizes in between
+        wanted = {
+            "where": np.flatnonzero(x > 0)[None],
+            "either": np.concatenate([x, x]) if (x > 0).any() else x,
+            "same": x,
+            "seven": np.full(1, 7, np.float32),
+            "sum": x + x,
+            "again": x + x,
+        }
+        results = run(shared, small_graphs.odd_outputs(), {"x": x}, *outputs)
+        for name, result in zip(outputs, results, strict=True):
+            assert result.dtype == wanted[name].dtype
+            np.testing.assert_array_equal(result, wanted[name], err_msg=f"{name}, turn {turn}")
+
+
+def test_what_a_run_gave_is_not_changed_by_the_next(shared):
+    made, first = small_graphs.doubled(), np.ones((3, 2), np.float32)
+    for _ in range(3):
+        (kept,) = run(shared, made, {"x": first}, "y")
+    run(shared, made, {"x": 5 * first}, "y")
+    np.testing.assert_array_equal(kept, 2 * first)
+
+
 def test_a_dimension_that_differs_and_names_that_are_not_there_are_said_as_here(shared):
     made = small_graphs.doubled()
     here = Runtime().load(*made)
