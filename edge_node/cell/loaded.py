@@ -29,7 +29,7 @@ class Bound:
     _starts: list[int] = field(default_factory=list)
 
     def run(self, session: Any, window: Array, options: Any) -> bool:
-        """Whether the outputs are in the window now. The first run binds them. Raises what ONNX Runtime does."""
+        """Whether the outputs are in the window now; the first run binds. Raises what ONNX Runtime does."""
         if self._binding is None:
             binding, value = session.io_binding(), onnxruntime.OrtValue.ortvalue_from_numpy
             for name, array in self.feeds.items():
