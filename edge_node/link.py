@@ -20,6 +20,7 @@ from edge_attention import box
 from edge_attention.core.errors import Damaged, DeadlineExceeded, EdgeAttentionError, Internal, Unavailable
 from edge_attention.core.messages import link as said
 from edge_attention.core.messages.program import BulkTensor, Contribution, Program
+from edge_attention.core.transitions import told
 from edge_attention.metrics.node import NodeMetrics
 from edge_attention.trust.dial import Dial
 from edge_attention.wire.caller import Caller
@@ -89,7 +90,7 @@ class Link:
         self._room = asyncio.Event()
 
     def registered(self) -> bool:
-        return self._session.phase == "registered"
+        return self._session.registered
 
     async def run(self) -> tuple[int, str]:
         """Returns the exit code and what to say about it."""
@@ -162,6 +163,8 @@ class Link:
             case Say(text, warning):
                 log.log(logging.WARNING if warning else logging.INFO, "%s", text)
             case Leave(code, text):
+                if code:
+                    log.info("it came to this so: %s", told(self._session.transitions))
                 self._left.set_result((code, text))
 
     async def _connection(self) -> None:
@@ -197,7 +200,7 @@ class Link:
             self._step(self._session.connected)
             async for data in stream:
                 self._received(data)
-                if self._session.phase == "registered":
+                if self._session.registered:
                     self._let_go()
                     self._transfers.online(caller, self._session.id)
         except Damaged:

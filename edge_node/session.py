@@ -3,6 +3,8 @@
     waiting --(wake)--> connecting --(connected)--> registering --(Registered)--> registered
        ^_______________________________ lost ___________________________________________|
 
+From each of them a node that drains, is revoked or is refused for good goes to `left`, and stays there.
+
 A Session says what to do and by `wake` when to call `tick`; `edge_node.link` does it. Contributions
 are encoded already; their numbers tell one that comes again after a reconnection.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import replace
+from enum import Enum
 from typing import NamedTuple
 
 from edge_attention.core import errors
@@ -19,9 +22,11 @@ from edge_attention.core.errors import Damaged, EdgeAttentionError, Unavailable
 from edge_attention.core.messages import link as said
 from edge_attention.core.messages.program import Program
 from edge_attention.core.rounds.credit import Debt, Outbox
+from edge_attention.core.transitions import Transition, recent
 
 PROGRAMS = said.Credit(bytes=64 * 1024 * 1024, messages=256)
 """Programs the aggregator may have with this node unfinished."""
+KEPT_TASKS = 1024
 KEPT_BYTES = 64 * 1024 * 1024
 """Contributions of finished tasks kept in case their program comes again."""
 BACKOFF = (0.25, 30.0)
@@ -32,6 +37,17 @@ ANSWER_SECONDS = 10.0
 DRAIN_SECONDS = 10.0
 """How long a node that leaves tries to deliver while it has no connection."""
 _FINAL = (errors.AlreadyExists, errors.InvalidArgument, errors.PermissionDenied, errors.FailedPrecondition)
+
+
+class SessionPhase(Enum):
+    WAITING = "waiting"
+    """Until it is time to connect."""
+    CONNECTING = "connecting"
+    REGISTERING = "registering"
+    """The stream is open, the aggregator has not answered yet."""
+    REGISTERED = "registered"
+    LEFT = "left"
+    """The process is to end."""
 
 
 class Connect(NamedTuple):
@@ -87,12 +103,13 @@ Action = Connect | Disconnect | Send | Start | End | Forget | Say | Leave
 
 class _Task:
     def __init__(self, size: int, stream: int) -> None:
-        self.size, self.stream = size, stream
+        self.size = size
+        self.stream = stream
         self.contributions: list[bytes] | None = []  # None: not kept
 
 
 class Session:
-    """One node's life with its aggregator.
+    """One node's life with its aggregator. Once it has left, no event does anything.
 
     `register` makes the Register message for the session to resume ("" for a new one), `memory` gives the
     bytes stored now and `report` what is to be told of the time it is given, for heartbeats, `random` numbers
@@ -108,18 +125,38 @@ class Session:
         random: Callable[[], float],
         report: Callable[[float], bytes] = lambda now: b"",
     ) -> None:
-        self._name, self._where = name, where
-        self._register, self._memory, self._random, self._report = register, memory, random, report
-        self.phase, self.id, self._said, self.draining, self.reconnects = "waiting", "", "", False, 0
-        self._until = 0.0  # waiting: when to connect; connecting, registering: when to give up
-        self._attempts = self._streams = self._beats = 0
-        self._heard = self._beat_at = self._drain_until = 0.0
-        self._lease = self._heartbeat = ANSWER_SECONDS
-        self._sent = self._came = 0  # messages, on this connection
+        self.phase = SessionPhase.WAITING
+        self.id = ""
+        """Of the session to resume; empty: none yet."""
+        self.draining = False
+        self.reconnects = 0
+        self.outbox = Outbox()
+        self.transitions: deque[Transition] = recent()
+        self._name = name
+        self._where = where
+        self._register = register
+        self._memory = memory
+        self._random = random
+        self._report = report
+        self._said = ""
+        """The last trouble the operator was told of."""
+        self._until = 0.0
+        """Waiting: when to connect; connecting, registering: when to give up."""
+        self._attempts = 0
+        self._streams = 0
+        self._beats = 0
+        self._heard = 0.0
+        self._beat_at = 0.0
+        self._drain_until = 0.0
+        self._lease = ANSWER_SECONDS
+        self._heartbeat = ANSWER_SECONDS
+        self._sent = 0  # messages, on this connection
+        self._came = 0
         self._damages = deque[float](maxlen=AT_ONCE + 1)
-        self.outbox, self._debt = Outbox(), Debt(PROGRAMS)
+        self._debt = Debt(PROGRAMS)
         self._running: dict[str, _Task] = {}
-        self._kept, self._kept_bytes = OrderedDict[str, list[bytes]](), 0
+        self._kept = OrderedDict[str, list[bytes]]()
+        self._kept_bytes = 0
         self._leaving = OrderedDict[str, bytes]()  # task done, not kept -> its last contribution
 
     @property
@@ -127,32 +164,45 @@ class Session:
         return len(self._running)
 
     @property
+    def registered(self) -> bool:
+        return self.phase is SessionPhase.REGISTERED
+
+    @property
     def wake(self) -> float | None:
         """When to call `tick`, if nothing else happens before."""
-        if self.phase == "left":
+        if self.phase is SessionPhase.LEFT:
             return None
-        if self.phase == "registered":
+        if self.registered:
             return min(self._beat_at, self._heard + self._lease)
         return min(self._until, self._drain_until) if self.draining else self._until
 
     def tick(self, now: float) -> list[Action]:
         """What is due by `now`: a heartbeat, a try, the end of a silent connection. Call it at `wake`."""
-        if self.draining and self.phase not in ("registered", "left") and now >= self._drain_until:
-            return self._leave(1, "left without delivering everything: the aggregator cannot be reached")
-        if self.phase == "waiting" and now >= self._until:
-            self.phase, self._until = "connecting", now + ANSWER_SECONDS
+        if self.phase is SessionPhase.LEFT:
+            return []
+        if self.draining and not self.registered and now >= self._drain_until:
+            text = "left without delivering everything: the aggregator cannot be reached"
+            return self._leave(1, text, now)
+        if self.phase is SessionPhase.WAITING:
+            if now < self._until:
+                return []
+            self._turn(SessionPhase.CONNECTING, now, "it is time")
+            self._until = now + ANSWER_SECONDS
             return [Connect()]
-        limit = self._heard + self._lease if self.phase == "registered" else self._until
-        if self.phase in ("connecting", "registering", "registered") and now >= limit:
-            silent = self._lease if self.phase == "registered" else ANSWER_SECONDS
+        if now >= (self._heard + self._lease if self.registered else self._until):
+            silent = self._lease if self.registered else ANSWER_SECONDS
             error = Unavailable(f"{self._where} was silent for {silent:.1f} s")
             return [Disconnect(), *self.lost(error, now)]
-        return [self._beat(now)] if self.phase == "registered" and now >= self._beat_at else []
+        return [self._beat(now)] if self.registered and now >= self._beat_at else []
 
     def connected(self, now: float) -> list[Action]:
         """The stream is open."""
-        self.phase, self._until = "registering", now + ANSWER_SECONDS
-        self._sent, self._came = 1, 0
+        if self.phase is SessionPhase.LEFT:
+            return []
+        self._turn(SessionPhase.REGISTERING, now, "connected")
+        self._until = now + ANSWER_SECONDS
+        self._sent = 1
+        self._came = 0
         return [Send(replace(self._register(self.id), taken=self.outbox.taken))]
 
     def lost(self, error: EdgeAttentionError, now: float) -> list[Action]:
@@ -161,13 +211,13 @@ class Session:
         Damaged, a message on it came so, or some did not come at all, this way or the other: the next stream
         resumes the session at once, and programs and contributions that may be lost are sent again.
         """
-        if self.phase == "left":
+        if self.phase is SessionPhase.LEFT:
             return []
         if isinstance(error, errors.Revoked) or (not self.id and isinstance(error, _FINAL)):
-            return self._leave(1, error.message)
-        first = self.phase == "registered" or self._attempts == 0 or self._said != error.message
+            return self._leave(1, error.message, now)
+        first = self.registered or self._attempts == 0 or self._said != error.message
         self._said = error.message
-        self.phase = "waiting"
+        self._turn(SessionPhase.WAITING, now, type(error).__name__)
         self.outbox.broke()
         base, cap = BACKOFF
         wait = self._random() * min(cap, base * 2.0 ** min(self._attempts, 16))
@@ -177,9 +227,10 @@ class Session:
             often = len(self._damages) > AT_ONCE and now - self._damages[-AT_ONCE - 1] < AT_ONCE_SECONDS
             wait = (0.5 + 0.5 * self._random()) * AT_ONCE_SECONDS if often else 0.0
         self._until = now + wait
-        self._attempts, self._streams = self._attempts + 1, self._streams + 1
+        self._attempts += 1
+        self._streams += 1
         say = [Say(f"{error.message}; trying again until it answers", warning=True)] if first else []
-        return [*say, *self._finish()]
+        return [*say, *self._finish(now)]
 
     def received(self, message: said.ToNode | None, size: int, now: float) -> list[Action]:
         """A message of `size` bytes came; None for one that cannot be read, which counts as a program.
@@ -187,19 +238,21 @@ class Session:
         Raises:
             Damaged: others have not come. `lost` is to be called with it, as where a message came damaged.
         """
+        if self.phase is SessionPhase.LEFT:
+            return []
         self._heard = now
         self._came += 1
         match message:
             case said.Registered():
                 return self._registered(message, now)
             case Program():
-                return self._program(message, size)
+                return self._program(message, size, now)
             case said.Cancel(task_id) if task_id in self._running:
                 return [End(task_id, errors.Cancelled(f"task {task_id[:80]} was cancelled"))]
             case said.Credit():
                 self.outbox.granted(message)
                 self._let_go()
-                return self._pump()
+                return self._pump(now)
             case said.HeartbeatAck(number, sent):
                 if sent and sent != self._came - 1:
                     raise Damaged(f"{self._where} has sent {sent} messages, {self._came - 1} have come")
@@ -211,7 +264,10 @@ class Session:
 
     def produced(self, task_id: str, data: bytes, now: float, final: bool, keep: bool = True) -> list[Action]:
         """A task has a contribution. `keep`: it can be sent again as it is if its program comes again."""
-        actions, task = list[Action](), self._running.get(task_id)
+        if self.phase is SessionPhase.LEFT:
+            return []
+        actions: list[Action] = []
+        task = self._running.get(task_id)
         if task is not None:
             kept = (task.contributions or []) + [data]
             lost = not keep or task.contributions is None or sum(map(len, kept)) > KEPT_BYTES // 8
@@ -221,25 +277,30 @@ class Session:
                 actions += self._consumed(task.size, task.stream)
                 self._keep(task_id, task.contributions, data)
         self.outbox.add([data])
-        return [*actions, *self._pump()]
+        return [*actions, *self._pump(now)]
 
     def drain(self, now: float) -> list[Action]:
         """Finish what runs, take nothing more, and leave; asked again, leave at once."""
+        if self.phase is SessionPhase.LEFT:
+            return []
         if self.draining:
-            return self._leave(1, "left at once, with tasks unfinished" if self._running else "")
-        self.draining, self._drain_until = True, now + DRAIN_SECONDS
+            return self._leave(1, "left at once, with tasks unfinished" if self._running else "", now)
+        self.draining = True
+        self._drain_until = now + DRAIN_SECONDS
         text = f"draining: {self.tasks} tasks to finish; a second signal ends this at once"
-        beat: list[Action] = [self._beat(now)] if self.phase == "registered" else []
-        return [Say(text), *beat, *self._finish()]
+        beat: list[Action] = [self._beat(now)] if self.registered else []
+        return [Say(text), *beat, *self._finish(now)]
 
     def _registered(self, message: said.Registered, now: float) -> list[Action]:
-        if self.phase != "registering":
+        if self.phase is not SessionPhase.REGISTERING:
             return []
         self.reconnects += bool(self.id)
         # Another aggregator process than the one whose tasks run here: nobody waits for them.
         anew = errors.Cancelled("the aggregator that asked for this task is gone")
         ended = list(self._running) if self.id and not message.resumed else []
-        self.phase, self.id, self._attempts = "registered", message.session, 0
+        self._turn(SessionPhase.REGISTERED, now, "resumed" if message.resumed else "registered")
+        self.id = message.session
+        self._attempts = 0
         self._lease = max(1.0, message.lease_seconds)
         self._heartbeat = max(0.1, message.heartbeat_seconds)  # in this order NaN is no harm
         self._beat_at = now + self._heartbeat
@@ -253,16 +314,16 @@ class Session:
             actions.append(self._beat(now))
         how = " (session resumed)" if message.resumed else ""
         actions.append(Say(f"registered with {self._where} as {self._name}{how}"))
-        return [*actions, *self._pump()]
+        return [*actions, *self._pump(now)]
 
-    def _program(self, program: Program, size: int) -> list[Action]:
+    def _program(self, program: Program, size: int, now: float) -> list[Action]:
         task_id = program.task_id
         last = self._leaving.get(task_id)
         if task_id in self._running or (last is not None and self.outbox.holds(last)):
             return self._consumed(size, self._streams)
         if task_id in self._kept:
             self.outbox.add(self._kept[task_id])
-            return [*self._consumed(size, self._streams), *self._pump()]
+            return [*self._consumed(size, self._streams), *self._pump(now)]
         self._running[task_id] = _Task(size, self._streams)
         refusal: EdgeAttentionError | None = None
         if self.draining:
@@ -273,16 +334,16 @@ class Session:
 
     def _consumed(self, size: int, stream: int) -> list[Action]:
         # Credit belongs to a stream: for a program of an earlier one there is nothing to grant back.
-        if stream != self._streams or self.phase != "registered":
+        if stream != self._streams or not self.registered:
             return []
         credit = self._debt.consumed(size)
         self._sent += credit is not None
         return [Send(credit)] if credit else []
 
-    def _pump(self) -> list[Action]:
+    def _pump(self, now: float) -> list[Action]:
         taken = self.outbox.take()
         self._sent += len(taken)
-        return [*map(Send, taken), *self._finish()]
+        return [*map(Send, taken), *self._finish(now)]
 
     def _keep(self, task_id: str, contributions: list[bytes] | None, last: bytes) -> None:
         if contributions is None:
@@ -292,7 +353,7 @@ class Session:
         else:
             self._kept[task_id] = contributions
             self._kept_bytes += sum(map(len, contributions))
-        while self._kept_bytes > KEPT_BYTES or len(self._kept) > 1024:
+        while self._kept_bytes > KEPT_BYTES or len(self._kept) > KEPT_TASKS:
             self._kept_bytes -= sum(map(len, self._kept.popitem(last=False)[1]))
 
     def _let_go(self) -> None:
@@ -309,13 +370,27 @@ class Session:
             said.Heartbeat(self._beats, self._memory(), self.tasks, self.draining, report, sent, self._came)
         )
 
-    def _finish(self) -> list[Action]:
+    def _finish(self, now: float) -> list[Action]:
         """Leave, if that is what remains."""
         done = self.draining and not self._running and not self.outbox
-        return self._leave(0, "") if done else []
+        return self._leave(0, "", now) if done else []
 
-    def _leave(self, code: int, text: str) -> list[Action]:
-        if self.phase == "left":
-            return []
-        self.phase = "left"
+    def _leave(self, code: int, text: str, now: float) -> list[Action]:
+        self._turn(SessionPhase.LEFT, now, text)
         return [Leave(code, text)]
+
+    def _turn(self, phase: SessionPhase, now: float, why: str) -> None:
+        self.transitions.append((now, (why,), self.phase, phase))
+        self.phase = phase
+
+    def check(self) -> None:
+        """Raises AssertionError unless what must always hold does; for tests."""
+        left = self.phase is SessionPhase.LEFT
+        assert (self.wake is None) == left, "nobody is to look again, or after its end"
+        assert left or not self.draining or self._running or self.outbox, "all is done, and it stays"
+        assert left or self.registered or not self.outbox.in_flight, "sent where nobody is connected"
+        assert not self._running.keys() & self._kept.keys(), "a task runs that has ended"
+        assert self._kept_bytes == sum(len(data) for kept in self._kept.values() for data in kept)
+        assert self._kept_bytes <= KEPT_BYTES
+        assert len(self._kept) <= KEPT_TASKS
+        self.outbox.check()

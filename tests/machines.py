@@ -14,9 +14,12 @@ from typing import Any
 from aggregator.bounds.admission import Admission
 from aggregator.bounds.budget import Budget
 from aggregator.engine.exchange import Exchange
+from aggregator.fleet.membership import Membership
+from edge_attention.core.rounds.credit import Outbox
 from edge_node.cell.state import CellState
+from edge_node.session import Session
 
-MACHINES: tuple[type, ...] = (Admission, Budget, CellState, Exchange)
+MACHINES: tuple[type, ...] = (Admission, Budget, CellState, Exchange, Membership, Outbox, Session)
 
 
 def watch(machine: type) -> None:

@@ -34,6 +34,7 @@ from edge_attention.core.messages.link import (
 )
 from edge_attention.core.messages.program import Contribution, Program
 from edge_attention.core.rounds.credit import Debt, Window
+from edge_attention.core.transitions import told
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, task_of, to_node
 
 log = logging.getLogger(__name__)
@@ -319,7 +320,7 @@ class Link:
         if self._connections.get(name) is connection:
             self._former[name] = self._connections.pop(name)
             log.info("node %s disconnected", name)
-        self._membership.disconnected(name, member.epoch)
+        self._membership.disconnected(name, member.epoch, time.monotonic())
         self._dispatcher.disconnected(name, connection)
 
     async def _first(self, requests: AsyncIterator[bytes]) -> Register:
@@ -459,8 +460,11 @@ async def watch_leases(
     """Notice leases that run out; runs as long as the aggregator does."""
     while True:
         await asyncio.sleep(min(0.5, membership.lease / 4))
-        for name in membership.tick(time.monotonic()):
+        lost = membership.tick(time.monotonic())
+        for name in lost:
             log.warning("node %s is lost: silent for more than %.1f s", name, membership.lease)
             link.lost(name)
             dispatcher.changed(name)
+        if lost:
+            log.info("nodes came and went so: %s", told(membership.transitions))
         observer.tick(membership.members(), time.monotonic())

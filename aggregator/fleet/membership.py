@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +11,7 @@ from aggregator.fleet.registration import description_bytes, require_modest
 from edge_attention.core.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from edge_attention.core.messages.fleet import Node, NodeState
 from edge_attention.core.messages.link import PROTOCOL, Heartbeat, Register
+from edge_attention.core.transitions import Transition, recent
 
 MEMBERS = 10_000
 """Nodes remembered, those that are gone included."""
@@ -69,10 +71,14 @@ class Membership:
     Args:
         lease: seconds a node may be silent before it is no longer a holder.
         new_session: makes an unguessable session name.
+
+    Attributes:
+        transitions: the last changes of nodes' states, for the log.
     """
 
     def __init__(self, lease: float, new_session: Callable[[], str]) -> None:
         self.lease = lease
+        self.transitions: deque[Transition] = recent()
         self._new_session = new_session
         self._members: dict[str, Member] = {}
         self._expected: dict[str, float] = {}
@@ -118,6 +124,7 @@ class Membership:
         described = description_bytes(register)
         stored = sum(len(sequence.name) + STORED_NAME for sequence in register.sequences)
         self._make_room(register.name, described, stored)
+        before = self.state(register.name)
         self._epoch += 1
         metrics = member.metrics if member is not None and resumed else b""
         member = Member(
@@ -127,6 +134,8 @@ class Membership:
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
         self._expected.pop(register.name, None)
+        how = "resumed" if resumed else "registered"
+        self.transitions.append((now, (register.name, how), before, member.state))
         return Admission(member, resumed)
 
     def _make_room(self, name: str, described: int, stored: int) -> None:
@@ -168,20 +177,21 @@ class Membership:
             return
         member.heard = now
         if heartbeat is not None:
-            member.memory, member.tasks = heartbeat.memory, heartbeat.tasks
+            member.memory = heartbeat.memory
+            member.tasks = heartbeat.tasks
             if member.live:
-                member.state = NodeState.DRAINING if heartbeat.draining else NodeState.READY
+                state = NodeState.DRAINING if heartbeat.draining else NodeState.READY
+                if state is not member.state:
+                    self._turn(member, state, now, "says so")
 
-    def disconnected(self, name: str, epoch: int) -> bool:
+    def disconnected(self, name: str, epoch: int, now: float) -> bool:
         """The stream of connection `epoch` ended. False if another has taken its place already."""
         member = self._members.get(name)
         if member is None or member.epoch != epoch or not member.live:
             return False
         # One that said it was leaving has left.
         draining = member.state is NodeState.DRAINING
-        member.state = NodeState.LOST if draining else NodeState.SUSPECT
-        if draining:
-            member.metrics = b""
+        self._turn(member, NodeState.LOST if draining else NodeState.SUSPECT, now, "disconnected")
         return True
 
     def tick(self, now: float) -> tuple[str, ...]:
@@ -191,9 +201,28 @@ class Membership:
             del self._expected[name]
         for member in self._members.values():
             if member.state is not NodeState.LOST and now - member.heard > self.lease:
-                member.state, member.metrics = NodeState.LOST, b""
+                self._turn(member, NodeState.LOST, now, "silent")
                 lost.append(member.name)
         return tuple(lost)
+
+    def _turn(self, member: Member, state: NodeState, now: float, why: str) -> None:
+        self.transitions.append((now, (member.name, why), member.state, state))
+        member.state = state
+        if state is NodeState.LOST:
+            member.metrics = b""
+
+    def check(self) -> None:
+        """Raises AssertionError unless what must always hold does; for tests."""
+        members = self._members.values()
+        assert all(name == member.name for name, member in self._members.items()), "under another name"
+        assert not self._expected.keys() & self._members.keys(), "expected, and here"
+        for what in ("session", "epoch"):
+            held = [getattr(member, what) for member in members]
+            assert len(set(held)) == len(held), f"two nodes of one {what}"
+        assert all(0 < member.epoch <= self._epoch for member in members), "of a connection to come"
+        assert len(members) <= MEMBERS
+        assert sum(member.described for member in members) <= DESCRIPTIONS
+        assert sum(member.stored for member in members) <= STORED
 
     def of_session(self, session: str) -> Member:
         """The member that holds `session`.

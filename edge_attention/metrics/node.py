@@ -38,7 +38,7 @@ class Store(Protocol):
 
 class Session(Protocol):
     @property
-    def phase(self) -> str: ...
+    def registered(self) -> bool: ...
     @property
     def reconnects(self) -> int: ...
     @property
@@ -153,7 +153,7 @@ class _Now(Collector):
         for scope in SCOPES:
             stored.add_metric([scope], self._store.used_in(scope))
         yield stored
-        connected = float(self._session.phase == "registered")
+        connected = float(self._session.registered)
         yield GaugeMetricFamily(
             PREFIX + "connected", "1 while registered with the aggregator.", value=connected
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tempfile
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,7 @@ class Box:
         self.house.dispatcher.connected(self.name, self)
 
     def disconnect(self):
-        self.house.membership.disconnected(self.name, self.member.epoch)
+        self.house.membership.disconnected(self.name, self.member.epoch, time.monotonic())
         self.house.dispatcher.disconnected(self.name, self)
 
     def lose(self):

@@ -13,7 +13,7 @@ from edge_attention.core.messages.program import Contribution, Fault
 from edge_attention.metrics.common import serve
 from edge_attention.metrics.node import REPORT_LIMIT, REPORT_SECONDS, NodeMetrics
 from edge_node.cell.host import Counts
-from edge_node.session import Session
+from edge_node.session import Session, SessionPhase
 from edge_node.store.store import Store
 
 
@@ -51,7 +51,8 @@ def test_the_rest_is_looked_up(made):
     assert value(metrics, "threads") == 3
     assert value(metrics, "provider_info", provider="CPUExecutionProvider") == 1
     assert value(metrics, "certificate_expiry_timestamp_seconds") == 0
-    session.phase, session.reconnects = "registered", 4
+    session.phase = SessionPhase.REGISTERED
+    session.reconnects = 4
     assert value(metrics, "connected") == 1
     assert value(metrics, "reconnects_total") == 4
     assert value(metrics, "tasks_running") == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_attention.core.errors import (
     AlreadyExists,
@@ -30,6 +31,7 @@ from edge_node.session import (
     Say,
     Send,
     Session,
+    SessionPhase,
     Start,
 )
 
@@ -123,7 +125,7 @@ def test_silence_counts_as_loss():
         assert sent(session.tick(now))
     assert session.wake == 10
     assert session.tick(10)[0] == Disconnect()
-    assert session.phase == "waiting"
+    assert session.phase is SessionPhase.WAITING
     session = begin()
     session.tick(0)
     session.connected(0)
@@ -238,7 +240,7 @@ def test_draining_waits_for_credit_and_a_connection_but_not_for_ever():
     session = registered(credit=Credit(1, 0))
     session.produced("t", b"a", 1, final=True)
     session.drain(2)
-    assert session.phase == "registered"
+    assert session.registered
     session.lost(AWAY, 3)
     assert session.wake <= 12
     (leave,) = session.tick(12)
@@ -313,7 +315,7 @@ def test_revoked_it_leaves_and_refused_for_what_may_pass_it_tries_again():
     session.tick(0)
     ended = session.lost(Unauthenticated("the certificate ended"), 1)
     assert ended == [Say("the certificate ended; trying again until it answers", warning=True)]
-    assert session.phase == "waiting"
+    assert session.phase is SessionPhase.WAITING
 
 
 def test_it_says_each_new_reason_once():
@@ -440,3 +442,147 @@ def test_what_the_aggregator_has_is_not_sent_again():
     assert sent(again)[1:] == [], "it says that it has all; what was never sent it cannot have"
     assert sent(session.produced("u", b"f", 5, final=True)) == [b"f"]
     assert session.outbox.backlog == 0
+
+
+class AnySession(RuleBasedStateMachine):
+    """A node and an aggregator that says and drops what it likes; each task has three contributions."""
+
+    LAST = 2
+
+    def __init__(self):
+        super().__init__()
+        self.session = begin()
+        self.now = 0.0
+        self.trying = False  # a stream is to be opened, or is open
+        self.opened = False
+        self.welcomed = False
+        self.left = False
+        self.to_take = []  # contributions on the stream, not taken yet
+        self.taken = []
+        self.made = {}  # task that runs -> contributions it has made
+        self.done = set()
+        self.beats = 0
+
+    def note(self, actions):
+        for action in actions:
+            assert not self.left, "nothing after it has left"
+            match action:
+                case Connect():
+                    assert not self.trying
+                    self.trying = True
+                case Disconnect():
+                    self.closed()
+                case Send(message):
+                    assert self.opened
+                    if isinstance(message, bytes):
+                        assert self.welcomed, "a contribution before it is registered"
+                        self.to_take.append(message)
+                    elif isinstance(message, Heartbeat):
+                        assert message.tasks == len(self.made)
+                        self.beats = message.number
+                case Start(started):
+                    assert started.task_id not in self.made, "a task runs once at a time"
+                    assert started.task_id not in self.done, "what is kept is sent again, not run again"
+                    self.made[started.task_id] = 0
+                case End(task_id):
+                    assert task_id in self.made
+                case Leave(_):
+                    self.left = True
+
+    def closed(self):
+        self.trying = self.opened = self.welcomed = False
+        self.to_take.clear()
+
+    @rule(early=st.booleans())
+    def time_passes(self, early):
+        wake = self.session.wake
+        if wake is not None:
+            self.now = max(self.now, wake - early)
+        self.note(self.session.tick(self.now))
+
+    @precondition(lambda self: self.trying and not self.opened)
+    @rule()
+    def the_stream_opens(self):
+        self.opened = True
+        self.note(self.session.connected(self.now))
+
+    @precondition(lambda self: self.trying)
+    @rule(error=st.sampled_from([AWAY, Damaged("odd"), PermissionDenied("no"), Revoked("out")]))
+    def the_stream_ends(self, error):
+        self.closed()
+        self.note(self.session.lost(error, self.now))
+
+    @precondition(lambda self: self.opened and not self.welcomed and not self.left)
+    @rule(credit=st.builds(Credit, st.integers(0, 30), st.integers(0, 5)), told=st.booleans())
+    def it_is_registered(self, credit, told):
+        self.welcomed = True
+        taken = len(self.taken) if told else 0
+        self.note(self.session.received(welcome(credit, resumed=True, taken=taken), 1, self.now))
+
+    @precondition(lambda self: self.welcomed and not self.left)
+    @rule(task=st.sampled_from("tuv"))
+    def a_program_comes(self, task):
+        self.note(self.session.received(program(task), 10, self.now))
+
+    @precondition(lambda self: self.welcomed and not self.left)
+    @rule(task=st.sampled_from("tuv"))
+    def a_task_is_cancelled(self, task):
+        self.note(self.session.received(Cancel(task), 1, self.now))
+
+    @precondition(lambda self: self.made and not self.left)
+    @rule(data=st.data())
+    def a_task_has_a_contribution(self, data):
+        task = data.draw(st.sampled_from(sorted(self.made)))
+        number = self.made[task]
+        self.made[task] += 1
+        if number == self.LAST:
+            del self.made[task]
+            self.done.add(task)
+        self.note(self.session.produced(task, f"{task}{number}".encode(), self.now, number == self.LAST))
+
+    @precondition(lambda self: self.to_take and not self.left)
+    @rule()
+    def the_aggregator_takes_one(self):
+        message = self.to_take.pop(0)
+        self.taken.append(message)
+        self.note(self.session.received(Credit(len(message), 1), 1, self.now))
+
+    @precondition(lambda self: self.to_take and self.beats and not self.left)
+    @rule()
+    def the_aggregator_answers_a_heartbeat(self):
+        self.note(self.session.received(HeartbeatAck(self.beats), 1, self.now))
+
+    @precondition(lambda self: not self.left)
+    @rule()
+    def it_is_told_to_leave(self):
+        self.note(self.session.drain(self.now))
+
+    @invariant()
+    def each_task_is_told_in_order(self):
+        self.session.check()
+        assert self.session.registered == (self.welcomed and not self.left)
+        for task in "tuv":
+            told = [message.decode() for message in self.taken if message.decode().startswith(task)]
+            # What came may come again, from where the receiver was not known to be; never a gap before it.
+            for at, text in enumerate(told):
+                assert text in [f"{task}0", *(f"{one[0]}{int(one[1]) + 1}" for one in told[:at])], told
+
+
+TestWhateverHappensATaskRunsOnceAndIsToldInOrder = AnySession.TestCase
+
+
+@pytest.mark.parametrize("broken", [
+    lambda session: setattr(session, "draining", True),
+    lambda session: setattr(session, "phase", SessionPhase.WAITING),
+    lambda session: setattr(session, "_kept_bytes", 7),
+    lambda session: setattr(session.outbox, "backlog", 1),
+])  # fmt: skip
+def test_check_finds_a_state_that_cannot_be(broken):
+    session = registered()
+    session.produced("t", b"a", 1, final=False)
+    session.received(program(), 1, 1)
+    session.produced("t", b"a", 1, final=True)
+    session.check()
+    broken(session)
+    with pytest.raises(AssertionError):
+        session.check()

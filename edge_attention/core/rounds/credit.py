@@ -92,6 +92,11 @@ class Outbox:
         self._waiting.extend(new)
         self.backlog += sum(map(len, new))
 
+    @property
+    def in_flight(self) -> int:
+        """Messages sent that are not known to be taken."""
+        return len(self._flight)
+
     def holds(self, message: bytes) -> bool:
         """Whether this very message waits, or may be lost."""
         return any(data is message for queue in (self._waiting, self._flight) for data in queue)
@@ -143,3 +148,10 @@ class Outbox:
         self._flight.extend(sent)
         self._sent += len(sent)
         return sent
+
+    def check(self) -> None:
+        """Raises AssertionError unless what must always hold does; for tests."""
+        assert self.backlog == sum(map(len, self._waiting)), "the backlog is not what waits"
+        assert 0 <= self._again <= len(self._waiting), "more go again than wait"
+        assert len(self._flight) <= self._sent, "more are on their way than were sent"
+        assert self._mark[1] <= self._sent, "a heartbeat after what is still to be sent"

@@ -6,6 +6,8 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aggregator.fleet import membership as rooms
 from aggregator.fleet import registration as limits
@@ -21,6 +23,7 @@ from edge_attention.core.messages.box import Box
 from edge_attention.core.messages.fleet import ListNodesResponse, NodeState
 from edge_attention.core.messages.link import PROTOCOL, Column, Dataset, Heartbeat, Register, Sequence
 from edge_attention.core.tensors import DataType
+from edge_attention.core.transitions import told
 from edge_attention.wire import services
 
 
@@ -48,7 +51,7 @@ def test_a_node_comes_is_silent_is_lost_and_is_back(fleet):
 
 def test_a_broken_stream_makes_a_node_suspect_until_its_lease_ends(fleet):
     epoch = fleet.register(register(), 0.0).member.epoch
-    assert fleet.disconnected("a", epoch)
+    assert fleet.disconnected("a", epoch, 1.0)
     assert fleet.state("a") is NodeState.SUSPECT
     with pytest.raises(FailedPrecondition, match="'a' is suspect"):
         fleet.require_live("a")
@@ -60,17 +63,17 @@ def test_the_end_of_an_old_stream_does_not_touch_its_successor(fleet):
     old = fleet.register(register(), 0.0).member.epoch
     new = fleet.register(register(session="s1"), 1.0).member.epoch
     assert new != old
-    assert not fleet.disconnected("a", old)
+    assert not fleet.disconnected("a", old, 1.0)
     assert fleet.state("a") is NodeState.READY
-    assert fleet.disconnected("a", new)
-    assert not fleet.disconnected("a", new), "once"
+    assert fleet.disconnected("a", new, 1.0)
+    assert not fleet.disconnected("a", new, 1.0), "once"
 
 
 def test_a_live_name_belongs_to_its_process(fleet):
     epoch = fleet.register(register(), 0.0).member.epoch
     with pytest.raises(AlreadyExists, match="--name"):
         fleet.register(register(instance="2"), 1.0)
-    fleet.disconnected("a", epoch)
+    fleet.disconnected("a", epoch, 1.0)
     taken = fleet.register(register(instance="2", session="s1"), 2.0)
     assert not taken.resumed, "a session cannot be taken with the name"
     assert taken.member.session == "s2"
@@ -83,7 +86,7 @@ def test_a_draining_node_that_disconnects_has_left(fleet):
     assert fleet.live("a")
     node = fleet.nodes(3.0)[0]
     assert (node.memory, node.tasks, node.silent_seconds) == (7, 2, 2.0)
-    fleet.disconnected("a", epoch)
+    fleet.disconnected("a", epoch, 1.0)
     assert fleet.state("a") is NodeState.LOST
 
 
@@ -151,9 +154,9 @@ def test_nodes_of_an_earlier_life_are_expected_for_a_lease(fleet):
 def test_what_a_node_told_of_itself_is_kept_while_it_is_there(fleet):
     first = fleet.register(register(), 0.0).member
     first.metrics = b"said"
-    assert fleet.disconnected("a", first.epoch)
+    assert fleet.disconnected("a", first.epoch, 1.0)
     assert fleet.register(register(session="s1"), 1.0).member.metrics == b"said", "resumed"
-    assert fleet.disconnected("a", fleet.get("a").epoch)
+    assert fleet.disconnected("a", fleet.get("a").epoch, 1.0)
     fresh = fleet.register(register(instance="2"), 2.0).member
     assert fresh.metrics == b"", "another process"
     fresh.metrics = b"said"
@@ -162,13 +165,13 @@ def test_what_a_node_told_of_itself_is_kept_while_it_is_there(fleet):
     left = fleet.register(register(instance="2", session=fresh.session), 14.0).member
     left.metrics = b"said"
     fleet.heard("a", 15.0, Heartbeat(1, 0, 0, draining=True))
-    fleet.disconnected("a", left.epoch)
+    fleet.disconnected("a", left.epoch, 1.0)
     assert left.metrics == b"", "left"
 
 
 def test_how_often_a_node_has_come_and_for_how_long_it_is_here(fleet):
     for now in (0.0, 5.0, 7.0):
-        fleet.disconnected("a", fleet.register(register(session="s1"), now).member.epoch)
+        fleet.disconnected("a", fleet.register(register(session="s1"), now).member.epoch, now)
     (node,) = fleet.nodes(17.0)
     assert (node.registrations, node.registered_seconds) == (3, 10.0)
     fleet.register(register("b"), 17.0)
@@ -269,3 +272,105 @@ def test_what_all_nodes_store_has_a_limit_and_the_lost_make_room(fleet, monkeypa
     assert fleet.tick(11.0) == ("a",)
     fleet.register(register("d", sequences=full), 12.0)
     assert [member.name for member in fleet.members()] == ["b", "c", "d", "empty"]
+
+
+class AnyMembership(RuleBasedStateMachine):
+    """Two names and two processes of each, a clock, and streams that end late or never."""
+
+    def __init__(self):
+        super().__init__()
+        sessions = (f"s{n}" for n in itertools.count(1))
+        self.fleet = Membership(10.0, lambda: next(sessions))
+        self.now = 0.0
+        self.admitted = {}
+        """Name -> the admission that counts, and its process."""
+        self.epochs = []
+        """Connections there have been: (name, epoch)."""
+        self.heard = {}
+        self.lost = set()
+
+    @rule(seconds=st.floats(0.0, 8.0))
+    def time_passes(self, seconds):
+        self.now += seconds
+        for name in self.fleet.tick(self.now):
+            assert name not in self.lost, "told once"
+            assert self.now - self.heard[name] > self.fleet.lease
+            self.lost.add(name)
+        for name, heard in self.heard.items():
+            assert (self.now - heard > self.fleet.lease) <= (self.fleet.state(name) is NodeState.LOST)
+
+    @rule(name=st.sampled_from("ab"), instance=st.sampled_from("12"), knows=st.booleans())
+    def a_node_registers(self, name, instance, knows):
+        before, of = self.admitted.get(name, (None, None))
+        session = before.member.session if before is not None and knows else ""
+        live = self.fleet.live(name)
+        try:
+            admission = self.fleet.register(register(name, instance, session), self.now)
+        except AlreadyExists:
+            assert live
+            assert of != instance, "refused to the process that holds it"
+            return
+        assert not live or of == instance, "a live name was given away"
+        assert admission.resumed == (of == instance and bool(session))
+        self.admitted[name] = (admission, instance)
+        self.epochs.append((name, admission.member.epoch))
+        self.heard[name] = self.now
+        self.lost.discard(name)
+        assert self.fleet.live(name)
+
+    @rule(name=st.sampled_from("abc"), draining=st.none() | st.booleans())
+    def a_node_is_heard(self, name, draining):
+        before = self.fleet.state(name)
+        self.fleet.heard(name, self.now, None if draining is None else Heartbeat(1, 5, 0, draining))
+        if name in self.heard:
+            self.heard[name] = self.now
+        live = before in (NodeState.READY, NodeState.DRAINING)
+        assert self.fleet.live(name) == live, "what a node says does not bring it back"
+
+    @rule(data=st.data())
+    def a_stream_ends(self, data):
+        if not self.epochs:
+            return
+        name, epoch = data.draw(st.sampled_from(self.epochs))
+        current, state = self.admitted[name][0].member, self.fleet.state(name)
+        ended = self.fleet.disconnected(name, epoch, self.now)
+        assert ended == (current.epoch == epoch and state in (NodeState.READY, NodeState.DRAINING))
+        if ended:
+            left = state is NodeState.DRAINING
+            assert self.fleet.state(name) is (NodeState.LOST if left else NodeState.SUSPECT)
+            if left:
+                self.lost.add(name)
+
+    @invariant()
+    def its_sessions_are_found(self):
+        self.fleet.check()
+        for name, (admission, _) in self.admitted.items():
+            assert self.fleet.of_session(admission.member.session).name == name
+
+
+TestWhateverHappensANameIsOneProcesss = AnyMembership.TestCase
+
+
+def test_its_last_transitions_say_who_came_and_went(fleet):
+    epoch = fleet.register(register(), 1.0).member.epoch
+    fleet.heard("a", 2.0, Heartbeat(1, 0, 0))
+    fleet.disconnected("a", epoch, 3.0)
+    fleet.tick(20.0)
+    assert told(fleet.transitions) == (
+        "0.000 s: a registered: lost -> ready; 2.000 s: a disconnected: ready -> suspect; "
+        "19.000 s: a silent: suspect -> lost"
+    )
+
+
+@pytest.mark.parametrize("broken", [
+    lambda fleet, a, b: setattr(a, "session", b.session),
+    lambda fleet, a, b: setattr(a, "epoch", 9),
+    lambda fleet, a, b: setattr(a, "stored", rooms.STORED + 1),
+    lambda fleet, a, b: fleet._expected.update(a=0.0),
+])  # fmt: skip
+def test_check_finds_a_state_that_cannot_be(fleet, broken):
+    a, b = (fleet.register(register(name), 0.0).member for name in "ab")
+    fleet.check()
+    broken(fleet, a, b)
+    with pytest.raises(AssertionError):
+        fleet.check()
