@@ -15,11 +15,27 @@ from aggregator.bounds.admission import Admission
 from aggregator.bounds.budget import Budget
 from aggregator.engine.exchange import Exchange
 from aggregator.fleet.membership import Membership
+from edge_attention.core.fold import Fold
+from edge_attention.core.rounds.buffered import Buffered
 from edge_attention.core.rounds.credit import Outbox
+from edge_attention.core.rounds.synchronous import Round
+from edge_attention.trust.renewal import Renewal
 from edge_node.cell.state import CellState
 from edge_node.session import Session
 
-MACHINES: tuple[type, ...] = (Admission, Budget, CellState, Exchange, Membership, Outbox, Session)
+MACHINES: tuple[type, ...] = (
+    Admission,
+    Budget,
+    Buffered,
+    CellState,
+    Exchange,
+    Fold,
+    Membership,
+    Outbox,
+    Renewal,
+    Round,
+    Session,
+)
 
 
 def watch(machine: type) -> None:

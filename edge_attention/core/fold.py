@@ -101,6 +101,13 @@ class Fold(Generic[T]):
         """What the result stands on, adjacent ranges joined."""
         return join(self._ranges[shard] for shard in self._arrived)
 
+    def check(self) -> None:
+        """Raises AssertionError unless what must always hold does; for tests."""
+        under = [leaf for level, at in self._nodes for leaf in range(at << level, (at + 1) << level)]
+        assert len(set(under)) == len(under), "a leaf is in two values"
+        arrived = {self._leaf[shard] for shard in self._arrived}
+        assert {leaf for leaf in under if leaf < len(self._leaf)} == arrived, "not what has arrived"
+
     @property
     def held(self) -> int:
         """Values kept now."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from edge_attention.core.errors import EdgeAttentionError, Revoked
+from edge_attention.core.transitions import told
 from edge_attention.trust.certificates import ends, issued, moment
 from edge_attention.trust.identity import Identity
 from edge_attention.trust.renewal import Renewal
@@ -67,6 +68,7 @@ class Keeper:
             ended = moment(self._renewal.ends)
             log.warning("the certificate, which ends at %s, was not renewed: %s", ended, error)
             self._renewal.failed(time.time(), time.monotonic())
+            log.debug("it came to this so: %s", told(self._renewal.transitions))
             return not isinstance(error, Revoked)
         certificate = self.identity.certificate
         self._renewal.renewed(issued(certificate), ends(certificate), time.time(), time.monotonic())

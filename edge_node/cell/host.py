@@ -20,6 +20,7 @@ from typing import Any
 
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.tensors import Array
+from edge_attention.core.transitions import told
 from edge_node.cell.calls import Gone, GraphFile, Known, Stoppable, load, run
 from edge_node.cell.confinement import OPEN
 from edge_node.cell.messages import Channel, Nonsense
@@ -151,7 +152,7 @@ class Cell:
                     if not process.used[digest]:
                         del process.used[digest]
         except Nonsense as error:
-            self._tell(self._state.nonsense, number, str(error))
+            self._tell(self._state.nonsense, number, str(error), self._clock())
             raise Gone from None
         except (Gone, OSError):
             # Nothing more can be said on this lane: either it is about to end, or it has to.
@@ -248,6 +249,7 @@ class Cell:
             case End(kill) if process is not None:
                 process.end(kill)
             case Blame(digest):
+                log.info("the %s cell came to this so: %s", self._name, told(self._state.transitions))
                 self._graphs.blame(digest)
             case Say(text):
                 log.warning("%s", text)

@@ -10,13 +10,14 @@ so, too, is guilty; the others never learn of it, nor of a process that was ende
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 from edge_attention.core.errors import EdgeAttentionError, GraphDied, Unavailable
+from edge_attention.core.transitions import Transition, recent
 
 GRACE_SECONDS = 2.0
 """What a graph that was told to stop may take to do so, before its cell is ended."""
@@ -107,13 +108,20 @@ class _Job:
 
 
 class CellState:
-    """One cell with so many lanes. `refusal(digest)` says why a graph is not taken, or None."""
+    """One cell of `lanes` lanes. `refusal(digest)` says why a graph is not taken, or None.
+
+    Each event returns actions, to be performed in order. `transitions`: its last changes of phase.
+    """
 
     def __init__(self, lanes: int, refusal: Callable[[str], EdgeAttentionError | None]) -> None:
         self.phase = Phase.ABSENT
-        self._lanes, self._refusal = lanes, refusal
+        self.transitions: deque[Transition] = recent()
+        self._lanes = lanes
+        self._refusal = refusal
         self._jobs: OrderedDict[int, _Job] = OrderedDict()  # those that wait in the order they came
-        self._began = self._idle_since = self._looked_at = 0.0
+        self._began = 0.0
+        self._idle_since = 0.0
+        self._looked_at = 0.0
         self._used = Usage()
         self._touched: set[str] = set()  # graphs that the process was given
         self._ended_for: tuple[int, EdgeAttentionError, bool] | None = None
@@ -154,7 +162,10 @@ class CellState:
         if self.phase is not Phase.STARTING:
             return []
         self._failed = 0
-        self.phase, self._used, self._idle_since, self._looked_at = Phase.READY, Usage(), now, now
+        self._turn(Phase.READY, now, "ready")
+        self._used = Usage()
+        self._idle_since = now
+        self._looked_at = now
         self._touched = set()
         return self._grant(now)
 
@@ -184,7 +195,7 @@ class CellState:
             return self._drop(job, Unavailable("the task was stopped"))
         return [Stop(job, found.lane)]
 
-    def nonsense(self, job: int, what: str) -> list[Action]:
+    def nonsense(self, job: int, what: str, now: float) -> list[Action]:
         """What the cell answered to this job cannot be right: it is not what it was any more."""
         found = self._jobs.get(job)
         if found is None or found.lane is None or self._killed:
@@ -192,8 +203,8 @@ class CellState:
         error = GraphDied(f"graph {found.digest[:12]} made its process answer what cannot be: {what}")
         if not found.alone:
             # Another graph may have done this to the process: each is tried again by itself.
-            return [Say(f"{error.message}: its process is ended"), *self._kill()]
-        return self._end_for(job, error, blame=True)
+            return [Say(f"{error.message}: its process is ended"), *self._kill(now)]
+        return self._end_for(job, error, blame=True, now=now)
 
     def tick(self, now: float, used: Usage) -> list[Action]:
         """What is due by `now`, a reading of the clock, given the processor time the cell has `used`.
@@ -205,7 +216,7 @@ class CellState:
             return []
         if self.phase is not Phase.READY:
             limit = START_SECONDS if self.phase is Phase.STARTING else GRACE_SECONDS
-            return self._kill() if now >= self._began + limit else []
+            return self._kill(now) if now >= self._began + limit else []
         if not self._jobs:
             return self._end(now) if now >= self._idle_since + IDLE_SECONDS else []
         if now >= self._looked_at + LOOK_SECONDS:
@@ -218,15 +229,15 @@ class CellState:
             if job.stopped is not None and now >= job.stopped + GRACE_SECONDS:
                 # To be slow to load when told to end is no crime; a run that does not listen is ended twice.
                 error = GraphDied(f"{where} did not end within {GRACE_SECONDS:g} s of being told to")
-                return self._end_for(number, error, blame=not job.loading)
+                return self._end_for(number, error, blame=not job.loading, now=now)
             lanes = self._used.lanes
             loaded = lanes[job.lane] - job.lane_seconds if job.loading and job.lane < len(lanes) else 0.0
             if loaded > LOAD_PROCESSOR_SECONDS:
                 error = GraphDied(f"{where} takes over {LOAD_PROCESSOR_SECONDS:g} processor seconds to load")
-                return self._end_for(number, error, blame=True)
+                return self._end_for(number, error, blame=True, now=now)
             if job.seconds > RUN_PROCESSOR_SECONDS:
                 error = GraphDied(f"{where} takes over {RUN_PROCESSOR_SECONDS:g} processor seconds a run")
-                return self._end_for(number, error, blame=True)
+                return self._end_for(number, error, blame=True, now=now)
         return []
 
     def leave(self, now: float) -> list[Action]:
@@ -234,11 +245,13 @@ class CellState:
         actions: list[Action] = []
         for number in list(self._jobs):
             actions += self._drop(number, Unavailable("the node has left"))
-        return [*actions, *([] if self.phase is Phase.ABSENT else self._kill())]
+        return [*actions, *([] if self.phase is Phase.ABSENT else self._kill(now))]
 
     def died(self, how: str, now: float) -> list[Action]:
         """The process is gone, `how` in words."""
-        was, self.phase, self._killed = self.phase, Phase.ABSENT, False
+        was = self.phase
+        self._turn(Phase.ABSENT, now, how)
+        self._killed = False
         guilty, self._ended_for = self._ended_for, None
         running = {key: job for key, job in self._jobs.items() if job.lane is not None}
         for job in running.values():
@@ -279,7 +292,8 @@ class CellState:
         return self._start(now) if self._jobs else []
 
     def _start(self, now: float) -> list[Action]:
-        self.phase, self._began = Phase.STARTING, now
+        self._turn(Phase.STARTING, now, "asked")
+        self._began = now
         return [Start()]
 
     def _grant(self, now: float) -> list[Action]:
@@ -325,19 +339,24 @@ class CellState:
         error = GraphDied(f"graph {digest[:12]} ended its process: {how}")
         return [*self._drop(job, error), Blame(digest)]
 
-    def _end_for(self, job: int, error: EdgeAttentionError, *, blame: bool) -> list[Action]:
+    def _end_for(self, job: int, error: EdgeAttentionError, *, blame: bool, now: float) -> list[Action]:
         self._ended_for = (job, error, blame)
-        return [Say(f"{error.message}: its process is ended"), *self._kill()]
+        return [Say(f"{error.message}: its process is ended"), *self._kill(now)]
 
-    def _kill(self) -> list[Action]:
+    def _kill(self, now: float) -> list[Action]:
         self._killed = True
         if self.phase is Phase.READY:
-            self.phase = Phase.ENDING
+            self._turn(Phase.ENDING, now, "killed")
         return [End(kill=True)]
 
     def _end(self, now: float) -> list[Action]:
-        self.phase, self._began = Phase.ENDING, now
+        self._turn(Phase.ENDING, now, "told to end")
+        self._began = now
         return [End(kill=False)]
+
+    def _turn(self, phase: Phase, now: float, why: str) -> None:
+        self.transitions.append((now, (why,), self.phase, phase))
+        self.phase = phase
 
     def check(self) -> None:
         """Raises AssertionError unless what must always hold does."""

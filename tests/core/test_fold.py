@@ -165,3 +165,19 @@ def test_tensors_that_do_not_match_are_refused_not_broadcast(other):
     with pytest.raises(EdgeAttentionError) as caught:
         add_tensors({"w": np.ones(2)}, other)
     assert isinstance(caught.value, InvalidTensor)
+
+
+@pytest.mark.parametrize("broken", [
+    lambda fold: fold._arrived.add("s2"),
+    lambda fold: fold._nodes.update({(0, 0): "again"}),
+    lambda fold: fold._nodes.clear(),
+])  # fmt: skip
+def test_check_finds_a_state_that_cannot_be(broken):
+    fold = Fold(plan(4), operator.add)
+    shards = list(plan(4).items())
+    for shard, coverage in shards[:2]:
+        fold.add(shard, coverage, shard)
+    fold.check()
+    broken(fold)
+    with pytest.raises(AssertionError):
+        fold.check()

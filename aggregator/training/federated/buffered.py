@@ -20,6 +20,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.rounds.buffered import Again, Ask, Buffered, BufferRules, Drop, Quarantine, Step
 from edge_attention.core.strategies import from_config
 from edge_attention.core.strategies.fedbuff import FedBuff
+from edge_attention.core.transitions import told
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Buffer(Collector):
                         for key in [key for key in self._updates if key[0] == node]:
                             self._updates.pop(key).close()
                     case Again(reason):
+                        log.info("run %s: it came to this so: %s", self.run, told(state.transitions))
                         raise FailedPrecondition(reason) if self._hopeless else DeadlineExceeded(reason)
                     case Step(contributions):
                         self.say("", "")

@@ -42,6 +42,7 @@ from edge_attention.core.rounds.synchronous import (
     RoundRules,
 )
 from edge_attention.core.rounds.timings import Timings
+from edge_attention.core.transitions import told
 
 log = logging.getLogger(__name__)
 
@@ -254,6 +255,7 @@ class Synchronous(Collector):
                         case Close(participants):
                             closed = participants
                         case Again(reason):
+                            log.info("run %s: it came to this so: %s", self.run, told(round.transitions))
                             await self._again(reason, since, len(self._accused) > known)
                             return None
                 if closed is not None:

@@ -11,14 +11,17 @@ when the step is committed, so that it starts from the new version. Nobody waits
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.rounds.progress import NodeProgress, name_nodes, seconds_until
+from edge_attention.core.rounds.progress import NodeProgress, NodeWork, name_nodes, seconds_until
 from edge_attention.core.rounds.synchronous import Again as Again
 from edge_attention.core.rounds.synchronous import Quarantine as Quarantine
+from edge_attention.core.transitions import Transition, recent
 
 
 class Ask(NamedTuple):
@@ -99,11 +102,22 @@ class _Task:
     progress: NodeProgress
 
 
+class BufferState(Enum):
+    COLLECTING = "collecting"
+    STEPPING = "stepping"
+    """A step was asked for and is not committed yet."""
+    OVER = "over"
+    """It has given up."""
+
+
 class Buffered:
     """All rounds of a run after `version`, over `nodes`.
 
     Turns begin after `version` on every node, so that a run that goes on after a restart takes other rows
     than at its start.
+
+    Attributes:
+        transitions: the last changes, of its nodes and its own, for the log.
 
     Raises:
         InvalidArgument: no node, or one twice.
@@ -114,8 +128,8 @@ class Buffered:
             raise InvalidArgument(f"no node trains, or one twice: {', '.join(nodes)}")
         self._rules = rules
         self.version = version
-        self.over = False
-        self.stepping = False
+        self.state = BufferState.COLLECTING
+        self.transitions: deque[Transition] = recent()
         self.failures: dict[str, str] = {}
         """Node that failed since the last commit -> why. It is asked again after the next."""
         self.quarantined: dict[str, str] = {}
@@ -136,13 +150,19 @@ class Buffered:
     def started(self, node: str, now: float) -> list[Action]:
         """The node has the task and works on it."""
         if node in self._busy:
-            self._busy[node].progress.started(now)
+            progress = self._busy[node].progress
+            before = progress.work
+            progress.started(now)
+            self._note(node, before, progress.work, now)
         return self._go_on(now)
 
     def progress(self, node: str, done: int, total: int, now: float) -> list[Action]:
         """`done` of the `total` chunks of the node's answer have come."""
         if node in self._busy:
-            self._busy[node].progress.uploaded(done, total, now)
+            progress = self._busy[node].progress
+            before = progress.work
+            progress.uploaded(done, total, now)
+            self._note(node, before, progress.work, now)
         return self._go_on(now)
 
     def finished(self, node: str, now: float) -> list[Action]:
@@ -151,13 +171,16 @@ class Buffered:
         if task is not None:
             self._heard = now
             self._idle[node] = None
+            self._note(node, task.progress.work, NodeWork.FINISHED, now)
             self._buffer.append(_Waiting(node, task.version, task.turn))
         return self._go_on(now)
 
     def failed(self, node: str, reason: str, now: float) -> list[Action]:
         """The node cannot do its task: it rests until the next version."""
-        if self._busy.pop(node, None) is not None:
+        task = self._busy.pop(node, None)
+        if task is not None:
             self.failures[node] = reason
+            self._note(node, task.progress.work, NodeWork.IDLE, now)
         return self._go_on(now)
 
     def refused(self, node: str, reason: str, now: float) -> list[Action]:
@@ -165,8 +188,10 @@ class Buffered:
 
         What it returned before and still waits goes too.
         """
-        if self._busy.pop(node, None) is None:
+        task = self._busy.pop(node, None)
+        if task is None:
             return self._go_on(now)
+        self._note(node, task.progress.work, NodeWork.LEFT_OUT, now)
         self.quarantined[node] = reason
         self._buffer = [waiting for waiting in self._buffer if waiting.node != node]
         return [Quarantine(node, reason), *self._go_on(now)]
@@ -185,7 +210,10 @@ class Buffered:
 
     def committed(self, version: int, now: float) -> list[Action]:
         """The step asked for is taken, and `version` is current."""
-        self.stepping, self.version, self._heard = False, version, now
+        if self.state is BufferState.STEPPING:
+            self._turn(BufferState.COLLECTING, now)
+        self.version = version
+        self._heard = now
         self._idle |= dict.fromkeys(self.failures)
         self.failures.clear()
         return self._go_on(now)
@@ -195,6 +223,15 @@ class Buffered:
         return self._go_on(now)
 
     # What can be asked
+
+    @property
+    def over(self) -> bool:
+        return self.state is BufferState.OVER
+
+    @property
+    def stepping(self) -> bool:
+        """Whether a step was asked for that is not committed yet."""
+        return self.state is BufferState.STEPPING
 
     @property
     def wake(self) -> float | None:
@@ -232,7 +269,33 @@ class Buffered:
         texts |= {node: f"quarantined: {reason}" for node, reason in self.quarantined.items()}
         return {node: texts[node] for node in self._turns if node in texts}
 
+    def check(self) -> None:
+        """Raises AssertionError unless what must always hold does; for tests."""
+        parts = [*self._idle, *self._busy, *self.failures, *self.quarantined]
+        assert len(set(parts)) == len(parts), "a node is at two things at once"
+        assert set(parts) <= self._turns.keys(), "a node that is none of the run's"
+        waiting = [(update.node, update.turn) for update in self._buffer]
+        assert len(set(waiting)) == len(waiting), "an update waits twice"
+        assert all(turn <= self._turns[node] for node, turn in waiting), "of a turn to come"
+        assert not {node for node, _ in waiting} & self.quarantined.keys(), "of a node in quarantine"
+        assert (self.wake is None) == (self.state is not BufferState.COLLECTING)
+        if self.state is BufferState.OVER:
+            assert not self._busy, "over, and still waiting"
+            return
+        assert len(parts) == len(self._turns), "a node is nowhere"
+        assert all(task.version <= self.version for task in self._busy.values()), "from a version to come"
+        if self.state is BufferState.COLLECTING:
+            assert len(self._buffer) < self._rules.buffer, "enough for a step, and none is taken"
+
     # Inside
+
+    def _note(self, node: str, before: NodeWork, after: NodeWork, now: float) -> None:
+        if before is not after:
+            self.transitions.append((now, (node,), before, after))
+
+    def _turn(self, state: BufferState, now: float) -> None:
+        self.transitions.append((now, (f"version {self.version}",), self.state, state))
+        self.state = state
 
     def _at_work(self) -> dict[str, NodeProgress]:
         return {node: self._busy[node].progress for node in self.waited}
@@ -243,17 +306,15 @@ class Buffered:
             return []
         actions = self._drop_old()
         if len(self._buffer) >= self._rules.buffer:
-            return [*actions, self._step()]
+            return [*actions, self._step(now)]
         actions += self._ask(now)
         if not self._busy:
             why = "; ".join(f"{node}: {text}" for node, text in (self.failures | self.quarantined).items())
-            return [*actions, self._give_up(f"no node can be asked: {why}")]
+            return [*actions, self._give_up(f"no node can be asked: {why}", now)]
         if now >= self._heard + self._rules.patience_seconds:
             waited = name_nodes(self._at_work(), now)
-            return [
-                *actions,
-                self._give_up(f"no answer within {self._rules.patience_seconds:.0f} s from {waited}"),
-            ]
+            reason = f"no answer within {self._rules.patience_seconds:.0f} s from {waited}"
+            return [*actions, self._give_up(reason, now)]
         return actions
 
     def _drop_old(self) -> list[Action]:
@@ -265,9 +326,9 @@ class Buffered:
         self.dropped += len(old)
         return [Drop(waiting.node, waiting.turn, self.version - waiting.version) for waiting in old]
 
-    def _step(self) -> Step:
+    def _step(self, now: float) -> Step:
         taken, self._buffer = self._buffer[: self._rules.buffer], self._buffer[self._rules.buffer :]
-        self.stepping = True
+        self._turn(BufferState.STEPPING, now)
         # In order of name, not of arrival: the same updates give the same bits.
         taken.sort()
         return Step(tuple(Contribution(*waiting, self.version - waiting.version) for waiting in taken))
@@ -281,9 +342,11 @@ class Buffered:
             del self._idle[node]
             self._turns[node] += 1
             self._busy[node] = _Task(self.version, self._turns[node], NodeProgress(now))
+            self._note(node, NodeWork.IDLE, NodeWork.ASKED, now)
             actions.append(Ask(node, self.version, self._turns[node]))
         return actions
 
-    def _give_up(self, reason: str) -> Again:
-        self._busy, self.over = {}, True
+    def _give_up(self, reason: str, now: float) -> Again:
+        self._busy = {}
+        self._turn(BufferState.OVER, now)
         return Again(f"round {self.version + 1} cannot end: {reason}")

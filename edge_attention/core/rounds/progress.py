@@ -4,33 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 NAMED = 3
 """Nodes a sentence names before it only counts."""
 
 
+class NodeWork(Enum):
+    """What a node is at in a round."""
+
+    IDLE = "idle"
+    """It is not asked now, and may be."""
+    ASKED = "asked"
+    COMPUTES = "computes"
+    UPLOADS = "uploads"
+    FINISHED = "finished"
+    LEFT_OUT = "left out"
+    """It failed, was refused, or was too late."""
+
+
 @dataclass
 class NodeProgress:
-    """An asked node. `since`: when it was last heard of. `total`: chunks of its upload, 0 before it."""
+    """What an asked node has done of its task.
+
+    Attributes:
+        since: when it was last heard of.
+        done, total: chunks of its upload that have come, of how many; 0 before it uploads.
+        lost: whether its connection is gone. What it did counts on when it is back.
+    """
 
     since: float
-    computes: bool = False
+    work: NodeWork = NodeWork.ASKED
     done: int = 0
     total: int = 0
     lost: bool = False
 
     def started(self, now: float) -> None:
-        self.computes, self.done, self.total, self.lost, self.since = True, 0, 0, False, now
+        """The node works on the task from its beginning."""
+        self.work = NodeWork.COMPUTES
+        self.done = 0
+        self.total = 0
+        self.lost = False
+        self.since = now
 
     def uploaded(self, done: int, total: int, now: float) -> None:
         """`done` of `total` chunks have come. Saying the same again is no news."""
         self.lost = False
         if (done, total) != (self.done, self.total):
-            self.done, self.total, self.since = done, total, now
+            self.work = NodeWork.UPLOADS
+            self.done = done
+            self.total = total
+            self.since = now
 
     def back(self, now: float) -> None:
+        """The node is connected again; where it was not away that is no news."""
         if self.lost:
-            self.lost, self.since = False, now
+            self.lost = False
+            self.since = now
 
     def describe(self, now: float) -> str:
         """As "12 of 40 chunks, idle 4.2 s"."""
@@ -39,7 +69,7 @@ class NodeProgress:
         idle = max(now - self.since, 0.0)
         if self.total:
             return f"{self.done} of {self.total} chunks, idle {idle:.1f} s"
-        return f"computes for {idle:.1f} s" if self.computes else f"asked {idle:.1f} s ago"
+        return f"asked {idle:.1f} s ago" if self.work is NodeWork.ASKED else f"computes for {idle:.1f} s"
 
 
 def name_nodes(nodes: Mapping[str, NodeProgress], now: float) -> str:

@@ -13,15 +13,18 @@ quorum and is to be run again without.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.federated import SelectionSpec
-from edge_attention.core.rounds.progress import NodeProgress, name_nodes, seconds_until
+from edge_attention.core.rounds.progress import NodeProgress, NodeWork, name_nodes, seconds_until
 from edge_attention.core.rounds.selection import share_of
 from edge_attention.core.rounds.timings import Timings
+from edge_attention.core.transitions import Transition, recent
 
 
 class Ask(NamedTuple):
@@ -92,11 +95,23 @@ class RoundRules:
         return cls(selection.quorum, selection.minimum, deadline, patience_seconds)
 
 
+class RoundState(Enum):
+    OPEN = "open"
+    CLOSED = "closed"
+    """It has its quorum, and nobody is waited for any more."""
+    WITHOUT_QUORUM = "without quorum"
+    """It cannot have its quorum any more, or its patience has ended."""
+
+
 class Round:
     """Round `number` over parameters of `version`, asked of `selected` at `now`.
 
     Events return actions, each once; after Close or Again there are none. Time counts first: an answer
     that comes after the deadline, but before `tick` said so, is late all the same.
+
+    Attributes:
+        needed: nodes that make its quorum.
+        transitions: the last changes, of its nodes and its own, for the log.
 
     Raises:
         InvalidArgument: no node is selected, or one twice.
@@ -107,10 +122,12 @@ class Round:
     ) -> None:
         if not selected or len(set(selected)) != len(selected):
             raise InvalidArgument(f"round {number} selects no node, or one twice: {', '.join(selected)}")
-        self.number, self.version = number, version
+        self.number = number
+        self.version = version
         self.selected = tuple(selected)
         self.needed = min(len(selected), max(rules.minimum, share_of(rules.quorum, len(selected))))
-        self.over = False
+        self.state = RoundState.OPEN
+        self.transitions: deque[Transition] = recent()
         self.left_out: dict[str, str] = {}
         """Node -> why; those in quarantine are in it too."""
         self.quarantined: dict[str, str] = {}
@@ -121,8 +138,8 @@ class Round:
         self.late = 0
         """Answers of nodes that had been left out."""
         self._began = now
-        deadline, patience = rules.deadline_seconds, rules.patience_seconds
-        self._gives_up = now + patience
+        deadline = rules.deadline_seconds
+        self._gives_up = now + rules.patience_seconds
         self._deadline = math.inf if deadline is None else min(now + deadline, self._gives_up)
         self._open = {node: NodeProgress(now) for node in selected}
 
@@ -136,14 +153,18 @@ class Round:
         """The node has the task and works on it; told again, it does so from the beginning."""
         actions = self._settle(now)
         if node in self._open:
+            before = self._open[node].work
             self._open[node].started(now)
+            self._note(node, before, NodeWork.COMPUTES, now)
         return actions
 
     def progress(self, node: str, done: int, total: int, now: float) -> list[Action]:
         """`done` of the `total` chunks of the node's answer have come."""
         actions = self._settle(now)
         if node in self._open:
+            before = self._open[node].work
             self._open[node].uploaded(done, total, now)
+            self._note(node, before, self._open[node].work, now)
         return actions
 
     def finished(self, node: str, samples: int, now: float) -> list[Action]:
@@ -152,21 +173,22 @@ class Round:
         if node not in self._open:
             self.late += node in self.selected and node not in self.samples
             return actions
-        del self._open[node]
-        self.samples[node], self.seconds[node] = samples, now - self._began
+        self._note(node, self._open.pop(node).work, NodeWork.FINISHED, now)
+        self.samples[node] = samples
+        self.seconds[node] = now - self._began
         return actions + self._settle(now)
 
     def failed(self, node: str, reason: str, now: float) -> list[Action]:
         """The node cannot do its task: it is out of this round."""
         actions = self._settle(now)
-        if not self._take_out(node, reason):
+        if not self._take_out(node, reason, now):
             return actions
         return [*actions, LeaveOut(node, reason), *self._settle(now)]
 
     def refused(self, node: str, reason: str, now: float) -> list[Action]:
         """What the node returned must not be folded (NaN, a wrong shape): it is out, and stays out."""
         actions = self._settle(now)
-        if not self._take_out(node, reason):
+        if not self._take_out(node, reason, now):
             return actions
         self.quarantined[node] = reason
         return [*actions, Quarantine(node, reason), *self._settle(now)]
@@ -190,6 +212,10 @@ class Round:
         return self._settle(now)
 
     # What can be asked
+
+    @property
+    def over(self) -> bool:
+        return self.state is not RoundState.OPEN
 
     @property
     def wake(self) -> float | None:
@@ -223,7 +249,31 @@ class Round:
         texts |= {node: f"left out: {reason}" for node, reason in self.left_out.items()}
         return {node: texts[node] for node in self.selected if node in texts}
 
+    def check(self) -> None:
+        """Raises AssertionError unless what must always hold does; for tests."""
+        parts = [*self._open, *self.samples, *self.left_out]
+        assert len(set(parts)) == len(parts), "a node is at two things at once"
+        assert set(parts) <= set(self.selected), "a node that was not asked"
+        assert self.samples.keys() == self.seconds.keys()
+        assert self.quarantined.keys() <= self.left_out.keys(), "in quarantine, and not left out"
+        assert (self.wake is None) == self.over
+        assert not (self.over and self._open), "over, and still waiting"
+        if self.state is RoundState.OPEN:
+            assert len(parts) == len(self.selected), "a node that was asked is nowhere"
+            assert len(self.samples) + len(self._open) >= self.needed, "it cannot have its quorum"
+            assert self._open or not self._has_quorum, "everybody is here, and it waits"
+        assert self.state is not RoundState.CLOSED or self._has_quorum, "closed without its quorum"
+
     # Inside
+
+    def _note(self, node: str, before: NodeWork, after: NodeWork, now: float) -> None:
+        if before is not after:
+            self.transitions.append((now, (node,), before, after))
+
+    def _end(self, state: RoundState, now: float) -> None:
+        self.transitions.append((now, (f"round {self.number}",), self.state, state))
+        self.state = state
+        self._open = {}
 
     @property
     def _has_quorum(self) -> bool:
@@ -242,11 +292,13 @@ class Round:
             return f"needs {missing} of {them}, leaves the others out in {seconds_until(self._deadline, now)}"
         return f"needs {missing} of {them}, {gives_up}"
 
-    def _take_out(self, node: str, reason: str) -> bool:
+    def _take_out(self, node: str, reason: str, now: float) -> bool:
         """False if it was out already, or the round is over."""
         if self.over or (node not in self._open and node not in self.samples):
             return False
-        self._open.pop(node, None)
+        progress = self._open.pop(node, None)
+        before = progress.work if progress is not None else NodeWork.FINISHED
+        self._note(node, before, NodeWork.LEFT_OUT, now)
         self.samples.pop(node, None)
         self.seconds.pop(node, None)
         self.left_out[node] = reason
@@ -261,12 +313,13 @@ class Round:
         possible = len(self.samples) + len(self._open)
         if possible < self.needed:
             why = "; ".join(f"{node}: {reason}" for node, reason in self.left_out.items())
-            return self._again(f"it needs {self.needed} nodes of {len(self.selected)}: {why}")
+            return self._again(f"it needs {self.needed} nodes of {len(self.selected)}: {why}", now)
         if now >= self._gives_up:
             waited = name_nodes(self._open, now)
             return self._again(
                 f"{len(self.samples)} of the {self.needed} nodes it needs answered within "
-                f"{self._gives_up - self._began:.0f} s; it waited for {waited}"
+                f"{self._gives_up - self._began:.0f} s; it waited for {waited}",
+                now,
             )
         return []
 
@@ -276,9 +329,10 @@ class Round:
         for node, progress in self._open.items():
             self.left_out[node] = f"not done after {took:.1f} s: {progress.describe(now)}"
             late.append(LeaveOut(node, self.left_out[node]))
-        self._open, self.over = {}, True
+            self._note(node, progress.work, NodeWork.LEFT_OUT, now)
+        self._end(RoundState.CLOSED, now)
         return [*late, Close(tuple(node for node in self.selected if node in self.samples))]
 
-    def _again(self, reason: str) -> list[Action]:
-        self._open, self.over = {}, True
+    def _again(self, reason: str, now: float) -> list[Action]:
+        self._end(RoundState.WITHOUT_QUORUM, now)
         return [Again(f"round {self.number} cannot end: {reason}")]

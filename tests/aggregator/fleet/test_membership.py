@@ -348,7 +348,7 @@ class AnyMembership(RuleBasedStateMachine):
             assert self.fleet.of_session(admission.member.session).name == name
 
 
-TestWhateverHappensANameIsOneProcesss = AnyMembership.TestCase
+TestWhateverHappensANameIsOneProcess = AnyMembership.TestCase
 
 
 def test_its_last_transitions_say_who_came_and_went(fleet):

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.rounds.buffered import Ask, Buffered, BufferRules, Contribution, Drop, Step
+from edge_attention.core.rounds.buffered import (
+    Ask,
+    Buffered,
+    BufferRules,
+    BufferState,
+    Contribution,
+    Drop,
+    Step,
+)
 from edge_attention.core.rounds.synchronous import Again, Quarantine
 
 
@@ -174,6 +182,21 @@ def test_rules_that_are_none(rules):
 def test_a_run_of_nobody_or_of_one_twice(nodes):
     with pytest.raises(InvalidArgument, match="no node trains, or one twice"):
         begun(nodes)
+
+
+@pytest.mark.parametrize("broken", [
+    lambda b: b.failures.update(a="out of memory"),
+    lambda b: b._buffer.append(b._buffer[0]),
+    lambda b: b.quarantined.update(b="odd"),
+    lambda b: setattr(b, "state", BufferState.OVER),
+])  # fmt: skip
+def test_check_finds_a_state_that_cannot_be(broken):
+    b, _ = begun()
+    b.finished("b", 1.0)
+    b.check()
+    broken(b)
+    with pytest.raises(AssertionError):
+        b.check()
 
 
 NAMES = ["started", "progress", "finished", "failed", "refused", "lost", "back", "committed", "tick"]

@@ -11,8 +11,18 @@ from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.federated import SelectionSpec
-from edge_attention.core.rounds.synchronous import Again, Ask, Close, LeaveOut, Quarantine, Round, RoundRules
+from edge_attention.core.rounds.synchronous import (
+    Again,
+    Ask,
+    Close,
+    LeaveOut,
+    Quarantine,
+    Round,
+    RoundRules,
+    RoundState,
+)
 from edge_attention.core.rounds.timings import ENOUGH, Timings
+from edge_attention.core.transitions import told
 
 
 def begun(nodes="abc", now=0.0, **rules):
@@ -228,6 +238,36 @@ def test_rules_that_are_none(rules):
 def test_a_round_of_nobody_or_of_one_twice(nodes):
     with pytest.raises(InvalidArgument, match="round 1 selects no node, or one twice"):
         Round(1, 0, RoundRules(), tuple(nodes), 0.0)
+
+
+def test_its_last_transitions_say_what_became_of_each_node():
+    r = begun("abc", quorum=0.6, deadline_seconds=10.0)
+    r.started("a", 1.0)
+    r.finished("a", 5, 2.0)
+    r.progress("b", 1, 2, 3.0)
+    r.progress("b", 2, 2, 4.0)
+    r.finished("b", 5, 4.0)
+    r.tick(11.0)
+    assert told(r.transitions) == (
+        "0.000 s: a: asked -> computes; 1.000 s: a: computes -> finished; 2.000 s: b: asked -> uploads; "
+        "3.000 s: b: uploads -> finished; 10.000 s: c: asked -> left out; "
+        "10.000 s: round 41: open -> closed"
+    )
+
+
+@pytest.mark.parametrize("broken", [
+    lambda r: r.samples.update(b=5),
+    lambda r: r.quarantined.update(z="odd"),
+    lambda r: setattr(r, "state", RoundState.CLOSED),
+    lambda r: r._open.clear(),
+])  # fmt: skip
+def test_check_finds_a_state_that_cannot_be(broken):
+    r = begun()
+    r.finished("a", 5, 1.0)
+    r.check()
+    broken(r)
+    with pytest.raises(AssertionError):
+        r.check()
 
 
 EVENTS = st.tuples(

@@ -139,14 +139,14 @@ def test_a_run_has_a_limit_in_its_share_of_the_cell_s_seconds(cell):
 
 def test_a_cell_that_talks_nonsense_is_ended_and_who_heard_it_is_tried_alone(cell):
     running(cell, "a", "b")
-    assert End(kill=True) in cell.nonsense(2, "a shape that is none")
-    assert cell.nonsense(1, "and more") == []
+    assert End(kill=True) in cell.nonsense(2, "a shape that is none", 3.0)
+    assert cell.nonsense(1, "and more", 3.0) == []
     assert not failed(cell.died(KILL, 1.0))  # the other graph may have done it
     assert granted(cell.ready(2.0)) == {1: 0}
     assert cell.done(1, 3.0) == [End(kill=False)]
     cell.died("exit code 0", 3.2)
     assert granted(cell.ready(3.5)) == {2: 0}
-    assert End(kill=True) in cell.nonsense(2, "a shape that is none")
+    assert End(kill=True) in cell.nonsense(2, "a shape that is none", 3.0)
     actions = cell.died(KILL, 4.0)
     assert "answer what cannot be: a shape that is none" in failed(actions)[2].message
     assert Blame("b") in actions
@@ -252,7 +252,7 @@ def test_whatever_happens_every_job_ends_once_and_the_invariants_hold(events):
             case "ready" if alive:
                 perform(cell.ready(now))
             case "nonsense" if job is not None:
-                perform(cell.nonsense(job, "x"))
+                perform(cell.nonsense(job, "x", now))
             case "load" if job is not None:
                 perform(cell.loading(job, number % 2 == 0))
     # Whoever is left gets an end if cells go on dying.
