@@ -327,7 +327,8 @@ class Store:
                 if files is not None:
                     sequence = Sequence.kept(*files.create(name, layout, size), files)
                 else:
-                    sequence = Sequence(tiles_of(mmap.mmap(-1, size, _ANONYMOUS), layout))
+                    memory = mmap.mmap(-1, size, _ANONYMOUS)
+                    sequence = Sequence(tiles_of(memory, layout), memory=memory)
                 self._sequences[name] = sequence
                 return sequence
             except (OSError, ValueError, OverflowError) as error:
@@ -369,6 +370,7 @@ class Store:
                 raise OutOfMemory(f"{name} cannot grow past the {len(sequence.tiles)} tiles reserved")
             sequence.counted += more
             self._count(name, more)
+            sequence.about_to_grow()
 
     def _settle(self, name: str, sequence: Sequence) -> None:
         """After an append, or one that failed: what is not used does not count."""
