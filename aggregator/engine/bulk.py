@@ -21,6 +21,7 @@ from aggregator.bounds.budget import Lease
 from aggregator.engine.arriving import OnDisk, Rows
 from aggregator.engine.lanes import Lanes
 from aggregator.engine.spool import Spool, SpooledTensor, SpoolFile
+from aggregator.store.blobs import require_digest
 from aggregator.store.folder import require_space
 from aggregator.store.state import State
 from edge_attention.core.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
@@ -235,8 +236,9 @@ class Bulk:
 
         Raises:
             DataLoss: the whole file does not have the digest.
-            ResourceExhausted: it is larger than UPLOAD_LIMIT, or the disk is full.
-            InvalidArgument: a chunk goes past the file's end.
+            ResourceExhausted: it is larger than UPLOAD_LIMIT.
+            DiskFull: the disk is, but for what commits need.
+            InvalidArgument: a chunk goes past the file's end, or names a file by what is no digest.
         """
         files = self._uploads.setdefault(sender, {})
         received, claimed, whole = 0, "", False
@@ -245,6 +247,8 @@ class Bulk:
                 async for chunk in each:
                     if keep and self._state.has_blob(chunk.digest):
                         return Uploaded(chunk.size)
+                    if chunk.digest not in files:
+                        require_digest(chunk.digest)
                     if not claimed:
                         claimed = chunk.digest
                         self._wanted[sender, claimed] += 1
@@ -270,19 +274,22 @@ class Bulk:
         """Before a client's file that is new."""
         if chunk.size <= UPLOAD_LIMIT:  # else refused below, for that
             room.grow(chunk.size)
-            require_space(self._spool.folder, chunk.size)
 
     async def _take(self, sender: str, files: dict[str, SpoolFile], chunk: UploadChunk) -> int:
         """Put the chunk into its file; the bytes there then."""
         file = files.get(chunk.digest)
         if file is None or file.size != chunk.size:
             self._make_room(sender, files, chunk)
+            require_space(self._spool.folder, chunk.size)
             if chunk.digest in files:
                 self._drop(files, chunk.digest)
             file = files[chunk.digest] = self._spool.file(chunk.digest, chunk.size)
         file.spoken_of = time.monotonic()
         if chunk.offset > file.received:
             return file.received
+        if chunk.data:
+            # Others write, too: there was room for each of them when it began.
+            require_space(self._spool.folder, len(chunk.data))
         try:
             if len(chunk.data) >= _LARGE:
                 # To hash and write it takes a millisecond: queries do not wait for that.

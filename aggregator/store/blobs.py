@@ -82,11 +82,18 @@ class Blobs:
         return self._path(digest).is_file()
 
     def _path(self, digest: str) -> Path:
-        if not re.fullmatch("[0-9a-f]{64}", digest):
-            raise InvalidArgument(
-                f"{digest[:80]!r} is no SHA-256 digest; give 64 lower-case hexadecimal digits"
-            )
+        require_digest(digest)
         return self._folder / digest
+
+
+def require_digest(digest: str) -> None:
+    """Refuse what is no digest, before it names a file or is kept: a peer's may have any length.
+
+    Raises:
+        InvalidArgument: it is not 64 lower-case hexadecimal digits.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise InvalidArgument(f"{digest[:80]!r} is no SHA-256 digest; give 64 lower-case hexadecimal digits")
 
 
 def _missing(digest: str) -> NotFound:

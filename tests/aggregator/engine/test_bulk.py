@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from aggregator.engine import bulk as rooms
 from aggregator.engine.bulk import Bulk
 from aggregator.store.state import State
-from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidTensor, NotFound, ResourceExhausted
+from edge_attention.core.errors import (
+    DataLoss,
+    DiskFull,
+    InvalidArgument,
+    InvalidTensor,
+    NotFound,
+    ResourceExhausted,
+)
 from edge_attention.core.messages.link import DownloadRequest, UploadChunk
 from edge_attention.core.messages.program import BulkTensor
 from edge_attention.core.tensors import DataType, Encoding
@@ -237,6 +244,38 @@ def test_what_nobody_asked_for_in_a_long_time_is_dropped(bulk, monkeypatch):
         bulk.received("s", [tensor()])
     bulk.received("s", [tensor(digest=other, size=1, data_type=DataType.INT8, shape=(1,))])
     assert empty(bulk)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(
+    "digest", ["", "../x", DIGEST.upper(), DIGEST + "\n", pytest.param("0" * 4_000_000, id="long")]
+)
+def test_what_is_no_digest_is_neither_kept_nor_a_file(bulk, digest, keep):
+    with pytest.raises(InvalidArgument, match="is no SHA-256 digest"):
+        up(bulk, [UploadChunk("", digest, 0, 1, b"")], keep=keep)
+    assert empty(bulk)
+    # Nor behind one that is.
+    with pytest.raises(InvalidArgument, match="is no SHA-256 digest"):
+        up(bulk, [*chunks(0, 10), UploadChunk("", digest, 0, 1, b"")], keep=keep)
+    assert digest not in bulk._uploads["s"]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_uploads_leave_the_disk_what_commits_need(bulk, monkeypatch, keep):
+    left = 1000
+
+    def require(folder, size):
+        if size > left:
+            raise DiskFull("no room")
+
+    monkeypatch.setattr(rooms, "require_space", require)
+    with pytest.raises(DiskFull):
+        up(bulk, [UploadChunk("", DIGEST, 0, 1001, b"")], keep=keep)
+    assert empty(bulk)
+    up(bulk, chunks(0, 100), keep=keep)
+    left = 99  # of others meanwhile
+    with pytest.raises(DiskFull):
+        up(bulk, chunks(100, 200), keep=keep)
 
 
 def test_files_under_way_are_limited_in_number(bulk, monkeypatch):
