@@ -26,6 +26,8 @@ from edge_attention.core.transitions import Transition, recent
 
 PROGRAMS = said.Credit(bytes=64 * 1024 * 1024, messages=256)
 """Programs the aggregator may have with this node unfinished."""
+UNTAKEN_BYTES, UNTAKEN = 256 * 1024 * 1024, 16_384
+"""Contributions that the aggregator has not taken: of more the stream ends at the next program."""
 KEPT_TASKS = 1024
 KEPT_BYTES = 64 * 1024 * 1024
 """Contributions of finished tasks kept in case their program comes again."""
@@ -155,6 +157,7 @@ class Session:
         self._damages = deque[float](maxlen=AT_ONCE + 1)
         self._debt = Debt(PROGRAMS)
         self._running: dict[str, _Task] = {}
+        self._running_bytes = 0
         self._kept = OrderedDict[str, list[bytes]]()
         self._kept_bytes = 0
         self._leaving = OrderedDict[str, bytes]()  # task done, not kept -> its last contribution
@@ -237,6 +240,7 @@ class Session:
 
         Raises:
             Damaged: others have not come. `lost` is to be called with it, as where a message came damaged.
+            ResourceExhausted: the aggregator asks, and does not take the answers. The same.
         """
         if self.phase is SessionPhase.LEFT:
             return []
@@ -246,6 +250,7 @@ class Session:
             case said.Registered():
                 return self._registered(message, now)
             case Program():
+                self._require_taken()
                 return self._program(message, size, now)
             case said.Cancel(task_id) if task_id in self._running:
                 return [End(task_id, errors.Cancelled(f"task {task_id[:80]} was cancelled"))]
@@ -259,8 +264,16 @@ class Session:
                 self.outbox.answered(number)
                 self._let_go()
             case None:
+                self._require_taken()
                 return self._consumed(size, self._streams)
         return []
+
+    def _require_taken(self) -> None:
+        count, size = len(self.outbox), self.outbox.backlog + self.outbox.flying
+        if size > UNTAKEN_BYTES or count > UNTAKEN:
+            raise errors.ResourceExhausted(
+                f"{self._where} asks and does not take the answers: {count:,} of them wait, {size:,} bytes"
+            )
 
     def produced(self, task_id: str, data: bytes, now: float, final: bool, keep: bool = True) -> list[Action]:
         """A task has a contribution. `keep`: it can be sent again as it is if its program comes again."""
@@ -274,6 +287,7 @@ class Session:
             task.contributions = None if lost else kept
             if final:
                 del self._running[task_id]
+                self._running_bytes -= task.size
                 actions += self._consumed(task.size, task.stream)
                 self._keep(task_id, task.contributions, data)
         self.outbox.add([data])
@@ -325,11 +339,16 @@ class Session:
             self.outbox.add(self._kept[task_id])
             return [*self._consumed(size, self._streams), *self._pump(now)]
         self._running[task_id] = _Task(size, self._streams)
+        self._running_bytes += size
         refusal: EdgeAttentionError | None = None
         if self.draining:
             refusal = Unavailable("this node is about to leave and takes no more tasks")
-        elif len(self._running) > 2 * PROGRAMS.messages:  # twice: a reconnection grants it anew
-            refusal = errors.ResourceExhausted(f"this node has {self.tasks} tasks, more than it granted")
+        elif (
+            len(self._running) > 2 * PROGRAMS.messages or self._running_bytes - size > 2 * PROGRAMS.bytes
+        ):  # twice: a reconnection grants it anew; the last may overdraw
+            refusal = errors.ResourceExhausted(
+                f"this node has {self.tasks} tasks of {self._running_bytes:,} bytes, more than it granted"
+            )
         return [Start(program, refusal)]
 
     def _consumed(self, size: int, stream: int) -> list[Action]:
@@ -392,5 +411,6 @@ class Session:
         assert not self._running.keys() & self._kept.keys(), "a task runs that has ended"
         assert self._kept_bytes == sum(len(data) for kept in self._kept.values() for data in kept)
         assert self._kept_bytes <= KEPT_BYTES
+        assert self._running_bytes == sum(task.size for task in self._running.values())
         assert len(self._kept) <= KEPT_TASKS
         self.outbox.check()

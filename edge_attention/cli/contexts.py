@@ -194,8 +194,8 @@ def _print_context(context: Context) -> None:
             (
                 (
                     s.id,
-                    stretches(s.stretches),
-                    s.count,
+                    stretches([s.tokens]),
+                    len(s.tokens),
                     ", ".join(s.holders),
                     ", ".join(s.live) or "none",
                 )

@@ -85,7 +85,7 @@ class FakeAggregator:
         self._changed.set()
         try:
             while (data := await outgoing.get()) is not None:
-                await context.write(data)
+                yield data
         finally:
             reader.cancel()
 

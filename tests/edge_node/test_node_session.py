@@ -12,6 +12,7 @@ from edge_attention.core.errors import (
     Damaged,
     InvalidArgument,
     PermissionDenied,
+    ResourceExhausted,
     Revoked,
     Unauthenticated,
     Unavailable,
@@ -19,6 +20,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.link import Cancel, Credit, Heartbeat, HeartbeatAck, Register, Registered
 from edge_attention.core.messages.program import Program
 from edge_attention.core.rounds.credit import Debt, Window
+from edge_node import session as sessions
 from edge_node.session import (
     AT_ONCE,
     AT_ONCE_SECONDS,
@@ -212,6 +214,55 @@ def test_more_programs_than_granted_are_refused():
     session = registered()
     starts = [session.received(program(f"t{n}"), 1, 1)[0] for n in range(2 * PROGRAMS.messages + 1)]
     assert [s.refusal is None for s in starts] == [True] * 2 * PROGRAMS.messages + [False]
+
+
+def test_more_bytes_of_programs_than_granted_are_refused():
+    session = registered()
+    size = PROGRAMS.bytes // 4
+    starts = [session.received(program(f"t{n}"), size, 1)[0] for n in range(10)]
+    assert [s.refusal is None for s in starts] == [True] * 9 + [False]  # the last may overdraw
+    for n in range(10):
+        session.produced(f"t{n}", b"a", 1, final=True)
+    (start,) = session.received(program("u"), size, 2)
+    assert start.refusal is None
+
+
+@pytest.mark.parametrize("credit", [Credit(0, 0), Credit(1 << 60, 1 << 60)])
+@pytest.mark.parametrize("unread", [False, True])
+def test_an_aggregator_that_asks_and_takes_no_answer_is_left(credit, unread, monkeypatch):
+    monkeypatch.setattr(sessions, "UNTAKEN_BYTES", 100_000)
+    session = registered(credit=credit)
+    answer = bytes(1000)
+
+    def ask_on():
+        for n in range(200):
+            session.received(None if unread else program(f"t{n}"), 1, 1)
+            session.produced(f"t{n}", b"%d" % n + answer, 1, final=True)
+
+    with pytest.raises(ResourceExhausted, match="does not take the answers"):
+        ask_on()
+    assert session.outbox.backlog + session.outbox.flying <= 100_000 + 2 * len(answer)
+    # It takes them after all, on the next stream.
+    session.lost(AWAY, 2)
+    session.tick(9)
+    session.connected(9)
+    session.received(welcome(Credit(1 << 60, 1 << 60), resumed=True), 1, 9)
+    session.received(Credit(0, 1000), 1, 9)
+    assert isinstance(session.received(program("last"), 1, 9)[0], Start)
+
+
+def test_nor_are_small_answers_kept_without_end(monkeypatch):
+    monkeypatch.setattr(sessions, "UNTAKEN", 100)
+    session = registered(credit=Credit(0, 0))
+
+    def ask_on():
+        for n in range(200):
+            session.received(program(f"t{n}"), 1, 1)
+            session.produced(f"t{n}", b"%d" % n, 1, final=True)
+
+    with pytest.raises(ResourceExhausted, match="does not take the answers"):
+        ask_on()
+    assert len(session.outbox) <= 101
 
 
 def test_cancel_stops_a_running_task_only():

@@ -68,11 +68,11 @@ class Outbox:
 
     The receiver takes messages in order, and grants credit back in lumps as it does; in between, the answer
     to a heartbeat says that it has taken all that went before that. What was sent and is known in neither
-    way to be taken may be lost. `backlog` is the bytes that wait for credit.
+    way to be taken may be lost. `backlog` is the bytes that wait for credit, `flying` those that may be lost.
     """
 
     def __init__(self) -> None:
-        self.backlog = 0
+        self.backlog = self.flying = 0
         self.taken = 0
         """Messages that the receiver has, of all there ever were."""
         self._again = 0  # of those that wait, so many may have come
@@ -85,6 +85,10 @@ class Outbox:
     def __bool__(self) -> bool:
         """Whether anything waits."""
         return bool(self._waiting)
+
+    def __len__(self) -> int:
+        """Messages that wait, or may be lost."""
+        return len(self._waiting) + len(self._flight)
 
     def add(self, messages: Collection[bytes]) -> None:
         """These are to go, after the others; what waits already is not added again."""
@@ -127,12 +131,12 @@ class Outbox:
     def _taken(self, count: int) -> None:
         """The receiver has the first `count` messages of this connection."""
         while self._flight and self._sent - len(self._flight) < count:
-            self._flight.popleft()
+            self.flying -= len(self._flight.popleft())
             self.taken += 1
 
     def broke(self) -> None:
         """The connection ended: what may be lost goes again, before the rest, on the next one."""
-        self.backlog += sum(map(len, self._flight))
+        self.backlog, self.flying = self.backlog + self.flying, 0
         self._waiting.extendleft(reversed(self._flight))
         self._again += len(self._flight)
         self._flight.clear()
@@ -144,7 +148,8 @@ class Outbox:
         sent: list[bytes] = []
         while self._waiting and self._window.take(len(self._waiting[0])):
             sent.append(self._waiting.popleft())
-        self.backlog -= sum(map(len, sent))
+        size = sum(map(len, sent))
+        self.backlog, self.flying = self.backlog - size, self.flying + size
         self._flight.extend(sent)
         self._sent += len(sent)
         return sent
@@ -152,6 +157,7 @@ class Outbox:
     def check(self) -> None:
         """Raises AssertionError unless what must always hold does; for tests."""
         assert self.backlog == sum(map(len, self._waiting)), "the backlog is not what waits"
+        assert self.flying == sum(map(len, self._flight)), "what may be lost is not what is on its way"
         assert 0 <= self._again <= len(self._waiting), "more go again than wait"
         assert len(self._flight) <= self._sent, "more are on their way than were sent"
         assert self._mark[1] <= self._sent, "a heartbeat after what is still to be sent"

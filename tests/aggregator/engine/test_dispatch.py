@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from dataclasses import replace
 
@@ -11,12 +12,12 @@ import pytest
 from house import House, until
 
 from aggregator.engine.exchange import Assignment
-from aggregator.engine.link import NodeConnection
+from aggregator.engine.link import UNREAD, NodeConnection
 from aggregator.engine.outcome import Kind
 from aggregator.engine.spool import SpooledTensor
-from edge_attention.core.errors import InvalidProgram, InvalidTensor, MessageTooLarge
+from edge_attention.core.errors import InvalidProgram, InvalidTensor, MessageTooLarge, ResourceExhausted
 from edge_attention.core.messages.fleet import NodeState
-from edge_attention.core.messages.link import Cancel, Credit, Heartbeat, UploadChunk
+from edge_attention.core.messages.link import Cancel, Credit, Heartbeat, HeartbeatAck, UploadChunk
 from edge_attention.core.messages.program import BulkTensor, Contribution, Drop, Fault, Program
 from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire.link import to_node
@@ -284,14 +285,12 @@ def test_what_is_posted_needs_no_answer_and_no_node():
     run(scenario)
 
 
-def writing(connection):
-    """What the connection has written, as it grows: on a stream that takes everything at once."""
-    found = []
-
-    async def write(data):
-        found.append(to_node.decode(data))
-
-    connection.open(write)
+async def drained(connection):
+    """What the connection would write now."""
+    found, outgoing = [], connection.outgoing()
+    with contextlib.suppress(TimeoutError):
+        while True:
+            found.append(to_node.decode(await asyncio.wait_for(anext(outgoing), 0.01)))
     return found
 
 
@@ -303,10 +302,24 @@ def test_control_goes_before_programs_and_programs_wait_for_credit():
         connection = NodeConnection()
         connection.send(PROGRAM)
         connection.send(Cancel("other"))
-        written = writing(connection)
-        assert written == [Cancel("other")]
+        assert await drained(connection) == [Cancel("other")]
         connection.grant(Credit(1, 1))
-        assert written == [Cancel("other"), PROGRAM], "in the step that grants it, without a turn of the loop"
+        assert await drained(connection) == [PROGRAM]
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_reads_no_answers_and_goes_on_sending_is_known_as_such():
+    async def scenario():
+        connection = NodeConnection()
+        for n in range(UNREAD):
+            connection.send(HeartbeatAck(n))
+        connection.require_read()
+        connection.send(Credit(1, 1))
+        with pytest.raises(ResourceExhausted, match="read them, or send less"):
+            connection.require_read()
+        await drained(connection)
+        connection.require_read()
 
     asyncio.run(scenario())
 
@@ -323,11 +336,10 @@ def test_a_large_program_waits_as_it_is_and_one_that_cannot_be_sent_is_told_of()
         connection.send(too_large)
         connection.send(large)
         assert connection._programs["t.1.1"].tensors["task/q"] is queries
-        written = writing(connection)
-        assert written == []
+        assert await drained(connection) == []
         assert told == [("t.2.1", MessageTooLarge)]
         connection.grant(Credit(1_000_000, 10))
-        (sent,) = written
+        (sent,) = await drained(connection)
         assert sent.task_id == "t.1.1"
         np.testing.assert_array_equal(sent.tensors["task/q"], queries)
 
@@ -340,7 +352,7 @@ def test_a_program_revoked_before_it_was_sent_is_never_sent():
         connection.send(PROGRAM)
         connection.send(Cancel(PROGRAM.task_id))
         connection.grant(Credit(1000, 10))
-        assert writing(connection) == []
+        assert await drained(connection) == []
 
     asyncio.run(scenario())
 
