@@ -49,7 +49,7 @@ def name_of(number: int) -> str:
 class _Idle:
     """A session as the metrics of a node with nothing to do see it."""
 
-    phase, reconnects, tasks = "registered", 0, 0
+    registered, reconnects, tasks = True, 0, 0
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from edge_node.runtime import ForeignGraph, Graph, Stop
 from edge_node.shared_memory import gather
 from edge_node.store.origin import Origin, bounded
 from edge_node.store.store import Held, Store
+from edge_node.store.task_tensors import TaskTensors
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,9 @@ class Execution:
         self._stop = stop or Stop()
         self._clock, self._sleep = clock, sleep
         self._arrived = clock()
-        self._own: set[str] = set()
+        self._tensors = TaskTensors(node.store)
+        self._sequences: set[str] = set()
+        """Names in the store of what is not in there but the task's own all the same."""
         self._changed: set[str] = set()
         """Names outside its own scope that it has changed: on the disk before it says that it is done."""
         self._run_seconds, self._number = 0.0, 0
@@ -153,9 +157,11 @@ class Execution:
     def close(self) -> None:
         """Free the task's own tensors."""
         self._over(failed=False)
-        self._store.release(self._reserved, apart=True)
-        self._reserved = 0
-        for name in self._own:
+        self._tensors.close()
+        if self._reserved:
+            self._store.release(self._reserved, apart=True)
+            self._reserved = 0
+        for name in self._sequences:
             self._store.drop(name)
 
     def place(self, name: str, array: Array) -> None:
@@ -248,7 +254,7 @@ class Execution:
                         yield from self._block(body, index, 0, f"{within}{number}.")
                 case Return():
                     with self._plainly:
-                        held = self._value(Stored(instruction.stored))
+                        held = self._held(instruction.stored)
                         self._node.releases.require(instruction.stored, held, self._program.releases)
                     full = self._pending_bytes + held.array.nbytes > _COALESCE
                     if self._pending and (full or instruction.name in self._pending):
@@ -258,13 +264,26 @@ class Execution:
                 case said.Drop(names, revision):
                     with self._plainly:
                         for name in (self._name(name, prefix=True) for name in names):
-                            self._store.drop(name, revision)
-                            self._changed.add(name)
+                            self._drop(name, revision)
 
     def _put(self, name: str, array: Array, origin: Origin | None = None) -> None:
-        if not name.startswith(self._scope):
+        if not name.startswith("task/"):
             self._changed.add(name)
-        self._store.put(name, array, origin)
+            self._store.put(name, array, origin)
+            return
+        if self._sequences and self._scoped(name) in self._sequences:
+            raise InvalidProgram(f"{name} is a sequence: drop it before storing another tensor there")
+        self._tensors.put(name, array, origin)
+
+    def _drop(self, name: str, revision: int | None) -> None:
+        if not name.startswith("task/"):
+            self._store.drop(name, revision)
+            self._changed.add(name)
+            return
+        self._tensors.drop(name)
+        self._store.drop(self._scoped(name))
+        dropped = [n for n in self._sequences if f"{n}/".startswith(f"{self._scoped(name).rstrip('/')}/")]
+        self._sequences.difference_update(dropped)
 
     def _commit(self) -> None:
         if self._changed:
@@ -272,21 +291,31 @@ class Execution:
             self._changed.clear()
 
     def _name(self, name: str, prefix: bool = False) -> str:
-        """The name in the store: `task/x` is this task's own."""
-        require_stored(name)
+        """`name`, if a program may call a tensor so: `task/x` is this task's own."""
+        _require_known(name)
         if name.endswith("/") and not prefix:
             raise InvalidProgram(f"{name!r} stands for many tensors; one is needed here")
-        if name.startswith("dataset/"):
-            raise InvalidProgram(f"{name!r}: datasets are read with Batch, and never written")
-        if not name.startswith("task/"):
-            return name
-        name = self._scope + name.removeprefix("task/")
-        self._own.add(name)
         return name
+
+    def _scoped(self, name: str) -> str:
+        """The task's `name` in the store, where other tasks have a `task/` of their own."""
+        return self._scope + name.removeprefix("task/")
+
+    def _held(self, name: str, tiles: range | None = None) -> Held:
+        """What is kept as `name`."""
+        name = self._name(name)
+        if not name.startswith("task/"):
+            return self._store.get(name, tiles)
+        held = self._tensors.get(name)
+        if held is None:
+            return self._store.get(self._scoped(name), tiles)
+        if tiles is not None:
+            raise InvalidProgram(f"{name} is no sequence, it has no tiles")
+        return held
 
     def _value(self, value: said.Value) -> Held:
         if isinstance(value, Stored):
-            return self._store.get(self._name(value.name), value.tiles)
+            return self._held(value.name, value.tiles)
         return Held(value)
 
     def _run(self, run: Run) -> None:
@@ -298,7 +327,7 @@ class Execution:
             inputs = {name: self._value(value) for name, value in run.inputs.items()}
             feeds = {name: held.array for name, held in inputs.items()}
             private = any(held.origin is not None for held in inputs.values())
-            flow = flow_of(run.graph, inputs)
+            flow = flow_of(run.graph, inputs) if private else frozenset[Edge]()
             if graph.remembers and (run.graph in drawn or len(drawn) >= _DRAWN):
                 private, flow = True, None  # of how often it drew, for what, nothing is known
             allowed = self._node.releases.allowed(run.graph, flow, targets) if private else frozenset()
@@ -328,6 +357,8 @@ class Execution:
     def _append(self, append: said.Append, turn: int | None) -> None:
         with self._plainly:
             name, held = self._name(append.sequence), self._value(append.source)
+            if name in self._tensors:
+                raise InvalidProgram(f"{name} is a tensor and no sequence: drop it before appending there")
             if held.origin is not None and not append.shape:
                 raise InvalidProgram(
                     f"the source of {append.sequence} is private: the program has to say its shape"
@@ -348,7 +379,11 @@ class Execution:
             at = append.at
             if at is not None and turn is not None:
                 at += turn * len(held.array)
-            self._changed.add(name)
+            if name.startswith("task/"):
+                name = self._scoped(name)
+                self._sequences.add(name)
+            else:
+                self._changed.add(name)
             self._store.append(name, held.array, at, append.tile, held.origin, append.revision)
 
     def _batch(self, batch: Batch, turn: int | None) -> None:
@@ -398,12 +433,22 @@ class Execution:
     def _return(self, instruction: Return, array: Array) -> None:
         if not 0 < len(instruction.name) <= 256:
             raise InvalidProgram(f"{instruction.stored} is returned under a name of none or over 256 letters")
-        if self._store.is_sequence(self._name(instruction.stored)):
-            array = array.copy()  # the next append writes there
+        name = instruction.stored
+        if name not in self._tensors:
+            name = self._scoped(name) if name.startswith("task/") else name
+            array = array.copy() if self._store.is_sequence(name) else array  # the next append writes there
         encoding = instruction.encoding
         stored_dtype(encoding, array.dtype, instruction.stored)  # refuses what cannot travel so
         self._pending[instruction.name] = array if encoding is Encoding.RAW else Encoded(array, encoding)
         self._pending_bytes += array.nbytes
+
+
+@lru_cache(1024)
+def _require_known(name: str) -> None:
+    """Refuse what is no name of a tensor that a program may use; of those that are, it has seen most."""
+    require_stored(name)
+    if name.startswith("dataset/"):
+        raise InvalidProgram(f"{name!r}: datasets are read with Batch, and never written")
 
 
 def flow_of(graph: str, inputs: Mapping[str, Held]) -> frozenset[Edge] | None:

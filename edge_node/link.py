@@ -9,12 +9,15 @@ import logging
 import math
 import random
 import secrets
+import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
-from threading import Thread
 from typing import Any
+
+import grpc
 
 from edge_attention import box
 from edge_attention.core.errors import Damaged, DeadlineExceeded, EdgeAttentionError, Internal, Unavailable
@@ -23,8 +26,9 @@ from edge_attention.core.messages.program import BulkTensor, Contribution, Progr
 from edge_attention.core.transitions import told
 from edge_attention.metrics.node import NodeMetrics
 from edge_attention.trust.dial import Dial
-from edge_attention.wire.caller import Caller
+from edge_attention.wire.caller import Caller, Duplex
 from edge_attention.wire.link import from_node, task_of, to_node
+from edge_attention.wire.writer import Writer
 from edge_node.executor import Execution, Node
 from edge_node.limits import graphs_of
 from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
@@ -83,8 +87,12 @@ class Link:
         self._tasks = set[asyncio.Task[None]]()
         self._stream: asyncio.Task[None] | None = None
         self._caller: Caller | None = None  # of the connection there is, or was until a message came damaged
-        self._former: Any = None  # the stream that one came on, and its writer
-        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._former: Duplex[bytes, bytes] | None = None  # the stream that one came on
+        self._turn = threading.RLock()
+        """Whose turn it is with the session: the loop's, or a worker's that has an answer."""
+        self._outgoing: deque[bytes] = deque()
+        self._writer: Writer | None = None
+        self._open: Duplex[bytes, bytes] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wake: float | None = None
         self._room = asyncio.Event()
@@ -98,9 +106,8 @@ class Link:
         self._left: asyncio.Future[tuple[int, str]] = self._loop.create_future()
         self._step(self._session.tick)
         code, text = await self._left
-        self._outgoing.put_nowait(None)
         if self._stream is not None:
-            await asyncio.wait([self._stream], timeout=2.0 if code == 0 else 0.1)
+            await self._end_stream(self._stream, 2.0 if code == 0 else 0.1)
         for stop in self._stops.values():
             stop.set(Unavailable("the node has left"))
         for _ in range(self._workers):
@@ -108,6 +115,15 @@ class Link:
         if self._caller is not None:
             await self._caller.close()
         return code, text
+
+    async def _end_stream(self, stream: asyncio.Task[None], seconds: float) -> None:
+        """Have it end once all that was to be said is on its way; returns after `seconds` at the latest."""
+        with contextlib.suppress(TimeoutError, grpc.RpcError, asyncio.InvalidStateError):
+            async with asyncio.timeout(seconds):
+                if self._open is not None and self._writer is not None:
+                    await self._writer.idle(seconds)
+                    await self._open.done_writing()
+                await asyncio.wait([stream])
 
     def drain(self) -> None:
         """Finish what runs and leave; called again, leave at once."""
@@ -125,8 +141,13 @@ class Link:
 
     def _step(self, event: Callable[..., Sequence[Action]], *args: Any, **kwargs: Any) -> None:
         """Tell the session of an event, do what it says, and set the clock for the next."""
-        for action in event(*args, self._loop.time(), **kwargs):
-            self._perform(action)
+        with self._turn:
+            for action in event(*args, self._loop.time(), **kwargs):
+                self._perform(action)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Set the clock for what the session does next, and let in who waits for room."""
         if (wake := self._session.wake) != self._wake:
             if self._timer is not None:
                 self._timer.cancel()
@@ -147,9 +168,9 @@ class Link:
                 assert self._stream is not None
                 self._stream.cancel()
             case Send(message):
-                data = message if isinstance(message, bytes) else from_node.encode(message)
-                self.metrics.sent.inc(len(data))
-                self._outgoing.put_nowait(data)
+                self._outgoing.append(message if isinstance(message, bytes) else from_node.encode(message))
+                if self._writer is not None:
+                    self._writer.kick()
             case Start(program, None):
                 self._start(program)
             case Start(program, refusal) if refusal is not None:
@@ -183,7 +204,7 @@ class Link:
 
     def _let_go(self) -> None:
         if self._former is not None:
-            self._former[1].cancel()
+            self._former.cancel()
             self._former = None
 
     async def _converse(self) -> None:
@@ -192,10 +213,14 @@ class Link:
         The stream on which a message came damaged is let go when the next one is there, and not before: to
         the aggregator the node was never away.
         """
-        self._outgoing, damaged = asyncio.Queue(), False
+        damaged = False
         caller = self._caller = self._caller or self._dial.open_caller()
-        stream = caller.duplex(NODE_STREAM)
-        writer = asyncio.create_task(stream.write_all(self._outgoing), name="writer")
+        stream = self._open = caller.duplex(NODE_STREAM)
+        with self._turn:
+            self._outgoing = outgoing = deque[bytes]()
+            self._writer = writer = stream.writer(
+                lambda: outgoing.popleft() if outgoing else None, self.metrics.sent.inc
+            )
         try:
             self._step(self._session.connected)
             async for data in stream:
@@ -208,11 +233,10 @@ class Link:
             raise
         finally:
             self._let_go()
+            writer.close()
             if damaged:
-                # A write that is cancelled ends its stream.
-                self._former = (stream, writer)
+                self._former = stream
             else:
-                writer.cancel()
                 self._caller = None
                 self._transfers.offline()
                 await caller.close()
@@ -276,10 +300,13 @@ class Link:
 
     def _end(self, task: Execution, stop: Stop, message: Contribution, data: bytes) -> None:
         task.close()
+        self._ended(stop, message)
+        self._produced(message, data)
+
+    def _ended(self, stop: Stop, message: Contribution) -> None:
         if stop.timer is not None:
             stop.timer.cancel()
         self._stops.pop(message.task_id, None)
-        self._produced(message, data)
 
     async def _load(self, digest: str, stop: Stop) -> Graph | ForeignGraph:
         graph = await self._loop.run_in_executor(self._pool, self._runtime.find, digest)
@@ -307,19 +334,23 @@ class Link:
     def _queue(self, work: _Work) -> None:
         if self._workers < WORKERS and self._workers < len(self._stops):
             self._workers += 1
-            Thread(target=self._worker, name=f"task_{self._workers}", daemon=True).start()
+            threading.Thread(target=self._worker, name=f"task_{self._workers}", daemon=True).start()
         self._work.put(work)
 
     def _worker(self) -> None:
         while (work := self._work.get()) is not None:
             began = self._loop.time()
             message, data, plain = self._carried_out(work)
+            rest = self._said(message, data)
             took = self._loop.time() - began if plain else math.inf
-            self._loop.call_soon_threadsafe(self._over, work, message, data, took)
+            self._loop.call_soon_threadsafe(self._over, work, message, rest, took)
             del work, message, data  # not kept while the next one is waited for
 
-    def _over(self, work: _Work, message: Contribution, data: bytes, took: float) -> None:
-        self._end(work.execution, work.stop, message, data)
+    def _over(self, work: _Work, message: Contribution, rest: list[Action], took: float) -> None:
+        """The answer is on its way, and nobody waits for this."""
+        self._ended(work.stop, message)
+        self._do(rest)
+        self._count(message)
         self._short.took(work.kind, took, self._loop.time(), on_loop=False)
 
     def _run_here(self, work: _Work) -> None:
@@ -345,7 +376,7 @@ class Link:
         self._short.took(work.kind, now - began, now, on_loop=True)
 
     def _carried_out(self, work: _Work) -> tuple[Contribution, bytes, bool]:
-        """In a worker thread: run the task and hand its contributions to the loop, but for the last.
+        """In a worker thread: run the task and send its contributions, but for the last.
 
         That one is returned, encoded, and whether nothing had to be waited for.
         """
@@ -358,8 +389,8 @@ class Link:
                 if blobs or self._session.outbox.backlog > BACKLOG:
                     plain = False
                     asyncio.run_coroutine_threadsafe(self._make_way(blobs, work.stop), self._loop).result()
-                if not message.final:
-                    self._loop.call_soon_threadsafe(self._produced, message, data)
+                if not message.final and (rest := self._said(message, data)):
+                    self._loop.call_soon_threadsafe(self._do, rest)
         except Exception as error:
             # In place of the one that could not be sent.
             message, data = work.failed(error, number)
@@ -377,6 +408,24 @@ class Link:
 
     def _answer(self, contribution: Contribution) -> None:
         self._produced(contribution, from_node.encode(contribution))
+
+    def _said(self, message: Contribution, data: bytes) -> list[Action]:
+        """In a worker thread: tell the session, and write what it has to say; the rest of it is the loop's.
+
+        The loop would have to be woken first, and beside kernels it waits for its turn on a processor.
+        """
+        keep = not message.bulk_tensors
+        with self._turn:
+            actions = self._session.produced(message.task_id, data, self._loop.time(), message.final, keep)
+            for action in actions:
+                if isinstance(action, Send):
+                    self._perform(action)
+        return [action for action in actions if not isinstance(action, Send)]
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            self._perform(action)
+        self._settle()
 
     def _produced(self, contribution: Contribution, data: bytes) -> None:
         final, keep = contribution.final, not contribution.bulk_tensors

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -183,6 +185,8 @@ def main(
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, daemon.drain)
         gc.freeze()  # what is loaded stays: looking at all of it again holds the loop for some milliseconds
+        with contextlib.suppress(OSError, AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)  # what loading let go is the system's again
         async with serving(health_port, daemon.registered):
             return await daemon.run()
 

@@ -19,13 +19,13 @@ from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, Invalid
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.attention import library
 from edge_attention.providers import open_session, working_provider
-from edge_node.cell.calls import GraphFile
-from edge_node.cell.host import Cells
+from edge_node.cell.cells import Cells
 from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.sessions import declared, input_types, limit_arena, require_feeds, session_options, translate
 
 if TYPE_CHECKING:
     from edge_attention.graphs.reading import CheckedGraph
+    from edge_node.cell.calls import GraphFile
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +209,8 @@ class Runtime:
         if self.cells is None:
             remembers = any(word in operator for _, operator in graph.operators for word in _RANDOM)
             return self._keep(self._open(digest, graph.data, remembers))
+        from edge_node.cell.calls import GraphFile
+
         return self._keep(ForeignGraph(GraphFile(digest, graph.data), self.cells, graph))
 
     def _open(self, digest: str, data: bytes, remembers: bool = False, ours: bool = False) -> Graph:

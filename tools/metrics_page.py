@@ -107,7 +107,7 @@ class Row(NamedTuple):
 class _Node:
     """Stands for a node's store, session and cells: their numbers are not asked for."""
 
-    limit, phase, reconnects, tasks = 0, "", 0, 0
+    limit, registered, reconnects, tasks = 0, False, 0, 0
     started, died, seconds, running, refused = 0, MappingProxyType({"": 0}), 0.0, 0, 0
 
     def counts(self) -> _Node:

@@ -82,8 +82,8 @@ class AttendActivity:
                 share = float(np.add.reduce(shard.mass, axis=None)) / max(1, shard.mass.size)
                 mass[shard.node] = mass.get(shard.node, 0.0) + share
         seen = sum(len(tokens) for tokens in response.coverage)
-        missing = sum(len(one.tokens) for one in response.missing)
-        why = [f"{len(m.tokens):,} tokens of {' and '.join(m.holders)}: {m.reason}" for m in response.missing]
+        missing = sum(one.count for one in response.missing)
+        why = [f"{m.count:,} tokens of {' and '.join(m.holders)}: {m.reason}" for m in response.missing]
         if len(why) > REASONS:
             why[REASONS:] = [f"and {len(why) - REASONS} more shards"]
         self._add(

@@ -8,10 +8,12 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from aggregator.attention.contexts import ANSWERS, Contexts, StoredContext, StoredSegment
+from aggregator.attention.growing import SEGMENT_LIMIT, open_segment, require_few
 from aggregator.bounds.turns import Turns
 from aggregator.engine.arriving import Rows, require_tokens
 from aggregator.engine.bulk import Bulk
@@ -43,7 +45,8 @@ from edge_attention.core.messages.program import (
     Run,
     Stored,
 )
-from edge_attention.core.placement.tokens import Candidate, OpenSegment, Piece, place
+from edge_attention.core.placement.tokens import Candidate, OpenSegment, place
+from edge_attention.core.positions import Positions
 from edge_attention.core.tensors import Float32, require, require_name
 from edge_attention.graphs.attention import library
 from edge_attention.graphs.reading import check_graph
@@ -51,8 +54,6 @@ from edge_attention.graphs.reading import check_graph
 log = logging.getLogger(__name__)
 
 APPEND_SECONDS = 120.0
-SEGMENT_LIMIT = 32 * library.TILE
-"""Tokens to which small appends fill a segment before another node gets the next."""
 
 DATASET_ROWS = 4096
 """Rows a node encodes at a time when it appends from its own dataset."""
@@ -65,9 +66,9 @@ _SUMMARY = library.digest("segment_summary")
 
 @dataclass
 class _Target:
-    """A piece with the segment it goes to."""
+    """Tokens of one append, and the segment they go to: behind `at` tokens that it has."""
 
-    piece: Piece
+    holders: tuple[str, ...]
     segment: str
     at: int
     tokens: range
@@ -266,25 +267,38 @@ class Appender:
         ]
         if not candidates:
             raise Unavailable("no node is ready; start one with `edge-node --aggregator ... --name ...`")
-        last = context.segments[-1] if context.segments else None
-        open_segment = None
-        if extend and last is not None and set(self._contexts.serving(context, last)) == set(last.holders):
-            open_segment = OpenSegment(last.holders, len(last.tokens))
+        serving = partial(self._contexts.serving, context)
+        growing = None
+        last = open_segment(context, frozenset((node,)) if node else None, serving) if extend else None
+        if last is not None:
+            growing = OpenSegment(last.holders, last.positions.count)
         pieces = place(
             tokens,
             candidates,
-            open_segment,
+            growing,
             replicas=1 if node else spec.replicas,
             tile=library.TILE,
             segment_limit=SEGMENT_LIMIT,
         )
         targets, position = [], context.tokens
+        grown: set[str] = set()
         for piece in pieces:
             before = last if piece.extends else None
-            at = len(before.tokens) if before is not None else 0
-            segment = before.id if before is not None else secrets.token_hex(4)
-            targets.append(_Target(piece, segment, at, range(position, position + piece.tokens), before))
+            if before is None and extend:
+                before = open_segment(context, frozenset(piece.holders), serving)
+                if before is not None and before.id in grown:
+                    before = None
+            at, holders, segment = 0, piece.holders, secrets.token_hex(4)
+            if before is not None:
+                at, holders, segment = before.positions.count, before.holders, before.id
+                grown.add(segment)
+            targets.append(_Target(holders, segment, at, range(position, position + piece.tokens), before))
             position += piece.tokens
+        require_few(
+            context,
+            sum(target.before is None for target in targets),
+            sum(t.before is None or t.before.positions.stop != t.tokens.start for t in targets),
+        )
         return targets
 
     def _store(
@@ -364,7 +378,7 @@ class Appender:
         try:
             for target in targets:
                 instructions, tensors = program(target, revision)
-                for holder in target.piece.holders:
+                for holder in target.holders:
                     shard = f"{target.segment}@{holder}"
                     by_shard[shard] = target
                     errands.append(
@@ -405,10 +419,10 @@ class Appender:
 
             await to_the_end(commit())
             for target in targets:
-                for holder in target.piece.holders:
+                for holder in target.holders:
                     if (member := self._membership.get(holder)) is not None:
                         # Until its next heartbeat says so.
-                        member.memory += target.piece.tokens * context.spec.token_bytes
+                        member.memory += len(target.tokens) * context.spec.token_bytes
         except BaseException:
             if not committed:
                 self._undo(context, targets, revision + 1)
@@ -444,10 +458,12 @@ class Appender:
         for other in summaries[1:]:
             summary = summary.joined(other)
         if target.before is None:
-            return StoredSegment(target.segment, target.tokens, target.piece.holders, summary)
-        tokens = range(target.before.tokens.start, target.tokens.stop)
+            return StoredSegment(target.segment, Positions.of(target.tokens), target.holders, summary)
         return StoredSegment(
-            target.segment, tokens, target.before.holders, target.before.summary.joined(summary)
+            target.segment,
+            target.before.positions.and_(target.tokens),
+            target.holders,
+            target.before.summary.joined(summary),
         )
 
     def _undo(self, context: StoredContext, targets: list[_Target], revision: int) -> None:
@@ -455,7 +471,7 @@ class Appender:
         for target in targets:
             if target.before is None:
                 names = (f"context/{context.id}/{target.segment}/",)
-                for holder in target.piece.holders:
+                for holder in target.holders:
                     self._trips.post(holder, (Drop(names, revision),))
 
 

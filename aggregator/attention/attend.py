@@ -23,7 +23,7 @@ from aggregator.attention.attend_plan import (
     require_answer,
     require_attend,
 )
-from aggregator.attention.contexts import Contexts, StoredContext
+from aggregator.attention.contexts import Contexts, StoredContext, StoredSegment
 from aggregator.attention.metrics import AttendMetrics
 from aggregator.bounds.turns import Turns
 from aggregator.engine.outcome import Kind, Outcome
@@ -31,9 +31,10 @@ from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips
 from edge_attention.core.bounds import error_bound, lse_upper_bound
 from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, PermissionDenied
-from edge_attention.core.fold import Fold, join
+from edge_attention.core.fold import Fold
 from edge_attention.core.messages.attention import AttendRequest, AttendResponse, Bound, Missing, ShardMass
 from edge_attention.core.partial import Partial, identity, mass, merge
+from edge_attention.core.positions import joined
 from edge_attention.core.tensors import Encoded, Encoding, Float32, require
 from edge_attention.graphs.attention import library
 
@@ -132,7 +133,7 @@ class Attender:
         parts, shape = plan.parts, plan.shape
         deadline = max(deadline_of(request) - waited, MIN_SECONDS)
         asked = time.perf_counter()
-        fold = Fold[Partial]({id: part.segment.tokens for id, part in parts.items()}, merge)
+        fold = Fold[Partial]({id: part.cover for id, part in parts.items()}, merge)
         lses: dict[str, Float32] = {}
         merging = 0.0
 
@@ -164,7 +165,7 @@ class Attender:
                 Errand(
                     shard=id,
                     holders=self._contexts.serving(context, part.segment),
-                    coverage=part.segment.tokens,
+                    coverage=part.cover,
                     instructions=part.attend,
                     wanted=wanted,
                     inline=queries,
@@ -214,13 +215,11 @@ class Attender:
     ) -> AttendResponse:
         parts = plan.parts
         masses = tuple(
-            ShardMass(id, node, parts[id].segment.tokens, mass(lses[id], merged.lse))
+            ShardMass(id, node, at.hull, mass(lses[id], merged.lse), at.count)
             for id, node in outcome.answered.items()
+            for at in (parts[id].segment.positions,)
         )
-        missing = tuple(
-            Missing(id, parts[id].segment.tokens, parts[id].segment.holders, why.text)
-            for id, why in outcome.missing.items()
-        )
+        missing = tuple(_missing(parts[id].segment, why.text) for id, why in outcome.missing.items())
         bound = None
         if missing:
             bounds = [
@@ -238,7 +237,7 @@ class Attender:
             out=Encoded(merged.out, plan.encoding),
             lse=merged.lse,
             exact=not missing,
-            coverage=join(parts[id].segment.tokens for id in outcome.answered),
+            coverage=joined([parts[id].segment.positions for id in outcome.answered]),
             mass=masses,
             tokens=plan.tokens,
             bound=bound,
@@ -267,9 +266,10 @@ class Attender:
         def take(answer: Returned) -> None:
             part, returned = parts[answer.shard], answer.array("weights")
             require(returned, "weights", shape=returned.shape)
-            first = part.segment.tokens.start + part.view.tiles.start * library.TILE
-            stop = min(first + returned.shape[2], part.segment.tokens.stop)
-            weights[:, :, first:stop] = returned[:, :, : stop - first]
+            first = part.view.tiles.start * library.TILE
+            stop = min(first + returned.shape[2], part.segment.positions.count)
+            at = part.segment.positions.at(range(first, stop))
+            weights[:, :, at] = returned[:, :, : stop - first]
 
         tensors = {QUERIES: request.queries, LSE: lse}
         errands = []
@@ -280,7 +280,7 @@ class Attender:
                 Errand(
                     shard=id,
                     holders=(node, *(n for n in part.segment.holders if n != node)),
-                    coverage=part.segment.tokens,
+                    coverage=part.cover,
                     instructions=part.weigh,
                     wanted={"weights": (_FLOAT32, (*weights.shape[:2], columns))},
                     inline=tensors,
@@ -289,9 +289,14 @@ class Attender:
         second = await self._trips.make(errands, seconds, take, believed=_BELIEVED)
         for id in (*second.missing, *outcome.missing):
             # Not known is not zero.
-            tokens = parts[id].segment.tokens
-            weights[:, :, tokens.start : tokens.stop] = np.nan
+            positions = parts[id].segment.positions
+            weights[:, :, positions.at(range(positions.count))] = np.nan
         return weights
+
+
+def _missing(segment: StoredSegment, why: str) -> Missing:
+    at = segment.positions
+    return Missing(segment.id, at.hull, segment.holders, why, at.count, at.bounds if at.number > 1 else ())
 
 
 def _congested(outcome: Outcome) -> bool:

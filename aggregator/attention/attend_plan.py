@@ -37,6 +37,8 @@ from edge_attention.wire.codec import MESSAGE_LIMIT
 DEFAULT_DEADLINE = 30.0
 MAX_DEADLINE = 3600.0
 QUERIES, LSE = "task/q", "task/lse"
+STRETCH_BYTES = 16
+"""What a stretch of positions takes of an answer that is not whole, at most."""
 _PLANS = 256
 _PLANS_BYTES = 64 * 1024 * 1024
 """Of what plans that are kept say about what queries see."""
@@ -48,9 +50,14 @@ _POSITIONS_BYTES = 8 * 64
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A segment the queries see something of, and what is run over it."""
+    """A segment the queries see something of, and what is run over it.
+
+    `cover`: its tokens' numbers where all segments' lie one after the other; where none of them has tokens
+    between those of another these are its positions. What covers what is told so, and checked.
+    """
 
     segment: StoredSegment
+    cover: range
     view: SegmentView
     attend: tuple[Instruction, ...]
     weigh: tuple[Instruction, ...]
@@ -60,7 +67,7 @@ class Part:
 class Plan:
     """A checked request but for its queries and how long it may take.
 
-    `shape` is that of `out`, `tokens` the context's then.
+    `shape` is that of `out`, `tokens` the context's then, `stretches` those of the parts' positions.
     """
 
     shape: tuple[int, ...]
@@ -68,6 +75,7 @@ class Plan:
     scale: float
     encoding: Encoding
     parts: Mapping[str, Part]
+    stretches: int
 
     @property
     def nbytes(self) -> int:
@@ -173,7 +181,8 @@ def require_answer(context: StoredContext, request: AttendRequest, plan: Plan) -
     if size > ATTEND_BYTES:
         raise _too_large(context, count, parts, size)
     each = 4 if plan.encoding is Encoding.RAW else 2
-    answer = count * heads * (each * dim + 4 + 4 * parts)
+    # Where not all of it comes, what does is told stretch by stretch, and so is what does not.
+    answer = count * heads * (each * dim + 4 + 4 * parts) + STRETCH_BYTES * (plan.stretches - parts)
     if answer > MESSAGE_LIMIT:
         raise MessageTooLarge(
             f"the answer to {count:,} queries of {heads} heads over {parts} segments takes {answer:,} bytes "
@@ -220,18 +229,22 @@ def make_plan(context: StoredContext, request: AttendRequest) -> Plan:
     graph = library.forward_graph(count, spec.query_heads // spec.key_heads)
     # With a deadline each node returns its lse before its out: a certificate, should it be late.
     early = request.deadline_seconds is not None
-    parts = {
-        segment.id: _part(context, segment, seen, graph, scale, early, request.encoding)
-        for segment in context.segments
-        if (seen := of_segment(view, segment.tokens, library.TILE)) is not None
-    }
+    parts: dict[str, Part] = {}
+    covered = 0
+    for segment in context.segments:
+        cover = range(covered, covered + segment.positions.count)
+        covered = cover.stop
+        if (seen := of_segment(view, segment.positions, library.TILE)) is not None:
+            parts[segment.id] = _part(context, segment, cover, seen, graph, scale, early, request.encoding)
     shape = (count, spec.query_heads, spec.value_dim)
-    return Plan(shape, context.tokens, scale, request.encoding, parts)
+    stretches = sum(part.segment.positions.number for part in parts.values())
+    return Plan(shape, context.tokens, scale, request.encoding, parts, stretches)
 
 
 def _part(
     context: StoredContext,
     segment: StoredSegment,
+    cover: range,
     view: SegmentView,
     graph: str,
     scale: float,
@@ -264,4 +277,4 @@ def _part(
     weights = Run(
         library.digest("attention_weights"), {**inputs, "lse": Stored(LSE)}, {"weights": "task/weights"}
     )
-    return Part(segment, view, attend, (weights, Return("task/weights", "weights")))
+    return Part(segment, cover, view, attend, (weights, Return("task/weights", "weights")))

@@ -24,6 +24,7 @@ from edge_attention.core.bounds import Summary
 from edge_attention.core.errors import AlreadyExists, NotFound
 from edge_attention.core.messages import attention
 from edge_attention.core.messages.attention import AppendResponse, ContextSpec
+from edge_attention.core.positions import Positions
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,13 @@ SEGMENT_BYTES = 1024
 
 @dataclass(frozen=True, eq=False)
 class StoredSegment:
-    """Consecutive tokens, the nodes they were given to, and the summary made when they were stored."""
+    """Tokens in order of position, the nodes they were given to, and the summary made when they were stored.
+
+    Where appends go to nodes in turn their positions are not one range: `positions` has them.
+    """
 
     id: str
-    tokens: range
+    positions: Positions
     holders: tuple[str, ...]
     summary: Summary
 
@@ -49,18 +53,24 @@ class StoredSegment:
             name: {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode()}
             for name, array in vars(self.summary).items()
         }
-        return {"tokens": [self.tokens.start, self.tokens.stop], "holders": list(self.holders), **summary}
+        return {**self.positions.to_json(), "holders": list(self.holders), **summary}
 
     @classmethod
     def from_json(cls, id: str, spec: dict[str, Any]) -> StoredSegment:
         arrays = [_array(spec[name]) for name in ("key_norm", "value_min", "value_max")]
-        return cls(id, range(*spec["tokens"]), tuple(spec["holders"]), Summary(*arrays))
+        return cls(id, Positions.from_json(spec), tuple(spec["holders"]), Summary(*arrays))
 
     @property
     def nbytes(self) -> int:
         """About what it takes of this process's memory."""
         s = self.summary
-        return SEGMENT_BYTES + s.key_norm.nbytes + s.value_min.nbytes + s.value_max.nbytes
+        return (
+            SEGMENT_BYTES
+            + s.key_norm.nbytes
+            + s.value_min.nbytes
+            + s.value_max.nbytes
+            + self.positions.nbytes
+        )
 
 
 def _array(stored: Any) -> Any:
@@ -73,7 +83,7 @@ def _array(stored: Any) -> Any:
 
 @dataclass
 class StoredContext:
-    """One context; `lock` makes appends take turns. Segments are in order of position."""
+    """One context; `lock` makes appends take turns. Segments are in order of their first position."""
 
     id: str
     spec: ContextSpec
@@ -89,7 +99,12 @@ class StoredContext:
 
     @property
     def tokens(self) -> int:
-        return self.segments[-1].tokens.stop if self.segments else 0
+        return max((segment.positions.stop for segment in self.segments), default=0)
+
+    @property
+    def stretches(self) -> int:
+        """Of positions, over all segments."""
+        return sum(segment.positions.number for segment in self.segments)
 
     def keys(self, segment: str) -> str:
         """What the segment's keys are called in a node's store."""
@@ -115,7 +130,7 @@ class Contexts:
         """Names of contexts that are being written down."""
         for row in state.list_contexts():
             segments = [StoredSegment.from_json(s.id, s.spec) for s in state.list_segments(row.id)]
-            segments.sort(key=lambda s: s.tokens.start)
+            segments.sort(key=lambda s: s.positions.start)
             spec = dict(row.spec)
             owner = str(spec.pop("owner", ""))
             context = StoredContext(row.id, ContextSpec(**spec), segments, owner=owner)
@@ -194,8 +209,8 @@ class Contexts:
         Raises:
             ResourceExhausted: too much would have to be known of the owner's contexts; nothing has changed.
         """
-        known = {segment.id for segment in context.segments}
-        new = sum(segment.nbytes for segment in segments if segment.id not in known)
+        before = {segment.id: segment.nbytes for segment in context.segments}
+        new = sum(segment.nbytes - before.get(segment.id, 0) for segment in segments)
         context.leases[1].grow(new)
         try:
             await asyncio.to_thread(self._write, context, segments, request_id, tokens)
@@ -203,14 +218,14 @@ class Contexts:
             context.leases[1].shrink(new)
             raise
         by_id = {s.id: s for s in context.segments} | {s.id: s for s in segments}
-        context.segments = sorted(by_id.values(), key=lambda s: s.tokens.start)
+        context.segments = sorted(by_id.values(), key=lambda s: s.positions.start)
         context.revision += 1
         for segment in segments:
             for name in segment.holders:
                 member = self._membership.get(name)
                 if member is not None:
                     for sequence in (context.keys(segment.id), context.values(segment.id)):
-                        member.sequences[sequence] = len(segment.tokens)
+                        member.sequences[sequence] = segment.positions.count
         self._gauge()
 
     def _write(
@@ -263,7 +278,7 @@ class Contexts:
 
     def held(self, context: StoredContext, node: str) -> int:
         """Tokens of `context` that `node` holds."""
-        return sum(len(s.tokens) for s in context.segments if node in s.holders)
+        return sum(s.positions.count for s in context.segments if node in s.holders)
 
     def serving(self, context: StoredContext, segment: StoredSegment) -> tuple[str, ...]:
         """The segment's holders that have its tokens, as far as they have said; live or not."""
@@ -298,15 +313,20 @@ class Contexts:
             )
         return tuple(name for name in ours if name not in known)
 
-    def describe(self, context: StoredContext) -> attention.Context:
-        """The context as clients see it."""
-        segments = tuple(self.segment(context, segment) for segment in context.segments)
+    def describe(self, context: StoredContext, *, whole: bool = False) -> attention.Context:
+        """The context as clients see it; with `whole` every stretch of its segments' positions."""
+        segments = tuple(self.segment(context, segment, whole=whole) for segment in context.segments)
         return attention.Context(context.spec, context.tokens, segments)
 
-    def segment(self, context: StoredContext, segment: StoredSegment) -> attention.Segment:
+    def segment(
+        self, context: StoredContext, segment: StoredSegment, *, whole: bool = False
+    ) -> attention.Segment:
+        """A segment as clients see it; with `whole` every stretch of its positions."""
         serving = self.serving(context, segment)
         live = tuple(n for n in serving if (m := self._membership.get(n)) is not None and m.live)
-        return attention.Segment(segment.id, segment.tokens, segment.holders, live)
+        positions = segment.positions
+        bounds = positions.bounds if whole and positions.number > 1 else ()
+        return attention.Segment(segment.id, positions.hull, segment.holders, live, positions.count, bounds)
 
     def list(self) -> tuple[StoredContext, ...]:
         return tuple(self._contexts[name] for name in sorted(self._contexts))
@@ -317,7 +337,7 @@ class Contexts:
             # Not seen since this aggregator started: it may come with the tokens.
             return True
         names = (context.keys(segment.id), context.values(segment.id))
-        return all(member.sequences.get(name, 0) >= len(segment.tokens) for name in names)
+        return all(member.sequences.get(name, 0) >= segment.positions.count for name in names)
 
     def _gauge(self) -> None:
         self._metrics.contexts.set(len(self._contexts))

@@ -74,7 +74,7 @@ def _only_there(contexts: Iterable[Context]) -> dict[str, dict[str, int]]:
             if not segment.live:
                 for name in segment.holders:
                     counts = found.setdefault(name, {})
-                    counts[context.spec.name] = counts.get(context.spec.name, 0) + len(segment.tokens)
+                    counts[context.spec.name] = counts.get(context.spec.name, 0) + segment.count
     return found
 
 
@@ -97,12 +97,16 @@ def troubles(now: float, queries: Iterable[Query], spans: Iterable[Span]) -> Ite
 def _context(context: StoredContext, described: Context) -> dict[str, Any]:
     spec = described.spec
     held: dict[str, list[range]] = {}
+    count: dict[str, int] = {}
     away: list[range] = []
-    for segment in described.segments:
+    gap = described.tokens // RANGES
+    for segment, stored in zip(described.segments, context.segments, strict=True):
+        parts = stored.positions.coarse(gap)
         for name in segment.holders:
-            held.setdefault(name, []).append(segment.tokens)
+            held.setdefault(name, []).extend(parts)
+            count[name] = count.get(name, 0) + segment.count
         if not segment.live:
-            away.append(segment.tokens)
+            away += parts
     return {
         "tokens": described.tokens,
         "heads": [spec.query_heads, spec.key_heads],
@@ -111,7 +115,7 @@ def _context(context: StoredContext, described: Context) -> dict[str, Any]:
         "bytes": described.tokens * spec.token_bytes,
         "segments": len(described.segments),
         "holders": {name: ranges(parts, described.tokens) for name, parts in held.items()},
-        "held": {name: sum(map(len, parts)) for name, parts in held.items()},
+        "held": count,
         "away": ranges(away, described.tokens),
     }
 

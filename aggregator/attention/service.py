@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
 from typing import Any
@@ -30,6 +31,9 @@ from edge_attention.core.messages.program import Drop
 from edge_attention.wire import services
 
 CREATED = AuditLine("context_created", lambda q, r: {"context": q.spec.name})
+AT_ONCE = 4096
+"""Segments and stretches of positions that are described without a thread."""
+
 DROPPED = AuditLine("context_dropped", lambda q, r: {"context": q.context})
 
 
@@ -121,7 +125,10 @@ class AttentionApi:
         self, request: attention.DescribeContextRequest, call: Any
     ) -> attention.DescribeContextResponse:
         context = self._contexts.get(request.context)
-        return attention.DescribeContextResponse(self._contexts.describe(context))
+        if context.stretches + len(context.segments) < AT_ONCE:
+            return attention.DescribeContextResponse(self._contexts.describe(context, whole=True))
+        described = await asyncio.to_thread(self._contexts.describe, context, whole=True)
+        return attention.DescribeContextResponse(described)
 
     async def list_contexts(
         self, request: attention.ListContextsRequest, call: Any

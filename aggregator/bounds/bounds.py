@@ -81,6 +81,10 @@ CONTEXT_BYTES = Bound(
     "drop contexts that nobody needs, or append more at a time",
 )
 """What is kept in memory of every segment of a context: its place and its summary."""
+CONTEXT_SEGMENTS = 4096
+"""Segments of one context: each is asked by itself. Of appends to nodes in turn each node has one."""
+CONTEXT_STRETCHES = 131_072
+"""Ranges of positions of all segments of one context: an answer that is not whole names what it stands on."""
 RUNS = Bound("runs", 64, "runs going on", "stop one, or wait for one to end")
 RUNS_KEPT = Bound("runs-kept", 4096, "runs kept", "begin a new --state")
 """Those that have ended, too: their jobs, records and versions stay."""

@@ -7,7 +7,7 @@ import collections
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -42,6 +42,7 @@ from edge_attention.core.messages.program import Contribution, Program
 from edge_attention.core.rounds.credit import Debt, Window
 from edge_attention.core.transitions import told
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, task_of, to_node
+from edge_attention.wire.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ LARGE_PROGRAM = 64 * 1024
 RETURN_SECONDS = 5.0
 """A node that sent a damaged message is back by then, over the same connection; until then it is not away."""
 
+UNWRITTEN_SECONDS = 5.0
+"""What is being written when a stream is to end has so long to get on its way."""
+
 UNCONFIRMED = 4096
 """Messages kept in case they get lost, of those that nobody else would send again; then the oldest go."""
 
@@ -62,6 +66,8 @@ UNREAD = 4096
 
 REPORT_SECONDS = 1.0
 """A node's metrics that come sooner after the last are not looked at."""
+
+Write = Callable[[bytes], Coroutine[Any, Any, None]]
 
 Welcome = Callable[[Member], tuple[str, ...]]
 """Called when a node has registered; returns what it may forget of its store."""
@@ -72,6 +78,9 @@ RequireName = Callable[[str, str], None]
 
 class NodeConnection:
     """One node's stream, outgoing side: control messages first, programs as the node's credit allows.
+
+    A message is on its way when `send` returns, if the stream is free: no task and no turn of the event loop
+    lies between. What is sent before `open` waits for it.
 
     What nobody else would send again should it get lost, programs of no shard and cancellations, is kept
     until the node says in a heartbeat that it has come.
@@ -96,8 +105,8 @@ class NodeConnection:
         )
         # The node grants its credit after it has registered.
         self._window = Window()
-        self._wake = asyncio.Event()
-        self._closed = False
+        self._writer: Writer | None = None
+        self._end = asyncio.Event()
 
     def send(self, message: ToNode) -> None:
         if isinstance(message, Program):
@@ -115,7 +124,7 @@ class NodeConnection:
                 # Control messages go in order, before all else.
                 message = replace(message, sent=self._sent + len(self._control))
             self._control.append((to_node.encode(message), None))
-        self._wake.set()
+        self._kick()
 
     def require_read(self) -> None:
         """Raises ResourceExhausted for a node that sends and does not read what it is answered."""
@@ -139,36 +148,48 @@ class NodeConnection:
 
     def grant(self, credit: Credit) -> None:
         self._window.grant(credit)
-        self._wake.set()
+        self._kick()
 
     @property
     def queue(self) -> tuple[int, int]:
         """Programs that wait to be sent, and bytes that may be sent now."""
         return len(self._programs), self._window.bytes
 
-    def close(self) -> None:
-        self._closed = True
-        self._wake.set()
+    def open(self, write: Write, written: Callable[[int], None] = lambda size: None) -> None:
+        """The stream is there. `write` and `written`: as of `Writer`."""
+        self._writer = Writer(write, self._take, written)
+        self._writer.kick()
 
-    async def outgoing(self) -> AsyncIterator[bytes]:
-        while not self._closed:
-            data: bytes
-            kept: Program | Cancel | None
-            if self._control:
-                data, kept = self._control.popleft()
-            elif (found := self._next()) is not None:
-                task_id, data = found
-                kept = self._kept.pop(task_id, None)
-                del found
-            else:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            self._sent += 1
-            if kept is not None:
-                self._unconfirmed.append((self._sent, kept))
-            yield data
-            del data
+    def close(self) -> None:
+        """Write nothing more, and have `closed` return."""
+        if self._writer is not None:
+            self._writer.close()
+        self._end.set()
+
+    async def closed(self) -> None:
+        """Returns once it is closed, and gRPC has what was being written; it gives that some seconds."""
+        await self._end.wait()
+        if self._writer is not None:
+            await self._writer.idle(UNWRITTEN_SECONDS)
+
+    def _kick(self) -> None:
+        if self._writer is not None:
+            self._writer.kick()
+
+    def _take(self) -> bytes | None:
+        """What is to be written now; it counts as sent."""
+        kept: Program | Cancel | None
+        if self._control:
+            data, kept = self._control.popleft()
+        elif (found := self._next()) is not None:
+            task_id, data = found
+            kept = self._kept.pop(task_id, None)
+        else:
+            return None
+        self._sent += 1
+        if kept is not None:
+            self._unconfirmed.append((self._sent, kept))
+        return data
 
     def _next(self) -> tuple[str, bytes] | None:
         """The next program there is credit for, and its task."""
@@ -260,7 +281,8 @@ class Link:
         """Node -> programs that wait to be sent, and bytes that may be sent now; for the metrics."""
         return {name: connection.queue for name, connection in list(self._connections.items())}
 
-    async def connect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    async def connect(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """A node's stream, to its end."""
         register = await self._first(requests)
         self._require_name(register.name, "the registration")
         known = self._membership.get(register.name)
@@ -315,10 +337,12 @@ class Link:
         self._dispatcher.connected(name, connection)
         reader = asyncio.create_task(self._read(name, member, connection, requests), name=f"read {name}")
         try:
-            async for data in connection.outgoing():
-                self._count(self.bytes_sent, name, len(data), "sent", "stream")
-                yield data
+            connection.open(
+                context.write, lambda size: self._count(self.bytes_sent, name, size, "sent", "stream")
+            )
+            await connection.closed()
         finally:
+            connection.close()
             failure = reader.exception() if reader.done() and not reader.cancelled() else None
             reader.cancel()
             if isinstance(failure, Damaged):

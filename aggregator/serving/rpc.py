@@ -106,7 +106,8 @@ def service_handlers(
     says who made it; `room` whether there is any for an answer.
 
     A handler is called with the decoded request (an async iterator of them where the method streams)
-    and the call's context, and returns the response (is an async generator of them).
+    and the call's context, and returns the response (is an async generator of them). That of a `raw` method
+    reads and writes bytes itself, by the request iterator and the context, and returns at the end.
     """
     services: dict[Service, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     drains, answers, arrivals = _Drains(), Answers(), Arrivals()
@@ -142,8 +143,6 @@ def _rpc_handler(
     room: AnswerRoom,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     def requests(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        if method.raw:
-            return raw
         sealed = method.request.sealed or bool(_told(context, SEALED_KEY))
         if method.streams_request:
             return _decoded(method, raw, sealed)
@@ -191,11 +190,14 @@ def _rpc_handler(
     async def stream(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         try:
             with guard(method, context) as served:
+                if method.raw:
+                    await handler(raw, context)
+                    return
                 asked = raw if method.streams_request else await arrived(raw, context)
                 async with contextlib.aclosing(handler(requests(asked, context), context)) as responses:
                     del asked
                     async for response in responses:
-                        data = response if method.raw else method.response.encode(response)
+                        data = method.response.encode(response)
                         del response  # it may be long until the other side has taken the bytes
                         served.away()
                         yield data

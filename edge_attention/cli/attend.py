@@ -157,7 +157,7 @@ def _print(name: str, answer: Answer, queries: int, output: Path | None) -> None
         f"{answer.tokens:,} tokens, standing on positions {stretches(answer.coverage)} ({covered:,} tokens)"
     )
     for gap in answer.missing:
-        say(f"missing: positions {stretches([gap.tokens])} on {', '.join(gap.holders)}: {gap.reason}")
+        say(f"missing: positions {stretches(gap.stretches)} on {', '.join(gap.holders)}: {gap.reason}")
     if answer.bound is not None:
         kind = "tight" if answer.bound.tight else "from the norms of the keys"
         say(f"no element is off by more than {answer.bound.error.max(initial=0):.3g} ({kind})")
@@ -165,7 +165,7 @@ def _print(name: str, answer: Answer, queries: int, output: Path | None) -> None
         say("no bound on the error can be given")
     held: dict[str, int] = {}
     for shard in answer.shards:
-        held[shard.node] = held.get(shard.node, 0) + len(shard.tokens)
+        held[shard.node] = held.get(shard.node, 0) + shard.count
     print_table(
         ("node", "tokens", "mass, mean", "smallest", "largest"),
         (

@@ -194,8 +194,8 @@ def _print_context(context: Context) -> None:
             (
                 (
                     s.id,
-                    stretches([s.tokens]),
-                    len(s.tokens),
+                    stretches(s.stretches),
+                    s.count,
                     ", ".join(s.holders),
                     ", ".join(s.live) or "none",
                 )

@@ -100,9 +100,16 @@ def size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
+STRETCHES = 20
+"""Ranges of positions that are named; of more the rest are counted."""
+
+
 def stretches(ranges: Iterable[range]) -> str:
-    """`0-999, 2000-2999`: the positions, first and last of each range."""
-    return ", ".join(f"{r.start}-{r.stop - 1}" for r in ranges if r) or "none"
+    """`0-999, 2000-2999`: the positions, first and last of each range; of very many only some."""
+    some = [f"{r.start}-{r.stop - 1}" for r in ranges if r]
+    if len(some) > STRETCHES:
+        some[STRETCHES - 2 : -1] = [f"and {len(some) - STRETCHES + 1:,} more"]
+    return ", ".join(some) or "none"
 
 
 def waiting(what: str) -> str:

@@ -72,8 +72,8 @@ def join(parts: Sequence[AttendResponse], client_seconds: float) -> Answer:
         mass[shard.node] = mass[shard.node] + shard.mass if shard.node in mass else shard.mass
     missing = tuple({gap.shard: gap for part in parts for gap in part.missing}.values())
     covered = joined(stretch for part in parts for stretch in part.coverage)
-    for gap in missing:
-        covered = _without(covered, gap.tokens)
+    if len(parts) > 1:  # what one of them lacks the whole does not stand on
+        covered = _without(covered, joined(stretch for gap in missing for stretch in gap.stretches))
     seconds: dict[str, float] = {}
     for part in parts:
         for stage, spent in part.seconds.items():
@@ -94,13 +94,21 @@ def join(parts: Sequence[AttendResponse], client_seconds: float) -> Answer:
     )
 
 
-def _without(ranges: tuple[range, ...], gap: range) -> tuple[range, ...]:
-    pieces = (
-        piece
-        for r in ranges
-        for piece in (range(r.start, min(r.stop, gap.start)), range(max(r.start, gap.stop), r.stop))
-    )
-    return joined(pieces)
+def _without(ranges: tuple[range, ...], gaps: tuple[range, ...]) -> tuple[range, ...]:
+    """`ranges` less `gaps`, both in order and apart."""
+    left: list[range] = []
+    at = 0
+    for whole in ranges:
+        while at < len(gaps) and gaps[at].stop <= whole.start:
+            at += 1
+        start, ahead = whole.start, at
+        while ahead < len(gaps) and gaps[ahead].start < whole.stop:
+            left.append(range(start, max(start, gaps[ahead].start)))
+            start = gaps[ahead].stop
+            ahead += 1
+        at = max(at, ahead - 1)  # the last of them may reach into the next
+        left.append(range(start, max(start, whole.stop)))
+    return tuple(part for part in left if part)
 
 
 def _array(part: AttendResponse) -> Float32:

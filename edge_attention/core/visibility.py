@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.positions import Positions
 from edge_attention.core.tensors import Int64
 
 
@@ -62,10 +63,12 @@ def visible(tokens: int, positions: Int64, *, causal: bool = False, window: int 
     return Visibility(np.minimum(start, stop), stop)
 
 
-def of_segment(view: Visibility, segment: range, tile: int) -> SegmentView | None:
-    """What the queries see of `segment`, kept in tiles of `tile` tokens; None if they see nothing of it."""
-    lo = np.clip(view.start - segment.start, 0, len(segment))
-    hi = np.clip(view.stop - segment.start, 0, len(segment))
+def of_segment(view: Visibility, segment: Positions, tile: int) -> SegmentView | None:
+    """What the queries see of `segment`, kept in tiles of `tile` tokens; None if they see nothing of it.
+
+    Also of a segment whose positions are not one range it is one range of the tokens stored: they ascend.
+    """
+    lo, hi = segment.before(view.start), segment.before(view.stop)
     some = hi > lo
     if not some.any():
         return None

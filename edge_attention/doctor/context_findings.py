@@ -20,7 +20,7 @@ def coverage(context: Context) -> Finding:
     thin = [
         segment for segment in context.segments if segment.live and len(segment.live) < len(segment.holders)
     ]
-    lost = sum(len(segment.tokens) for segment in dead)
+    lost = sum(segment.count for segment in dead)
     data = {"tokens": context.tokens, "lost": lost, "segments": len(context.segments)}
     if not context.segments:
         return ok("coverage", subject, "holds no tokens yet", **data)
@@ -31,7 +31,7 @@ def coverage(context: Context) -> Finding:
         return failed("coverage", subject, said, fix, holders=away, **data)
     if thin:
         away = sorted({name for segment in thin for name in set(segment.holders) - set(segment.live)})
-        tokens = sum(len(segment.tokens) for segment in thin)
+        tokens = sum(segment.count for segment in thin)
         said = f"{tokens:,} of {context.tokens:,} tokens lack a replica: {', '.join(away)} is away"
         fix = "start it again: one more node away, and answers are partial"
         return warning("coverage", subject, said, fix, holders=away, **data)
@@ -43,7 +43,7 @@ def placed(context: Context) -> dict[str, int]:
     """Bytes of the context on each holder; memory is taken by whole tiles."""
     found: dict[str, int] = {}
     for segment in context.segments:
-        tiles = -(-len(segment.tokens) // TILE)
+        tiles = -(-segment.count // TILE)
         for name in segment.holders:
             found[name] = found.get(name, 0) + tiles * TILE * context.spec.token_bytes
     return found

@@ -145,7 +145,8 @@ async def attends(
     for node in sorted(placed, key=lambda n: -placed[n])[:MOST_NODES]:
         # With replicas a holder is chosen, of equals the first.
         held = [s for s in context.segments if node in s.live]
-        parts[node] = _parts(max(held, key=lambda s: (s.live[0] == node, len(s.tokens))).tokens)
+        best = max(held, key=lambda s: (s.live[0] == node, max(map(len, s.stretches))))
+        parts[node] = _parts(max(best.stretches, key=len))
     whole: list[Answer] = []
     alone: dict[tuple[str, int], list[Answer]] = {}
     # In turns: what else the machines do meanwhile slows all alike, and no part is in the caches each time.
@@ -183,7 +184,7 @@ def _by_node(answer: Answer) -> dict[str, int]:
     """Tokens each node answered for."""
     found: dict[str, int] = {}
     for shard in answer.shards:
-        found[shard.node] = found.get(shard.node, 0) + len(shard.tokens)
+        found[shard.node] = found.get(shard.node, 0) + shard.count
     return found
 
 

@@ -46,7 +46,7 @@ class Session(Protocol):
 
 
 class Counts(Protocol):
-    """See `edge_node.cell.host.Counts`."""
+    """See `edge_node.cell.counts.Counts`."""
 
     @property
     def started(self) -> int: ...

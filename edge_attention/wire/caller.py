@@ -7,7 +7,6 @@ connection has died, and finding out why nobody can be reached.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import secrets
 import time
@@ -30,6 +29,7 @@ from edge_attention.wire import checksum
 from edge_attention.wire.errors import from_rpc
 from edge_attention.wire.lines import QUIET_PART, QUIET_SECONDS, STREAM_QUIET_SECONDS, Line, Lines, Open
 from edge_attention.wire.methods import REQUEST_KEY, SEALED_KEY, AnyMethod, Method
+from edge_attention.wire.writer import Writer
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -295,12 +295,9 @@ class Duplex(Generic[Q, R]):
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             raise await self._error(error) from None
 
-    async def write_all(self, requests: asyncio.Queue[Q | None]) -> None:
-        """Write what comes through the queue, until None. The reading side tells of an error."""
-        with contextlib.suppress(EdgeAttentionError):
-            while (request := await requests.get()) is not None:
-                await self.write(request)
-            await self.done_writing()
+    def writer(self, next: Callable[[], bytes | None], written: Callable[[int], None]) -> Writer:
+        """Writes what `next` gives, encoded, in place of `write`. The reading side tells of errors."""
+        return Writer(self._raw.write, next, written)
 
     async def __aiter__(self) -> AsyncIterator[R]:
         try:

@@ -46,6 +46,7 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.tensors import Array, Encoded
 from edge_attention.wire import checksum
+from edge_attention.wire.parts import Counter, Malformed
 from edge_attention.wire.tensors import decode_range, decode_tensor, encode_range, encode_tensor
 
 T = TypeVar("T")
@@ -55,15 +56,22 @@ MESSAGE_LIMIT = 4 * 1024 * 1024
 
 PARTS = 1 << 22
 """What a message may be made of, as decoding takes time for it: each message in a list of it counts
-_MESSAGE_PARTS, each text 1. Of two bytes each there would be two million, and the event loop held a minute.
+_MESSAGE_PARTS, each text and number 1. Of two bytes each there would be two million, and the event loop held
+a minute.
 """
 _MESSAGE_PARTS = 16
+FIELDS = 1 << 16
+"""Fields of a message that a peer sends to a daemon, those of the messages in it included: more are not read
+at all. The most that is sent, by a node that registers with 16,384 sequences, is 50,000."""
+_FEW_BYTES = 64 * 1024
+"""A message of no more bytes needs no counting before it is read."""
 
 
 class Codec(Generic[T]):
     """Converts `T` to bytes and back. `variants` maps a class to its field, where `T` is a union.
 
-    `limit`: bytes of it at most. `parts`: see PARTS; few where it is a stranger who sends it.
+    `limit`: bytes of it at most. `parts`: see PARTS; few where it is a stranger who sends it. `fields`: see
+    FIELDS; None: any number.
     `sealed`: what comes without a checksum is refused, too. So it is where both ends are ours: damage to the
     checksum's own tag must not switch it off.
 
@@ -79,9 +87,11 @@ class Codec(Generic[T]):
         sealed: bool = False,
         limit: int = MESSAGE_LIMIT,
         parts: int = PARTS,
+        fields: int | None = None,
     ) -> None:
         self.cls = cls
-        self._limit, self._parts = limit, parts
+        self._limit, self._parts, self._most_fields = limit, parts, fields
+        self._counter = Counter(message.DESCRIPTOR)
         self._message = message
         self._checked = checksum.FIELD in message.DESCRIPTOR.fields_by_name
         if sealed and not self._checked:
@@ -131,8 +141,10 @@ class Codec(Generic[T]):
         if not whole and (self.sealed if sealed is None else sealed):
             raise self._damaged(data)
         try:
+            if self._most_fields is not None and len(data) > _FEW_BYTES:
+                self._count(data, self._most_fields)
             message = self._message.FromString(data)
-        except DecodeError:
+        except (DecodeError, Malformed):
             raise InvalidArgument(f"these {len(data):,} bytes are not a {self._what}") from None
         if not whole and message.HasField(checksum.FIELD):
             raise self._damaged(data)
@@ -148,6 +160,13 @@ class Codec(Generic[T]):
             raise
         except Exception as error:
             raise InvalidArgument(f"the {self._what} cannot be read: {type(error).__name__}") from error
+
+    def _count(self, data: bytes, most: int) -> None:
+        """Raises MessageTooLarge, Malformed."""
+        if not self._counter.passes(data, most):
+            raise MessageTooLarge(
+                f"the {self._what} has too many parts: over {most:,} fields (FIELDS); split it in several"
+            )
 
     def _damaged(self, data: bytes) -> Damaged:
         why = "has no checksum, or it" if checksum.lacking(data) else "has a wrong checksum: it"
@@ -170,6 +189,12 @@ def _counted(found: Any, each: int) -> Any:
             "split it in several calls"
         )
     return found
+
+
+def require_readable(found: Any) -> None:
+    """Raises MessageTooLarge if `found`, messages of one that is being read, are more than it may have."""
+    if _MESSAGE_PARTS * len(found) > _decoding.left:
+        _counted(found, _MESSAGE_PARTS)
 
 
 Fill = Callable[[Any, Any], None]
@@ -278,10 +303,9 @@ def _field(name: str, hint: Any) -> tuple[Fill, Read]:
 def repeated(name: str, hint: Any) -> tuple[Fill, Read]:
     """The pair for a repeated field of elements of type `hint`."""
     if hint in (int, float, str, bool, bytes):
-        each = 1 if hint in (str, bytes) else 0
         return (
             lambda message, value: getattr(message, name).extend(value),
-            lambda message: tuple(_counted(getattr(message, name), each)),
+            lambda message: tuple(_counted(getattr(message, name), 1)),
         )
     fill, read = _message(hint)
 

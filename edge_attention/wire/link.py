@@ -37,9 +37,10 @@ from edge_attention.core.messages.program import (
     Value,
 )
 from edge_attention.wire import codec
-from edge_attention.wire.codec import Codec
+from edge_attention.wire.codec import FIELDS, Codec
 from edge_attention.wire.frames import FrameCodec
 from edge_attention.wire.methods import Method, Service
+from edge_attention.wire.parts import Counter, Malformed
 from edge_attention.wire.task_frames import ContributionCodec, ProgramCodec
 from edge_attention.wire.tensors import decode_range, decode_tensor, encode_range, encode_tensor
 from protos.edge_attention.v1 import link_pb2, program_pb2
@@ -105,6 +106,7 @@ def _put_instructions(message: Any, value: tuple[Instruction, ...]) -> None:
 
 def _get_instructions(message: Any) -> tuple[Instruction, ...]:
     """The same on the other side: instructions are frozen and their arrays read-only, so tasks share them."""
+    codec.require_readable(message.instructions)
     # With their number: an empty one, which is refused, adds nothing else.
     parts = [part.SerializeToString(deterministic=True) for part in message.instructions]
     key = b"%d " % len(parts) + b"".join(parts)
@@ -127,6 +129,7 @@ from_node: Codec[FromNode] = ContributionCodec(
     {Register: "register", Heartbeat: "heartbeat", Contribution: "contribution", Credit: "credit"},
     sealed=True,
     parts=1 << 19,
+    fields=FIELDS,
 )
 to_node: Codec[ToNode] = ProgramCodec(
     ToNode,
@@ -139,6 +142,8 @@ to_node: Codec[ToNode] = ProgramCodec(
         Credit: "credit",
     },
     sealed=True,
+    parts=1 << 18,
+    fields=FIELDS,
     block=_block,
 )
 
@@ -153,9 +158,14 @@ DOWNLOAD = Method(LINK, "Download", download_request, download_chunk, streams_re
 UPLOAD = Method(LINK, "Upload", upload_chunk, upload_response, streams_request=True)
 
 
+_counter = Counter(link_pb2.ConnectRequest.DESCRIPTOR)
+
+
 def task_of(data: bytes) -> str:
     """The task a message from a node speaks of, though the rest of it be damaged; "" if it cannot be told."""
     try:
+        if not _counter.passes(data, FIELDS):
+            return ""
         return str(link_pb2.ConnectRequest.FromString(data).contribution.task_id)
-    except DecodeError:
+    except (DecodeError, Malformed):
         return ""

@@ -53,7 +53,7 @@ class Service:
 class Method(Generic[Q, R]):
     """One method: request `Q`, response `R`; either side may be a stream.
 
-    The server's handler of a `raw` method takes and gives bytes: it decodes message by message. What a call
+    The server's handler of a `raw` method reads and writes bytes itself, message by message. What a call
     of one that `changes` something does is not done twice: the server keeps its answer
     (aggregator/serving/answers.py).
     """

@@ -12,7 +12,7 @@ from edge_attention.core.messages import attention, fleet
 from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.link import DownloadRequest, UploadChunk
 from edge_attention.core.messages.training import TrainingRound, TrainingRun
-from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
+from edge_attention.wire.codec import FIELDS, MESSAGE_LIMIT, Codec
 from edge_attention.wire.frames import FrameCodec
 from edge_attention.wire.link import download_chunk, upload_response
 from edge_attention.wire.methods import Method, Service
@@ -50,7 +50,9 @@ def _method(
     return Method(
         service,
         name,
-        Codec[Q](request, getattr(messages, f"{name}Request"), limit=limit, parts=REQUEST_PARTS),
+        Codec[Q](
+            request, getattr(messages, f"{name}Request"), limit=limit, parts=REQUEST_PARTS, fields=FIELDS
+        ),
         Codec[R](response, getattr(messages, f"{name}Response"), sealed=True),
         streams_request,
         streams_response,

@@ -1,8 +1,4 @@
-"""The daemon's side of the cells: gives graphs to them, has answers of them, and performs what is decided.
-
-Two cells: one for runs that read something private, one for those that do not. A cell that was taken over
-must not put what it saw of the first kind into an answer of the second, which may leave.
-"""
+"""The daemon's side of a cell: gives graphs to it, has answers of it, and performs what is decided."""
 
 from __future__ import annotations
 
@@ -13,9 +9,7 @@ import os
 import select
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from edge_attention.core.errors import EdgeAttentionError
@@ -23,6 +17,7 @@ from edge_attention.core.tensors import Array
 from edge_attention.core.transitions import told
 from edge_node.cell.calls import Gone, GraphFile, Known, Stoppable, load, run
 from edge_node.cell.confinement import OPEN
+from edge_node.cell.counts import Counts
 from edge_node.cell.messages import Channel, Nonsense
 from edge_node.cell.process import CellProcess, Settings, signal_name
 from edge_node.cell.refused_graphs import RefusedGraphs
@@ -31,29 +26,12 @@ from edge_node.sessions import require_feeds
 
 log = logging.getLogger(__name__)
 
-LANES = 4
-"""Graphs a cell runs at a time."""
 GRAPHS = 64
 """Graphs a cell has loaded at a time; those least recently used go first."""
 
 
-@dataclass
-class Counts:
-    """What happened to cells so far.
-
-    `died`: by the signal that ended one, or `exit`; those that were ended for a reason count, those that were
-    idle do not. `seconds`: that tasks waited for cells.
-    """
-
-    started: int = 0
-    died: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-    running: int = 0
-    refused: int = 0
-
-
 class Cell:
-    """One of them. `run` may be called by any number of threads."""
+    """One of a node's cells. `run` may be called by any number of threads."""
 
     def __init__(
         self,
@@ -315,38 +293,3 @@ class Cell:
             level = logging.WARNING if report.startswith(OPEN) else logging.INFO
             log.log(level, "the %s cell is process %d, shut in by: %s", self._name, process.pid, report)
             self._tell(self._state.ready, self._clock())
-
-
-class Cells:
-    """The two of them, each started when it is first needed."""
-
-    def __init__(self, provider: str, threads: int, limit: int, graphs: RefusedGraphs) -> None:
-        settings = Settings(provider, threads, limit, LANES)
-        self.graphs = graphs
-        self.private, self.public = Cell("private", settings, graphs), Cell("public", settings, graphs)
-
-    def run(
-        self,
-        graph: GraphFile,
-        feeds: Mapping[str, Array],
-        outputs: Sequence[str],
-        stop: Stoppable,
-        private: bool,
-    ) -> list[Array]:
-        """See Cell.run; `private`: something that is fed in is."""
-        return (self.private if private else self.public).run(graph, feeds, outputs, stop)
-
-    def counts(self) -> Counts:
-        """What both cells have counted, how many run, and how many graphs are refused now."""
-        both = (self.private, self.public)
-        return Counts(
-            sum(cell.counts.started for cell in both),
-            sum((cell.counts.died for cell in both), Counter()),
-            sum(cell.counts.seconds for cell in both),
-            sum(cell.pid is not None for cell in both),
-            self.graphs.refused,
-        )
-
-    def close(self) -> None:
-        for cell in (self.private, self.public):
-            cell.close()

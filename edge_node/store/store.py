@@ -7,7 +7,7 @@ import math
 import mmap
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory, Overtaken
@@ -66,6 +66,7 @@ class Store:
         self._apart = 0
         self._files = files
         self._held: dict[str, Held] = {}
+        self._tasks_names = 0
         self._sequences: dict[str, Sequence] = {}
         self._bytes: Counter[str] = Counter()
         self._lock = threading.RLock()
@@ -136,24 +137,43 @@ class Store:
 
         Raises InvalidProgram (a sequence is called so), InvalidTensor (of no use here), OutOfMemory.
         """
-        DataType.of(array.dtype, name)
-        if array.ndim > MAX_RANK:
-            raise InvalidTensor(f"{name} has {array.ndim} dimensions; the limit is {MAX_RANK}")
         with self._lock:
             if name in self._sequences:
                 raise InvalidProgram(f"{name} is a sequence: drop it before storing another tensor there")
-            if name not in self._held and len(self._held) >= _MAX_NAMES:
-                raise InvalidProgram(f"{name}: this node stores {_MAX_NAMES} tensors already, the limit")
-            held, before = Held(array, origin), self._held.get(name)
-            freed = before.nbytes if before is not None and before.chosen == held.chosen else 0
-            if (more := held.nbytes - freed) > 0:
-                self.require(more, name, held.chosen)
+            held = Held(array, origin)
+            self._replace(name, held, self._held.get(name))
             if self._files is not None and KEPT in name:
                 self._unsaved.add(name)
-            if before is not None:
-                self._count(name, -before.nbytes, before.chosen)
             self._held[name] = held
-            self._count(name, held.nbytes, held.chosen)
+
+    def count(self, name: str, held: Held, before: Held | None = None) -> None:
+        """Count a tensor that a task keeps (task_tensors.py), in place of `before`. Raises as `put`."""
+        with self._lock:
+            self._replace("task/", held, before, name)
+            self._tasks_names += before is None
+
+    def uncount(self, held: Collection[Held]) -> None:
+        """A task keeps these no longer."""
+        with self._lock:
+            self._tasks_names -= len(held)
+            for one in held:
+                self._count("task/", -one.nbytes, one.chosen)
+
+    def _replace(self, name: str, held: Held, before: Held | None, shown: str = "") -> None:
+        """Count `held` and not `before` any more, if that may be stored. `shown`: what errors call it."""
+        array, what = held.array, shown or name
+        DataType.of(array.dtype, what)
+        if array.ndim > MAX_RANK:
+            raise InvalidTensor(f"{what} has {array.ndim} dimensions; the limit is {MAX_RANK}")
+        if before is None and len(self._held) + self._tasks_names >= _MAX_NAMES:
+            raise InvalidProgram(f"{what}: this node stores {_MAX_NAMES} tensors already, the limit")
+        size, freed = held.nbytes, 0 if before is None else before.nbytes
+        alike = before is not None and before.chosen == held.chosen
+        if (more := size - freed if alike else size) > 0:
+            self.require(more, what, held.chosen)
+        if before is not None:
+            self._count(name, -freed, before.chosen)
+        self._count(name, size, held.chosen)
 
     def get(self, name: str, tiles: range | None = None) -> Held:
         """The tensor `name`: of a sequence a view [tiles, heads, tile, dim] of the tiles asked for or in use.
@@ -327,7 +347,8 @@ class Store:
                 if files is not None:
                     sequence = Sequence.kept(*files.create(name, layout, size), files)
                 else:
-                    sequence = Sequence(tiles_of(mmap.mmap(-1, size, _ANONYMOUS), layout))
+                    memory = mmap.mmap(-1, size, _ANONYMOUS)
+                    sequence = Sequence(tiles_of(memory, layout), memory=memory)
                 self._sequences[name] = sequence
                 return sequence
             except (OSError, ValueError, OverflowError) as error:
@@ -369,6 +390,7 @@ class Store:
                 raise OutOfMemory(f"{name} cannot grow past the {len(sequence.tiles)} tiles reserved")
             sequence.counted += more
             self._count(name, more)
+            sequence.about_to_grow()
 
     def _settle(self, name: str, sequence: Sequence) -> None:
         """After an append, or one that failed: what is not used does not count."""

@@ -490,7 +490,11 @@ def test_what_queries_see_of_many_segments_is_bounded_too():
     ):
         require_attend(context, request)
     plan = SimpleNamespace(
-        shape=(4, 2, 4), parts=dict.fromkeys(range(1000)), encoding=attend_plan.Encoding.RAW, tokens=9
+        shape=(4, 2, 4),
+        parts=dict.fromkeys(range(1000)),
+        encoding=attend_plan.Encoding.RAW,
+        tokens=9,
+        stretches=1000,
     )
     assert require_answer(context, request, plan) == attention.attend_bytes(SPEC, 4, 1000)
 

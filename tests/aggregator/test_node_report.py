@@ -26,7 +26,7 @@ class Store:
 
 
 class Session:
-    phase, reconnects, tasks = "registered", 2, 1
+    registered, reconnects, tasks = True, 2, 1
 
 
 def report():

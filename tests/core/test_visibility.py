@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.positions import Positions
 from edge_attention.core.visibility import of_segment, visible
 
 positions_of = st.lists(
@@ -54,7 +55,7 @@ def test_segments_in_tiles_see_the_same_and_no_more(tokens, positions, causal, w
     edges = [0, *sorted(min(c, tokens) for c in cuts), tokens]
     have = np.zeros((len(positions), tokens), bool)
     for a, b in itertools.pairwise(edges):
-        part = of_segment(view, range(a, b), tile)
+        part = of_segment(view, Positions.of(range(a, b)), tile) if b > a else None
         if part is None:
             continue
         stored = -(-(b - a) // tile)
@@ -90,4 +91,30 @@ def test_negative_positions_are_refused():
 def test_no_queries_see_nothing():
     view = visible(10, np.array([], np.int64), causal=True)
     assert view.start.shape == view.stop.shape == (0,)
-    assert of_segment(view, range(0, 10), 4) is None
+    assert of_segment(view, Positions.of(range(0, 10)), 4) is None
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=50),
+    positions_of,
+    st.booleans(),
+    windows,
+    st.integers(1, 9),
+)
+def test_segments_appended_to_in_turn_see_the_same_and_no_more(owners, positions, causal, window, tile):
+    """Token i belongs to segment owners[i]: whatever the turns, each sees one range of what it stores."""
+    tokens = len(owners)
+    view = visible(tokens, np.array(positions, np.int64), causal=causal, window=window)
+    have = np.zeros((len(positions), tokens), bool)
+    for owner in set(owners):
+        mine = [p for p in range(tokens) if owners[p] == owner]
+        segment = Positions.of(range(mine[0], mine[0] + 1))
+        for p in mine[1:]:
+            segment = segment.and_(range(p, p + 1))
+        part = of_segment(view, segment, tile)
+        for query in range(len(positions) if part is not None else 0):
+            first = part.tiles.start * tile
+            stored = range(first + part.lo[query], first + part.hi[query])
+            assert stored.stop <= len(mine) or not stored
+            have[query, [mine[i] for i in stored]] = True
+    np.testing.assert_array_equal(have, mask(tokens, positions, causal, window))

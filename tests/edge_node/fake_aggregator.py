@@ -85,7 +85,7 @@ class FakeAggregator:
         self._changed.set()
         try:
             while (data := await outgoing.get()) is not None:
-                yield data
+                await context.write(data)
         finally:
             reader.cancel()
 

@@ -29,6 +29,7 @@ from edge_attention.core.errors import (
 )
 from edge_attention.graphs import reading
 from edge_node import shared_memory
+from edge_node.cell import cells
 from edge_node.cell import host as cell_host
 from edge_node.cell import process as cell_process
 from edge_node.cell import state as cell_state
@@ -242,8 +243,8 @@ def test_a_cell_has_nothing_of_the_daemon_but_what_it_is_handed(runtime, monkeyp
         # From outside and as root everything can be seen; a box that allows less shows nothing here.
         held = sorted(os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
     assert [name for name in held if not name.startswith("socket:")][:2] == ["/dev/null", "/dev/null"]
-    assert sum(name.startswith("socket:") for name in held) == 1 + cell_host.LANES
-    assert len(held) == 4 + cell_host.LANES
+    assert sum(name.startswith("socket:") for name in held) == 1 + cells.LANES
+    assert len(held) == 4 + cells.LANES
     assert b"eaj_secret" not in Path(f"/proc/{pid}/environ").read_bytes()
     status = Path(f"/proc/{pid}/status").read_text()
     assert "NoNewPrivs:\t1" in status

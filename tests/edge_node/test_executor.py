@@ -21,6 +21,7 @@ from edge_node.store.store import Origin, Store
 
 DOUBLED, _ = small_graphs.doubled()
 X = np.array([[1, 2], [3, 4]], np.float32)
+RUN_TO_S = Run(DOUBLED, {"x": Stored("task/y")}, {"y": "task/s"})
 RUN = Run(DOUBLED, {"x": Stored("task/x")}, {"y": "task/y", "z": "task/z"})
 
 
@@ -85,6 +86,35 @@ def test_tasks_do_not_see_each_other(node, graphs):
     np.testing.assert_array_equal(first.tensors["x"], X)
     np.testing.assert_array_equal(second.tensors["x"], -X)
     assert node.store.used == 0
+
+
+def test_a_task_has_sequences_of_its_own_beside_its_tensors(node, graphs):
+    tokens, grow = np.ones((3, 1, 2), np.float32), Append("task/s", Stored("task/x"), tile=4)
+
+    def task(serial, *instructions):
+        given = {"task/x": serial * tokens}
+        return Execution(program(*instructions, tensors=given), node, graphs, serial=serial).contributions()
+
+    one, two = (task(serial, grow, Return("task/s", "s"), grow, Return("task/s", "s")) for serial in (1, 2))
+    for first, second in zip(one, two, strict=True):
+        assert first.tensors["s"].max() == 1
+        assert second.tensors["s"].max() == 2
+    assert not node.store.sequences()
+    (last,) = task(3, grow, Drop(("task/s",)), Return("task/s", "s"))
+    assert "nothing called 'task/s'" in failed([last])[1]
+    both = ("is a sequence", (grow, RUN_TO_S)), ("is a tensor and no sequence", (RUN_TO_S, grow))
+    for text, steps in both:
+        name, message = failed(run(node, graphs, *steps, tensors={"task/x": tokens, "task/y": X}))
+        assert (name, text in message) == ("InvalidProgram", True), message
+    (last,) = run(
+        node,
+        graphs,
+        *(grow, Drop(("task/s",)), RUN_TO_S, Return("task/s", "s")),
+        tensors={"task/x": tokens, "task/y": X},
+    )[-1:]
+    np.testing.assert_array_equal(last.tensors["s"], 2 * X)
+    assert node.store.used == 0
+    assert not node.store.sequences()
 
 
 def test_other_scopes_stay_until_they_are_dropped(node, graphs):

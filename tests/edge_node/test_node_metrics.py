@@ -12,7 +12,7 @@ from edge_attention.core.messages.link import Register
 from edge_attention.core.messages.program import Contribution, Fault
 from edge_attention.metrics.common import serve
 from edge_attention.metrics.node import REPORT_LIMIT, REPORT_SECONDS, NodeMetrics
-from edge_node.cell.host import Counts
+from edge_node.cell.counts import Counts
 from edge_node.session import Session, SessionPhase
 from edge_node.store.store import Store
 

@@ -78,7 +78,7 @@ def told(node, graphs, *instructions, **fields):
 
 
 def report(node):
-    session = SimpleNamespace(phase="registered", reconnects=0, tasks=0)
+    session = SimpleNamespace(registered=True, reconnects=0, tasks=0)
     lines = NodeMetrics(node.store, session, "cpu", 1, quiet=True).report(0.0).splitlines()
     return tuple(lines)
 

@@ -51,9 +51,10 @@ def test_the_connect_handler_gets_bytes_so_that_a_damaged_message_does_not_end_t
     async def connect(requests, context):
         async for data in requests:
             try:
-                yield link.to_node.encode(HeartbeatAck(link.from_node.decode(data).number))
+                answer = HeartbeatAck(link.from_node.decode(data).number)
             except EdgeAttentionError:
-                yield link.to_node.encode(HeartbeatAck(999))
+                answer = HeartbeatAck(999)
+            await context.write(link.to_node.encode(answer))
 
     async def test() -> None:
         server = grpc.aio.server()

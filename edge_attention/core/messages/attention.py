@@ -84,14 +84,43 @@ def attend_bytes(spec: ContextSpec, queries: int, segments: int) -> int:
     return queries * (4 * spec.query_heads * floats + 16 * segments)
 
 
+class _Placed:
+    """What has positions in a context, which need not be one range."""
+
+    tokens: range
+    count: int
+    bounds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.count == 0:  # not said on the wire
+            object.__setattr__(self, "count", len(self.tokens))
+
+    @property
+    def stretches(self) -> tuple[range, ...]:
+        """Its positions, as far as they were told."""
+        if not self.bounds:
+            return (self.tokens,)
+        return tuple(map(range, self.bounds[::2], self.bounds[1::2]))
+
+
 @dataclass(frozen=True)
-class Segment:
-    """Consecutive tokens of a context, the nodes that hold them, and those of them reachable now."""
+class Segment(_Placed):
+    """Tokens of a context in order of position, the nodes that hold them, and those of them reachable now.
+
+    Attributes:
+        tokens: from its first position to past its last. Where appends went to nodes in turn, others have
+            positions in between.
+        count: how many tokens it has.
+        bounds: of each range of its positions the first and the one past its last, if they are more than one
+            and were asked for: `stretches` are these ranges.
+    """
 
     id: str
     tokens: range
     holders: tuple[str, ...]
     live: tuple[str, ...] = ()
+    count: int = 0
+    bounds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,12 +190,20 @@ class AttendRequest:
 
 @dataclass(frozen=True, eq=False)
 class ShardMass:
-    """exp(lse_shard - lse), float32 [queries, query_heads]: the share of attention a shard received."""
+    """exp(lse_shard - lse), float32 [queries, query_heads]: the share of attention a shard received.
+
+    `tokens`, `count`: as a segment's.
+    """
 
     shard: str
     node: str
     tokens: range
     mass: Array
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count == 0:  # not said on the wire
+            object.__setattr__(self, "count", len(self.tokens))
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,13 +215,15 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Missing:
-    """A shard the answer does not stand on, and why."""
+class Missing(_Placed):
+    """A shard the answer does not stand on, and why. `tokens`, `count`, `stretches`: as a segment's."""
 
     shard: str
     tokens: range
     holders: tuple[str, ...]
     reason: str
+    count: int = 0
+    bounds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

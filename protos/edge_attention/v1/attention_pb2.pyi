@@ -134,15 +134,25 @@ Global___Context: _TypeAlias = Context  # noqa: Y015
 
 @_typing.final
 class Segment(_message.Message):
+    """Tokens that are stored one after another, in order of position. Where appends went to nodes in turn, other
+    segments have tokens between them.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     HOLDERS_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    BOUNDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    count: _builtins.int
+    """How many tokens it has; 0, of an earlier aggregator: all of that range."""
     @_builtins.property
-    def tokens(self) -> _tensor_pb2.Range: ...
+    def tokens(self) -> _tensor_pb2.Range:
+        """From its first position to past its last."""
+
     @_builtins.property
     def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the nodes that hold it."""
@@ -151,6 +161,12 @@ class Segment(_message.Message):
     def live(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Those of them that can be asked now."""
 
+    @_builtins.property
+    def bounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only in DescribeContext, where its positions are not one range: of each range the first position and the one
+        past its last, one range after the other.
+        """
+
     def __init__(
         self,
         *,
@@ -158,10 +174,12 @@ class Segment(_message.Message):
         tokens: _tensor_pb2.Range | None = ...,
         holders: _abc.Iterable[_builtins.str] | None = ...,
         live: _abc.Iterable[_builtins.str] | None = ...,
+        count: _builtins.int = ...,
+        bounds: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holders", b"holders", "id", b"id", "live", b"live", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "count", b"count", "holders", b"holders", "id", b"id", "live", b"live", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -540,11 +558,16 @@ class ShardMass(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     MASS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     node: _builtins.str
     """The node that answered."""
+    count: _builtins.int
+    """As Segment's."""
     @_builtins.property
-    def tokens(self) -> _tensor_pb2.Range: ...
+    def tokens(self) -> _tensor_pb2.Range:
+        """From its first position to past its last."""
+
     @_builtins.property
     def mass(self) -> _tensor_pb2.Tensor:
         """exp(lse_shard - lse), float32 [queries, query_heads]. The masses of an answer sum to 1."""
@@ -556,10 +579,11 @@ class ShardMass(_message.Message):
         node: _builtins.str = ...,
         tokens: _tensor_pb2.Range | None = ...,
         mass: _tensor_pb2.Tensor | None = ...,
+        count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mass", b"mass", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mass", b"mass", "node", b"node", "shard", b"shard", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "mass", b"mass", "node", b"node", "shard", b"shard", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -601,13 +625,21 @@ class Missing(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     HOLDERS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    BOUNDS_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     reason: _builtins.str
     """Why, for a person."""
+    count: _builtins.int
+    """As Segment's."""
     @_builtins.property
-    def tokens(self) -> _tensor_pb2.Range: ...
+    def tokens(self) -> _tensor_pb2.Range:
+        """From its first position to past its last."""
+
     @_builtins.property
     def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def bounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -615,10 +647,12 @@ class Missing(_message.Message):
         tokens: _tensor_pb2.Range | None = ...,
         holders: _abc.Iterable[_builtins.str] | None = ...,
         reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        bounds: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holders", b"holders", "reason", b"reason", "shard", b"shard", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "count", b"count", "holders", b"holders", "reason", b"reason", "shard", b"shard", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,6 +28,7 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.attention import AppendDatasetRequest, AttendRequest, ContextSpec
 from edge_attention.core.messages.program import Append, Drop, Fault
+from edge_attention.core.positions import joined
 from edge_node.store.sequence_files import Files
 from edge_node.store.store import Store
 
@@ -71,9 +72,8 @@ def test_appends_cut_anyhow_are_one_context(replicas):
             assert response.tokens == range(start, stop)
         await exact(house)
         context = house.contexts.get("c")
-        assert [s.tokens.stop for s in context.segments[:-1]] == [
-            s.tokens.start for s in context.segments[1:]
-        ]
+        assert joined([segment.positions for segment in context.segments]) == (range(1300),)
+        assert sum(segment.positions.count for segment in context.segments) == 1300
         assert all(len(segment.holders) == replicas for segment in context.segments)
         assert len(context.segments) < 10, "a token at a time does not make a segment each"
 

@@ -15,13 +15,14 @@ from edge_attention.core.bounds import Summary
 from edge_attention.core.errors import AlreadyExists, InvalidArgument, NotFound
 from edge_attention.core.messages.attention import ContextSpec
 from edge_attention.core.messages.link import PROTOCOL, Register, Sequence
+from edge_attention.core.positions import Positions
 
 SPEC = ContextSpec("c", 4, 2, 8, 8)
 
 
 def segment(id="s1", tokens=range(0, 10), holders=("a",)):
     summary = Summary(np.ones(2, np.float32), np.zeros((2, 8), np.float32), np.ones((2, 8), np.float32))
-    return StoredSegment(id, tokens, holders, summary)
+    return StoredSegment(id, Positions.of(tokens), holders, summary)
 
 
 def register(house, name, sequences):
@@ -38,7 +39,7 @@ def test_a_context_survives_the_process(tmp_path):
     with House(tmp_path) as house:
         again = house.contexts.get("c")
         assert (again.id, again.spec, again.tokens) == (context.id, SPEC, 40)
-        assert [(s.id, s.tokens, s.holders) for s in again.segments] == [
+        assert [(s.id, s.positions.hull, s.holders) for s in again.segments] == [
             ("s1", range(0, 10), ("a",)),
             ("s2", range(10, 40), ("a",)),
         ]
@@ -142,13 +143,13 @@ def test_a_commit_that_fails_changes_nothing(monkeypatch):
 def test_a_segment_is_stored_short_and_one_of_a_release_before_is_read():
     random = np.random.default_rng(0)
     arrays = [random.standard_normal(shape).astype(np.float32) for shape in ((2,), (2, 3), (2, 3))]
-    one = StoredSegment("s", range(10), ("a",), Summary(*arrays))
+    one = StoredSegment("s", Positions.of(range(10)), ("a",), Summary(*arrays))
     spec = json.loads(json.dumps(one.to_json()))
     lists = {name: array.tolist() for name, array in vars(one.summary).items()}
     before = {"tokens": [0, 10], "holders": ["a"], **lists}
     for stored in (spec, before):
         read = StoredSegment.from_json("s", stored)
-        assert (read.tokens, read.holders) == (range(10), ("a",))
+        assert (read.positions.stretches, read.holders) == ((range(10),), ("a",))
         for array, name in zip(arrays, ("key_norm", "value_min", "value_max"), strict=True):
             np.testing.assert_array_equal(getattr(read.summary, name), array)
     assert len(json.dumps(spec)) < 400

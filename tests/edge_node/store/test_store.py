@@ -206,6 +206,30 @@ def test_no_address_space_is_an_answer(monkeypatch):
 # On disk
 
 
+def flags_of(array):
+    """What the kernel has noted down of the memory an array is in (VmFlags of proc(5), smaps)."""
+    address, inside = array.ctypes.data, False
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        bounds = line.split(" ")[0].split("-")
+        if len(bounds) == 2 and all(set(bound) <= set("0123456789abcdef") for bound in bounds):
+            inside = int(bounds[0], 16) <= address < int(bounds[1], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError("the array is in no memory")
+
+
+@pytest.mark.skipif(
+    not pathlib.Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without large pages"
+)
+def test_long_sequences_have_large_pages_and_short_ones_do_not():
+    store, tile = Store(64 * MIB), np.ones((512, 4, 64), np.float32)  # half a MiB
+    for count, name in ((15, "context/short"), (17, "context/long")):
+        for _ in range(count):
+            store.append(name, tile, None, 512)
+        assert ("hg" in flags_of(store.get(name).array)) is (name == "context/long")
+        assert (store.get(name).array == 1).all()
+
+
 def reopened(store, folder, limit=MIB):
     """The store of the next process; this one was killed after its last task."""
     store.commit(store.sequences())
