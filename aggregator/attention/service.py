@@ -33,6 +33,8 @@ from edge_attention.wire import services
 CREATED = AuditLine("context_created", lambda q, r: {"context": q.spec.name})
 AT_ONCE = 4096
 """Segments and stretches of positions that are described without a thread."""
+MANY_PARTS = 256
+"""Masses, missing segments and stretches of an answer from which it is encoded in a thread."""
 
 DROPPED = AuditLine("context_dropped", lambda q, r: {"context": q.context})
 
@@ -115,11 +117,15 @@ class AttentionApi:
         with self._budgets.take(APPENDS, caller):
             return await self._appender.append_dataset(request, caller, _left(call, APPEND_SECONDS))
 
-    async def attend(self, request: attention.AttendRequest, call: Any) -> attention.AttendResponse:
+    async def attend(self, request: attention.AttendRequest, call: Any) -> attention.AttendResponse | bytes:
         caller = caller_of(call)
         size = request.queries.nbytes + (request.positions.nbytes if request.positions is not None else 0)
         with self._budgets.take(REQUEST_BYTES, caller, size):
-            return await self._attender.attend(request, caller, _left(call, math.inf))
+            response = await self._attender.attend(request, caller, _left(call, math.inf))
+        parts = len(response.mass) + len(response.missing) + len(response.coverage)
+        if parts < MANY_PARTS:
+            return response
+        return await asyncio.to_thread(services.ATTEND.response.encode, response)
 
     async def describe_context(
         self, request: attention.DescribeContextRequest, call: Any

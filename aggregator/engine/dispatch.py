@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 TOLD_SECONDS = 1.0
 """How an exchange came to a bad end is logged at most that often: of many at once, one."""
 
+AT_ONCE = 64
+"""Shards whose programs are made and encoded in one step of the loop: a few milliseconds."""
 POSTED = 4096
 """Tasks nobody waits for whose answers are known as such; then the oldest are forgotten."""
 
@@ -190,7 +192,10 @@ class Dispatcher:
             deadline_seconds, lambda: self._perform(running, exchange.deadline())
         )
         try:
-            self._perform(running, exchange.start())
+            self._perform(running, exchange.start(AT_ONCE))
+            while not (exchange.started or exchange.done):
+                await asyncio.sleep(0)
+                self._perform(running, exchange.start(AT_ONCE))
             await running.done
         finally:
             timer.cancel()

@@ -19,7 +19,7 @@ be asked has refused the request itself, nobody contradicts them, and the exchan
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -123,6 +123,8 @@ class _Shard:
     fault: tuple[Kind, EdgeAttentionError] | None = None
     """What was wrong with the last answer, if one has come."""
     refusals: list[EdgeAttentionError] = field(default_factory=list)
+    counted: str = ""
+    """The node whose load it counts for: that which is asked."""
 
     @property
     def open(self) -> bool:
@@ -170,14 +172,29 @@ class Exchange:
         """Whether nobody is asked any more: its time is up, it was cancelled, or it has failed."""
         self._shards = {a.shard: _Shard(a, i) for i, a in enumerate(assignments)}
         self._tasks: dict[str, _Shard] = {}
+        self._order = tuple(self._shards.values())
+        self._begun = 0
+        """So many of them `start` has looked at."""
+        self._open = len(self._shards)
+        self._loads: Counter[str] = Counter()
+        """Node -> shards it is asked for now."""
         if len(self._shards) != len(assignments):
             raise InvalidArgument("two assignments of one exchange name the same shard")
 
     # Events
 
-    def start(self) -> list[Action]:
-        """Ask a holder of every shard. Call it once, first."""
-        return [action for shard in self._shards.values() for action in self._ask(shard)]
+    def start(self, most: int | None = None) -> list[Action]:
+        """Ask a holder of every shard. Call it first.
+
+        `most`: only of so many shards; call it again until `started`. Other events may come in between.
+        """
+        actions: list[Action] = []
+        fresh = self._order[self._begun :][:most]
+        self._begun += len(fresh)
+        for shard in fresh:
+            if shard.open:  # its time may be up
+                actions += self._ask(shard)
+        return actions
 
     def contribution(self, node: str, contribution: Contribution) -> list[Action]:
         """A contribution of `node` came: deliver it, or, if it tells of an error, ask another holder.
@@ -264,7 +281,7 @@ class Exchange:
         """The state of node `name` changed: ask it what waits for it, or another what it had."""
         state = self._state(name)
         actions: list[Action] = []
-        for shard in self._shards.values():
+        for shard in self._order[: self._begun]:
             if not shard.open:
                 continue
             if shard.node != name:
@@ -300,7 +317,12 @@ class Exchange:
     @property
     def done(self) -> bool:
         """Whether nothing is open. An answer that is refused opens its shard again."""
-        return self.failure is not None or not any(shard.open for shard in self._shards.values())
+        return self.failure is not None or not self._open
+
+    @property
+    def started(self) -> bool:
+        """Whether a holder of every shard was asked, where there was one."""
+        return self._begun == len(self._order)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -349,11 +371,18 @@ class Exchange:
         assert not (self._over and still_open), f"over, and still open: {still_open}"
         assert self._over or self.failure is None, "it has failed and goes on"
         assert self.done == (not still_open)
+        assert self._open == len(still_open)
+        asked = Counter(s.node for s in self._shards.values() if s.state is ShardState.ASKED)
+        assert all(self._loads[node] == asked[node] for node in {*self._loads, *asked} if node)
 
     # Inside
 
     def _turn(self, shard: _Shard, state: ShardState, *words: str) -> None:
         self.transitions.append((self._clock(), (shard.assignment.shard, *words), shard.state, state))
+        self._open += (state in _OPEN) - shard.open
+        self._loads[shard.counted] -= 1
+        shard.counted = shard.node if state is ShardState.ASKED else ""
+        self._loads[shard.counted] += 1
         shard.state = state
 
     def _live(self, node: str) -> bool:
@@ -364,8 +393,7 @@ class Exchange:
         live = [name for name in shard.assignment.holders if name not in shard.tried and self._live(name)]
         if len(live) < 2:
             return live[0] if live else ""
-        load = {name: sum(s.open and s.node == name for s in self._shards.values()) for name in live}
-        return min(live, key=lambda name: load[name], default="")
+        return min(live, key=lambda name: self._loads[name], default="")
 
     def _ask(self, shard: _Shard) -> list[Action]:
         shard.node = "" if self._over else self._choose(shard)

@@ -106,7 +106,8 @@ def service_handlers(
     says who made it; `room` whether there is any for an answer.
 
     A handler is called with the decoded request (an async iterator of them where the method streams)
-    and the call's context, and returns the response (is an async generator of them). That of a `raw` method
+    and the call's context, and returns the response (is an async generator of them), or what it has encoded
+    itself, in a thread, because it takes long. That of a `raw` method
     reads and writes bytes itself, by the request iterator and the context, and returns at the end.
     """
     services: dict[Service, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
@@ -165,7 +166,7 @@ def _rpc_handler(
             else:
                 response = await handler(request, context)
                 done = time.perf_counter()
-                data = method.response.encode(response)
+                data = response if isinstance(response, bytes) else method.response.encode(response)
             room(context, len(data))
         if observer is not None and not method.streams_request:
             before, told = asked - came, observer

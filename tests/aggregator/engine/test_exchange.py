@@ -82,6 +82,29 @@ def test_each_shard_is_asked_once_and_load_is_spread():
     assert fleet.exchange.missing == {}
 
 
+def test_many_shards_are_asked_some_at_a_time():
+    fleet = Fleet(s="ab", t="ab", u="ab", v="a")
+    (first, second) = sends(fleet.exchange.start(2))
+    assert (first.program.shard, second.program.shard) == ("s", "t")
+    assert not fleet.exchange.started
+    fleet.answer("a", first)
+    (again,) = sends(fleet.becomes("b", LOST))
+    assert (again.node, again.program.shard) == ("a", "t"), "and what is asked of nobody yet is not"
+    assert [send.program.shard for send in sends(fleet.exchange.start(5))] == ["u", "v"]
+    assert fleet.exchange.started
+    assert not fleet.exchange.done
+    assert fleet.exchange.start(5) == []
+
+
+def test_what_was_asked_of_nobody_when_its_time_is_up_is_missing():
+    fleet = Fleet(s="a", t="a")
+    (send,) = sends(fleet.exchange.start(1))
+    assert fleet.exchange.deadline() == [Revoke("a", send.program.task_id)]
+    assert fleet.exchange.done
+    assert set(missing(fleet)) == {"s", "t"}
+    assert fleet.exchange.start(1) == []
+
+
 def test_a_contribution_counts_once():
     fleet = Fleet(s="a", t="a")
     send, _ = fleet.exchange.start()
@@ -359,7 +382,7 @@ class AnyExchange(RuleBasedStateMachine):
         self.whole = {}
         """Shard -> the send whose last message was delivered, and not refused."""
         self.over = False
-        self.note(self.exchange.start())
+        self.note(self.exchange.start(1))
 
     def note(self, actions):
         for action in actions:
@@ -378,6 +401,11 @@ class AnyExchange(RuleBasedStateMachine):
                 assert action.contribution.task_id == self.task[shard], "of a task that was given up"
                 assert number == len(self.folded[shard]), "folded twice, or not in order"
                 self.folded[shard].append(number)
+
+    @precondition(lambda self: not self.exchange.started)
+    @rule()
+    def more_is_asked(self):
+        self.note(self.exchange.start(1))
 
     @rule(node=st.sampled_from("abc"), state=st.sampled_from(list(NodeState)))
     def a_node_becomes(self, node, state):
