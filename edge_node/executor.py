@@ -30,6 +30,7 @@ from edge_node.discretion import (
     words,
 )
 from edge_node.failures import Failures
+from edge_node.prepared import BoundRun
 from edge_node.release import ALIGNMENT, Releases
 from edge_node.runtime import ForeignGraph, Graph, Stop
 from edge_node.shared_memory import gather
@@ -163,6 +164,10 @@ class Execution:
             self._reserved = 0
         for name in self._sequences:
             self._store.drop(name)
+
+    def carry_out(self, instructions: tuple[said.Instruction, ...]) -> None:
+        """These in place of the program's own: what it freezes is bound in them. Before the first of them."""
+        self._program = replace(self._program, instructions=instructions)
 
     def place(self, name: str, array: Array) -> None:
         """Store a tensor that came in bulk, before the first instruction."""
@@ -319,13 +324,18 @@ class Execution:
         return Held(value)
 
     def _run(self, run: Run) -> None:
-        drawn, graph = self._node.drawn, self._graphs[run.graph]
+        drawn = self._node.drawn
+        graph = run.session if isinstance(run, BoundRun) else self._graphs[run.graph]
         with self._plainly:
             if not run.outputs:
                 raise InvalidProgram(f"the run of graph {run.graph[:12]} keeps no output")
             targets = {output: self._name(name) for output, name in run.outputs.items()}
             inputs = {name: self._value(value) for name, value in run.inputs.items()}
+            if isinstance(run, BoundRun):
+                inputs |= run.given
             feeds = {name: held.array for name, held in inputs.items()}
+            if isinstance(run, BoundRun):
+                inputs |= run.constants
             private = any(held.origin is not None for held in inputs.values())
             flow = flow_of(run.graph, inputs) if private else frozenset[Edge]()
             if graph.remembers and (run.graph in drawn or len(drawn) >= _DRAWN):

@@ -13,6 +13,7 @@ __all__ = [
     "MAX_RELEASES",
     "MAX_STEPS",
     "graphs_of",
+    "require_caller",
 ]
 
 MAX_INSTRUCTIONS = 10_000
@@ -33,8 +34,7 @@ def graphs_of(program: Program) -> set[str]:
         InvalidProgram: it has too many instructions, turns or graphs, or is nested too deeply; or who it is
             for has no name that can be.
     """
-    if len(program.caller) > MAX_CALLER or not program.caller.isprintable():
-        raise InvalidProgram(f"the caller of a program is at most {MAX_CALLER} printable characters")
+    require_caller(program.caller)
     if len(program.releases) > MAX_RELEASES:
         raise InvalidProgram(f"a program brings {MAX_RELEASES} releases at most, not {len(program.releases)}")
     digests: set[str] = set()
@@ -62,3 +62,9 @@ def graphs_of(program: Program) -> set[str]:
     if len(digests) > MAX_GRAPHS:
         raise InvalidProgram(f"this program runs {len(digests)} graphs; the limit is {MAX_GRAPHS}")
     return digests
+
+
+def require_caller(caller: str) -> None:
+    """Raises InvalidProgram if who a program is for has no name that can be."""
+    if len(caller) > MAX_CALLER or not caller.isprintable():
+        raise InvalidProgram(f"the caller of a program is at most {MAX_CALLER} printable characters")

@@ -11,7 +11,7 @@ import random
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
@@ -20,9 +20,16 @@ from typing import Any
 import grpc
 
 from edge_attention import box
-from edge_attention.core.errors import Damaged, DeadlineExceeded, EdgeAttentionError, Internal, Unavailable
+from edge_attention.core.errors import (
+    Damaged,
+    DeadlineExceeded,
+    EdgeAttentionError,
+    Internal,
+    Unavailable,
+    UnknownProgram,
+)
 from edge_attention.core.messages import link as said
-from edge_attention.core.messages.program import BulkTensor, Contribution, Program
+from edge_attention.core.messages.program import BulkTensor, Call, Contribution, Program
 from edge_attention.core.transitions import told
 from edge_attention.metrics.node import NodeMetrics
 from edge_attention.trust.dial import Dial
@@ -30,7 +37,8 @@ from edge_attention.wire.caller import Caller, Duplex
 from edge_attention.wire.link import from_node, task_of, to_node
 from edge_attention.wire.writer import Writer
 from edge_node.executor import Execution, Node
-from edge_node.limits import graphs_of
+from edge_node.limits import graphs_of, require_caller
+from edge_node.prepared import Prepared, PreparedPrograms
 from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
 from edge_node.session import Action, Connect, Disconnect, End, Forget, Leave, Say, Send, Session, Start
 from edge_node.short import SHORT_SECONDS, Short, kind_of
@@ -78,6 +86,8 @@ class Link:
         self.metrics.certificate_expiry.set_function(lambda: dial.ends())
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="load")
+        self._prepared = PreparedPrograms(node.store, runtime)
+        node.store.freed = self._prepared.forget
         self._short = Short()
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         """What the workers take. No executor: its futures would lie on the way to each answer."""
@@ -174,7 +184,7 @@ class Link:
             case Start(program, None):
                 self._start(program)
             case Start(program, refusal) if refusal is not None:
-                self._answer(Execution(program, self._node, {}).failure(refusal))
+                self._answer(Execution(_named(program), self._node, {}).failure(refusal))
             case End(task_id, error):
                 self._stops.get(task_id, Stop()).set(error)
             case Forget(names):
@@ -259,27 +269,43 @@ class Link:
             return
         self._step(self._session.received, message, len(data))
 
-    def _start(self, program: Program) -> None:
-        stop = self._stops[program.task_id] = Stop()
-        graphs = dict[str, Graph | ForeignGraph]()
-        execution = Execution(program, self._node, graphs, serial=next(self._serials), stop=stop)
-        if (seconds := program.deadline_seconds) is not None:
+    def _start(self, asked: Program | Call) -> None:
+        stop = self._stops[asked.task_id] = Stop()
+        if (seconds := asked.deadline_seconds) is not None:
             late = DeadlineExceeded(f"the task was not done in its {seconds} s")
             stop.timer = self._loop.call_later(max(0.0, seconds), stop.set, late)
+        serial, prepared = next(self._serials), None
+        wanted: Collection[str]
         try:
-            wanted = graphs_of(program)
+            if isinstance(asked, Call):
+                require_caller(asked.caller)
+                prepared = self._prepared.find(asked)
+                program, wanted = prepared.called(asked), prepared.wanted
+            else:
+                program, wanted = asked, graphs_of(asked)
         except EdgeAttentionError as error:
-            return self._fail(execution, stop, error)
-        graphs.update({digest: graph for digest in wanted if (graph := self._runtime.cached(digest))})
-        if not program.bulk_tensors and len(graphs) == len(wanted):
-            self._run(execution, stop)
+            return self._fail(Execution(_named(asked), self._node, {}, serial=serial, stop=stop), stop, error)
+        graphs: dict[str, Graph | ForeignGraph] = {
+            digest: graph for digest in wanted if (graph := self._runtime.cached(digest))
+        }
+        ready = prepared is None or prepared.ready
+        if ready and not program.bulk_tensors and len(graphs) == len(wanted):
+            self._run(Execution(program, self._node, graphs, serial=serial, stop=stop), stop)
             return
-        task = asyncio.create_task(self._fetch(program, wanted - graphs.keys(), graphs, execution, stop))
+        execution = Execution(program, self._node, graphs, serial=serial, stop=stop)
+        missing = [digest for digest in wanted if digest not in graphs]
+        task = asyncio.create_task(self._fetch(program, missing, graphs, execution, stop, prepared))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _fetch(
-        self, program: Program, missing: set[str], graphs: Any, task: Execution, stop: Stop
+        self,
+        program: Program,
+        missing: Collection[str],
+        graphs: Any,
+        task: Execution,
+        stop: Stop,
+        prepared: Prepared | None,
     ) -> None:
         async def place(bulk: BulkTensor) -> None:
             array = await self._transfers.tensor(bulk, stop)
@@ -289,10 +315,38 @@ class Link:
         try:
             for digest in missing:
                 graphs[digest] = await self._load(digest, stop)
+            if prepared is not None and not prepared.ready:
+                await self._frozen(prepared, graphs, stop)
+                task.carry_out(prepared.instructions)
             await together(place, program.bulk_tensors)
             self._queue(_Work(task, stop, None))
         except Exception as error:
             self._fail(task, stop, error)
+
+    async def _frozen(self, prepared: Prepared, graphs: Any, stop: Stop) -> None:
+        """Returns when the program is frozen, for all its calls at once; or raises what `stop` says."""
+        freezing = prepared.freezing
+        if freezing is None:
+            freezing = prepared.freezing = asyncio.create_task(self._freeze(prepared, dict(graphs)))
+            freezing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        stopped = self._loop.create_future()
+
+        def stops() -> None:
+            self._loop.call_soon_threadsafe(stopped.cancel)
+
+        stop.watch(stops)
+        try:
+            await asyncio.wait([freezing, stopped], return_when=asyncio.FIRST_COMPLETED)
+            stop.check()
+            await freezing
+        finally:
+            stop.unwatch(stops)
+
+    async def _freeze(self, prepared: Prepared, graphs: dict[str, Graph | ForeignGraph]) -> None:
+        try:
+            await self._loop.run_in_executor(self._pool, self._prepared.freeze, prepared, graphs)
+        finally:
+            prepared.freezing = None  # what was wrong may be right at the next call
 
     def _fail(self, task: Execution, stop: Stop, error: Exception) -> None:
         failure = task.failure(error)
@@ -435,6 +489,13 @@ class Link:
             self._loop.call_soon(self._count, contribution)
 
     def _count(self, contribution: Contribution) -> None:
+        if contribution.error and contribution.error.name == UnknownProgram.__name__:
+            return  # it comes again, with the program
         self.metrics.ended(contribution)
         if contribution.error:
             log.warning("task %.80r failed: %s", contribution.task_id, contribution.error.message)
+
+
+def _named(asked: Program | Call) -> Program:
+    """A program that does nothing, of the same task."""
+    return Program(asked.task_id, asked.shard, asked.coverage, (), asked.version)

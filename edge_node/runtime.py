@@ -21,7 +21,15 @@ from edge_attention.graphs.attention import library
 from edge_attention.providers import open_session, working_provider
 from edge_node.cell.cells import Cells
 from edge_node.cell.refused_graphs import RefusedGraphs
-from edge_node.sessions import declared, input_types, limit_arena, require_feeds, session_options, translate
+from edge_node.sessions import (
+    declared,
+    input_types,
+    limit_arena,
+    require_feeds,
+    require_some,
+    session_options,
+    translate,
+)
 
 if TYPE_CHECKING:
     from edge_attention.graphs.reading import CheckedGraph
@@ -77,16 +85,20 @@ class Graph:
     """
 
     def __init__(
-        self, digest: str, session: Any, size: int, remembers: bool = False, ours: bool = False
+        self, digest: str, session: Any, data: bytes, remembers: bool = False, ours: bool = False
     ) -> None:
-        self.digest, self.size, self.remembers, self._session = digest, size, remembers, session
-        self.ours = ours
+        self.digest, self.size, self.remembers, self._session = digest, len(data), remembers, session
+        self.ours, self.data = ours, data  # the session has it, too
         self._inputs = input_types(session, f"graph {digest[:12]}")
         self._outputs = [node.name for node in session.get_outputs()]
 
     def check(self, feeds: Mapping[str, Array], outputs: Sequence[str], unsaid: Container[str] = ()) -> None:
         """Raises InvalidProgram if an input or output does not fit. Shapes of inputs `unsaid` may be any."""
         require_feeds(self.digest, self._inputs, self._outputs, feeds, outputs, unsaid)
+
+    def check_some(self, feeds: Mapping[str, Array]) -> None:
+        """Raises InvalidProgram if these inputs, of which there may be more, do not fit."""
+        require_some(self.digest, self._inputs, feeds)
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop, private: bool = False
@@ -131,6 +143,15 @@ class ForeignGraph:
         if len(feeds) > len(self._inputs) and feeds.keys() <= set(self._all):
             feeds = {name: feeds[name] for name in self._inputs if name in feeds}
         require_feeds(self.digest, self._inputs, self._outputs, feeds, outputs, unsaid)
+
+    def check_some(self, feeds: Mapping[str, Array]) -> None:
+        """As Graph.check_some, by what its file says."""
+        require_some(self.digest, self._inputs, {n: feeds[n] for n in feeds if n in self._inputs})
+
+    @property
+    def data(self) -> bytes:
+        """Its file, as it was written out again."""
+        return self._file.read()
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop, private: bool = False
@@ -213,6 +234,21 @@ class Runtime:
 
         return self._keep(ForeignGraph(GraphFile(digest, graph.data), self.cells, graph))
 
+    def frozen(
+        self, graph: Graph | ForeignGraph, digest: str, constants: Mapping[str, Array]
+    ) -> Graph | ForeignGraph:
+        """`graph` with inputs that are constants from now on. It is called `digest`, and not kept here.
+
+        Raises InvalidGraph (it has no such inputs, or cannot be used so), InvalidProgram (they do not fit).
+        """
+        from edge_attention.graphs.reading.constants import with_constants
+
+        graph.check_some(constants)
+        checked = with_constants(graph.data, constants, f"graph {graph.digest[:12]}")
+        if isinstance(graph, ForeignGraph) and self.cells is not None:
+            return ForeignGraph(GraphFile(digest, checked.data), self.cells, checked)
+        return self._open(digest, checked.data, graph.remembers, graph.ours)
+
     def _open(self, digest: str, data: bytes, remembers: bool = False, ours: bool = False) -> Graph:
         where = f"graph {digest[:12]}"
 
@@ -223,7 +259,7 @@ class Runtime:
             session = open_session(data, options, self.provider, where)
         except Exception as error:
             raise translate(error, where, InvalidGraph) from None
-        return Graph(digest, session, len(data), remembers, ours)
+        return Graph(digest, session, data, remembers, ours)
 
     def _keep(self, graph: AnyGraph) -> AnyGraph:
         with self._lock:

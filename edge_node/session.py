@@ -20,7 +20,7 @@ from typing import NamedTuple
 from edge_attention.core import errors
 from edge_attention.core.errors import Damaged, EdgeAttentionError, Unavailable
 from edge_attention.core.messages import link as said
-from edge_attention.core.messages.program import Program
+from edge_attention.core.messages.program import Call, Program
 from edge_attention.core.rounds.credit import Debt, Outbox
 from edge_attention.core.transitions import Transition, recent
 
@@ -69,7 +69,7 @@ class Send(NamedTuple):
 class Start(NamedTuple):
     """Run the program, or answer with `refusal`; call `produced` for each contribution."""
 
-    program: Program
+    program: Program | Call
     refusal: EdgeAttentionError | None = None
 
 
@@ -249,7 +249,7 @@ class Session:
         match message:
             case said.Registered():
                 return self._registered(message, now)
-            case Program():
+            case Program() | Call():
                 self._require_taken()
                 return self._program(message, size, now)
             case said.Cancel(task_id) if task_id in self._running:
@@ -330,7 +330,7 @@ class Session:
         actions.append(Say(f"registered with {self._where} as {self._name}{how}"))
         return [*actions, *self._pump(now)]
 
-    def _program(self, program: Program, size: int, now: float) -> list[Action]:
+    def _program(self, program: Program | Call, size: int, now: float) -> list[Action]:
         task_id = program.task_id
         last = self._leaving.get(task_id)
         if task_id in self._running or (last is not None and self.outbox.holds(last)):

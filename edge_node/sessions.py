@@ -23,6 +23,7 @@ __all__ = [
     "limit_arena",
     "output_types",
     "require_feeds",
+    "require_some",
     "run_options",
     "session_options",
     "translate",
@@ -131,6 +132,12 @@ def require_feeds(
     if not set(wanted) <= set(outputs):
         unknown = ", ".join(sorted(set(wanted) - set(outputs)))
         raise InvalidProgram(f"{where} has no output {unknown[:200]}; it has {', '.join(outputs)}")
+
+
+def require_some(digest: str, inputs: Inputs, feeds: Mapping[str, Array]) -> None:
+    """Raises InvalidProgram unless each of `feeds` is what the graph takes; it may take more."""
+    known = {name: inputs[name] for name in feeds if name in inputs}
+    require_feeds(digest, known, (), feeds, ())
 
 
 def _fits(have: tuple[int, ...], want: tuple[Any, ...]) -> bool:

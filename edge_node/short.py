@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from edge_attention.core.messages.program import Program, Return, Run, Stored
+from edge_node.prepared import BoundRun
 
 __all__ = ["SHORT_SECONDS", "Short", "kind_of"]
 
@@ -40,7 +41,10 @@ def kind_of(program: Program, graphs: Mapping[str, Any], public: Callable[[str],
     for instruction in program.instructions:
         if isinstance(instruction, Return):
             continue
-        if not isinstance(instruction, Run) or not graphs[instruction.graph].ours:
+        if not isinstance(instruction, Run):
+            return None
+        graph = instruction.session if isinstance(instruction, BoundRun) else graphs[instruction.graph]
+        if not graph.ours:
             return None
         kind.append(instruction.graph)
         for value in instruction.inputs.values():

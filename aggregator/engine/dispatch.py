@@ -28,7 +28,7 @@ from edge_attention.core.errors import (
     StaleVersion,
 )
 from edge_attention.core.messages.link import Cancel
-from edge_attention.core.messages.program import Contribution, Instruction, Program
+from edge_attention.core.messages.program import Call, Contribution, Instruction, Program
 from edge_attention.core.printable import shown
 from edge_attention.core.transitions import told
 
@@ -46,7 +46,7 @@ POSTED = 4096
 class Connection(Protocol):
     """A node's open stream. What is sent of no shard, and a Cancel, it sends again should it get lost."""
 
-    def send(self, message: Program | Cancel) -> None: ...
+    def send(self, message: Program | Call | Cancel) -> None: ...
 
 
 class DispatchObserver(Protocol):

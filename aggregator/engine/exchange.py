@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from aggregator.engine.outcome import Kind, MissingShard
+from aggregator.engine.prepared import Prepared
 from edge_attention.core import errors
 from edge_attention.core.errors import (
     DuplicateContribution,
@@ -33,9 +34,10 @@ from edge_attention.core.errors import (
     NotFound,
     PermissionDenied,
     StaleVersion,
+    UnknownProgram,
 )
 from edge_attention.core.messages.fleet import NodeState
-from edge_attention.core.messages.program import BulkTensor, Contribution, Instruction, Program
+from edge_attention.core.messages.program import BulkTensor, Call, Contribution, Instruction, Program
 from edge_attention.core.tensors import Array
 from edge_attention.core.transitions import Transition, recent
 
@@ -53,6 +55,8 @@ class Assignment:
     tensors: Mapping[str, Array] = field(default_factory=dict)
     bulk_tensors: tuple[BulkTensor, ...] = ()
     releases: tuple[str, ...] = ()
+    prepared: Prepared | None = None
+    """What is called, with `tensors` in its slots, in place of a program of all this."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Send:
     """Send the program to the node, if it is connected; sent again it is the same program."""
 
     node: str
-    program: Program
+    program: Program | Call
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class _Shard:
     """The node that has its task, or has answered it; empty where it waits."""
     task_id: str = ""
     attempts: int = 0
+    unknown: bool = False
+    """Its node has said once that it does not know the program called."""
     numbers: int = 0
     """Messages of its task that have come."""
     asked: str = ""
@@ -400,11 +406,8 @@ class Exchange:
         if shard.node:
             self._turn(shard, ShardState.ASKED, "asked of", shard.node)
             shard.asked = shard.node
-            shard.attempts += 1
-            shard.numbers = 0
-            shard.task_id = f"{self.id}.{shard.index}.{shard.attempts}"
-            self._tasks[shard.task_id] = shard
-            return [Send(shard.node, self._program(shard))]
+            shard.unknown = False
+            return self._send(shard)
         waiting = [h for h in shard.assignment.holders if h not in shard.tried]
         if not self._over and any(self._state(name) is NodeState.SUSPECT for name in waiting):
             if shard.state is not ShardState.WAITING:
@@ -412,6 +415,14 @@ class Exchange:
         else:
             self._miss(shard, False, "no node holds it")
         return []
+
+    def _send(self, shard: _Shard) -> list[Action]:
+        """A task of its own for the shard's node."""
+        shard.attempts += 1
+        shard.numbers = 0
+        shard.task_id = f"{self.id}.{shard.index}.{shard.attempts}"
+        self._tasks[shard.task_id] = shard
+        return [Send(shard.node, self._program(shard))]
 
     def _miss(self, shard: _Shard, late: bool, otherwise: str) -> None:
         """`shard` gets no answer: it is `late`, or the last answer was wrong, or nobody is there."""
@@ -432,8 +443,20 @@ class Exchange:
                 self._turn(shard, ShardState.ABANDONED, why)
         return actions
 
-    def _program(self, shard: _Shard) -> Program:
+    def _program(self, shard: _Shard) -> Program | Call:
         asked = shard.assignment
+        if (prepared := asked.prepared) is not None:
+            return Call(
+                task_id=shard.task_id,
+                shard=asked.shard,
+                coverage=asked.coverage,
+                version=asked.version,
+                deadline_seconds=asked.deadline_seconds,
+                program=prepared.digest,
+                slots=prepared.packed(asked.tensors),
+                caller=self._caller,
+                prepared=prepared.data,
+            )
         return Program(
             task_id=shard.task_id,
             shard=asked.shard,
@@ -451,6 +474,10 @@ class Exchange:
         return [Revoke(shard.node, shard.task_id)] if shard.node else []
 
     def _failed(self, shard: _Shard, error: EdgeAttentionError) -> list[Action]:
+        if isinstance(error, UnknownProgram) and shard.assignment.prepared is not None and not shard.unknown:
+            shard.unknown = True  # once: it is sent the program now
+            self._turn(shard, ShardState.ASKED, "sent the program", shard.node)
+            return self._send(shard)
         kind = Kind.REFUSED if isinstance(error, REFUSALS) else Kind.FAILED
         shard.tried[shard.node] = error.message
         shard.fault = (kind, error)

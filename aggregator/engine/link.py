@@ -6,13 +6,14 @@ import asyncio
 import collections
 import logging
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from aggregator.engine.bulk import Bulk, chunk_bytes
 from aggregator.engine.dispatch import Dispatcher
+from aggregator.engine.prepared import KNOWN
 from aggregator.fleet.membership import Member, Membership
 from aggregator.observe.node_metrics import checked
 from aggregator.trust.audit import Audit
@@ -23,6 +24,7 @@ from edge_attention.core.errors import (
     FailedPrecondition,
     InvalidArgument,
     ResourceExhausted,
+    UnknownProgram,
 )
 from edge_attention.core.messages.link import (
     PROTOCOL,
@@ -38,7 +40,7 @@ from edge_attention.core.messages.link import (
     UploadChunk,
     Uploaded,
 )
-from edge_attention.core.messages.program import Contribution, Program
+from edge_attention.core.messages.program import Call, Contribution, Program
 from edge_attention.core.rounds.credit import Debt, Window
 from edge_attention.core.transitions import told
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, task_of, to_node
@@ -97,8 +99,10 @@ class NodeConnection:
         """Contributions of the session that have come, as its node counts them."""
         self._control: collections.deque[tuple[bytes, Cancel | None]] = collections.deque()
         # Large ones are encoded when they are sent: until then their tensors are one array for all segments.
-        self._programs: dict[str, Program | bytes] = {}
+        self._programs: dict[str, Program | bytes] = {}  # those, and calls
         self._kept: dict[str, Program] = {}  # of these
+        self._prepared: OrderedDict[bytes, None] = OrderedDict()
+        """Prepared programs sent on this stream: the node may know them, and says if it does not."""
         self._sent = 0
         self._unconfirmed: collections.deque[tuple[int, Program | Cancel]] = collections.deque(
             maxlen=UNCONFIRMED
@@ -114,6 +118,15 @@ class NodeConnection:
             self._programs[message.task_id] = message if large else to_node.encode(message)
             if not message.shard:
                 self._kept[message.task_id] = message
+        elif isinstance(message, Call):
+            if message.program in self._prepared:
+                self._prepared.move_to_end(message.program)
+                message = replace(message, prepared=b"")
+            else:
+                self._prepared[message.program] = None
+                if len(self._prepared) > KNOWN:
+                    self._prepared.popitem(last=False)
+            self._programs[message.task_id] = to_node.encode(message)
         elif isinstance(message, Cancel):
             if self._programs.pop(message.task_id, None) is not None:
                 self._kept.pop(message.task_id, None)
@@ -130,6 +143,10 @@ class NodeConnection:
         """Raises ResourceExhausted for a node that sends and does not read what it is answered."""
         if len(self._control) > UNREAD:
             raise ResourceExhausted(f"{UNREAD:,} answers to this node wait: read them, or send less")
+
+    def unknown(self) -> None:
+        """The node does not know a program it was called by: programs go with calls again."""
+        self._prepared.clear()
 
     def confirmed(self, count: int) -> None:
         """The node has got the first `count` messages."""
@@ -409,6 +426,8 @@ class Link:
                 match message:
                     case Contribution():
                         connection.taken += 1
+                        if message.error is not None and message.error.name == UnknownProgram.__name__:
+                            connection.unknown()
                         self._contribution(name, member, message)
                         if (credit := debt.consumed(len(data))) is not None:
                             connection.send(credit)

@@ -13,23 +13,34 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from aggregator.engine.arriving import Rows
+from aggregator.engine.arriving import OnDisk, Rows
 from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.exchange import REFUSALS, Assignment
 from aggregator.engine.outcome import Outcome
+from aggregator.engine.prepared import Prepared, Repeated
 from aggregator.engine.returned import Returned, ReturnedTensor, close
 from aggregator.engine.spool import SpooledTensor
-from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, ResourceExhausted
-from edge_attention.core.messages.program import BulkTensor, Instruction, Repeat, Return
+from edge_attention.core.errors import EdgeAttentionError, InvalidProgram, InvalidTensor, ResourceExhausted
+from edge_attention.core.messages.program import (
+    SLOT_BYTES,
+    BulkTensor,
+    Frozen,
+    Instruction,
+    Repeat,
+    Return,
+)
 from edge_attention.core.tensors import Array
 
 ARRAYS_LIMIT = 512 * 1024 * 1024
 """Bytes of one shard's answer that are loaded; a recipe that takes more reads them in pieces."""
+
+FEW, SMALL = 16, 64 * 1024
+"""Of more errands each call brings less: they all wait in memory until they are sent."""
 
 Wanted = tuple[np.dtype[Any] | None, Sequence[int | str] | None]
 """What a tensor is to be: dtype and shape, by dimension a size or, for any, a name. None: any."""
@@ -51,6 +62,10 @@ class Errand:
         tensors: the same, but those that are large are lent for the length of the trip.
         lent: tensors that the caller lends.
         releases: texts of the releases that what comes back needs (edge_attention/core/release.py).
+        frozen: stored tensors that become constants of the graphs that read them.
+
+    Instructions that are the very same as of an earlier trip, with tensors of the same shapes, are called:
+    who asks the same again keeps them.
     """
 
     shard: str
@@ -62,6 +77,7 @@ class Errand:
     tensors: Mapping[str, Rows] = field(default_factory=dict)
     lent: tuple[BulkTensor, ...] = ()
     releases: tuple[str, ...] = ()
+    frozen: tuple[Frozen, ...] = ()
 
 
 class Trips:
@@ -69,6 +85,7 @@ class Trips:
 
     def __init__(self, dispatcher: Dispatcher, bulk: Bulk) -> None:
         self._dispatcher, self._bulk = dispatcher, bulk
+        self._repeated = Repeated()
 
     async def make(
         self,
@@ -104,7 +121,10 @@ class Trips:
             assignments = []
             for errand in errands:
                 inline, bulk = errand.inline, errand.lent
-                if errand.tensors:
+                prepared, tensors = self._called(errand, SLOT_BYTES if len(errands) <= FEW else SMALL)
+                if prepared is not None:
+                    inline = tensors
+                elif errand.tensors:
                     small, large = await self._bulk.lend_rows(errand.tensors)
                     lent += large
                     inline, bulk = ({**inline, **small} if inline else small), (*bulk, *large)
@@ -119,6 +139,7 @@ class Trips:
                         tensors=inline,
                         bulk_tensors=bulk,
                         releases=errand.releases,
+                        prepared=prepared,
                     )
                 )
             if lent:
@@ -131,6 +152,23 @@ class Trips:
             gathering.close()
             for tensor in lent:
                 self._bulk.take_back(tensor.digest)
+
+    def _called(self, errand: Errand, limit: int) -> tuple[Prepared | None, Mapping[str, Array]]:
+        """The prepared program that the errand is a call of, if it is, and what is in its slots.
+
+        Raises:
+            InvalidProgram: it freezes something, and lends tensors.
+            Whatever `Repeated.find` raises.
+        """
+        tensors = {**errand.inline, **errand.tensors} if errand.tensors else errand.inline
+        if errand.lent or any(isinstance(rows, OnDisk) for rows in errand.tensors.values()):
+            if errand.frozen:
+                raise InvalidProgram(
+                    "a program that freezes tensors lends none: store what it freezes before"
+                )
+            return None, {}
+        arrays = cast(Mapping[str, Array], tensors)
+        return self._repeated.find(errand.instructions, arrays, errand.releases, errand.frozen, limit), arrays
 
     def post(self, node: str, instructions: tuple[Instruction, ...]) -> None:
         """Have `node` run instructions nobody waits for, if it is connected."""

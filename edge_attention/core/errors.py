@@ -8,6 +8,7 @@
     │   │   └── GraphDied                           running it ends the process it runs in
     │   └── InvalidProgram                          an instruction that cannot be carried out
     ├── NotFound               NOT_FOUND            no such node, context, run, version, tensor, blob
+    │   └── UnknownProgram                          a node does not know a prepared program: it is sent it
     ├── AlreadyExists          ALREADY_EXISTS       a name is taken
     │   └── DuplicateContribution                   the fold has this one already
     ├── FailedPrecondition     FAILED_PRECONDITION  right in itself, not in this state
@@ -78,6 +79,7 @@ __all__ = [
     "StaleVersion",
     "Unauthenticated",
     "Unavailable",
+    "UnknownProgram",
     "Unreachable",
     "by_name",
 ]
@@ -129,6 +131,10 @@ class InvalidProgram(InvalidArgument):
 
 class NotFound(EdgeAttentionError):
     status = "NOT_FOUND"
+
+
+class UnknownProgram(NotFound):
+    pass
 
 
 class AlreadyExists(EdgeAttentionError):

@@ -26,9 +26,11 @@ from edge_attention.core.messages.link import (
 from edge_attention.core.messages.program import (
     Append,
     Batch,
+    Call,
     Contribution,
     Drop,
     Instruction,
+    PreparedProgram,
     Program,
     Repeat,
     Return,
@@ -138,6 +140,7 @@ to_node: Codec[ToNode] = ProgramCodec(
         Registered: "registered",
         HeartbeatAck: "heartbeat_ack",
         Program: "program",
+        Call: "call",
         Cancel: "cancel",
         Credit: "credit",
     },
@@ -146,6 +149,11 @@ to_node: Codec[ToNode] = ProgramCodec(
     fields=FIELDS,
     block=_block,
 )
+
+prepared_program = Codec[PreparedProgram](
+    PreparedProgram, program_pb2.PreparedProgram, parts=1 << 18, fields=FIELDS
+)
+"""The bytes that a prepared program is known by are those it was sent as, whoever wrote them."""
 
 download_request = Codec[DownloadRequest](DownloadRequest, link_pb2.DownloadRequest, sealed=True)
 download_chunk = FrameCodec(Chunk, link_pb2.DownloadResponse, sealed=True)
@@ -158,14 +166,21 @@ DOWNLOAD = Method(LINK, "Download", download_request, download_chunk, streams_re
 UPLOAD = Method(LINK, "Upload", upload_chunk, upload_response, streams_request=True)
 
 
-_counter = Counter(link_pb2.ConnectRequest.DESCRIPTOR)
+_OF_TASKS: tuple[tuple[Any, str, Counter], ...] = (
+    (link_pb2.ConnectRequest, "contribution", Counter(link_pb2.ConnectRequest.DESCRIPTOR)),
+    (link_pb2.ConnectResponse, "call", Counter(link_pb2.ConnectResponse.DESCRIPTOR)),
+)
 
 
 def task_of(data: bytes) -> str:
-    """The task a message from a node speaks of, though the rest of it be damaged; "" if it cannot be told."""
-    try:
-        if not _counter.passes(data, FIELDS):
-            return ""
-        return str(link_pb2.ConnectRequest.FromString(data).contribution.task_id)
-    except (DecodeError, Malformed):
-        return ""
+    """The task a message speaks of, though the rest of it be damaged; "" if it cannot be told.
+
+    It may be a contribution, or a program or a call: a program's field has a contribution's number.
+    """
+    for kind, field, counter in _OF_TASKS:
+        try:
+            if counter.passes(data, FIELDS) and (task_id := getattr(kind.FromString(data), field).task_id):
+                return str(task_id)
+        except (DecodeError, Malformed):
+            continue
+    return ""

@@ -81,6 +81,10 @@ class GraphFile:
             text = f"graph {digest[:12]}: no memory for its {self.size:,} bytes: {error.strerror}"
             raise OutOfMemory(text) from None
 
+    def read(self) -> bytes:
+        """The bytes, copied."""
+        return os.pread(self.descriptor, self.size, 0)
+
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)

@@ -7,7 +7,7 @@ import math
 import mmap
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory, Overtaken
@@ -73,6 +73,8 @@ class Store:
         self._unsaved: set[str] = set()
         """Kept tensors that are not on the disk yet."""
         self._revisions: OrderedDict[str, int] = OrderedDict()
+        self.freed: Callable[[str], None] = lambda scope: None
+        """Told of a scope, a name that ends in `/`, when all that begins with it was dropped."""
         if files is not None:
             self._load(files)
         if self.used > limit:
@@ -323,6 +325,8 @@ class Store:
                 sequence = self._sequences.get(found)
                 if sequence is not None:
                     self._forget(found, sequence)
+        if name.endswith("/"):
+            self.freed(name)
 
     def _begin(self, name: str, heads: int, tile: int, dim: int) -> Sequence:
         if name in self._held:

@@ -31,10 +31,11 @@ from aggregator.training.runs import Runs
 from aggregator.training.services import Services
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.messages.link import PROTOCOL, Register, Sequence
-from edge_attention.core.messages.program import Program
+from edge_attention.core.messages.program import Call, Program
 from edge_attention.wire.link import from_node, to_node
 from edge_node.data.datasets import read
 from edge_node.executor import Execution, Node
+from edge_node.prepared import PreparedPrograms
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
 from edge_node.store.store import Store
@@ -89,6 +90,8 @@ class Box:
         self.node = Node(Store(limit), self.datasets, Releases(releases))
         self.runtime = Runtime("cpu", 1)
         self.programs, self.cancelled = [], []
+        self.calls, self.prepared = [], PreparedPrograms(self.node.store, self.runtime)
+        """Of the programs those that were called."""
         self.lives = 0
         self.connect()
 
@@ -121,6 +124,10 @@ class Box:
 
     def send(self, message):
         message = to_node.decode(to_node.encode(message))
+        if isinstance(message, Call):
+            # Whether a node knows a program by then is the link's.
+            self.calls.append(message)
+            message = self.prepared.find(message).called(message)
         if isinstance(message, Program):
             self.programs.append(message)
             if not self.mute:

@@ -41,6 +41,7 @@ ONEOFS: dict[str, dict[type, str]] = {
         link.Registered: "registered",
         link.HeartbeatAck: "heartbeat_ack",
         program.Program: "program",
+        program.Call: "call",
         link.Cancel: "cancel",
         link.Credit: "credit",
     },
@@ -185,6 +186,8 @@ def pairs() -> dict[type, Descriptor]:
             for arg in args:
                 visit(arg, message)
 
+    # Within a Call it is bytes.
+    visit(program.PreparedProgram, program_pb2.PreparedProgram.DESCRIPTOR)
     for method in METHODS.values():
         for codec in (method.request, method.response):
             message = codec._message.DESCRIPTOR

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_attention.core.messages.box import Box
-from edge_attention.core.messages.program import Contribution, Program
+from edge_attention.core.messages.program import Call, Contribution, Program
 from edge_attention.core.tensors import DataType
 
 PROTOCOL = 2
@@ -117,7 +117,7 @@ class Cancel:
 
 
 FromNode = Register | Heartbeat | Contribution | Credit
-ToNode = Registered | HeartbeatAck | Program | Cancel | Credit
+ToNode = Registered | HeartbeatAck | Program | Call | Cancel | Credit
 
 
 @dataclass(frozen=True)

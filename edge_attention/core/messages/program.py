@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from edge_attention.core.tensors import Array, DataType, Encoded, Encoding
+
+SLOT_BYTES = 1024 * 1024
+"""Bytes of tensors up to which the aggregator sends them with a call; more go their own way."""
+MAX_SLOTS = 1024
+"""Tensors that each call of a prepared program brings."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,64 @@ class Program:
     bulk_tensors: tuple[BulkTensor, ...] = ()
     caller: str = ""
     releases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor that each call of a prepared program brings, placed in the store as `name`."""
+
+    name: str
+    data_type: DataType
+    shape: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.data_type.value).itemsize
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A stored tensor that becomes a constant of the graphs that read it.
+
+    Attributes:
+        digest: SHA-256 of its bytes, which a node compares; empty: whatever is stored. A private tensor's is
+            nobody's to ask for.
+        version: tells programs apart that freeze other contents of the same name.
+    """
+
+    stored: str
+    digest: str = ""
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class PreparedProgram:
+    """A program that will run again. See `protos/edge_attention/v1/program.proto`."""
+
+    instructions: tuple[Instruction, ...]
+    slots: tuple[Slot, ...] = ()
+    frozen: tuple[Frozen, ...] = ()
+    releases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One task for one node: a prepared program, known by `program`, the SHA-256 of its bytes.
+
+    Attributes:
+        slots: the elements of its slots, one after the other.
+        prepared: the program's bytes, where the node may not know it.
+    """
+
+    task_id: str
+    shard: str
+    coverage: range
+    version: int = 0
+    deadline_seconds: float | None = None
+    program: bytes = b""
+    slots: bytes = b""
+    caller: str = ""
+    prepared: bytes = b""
 
 
 @dataclass(frozen=True)

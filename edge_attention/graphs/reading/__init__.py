@@ -8,6 +8,7 @@ tensors.py    constants and types
 names.py      names
 operators.py  the operators a graph may have, and why others are left out
 folding.py    what constants would become when a graph is loaded
+constants.py  makes inputs of a graph its constants
 bounds.py     how large a graph may be
 """
 

@@ -77,6 +77,7 @@ class ConnectResponse(_message.Message):
     PROGRAM_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     checksum: _builtins.int
     @_builtins.property
@@ -89,6 +90,8 @@ class ConnectResponse(_message.Message):
     def cancel(self) -> Global___Cancel: ...
     @_builtins.property
     def credit(self) -> Global___Credit: ...
+    @_builtins.property
+    def call(self) -> _program_pb2.Call: ...
     def __init__(
         self,
         *,
@@ -97,15 +100,16 @@ class ConnectResponse(_message.Message):
         program: _program_pb2.Program | None = ...,
         cancel: Global___Cancel | None = ...,
         credit: Global___Credit | None = ...,
+        call: _program_pb2.Call | None = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "cancel", b"cancel", "checksum", b"checksum", "credit", b"credit", "heartbeat_ack", b"heartbeat_ack", "kind", b"kind", "program", b"program", "registered", b"registered"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "call", b"call", "cancel", b"cancel", "checksum", b"checksum", "credit", b"credit", "heartbeat_ack", b"heartbeat_ack", "kind", b"kind", "program", b"program", "registered", b"registered"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "cancel", b"cancel", "checksum", b"checksum", "credit", b"credit", "heartbeat_ack", b"heartbeat_ack", "kind", b"kind", "program", b"program", "registered", b"registered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "call", b"call", "cancel", b"cancel", "checksum", b"checksum", "credit", b"credit", "heartbeat_ack", b"heartbeat_ack", "kind", b"kind", "program", b"program", "registered", b"registered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["registered", "heartbeat_ack", "program", "cancel", "credit"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["registered", "heartbeat_ack", "program", "cancel", "credit", "call"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...

@@ -449,3 +449,157 @@ class Drop(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Drop: _TypeAlias = Drop  # noqa: Y015
+
+@_typing.final
+class PreparedProgram(_message.Message):
+    """A program that will run again, without what is of one task: a node knows it by the SHA-256 of these bytes. It
+    is sent within the first Call of it, and again to a node that says UnknownProgram.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    RELEASES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instructions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instruction]: ...
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Slot]:
+        """What each call brings, in this order; placed into the store before the first instruction, under their names."""
+
+    @_builtins.property
+    def frozen(self) -> _containers.RepeatedCompositeFieldContainer[Global___Frozen]:
+        """Stored tensors that become constants of the graphs that read them. They are taken as they are when the node
+        first runs the program: what is stored under the name later changes nothing of it.
+        """
+
+    @_builtins.property
+    def releases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As of Program."""
+
+    def __init__(
+        self,
+        *,
+        instructions: _abc.Iterable[Global___Instruction] | None = ...,
+        slots: _abc.Iterable[Global___Slot] | None = ...,
+        frozen: _abc.Iterable[Global___Frozen] | None = ...,
+        releases: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "instructions", b"instructions", "releases", b"releases", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreparedProgram: _TypeAlias = PreparedProgram  # noqa: Y015
+
+@_typing.final
+class Slot(_message.Message):
+    """A tensor that each call of a prepared program brings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DATA_TYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name in the store."""
+    data_type: _tensor_pb2.DataType.ValueType
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        data_type: _tensor_pb2.DataType.ValueType = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Slot: _TypeAlias = Slot  # noqa: Y015
+
+@_typing.final
+class Frozen(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORED_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    stored: _builtins.str
+    """A name in the store; of a sequence every tile in use."""
+    digest: _builtins.str
+    """SHA-256 of its bytes, lower-case hexadecimal: a node that stores something else refuses the program. Empty:
+    whatever is stored; so it has to be of a private tensor.
+    """
+    version: _builtins.int
+    """Tells a program with other contents apart from this one where there is no digest."""
+    def __init__(
+        self,
+        *,
+        stored: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "stored", b"stored", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Frozen: _TypeAlias = Frozen  # noqa: Y015
+
+@_typing.final
+class Call(_message.Message):
+    """Runs a prepared program: a Program of its instructions and releases, with the slots' tensors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    PROGRAM_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    PREPARED_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    shard: _builtins.str
+    version: _builtins.int
+    deadline_seconds: _builtins.float
+    program: _builtins.bytes
+    """SHA-256 of the PreparedProgram's bytes, 32 bytes."""
+    slots: _builtins.bytes
+    """The slots' elements in the slots' order, little-endian, row-major, nothing between them."""
+    caller: _builtins.str
+    prepared: _builtins.bytes
+    """A PreparedProgram, where the node may not know it; it keeps it for the calls that follow."""
+    @_builtins.property
+    def coverage(self) -> _tensor_pb2.Range: ...
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        shard: _builtins.str = ...,
+        coverage: _tensor_pb2.Range | None = ...,
+        version: _builtins.int = ...,
+        deadline_seconds: _builtins.float | None = ...,
+        program: _builtins.bytes = ...,
+        slots: _builtins.bytes = ...,
+        caller: _builtins.str = ...,
+        prepared: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "caller", b"caller", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds", "prepared", b"prepared", "program", b"program", "shard", b"shard", "slots", b"slots", "task_id", b"task_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadline_seconds: _TypeAlias = _typing.Literal["deadline_seconds"]  # noqa: Y015
+    _WhichOneofArgType__deadline_seconds: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_seconds) -> _WhichOneofReturnType__deadline_seconds | None: ...
+
+Global___Call: _TypeAlias = Call  # noqa: Y015

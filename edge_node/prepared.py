@@ -1,0 +1,341 @@
+"""Prepared programs: checked and kept once, known by their digest; a call of one is a program again.
+
+What a program freezes becomes part of sessions of its own. A private tensor that is frozen is kept as it is,
+and is an input at each call all the same: what ONNX Runtime computes of constants when it loads a graph would
+take time, or fail, by what is in them, outside of what tasks on private data keep to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+import numpy as np
+
+from edge_attention.core.errors import InvalidProgram, OutOfMemory, UnknownProgram
+from edge_attention.core.messages.program import (
+    MAX_SLOTS,
+    Append,
+    Batch,
+    Call,
+    Frozen,
+    Instruction,
+    PreparedProgram,
+    Program,
+    Repeat,
+    Run,
+    Stored,
+)
+from edge_attention.core.tensors import MAX_RANK, Array, require_stored
+from edge_attention.wire.link import prepared_program
+from edge_node.limits import graphs_of
+from edge_node.runtime import ForeignGraph, Graph, Runtime
+from edge_node.store.store import Held, Store
+
+__all__ = ["BoundRun", "Prepared", "PreparedPrograms"]
+
+MAX_PREPARED = 1024
+"""Prepared programs that a node keeps; those least recently called go first, and are sent again if called."""
+PREPARED_BYTES = 4 * 1024 * 1024
+"""Bytes of them together, as they came; and beyond that one."""
+MAX_FROZEN = 1024
+"""Tensors that a program freezes."""
+FROZEN_PROGRAMS = 64
+"""Of the prepared programs those that freeze something."""
+_PACKED = 2
+"""Times its bytes that a frozen tensor takes: as a constant in a file, and packed in the session of it."""
+
+
+@dataclass(frozen=True)
+class BoundRun(Run):
+    """A Run some of whose inputs are frozen. `inputs` are the others.
+
+    Attributes:
+        session: the graph with what is public of them as constants.
+        constants: these, by input.
+        given: what is private of them, by input: bound at each run.
+    """
+
+    session: Graph | ForeignGraph
+    constants: Mapping[str, Held] = field(default_factory=dict)
+    given: Mapping[str, Held] = field(default_factory=dict)
+
+
+class Prepared:
+    """A program that is kept.
+
+    `instructions`, and `wanted`, the graphs they run, change when it is frozen: what is frozen is bound then.
+    """
+
+    def __init__(self, digest: bytes, program: PreparedProgram, size: int) -> None:
+        """Raises InvalidProgram (it cannot be carried out) or InvalidArgument (a name in it is none)."""
+        self.digest, self.program, self.size = digest, program, size
+        self.instructions = program.instructions
+        self.wanted = frozenset(
+            graphs_of(Program("", "", range(0), program.instructions, releases=program.releases))
+        )
+        if len(program.slots) > MAX_SLOTS or len(program.frozen) > MAX_FROZEN:
+            most = f"{MAX_SLOTS} slots and {MAX_FROZEN} frozen tensors"
+            raise InvalidProgram(f"a prepared program has at most {most}")
+        names = [require_stored(slot.name) for slot in program.slots]
+        for slot in program.slots:
+            if len(slot.shape) > MAX_RANK or any(size < 0 for size in slot.shape):
+                raise InvalidProgram(f"slot {slot.name}: {list(slot.shape)[:9]} is not a shape")
+        names += [require_stored(frozen.stored) for frozen in program.frozen]
+        if len(set(names)) < len(names):
+            raise InvalidProgram("a prepared program names a slot or a frozen tensor twice")
+        self._slots = [(s.name, np.dtype(s.data_type.value), s.shape, s.nbytes) for s in program.slots]
+        self.slot_bytes = sum(slot.nbytes for slot in program.slots)
+        self.reserved: dict[bool, int] = {}
+        """Bytes of the store that are counted for what is frozen, by whether apart."""
+        self.freezing: asyncio.Task[None] | None = None
+        if program.frozen:
+            _require_constant(program)
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is left to be frozen."""
+        return not self.program.frozen or self.instructions is not self.program.instructions
+
+    def called(self, call: Call) -> Program:
+        """The program that `call` stands for.
+
+        Raises:
+            InvalidProgram: it does not bring what the slots take.
+        """
+        data = call.slots
+        if len(data) != self.slot_bytes:
+            raise InvalidProgram(
+                f"a call of program {call.program.hex()[:12]} brings {len(data):,} bytes for slots of "
+                f"{self.slot_bytes:,}"
+            )
+        tensors: dict[str, Array] = {}
+        at = 0
+        for name, dtype, shape, size in self._slots:
+            # A copy, at an address that is aligned; ONNX Runtime computes on it as it is.
+            part = data[at : at + size]
+            array = np.frombuffer(part, dtype).reshape(shape) if size else np.zeros(shape, dtype)
+            if dtype == np.bool_ and size and array.view(np.uint8).max() > 1:
+                raise InvalidProgram(f"slot {name}: a BOOL element is one byte, 0 or 1; there are others")
+            tensors[name] = array
+            at += size
+        return Program(
+            call.task_id, call.shard, call.coverage, self.instructions, call.version, call.deadline_seconds,
+            tensors, (), call.caller, self.program.releases,
+        )  # fmt: skip
+
+
+class PreparedPrograms:
+    """Those a node keeps, by digest, and what their frozen tensors count for in `store`."""
+
+    def __init__(self, store: Store, runtime: Runtime) -> None:
+        self._store, self._runtime = store, runtime
+        self._kept: OrderedDict[bytes, Prepared] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._serials = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def find(self, call: Call) -> Prepared:
+        """The program that is called, kept from now on if it came with the call.
+
+        Raises:
+            UnknownProgram: it is neither here nor in the call: to be sent again, with it.
+            InvalidProgram: what came has another digest, or cannot be carried out.
+            InvalidArgument: it cannot be read.
+        """
+        with self._lock:
+            found = self._kept.get(call.program)
+            if found is not None:
+                self._kept.move_to_end(call.program)
+                return found
+        if not call.prepared:
+            raise UnknownProgram(
+                f"this node knows no program {call.program[:32].hex()}: send it with the call"
+            )
+        if sha256(call.prepared).digest() != call.program:
+            raise InvalidProgram(
+                f"the program that came as {call.program[:32].hex()} has another digest: send both anew"
+            )
+        prepared = Prepared(call.program, prepared_program.decode(call.prepared), len(call.prepared))
+        with self._lock:
+            self._kept[call.program] = prepared
+            self._bytes += prepared.size
+            while len(self._kept) > 1 and (len(self._kept) > MAX_PREPARED or self._bytes > PREPARED_BYTES):
+                self._drop(next(iter(self._kept.values())))
+            frozen = (
+                [kept for kept in self._kept.values() if kept.program.frozen]
+                if prepared.program.frozen
+                else []
+            )
+            for kept in frozen[:-FROZEN_PROGRAMS]:
+                self._drop(kept)
+        return prepared
+
+    def forget(self, scope: str) -> None:
+        """What `scope`, a name that ends in `/`, owned is freed with it: programs that froze some of it."""
+        with self._lock:
+            for kept in list(self._kept.values()):
+                if any(frozen.stored.startswith(scope) for frozen in kept.program.frozen):
+                    self._drop(kept)
+
+    def freeze(self, prepared: Prepared, graphs: Mapping[str, Graph | ForeignGraph]) -> None:
+        """Make what the program freezes constants. Takes as long as to load its graphs; in a thread.
+
+        Raises:
+            NotFound: nothing is stored under such a name.
+            InvalidProgram: something else is, or it does not fit the graph.
+            InvalidGraph: the graph cannot be used so.
+            OutOfMemory: it does not fit beside what is stored.
+        """
+        held = {frozen.stored: self._taken(frozen) for frozen in prepared.program.frozen}
+        sizes: dict[bool, int] = {}
+        for one in held.values():
+            times = 1 if one.origin is not None else _PACKED
+            sizes[one.chosen] = sizes.get(one.chosen, 0) + times * one.array.nbytes
+        self._reserve(prepared, sizes)
+        try:
+            sessions: dict[tuple[str, tuple[tuple[str, str], ...]], Graph | ForeignGraph] = {}
+
+            def bound(run: Run) -> Instruction:
+                names = _frozen_inputs(run, held)
+                if not names:
+                    return run
+                constants = {i: held[n] for i, n in names.items() if held[n].origin is None}
+                given = {i: held[n] for i, n in names.items() if held[n].origin is not None}
+                key = run.graph, tuple(sorted((i, names[i]) for i in constants))
+                session = sessions.get(key)
+                if session is None:
+                    session = graphs[run.graph]
+                    if constants:
+                        arrays = {i: one.array for i, one in constants.items()}
+                        # Not by what is in it: its digest would tell of that.
+                        called = sha256(f"{run.graph}/{next(self._serials)}/{key[1]}".encode()).hexdigest()
+                        session = self._runtime.frozen(session, called, arrays)
+                    sessions[key] = session
+                rest = {i: value for i, value in run.inputs.items() if i not in names}
+                return BoundRun(run.graph, rest, run.outputs, session, constants, given)
+
+            instructions = _mapped(prepared.program.instructions, bound)
+            wanted = frozenset(run.graph for run in _runs(instructions) if not isinstance(run, BoundRun))
+        except BaseException:
+            with self._lock:
+                self._release(prepared)
+            raise
+        prepared.instructions, prepared.wanted = instructions, wanted
+        with self._lock:
+            if self._kept.get(prepared.digest) is not prepared:
+                self._release(prepared)  # it has gone meanwhile: who waits for it runs it, and no one else
+
+    def _taken(self, frozen: Frozen) -> Held:
+        held = self._store.get(frozen.stored)
+        if self._store.is_sequence(frozen.stored):
+            held = replace(held, array=held.array.copy())  # the next append writes there
+        if not frozen.digest:
+            return held
+        if held.origin is not None:
+            raise InvalidProgram(f"{frozen.stored} is private: no program names the digest of what is in it")
+        if (
+            sha256(np.ascontiguousarray(held.array).reshape(-1).view(np.uint8).data).hexdigest()
+            != frozen.digest
+        ):
+            raise InvalidProgram(
+                f"{frozen.stored} is not what the program freezes: it has another digest than "
+                f"{frozen.digest[:12]}; store that first"
+            )
+        return held
+
+    def _reserve(self, prepared: Prepared, sizes: Mapping[bool, int]) -> None:
+        with self._lock:
+            for apart, size in sizes.items():
+                while True:
+                    try:
+                        self._store.reserve(size, "what a program freezes", apart)
+                        break
+                    except OutOfMemory:
+                        # The one that nobody has called for longest makes room.
+                        older = (
+                            kept for kept in self._kept.values() if kept.reserved and kept is not prepared
+                        )
+                        if (idle := next(older, None)) is None:
+                            self._release(prepared)
+                            raise
+                        self._drop(idle)
+                prepared.reserved[apart] = size
+
+    def _release(self, prepared: Prepared) -> None:
+        reserved, prepared.reserved = prepared.reserved, {}
+        for apart, size in reserved.items():
+            self._store.release(size, apart)
+
+    def _drop(self, prepared: Prepared) -> None:
+        del self._kept[prepared.digest]
+        self._bytes -= prepared.size
+        self._release(prepared)
+
+
+def _require_constant(program: PreparedProgram) -> None:
+    """Refuse a program that changes what it freezes, or does not use it."""
+    names = {frozen.stored for frozen in program.frozen}
+    unread = set(names)
+    for name in names:
+        if name.startswith("task/") or name.endswith("/"):
+            raise InvalidProgram(f"{name} cannot be frozen: name one stored tensor that outlives a task")
+    for instruction in _flat(program.instructions):
+        written: set[str] = set()
+        match instruction:
+            case Run(_, inputs, outputs):
+                unread -= {value.name for value in inputs.values() if isinstance(value, Stored)}
+                written = set(outputs.values())
+            case Append():
+                written = {instruction.sequence}
+            case Batch():
+                written = {*instruction.columns.values(), instruction.identity_output}
+        if both := sorted(written & names):
+            raise InvalidProgram(f"{both[0]} is frozen and written by the same program")
+    if unread:
+        raise InvalidProgram(f"{min(unread)} is frozen, and no graph of the program reads it")
+
+
+def _frozen_inputs(run: Run, names: Mapping[str, object]) -> dict[str, str]:
+    """Of a run's inputs those that are frozen, and their names in the store."""
+    found: dict[str, str] = {}
+    for name, value in run.inputs.items():
+        if isinstance(value, Stored) and value.name in names:
+            if value.tiles is not None:
+                raise InvalidProgram(
+                    f"{value.name} is frozen as a whole: a run cannot take some of its tiles"
+                )
+            found[name] = value.name
+    return found
+
+
+def _flat(block: tuple[Instruction, ...]) -> Iterator[Instruction]:
+    for instruction in block:
+        yield instruction
+        if isinstance(instruction, Repeat):
+            yield from _flat(instruction.body)
+
+
+def _runs(block: tuple[Instruction, ...]) -> Iterator[Run]:
+    return (instruction for instruction in _flat(block) if isinstance(instruction, Run))
+
+
+def _mapped(block: tuple[Instruction, ...], of_run: Callable[[Run], Instruction]) -> tuple[Instruction, ...]:
+    """`block` with each Run replaced."""
+    found: list[Instruction] = []
+    for instruction in block:
+        match instruction:
+            case Run():
+                instruction = of_run(instruction)
+            case Repeat(times, body):
+                instruction = Repeat(times, _mapped(body, of_run))
+        found.append(instruction)
+    return tuple(found)
