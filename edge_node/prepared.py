@@ -47,6 +47,8 @@ MAX_FROZEN = 1024
 """Tensors that a program freezes."""
 FROZEN_PROGRAMS = 64
 """Of the prepared programs those that freeze something."""
+FROZEN_PART = 0.5
+"""Of the node's memory that frozen tensors take, at most: the rest is for what tasks store."""
 _PACKED = 2
 """Times its bytes that a frozen tensor takes: as a constant in a file, and packed in the session of it."""
 
@@ -253,21 +255,27 @@ class PreparedPrograms:
         return held
 
     def _reserve(self, prepared: Prepared, sizes: Mapping[bool, int]) -> None:
+        most, wanted = int(FROZEN_PART * self._store.limit), sum(sizes.values())
         with self._lock:
+            # Those that nobody has called for longest make room.
+            older = [kept for kept in self._kept.values() if kept.reserved and kept is not prepared]
+            frozen = sum(sum(kept.reserved.values()) for kept in older)
             for apart, size in sizes.items():
                 while True:
                     try:
+                        if frozen + wanted > most:
+                            raise OutOfMemory(
+                                f"what a program freezes takes {wanted:,} bytes, and such programs have "
+                                f"{most:,} of this node's memory; start it with a larger --memory-limit"
+                            )
                         self._store.reserve(size, "what a program freezes", apart)
                         break
                     except OutOfMemory:
-                        # The one that nobody has called for longest makes room.
-                        older = (
-                            kept for kept in self._kept.values() if kept.reserved and kept is not prepared
-                        )
-                        if (idle := next(older, None)) is None:
+                        if not older:
                             self._release(prepared)
                             raise
-                        self._drop(idle)
+                        frozen -= sum(older[0].reserved.values())
+                        self._drop(older.pop(0))
                 prepared.reserved[apart] = size
 
     def _release(self, prepared: Prepared) -> None:

@@ -122,8 +122,8 @@ class Repeated:
             if frozen:
                 raise
             # As it is sent otherwise, it says what is wrong.
-        if prepared is not None and not frozen and len(prepared.data) > _BYTES:
-            prepared = None
+        if prepared is not None and not frozen and not 0 < len(prepared.data) <= _BYTES:
+            prepared = None  # of no bytes at all nobody could say that it came
         self._keep(key, _Seen(instructions, True, prepared))
         return prepared
 

@@ -208,3 +208,27 @@ def drawn():
         helper.make_node("Loop", ["n", "t"], ["y"], body=body),
     ]
     return named(model(nodes, [value("x", FLOAT, [1])], [value("y", FLOAT, None)], [true, empty]))
+
+
+def product():
+    """y = x w."""
+    return named(
+        model(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            [value("x", FLOAT, ["n", "k"]), value("w", FLOAT, ["k", "m"])],
+            [value("y", FLOAT, ["n", "m"])],
+        )
+    )
+
+
+def reshaped():
+    """y = the rows of x, whatever its shape, in threes."""
+    three = helper.make_tensor("s", TensorProto.INT64, [2], [-1, 3])
+    return named(
+        model(
+            [helper.make_node("Reshape", ["x", "s"], ["y"])],
+            [value("x", FLOAT, ["t", "h", "i", "d"])],
+            [value("y", FLOAT, ["n", 3])],
+            [three],
+        )
+    )

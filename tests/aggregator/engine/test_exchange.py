@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from aggregator.engine.exchange import Assignment, Deliver, Exchange, Revoke, Send, ShardState
 from aggregator.engine.outcome import Kind
+from aggregator.engine.prepared import prepare
 from edge_attention.core import errors
 from edge_attention.core.errors import (
     Damaged,
@@ -23,7 +24,7 @@ from edge_attention.core.errors import (
     StaleVersion,
 )
 from edge_attention.core.messages.fleet import NodeState
-from edge_attention.core.messages.program import Contribution, Fault, Return
+from edge_attention.core.messages.program import Call, Contribution, Fault, Return
 from edge_attention.core.transitions import told
 from edge_attention.wire.link import from_node, task_of, to_node
 
@@ -540,3 +541,64 @@ def test_a_program_that_a_node_cannot_read_is_asked_of_another_at_once():
     assert exchange.contribution("b", answer) == []
     assert exchange.done
     assert exchange.missing["s0"].text.count("wrong checksum") == 2
+
+
+def prepared(**shards):
+    """A fleet whose shards are asked by calls of a program with one slot."""
+    fleet = Fleet(**shards)
+    tensors = {"task/x": np.ones((2, 3), np.float32)}
+    program = prepare((Return("task/x", "x"),), tensors)
+    asked = [replace(a, instructions=(), tensors=tensors, prepared=program) for a in fleet.assignments]
+    fleet.exchange = Exchange("x", asked, lambda name: fleet.states.get(name, LOST))
+    return fleet, program
+
+
+UNKNOWN = Fault("UnknownProgram", "send it")
+
+
+def test_a_call_brings_the_slots_and_names_the_program_by_its_digest():
+    fleet, program = prepared(s="a")
+    (send,) = fleet.exchange.start()
+    assert send.program == Call(
+        "x.0.1", "s", range(10), 3, None, program.digest, np.ones(6, np.float32).tobytes(), "", program.data
+    )
+    assert to_node.decode(to_node.encode(send.program)) == send.program
+    assert task_of(to_node.encode(send.program)) == "x.0.1"
+    assert isinstance(fleet.answer("a", send)[0], Deliver)
+    assert fleet.exchange.done
+
+
+def test_a_node_that_does_not_know_the_program_is_asked_once_more():
+    fleet, _ = prepared(s="ab")
+    (first,) = fleet.exchange.start()
+    (again,) = fleet.answer("a", first, error=UNKNOWN)
+    assert (again.node, again.program.task_id) == ("a", "x.0.2")
+    with pytest.raises(NotFound):  # of a task that was given up nothing is folded any more
+        fleet.answer("a", first)
+    assert isinstance(fleet.answer("a", again)[0], Deliver)
+    assert fleet.exchange.answered == {"s": "a"}
+
+
+def test_one_that_never_knows_it_has_failed_and_another_is_asked():
+    fleet, _ = prepared(s="ab")
+    (first,) = fleet.exchange.start()
+    (again,) = fleet.answer("a", first, error=UNKNOWN)
+    (other,) = fleet.answer("a", again, error=UNKNOWN)
+    assert other.node == "b"
+    (known,) = fleet.answer("b", other, error=UNKNOWN)
+    assert fleet.answer("b", known, error=UNKNOWN) == []
+    assert missing(fleet)["s"][:2] == (Kind.FAILED, "b")
+
+
+def test_of_a_program_that_was_not_called_no_node_can_say_that_it_is_unknown():
+    fleet = Fleet(s="a")
+    (send,) = fleet.exchange.start()
+    assert fleet.answer("a", send, error=UNKNOWN) == []
+    assert missing(fleet)["s"][0] is Kind.FAILED
+
+
+def test_a_call_is_sent_again_to_a_node_that_is_back():
+    fleet, _ = prepared(s="a")
+    (send,) = fleet.exchange.start()
+    fleet.becomes("a", SUSPECT)
+    assert fleet.becomes("a", READY) == [send]

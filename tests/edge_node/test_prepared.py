@@ -1,0 +1,364 @@
+"""Prepared programs at the node: known by digest, bounded, frozen; what a call must be."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import numpy as np
+import pytest
+import small_graphs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_attention.core.errors import (
+    EdgeAttentionError,
+    InvalidProgram,
+    NotFound,
+    OutOfMemory,
+    UnknownProgram,
+)
+from edge_attention.core.messages.program import (
+    Append,
+    Batch,
+    Call,
+    Drop,
+    Frozen,
+    PreparedProgram,
+    Repeat,
+    Return,
+    Run,
+    Slot,
+    Stored,
+)
+from edge_attention.core.release import column
+from edge_attention.core.tensors import DataType
+from edge_attention.graphs.attention import library
+from edge_attention.wire.link import prepared_program
+from edge_node import prepared as module
+from edge_node.executor import Execution, Node
+from edge_node.prepared import BoundRun, PreparedPrograms
+from edge_node.release import Releases
+from edge_node.runtime import Runtime
+from edge_node.store.store import Origin, Store
+
+PRODUCT, DATA = small_graphs.product()
+W = np.arange(6, dtype=np.float32).reshape(2, 3)
+X = np.array([[1, 2], [3, 4]], np.float32)
+FULL = X.tobytes()
+SLOT = Slot("task/x", DataType.FLOAT32, (2, 2))
+STEPS = (
+    Run(PRODUCT, {"x": Stored("task/x"), "w": Stored("job/j/w")}, {"y": "task/y"}),
+    Return("task/y", "y"),
+)
+
+
+def call(program, slots=FULL, data=None, **fields):
+    """A call of `program` that brings it, or other bytes in its place."""
+    written = prepared_program.encode(program)
+    digest = sha256(written).digest()
+    return Call("t", "s", range(2), 1, None, digest, slots, "", written if data is None else data, **fields)
+
+
+class Box:
+    """What a node has of it, without a link."""
+
+    def __init__(self, limit=1 << 20, releases=()):
+        self.store, self.runtime = Store(limit), Runtime()
+        self.node = Node(self.store, {}, Releases(releases))
+        self.programs = PreparedPrograms(self.store, self.runtime)
+        self.store.freed = self.programs.forget
+        self.graphs = {PRODUCT: self.runtime.load(PRODUCT, DATA)}
+
+    def frozen(self, asked):
+        found = self.programs.find(asked)
+        if not found.ready:
+            self.programs.freeze(found, self.graphs)
+        return found
+
+    def run(self, asked):
+        """The tensors of the answer; raises what it says."""
+        found = self.frozen(asked)
+        (only,) = Execution(found.called(asked), self.node, self.graphs).contributions()
+        if only.error is not None:
+            raise AssertionError(f"{only.error.name}: {only.error.message}")
+        return only.tensors
+
+
+def freezing(*steps, digest="", version=0):
+    return PreparedProgram(steps or STEPS, (SLOT,), (Frozen("job/j/w", digest, version),))
+
+
+def test_a_call_is_its_program_with_the_slots_filled():
+    box = Box()
+    box.store.put("job/j/w", W)
+    program = PreparedProgram(STEPS, (SLOT,), releases=("text",))
+    found = box.programs.find(call(program))
+    made = found.called(call(program))
+    assert (made.task_id, made.shard, made.coverage, made.version) == ("t", "s", range(2), 1)
+    assert (made.instructions, made.releases) == (STEPS, ("text",))
+    np.testing.assert_array_equal(made.tensors["task/x"], X)
+    np.testing.assert_array_equal(box.run(call(program))["y"], X @ W)
+
+
+def test_a_program_that_is_not_known_is_asked_for_and_then_known():
+    box = Box()
+    program = PreparedProgram((Return("task/x", "x"),), (SLOT,))
+    with pytest.raises(UnknownProgram, match=r"knows no program [0-9a-f]{64}: send it with the call"):
+        box.programs.find(call(program, data=b""))
+    found = box.programs.find(call(program))
+    assert box.programs.find(call(program, data=b"")) is found
+
+
+def test_a_program_under_another_digest_is_refused():
+    box = Box()
+    other = prepared_program.encode(PreparedProgram((Return("task/x", "y"),), (SLOT,)))
+    with pytest.raises(InvalidProgram, match="has another digest"):
+        box.programs.find(call(PreparedProgram((Return("task/x", "x"),), (SLOT,)), data=other))
+    assert len(box.programs) == 0
+
+
+DTYPES = ["float32", "float64", "int8", "int64", "bool", "float16"]
+
+
+@given(
+    slots=st.lists(st.sampled_from(DTYPES), max_size=4),
+    shapes=st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=4, max_size=4),
+    data=st.data(),
+)
+def test_slots_are_what_they_were(slots, shapes, data):
+    arrays = {}
+    for n, (dtype, shape) in enumerate(zip(slots, shapes, strict=False)):
+        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raw = data.draw(st.binary(min_size=count, max_size=count))
+        raw = bytes(b & 1 for b in raw) if dtype == "bool" else raw
+        arrays[f"task/{n}"] = np.frombuffer(bytearray(raw), dtype).reshape(shape)
+    described = tuple(Slot(n, DataType.of(a.dtype), a.shape) for n, a in arrays.items())
+    asked = call(
+        PreparedProgram((Return("task/0", "x"),), described), b"".join(a.tobytes() for a in arrays.values())
+    )
+    made = PreparedPrograms(Store(1), Runtime()).find(asked).called(asked)
+    assert made.tensors.keys() == arrays.keys()
+    for name, array in arrays.items():
+        found = made.tensors[name]
+        assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("program", "slots", "said"),
+    [
+        (PreparedProgram((), (SLOT,)), b"1234", "brings 4 bytes for slots of 16"),
+        (PreparedProgram((), (Slot("task/x", DataType.BOOL, (2,)),)), b"\1\2", "a BOOL element is one byte"),
+        (PreparedProgram((), (SLOT, SLOT)), X.tobytes() * 2, "names a slot or a frozen tensor twice"),
+        (PreparedProgram((), (Slot("x", DataType.INT8),)), b"1", "'x' is not a name in a store"),
+        (PreparedProgram((), (Slot("task/x", DataType.INT8, (-1,)),)), b"", "is not a shape"),
+        (PreparedProgram((), (Slot("task/x", DataType.INT8, (1,) * 9),)), b"1", "is not a shape"),
+        (PreparedProgram((), tuple(Slot(f"task/{n}", DataType.INT8) for n in range(1025))), b"", "1024 slot"),
+        (PreparedProgram((Run("g", {}, {}),)), b"", "is not the digest of a graph"),
+        (PreparedProgram((), releases=("x",) * 17), b"", "16 releases at most"),
+        (PreparedProgram(STEPS, (SLOT,), (Frozen("task/w"),)), FULL, "task/w cannot be frozen"),
+        (PreparedProgram(STEPS, (SLOT,), (Frozen("job/j/"),)), FULL, "job/j/ cannot be frozen"),
+        (PreparedProgram(STEPS, (SLOT,), (Frozen("job/j/v"),)), FULL, "job/j/v is frozen, and no"),
+        (freezing(*STEPS, Append("job/j/w", X, tile=2)), FULL, "frozen and written by the same"),
+        (freezing(*STEPS, Repeat(2, (Batch("d", {"*": "job/j/w"}),))), FULL, "frozen and written"),
+        (freezing(*STEPS, Run(PRODUCT, {}, {"y": "job/j/w"})), FULL, "frozen and written by the same"),
+    ],
+)  # fmt: skip
+def test_a_program_or_a_call_that_cannot_be_is_refused(program, slots, said):
+    programs = PreparedPrograms(Store(1 << 20), Runtime())
+    with pytest.raises(EdgeAttentionError, match=said):
+        programs.find(call(program, slots)).called(call(program, slots))
+
+
+def test_bytes_that_are_no_program_are_refused():
+    data = b"\xff\xff"
+    asked = Call("t", "s", range(1), program=sha256(data).digest(), prepared=data)
+    with pytest.raises(EdgeAttentionError, match="are not a prepared program"):
+        PreparedPrograms(Store(1), Runtime()).find(asked)
+
+
+def test_those_not_called_for_longest_go_first(monkeypatch):
+    monkeypatch.setattr(module, "MAX_PREPARED", 3)
+    box = Box()
+    asked = [call(PreparedProgram((Return("task/x", str(n)),), (SLOT,))) for n in range(4)]
+    for one in asked[:3]:
+        box.programs.find(one)
+    box.programs.find(call(PreparedProgram((Return("task/x", "0"),), (SLOT,)), data=b""))
+    box.programs.find(asked[3])
+    assert [one.program in box.programs._kept for one in asked] == [True, False, True, True]
+
+
+def test_their_bytes_are_bounded(monkeypatch):
+    monkeypatch.setattr(module, "PREPARED_BYTES", 1000)
+    box = Box()
+    for n in range(50):
+        box.programs.find(call(PreparedProgram((Return("task/x", f"{n:0200}"),), (SLOT,))))
+        assert box.programs._bytes <= 1000 or len(box.programs) == 1
+    assert 1 < len(box.programs) < 10
+
+
+# Frozen
+
+
+def test_what_is_frozen_is_a_constant():
+    box = Box()
+    box.store.put("job/j/w", W)
+    found = box.frozen(call(freezing()))
+    (run, _) = found.instructions
+    assert isinstance(run, BoundRun)
+    assert (run.graph, run.inputs.keys(), run.constants.keys()) == (PRODUCT, {"x"}, {"w"})
+    assert "w" not in run.session._inputs
+    assert not found.wanted
+    np.testing.assert_array_equal(box.run(call(freezing()))["y"], X @ W)
+
+
+def test_graphs_of_this_project_freeze_as_well():
+    rng, box, digest = np.random.default_rng(0), Box(1 << 24), library.digest("attention_decode")
+    box.graphs[digest] = box.runtime.find(digest)
+    for name in ("keys", "values"):
+        box.store.append(f"context/c/{name}", rng.standard_normal((700, 2, 8), np.float32), tile=512)
+    feeds = {"scale": np.array(0.3, np.float32), "lo": np.zeros(1, np.int64), "hi": np.full(1, 700)}
+    inputs = {**feeds, "q": Stored("task/q"), **{n: Stored(f"context/c/{n}") for n in ("keys", "values")}}
+    steps = (Run(digest, inputs, {"out": "task/out", "lse": "task/lse"}), Return("task/out", "out"))
+    q = rng.standard_normal((1, 4, 8), np.float32)
+    slots = (Slot("task/q", DataType.FLOAT32, (1, 4, 8)),)
+    plain = box.run(call(PreparedProgram(steps, slots), q.tobytes()))["out"]
+    memory = tuple(Frozen(f"context/c/{name}") for name in ("keys", "values"))
+    frozen = box.run(call(PreparedProgram(steps, slots, memory), q.tobytes()))["out"]
+    np.testing.assert_allclose(frozen, plain, rtol=1e-5, atol=1e-6)
+    found = box.frozen(call(PreparedProgram(steps, slots, memory), q.tobytes()))
+    assert found.instructions[0].session.ours
+
+
+def test_a_new_version_is_a_new_program_and_the_old_one_serves():
+    box = Box()
+    box.store.put("job/j/w", W)
+    old, new = call(freezing(version=1)), call(freezing(version=2))
+    np.testing.assert_array_equal(box.run(old)["y"], X @ W)
+    box.store.put("job/j/w", 10 * W)
+    np.testing.assert_array_equal(box.run(old)["y"], X @ W)
+    np.testing.assert_array_equal(box.run(new)["y"], X @ (10 * W))
+    np.testing.assert_array_equal(box.run(old)["y"], X @ W)
+    box.store.drop("job/j/w")
+    np.testing.assert_array_equal(box.run(new)["y"], X @ (10 * W))
+
+
+def test_of_a_digest_nothing_else_is_frozen():
+    box = Box()
+    digest = sha256(W.tobytes()).hexdigest()
+    box.store.put("job/j/w", 2 * W)
+    with pytest.raises(InvalidProgram, match="another digest"):
+        box.frozen(call(freezing(digest=digest)))
+    assert box.store.used == W.nbytes, "and nothing is counted for it"
+    box.store.put("job/j/w", W)
+    np.testing.assert_array_equal(box.run(call(freezing(digest=digest)))["y"], X @ W)
+
+
+@pytest.mark.parametrize(
+    ("stored", "cls", "said"),
+    [
+        (None, NotFound, "stores nothing called 'job/j/w'"),
+        (W.astype(np.float64), InvalidProgram, "input 'w' must be float32"),
+        (W[0], InvalidProgram, "input 'w' must be"),
+    ],
+)
+def test_what_cannot_be_frozen_is_said_and_counts_nothing(stored, cls, said):
+    box = Box()
+    if stored is not None:
+        box.store.put("job/j/w", stored)
+    before = box.store.used
+    for _ in range(2):
+        with pytest.raises(cls, match=said):
+            box.frozen(call(freezing()))
+    assert box.store.used == before
+
+
+def test_an_input_that_the_graph_has_not_cannot_be_frozen():
+    box = Box()
+    box.store.put("job/j/w", W)
+    steps = (Run(PRODUCT, {"x": Stored("task/x"), "v": Stored("job/j/w")}, {"y": "task/y"}),)
+    with pytest.raises(InvalidProgram, match="has no input v"):
+        box.frozen(call(freezing(*steps)))
+
+
+def test_what_is_frozen_counts_and_older_programs_make_room():
+    box = Box(limit=W.nbytes * 8)
+    box.store.put("job/j/w", W)
+    for version in range(4):
+        box.run(call(freezing(version=version)))
+        assert box.store.used <= box.store.limit
+    assert box.store.used == 5 * W.nbytes, "the tensor, and two programs"
+    assert [kept.program.frozen[0].version for kept in box.programs._kept.values()] == [2, 3]
+    box.store.put("job/j/v", np.zeros(6, np.float32))
+    box.store.drop("job/j/")
+    assert box.store.used == 0, "what a scope owned is freed with it"
+    assert len(box.programs) == 0
+
+
+def test_where_there_is_no_room_at_all_it_is_said():
+    box = Box(limit=W.nbytes * 3)
+    box.store.put("job/j/w", W)
+    with pytest.raises(OutOfMemory, match="freezes takes 48 bytes, and such programs have 36 of"):
+        box.frozen(call(freezing()))
+    assert box.store.used == W.nbytes
+    box = Box(limit=W.nbytes * 4)
+    box.store.put("job/j/w", W)
+    box.store.put("job/j/v", W)
+    box.store.put("job/j/u", X)
+    with pytest.raises(OutOfMemory, match="what a program freezes needs 48 more bytes"):
+        box.frozen(call(freezing()))
+    assert box.store.used == 2 * W.nbytes + X.nbytes
+
+
+def test_programs_that_freeze_are_few(monkeypatch):
+    monkeypatch.setattr(module, "FROZEN_PROGRAMS", 2)
+    box = Box()
+    box.store.put("job/j/w", W)
+    plain = call(PreparedProgram((Return("task/x", "x"),), (SLOT,)))
+    box.programs.find(plain)
+    for version in range(4):
+        box.run(call(freezing(version=version)))
+    assert len(box.programs) == 3
+    assert plain.program in box.programs._kept
+
+
+def test_a_frozen_sequence_does_not_grow():
+    box = Box()
+    box.store.append("context/c/w", np.ones((2, 1, 3), np.float32), tile=2)
+    digest, data = small_graphs.reshaped()
+    box.graphs[digest] = box.runtime.load(digest, data)
+    steps = (Run(digest, {"x": Stored("context/c/w")}, {"y": "task/y"}), Return("task/y", "y"))
+    program = PreparedProgram(steps, (), (Frozen("context/c/w"),))
+    np.testing.assert_array_equal(box.run(call(program, b""))["y"], np.ones((2, 3)))
+    box.store.append("context/c/w", np.zeros((1, 1, 3), np.float32), at=0)
+    np.testing.assert_array_equal(box.run(call(program, b""))["y"], np.ones((2, 3)))
+
+
+def test_what_is_private_stays_private_when_it_is_frozen():
+    """It is an input at each run, and not packed: to load a graph tells nothing of it."""
+    box = Box()
+    box.store.put("job/j/w", W, Origin("", column("d", "w"), chosen=False, flow=frozenset()))
+    found = box.frozen(call(freezing()))
+    (run, _) = found.instructions
+    assert (run.session, dict(run.constants)) == (box.graphs[PRODUCT], {})
+    with pytest.raises(AssertionError, match=r"PrivateTensor: task/y is private"):
+        box.run(call(freezing()))
+    with pytest.raises(InvalidProgram, match="no program names the digest"):
+        box.frozen(call(freezing(digest=sha256(W.tobytes()).hexdigest())))
+
+
+def test_what_is_released_of_a_frozen_private_tensor_leaves():
+    box = Box(releases=(f"{PRODUCT}:y@d/w",))
+    box.store.put("job/j/w", W, Origin("", column("d", "w"), chosen=False, flow=frozenset()))
+    np.testing.assert_array_equal(box.run(call(freezing()))["y"], X @ W)
+    box.store.put("job/j/w", 3 * W, Origin("", column("d", "other"), chosen=False, flow=frozenset()))
+    np.testing.assert_array_equal(box.run(call(freezing()))["y"], X @ W)  # as it was when it was frozen
+    with pytest.raises(AssertionError, match="PrivateTensor"):
+        box.run(call(freezing(version=1)))
+
+
+def test_a_drop_within_the_program_is_no_write():
+    box = Box()
+    box.store.put("job/j/w", W)
+    steps = (*STEPS, Drop(("job/j/w",)))
+    np.testing.assert_array_equal(box.run(call(freezing(*steps)))["y"], X @ W)
+    np.testing.assert_array_equal(box.run(call(freezing(*steps)))["y"], X @ W)
