@@ -246,6 +246,8 @@ class Runtime:
         graph.check_some(constants)
         checked = with_constants(graph.data, constants, f"graph {graph.digest[:12]}")
         if isinstance(graph, ForeignGraph) and self.cells is not None:
+            from edge_node.cell.calls import GraphFile
+
             return ForeignGraph(GraphFile(digest, checked.data), self.cells, checked)
         return self._open(digest, checked.data, graph.remembers, graph.ours)
 

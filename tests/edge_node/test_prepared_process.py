@@ -151,6 +151,7 @@ def test_what_is_frozen_changes_by_a_new_program_while_calls_run(flags):
     assert none.error.name == "NotFound"
     assert "stores nothing called 'job/j/w'" in none.error.message
     for answer in first:
+        assert answer.error is None
         np.testing.assert_array_equal(answer.tensors["y"], X @ W)
     for n, answer in enumerate(then):
         np.testing.assert_array_equal(answer.tensors["y"], X @ (W if n % 2 == 0 else 10 * W))
