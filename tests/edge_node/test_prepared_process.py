@@ -140,8 +140,11 @@ def test_what_is_frozen_changes_by_a_new_program_while_calls_run(flags):
             # All at once: the first of them is still being made ready when the others come.
             aggregator.send(*(call(f"a{n}", freezing(1), known=n > 0) for n in range(4)))
             first = [(await aggregator.result(f"a{n}"))[-1] for n in range(4)]
+            # Calls of the old program, while what it froze is replaced, and then of both.
+            aggregator.send(*(call(f"o{n}", freezing(1), known=True) for n in range(4)))
+            await aggregator.run(store("w2", w=10 * W))
+            first += [(await aggregator.result(f"o{n}"))[-1] for n in range(4)]
             aggregator.send(
-                store("w2", w=10 * W),
                 *(call(f"b{n}", freezing(1 + n % 2), known=n % 2 == 0 or n > 1) for n in range(8)),
             )
             then = [(await aggregator.result(f"b{n}"))[-1] for n in range(8)]
