@@ -2,6 +2,7 @@
 
     <directory>/lock          held (flock) by the one aggregator that uses the folder
     <directory>/state.db      contexts and segments, runs, versions and records
+    <directory>/state.db.sums what its pages are (`aggregator.store.page_sums`)
     <directory>/blobs/        files by the SHA-256 of their bytes
     <directory>/spool/        what is under way up; empty at every start (`aggregator.engine.spool`)
     <directory>/runs/         written by `aggregator.store.parameters`
@@ -29,7 +30,7 @@ from typing import Any
 
 from aggregator.store.blobs import Blobs
 from aggregator.store.folder import PREFIX, is_full, lock, sweep, sync, write_durably
-from aggregator.store.write_ahead import require_whole
+from aggregator.store.page_sums import PageSums
 from edge_attention.core.errors import (
     AlreadyExists,
     DataLoss,
@@ -42,7 +43,7 @@ from edge_attention.core.errors import (
 
 __all__ = ["Context", "Record", "Run", "Segment", "State", "Version", "check_run_id", "sync", "write_durably"]
 
-SCHEMA = 2  # kept in the database's user_version
+SCHEMA = 3  # kept in the database's user_version; 3 is 2 with sums beside it, which earlier releases forget
 
 _TABLES = (
     """CREATE TABLE contexts (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL,
@@ -137,7 +138,8 @@ class State:
             ) from error
         try:
             self._blobs = Blobs(folder)
-            self._database = self._open(":memory:" if self._temporary else str(self.directory / "state.db"))
+            self._sums = None if self._temporary else PageSums(self.directory / "state.db")
+            self._database = self._open()
             self.id = self._identity()
         except BaseException:
             os.close(self._lock_file)
@@ -151,9 +153,20 @@ class State:
             sync(self.directory)
         return path.read_text()
 
-    def _open(self, path: str) -> sqlite3.Connection:
-        if not self._temporary:
-            require_whole(Path(f"{path}-wal"))
+    def _open(self) -> sqlite3.Connection:
+        if self._sums is None:
+            return self._connect(":memory:")
+        path = str(self.directory / "state.db")
+        self._sums.require_whole()
+        database = self._connect(path)
+        if not self._sums.known:  # new, or an earlier release wrote it
+            database.close()
+            self._sums.make()
+            database = self._connect(path)
+        self._sums.checkpoint(database)  # what a process that was killed has left in the log
+        return database
+
+    def _connect(self, path: str) -> sqlite3.Connection:
         # isolation_level None: transactions begin and end where `transaction` says, nowhere else.
         database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         if not self._temporary:
@@ -161,7 +174,13 @@ class State:
                 os.chmod(path, 0o600)  # the files SQLite makes beside it get the same
         try:
             with _translated(self.directory):
-                for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                # Checkpoints are made by `PageSums` alone.
+                for pragma in (
+                    "journal_mode=WAL",
+                    "synchronous=FULL",
+                    "foreign_keys=ON",
+                    "wal_autocheckpoint=0",
+                ):
                     database.execute(f"PRAGMA {pragma}")
                 (schema,) = database.execute("PRAGMA user_version").fetchone()
                 if schema > SCHEMA:
@@ -171,20 +190,26 @@ class State:
                     )
                 if schema < SCHEMA:
                     database.execute("BEGIN IMMEDIATE")
-                    new = (*(_TABLES if schema == 0 else ()), *_SINCE_2)
+                    new = (*(_TABLES if schema == 0 else ()), *(_SINCE_2 if schema < 2 else ()))
                     for statement in (*new, f"PRAGMA user_version={SCHEMA}", "COMMIT"):
                         database.execute(statement)
         except BaseException:
-            database.close()
+            self._disconnect(database)
             raise
         return database
+
+    def _disconnect(self, database: sqlite3.Connection) -> None:
+        if self._sums is not None:
+            self._sums.close(database)
+        else:
+            database.close()
 
     def close(self) -> None:
         """Frees the folder for another aggregator, and removes it if it is temporary. Twice is once."""
         with self._mutex:
             if self._lock_file < 0:
                 return
-            self._database.close()
+            self._disconnect(self._database)
             os.close(self._lock_file)
             self._lock_file = -1
             if self._temporary:
@@ -212,6 +237,8 @@ class State:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
+            if self._sums is not None and self._sums.due():
+                self._sums.checkpoint(self._database)
 
     def _change(self, missing: str, statement: str, *values: object) -> None:
         """Runs one statement; `NotFound(missing)` if it changed no row."""

@@ -74,7 +74,8 @@ class Authority:
                     raise FailedPrecondition(
                         f"{begun} is missing, the record of what the authority beside it has issued and "
                         "revoked: restore it from a backup; or begin an empty one, after which all nodes and "
-                        f"clients must enrol again: touch {begun}, as the user that runs the aggregator"
+                        f"clients must enrol again: rm -f {begun}.sums; touch {begun}, as the user that runs "
+                        "the aggregator"
                     )
             (certificate,) = load_pem(certificate_file.read_bytes(), str(certificate_file))[:1]
             key = load_key(key_file.read_bytes(), str(key_file))

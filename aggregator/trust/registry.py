@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aggregator.store.folder import is_full
+from aggregator.store.page_sums import PageSums
 from aggregator.trust.authority import REGISTRY
 from aggregator.trust.enrolment import Holder, admit, require_redeemable
 from aggregator.trust.proof import Peer
@@ -50,40 +51,81 @@ _TOKEN = "id, kind, role, name, created, expires, uses, used, revoked, label"
 
 
 class Registry:
-    """The database in `folder`. Any thread may call."""
+    """The database in `folder`. Any thread may call.
 
-    def __init__(self, folder: Path) -> None:
+    `daemon`: this process has the folder for itself but for the command line's, and sums the pages of a
+    database that an earlier release wrote.
+
+    Raises:
+        DataLoss: the database is damaged.
+        FailedPrecondition: it cannot be used.
+    """
+
+    def __init__(self, folder: Path, *, daemon: bool = False) -> None:
         self._where = folder / REGISTRY
+        self._sums = PageSums(self._where, shared=True)
         self._mutex, self._reading = threading.RLock(), threading.Lock()
         self._writer = 0  # the thread whose transaction is under way
         self._seen = (-1, 0)
+        with self._turn(alone=True):
+            self._sums.require_whole()
+            self._database = self._opened()
+            if daemon and not self._sums.known:
+                self._database.close()
+                self._sums.make()
+                self._database = self._opened()
+            # In WAL mode who reads waits for nobody who writes: calls are checked on the event loop.
+            self._reader = self._connect(READ_SECONDS)
+
+    def _opened(self) -> sqlite3.Connection:
+        """Its caller alone writes."""
         with self._translated():
-            self._database = self._connect(WRITE_SECONDS)
-            self._where.chmod(0o600)
-            for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-                self._database.execute(f"PRAGMA {pragma}")
-            with self._transaction():
-                (schema,) = self._database.execute("PRAGMA user_version").fetchone()
+            database = self._connect(WRITE_SECONDS)
+            try:
+                self._where.chmod(0o600)
+                # Checkpoints are made by `PageSums` alone.
+                for pragma in ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=0"):
+                    database.execute(f"PRAGMA {pragma}")
+                (schema,) = database.execute("PRAGMA user_version").fetchone()
                 if schema > SCHEMA:
                     raise FailedPrecondition(
                         f"{self._where} was written by a newer release (schema {schema}, this one reads "
                         f"{SCHEMA}): run that release"
                     )
                 if schema < SCHEMA:
-                    made = TABLES if schema == 0 else FROM_1
-                    for statement in (*made, f"PRAGMA user_version={SCHEMA}"):
-                        self._database.execute(statement)
-            # In WAL mode who reads waits for nobody who writes: calls are checked on the event loop.
-            self._reader = self._connect(READ_SECONDS)
+                    made = {0: TABLES, 1: FROM_1}.get(schema, ())
+                    database.execute("BEGIN IMMEDIATE")
+                    for statement in (*made, f"PRAGMA user_version={SCHEMA}", "COMMIT"):
+                        database.execute(statement)
+            except BaseException:
+                self._sums.close(database)
+                raise
+        return database
+
+    @contextmanager
+    def _turn(self, *, alone: bool = False) -> Iterator[None]:
+        """Of whoever writes, in whatever process."""
+        with self._translated(), self._sums.turn(alone=alone, seconds=WRITE_SECONDS) as mine:
+            if not mine:
+                raise self._in_use()
+            yield
+
+    def _in_use(self) -> Unavailable:
+        return Unavailable(
+            f"{self._where} is in use: another process has been writing to it for long; try again"
+        )
 
     def _connect(self, timeout: float) -> sqlite3.Connection:
         # isolation_level None: transactions begin and end where `_transaction` says.
         return sqlite3.connect(self._where, isolation_level=None, check_same_thread=False, timeout=timeout)
 
     def close(self) -> None:
-        with self._mutex, self._reading:
-            self._reader.close()
-            self._database.close()
+        with self._mutex, self._reading, self._sums.turn(alone=True, seconds=WRITE_SECONDS) as mine:
+            if mine:
+                self._sums.close(self._database, self._reader)
+            else:  # another process writes: it is not the last, and has the log summed
+                self._reader.close()
+                self._database.close()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -95,9 +137,7 @@ class Registry:
             if code == sqlite3.SQLITE_FULL or (failing and is_full(self._where.parent)):
                 raise DiskFull(f"{self._where}: the disk is full; free space there") from None
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise Unavailable(
-                    f"{self._where} is in use: another process has been writing to it for long; try again"
-                ) from None
+                raise self._in_use() from None
             if isinstance(error, sqlite3.OperationalError):
                 raise FailedPrecondition(
                     f"{self._where} cannot be used: {text}; run this as the user that runs the aggregator"
@@ -108,7 +148,7 @@ class Registry:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._mutex, self._translated():
+        with self._mutex, self._turn():
             self._database.execute("BEGIN IMMEDIATE")
             self._writer = threading.get_ident()
             try:
@@ -120,6 +160,10 @@ class Registry:
                 raise
             finally:
                 self._writer = 0
+        if self._sums.due():
+            with self._mutex, self._sums.turn(alone=True) as mine:
+                if mine:  # or after one of the next changes
+                    self._sums.checkpoint(self._database)
 
     def _rows(self, statement: str, *values: object) -> list[tuple[object, ...]]:
         """What is there; inside a transaction of this thread, as that sees it."""

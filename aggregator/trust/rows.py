@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from edge_attention.trust.names import Role, require_role
 from edge_attention.trust.tokens import TokenKind
 
-SCHEMA = 2
+SCHEMA = 3
+"""3 is 2 with sums of its pages beside it, which earlier releases forget."""
 
 TABLES = (
     """CREATE TABLE tokens (id TEXT PRIMARY KEY, kind TEXT NOT NULL, role TEXT NOT NULL, name TEXT NOT NULL,

@@ -65,7 +65,7 @@ class Trust:
         self._settings, self._metrics, self._audit = settings, metrics, audit
         self._authority = Authority.open(folder)
         self._server = self._server_certificate(folder, host)
-        self.registry = Registry(folder)
+        self.registry = Registry(folder, daemon=True)
         proof = CertificateProof(self._authority.certificate)
         self.access = Access(self.registry, proof, self._server, audit)
         self.guard = Guard(self.access, self.registry)

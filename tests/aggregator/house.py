@@ -44,7 +44,7 @@ from edge_node.store.store import Store
 class House:
     """The aggregator's parts, put together as its server does."""
 
-    def __init__(self, folder=None, patience=5.0):
+    def __init__(self, folder=None, patience=120.0):
         self.state = State(folder)
         self.metrics = Metrics()
         self.attend_metrics = AttendMetrics(self.metrics)

@@ -213,7 +213,7 @@ def test_a_run_s_end_is_written_down_by_a_thread_before_anybody_hears_of_it(tmp_
         assert found == []
         return house.state.get_run(run).status
 
-    with House(tmp_path, patience=120) as house:
+    with House(tmp_path) as house:
         assert asyncio.run(scenario(house)) == "finished"
 
 
@@ -241,7 +241,7 @@ def test_a_run_that_comes_to_its_end_while_it_is_stopped_has_finished(tmp_path, 
         assert told == ["stopped", "finished"]
         return house.state.get_run(run).status
 
-    with House(tmp_path, patience=120) as house:
+    with House(tmp_path) as house:
         assert asyncio.run(asyncio.wait_for(scenario(house), 120)) == "finished"
 
 
@@ -265,5 +265,5 @@ def test_a_run_begins_trains_and_is_fetched_by_threads(tmp_path, by_loop):
         # The nodes of this house fetch their graphs in its own loop.
         return [name for name in found if name != "get_blob"]
 
-    with House(tmp_path, patience=120) as house:
+    with House(tmp_path) as house:
         assert asyncio.run(scenario(house)) == []

@@ -37,7 +37,7 @@ async def started(house, names=small_model.NODES, tamper=None, **changed):
 
 async def ended(house, run):
     rounds = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         rounds += [event async for event in house.runs.watch(run, 0) if isinstance(event, TrainingRound)]
     return rounds, house.runs.describe(run)
 

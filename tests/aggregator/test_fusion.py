@@ -41,7 +41,7 @@ async def started(house, skip=(), tamper=None, **changed):
 
 async def ended(house, run):
     """The run's rounds, and the run."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(180):
         events = [event async for event in house.runs.watch(run, 0)]
     return [event for event in events if not hasattr(event, "state")], events[-1]
 

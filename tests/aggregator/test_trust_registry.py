@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -323,3 +326,85 @@ def test_a_database_of_the_release_before_is_read(tmp_path):
 
 def test_only_the_aggregators_user_reads_it(registry, tmp_path):
     assert (tmp_path / "trust.db").stat().st_mode & 0o777 == 0o600
+
+
+def filled(folder, count=30):
+    """A database as the daemon leaves it, and its tokens."""
+    registry = Registry(folder, daemon=True)
+    for number in range(count):
+        registry.create_token("join", "node", PIN, float(number), name=f"n{number}")
+    tokens = registry.tokens()
+    registry.close()
+    return tokens
+
+
+def test_a_bit_that_changed_on_the_disk_is_found_before_anybody_is_let_in_by_it(tmp_path):
+    filled(tmp_path)
+    file = tmp_path / "trust.db"
+    whole = file.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(whole)), 200):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        with pytest.raises(DataLoss, match=r"trust.db is damaged: 1 of its .* restore"):
+            Registry(tmp_path)
+    file.write_bytes(whole)
+    Registry(tmp_path).close()
+
+
+DAEMON = """
+import pathlib, sys
+from aggregator.trust.registry import Registry
+registry = Registry(pathlib.Path(sys.argv[1]), daemon=True)
+for line in sys.stdin:
+    print(registry.create_token("join", "node", "ab" * 16, 1.0, name=line.strip()).id, flush=True)
+"""
+
+
+def test_a_daemon_that_is_killed_and_a_command_that_is_the_last_to_close_lose_nothing(tmp_path):
+    made = {token.id for token in filled(tmp_path)}
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", DAEMON, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with daemon:
+        for number in range(3):
+            daemon.stdin.write(f"more{number}\n")
+            daemon.stdin.flush()
+            made.add(daemon.stdout.readline().strip())
+            command = Registry(tmp_path)
+            made.add(command.create_token("access", "user", PIN, 2.0).id)
+            command.close()
+        command = Registry(tmp_path)
+        daemon.kill()
+        daemon.wait()
+        log = (tmp_path / "trust.db-wal").read_bytes()
+        assert log
+        command.close()  # SQLite has the log in the database now
+    again = Registry(tmp_path, daemon=True)
+    assert {token.id for token in again.tokens()} == made
+    again.close()
+
+
+def test_a_damaged_log_of_a_killed_daemon_is_found(tmp_path):
+    filled(tmp_path)
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", DAEMON, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with daemon:
+        for number in range(4):
+            daemon.stdin.write(f"more{number}\n")
+            daemon.stdin.flush()
+            daemon.stdout.readline()
+        daemon.kill()
+    log = tmp_path / "trust.db-wal"
+    data = bytearray(log.read_bytes())
+    data[100] ^= 1
+    log.write_bytes(data)
+    with pytest.raises(DataLoss, match=r"trust.db-wal is damaged at byte"):
+        Registry(tmp_path, daemon=True)

@@ -126,7 +126,7 @@ def test_a_run_goes_on_and_ends_where_its_record_cannot_be_written(way, tmp_path
         (house.parameters.folder(run) / "record.jsonl").mkdir(parents=True)
         return await way.ended(house, run)
 
-    with House(tmp_path, patience=120) as house:
+    with House(tmp_path) as house:
         rounds, info = asyncio.run(scenario(house))
     assert (info.state, info.version, len(rounds)) == (RunState.FINISHED, 4, 4), info.detail
     assert sum("record.jsonl cannot be written" in r.message for r in caplog.records) == 1
@@ -173,7 +173,7 @@ def test_ten_thousand_rounds_are_read_by_other_threads_than_the_loops(way, tmp_p
             events = [event async for event in house.runs.watch(run, 0)]
         return [e for e in events if isinstance(e, TrainingRound)]
 
-    with House(tmp_path, patience=120) as house:
+    with House(tmp_path) as house:
         rounds = asyncio.run(second(house))
         info = house.runs.describe(run)
         assert (info.state, info.version) == (RunState.FINISHED, MANY + 2), info.detail
