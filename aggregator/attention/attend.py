@@ -105,7 +105,7 @@ class Attender:
         started = time.perf_counter()
         context = self._contexts.get(request.context)
         plan = await self._plan(context, request)
-        size, work = require_answer(context, request, plan), plan.work(context.spec)
+        size, work = require_answer(context, request, plan), plan.work
         planned = time.perf_counter()
         deadline = min(deadline_of(request), seconds)
         async with self._turns.attend(work, len(plan.parts)).turn(caller, size, deadline) as turn:
@@ -133,7 +133,7 @@ class Attender:
         parts, shape = plan.parts, plan.shape
         deadline = max(deadline_of(request) - waited, MIN_SECONDS)
         asked = time.perf_counter()
-        fold = Fold[Partial]({id: part.cover for id, part in parts.items()}, merge)
+        fold = Fold[Partial](plan.covers, merge, checked=True)
         lses: dict[str, Float32] = {}
         merging = 0.0
 
@@ -158,7 +158,6 @@ class Attender:
             lses[answer.shard] = partial.lse
             merging += time.perf_counter() - begun
 
-        wanted = {"out": (_FLOAT32, shape), "lse": (_FLOAT32, shape[:-1])}
         queries = {QUERIES: request.queries}
         outcome = await self._trips.make(
             [
@@ -167,7 +166,7 @@ class Attender:
                     holders=self._contexts.serving(context, part.segment),
                     coverage=part.cover,
                     instructions=part.attend,
-                    wanted=wanted,
+                    wanted=plan.wanted,
                     inline=queries,
                 )
                 for id, part in parts.items()
@@ -179,21 +178,22 @@ class Attender:
         )
         answered = time.perf_counter()
         merged = fold.result() or identity(shape)
+        seconds: dict[str, float] = {}
         if outcome.missing and merged.out.size > _LARGE:
             # To certify the error of a large answer takes longer than others may wait for the loop.
-            response = await asyncio.to_thread(self._response, request, plan, outcome, lses, merged)
+            response = await asyncio.to_thread(self._response, request, plan, outcome, lses, merged, seconds)
         else:
-            response = self._response(request, plan, outcome, lses, merged)
+            response = self._response(request, plan, outcome, lses, merged, seconds)
         merging += time.perf_counter() - answered
-        weights = None
         if request.weights:
             left = max(deadline_of(request) - (time.perf_counter() - started), MIN_SECONDS)
             weights = await self._weights(request, plan, outcome, merged.lse, left)
+            response = replace(response, weights=weights)
         ended = time.perf_counter()
         wait, tasks = answered - asked, outcome.task_seconds
         slowest = max(tasks, key=lambda shard: tasks[shard], default="")
         task = tasks.get(slowest, 0.0)
-        seconds = {
+        seconds |= {
             "plan": planned - started,
             "turn": waited,
             "wait": wait,
@@ -203,7 +203,7 @@ class Attender:
             "network": max(wait - task, 0.0),
             "all": ended - started,
         }
-        return replace(response, weights=weights, seconds=seconds), outcome
+        return response, outcome
 
     def _response(
         self,
@@ -212,10 +212,12 @@ class Attender:
         outcome: Outcome,
         lses: Mapping[str, Float32],
         merged: Partial,
+        seconds: Mapping[str, float],
     ) -> AttendResponse:
+        """The answer but for its weights. `seconds` may be filled in later."""
         parts = plan.parts
         masses = tuple(
-            ShardMass(id, node, at.hull, mass(lses[id], merged.lse), at.count)
+            ShardMass(id, node, at.hull, mass(lses[id], merged.lse, merged.full), at.count)
             for id, node in outcome.answered.items()
             for at in (parts[id].segment.positions,)
         )
@@ -237,11 +239,14 @@ class Attender:
             out=Encoded(merged.out, plan.encoding),
             lse=merged.lse,
             exact=not missing,
-            coverage=joined([parts[id].segment.positions for id in outcome.answered]),
+            coverage=joined([parts[id].segment.positions for id in outcome.answered])
+            if missing
+            else plan.coverage,
             mass=masses,
             tokens=plan.tokens,
             bound=bound,
             missing=missing,
+            seconds=seconds,
         )
 
     def _rounding(self, parts: Mapping[str, Part], outcome: Outcome, encoding: Encoding) -> np.float32:

@@ -10,6 +10,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,7 @@ from edge_attention.core.messages.attention import (
     attend_bytes,
 )
 from edge_attention.core.messages.program import Instruction, Return, Run, Stored, Value
+from edge_attention.core.positions import joined
 from edge_attention.core.tensors import Encoding, require
 from edge_attention.core.visibility import SegmentView, of_segment, visible
 from edge_attention.graphs.attention import library
@@ -37,6 +40,7 @@ from edge_attention.wire.codec import MESSAGE_LIMIT
 DEFAULT_DEADLINE = 30.0
 MAX_DEADLINE = 3600.0
 QUERIES, LSE = "task/q", "task/lse"
+_FLOAT32 = np.dtype(np.float32)
 STRETCH_BYTES = 16
 """What a stretch of positions takes of an answer that is not whole, at most."""
 _PLANS = 256
@@ -65,11 +69,13 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A checked request but for its queries and how long it may take.
+    """A checked request but for its queries and how long it may take, and what all answers to it share.
 
-    `shape` is that of `out`, `tokens` the context's then, `stretches` those of the parts' positions.
+    `spec` is the context's, `shape` that of `out`, `tokens` the context's then, `stretches` the parts'
+    positions. What follows from these is found out once, and not on the way of every answer.
     """
 
+    spec: ContextSpec
     shape: tuple[int, ...]
     tokens: int
     scale: float
@@ -77,15 +83,45 @@ class Plan:
     parts: Mapping[str, Part]
     stretches: int
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """About what it takes to keep it."""
         return sum(1024 + part.view.lo.nbytes + part.view.hi.nbytes for part in self.parts.values())
 
-    def work(self, spec: ContextSpec) -> float:
+    @cached_property
+    def work(self) -> float:
         """Multiplications of its scores and of its values: the queries' heads times the tokens they read."""
         tokens = sum(len(part.view.tiles) for part in self.parts.values()) * library.TILE
+        spec = self.spec
         return float(self.shape[0] * spec.query_heads * (spec.key_dim + spec.value_dim)) * tokens
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes that an attend takes here, at most."""
+        return attend_bytes(self.spec, self.shape[0], len(self.parts))
+
+    @cached_property
+    def answer(self) -> int:
+        """Bytes of its answer, at most, without weights."""
+        (count, heads, dim), parts = self.shape, len(self.parts)
+        each = 4 if self.encoding is Encoding.RAW else 2
+        # Where not all of it comes, what does is told stretch by stretch, and so is what does not.
+        return count * heads * (each * dim + 4 + 4 * parts) + STRETCH_BYTES * (self.stretches - parts)
+
+    @cached_property
+    def covers(self) -> Mapping[str, range]:
+        """Part -> what covers it. No two overlap."""
+        return {id: part.cover for id, part in self.parts.items()}
+
+    @cached_property
+    def coverage(self) -> tuple[range, ...]:
+        """The positions that an answer of all parts stands on."""
+        return joined([part.segment.positions for part in self.parts.values()])
+
+    @cached_property
+    def wanted(self) -> Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """What each part is to return."""
+        return {"out": (_FLOAT32, self.shape), "lse": (_FLOAT32, self.shape[:-1])}
 
 
 class Plans:
@@ -176,13 +212,9 @@ def require_answer(context: StoredContext, request: AttendRequest, plan: Plan) -
         ResourceExhausted: more than one attend may.
         MessageTooLarge: its answer, or its weights, would not fit a message.
     """
-    spec, (count, heads, dim), parts = context.spec, plan.shape, len(plan.parts)
-    size = attend_bytes(spec, count, parts)
-    if size > ATTEND_BYTES:
-        raise _too_large(context, count, parts, size)
-    each = 4 if plan.encoding is Encoding.RAW else 2
-    # Where not all of it comes, what does is told stretch by stretch, and so is what does not.
-    answer = count * heads * (each * dim + 4 + 4 * parts) + STRETCH_BYTES * (plan.stretches - parts)
+    (count, heads, _), parts, answer = plan.shape, len(plan.parts), plan.answer
+    if plan.size > ATTEND_BYTES:
+        raise _too_large(context, count, parts, plan.size)
     if answer > MESSAGE_LIMIT:
         raise MessageTooLarge(
             f"the answer to {count:,} queries of {heads} heads over {parts} segments takes {answer:,} bytes "
@@ -194,7 +226,7 @@ def require_answer(context: StoredContext, request: AttendRequest, plan: Plan) -
             f"{weights:,} bytes, a message has {MESSAGE_LIMIT // 2:,} for them: "
             "ask for fewer queries at a time"
         )
-    return size
+    return plan.size
 
 
 def _too_large(context: StoredContext, count: int, segments: int, size: int) -> ResourceExhausted:
@@ -238,7 +270,7 @@ def make_plan(context: StoredContext, request: AttendRequest) -> Plan:
             parts[segment.id] = _part(context, segment, cover, seen, graph, scale, early, request.encoding)
     shape = (count, spec.query_heads, spec.value_dim)
     stretches = sum(part.segment.positions.number for part in parts.values())
-    return Plan(shape, context.tokens, scale, request.encoding, parts, stretches)
+    return Plan(spec, shape, context.tokens, scale, request.encoding, parts, stretches)
 
 
 def _part(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from aggregator.bounds.admission import Admission, State, Ticket
 
@@ -16,6 +16,22 @@ class Turn:
     def __init__(self, waited: float) -> None:
         self.waited = waited
         self.congested = False
+
+
+class _Entry:
+    """One call's way through a gate. A class, not a generator: every answer waits for it."""
+
+    def __init__(self, gate: Gate, caller: str, size: int, seconds: float) -> None:
+        self._gate, self._call = gate, (caller, size, seconds)
+
+    async def __aenter__(self) -> Turn:
+        self._ticket, self._turn = await self._gate._enter(*self._call)
+        return self._turn
+
+    async def __aexit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate._leave(self._ticket, error is None, self._turn)
 
 
 class Gate:
@@ -31,17 +47,19 @@ class Gate:
         self._refused, self._clock = refused, clock
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
-    @asynccontextmanager
-    async def turn(self, caller: str, size: int, seconds: float) -> AsyncIterator[Turn]:
-        """Runs the block when it is this call's turn.
+    def turn(self, caller: str, size: int, seconds: float) -> _Entry:
+        """A context manager that runs its block, with a Turn, when it is this call's turn.
 
         Args:
             size: bytes it has in memory meanwhile.
             seconds: within which the block is to have ended.
 
-        Raises:
+        Raises, as it is entered:
             Overloaded: that cannot be; nothing was done.
         """
+        return _Entry(self, caller, size, seconds)
+
+    async def _enter(self, caller: str, size: int, seconds: float) -> tuple[Ticket, Turn]:
         came = self._clock()
         until = came + seconds
         try:
@@ -49,19 +67,17 @@ class Gate:
         except BaseException:
             self._refused(self.admission.name)
             raise
-        if ticket.state is State.WAITING:
-            await self._wait(ticket, until)
-        turn = Turn(self._clock() - came)
-        ended = False
-        try:
-            yield turn
-            ended = True
-        finally:
-            now = self._clock()
-            if ended or turn.congested:
-                self._tell(self.admission.done(ticket, now, turn.congested))
-            else:
-                self._tell(self.admission.leave(ticket, now))
+        if ticket.state is not State.WAITING:
+            return ticket, Turn(0.0)
+        await self._wait(ticket, until)
+        return ticket, Turn(self._clock() - came)
+
+    def _leave(self, ticket: Ticket, ended: bool, turn: Turn) -> None:
+        now = self._clock()
+        if ended or turn.congested:
+            self._tell(self.admission.done(ticket, now, turn.congested))
+        else:
+            self._tell(self.admission.leave(ticket, now))
 
     async def _wait(self, ticket: Ticket, until: float) -> None:
         future = self._waiting[ticket] = asyncio.get_running_loop().create_future()

@@ -118,8 +118,8 @@ class Dispatcher:
         node: str,
         contribution: Contribution,
         fetch: Callable[[], Mapping[str, SpooledTensor]] | None = None,
-    ) -> None:
-        """Hand on what a node returned; refuse and count what fits no exchange.
+    ) -> bool:
+        """Hand on what a node returned; refuse and count what fits no exchange. Whether one has ended.
 
         `fetch` gives its large tensors; of a contribution that comes again after a connection broke there
         are none any more. They are closed here, unless who waits for them took them.
@@ -127,7 +127,7 @@ class Dispatcher:
         if self._posted.get(contribution.task_id) == node:
             if contribution.error is not None:
                 log.debug("housekeeping on node %s: %s", node, shown(contribution.error.message, 500))
-            return
+            return False
         running = self._running.get(contribution.task_id.partition(".")[0])
         large: Mapping[str, SpooledTensor] = {}
         actions: Sequence[Action] = ()
@@ -139,7 +139,8 @@ class Dispatcher:
                 try:
                     large, fetch = fetch(), None
                 except EdgeAttentionError as error:
-                    return self.refuse(node, contribution.task_id, error)
+                    self.refuse(node, contribution.task_id, error)
+                    return running.done.done()
             actions = running.exchange.contribution(node, contribution)
             if contribution.final:
                 shard, took = contribution.shard, time.perf_counter() - running.began
@@ -157,6 +158,7 @@ class Dispatcher:
         finally:
             if large and not any(isinstance(action, Deliver) for action in actions):
                 close(large)
+        return running is not None and running.done.done()
 
     def refuse(self, node: str, task_id: str, error: EdgeAttentionError) -> None:
         """A message of `task_id` came damaged: another holder is asked, if there is one."""

@@ -405,15 +405,15 @@ class Link:
             async for data in requests:
                 came += 1
                 connection.require_read()
-                self._count(self.bytes_received, name, len(data), "received", "stream")
-                self._membership.heard(name, time.monotonic())
                 try:
                     message = from_node.decode(data)
                 except Damaged as error:
+                    self._heard(name, len(data))
                     self._observer.damaged()
                     log.warning("node %s: %s", name, error.message)
                     raise
                 except EdgeAttentionError as error:
+                    self._heard(name, len(data))
                     self._observer.damaged()
                     log.warning("node %s sent a message that cannot be read: %s", name, error.message)
                     task_id = task_of(data)
@@ -428,10 +428,14 @@ class Link:
                         connection.taken += 1
                         if message.error is not None and message.error.name == UnknownProgram.__name__:
                             connection.unknown()
-                        self._contribution(name, member, message)
+                        ended = self._contribution(name, member, message)
+                        self._heard(name, len(data))
+                        if ended:
+                            await asyncio.sleep(0)  # who waited for it goes first
                         if (credit := debt.consumed(len(data))) is not None:
                             connection.send(credit)
                     case Heartbeat():
+                        self._heard(name, len(data))
                         if message.sent and message.sent != came - 1:
                             raise Damaged(
                                 f"node {name!r} has sent {message.sent} messages, {came - 1} have come"
@@ -448,6 +452,7 @@ class Link:
                             self._audit.write("drained", subject=f"node/{name}")
                             self._dispatcher.changed(name)
                     case Credit():
+                        self._heard(name, len(data))
                         connection.grant(message)
                     case Register():
                         raise InvalidArgument("a node registers once a stream")
@@ -465,10 +470,16 @@ class Link:
             self._observer.refused(error)
             log.warning("the metrics of node %s are not shown: %s", member.name, error.message)
 
-    def _contribution(self, name: str, member: Member, contribution: Contribution) -> None:
+    def _heard(self, name: str, size: int) -> None:
+        """A message of `size` bytes came."""
+        self._count(self.bytes_received, name, size, "received", "stream")
+        self._membership.heard(name, time.monotonic())
+
+    def _contribution(self, name: str, member: Member, contribution: Contribution) -> bool:
+        """Whether it was the last that somebody waited for."""
         bulk = contribution.bulk_tensors
         take = (lambda: self._bulk.received(member.session, bulk)) if bulk else None
-        self._dispatcher.contribution(name, contribution, take)
+        return self._dispatcher.contribution(name, contribution, take)
 
     def download(self, request: DownloadRequest, context: Any) -> AsyncIterator[Chunk]:
         name = self._membership.of_session(request.session).name

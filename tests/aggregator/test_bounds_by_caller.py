@@ -489,12 +489,8 @@ def test_what_queries_see_of_many_segments_is_bounded_too():
         ResourceExhausted, match="60,000 queries over 1,000 segments of context 'c' take 960,0"
     ):
         require_attend(context, request)
-    plan = SimpleNamespace(
-        shape=(4, 2, 4),
-        parts=dict.fromkeys(range(1000)),
-        encoding=attend_plan.Encoding.RAW,
-        tokens=9,
-        stretches=1000,
+    plan = attend_plan.Plan(
+        SPEC, (4, 2, 4), 9, 1.0, attend_plan.Encoding.RAW, dict.fromkeys(range(1000)), stretches=1000
     )
     assert require_answer(context, request, plan) == attention.attend_bytes(SPEC, 4, 1000)
 

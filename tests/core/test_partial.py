@@ -107,6 +107,21 @@ def test_the_identity_changes_no_bit_on_either_side(problem):
         np.testing.assert_array_equal(merged.lse, whole.lse)
 
 
+@given(problems())
+def test_what_is_known_to_be_finite_merges_to_the_same_bits(problem):
+    s, values, visible, parts = problem
+    given = [p for p in shards(s, values, visible, parts) if len(p.lse)]
+    known = [p.check(p.out.shape, "it") for p in given]
+    assert [p.full for p in known] == [bool(np.isfinite(p.lse).all()) for p in given]
+    slow = functools.reduce(merge, [Partial(p.out, p.lse) for p in known])
+    fast = functools.reduce(merge, known)
+    assert slow.lse.tobytes() == fast.lse.tobytes()
+    assert slow.out.tobytes() == fast.out.tobytes()
+    assert fast.lse.dtype == fast.out.dtype == np.float32
+    for p in known:
+        assert mass(p.lse, fast.lse, fast.full).tobytes() == mass(p.lse, fast.lse).tobytes()
+
+
 def test_two_identities_are_the_identity_without_a_warning():
     with np.errstate(all="raise"):
         merged = merge(identity((2, 3, 4)), identity((2, 3, 4)))
