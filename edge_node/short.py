@@ -13,6 +13,8 @@ from typing import Any
 from edge_attention.core.messages.program import Program, Return, Run, Stored
 from edge_node.prepared import BoundRun
 
+Shape = tuple[int, ...]
+
 __all__ = ["SHORT_SECONDS", "Short", "kind_of"]
 
 SHORT_SECONDS = 0.002
@@ -25,36 +27,59 @@ _KINDS = 256
 """Kinds of programs that are remembered; then all are learned anew."""
 
 
-def kind_of(program: Program, graphs: Mapping[str, Any], public: Callable[[str], bool]) -> Hashable | None:
-    """What programs take as long as this one: of the same graphs over as many tiles, to a power of two.
+def kind_of(
+    program: Program, graphs: Mapping[str, Any], layout: Callable[[str], Shape | None]
+) -> Hashable | None:
+    """What programs take as long as this one: of the same graphs over tensors as large, to a power of two.
 
     None: it must not run on the loop, however short it is: it may have to wait for a disk, or a graph of it
     belongs to somebody else, or something it reads is private, so that its time is to tell nothing.
 
     Args:
         graphs: those it runs, by digest: `ours` says whether this project's library has it.
-        public: whether something is stored under a name that is not private.
+        layout: the shape of what is stored under a name, of a sequence that of a tile; None: it is private,
+            or nothing is.
     """
     if program.bulk_tensors:
         return None
-    kind: list[Any] = [sum(array.nbytes for array in program.tensors.values()).bit_length()]
+    kind: list[Any] = []
+    for name, array in program.tensors.items():
+        if not name.startswith("task/"):
+            return None
+        kind.append(_about(array.shape))
     for instruction in program.instructions:
         if isinstance(instruction, Return):
+            if not instruction.stored.startswith("task/"):
+                return None
             continue
         if not isinstance(instruction, Run):
             return None
-        graph = instruction.session if isinstance(instruction, BoundRun) else graphs[instruction.graph]
+        if isinstance(instruction, BoundRun):
+            if instruction.given:
+                return None
+            graph = instruction.session
+        else:
+            graph = graphs[instruction.graph]
         if not graph.ours:
             return None
-        kind.append(instruction.graph)
+        # Of one with constants of its own that is its own.
+        kind.append(graph.digest)
         for value in instruction.inputs.values():
-            if isinstance(value, Stored) and not value.name.startswith("task/"):
-                if value.tiles is None or not public(value.name):
+            if not isinstance(value, Stored):
+                kind.append(_about(value.shape))
+            elif not value.name.startswith("task/"):
+                shape = None if value.tiles is None else layout(value.name)
+                if shape is None or value.tiles is None:
                     return None
-                kind.append(len(value.tiles).bit_length())
+                kind += (len(value.tiles).bit_length(), _about(shape))
         if not all(name.startswith("task/") for name in instruction.outputs.values()):
             return None
     return tuple(kind)
+
+
+def _about(shape: Shape) -> Shape:
+    """Each dimension to a power of two: of as many elements in another shape a graph may make far more."""
+    return tuple([size.bit_length() for size in shape])
 
 
 class Short:

@@ -196,10 +196,17 @@ class Store:
                 raise InvalidProgram(f"{name} has {sequence.in_use} tiles in use, but {wanted} was asked for")
             return Held(sequence.tiles[wanted.start : wanted.stop], sequence.origin)
 
-    def is_public(self, name: str) -> bool:
-        """Whether something is stored under `name` that is not private."""
-        found = self._held.get(name) or self._sequences.get(name)
-        return found is not None and found.origin is None
+    def layout(self, name: str) -> tuple[int, ...] | None:
+        """The shape of what is stored under `name`, of a sequence that of a tile [heads, tile, dim].
+
+        None: nothing is, or it is private.
+        """
+        held, sequence = self._held.get(name), self._sequences.get(name)
+        if held is not None:
+            return held.array.shape if held.origin is None else None
+        if sequence is None or sequence.origin is not None:
+            return None
+        return tuple(sequence.tiles.shape[1:])
 
     def is_sequence(self, name: str) -> bool:
         return name in self._sequences

@@ -22,10 +22,11 @@ from edge_node import link
 from edge_node.data import datasets
 from edge_node.executor import Node
 from edge_node.link import BACKLOG, Link
+from edge_node.prepared import BoundRun
 from edge_node.release import Releases
 from edge_node.runtime import Graph, Runtime
 from edge_node.short import IDLE_PART, RUNS, SHORT_SECONDS, Short, kind_of
-from edge_node.store.store import Origin, Store
+from edge_node.store.store import Held, Origin, Store
 from edge_node.transfers import INLINE
 
 DIGEST, DATA = small_graphs.doubled()
@@ -78,11 +79,11 @@ def test_what_is_remembered_has_a_bound():
     assert len(short._runs) <= 256
 
 
-OURS = {DIGEST: SimpleNamespace(ours=True)}
+OURS = {DIGEST: SimpleNamespace(ours=True, digest=DIGEST)}
 
 
-def kind(given, graphs=OURS, public=lambda name: True):
-    return kind_of(given, graphs, public)
+def kind(given, graphs=OURS, layout=lambda name: (1, 512, 64)):
+    return kind_of(given, graphs, layout)
 
 
 def over(tiles, **fields):
@@ -98,25 +99,48 @@ def test_programs_of_a_kind_take_about_as_long():
     assert kind(program()) != kind(program(tensors={"task/x": np.ones((50, 2), np.float32)}))
 
 
+def test_what_is_as_large_in_another_shape_is_another_kind():
+    """Of a small context of 16 dimensions nobody learns how long one of 16,384 takes."""
+    few, many = np.ones((1, 4096), np.float32), np.ones((4096, 1), np.float32)
+    assert kind(program(tensors={"task/x": few})) != kind(program(tensors={"task/x": many}))
+    small = kind(over(range(4)))
+    assert small == kind(over(range(4)), layout=lambda name: (1, 512, 127))
+    for larger in ((1, 512, 16_384), (64, 512, 64), (1, 4096, 64)):
+        assert small != kind(over(range(4)), layout=lambda name, larger=larger: larger)
+    inline = [replace(RUN, inputs={"x": np.ones((n, 2), np.float32)}) for n in (4, 7, 4000)]
+    kinds = [kind(program("t", run)) for run in inline]
+    assert kinds[0] == kinds[1] != kinds[2]
+
+
 def test_what_never_runs_on_the_loop():
-    assert kind(program(), {DIGEST: SimpleNamespace(ours=False)}) is None
-    assert kind(over(range(4)), public=lambda name: False) is None
+    assert kind(program(), {DIGEST: SimpleNamespace(ours=False, digest=DIGEST)}) is None
+    assert kind(over(range(4)), layout=lambda name: None) is None
     assert kind(over(None)) is None  # nobody knows how much that is
     assert kind(program("t", RUN, Append("context/1/k", Stored("task/y")))) is None
     assert kind(program("t", RUN, Drop(("context/1/",)))) is None
     assert kind(program("t", replace(RUN, outputs={"y": "job/1/y"}))) is None
+    assert kind(program("t", RUN, Return("context/1/k", "k"))) is None  # it is copied, and may be large
+    assert kind(program(tensors={"task/x": X, "job/1/kept/x": X})) is None  # that goes to the disk
     bulk = BulkTensor("task/z", DataType.FLOAT32, (1,), Encoding.RAW, "ab" * 32, 4)
     assert kind(program(bulk_tensors=(bulk,))) is None
 
 
-def test_what_is_private_is_not_public():
+def test_a_program_that_freezes_something_private_never_does():
+    session = SimpleNamespace(ours=True, digest="another")
+    bound = BoundRun(DIGEST, {"x": Stored("task/x")}, {"y": "task/y"}, session, {"w": Held(X)})
+    assert kind(program("t", bound), {}) not in (None, kind(program()))
+    private = {"v": Held(X, Origin("", "column x"))}
+    assert kind(program("t", replace(bound, given=private)), {}) is None
+
+
+def test_only_of_what_is_public_the_layout_is_told():
     store = Store(1 << 20)
     store.put("job/1/a", X)
     store.put("job/1/b", X, Origin("", "column x"))
     store.append("context/1/k", np.zeros((2, 1, 2), np.float32), None, 4)
-    assert [store.is_public(name) for name in ("job/1/a", "job/1/b", "job/1/c", "context/1/k")] == [
-        True, False, False, True,
-    ]  # fmt: skip
+    store.append("context/1/v", np.zeros((2, 1, 2), np.float32), None, 4, Origin("", "column x"))
+    names = ("job/1/a", "job/1/b", "job/1/c", "context/1/k", "context/1/v")
+    assert [store.layout(name) for name in names] == [(2, 2), None, None, (1, 4, 2), None]
 
 
 # What is done
@@ -316,7 +340,7 @@ def test_an_answer_that_has_to_be_uploaded_is_handed_to_a_worker(monkeypatch):
 
     async def body(aggregator):
         again = program("t", tensors={"task/x": large})
-        kind = kind_of(again, {DIGEST: SimpleNamespace(ours=True)}, house.store.is_public)
+        kind = kind_of(again, OURS, house.store.layout)
         for _ in range(RUNS):
             house.learn(kind, 0.0, 0.0, False)
         (last,) = await aggregator.run(again)
