@@ -25,6 +25,7 @@ from edge_attention.core.errors import (
     DeadlineExceeded,
     EdgeAttentionError,
     Internal,
+    ResourceExhausted,
     Unavailable,
     UnknownProgram,
 )
@@ -34,13 +35,27 @@ from edge_attention.core.transitions import told
 from edge_attention.metrics.node import NodeMetrics
 from edge_attention.trust.dial import Dial
 from edge_attention.wire.caller import Caller, Duplex
+from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.link import from_node, task_of, to_node
 from edge_attention.wire.writer import Writer
 from edge_node.executor import Execution, Node
 from edge_node.limits import graphs_of, require_caller
 from edge_node.prepared import Prepared, PreparedPrograms
 from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
-from edge_node.session import Action, Connect, Disconnect, End, Forget, Leave, Say, Send, Session, Start
+from edge_node.session import (
+    UNTAKEN,
+    UNTAKEN_BYTES,
+    Action,
+    Connect,
+    Disconnect,
+    End,
+    Forget,
+    Leave,
+    Say,
+    Send,
+    Session,
+    Start,
+)
 from edge_node.short import SHORT_SECONDS, Short, kind_of
 from edge_node.transfers import NODE_STREAM, Transfers, is_large, split, together
 
@@ -251,8 +266,23 @@ class Link:
                 self._transfers.offline()
                 await caller.close()
 
+    def _require_read(self) -> None:
+        """Raises ResourceExhausted where too much was sent that gRPC does not take, as nobody reads it.
+
+        The session does not see it: an aggregator may say that it has taken what it has not.
+        """
+        outgoing = self._outgoing
+        if len(outgoing) <= UNTAKEN_BYTES // MESSAGE_LIMIT:
+            return
+        waiting = outgoing.copy()  # in one step: workers add to it
+        if len(waiting) > UNTAKEN or sum(map(len, waiting)) > UNTAKEN_BYTES:
+            raise ResourceExhausted(
+                f"{self._dial.address} does not read: {len(waiting):,} messages wait here"
+            )
+
     def _received(self, data: bytes) -> None:
         self.metrics.received.inc(len(data))
+        self._require_read()
         try:
             message = to_node.decode(data)
         except Damaged:
@@ -283,7 +313,7 @@ class Link:
                 program, wanted = prepared.called(asked), prepared.wanted
             else:
                 program, wanted = asked, graphs_of(asked)
-        except EdgeAttentionError as error:
+        except Exception as error:  # whatever it is, the task ends
             return self._fail(Execution(_named(asked), self._node, {}, serial=serial, stop=stop), stop, error)
         graphs: dict[str, Graph | ForeignGraph] = {
             digest: graph for digest in wanted if (graph := self._runtime.cached(digest))
@@ -376,7 +406,7 @@ class Link:
         """Run a task all of whose parts are here: on the loop if it is short, and the only one."""
         program, kind = execution.program, None
         if not self._node.datasets:
-            kind = kind_of(program, execution.graphs, self._node.store.is_public)
+            kind = kind_of(program, execution.graphs, self._node.store.layout)
         work = _Work(execution, stop, kind)
         seconds = program.deadline_seconds
         alone = len(self._stops) == 1 and (seconds is None or seconds > SHORT_SECONDS)

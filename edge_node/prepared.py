@@ -2,7 +2,8 @@
 
 What a program freezes becomes part of sessions of its own. A private tensor that is frozen is kept as it is,
 and is an input at each call all the same: what ONNX Runtime computes of constants when it loads a graph would
-take time, or fail, by what is in them, outside of what tasks on private data keep to.
+take time, or fail, by what is in them, outside of what tasks on private data keep to. For the same reason
+nothing is frozen whose size may tell of private data.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from edge_attention.core.messages.program import (
     Run,
     Stored,
 )
-from edge_attention.core.tensors import MAX_RANK, Array, require_stored
+from edge_attention.core.tensors import Array, require_stored
 from edge_attention.wire.link import prepared_program
+from edge_attention.wire.tensors import check_size
 from edge_node.limits import graphs_of
 from edge_node.runtime import ForeignGraph, Graph, Runtime
 from edge_node.store.store import Held, Store
@@ -75,7 +77,8 @@ class Prepared:
     """
 
     def __init__(self, digest: bytes, program: PreparedProgram, size: int) -> None:
-        """Raises InvalidProgram (it cannot be carried out) or InvalidArgument (a name in it is none)."""
+        """Raises InvalidProgram (it cannot be carried out), InvalidTensor (no slot is of such a shape),
+        InvalidArgument (a name is none)."""
         self.digest, self.program, self.size = digest, program, size
         self.instructions = program.instructions
         self.wanted = frozenset(
@@ -86,15 +89,14 @@ class Prepared:
             raise InvalidProgram(f"a prepared program has at most {most}")
         names = [require_stored(slot.name) for slot in program.slots]
         for slot in program.slots:
-            if len(slot.shape) > MAX_RANK or any(size < 0 for size in slot.shape):
-                raise InvalidProgram(f"slot {slot.name}: {list(slot.shape)[:9]} is not a shape")
+            check_size(f"slot {slot.name}", slot.shape, np.dtype(slot.data_type.value).itemsize, slot.nbytes)
         names += [require_stored(frozen.stored) for frozen in program.frozen]
         if len(set(names)) < len(names):
             raise InvalidProgram("a prepared program names a slot or a frozen tensor twice")
         self._slots = [(s.name, np.dtype(s.data_type.value), s.shape, s.nbytes) for s in program.slots]
         self.slot_bytes = sum(slot.nbytes for slot in program.slots)
-        self.reserved: dict[bool, int] = {}
-        """Bytes of the store that are counted for what is frozen, by whether apart."""
+        self.reserved = 0
+        """Bytes of the store that are counted for what is frozen."""
         self.freezing: asyncio.Task[None] | None = None
         if program.frozen:
             _require_constant(program)
@@ -198,11 +200,10 @@ class PreparedPrograms:
             OutOfMemory: it does not fit beside what is stored.
         """
         held = {frozen.stored: self._taken(frozen) for frozen in prepared.program.frozen}
-        sizes: dict[bool, int] = {}
-        for one in held.values():
-            times = 1 if one.origin is not None else _PACKED
-            sizes[one.chosen] = sizes.get(one.chosen, 0) + times * one.array.nbytes
-        self._reserve(prepared, sizes)
+        times = [1 if one.origin is not None else _PACKED for one in held.values()]
+        self._reserve(
+            prepared, sum(n * one.array.nbytes for n, one in zip(times, held.values(), strict=True))
+        )
         try:
             sessions: dict[tuple[str, tuple[tuple[str, str], ...]], Graph | ForeignGraph] = {}
 
@@ -238,6 +239,12 @@ class PreparedPrograms:
 
     def _taken(self, frozen: Frozen) -> Held:
         held = self._store.get(frozen.stored)
+        if held.chosen:
+            # What there is room for beside it, and which programs go, would tell how large it is.
+            raise InvalidProgram(
+                f"{frozen.stored} cannot be frozen: a graph has made it of private data, and its size may "
+                "tell of them; bind it as it is stored"
+            )
         if self._store.is_sequence(frozen.stored):
             held = replace(held, array=held.array.copy())  # the next append writes there
         if not frozen.digest:
@@ -254,34 +261,31 @@ class PreparedPrograms:
             )
         return held
 
-    def _reserve(self, prepared: Prepared, sizes: Mapping[bool, int]) -> None:
-        most, wanted = int(FROZEN_PART * self._store.limit), sum(sizes.values())
+    def _reserve(self, prepared: Prepared, size: int) -> None:
+        most = int(FROZEN_PART * self._store.limit)
         with self._lock:
             # Those that nobody has called for longest make room.
             older = [kept for kept in self._kept.values() if kept.reserved and kept is not prepared]
-            frozen = sum(sum(kept.reserved.values()) for kept in older)
-            for apart, size in sizes.items():
-                while True:
-                    try:
-                        if frozen + wanted > most:
-                            raise OutOfMemory(
-                                f"what a program freezes takes {wanted:,} bytes, and such programs have "
-                                f"{most:,} of this node's memory; start it with a larger --memory-limit"
-                            )
-                        self._store.reserve(size, "what a program freezes", apart)
-                        break
-                    except OutOfMemory:
-                        if not older:
-                            self._release(prepared)
-                            raise
-                        frozen -= sum(older[0].reserved.values())
-                        self._drop(older.pop(0))
-                prepared.reserved[apart] = size
+            frozen = sum(kept.reserved for kept in older)
+            while True:
+                try:
+                    if frozen + size > most:
+                        raise OutOfMemory(
+                            f"what a program freezes takes {size:,} bytes, and such programs have "
+                            f"{most:,} of this node's memory; start it with a larger --memory-limit"
+                        )
+                    self._store.reserve(size, "what a program freezes")
+                    break
+                except OutOfMemory:
+                    if not older:
+                        raise
+                    frozen -= older[0].reserved
+                    self._drop(older.pop(0))
+            prepared.reserved = size
 
     def _release(self, prepared: Prepared) -> None:
-        reserved, prepared.reserved = prepared.reserved, {}
-        for apart, size in reserved.items():
-            self._store.release(size, apart)
+        reserved, prepared.reserved = prepared.reserved, 0
+        self._store.release(reserved)
 
     def _drop(self, prepared: Prepared) -> None:
         del self._kept[prepared.digest]

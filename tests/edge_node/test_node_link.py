@@ -6,12 +6,18 @@ import asyncio
 import gc
 import socket
 import weakref
+from collections import deque
 
+import pytest
+
+from edge_attention.core.errors import ResourceExhausted
 from edge_attention.trust.dial import Dial
+from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_node.executor import Node
 from edge_node.link import Link
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
+from edge_node.session import UNTAKEN, UNTAKEN_BYTES
 from edge_node.store.store import Store
 
 
@@ -86,3 +92,19 @@ def test_a_connection_that_failed_is_let_go_at_once():
         finally:
             gc.enable()
     assert held[:2] == [False, False]
+
+
+def test_an_aggregator_that_does_not_read_is_left():
+    """Whatever it says that it has taken: what is sent lies here until gRPC takes it."""
+
+    async def scenario():
+        link = Link(Dial("127.0.0.1:1"), "n", Node(Store(1 << 20), {}, Releases()), Runtime())
+        few, many = [bytes(MESSAGE_LIMIT)] * (UNTAKEN_BYTES // MESSAGE_LIMIT), [b"x"] * UNTAKEN
+        for waiting in (few, many):
+            link._outgoing = deque(waiting)
+            link._require_read()
+            link._outgoing.append(bytes(1))
+            with pytest.raises(ResourceExhausted, match=r"127.0.0.1:1 does not read"):
+                link._received(b"")
+
+    asyncio.run(scenario())

@@ -346,6 +346,25 @@ def test_what_is_private_stays_private_when_it_is_frozen():
         box.frozen(call(freezing(digest=sha256(W.tobytes()).hexdigest())))
 
 
+@pytest.mark.parametrize("columns", [1, 30_000, 30_001])
+def test_what_private_data_has_sized_is_not_frozen_and_nothing_tells_how_large_it_is(columns):
+    box = Box(limit=1 << 20)
+    box.store.put("job/j/w", W)
+    first = box.frozen(call(freezing()))
+    box.store.put("job/j/w", np.zeros((2, columns), np.float32), Origin("f" * 64, "out", flow=frozenset()))
+    with pytest.raises(InvalidProgram, match="cannot be frozen: a graph has made it of private data") as told:
+        box.frozen(call(freezing(version=1)))
+    assert str(columns) not in str(told.value)
+    assert box.programs.find(call(freezing(), data=b"")) is first  # it had to make no room
+
+
+@pytest.mark.parametrize("shape", [(0, 2**62), (2**31, 2**31, 0), (0, 2**31 + 1), (-1,), (1,) * 40, (-2, -2)])
+def test_a_slot_of_a_shape_that_no_tensor_has_is_refused_before_any_call(shape):
+    program = PreparedProgram((Return("task/x", "x"),), (Slot("task/x", DataType.FLOAT32, shape),))
+    with pytest.raises(EdgeAttentionError, match="slot task/x"):
+        Box().programs.find(call(program, b""))
+
+
 def test_what_is_released_of_a_frozen_private_tensor_leaves():
     box = Box(releases=(f"{PRODUCT}:y@d/w",))
     box.store.put("job/j/w", W, Origin("", column("d", "w"), chosen=False, flow=frozenset()))
