@@ -1,4 +1,4 @@
-"""Programs and contributions as nearly all of them are, framed by hand: the same bytes as protobuf's.
+"""Programs, calls and contributions as nearly all of them are, framed by hand: the same bytes as protobuf's.
 
 A trip is a few kilobytes that arrive after milliseconds of something else, when the processor's caches have
 forgotten the code that reads them: then less code is what is fast. Whatever is out of the ordinary (large
@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.halves import from_wire, to_wire
-from edge_attention.core.messages.program import Contribution, Instruction, Program
+from edge_attention.core.messages.program import Call, Contribution, Instruction, Program
 from edge_attention.core.tensors import MAX_RANK, Array, Encoded, Encoding
 from edge_attention.wire import checksum
 from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
@@ -26,8 +26,8 @@ from edge_attention.wire.tensors import CODES, ENCODING_CODES, ENCODINGS, TYPES
 
 __all__ = ["ContributionCodec", "ProgramCodec"]
 
-_KIND = 0x1A
-"""Of the `oneof` that it is in, a Program is field 3, and so is a Contribution."""
+_KIND, _CALL = b"\x1a", b"\x32"
+"""Of the `oneof` that it is in, a Program is field 3, and so is a Contribution; a Call is field 6."""
 
 _HEADERS = 256
 """Beginnings of tensors, and of programs' ends, that are kept."""
@@ -56,8 +56,11 @@ class ProgramCodec(Codec[Any]):
         """Tensors of the program written last, and their bytes."""
 
     def encode(self, value: Any) -> bytes:
-        plain = type(value) is Program and not value.bulk_tensors and not value.releases
-        data = self._written(value) if plain else None
+        data = None
+        if type(value) is Call:
+            data = _written_call(value)
+        elif type(value) is Program and not value.bulk_tensors and not value.releases:
+            data = self._written(value)
         return super().encode(value) if data is None else data
 
     def _written(self, p: Program) -> bytes | None:
@@ -89,9 +92,15 @@ class ProgramCodec(Codec[Any]):
         return data
 
     def decode(self, data: bytes, sealed: bool | None = None) -> Any:
-        if data[:1] != b"\x1a" or len(data) > MESSAGE_LIMIT or not checksum.intact(data):
+        kind = data[:1]
+        if kind not in (_KIND, _CALL) or len(data) > MESSAGE_LIMIT or not checksum.intact(data):
             return super().decode(data, sealed)
         end = len(data) - checksum.TRAILER
+        if kind == _CALL:
+            try:
+                return _read_call(data, end)
+            except (LookupError, ValueError, struct.error):
+                return super().decode(data, sealed)
         deadline = None
         try:
             task_id, shard, coverage, version, at = _read_first(data, end)
@@ -127,6 +136,41 @@ class ContributionCodec(Codec[Any]):
             except (LookupError, ValueError, struct.error):
                 pass
         return super().decode(data, sealed)
+
+
+def _written_call(c: Call) -> bytes | None:
+    try:
+        parts = _first(c)
+        if c.deadline_seconds is not None:
+            parts += (b"\x29", _DOUBLE.pack(c.deadline_seconds))
+        for tag, field in ((b"\x32", c.program), (b"\x3a", c.slots)):
+            if field:
+                parts += (tag, varint(len(field)), field)
+        if c.caller:
+            _put_text(parts, b"\x52", c.caller)
+        if c.prepared:
+            parts += (b"\x7a", varint(len(c.prepared)), c.prepared)
+        return _sealed(parts, _CALL)
+    except (TypeError, ValueError, AttributeError, struct.error):
+        return None
+
+
+def _read_call(data: bytes, end: int) -> Call:
+    """Raises LookupError, ValueError or struct.error for what is not as `_written_call` writes it."""
+    task_id, shard, coverage, version, at = _read_first(data, end)
+    deadline, found = None, [b"", b"", b"", b""]
+    if data[at] == 0x29:
+        (deadline,) = _DOUBLE.unpack_from(data, at + 1)
+        at += 9
+    for number, tag in enumerate((0x32, 0x3A, 0x52, 0x7A)):
+        if at < end and data[at] == tag:
+            size, at = read_varint(data, at + 1)
+            found[number] = data[at : at + size]
+            at += size
+    if at != end:
+        raise LookupError
+    program, slots, caller, prepared = found
+    return Call(task_id, shard, coverage, version, deadline, program, slots, caller.decode(), prepared)
 
 
 def _written(c: Contribution) -> bytes | None:
@@ -172,8 +216,8 @@ def _read_contribution(data: bytes, end: int) -> Contribution:
     return Contribution(task_id, shard, coverage, version, number, tensors, (), final, None, run, task)
 
 
-def _first(message: Program | Contribution) -> list[Any]:
-    """What both begin with: the task, the shard, its coverage and the version."""
+def _first(message: Program | Call | Contribution) -> list[Any]:
+    """What all begin with: the task, the shard, its coverage and the version."""
     parts: list[Any] = []
     if message.task_id:
         _put_text(parts, b"\x0a", message.task_id)
@@ -311,9 +355,9 @@ _BITS: dict[Encoding, np.dtype[Any]] = {
 }
 
 
-def _sealed(parts: list[Any]) -> bytes | None:
+def _sealed(parts: list[Any], kind: bytes = _KIND) -> bytes | None:
     body = b"".join(parts)
-    parts = [b"\x1a", varint(len(body)), body]
+    parts = [kind, varint(len(body)), body]
     parts.append(checksum.trailer(parts))
     data = b"".join(parts)
     return data if len(data) <= MESSAGE_LIMIT else None

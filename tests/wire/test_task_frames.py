@@ -13,7 +13,7 @@ from messages import ONEOFS
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, MessageTooLarge
 from edge_attention.core.messages.link import Cancel, Credit, Heartbeat
-from edge_attention.core.messages.program import Contribution, Drop, Fault, Program, Return, Run, Stored
+from edge_attention.core.messages.program import Call, Contribution, Drop, Fault, Program, Return, Run, Stored
 from edge_attention.core.tensors import Array, Encoded, Encoding
 from edge_attention.wire import checksum, link, task_frames
 from edge_attention.wire.codec import Codec
@@ -59,6 +59,8 @@ NUMBERS = st.integers(0, 2**64 - 1) | st.integers(0, 300)
 PROGRAMS = st.builds(
     Program, TEXTS, TEXTS, RANGES, BLOCKS, NUMBERS, st.none() | DOUBLES, TENSORS, st.just(()), TEXTS
 )
+SOME = st.binary(max_size=40) | st.just(bytes(200))
+CALLS = st.builds(Call, TEXTS, TEXTS, RANGES, NUMBERS, st.none() | DOUBLES, SOME, SOME, TEXTS, SOME)
 CONTRIBUTIONS = st.builds(
     Contribution, TEXTS, TEXTS, RANGES, NUMBERS, st.integers(0, 2**32 - 1), TENSORS, st.just(()),
     st.booleans(),
@@ -104,13 +106,20 @@ def test_a_program_is_what_protobuf_writes_and_reads(program: Program) -> None:
         assert read(link.to_node, data) == read(TO_NODE, data)
 
 
+@given(CALLS)
+def test_a_call_is_what_protobuf_writes_and_reads(call: Call) -> None:
+    data = link.to_node.encode(call)
+    assert data == TO_NODE.encode(call)
+    assert read(link.to_node, data) == read(TO_NODE, data) == plain(call)
+
+
 @pytest.mark.parametrize(("ours", "protobufs"), PAIRS)
-@given(message=PROGRAMS | CONTRIBUTIONS, data=st.data())
+@given(message=PROGRAMS | CALLS | CONTRIBUTIONS, data=st.data())
 def test_what_nobody_would_write_is_read_as_protobuf_reads_it(
-    ours: Codec[Any], protobufs: Codec[Any], message: Program | Contribution, data: st.DataObject
+    ours: Codec[Any], protobufs: Codec[Any], message: Program | Call | Contribution, data: st.DataObject
 ) -> None:
     """Bytes changed, taken out, put in and said twice, and the checksum right all the same."""
-    whole = (link.to_node if isinstance(message, Program) else link.from_node).encode(message)
+    whole = (link.from_node if isinstance(message, Contribution) else link.to_node).encode(message)
     read(ours, whole)
     changed = bytearray(whole[: -checksum.TRAILER])
     for _ in range(data.draw(st.integers(0, 3))):
@@ -121,7 +130,7 @@ def test_what_nobody_would_write_is_read_as_protobuf_reads_it(
         # So that the length of what is in it fits again.
         inner = bytes(changed[2 if changed[1] < 0x80 else 3 :])
         inner += data.draw(st.sampled_from([b"", b"\x0a\x01x", b"\x42\x00", b"\x52\x01y", b"\x99\x01"]))
-        changed = bytearray(b"\x1a" + task_frames.varint(len(inner)) + inner)
+        changed = bytearray(whole[:1] + task_frames.varint(len(inner)) + inner)
     sealed = checksum.seal(bytes(changed))
     for _ in range(2):
         assert read(ours, sealed) == read(protobufs, sealed)
@@ -132,7 +141,7 @@ def test_what_nobody_would_write_is_read_as_protobuf_reads_it(
 def test_any_bytes_are_read_as_protobuf_reads_them(
     ours: Codec[Any], protobufs: Codec[Any], data: bytes
 ) -> None:
-    for sent in (data, checksum.seal(data), checksum.seal(b"\x1a" + data)):
+    for sent in (data, *(checksum.seal(kind + data) for kind in (b"", b"\x1a", b"\x32"))):
         assert read(ours, sent) == read(protobufs, sent)
 
 
@@ -151,6 +160,8 @@ def test_a_number_past_its_field_cannot_be_sent(version: int) -> None:
     with pytest.raises(InvalidArgument, match="cannot be sent"):
         link.to_node.encode(Program("t", "", range(0), (), version))
     with pytest.raises(InvalidArgument, match="cannot be sent"):
+        link.to_node.encode(Call("t", "", range(0), version))
+    with pytest.raises(InvalidArgument, match="cannot be sent"):
         link.from_node.encode(Contribution("t", "", range(0), version, 0))
     with pytest.raises(InvalidArgument, match="cannot be sent"):
         link.from_node.encode(Contribution("t", "", range(0), 0, version << 31))
@@ -160,6 +171,7 @@ def test_what_is_past_the_limit_of_a_message_is_refused() -> None:
     large = {"q": np.zeros(1 << 20, np.float32)}
     for codec, message in (
         (link.to_node, Program("t", "", range(0), (), 0, None, large)),
+        (link.to_node, Call("t", "", range(0), slots=large["q"].tobytes())),
         (link.from_node, Contribution("t", "", range(0), 0, 0, large)),
     ):
         with pytest.raises(MessageTooLarge):
