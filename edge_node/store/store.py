@@ -69,6 +69,8 @@ class Store:
         self._tasks_names = 0
         self._sequences: dict[str, Sequence] = {}
         self._bytes: Counter[str] = Counter()
+        self._used = 0
+        """Their sum."""
         self._lock = threading.RLock()
         self._unsaved: set[str] = set()
         """Kept tensors that are not on the disk yet."""
@@ -93,7 +95,7 @@ class Store:
     @property
     def used(self) -> int:
         """Bytes stored, without those that are counted apart."""
-        return self._bytes.total()
+        return self._used
 
     @property
     def used_apart(self) -> int:
@@ -426,3 +428,4 @@ class Store:
             self._apart += more
         else:
             self._bytes[name.partition("/")[0]] += more
+            self._used += more
