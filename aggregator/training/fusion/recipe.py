@@ -5,7 +5,8 @@
     backward   each node: (lse, dO, delta) -> dkeys, dvalues -> encoder gradients, dQ_i     dQ = sum dQ_i
 
 Every program brings the parameters it needs, with their version, so a node that comes back has nothing
-to catch up on: it is sent the next round's program.
+to catch up on: it is sent the next round's program. From round to round only tensors differ, so that the
+instructions are made once a run, and called from the second round on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips, Wanted
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan, Graph, PlannedPart
+from aggregator.training.fusion.programs import FusionPrograms
 from aggregator.training.fusion.releases import texts
 from edge_attention.core.errors import InvalidTensor, NotFinite, Unavailable
 from edge_attention.core.fold import Fold, Tensors, add_tensors
@@ -29,17 +31,10 @@ from edge_attention.core.messages.program import (
     Drop,
     Instruction,
     Return,
-    Run,
-    Stored,
-    Value,
 )
 from edge_attention.core.messages.training import Evaluation
 from edge_attention.core.partial import Partial, mass, merge
 from edge_attention.core.tensors import Array, Float32, Int64, require
-from edge_attention.graphs.attention import library
-
-_FORWARD = library.digest("attention_batch_forward")
-_BACKWARD = library.digest("attention_batch_backward")
 
 _FLOAT32 = np.dtype(np.float32)
 _LOSS: Wanted = (_FLOAT32, None)
@@ -110,6 +105,7 @@ class FusionRounds:
         self._key = identity_key
         self._say = say
         self._releases = {id(part): texts(plan, part) for part in plan.parts}
+        self._programs = FusionPrograms(self._scope, plan)
 
     async def identities(self) -> dict[str, Array]:
         """The keyed hashes of every source's ids: uint8 [rows, 16]."""
@@ -184,7 +180,7 @@ class FusionRounds:
 
         def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
             drop = Drop((f"{self._scope}/data/", f"{self._scope}/keys", f"{self._scope}/values"))
-            return (drop,), self._parameters(part, parameters)
+            return (drop,), self._programs.parameters(part, parameters)
 
         encoders = [(e.node, e) for e in self._plan.encoders]
         parts = [*encoders, ("head", self._plan.head)]
@@ -211,27 +207,9 @@ class FusionRounds:
 
         def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
             rows, present = batch.rows(part)
-            data = self._data(part)
-            keys, values = Stored(f"{self._scope}/keys"), Stored(f"{self._scope}/values")
-            columns: dict[str, str] = {part.columns[name]: stored.name for name, stored in data.items()}
-            encode = Run(
-                part.forward.digest,
-                _needed(part.forward, {**data, **self._bound(part)}),
-                {"keys": keys.name, "values": values.name},
-            )
-            attend = Run(
-                _FORWARD,
-                {**self._attention(part, queries, present), "keys": keys, "values": values},
-                {"out": "task/out", "lse": "task/lse"},
-            )
-            instructions = (
-                Batch(part.dataset, columns, rows),
-                encode,
-                attend,
-                Return("task/out", "out"),
-                Return("task/lse", "lse"),
-            )
-            return instructions, self._parameters(part, parameters)
+            tensors = self._programs.parameters(part, parameters)
+            tensors |= {"task/rows": rows, "task/present": present, "task/q": queries}
+            return self._programs.forward(part), tensors
 
         def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
             out = tensors["out"]
@@ -262,16 +240,11 @@ class FusionRounds:
         found: dict[str, Array] = {}
 
         def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
-            labels = {name: Stored(f"task/label/{i}") for i, name in enumerate(part.columns)}
-            columns = {part.columns[name]: stored.name for name, stored in labels.items()}
-            outputs = {name: f"task/output/{i}" for i, name in enumerate(sorted(wanted))}
-            inputs: dict[str, Value] = {**labels, **self._bound(part), "fused": Stored("task/fused")}
-            instructions: tuple[Instruction, ...] = (
-                Batch(part.dataset, columns, rows),
-                Run(graph.digest, _needed(graph, inputs), outputs),
-                *(Return(stored, name) for name, stored in outputs.items()),
-            )
-            return instructions, {**self._parameters(part, parameters), "task/fused": fused}
+            tensors = self._programs.parameters(part, parameters)
+            return self._programs.head(graph, tuple(sorted(wanted))), tensors | {
+                "task/rows": rows,
+                "task/fused": fused,
+            }
 
         def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
             found.update(tensors)
@@ -297,24 +270,8 @@ class FusionRounds:
 
         def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
             _, present = batch.rows(part)
-            inputs: dict[str, Value] = {
-                **self._attention(part, queries, present),
-                "keys": Stored(f"{self._scope}/keys"),
-                "values": Stored(f"{self._scope}/values"),
-                "lse": Stored("task/lse"),
-                "dout": Stored("task/dout"),
-                "delta": Stored("task/delta"),
-            }
-            attend = Run(
-                _BACKWARD, inputs, {"dq": "task/dq", "dkeys": "task/dkeys", "dvalues": "task/dvalues"}
-            )
-            outputs = {f"grad/{name}": f"task/grad/{i}" for i, name in enumerate(part.parameters)}
-            seeds = {"dkeys": Stored("task/dkeys"), "dvalues": Stored("task/dvalues")}
-            bound: dict[str, Value] = {**self._data(part), **self._bound(part), **seeds}
-            encode = Run(part.gradient.digest, _needed(part.gradient, bound), outputs)
-            returns = (Return("task/dq", "dq"), *(Return(stored, name) for name, stored in outputs.items()))
-            tensors = {"task/lse": lse, "task/dout": dout, "task/delta": delta}
-            return (attend, encode, *returns), tensors
+            seeds = {"task/lse": lse, "task/dout": dout, "task/delta": delta}
+            return self._programs.backward(part), {"task/q": queries, "task/present": present, **seeds}
 
         def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
             for name in part.parameters:
@@ -330,26 +287,6 @@ class FusionRounds:
         assert total is not None
         timer.lap("backward")
         return gradients | dict(total)
-
-    # Pieces of programs
-
-    def _data(self, part: PlannedPart) -> dict[str, Stored]:
-        """Where a batch's columns are stored: two inputs may read one column."""
-        columns = sorted(set(part.columns.values()))
-        return {n: Stored(f"{self._scope}/data/{columns.index(c)}") for n, c in part.columns.items()}
-
-    def _name(self, part: PlannedPart, index: int) -> str:
-        return f"{self._scope}/{part.kind}/{index}"
-
-    def _bound(self, part: PlannedPart) -> dict[str, Stored]:
-        """Parameter inputs of the part's graphs. Their names are the file's; stored ones are ours."""
-        return {name: Stored(self._name(part, i)) for i, name in enumerate(part.parameters)}
-
-    def _parameters(self, part: PlannedPart, parameters: Mapping[str, Array]) -> dict[str, Array]:
-        return {self._name(part, i): parameters[f"{part.prefix}/{n}"] for i, n in enumerate(part.parameters)}
-
-    def _attention(self, part: PlannedPart, queries: Array, present: Float32) -> dict[str, Value]:
-        return {"q": queries, "present": present, "scale": np.asarray(self._plan.scale, np.float32)}
 
     async def _trip(
         self,
@@ -403,8 +340,3 @@ class FusionRounds:
 def _gradients(part: PlannedPart) -> dict[str, Wanted]:
     """The gradient of every parameter of a part."""
     return {f"grad/{name}": (_FLOAT32, shape) for name, shape in part.parameters.items()}
-
-
-def _needed(graph: Graph, inputs: Mapping[str, Value]) -> dict[str, Value]:
-    """Of `inputs` those the graph has: nodes refuse any other."""
-    return {name: value for name, value in inputs.items() if name in graph.inputs}

@@ -1,0 +1,124 @@
+"""What nodes are asked in a run by fusion: instructions over the plan's graphs, the same from round to round.
+
+The very same ones, so that they are sent once and called: what differs between rounds is in tensors, which
+instructions name `task/rows`, `task/present`, `task/q`, `task/fused`, `task/lse`, `task/dout`, `task/delta`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+
+import numpy as np
+
+from aggregator.training.fusion.plan import FusionPlan, Graph, PlannedPart
+from edge_attention.core.messages.program import Batch, Instruction, Return, Run, Stored, Value
+from edge_attention.core.tensors import Array
+from edge_attention.graphs.attention import library
+
+__all__ = ["FusionPrograms"]
+
+_FORWARD = library.digest("attention_batch_forward")
+_BACKWARD = library.digest("attention_batch_backward")
+
+Instructions = tuple[Instruction, ...]
+
+
+class FusionPrograms:
+    """The programs of one run. `scope`: what its names on nodes begin with, as `job/<id>`."""
+
+    def __init__(self, scope: str, plan: FusionPlan) -> None:
+        self._scope, self._plan = scope, plan
+        self._made: dict[Hashable, Instructions] = {}
+
+    def forward(self, part: PlannedPart) -> Instructions:
+        """Rows through the encoder of `part`, and the queries over what comes of them: `out` and `lse`."""
+        return self._once(("forward", id(part)), lambda: self._forward(part))
+
+    def head(self, graph: Graph, wanted: tuple[str, ...]) -> Instructions:
+        """`graph` over the fused output and the labels: its outputs `wanted`."""
+        return self._once((graph.digest, wanted), lambda: self._head(graph, wanted))
+
+    def backward(self, part: PlannedPart) -> Instructions:
+        """From what the head and the merge give back: `dq`, and `grad/<name>` of each parameter of `part`."""
+        return self._once(("backward", id(part)), lambda: self._backward(part))
+
+    def _once(self, key: Hashable, make: Callable[[], Instructions]) -> Instructions:
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = make()
+        return found
+
+    def _data(self, part: PlannedPart) -> dict[str, Stored]:
+        """Where a batch's columns are stored: two inputs may read one column."""
+        columns = sorted(set(part.columns.values()))
+        return {n: Stored(f"{self._scope}/data/{columns.index(c)}") for n, c in part.columns.items()}
+
+    def _name(self, part: PlannedPart, index: int) -> str:
+        return f"{self._scope}/{part.kind}/{index}"
+
+    def _bound(self, part: PlannedPart) -> dict[str, Stored]:
+        """Parameter inputs of the part's graphs. Their names are the file's; stored ones are ours."""
+        return {name: Stored(self._name(part, i)) for i, name in enumerate(part.parameters)}
+
+    def parameters(self, part: PlannedPart, parameters: Mapping[str, Array]) -> dict[str, Array]:
+        return {self._name(part, i): parameters[f"{part.prefix}/{n}"] for i, n in enumerate(part.parameters)}
+
+    def _attention(self) -> dict[str, Value]:
+        scale = np.asarray(self._plan.scale, np.float32)
+        return {"q": Stored("task/q"), "present": Stored("task/present"), "scale": scale}
+
+    def _forward(self, part: PlannedPart) -> tuple[Instruction, ...]:
+        data = self._data(part)
+        keys, values = Stored(f"{self._scope}/keys"), Stored(f"{self._scope}/values")
+        columns: dict[str, str] = {part.columns[name]: stored.name for name, stored in data.items()}
+        encode = Run(
+            part.forward.digest,
+            _needed(part.forward, {**data, **self._bound(part)}),
+            {"keys": keys.name, "values": values.name},
+        )
+        attend = Run(
+            _FORWARD,
+            {**self._attention(), "keys": keys, "values": values},
+            {"out": "task/out", "lse": "task/lse"},
+        )
+        return (
+            Batch(part.dataset, columns, Stored("task/rows")),
+            encode,
+            attend,
+            Return("task/out", "out"),
+            Return("task/lse", "lse"),
+        )
+
+    def _head(self, graph: Graph, wanted: tuple[str, ...]) -> tuple[Instruction, ...]:
+        part = self._plan.head
+        labels = {name: Stored(f"task/label/{i}") for i, name in enumerate(part.columns)}
+        columns = {part.columns[name]: stored.name for name, stored in labels.items()}
+        outputs = {name: f"task/output/{i}" for i, name in enumerate(wanted)}
+        inputs: dict[str, Value] = {**labels, **self._bound(part), "fused": Stored("task/fused")}
+        return (
+            Batch(part.dataset, columns, Stored("task/rows")),
+            Run(graph.digest, _needed(graph, inputs), outputs),
+            *(Return(stored, name) for name, stored in outputs.items()),
+        )
+
+    def _backward(self, part: PlannedPart) -> tuple[Instruction, ...]:
+        inputs: dict[str, Value] = {
+            **self._attention(),
+            "keys": Stored(f"{self._scope}/keys"),
+            "values": Stored(f"{self._scope}/values"),
+            "lse": Stored("task/lse"),
+            "dout": Stored("task/dout"),
+            "delta": Stored("task/delta"),
+        }
+        attend = Run(_BACKWARD, inputs, {"dq": "task/dq", "dkeys": "task/dkeys", "dvalues": "task/dvalues"})
+        outputs = {f"grad/{name}": f"task/grad/{i}" for i, name in enumerate(part.parameters)}
+        seeds = {"dkeys": Stored("task/dkeys"), "dvalues": Stored("task/dvalues")}
+        bound: dict[str, Value] = {**self._data(part), **self._bound(part), **seeds}
+        encode = Run(part.gradient.digest, _needed(part.gradient, bound), outputs)
+        returns = (Return("task/dq", "dq"), *(Return(stored, name) for name, stored in outputs.items()))
+        return (attend, encode, *returns)
+
+
+def _needed(graph: Graph, inputs: Mapping[str, Value]) -> dict[str, Value]:
+    """Of `inputs` those the graph has: nodes refuse any other."""
+    return {name: value for name, value in inputs.items() if name in graph.inputs}
