@@ -20,6 +20,7 @@ NAMES = (
     "attend",
     "round",
     "cell",
+    "frozen",
     "idle",
     "torch_parity",
     "torch_operators",

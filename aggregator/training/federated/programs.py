@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from edge_attention.core.strategies import Strategy
 from edge_attention.core.tensors import Array, Encoding, Int64
 
 EVALUATION_BATCH = 256
+_RECENT = 16
+"""Programs that are compared with the next: of nodes with other numbers of rows there are others."""
 
 ProgramParts = tuple[tuple[Instruction, ...], dict[str, Array]]
 """Instructions, and the small tensors that go with them; parameters are pushed besides."""
@@ -47,6 +49,7 @@ class Programs:
     plan: FederatedPlan
     strategy: Strategy
     encoding: UpdateEncoding
+    _recent: list[tuple[Instruction, ...]] = field(default_factory=list)
 
     @property
     def proximal(self) -> float:
@@ -86,7 +89,7 @@ class Programs:
         if self.job.consensus.attention:
             instructions += self._attention(at if self.strategy.gradients else _local, tensors)
         instructions += self._update(number, rows, at, tensors, single, residual, forgotten)
-        return tuple(instructions), tensors
+        return self._same(tuple(instructions)), tensors
 
     def evaluate(self, rows: Int64, at: At) -> ProgramParts:
         """Sums of loss and metrics over `rows` [n] of the node's dataset."""
@@ -111,7 +114,7 @@ class Programs:
             tensors["task/rows/rest"] = rows[full * EVALUATION_BATCH :]
             instructions += [self._batch("task/rows/rest"), run]
         instructions += [Return(f"task/sum/{name}", f"next/{name}") for name in names]
-        return tuple(instructions), tensors
+        return self._same(tuple(instructions)), tensors
 
     def catch_up(self, before: At, at: At, difference: Callable[[str], str]) -> tuple[Instruction, ...]:
         """From the version the node has, at `before`, to the next, at `at`, by the difference pushed."""
@@ -121,6 +124,15 @@ class Programs:
         return (Run(graph.digest, inputs, {f"next/p/{i}": at(i) for i in count}),)
 
     # Pieces
+
+    def _same(self, instructions: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
+        """Equal ones of before, if there are: the very same are sent once, and called (engine/prepared)."""
+        for known in self._recent:
+            if known == instructions:
+                return known
+        self._recent.append(instructions)
+        del self._recent[:-_RECENT]
+        return instructions
 
     def _batch(self, rows: str) -> Batch:
         # Two inputs may read one column: a column is read once, under the first input's name.

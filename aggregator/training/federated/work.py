@@ -138,9 +138,11 @@ class Work:
         while True:
             async with self._pushed(node, basis, fresh, controls) as (push, before, at):
                 instructions, tensors = program(at, forgotten)
+                if before:
+                    instructions = (*before, *instructions)
                 try:
                     answer = await self._asker.ask(
-                        node, basis.version, (*before, *instructions), tensors, push, wanted, state
+                        node, basis.version, instructions, tensors, push, wanted, state
                     )
                 except Lacking as error:
                     if forgotten:
