@@ -6,14 +6,15 @@ import contextlib
 import hashlib
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 
 from edge_attention.core.messages.box import Box
+from edge_attention.version import VERSION
 from edge_attention.wire.methods import KEEPALIVE_SECONDS
 
 __all__ = ["PACKAGES", "describe", "software", "usable_memory"]
@@ -21,12 +22,13 @@ __all__ = ["PACKAGES", "describe", "software", "usable_memory"]
 PACKAGES = ("onnxruntime", "grpcio", "protobuf", "numpy")
 """Of these both ends of a connection tell each other the version."""
 
+_MODULES = {"onnxruntime": "onnxruntime", "grpcio": "grpc", "protobuf": "google.protobuf", "numpy": "numpy"}
 _ALSO = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}
 
 
 def software() -> str:
-    """The version of this project that is installed."""
-    return version("edge-attention")
+    """The version of this project."""
+    return VERSION
 
 
 def describe(provider_asked: str | None = None, root: Path = Path("/")) -> Box:
@@ -69,11 +71,24 @@ def _versions() -> Mapping[str, str]:
     """Looked up once: what is installed later is not what runs."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        for name in (package, *_ALSO.get(package, ())):
-            with contextlib.suppress(PackageNotFoundError):
-                found[package] = version(name)
-                break
+        if (version := _loaded(package) or _installed(package)) is not None:
+            found[package] = version
     return MappingProxyType(found)
+
+
+def _loaded(package: str) -> str | None:
+    """What the package says of itself, where this process has it loaded."""
+    version = getattr(sys.modules.get(_MODULES[package]), "__version__", None)
+    return version if isinstance(version, str) else None
+
+
+def _installed(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # it reads mails: 1 MB
+
+    for name in (package, *_ALSO.get(package, ())):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return None
 
 
 def _text(path: Path) -> str:

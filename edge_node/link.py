@@ -98,7 +98,7 @@ class Link:
         )
         # Later it would tell what tasks on private data take.
         self._free = box.describe().memory_available if quiet else None
-        self.metrics.certificate_expiry.set_function(lambda: dial.ends())
+        self.metrics.certificate_expiry.follow(lambda: dial.ends())
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="load")
         self._prepared = PreparedPrograms(node.store, runtime)

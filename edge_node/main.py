@@ -133,12 +133,12 @@ def main(
     from edge_attention.box import usable_memory
     from edge_attention.core.tensors import require_name
     from edge_attention.descriptors import raise_descriptors
-    from edge_attention.metrics.common import serve
     from edge_attention.trust.dial import Dial
     from edge_node import executor, failures, link, release, runtime
     from edge_node.cell.refused_graphs import RefusedGraphs
     from edge_node.data import datasets
     from edge_node.health import serving
+    from edge_node.metrics_port import serve
     from edge_node.store import store as stores
     from edge_node.store.sequence_files import Files
 

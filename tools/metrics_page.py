@@ -119,14 +119,16 @@ class _Node:
 
 def rows(registry: Any) -> Iterator[Row]:
     """Every metric of ours in a registry."""
-    for collector in list(registry._collector_to_names):
+    theirs = getattr(registry, "_collector_to_names", None)
+    for collector in list(registry._sources if theirs is None else theirs):
         for family in collector.collect():
             if family.name.startswith(COMMON):
                 continue
             labels = getattr(collector, "_labelnames", None)
             if labels is None:
                 label = getattr(collector, "_label", None)
-                labels = getattr(family, "_labelnames", ()) if label is None else (label,)
+                names = "_labelnames" if theirs is not None else "labelnames"
+                labels = getattr(family, names, ()) if label is None else (label,)
             name = family.name + "_total" * (family.type == "counter")
             yield Row(name, family.type, tuple(labels), family.documentation)
 

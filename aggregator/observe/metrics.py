@@ -17,12 +17,12 @@ from aggregator.bounds.budget import Budget, Budgets
 from aggregator.bounds.turns import Turns
 from aggregator.fleet.membership import Member
 from aggregator.observe.counts import RecipeCounts
+from aggregator.observe.maker import SECONDS as SECONDS
+from aggregator.observe.maker import Maker
 from aggregator.observe.metrics_nodes import NodesNow, shown
 from aggregator.observe.metrics_tasks import TaskMetrics
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.fleet import NodeState
-from edge_attention.metrics.common import SECONDS as SECONDS
-from edge_attention.metrics.common import Maker
 from edge_attention.wire.methods import AnyMethod
 
 PREFIX = "edge_attention_aggregator_"

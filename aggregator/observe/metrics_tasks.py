@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from edge_attention.metrics.common import Maker
+from aggregator.observe.maker import Maker
 
 OUTCOMES = ("folded", "duplicate", "late", "stale", "refused", "damaged")
 

@@ -10,13 +10,13 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
-__all__ = ["Batched"]
+from edge_attention.metrics.families import Family, Registers, number
 
+__all__ = ["SECONDS", "Batched"]
+
+SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+"""Bounds of the buckets of a time, if nothing else is said."""
 WAITING = 1024
 """Observations kept at most before they are put into buckets."""
 
@@ -49,14 +49,14 @@ class Batch:
             return np.cumsum(self._counts).tolist(), self._sum
 
 
-class Batched(Collector):
+class Batched:
     """A histogram, with one label or none: `labels(value).observe(number)`, or `observe(number)`.
 
     Label values are ours and few: they stay for good.
     """
 
     def __init__(
-        self, name: str, text: str, label: str | None, bounds: Sequence[float], registry: CollectorRegistry
+        self, name: str, text: str, label: str | None, bounds: Sequence[float], registry: Registers
     ) -> None:
         self._name, self._text, self._bounds = name, text, bounds
         self._label = label
@@ -72,18 +72,17 @@ class Batched(Collector):
             batch = self._batches[value] = Batch(self._bounds)
         return batch
 
-    def describe(self) -> list[Metric]:
-        return [self._family()]
+    def describe(self) -> list[Family]:
+        return [Family(self._name, self._text, "histogram")]
 
-    def _family(self) -> HistogramMetricFamily:
-        labels = None if self._label is None else [self._label]
-        return HistogramMetricFamily(self._name, self._text, labels=labels)
-
-    def collect(self) -> Iterator[Metric]:
-        family = self._family()
-        names: list[str] = [floatToGoString(b) for b in (*self._bounds, float("inf"))]  # type: ignore[no-untyped-call]
+    def collect(self) -> Iterator[Family]:
+        family = Family(self._name, self._text, "histogram")
+        names = [number(bound) for bound in (*self._bounds, float("inf"))]
         for value, batch in list(self._batches.items()):
             counts, total = batch.count()
-            buckets = list(zip(names, counts, strict=True))
-            family.add_metric([] if self._label is None else [value], buckets, total)
+            labels = {} if self._label is None else {self._label: value}
+            for name, count in zip(names, counts, strict=True):
+                family.add("_bucket", count, labels | {"le": name})
+            family.add("_count", counts[-1], labels)
+            family.add("_sum", total, labels)
         yield family

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from prometheus_client import Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
-
 from edge_attention.core.messages.program import Contribution
-from edge_attention.metrics.common import Maker
+from edge_attention.metrics.batched import SECONDS, Batched
+from edge_attention.metrics.families import Family, Gauge, Registry, counted, measured
+from edge_attention.metrics.process import Process
+from edge_attention.metrics.tally import Tallies
+from edge_attention.version import VERSION
 
 __all__ = ["REPORT_LIMIT", "NodeMetrics"]
 
@@ -80,18 +80,19 @@ class NodeMetrics:
         quiet: bool = False,
     ) -> None:
         self._quiet = quiet
-        make = Maker(PREFIX)
-        self.registry, self._session = make.registry, session
+        self.registry, self._session = Registry(), session
+        self.registry.register(Process())
+        self._gauge("build_info", "1, with the version of the software.").set(1, version=VERSION)
         self._waiting: list[tuple[str, float, float]] = []
         # First: what waits is counted before the others are read.
         self.registry.register(_Now(self, store, session, cells))
-        self.tasks = make.counter(
+        self.tasks = self._counter(
             "tasks_total", "Tasks ended, by outcome: ok or the error's name.", "outcome"
         )
         self.tasks.labels("ok")
-        self.run_seconds = make.histogram("run_seconds", "Seconds of a task in graphs.")
-        self.task_seconds = make.histogram("task_seconds", "Seconds from a task's arrival to its end.")
-        self.bytes = make.counter(
+        self.run_seconds = self._histogram("run_seconds", "Seconds of a task in graphs.")
+        self.task_seconds = self._histogram("task_seconds", "Seconds from a task's arrival to its end.")
+        self.bytes = self._counter(
             "bytes_total",
             "Bytes exchanged with the aggregator, by kind: stream or bulk.",
             "direction",
@@ -100,17 +101,25 @@ class NodeMetrics:
         self.sent, self.received = (self.bytes.labels(way, "stream") for way in ("sent", "received"))
         for way in ("sent", "received"):
             self.bytes.labels(way, "bulk")
-        self.refused = make.counter("refused_releases_total", "Private tensors asked for and kept.")
-        make.gauge("memory_limit_bytes", "Bytes the node may store.").set(store.limit)
-        make.gauge("provider_info", "1, with the execution provider in use.", "provider").labels(
-            provider
-        ).set(1)
-        make.gauge("threads", "Threads a graph runs on.").set(threads)
-        self.certificate_expiry = make.gauge(
+        self.refused = self._counter("refused_releases_total", "Private tensors asked for and kept.")
+        self._gauge("memory_limit_bytes", "Bytes the node may store.").set(store.limit)
+        self._gauge("provider_info", "1, with the execution provider in use.").set(1, provider=provider)
+        self._gauge("threads", "Threads a graph runs on.").set(threads)
+        self.certificate_expiry = self._gauge(
             "certificate_expiry_timestamp_seconds",
             "When the node's certificate ends, in Unix time; 0: it has none.",
         )
+        self.certificate_expiry.set(0)
         self._next, self._life = float("-inf"), 0
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(PREFIX + name, text, self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Tallies:
+        return Tallies(PREFIX + name, text, labels, self.registry)
+
+    def _histogram(self, name: str, text: str) -> Batched:
+        return Batched(PREFIX + name, text, None, SECONDS, self.registry)
 
     def ended(self, contribution: Contribution) -> None:
         """Note a task down by its last contribution; it is counted later, with others."""
@@ -134,63 +143,59 @@ class NodeMetrics:
         if now < self._next and self._life == self._session.reconnects:
             return b""
         self._next, self._life = now + REPORT_SECONDS, self._session.reconnects
-        text = generate_latest(self.registry)
+        text = self.registry.text()
         if self._quiet:
             lines = text.splitlines(keepends=True)
             text = b"".join(line for line in lines if not any(name in line for name in HIDDEN))
         return text if len(text) <= REPORT_LIMIT else b""
 
 
-class _Now(Collector):
+class _Now:
     """What is looked up when somebody asks."""
 
     def __init__(self, metrics: NodeMetrics, store: Store, session: Session, cells: Cells | None) -> None:
         self._metrics, self._store, self._session, self._cells = metrics, store, session, cells
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Family]:
         self._metrics.count()
-        stored = GaugeMetricFamily(PREFIX + "store_bytes", "Bytes stored, by scope.", labels=["scope"])
+        stored = measured(PREFIX + "store_bytes", "Bytes stored, by scope.", labels=["scope"])
         for scope in SCOPES:
-            stored.add_metric([scope], self._store.used_in(scope))
+            stored.add("", self._store.used_in(scope), {"scope": scope})
         yield stored
         connected = float(self._session.registered)
-        yield GaugeMetricFamily(
-            PREFIX + "connected", "1 while registered with the aggregator.", value=connected
+        yield measured(PREFIX + "connected", "1 while registered with the aggregator.", connected)
+        yield counted(
+            PREFIX + "reconnects_total", "Times the node registered again.", self._session.reconnects
         )
-        yield CounterMetricFamily(
-            PREFIX + "reconnects_total", "Times the node registered again.", value=self._session.reconnects
-        )
-        yield GaugeMetricFamily(
-            PREFIX + "tasks_running", "Tasks under way, those that wait included.", value=self._session.tasks
+        yield measured(
+            PREFIX + "tasks_running", "Tasks under way, those that wait included.", self._session.tasks
         )
         enabled = float(self._cells is not None)
-        yield GaugeMetricFamily(
+        yield measured(
             PREFIX + "cells_enabled",
             "1: graphs of others run in processes of their own; 0: in the daemon (--no-cell).",
-            value=enabled,
+            enabled,
         )
         if self._cells is None:
             return
         counts = self._cells.counts()
-        yield GaugeMetricFamily(PREFIX + "cells_running", "Processes for graphs now.", value=counts.running)
-        yield CounterMetricFamily(
-            PREFIX + "cells_started_total", "Processes for graphs started.", value=counts.started
-        )
-        died = CounterMetricFamily(
+        yield measured(PREFIX + "cells_running", "Processes for graphs now.", counts.running)
+        yield counted(PREFIX + "cells_started_total", "Processes for graphs started.", counts.started)
+        died = counted(
             PREFIX + "cells_died_total",
             "Processes that graphs, a limit or somebody ended, by signal, or exit.",
             labels=["how"],
         )
         for how, times in counts.died.items():
-            died.add_metric([how], times)
+            died.add("_total", times, {"how": how})
         yield died
-        yield CounterMetricFamily(
+        yield counted(
             PREFIX + "cell_seconds_total",
             "Seconds that tasks spent in these processes, or waiting for them.",
-            value=counts.seconds,
+            counts.seconds,
         )
-        yield GaugeMetricFamily(
+        yield measured(
             PREFIX + "refused_graphs",
             "Graphs refused for having ended their process twice.",
-            value=counts.refused,
+            counts.refused,
         )

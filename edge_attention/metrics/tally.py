@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
+from edge_attention.metrics.families import Family, Registers, counted
 
 __all__ = ["Tallies", "Tally"]
 
@@ -23,13 +21,13 @@ class Tally:
         self.value += amount
 
 
-class Tallies(Collector):
+class Tallies:
     """A counter, with labels or none: `labels(*values).inc(amount)`, or `inc(amount)`.
 
     It is counted on in one thread, and may be read in any. Series stay for good.
     """
 
-    def __init__(self, name: str, text: str, labels: tuple[str, ...], registry: CollectorRegistry) -> None:
+    def __init__(self, name: str, text: str, labels: tuple[str, ...], registry: Registers) -> None:
         self._name, self._text, self._labelnames = name, text, labels
         self._tallies: dict[tuple[str, ...], Tally] = {}
         if not labels:
@@ -44,11 +42,11 @@ class Tallies(Collector):
             tally = self._tallies[values] = Tally()
         return tally
 
-    def describe(self) -> list[Metric]:
-        return [CounterMetricFamily(self._name, self._text, labels=self._labelnames)]
+    def describe(self) -> list[Family]:
+        return [counted(self._name, self._text)]
 
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(self._name, self._text, labels=self._labelnames)
+    def collect(self) -> Iterator[Family]:
+        family = counted(self._name, self._text)
         for values, tally in list(self._tallies.items()):
-            family.add_metric(values, tally.value)
+            family.add("_total", tally.value, dict(zip(self._labelnames, values, strict=True)))
         yield family

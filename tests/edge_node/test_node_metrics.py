@@ -6,13 +6,14 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.core.messages.link import Register
 from edge_attention.core.messages.program import Contribution, Fault
-from edge_attention.metrics.common import serve
 from edge_attention.metrics.node import REPORT_LIMIT, REPORT_SECONDS, NodeMetrics
 from edge_node.cell.counts import Counts
+from edge_node.metrics_port import serve
 from edge_node.session import Session, SessionPhase
 from edge_node.store.store import Store
 
@@ -26,7 +27,9 @@ def made():
 
 
 def value(metrics, name, **labels):
-    return metrics.registry.get_sample_value(f"edge_attention_node_{name}", labels)
+    registry = CollectorRegistry()
+    registry.register(metrics.registry)
+    return registry.get_sample_value(f"edge_attention_node_{name}", labels)
 
 
 def test_a_task_is_counted_by_how_it_ended(made):
@@ -88,7 +91,7 @@ def test_it_reports_now_and_then_and_after_a_reconnection(made):
 
 def test_a_report_too_large_stays_here(made):
     metrics, _ = made
-    metrics.certificate_expiry._documentation = "x" * REPORT_LIMIT
+    metrics.certificate_expiry._text = "x" * REPORT_LIMIT
     assert metrics.report(0.0) == b""
 
 
@@ -118,4 +121,4 @@ def test_what_would_tell_of_private_data_stays_on_the_machine(made):
         }
         assert len(told) == (0 if quiet else 6)
         assert b"edge_attention_node_run_seconds_count" in names
-        assert metrics.registry.get_sample_value("process_resident_memory_bytes") > 0
+        assert b"\nprocess_resident_memory_bytes " in metrics.registry.text()
