@@ -21,7 +21,6 @@ from aggregator.attention.attend_plan import (
     is_large,
     make_plan,
     require_answer,
-    require_attend,
 )
 from aggregator.attention.contexts import Contexts, StoredContext, StoredSegment
 from aggregator.attention.metrics import AttendMetrics
@@ -117,8 +116,11 @@ class Attender:
     async def _plan(self, context: StoredContext, request: AttendRequest) -> Plan:
         if not is_large(context, request):
             return self._plans.get(context, request)
-        require_attend(context, request)
-        return await asyncio.to_thread(make_plan, context, request)
+        if (plan := self._plans.known(context, request)) is None:
+            # As it is now: segments that come meanwhile are not in it.
+            frozen = replace(context, segments=list(context.segments))
+            plan = self._plans.keep(frozen, request, await asyncio.to_thread(make_plan, frozen, request))
+        return plan
 
     async def _ask(
         self,

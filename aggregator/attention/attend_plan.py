@@ -46,8 +46,8 @@ STRETCH_BYTES = 16
 _PLANS = 256
 _PLANS_BYTES = 64 * 1024 * 1024
 """Of what plans that are kept say about what queries see."""
-_LARGE = 65_536
-"""Queries times segments from which a plan is made in a thread."""
+_LARGE, _MANY = 65_536, 256
+"""Queries times segments, and segments, from which a plan is made in a thread."""
 _POSITIONS_BYTES = 8 * 64
 """Positions of more queries than 64 are planned each time: they hardly come again."""
 
@@ -132,38 +132,53 @@ class Plans:
         self._bytes = 0
 
     def get(self, context: StoredContext, request: AttendRequest) -> Plan:
-        """The plan of `request`, whose queries are checked too.
+        """The plan of `request`, whose queries are checked too. Takes long where it `is_large`.
 
         Raises:
             EmptyContext: there is nothing to attend to.
             InvalidTensor, InvalidArgument: naming what is wrong.
         """
+        plan = self.known(context, request)
+        return self.keep(context, request, make_plan(context, request)) if plan is None else plan
+
+    def known(self, context: StoredContext, request: AttendRequest) -> Plan | None:
+        """The plan of `request`, if it was made before. Its queries are checked; raises as `get`."""
         require_attend(context, request)
-        positions = request.positions
-        if positions is not None and positions.nbytes > _POSITIONS_BYTES:
-            return make_plan(context, request)
-        key = (
-            context.id,
-            context.revision,
-            len(request.queries),
-            None if positions is None else (positions.dtype.str, positions.shape, positions.tobytes()),
-            request.causal,
-            request.window,
-            request.scale,
-            # Whether there is one: what is left of it is another number at each call.
-            request.deadline_seconds is not None,
-            request.encoding,
-            request.until,
-        )
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = make_plan(context, request)
+        key = _key(context, request)
+        plan = None if key is None else self._plans.get(key)
+        if plan is not None:
+            self._plans.move_to_end(key)
+        return plan
+
+    def keep(self, context: StoredContext, request: AttendRequest, plan: Plan) -> Plan:
+        """`plan`, which was made of `request`, and is kept for others like it."""
+        key = _key(context, request)
+        if key is not None and key not in self._plans:
+            self._plans[key] = plan
             self._bytes += plan.nbytes
             while len(self._plans) > _PLANS or self._bytes > _PLANS_BYTES:
                 self._bytes -= self._plans.popitem(last=False)[1].nbytes
-        else:
-            self._plans.move_to_end(key)
         return plan
+
+
+def _key(context: StoredContext, request: AttendRequest) -> Hashable | None:
+    """What a plan depends on; None: it hardly comes again."""
+    positions = request.positions
+    if positions is not None and positions.nbytes > _POSITIONS_BYTES:
+        return None
+    return (
+        context.id,
+        context.revision,
+        len(request.queries),
+        None if positions is None else (positions.dtype.str, positions.shape, positions.tobytes()),
+        request.causal,
+        request.window,
+        request.scale,
+        # Whether there is one: what is left of it is another number at each call.
+        request.deadline_seconds is not None,
+        request.encoding,
+        request.until,
+    )
 
 
 def deadline_of(request: AttendRequest) -> float:
@@ -181,7 +196,8 @@ def deadline_of(request: AttendRequest) -> float:
 def is_large(context: StoredContext, request: AttendRequest) -> bool:
     """Whether to plan it takes longer than the event loop may."""
     # Nothing is known of its shape yet: of one number there is no length.
-    return sum(request.queries.shape[:1]) * len(context.segments) > _LARGE
+    segments = len(context.segments)
+    return segments > _MANY or sum(request.queries.shape[:1]) * segments > _LARGE
 
 
 def require_attend(context: StoredContext, request: AttendRequest) -> None:

@@ -39,6 +39,8 @@ TOLD_SECONDS = 1.0
 
 AT_ONCE = 64
 """Shards whose programs are made and encoded in one step of the loop: a few milliseconds."""
+WINDOW = 16
+"""Tasks of one exchange that a node has at a time: those of others do not wait for all of them."""
 POSTED = 4096
 """Tasks nobody waits for whose answers are known as such; then the oldest are forgotten."""
 
@@ -76,6 +78,10 @@ class _Running:
     run_seconds: dict[str, float] = field(default_factory=dict)
     task_seconds: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    flight: dict[str, set[str]] = field(default_factory=dict)
+    """Node -> tasks it has been sent and has not ended."""
+    held: dict[str, dict[str, Program | Call]] = field(default_factory=dict)
+    """Node -> task -> its program, which waits until others of the exchange have ended there."""
 
 
 class Dispatcher:
@@ -109,6 +115,9 @@ class Dispatcher:
         self._changed.set()
         self._changed = asyncio.Event()
         for running in list(self._running.values()):
+            # What a node that is back has to be sent again the exchange says, what it has lost, too.
+            running.flight.pop(name, None)
+            running.held.pop(name, None)
             self._perform(running, running.exchange.node(name))
             if running.say is not None:
                 running.say(self._waits(running.exchange))
@@ -148,6 +157,8 @@ class Dispatcher:
                 running.run_seconds[shard] = _within(contribution.run_seconds, took)
                 running.task_seconds[shard] = _within(contribution.task_seconds, took)
             self._perform(running, actions, large)
+            if contribution.final:
+                self._ended(running, node, contribution.task_id)
         except EdgeAttentionError as error:
             if fetch is not None and not isinstance(error, DuplicateContribution):
                 with suppress(EdgeAttentionError):
@@ -272,6 +283,25 @@ class Dispatcher:
                 away.append(f"node {node!r} ({member.state.value}), whose lease ends at {clock}")
         return ", ".join(away)
 
+    def _send(self, running: _Running, node: str, program: Program | Call) -> None:
+        connection = self._connections.get(node)
+        if connection is None:
+            return
+        flight = running.flight.setdefault(node, set())
+        if program.task_id in flight or len(flight) < WINDOW:
+            flight.add(program.task_id)
+            connection.send(program)
+        else:
+            running.held.setdefault(node, {})[program.task_id] = program
+
+    def _ended(self, running: _Running, node: str, task_id: str) -> None:
+        """The node has ended a task of the exchange, or nobody waits for it: it gets the next one."""
+        flight, held = running.flight.get(node), running.held.get(node)
+        if flight is not None:
+            flight.discard(task_id)
+            while not running.exchange.done and held and len(flight) < WINDOW:
+                self._send(running, node, held.pop(next(iter(held))))
+
     def _perform(
         self, running: _Running, actions: Sequence[Action], large: Mapping[str, SpooledTensor] | None = None
     ) -> None:
@@ -281,13 +311,12 @@ class Dispatcher:
         while queue:
             match queue.pop(0):
                 case Send(node, program):
-                    connection = self._connections.get(node)
-                    if connection is not None:
-                        connection.send(program)
+                    self._send(running, node, program)
                 case Revoke(node, task_id):
                     connection = self._connections.get(node)
-                    if connection is not None:
+                    if running.held.get(node, {}).pop(task_id, None) is None and connection is not None:
                         connection.send(Cancel(task_id))
+                    self._ended(running, node, task_id)
                 case Deliver(_, node, contribution):
                     returned = Returned(
                         contribution.shard,

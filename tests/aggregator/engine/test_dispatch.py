@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from house import House, until
 
+from aggregator.engine.dispatch import WINDOW
 from aggregator.engine.exchange import Assignment
 from aggregator.engine.link import UNREAD, NodeConnection
 from aggregator.engine.outcome import Kind
@@ -370,3 +371,73 @@ def test_a_draining_node_gets_nothing_new_from_append_but_finishes():
         return await task
 
     assert run(scenario).answered == {"s": "a"}
+
+
+def shards(count, holders=("a",)):
+    return [Assignment(f"s{n}", holders, range(n, n + 1), ()) for n in range(count)]
+
+
+def test_a_node_has_so_many_tasks_of_an_exchange_at_a_time_and_another_exchange_beside_it():
+    async def scenario(house):
+        box = house.node("a", mute=True)
+        many = asyncio.create_task(house.dispatcher.run(shards(4 * WINDOW), 5.0, lambda _: None))
+        await until(lambda: len(box.programs) == WINDOW)
+        await asyncio.sleep(0.01)
+        assert len(box.programs) == WINDOW
+        box.mute = False
+        outcome = await house.dispatcher.run([assignment("other")], 5.0, lambda _: None)
+        assert outcome.answered == {"other": "a"}
+        assert len(box.programs) == WINDOW + 1, "it did not wait for the many"
+        for program in box.programs[:WINDOW]:
+            box.run(program)
+        outcome = await many
+        assert len(outcome.answered) == 4 * WINDOW
+        assert len({program.task_id for program in box.programs}) == 4 * WINDOW + 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_node_that_comes_back_gets_what_it_had_and_what_waited(fresh):
+    async def scenario(house):
+        box = house.node("a", mute=True)
+        task = asyncio.create_task(house.dispatcher.run(shards(3 * WINDOW), 5.0, lambda _: None))
+        await until(lambda: len(box.programs) == WINDOW)
+        house.dispatcher.contribution("a", answer(box.programs[0]))
+        assert len(box.programs) == WINDOW + 1
+        box.disconnect()
+        box.mute = False
+        box.connect(fresh=fresh)
+        outcome = await task
+        assert len(outcome.answered) == 3 * WINDOW
+        assert house.counted("folded") == 3 * WINDOW
+
+    run(scenario)
+
+
+def test_what_waits_for_a_node_that_is_lost_goes_to_another():
+    async def scenario(house):
+        boxes = [house.node("a", mute=True), house.node("b", mute=True)]
+        task = asyncio.create_task(house.dispatcher.run(shards(3 * WINDOW, "ab"), 5.0, lambda _: None))
+        await until(lambda: all(len(box.programs) == WINDOW for box in boxes))
+        boxes[1].mute = False
+        boxes[0].lose()
+        for program in boxes[1].programs[:WINDOW]:
+            boxes[1].run(program)
+        outcome = await task
+        assert set(outcome.answered.values()) == {"b"}
+        assert len(outcome.answered) == 3 * WINDOW
+
+    run(scenario)
+
+
+def test_at_the_deadline_only_what_was_sent_is_cancelled():
+    async def scenario(house):
+        box = house.node("a", mute=True)
+        outcome = await house.dispatcher.run(shards(2 * WINDOW), 0.1, lambda _: None)
+        assert len(outcome.missing) == 2 * WINDOW
+        assert {missing.kind for missing in outcome.missing.values()} == {Kind.LATE}
+        assert sorted(box.cancelled) == sorted(program.task_id for program in box.programs)
+        assert len(box.programs) == WINDOW
+
+    run(scenario)
