@@ -27,7 +27,7 @@ from aggregator.attention.metrics import AttendMetrics
 from aggregator.bounds.turns import Turns
 from aggregator.engine.outcome import Kind, Outcome
 from aggregator.engine.returned import Returned
-from aggregator.engine.trip import Errand, Trips
+from aggregator.engine.trip import AT_ONCE, Errand, Trips
 from edge_attention.core.bounds import error_bound, lse_upper_bound
 from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, PermissionDenied
 from edge_attention.core.fold import Fold
@@ -161,8 +161,11 @@ class Attender:
             merging += time.perf_counter() - begun
 
         queries = {QUERIES: request.queries}
-        outcome = await self._trips.make(
-            [
+        errands: list[Errand] = []
+        for id, part in parts.items():
+            if errands and len(errands) % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            errands.append(
                 Errand(
                     shard=id,
                     holders=self._contexts.serving(context, part.segment),
@@ -171,18 +174,14 @@ class Attender:
                     wanted=plan.wanted,
                     inline=queries,
                 )
-                for id, part in parts.items()
-            ],
-            deadline,
-            take,
-            each=early,
-            believed=_BELIEVED,
-        )
+            )
+        outcome = await self._trips.make(errands, deadline, take, each=early, believed=_BELIEVED)
         answered = time.perf_counter()
         merged = fold.result() or identity(shape)
         seconds: dict[str, float] = {}
-        if outcome.missing and merged.out.size > _LARGE:
-            # To certify the error of a large answer takes longer than others may wait for the loop.
+        if (outcome.missing and merged.out.size > _LARGE) or len(parts) > AT_ONCE:
+            # To certify the error of a large answer takes longer than others may wait for the loop, and so do
+            # the masses of many parts.
             response = await asyncio.to_thread(self._response, request, plan, outcome, lses, merged, seconds)
         else:
             response = self._response(request, plan, outcome, lses, merged, seconds)

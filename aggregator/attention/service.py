@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from aggregator.attention.append import APPEND_SECONDS, Appender
@@ -31,12 +32,13 @@ from edge_attention.core.messages.program import Drop
 from edge_attention.wire import services
 
 CREATED = AuditLine("context_created", lambda q, r: {"context": q.spec.name})
-AT_ONCE = 4096
-"""Segments and stretches of positions that are described without a thread."""
-MANY_PARTS = 256
-"""Masses, missing segments and stretches of an answer from which it is encoded in a thread."""
-
 DROPPED = AuditLine("context_dropped", lambda q, r: {"context": q.context})
+
+AT_ONCE = 4096
+"""Stretches of positions from which a context is described in a thread."""
+MANY_PARTS = 256
+"""Segments from which it is; masses, missing segments and stretches of an answer from which that is encoded
+in one."""
 
 
 class AttentionApi:
@@ -129,12 +131,15 @@ class AttentionApi:
 
     async def describe_context(
         self, request: attention.DescribeContextRequest, call: Any
-    ) -> attention.DescribeContextResponse:
+    ) -> attention.DescribeContextResponse | bytes:
         context = self._contexts.get(request.context)
-        if context.stretches + len(context.segments) < AT_ONCE:
+        if len(context.segments) < MANY_PARTS and context.stretches < AT_ONCE:
             return attention.DescribeContextResponse(self._contexts.describe(context, whole=True))
-        described = await asyncio.to_thread(self._contexts.describe, context, whole=True)
-        return attention.DescribeContextResponse(described)
+        return await asyncio.to_thread(self._described, replace(context, segments=list(context.segments)))
+
+    def _described(self, context: StoredContext) -> bytes:
+        described = attention.DescribeContextResponse(self._contexts.describe(context, whole=True))
+        return services.DESCRIBE_CONTEXT.response.encode(described)
 
     async def list_contexts(
         self, request: attention.ListContextsRequest, call: Any

@@ -81,7 +81,7 @@ CONTEXT_BYTES = Bound(
     "drop contexts that nobody needs, or append more at a time",
 )
 """What is kept in memory of every segment of a context: its place and its summary."""
-CONTEXT_SEGMENTS = 4096
+CONTEXT_SEGMENTS = 2048
 """Segments of one context: each is asked by itself. Of appends to nodes in turn each node has one."""
 CONTEXT_STRETCHES = 131_072
 """Ranges of positions of all segments of one context: an answer that is not whole names what it stands on."""

@@ -9,6 +9,7 @@ Nobody else runs exchanges: tests/aggregator/engine/test_trip.py looks.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,9 @@ from edge_attention.core.messages.program import (
     Return,
 )
 from edge_attention.core.tensors import Array
+
+AT_ONCE = 256
+"""Errands that are looked at in one step of the loop."""
 
 ARRAYS_LIMIT = 512 * 1024 * 1024
 """Bytes of one shard's answer that are loaded; a recipe that takes more reads them in pieces."""
@@ -119,7 +123,9 @@ class Trips:
         until = time.monotonic() + seconds
         try:
             assignments = []
-            for errand in errands:
+            for number, errand in enumerate(errands, 1):
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 inline, bulk = errand.inline, errand.lent
                 prepared, tensors = self._called(errand, SLOT_BYTES if len(errands) <= FEW else SMALL)
                 if prepared is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fleets
@@ -93,5 +94,38 @@ def test_a_run_of_ten_thousand_rounds_is_taken_up_and_holds_no_loop(tmp_path, st
         lines = (fleet.state / "runs" / run.id / "record.jsonl").read_text().splitlines()
         assert [json.loads(line)["number"] for line in lines] == list(range(1, MANY + 6))
         assert run.parameters().version == MANY + 5
+        held = steps(since)
+    assert not held, "\n".join(held)
+
+
+class OneEach(Fleet):
+    """Its aggregator begins a segment at each append that names another node than the one before."""
+
+    aggregator_module = "tests.e2e.segment_each"
+
+
+def test_an_attend_over_many_segments_holds_no_loop_and_nobody_up(tmp_path, steps):
+    """As an earlier release has left them. Whose tokens were appended in turn since then has one a node."""
+    spec = {"query_heads": 4, "key_heads": 2, "key_dim": 16, "value_dim": 16}
+    keys, values = fleets.tokens(600, spec)
+    asked = fleets.queries(1, spec)
+    with OneEach(tmp_path) as fleet:
+        fleet.nodes("a", "b")
+        with fleet.client(timeout=300) as client:
+            many = client.create_context("many", **spec)
+            for at in range(len(keys)):
+                many.append(keys[at : at + 1], values[at : at + 1], node="ab"[at % 2])
+            few = client.create_context("few", **spec)
+            few.append(keys, values)
+            since = time.time()
+            with ThreadPoolExecutor(1) as beside:
+                answer = beside.submit(many.attend, asked, deadline=120)
+                good = 0
+                while not answer.done():
+                    assert few.attend(asked).exact
+                    good += 1
+            fleets.exact(answer.result(), asked, keys, values)
+            assert good > 1, "others are answered meanwhile"
+            assert len(many.describe().segments) == len(keys)
         held = steps(since)
     assert not held, "\n".join(held)
