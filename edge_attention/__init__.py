@@ -47,6 +47,7 @@ from edge_attention.core.errors import (
     StaleVersion,
     Unauthenticated,
     Unavailable,
+    Unimplemented,
     Unreachable,
 )
 
@@ -125,6 +126,7 @@ __all__ = [
     "StrategySpec",
     "Unauthenticated",
     "Unavailable",
+    "Unimplemented",
     "Unreachable",
     "read_job",
 ]

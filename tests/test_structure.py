@@ -251,6 +251,58 @@ def test_no_alias_bears_the_name_of_a_class():
     assert not {where for where, name in aliases.items() if name in classes}
 
 
+TELLING = {"message", "reason", "detail", "details", "problem", "why", "error"}
+READING = {"startswith", "endswith", "find", "index", "partition", "rpartition", "removeprefix"}
+
+
+def for_people(node: ast.AST) -> bool:
+    """Whether an expression stands for a sentence that is meant for people: an error's, or a reason."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return node.func.attr in ("lower", "upper", "casefold", "strip") and for_people(node.func.value)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("str", "repr"):
+        return any(isinstance(given, ast.Name) and given.id in TELLING for given in node.args)
+    if isinstance(node, ast.Name):
+        return node.id in TELLING - {"message", "error"}
+    return isinstance(node, ast.Attribute) and node.attr in TELLING
+
+
+def sentences_read(tree: ast.AST) -> list[str]:
+    """Where a sentence is searched for words: `in`, a method of strings, a regular expression."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+            reads = for_people(node.comparators[0])
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            of_re = isinstance(node.func.value, ast.Name) and node.func.value.id == "re"
+            reads = of_re and any(map(for_people, node.args))
+            reads |= node.func.attr in READING and for_people(node.func.value)
+        else:
+            continue
+        if reads:
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["'late' in m.reason", "'x' not in str(error).lower()", "why.startswith(W)", "re.search(p, e.message)"],
+)
+def test_a_sentence_that_is_read_is_found(line):
+    assert sentences_read(ast.parse(line)) == [line]
+
+
+def test_nobody_reads_sentences():
+    """What the program goes by is data: no text for people is searched for words, whoever wrote it."""
+    found = {
+        path.relative_to(ROOT).as_posix(): lines
+        for top in TOPS
+        for path in python(top)
+        if (lines := sentences_read(ast.parse(path.read_text(encoding="utf-8"))))
+    }
+    # What gRPC itself finds wrong with a connection it says in words alone.
+    assert list(found) == ["edge_attention/wire/errors.py"], found
+
+
 def loaded_by(module: str) -> set[str]:
     """Top-level modules and ours that a fresh interpreter has after importing `module`."""
     code = f"import sys, {module}; print(*sys.modules)"

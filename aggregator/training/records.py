@@ -28,11 +28,14 @@ def to_json(record: TrainingRound) -> dict[str, Any]:
 
 
 def record_from(data: Mapping[str, Any]) -> TrainingRound:
+    """The record that `to_json` made of it, by this release or an earlier one."""
     evaluation = data.get("evaluation")
     return TrainingRound(
         **{
             **data,
             "samples": tuple(data["samples"]),
+            # A record of an earlier release names none: such a node is asked once more.
+            "quarantined": tuple(data.get("quarantined", ())),
             "evaluation": Evaluation(**evaluation) if evaluation else None,
             "nodes": {node: NodeRound(**part) for node, part in data.get("nodes", {}).items()},
         }

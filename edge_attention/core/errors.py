@@ -31,6 +31,7 @@
     ├── Cancelled              CANCELLED
     ├── DataLoss               DATA_LOSS            a digest or checksum does not fit
     │   └── Damaged                                 a message's: nothing was done, send it again
+    ├── Unimplemented          UNIMPLEMENTED        no such method there: its release is older
     └── Internal               INTERNAL             a defect of ours
         └── NodeFailed                              a node's own failure, which it has called something else
 
@@ -79,6 +80,7 @@ __all__ = [
     "StaleVersion",
     "Unauthenticated",
     "Unavailable",
+    "Unimplemented",
     "UnknownProgram",
     "Unreachable",
     "by_name",
@@ -223,6 +225,10 @@ class DataLoss(EdgeAttentionError):
 
 class Damaged(DataLoss):
     """A message arrived, or was sent, that is not what its checksum says: it was not looked at."""
+
+
+class Unimplemented(EdgeAttentionError):
+    status = "UNIMPLEMENTED"
 
 
 class Internal(EdgeAttentionError):

@@ -20,6 +20,7 @@ from edge_attention.core.errors import (
     PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
+    Unimplemented,
 )
 from edge_attention.core.messages.attention import Context
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, NodeState
@@ -167,14 +168,11 @@ async def _aggregator(client: AsyncClient, asked: Questions, tell: Tell) -> Desc
         about, reading = await measure_fleet.describe(client, asked.timeout)
     except (Unauthenticated, PermissionDenied):
         raise
+    except Unimplemented:
+        tell(connection_findings.software(None, here, PROTOCOL))
+        return None
     except EdgeAttentionError as error:
-        # What gRPC says of a method it does not know.
-        unknown = "method" in error.message.lower() and "not found" in error.message.lower()
-        tell(
-            connection_findings.software(None, here, PROTOCOL)
-            if unknown
-            else _refused("version", "aggregator", error)
-        )
+        tell(_refused("version", "aggregator", error))
         return None
     tell(connection_findings.software(about, here, PROTOCOL))
     tell(box_findings.packages("aggregator", about.box.versions, measure_box.required()))
@@ -236,10 +234,10 @@ async def _fewer(client: AsyncClient, asked: Questions, nodes: Sequence[Node], t
 
 def _refused(check: str, subject: str, error: EdgeAttentionError) -> Finding:
     """What an error of the fleet's means for a check."""
-    if error.status in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+    if isinstance(error, PermissionDenied | Unauthenticated):
         fix = "give a token of a role that may: attending and probes need `user`, all else `viewer`"
         return warning(check, subject, error.message, fix, error=type(error).__name__)
-    if error.status == "UNIMPLEMENTED":
+    if isinstance(error, Unimplemented):
         fix = "install this release there too, then run the doctor again"
         return warning(check, subject, error.message, fix, error=type(error).__name__)
     fix = "see the log of that node or of the aggregator"

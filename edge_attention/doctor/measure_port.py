@@ -25,8 +25,17 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\
 _SETTINGS = 4
 
 
+class NoAnswer(TimeoutError):
+    """A call that knows no deadline was given up; the text says after how long."""
+
+
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns, or TimeoutError: for calls that know no deadline, as of a name's resolution."""
+    """What `call` returns; for calls that know no deadline, as of a name's resolution.
+
+    Raises:
+        NoAnswer: it has not returned in `seconds`; it goes on, on a thread that nobody waits for.
+        Exception: what `call` raises.
+    """
     results: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue(1)
 
     def run() -> None:
@@ -39,7 +48,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     try:
         value, error = results.get(timeout=seconds)
     except queue.Empty:
-        raise TimeoutError(f"no answer in {seconds:g} s") from None
+        raise NoAnswer(f"no answer in {seconds:g} s") from None
     if error is not None:
         raise error
     return value  # type: ignore[return-value]  # of a call that raised nothing
@@ -73,7 +82,8 @@ def look(host: str, port: int, seconds: float) -> Port:
 def _speaks(found: Port, seconds: float) -> Port:
     """TLS is tried first: a server with TLS may take plaintext for an attack, one without only hangs up."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     try:
         with (
@@ -104,10 +114,8 @@ def readiness(host: str, port: int, seconds: float) -> HttpAnswer:
     """What the aggregator's HTTP port answers to /readyz, over TLS if it speaks that."""
     host = host.strip("[]")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = (
-        False,
-        ssl.CERT_NONE,
-    )  # nothing is believed but that it answers
+    context.check_hostname = False  # nothing is believed but that it answers
+    context.verify_mode = ssl.CERT_NONE
     problem = ""
     for connection in (
         http.client.HTTPConnection(host, port, timeout=seconds),
@@ -123,8 +131,8 @@ def readiness(host: str, port: int, seconds: float) -> HttpAnswer:
 
 
 def _words(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return str(error) if "no answer" in str(error) else "no answer in time"
+    if isinstance(error, TimeoutError) and not isinstance(error, NoAnswer):
+        return "no answer in time"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
     strerror = getattr(error, "strerror", None)

@@ -32,21 +32,29 @@ def shown_chain(address: str, timeout: float = TIMEOUT) -> list[x509.Certificate
         Unreachable: nobody is there, or it does not speak TLS.
     """
     try:
-        with (
-            socket.create_connection(split_address(address), timeout) as connection,
-            unverified_context().wrap_socket(connection) as tls,
-        ):
-            return [load_der(data, "the server's certificate") for data in _chain(tls)]
+        return _shown(address, timeout)
     except ssl.SSLError as error:
-        raise Unreachable(
-            f"{address} does not speak TLS ({error.reason or error}): start that aggregator with --tls, or "
-            "leave out the token"
-        ) from None
+        raise Unreachable(_no_tls(address, error)) from None
     except OSError as error:
         raise Unreachable(
             f"{address} cannot be reached: {error.strerror or error}; is it running, and is the address "
             "right?"
         ) from None
+
+
+def _shown(address: str, timeout: float) -> list[x509.Certificate]:
+    with (
+        socket.create_connection(split_address(address), timeout) as connection,
+        unverified_context().wrap_socket(connection) as tls,
+    ):
+        return [load_der(data, "the server's certificate") for data in _chain(tls)]
+
+
+def _no_tls(address: str, error: ssl.SSLError) -> str:
+    return (
+        f"{address} does not speak TLS ({error.reason or error}): start that aggregator with --tls, or leave "
+        "out the token"
+    )
 
 
 def _chain(tls: ssl.SSLSocket) -> list[bytes]:
@@ -91,18 +99,18 @@ def why_unreachable(
     """
     ends = time.monotonic() + seconds
     if authority is None:
-        with contextlib.suppress(EdgeAttentionError):
-            shown_chain(address, min(3.0, seconds))
+        with contextlib.suppress(EdgeAttentionError, OSError):
+            _shown(address, min(3.0, seconds))
             return (
                 f"{address} wants TLS, and this side spoke plaintext: a client needs --token or --identity "
                 "(Client(..., token=...) in Python), a node --join-token"
             )
         return None
     try:
-        chain = shown_chain(address, min(3.0, seconds))
-    except Unreachable as error:
-        return error.message if "does not speak TLS" in error.message else None
-    except EdgeAttentionError:
+        chain = _shown(address, min(3.0, seconds))
+    except ssl.SSLError as error:
+        return _no_tls(address, error)
+    except (EdgeAttentionError, OSError):
         return None
     left = ends - time.monotonic()
     return _verify(address, chain, authority, name, min(3.0, left)) if left > 0 else None

@@ -222,8 +222,46 @@ def test_a_node_that_sends_nan_is_refused_named_and_left_out_of_all_further_roun
     assert "b" not in rounds[0].nodes
     assert rounds[0].left_out["b"].startswith("quarantined: node 'b'")
     assert rounds[-1].left_out["b"] == rounds[0].left_out["b"]
+    assert all(r.quarantined == ("b",) for r in rounds)
     asked = [p for p in boxes["b"].programs if any(hasattr(i, "stored") for i in p.instructions)]
     assert len([p for p in asked if p.tensors]) == 1
+
+
+def test_the_next_process_asks_no_node_that_was_in_quarantine_and_asks_one_that_only_says_so(tmp_path):
+    """What counts is the record's own list, not how a reason begins, which may quote a node."""
+    options = {"selection": SelectionSpec(quorum=0.5), "rounds": 30}
+
+    async def first(house):
+        run, _ = await started(house, tamper={"b": poisoned}, **options)
+        await until(lambda: house.runs.describe(run).round >= 1)
+        await house.runs.close()
+        return run
+
+    async def second(house, run):
+        job = small_model.job(house, **options)
+        released = sorted({graph.release for graph in await house.runs.plan(job) if graph.release})
+        house.runs.resume()
+        boxes = [
+            house.node(name, datasets=[small_model.rows(name)], releases=released)
+            for name in small_model.NODES
+        ]
+        rounds, info = await ended(house, run)
+        return rounds, info, boxes
+
+    with House(tmp_path) as house:
+        run = asyncio.run(first(house))
+    with House(tmp_path) as house:
+        before = house.state.list_runs()[0].round
+        assert before < 30
+        record = house.state.record(run, before)
+        other = next(name for name in small_model.NODES if name != "b")
+        record["left_out"][other] = "quarantined: so a node said of itself"
+        house.state.replace_record(run, before, record)
+        rounds, info, boxes = asyncio.run(second(house, run))
+    assert info.state is RunState.FINISHED, info.detail
+    assert all(r.quarantined == ("b",) for r in rounds)
+    assert all(other in r.nodes for r in rounds[before:])
+    assert not any(p.tensors for box in boxes if box.name == "b" for p in box.programs)
 
 
 def test_the_next_process_goes_on_bit_for_bit(tmp_path):

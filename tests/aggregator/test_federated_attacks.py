@@ -112,6 +112,7 @@ def test_a_node_that_calls_wrong_what_the_others_do_is_left_out_then_asked_no_mo
     said = [round.left_out["b"] for round in rounds]
     assert said[:2] == ["node 'b': nonsense"] * 2
     assert said[2:] == ["quarantined: it refuses what others do: node 'b': nonsense"] * 3
+    assert [round.quarantined for round in rounds] == [()] * 2 + [("b",)] * 3
     assert len(boxes["b"].programs) <= 4, "three rounds, and what frees it"
 
 

@@ -72,7 +72,10 @@ class Buffer(Collector):
                     case Step(contributions):
                         self.say("", "")
                         return Collected(
-                            self._taken(contributions), dict(self.quarantined), state.dropped - dropped
+                            self._taken(contributions),
+                            dict(self.quarantined),
+                            tuple(self.quarantined),
+                            state.dropped - dropped,
                         )
             event = await self.next_event(state.wake)
             now = time.monotonic()

@@ -46,8 +46,6 @@ from edge_attention.core.transitions import told
 
 log = logging.getLogger(__name__)
 
-QUARANTINED = "quarantined"
-"""How the reason begins for which a node is out of all further rounds."""
 STRIKES = 3
 """Rounds whose program a node may find wrong that others carry out, until it is in quarantine."""
 PATIENT_SECONDS = 2.0
@@ -56,10 +54,18 @@ PATIENT_SECONDS = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """A round's updates in the nodes' order, who was left out and why, and how many came too late."""
+    """What is folded in a round, and what is not.
+
+    Attributes:
+        updates: in the nodes' order.
+        left_out: node -> why the round goes on without it.
+        quarantined: those of `left_out` that are asked no more.
+        dropped: updates that were too old.
+    """
 
     updates: Sequence[Update]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    quarantined: tuple[str, ...] = ()
     dropped: int = 0
 
 
@@ -128,7 +134,7 @@ class Collector(ABC):
         """The node works for this run no more; what records say of it."""
         log.error("run %s: node %s is quarantined: %s", self.run, node, reason)
         self._services.metrics.updates.labels("refused").inc()
-        self.quarantined[node] = f"{QUARANTINED}: {reason}"
+        self.quarantined[node] = f"quarantined: {reason}"
         return self.quarantined[node]
 
     async def next_event(self, wake: float | None) -> Callable[[float], Sequence[Any]] | None:
@@ -185,7 +191,8 @@ class Synchronous(Collector):
         for node, reason in self._accused.items():
             if self._strikes[node] >= STRIKES:
                 self.quarantine(node, f"it refuses what others do: {reason}")
-        return replace(collected, left_out={**collected.left_out, **self._accused, **self.quarantined})
+        left_out = {**collected.left_out, **self._accused, **self.quarantined}
+        return replace(collected, left_out=left_out, quarantined=tuple(self.quarantined))
 
     async def close(self) -> None:
         """Every round ends its own tasks."""

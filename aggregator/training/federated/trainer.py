@@ -15,7 +15,7 @@ from aggregator.training.active import ActiveRun, evaluation_due
 from aggregator.training.federated.arrivals import arrivals
 from aggregator.training.federated.asker import Asker
 from aggregator.training.federated.buffered import Buffer
-from aggregator.training.federated.collect import QUARANTINED, Collected, Collector, Synchronous
+from aggregator.training.federated.collect import Collected, Collector, Synchronous
 from aggregator.training.federated.consensus import Consensus
 from aggregator.training.federated.evaluate import Evaluator
 from aggregator.training.federated.fold import Folded, Folder
@@ -132,15 +132,15 @@ class FederatedTrainer:
 
         Blocks, for seconds where there are many.
         """
-        last: dict[str, str] = {}
+        quarantined: dict[str, str] = {}
         for record in every_record(self._state, self._id):
-            last = dict(record.left_out)
+            quarantined = {node: record.left_out[node] for node in record.quarantined}
             for node, part in record.nodes.items():
                 # Residuals of buffered rounds go by turns, which begin anew: they begin at zero.
                 if not self._strategy.asynchronous:
                     self._work.took_part(node, record.number)
                 self._collector.took(node, part.seconds)
-        self._collector.quarantined |= {n: why for n, why in last.items() if why.startswith(QUARANTINED)}
+        self._collector.quarantined |= quarantined
         waits = self._due(number) and self._record(number).evaluation is None
         self._lines.write(number - waits)
 
@@ -236,6 +236,7 @@ class FederatedTrainer:
                 for u in updates
             },
             left_out={**collected.left_out, **unused},
+            quarantined=collected.quarantined,
             consensus=self._consensus.losses(updates, folded.distances),
         )
 

@@ -151,7 +151,8 @@ class TrainingRound:
     """One round's record: what it used, what it cost, what it committed.
 
     Of a federated round: `nodes` contributed, `left_out` were asked and why it went on without them,
-    `consensus` are the consensus losses by name.
+    `consensus` are the consensus losses by name, and `quarantined` those of `left_out` that are asked no more
+    in this run.
     """
 
     number: int
@@ -167,6 +168,7 @@ class TrainingRound:
     nodes: Mapping[str, NodeRound] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     consensus: Mapping[str, float] = field(default_factory=dict)
+    quarantined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1127,6 +1127,7 @@ class TrainingRound(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     LEFT_OUT_FIELD_NUMBER: _builtins.int
     CONSENSUS_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     version: _builtins.int
     """Committed by this round."""
@@ -1167,6 +1168,10 @@ class TrainingRound(_message.Message):
     def consensus(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Federated: the consensus losses, by name."""
 
+    @_builtins.property
+    def quarantined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Federated: of those left out, nodes that are in quarantine and asked no more in this run."""
+
     def __init__(
         self,
         *,
@@ -1183,10 +1188,11 @@ class TrainingRound(_message.Message):
         nodes: _abc.Mapping[_builtins.str, Global___NodeRound] | None = ...,
         left_out: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         consensus: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        quarantined: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "consensus", b"consensus", "evaluation", b"evaluation", "left_out", b"left_out", "loss", b"loss", "mass", b"mass", "nodes", b"nodes", "number", b"number", "samples", b"samples", "seconds", b"seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "consensus", b"consensus", "evaluation", b"evaluation", "left_out", b"left_out", "loss", b"loss", "mass", b"mass", "nodes", b"nodes", "number", b"number", "quarantined", b"quarantined", "samples", b"samples", "seconds", b"seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -410,17 +410,3 @@ def test_only_the_trip_runs_exchanges():
         if "dispatcher.run(" in path.read_text()
     ]
     assert runs == ["engine/trip.py"]
-
-
-def test_nobody_reads_sentences():
-    """How an exchange ended is data: no text is searched for words, whoever wrote it."""
-    folder = Path(aggregator.__file__).parent
-    for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not (isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn)):
-                continue
-            where = ast.unparse(node.comparators[0])
-            constant = isinstance(node.left, ast.Constant) and isinstance(node.left.value, str)
-            assert not (
-                constant and where.endswith(("reason", "message", ".text", "detail", "str(error)"))
-            ), f"{path}:{node.lineno}: {ast.unparse(node)}"
