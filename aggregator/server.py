@@ -56,10 +56,11 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 3.0
 
 RECIPES: tuple[Callable[[Engine], Recipe], ...] = (
-    training,
     attention,
+    training,
     checkup,
 )
+"""In the order of their sections on the page."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ async def running(
             from aggregator.http.server import Parts
 
             pages = {recipe.name: recipe.page for recipe in made if recipe.page is not None}
-            parts = Parts(metrics, membership, pages, f"{address}:{port}", revoked)
+            scripts = {recipe.name: recipe.script for recipe in made if recipe.script is not None}
+            parts = Parts(metrics, membership, pages, f"{address}:{port}", revoked, scripts)
             access = trust.access if trust is not None else None
             http = await _serve_http(settings.metrics_host, settings.metrics_port, parts, access)
         await server.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from aggregator.attention.activity import AttendActivity
 from aggregator.attention.append import Appender
@@ -24,4 +25,5 @@ def attention(engine: Engine) -> Recipe:
     attender = Attender(contexts, e.trips, metrics, activity, e.turns)
     api = AttentionApi(e.trips, e.bulk, contexts, appender, attender, e.budgets)
     page = AttentionPage(contexts, e.membership, activity)
-    return Recipe("attention", api.endpoints(), page, unneeded=contexts.unknown)
+    script = Path(__file__).with_name("page.js")
+    return Recipe("attention", api.endpoints(), page, script, unneeded=contexts.unknown)

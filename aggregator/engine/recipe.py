@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from aggregator.bounds.budget import Budgets
 from aggregator.bounds.turns import Turns
@@ -49,6 +50,7 @@ class Recipe:
         name: what its tile on the page is called; no other's.
         endpoints: the methods it serves, each with the role it needs and its line in the audit log.
         page: tells its part of the page.
+        script: the JavaScript module that draws that part (aggregator/http/page/app.js says what it exports).
         unneeded: of what a node that has come says it keeps, what this recipe gave it and nobody needs.
         recall: reads what an earlier life left, in a thread, before anything is served.
         resume: goes on with that, once everything is served.
@@ -58,6 +60,7 @@ class Recipe:
     name: str
     endpoints: tuple[Endpoint, ...] = ()
     page: RecipePage | None = None
+    script: Path | None = None
     unneeded: Callable[[Member], tuple[str, ...]] | None = None
     recall: Callable[[], None] | None = None
     resume: Callable[[], None] | None = None

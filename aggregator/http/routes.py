@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import html
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -20,6 +23,7 @@ from aggregator.fleet.membership import Member, Membership
 from aggregator.http.guard import COOKIE, Guard, address_of
 from edge_attention.core.errors import (
     EdgeAttentionError,
+    Internal,
     InvalidArgument,
     NotFound,
     ResourceExhausted,
@@ -51,6 +55,16 @@ class Status:
 
     phase: Phase = Phase.STARTING
     started: float = field(default_factory=time.time)
+
+
+def recipes_module(scripts: Sequence[str]) -> bytes:
+    """A JavaScript module that exports the modules at these paths, as a list in this order.
+
+    Its imports are fixed when the aggregator starts: no text becomes a script in the browser.
+    """
+    imports = [f'import * as recipe{n} from "/{path}";' for n, path in enumerate(scripts)]
+    exported = ", ".join(f"recipe{n}" for n in range(len(scripts)))
+    return "\n".join(["// The recipes' own scripts.", *imports, f"export default [{exported}];", ""]).encode()
 
 
 class Probes:
@@ -136,14 +150,30 @@ class Scraped:
 
 
 class Page:
-    """The page's files, and the way in: /, /signin, /signout."""
+    """The page's files, recipes' scripts among them, and the way in: /, /signin, /signout.
 
-    def __init__(self, guard: Guard) -> None:
+    Args:
+        scripts: of recipes, by the recipe's name; /recipes.js imports them, in this order.
+
+    Raises:
+        Internal: the names of two recipes make one path.
+    """
+
+    def __init__(self, guard: Guard, scripts: Mapping[str, Path] = MappingProxyType({})) -> None:
         self._guard = guard
         folder = files("aggregator.http") / "page"
         names = [file.name for file in folder.iterdir() if file.name.rpartition(".")[2] in _TYPES]
         # All of them in memory: no request names a path on the disk.
-        self._files: Mapping[str, bytes] = {name: (folder / name).read_bytes() for name in names}
+        self._files = {name: (folder / name).read_bytes() for name in names}
+        imported = []
+        for recipe, script in scripts.items():
+            name = f"recipes/{re.sub(r'[^a-z0-9]+', '-', recipe.lower())}.js"
+            if name in self._files:
+                raise Internal(f"two recipes would have the script /{name}; name one otherwise")
+            self._files[name] = script.read_bytes()
+            imported.append(name)
+        self._files["recipes.js"] = recipes_module(imported)
+        names = list(self._files)
         guard.open |= {f"/{name}" for name in names if not name.endswith(".html")}
 
     def routes(self) -> list[web.RouteDef]:

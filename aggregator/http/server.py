@@ -9,7 +9,8 @@ import secrets
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -36,14 +37,20 @@ GRACE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Parts:
-    """What of the aggregator is told of. `pages`: of recipes, by name. `address`: where nodes and clients
-    dial."""
+    """What of the aggregator is told of.
+
+    Attributes:
+        pages: what recipes tell the page, by their names.
+        address: where nodes and clients dial.
+        scripts: the JavaScript modules that draw what recipes tell, by their names.
+    """
 
     metrics: Metrics
     membership: Membership
     pages: Mapping[str, RecipePage]
     address: str
     revoked: RevokedNodes = dict
+    scripts: Mapping[str, Path] = field(default_factory=dict)
 
 
 class _Ours(logging.Filter):
@@ -74,7 +81,7 @@ class HttpServer:
         self.app.on_response_prepare.append(add_headers)
         self._add(Probes(self.status).routes())
         self._add(Scraped(parts.metrics.registry, parts.membership).routes())
-        self._add(Page(self._guard).routes())
+        self._add(Page(self._guard, parts.scripts).routes())
         snapshots = Snapshots(
             parts.membership,
             parts.pages,

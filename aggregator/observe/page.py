@@ -54,7 +54,7 @@ class PagePart:
     """What a recipe tells the page, at one moment.
 
     Attributes:
-        sections: of its own, for a script of the page that draws them.
+        sections: of its own, for the recipe's script, which draws them.
         tile: its line, which the page draws by itself.
         holders: nodes that were given something to keep, also before they have come.
         lacks: node -> a sentence on what nobody else that is here holds of what it does.

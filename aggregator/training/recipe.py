@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from aggregator.engine.recipe import Engine, Recipe
 from aggregator.store.parameters import ParameterStore
 from aggregator.training.activity import RunActivity
@@ -21,6 +23,7 @@ def training(engine: Engine) -> Recipe:
         "training",
         TrainingApi(runs, e.budgets).endpoints(),
         TrainingPage(runs, activity),
+        Path(__file__).with_name("page.js"),
         recall=runs.recall,
         resume=runs.resume,
         close=runs.close,

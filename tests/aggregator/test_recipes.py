@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
+from dialled import caller, node
 from house import House
 from toy_recipe import ROLL_CALL, toy
 
@@ -25,38 +26,8 @@ from edge_attention.core.messages.fleet import DescribeAggregatorRequest, ListNo
 from edge_attention.trust.dial import Dial
 from edge_attention.trust.tokens import read_token
 from edge_attention.wire.services import DESCRIBE_AGGREGATOR, LIST_NODES
-from edge_node.executor import Node
-from edge_node.link import Link
-from edge_node.release import Releases
-from edge_node.runtime import Runtime
-from edge_node.store.store import Store
 
 WITH_TOY = (*RECIPES, toy)
-
-
-@contextlib.asynccontextmanager
-async def caller(port, token=None):
-    made = Dial(f"127.0.0.1:{port}", token=read_token(token, "access") if token else None).caller()
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-@contextlib.asynccontextmanager
-async def node(port, name):
-    """A node, dialled in over real gRPC from this process."""
-    link = Link(Dial(f"127.0.0.1:{port}"), name, Node(Store(1 << 20), {}, Releases()), Runtime())
-    task = asyncio.create_task(link.run())
-    try:
-        async with asyncio.timeout(60):
-            while not link.registered():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        yield
-    finally:
-        link.drain()
-        link.drain()
-        await task
 
 
 def test_a_toy_recipe_is_served_audited_counted_and_on_the_page(tmp_path):
@@ -74,13 +45,20 @@ def test_a_toy_recipe_is_served_audited_counted_and_on_the_page(tmp_path):
             base = f"http://127.0.0.1:{about.http_port}"
             metrics = await (await http.get(f"{base}/metrics")).text()
             state = await (await http.get(f"{base}/api/state")).json()
-        return {one.name for one in answer.nodes}, metrics, state
+            listed = await (await http.get(f"{base}/recipes.js")).text()
+            script = await http.get(f"{base}/recipes/roll-call.js")
+            assert script.content_type == "text/javascript"
+            assert await script.text() == Path(__file__).with_name("toy_page.js").read_text()
+        return {one.name for one in answer.nodes}, metrics, state, listed
 
-    nodes, metrics, state = asyncio.run(scenario())
+    nodes, metrics, state, listed = asyncio.run(scenario())
     assert nodes == {"a", "b"}
     assert "edge_attention_aggregator_roll_call_answers_total 2.0" in metrics
     assert state["tiles"] == {"Roll call": {"value": "2 of 2", "more": "were here when asked"}}
+    assert state["called"] == {"a": 1, "b": 1}
     assert state["contexts"] == {}, "the others are there as well"
+    paths = re.findall(r'from "/recipes/([^"]+)";', listed)
+    assert paths == ["attention.js", "training.js", "roll-call.js"], "as the server adds them up"
     (line,) = [
         line
         for line in map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
@@ -142,6 +120,17 @@ def test_a_recipe_that_takes_what_is_anothers_does_not_start(name, endpoints, sa
             raise AssertionError("it must not start")
 
     with pytest.raises(Internal, match=said):
+        asyncio.run(scenario())
+
+
+def test_two_recipes_whose_names_make_one_path_do_not_start(tmp_path):
+    async def scenario():
+        settings = Settings("127.0.0.1", 0, None, "127.0.0.1", 0, 10.0, 3.0, 60.0)
+        script = Path(__file__).with_name("toy_page.js")
+        async with running(settings, (toy, lambda engine: Recipe("roll-call", script=script))):
+            raise AssertionError("it must not start")
+
+    with pytest.raises(Internal, match=r"two recipes would have the script /recipes/roll-call\.js"):
         asyncio.run(scenario())
 
 

@@ -1,12 +1,15 @@
 """A whole recipe in one file: asks every node that is here for a tensor back, and says who gave it.
 
-What it brings: a method, the role and the audit line of that, a metric, and a line on the page.
+What it brings: a method, the role and the audit line of that, a metric, a line on the page, and what draws a
+section of its own there (toy_page.js).
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +29,7 @@ class Toy:
     def __init__(self, engine):
         self._membership, self._trips = engine.membership, engine.trips
         self._here = 0
+        self._called = Counter()
         self._answers = engine.metrics.make.counter("roll_call_answers_total", "Nodes that were here.")
 
     async def roll_call(self, request, call):
@@ -36,14 +40,17 @@ class Toy:
         outcome = await self._trips.make(errands, 10.0)
         self._answers.inc(len(outcome.answered))
         self._here = len(outcome.answered)
+        self._called.update(outcome.answered.values())
         nodes = self._membership.nodes(time.monotonic())
         return ListNodesResponse(tuple(node for node in nodes if node.name in outcome.answered))
 
     def page(self, fleet):
-        return PagePart(tile=Tile(f"{self._here} of {len(fleet.nodes)}", "were here when asked"))
+        tile = Tile(f"{self._here} of {len(fleet.nodes)}", "were here when asked")
+        return PagePart({"called": dict(self._called)}, tile)
 
 
 def toy(engine):
     made = Toy(engine)
     line = AuditLine("roll_called", lambda request, response: {"nodes": len(response.nodes)})
-    return Recipe("Roll call", (Endpoint(ROLL_CALL, made.roll_call, "user", line),), made.page)
+    script = Path(__file__).with_name("toy_page.js")
+    return Recipe("Roll call", (Endpoint(ROLL_CALL, made.roll_call, "user", line),), made.page, script)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import struct
+import sys
+import threading
+from pathlib import Path
 
 import browsers
 import pytest
@@ -13,8 +17,15 @@ from browsers import Browser
 from fleets import SPEC, queries, tokens, until
 from schools import Schools
 
+from aggregator.server import RECIPES, Settings, running
 from edge_attention.cli.local_fleet import AGGREGATOR
+from edge_attention.core.messages.fleet import DescribeAggregatorRequest, ListNodesRequest
 from edge_attention.core.messages.training import RunState
+from edge_attention.wire.services import DESCRIBE_AGGREGATOR
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "aggregator"))
+import dialled
+from toy_recipe import ROLL_CALL, toy
 
 NODES = ("a", "b", "c")
 LEASE = ("--lease", "3")
@@ -224,6 +235,48 @@ def test_a_phone_needs_no_sideways_scrolling(shared, browser, theme):
         assert light == (theme == "light")
     finally:
         browser.look("desktop", "light")
+
+
+def test_a_recipe_draws_its_own_part_of_the_page(browser):
+    """The toy recipe beside the others: its section, link, tile, column and news, by its own script alone."""
+    ready, stop = threading.Event(), threading.Event()
+    found = {}
+
+    async def serve():
+        settings = Settings("127.0.0.1", 0, None, "127.0.0.1", 0, 10.0, 1.0, 60.0)
+        async with (
+            running(settings, (*RECIPES, toy)) as port,
+            dialled.node(port, "a"),
+            dialled.caller(port) as client,
+        ):
+            about = await client.unary(DESCRIBE_AGGREGATOR, DescribeAggregatorRequest(), 60)
+            found["url"] = f"http://127.0.0.1:{about.http_port}/"
+            found["call"] = lambda: asyncio.run_coroutine_threadsafe(
+                client.unary(ROLL_CALL, ListNodesRequest(), 60), loop
+            ).result(60)
+            loop = asyncio.get_running_loop()
+            ready.set()
+            await asyncio.to_thread(stop.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(60)
+        browser.go(found["url"])
+        browser.wait("^live$", "#connection")
+        browser.wait("Roll call", "#sections")
+        assert browser.count("section#roll[aria-labelledby=roll-title]") == 1
+        assert browser.count("section#memory") == browser.count("section#training") == 1
+        browser.wait("0.*nodes have answered", "#tiles")
+        found["call"]()
+        browser.wait("a.*1", "#called")
+        browser.wait("1.*nodes have answered", "#tiles")
+        browser.wait("Answers", "#nodes-table thead")
+        browser.wait("Node a has answered", "#news")
+        assert browser.complaints() == []
+    finally:
+        stop.set()
+        thread.join(60)
 
 
 def test_signing_in_with_a_token_over_tls(tmp_path, browser):

@@ -1,12 +1,19 @@
 // Puts the page together: what comes over the feed is drawn, at most once a frame; news is also spoken.
+//
+// What a recipe has to show it draws itself. Its script, which /recipes.js lists, exports any of:
+//   links     [[id of a section, words]], for the page's navigation
+//   sections  ({ state, at, width, redraw }) => its sections, as elements (see section in /parts.js); `at` is now in seconds
+//             since 1970, width(id) the pixels inside of a card in the element of that id, redraw() draws again
+//   tiles     the same => [[name, value, more]], for the line at the top
+//   columns   (state) => [{ title, cells }] of the table of nodes; cells has a node's text by its name
+//   news      (state) => [[key, word, sentence]]; a sentence is spoken when the word of its key changes
 
 import { h, patch } from "/dom.js";
 import { follow } from "/feed.js";
-import { contextMaps, live, nodesTable, STATES } from "/fleet.js";
-import { bytes, count, percent, plural, span, when } from "/format.js";
-import { answers, latestQueries, massStrips, totals } from "/queries.js";
+import { live, nodesTable, STATES } from "/fleet.js";
+import { bytes, span, when } from "/format.js";
+import recipes from "/recipes.js";
 import { record } from "/records.js";
-import { roundsTable, runCards } from "/training.js";
 
 const $ = (id) => document.getElementById(id);
 const WORDS = { bad: "Wrong:", warn: "Look:", note: "Note:" };
@@ -14,6 +21,12 @@ const WORDS = { bad: "Wrong:", warn: "Look:", note: "Note:" };
 let state = null;
 let drawing = false;
 let connected = false;
+
+/** What the recipes that export `name` give for it. */
+const all = (name, ...given) => recipes.filter((one) => name in one).flatMap((one) => one[name](...given));
+
+/** Pixels inside of a card in the element `id`; before it is drawn, in all of the page. */
+const width = (id) => Math.max(260, (document.getElementById(id) ?? $("recipes")).clientWidth - 34);
 
 const now = () => Date.now() / 1000 + (state?.skew ?? 0);
 
@@ -28,16 +41,13 @@ function draw() {
 
 function render() {
   const at = connected ? now() : state.until;
-  const width = Math.max(260, $("runs").clientWidth - 34);
+  const page = { state, at, width, redraw: draw };
+  const first = !$("recipes").hasChildNodes();
   patch($("troubles"), troubles(at));
-  patch($("tiles"), tiles(at));
-  patch($("nodes"), nodesTable(state, at));
-  patch($("contexts"), contextMaps(state));
-  patch($("answers"), answers(state, at, Math.max(260, $("answers").clientWidth - 34)));
-  patch($("asked"), latestQueries(state));
-  patch($("masses"), massStrips(state, at));
-  patch($("runs"), runCards(state, width, draw));
-  patch($("committed"), roundsTable(state));
+  patch($("tiles"), tiles(page));
+  patch($("nodes"), nodesTable(state, at, all("columns", state)));
+  patch($("recipes"), all("sections", page));
+  if (first) draw(); // only now is it known how wide each element is
   const self = state.aggregator.self;
   patch($("about"), `Edge Attention ${self.software}; the aggregator has run since ${when(self.started)}, nodes dial ${self.address}.`);
   $("signout").hidden = !state.you;
@@ -60,22 +70,14 @@ function troubles(at) {
     one.remedy ? h("p", {}, one.remedy) : null));
 }
 
-function tiles(at) {
+function tiles(page) {
   const nodes = Object.values(state.nodes), here = nodes.filter(live);
   const used = here.reduce((sum, node) => sum + node.memory, 0), limit = here.reduce((sum, node) => sum + node.limit, 0);
-  const contexts = Object.values(state.contexts);
-  const tokens = contexts.reduce((sum, context) => sum + context.tokens, 0);
-  const sum = totals(state, at);
-  const going = Object.values(state.runs).filter((run) => run.state === "running");
-  const waiting = going.filter((run) => run.waiting).length;
   return [
     tile("Nodes", nodes.length ? `${here.length} of ${nodes.length}` : "0", nodes.length ? "are here" : "none has come yet"),
     tile("Memory", bytes(used), limit ? `of ${bytes(limit)} on the nodes` : "no node, no memory"),
-    tile("Tokens", count(tokens), `in ${plural(contexts.length, "context")}`),
-    tile("Queries", count(sum.all), sum.answered ? `in 5 minutes, ${percent(sum.exact / sum.answered)} exact` : "in the last 5 minutes"),
-    tile("Training", plural(going.length, "run"), going.length === 1 && !waiting ? `round ${going[0].round} of ${going[0].rounds}`
-      : waiting ? `${waiting === going.length && going.length === 1 ? "it waits" : `${waiting} wait`}` : going.length ? "going on" : "none going on"),
-    // Of recipes that this page has no section for.
+    all("tiles", page).map(([name, value, more]) => tile(name, value, more)),
+    // Of recipes whose aggregator tells the line itself.
     Object.entries(state.tiles).map(([name, { value, more }]) => tile(name, value, more)),
   ];
 }
@@ -93,7 +95,7 @@ function speak() {
   const is = {
     troubles: record(Object.entries(state.troubles).map(([key, one]) => [key, one.text])),
     nodes: record(Object.entries(state.nodes).map(([name, node]) => [name, node.state])),
-    runs: record(Object.entries(state.runs).map(([id, run]) => [id, run.state])),
+    recipes: record(recipes.flatMap((one, at) => (one.news?.(state) ?? []).map(([key, word, text]) => [`${at}/${key}`, [word, text]]))),
   };
   const before = told;
   told = is;
@@ -102,7 +104,7 @@ function speak() {
   for (const [key, text] of Object.entries(is.troubles)) if (!(key in before.troubles) && !key.startsWith("node/")) said.push(text);
   for (const [name, word] of Object.entries(is.nodes))
     if (before.nodes[name] !== word) said.push(is.troubles[`node/${name}`] ?? `Node ${name} is ${STATES[word]?.[1] ?? word}.`);
-  for (const [id, word] of Object.entries(is.runs)) if (before.runs[id] !== word) said.push(`Run ${id} is ${word}.`);
+  for (const [key, [word, text]] of Object.entries(is.recipes)) if (before.recipes[key]?.[0] !== word) said.push(text);
   if (!said.length) return;
   news = [...news, ...said.slice(0, TOLD).map((text) => h("p", { key: (spoken += 1) }, text))].slice(-TOLD);
   patch($("news"), news);
@@ -125,4 +127,6 @@ follow(
 );
 
 setInterval(draw, 1000);
-new ResizeObserver(draw).observe($("runs"));
+new ResizeObserver(draw).observe($("recipes"));
+patch($("sections"), [["fleet", "Fleet"], ...recipes.flatMap((one) => one.links ?? [])]
+  .map(([id, words]) => h("a", { key: id, href: `#${id}` }, words)));

@@ -1,9 +1,8 @@
-// The fleet as a table, and who holds what as a map.
+// The fleet as a table; recipes add columns to it.
 
-import { meter, rangeBar } from "/charts.js";
+import { meter } from "/charts.js";
 import { h } from "/dom.js";
 import { bytes, count, percent, plural, some, span } from "/format.js";
-import { record } from "/records.js";
 
 export const STATES = { ready: ["good", "ready"], suspect: ["warn", "connection broke"], lost: ["bad", "lost"], draining: ["note", "leaving"] };
 
@@ -29,28 +28,26 @@ export function address(self) {
   return (["0.0.0.0", "[::]", "::"].includes(host) ? location.hostname : host) + port;
 }
 
-export function nodesTable(state, now) {
+/** The table of nodes. columns: [{ title, cells }] of recipes, where cells has a node's text by its name. */
+export function nodesTable(state, now, columns) {
   const self = state.aggregator.self;
   const all = names(state);
   all.forEach(colour);
   if (!all.length) return h("div", { class: "card empty", key: "empty" }, howToAdd(self, "No node has come yet. On a box that holds data, start one:"));
-  const held = record([]);
-  for (const context of Object.values(state.contexts))
-    for (const [name, tokens] of Object.entries(context.held)) held[name] = (held[name] ?? 0) + tokens;
   return [
     h("div", { class: "card scroll", key: "table", role: "region", tabindex: 0, "aria-labelledby": "fleet-title" },
       h("table", { id: "nodes-table" },
-        h("caption", { class: "unseen" }, "Nodes: state, memory, tokens, tasks, and what each lets leave"),
+        h("caption", { class: "unseen" }, "Nodes: state, memory, tasks, and what each lets leave"),
         h("thead", {}, h("tr", {},
           h("th", { scope: "col" }, "Node"), h("th", { scope: "col" }, "State"), h("th", { scope: "col" }, "Memory"),
-          h("th", { scope: "col", class: "num wide" }, "Tokens"), h("th", { scope: "col", class: "num wide" }, "Tasks"),
+          columns.map(({ title }) => h("th", { scope: "col", class: "num wide" }, title)), h("th", { scope: "col", class: "num wide" }, "Tasks"),
           h("th", { scope: "col", class: "wide" }, "Lets leave"))),
-        h("tbody", {}, all.map((name) => row(name, state.nodes[name], held[name] ?? 0, now))))),
+        h("tbody", {}, all.map((name) => row(name, state.nodes[name], columns.map(({ cells }) => cells[name] ?? ""), now))))),
     h("details", { class: "small", key: "more" }, h("summary", {}, "Add a node"), howToAdd(self, "")),
   ];
 }
 
-function row(name, node, tokens, now) {
+function row(name, node, more, now) {
   const [mark, word] = STATES[node.state] ?? ["note", node.state];
   const silent = node.since === null || node.since === undefined ? null
     : node.seen ? `silent for ${span(now - node.since)}` : "not seen since the aggregator started";
@@ -61,7 +58,7 @@ function row(name, node, tokens, now) {
     h("td", {}, h("span", { class: `badge ${mark}` }, word), silent ? h("span", { class: "sub" }, silent) : null,
       node.days !== undefined ? h("span", { class: "sub" }, `certificate: ${node.days} days left`) : null),
     h("td", {}, node.seen ? [meter(share, share > 0.9 ? "away" : `fill ${colour(name)}`, `${percent(share)} of its memory limit`), h("span", { class: "sub" }, kept)] : ""),
-    h("td", { class: "num wide" }, count(tokens)),
+    more.map((text) => h("td", { class: "num wide" }, text)),
     h("td", { class: "num wide" }, node.seen ? count(node.tasks) : ""),
     h("td", { class: "wide small" }, node.seen ? releases(node.releases) : ""));
 }
@@ -88,40 +85,4 @@ function howToAdd(self, why) {
       : h("pre", { tabindex: 0 }, h("code", {}, `edge-node --aggregator ${where} --name a --store ./a`)),
     h("p", { class: "soft small" }, "Nodes dial out: no port has to be opened on the box. It shows up here by itself."),
   ];
-}
-
-export function contextMaps(state) {
-  const contexts = Object.entries(state.contexts);
-  if (!contexts.length)
-    return h("div", { class: "card empty", key: "empty" },
-      h("p", {}, "No context yet: a context is a long memory of keys and values, spread over the nodes. Make one and fill it:"),
-      h("pre", { tabindex: 0 }, h("code", {},
-        "edge-attention contexts create memory --query-heads 8 --key-heads 2 --key-dim 64\nedge-attention contexts append memory tokens.npz")));
-  return contexts.map(([name, context]) => map(name, context, state));
-}
-
-function map(name, context, state) {
-  const holders = names(state).filter((node) => context.holders[node]?.length);
-  const said = (ranges) => some(ranges.map(([a, b]) => `${count(a)} to ${count(b)}`), 4);
-  const copies = context.replicas === 1 ? "one copy" : `${context.replicas} copies`;
-  const gone = context.away.reduce((sum, [a, b]) => sum + b - a, 0);
-  return h("article", { class: "card", key: name, "data-context": name },
-    h("div", { class: "head" }, h("h3", { class: "name" }, name),
-      h("span", { class: "soft small" },
-        `${plural(context.tokens, "token")} · ${bytes(context.bytes)} · ${context.heads[0]} query heads over ${context.heads[1]} · ${copies}`)),
-    context.tokens === 0 ? h("p", { class: "soft" }, "Nothing in it yet.") : [
-      h("div", { class: "bars" },
-        holders.map((node) => {
-          const here = live(state.nodes[node]);
-          const ranges = context.holders[node];
-          const text = `${node}${here ? "" : ", which is not here,"} holds tokens ${said(ranges)}`;
-          return [label(node), rangeBar(ranges, context.tokens, `fill ${colour(node)}`, text, here ? 1 : 0.3),
-            h("span", { class: "value" }, count(context.held[node]), here ? "" : h("span", { class: "wide" }, ", away"))];
-        }),
-        context.away.length ? [
-          h("span", { class: "label name" }, "out of reach"),
-          rangeBar(context.away, context.tokens, "away", `no node that is here holds tokens ${said(context.away)}`),
-          h("span", { class: "value" }, count(gone))] : null,
-        h("span", {}), h("span", { class: "axis", "aria-hidden": "true" }, h("span", {}, "token 0"), h("span", {}, count(context.tokens))), h("span", {})),
-    ]);
 }

@@ -5,16 +5,44 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 from itertools import product
+from pathlib import Path
 
 import pytest
 
-PAGE = {file.name: file.read_text(encoding="utf-8") for file in (files("aggregator.http") / "page").iterdir()}
+import aggregator
+from aggregator.http.routes import recipes_module
+
+OWN = {file.name: file.read_text(encoding="utf-8") for file in (files("aggregator.http") / "page").iterdir()}
+RECIPES = {
+    f"recipes/{path.parent.name}.js": path.read_text(encoding="utf-8")
+    for path in Path(aggregator.__file__).parent.rglob("page.js")
+}
+PAGE = {**OWN, **RECIPES, "recipes.js": recipes_module([*RECIPES]).decode()}
 SCRIPTS = [name for name in PAGE if name.endswith(".js")]
 HTML = [name for name in PAGE if name.endswith(".html")]
 
 
 def test_they_are_there():
-    assert {"index.html", "signin.html", "style.css", "app.js", "icon.svg"} <= set(PAGE)
+    assert {"index.html", "signin.html", "style.css", "app.js", "icon.svg"} <= set(OWN)
+    assert {"recipes/attention.js", "recipes/training.js"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", ["index.html", *(name for name in OWN if name.endswith(".js"))])
+def test_the_page_names_no_recipe(name):
+    """What a recipe tells is drawn by its own script: nothing else reads it, or has words for it."""
+    own = {"aggregator", "troubles", "nodes", "tiles", "you", "until", "skew"}
+    assert set(re.findall(r"\bstate\??\.(\w+)", OWN[name])) <= own
+    words = r"\b(contexts?|quer(?:y|ies)|training|loss|attention (?!\$))\b"
+    assert not re.findall(words, OWN[name].replace("Edge Attention", ""), re.IGNORECASE)
+
+
+def test_each_recipe_exports_what_the_page_asks_for_and_nothing_else():
+    asked = set(re.findall(r"^//   (\w+) ", OWN["app.js"], re.M))
+    assert asked == {"links", "sections", "tiles", "columns", "news"}
+    for name, text in RECIPES.items():
+        exported = set(re.findall(r"^export (?:const|function) (\w+)", text, re.M))
+        assert exported <= asked, name
+        assert "sections" in exported, name
 
 
 @pytest.mark.parametrize("name", PAGE)
@@ -52,6 +80,13 @@ def test_every_element_the_script_looks_for_is_in_the_page():
     there = set(re.findall(r'id="([\w-]+)"', PAGE["index.html"]))
     assert wanted
     assert wanted <= there
+    for text in RECIPES.values():
+        # What a section is labelled by is made with it (section in parts.js).
+        titled = {f"{id}-title" for id in re.findall(r'section\("([\w-]+)"', text)}
+        assert titled
+        assert set(re.findall(r'"aria-labelledby": "([\w-]+)"', text)) <= titled
+        links = set(re.findall(r'\["([\w-]+)", "\w+"\]', re.search(r"links = (.*);", text)[1]))
+        assert {f"{id}-title" for id in links} <= titled
     labelled = set(re.findall(r'aria-labelledby="([\w-]+)"', PAGE["index.html"]))
     assert labelled <= there
 

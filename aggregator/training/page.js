@@ -4,13 +4,32 @@ import { lineChart } from "/charts.js";
 import { h } from "/dom.js";
 import { label, names } from "/fleet.js";
 import { clock, count, percent, plural, short, some, took, when } from "/format.js";
-import { figure, strips } from "/queries.js";
+import { figure, section, strips } from "/parts.js";
 import { record } from "/records.js";
 
 const SHOWN = 3, LISTED = 8;
+
+export const links = [["training", "Training"]];
+
+export function sections({ state, width, redraw }) {
+  return [
+    section("training", "Training", "runs", runCards(state, width("runs"), redraw)),
+    section("rounds", "Rounds as they happen", "committed", roundsTable(state)),
+  ];
+}
+
+export function tiles({ state }) {
+  const going = Object.values(state.runs).filter((run) => run.state === "running");
+  const waiting = going.filter((run) => run.waiting).length;
+  return [["Training", plural(going.length, "run"), going.length === 1 && !waiting ? `round ${going[0].round} of ${going[0].rounds}`
+    : waiting ? `${waiting === going.length && going.length === 1 ? "it waits" : `${waiting} wait`}` : going.length ? "going on" : "none going on"]];
+}
+
+export const news = (state) => Object.entries(state.runs).map(([id, run]) => [id, run.state, `Run ${id} is ${run.state}.`]);
+
 const STATES = { running: "good", finished: "done", stopped: "note", failed: "bad" };
 
-export function runCards(state, width, redraw) {
+function runCards(state, width, redraw) {
   const runs = Object.entries(state.runs).sort(([, a], [, b]) => (b.state === "running") - (a.state === "running") || b.created - a.created);
   if (!runs.length)
     return h("div", { class: "card empty", key: "empty" },
@@ -57,7 +76,7 @@ function card(id, run, state, width, redraw) {
       h("h4", { class: "soft small" }, "Attention by node, round by round"),
       strips({ key: `mass-${id}`, card: false, rows: Object.keys(curves.mass.y).slice(0, 24), from: `round ${curves.mass.x[0]}`, to: `round ${curves.mass.x.at(-1)}`,
         columns: curves.mass.x.map((x, i) => [`round ${x}`, record(Object.entries(curves.mass.y).map(([n, v]) => [n, v[i]]))]),
-        over: "the run" }),
+        said: (node, mean) => `${node} received ${mean} of attention on average over the run` }),
     ] : null);
 }
 
@@ -83,7 +102,7 @@ function doing(run, state) {
     told.length > 40 ? h("span", {}, `and ${told.length - 40} more`) : null);
 }
 
-export function roundsTable(state) {
+function roundsTable(state) {
   const latest = Object.values(state.rounds).sort((a, b) => b.time - a.time || b.number - a.number).slice(0, LISTED);
   if (!latest.length)
     return h("div", { class: "card empty", key: "empty" }, h("p", { class: "soft" }, "Each round of a run is told here when its version is committed."));

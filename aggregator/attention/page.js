@@ -1,12 +1,43 @@
-// Queries as they come, and how attention is spread over the nodes.
+// Who holds what of contexts, queries as they come, and how attention is spread over the nodes.
 
-import { columnChart, heatStrip, stacked } from "/charts.js";
+import { columnChart, rangeBar, stacked } from "/charts.js";
 import { h } from "/dom.js";
-import { colour, label, names } from "/fleet.js";
-import { clock, count, percent, plural, short, took } from "/format.js";
+import { colour, label, live, names } from "/fleet.js";
+import { bytes, clock, count, percent, plural, short, some, took } from "/format.js";
+import { figure, legend, section, strips } from "/parts.js";
 import { record } from "/records.js";
 
 const SPAN = 5, SPANS = 60, LISTED = 10, STRIPS = 24;
+
+export const links = [["memory", "Memory"], ["queries", "Queries"]];
+
+export function sections({ state, at, width }) {
+  return [
+    section("memory", "Who holds what", "contexts", contextMaps(state)),
+    h("div", { class: "two", key: "queries-and-latest" },
+      h("div", {},
+        section("queries", "Queries", "answers", answers(state, at, width("answers"))),
+        section("mass", "Attention by node", "masses", massStrips(state, at))),
+      section("latest", "Latest queries", "asked", latestQueries(state))),
+  ];
+}
+
+export function tiles({ state, at }) {
+  const contexts = Object.values(state.contexts);
+  const tokens = contexts.reduce((sum, context) => sum + context.tokens, 0);
+  const sum = totals(state, at);
+  return [
+    ["Tokens", count(tokens), `in ${plural(contexts.length, "context")}`],
+    ["Queries", count(sum.all), sum.answered ? `in 5 minutes, ${percent(sum.exact / sum.answered)} exact` : "in the last 5 minutes"],
+  ];
+}
+
+export function columns(state) {
+  const held = record(names(state).map((name) => [name, 0]));
+  for (const context of Object.values(state.contexts))
+    for (const [name, tokens] of Object.entries(context.held)) held[name] = (held[name] ?? 0) + tokens;
+  return [{ title: "Tokens", cells: record(Object.entries(held).map(([name, tokens]) => [name, count(tokens)])) }];
+}
 
 /** The last five minutes in spans of five seconds, the empty ones too. */
 function spans(state, now) {
@@ -17,7 +48,7 @@ function spans(state, now) {
   });
 }
 
-export function totals(state, now) {
+function totals(state, now) {
   const sum = { exact: 0, partial: 0, failed: 0, seconds: 0, slowest: 0 };
   for (const [, span] of spans(state, now)) {
     if (!span) continue;
@@ -28,7 +59,7 @@ export function totals(state, now) {
   return { ...sum, answered: sum.exact + sum.partial, all: sum.exact + sum.partial + sum.failed };
 }
 
-export function answers(state, now, width) {
+function answers(state, now, width) {
   if (!Object.keys(state.queries).length)
     return h("div", { class: "card empty", key: "empty" },
       h("p", {}, "No query since the aggregator started. Ask a context something:"),
@@ -50,7 +81,7 @@ export function answers(state, now, width) {
     h("p", { class: "legend" }, legend("exact", "c0"), legend("partial", "kpartial"), legend("failed", "kfailed")));
 }
 
-export function latestQueries(state) {
+function latestQueries(state) {
   const latest = Object.entries(state.queries).sort((a, b) => b[0] - a[0]).slice(0, LISTED);
   if (!latest.length)
     return h("div", { class: "card empty", key: "empty" }, h("p", { class: "soft" },
@@ -63,9 +94,6 @@ export function latestQueries(state) {
       h("tbody", {}, latest.map(([number, query]) => row(number, query)))),
     h("p", { class: "legend wide inset" }, legend("in graphs, at the slowest node", "c2"), legend("in its queue", "c1"), legend("network", "c0"), legend("merge", "c3")));
 }
-
-export const figure = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
-const legend = (name, mark) => h("span", {}, h("i", { class: `key ${mark}` }), name);
 
 function row(number, query) {
   const { seconds } = query;
@@ -85,7 +113,7 @@ function row(number, query) {
     h("td", { class: "wide" }, parts.length ? [stacked(parts.map(([, s, mark]) => [s, mark]), parts.map(([name, s]) => `${name} ${took(s)}`).join(", "))] : ""));
 }
 
-export function massStrips(state, now) {
+function massStrips(state, now) {
   const columns = spans(state, now);
   const seen = new Set(columns.flatMap(([, span]) => (span ? Object.keys(span.mass) : [])));
   if (!seen.size)
@@ -93,7 +121,7 @@ export function massStrips(state, now) {
       "When queries are answered, this shows what share of the global attention each node's tokens received, over the last five minutes."));
   const rows = [...new Set([...names(state), ...seen])].filter((name) => seen.has(name)).slice(0, STRIPS);
   return strips({ key: "now", rows, columns: columns.map(([start, span]) => [clock(start), whole(span, rows)]), from: "5 minutes ago", to: "now",
-    more: seen.size - rows.length, over: "the last five minutes" });
+    more: seen.size - rows.length, said: (node, mean) => `${node} received ${mean} of attention on average over the last five minutes` });
 }
 
 /** The masses of a span; a node that took no part in its answers received nothing of their attention. */
@@ -102,21 +130,38 @@ function whole(span, rows) {
   return record([...rows.map((node) => [node, 0]), ...Object.entries(span.mass)]);
 }
 
-/** A heat strip a node. columns: [[name, { node: share }]], in order. */
-export function strips({ key, card = true, rows, columns, from, to, more = 0, over }) {
-  const top = Math.max(1e-9, ...columns.flatMap(([, mass]) => rows.map((node) => mass[node] ?? 0)));
-  const mean = (node) => {
-    const shares = columns.map(([, mass]) => mass[node]).filter((share) => share !== undefined && share !== null);
-    return shares.length ? shares.reduce((a, b) => a + b) / shares.length : null;
-  };
-  return h("div", { class: card ? "card" : "", key, "data-strips": key },
-    h("div", { class: "bars" },
-      rows.map((node) => [
-        label(node),
-        heatStrip(columns.map(([name, mass]) => [mass[node], `${name}: ${percent(mass[node])}`]), top,
-          `${node} received ${percent(mean(node))} of attention on average over ${over}`),
-        h("span", { class: "value" }, percent(mean(node)))]),
-      h("span", {}), h("span", { class: "axis", "aria-hidden": "true" }, h("span", {}, from), h("span", {}, to)), h("span", { class: "value" }, "mean")),
-    h("p", { class: "legend" }, h("span", {}, "0%", h("i", { class: "ramp" }), percent(top)),
-      more > 0 ? h("span", {}, `and ${plural(more, "more node")}`) : null));
+function contextMaps(state) {
+  const contexts = Object.entries(state.contexts);
+  if (!contexts.length)
+    return h("div", { class: "card empty", key: "empty" },
+      h("p", {}, "No context yet: a context is a long memory of keys and values, spread over the nodes. Make one and fill it:"),
+      h("pre", { tabindex: 0 }, h("code", {},
+        "edge-attention contexts create memory --query-heads 8 --key-heads 2 --key-dim 64\nedge-attention contexts append memory tokens.npz")));
+  return contexts.map(([name, context]) => map(name, context, state));
+}
+
+function map(name, context, state) {
+  const holders = names(state).filter((node) => context.holders[node]?.length);
+  const said = (ranges) => some(ranges.map(([a, b]) => `${count(a)} to ${count(b)}`), 4);
+  const copies = context.replicas === 1 ? "one copy" : `${context.replicas} copies`;
+  const gone = context.away.reduce((sum, [a, b]) => sum + b - a, 0);
+  return h("article", { class: "card", key: name, "data-context": name },
+    h("div", { class: "head" }, h("h3", { class: "name" }, name),
+      h("span", { class: "soft small" },
+        `${plural(context.tokens, "token")} · ${bytes(context.bytes)} · ${context.heads[0]} query heads over ${context.heads[1]} · ${copies}`)),
+    context.tokens === 0 ? h("p", { class: "soft" }, "Nothing in it yet.") : [
+      h("div", { class: "bars" },
+        holders.map((node) => {
+          const here = live(state.nodes[node]);
+          const ranges = context.holders[node];
+          const text = `${node}${here ? "" : ", which is not here,"} holds tokens ${said(ranges)}`;
+          return [label(node), rangeBar(ranges, context.tokens, `fill ${colour(node)}`, text, here ? 1 : 0.3),
+            h("span", { class: "value" }, count(context.held[node]), here ? "" : h("span", { class: "wide" }, ", away"))];
+        }),
+        context.away.length ? [
+          h("span", { class: "label name" }, "out of reach"),
+          rangeBar(context.away, context.tokens, "away", `no node that is here holds tokens ${said(context.away)}`),
+          h("span", { class: "value" }, count(gone))] : null,
+        h("span", {}), h("span", { class: "axis", "aria-hidden": "true" }, h("span", {}, "token 0"), h("span", {}, count(context.tokens))), h("span", {})),
+    ]);
 }
