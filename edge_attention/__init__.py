@@ -48,6 +48,7 @@ from edge_attention.core.errors import (
     Unauthenticated,
     Unavailable,
     Unimplemented,
+    UnknownProgram,
     Unreachable,
 )
 
@@ -127,6 +128,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "UnknownProgram",
     "Unreachable",
     "read_job",
 ]
