@@ -157,7 +157,7 @@ async def running(
             settings.patience, settings.heartbeat, lambda: http.port if http is not None else 0,
         )  # fmt: skip
         made += recipes_of(engine, recipes)
-        api = Api(membership, bulk, revoked, budgets)
+        api = Api(membership, bulk, revoked, budgets, turns)
         served = (*link.endpoints(), *api.endpoints())
         endpoints = [*served, *(endpoint for recipe in made for endpoint in recipe.endpoints)]
         roles = roles_of(endpoints)

@@ -9,7 +9,9 @@ from typing import Any
 
 from aggregator.bounds.bounds import DOWNLOADS, UPLOAD_BYTES, UPLOAD_IDLE_SECONDS, UPLOADS
 from aggregator.bounds.budget import Budgets
+from aggregator.bounds.turns import Turns
 from aggregator.engine.bulk import Bulk
+from aggregator.engine.listed import listed
 from aggregator.engine.waiting import each_within
 from aggregator.fleet.membership import Membership
 from aggregator.trust.callers import caller_of
@@ -18,6 +20,9 @@ from aggregator.trust.revocations import RevokedNodes
 from edge_attention.core.messages import fleet
 from edge_attention.core.messages.link import Chunk, DownloadRequest, UploadChunk, Uploaded
 from edge_attention.wire import services
+
+PART = 64
+"""Bytes of what a node says of itself that take as long to list as another node."""
 
 
 class Api:
@@ -29,11 +34,13 @@ class Api:
         bulk: Bulk,
         revoked: RevokedNodes = dict,
         budgets: Budgets | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._membership = membership
         self._bulk = bulk
         self._revoked = revoked
         self._budgets = budgets or Budgets()
+        self._turns = turns or Turns()
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (
@@ -42,11 +49,18 @@ class Api:
             Endpoint(services.BULK_DOWNLOAD, self.download, "user"),
         )
 
-    async def list_nodes(self, request: fleet.ListNodesRequest, call: Any) -> fleet.ListNodesResponse:
-        revoked, nodes = self._revoked(), self._membership.nodes(time.monotonic())
-        return fleet.ListNodesResponse(
-            tuple(replace(node, revoked_at=revoked.get(node.name)) for node in nodes)
-        )
+    async def list_nodes(self, request: fleet.ListNodesRequest, call: Any) -> fleet.ListNodesResponse | bytes:
+        revoked, members = self._revoked(), self._membership.members()
+
+        def make() -> fleet.ListNodesResponse:
+            nodes = self._membership.nodes(time.monotonic(), members)
+            return fleet.ListNodesResponse(
+                tuple(replace(node, revoked_at=revoked.get(node.name)) for node in nodes)
+            )
+
+        # What a node says of itself may be long.
+        count = len(members) + sum(member.described for member in members) // PART
+        return await listed(services.LIST_NODES, call, count, make, self._turns)
 
     async def upload(self, chunks: AsyncIterator[UploadChunk], call: Any) -> Uploaded:
         caller, sender = caller_of(call), f"client {call.peer()} {id(chunks)}"

@@ -23,7 +23,7 @@ def attention(engine: Engine) -> Recipe:
     e.membership.expect(holders, time.monotonic())
     appender = Appender(contexts, e.membership, e.trips, e.bulk, e.turns)
     attender = Attender(contexts, e.trips, metrics, activity, e.turns)
-    api = AttentionApi(e.trips, e.bulk, contexts, appender, attender, e.budgets)
+    api = AttentionApi(e.trips, e.bulk, contexts, appender, attender, e.budgets, e.turns)
     page = AttentionPage(contexts, e.membership, activity)
     script = Path(__file__).with_name("page.js")
     return Recipe("attention", api.endpoints(), page, script, unneeded=contexts.unknown)

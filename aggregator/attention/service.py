@@ -19,9 +19,11 @@ from aggregator.bounds.bounds import (
     REQUEST_BYTES,
 )
 from aggregator.bounds.budget import Budgets, Lease
+from aggregator.bounds.turns import Turns
 from aggregator.engine.arriving import Arriving
 from aggregator.engine.bulk import Bulk
 from aggregator.engine.endings import to_the_end
+from aggregator.engine.listed import listed
 from aggregator.engine.trip import Trips
 from aggregator.engine.waiting import each_within
 from aggregator.trust.callers import caller_of, owner_of
@@ -50,6 +52,7 @@ class AttentionApi:
         appender: Appender,
         attender: Attender,
         budgets: Budgets | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._trips = trips
         self._bulk = bulk
@@ -57,6 +60,7 @@ class AttentionApi:
         self._appender = appender
         self._attender = attender
         self._budgets = budgets or Budgets()
+        self._turns = turns or Turns()
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (
@@ -143,10 +147,14 @@ class AttentionApi:
 
     async def list_contexts(
         self, request: attention.ListContextsRequest, call: Any
-    ) -> attention.ListContextsResponse:
-        return attention.ListContextsResponse(
-            tuple(self._contexts.describe(context) for context in self._contexts.list())
-        )
+    ) -> attention.ListContextsResponse | bytes:
+        contexts = self._contexts.list()
+
+        def make() -> attention.ListContextsResponse:
+            return attention.ListContextsResponse(tuple(map(self._contexts.describe, contexts)))
+
+        count = len(contexts) + sum(len(context.segments) for context in contexts)
+        return await listed(services.LIST_CONTEXTS, call, count, make, self._turns)
 
     async def drop_context(
         self, request: attention.DropContextRequest, call: Any

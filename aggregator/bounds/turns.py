@@ -1,4 +1,4 @@
-"""The turns of each kind of call: attends short and long, appends, and encodings by node."""
+"""The turns of each kind of call: attends short and long, appends, long lists, and encodings by node."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ LONG, LONG_SHARE = 3, 2
 APPENDS = 8
 ENCODES = 2
 """Appends from datasets at one node: it has four workers, and encoding takes a while."""
+LISTS = 1
+"""Long lists that are written out: each takes a thread its time, which the event loop shares."""
 NODES = 1024
 MOST_ATTENDS = 1024
 _SMOOTHING = 0.1
@@ -34,13 +36,19 @@ class Turns:
             Admission("long-attend-turns", ATTENDS_BYTES, LONG, LONG, LONG_SHARE, False), refused
         )
         self.appends = Gate(Admission("append-turns", 1, APPENDS, APPENDS, alike=False), refused)
+        self.lists = Gate(Admission("list-turns", 1, LISTS, LISTS, LISTS, False), refused)
         self._encodes: OrderedDict[str, Gate] = OrderedDict()
         self._seconds_a_work = 0.0
 
     @property
     def kinds(self) -> dict[str, Gate]:
         """Those there is one of, by name."""
-        return {"attend": self.attends, "long_attend": self.long_attends, "append": self.appends}
+        return {
+            "attend": self.attends,
+            "long_attend": self.long_attends,
+            "append": self.appends,
+            "list": self.lists,
+        }
 
     def encodes(self, node: str) -> Gate:
         """The gate of appends that `node` computes from its datasets."""

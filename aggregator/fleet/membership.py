@@ -266,8 +266,8 @@ class Membership:
     def members(self) -> tuple[Member, ...]:
         return tuple(sorted(self._members.values(), key=lambda m: m.name))
 
-    def nodes(self, now: float) -> tuple[Node, ...]:
-        """The fleet as clients see it, by name."""
+    def nodes(self, now: float, members: Iterable[Member] | None = None) -> tuple[Node, ...]:
+        """The fleet as clients see it, by name; or these `members`, in any thread."""
         return tuple(
             Node(
                 name=m.name,
@@ -286,5 +286,5 @@ class Membership:
                 registered_seconds=max(now - m.registered, 0.0),
                 clock_seconds=m.clock,
             )
-            for m in self.members()
+            for m in (self.members() if members is None else members)
         )

@@ -21,7 +21,7 @@ def training(engine: Engine) -> Recipe:
     runs = Runs(Services(*parts, metrics, e.patience, activity), e.budgets)
     return Recipe(
         "training",
-        TrainingApi(runs, e.budgets).endpoints(),
+        TrainingApi(runs, e.budgets, e.turns).endpoints(),
         TrainingPage(runs, activity),
         Path(__file__).with_name("page.js"),
         recall=runs.recall,

@@ -8,6 +8,8 @@ from typing import Any
 
 from aggregator.bounds.bounds import DOWNLOADS, EXPORTS, PLANNING, WATCHES
 from aggregator.bounds.budget import Budgets
+from aggregator.bounds.turns import Turns
+from aggregator.engine.listed import listed
 from aggregator.training.runs import Runs
 from aggregator.trust.callers import caller_of, owner_of
 from aggregator.trust.endpoint import AuditLine, Endpoint
@@ -24,9 +26,10 @@ MODEL_READ = AuditLine("model_read", lambda q, r: {"run": q.run, "version": q.ve
 
 
 class TrainingApi:
-    def __init__(self, runs: Runs, budgets: Budgets | None = None) -> None:
+    def __init__(self, runs: Runs, budgets: Budgets | None = None, turns: Turns | None = None) -> None:
         self._runs = runs
         self._budgets = budgets or Budgets()
+        self._turns = turns or Turns()
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (
@@ -66,8 +69,11 @@ class TrainingApi:
     async def describe(self, request: jobs.DescribeRunRequest, call: Any) -> jobs.DescribeRunResponse:
         return jobs.DescribeRunResponse(self._runs.describe(request.run))
 
-    async def list(self, request: jobs.ListRunsRequest, call: Any) -> jobs.ListRunsResponse:
-        return jobs.ListRunsResponse(self._runs.list())
+    async def list(self, request: jobs.ListRunsRequest, call: Any) -> jobs.ListRunsResponse | bytes:
+        runs = self._runs.list()
+        return await listed(
+            services.LIST_RUNS, call, len(runs), lambda: jobs.ListRunsResponse(runs), self._turns
+        )
 
     async def parameters(
         self, request: jobs.GetParametersRequest, call: Any
