@@ -25,7 +25,11 @@ from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.runtime import Runtime, Stop
 
 MODULE = "benchmarks.cell"
-SIZES = {"3 KB": 3 << 10, "1 MB": 1 << 20, "50 MB": 50 << 20}
+APART = "3 KB, 5 ms apart,"
+SIZES = {"3 KB": 3 << 10, APART: 3 << 10, "1 MB": 1 << 20, "50 MB": 50 << 20}
+"""Bytes each way. Runs follow each other at once, but for those that wait, as for a network."""
+PAUSE = 0.005
+CALLS = {"3 KB": 200, APART: 20}
 TRIP_BOUND = 0.2
 """Milliseconds that a trip with 3 KB each way may take more than in the daemon."""
 HEADS, DIM, TOKENS = 12, 64, 8192
@@ -37,7 +41,7 @@ def report(quick: bool) -> Report:
     figures, details = [], {}
     for name in SIZES:
         worker = Worker(MODULE, "trip", name)
-        found = [worker.turn(200 if name == "3 KB" else 5) for _ in range(turns)]
+        found = [worker.turn(CALLS.get(name, 5)) for _ in range(turns)]
         worker.close()
         details[name] = found
         here, there = ([one[way] for one in found] for way in ("here", "there"))
@@ -77,7 +81,7 @@ def _added(size: int) -> tuple[str, bytes]:
     return sha256(data).hexdigest(), data
 
 
-def _trips(size: int) -> None:
+def _trips(size: int, pause: float) -> None:
     runtime, local = Runtime(limit=1 << 30, graphs=RefusedGraphs()), Runtime(limit=1 << 30)
     made = _added(size)
     ways: dict[str, Any] = {"here": local.load(*made), "there": runtime.load(*made)}
@@ -97,6 +101,8 @@ def _trips(size: int) -> None:
         for name, graph in ways.items():
             taken = []
             for _ in range(calls):
+                if pause:
+                    time.sleep(pause)
                 began = time.perf_counter()
                 graph.run({"x": x}, ["y"], Stop())
                 taken.append(time.perf_counter() - began)
@@ -141,7 +147,7 @@ def main() -> None:
     parser.add_argument("how")
     args = parser.parse_args()
     if args.what == "trip":
-        _trips(SIZES[args.how])
+        _trips(SIZES[args.how], PAUSE if args.how == APART else 0.0)
     else:
         _attends(args.how == "with")
     sys.stdout.flush()
