@@ -7,7 +7,10 @@ import ctypes
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -169,11 +172,48 @@ class OneLine(logging.Formatter):
     """A message is a line, whatever a peer has put into it: control characters are shown as escapes."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return shown(super().formatMessage(record))
+        more = getattr(record, "suppressed", 0)
+        return shown(super().formatMessage(record)) + (f" ({more:,} more like it)" if more else "")
 
     def formatException(self, ei: Any) -> str:
         # Set in: what an error says must not look like a line of the log.
         return "\n".join("  " + shown(line) for line in super().formatException(ei).splitlines())
+
+
+class Seldom(logging.Filter):
+    """Lets lines that are alike through, `burst` at once and `a_second` on average; the next tells how many
+    were not. What a peer can have written by sending something must not fill a disk.
+
+    Alike are those of one message before its arguments are put in. Those for debugging all go through.
+    """
+
+    def __init__(
+        self, burst: float = 1000.0, a_second: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__()
+        self._burst, self._a_second, self._clock = burst, a_second, clock
+        self._lock = threading.Lock()
+        self._left: OrderedDict[tuple[str, str], tuple[float, float, int]] = OrderedDict()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno <= logging.DEBUG:
+            return True
+        key = record.name, str(record.msg)[:200]
+        with self._lock:
+            now = self._clock()
+            left, at, suppressed = self._left.pop(key, (self._burst, now, 0))
+            left = min(self._burst, left + (now - at) * self._a_second)
+            may = left >= 1
+            self._left[key] = (left - 1, now, 0) if may else (left, now, suppressed + 1)
+            while len(self._left) > _ALIKE:
+                self._left.popitem(last=False)
+        if may:
+            record.suppressed = suppressed
+        return may
+
+
+_ALIKE = 1024
+"""Kinds of lines that are remembered."""
 
 
 def set_up(level: str) -> None:
@@ -188,6 +228,7 @@ def set_up(level: str) -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
     handler = logging.StreamHandler()
+    handler.addFilter(Seldom())
     handler.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     context = click.get_current_context(silent=True)

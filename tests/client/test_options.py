@@ -11,7 +11,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from edge_attention.options import ADDRESS, BYTES, OneLine, name_sources, name_variables, unknown_variables
+from edge_attention.options import (
+    ADDRESS,
+    BYTES,
+    OneLine,
+    Seldom,
+    name_sources,
+    name_variables,
+    unknown_variables,
+)
 from edge_node.identity import node_dial
 from edge_node.options import JoinOptions
 
@@ -27,6 +35,29 @@ def test_sizes_are_read_as_people_write_them(text, size):
 def test_a_size_that_is_none_or_nothing_is_refused(text):
     with pytest.raises(click.BadParameter, match=r"is not a size|or more"):
         BYTES.convert(text, None, None)
+
+
+def test_what_a_peer_can_have_written_again_and_again_does_not_fill_a_disk():
+    now = 0.0
+    seldom, formatter = Seldom(burst=3, a_second=1, clock=lambda: now), OneLine("%(message)s")
+
+    def written(message, *arguments, level=logging.WARNING):
+        record = logging.LogRecord("x", level, "x", 1, message, arguments, None)
+        return formatter.format(record) if seldom.filter(record) else None
+
+    first = [written("node %s says nonsense", n) for n in range(1000)]
+    assert first == [f"node {n} says nonsense" for n in range(3)] + [None] * 997
+    assert written("another") == "another"
+    now = 1.0
+    assert written("node %s says nonsense", "a") == "node a says nonsense (997 more like it)"
+    assert written("node %s says nonsense", "b") is None
+    now = 100.0
+    assert written("node %s says nonsense", "c") == "node c says nonsense (1 more like it)"
+    assert written("node %s says nonsense", "d") == "node d says nonsense"
+    assert all(written("for debugging", level=logging.DEBUG) for _ in range(10))
+    for n in range(5000):  # a message that was put together beforehand
+        written(f"text {n}")
+    assert len(seldom._left) <= 1024
 
 
 def test_a_log_line_cannot_be_forged():
