@@ -110,6 +110,9 @@ class Writer:
 
     def _follow(self, coroutine: Coroutine[Any, Any, None], size: int, future: Any) -> None:
         """Go on when `future`, which the coroutine waits for, is done: as a task would."""
+        if future is None:  # it only gave way
+            self._loop.call_soon(self._go_on, coroutine, size, None)
+            return
         future._asyncio_future_blocking = False
         future.add_done_callback(partial(self._go_on, coroutine, size))
 

@@ -147,6 +147,22 @@ def test_a_stream_that_has_ended_takes_nothing_and_nobody_asks_what_is_next():
         run(scenario)
 
 
+def test_a_write_that_gives_way_goes_on_in_the_next_turn():
+    async def scenario(stream, desk):
+        async def write(data):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+            stream.begun.append(data)
+
+        desk = Desk(write)
+        desk.put(b"a", b"b")
+        await desk.writer.idle(10)
+        assert stream.begun == [b"a", b"b"]
+        assert desk.written == [1, 1]
+
+    run(scenario)
+
+
 def test_once_closed_it_begins_nothing_and_one_can_wait_for_what_it_had_begun():
     async def scenario(stream, desk):
         await desk.writer.idle(10)
