@@ -18,13 +18,14 @@ import numpy as np
 
 from benchmarks.turns import serve
 from edge_attention.core.messages import link as said
-from edge_attention.core.messages.program import Append, Contribution, Program
+from edge_attention.core.messages.program import Append, Call, Contribution, Program
 from edge_attention.core.partial import Partial
 from edge_attention.core.tensors import Float32
 from edge_attention.descriptors import raise_descriptors
 from edge_attention.metrics.node import REPORT_SECONDS, NodeMetrics
-from edge_attention.wire.link import CONNECT, from_node, to_node
+from edge_attention.wire.link import CONNECT, from_node, prepared_program, to_node
 from edge_attention.wire.methods import CHANNEL_OPTIONS
+from edge_node.prepared import Prepared
 from edge_node.session import PROGRAMS
 from edge_node.store.store import Store
 
@@ -58,6 +59,17 @@ def report() -> bytes:
     return NodeMetrics(Store(1 << 30), _Idle(), "CPUExecutionProvider", 1).report(0.0)
 
 
+_prepared: dict[bytes, Prepared] = {}
+
+
+def called(call: Call) -> Program:
+    """The program that the call stands for."""
+    if call.prepared:
+        program = prepared_program.decode(call.prepared)
+        _prepared[call.program] = Prepared(call.program, program, len(call.prepared))
+    return _prepared[call.program].called(call)
+
+
 class Node:
     """One node's end of the link."""
 
@@ -89,6 +101,8 @@ class Node:
                         self.up.set_result(None)
                     case Program() as program:
                         self._answer(program, len(data))
+                    case Call() as call:
+                        self._answer(called(call), len(data))
                     case _:
                         pass
         finally:

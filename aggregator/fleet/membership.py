@@ -81,6 +81,8 @@ class Membership:
         self.transitions: deque[Transition] = recent()
         self._new_session = new_session
         self._members: dict[str, Member] = {}
+        self._by_name: tuple[Member, ...] | None = None
+        """All of them in order, until one comes or goes."""
         self._expected: dict[str, float] = {}
         self._epoch = 0
 
@@ -133,6 +135,7 @@ class Membership:
         )  # fmt: skip
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
+        self._by_name = None
         self._expected.pop(register.name, None)
         how = "resumed" if resumed else "registered"
         self.transitions.append((now, (register.name, how), before, member.state))
@@ -169,6 +172,7 @@ class Membership:
             )
         for gone in forgotten:
             del self._members[gone]
+            self._by_name = None
 
     def heard(self, name: str, now: float, heartbeat: Heartbeat | None = None) -> None:
         """Anything that comes from a node renews its lease."""
@@ -264,7 +268,10 @@ class Membership:
         return member.state
 
     def members(self) -> tuple[Member, ...]:
-        return tuple(sorted(self._members.values(), key=lambda m: m.name))
+        """All of them, by name."""
+        if self._by_name is None:
+            self._by_name = tuple(sorted(self._members.values(), key=lambda m: m.name))
+        return self._by_name
 
     def nodes(self, now: float, members: Iterable[Member] | None = None) -> tuple[Node, ...]:
         """The fleet as clients see it, by name; or these `members`, in any thread."""

@@ -6,7 +6,6 @@ recipes add of their own. Labels are bounded: outcomes and stages are ours, node
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -19,7 +18,7 @@ from aggregator.fleet.membership import Member
 from aggregator.observe.counts import RecipeCounts
 from aggregator.observe.maker import SECONDS as SECONDS
 from aggregator.observe.maker import Maker
-from aggregator.observe.metrics_nodes import NodesNow, shown
+from aggregator.observe.metrics_nodes import NodesNow, name_of, shown
 from aggregator.observe.metrics_tasks import TaskMetrics
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.fleet import NodeState
@@ -129,11 +128,11 @@ class Metrics:
 
     def tick(self, members: Sequence[Member], now: float) -> None:
         """Count nodes by state; forget nodes that are gone."""
-        counts = Counter(member.state for member in members)
+        states = [member.state for member in members]
         for state in NodeState:
-            self.nodes.labels(state.value).set(counts[state])
+            self.nodes.labels(state.value).set(states.count(state))
         self.tasks.count()
-        nodes = {member.name for member in shown(members, now)}
+        nodes = set(map(name_of, shown(members, now)))
         for recipe in self._recipes:
             recipe.tick(nodes, now)
 

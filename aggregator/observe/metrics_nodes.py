@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -18,12 +19,16 @@ LOST_SECONDS = 3600.0
 """A node lost for longer has none any more."""
 
 
+name_of = attrgetter("register.name")
+"""Of a member, found without a step of Python."""
+
+
 def shown(members: Iterable[Member], now: float) -> tuple[Member, ...]:
     """Those of `members` that have series, by name: the live first, then those heard of last."""
     kept = [m for m in members if m.state is not NodeState.LOST or now - m.heard <= LOST_SECONDS]
     if len(kept) > NODES:
         kept = sorted(kept, key=lambda m: (not m.live, now - m.heard, m.name))[:NODES]
-    return tuple(sorted(kept, key=lambda m: m.name))
+    return tuple(sorted(kept, key=name_of))
 
 
 class NodesNow(Collector):

@@ -374,3 +374,15 @@ def test_check_finds_a_state_that_cannot_be(fleet, broken):
     broken(fleet, a, b)
     with pytest.raises(AssertionError):
         fleet.check()
+
+
+def test_members_are_told_by_name_whoever_came_and_went(fleet):
+    for name in ("c", "a", "b"):
+        fleet.register(register(name), 0.0)
+        fleet.members()
+    assert [member.name for member in fleet.members()] == ["a", "b", "c"]
+    before = fleet.get("b")
+    fleet.tick(100.0)
+    again = fleet.register(register("b"), 101.0).member
+    assert again is not before
+    assert fleet.members()[1] is again, "the member that it is now"
