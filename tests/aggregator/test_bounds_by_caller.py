@@ -46,6 +46,21 @@ SPEC = ContextSpec("c", 2, 1, 4, 4)
 ME, YOU = (SimpleNamespace(peer=lambda who=who: who, time_remaining=lambda: None) for who in ("me", "you"))
 
 
+class Call:
+    """A call of `who` whose callbacks gRPC calls when its answer was taken: at `end`."""
+
+    def __init__(self, who):
+        self.peer, self.time_remaining = (lambda: who), lambda: None
+        self._callbacks = []
+
+    def add_done_callback(self, callback):
+        self._callbacks.append(callback)
+
+    def end(self):
+        for callback in self._callbacks:
+            callback(self)
+
+
 class Bounded:
     """A house whose bounds are small: `totals` by the bound's name."""
 
@@ -434,17 +449,23 @@ def test_requests_in_memory_and_calls_under_way():
         handlers = counted(
             {services.ATTEND: b.attention.attend, services.BULK_DOWNLOAD: b.api.download}, b.budgets
         )
-        held = asyncio.create_task(handlers[services.ATTEND](request, ME))
+        attend, refused, download = Call("me"), Call("me"), Call("you")
+        held = asyncio.create_task(handlers[services.ATTEND](request, attend))
         await until(lambda: b.budgets[bounds.CALLS].used == 1)
         digest = house.bulk.lend(b"x")
         with pytest.raises(Overloaded, match="bound calls: there are 1 of 2 calls under way"):
-            await reading(handlers[services.BULK_DOWNLOAD](DownloadRequest("", digest, 0), ME))
-        chunk, stream = await reading(handlers[services.BULK_DOWNLOAD](DownloadRequest("", digest, 0), YOU))
+            await reading(handlers[services.BULK_DOWNLOAD](DownloadRequest("", digest, 0), refused))
+        download_request = DownloadRequest("", digest, 0)
+        chunk, stream = await reading(handlers[services.BULK_DOWNLOAD](download_request, download))
         assert chunk.data == b"x"
         await stream.aclose()
         held.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await held
+        # Their callers may not have taken the answers yet.
+        assert b.budgets[bounds.CALLS].used == 2
+        for call in (attend, refused, download):
+            call.end()
         await until(lambda: box.cancelled)  # a node hears that nobody waits any more
         b.nothing_held("contexts", "context-bytes")
 
