@@ -315,6 +315,9 @@ class Call:
     def peer(self):
         return "test"
 
+    async def write(self, data):
+        """Whatever it is, the node has it at once."""
+
 
 def told(*messages):
     """Node `a` after a stream of these messages, and the metrics."""
@@ -329,8 +332,7 @@ def told(*messages):
             for message in (register("a"), *messages):
                 yield from_node.encode(message)
 
-        async for _ in link.connect(stream(), Call()):
-            pass
+        await link.connect(stream(), Call())
         return house.membership.get("a"), house.metrics
 
     with House() as house:
