@@ -103,23 +103,28 @@ class Attender:
     ) -> tuple[AttendResponse, Outcome]:
         started = time.perf_counter()
         context = self._contexts.get(request.context)
-        plan = await self._plan(context, request)
+        plan = await self._plan(context, request, caller, seconds)
         size, work = require_answer(context, request, plan), plan.work
         planned = time.perf_counter()
-        deadline = min(deadline_of(request), seconds)
+        deadline = max(min(deadline_of(request), seconds) - (planned - started), 0.0)
         async with self._turns.attend(work, len(plan.parts)).turn(caller, size, deadline) as turn:
             response, outcome = await self._ask(context, request, plan, started, planned, turn.waited)
             turn.congested = _congested(outcome)
         self._turns.learn(work, _busiest(outcome))
         return response, outcome
 
-    async def _plan(self, context: StoredContext, request: AttendRequest) -> Plan:
+    async def _plan(
+        self, context: StoredContext, request: AttendRequest, caller: str, seconds: float
+    ) -> Plan:
         if not is_large(context, request):
             return self._plans.get(context, request)
         if (plan := self._plans.known(context, request)) is None:
             # As it is now: segments that come meanwhile are not in it.
             frozen = replace(context, segments=list(context.segments))
-            plan = self._plans.keep(frozen, request, await asyncio.to_thread(make_plan, frozen, request))
+            deadline = min(deadline_of(request), seconds)
+            async with self._turns.plans.turn(caller, 0, deadline):
+                made = await asyncio.to_thread(make_plan, frozen, request)
+            plan = self._plans.keep(frozen, request, made)
         return plan
 
     async def _ask(
@@ -133,7 +138,7 @@ class Attender:
     ) -> tuple[AttendResponse, Outcome]:
         """Ask the nodes, `waited` seconds after the request came. Times are of `time.perf_counter`."""
         parts, shape = plan.parts, plan.shape
-        deadline = max(deadline_of(request) - waited, MIN_SECONDS)
+        deadline = max(deadline_of(request) - (planned - started) - waited, MIN_SECONDS)
         asked = time.perf_counter()
         fold = Fold[Partial](plan.covers, merge, checked=True)
         lses: dict[str, Float32] = {}

@@ -18,6 +18,8 @@ LONG, LONG_SHARE = 3, 2
 APPENDS = 8
 ENCODES = 2
 """Appends from datasets at one node: it has four workers, and encoding takes a while."""
+PLANS = 1
+"""Large attends that are planned: by threads, of which others' appends need some, too."""
 LISTS = 1
 """Long lists that are written out: each takes a thread its time, which the event loop shares."""
 NODES = 1024
@@ -36,6 +38,7 @@ class Turns:
             Admission("long-attend-turns", ATTENDS_BYTES, LONG, LONG, LONG_SHARE, False), refused
         )
         self.appends = Gate(Admission("append-turns", 1, APPENDS, APPENDS, alike=False), refused)
+        self.plans = Gate(Admission("plan-turns", 1, PLANS, PLANS, PLANS, False), refused)
         self.lists = Gate(Admission("list-turns", 1, LISTS, LISTS, LISTS, False), refused)
         self._encodes: OrderedDict[str, Gate] = OrderedDict()
         self._seconds_a_work = 0.0
@@ -46,6 +49,7 @@ class Turns:
         return {
             "attend": self.attends,
             "long_attend": self.long_attends,
+            "plan": self.plans,
             "append": self.appends,
             "list": self.lists,
         }

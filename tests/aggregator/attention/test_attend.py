@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,14 @@ import reference
 from house import House, until
 
 from aggregator.attention import attend
-from edge_attention.core.errors import EmptyContext, InvalidArgument, InvalidTensor, NotFound, PrivateTensor
+from edge_attention.core.errors import (
+    EmptyContext,
+    InvalidArgument,
+    InvalidTensor,
+    NotFound,
+    Overloaded,
+    PrivateTensor,
+)
 from edge_attention.core.halves import from_wire, to_wire
 from edge_attention.core.messages.attention import AttendRequest, ContextSpec
 from edge_attention.core.messages.program import Fault
@@ -388,3 +397,59 @@ def test_a_node_that_speaks_of_time_does_not_make_turns_fewer(name):
     with House() as house:
         asyncio.run(scenario(house))
     assert [attend._congested(outcome) for outcome in seen] == [False, True]
+
+
+def test_large_attends_are_planned_one_after_the_other_callers_in_turn(monkeypatch):
+    """By threads, of which others' appends need some too."""
+    go, at_once, most, plan = threading.Event(), 0, 0, attend.make_plan
+    order = []
+
+    def planned(context, asked):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        order.append(asked.until)
+        go.wait(30)
+        at_once -= 1
+        return plan(context, asked)
+
+    monkeypatch.setattr(attend, "is_large", lambda context, asked: True)
+    monkeypatch.setattr(attend, "make_plan", planned)
+
+    async def scenario():
+        with House() as house:
+            await filled(house, "a")
+            asked = [request(until=1000 + n) for n in range(21)]  # of plans that are alike one is made
+            greedy = [asyncio.create_task(house.attender.attend(one, "greedy")) for one in asked[:20]]
+            await asyncio.sleep(0)
+            other = asyncio.create_task(house.attender.attend(asked[20], "other"))
+            with pytest.raises(Overloaded, match="bound plan-turns"):
+                await house.attender.attend(request(until=999, deadline_seconds=0.05), "late")
+            go.set()
+            assert (await other).exact
+            assert all([(await task).exact for task in greedy])
+            assert order.index(1020) <= 2
+            assert most == 1
+
+    asyncio.run(scenario())
+
+
+def test_the_time_that_planning_took_is_of_the_deadline(monkeypatch):
+    plan = attend.make_plan
+    monkeypatch.setattr(attend, "is_large", lambda context, asked: True)
+    monkeypatch.setattr(attend, "make_plan", lambda *given: time.sleep(0.4) or plan(*given))
+
+    async def scenario():
+        with House() as house:
+            await filled(house, "a")
+            left, make = [], house.trips.make
+
+            async def trip(errands, seconds, *given, **options):
+                left.append(seconds)
+                return await make(errands, seconds, *given, **options)
+
+            monkeypatch.setattr(house.trips, "make", trip)
+            await house.attender.attend(request(deadline_seconds=5.0))
+            assert left[0] <= 4.6
+
+    asyncio.run(scenario())
