@@ -249,6 +249,22 @@ def test_a_node_that_is_lost_in_the_middle_is_replaced():
         exact(asyncio.run(scenario(house)))
 
 
+@pytest.mark.parametrize("deadline", [None, 10.0])
+def test_an_attend_that_is_asked_again_is_a_call(deadline):
+    async def scenario(house):
+        boxes = await filled(house, "a", "b")
+        before = [len(box.calls) for box in boxes.values()]
+        answers = [await house.attender.attend(request(deadline_seconds=deadline)) for _ in range(4)]
+        return answers, [len(box.calls) - n for box, n in zip(boxes.values(), before, strict=True)]
+
+    with House() as house:
+        answers, calls = asyncio.run(scenario(house))
+    for answer in answers:
+        exact(answer)
+        np.testing.assert_array_equal(out_of(answer), out_of(answers[0]))
+    assert calls == [3, 3], "all but the first"
+
+
 def test_a_cancelled_attend_revokes_its_tasks():
     async def scenario(house):
         boxes = await filled(house, "a", "b")
