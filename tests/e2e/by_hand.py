@@ -9,16 +9,18 @@ import grpc
 import numpy as np
 
 from edge_attention.core.messages.link import PROTOCOL, Credit, Heartbeat, Register, Registered
-from edge_attention.core.messages.program import Contribution, Program
-from edge_attention.wire.link import CONNECT, from_node, to_node
+from edge_attention.core.messages.program import Call, Contribution, Program
+from edge_attention.wire.link import CONNECT, from_node, prepared_program, to_node
+from edge_node.prepared import Prepared
 
 
 class HandNode:
-    """Registered as `name`; grants credit. `received` holds what came, in order."""
+    """Registered as `name`; grants credit. `received` holds what came, in order; of a call the program."""
 
     def __init__(self, address, name, *, first=None, credit=True):
         self.name = name
         self._outgoing: queue.Queue = queue.Queue()
+        self._prepared: dict[bytes, Prepared] = {}
         self.received: queue.Queue = queue.Queue()
         self._channel = grpc.insecure_channel(address)
         self.send(first or Register(PROTOCOL, "0", name, f"{name}-1", "", "CPU", 1, 1 << 30))
@@ -62,9 +64,16 @@ class HandNode:
     def _read(self):
         try:
             for data in self._call:
-                self.received.put(to_node.decode(data))
+                message = to_node.decode(data)
+                self.received.put(self._called(message) if isinstance(message, Call) else message)
         except grpc.RpcError as error:
             self.error = error
+
+    def _called(self, call):
+        if call.program not in self._prepared:
+            program = prepared_program.decode(call.prepared)
+            self._prepared[call.program] = Prepared(call.program, program, 0)
+        return self._prepared[call.program].called(call)
 
     def answer(self, program, tensors=(), **changed):
         fields = {"number": 0, "tensors": dict(tensors), "final": True, **changed}

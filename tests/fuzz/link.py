@@ -16,11 +16,12 @@ from google.protobuf.message import DecodeError
 
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import link as said
-from edge_attention.core.messages.program import Append, Batch, Program
-from edge_attention.wire.link import from_node, to_node
+from edge_attention.core.messages.program import Append, Batch, Call, Program
+from edge_attention.wire.link import from_node, prepared_program, to_node
 from edge_attention.wire.methods import CHANNEL_OPTIONS
 from edge_node.executor import Execution, Node
 from edge_node.limits import graphs_of
+from edge_node.prepared import Prepared
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
 from edge_node.store.store import Store
@@ -46,6 +47,7 @@ class Link(FleetTarget):
     async def start(self) -> None:
         await super().start()
         self._programs: asyncio.Queue[Program] = asyncio.Queue()
+        self._prepared: dict[bytes, Prepared] = {}
         self._session = ""
         self._out: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._node = Node(Store(64 << 20), {}, Releases(()))
@@ -154,9 +156,9 @@ class Link(FleetTarget):
                         self._session = message.session
                         self._out.put_nowait(from_node.encode(said.Credit(64 << 20, 256)))
                         self._ready.set()
-                    elif isinstance(message, Program):
+                    elif isinstance(message, Program | Call):
                         self._out.put_nowait(from_node.encode(said.Credit(len(data), 1)))
-                        self._take(message)
+                        self._take(self._called(message) if isinstance(message, Call) else message)
             finally:
                 writer.cancel()
                 beats.cancel()
@@ -173,6 +175,12 @@ class Link(FleetTarget):
             number += 1
             out.put_nowait(from_node.encode(said.Heartbeat(number, 0, 0, False, b"")))
             await asyncio.sleep(0.5)
+
+    def _called(self, call: Call) -> Program:
+        if call.program not in self._prepared:
+            program = prepared_program.decode(call.prepared)
+            self._prepared[call.program] = Prepared(call.program, program, 0)
+        return self._prepared[call.program].called(call)
 
     def _take(self, program: Program) -> None:
         """What is to be stored is stored, so that there is something to ask for; the rest is lied about."""

@@ -8,7 +8,7 @@ from edge_attention.core.messages.box import Box
 from edge_attention.core.messages.program import Call, Contribution, Program
 from edge_attention.core.tensors import DataType
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,9 @@ class Register(_message.Message):
     BOX_FIELD_NUMBER: _builtins.int
     TAKEN_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
-    """The version of this protocol the node speaks: 2. (1 had no checksums and no counts of messages.)"""
+    """The version of this protocol the node speaks: 3. (1 had no checksums and no counts of messages, 2 no calls of
+    prepared programs.)
+    """
     software: _builtins.str
     """The version of the node's software."""
     name: _builtins.str
