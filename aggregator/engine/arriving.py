@@ -1,4 +1,4 @@
-"""An append while it comes: checked message by message, on the disk as soon as it is more than a little.
+"""The tokens of an append while they come: checked message by message, and from 1 MiB on kept on the disk.
 
 Many appends of 256 MB may be open at once, and stay open as long as their callers like: what they have sent
 lies in the spool, bounded by caller, and never in memory as a whole. From there nodes download it.
@@ -101,11 +101,11 @@ class OnDisk:
 
 
 Rows = Array | OnDisk
-"""A tensor that may lie on the disk."""
+"""Rows of a float32 tensor, in memory or in a file."""
 
 
 class Arriving:
-    """The tokens of one append. `close` it when nobody reads them any more."""
+    """The tokens of one append, as far as they have come. Call `close` when nobody reads them any more."""
 
     def __init__(self, folder: Path, spec: ContextSpec, lease: Lease) -> None:
         """`lease` grows with what comes, and is the caller's to give back."""
@@ -115,7 +115,7 @@ class Arriving:
         self._tokens = self._size = 0
 
     async def take(self, keys: Array, values: Array) -> None:
-        """The next tokens.
+        """Check and keep the next tokens: keys [tokens, heads, key dim], values [tokens, heads, value dim].
 
         Raises:
             InvalidTensor: no tokens of such a context.
@@ -150,6 +150,7 @@ class Arriving:
         )
 
     def close(self) -> None:
+        """Forget the tokens and remove their files; what `tokens` gave is no longer to be read."""
         self._parts = []
         files, self._files = self._files, ()
         for path, descriptor in files:

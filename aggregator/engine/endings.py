@@ -1,4 +1,4 @@
-"""Work that cannot be called back once it has begun."""
+"""Runs work to its end although whoever waits for it is cancelled: a commit on the disk, above all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ Result = TypeVar("Result")
 
 
 async def to_the_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """What `work` returns. Cancelled, it is waited for all the same, however often; then CancelledError."""
+    """Run `work` in a task of its own and return what it returns.
+
+    A cancellation of the caller does not reach `work`: it is waited for all the same, and if it fails then,
+    the log says so, since nobody else will.
+
+    Raises:
+        CancelledError: the caller was cancelled meanwhile, once or several times; `work` has ended.
+        Exception: whatever `work` raises.
+    """
     task, cancelled = asyncio.create_task(work), False
     while not task.done():
         try:

@@ -1,4 +1,4 @@
-"""Many senders at once, a few of them read at a time: memory does not grow with their number."""
+"""Reads only so many streams at a time: the memory that messages take does not grow with their senders."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class Lanes:
-    """`count` lanes. A stream takes one while its next item is read and used, and queues for the next.
+    """Room for `count` messages. A stream has one of the lanes while a message of it is read and used.
 
-    What is not asked for stays with its sender: flow control holds it there. A sender that takes longer than
-    `patience` seconds for an item is slow: it gives its lane up, and takes one again when an item has come,
-    so that the slow do not hold up the fast.
+    A message that is not asked for stays with its sender, where gRPC's flow control holds it. A sender that
+    takes longer than `patience` seconds for a message gives its lane up until that has come, so that slow
+    senders do not hold up fast ones.
     """
 
     def __init__(self, count: int, patience: float = 0.5) -> None:
@@ -22,7 +22,10 @@ class Lanes:
         self._patience = patience
 
     async def each(self, items: AsyncIterator[T]) -> AsyncGenerator[T]:
-        """The items, each in a lane."""
+        """The messages of `items`; a lane is taken for each, and given back when the next is asked for.
+
+        Close it (`contextlib.aclosing`) where it may be left before its end: else its lane stays taken.
+        """
         slow = False
         while True:
             held = not slow
@@ -52,7 +55,7 @@ class Lanes:
 
 
 async def _next(items: AsyncIterator[T]) -> list[T]:
-    """The next item, or none at the end."""
+    """A list of the next message, which the reader empties; an empty list at the end of the stream."""
     async for item in items:
         return [item]
     return []

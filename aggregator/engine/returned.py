@@ -1,4 +1,4 @@
-"""What nodes have returned: arrays, and what is large as it lies on the disk."""
+"""What a node has returned of a shard: arrays in memory, and large tensors as files of the spool."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ ReturnedTensor = Array | SpooledTensor
 
 @dataclass(frozen=True, eq=False)
 class Returned:
-    """What `node` has returned of a shard: one message of it, or all.
+    """What `node` has returned of `shard`: one message of its task, or all of them as one answer.
 
-    Whose it is closes it: what lies on the disk stays there until then.
+    Whoever holds it last calls `close`: until then its large tensors take room on the disk.
 
     Attributes:
-        number, final: which message of its task it is, and whether the last.
+        coverage: the range of the whole that the shard stands for.
+        tensors: by name; `array` reads one whether it lies in memory or on the disk.
+        number: which message of its task it is, from 0; of a whole answer that of its last message.
+        final: whether it is the last message of its task.
     """
 
     shard: str
@@ -29,17 +32,21 @@ class Returned:
     final: bool = True
 
     def array(self, name: str) -> Array:
-        """A tensor in memory; one on the disk is read, which blocks."""
+        """The tensor `name` as an array. One that lies on the disk is read, which blocks.
+
+        Raises:
+            KeyError: it was not returned.
+        """
         tensor = self.tensors[name]
         return tensor.array() if isinstance(tensor, SpooledTensor) else tensor
 
     def close(self) -> None:
-        """Free what lies on the disk. Twice is once."""
+        """Remove the files of its large tensors. Calling it again does nothing."""
         close(self.tensors)
 
 
 def close(tensors: Mapping[str, ReturnedTensor]) -> None:
-    """Free what of `tensors` lies on the disk."""
+    """Remove the files of those of `tensors` that lie on the disk."""
     for tensor in tensors.values():
         if isinstance(tensor, SpooledTensor):
             tensor.close()

@@ -1,4 +1,4 @@
-"""Streams whose sender must not take for ever."""
+"""Deadlines for a stream of messages: for each message, and for all of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ T = TypeVar("T")
 async def each_within(
     items: AsyncIterator[T], idle: float, what: str, whole: float = math.inf
 ) -> AsyncIterator[T]:
-    """The items, each within `idle` seconds of being asked for, all within `whole`.
+    """The messages of the stream `items`, in order, until it ends or a deadline passes.
 
-    `what`: the next one, for errors.
+    Close it (`contextlib.aclosing`) where it may be left before its end.
+
+    Args:
+        idle: seconds that the sender may take for one message, from when it is asked for.
+        whole: seconds for all of them, from the first one's being asked for.
+        what: what the next message is called in the error, as "the next chunk of the upload".
 
     Raises:
-        DeadlineExceeded: it did not come.
+        DeadlineExceeded: a message did not come in its time; says what and how long was waited.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + whole

@@ -1,4 +1,4 @@
-"""What every training run works with."""
+"""The parts of the aggregator that a training run works with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from aggregator.training.metrics import RunMetrics
 
 @dataclass(frozen=True)
 class Services:
-    """Parts of the aggregator. `patience`: seconds a run waits for a node unless its job says otherwise."""
+    """What is handed to every training run; made once, by the recipe.
+
+    Attributes:
+        patience: seconds that a run waits for a node, unless its job says otherwise.
+        activity: what has happened lately, for the page.
+    """
 
     state: State
     parameters: ParameterStore
