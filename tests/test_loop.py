@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
+import weakref
 from types import ModuleType
 
 import pytest
@@ -14,9 +16,12 @@ from edge_attention import loop
 @pytest.fixture(autouse=True)
 def interval():
     """Of this process: as it was."""
-    before = sys.getswitchinterval()
+    before, callbacks, thresholds = sys.getswitchinterval(), list(gc.callbacks), gc.get_threshold()
     yield
     sys.setswitchinterval(before)
+    gc.callbacks[:] = callbacks
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
 
 
 class Other(asyncio.SelectorEventLoop):
@@ -52,3 +57,40 @@ def test_threads_that_compute_leave_the_interpreter_to_the_loop_soon():
         return sys.getswitchinterval()
 
     assert loop.run(asked()) == pytest.approx(loop.SWITCH_SECONDS)
+
+
+class Held:
+    """Something that lives, or a circle of one."""
+
+    def __init__(self, *, circle: bool) -> None:
+        self.other = self if circle else None
+
+
+def test_a_long_collection_sets_what_lives_apart_and_it_is_freed_all_the_same(monkeypatch):
+    gc.unfreeze()
+    loop.freeze_what_lives()
+    assert gc.get_freeze_count() > 1000
+    gc.unfreeze()
+    monkeypatch.setattr(loop, "FREEZE_SECONDS", float("inf"))
+    gc.collect()
+    assert gc.get_freeze_count() == 0
+    monkeypatch.setattr(loop, "FREEZE_SECONDS", -1.0)
+    held = Held(circle=False)
+    told = weakref.ref(held)
+    gc.collect(1)
+    assert gc.get_freeze_count() == 0, "a short one of young objects alone"
+    gc.collect()
+    assert gc.get_freeze_count() > 1000
+    del held
+    assert told() is None
+    circle = weakref.ref(Held(circle=True))  # of after that
+    gc.collect()
+    assert circle() is None
+
+
+def test_the_daemons_collect_so():
+    async def asked() -> int:
+        return len(gc.callbacks)
+
+    before = len(gc.callbacks)
+    assert loop.run(asked()) == before + 1

@@ -136,6 +136,7 @@ class Contexts:
             context = StoredContext(row.id, ContextSpec(**spec), segments, owner=owner)
             self._contexts[row.name] = context
             self._recall(context)
+        self._tokens = sum(context.tokens for context in self._contexts.values())
         self._gauge()
 
     def _recall(self, context: StoredContext) -> None:
@@ -217,9 +218,11 @@ class Contexts:
         except BaseException:
             context.leases[1].shrink(new)
             raise
+        self._tokens -= context.tokens
         by_id = {s.id: s for s in context.segments} | {s.id: s for s in segments}
         context.segments = sorted(by_id.values(), key=lambda s: s.positions.start)
         context.revision += 1
+        self._tokens += context.tokens
         for segment in segments:
             for name in segment.holders:
                 member = self._membership.get(name)
@@ -272,6 +275,7 @@ class Contexts:
         self.require_current(context)
         await asyncio.to_thread(self._state.delete_context, context.id)
         del self._contexts[context.spec.name]
+        self._tokens -= context.tokens
         for lease in context.leases:
             lease.give_back()
         self._gauge()
@@ -341,4 +345,4 @@ class Contexts:
 
     def _gauge(self) -> None:
         self._metrics.contexts.set(len(self._contexts))
-        self._metrics.tokens.set(sum(context.tokens for context in self._contexts.values()))
+        self._metrics.tokens.set(self._tokens)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from aggregator.training import planner
+from aggregator.training import planner, scratch
 from aggregator.training.active import ActiveRun, Job
 from aggregator.training.federated import planner as federated_planner
 from aggregator.training.federated import releases as federated_releases
@@ -23,9 +21,6 @@ from aggregator.training.fusion.trainer import Trainer
 from aggregator.training.services import Services
 from edge_attention.core.errors import NotFound
 from edge_attention.core.messages.training import FederatedJob, FusionJob, PlannedGraph
-
-SCRATCH = "plans"
-"""The folder in the state for files that live no longer than a call."""
 
 
 class JobRecipe(ABC):
@@ -48,30 +43,27 @@ class JobRecipe(ABC):
         state = self._services.state
         # Each is verified, which reads all of it.
         files = {digest: await asyncio.to_thread(state.blob_path, digest) for digest in digests}
-        plans = state.directory / SCRATCH
-        plans.mkdir(mode=0o700, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(dir=plans))
+        self._folder = await scratch.make(state.directory)
         try:
             return await planner.make(job, files, self._folder)
         except BaseException:
-            self.discard()
+            await self.discard()
             raise
 
     def _keep(self, run: str, digests: Iterable[str]) -> None:
-        """Put by the plan's graphs, and the initial parameters until they are version 0."""
+        """Put by the plan's graphs, and the initial parameters until they are version 0. Blocks."""
         assert self._folder is not None
         for digest in digests:
             self._services.state.put_blob((self._folder / f"{digest}.onnx").read_bytes())
         kept = self._services.parameters.folder(run) / "plan"
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self._folder / "initial.safetensors").replace(kept / "initial.safetensors")
-        self.discard()
 
-    def discard(self) -> None:
-        """Leave nothing of a plan that comes to no run."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+    async def discard(self) -> None:
+        """Leave nothing of a plan but what was put by."""
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            await scratch.remove(folder)
 
     @abstractmethod
     def released(self) -> tuple[PlannedGraph, ...]:

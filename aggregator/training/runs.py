@@ -9,7 +9,6 @@ import logging
 import re
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -22,11 +21,12 @@ from aggregator.engine.endings import to_the_end
 from aggregator.store.folder import FULL
 from aggregator.store.parameters import Stream
 from aggregator.store.state import Run
+from aggregator.training import scratch
 from aggregator.training.active import ActiveRun, Job, evaluation_due
 from aggregator.training.curve import POINTS
 from aggregator.training.federated.export import export
 from aggregator.training.federated.plan import FederatedPlan
-from aggregator.training.job_recipes import SCRATCH, JobRecipe, recipe_of
+from aggregator.training.job_recipes import JobRecipe, recipe_of
 from aggregator.training.planner import request_of
 from aggregator.training.records import PAGE, record_from
 from aggregator.training.services import Services
@@ -92,7 +92,7 @@ class Runs:
         for row in self._state.list_runs():
             self._budgets[RUNS_KEPT].keep(row.job.get("owner") or None)
         # What a process that was killed was at.
-        shutil.rmtree(self._state.directory / SCRATCH, ignore_errors=True)
+        shutil.rmtree(self._state.directory / scratch.SCRATCH, ignore_errors=True)
 
     # Calls of clients
 
@@ -103,7 +103,7 @@ class Runs:
         try:
             return recipe.released()
         finally:
-            recipe.discard()
+            await recipe.discard()
 
     async def start(self, job: Job | None, owner: str = "") -> TrainingRun:
         """Start a run, counted for `owner` ("": nobody in particular).
@@ -144,7 +144,7 @@ class Runs:
             # What is written down has begun, whether its caller still waits or not.
             await to_the_end(begin())
         finally:
-            recipe.discard()
+            await recipe.discard()
         return info
 
     def _put(self, recipe: JobRecipe, info: TrainingRun, stored: dict[str, str]) -> None:
@@ -341,10 +341,8 @@ class Runs:
         parameters, _ = await asyncio.to_thread(self._parameters.open, info.id, chosen)
         graph = await asyncio.to_thread(self._state.blob_path, job.model.graph)
         names = FederatedPlan.from_json(row.job["plan"]).names
-        scratch = self._state.directory / SCRATCH
-        scratch.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            out = Path(folder) / "model.onnx"
+        async with scratch.folder(self._state.directory) as folder:
+            out = folder / "model.onnx"
             await export(graph, parameters.path, names, out)
             yield chosen, out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -87,8 +88,9 @@ class TrainingApi:
     async def model(self, request: jobs.GetModelRequest, call: Any) -> AsyncIterator[jobs.ModelChunk]:
         with self._budgets.take(EXPORTS, caller_of(call)):
             async with self._runs.model(request.run, request.version) as (version, path):
-                size = path.stat().st_size
-                with path.open("rb") as file:
+                file = await asyncio.to_thread(path.open, "rb")
+                with file:
+                    size = os.fstat(file.fileno()).st_size
                     while data := await asyncio.to_thread(file.read, CHUNK):
                         yield jobs.ModelChunk(version, size, data)
 

@@ -23,7 +23,8 @@ from onnx import helper
 
 from aggregator.bounds.bounds import GIB, MIB, PLANNING_PROCESS, ProcessBound
 from aggregator.training import apart, planner
-from aggregator.training.job_recipes import SCRATCH, FusionRecipe
+from aggregator.training.job_recipes import FusionRecipe
+from aggregator.training.scratch import SCRATCH
 from aggregator.training.services import Services
 from edge_attention.core.errors import GraphDied, InvalidArgument, InvalidGraph, OutOfMemory
 from edge_attention.core.messages.attention import AttendRequest, ContextSpec

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +11,39 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for reference
 
-from fleets import SPEC, Fleet, exact, queries, tokens
+from fleets import SPEC, STARTED, Fleet, exact, queries, tokens
+from loops import Steps, excused
+
+WATCHED = Steps(Path(tempfile.mkdtemp(prefix="edge-loops-")))
+"""Of all daemons that this session's tests here start."""
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in Path(item.path).parents:
             item.add_marker(pytest.mark.e2e)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Around a test with its fixtures, those of the session too: what they start is watched."""
+    with WATCHED.watched():
+        return (yield)
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(WATCHED.folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def loops(request):
+    """Fails a test in which a daemon's event loop was held. Set up first, so it looks last."""
+    started = len(STARTED)
+    yield WATCHED
+    assert not [pid for pid in STARTED[started:] if not WATCHED.watches(pid)], "a daemon was not watched"
+    held = [step for step in WATCHED.new() if not excused(step)]
+    if "may_hold" not in request.keywords:
+        assert not held, "held a loop over 20 ms:\n" + "\n".join(map(str, held))
 
 
 @pytest.fixture(scope="session")

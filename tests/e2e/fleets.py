@@ -15,6 +15,8 @@ from edge_attention import Client
 from edge_attention.cli.local_fleet import AGGREGATOR, LocalFleet
 
 SPEC = {"query_heads": 4, "key_heads": 2, "key_dim": 16, "value_dim": 8}
+STARTED: list[int] = []
+"""Process ids of the daemons that any Fleet has started."""
 RANDOM = np.random.default_rng(0)
 
 
@@ -80,6 +82,15 @@ class Fleet(LocalFleet):
         super().__init__(folder / "state" if state else None)
         self.folder = folder
         self.start_aggregator(*flags)
+
+    def _start(self, name, module, flags):
+        child = super()._start(name, module, flags)
+        if module in (
+            LocalFleet.aggregator_module,
+            LocalFleet.node_module,
+        ):  # not a hostile one of the tests'
+            STARTED.append(child.pid)
+        return child
 
     def nodes(self, *names, flags=(), **options):
         for name in names:

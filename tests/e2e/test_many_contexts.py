@@ -63,6 +63,10 @@ def check(answers):
         np.testing.assert_allclose(answer.out, out, atol=1e-5)
 
 
+@pytest.mark.may_hold(
+    "a node registers 6,000 sequences in one message, which each side reads in one step, and Python collects "
+    "what came with 3,000 contexts: up to 40 ms of either on a busy machine"
+)
 @pytest.mark.parametrize("kept", [False, True], ids=["in memory", "on disk"])
 def test_three_thousand_contexts_answer_with_a_thousand_descriptors(tmp_path, kept):
     flags = ("--store", str(tmp_path / "store")) if kept else ()

@@ -28,11 +28,13 @@ class Life:
     """A store on a disk, and what may be found of it.
 
     `sure`: tokens of a name that were acknowledged and that nothing has been asked to replace; `may_be_gone`:
-    it was asked to drop them. `written`: by name and position, all tokens ever written there.
+    it was asked to drop them. `written`: by name and position, all tokens ever written there. `kept`: by
+    name, all arrays of it that may be found: of a disk that `lies` any that ever was, of another one the last
+    one that was acknowledged and those since.
     """
 
-    def __init__(self, folder, disk):
-        self.store = Store(LIMIT, Files(folder, disk))
+    def __init__(self, folder, disk, lies):
+        self.store, self.lies = Store(LIMIT, Files(folder, disk)), lies
         self.sure: dict[str, np.ndarray] = {}
         self.may_be_gone: set[str] = set()
         self.written = defaultdict(set)
@@ -72,7 +74,7 @@ class Life:
             if tokens := self.store.sequences().get(name):
                 self.sure[name] = read(self.store._sequences[name].tiles, 0, tokens)
         self.may_be_gone.clear()
-        for arrays in self.kept.values():
+        for arrays in self.kept.values() if not self.lies else ():
             del arrays[:-1]
         self.kept_sure = set(self.kept)
 
@@ -131,7 +133,7 @@ def live(changes, operations, seed, lies):
         life = None
         try:
             with contextlib.suppress(PowerLoss):
-                life = Life(here, disk)
+                life = Life(here, disk, lies)
                 for method, *rest in changes:
                     getattr(life, method)(*rest)
             if life is None:
