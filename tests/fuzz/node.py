@@ -120,8 +120,12 @@ class EdgeNode(Target):
         await asyncio.wait_for(self._ready.wait(), 30)
         self._answers[program.task_id] = []
         self._say(program)
+        out = self._out
         async with asyncio.timeout(20):
             while not any(one.final for one in self._answers[program.task_id]):
+                if self._out is not out:  # what was said on a stream that ended is said again
+                    out = self._out
+                    self._say(program)
                 self._news.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), 0.2)
@@ -146,17 +150,19 @@ class EdgeNode(Target):
 
     async def connect(self, requests: Any) -> Any:
         register = from_node.decode(await anext(aiter(requests)))
-        self._out = asyncio.Queue()
+        # The node may be back before its old stream has ended: that takes nothing of the new one's.
+        out = self._out = asyncio.Queue()
         resumed = register.session == "s1"
         self._say(said.Registered("s1", 10.0, 0.5, resumed, said.Credit(1 << 26, 1 << 10)))
-        reader = asyncio.create_task(self._hear(requests, self._out))
+        reader = asyncio.create_task(self._hear(requests, out))
         self._ready.set()
         try:
-            while (data := await self._out.get()) is not None:
+            while (data := await out.get()) is not None:
                 yield data
         finally:
             reader.cancel()
-            self._ready.clear()
+            if self._out is out:
+                self._ready.clear()
 
     async def _hear(self, requests: Any, out: asyncio.Queue[bytes | None]) -> None:
         async for data in requests:
