@@ -191,7 +191,9 @@ class Seldom(logging.Filter):
         self, burst: float = 1000.0, a_second: float = 10.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__()
-        self._burst, self._a_second, self._clock = burst, a_second, clock
+        self._burst = burst
+        self._a_second = a_second
+        self._clock = clock
         self._lock = threading.Lock()
         self._left: OrderedDict[tuple[str, str], tuple[float, float, int]] = OrderedDict()
 

@@ -97,23 +97,32 @@ class Execution:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.program, self.graphs = program, graphs
-        self._program, self._node, self._graphs = program, node, graphs
+        self.program = program
+        self.graphs = graphs
+        self._program = program
+        self._node = node
+        self._graphs = graphs
         self._store = node.store
         self._scope = f"task/{serial}/"
         self._stop = stop or Stop()
-        self._clock, self._sleep = clock, sleep
+        self._clock = clock
+        self._sleep = sleep
         self._arrived = clock()
         self._tensors = TaskTensors(node.store)
         self._sequences: set[str] = set()
         """Names in the store of what is not in there but the task's own all the same."""
         self._changed: set[str] = set()
         """Names outside its own scope that it has changed: on the disk before it says that it is done."""
-        self._run_seconds, self._number = 0.0, 0
-        self._pending, self._pending_bytes = dict[str, Array | Encoded](), 0
-        self._private = self._bounded = self._open = False
+        self._run_seconds = 0.0
+        self._number = 0
+        self._pending = dict[str, Array | Encoded]()
+        self._pending_bytes = 0
+        self._private = False
+        self._bounded = False
+        self._open = False
         self._plainly = _Plainly(self._stop)
-        self._at, self._graph = ("", 0, ""), ""
+        self._at = ("", 0, "")
+        self._graph = ""
         self._reserved = 0
 
     def contributions(self) -> Generator[Contribution, None, None]:
@@ -206,7 +215,8 @@ class Execution:
         """From here on the task is bounded. Raises PrivateLimit if there were too many failures."""
         if not self._bounded:
             self._node.failures.begin(self._program.caller)
-            self._bounded = self._open = True
+            self._bounded = True
+            self._open = True
 
     def _over(self, failed: bool) -> None:
         if self._open:
@@ -227,7 +237,9 @@ class Execution:
 
     def _contribution(self, final: bool = False, failed: bool = False) -> Contribution:
         p, number, tensors = self._program, self._number, self._pending
-        self._number, self._pending, self._pending_bytes = number + 1, {}, 0
+        self._number = number + 1
+        self._pending = {}
+        self._pending_bytes = 0
         run = task = 0.0
         if final:
             run, task = self._run_seconds, self._clock() - self._arrived
@@ -346,7 +358,8 @@ class Execution:
                 graph.check(feeds, list(targets), {name for name, held in inputs.items() if held.chosen})
         with _NOTHING if private else self._plainly:
             if private:
-                self._private, self._graph = True, run.graph
+                self._private = True
+                self._graph = run.graph
                 chosen = any(held.chosen for held in inputs.values())
                 if chosen or len(allowed) < len(targets):
                     self._begin()
@@ -376,7 +389,8 @@ class Execution:
         shape = append.shape or held.array.shape
         with _NOTHING if held.chosen else self._plainly:
             if held.origin is not None:
-                self._private, self._graph = True, held.origin.digest
+                self._private = True
+                self._graph = held.origin.digest
                 self._at = (*self._at[:2], f"Append of {list(shape)}")
             if held.chosen:
                 self._begin()

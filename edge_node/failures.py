@@ -42,7 +42,9 @@ class Failures:
     def __init__(
         self, limit: int = DEFAULT, path: Path | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        self.limit, self._path, self._clock = limit, path, clock
+        self.limit = limit
+        self._path = path
+        self._clock = clock
         self._lock = threading.Lock()
         self._day = int(clock() // _DAY)
         self._failed: Counter[str] = Counter()
@@ -126,7 +128,8 @@ class Failures:
     def _turn(self) -> None:
         """Forget yesterday's. A clock that goes back gives nothing back."""
         if (today := int(self._clock() // _DAY)) > self._day:
-            self._day, self._closed = today, False
+            self._day = today
+            self._closed = False
             self._failed.clear()
             self._noted.clear()  # of a day that counts no more
 
@@ -148,7 +151,8 @@ class Failures:
             self._closed = True
             return
         if day >= self._day:
-            self._day, self._failed = day, failed
+            self._day = day
+            self._failed = failed
             if total := failed.total():
                 log.info("%d tasks on private data failed today", total)
 

@@ -70,7 +70,9 @@ class _Work:
     """A task that is ready to run, and what of it is still to come. `kind`: see `short.kind_of`."""
 
     def __init__(self, execution: Execution, stop: Stop, kind: Hashable | None) -> None:
-        self.execution, self.stop, self.kind = execution, stop, kind
+        self.execution = execution
+        self.stop = stop
+        self.kind = kind
         self._running = execution.contributions()
         self.contributions: Iterator[Contribution] = self._running
 
@@ -88,7 +90,10 @@ class Link:
     """Keeps `node` connected to the aggregator `dial` reaches, until it is told to leave."""
 
     def __init__(self, dial: Dial, name: str, node: Node, runtime: Runtime) -> None:
-        self._dial, self._name, self._node, self._runtime = dial, name, node, runtime
+        self._dial = dial
+        self._name = name
+        self._node = node
+        self._runtime = runtime
         self._instance = secrets.token_hex(8)
         memory, report = lambda: node.store.used, lambda now: self.metrics.report(now)
         self._session = Session(name, dial.address, self._register, memory, random.random, report)

@@ -79,7 +79,9 @@ class Prepared:
     def __init__(self, digest: bytes, program: PreparedProgram, size: int) -> None:
         """Raises InvalidProgram (it cannot be carried out), InvalidTensor (no slot is of such a shape),
         InvalidArgument (a name is none)."""
-        self.digest, self.program, self.size = digest, program, size
+        self.digest = digest
+        self.program = program
+        self.size = size
         self.instructions = program.instructions
         self.wanted = frozenset(
             graphs_of(Program("", "", range(0), program.instructions, releases=program.releases))
@@ -138,7 +140,8 @@ class PreparedPrograms:
     """Those a node keeps, by digest, and what their frozen tensors count for in `store`."""
 
     def __init__(self, store: Store, runtime: Runtime) -> None:
-        self._store, self._runtime = store, runtime
+        self._store = store
+        self._runtime = runtime
         self._kept: OrderedDict[bytes, Prepared] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()

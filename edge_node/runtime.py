@@ -87,8 +87,13 @@ class Graph:
     def __init__(
         self, digest: str, session: Any, data: bytes, remembers: bool = False, ours: bool = False
     ) -> None:
-        self.digest, self.size, self.remembers, self._session = digest, len(data), remembers, session
-        self.ours, self.data = ours, data  # the session has it, too
+        self.digest = digest
+        self.size = len(data)
+        self.remembers = remembers
+        self._session = session
+        # the session has it, too
+        self.ours = ours
+        self.data = data
         self._inputs = input_types(session, f"graph {digest[:12]}")
         self._outputs = [node.name for node in session.get_outputs()]
 
@@ -134,9 +139,13 @@ class ForeignGraph:
     """What it draws in the cell for private data it does not go on to draw in the other."""
 
     def __init__(self, file: GraphFile, cells: Cells, graph: CheckedGraph) -> None:
-        self.digest, self.size = file.digest, file.size
-        self._file, self._cells = file, cells
-        self._inputs, self._all, self._outputs = declared(graph), graph.inputs, frozenset(graph.outputs)
+        self.digest = file.digest
+        self.size = file.size
+        self._file = file
+        self._cells = cells
+        self._inputs = declared(graph)
+        self._all = graph.inputs
+        self._outputs = frozenset(graph.outputs)
 
     def check(self, feeds: Mapping[str, Array], outputs: Sequence[str], unsaid: Container[str] = ()) -> None:
         """As Graph.check, by what its file says. Not all that does not fit is found before it is loaded."""
@@ -180,7 +189,9 @@ class Runtime:
         limit: int = 1 << 30,
         graphs: RefusedGraphs | None = None,
     ) -> None:
-        self.threads, self.limit, self.asked = threads, limit, provider
+        self.threads = threads
+        self.limit = limit
+        self.asked = provider
         self.provider = working_provider(provider)
         possible = graphs is not None and hasattr(os, "memfd_create") and hasattr(os, "eventfd")
         self.cells = Cells(self.provider, threads, limit, graphs) if graphs and possible else None

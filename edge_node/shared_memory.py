@@ -65,7 +65,9 @@ class Region:
         Raises:
             OSError: it cannot be mapped; the descriptor is closed.
         """
-        self.address, self.size, self.shareable = 0, size, False
+        self.address = 0
+        self.size = size
+        self.shareable = False
         self.descriptor = descriptor
         Region.live += 1
         # A private mapping that is never written is the file itself, and allowed whatever its seals.

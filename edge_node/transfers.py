@@ -129,8 +129,10 @@ class Transfers:
 
     def __init__(self, room: Room, counted: Callable[[str, int], None]) -> None:
         """`counted(direction, bytes)` is told what goes over the wire."""
-        self._room, self._counted = room, counted
-        self._chunk, self._quick = CHUNK, False
+        self._room = room
+        self._counted = counted
+        self._chunk = CHUNK
+        self._quick = False
         self._connection: tuple[Caller, str] | None = None
         self._online = asyncio.Event()
 

@@ -81,7 +81,8 @@ class _Refused(EdgeAttentionError):
 
     def __init__(self, error: EdgeAttentionError, nodes: frozenset[str]) -> None:
         super().__init__(error.message)
-        self.error, self.nodes = error, nodes
+        self.error = error
+        self.nodes = nodes
 
 
 class Appender:

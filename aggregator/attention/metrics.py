@@ -66,7 +66,8 @@ class AttendMetrics(RecipeCounts, Collector):
         self.merge_seconds = make.histogram("merge_seconds", "Seconds to merge one answer.")
         self._waiting: list[tuple[bool, Mapping[str, float], Outcome, tuple[ShardMass, ...]]] = []
         self._lock = threading.Lock()  # a port of prometheus_client's asks in a thread of its own
-        self._wait = self._straggler = 0.0
+        self._wait = 0.0
+        self._straggler = 0.0
         self._slowest: Counter[str] = Counter()
         self._shares: dict[str, float] = {}
         self._look = -math.inf

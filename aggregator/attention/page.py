@@ -23,7 +23,9 @@ class AttentionPage:
     """Tells the page; a context is described anew only when something of it changed."""
 
     def __init__(self, contexts: Contexts, membership: Membership, activity: AttendActivity) -> None:
-        self._contexts, self._membership, self._activity = contexts, membership, activity
+        self._contexts = contexts
+        self._membership = membership
+        self._activity = activity
         self._described: dict[str, tuple[object, Context, dict[str, Any]]] = {}
 
     def __call__(self, fleet: Fleet) -> PagePart:

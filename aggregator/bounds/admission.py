@@ -81,7 +81,8 @@ class Admission:
         self._size_of: Counter[str] = Counter()
         self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._cut_at = float("-inf")
-        self._pressed = self._stalled = False
+        self._pressed = False
+        self._stalled = False
 
     @property
     def expected(self) -> float:

@@ -21,7 +21,8 @@ class Lease:
     """What was taken; `give_back` it, once or more often, or use it as a context manager."""
 
     def __init__(self, budget: Budget, caller: str | None) -> None:
-        self._budget, self._caller = budget, caller
+        self._budget = budget
+        self._caller = caller
         self.amount = 0
 
     def grow(self, amount: int) -> None:

@@ -22,7 +22,8 @@ class _Entry:
     """One call's way through a gate. A class, not a generator: every answer waits for it."""
 
     def __init__(self, gate: Gate, caller: str, size: int, seconds: float) -> None:
-        self._gate, self._call = gate, (caller, size, seconds)
+        self._gate = gate
+        self._call = (caller, size, seconds)
 
     async def __aenter__(self) -> Turn:
         self._ticket, self._turn = await self._gate._enter(*self._call)
@@ -44,7 +45,8 @@ class Gate:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.admission = admission
-        self._refused, self._clock = refused, clock
+        self._refused = refused
+        self._clock = clock
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
     def turn(self, caller: str, size: int, seconds: float) -> _Entry:

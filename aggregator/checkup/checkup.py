@@ -91,8 +91,11 @@ class Checkup:
         http_port: Callable[[], int] = int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._membership, self._trips = membership, trips
-        self._heartbeat, self._http_port, self._clock = heartbeat, http_port, clock
+        self._membership = membership
+        self._trips = trips
+        self._heartbeat = heartbeat
+        self._http_port = http_port
+        self._clock = clock
         self._started = clock()
         self._allowance = Allowance(BYTES_A_MINUTE, BYTES_A_MINUTE, self._started)
         self._free = asyncio.Lock()

@@ -109,10 +109,13 @@ class Arriving:
 
     def __init__(self, folder: Path, spec: ContextSpec, lease: Lease) -> None:
         """`lease` grows with what comes, and is the caller's to give back."""
-        self._folder, self._spec, self._lease = folder, spec, lease
+        self._folder = folder
+        self._spec = spec
+        self._lease = lease
         self._parts: list[tuple[Float32, Float32]] = []
         self._files: tuple[tuple[Path, int], ...] = ()
-        self._tokens = self._size = 0
+        self._tokens = 0
+        self._size = 0
 
     async def take(self, keys: Array, values: Array) -> None:
         """Check and keep the next tokens: keys [tokens, heads, key dim], values [tokens, heads, value dim].

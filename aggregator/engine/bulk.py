@@ -392,11 +392,14 @@ class _Reader:
 
     def __init__(self, source: bytes | _Part) -> None:
         self._view: memoryview | None = None
-        self._descriptor, self._offset = -1, 0
+        self._descriptor = -1
+        self._offset = 0
         if isinstance(source, bytes):
-            self._view, self.size = memoryview(source), len(source)
+            self._view = memoryview(source)
+            self.size = len(source)
             return
-        self._offset, self.size = source.offset, source.size
+        self._offset = source.offset
+        self.size = source.size
         self._path = source.path
         self._descriptor = os.open(source.path, os.O_RDONLY)
 

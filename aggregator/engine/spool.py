@@ -49,7 +49,9 @@ class SpoolFile:
     """
 
     def __init__(self, path: Path, digest: str, size: int) -> None:
-        self.path, self.digest, self.size = path, digest, size
+        self.path = path
+        self.digest = digest
+        self.size = size
         self.received = 0
         self.last = self.spoken_of = time.monotonic()
         """When bytes last came, and when somebody last sent or asked for some."""
@@ -98,7 +100,8 @@ class SpoolFile:
             self.received = end
             self.last = time.monotonic()
             if self.whole and self._hash.hexdigest() != self.digest:
-                self.received, self._hash = 0, hashlib.sha256()
+                self.received = 0
+                self._hash = hashlib.sha256()
                 raise DataLoss(f"the file received does not have the digest {self.digest[:80]}")
 
     def read_into(self, view: memoryview, offset: int) -> None:
@@ -142,7 +145,9 @@ class SpooledTensor:
         Raises:
             InvalidTensor: the file's bytes do not fit the shape, or the encoding the dtype.
         """
-        self.name, self.shape, self.encoding = tensor.name, tuple(tensor.shape), tensor.encoding
+        self.name = tensor.name
+        self.shape = tuple(tensor.shape)
+        self.encoding = tensor.encoding
         self.dtype: np.dtype[Any] = np.dtype(tensor.data_type.value)
         self._stored = stored_dtype(tensor.encoding, self.dtype, tensor.name[:80])
         check_size(tensor.name[:80], self.shape, self._stored.itemsize, file.size)

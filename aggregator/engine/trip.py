@@ -88,7 +88,8 @@ class Trips:
     """Makes trips: the only caller of the dispatcher's `run`."""
 
     def __init__(self, dispatcher: Dispatcher, bulk: Bulk) -> None:
-        self._dispatcher, self._bulk = dispatcher, bulk
+        self._dispatcher = dispatcher
+        self._bulk = bulk
         self._repeated = Repeated()
 
     async def make(
@@ -192,7 +193,10 @@ class _Gathering:
     """Answers of one trip as they come: checked, and handed on when they are whole."""
 
     def __init__(self, errands: Mapping[str, Errand], take: Take, each: Take | None, spooled: bool) -> None:
-        self._errands, self._take, self._each, self._spooled = errands, take, each, spooled
+        self._errands = errands
+        self._take = take
+        self._each = each
+        self._spooled = spooled
         self._parts: dict[str, dict[str, ReturnedTensor]] = {}
         self._times: dict[str, Counter[str]] = {}
         self._taken: list[Returned] = []

@@ -22,7 +22,8 @@ RETRY_MILLISECONDS = 2000
 
 class Live:
     def __init__(self, feed: Feed, guard: Guard) -> None:
-        self._feed, self._guard = feed, guard
+        self._feed = feed
+        self._guard = guard
 
     def routes(self) -> list[web.RouteDef]:
         return [

@@ -42,8 +42,11 @@ class Snapshots:
         facts: Mapping[str, Any],
         revoked: RevokedNodes = dict,
     ) -> None:
-        self._membership, self._pages = membership, pages
-        self._status, self._metrics, self._facts = status, metrics, facts
+        self._membership = membership
+        self._pages = pages
+        self._status = status
+        self._metrics = metrics
+        self._facts = facts
         self._revoked = revoked
         self._software = version("edge-attention")
 

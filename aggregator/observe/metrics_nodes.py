@@ -43,7 +43,8 @@ class NodesNow(Collector):
         self, members: Callable[[], Iterable[Member]], queues: Callable[[], Mapping[str, tuple[int, int]]]
     ) -> None:
         """`queues`: node -> programs that wait to be sent, and the bytes that may be sent now."""
-        self._members, self._queues = members, queues
+        self._members = members
+        self._queues = queues
 
     def _gauge(self, name: str, text: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(self._prefix + name, text, labels=["node"])

@@ -26,7 +26,8 @@ class Arrivals:
     """Receives requests of one message."""
 
     def __init__(self, most: int = MOST, seconds: float = SECONDS) -> None:
-        self._most, self._seconds = most, seconds
+        self._most = most
+        self._seconds = seconds
         self._coming = 0
         self._of: Counter[str] = Counter()
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()

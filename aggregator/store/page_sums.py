@@ -54,8 +54,10 @@ class PageSums:
     """Of the database `path`. `shared`: several processes use it."""
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
-        self._path, self._shared = path, shared
-        self._log, self._file = Path(f"{path}-wal"), Path(f"{path}.sums")
+        self._path = path
+        self._shared = shared
+        self._log = Path(f"{path}-wal")
+        self._file = Path(f"{path}.sums")
         self._failing = False
 
     @property

@@ -107,11 +107,13 @@ class TensorFileWriter:
             self._places[name] = place = _Place(dtype.newbyteorder("="), tuple(shape), offset)
             offset += place.nbytes
         head = header({n: (p.dtype, p.shape, p.offset) for n, p in self._places.items()}, metadata)
-        self._start, self._end = len(head), len(head) + offset
+        self._start = len(head)
+        self._end = len(head) + offset
         self._written = dict.fromkeys(self._places, 0)
         self._hashes = {name: hashlib.sha256() for name in self._places}
         # Of the whole file, as far as it came in order; `finish` reads the rest again.
-        self._hash, self._hashed = hashlib.sha256(head), len(head)
+        self._hash = hashlib.sha256(head)
+        self._hashed = len(head)
         self._names = iter(list(self._places))
         self._current: str | None = None
         # A name of its own: a second writer of the path writes another file, and the last to finish stays.

@@ -34,7 +34,8 @@ class Curve:
     """
 
     def __init__(self, points: int = POINTS, names: int = NAMES) -> None:
-        self._limit, self._names = points, names
+        self._limit = points
+        self._names = names
         self._known: dict[str, None] = {}
         self._points: list[_Point] = []
         self._stride = 1

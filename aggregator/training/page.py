@@ -21,7 +21,8 @@ class TrainingPage:
     """Tells the page; a run's curves are drawn anew only when they changed."""
 
     def __init__(self, runs: Runs, activity: RunActivity) -> None:
-        self._runs, self._activity = runs, activity
+        self._runs = runs
+        self._activity = activity
         self._curves: dict[str, tuple[int, dict[str, Any]]] = {}
 
     def __call__(self, fleet: Fleet) -> PagePart:

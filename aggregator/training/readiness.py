@@ -29,10 +29,14 @@ class Readiness:
         patience: float,
         say: Callable[[str], None],
     ) -> None:
-        self._state, self._membership = services.state, services.membership
+        self._state = services.state
+        self._membership = services.membership
         self._trips = services.trips
-        self._run, self._planned, self._rounds = run, planned, rounds
-        self._patience, self._say = patience, say
+        self._run = run
+        self._planned = planned
+        self._rounds = rounds
+        self._patience = patience
+        self._say = say
         self._instances: tuple[str, ...] = ()
         self._found: tuple[Alignment, Split] | None = None
         self._failures = 0
@@ -98,7 +102,8 @@ class Readiness:
     def progress(self) -> None:
         if self._failures:
             self._say("")
-        self._failures, self._since = 0, time.monotonic()
+        self._failures = 0
+        self._since = time.monotonic()
 
     async def pause(self, interruption: Interrupted) -> None:
         """Wait a little before the round is run again; give up when nothing has worked for long."""

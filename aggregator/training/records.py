@@ -58,7 +58,9 @@ class RecordFile:
     """
 
     def __init__(self, state: State, run: str, path: Path) -> None:
-        self._state, self._run, self._path = state, run, path
+        self._state = state
+        self._run = run
+        self._path = path
         self._last: int | None = None
         """The last round in the file; None: to be looked up there."""
         self._said = False

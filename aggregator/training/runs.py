@@ -254,7 +254,8 @@ class Runs:
             )  # fmt: skip
             if row.status == RunState.RUNNING.value:
                 going.append(self._read(row, job))
-        self._earlier, self._going = earlier, going
+        self._earlier = earlier
+        self._going = going
 
     def overview(self, count: int) -> tuple[TrainingRun, ...]:
         """Those going on, then the latest, at most `count`; cheap enough to be asked every second."""

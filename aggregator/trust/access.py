@@ -43,7 +43,10 @@ class Access:
         audit: Audit,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._registry, self._certificates, self._server, self._audit = registry, certificates, server, audit
+        self._registry = registry
+        self._certificates = certificates
+        self._server = server
+        self._audit = audit
         self._clock = clock
         self._mutex = threading.Lock()
         self._rate = Rate(BURST, A_SECOND)

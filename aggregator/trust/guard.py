@@ -47,7 +47,10 @@ class Call(Served):
     """One call being served; a context manager around its handler."""
 
     def __init__(self, calls: set[Call], peer: Peer, method: str, address: str) -> None:
-        self._calls, self.peer, self.method, self.address = calls, peer, method, address
+        self._calls = calls
+        self.peer = peer
+        self.method = method
+        self.address = address
         self.ends = peer.ends
         self._task: asyncio.Task[Any] | None = None
         self._ended: EdgeAttentionError | None = None
@@ -103,7 +106,8 @@ class Guard:
     """
 
     def __init__(self, access: Access, registry: Registry) -> None:
-        self._access, self._registry = access, registry
+        self._access = access
+        self._registry = registry
         self._calls: set[Call] = set()
         self._needed: Mapping[AnyMethod, Role] = {}
 

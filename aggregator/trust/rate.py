@@ -17,7 +17,9 @@ class Rate:
     def __init__(
         self, burst: float, a_second: float, clock: Callable[[], float] | None = None, buckets: int = BUCKETS
     ) -> None:
-        self._burst, self._a_second, self._buckets = burst, a_second, buckets
+        self._burst = burst
+        self._a_second = a_second
+        self._buckets = buckets
         self._clock = clock or (lambda: time.monotonic())
         self._mutex = threading.Lock()
         self._left: OrderedDict[Hashable, tuple[float, float, int]] = OrderedDict()

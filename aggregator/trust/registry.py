@@ -64,7 +64,8 @@ class Registry:
     def __init__(self, folder: Path, *, daemon: bool = False) -> None:
         self._where = folder / REGISTRY
         self._sums = PageSums(self._where, shared=True)
-        self._mutex, self._reading = threading.RLock(), threading.Lock()
+        self._mutex = threading.RLock()
+        self._reading = threading.Lock()
         self._writer = 0  # the thread whose transaction is under way
         self._seen = (-1, 0)
         with self._turn(alone=True):

@@ -43,7 +43,9 @@ class ServerCertificate:
     """
 
     def __init__(self, chain_file: Path, key_file: Path, source: Path | None = None) -> None:
-        self.chain_file, self.key_file, self._source = chain_file, key_file, source or chain_file
+        self.chain_file = chain_file
+        self.key_file = key_file
+        self._source = source or chain_file
         self._mutex = threading.Lock()
         self._context: ssl.SSLContext | None = None
         self.generation = 0
@@ -75,7 +77,8 @@ class ServerCertificate:
             ) from None
         configuration = grpc.ssl_server_certificate_configuration([(key_data, chain_data)])
         with self._mutex:
-            self._chain, self._configuration = chain, configuration
+            self._chain = chain
+            self._configuration = configuration
             self.generation += 1
             if self._context is None:
                 self._context = context
@@ -121,7 +124,10 @@ class OwnCertificate(ServerCertificate):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(folder / "server.pem", folder / "server.key")
-        self._authority, self._names, self._life, self._clock = authority, names, life, clock
+        self._authority = authority
+        self._names = names
+        self._life = life
+        self._clock = clock
         if not self._is_there():
             self._context = None  # of what was there nothing is to be shown
             self._make()
@@ -180,7 +186,8 @@ class OperatorsCertificate(ServerCertificate):
     ) -> None:
         super().__init__(folder / "operator-chain.pem", key_file, certificate_file)
         self._sources = [certificate_file, key_file, *([authority_file] if authority_file else [])]
-        self._certificate_file, self._authority_file = certificate_file, authority_file
+        self._certificate_file = certificate_file
+        self._authority_file = authority_file
         self._seen: object = None
         self.keep()
 

@@ -56,9 +56,14 @@ class TrustApi:
         metrics: Metrics,
         life: timedelta,
     ) -> None:
-        self._authority, self._registry, self._access = authority, registry, access
-        self._audit, self._metrics, self._life = audit, metrics, life
-        self._enrolments, self._renewals = Rate(*ENROLMENTS), Rate(*RENEWALS)
+        self._authority = authority
+        self._registry = registry
+        self._access = access
+        self._audit = audit
+        self._metrics = metrics
+        self._life = life
+        self._enrolments = Rate(*ENROLMENTS)
+        self._renewals = Rate(*RENEWALS)
 
     def handlers(self) -> Mapping[AnyMethod, Handler]:
         return {trust.ENROL: self.enrol, trust.RENEW: self.renew}

@@ -62,7 +62,9 @@ class Trust:
         self, settings: TrustSettings, state: Path, host: str, metrics: Metrics, audit: Audit
     ) -> None:
         folder = folder_of(state)
-        self._settings, self._metrics, self._audit = settings, metrics, audit
+        self._settings = settings
+        self._metrics = metrics
+        self._audit = audit
         self._authority = Authority.open(folder)
         self._server = self._server_certificate(folder, host)
         self.registry = Registry(folder, daemon=True)

@@ -28,9 +28,12 @@ class Attempt:
     """One append of a call, by the caller's `request_id` and the `part` of a divided one; `sent`: wholly."""
 
     def __init__(self, context: str, request_id: str, part: str, timeout: float) -> None:
-        self.context, self.request_id, self._part = context, request_id, part
+        self.context = context
+        self.request_id = request_id
+        self._part = part
         self._until = time.monotonic() + timeout
-        self.turn, self.sent = 1, False
+        self.turn = 1
+        self.sent = False
 
     @property
     def id(self) -> str:

@@ -38,10 +38,13 @@ class Positions:
         """`starts`, `stops`: int64 [stretches], each from its first position to past its last."""
         if not len(starts) or (starts >= stops).any() or (starts[1:] < stops[:-1]).any() or starts[0] < 0:
             raise InvalidArgument("stretches of positions are not empty, and in order without overlaps")
-        self._starts, self._stops = starts, stops
+        self._starts = starts
+        self._stops = stops
         ends = np.cumsum(stops - starts)
         self._before = ends - (stops - starts)
-        self.count, self.start, self.stop = int(ends[-1]), int(starts[0]), int(stops[-1])
+        self.count = int(ends[-1])
+        self.start = int(starts[0])
+        self.stop = int(stops[-1])
 
     @classmethod
     def of(cls, tokens: range) -> Positions:

@@ -57,7 +57,8 @@ class _Fleet:
     """The demo's fleet: how a lab's node is started, and started again."""
 
     def __init__(self, fleet: LocalFleet, folder: Path, data: Patients, planned: list[PlannedGraph]) -> None:
-        self._fleet, self._folder = fleet, folder
+        self._fleet = fleet
+        self._folder = folder
         self._files = data.write(folder)
         self._releases = {
             lab: sorted({graph.release for graph in planned if graph.node == lab and graph.release})

@@ -52,7 +52,9 @@ class Table:
     def __init__(self, file: Path, where: str, values: Any, known: Collection[str] | None) -> None:
         if not isinstance(values, dict):
             raise InvalidArgument(f"{file}: {where} must be a table")
-        self.file, self._where, self._values = file, where, dict(values)
+        self.file = file
+        self._where = where
+        self._values = dict(values)
         if known is not None and (unknown := sorted(self._values.keys() - set(known))):
             near = get_close_matches(unknown[0], known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"

@@ -58,7 +58,9 @@ class Batched:
     def __init__(
         self, name: str, text: str, label: str | None, bounds: Sequence[float], registry: Registers
     ) -> None:
-        self._name, self._text, self._bounds = name, text, bounds
+        self._name = name
+        self._text = text
+        self._bounds = bounds
         self._label = label
         self._batches: dict[str, Batch] = {}
         if label is None:

@@ -30,7 +30,9 @@ class Family:
     unit = ""
 
     def __init__(self, name: str, documentation: str, type: str, labels: Iterable[str] = ()) -> None:
-        self.name, self.documentation, self.type = name, documentation, type
+        self.name = name
+        self.documentation = documentation
+        self.type = type
         self.labelnames = tuple(labels)
         self.samples: list[Sample] = []
 
@@ -78,7 +80,8 @@ class Gauge:
     """One that is set, with labels or none."""
 
     def __init__(self, name: str, text: str, registry: Registers) -> None:
-        self._name, self._text = name, text
+        self._name = name
+        self._text = text
         self._values: dict[tuple[tuple[str, str], ...], float] = {}
         self._read: Callable[[], float] | None = None
         registry.register(self)

@@ -80,7 +80,8 @@ class NodeMetrics:
         quiet: bool = False,
     ) -> None:
         self._quiet = quiet
-        self.registry, self._session = Registry(), session
+        self.registry = Registry()
+        self._session = session
         self.registry.register(Process())
         self._gauge("build_info", "1, with the version of the software.").set(1, version=VERSION)
         self._waiting: list[tuple[str, float, float]] = []
@@ -110,7 +111,8 @@ class NodeMetrics:
             "When the node's certificate ends, in Unix time; 0: it has none.",
         )
         self.certificate_expiry.set(0)
-        self._next, self._life = float("-inf"), 0
+        self._next = float("-inf")
+        self._life = 0
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(PREFIX + name, text, self.registry)
@@ -142,7 +144,8 @@ class NodeMetrics:
         """All of them as Prometheus text about every 10 s, and after a reconnection; b"" in between."""
         if now < self._next and self._life == self._session.reconnects:
             return b""
-        self._next, self._life = now + REPORT_SECONDS, self._session.reconnects
+        self._next = now + REPORT_SECONDS
+        self._life = self._session.reconnects
         text = self.registry.text()
         if self._quiet:
             lines = text.splitlines(keepends=True)
@@ -154,7 +157,10 @@ class _Now:
     """What is looked up when somebody asks."""
 
     def __init__(self, metrics: NodeMetrics, store: Store, session: Session, cells: Cells | None) -> None:
-        self._metrics, self._store, self._session, self._cells = metrics, store, session, cells
+        self._metrics = metrics
+        self._store = store
+        self._session = session
+        self._cells = cells
 
     def collect(self) -> Iterator[Family]:
         self._metrics.count()

@@ -28,7 +28,9 @@ class Tallies:
     """
 
     def __init__(self, name: str, text: str, labels: tuple[str, ...], registry: Registers) -> None:
-        self._name, self._text, self._labelnames = name, text, labels
+        self._name = name
+        self._text = text
+        self._labelnames = labels
         self._tallies: dict[tuple[str, ...], Tally] = {}
         if not labels:
             self.inc = self.labels().inc

@@ -49,10 +49,13 @@ class Assertion:
         issuer: x509.Certificate,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._key, self._certificate, self._clock = key, certificate, clock
+        self._key = key
+        self._certificate = certificate
+        self._clock = clock
         self._audience = fingerprint(issuer)
         self._mutex = threading.Lock()
-        self._text, self._made = "", 0.0
+        self._text = ""
+        self._made = 0.0
 
     def text(self) -> str:
         now = self._clock()

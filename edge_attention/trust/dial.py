@@ -53,7 +53,8 @@ class Dial:
                     f"token {token.id} is of the authority {token.pin[:16]}..., and the authority given is "
                     f"{pin(authority)[:16]}...: leave out --authority, or use a token of that aggregator"
                 )
-        self.address, self.where = address, where or address
+        self.address = address
+        self.where = where or address
         self._token = token
         self._authority = authority or (identity.authority if identity is not None else None)
         self._encrypted = self._authority is not None or token is not None

@@ -37,7 +37,9 @@ class Keeper:
         changed: Callable[[Identity], None],
     ) -> None:
         self.identity = identity
-        self._renew, self._enrol, self._changed = renew, enrol, changed
+        self._renew = renew
+        self._enrol = enrol
+        self._changed = changed
         certificate = identity.certificate
         self._renewal = Renewal(
             issued(certificate), ends(certificate), random.random, time.time(), time.monotonic()

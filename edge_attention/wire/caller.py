@@ -286,7 +286,10 @@ class Duplex(Generic[Q, R]):
         where: str,
         explained: Callable[[EdgeAttentionError], Awaitable[EdgeAttentionError]],
     ) -> None:
-        self._method, self._raw, self._where, self._explained = method, call, where, explained
+        self._method = method
+        self._raw = call
+        self._where = where
+        self._explained = explained
 
     async def write(self, request: Q) -> None:
         """Returns when gRPC has taken the message; raises when the stream has ended."""

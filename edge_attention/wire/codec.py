@@ -90,7 +90,9 @@ class Codec(Generic[T]):
         fields: int | None = None,
     ) -> None:
         self.cls = cls
-        self._limit, self._parts, self._most_fields = limit, parts, fields
+        self._limit = limit
+        self._parts = parts
+        self._most_fields = fields
         self._counter = Counter(message.DESCRIPTOR)
         self._message = message
         self._checked = checksum.FIELD in message.DESCRIPTOR.fields_by_name

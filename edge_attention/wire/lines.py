@@ -211,7 +211,10 @@ class Watch:
     """One call's look at its line. `late` is asked at each look, with the seconds of quiet; True ends it."""
 
     def __init__(self, lines: Lines, line: Line, quiet: float, late: Callable[[float], bool] | None) -> None:
-        self._lines, self._line, self._quiet, self._late = lines, line, quiet, late
+        self._lines = lines
+        self._line = line
+        self._quiet = quiet
+        self._late = late
         self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(quiet, self._look)

@@ -23,7 +23,8 @@ class Once(Generic[T]):
     """
 
     def __init__(self, work: Callable[[], T], keep_seconds: float = 0.0) -> None:
-        self._work, self._keep = work, keep_seconds
+        self._work = work
+        self._keep = keep_seconds
         self._future: asyncio.Future[T] | None = None
         self._ended = 0.0
 

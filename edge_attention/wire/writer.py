@@ -39,10 +39,14 @@ class Writer:
         next: Callable[[], bytes | None],
         written: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self._write, self._next, self._written = write, next, written
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._write = write
+        self._next = next
+        self._written = written
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._lock = threading.Lock()
-        self._busy = self._closed = False
+        self._busy = False
+        self._closed = False
         self._again = False
         """Whether there was a kick that nobody has looked into."""
         self._free = asyncio.Event()

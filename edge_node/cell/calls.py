@@ -69,7 +69,8 @@ class GraphFile:
 
     def __init__(self, digest: str, data: bytes) -> None:
         """Raises OutOfMemory."""
-        self.digest, self.size = digest, len(data)
+        self.digest = digest
+        self.size = len(data)
         self.descriptor = -1
         try:
             self.descriptor = allocate(self.size)

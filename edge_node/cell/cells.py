@@ -29,7 +29,9 @@ class Cells:
     """
 
     def __init__(self, provider: str, threads: int, limit: int, graphs: RefusedGraphs) -> None:
-        self._provider, self._threads, self._limit = provider, threads, limit
+        self._provider = provider
+        self._threads = threads
+        self._limit = limit
         self.graphs = graphs
         self._lock = threading.Lock()
         self._made: dict[str, Cell] = {}

@@ -40,7 +40,10 @@ class Cell:
         graphs: RefusedGraphs,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name, self._settings, self._graphs, self._clock = name, settings, graphs, clock
+        self._name = name
+        self._settings = settings
+        self._graphs = graphs
+        self._clock = clock
         self._state = CellState(settings.lanes, graphs.refusal)
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)

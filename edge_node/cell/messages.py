@@ -123,9 +123,13 @@ class Channel:
     """
 
     def __init__(self, connection: socket.socket, reads: Array, writes: Array, takes: bool = True) -> None:
-        self.socket, self.reads, self.writes = connection, reads, writes
+        self.socket = connection
+        self.reads = reads
+        self.writes = writes
         self._rights = _RIGHTS if takes else 0
-        self._read, self._written = reads.data, writes.data  # quicker for a few bytes
+        # quicker for a few bytes
+        self._read = reads.data
+        self._written = writes.data
         self._end = HEAD
         self._heads: dict[bytes, dict[str, Any]] = {}
 

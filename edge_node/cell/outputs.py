@@ -21,7 +21,8 @@ class OutputMemory:
     """The outputs of one run. `where` names its graph in errors, `limit` bounds all of them together."""
 
     def __init__(self, where: str, limit: int) -> None:
-        self._where, self.limit = where, limit
+        self._where = where
+        self.limit = limit
         self._size = 0
         self._descriptors: list[int] = []
         self._sizes: list[int] = []
@@ -88,7 +89,10 @@ class OutputMemory:
         """Give back what was not taken."""
         for descriptor in self._descriptors:
             os.close(descriptor)
-        self._descriptors, self._sizes, self._places, self._size = [], [], {}, 0
+        self._descriptors = []
+        self._sizes = []
+        self._places = {}
+        self._size = 0
 
     def _allocate(self, size: int) -> None:
         try:

@@ -55,7 +55,8 @@ class CellProcess:
         self.loaded: dict[str, Known] = {}  # the one used last is last
         self.loading: set[str] = set()
         self.used: Counter[str] = Counter()  # jobs that use a graph now
-        self._lines, self._rest = 0, b""
+        self._lines = 0
+        self._rest = b""
         self.threads: tuple[int, ...] = ()
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.lanes: list[Channel] = []

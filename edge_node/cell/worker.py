@@ -66,7 +66,9 @@ class Lane:
     """Answers one message after the other, on a thread of its own."""
 
     def __init__(self, cell: Cell, channel: Channel, number: int) -> None:
-        self._cell, self._channel, self._number = cell, channel, number
+        self._cell = cell
+        self._channel = channel
+        self._number = number
         self._lock = threading.Lock()
         self._stopped: int | None = None
         self._job: int | None = None
@@ -101,7 +103,8 @@ class Lane:
         with self._lock:
             if self._stopped == job:
                 raise _Stopped
-            self._job, self._stop = job, stop
+            self._job = job
+            self._stop = stop
 
     def _end(self, job: int) -> None:
         """What ran for the job has ended. Raises _Stopped if it was to."""
@@ -289,7 +292,8 @@ class Cell:
         import onnxruntime
 
         self.graphs: dict[str, Loaded] = {}
-        self.provider, self._threads = said["provider"], said["threads"]
+        self.provider = said["provider"]
+        self._threads = said["threads"]
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy
         limit_arena(said["limit"])
         self._control = socket.socket(fileno=said["control"])

@@ -50,11 +50,16 @@ class Journal:
         told: Callable[[JournalRecord], None],
         summary: Callable[[], Iterable[JournalRecord]],
     ) -> None:
-        self._path, self._disk, self._told, self._summary = path, disk, told, summary
-        self._length = self._least = 0
+        self._path = path
+        self._disk = disk
+        self._told = told
+        self._summary = summary
+        self._length = 0
+        self._least = 0
         self._crc = 0
         self._waiting = Batch()
-        self._adding, self._turn = threading.Lock(), threading.Lock()
+        self._adding = threading.Lock()
+        self._turn = threading.Lock()
         self._bad: set[Path] = set()
         self._pool = ThreadPoolExecutor(_SYNCS, thread_name_prefix="sync")
 

@@ -36,7 +36,8 @@ class KeptFiles:
     """The tensors kept in `folder`."""
 
     def __init__(self, folder: Path, disk: Disk | None = None) -> None:
-        self._folder, self._disk = folder, disk or Disk()
+        self._folder = folder
+        self._disk = disk or Disk()
         self._disk.make_folder(folder)
 
     def load(self) -> Iterator[tuple[str, Array, Origin | None]]:

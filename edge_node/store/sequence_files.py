@@ -79,7 +79,8 @@ class Files:
     """
 
     def __init__(self, folder: Path, disk: Disk | None = None) -> None:
-        self._folder, self._disk = folder, disk or Disk()
+        self._folder = folder
+        self._disk = disk or Disk()
         self._manifests: dict[str, Manifest] = {}
         self.revisions: OrderedDict[str, int] = OrderedDict()
         """The highest of each scope, as `context/<id>`."""

@@ -133,7 +133,9 @@ class Sequence:
         if start < held or (held and origin is not self.origin):
             # Before what it says is no longer so, and before private tokens are where public ones were.
             with lock:
-                self.tokens, self.sums, self.origin = start, known, origin
+                self.tokens = start
+                self.sums = known
+                self.origin = origin
                 self._changed(first)
                 batch = self.add()
             if batch is not None:

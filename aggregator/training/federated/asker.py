@@ -42,7 +42,8 @@ class Refused(EdgeAttentionError):
 
     def __init__(self, message: str, hopeless: bool = False, wrong: bool = False) -> None:
         super().__init__(message)
-        self.hopeless, self.wrong = hopeless, wrong
+        self.hopeless = hopeless
+        self.wrong = wrong
 
 
 class Asker:
@@ -54,8 +55,10 @@ class Asker:
     def __init__(
         self, trips: Trips, membership: Membership, patience: float, releases: tuple[str, ...] = ()
     ) -> None:
-        self._trips, self._membership = trips, membership
-        self._patience, self._releases = patience, releases
+        self._trips = trips
+        self._membership = membership
+        self._patience = patience
+        self._releases = releases
 
     async def ask(
         self,

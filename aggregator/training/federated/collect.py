@@ -81,8 +81,12 @@ class Collector(ABC):
         samples: Mapping[str, NodeSamples],
         patience: float,
     ) -> None:
-        self._active, self._job, self._services, self._work = active, job, services, work
-        self._nodes, self._patience = tuple(sorted(samples)), patience
+        self._active = active
+        self._job = job
+        self._services = services
+        self._work = work
+        self._nodes = tuple(sorted(samples))
+        self._patience = patience
         self._events: asyncio.Queue[Callable[[float], Sequence[Any]]] = asyncio.Queue()
         self.quarantined: dict[str, str] = {}
 
@@ -169,7 +173,8 @@ class Synchronous(Collector):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._timings = Timings()
-        self._tries, self._hopeless = 0, False
+        self._tries = 0
+        self._hopeless = False
         self._accused: dict[str, str] = {}
         self._strikes: Counter[str] = Counter()
         self._combine = from_config(self._job.combine.name, **self._job.combine.options)
@@ -232,7 +237,9 @@ class Synchronous(Collector):
     async def _once(self, basis: Basis, selected: Sequence[str], since: float) -> Collected | None:
         """One try at the round; None: it has to be run again."""
         began = time.monotonic()
-        self._events, self._hopeless = asyncio.Queue(), False  # what an earlier try has left means nothing
+        # what an earlier try has left means nothing
+        self._events = asyncio.Queue()
+        self._hopeless = False
         patience = max(0.1, since + self._patience - began)
         rules = RoundRules.of(self._job.selection, self._timings, patience)
         rules = replace(rules, minimum=max(rules.minimum, least(self._combine, len(selected))))

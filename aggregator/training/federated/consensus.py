@@ -20,7 +20,8 @@ class Consensus:
 
     def __init__(self, job: FederatedJob, plan: FederatedPlan, state: State) -> None:
         self._probe = job.consensus.probe if job.consensus.attention else {}
-        self._plan, self._state = plan, state
+        self._plan = plan
+        self._state = state
         self._alpha: Array | None = None
 
     @property

@@ -44,7 +44,10 @@ class Evaluator:
         deadline: float | None,
         hurried: bool,
     ) -> None:
-        self._work, self._programs, self._samples, self._say = work, programs, samples, say
+        self._work = work
+        self._programs = programs
+        self._samples = samples
+        self._say = say
         self._seconds = patience if deadline is None else min(deadline, patience)
         self._hurried = hurried
 

@@ -48,9 +48,13 @@ class FederatedTrainer:
     """Trains one run; `train` returns when its last round is committed."""
 
     def __init__(self, active: ActiveRun, job: FederatedJob, plan: FederatedPlan, services: Services) -> None:
-        self._active, self._job, self._plan, self._services = active, job, plan, services
+        self._active = active
+        self._job = job
+        self._plan = plan
+        self._services = services
         self._id = active.info.id
-        self._state, self._metrics = services.state, services.metrics
+        self._state = services.state
+        self._metrics = services.metrics
         self._patience = job.patience_seconds or services.patience
         self._strategy = strategy_of(job)
         self._combine = combine_from(job.combine.name, **job.combine.options)

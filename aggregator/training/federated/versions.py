@@ -38,7 +38,10 @@ class Versions:
     """The versions of one run on the disk: the initial one, and those that its rounds commit."""
 
     def __init__(self, run: str, job: FederatedJob, store: ParameterStore, folder: Folder) -> None:
-        self._run, self._job, self._store, self._folder = run, job, store, folder
+        self._run = run
+        self._job = job
+        self._store = store
+        self._folder = folder
         self._plan = folder.plan
 
     def latest(self, difference: TensorFile | None = None) -> Current:

@@ -59,8 +59,12 @@ class Work:
         folder: Folder,
         samples: Mapping[str, NodeSamples],
     ) -> None:
-        self._run, self._services, self._asker = run, services, asker
-        self._programs, self._folder, self._samples = programs, folder, samples
+        self._run = run
+        self._services = services
+        self._asker = asker
+        self._programs = programs
+        self._folder = folder
+        self._samples = samples
         self._keeps = programs.job.push.difference
         # Node -> the round whose residuals it goes on from, and those it may keep besides.
         self._residual: dict[str, int] = {}

@@ -27,7 +27,8 @@ class FusionPrograms:
     """The programs of one run. `scope`: what its names on nodes begin with, as `job/<id>`."""
 
     def __init__(self, scope: str, plan: FusionPlan) -> None:
-        self._scope, self._plan = scope, plan
+        self._scope = scope
+        self._plan = plan
         self._made: dict[Hashable, Instructions] = {}
 
     def forward(self, part: PlannedPart) -> Instructions:

@@ -33,10 +33,15 @@ class Trainer:
     """Trains one run; `train` returns when its last round is committed and pushed."""
 
     def __init__(self, active: ActiveRun, job: FusionJob, planned: FusionPlan, services: Services) -> None:
-        self._active, self._job, self._planned = active, job, planned
+        self._active = active
+        self._job = job
+        self._planned = planned
         self._id = active.info.id
-        self._state, self._parameters = services.state, services.parameters
-        self._link, self._metrics, self._activity = services.link, services.metrics, services.activity
+        self._state = services.state
+        self._parameters = services.parameters
+        self._link = services.link
+        self._metrics = services.metrics
+        self._activity = services.activity
         self._membership = services.membership
         self._lines = RecordFile(self._state, self._id, self._parameters.folder(self._id) / "record.jsonl")
         patience = job.patience_seconds or services.patience

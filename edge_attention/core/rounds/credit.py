@@ -50,7 +50,8 @@ class Debt:
 
     def __init__(self, window: Credit) -> None:
         self._window = window
-        self._bytes = self._messages = 0
+        self._bytes = 0
+        self._messages = 0
 
     def consumed(self, size: int) -> Credit | None:
         """One message of `size` bytes takes no more memory here. Returns what to grant, if it is time."""
@@ -59,7 +60,8 @@ class Debt:
         if 4 * self._bytes < self._window.bytes and 4 * self._messages < self._window.messages:
             return None
         credit = Credit(self._bytes, self._messages)
-        self._bytes = self._messages = 0
+        self._bytes = 0
+        self._messages = 0
         return credit
 
 
@@ -72,14 +74,17 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self.backlog = self.flying = 0
+        self.backlog = 0
+        self.flying = 0
         self.taken = 0
         """Messages that the receiver has, of all there ever were."""
         self._again = 0  # of those that wait, so many may have come
         self._window = Window()
         self._waiting: deque[bytes] = deque()
         self._flight: deque[bytes] = deque()
-        self._sent = self._granted = 0  # messages, on this connection
+        # messages, on this connection
+        self._sent = 0
+        self._granted = 0
         self._mark = (-1, 0)  # a heartbeat, and the messages sent before it
 
     def __bool__(self) -> bool:
@@ -140,7 +145,9 @@ class Outbox:
         self._waiting.extendleft(reversed(self._flight))
         self._again += len(self._flight)
         self._flight.clear()
-        self._sent, self._granted, self._mark = 0, 0, (-1, 0)
+        self._sent = 0
+        self._granted = 0
+        self._mark = (-1, 0)
         self._window = Window()
 
     def take(self) -> list[bytes]:

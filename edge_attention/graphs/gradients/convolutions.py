@@ -35,7 +35,10 @@ class _Rule:
                 "SAME, ceil_mode where padding counts, or inside a subgraph); export it with explicit pads, "
                 "and a mean with count_include_pad=False"
             )
-        self._ctx, self._ops, self._node, self._shapes = ctx, ctx.b, node, shapes
+        self._ctx = ctx
+        self._ops = ctx.b
+        self._node = node
+        self._shapes = shapes
         self._group = int(given.get("group", 1))
         self._window = Window.of(given, given.get("kernel_shape") or shapes[node.input[1]][2:])
         self._counts_padding = bool(given.get("count_include_pad"))
@@ -43,7 +46,8 @@ class _Rule:
         self._spatial = list(range(2, len(shapes[node.input[0]])))
         self._moves = {name: getattr(self._window, name) for name in ("strides", "dilations", "pads")}
         self._dtype = ctx.dtype(node.input[0])
-        self.x, self.y = shapes[node.input[0]], shapes[node.output[0]]
+        self.x = shapes[node.input[0]]
+        self.y = shapes[node.output[0]]
 
     def contributions(self, grads: Sequence[str], *makers: Callable[[str], str]) -> list[str | None]:
         """One gradient an input, with the seeds' axis; None where none is asked for. A bias comes last."""

@@ -72,7 +72,9 @@ def check_folding(graph: Any, functions: Sequence[Any], size: int, where: str) -
 
 class _Folding:
     def __init__(self, where: str, size: int) -> None:
-        self._where, self._size, self._total = where, size, 0
+        self._where = where
+        self._size = size
+        self._total = 0
 
     def graph(self, graph: Any, outer: _Scope) -> None:
         scope: _Scope = ChainMap({}, outer)

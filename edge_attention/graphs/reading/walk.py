@@ -65,7 +65,9 @@ class Walk:
     """Through one file. `notes`: what exporters note stays in it."""
 
     def __init__(self, where: str, functions: Mapping[Key, Any], notes: bool) -> None:
-        self._where, self._functions, self._notes = where, functions, notes
+        self._where = where
+        self._functions = functions
+        self._notes = notes
         self.used: set[tuple[str, str]] = set()
         """Domain and name of every operator and function that is called."""
         self._sizes: dict[Key, int] = {}

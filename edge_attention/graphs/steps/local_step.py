@@ -175,7 +175,8 @@ class _Rates:
     """Scalars that change from step to step: in double precision, rounded once to float32 (`f32`)."""
 
     def __init__(self, b: Builder, lr: str) -> None:
-        self._b, self._lr = b, lr
+        self._b = b
+        self._lr = lr
         self._step = ""
 
     def f64(self, value: float) -> str:
