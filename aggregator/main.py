@@ -85,7 +85,7 @@ def main(
     grpc_log = log_grpc(trust)
     set_up(log_level)
     try:
-        from aggregator.server import Settings, serve
+        from aggregator.server import ServerSettings, serve
         from aggregator.trust.trust import TrustSettings
     except ModuleNotFoundError as error:
         print(
@@ -97,7 +97,7 @@ def main(
     if trust["tls"]:
         own = (trust["tls_certificate"], trust["tls_key"], trust["tls_authority"])
         trusted = TrustSettings(trust["tls_name"], life(trust), *own, trust["bootstrap"], grpc_log)
-    settings = Settings(
+    settings = ServerSettings(
         *listen, state, metrics_host, metrics_port, lease, min(lease / 3, 3.0), patience, trusted
     )
     try:

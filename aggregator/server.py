@@ -26,7 +26,7 @@ from aggregator.checkup.recipe import checkup
 from aggregator.engine.bulk import Bulk
 from aggregator.engine.counted import answer_room, counted
 from aggregator.engine.dispatch import Dispatcher
-from aggregator.engine.link import Link, watch_leases
+from aggregator.engine.link import FleetLink, watch_leases
 from aggregator.engine.recipe import Engine, Recipe
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
@@ -47,7 +47,7 @@ from edge_attention.wire.methods import CHANNEL_OPTIONS
 
 # What an aggregator without TLS, or without an HTTP port, does not load: 20 MB of memory.
 if TYPE_CHECKING:
-    from aggregator.http.guard import Access
+    from aggregator.http.guard import PageAccess
     from aggregator.http.server import HttpServer, Parts
     from aggregator.trust.trust import TrustSettings
 
@@ -64,7 +64,7 @@ RECIPES: tuple[Callable[[Engine], Recipe], ...] = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """What the command line says. Times in seconds."""
 
     host: str
@@ -78,7 +78,7 @@ class Settings:
     trust: TrustSettings | None = None  # None: without TLS, on loopback only
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: ServerSettings) -> None:
     """Run the aggregator until SIGTERM or SIGINT."""
     raise_descriptors()
     stop = asyncio.Event()
@@ -107,7 +107,7 @@ def recipes_of(engine: Engine, makers: Sequence[Callable[[Engine], Recipe]] = RE
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, recipes: Sequence[Callable[[Engine], Recipe]] = RECIPES
+    settings: ServerSettings, recipes: Sequence[Callable[[Engine], Recipe]] = RECIPES
 ) -> AsyncIterator[int]:
     """The aggregator, serving while the block runs. Gives the port."""
     audit = Audit(settings.state / "audit.jsonl" if settings.state is not None else None)
@@ -139,7 +139,7 @@ async def running(
         metrics.watch_bounds(budgets, turns)
         http: HttpServer | None = None
         made: list[Recipe] = []
-        link = Link(
+        link = FleetLink(
             membership,
             dispatcher,
             bulk,
@@ -228,7 +228,7 @@ async def running(
                 await http.close()
 
 
-async def _serve_http(host: str, port: int, parts: Parts, access: Access | None) -> HttpServer:
+async def _serve_http(host: str, port: int, parts: Parts, access: PageAccess | None) -> HttpServer:
     from aggregator.http.server import HttpServer, page_url
 
     http = HttpServer(parts, access)

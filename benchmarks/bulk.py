@@ -131,7 +131,7 @@ def _pieces(data: bytes) -> list[bytes]:
 async def _serve() -> None:
     from aggregator.engine.bulk import Bulk
     from aggregator.engine.dispatch import Dispatcher
-    from aggregator.engine.link import Link
+    from aggregator.engine.link import FleetLink
     from aggregator.fleet.membership import Membership
     from aggregator.observe.metrics import Metrics
     from aggregator.store.state import State
@@ -141,7 +141,9 @@ async def _serve() -> None:
         membership = Membership(3600.0, lambda: secrets.token_hex(8))
         bulk = Bulk(state)
         dispatcher = Dispatcher(membership, metrics.tasks)
-        link = Link(membership, dispatcher, bulk, metrics, heartbeat_seconds=3.0, welcome=lambda member: ())
+        link = FleetLink(
+            membership, dispatcher, bulk, metrics, heartbeat_seconds=3.0, welcome=lambda member: ()
+        )
         register = Register(PROTOCOL, "", "node", "1", "", "CPU", 1, 1 << 30)
         session = membership.register(register, time.monotonic()).member.session
         path = state.directory / "lent"

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from aggregator.engine.recipe import Engine, Recipe
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand
-from aggregator.server import Settings, running
+from aggregator.server import ServerSettings, running
 from benchmarks.report import Figure, Report
 from edge_attention.core.errors import Unavailable
 from edge_attention.core.messages.program import Frozen, Return, Run, Stored
@@ -128,7 +128,7 @@ async def _fleet() -> AsyncIterator[Engine]:
         return Recipe("benchmark")
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings("127.0.0.1", 0, Path(folder), "127.0.0.1", None, 10.0, 1.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, Path(folder), "127.0.0.1", None, 10.0, 1.0, 60.0)
         async with running(settings, (capture,)) as port:
             node = await asyncio.to_thread(_node, port)
             try:

@@ -28,14 +28,14 @@ def main() -> None:
     daemon: Any
     from prometheus_client import Gauge
 
-    from edge_attention.metrics.batched import Batch
+    from edge_attention.metrics.batched import MetricsBatch
     from edge_attention.metrics.tally import Tally
 
-    OFF.extend([(Tally, "inc", nothing), (Gauge, "set", nothing), (Batch, "observe", nothing)])
+    OFF.extend([(Tally, "inc", nothing), (Gauge, "set", nothing), (MetricsBatch, "observe", nothing)])
     if "--listen" in sys.argv:
         import aggregator.main as daemon
         from aggregator.attention.metrics import AttendMetrics
-        from aggregator.engine.link import Link
+        from aggregator.engine.link import FleetLink
         from aggregator.observe.metrics import Metrics
         from aggregator.observe.metrics_tasks import TaskMetrics
 
@@ -43,7 +43,7 @@ def main() -> None:
         OFF.append((Metrics, "answered", nothing))
         OFF.append((Metrics, "tick", nothing))
         OFF.append((TaskMetrics, "ran", nothing))
-        OFF.append((Link, "_report", nothing))
+        OFF.append((FleetLink, "_report", nothing))
     else:
         import edge_node.main as daemon
         from edge_attention.metrics.node import NodeMetrics

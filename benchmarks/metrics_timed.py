@@ -74,30 +74,30 @@ def main() -> None:
     daemon: Any
     from prometheus_client import Gauge
 
-    from edge_attention.metrics.batched import Batch
+    from edge_attention.metrics.batched import MetricsBatch
     from edge_attention.metrics.tally import Tally
 
     functions: list[tuple[type, str]] = [
-        (Tally, "inc"), (Gauge, "set"), (Batch, "observe"), (Nothing, "at_all"),
+        (Tally, "inc"), (Gauge, "set"), (MetricsBatch, "observe"), (Nothing, "at_all"),
     ]  # fmt: skip
     if "--listen" in sys.argv:
         import aggregator.main as daemon
         from aggregator.attention.metrics import AttendMetrics
-        from aggregator.engine.link import Link
+        from aggregator.engine.link import FleetLink
         from aggregator.observe.metrics import Metrics
         from aggregator.observe.metrics_tasks import TaskMetrics
 
         functions += [(AttendMetrics, name) for name in ("answered", "attended", "count")]
         functions += [(TaskMetrics, name) for name in ("contribution", "ran", "count")]
-        functions += [(Metrics, "answered"), (Metrics, "tick"), (Link, "_report")]
-        after(Link, "_contribution")
+        functions += [(Metrics, "answered"), (Metrics, "tick"), (FleetLink, "_report")]
+        after(FleetLink, "_contribution")
     else:
         import edge_node.link as node
         import edge_node.main as daemon
         from edge_attention.metrics.node import NodeMetrics
 
         functions += [(NodeMetrics, name) for name in ("ended", "count", "report")]
-        after(node.Link, "_count")
+        after(node.NodeLink, "_count")
     for kind, name in functions:
         timed(kind, name)
     signal.signal(signal.SIGUSR1, say)

@@ -20,7 +20,7 @@ from edge_attention.core.printable import shown
 from edge_attention.core.release import Edge, numbered
 from edge_attention.core.release import column as column_source
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
-from edge_node.data.datasets import Dataset
+from edge_node.data.datasets import LocalDataset
 from edge_node.discretion import (
     FAILED_STEP_SECONDS,
     PLAIN,
@@ -48,14 +48,14 @@ _DRAWN = 10_000
 
 
 @dataclass(frozen=True)
-class Node:
+class LocalNode:
     """What programs work on. `secret` is mixed into the key of the hashes of ids.
 
     `drawn`: graphs with random operators that have run on private data; what they draw next is private, too.
     """
 
     store: Store
-    datasets: Mapping[str, Dataset]
+    datasets: Mapping[str, LocalDataset]
     releases: Releases
     secret: bytes = b""
     failures: Failures = field(default_factory=Failures)
@@ -89,7 +89,7 @@ class Execution:
     def __init__(
         self,
         program: Program,
-        node: Node,
+        node: LocalNode,
         graphs: Mapping[str, Graph | ForeignGraph],
         *,
         serial: int = 0,
@@ -489,7 +489,7 @@ def flow_of(graph: str, inputs: Mapping[str, Held]) -> frozenset[Edge] | None:
     return bounded(frozenset(edges.union(*flows.values())))
 
 
-def _rows(rows: Array, turn: int | None, dataset: Dataset) -> Array:
+def _rows(rows: Array, turn: int | None, dataset: LocalDataset) -> Array:
     if rows.ndim == 2 and turn is not None:
         if turn >= len(rows):
             raise InvalidProgram(f"turn {turn} of a Repeat has no rows: {len(rows)} turns have")

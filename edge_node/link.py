@@ -37,8 +37,8 @@ from edge_attention.trust.dial import Dial
 from edge_attention.wire.caller import Caller, Duplex
 from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.link import from_node, task_of, to_node
-from edge_attention.wire.writer import Writer
-from edge_node.executor import Execution, Node
+from edge_attention.wire.writer import StreamWriter
+from edge_node.executor import Execution, LocalNode
 from edge_node.limits import graphs_of, require_caller
 from edge_node.prepared import Prepared, PreparedPrograms
 from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
@@ -52,7 +52,7 @@ from edge_node.session import (
     Forget,
     Leave,
     Say,
-    Send,
+    SendMessage,
     Session,
     Start,
 )
@@ -86,10 +86,10 @@ class _Work:
         self._running.close()
 
 
-class Link:
+class NodeLink:
     """Keeps `node` connected to the aggregator `dial` reaches, until it is told to leave."""
 
-    def __init__(self, dial: Dial, name: str, node: Node, runtime: Runtime) -> None:
+    def __init__(self, dial: Dial, name: str, node: LocalNode, runtime: Runtime) -> None:
         self._dial = dial
         self._name = name
         self._node = node
@@ -121,7 +121,7 @@ class Link:
         self._turn = threading.RLock()
         """Whose turn it is with the session: the loop's, or a worker's that has an answer."""
         self._outgoing: deque[bytes] = deque()
-        self._writer: Writer | None = None
+        self._writer: StreamWriter | None = None
         self._open: Duplex[bytes, bytes] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wake: float | None = None
@@ -197,7 +197,7 @@ class Link:
             case Disconnect():
                 assert self._stream is not None
                 self._stream.cancel()
-            case Send(message):
+            case SendMessage(message):
                 self._outgoing.append(message if isinstance(message, bytes) else from_node.encode(message))
                 if self._writer is not None:
                     self._writer.kick()
@@ -507,9 +507,9 @@ class Link:
         with self._turn:
             actions = self._session.produced(message.task_id, data, self._loop.time(), message.final, keep)
             for action in actions:
-                if isinstance(action, Send):
+                if isinstance(action, SendMessage):
                     self._perform(action)
-        return [action for action in actions if not isinstance(action, Send)]
+        return [action for action in actions if not isinstance(action, SendMessage)]
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:

@@ -160,7 +160,7 @@ def main(
                 "what it can (%s)",
                 "--no-cell" if no_cell else "this system lacks what a process of their own needs",
             )
-        node = executor.Node(
+        node = executor.LocalNode(
             held,
             {dataset.name: dataset for dataset in sets},
             release.Releases(allow_release),
@@ -174,7 +174,7 @@ def main(
             from edge_node.identity import node_dial  # knows certificates, which takes 10 MB
 
             dial, name = node_dial(join, address, name, store)
-        daemon = link.Link(dial, name, node, engine)
+        daemon = link.NodeLink(dial, name, node, engine)
         if metrics_port is not None:
             log.info("metrics on %s", serve(daemon.metrics.registry, metrics_host, metrics_port))
     except (EdgeAttentionError, OSError) as error:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from edge_attention.core.addresses import is_loopback
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
-from edge_attention.metrics.families import Registry
+from edge_attention.metrics.families import FamilyRegistry
 
 __all__ = ["serve"]
 
 
-def serve(registry: Registry, host: str, port: int) -> str:
+def serve(registry: FamilyRegistry, host: str, port: int) -> str:
     """Serve them over HTTP in a thread; the URL (port 0: any that is free).
 
     Raises:

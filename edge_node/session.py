@@ -60,7 +60,7 @@ class Disconnect(NamedTuple):
     """Close the stream; `lost` is not to be called for it."""
 
 
-class Send(NamedTuple):
+class SendMessage(NamedTuple):
     """Write to the stream, in order; bytes are an encoded contribution."""
 
     message: said.FromNode | bytes
@@ -100,10 +100,10 @@ class Leave(NamedTuple):
     text: str = ""
 
 
-Action = Connect | Disconnect | Send | Start | End | Forget | Say | Leave
+Action = Connect | Disconnect | SendMessage | Start | End | Forget | Say | Leave
 
 
-class _Task:
+class _RunningTask:
     def __init__(self, size: int, stream: int) -> None:
         self.size = size
         self.stream = stream
@@ -156,7 +156,7 @@ class Session:
         self._came = 0
         self._damages = deque[float](maxlen=AT_ONCE + 1)
         self._debt = Debt(PROGRAMS)
-        self._running: dict[str, _Task] = {}
+        self._running: dict[str, _RunningTask] = {}
         self._running_bytes = 0
         self._kept = OrderedDict[str, list[bytes]]()
         self._kept_bytes = 0
@@ -206,7 +206,7 @@ class Session:
         self._until = now + ANSWER_SECONDS
         self._sent = 1
         self._came = 0
-        return [Send(replace(self._register(self.id), taken=self.outbox.taken))]
+        return [SendMessage(replace(self._register(self.id), taken=self.outbox.taken))]
 
     def lost(self, error: EdgeAttentionError, now: float) -> list[Action]:
         """The stream could not be opened, or has ended.
@@ -321,7 +321,7 @@ class Session:
         self.outbox.open(message.credit, message.taken)
         self._debt = Debt(PROGRAMS)
         self._sent += 1
-        actions: list[Action] = [Send(PROGRAMS), *(End(task_id, anew) for task_id in ended)]
+        actions: list[Action] = [SendMessage(PROGRAMS), *(End(task_id, anew) for task_id in ended)]
         if message.drop:
             actions.append(Forget(message.drop))
         if self.draining:
@@ -338,7 +338,7 @@ class Session:
         if task_id in self._kept:
             self.outbox.add(self._kept[task_id])
             return [*self._consumed(size, self._streams), *self._pump(now)]
-        self._running[task_id] = _Task(size, self._streams)
+        self._running[task_id] = _RunningTask(size, self._streams)
         self._running_bytes += size
         refusal: EdgeAttentionError | None = None
         if self.draining:
@@ -357,12 +357,12 @@ class Session:
             return []
         credit = self._debt.consumed(size)
         self._sent += credit is not None
-        return [Send(credit)] if credit else []
+        return [SendMessage(credit)] if credit else []
 
     def _pump(self, now: float) -> list[Action]:
         taken = self.outbox.take()
         self._sent += len(taken)
-        return [*map(Send, taken), *self._finish(now)]
+        return [*map(SendMessage, taken), *self._finish(now)]
 
     def _keep(self, task_id: str, contributions: list[bytes] | None, last: bytes) -> None:
         if contributions is None:
@@ -379,13 +379,13 @@ class Session:
         while self._leaving and not self.outbox.holds(next(iter(self._leaving.values()))):
             self._leaving.popitem(last=False)
 
-    def _beat(self, now: float) -> Send:
+    def _beat(self, now: float) -> SendMessage:
         self._beats += 1
         self.outbox.beat(self._beats)
         self._beat_at = now + self._heartbeat
         report, sent = self._report(now), self._sent
         self._sent += 1
-        return Send(
+        return SendMessage(
             said.Heartbeat(self._beats, self._memory(), self.tasks, self.draining, report, sent, self._came)
         )
 

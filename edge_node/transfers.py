@@ -48,7 +48,7 @@ TIMES = 5
 a chunk that comes damaged."""
 
 
-class _Bytes(Codec[bytes]):
+class _BulkBytes(Codec[bytes]):
     """Messages as they are on the wire: a damaged one must not end the stream, and size is credit."""
 
     def __init__(self) -> None:
@@ -61,7 +61,9 @@ class _Bytes(Codec[bytes]):
         return data
 
 
-NODE_STREAM = Method(LINK, CONNECT.name, _Bytes(), _Bytes(), streams_request=True, streams_response=True)
+NODE_STREAM = Method(
+    LINK, CONNECT.name, _BulkBytes(), _BulkBytes(), streams_request=True, streams_response=True
+)
 
 
 class Room(Protocol):
@@ -72,7 +74,7 @@ class Room(Protocol):
     def release(self, size: int) -> None: ...
 
 
-class Stop(Protocol):
+class StopCheck(Protocol):
     """Whether somebody still waits. `check` raises if not."""
 
     def check(self) -> None: ...
@@ -144,7 +146,7 @@ class Transfers:
         self._connection = None
         self._online.clear()
 
-    async def download(self, digest: str, limit: int, stop: Stop) -> memoryview:
+    async def download(self, digest: str, limit: int, stop: StopCheck) -> memoryview:
         """The file; its bytes stay reserved until the caller releases them.
 
         Raises:
@@ -201,7 +203,7 @@ class Transfers:
             self._room.release(len(data or b""))
             raise
 
-    async def tensor(self, bulk: BulkTensor, stop: Stop) -> Array:
+    async def tensor(self, bulk: BulkTensor, stop: StopCheck) -> Array:
         """The tensor, downloaded; `bulk.size` bytes stay reserved until the caller releases them."""
         dtype = stored_dtype(bulk.encoding, np.dtype(bulk.data_type.value), bulk.name)
         check_size(bulk.name, bulk.shape, dtype.itemsize, bulk.size)
@@ -211,7 +213,7 @@ class Transfers:
             raise DataLoss(f"{bulk.name} was announced with {bulk.size:,} bytes; its file has {len(data):,}")
         return from_wire(np.frombuffer(data, dtype).reshape(bulk.shape), bulk.encoding)
 
-    async def upload_all(self, files: Mapping[str, memoryview], stop: Stop) -> None:
+    async def upload_all(self, files: Mapping[str, memoryview], stop: StopCheck) -> None:
         """Returns when the aggregator has every file, by digest. It hears of all before the first byte."""
         there: dict[str, int] = {}
 
@@ -224,7 +226,7 @@ class Transfers:
         await together(ask, files)
         await together(upload, files)
 
-    async def _ask(self, digest: str, size: int, stop: Stop) -> int:
+    async def _ask(self, digest: str, size: int, stop: StopCheck) -> int:
         """How much of the file the aggregator has."""
 
         async def question(session: str) -> AsyncIterator[UploadChunk]:
@@ -242,7 +244,7 @@ class Transfers:
             except (Unavailable, Cancelled):
                 await self._again(stop)
 
-    async def _upload(self, digest: str, data: memoryview, there: int, stop: Stop) -> None:
+    async def _upload(self, digest: str, data: memoryview, there: int, stop: StopCheck) -> None:
         async def chunks(session: str, start: int) -> AsyncIterator[UploadChunk]:
             while start < len(data):
                 stop.check()
@@ -284,7 +286,7 @@ class Transfers:
         self._chunk = max(LEAST_CHUNK, answer.chunk_bytes) if answer.chunk_bytes else CHUNK
         return answer.received
 
-    async def _connected(self, stop: Stop) -> tuple[Caller, str]:
+    async def _connected(self, stop: StopCheck) -> tuple[Caller, str]:
         while True:
             stop.check()
             if self._connection is not None:
@@ -293,6 +295,6 @@ class Transfers:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._online.wait(), 1)
 
-    async def _again(self, stop: Stop) -> None:
+    async def _again(self, stop: StopCheck) -> None:
         stop.check()
         await asyncio.sleep(1)

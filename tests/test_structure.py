@@ -251,6 +251,36 @@ def test_no_alias_bears_the_name_of_a_class():
     assert not {where for where, name in aliases.items() if name in classes}
 
 
+USERS = "what a user writes or holds; the message it becomes, or is made of, has the bare name"
+SHARED_NAMES = {
+    "Context": USERS,
+    "Encoder": USERS,
+    "FederatedJob": USERS,
+    "FederatedModel": USERS,
+    "FusionJob": USERS,
+    "Head": USERS,
+    "Run": USERS,
+}
+"""Names that two classes may have, and why: those of `edge_attention` and its client, as README has them."""
+
+
+def test_no_two_classes_have_one_name():
+    """A name has one meaning: the message of the wire has the bare one, all else a word before it."""
+    found: dict[str, list[str]] = {}
+    for top in TOPS:
+        for path in python(top):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    found.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert len(found) > 500, "classes are not read"
+    twice = {name: paths for name, paths in found.items() if len(paths) > 1}
+    assert twice.keys() == SHARED_NAMES.keys(), twice
+    for name in SHARED_NAMES:
+        users, message = sorted(twice[name], key=lambda path: "/messages/" in path)
+        assert users.startswith(("edge_attention/client/", "edge_attention/jobs/")), users
+        assert message.startswith("edge_attention/core/messages/"), message
+
+
 TELLING = {"message", "reason", "detail", "details", "problem", "why", "error"}
 READING = {"startswith", "endswith", "find", "index", "partition", "rpartition", "removeprefix"}
 

@@ -13,7 +13,7 @@ from aggregator.bounds.budget import Budgets
 from aggregator.bounds.turns import Turns
 from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
-from aggregator.engine.link import Link
+from aggregator.engine.link import FleetLink
 from aggregator.engine.recipe import Engine
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
@@ -153,7 +153,9 @@ def _aggregator() -> Any:
     with State(None) as state:
         metrics, membership, bulk = Metrics(), Membership(1.0, str), Bulk(state)
         dispatcher = Dispatcher(membership, metrics.tasks)
-        link = Link(membership, dispatcher, bulk, metrics, heartbeat_seconds=1.0, welcome=lambda member: ())
+        link = FleetLink(
+            membership, dispatcher, bulk, metrics, heartbeat_seconds=1.0, welcome=lambda member: ()
+        )
         trips, budgets, turns = Trips(dispatcher, bulk), Budgets(), Turns()
         recipes_of(Engine(state, membership, trips, bulk, link, metrics, budgets, turns, 1.0, 1.0, lambda: 0))
         return metrics.registry

@@ -14,8 +14,8 @@ from aggregator.attention.activity import AttendActivity
 from aggregator.attention.attend_plan import (
     LSE,
     QUERIES,
-    Part,
     Plan,
+    PlanPart,
     Plans,
     deadline_of,
     is_large,
@@ -25,7 +25,7 @@ from aggregator.attention.attend_plan import (
 from aggregator.attention.contexts import Contexts, StoredContext, StoredSegment
 from aggregator.attention.metrics import AttendMetrics
 from aggregator.bounds.turns import Turns
-from aggregator.engine.outcome import Kind, Outcome
+from aggregator.engine.outcome import MissingKind, Outcome
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import AT_ONCE, Errand, Trips
 from edge_attention.core.bounds import error_bound, lse_upper_bound
@@ -255,7 +255,7 @@ class Attender:
             seconds=seconds,
         )
 
-    def _rounding(self, parts: Mapping[str, Part], outcome: Outcome, encoding: Encoding) -> np.float32:
+    def _rounding(self, parts: Mapping[str, PlanPart], outcome: Outcome, encoding: Encoding) -> np.float32:
         """What half precision may add to an error: half a unit of the largest value, at the node and here."""
         unit = 2.0**-10 if encoding is Encoding.FLOAT16 else 2.0**-7
         summaries = [parts[id].segment.summary for id in outcome.answered]
@@ -314,7 +314,7 @@ def _congested(outcome: Outcome) -> bool:
     """Whether it queued at a node, or nothing at all came in time. One node that is slow is no queue."""
     if not outcome.answered:
         # By this side's clock: what nodes say of themselves must not make the others' turns fewer.
-        return any(missing.kind is Kind.LATE for missing in outcome.missing.values())
+        return any(missing.kind is MissingKind.LATE for missing in outcome.missing.values())
     run, task = outcome.run_seconds, outcome.task_seconds
     return any(task[s] - run.get(s, 0.0) > max(QUEUED_SECONDS, run.get(s, 0.0)) for s in task)
 
@@ -327,6 +327,6 @@ def _busiest(outcome: Outcome) -> float:
     return max(of.values(), default=0.0)
 
 
-def _lse_bound(request: AttendRequest, plan: Plan, part: Part) -> Float32:
+def _lse_bound(request: AttendRequest, plan: Plan, part: PlanPart) -> Float32:
     seen = (part.view.hi - part.view.lo).astype(np.float32)
     return lse_upper_bound(request.queries, part.segment.summary, plan.scale, seen)

@@ -53,7 +53,7 @@ _POSITIONS_BYTES = 8 * 64
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class PlanPart:
     """A segment the queries see something of, and what is run over it.
 
     `cover`: its tokens' numbers where all segments' lie one after the other; where none of them has tokens
@@ -80,7 +80,7 @@ class Plan:
     tokens: int
     scale: float
     encoding: Encoding
-    parts: Mapping[str, Part]
+    parts: Mapping[str, PlanPart]
     stretches: int
 
     @cached_property
@@ -277,7 +277,7 @@ def make_plan(context: StoredContext, request: AttendRequest) -> Plan:
     graph = library.forward_graph(count, spec.query_heads // spec.key_heads)
     # With a deadline each node returns its lse before its out: a certificate, should it be late.
     early = request.deadline_seconds is not None
-    parts: dict[str, Part] = {}
+    parts: dict[str, PlanPart] = {}
     covered = 0
     for segment in context.segments:
         cover = range(covered, covered + segment.positions.count)
@@ -298,7 +298,7 @@ def _part(
     scale: float,
     early: bool,
     encoding: Encoding,
-) -> Part:
+) -> PlanPart:
     values = Stored(context.values(segment.id), view.tiles)
     inputs: dict[str, Value] = {
         "q": Stored(QUERIES),
@@ -325,4 +325,4 @@ def _part(
     weights = Run(
         library.digest("attention_weights"), {**inputs, "lse": Stored(LSE)}, {"weights": "task/weights"}
     )
-    return Part(segment, cover, view, attend, (weights, Return("task/weights", "weights")))
+    return PlanPart(segment, cover, view, attend, (weights, Return("task/weights", "weights")))

@@ -23,7 +23,7 @@ from enum import Enum
 
 from edge_attention.core.errors import Overloaded
 
-__all__ = ["Admission", "State", "Ticket"]
+__all__ = ["Admission", "Ticket", "TicketState"]
 
 CUT = 0.75
 SMOOTHING = 0.1
@@ -31,7 +31,7 @@ SMOOTHING = 0.1
 LEAST_RETRY, MOST_RETRY = 0.05, 30.0
 
 
-class State(Enum):
+class TicketState(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     ENDED = "ended"
@@ -46,7 +46,7 @@ class Ticket:
     size: int
     until: float
     began: float = 0.0
-    state: State = State.WAITING
+    state: TicketState = TicketState.WAITING
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Admission:
 
     def done(self, ticket: Ticket, now: float, congested: bool = False) -> list[Ticket]:
         """It was answered. `congested`: it queued at a node, or missed its deadline. Tickets that changed."""
-        if ticket.state is State.RUNNING:
+        if ticket.state is TicketState.RUNNING:
             took = max(now - ticket.began, 0.0)
             if self.seconds:
                 self.spread += (abs(took - self.seconds) - self.spread) * SMOOTHING
@@ -133,21 +133,21 @@ class Admission:
 
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
         """Nobody waits for it any more: it failed, or its caller has gone. Tickets that changed."""
-        if ticket.state is State.RUNNING:
+        if ticket.state is TicketState.RUNNING:
             self.running -= 1
             self.size -= ticket.size
             self._of[ticket.caller] -= 1
             self._size_of[ticket.caller] -= ticket.size
             if not self._of[ticket.caller]:
                 del self._of[ticket.caller], self._size_of[ticket.caller]
-        elif ticket.state is State.WAITING:
+        elif ticket.state is TicketState.WAITING:
             queue = self._queues[ticket.caller]
             queue.remove(ticket)
             if not queue:
                 del self._queues[ticket.caller]
         else:
             return []
-        ticket.state = State.ENDED
+        ticket.state = TicketState.ENDED
         return self._next(now)
 
     def refusal(self, wait: float, left: float) -> Overloaded:
@@ -169,7 +169,7 @@ class Admission:
         assert self._size_of.keys() == self._of.keys()
         assert self.size == sum(self._size_of.values())
         assert all(queue for queue in self._queues.values())
-        assert all(t.state is State.WAITING for queue in self._queues.values() for t in queue)
+        assert all(t.state is TicketState.WAITING for queue in self._queues.values() for t in queue)
         assert self.size <= self.most_bytes or self.running == 1
         assert (self.running == 0) <= (self.size == 0)
         assert self.running or not self._queues, "somebody waits for nobody"
@@ -189,7 +189,7 @@ class Admission:
         return count <= most and size <= self.most_bytes - self.size - ticket.size
 
     def _start(self, ticket: Ticket, now: float) -> None:
-        ticket.state, ticket.began = State.RUNNING, now
+        ticket.state, ticket.began = TicketState.RUNNING, now
         self.running += 1
         self.size += ticket.size
         self._of[ticket.caller] += 1
@@ -218,7 +218,7 @@ class Admission:
                 del self._queues[caller]
             changed.append(ticket)
             if late:
-                ticket.state = State.LATE
+                ticket.state = TicketState.LATE
             else:
                 self._start(ticket, now)
         return changed

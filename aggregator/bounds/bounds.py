@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from edge_attention.core.messages.attention import ATTEND_BYTES, ATTEND_QUERIES, TOKEN_BYTES, WIDTH
 
-__all__ = ["ALL", "ATTEND_BYTES", "ATTEND_QUERIES", "TOKEN_BYTES", "WIDTH", "Bound", "ProcessBound"]
+__all__ = ["ALL", "ATTEND_BYTES", "ATTEND_QUERIES", "TOKEN_BYTES", "WIDTH", "CallerBound", "ProcessBound"]
 
 MIB, GIB = 1024 * 1024, 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Bound:
+class CallerBound:
     """`total` of `unit` over all callers. One caller has at most as much as is left free, so alone a half.
 
     `retry`: seconds after which room may have come, for what calls give back when they end; None for what
@@ -44,37 +44,37 @@ class ProcessBound:
 
 # What calls hold while they are under way.
 
-CALLS = Bound("calls", 4096, "calls under way", "wait for some of them to end", 0.5)
-REQUEST_BYTES = Bound(
+CALLS = CallerBound("calls", 4096, "calls under way", "wait for some of them to end", 0.5)
+REQUEST_BYTES = CallerBound(
     "request-bytes", 512 * MIB, "bytes of requests under way", "have fewer calls under way at a time", 0.5
 )
 """Of attends, from when they are read to their answer."""
-ANSWER_BYTES = Bound(
+ANSWER_BYTES = CallerBound(
     "answer-bytes", 256 * MIB, "bytes of answers not read yet", "read those that have come", 0.5
 )
 """Of calls without a stream of responses, from when they are answered until their callers have taken them.
 Streams hold a message each, and their numbers have bounds of their own."""
-APPEND_BYTES = Bound(
+APPEND_BYTES = CallerBound(
     "append-bytes", 4 * GIB, "bytes of appends under way", "have fewer appends under way at a time", 2.0
 )
 """On the disk of the state folder, not in memory (aggregator/engine/arriving.py)."""
-APPENDS = Bound("appends", 128, "appends under way", "have fewer appends under way at a time", 1.0)
-UPLOADS = Bound("uploads", 128, "uploads under way", "send fewer files at a time", 1.0)
-UPLOAD_BYTES = Bound(
+APPENDS = CallerBound("appends", 128, "appends under way", "have fewer appends under way at a time", 1.0)
+UPLOADS = CallerBound("uploads", 128, "uploads under way", "send fewer files at a time", 1.0)
+UPLOAD_BYTES = CallerBound(
     "upload-bytes", 32 * GIB, "bytes of uploads under way", "send fewer files at a time", 5.0
 )
 """On the disk of the state folder."""
-DOWNLOADS = Bound("downloads", 256, "downloads under way", "read fewer files at a time", 1.0)
-EXPORTS = Bound("exports", 8, "models being read", "read one model after the other", 5.0)
+DOWNLOADS = CallerBound("downloads", 256, "downloads under way", "read fewer files at a time", 1.0)
+EXPORTS = CallerBound("exports", 8, "models being read", "read one model after the other", 5.0)
 """Each is put together on the disk of the state folder before it is sent."""
-WATCHES = Bound("watches", 1024, "watches of runs", "end some of them", 5.0)
-PLANNING = Bound("planning", 8, "jobs being planned", "plan one job after the other", 5.0)
+WATCHES = CallerBound("watches", 1024, "watches of runs", "end some of them", 5.0)
+PLANNING = CallerBound("planning", 8, "jobs being planned", "plan one job after the other", 5.0)
 """Of StartRun and PlanRun: its models are loaded, differentiated and tried, in a process each."""
 
 # What stays.
 
-CONTEXTS = Bound("contexts", 10_000, "contexts", "drop contexts that nobody needs")
-CONTEXT_BYTES = Bound(
+CONTEXTS = CallerBound("contexts", 10_000, "contexts", "drop contexts that nobody needs")
+CONTEXT_BYTES = CallerBound(
     "context-bytes",
     512 * MIB,
     "bytes known of segments",
@@ -85,11 +85,11 @@ CONTEXT_SEGMENTS = 2048
 """Segments of one context: each is asked by itself. Of appends to nodes in turn each node has one."""
 CONTEXT_STRETCHES = 131_072
 """Ranges of positions of all segments of one context: an answer that is not whole names what it stands on."""
-RUNS = Bound("runs", 64, "runs going on", "stop one, or wait for one to end")
-RUNS_KEPT = Bound("runs-kept", 4096, "runs kept", "begin a new --state")
+RUNS = CallerBound("runs", 64, "runs going on", "stop one, or wait for one to end")
+RUNS_KEPT = CallerBound("runs-kept", 4096, "runs kept", "begin a new --state")
 """Those that have ended, too: their jobs, records and versions stay."""
 
-ALL = tuple(value for value in vars().copy().values() if isinstance(value, Bound))
+ALL = tuple(value for value in vars().copy().values() if isinstance(value, CallerBound))
 
 # Of one call alone, whoever makes it.
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 
-from aggregator.bounds.bounds import ALL, Bound
+from aggregator.bounds.bounds import ALL, CallerBound
 from edge_attention.core.errors import EdgeAttentionError, Overloaded, ResourceExhausted
 
 __all__ = ["Budget", "Budgets", "Lease"]
@@ -52,7 +52,7 @@ class Lease:
 class Budget:
     """The account of one bound. `refused` is told its name at each refusal."""
 
-    def __init__(self, bound: Bound, refused: Callable[[str], None] = lambda name: None) -> None:
+    def __init__(self, bound: CallerBound, refused: Callable[[str], None] = lambda name: None) -> None:
         self.bound = bound
         self.used = 0
         self._kept = 0
@@ -133,9 +133,9 @@ class Budgets:
     def __init__(self, refused: Callable[[str], None] = lambda name: None) -> None:
         self._budgets = {bound.name: Budget(bound, refused) for bound in ALL}
 
-    def __getitem__(self, bound: Bound) -> Budget:
+    def __getitem__(self, bound: CallerBound) -> Budget:
         return self._budgets[bound.name]
 
-    def take(self, bound: Bound, caller: str | None, amount: int = 1) -> Lease:
+    def take(self, bound: CallerBound, caller: str | None, amount: int = 1) -> Lease:
         """Take `amount` of `bound`. Raises as `Budget.take`."""
         return self._budgets[bound.name].take(caller, amount)

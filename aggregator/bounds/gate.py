@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from aggregator.bounds.admission import Admission, State, Ticket
+from aggregator.bounds.admission import Admission, Ticket, TicketState
 
 
 class Turn:
@@ -69,7 +69,7 @@ class Gate:
         except BaseException:
             self._refused(self.admission.name)
             raise
-        if ticket.state is not State.WAITING:
+        if ticket.state is not TicketState.WAITING:
             return ticket, Turn(0.0)
         await self._wait(ticket, until)
         return ticket, Turn(self._clock() - came)
@@ -93,7 +93,7 @@ class Gate:
             raise
         finally:
             del self._waiting[ticket]
-        if ticket.state is not State.RUNNING:
+        if ticket.state is not TicketState.RUNNING:
             self._tell(self.admission.leave(ticket, self._clock()))
             self._refused(self.admission.name)
             raise self.admission.refusal(self.admission.expected, until - self._clock())

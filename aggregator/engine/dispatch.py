@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from aggregator.engine.exchange import REFUSALS, Action, Assignment, Deliver, Exchange, Revoke, Send
+from aggregator.engine.exchange import REFUSALS, Action, Assignment, Deliver, Exchange, Revoke, SendProgram
 from aggregator.engine.outcome import Outcome
 from aggregator.engine.returned import Returned, ReturnedTensor, close
 from aggregator.engine.spool import SpooledTensor
@@ -45,7 +45,7 @@ POSTED = 4096
 """Tasks nobody waits for whose answers are known as such; then the oldest are forgotten."""
 
 
-class Connection(Protocol):
+class NodeStream(Protocol):
     """A node's open stream. What is sent of no shard, and a Cancel, it sends again should it get lost."""
 
     def send(self, message: Program | Call | Cancel) -> None: ...
@@ -90,7 +90,7 @@ class Dispatcher:
     def __init__(self, membership: Membership, observer: DispatchObserver) -> None:
         self._membership = membership
         self._observer = observer
-        self._connections: dict[str, Connection] = {}
+        self._connections: dict[str, NodeStream] = {}
         self._running: dict[str, _Running] = {}
         # Task ids of an earlier life of this aggregator must not be taken for this one's.
         self._ids = (f"{secrets.token_hex(4)}-{n}" for n in itertools.count())
@@ -101,11 +101,11 @@ class Dispatcher:
 
     # From the link
 
-    def connected(self, name: str, connection: Connection) -> None:
+    def connected(self, name: str, connection: NodeStream) -> None:
         self._connections[name] = connection
         self.changed(name)
 
-    def disconnected(self, name: str, connection: Connection) -> None:
+    def disconnected(self, name: str, connection: NodeStream) -> None:
         if self._connections.get(name) is connection:
             del self._connections[name]
             self.changed(name)
@@ -310,7 +310,7 @@ class Dispatcher:
         queue = list(actions)
         while queue:
             match queue.pop(0):
-                case Send(node, program):
+                case SendProgram(node, program):
                     self._send(running, node, program)
                 case Revoke(node, task_id):
                     connection = self._connections.get(node)

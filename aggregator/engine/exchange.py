@@ -24,8 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from aggregator.engine.outcome import Kind, MissingShard
-from aggregator.engine.prepared import Prepared
+from aggregator.engine.outcome import MissingKind, MissingShard
+from aggregator.engine.prepared import PreparedData
 from edge_attention.core import errors
 from edge_attention.core.errors import (
     DuplicateContribution,
@@ -55,12 +55,12 @@ class Assignment:
     tensors: Mapping[str, Array] = field(default_factory=dict)
     bulk_tensors: tuple[BulkTensor, ...] = ()
     releases: tuple[str, ...] = ()
-    prepared: Prepared | None = None
+    prepared: PreparedData | None = None
     """What is called, with `tensors` in its slots, in place of a program of all this."""
 
 
 @dataclass(frozen=True)
-class Send:
+class SendProgram:
     """Send the program to the node, if it is connected; sent again it is the same program."""
 
     node: str
@@ -84,7 +84,7 @@ class Deliver:
     contribution: Contribution
 
 
-Action = Send | Revoke | Deliver
+Action = SendProgram | Revoke | Deliver
 
 REFUSALS = (InvalidArgument, PermissionDenied)
 """What a node may say of the request itself: that it is wrong, or that its operator does not allow it."""
@@ -126,7 +126,7 @@ class _Shard:
     missing: MissingShard | None = None
     tried: dict[str, str] = field(default_factory=dict)
     """Nodes that are not asked again -> why."""
-    fault: tuple[Kind, EdgeAttentionError] | None = None
+    fault: tuple[MissingKind, EdgeAttentionError] | None = None
     """What was wrong with the last answer, if one has come."""
     refusals: list[EdgeAttentionError] = field(default_factory=list)
     counted: str = ""
@@ -262,16 +262,16 @@ class Exchange:
         shard = self._tasks.get(task_id)
         if shard is None or shard.node != node or not shard.open:
             return []
-        return self._refuse(task_id, Kind.DAMAGED, error)
+        return self._refuse(task_id, MissingKind.DAMAGED, error)
 
     def refuse(self, task_id: str, error: EdgeAttentionError) -> list[Action]:
         """What the task returned could not be folded: ask another holder, if there is one.
 
         It undoes the answer, if that was complete; nothing where nobody waits for the task any more.
         """
-        return self._refuse(task_id, Kind.WRONG, error)
+        return self._refuse(task_id, MissingKind.WRONG, error)
 
-    def _refuse(self, task_id: str, kind: Kind, error: EdgeAttentionError) -> list[Action]:
+    def _refuse(self, task_id: str, kind: MissingKind, error: EdgeAttentionError) -> list[Action]:
         shard = self._tasks.get(task_id)
         if shard is None or shard.task_id != task_id:
             return []
@@ -296,7 +296,7 @@ class Exchange:
             elif state in (NodeState.READY, NodeState.DRAINING):
                 # Back. The same process ignores a task it runs and repeats what it has returned, a new one
                 # starts over; either way what came already is a duplicate and changes nothing.
-                actions.append(Send(name, self._program(shard)))
+                actions.append(SendProgram(name, self._program(shard)))
             elif state is NodeState.LOST or self._choose(shard):
                 # Not held against it: it may be asked again when it is back.
                 actions += self._ask(shard)
@@ -422,13 +422,13 @@ class Exchange:
         shard.numbers = 0
         shard.task_id = f"{self.id}.{shard.index}.{shard.attempts}"
         self._tasks[shard.task_id] = shard
-        return [Send(shard.node, self._program(shard))]
+        return [SendProgram(shard.node, self._program(shard))]
 
     def _miss(self, shard: _Shard, late: bool, otherwise: str) -> None:
         """`shard` gets no answer: it is `late`, or the last answer was wrong, or nobody is there."""
         text = self._why(shard) or otherwise
         if late or shard.fault is None:
-            shard.missing = MissingShard(Kind.LATE if late else Kind.LOST, shard.asked, text)
+            shard.missing = MissingShard(MissingKind.LATE if late else MissingKind.LOST, shard.asked, text)
         else:
             shard.missing = MissingShard(shard.fault[0], shard.asked, text, shard.fault[1])
         self._turn(shard, ShardState.MISSING, shard.missing.kind.value)
@@ -478,7 +478,7 @@ class Exchange:
             shard.unknown = True  # once: it is sent the program now
             self._turn(shard, ShardState.ASKED, "sent the program", shard.node)
             return self._send(shard)
-        kind = Kind.REFUSED if isinstance(error, REFUSALS) else Kind.FAILED
+        kind = MissingKind.REFUSED if isinstance(error, REFUSALS) else MissingKind.FAILED
         shard.tried[shard.node] = error.message
         shard.fault = (kind, error)
         if isinstance(error, self._believed):

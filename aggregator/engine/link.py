@@ -41,10 +41,10 @@ from edge_attention.core.messages.link import (
     Uploaded,
 )
 from edge_attention.core.messages.program import Call, Contribution, Program
-from edge_attention.core.rounds.credit import Debt, Window
+from edge_attention.core.rounds.credit import CreditWindow, Debt
 from edge_attention.core.transitions import told
 from edge_attention.wire.link import CONNECT, DOWNLOAD, UPLOAD, from_node, task_of, to_node
-from edge_attention.wire.writer import Writer
+from edge_attention.wire.writer import StreamWriter
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +108,8 @@ class NodeConnection:
             maxlen=UNCONFIRMED
         )
         # The node grants its credit after it has registered.
-        self._window = Window()
-        self._writer: Writer | None = None
+        self._window = CreditWindow()
+        self._writer: StreamWriter | None = None
         self._end = asyncio.Event()
 
     def send(self, message: ToNode) -> None:
@@ -173,8 +173,8 @@ class NodeConnection:
         return len(self._programs), self._window.bytes
 
     def open(self, write: Write, written: Callable[[int], None] = lambda size: None) -> None:
-        """The stream is there. `write` and `written`: as of `Writer`."""
-        self._writer = Writer(write, self._take, written)
+        """The stream is there. `write` and `written`: as of `StreamWriter`."""
+        self._writer = StreamWriter(write, self._take, written)
         self._writer.kick()
 
     def close(self) -> None:
@@ -245,7 +245,7 @@ class LinkObserver(Protocol):
         """Comes a few times a second, with all members. `now`: seconds of `time.monotonic`."""
 
 
-class Link:
+class FleetLink:
     """Serves EdgeLinkService."""
 
     def __init__(
@@ -524,7 +524,7 @@ class Link:
 
 
 async def watch_leases(
-    membership: Membership, dispatcher: Dispatcher, link: Link, observer: LinkObserver
+    membership: Membership, dispatcher: Dispatcher, link: FleetLink, observer: LinkObserver
 ) -> None:
     """Notice leases that run out; runs as long as the aggregator does."""
     while True:

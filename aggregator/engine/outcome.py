@@ -9,7 +9,7 @@ from enum import Enum
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, Unavailable
 
 
-class Kind(Enum):
+class MissingKind(Enum):
     """Why a shard has no answer: what this side knows, whatever a node says of it."""
 
     LATE = "late"
@@ -36,7 +36,7 @@ class MissingShard:
         error: what the last node asked met, named after that node; none of LATE and LOST.
     """
 
-    kind: Kind
+    kind: MissingKind
     node: str
     text: str
     error: EdgeAttentionError | None = None
@@ -44,14 +44,14 @@ class MissingShard:
     @property
     def said(self) -> bool:
         """Whether a node says so, in `error`."""
-        return self.kind in (Kind.FAILED, Kind.REFUSED)
+        return self.kind in (MissingKind.FAILED, MissingKind.REFUSED)
 
     @property
     def cause(self) -> type[EdgeAttentionError]:
         """The class of the error that tells a caller of it."""
         if self.said and self.error is not None:
             return type(self.error)
-        return DeadlineExceeded if self.kind is Kind.LATE else Unavailable
+        return DeadlineExceeded if self.kind is MissingKind.LATE else Unavailable
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Outcome:
         """The class of the error that tells a caller of what is missing: what a node says goes first."""
         missing = self.missing.values()
         first = next((m for m in missing if m.said), None) or next(
-            (m for m in missing if m.kind is Kind.LATE), None
+            (m for m in missing if m.kind is MissingKind.LATE), None
         )
         return Unavailable if first is None else first.cause
 

@@ -30,7 +30,7 @@ from edge_attention.core.messages.program import (
 from edge_attention.core.tensors import Array, DataType
 from edge_attention.wire.link import prepared_program
 
-__all__ = ["KNOWN", "Prepared", "Repeated", "prepare"]
+__all__ = ["KNOWN", "PreparedData", "Repeated", "prepare"]
 
 KNOWN = 1024
 """Programs remembered to have come; then those that came longest ago are new again."""
@@ -41,7 +41,7 @@ _INLINE = 8 * 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedData:
     """A program as it travels: `digest` is the SHA-256 of `data`; calls bring `slots`, by name, in order."""
 
     digest: bytes
@@ -58,7 +58,7 @@ def prepare(
     tensors: Mapping[str, Array],
     frozen: tuple[Frozen, ...] = (),
     releases: tuple[str, ...] = (),
-) -> Prepared:
+) -> PreparedData:
     """The program of `instructions` whose slots are for tensors as `tensors` are.
 
     Raises:
@@ -66,7 +66,7 @@ def prepare(
     """
     slots = tuple(Slot(name, DataType.of(array.dtype, name), array.shape) for name, array in tensors.items())
     data = prepared_program.encode(PreparedProgram(instructions, slots, frozen, releases))
-    return Prepared(sha256(data).digest(), data, tuple(tensors))
+    return PreparedData(sha256(data).digest(), data, tuple(tensors))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class _Seen:
 
     instructions: tuple[Instruction, ...]
     again: bool = False
-    prepared: Prepared | None = None
+    prepared: PreparedData | None = None
 
 
 class Repeated:
@@ -91,7 +91,7 @@ class Repeated:
         releases: tuple[str, ...] = (),
         frozen: tuple[Frozen, ...] = (),
         limit: int = SLOT_BYTES,
-    ) -> Prepared | None:
+    ) -> PreparedData | None:
         """The program to call, or None: it is to be sent as it is. A call brings `limit` bytes at most.
 
         Raises:
@@ -115,7 +115,7 @@ class Repeated:
             if _inline(instructions) <= _INLINE:
                 self._keep(key, _Seen(instructions))
             return None
-        prepared: Prepared | None = None
+        prepared: PreparedData | None = None
         try:
             prepared = prepare(instructions, tensors, frozen, releases)
         except EdgeAttentionError:

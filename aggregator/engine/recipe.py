@@ -9,7 +9,7 @@ from pathlib import Path
 from aggregator.bounds.budget import Budgets
 from aggregator.bounds.turns import Turns
 from aggregator.engine.bulk import Bulk
-from aggregator.engine.link import Link
+from aggregator.engine.link import FleetLink
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Member, Membership
 from aggregator.observe.metrics import Metrics
@@ -33,7 +33,7 @@ class Engine:
     membership: Membership
     trips: Trips
     bulk: Bulk
-    link: Link
+    link: FleetLink
     metrics: Metrics
     budgets: Budgets
     turns: Turns

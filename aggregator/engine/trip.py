@@ -23,7 +23,7 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.exchange import REFUSALS, Assignment
 from aggregator.engine.outcome import Outcome
-from aggregator.engine.prepared import Prepared, Repeated
+from aggregator.engine.prepared import PreparedData, Repeated
 from aggregator.engine.returned import Returned, ReturnedTensor, close
 from aggregator.engine.spool import SpooledTensor
 from edge_attention.core.errors import EdgeAttentionError, InvalidProgram, InvalidTensor, ResourceExhausted
@@ -160,7 +160,7 @@ class Trips:
             for tensor in lent:
                 self._bulk.take_back(tensor.digest)
 
-    def _called(self, errand: Errand, limit: int) -> tuple[Prepared | None, Mapping[str, Array]]:
+    def _called(self, errand: Errand, limit: int) -> tuple[PreparedData | None, Mapping[str, Array]]:
         """The prepared program that the errand is a call of, if it is, and what is in its slots.
 
         Raises:

@@ -58,7 +58,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Admission:
+class NodeAdmission:
     """A node was let in. `resumed`: the same process as before, with its session."""
 
     member: Member
@@ -93,7 +93,7 @@ class Membership:
         """
         self._expected |= {name: now for name in names if name not in self._members}
 
-    def register(self, register: Register, now: float) -> Admission:
+    def register(self, register: Register, now: float) -> NodeAdmission:
         """Let a node in, or say why not.
 
         A name whose lease is good belongs to the process that holds it. One whose stream broke may be
@@ -139,7 +139,7 @@ class Membership:
         self._expected.pop(register.name, None)
         how = "resumed" if resumed else "registered"
         self.transitions.append((now, (register.name, how), before, member.state))
-        return Admission(member, resumed)
+        return NodeAdmission(member, resumed)
 
     def _make_room(self, name: str, described: int, stored: int) -> None:
         """For node `name`: forget those that have been lost longest, or refuse it.

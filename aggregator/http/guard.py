@@ -40,7 +40,7 @@ HEADERS = {
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Access(Protocol):
+class PageAccess(Protocol):
     """What this port asks of `aggregator.trust.access.Access`."""
 
     def authenticate(self, authorization: str | None, peer: str, what: str = "") -> Any: ...
@@ -52,12 +52,12 @@ class Access(Protocol):
     def server_ssl_context(self) -> ssl.SSLContext | None: ...
 
 
-class Guard:
+class PageGuard:
     """Lets requests in. Without `access` the port is on loopback and open to whoever is on this machine."""
 
     def __init__(
         self,
-        access: Access | None,
+        access: PageAccess | None,
         sessions: Sessions,
         admitted: Callable[[web.Request], None] = lambda request: None,
     ) -> None:

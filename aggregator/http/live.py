@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from aggregator.http.feed import Feed, event
-from aggregator.http.guard import Guard
+from aggregator.http.guard import PageGuard
 from edge_attention.core.errors import EdgeAttentionError
 
 ALIVE_SECONDS = 5.0
@@ -21,7 +21,7 @@ RETRY_MILLISECONDS = 2000
 
 
 class Live:
-    def __init__(self, feed: Feed, guard: Guard) -> None:
+    def __init__(self, feed: Feed, guard: PageGuard) -> None:
         self._feed = feed
         self._guard = guard
 

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
 
 from aggregator.fleet.membership import Member, Membership
-from aggregator.http.guard import COOKIE, Guard, address_of
+from aggregator.http.guard import COOKIE, PageGuard, address_of
 from edge_attention.core.errors import (
     EdgeAttentionError,
     Internal,
@@ -43,17 +43,17 @@ FORM_SECONDS = 10.0
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
-class Phase(Enum):
+class ServicePhase(Enum):
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
 
 
 @dataclass
-class Status:
+class ServiceStatus:
     """What of its life the aggregator is in."""
 
-    phase: Phase = Phase.STARTING
+    phase: ServicePhase = ServicePhase.STARTING
     started: float = field(default_factory=time.time)
 
 
@@ -70,7 +70,7 @@ def recipes_module(scripts: Sequence[str]) -> bytes:
 class Probes:
     """/healthz and /readyz."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: ServiceStatus) -> None:
         self._status = status
 
     def routes(self) -> list[web.RouteDef]:
@@ -81,7 +81,7 @@ class Probes:
 
     async def ready(self, request: web.Request) -> web.Response:
         phase = self._status.phase
-        return web.Response(status=200 if phase is Phase.SERVING else 503, text=f"{phase.value}\n")
+        return web.Response(status=200 if phase is ServicePhase.SERVING else 503, text=f"{phase.value}\n")
 
 
 class Scraped:
@@ -159,7 +159,7 @@ class Page:
         Internal: the names of two recipes make one path.
     """
 
-    def __init__(self, guard: Guard, scripts: Mapping[str, Path] = MappingProxyType({})) -> None:
+    def __init__(self, guard: PageGuard, scripts: Mapping[str, Path] = MappingProxyType({})) -> None:
         self._guard = guard
         folder = files("aggregator.http") / "page"
         names = [file.name for file in folder.iterdir() if file.name.rpartition(".")[2] in _TYPES]

@@ -19,9 +19,9 @@ from aiohttp.web_protocol import RequestHandler
 from aggregator.fleet.membership import Membership
 from aggregator.http.door import Door
 from aggregator.http.feed import Feed
-from aggregator.http.guard import Access, Guard, Handler, add_headers
+from aggregator.http.guard import Handler, PageAccess, PageGuard, add_headers
 from aggregator.http.live import Live
-from aggregator.http.routes import TOKEN_LIMIT, Page, Phase, Probes, Scraped, Status
+from aggregator.http.routes import TOKEN_LIMIT, Page, Probes, Scraped, ServicePhase, ServiceStatus
 from aggregator.http.sessions import Sessions
 from aggregator.http.snapshot import Snapshots
 from aggregator.observe.metrics import Metrics
@@ -71,10 +71,10 @@ class HttpServer:
         access: who may ask, and the TLS to ask over; None: anyone on this machine, plaintext, loopback only.
     """
 
-    def __init__(self, parts: Parts, access: Access | None = None) -> None:
-        self.status = Status()
+    def __init__(self, parts: Parts, access: PageAccess | None = None) -> None:
+        self.status = ServiceStatus()
         self._access = access
-        self._guard = Guard(access, Sessions(lambda: secrets.token_urlsafe(32)), self._asked)
+        self._guard = PageGuard(access, Sessions(lambda: secrets.token_urlsafe(32)), self._asked)
         self.app = web.Application(
             client_max_size=TOKEN_LIMIT, middlewares=[self._heard, self._guard.middleware]
         )
@@ -140,10 +140,10 @@ class HttpServer:
         return self.port
 
     def serving(self) -> None:
-        self.status.phase = Phase.SERVING
+        self.status.phase = ServicePhase.SERVING
 
     def draining(self) -> None:
-        self.status.phase = Phase.DRAINING
+        self.status.phase = ServicePhase.DRAINING
 
     async def close(self) -> None:
         if self._listening is not None:

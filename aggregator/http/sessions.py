@@ -20,7 +20,7 @@ ADDRESSES = 4096
 
 
 @dataclass
-class Session:
+class PageSession:
     """The authorization a browser's requests stand for, and whose it was when it was last checked."""
 
     authorization: str = field(repr=False)
@@ -34,17 +34,17 @@ class Sessions:
 
     def __init__(self, new_cookie: Callable[[], str]) -> None:
         self._new_cookie = new_cookie
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._sessions: OrderedDict[str, PageSession] = OrderedDict()
 
     def begin(self, authorization: str, peer: Any, now: float) -> str:
         """The cookie of a new session."""
         cookie = self._new_cookie()
-        self._sessions[_key(cookie)] = Session(authorization, peer, now, now)
+        self._sessions[_key(cookie)] = PageSession(authorization, peer, now, now)
         while len(self._sessions) > SESSIONS:
             self._sessions.popitem(last=False)
         return cookie
 
-    def find(self, cookie: str, now: float) -> Session | None:
+    def find(self, cookie: str, now: float) -> PageSession | None:
         session = self._sessions.get(_key(cookie))
         if session is not None and now - session.began > SECONDS:
             self.end(cookie)

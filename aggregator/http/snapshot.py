@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import Gauge
 
 from aggregator.fleet.membership import Membership
-from aggregator.http.routes import Status
+from aggregator.http.routes import ServiceStatus
 from aggregator.http.troubles import troubles
 from aggregator.observe.metrics import Metrics
 from aggregator.observe.page import Fleet, PagePart, RecipePage, Sections
@@ -37,7 +37,7 @@ class Snapshots:
         self,
         membership: Membership,
         pages: Mapping[str, RecipePage],
-        status: Status,
+        status: ServiceStatus,
         metrics: Metrics,
         facts: Mapping[str, Any],
         revoked: RevokedNodes = dict,

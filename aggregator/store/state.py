@@ -41,7 +41,17 @@ from edge_attention.core.errors import (
     NotFound,
 )
 
-__all__ = ["Context", "Record", "Run", "Segment", "State", "Version", "check_run_id", "sync", "write_durably"]
+__all__ = [
+    "ContextRow",
+    "Record",
+    "RunRow",
+    "SegmentRow",
+    "State",
+    "Version",
+    "check_run_id",
+    "sync",
+    "write_durably",
+]
 
 SCHEMA = 3  # kept in the database's user_version; 3 is 2 with sums beside it, which earlier releases forget
 
@@ -67,7 +77,7 @@ _SINCE_2 = (
 
 
 @dataclass(frozen=True)
-class Context:
+class ContextRow:
     id: str
     name: str
     created: float  # seconds since 1970
@@ -75,14 +85,14 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Segment:
+class SegmentRow:
     context: str
     id: str
     spec: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRow:
     id: str
     name: str
     created: float  # seconds since 1970
@@ -268,10 +278,10 @@ class State:
         """Deletes the context with its segments."""
         self._change(f"there is no context with id {id!r}", "DELETE FROM contexts WHERE id = ?", id)
 
-    def list_contexts(self) -> list[Context]:
+    def list_contexts(self) -> list[ContextRow]:
         """All contexts, oldest first."""
         rows = self._rows("SELECT id, name, created, spec FROM contexts ORDER BY created, rowid")
-        return [Context(id, name, created, json.loads(spec)) for id, name, created, spec in rows]
+        return [ContextRow(id, name, created, json.loads(spec)) for id, name, created, spec in rows]
 
     def put_segment(self, context: str, id: str, spec: Mapping[str, Any]) -> None:
         """Adds or replaces a segment; `NotFound` without its context."""
@@ -284,10 +294,10 @@ class State:
                 (context, id, text),
             )
 
-    def list_segments(self, context: str) -> list[Segment]:
+    def list_segments(self, context: str) -> list[SegmentRow]:
         """The context's segments in the order in which they were added; none for an unknown context."""
         rows = self._rows("SELECT context, id, spec FROM segments WHERE context = ? ORDER BY rowid", context)
-        return [Segment(context, id, json.loads(spec)) for context, id, spec in rows]
+        return [SegmentRow(context, id, json.loads(spec)) for context, id, spec in rows]
 
     def put_append(self, context: str, request: str, answer: Mapping[str, Any], keep: int) -> None:
         """Remembers the answer of an append of that id, and of the context's appends the last `keep`."""
@@ -331,13 +341,13 @@ class State:
         statement = "UPDATE runs SET status = ?, detail = ? WHERE id = ?"
         self._change(f"there is no run {id!r}", statement, status, detail, id)
 
-    def get_run(self, id: str) -> Run:
+    def get_run(self, id: str) -> RunRow:
         rows = self._rows("SELECT * FROM runs WHERE id = ?", id)
         if not rows:
             raise NotFound(f"there is no run {id!r}")
         return _run(rows[0])
 
-    def list_runs(self) -> list[Run]:
+    def list_runs(self) -> list[RunRow]:
         """All runs, oldest first."""
         return [_run(row) for row in self._rows("SELECT * FROM runs ORDER BY created, rowid")]
 
@@ -478,6 +488,6 @@ def _to_json(what: str, value: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _run(row: tuple[Any, ...]) -> Run:
+def _run(row: tuple[Any, ...]) -> RunRow:
     id, name, created, job, status, detail, round, version = row
-    return Run(id, name, created, json.loads(job), status, detail, round, version)
+    return RunRow(id, name, created, json.loads(job), status, detail, round, version)

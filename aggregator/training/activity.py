@@ -21,7 +21,7 @@ RUNS = 32
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundLine:
     """One committed round, as a line to read."""
 
     time: float
@@ -49,14 +49,16 @@ class RunActivity:
     """Told by runs what they did; asked by the page."""
 
     def __init__(self) -> None:
-        self.rounds: deque[Round] = deque(maxlen=ROUNDS)
+        self.rounds: deque[RoundLine] = deque(maxlen=ROUNDS)
         self.runs: OrderedDict[str, RunCurves] = OrderedDict()
 
     def round(self, run: str, record: TrainingRound, now: float) -> None:
         nodes = len(record.nodes or record.mass)
         seconds = record.seconds.get("all", 0.0)
         self.rounds.append(
-            Round(now, run, record.number, record.version, record.loss, seconds, nodes, dict(record.left_out))
+            RoundLine(
+                now, run, record.number, record.version, record.loss, seconds, nodes, dict(record.left_out)
+            )
         )
         self.recall(run, record)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from aggregator.observe.page import Fleet, PagePart, Trouble, number
-from aggregator.training.activity import Round, RunActivity, RunCurves
+from aggregator.training.activity import RoundLine, RunActivity, RunCurves
 from aggregator.training.curve import Curve
 from aggregator.training.runs import Runs
 from edge_attention.core.messages.training import RunState, TrainingRun
@@ -86,7 +86,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
     return {"x": curve.x, "y": series}
 
 
-def _round(done: Round) -> dict[str, Any]:
+def _round(done: RoundLine) -> dict[str, Any]:
     return {
         "time": done.time,
         "run": done.run,

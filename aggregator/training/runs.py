@@ -20,7 +20,7 @@ from aggregator.bounds.budget import Budgets, Lease
 from aggregator.engine.endings import to_the_end
 from aggregator.store.folder import FULL
 from aggregator.store.parameters import Stream
-from aggregator.store.state import Run
+from aggregator.store.state import RunRow
 from aggregator.training import scratch
 from aggregator.training.active import ActiveRun, Job, evaluation_due
 from aggregator.training.curve import POINTS
@@ -66,7 +66,7 @@ ROOM_RETRY_SECONDS = (0.5, 10.0)
 class _Going:
     """A run of an earlier process that goes on. `evaluating`: its last round is still to be evaluated."""
 
-    row: Run
+    row: RunRow
     job: Job
     evaluating: bool
 
@@ -357,7 +357,7 @@ class Runs:
         for run in going:
             self._take_up(run, self._budgets[RUNS].keep(run.row.job.get("owner") or None))
 
-    def _read(self, row: Run, job: Job) -> _Going:
+    def _read(self, row: RunRow, job: Job) -> _Going:
         """What `_take_up` needs. Blocks."""
         record = self._state.record(row.id, row.round) if evaluation_due(job, row.round) else None
         return _Going(row, job, record is not None and record.get("evaluation") is None)

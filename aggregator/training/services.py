@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from aggregator.engine.bulk import Bulk
-from aggregator.engine.link import Link
+from aggregator.engine.link import FleetLink
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
 from aggregator.store.parameters import ParameterStore
@@ -28,7 +28,7 @@ class Services:
     membership: Membership
     trips: Trips
     bulk: Bulk
-    link: Link
+    link: FleetLink
     metrics: RunMetrics
     patience: float
     activity: RunActivity = field(default_factory=RunActivity)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # without TLS an aggregator loads no cryptography
 UNWILLING_SECONDS = 5.0
 """How long a call that is to end waits for the other side to take what is under way."""
 
-_current: ContextVar[Call | None] = ContextVar("call", default=None)
+_current: ContextVar[GuardedCall | None] = ContextVar("call", default=None)
 
 
 def caller() -> Peer | None:
@@ -43,10 +43,10 @@ def subject() -> str:
     return "" if peer is None else peer.subject
 
 
-class Call(Served):
+class GuardedCall(Served):
     """One call being served; a context manager around its handler."""
 
-    def __init__(self, calls: set[Call], peer: Peer, method: str, address: str) -> None:
+    def __init__(self, calls: set[GuardedCall], peer: Peer, method: str, address: str) -> None:
         self._calls = calls
         self.peer = peer
         self.method = method
@@ -56,7 +56,7 @@ class Call(Served):
         self._ended: EdgeAttentionError | None = None
         self._away = False
 
-    def __enter__(self) -> Call:
+    def __enter__(self) -> GuardedCall:
         self._task = asyncio.current_task()
         _current.set(self)
         self._calls.add(self)
@@ -108,14 +108,14 @@ class Guard:
     def __init__(self, access: Access, registry: Registry) -> None:
         self._access = access
         self._registry = registry
-        self._calls: set[Call] = set()
+        self._calls: set[GuardedCall] = set()
         self._needed: Mapping[AnyMethod, Role] = {}
 
     def require_roles(self, needed: Mapping[AnyMethod, Role]) -> None:
         """From now on a call needs the role that `needed` has for its method."""
         self._needed = needed
 
-    def __call__(self, method: AnyMethod, context: Any) -> Call | _Open:
+    def __call__(self, method: AnyMethod, context: Any) -> GuardedCall | _Open:
         if method in OPEN:
             return _Open()
         name = f"{method.service.name.rpartition('.')[2]}.{method.name}"
@@ -124,14 +124,14 @@ class Guard:
             raise Internal(f"{name} has no role, so nobody may call it; its Endpoint names one")
         return self.admit(name, needed, context)
 
-    def admit(self, method: str, needed: Role | None, context: Any) -> Call:
+    def admit(self, method: str, needed: Role | None, context: Any) -> GuardedCall:
         """The call, if who makes it may. `needed` None: anybody with a certificate or token."""
         address = context.peer()
         shown = next((v for k, v in context.invocation_metadata() or () if k == "authorization"), None)
         peer = self._access.authenticate(shown, address, method)
         if needed is not None:
             self._access.require(peer, needed, address, method)
-        return Call(self._calls, peer, method, address)
+        return GuardedCall(self._calls, peer, method, address)
 
     def require_name(self, name: str, what: str) -> None:
         """Refuse what speaks of the node `name` unless the caller's certificate does too.
@@ -175,6 +175,6 @@ class Guard:
                 )
                 self._end(call, error)
 
-    def _end(self, call: Call, error: EdgeAttentionError) -> None:
+    def _end(self, call: GuardedCall, error: EdgeAttentionError) -> None:
         self._access.refuse(error, call.address, call.method, call.peer.subject)
         call.end(error)

@@ -18,12 +18,12 @@ from edge_attention.cli.output import json_option, print_json, say
 from edge_attention.client.aio import AsyncClient
 from edge_attention.core.printable import shown
 from edge_attention.doctor.examine import Busy, Questions, examine_box, examine_port, run_fleet
-from edge_attention.doctor.examine_trust import Trust
-from edge_attention.doctor.finding import Finding, Status, failed, skipped, worst
+from edge_attention.doctor.examine_trust import TrustAsked
+from edge_attention.doctor.finding import Finding, Grade, failed, skipped, worst
 from edge_attention.options import ADDRESS, BYTES
 
-_STYLE = {Status.OK: "green", Status.SKIPPED: "dim", Status.WARNING: "yellow", Status.FAILED: "bold red"}
-_MARK = {Status.OK: "ok", Status.SKIPPED: "-", Status.WARNING: "WARNING", Status.FAILED: "FAILED"}
+_STYLE = {Grade.OK: "green", Grade.SKIPPED: "dim", Grade.WARNING: "yellow", Grade.FAILED: "bold red"}
+_MARK = {Grade.OK: "ok", Grade.SKIPPED: "-", Grade.WARNING: "WARNING", Grade.FAILED: "FAILED"}
 
 _EPILOG = """
 Examples:
@@ -133,7 +133,7 @@ def doctor(
     host, _, port = address.rpartition(":")
     named = own is not None or _given(ctx)
     shown = credentials()
-    trust = Trust(shown.access, shown.token_file, shown.authority, shown.identity, node_identity, state)
+    trust = TrustAsked(shown.access, shown.token_file, shown.authority, shown.identity, node_identity, state)
     asked = Questions(
         host=host,
         port=int(port),
@@ -180,7 +180,7 @@ def doctor(
         print_json({"status": status, "aggregator": address, "findings": findings})
     else:
         _print(findings, problems)
-    return 1 if status is Status.FAILED else 0
+    return 1 if status is Grade.FAILED else 0
 
 
 def _given(ctx: click.Context) -> bool:
@@ -207,16 +207,16 @@ def _rich() -> bool:
 
 
 def _print(findings: Sequence[Finding], problems: bool) -> None:
-    bad = {status: [f for f in findings if f.status is status] for status in (Status.FAILED, Status.WARNING)}
+    bad = {status: [f for f in findings if f.status is status] for status in (Grade.FAILED, Grade.WARNING)}
     shown = [f for f in findings if f.status in bad] if problems else findings
     if shown:
         _table(shown) if _rich() else _lines(shown)
-    for status, what in ((Status.FAILED, "failed"), (Status.WARNING, "warning")):
+    for status, what in ((Grade.FAILED, "failed"), (Grade.WARNING, "warning")):
         if found := bad[status]:
             plural = "s" if what == "warning" and len(found) > 1 else ""
             say(f"{len(found)} {what}{plural}: {', '.join(f'{f.check} of {f.subject}' for f in found)}")
     if not any(bad.values()):
-        say(f"all {sum(f.status is Status.OK for f in findings)} checks are ok")
+        say(f"all {sum(f.status is Grade.OK for f in findings)} checks are ok")
 
 
 def _lines(findings: Sequence[Finding]) -> None:
@@ -239,7 +239,7 @@ def _table(findings: Sequence[Finding]) -> None:
     for finding in findings:
         said = Text(shown(finding.measured))
         if finding.fix:
-            said.append(f"\n→ {shown(finding.fix)}", style="bold" if finding.status is Status.FAILED else "")
+            said.append(f"\n→ {shown(finding.fix)}", style="bold" if finding.status is Grade.FAILED else "")
         subject = finding.subject if finding.subject != last else ""
         last = finding.subject
         mark = Text(_MARK[finding.status], style=_STYLE[finding.status])

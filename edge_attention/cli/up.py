@@ -51,7 +51,7 @@ def up(
     """Start an aggregator and nodes on loopback; Ctrl-C stops them all."""
     names = [f"node-{i + 1}" for i in range(count)]
     datasets = _datasets(data, names)
-    stop = Stop()
+    stop = StopAsked()
     before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with LocalFleet(state, port, _tell) as fleet:
@@ -72,7 +72,7 @@ def up(
         say("stopped")
 
 
-class Stop:
+class StopAsked:
     """Whether a signal has asked to stop.
 
     Not a threading.Event: its `set` takes a lock, which the thread that the signal interrupts may hold.
@@ -109,7 +109,7 @@ def _print_ready(fleet: LocalFleet, as_json: bool) -> None:
     say(f"ready: edge-attention --aggregator {fleet.address} nodes; Ctrl-C stops the fleet")
 
 
-def _watch(fleet: LocalFleet, stop: Stop) -> None:
+def _watch(fleet: LocalFleet, stop: StopAsked) -> None:
     """Until `stop`. A node that ends is reported and the others go on; without aggregator nothing does."""
     reported: set[str] = set()
     while not stop.wait(0.2):

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
 
-from edge_attention.client.connection import DEADLINE_MARGIN, Connection
+from edge_attention.client.connection import DEADLINE_MARGIN, ClientConnection
 from edge_attention.client.contexts import AsyncContext
 from edge_attention.client.runs import AsyncRun
 from edge_attention.core.errors import InvalidArgument
@@ -73,7 +73,7 @@ class AsyncClient:
         authority: str | Path | None = None,
         identity: str | Path | None = None,
     ) -> None:
-        self.connection = Connection(
+        self.connection = ClientConnection(
             address,
             timeout=timeout,
             patience=patience,

@@ -25,7 +25,7 @@ DEADLINE_MARGIN = 0.75  # the server answers at the deadline, labelled; ours com
 SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
 
 
-class Connection:
+class ClientConnection:
     """What a client and its handles (contexts, runs) share. Close it when all of them are done.
 
     Attributes:

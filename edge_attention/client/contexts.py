@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edge_attention.client.appending import Attempt, appended
-from edge_attention.client.connection import DEADLINE_MARGIN, MIB, SLOWEST, Connection
+from edge_attention.client.connection import DEADLINE_MARGIN, MIB, SLOWEST, ClientConnection
 from edge_attention.client.results import Answer, Appended, join
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidGraph, InvalidTensor
 from edge_attention.core.fold import join as joined
@@ -38,7 +38,7 @@ OnProgress = Callable[[int, int], None]
 class AsyncContext:
     """A context on the aggregator. `spec` holds its name, heads and dimensions."""
 
-    def __init__(self, connection: Connection, spec: wire.ContextSpec) -> None:
+    def __init__(self, connection: ClientConnection, spec: wire.ContextSpec) -> None:
         self._connection = connection
         self.spec = spec
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-from edge_attention.client.connection import Connection
+from edge_attention.client.connection import ClientConnection
 from edge_attention.core.errors import (
     Cancelled,
     DataLoss,
@@ -39,7 +39,7 @@ class AsyncRun:
         info: the run's state as it was last heard.
     """
 
-    def __init__(self, connection: Connection, info: TrainingRun) -> None:
+    def __init__(self, connection: ClientConnection, info: TrainingRun) -> None:
         self._connection = connection
         self.info = info
 

@@ -142,7 +142,7 @@ def _train(client: Client, data: Patients) -> tuple[list[TrainingRound], float, 
     holdout = np.setdiff1d(np.arange(len(data.labels)), np.unique(np.concatenate(batches)))
     first: dict[str, Array] = dict(run.parameters(version=0))
     everyone = list(LABS)
-    trained: dict[str, one_machine.Trained] = {}
+    trained: dict[str, one_machine.TrainedAlone] = {}
     with progress("yardsticks", 4 * len(batches)) as (bar, task):
         for i, labs in enumerate([everyone, *([lab] for lab in LABS)]):
             trained["+".join(labs)] = one_machine.train(

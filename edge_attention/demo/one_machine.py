@@ -15,7 +15,7 @@ from edge_attention.graphs.models.one_machine import OneMachine, one_machine_mod
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class TrainedAlone:
     """Final parameters and the share of `holdout` diagnosed right."""
 
     parameters: Mapping[str, Array]
@@ -29,7 +29,7 @@ def train(
     holdout: Int64,
     initial: Mapping[str, Array] | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> Trained:
+) -> TrainedAlone:
     """Train on the patients of `batches`, one step each, with the measurements of `labs` only."""
     encoders = {lab: model for lab, model in patients.encoders().items() if lab in labs}
     scale = patients.DIM**-0.5
@@ -45,7 +45,7 @@ def train(
     correct = sum(
         float(machine.evaluate(parameters, _feeds(data, labs, rows))["correct"]) for rows in _parts(holdout)
     )
-    return Trained(parameters, correct / len(holdout))
+    return TrainedAlone(parameters, correct / len(holdout))
 
 
 def difference(a: Mapping[str, Array], b: Mapping[str, Array]) -> float:

@@ -29,7 +29,7 @@ verbose_option: Callable[[Any], Any] = click.option(
 )
 
 
-class Figures(Protocol):
+class ShownFigures(Protocol):
     """Every figure of a demo, and which that must hold do not."""
 
     @property
@@ -64,7 +64,7 @@ def printer(verbose: bool) -> Callable[[str, str], None]:
     return on_line
 
 
-def conclude(figures: Figures, json_file: Path | None) -> None:
+def conclude(figures: ShownFigures, json_file: Path | None) -> None:
     """Write the figures where asked for; exit with 1 if one that must hold does not."""
     if json_file is not None:
         json_file.write_text(json.dumps(figures.to_json(), indent=2) + "\n")

@@ -37,13 +37,13 @@ from edge_attention.doctor import (
     trust_findings,
 )
 from edge_attention.doctor.examine_trust import (
-    Known,
-    Trust,
+    KnownTrust,
+    TrustAsked,
     examine_credentials,
     examine_files,
     examine_shown,
 )
-from edge_attention.doctor.finding import Finding, Status, failed, skipped, warning
+from edge_attention.doctor.finding import Finding, Grade, failed, skipped, warning
 from edge_attention.wire.methods import KEEPALIVE_SECONDS, LEAST_PING_SECONDS
 
 PROBED = 30
@@ -65,7 +65,7 @@ class Questions:
 
     host: str
     port: int
-    trust: Trust = field(default_factory=Trust)
+    trust: TrustAsked = field(default_factory=TrustAsked)
     timeout: float = 10.0
     idle: float = 2.0
     context: str = ""
@@ -110,10 +110,10 @@ def examine_port(asked: Questions, tell: Tell, *, proxied: bool) -> bool:
         return proxied and known is not None
     finding = connection_findings.protocol(port, tls=asked.trust.tls)
     tell(finding)
-    good = finding.status is Status.OK and known is not None
+    good = finding.status is Grade.OK and known is not None
     if port.speaks is connection_findings.Speaks.TLS:
         # Also where this client would speak plaintext: then whom it would have to trust is told.
-        good &= examine_shown(f"{asked.host}:{asked.port}", asked.timeout, known or Known(), tell)
+        good &= examine_shown(f"{asked.host}:{asked.port}", asked.timeout, known or KnownTrust(), tell)
     return good
 
 

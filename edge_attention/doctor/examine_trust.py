@@ -29,7 +29,7 @@ _SERVER = (
 
 
 @dataclass(frozen=True)
-class Trust:
+class TrustAsked:
     """What this client shows and trusts, as on the command line; where daemons on this box keep theirs."""
 
     token: str | None = None
@@ -46,14 +46,14 @@ class Trust:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownTrust:
     """Whom the client trusts: an authority, or only its pin."""
 
     authority: x509.Certificate | None = None
     pin: str = ""
 
 
-def examine_credentials(trust: Trust, tell: Tell) -> Known | None:
+def examine_credentials(trust: TrustAsked, tell: Tell) -> KnownTrust | None:
     """Look at what this client would show; None if it cannot be used."""
     subject = "this client"
     try:
@@ -79,11 +79,11 @@ def examine_credentials(trust: Trust, tell: Tell) -> Known | None:
     if files:
         tell(trust_findings.secrets(subject, files))
     if authority is not None:
-        return Known(authority, pin(authority))
-    return Known(None, token.pin if token is not None else "")
+        return KnownTrust(authority, pin(authority))
+    return KnownTrust(None, token.pin if token is not None else "")
 
 
-def examine_files(trust: Trust, tell: Tell) -> None:
+def examine_files(trust: TrustAsked, tell: Tell) -> None:
     """Look at the secrets of daemons on this box, where somebody said where they are."""
     if trust.node_identity is not None:
         subject = "node on this box"
@@ -103,7 +103,7 @@ def _identity(subject: str, identity: Identity, renewal: str, tell: Tell) -> Non
     tell(trust_findings.days(subject, facts, time.time(), renewal))
 
 
-def examine_shown(address: str, seconds: float, known: Known, tell: Tell) -> bool:
+def examine_shown(address: str, seconds: float, known: KnownTrust, tell: Tell) -> bool:
     """Look at the certificate of a port that speaks TLS; whether this client would take it."""
     try:
         shown = measure_trust.shown(address, seconds, known.authority, known.pin)

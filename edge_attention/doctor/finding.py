@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-__all__ = ["Finding", "Status", "duration", "failed", "ok", "size", "skipped", "warning", "worst"]
+__all__ = ["Finding", "Grade", "duration", "failed", "ok", "size", "skipped", "warning", "worst"]
 
 
-class Status(Enum):
+class Grade(Enum):
     """skipped: not measured, and the finding says why."""
 
     OK = "ok"
@@ -33,32 +33,32 @@ class Finding:
 
     check: str
     subject: str
-    status: Status
+    status: Grade
     measured: str
     fix: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def ok(check: str, subject: str, measured: str, **data: Any) -> Finding:
-    return Finding(check, subject, Status.OK, measured, "", data)
+    return Finding(check, subject, Grade.OK, measured, "", data)
 
 
 def warning(check: str, subject: str, measured: str, fix: str, **data: Any) -> Finding:
-    return Finding(check, subject, Status.WARNING, measured, fix, data)
+    return Finding(check, subject, Grade.WARNING, measured, fix, data)
 
 
 def failed(check: str, subject: str, measured: str, fix: str, **data: Any) -> Finding:
-    return Finding(check, subject, Status.FAILED, measured, fix, data)
+    return Finding(check, subject, Grade.FAILED, measured, fix, data)
 
 
 def skipped(check: str, subject: str, why: str, fix: str = "", /, **data: Any) -> Finding:
-    return Finding(check, subject, Status.SKIPPED, why, fix, data)
+    return Finding(check, subject, Grade.SKIPPED, why, fix, data)
 
 
-def worst(findings: Iterable[Finding]) -> Status:
+def worst(findings: Iterable[Finding]) -> Grade:
     """FAILED if anything failed, else WARNING if there is one, else OK."""
     found = {finding.status for finding in findings}
-    return next((s for s in (Status.FAILED, Status.WARNING) if s in found), Status.OK)
+    return next((s for s in (Grade.FAILED, Grade.WARNING) if s in found), Grade.OK)
 
 
 def size(count: float) -> str:

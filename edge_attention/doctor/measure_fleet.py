@@ -36,7 +36,7 @@ REPEATS = 8
 
 
 @dataclass(frozen=True)
-class Health:
+class ServingHealth:
     """`status` is empty where there was no answer; `problem` says why."""
 
     status: str
@@ -44,14 +44,14 @@ class Health:
     problem: str = ""
 
 
-async def serving(client: AsyncClient, seconds: float) -> Health:
+async def serving(client: AsyncClient, seconds: float) -> ServingHealth:
     """What the health service says of the aggregator as a whole."""
     began = time.perf_counter()
     try:
         status = await client.caller.unary(health.CHECK, "", seconds)
     except EdgeAttentionError as error:
-        return Health("", time.perf_counter() - began, error.message)
-    return Health(status.name, time.perf_counter() - began)
+        return ServingHealth("", time.perf_counter() - began, error.message)
+    return ServingHealth(status.name, time.perf_counter() - began)
 
 
 async def describe(

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from edge_attention.graphs.onnx_file import TensorSpec
 
-__all__ = ["Part", "PartKind"]
+__all__ = ["GraphPart", "PartKind"]
 
 PartKind = Literal["encoder", "head"]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class GraphPart:
     """A checked part. `forward` is its graph with parameters as inputs and dimension 0 of data symbolic.
 
     `parameters` are the initial values (float32, read-only), in the file's order. `inputs` are the data

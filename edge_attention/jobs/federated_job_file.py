@@ -18,7 +18,7 @@ from edge_attention.core.messages.training import (
     StrategySpec,
 )
 from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
-from edge_attention.jobs.toml_table import Table, names_of
+from edge_attention.jobs.toml_table import TomlTable, names_of
 
 __all__ = ["federated_job"]
 
@@ -27,13 +27,13 @@ Named = TypeVar("Named", OptimizerSpec, StrategySpec, EncodingSpec)
 
 def federated_job(path: Path, content: dict[str, Any]) -> FederatedJob:
     """The job of `content`, read from the file at `path`; see `job_file.read_job`."""
-    table = Table(path, "", content, names_of(FederatedJob))
+    table = TomlTable(path, "", content, names_of(FederatedJob))
     return FederatedJob(
         name=table.take("name", str, path.stem),
-        model=_model(Table(path, "model", table.take("model", dict), names_of(FederatedModel))),
+        model=_model(TomlTable(path, "model", table.take("model", dict), names_of(FederatedModel))),
         dataset=table.take("dataset", str),
         strategy=_named(table, "strategy", StrategySpec),
-        local=_local(Table(path, "local", table.take("local", dict), names_of(LocalSpec))),
+        local=_local(TomlTable(path, "local", table.take("local", dict), names_of(LocalSpec))),
         rounds=table.take("rounds", int),
         nodes=table.strings("nodes"),
         combine=_named(table, "combine", StrategySpec, StrategySpec("mean")),
@@ -51,17 +51,17 @@ def federated_job(path: Path, content: dict[str, Any]) -> FederatedJob:
     )
 
 
-def _named(table: Table, key: str, spec: type[Named], default: Named | None = None) -> Named:
+def _named(table: TomlTable, key: str, spec: type[Named], default: Named | None = None) -> Named:
     """What `key` chooses: a table of its name and options, or the name alone."""
     if default is not None and not table.has(key):
         return default
     if table.is_text(key):
         return spec(table.take(key, str))
-    inner = Table(table.file, table.name(key), table.take(key, dict), None)
+    inner = TomlTable(table.file, table.name(key), table.take(key, dict), None)
     return spec(inner.take("name", str), inner.numbers())
 
 
-def _model(table: Table) -> FederatedModel:
+def _model(table: TomlTable) -> FederatedModel:
     return FederatedModel(
         file=table.path("file"),
         loss=_loss(table),
@@ -73,14 +73,14 @@ def _model(table: Table) -> FederatedModel:
     )
 
 
-def _loss(table: Table) -> str | LossSpec:
+def _loss(table: TomlTable) -> str | LossSpec:
     if table.is_text("loss") or not table.has("loss"):
         return table.take("loss", str, "output")
     inner = table.table("loss", names_of(LossSpec))
     return LossSpec(inner.take("name", str), inner.take("output", str, ""), inner.take("labels", str, ""))
 
 
-def _local(table: Table) -> LocalSpec:
+def _local(table: TomlTable) -> LocalSpec:
     return LocalSpec(
         optimizer=_named(table, "optimizer", OptimizerSpec),
         batch=table.take("batch", int),
@@ -90,7 +90,7 @@ def _local(table: Table) -> LocalSpec:
     )
 
 
-def _selection(table: Table) -> SelectionSpec:
+def _selection(table: TomlTable) -> SelectionSpec:
     return SelectionSpec(
         fraction=table.number("fraction", 1.0),
         minimum=table.take("minimum", int, 1),
@@ -100,13 +100,13 @@ def _selection(table: Table) -> SelectionSpec:
     )
 
 
-def _push(table: Table) -> PushSpec:
+def _push(table: TomlTable) -> PushSpec:
     return PushSpec(
         table.take("difference", bool, False), _named(table, "encoding", EncodingSpec, EncodingSpec())
     )
 
 
-def _consensus(table: Table) -> ConsensusSpec:
+def _consensus(table: TomlTable) -> ConsensusSpec:
     return ConsensusSpec(
         attention=table.take("attention", str, ""),
         probe=load_npz(table.path("probe")) if table.has("probe") else {},
@@ -115,7 +115,7 @@ def _consensus(table: Table) -> ConsensusSpec:
     )
 
 
-def _stop(table: Table) -> StopSpec:
+def _stop(table: TomlTable) -> StopSpec:
     return StopSpec(
         table.optional_number("loss"),
         table.table("metrics", None).numbers(),

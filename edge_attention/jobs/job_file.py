@@ -12,7 +12,7 @@ from edge_attention.core.tensors import Array
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.federated_job_file import federated_job
 from edge_attention.jobs.job import Encoder, FusionJob, Head, QueriesSpec
-from edge_attention.jobs.toml_table import Table, names_of, read_toml
+from edge_attention.jobs.toml_table import TomlTable, names_of, read_toml
 
 __all__ = ["read_job"]
 
@@ -36,19 +36,21 @@ def read_job(path: str | Path) -> FusionJob | FederatedJob:
 
 
 def _fusion_job(path: Path, content: dict[str, Any]) -> FusionJob:
-    table = Table(path, "", content, names_of(FusionJob))
+    table = TomlTable(path, "", content, names_of(FusionJob))
     encoders = tuple(
-        Encoder(**_part(Table(path, "encoders", part, names_of(Encoder))))
+        Encoder(**_part(TomlTable(path, "encoders", part, names_of(Encoder))))
         for part in table.take("encoders", list)
     )
-    head_table = Table(path, "head", table.take("head", dict), names_of(Head))
+    head_table = TomlTable(path, "head", table.take("head", dict), names_of(Head))
     metrics = head_table.strings("metrics")
     missing = table.take("missing", str, MissingSamples.LEAVE_OUT.value)
     if missing not in {member.value for member in MissingSamples}:
         raise InvalidArgument(f"{path}: missing is {missing!r}; it must be 'leave_out' or 'attend'")
     given = table.take("queries", dict)
-    queries = Table(path, "queries", given, {"file"} if "file" in given else names_of(QueriesSpec) | {"file"})
-    optimizer = Table(path, "optimizer", table.take("optimizer", dict), None)
+    queries = TomlTable(
+        path, "queries", given, {"file"} if "file" in given else names_of(QueriesSpec) | {"file"}
+    )
+    optimizer = TomlTable(path, "optimizer", table.take("optimizer", dict), None)
     return FusionJob(
         name=table.take("name", str, path.stem),
         encoders=encoders,
@@ -66,7 +68,7 @@ def _fusion_job(path: Path, content: dict[str, Any]) -> FusionJob:
     )
 
 
-def _part(table: Table) -> dict[str, Any]:
+def _part(table: TomlTable) -> dict[str, Any]:
     if not table.has("inputs"):
         table.take("inputs", dict)  # says that it is missing
     return {
@@ -78,7 +80,7 @@ def _part(table: Table) -> dict[str, Any]:
     }
 
 
-def _queries(table: Table) -> Array | QueriesSpec:
+def _queries(table: TomlTable) -> Array | QueriesSpec:
     if table.has("file"):
         return load_npy(table.path("file"))
     sizes = {key: table.take(key, int) for key in ("count", "heads", "dim")}

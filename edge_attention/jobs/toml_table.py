@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from edge_attention.core.errors import InvalidArgument
 
-__all__ = ["Table", "names_of", "read_toml"]
+__all__ = ["TomlTable", "names_of", "read_toml"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def names_of(cls: type[Any]) -> set[str]:
     return {field.name for field in fields(cls)}
 
 
-class Table:
+class TomlTable:
     """A TOML table from which keys are taken one by one; a key that is not `known` is refused at once.
 
     Every method raises InvalidArgument, naming file and key, where a value is not what it must be.
@@ -81,9 +81,9 @@ class Table:
             raise InvalidArgument(f"{self.file}: {self.name(key)} is {value!r}; it must be {_KINDS[kind]}")
         return value
 
-    def table(self, key: str, known: Collection[str] | None) -> Table:
+    def table(self, key: str, known: Collection[str] | None) -> TomlTable:
         """The table under `key`, of which `known` keys may be there (None: any); empty if there is none."""
-        return Table(self.file, self.name(key), self.take(key, dict, {}), known)
+        return TomlTable(self.file, self.name(key), self.take(key, dict, {}), known)
 
     def optional_number(self, key: str) -> float | None:
         if key not in self._values:

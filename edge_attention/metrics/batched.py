@@ -21,7 +21,7 @@ WAITING = 1024
 """Observations kept at most before they are put into buckets."""
 
 
-class Batch:
+class MetricsBatch:
     """One series: `observe` a number."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -62,16 +62,16 @@ class Batched:
         self._text = text
         self._bounds = bounds
         self._label = label
-        self._batches: dict[str, Batch] = {}
+        self._batches: dict[str, MetricsBatch] = {}
         if label is None:
             self.observe = self.labels("").observe
         registry.register(self)
 
-    def labels(self, value: str) -> Batch:
+    def labels(self, value: str) -> MetricsBatch:
         """The series of this label value."""
         batch = self._batches.get(value)
         if batch is None:
-            batch = self._batches[value] = Batch(self._bounds)
+            batch = self._batches[value] = MetricsBatch(self._bounds)
         return batch
 
     def describe(self) -> list[Family]:

@@ -10,7 +10,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Collects", "Family", "Gauge", "Registers", "Registry", "Sample", "counted", "measured", "number"]
+__all__ = [
+    "Collects",
+    "Family",
+    "FamilyRegistry",
+    "Gauge",
+    "Registers",
+    "Sample",
+    "counted",
+    "measured",
+    "number",
+]
 
 
 class Sample(NamedTuple):
@@ -52,7 +62,7 @@ class Registers(Protocol):
     def register(self, collector: Any) -> None: ...
 
 
-class Registry:
+class FamilyRegistry:
     """The metrics of a process, in the order in which they were registered."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from edge_attention.core.messages.program import Contribution
 from edge_attention.metrics.batched import SECONDS, Batched
-from edge_attention.metrics.families import Family, Gauge, Registry, counted, measured
+from edge_attention.metrics.families import Family, FamilyRegistry, Gauge, counted, measured
 from edge_attention.metrics.process import Process
 from edge_attention.metrics.tally import Tallies
 from edge_attention.version import VERSION
@@ -30,13 +30,13 @@ HIDDEN = (
 shown on this machine only."""
 
 
-class Store(Protocol):
+class StoreFigures(Protocol):
     limit: int
 
     def used_in(self, scope: str) -> int: ...
 
 
-class Session(Protocol):
+class SessionFigures(Protocol):
     @property
     def registered(self) -> bool: ...
     @property
@@ -45,7 +45,7 @@ class Session(Protocol):
     def tasks(self) -> int: ...
 
 
-class Counts(Protocol):
+class CellFigures(Protocol):
     """See `edge_node.cell.counts.Counts`."""
 
     @property
@@ -60,8 +60,8 @@ class Counts(Protocol):
     def refused(self) -> int: ...
 
 
-class Cells(Protocol):
-    def counts(self) -> Counts: ...
+class CountedCells(Protocol):
+    def counts(self) -> CellFigures: ...
 
 
 class NodeMetrics:
@@ -72,15 +72,15 @@ class NodeMetrics:
 
     def __init__(
         self,
-        store: Store,
-        session: Session,
+        store: StoreFigures,
+        session: SessionFigures,
         provider: str,
         threads: int,
-        cells: Cells | None = None,
+        cells: CountedCells | None = None,
         quiet: bool = False,
     ) -> None:
         self._quiet = quiet
-        self.registry = Registry()
+        self.registry = FamilyRegistry()
         self._session = session
         self.registry.register(Process())
         self._gauge("build_info", "1, with the version of the software.").set(1, version=VERSION)
@@ -156,7 +156,9 @@ class NodeMetrics:
 class _Now:
     """What is looked up when somebody asks."""
 
-    def __init__(self, metrics: NodeMetrics, store: Store, session: Session, cells: Cells | None) -> None:
+    def __init__(
+        self, metrics: NodeMetrics, store: StoreFigures, session: SessionFigures, cells: CountedCells | None
+    ) -> None:
         self._metrics = metrics
         self._store = store
         self._session = session

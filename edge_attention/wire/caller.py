@@ -29,7 +29,7 @@ from edge_attention.wire import checksum
 from edge_attention.wire.errors import from_rpc
 from edge_attention.wire.lines import QUIET_PART, QUIET_SECONDS, STREAM_QUIET_SECONDS, Line, Lines, Open
 from edge_attention.wire.methods import REQUEST_KEY, SEALED_KEY, AnyMethod, Method
-from edge_attention.wire.writer import Writer
+from edge_attention.wire.writer import StreamWriter
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -298,9 +298,9 @@ class Duplex(Generic[Q, R]):
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             raise await self._error(error) from None
 
-    def writer(self, next: Callable[[], bytes | None], written: Callable[[int], None]) -> Writer:
+    def writer(self, next: Callable[[], bytes | None], written: Callable[[int], None]) -> StreamWriter:
         """Writes what `next` gives, encoded, in place of `write`. The reading side tells of errors."""
-        return Writer(self._raw.write, next, written)
+        return StreamWriter(self._raw.write, next, written)
 
     async def __aiter__(self) -> AsyncIterator[R]:
         try:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-__all__ = ["Writer"]
+__all__ = ["StreamWriter"]
 
 log = logging.getLogger(__name__)
 
 
-class Writer:
+class StreamWriter:
     """The writing side of one stream: one message at a time, the next as soon as gRPC has taken the last.
 
     To await `write` in a task puts a turn of the event loop at least between a message and the wire, and from

@@ -24,8 +24,8 @@ from edge_node.cell.messages import (
     KEPT_BYTES,
     LARGE,
     WINDOW,
+    CellKind,
     Channel,
-    Kind,
     Message,
     Nonsense,
     Placed,
@@ -100,7 +100,7 @@ _LEARNED = 16
 
 
 @dataclass(eq=False)
-class Again:
+class RepeatedRun:
     """A run whose inputs all lie in the window, for those that are like it.
 
     `text`: its head; `starts`: where each input is; `said`: the head of the last answer, and what was found
@@ -113,7 +113,7 @@ class Again:
 
 
 @dataclass(eq=False)
-class Known:
+class KnownGraph:
     """A graph that is loaded in the cell, as the cell says: what it takes and what it gives."""
 
     inputs: Inputs
@@ -121,7 +121,7 @@ class Known:
     size: int
     missed: bool = False
     """An output had another shape than was expected: none is expected any more."""
-    runs: dict[RunForm, Again] = field(default_factory=dict)
+    runs: dict[RunForm, RepeatedRun] = field(default_factory=dict)
     _learned: dict[tuple[Shapes, str], Placed] = field(default_factory=dict)
 
     def expected(self, shapes: Shapes, outputs: Sequence[str], limit: int) -> dict[int, Placed]:
@@ -151,12 +151,12 @@ class Known:
                 del self._learned[next(iter(self._learned))]
 
 
-def _heard(channel: Channel, stop: Stoppable, *expected: Kind) -> Message:
+def _heard(channel: Channel, stop: Stoppable, *expected: CellKind) -> Message:
     """The cell's answer."""
     message = channel.receive()
     if message is None:
         raise Gone
-    if message.kind is Kind.FAILED:
+    if message.kind is CellKind.FAILED:
         name, text = message.head.get("error"), shown(text_of(message.head.get("text")))
         if name == "Stopped":
             stop.check()
@@ -168,11 +168,13 @@ def _heard(channel: Channel, stop: Stoppable, *expected: Kind) -> Message:
     return message
 
 
-def load(channel: Channel, number: int, graph: GraphFile, forgotten: list[str], stop: Stoppable) -> Known:
+def load(
+    channel: Channel, number: int, graph: GraphFile, forgotten: list[str], stop: Stoppable
+) -> KnownGraph:
     head = {"graph": graph.digest, "size": graph.size, "forget": forgotten}
-    channel.send(Kind.LOAD, head, [graph.descriptor], number)
-    head = _heard(channel, stop, Kind.LOADED).head
-    return Known(_declared(head.get("in")), _declared(head.get("out")), graph.size)
+    channel.send(CellKind.LOAD, head, [graph.descriptor], number)
+    head = _heard(channel, stop, CellKind.LOADED).head
+    return KnownGraph(_declared(head.get("in")), _declared(head.get("out")), graph.size)
 
 
 def _declared(value: Any) -> Inputs:
@@ -193,7 +195,7 @@ def run(
     channel: Channel,
     number: int,
     digest: str,
-    known: Known,
+    known: KnownGraph,
     feeds: Mapping[str, Array],
     outputs: Sequence[str],
     stop: Stoppable,
@@ -206,10 +208,10 @@ def run(
     if again is not None:
         for array, start in zip(feeds.values(), again.starts, strict=True):
             channel.put(array, start)
-        channel.send(Kind.RUN, again.text, (), number)
-        message = _heard(channel, stop, Kind.DONE, Kind.NEED)
+        channel.send(CellKind.RUN, again.text, (), number)
+        message = _heard(channel, stop, CellKind.DONE, CellKind.NEED)
         text, types = again.said
-        if message.text == text and message.kind is Kind.DONE:
+        if message.text == text and message.kind is CellKind.DONE:
             return [_copy_out(channel, placed) for placed in types]
     memory = OutputMemory(f"graph {digest[:12]}", limit)
     try:
@@ -224,7 +226,7 @@ def _first(
     channel: Channel,
     number: int,
     digest: str,
-    known: Known,
+    known: KnownGraph,
     form: RunForm,
     feeds: Mapping[str, Array],
     stop: Stoppable,
@@ -247,7 +249,7 @@ def _first(
                 for n, (room, offset) in made.items()
             ]
         text = encoded(head)
-        channel.send(Kind.RUN, text, [*descriptors, *rooms], number)
+        channel.send(CellKind.RUN, text, [*descriptors, *rooms], number)
     except ValueError as error:
         raise InvalidProgram(f"graph {digest[:12]}: {error}") from None
     finally:
@@ -255,13 +257,13 @@ def _first(
             os.close(packed)
     small = all(array.nbytes < MAPPED for array in feeds.values())  # else it may be mapped next time
     if small and not descriptors and not made and len(text) <= KEPT_BYTES:
-        keep(known.runs, form, Again(text, [place[3] for place in places]))
-    return _heard(channel, stop, Kind.DONE, Kind.NEED), expected
+        keep(known.runs, form, RepeatedRun(text, [place[3] for place in places]))
+    return _heard(channel, stop, CellKind.DONE, CellKind.NEED), expected
 
 
 def _results(
     channel: Channel,
-    known: Known,
+    known: KnownGraph,
     form: RunForm,
     message: Message,
     expected: dict[int, Placed],
@@ -270,7 +272,7 @@ def _results(
 ) -> list[Array]:
     """The outputs of which the cell has answered `message`."""
     outputs = form[1]
-    types = types_of(message.head.get("out"), places=message.kind is Kind.DONE)
+    types = types_of(message.head.get("out"), places=message.kind is CellKind.DONE)
     if len(types) != len(outputs):
         raise Nonsense("another number of outputs")
     if expected and message.head.get("made") is not True:
@@ -279,14 +281,14 @@ def _results(
         expected = {}
     if any(types[n][:2] != placed[:2] for n, placed in expected.items()):
         raise Nonsense("outputs of other sizes than it was given memory for")
-    if message.kind is Kind.NEED:
+    if message.kind is CellKind.NEED:
         known.runs.pop(form, None)  # next time there may be memory from the start
         _give_room(channel, memory, {n: t for n, t in enumerate(types) if n not in memory}, stop)
     taken = memory.take({n: placed for n, placed in enumerate(types) if n in memory})
     known.learn(_shapes(form), outputs, types)
     found = [taken[n] if n in taken else _copy_out(channel, placed) for n, placed in enumerate(types)]
     again = known.runs.get(form)
-    if again is not None and message.kind is Kind.DONE and not taken and len(message.text) <= KEPT_BYTES:
+    if again is not None and message.kind is CellKind.DONE and not taken and len(message.text) <= KEPT_BYTES:
         again.said = message.text, types
     return found
 
@@ -300,11 +302,11 @@ def _give_room(channel: Channel, memory: OutputMemory, types: dict[int, Placed],
     try:
         made, rooms = memory.make(types)
     except OutOfMemory:
-        channel.send(Kind.ROOM, {"out": None})
-        _heard(channel, stop, Kind.DONE)
+        channel.send(CellKind.ROOM, {"out": None})
+        _heard(channel, stop, CellKind.DONE)
         raise
-    channel.send(Kind.ROOM, {"out": [[n, room, offset] for n, (room, offset) in made.items()]}, rooms)
-    _heard(channel, stop, Kind.DONE)
+    channel.send(CellKind.ROOM, {"out": [[n, room, offset] for n, (room, offset) in made.items()]}, rooms)
+    _heard(channel, stop, CellKind.DONE)
 
 
 def _copy_out(channel: Channel, placed: Placed) -> Array:

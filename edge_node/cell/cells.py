@@ -75,8 +75,8 @@ class Cells:
         with self._lock:
             if name not in self._made:
                 from edge_node.cell.host import Cell
-                from edge_node.cell.process import Settings
+                from edge_node.cell.process import CellSettings
 
-                settings = Settings(self._provider, self._threads, self._limit, LANES)
+                settings = CellSettings(self._provider, self._threads, self._limit, LANES)
                 self._made[name] = Cell(name, settings, self.graphs)
             return self._made[name]

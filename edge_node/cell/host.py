@@ -15,13 +15,25 @@ from typing import Any
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.tensors import Array
 from edge_attention.core.transitions import told
-from edge_node.cell.calls import Gone, GraphFile, Known, Stoppable, load, run
+from edge_node.cell.calls import Gone, GraphFile, KnownGraph, Stoppable, load, run
 from edge_node.cell.confinement import OPEN
 from edge_node.cell.counts import Counts
 from edge_node.cell.messages import Channel, Nonsense
-from edge_node.cell.process import CellProcess, Settings, signal_name
+from edge_node.cell.process import CellProcess, CellSettings, signal_name
 from edge_node.cell.refused_graphs import RefusedGraphs
-from edge_node.cell.state import Action, Blame, CellState, End, Fail, Grant, Phase, Say, Start, Stop, Usage
+from edge_node.cell.state import (
+    Action,
+    Blame,
+    CellPhase,
+    CellState,
+    EndCell,
+    Fail,
+    Grant,
+    Notice,
+    StartCell,
+    StopJob,
+    Usage,
+)
 from edge_node.sessions import require_feeds
 
 log = logging.getLogger(__name__)
@@ -36,7 +48,7 @@ class Cell:
     def __init__(
         self,
         name: str,
-        settings: Settings,
+        settings: CellSettings,
         graphs: RefusedGraphs,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -142,7 +154,7 @@ class Cell:
 
     def _take_hold(
         self, process: CellProcess, number: int, graph: GraphFile
-    ) -> tuple[Known | None, list[str]]:
+    ) -> tuple[KnownGraph | None, list[str]]:
         """The graph, which the cell is not to forget while it is used: end that with `process.used`.
 
         None: the caller loads it now; those named besides are forgotten for it.
@@ -170,7 +182,7 @@ class Cell:
         graph: GraphFile,
         forgotten: list[str],
         stop: Stoppable,
-    ) -> Known:
+    ) -> KnownGraph:
         known = None
         try:
             known = load(channel, number, graph, forgotten, stop)
@@ -214,7 +226,7 @@ class Cell:
     def _perform(self, action: Action) -> None:
         process = self._process
         match action:
-            case Start():
+            case StartCell():
                 self._starting = True
                 if self._thread is not None:
                     self._ring()
@@ -225,14 +237,14 @@ class Cell:
             case Fail(job, error):
                 self._failures[job] = error
                 self._changed.notify_all()
-            case Stop(job, lane) if process is not None:
+            case StopJob(job, lane) if process is not None:
                 process.stop(lane, job)
-            case End(kill) if process is not None:
+            case EndCell(kill) if process is not None:
                 process.end(kill)
             case Blame(digest):
                 log.info("the %s cell came to this so: %s", self._name, told(self._state.transitions))
                 self._graphs.blame(digest)
-            case Say(text):
+            case Notice(text):
                 log.warning("%s", text)
 
     def _watch(self) -> None:
@@ -290,7 +302,7 @@ class Cell:
                 self._process = None
                 self._changed.notify_all()
             self._tell(self._state.died, how, self._clock())
-        elif report and self._state.phase is Phase.STARTING:
+        elif report and self._state.phase is CellPhase.STARTING:
             self.report = report
             # The devices of an accelerator are files, too: a cell that uses one is never quite shut.
             level = logging.WARNING if report.startswith(OPEN) else logging.INFO

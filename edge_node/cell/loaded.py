@@ -11,11 +11,11 @@ import onnxruntime
 from edge_attention.core.tensors import Array
 from edge_node.cell.messages import Placed, keep
 
-__all__ = ["Bound", "Loaded", "lying_in"]
+__all__ = ["Loaded", "RunInWindows", "lying_in"]
 
 
 @dataclass(eq=False)
-class Bound:
+class RunInWindows:
     """A run whose inputs and outputs all lie in the windows, for those that are like it.
 
     `answer`: the head that says where its outputs are.
@@ -47,14 +47,14 @@ class Loaded:
 
     def __init__(self, session: Any) -> None:
         self.session = session
-        self._bound: dict[tuple[int, bytes], Bound] = {}
+        self._bound: dict[tuple[int, bytes], RunInWindows] = {}
         self._unbound = False
 
-    def bound(self, lane: int, head: bytes) -> Bound | None:
+    def bound(self, lane: int, head: bytes) -> RunInWindows | None:
         """What was kept of an earlier run on this lane, with this head."""
         return None if self._unbound else self._bound.get((lane, head))
 
-    def keep(self, lane: int, head: bytes, bound: Bound) -> None:
+    def keep(self, lane: int, head: bytes, bound: RunInWindows) -> None:
         if not self._unbound:
             keep(self._bound, (lane, head), bound)
 

@@ -38,8 +38,8 @@ __all__ = [
     "KEPT_BYTES",
     "LARGE",
     "WINDOW",
+    "CellKind",
     "Channel",
-    "Kind",
     "Message",
     "Nonsense",
     "Placed",
@@ -81,7 +81,7 @@ class Nonsense(Exception):
     """The other side said what cannot be."""
 
 
-class Kind(IntEnum):
+class CellKind(IntEnum):
     LOAD, RUN, ROOM = 1, 2, 3
     LOADED, DONE, NEED, FAILED = 4, 5, 6, 7
 
@@ -89,14 +89,14 @@ class Kind(IntEnum):
 DTYPES = {np.dtype(kind.value): kind.value for kind in DataType}
 """NumPy makes up a dtype's name anew each time it is asked."""
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
-_KINDS = {kind.value: kind for kind in Kind}
+_KINDS = {kind.value: kind for kind in CellKind}
 
 
 class Message(NamedTuple):
     """One that has come. `text` is the head as it was sent; `head` is of all messages of this text: not ours
     to change."""
 
-    kind: Kind
+    kind: CellKind
     head: dict[str, Any]
     descriptors: list[int]
     job: int
@@ -157,7 +157,7 @@ class Channel:
         np.ndarray(data.shape, data.dtype, self.writes, start)[...] = data
 
     def send(
-        self, kind: Kind, head: dict[str, Any] | bytes, descriptors: Sequence[int] = (), job: int = 0
+        self, kind: CellKind, head: dict[str, Any] | bytes, descriptors: Sequence[int] = (), job: int = 0
     ) -> None:
         """Send a message; `head` may be `encoded` already.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edge_attention.core.printable import shown
-from edge_node.cell.calls import Known
+from edge_node.cell.calls import KnownGraph
 from edge_node.cell.messages import DESCRIPTORS, WINDOW, Channel, Nonsense
 from edge_node.cell.state import Usage
 from edge_node.shared_memory import Region, allocate
@@ -38,7 +38,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Settings:
+class CellSettings:
     """What a cell is started with. `provider`: ONNX Runtime's name; `limit`: bytes of the arena."""
 
     provider: str
@@ -50,9 +50,9 @@ class Settings:
 class CellProcess:
     """One process. Raises OSError where it cannot be started."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: CellSettings, name: str) -> None:
         self.name = name
-        self.loaded: dict[str, Known] = {}  # the one used last is last
+        self.loaded: dict[str, KnownGraph] = {}  # the one used last is last
         self.loading: set[str] = set()
         self.used: Counter[str] = Counter()  # jobs that use a graph now
         self._lines = 0

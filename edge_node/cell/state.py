@@ -35,7 +35,7 @@ LOOK_SECONDS = 0.5
 """How often the processor's time is looked at while jobs run."""
 
 
-class Phase(Enum):
+class CellPhase(Enum):
     ABSENT = "absent"
     STARTING = "starting"
     READY = "ready"
@@ -50,7 +50,7 @@ class Usage:
     lanes: tuple[float, ...] = ()
 
 
-class Start(NamedTuple):
+class StartCell(NamedTuple):
     """Start a process; then `ready` or `died`."""
 
 
@@ -61,7 +61,7 @@ class Grant(NamedTuple):
     lane: int
 
 
-class Stop(NamedTuple):
+class StopJob(NamedTuple):
     """Tell the cell that the job on this lane is to end; it answers as if the graph had failed."""
 
     job: int
@@ -75,7 +75,7 @@ class Fail(NamedTuple):
     error: EdgeAttentionError
 
 
-class End(NamedTuple):
+class EndCell(NamedTuple):
     """End the process: `kill` at once, or by closing what connects it. Then `died`."""
 
     kill: bool
@@ -87,13 +87,13 @@ class Blame(NamedTuple):
     digest: str
 
 
-class Say(NamedTuple):
+class Notice(NamedTuple):
     """Tell the operator."""
 
     text: str
 
 
-Action = Start | Grant | Stop | Fail | End | Blame | Say
+Action = StartCell | Grant | StopJob | Fail | EndCell | Blame | Notice
 
 
 @dataclass(eq=False)
@@ -114,7 +114,7 @@ class CellState:
     """
 
     def __init__(self, lanes: int, refusal: Callable[[str], EdgeAttentionError | None]) -> None:
-        self.phase = Phase.ABSENT
+        self.phase = CellPhase.ABSENT
         self.transitions: deque[Transition] = recent()
         self._lanes = lanes
         self._refusal = refusal
@@ -135,11 +135,11 @@ class CellState:
     @property
     def wake(self) -> float | None:
         """When to call `tick`, if nothing else happens before."""
-        if self.phase is Phase.ABSENT or self._killed:
+        if self.phase is CellPhase.ABSENT or self._killed:
             return None
-        if self.phase is Phase.STARTING:
+        if self.phase is CellPhase.STARTING:
             return self._began + START_SECONDS
-        if self.phase is Phase.ENDING:
+        if self.phase is CellPhase.ENDING:
             return self._began + GRACE_SECONDS
         if not self._jobs:
             return self._idle_since + IDLE_SECONDS
@@ -153,16 +153,16 @@ class CellState:
         if (error := self._refusal(digest)) is not None:
             return [Fail(job, error)]
         self._jobs[job] = _Job(digest)
-        if self.phase is Phase.ABSENT:
+        if self.phase is CellPhase.ABSENT:
             return self._start(now)
         return self._grant(now)
 
     def ready(self, now: float) -> list[Action]:
         """The process has started and waits for work."""
-        if self.phase is not Phase.STARTING:
+        if self.phase is not CellPhase.STARTING:
             return []
         self._failed = 0
-        self._turn(Phase.READY, now, "ready")
+        self._turn(CellPhase.READY, now, "ready")
         self._used = Usage()
         self._idle_since = now
         self._looked_at = now
@@ -193,7 +193,7 @@ class CellState:
         if found.lane is None:
             # Who waits takes the reason from the task itself.
             return self._drop(job, Unavailable("the task was stopped"))
-        return [Stop(job, found.lane)]
+        return [StopJob(job, found.lane)]
 
     def nonsense(self, job: int, what: str, now: float) -> list[Action]:
         """What the cell answered to this job cannot be right: it is not what it was any more."""
@@ -203,7 +203,7 @@ class CellState:
         error = GraphDied(f"graph {found.digest[:12]} made its process answer what cannot be: {what}")
         if not found.alone:
             # Another graph may have done this to the process: each is tried again by itself.
-            return [Say(f"{error.message}: its process is ended"), *self._kill(now)]
+            return [Notice(f"{error.message}: its process is ended"), *self._kill(now)]
         return self._end_for(job, error, blame=True, now=now)
 
     def tick(self, now: float, used: Usage) -> list[Action]:
@@ -212,10 +212,10 @@ class CellState:
         Call it at `wake` at the latest: a cell that does not start, runs too long or has nothing to do is
         ended here.
         """
-        if self._killed or self.phase is Phase.ABSENT:
+        if self._killed or self.phase is CellPhase.ABSENT:
             return []
-        if self.phase is not Phase.READY:
-            limit = START_SECONDS if self.phase is Phase.STARTING else GRACE_SECONDS
+        if self.phase is not CellPhase.READY:
+            limit = START_SECONDS if self.phase is CellPhase.STARTING else GRACE_SECONDS
             return self._kill(now) if now >= self._began + limit else []
         if not self._jobs:
             return self._end(now) if now >= self._idle_since + IDLE_SECONDS else []
@@ -245,22 +245,22 @@ class CellState:
         actions: list[Action] = []
         for number in list(self._jobs):
             actions += self._drop(number, Unavailable("the node has left"))
-        return [*actions, *([] if self.phase is Phase.ABSENT else self._kill(now))]
+        return [*actions, *([] if self.phase is CellPhase.ABSENT else self._kill(now))]
 
     def died(self, how: str, now: float) -> list[Action]:
         """The process is gone, `how` in words."""
         was = self.phase
-        self._turn(Phase.ABSENT, now, how)
+        self._turn(CellPhase.ABSENT, now, how)
         self._killed = False
         guilty, self._ended_for = self._ended_for, None
         running = {key: job for key, job in self._jobs.items() if job.lane is not None}
         for job in running.values():
             job.lane, job.loading, job.seconds = None, False, 0.0
         actions: list[Action] = []
-        if was is Phase.STARTING:
+        if was is CellPhase.STARTING:
             self._failed += 1
             if self._failed % START_TRIES:
-                return [Say(f"the process for graphs ended as it started: {how}"), *self._again(now)]
+                return [Notice(f"the process for graphs ended as it started: {how}"), *self._again(now)]
             text = f"the process for graphs could not start ({how}); its words are in the node's log"
             for waiting in list(self._jobs):
                 actions += self._drop(waiting, Unavailable(text))
@@ -272,7 +272,7 @@ class CellState:
                 actions += self._drop(number, error)
                 actions += [Blame(digest)] if blame else []
         elif running:
-            actions.append(Say(f"the process for graphs ended: {how}; {len(running)} graphs were running"))
+            actions.append(Notice(f"the process for graphs ended: {how}; {len(running)} graphs were running"))
             # Of an only one nobody knows either: somebody on the box may have ended it, or the kernel.
             for key, job in running.items():
                 if job.alone:
@@ -292,12 +292,12 @@ class CellState:
         return self._start(now) if self._jobs else []
 
     def _start(self, now: float) -> list[Action]:
-        self._turn(Phase.STARTING, now, "asked")
+        self._turn(CellPhase.STARTING, now, "asked")
         self._began = now
-        return [Start()]
+        return [StartCell()]
 
     def _grant(self, now: float) -> list[Action]:
-        if self.phase is not Phase.READY or self._ended_for is not None:
+        if self.phase is not CellPhase.READY or self._ended_for is not None:
             return []
         waiting = [(n, job) for n, job in self._jobs.items() if job.lane is None]
         if not waiting:
@@ -341,20 +341,20 @@ class CellState:
 
     def _end_for(self, job: int, error: EdgeAttentionError, *, blame: bool, now: float) -> list[Action]:
         self._ended_for = (job, error, blame)
-        return [Say(f"{error.message}: its process is ended"), *self._kill(now)]
+        return [Notice(f"{error.message}: its process is ended"), *self._kill(now)]
 
     def _kill(self, now: float) -> list[Action]:
         self._killed = True
-        if self.phase is Phase.READY:
-            self._turn(Phase.ENDING, now, "killed")
-        return [End(kill=True)]
+        if self.phase is CellPhase.READY:
+            self._turn(CellPhase.ENDING, now, "killed")
+        return [EndCell(kill=True)]
 
     def _end(self, now: float) -> list[Action]:
-        self._turn(Phase.ENDING, now, "told to end")
+        self._turn(CellPhase.ENDING, now, "told to end")
         self._began = now
-        return [End(kill=False)]
+        return [EndCell(kill=False)]
 
-    def _turn(self, phase: Phase, now: float, why: str) -> None:
+    def _turn(self, phase: CellPhase, now: float, why: str) -> None:
         self.transitions.append((now, (why,), self.phase, phase))
         self.phase = phase
 
@@ -364,12 +364,12 @@ class CellState:
         lanes = [job.lane for job in running]
         assert len(set(lanes)) == len(lanes), "two jobs on one lane"
         assert all(lane is not None and 0 <= lane < self._lanes for lane in lanes), "a lane that is none"
-        assert not running or self.phase in (Phase.READY, Phase.ENDING), "a job runs in no process"
+        assert not running or self.phase in (CellPhase.READY, CellPhase.ENDING), "a job runs in no process"
         assert len(running) <= 1 or not any(job.alone for job in running), "one that is to be alone is not"
-        assert self.phase is not Phase.ABSENT or not self._jobs, "a job waits and nothing starts"
-        if self.phase is Phase.READY and not running and self._ended_for is None:
+        assert self.phase is not CellPhase.ABSENT or not self._jobs, "a job waits and nothing starts"
+        if self.phase is CellPhase.READY and not running and self._ended_for is None:
             assert not self._jobs, "a job waits for a lane and all are free"
         if self._ended_for is not None:
-            assert self.phase is Phase.ENDING, "somebody is guilty and the process lives"
-        waits = self.phase is Phase.ABSENT or self._killed
+            assert self.phase is CellPhase.ENDING, "somebody is guilty and the process lives"
+        waits = self.phase is CellPhase.ABSENT or self._killed
         assert (self.wake is None) == waits, "nobody is to look again"

@@ -26,15 +26,15 @@ from edge_attention.core.tensors import Array
 from edge_attention.priority import give_way
 from edge_attention.providers import open_session
 from edge_node.cell.confinement import Limits, confine
-from edge_node.cell.loaded import Bound, Loaded, lying_in
+from edge_node.cell.loaded import Loaded, RunInWindows, lying_in
 from edge_node.cell.messages import (
     DTYPES,
     KEPT_BYTES,
     LARGE,
     TEXT,
     WINDOW,
+    CellKind,
     Channel,
-    Kind,
     Message,
     Placed,
     encoded,
@@ -65,7 +65,7 @@ class _Stopped(Exception):
 class Lane:
     """Answers one message after the other, on a thread of its own."""
 
-    def __init__(self, cell: Cell, channel: Channel, number: int) -> None:
+    def __init__(self, cell: CellWorker, channel: Channel, number: int) -> None:
         self._cell = cell
         self._channel = channel
         self._number = number
@@ -86,16 +86,16 @@ class Lane:
         while (message := self._channel.receive()) is not None:
             head: dict[str, Any] | bytes
             try:
-                if message.kind is Kind.LOAD:
-                    kind, head = Kind.LOADED, self._load(message)
+                if message.kind is CellKind.LOAD:
+                    kind, head = CellKind.LOADED, self._load(message)
                 else:
-                    kind, head = Kind.DONE, self._run_again(message) or self._run(message)
+                    kind, head = CellKind.DONE, self._run_again(message) or self._run(message)
             except _Stopped:
-                kind, head = Kind.FAILED, {"error": "Stopped", "text": ""}
+                kind, head = CellKind.FAILED, {"error": "Stopped", "text": ""}
             except EdgeAttentionError as error:
-                kind, head = Kind.FAILED, {"error": type(error).__name__, "text": error.message[:TEXT]}
+                kind, head = CellKind.FAILED, {"error": type(error).__name__, "text": error.message[:TEXT]}
             except MemoryError:
-                kind, head = Kind.FAILED, {"error": "OutOfMemory", "text": "no memory is left for it"}
+                kind, head = CellKind.FAILED, {"error": "OutOfMemory", "text": "no memory is left for it"}
             self._channel.send(kind, head)
 
     def _begin(self, job: int, stop: Callable[[], None]) -> None:
@@ -217,7 +217,7 @@ class Lane:
         if descriptors or placed is None or len(message.text) > KEPT_BYTES:
             return said
         answer = encoded(said)
-        graph.keep(self._number, message.text, Bound(feeds, head["out"], placed, answer))
+        graph.keep(self._number, message.text, RunInWindows(feeds, head["out"], placed, answer))
         return answer
 
     def _bound(
@@ -273,7 +273,7 @@ class Lane:
             ]
             return {"out": found, "made": bool(made)}, None if made else placed
         # More than the window holds: the daemon has memory for it, or not.
-        channel.send(Kind.NEED, {"out": [types[n] for n in range(len(types))], "made": bool(made)})
+        channel.send(CellKind.NEED, {"out": [types[n] for n in range(len(types))], "made": bool(made)})
         message = channel.receive()
         if message is None:
             raise SystemExit(0)
@@ -285,7 +285,7 @@ class Lane:
         return {}, None
 
 
-class Cell:
+class CellWorker:
     """What all lanes share."""
 
     def __init__(self, said: dict[str, Any]) -> None:
@@ -334,7 +334,7 @@ def _shut(said: dict[str, Any], keep: frozenset[int]) -> str:
     return confine(Limits(room, said["descriptors"], keep, devices=said["devices"])).describe()
 
 
-def _try(cell: Cell) -> None:
+def _try(cell: CellWorker) -> None:
     """Load and run a graph once: what ONNX Runtime and NumPy load as they go, they load now."""
     from edge_attention.graphs.attention import library
 
@@ -366,7 +366,7 @@ def main() -> None:
         libc.pthread_attr_init(attributes)
         libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(_STACK))
         libc.pthread_setattr_default_np(attributes)
-    cell = Cell(said)
+    cell = CellWorker(said)
     _try(cell)
     gc.freeze()  # what is loaded stays; nobody need look at it again
     keep = frozenset([said["control"], *(lane[0] for lane in said["lanes"])])

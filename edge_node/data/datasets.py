@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge_node.data.tables import Table
 
 
-class Dataset:
+class LocalDataset:
     """A table as `read_table` gives it, whose columns have one length; else InvalidArgument."""
 
     def __init__(self, name: str, table: Table) -> None:
@@ -60,7 +60,7 @@ class Dataset:
         return np.frombuffer(data, np.uint8).reshape(-1, 16)
 
 
-def read(spec: str) -> Dataset:
+def read(spec: str) -> LocalDataset:
     """The dataset `NAME=FILE`, or `NAME=FILE?id=COLUMN`. Raises InvalidArgument, saying where and why."""
     from edge_node.data.tables import read_table  # which a node without datasets spares
 
@@ -69,6 +69,6 @@ def read(spec: str) -> Dataset:
     if not equals or not file:
         raise InvalidArgument(f"--data {spec!r} is not NAME=FILE, as clinic=/data/patients.csv")
     try:
-        return Dataset(name, read_table(Path(file), id_column))
+        return LocalDataset(name, read_table(Path(file), id_column))
     except InvalidArgument as error:
         raise InvalidArgument(f"--data {name}: {error.message}") from None

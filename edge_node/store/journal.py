@@ -27,7 +27,7 @@ COMPACT = 4 * 1024 * 1024
 _SYNCS = 4
 
 
-class Batch:
+class JournalBatch:
     """Records that become durable together, each with the file whose data it speaks of, if any."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Journal:
         self._length = 0
         self._least = 0
         self._crc = 0
-        self._waiting = Batch()
+        self._waiting = JournalBatch()
         self._adding = threading.Lock()
         self._turn = threading.Lock()
         self._bad: set[Path] = set()
@@ -92,7 +92,7 @@ class Journal:
         self._length = self._least = len(data)
         self._crc = zlib.crc32(data)
 
-    def add(self, record: JournalRecord, file: Path | None = None, *, new_name: bool = False) -> Batch:
+    def add(self, record: JournalRecord, file: Path | None = None, *, new_name: bool = False) -> JournalBatch:
         """Put a record behind those added before; `wait` until it is on the disk.
 
         Args:
@@ -104,7 +104,7 @@ class Journal:
             self._waiting.new_names |= new_name
             return self._waiting
 
-    def wait(self, batch: Batch) -> None:
+    def wait(self, batch: JournalBatch) -> None:
         """Returns when the batch is on the disk.
 
         Raises:
@@ -115,7 +115,7 @@ class Journal:
             if not batch.done:
                 with self._adding:
                     assert batch is self._waiting
-                    self._waiting = Batch()
+                    self._waiting = JournalBatch()
                 batch.error = self._commit(batch)
                 batch.done = True
         if batch.error is not None:
@@ -138,7 +138,7 @@ class Journal:
         if file in self._bad:
             raise DataLoss(f"the disk cannot write {file}; see the log, replace it, and start the node again")
 
-    def _commit(self, batch: Batch) -> EdgeAttentionError | None:
+    def _commit(self, batch: JournalBatch) -> EdgeAttentionError | None:
         failed = self._sync({path for _, path in batch.records if path is not None})
         if failed is not None:
             # After a sync that failed a second one says nothing: what the file has is never known again.
@@ -163,7 +163,7 @@ class Journal:
                 log.warning("%s stays long: %s", self._path, error.strerror)
         return None
 
-    def _again(self, batch: Batch, records: list[tuple[JournalRecord, Path | None]]) -> None:
+    def _again(self, batch: JournalBatch, records: list[tuple[JournalRecord, Path | None]]) -> None:
         """Records that are not on the disk go with the next batch, in their order."""
         with self._adding:
             self._waiting.records[:0] = records

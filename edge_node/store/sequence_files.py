@@ -32,7 +32,7 @@ import numpy as np
 from edge_attention.core.errors import FailedPrecondition, OutOfMemory
 from edge_attention.core.tensors import Float32, require_stored
 from edge_node.store.disk import Disk, remedy
-from edge_node.store.journal import Batch, Journal, JournalRecord
+from edge_node.store.journal import Journal, JournalBatch, JournalRecord
 from edge_node.store.kept_files import KeptFiles
 from edge_node.store.mapped import MappedMemory, mapped
 from edge_node.store.origin import Origin, restored
@@ -144,7 +144,7 @@ class Files:
                 f"{manifest.name} needs {size:,} bytes in {self._folder}: {error.strerror}; {remedy(error)}"
             ) from None
 
-    def add(self, manifest: Manifest, tile: int) -> Batch:
+    def add(self, manifest: Manifest, tile: int) -> JournalBatch:
         """Put it in order that the sequence is now so, with sums that are new from `tile` on; see `wait`."""
         record = {
             "grew": manifest.file, "tokens": manifest.tokens, "origin": _saved(manifest.origin),
@@ -152,7 +152,7 @@ class Files:
         }  # fmt: skip
         return self._journal.add(record, self._path(manifest.file))
 
-    def wait(self, batch: Batch) -> None:
+    def wait(self, batch: JournalBatch) -> None:
         """Returns when what was added is on the disk, with all it speaks of and all that was added before.
 
         Raises:

@@ -13,7 +13,7 @@ import numpy as np
 from edge_attention.core.errors import InvalidProgram, InvalidTensor
 from edge_attention.core.tensors import Array, Float32
 from edge_node.store import tiles as tiled
-from edge_node.store.journal import Batch
+from edge_node.store.journal import JournalBatch
 from edge_node.store.mapped import MappedMemory
 from edge_node.store.origin import Origin
 from edge_node.store.sequence_files import Files, Manifest, tiles_of
@@ -24,7 +24,7 @@ that. Small ones would take more than they hold."""
 
 
 @dataclass(eq=False)
-class Sequence:
+class KeptSequence:
     """`tiles` [reserved, heads, tile, dim]; the first `tokens` tokens are written.
 
     Who reads or changes it holds the store's lock, who writes holds `writing` besides and lets the lock go.
@@ -52,7 +52,7 @@ class Sequence:
     _written: tuple[int, list[int], Origin | None, int | None] = (0, [], None, None)
 
     @classmethod
-    def kept(cls, manifest: Manifest, memory: MappedMemory, files: Files) -> Sequence:
+    def kept(cls, manifest: Manifest, memory: MappedMemory, files: Files) -> KeptSequence:
         """The sequence in a file of `files`."""
         return cls(
             tiles_of(memory, manifest.layout),
@@ -152,7 +152,7 @@ class Sequence:
         if first is not None:
             self._changed(first)
 
-    def add(self) -> Batch | None:
+    def add(self) -> JournalBatch | None:
         """Put in order that it is to be on the disk as it is, unless that was done."""
         if self.unsaved is None or self.files is None or self.manifest is None:
             return None

@@ -16,7 +16,7 @@ from edge_node.store.disk import no_descriptor, remedy
 from edge_node.store.kept_files import KEPT
 from edge_node.store.origin import Origin
 from edge_node.store.sequence_files import SCOPES, Files, scope_of, tiles_of
-from edge_node.store.sequences import Sequence
+from edge_node.store.sequences import KeptSequence
 
 __all__ = ["Held", "Origin", "Store"]
 
@@ -67,7 +67,7 @@ class Store:
         self._files = files
         self._held: dict[str, Held] = {}
         self._tasks_names = 0
-        self._sequences: dict[str, Sequence] = {}
+        self._sequences: dict[str, KeptSequence] = {}
         self._bytes: Counter[str] = Counter()
         self._used = 0
         """Their sum."""
@@ -84,7 +84,7 @@ class Store:
 
     def _load(self, files: Files) -> None:
         for manifest, memory in files.load(self.limit):
-            sequence = Sequence.kept(manifest, memory, files)
+            sequence = KeptSequence.kept(manifest, memory, files)
             self._sequences[manifest.name] = sequence
             self._count(manifest.name, sequence.counted)
         self._revisions |= files.revisions
@@ -337,7 +337,7 @@ class Store:
         if name.endswith("/"):
             self.freed(name)
 
-    def _begin(self, name: str, heads: int, tile: int, dim: int) -> Sequence:
+    def _begin(self, name: str, heads: int, tile: int, dim: int) -> KeptSequence:
         if name in self._held:
             raise InvalidProgram(f"{name} is a tensor and no sequence: drop it before appending there")
         if not (0 < tile <= _MAX_TILE and heads and dim):
@@ -358,10 +358,10 @@ class Store:
             size = max(size // one, 1) * one
             try:
                 if files is not None:
-                    sequence = Sequence.kept(*files.create(name, layout, size), files)
+                    sequence = KeptSequence.kept(*files.create(name, layout, size), files)
                 else:
                     memory = mmap.mmap(-1, size, _ANONYMOUS)
-                    sequence = Sequence(tiles_of(memory, layout), memory=memory)
+                    sequence = KeptSequence(tiles_of(memory, layout), memory=memory)
                 self._sequences[name] = sequence
                 return sequence
             except (OSError, ValueError, OverflowError) as error:
@@ -390,11 +390,11 @@ class Store:
             if len(self._revisions) > SCOPES:
                 self._revisions.popitem(last=False)
 
-    def _require_there(self, name: str, sequence: Sequence) -> None:
+    def _require_there(self, name: str, sequence: KeptSequence) -> None:
         if self._sequences.get(name) is not sequence:
             raise NotFound(f"{name} was dropped meanwhile")
 
-    def _take(self, name: str, sequence: Sequence, tokens: int) -> None:
+    def _take(self, name: str, sequence: KeptSequence, tokens: int) -> None:
         """Count what `tokens` need before they are written."""
         more = sequence.bytes_for(tokens) - sequence.counted
         if more > 0:
@@ -405,7 +405,7 @@ class Store:
             self._count(name, more)
             sequence.about_to_grow()
 
-    def _settle(self, name: str, sequence: Sequence) -> None:
+    def _settle(self, name: str, sequence: KeptSequence) -> None:
         """After an append, or one that failed: what is not used does not count."""
         if self._sequences.get(name) is not sequence:
             return
@@ -415,7 +415,7 @@ class Store:
         if not sequence.tokens and sequence.unsaved is None:
             self._forget(name, sequence)
 
-    def _forget(self, name: str, sequence: Sequence) -> None:
+    def _forget(self, name: str, sequence: KeptSequence) -> None:
         del self._sequences[name]
         self._count(name, -sequence.counted)
         sequence.delete()

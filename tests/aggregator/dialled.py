@@ -7,8 +7,8 @@ import contextlib
 
 from edge_attention.trust.dial import Dial
 from edge_attention.trust.tokens import read_token
-from edge_node.executor import Node
-from edge_node.link import Link
+from edge_node.executor import LocalNode
+from edge_node.link import NodeLink
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
 from edge_node.store.store import Store
@@ -26,7 +26,7 @@ async def caller(port, token=None):
 @contextlib.asynccontextmanager
 async def node(port, name):
     """A node, dialled in over real gRPC from this process."""
-    link = Link(Dial(f"127.0.0.1:{port}"), name, Node(Store(1 << 20), {}, Releases()), Runtime())
+    link = NodeLink(Dial(f"127.0.0.1:{port}"), name, LocalNode(Store(1 << 20), {}, Releases()), Runtime())
     task = asyncio.create_task(link.run())
     try:
         async with asyncio.timeout(60):

@@ -34,7 +34,7 @@ from edge_attention.core.messages.link import PROTOCOL, Register, Sequence
 from edge_attention.core.messages.program import Call, Program
 from edge_attention.wire.link import from_node, to_node
 from edge_node.data.datasets import read
-from edge_node.executor import Execution, Node
+from edge_node.executor import Execution, LocalNode
 from edge_node.prepared import PreparedPrograms
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
@@ -87,7 +87,7 @@ class Box:
     def __init__(self, house, name, *, datasets=(), releases=(), limit=1 << 28, tamper=None, mute=False):
         self.house, self.name, self.tamper, self.mute = house, name, tamper, mute
         self.datasets = {dataset.name: dataset for dataset in datasets}
-        self.node = Node(Store(limit), self.datasets, Releases(releases))
+        self.node = LocalNode(Store(limit), self.datasets, Releases(releases))
         self.runtime = Runtime("cpu", 1)
         self.programs, self.cancelled = [], []
         self.calls, self.prepared = [], PreparedPrograms(self.node.store, self.runtime)

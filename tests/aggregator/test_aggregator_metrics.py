@@ -13,8 +13,8 @@ from house import House
 
 from aggregator.attention import metrics as metrics_attend
 from aggregator.attention.metrics import AttendMetrics
-from aggregator.engine.link import Link
-from aggregator.engine.outcome import Kind, MissingShard, Outcome
+from aggregator.engine.link import FleetLink
+from aggregator.engine.outcome import MissingKind, MissingShard, Outcome
 from aggregator.fleet.membership import Member
 from aggregator.observe.metrics import Metrics
 from aggregator.observe.metrics_nodes import LOST_SECONDS, NODES, shown
@@ -124,7 +124,7 @@ def answer(mass, exact=True, bound=None, **seconds):
 
 def outcome(seconds, unanswered=()):
     answered = {f"s{n}": node for n, (node, _) in enumerate(seconds)}
-    missing = {f"m{n}": MissingShard(Kind.LATE, node, "late") for n, node in enumerate(unanswered)}
+    missing = {f"m{n}": MissingShard(MissingKind.LATE, node, "late") for n, node in enumerate(unanswered)}
     took = {f"s{n}": s for n, (_, s) in enumerate(seconds)}
     return Outcome(answered, missing, seconds=took)
 
@@ -323,7 +323,7 @@ def told(*messages):
     """Node `a` after a stream of these messages, and the metrics."""
 
     async def scenario(house):
-        link = Link(
+        link = FleetLink(
             house.membership, house.dispatcher, house.bulk, house.metrics,
             heartbeat_seconds=3.0, welcome=house.contexts.unknown,
         )  # fmt: skip

@@ -15,10 +15,10 @@ from house import House
 from toy_recipe import ROLL_CALL, toy
 
 from aggregator.engine.recipe import Recipe
-from aggregator.http.routes import Status
+from aggregator.http.routes import ServiceStatus
 from aggregator.http.snapshot import Snapshots
 from aggregator.observe.page import PagePart
-from aggregator.server import RECIPES, Settings, running
+from aggregator.server import RECIPES, ServerSettings, running
 from aggregator.trust.endpoint import Endpoint
 from aggregator.trust.trust import TrustSettings
 from edge_attention.core.errors import Internal, PermissionDenied, Unauthenticated
@@ -32,7 +32,7 @@ WITH_TOY = (*RECIPES, toy)
 
 def test_a_toy_recipe_is_served_audited_counted_and_on_the_page(tmp_path):
     async def scenario():
-        settings = Settings("127.0.0.1", 0, tmp_path, "127.0.0.1", 0, 10.0, 3.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, tmp_path, "127.0.0.1", 0, 10.0, 3.0, 60.0)
         async with (
             running(settings, WITH_TOY) as port,
             node(port, "a"),
@@ -71,7 +71,9 @@ def test_a_toy_recipes_role_is_asked_for(tmp_path):
     async def scenario():
         boot = tmp_path / "boot"
         trust = TrustSettings(bootstrap=boot)
-        settings = Settings("127.0.0.1", 0, tmp_path / "state", "127.0.0.1", None, 10.0, 3.0, 60.0, trust)
+        settings = ServerSettings(
+            "127.0.0.1", 0, tmp_path / "state", "127.0.0.1", None, 10.0, 3.0, 60.0, trust
+        )
         async with running(settings, WITH_TOY) as port:
             async with caller(port, boot / "viewer-token") as viewer:
                 await viewer.unary(LIST_NODES, ListNodesRequest(), 60)
@@ -98,7 +100,7 @@ def test_an_aggregator_with_a_method_that_has_no_role_does_not_start(tmp_path, r
 
     async def scenario():
         trust = TrustSettings() if tls else None
-        settings = Settings("127.0.0.1", 0, tmp_path, "127.0.0.1", None, 10.0, 3.0, 60.0, trust)
+        settings = ServerSettings("127.0.0.1", 0, tmp_path, "127.0.0.1", None, 10.0, 3.0, 60.0, trust)
         async with running(settings, (*RECIPES, careless)):
             raise AssertionError("it must not start")
 
@@ -115,7 +117,7 @@ def test_an_aggregator_with_a_method_that_has_no_role_does_not_start(tmp_path, r
 )
 def test_a_recipe_that_takes_what_is_anothers_does_not_start(name, endpoints, said):
     async def scenario():
-        settings = Settings("127.0.0.1", 0, None, "127.0.0.1", None, 10.0, 3.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", None, 10.0, 3.0, 60.0)
         async with running(settings, (*RECIPES, lambda engine: Recipe(name, endpoints))):
             raise AssertionError("it must not start")
 
@@ -125,7 +127,7 @@ def test_a_recipe_that_takes_what_is_anothers_does_not_start(name, endpoints, sa
 
 def test_two_recipes_whose_names_make_one_path_do_not_start(tmp_path):
     async def scenario():
-        settings = Settings("127.0.0.1", 0, None, "127.0.0.1", 0, 10.0, 3.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", 0, 10.0, 3.0, 60.0)
         script = Path(__file__).with_name("toy_page.js")
         async with running(settings, (toy, lambda engine: Recipe("roll-call", script=script))):
             raise AssertionError("it must not start")
@@ -138,7 +140,7 @@ def test_two_parts_of_the_page_with_one_section_are_told_apart():
     """Of the page's own sections and of other recipes': neither hides the other in silence."""
     with House() as house:
         pages = {"thief": lambda fleet: PagePart(sections={"nodes": {}})}
-        taken = Snapshots(house.membership, pages, Status(), house.metrics, {})
+        taken = Snapshots(house.membership, pages, ServiceStatus(), house.metrics, {})
         with pytest.raises(Internal, match="have a section 'nodes'"):
             taken.take()
 

@@ -15,7 +15,7 @@ from aggregator.trust import audit as audits
 from aggregator.trust import rate as rates
 from aggregator.trust.access import Access
 from aggregator.trust.authority import Authority, folder_of
-from aggregator.trust.guard import Call
+from aggregator.trust.guard import GuardedCall
 from aggregator.trust.proof import CertificateProof
 from aggregator.trust.registry import CertificateRow, Registry
 from aggregator.trust.service import ENROLMENTS, RENEWALS
@@ -62,7 +62,7 @@ def test_who_was_overruled_by_a_token_for_its_name_is_shut_out_at_once(tmp_path)
             ended = asyncio.Event()
 
             async def stream():
-                with Call(house.trust.guard._calls, peer, "EdgeLinkService.Connect", "x"):
+                with GuardedCall(house.trust.guard._calls, peer, "EdgeLinkService.Connect", "x"):
                     await asyncio.sleep(3600)
 
             call = asyncio.create_task(stream())

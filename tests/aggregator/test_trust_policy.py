@@ -19,7 +19,7 @@ import protos.edge_attention.v1
 from aggregator.api.service import Api
 from aggregator.attention.service import AttentionApi
 from aggregator.checkup.checkup import Checkup
-from aggregator.engine.link import Link
+from aggregator.engine.link import FleetLink
 from aggregator.serving.rpc import service_handlers
 from aggregator.training.service import TrainingApi
 from aggregator.trust.access import Access
@@ -49,8 +49,8 @@ from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
 
 def every_endpoint():
     """What an aggregator serves: to know who may call it, its parts need not be there."""
-    served = (Link, 4), (Api, 2), (AttentionApi, 5), (TrainingApi, 1), (Checkup, 4)
-    keywords = {Link: {"heartbeat_seconds": 1.0, "welcome": None}}
+    served = (FleetLink, 4), (Api, 2), (AttentionApi, 5), (TrainingApi, 1), (Checkup, 4)
+    keywords = {FleetLink: {"heartbeat_seconds": 1.0, "welcome": None}}
     for kind, parts in served:
         yield from kind(*[None] * parts, **keywords.get(kind, {})).endpoints()
 

@@ -15,7 +15,7 @@ from edge_attention.doctor import context_findings as x
 from edge_attention.doctor import node_findings as n
 from edge_attention.doctor.box_findings import Trial
 from edge_attention.doctor.connection_findings import ClockReading, Port, Speaks
-from edge_attention.doctor.finding import Finding, Status, duration, size, worst
+from edge_attention.doctor.finding import Finding, Grade, duration, size, worst
 
 MIB, GIB = 2**20, 2**30
 CPU = "CPUExecutionProvider"
@@ -27,10 +27,10 @@ ABOUT = DescribeAggregatorResponse("1.0", 1, 3600.0, 10.0, 3.0, 30.0, 15.0, 0, B
 def statuses(*findings: Finding) -> list[str]:
     for finding in findings:
         assert finding.measured
-        assert (finding.status in (Status.WARNING, Status.FAILED)) <= bool(finding.fix), (
+        assert (finding.status in (Grade.WARNING, Grade.FAILED)) <= bool(finding.fix), (
             "what is wrong has a fix"
         )
-        assert not (finding.status is Status.OK and finding.fix), "what is right needs none"
+        assert not (finding.status is Grade.OK and finding.fix), "what is right needs none"
         assert not finding.fix.endswith("."), "one sentence, as the others"
     return [finding.status.value for finding in findings]
 
@@ -311,7 +311,7 @@ def test_a_node_whose_certificate_was_revoked_is_not_told_to_start_again():
         assert "its certificate was revoked at 1970-01-01 00:00:00 UTC by an operator" in finding.measured
         assert "token create --role node --name a" in finding.fix
         assert "--store" not in finding.fix
-    assert n.state(replace(NODE, revoked_at=0.0), 10.0).status is Status.OK
+    assert n.state(replace(NODE, revoked_at=0.0), 10.0).status is Grade.OK
 
 
 def test_states():
@@ -378,7 +378,7 @@ def test_nodes_that_share_a_box():
     assert "--threads 1" in threads.fix
     crowded = replace(BOX, processors=2)
     few, _ = n.shared_boxes([replace(node, box=crowded) for node in four])
-    assert (few.status, few.fix) == (Status.WARNING, "run fewer nodes on it"), "one thread is the least"
+    assert (few.status, few.fix) == (Grade.WARNING, "run fewer nodes on it"), "one thread is the least"
     each = int(memory.fix.partition("--memory-limit ")[2].partition("MiB")[0]) * MIB
     assert statuses(*n.shared_boxes([replace(node, memory_limit=each) for node in four])) == ["ok", "ok"]
 
@@ -450,10 +450,10 @@ def test_small_contexts_are_pointed_at():
 
 
 def test_the_worst_is_what_counts():
-    made = {s: Finding("c", "s", s, "m", "f") for s in Status}
-    assert worst(made.values()) is Status.FAILED
-    assert worst([made[Status.OK], made[Status.WARNING]]) is Status.WARNING
-    assert worst([made[Status.SKIPPED]]) is worst([]) is Status.OK
+    made = {s: Finding("c", "s", s, "m", "f") for s in Grade}
+    assert worst(made.values()) is Grade.FAILED
+    assert worst([made[Grade.OK], made[Grade.WARNING]]) is Grade.WARNING
+    assert worst([made[Grade.SKIPPED]]) is worst([]) is Grade.OK
 
 
 def test_numbers_for_people():

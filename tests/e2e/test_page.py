@@ -17,7 +17,7 @@ from browsers import Browser
 from fleets import SPEC, queries, tokens, until
 from schools import Schools
 
-from aggregator.server import RECIPES, Settings, running
+from aggregator.server import RECIPES, ServerSettings, running
 from edge_attention.cli.local_fleet import AGGREGATOR
 from edge_attention.core.messages.fleet import DescribeAggregatorRequest, ListNodesRequest
 from edge_attention.core.messages.training import RunState
@@ -243,7 +243,7 @@ def test_a_recipe_draws_its_own_part_of_the_page(browser):
     found = {}
 
     async def serve():
-        settings = Settings("127.0.0.1", 0, None, "127.0.0.1", 0, 10.0, 1.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", 0, 10.0, 1.0, 60.0)
         async with (
             running(settings, (*RECIPES, toy)) as port,
             dialled.node(port, "a"),

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from aggregator.engine.outcome import Kind
+from aggregator.engine.outcome import MissingKind
 from aggregator.engine.recipe import Recipe
 from aggregator.engine.trip import Errand
-from aggregator.server import Settings, running
+from aggregator.server import ServerSettings, running
 from edge_attention.core.errors import PermissionDenied
 from edge_attention.core.messages.program import Append, Batch, Drop, Frozen, Return, Run, Stored
 
@@ -109,7 +109,7 @@ def run(scenario, tmp_path, *flags):
             engines.append(engine)
             return Recipe("test")
 
-        settings = Settings("127.0.0.1", 0, tmp_path / "state", "127.0.0.1", None, 10.0, 0.2, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, tmp_path / "state", "127.0.0.1", None, 10.0, 0.2, 60.0)
         async with running(settings, (capture,)) as port:
             fleet = Fleet(engines[0], port, *flags)
             await fleet.start()
@@ -233,7 +233,7 @@ def test_calls_end_at_the_deadline_and_when_who_asked_goes(tmp_path):
         return kinds, tensors["y"]
 
     kinds, y = run(scenario, tmp_path)
-    assert set(kinds) <= {Kind.LATE, Kind.FAILED}
+    assert set(kinds) <= {MissingKind.LATE, MissingKind.FAILED}
     assert y == 1
 
 

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from edge_node.cell.messages import HEAD, WINDOW, Channel, Kind
+from edge_node.cell.messages import HEAD, WINDOW, CellKind, Channel
 from edge_node.shared_memory import Region
 
 X = [["x", "float32", ["n", 2]]]
@@ -47,7 +47,7 @@ DONE = {
 
 
 def answer_load(lie, channel):
-    channel.send(Kind.LOADED, LOADED.get(lie, {"in": X, "out": Y}))
+    channel.send(CellKind.LOADED, LOADED.get(lie, {"in": X, "out": Y}))
 
 
 FRAME = struct.Struct("<4sIIQ")  # magic, kind, bytes of the head, job
@@ -60,9 +60,9 @@ def raw(channel, text, frame=None):
 
 def answer_run(lie, channel, control):
     if lie in DONE:
-        channel.send(Kind.DONE, {"out": DONE[lie]})
+        channel.send(CellKind.DONE, {"out": DONE[lie]})
     elif lie == "kind":
-        channel.send(Kind.LOADED, {"in": X, "out": Y})
+        channel.send(CellKind.LOADED, {"in": X, "out": Y})
     elif lie == "a kind that is none":
         raw(channel, b"{}", FRAME.pack(b"EAC1", 77, 2, 0))
     elif lie == "magic":
@@ -80,33 +80,33 @@ def answer_run(lie, channel, control):
     elif lie == "deep":
         raw(channel, b"[" * 500_000)
     elif lie == "an error of its own":
-        channel.send(Kind.FAILED, {"error": "PermissionDenied", "text": "no"})
+        channel.send(CellKind.FAILED, {"error": "PermissionDenied", "text": "no"})
     elif lie == "an error without words":
-        channel.send(Kind.FAILED, {"error": "InvalidProgram", "text": 7})
+        channel.send(CellKind.FAILED, {"error": "InvalidProgram", "text": 7})
     elif lie == "stopped by nobody":
-        channel.send(Kind.FAILED, {"error": "Stopped", "text": ""})
+        channel.send(CellKind.FAILED, {"error": "Stopped", "text": ""})
     elif lie == "descriptors":
         rights = array.array("i", [0, 1, 2])
-        channel.send(Kind.DONE, {"out": [FITS]}, rights)
+        channel.send(CellKind.DONE, {"out": [FITS]}, rights)
     elif lie == "descriptors without end":
         rights = array.array("i", [0] * 250)
         frame = FRAME.pack(b"EAC1", 5, 2, 0)
         channel.socket.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
     elif lie == "need: negative":
-        channel.send(Kind.NEED, {"out": [["float32", [-1, 1 << 20]]]})
+        channel.send(CellKind.NEED, {"out": [["float32", [-1, 1 << 20]]]})
     elif lie == "need: all memory":
-        channel.send(Kind.NEED, {"out": [["float32", [1 << 44]]]})
+        channel.send(CellKind.NEED, {"out": [["float32", [1 << 44]]]})
         channel.receive()
-        channel.send(Kind.DONE, {})
+        channel.send(CellKind.DONE, {})
     elif lie == "need: goes on writing":
-        channel.send(Kind.NEED, {"out": [["float32", [1 << 20]]]})
+        channel.send(CellKind.NEED, {"out": [["float32", [1 << 20]]]})
         message = channel.receive()
         keep = [Region(fd, os.fstat(fd).st_size, writable=True) for fd in message.descriptors]
-        channel.send(Kind.DONE, {})
+        channel.send(CellKind.DONE, {})
         time.sleep(600)
         del keep
     elif lie == "made what nobody made":
-        channel.send(Kind.DONE, {"out": [["float32", [1 << 20], -1, 0]], "made": True})
+        channel.send(CellKind.DONE, {"out": [["float32", [1 << 20], -1, 0]], "made": True})
     elif lie == "silent":
         time.sleep(600)
     elif lie == "threads without number":
@@ -136,7 +136,7 @@ def main():
         control.send(json.dumps({"ready": "nothing\x1b[31m\nat all" * 100, "threads": threads}).encode())
     print("words\x1b[2J of a cell " * 100, file=sys.stderr, flush=True)
     while message := channel.receive():
-        if message.kind is Kind.LOAD:
+        if message.kind is CellKind.LOAD:
             answer_load(lie, channel)
         else:
             answer_run(lie, channel, control)

@@ -11,9 +11,9 @@ from edge_attention.core.messages.program import Append, Batch, Drop, Program, R
 from edge_attention.core.release import column, output
 from edge_attention.core.tensors import Encoded, Encoding
 from edge_attention.graphs.attention import library
-from edge_node.data.datasets import Dataset
+from edge_node.data.datasets import LocalDataset
 from edge_node.data.tables import Table
-from edge_node.executor import Execution, Node
+from edge_node.executor import Execution, LocalNode
 from edge_node.limits import graphs_of
 from edge_node.release import Releases
 from edge_node.runtime import Runtime, Stop
@@ -35,8 +35,8 @@ def graphs():
 @pytest.fixture
 def node():
     columns = {"x": np.arange(10, dtype=np.float32).reshape(5, 2)}
-    table = Dataset("d", Table(columns, ["a", "b", "c", "d", "é"]))
-    return Node(Store(1 << 20), {"d": table}, Releases())
+    table = LocalDataset("d", Table(columns, ["a", "b", "c", "d", "é"]))
+    return LocalNode(Store(1 << 20), {"d": table}, Releases())
 
 
 def program(*instructions, **fields):
@@ -126,7 +126,7 @@ def test_other_scopes_stay_until_they_are_dropped(node, graphs):
 
 def test_repeat_reads_a_row_of_rows_each_turn(node, graphs):
     rows = np.array([[0, 1], [4, 4], [2, 3]])
-    allowed = Node(node.store, node.datasets, Releases([f"{DOUBLED}:z@d/x"]))
+    allowed = LocalNode(node.store, node.datasets, Releases([f"{DOUBLED}:z@d/x"]))
     steps = (Batch("d", {"x": "task/x"}, rows), RUN, Return("task/z", "z"))
     sums = [c.tensors["z"].item() for c in run(allowed, graphs, Repeat(3, steps)) if c.tensors]
     table = np.arange(10).reshape(5, 2)
@@ -183,7 +183,7 @@ def test_privacy_goes_through_graphs_and_sequences(node, graphs):
 
 @pytest.mark.parametrize("named", [DOUBLED, f"sha256:{DOUBLED.upper()}", f"{DOUBLED}:z", f"{DOUBLED}:q,z"])
 def test_a_released_output_leaves_and_no_other(node, graphs, named):
-    allowed = Node(node.store, node.datasets, Releases([f"{named}@d/x"]))
+    allowed = LocalNode(node.store, node.datasets, Releases([f"{named}@d/x"]))
     steps = (Batch("d", {"x": "task/x"}), RUN)
     (only,) = run(allowed, graphs, *steps, Return("task/z", "z"))
     assert only.tensors["z"] == 45
@@ -208,7 +208,7 @@ def test_hashes_of_ids(node, graphs):
     batch = Batch("d", {}, np.array([4, 0]), "task/ids", b"key")
     assert "--allow-release alignment" in failed(run(node, graphs, batch, Return("task/ids", "i")))[1]
     for secret in (b"", b"secret"):
-        allowed = Node(node.store, node.datasets, Releases(["alignment"]), secret)
+        allowed = LocalNode(node.store, node.datasets, Releases(["alignment"]), secret)
         (only,) = run(allowed, graphs, batch, Return("task/ids", "i"))
         key = hmac.new(secret, b"key", "sha256").digest() if secret else b"key"
         expected = [hmac.new(key, i.encode(), "sha256").digest()[:16] for i in ("é", "a")]
@@ -217,7 +217,7 @@ def test_hashes_of_ids(node, graphs):
 
 
 def test_hashes_of_rows_chosen_by_private_data_stay(node, graphs):
-    allowed = Node(node.store, node.datasets, Releases(["alignment"]))
+    allowed = LocalNode(node.store, node.datasets, Releases(["alignment"]))
     node.store.put("job/j/rows", np.array([1, 2]), Origin(DOUBLED, "y"))
     batch = Batch("d", {}, Stored("job/j/rows"), "task/ids", b"key")
     assert failed(run(allowed, graphs, batch, Return("task/ids", "i")))[0] == "PrivateTensor"

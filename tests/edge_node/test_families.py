@@ -43,7 +43,7 @@ def test_numbers_are_written_as_go_does(value):
 
 @given(TEXTS, st.dictionaries(TEXTS, NUMBERS, max_size=3), st.lists(st.integers(0, 20), max_size=9))
 def test_the_text_is_what_prometheus_client_writes(text, values, observed):
-    theirs, ours = CollectorRegistry(), families.Registry()
+    theirs, ours = CollectorRegistry(), families.FamilyRegistry()
     gauge, own = Gauge("g_bytes", text, ["of"], registry=theirs), families.Gauge("g_bytes", text, ours)
     for label, value in values.items():
         gauge.labels(label).set(value)
@@ -62,7 +62,7 @@ def test_the_text_is_what_prometheus_client_writes(text, values, observed):
 
 
 def test_a_gauge_that_follows_is_looked_up():
-    ours, now = families.Registry(), [1.0]
+    ours, now = families.FamilyRegistry(), [1.0]
     families.Gauge("g", "Some.", ours).follow(lambda: now[0])
     assert ours.text().endswith(b"\ng 1.0\n")
     now[0] = 2.0
@@ -72,7 +72,7 @@ def test_a_gauge_that_follows_is_looked_up():
 def test_a_process_tells_what_prometheus_client_does():
     theirs = CollectorRegistry()
     ProcessCollector(registry=theirs)
-    ours = families.Registry()
+    ours = families.FamilyRegistry()
     ours.register(Process())
     lines = [text.decode().splitlines() for text in (generate_latest(theirs), ours.text())]
     words = [[line for line in text if line[0] == "#" and "start_time" not in line] for text in lines]

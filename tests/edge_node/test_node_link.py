@@ -13,8 +13,8 @@ import pytest
 from edge_attention.core.errors import ResourceExhausted
 from edge_attention.trust.dial import Dial
 from edge_attention.wire.codec import MESSAGE_LIMIT
-from edge_node.executor import Node
-from edge_node.link import Link
+from edge_node.executor import LocalNode
+from edge_node.link import NodeLink
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
 from edge_node.session import UNTAKEN, UNTAKEN_BYTES
@@ -39,7 +39,7 @@ class Broken(Dial):
 def test_a_failure_that_nobody_foresaw_is_said_and_tried_again(caplog):
     async def scenario():
         dial = Broken("127.0.0.1:1")
-        link = Link(dial, "n", Node(Store(1 << 20), {}, Releases()), Runtime())
+        link = NodeLink(dial, "n", LocalNode(Store(1 << 20), {}, Releases()), Runtime())
         running = asyncio.create_task(link.run())
         async with asyncio.timeout(60):
             await dial.again.wait()
@@ -73,7 +73,7 @@ def test_a_connection_that_failed_is_let_go_at_once():
 
     async def scenario(port):
         dial = Remembered(f"127.0.0.1:{port}")
-        link = Link(dial, "n", Node(Store(1 << 20), {}, Releases()), Runtime())
+        link = NodeLink(dial, "n", LocalNode(Store(1 << 20), {}, Releases()), Runtime())
         running = asyncio.create_task(link.run())
         async with asyncio.timeout(60):
             await dial.again.wait()
@@ -98,7 +98,7 @@ def test_an_aggregator_that_does_not_read_is_left():
     """Whatever it says that it has taken: what is sent lies here until gRPC takes it."""
 
     async def scenario():
-        link = Link(Dial("127.0.0.1:1"), "n", Node(Store(1 << 20), {}, Releases()), Runtime())
+        link = NodeLink(Dial("127.0.0.1:1"), "n", LocalNode(Store(1 << 20), {}, Releases()), Runtime())
         few, many = [bytes(MESSAGE_LIMIT)] * (UNTAKEN_BYTES // MESSAGE_LIMIT), [b"x"] * UNTAKEN
         for waiting in (few, many):
             link._outgoing = deque(waiting)

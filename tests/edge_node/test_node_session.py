@@ -19,7 +19,7 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.link import Cancel, Credit, Heartbeat, HeartbeatAck, Register, Registered
 from edge_attention.core.messages.program import Program
-from edge_attention.core.rounds.credit import Debt, Window
+from edge_attention.core.rounds.credit import CreditWindow, Debt
 from edge_node import session as sessions
 from edge_node.session import (
     AT_ONCE,
@@ -31,7 +31,7 @@ from edge_node.session import (
     Forget,
     Leave,
     Say,
-    Send,
+    SendMessage,
     Session,
     SessionPhase,
     Start,
@@ -65,7 +65,7 @@ def program(task="t"):
 
 
 def sent(actions):
-    return [a.message for a in actions if isinstance(a, Send)]
+    return [a.message for a in actions if isinstance(a, SendMessage)]
 
 
 def test_it_connects_registers_and_says_so():
@@ -73,14 +73,14 @@ def test_it_connects_registers_and_says_so():
     assert session.wake == 0
     assert session.tick(0) == [Connect()]
     assert session.tick(0) == []
-    assert session.connected(1) == [Send(register(""))]
+    assert session.connected(1) == [SendMessage(register(""))]
     actions = session.received(welcome(drop=("context/c/",)), 1, 2)
-    assert actions == [Send(PROGRAMS), Forget(("context/c/",)), Say("registered with hub:1 as n")]
+    assert actions == [SendMessage(PROGRAMS), Forget(("context/c/",)), Say("registered with hub:1 as n")]
     assert session.wake == 5
     assert session.tick(4.9) == []
-    assert session.tick(5) == [Send(Heartbeat(1, 42, 0, False, sent=2, received=1))]
+    assert session.tick(5) == [SendMessage(Heartbeat(1, 42, 0, False, sent=2, received=1))]
     assert session.received(HeartbeatAck(1), 1, 5) == []
-    assert session.tick(8) == [Send(Heartbeat(2, 42, 0, False, sent=3, received=2))]
+    assert session.tick(8) == [SendMessage(Heartbeat(2, 42, 0, False, sent=3, received=2))]
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 40))
@@ -102,7 +102,7 @@ def test_it_tells_of_trouble_once_and_resumes_its_session():
     assert session.tick(10.125) == [Connect()]
     assert session.lost(AWAY, 11) == []
     assert session.tick(11.25) == [Connect()]
-    assert session.connected(12) == [Send(register("s"))]
+    assert session.connected(12) == [SendMessage(register("s"))]
     assert Say("registered with hub:1 as n (session resumed)") in session.received(
         welcome(resumed=True), 1, 12
     )
@@ -279,11 +279,11 @@ def test_draining_finishes_refuses_and_leaves():
     session.received(program(), 1, 1)
     say, beat = session.drain(2)
     assert isinstance(say, Say)
-    assert beat == Send(Heartbeat(1, 42, 1, True, sent=2, received=2))
+    assert beat == SendMessage(Heartbeat(1, 42, 1, True, sent=2, received=2))
     (refuse,) = session.received(program("u"), 1, 2)
     assert isinstance(refuse.refusal, Unavailable)
     assert sent(session.produced("u", b"no", 2, final=True)) == [b"no"]
-    assert session.produced("t", b"a", 3, final=True) == [Send(b"a"), Leave(0)]
+    assert session.produced("t", b"a", 3, final=True) == [SendMessage(b"a"), Leave(0)]
     assert session.lost(AWAY, 4) == []
 
 
@@ -337,7 +337,7 @@ def test_a_second_drain_leaves_at_once():
 def test_credit_never_runs_dry_or_over(sizes, limit, messages):
     """A sender and a receiver that takes everything: all arrives, at most a window and a message ahead."""
     total = Credit(limit, messages)
-    window, debt = Window(total), Debt(total)
+    window, debt = CreditWindow(total), Debt(total)
     flight = []
     for size in sizes:
         while not window.take(size):
@@ -523,7 +523,7 @@ class AnySession(RuleBasedStateMachine):
                     self.trying = True
                 case Disconnect():
                     self.closed()
-                case Send(message):
+                case SendMessage(message):
                     assert self.opened
                     if isinstance(message, bytes):
                         assert self.welcomed, "a contribution before it is registered"

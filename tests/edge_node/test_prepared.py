@@ -35,7 +35,7 @@ from edge_attention.core.tensors import DataType
 from edge_attention.graphs.attention import library
 from edge_attention.wire.link import prepared_program
 from edge_node import prepared as module
-from edge_node.executor import Execution, Node
+from edge_node.executor import Execution, LocalNode
 from edge_node.prepared import BoundRun, PreparedPrograms
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
@@ -64,7 +64,7 @@ class Box:
 
     def __init__(self, limit=1 << 20, releases=()):
         self.store, self.runtime = Store(limit), Runtime()
-        self.node = Node(self.store, {}, Releases(releases))
+        self.node = LocalNode(self.store, {}, Releases(releases))
         self.programs = PreparedPrograms(self.store, self.runtime)
         self.store.freed = self.programs.forget
         self.graphs = {PRODUCT: self.runtime.load(PRODUCT, DATA)}

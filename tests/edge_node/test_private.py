@@ -19,10 +19,10 @@ from edge_attention.graphs.attention import library
 from edge_attention.metrics.node import NodeMetrics
 from edge_attention.wire.link import from_node
 from edge_node.cell.refused_graphs import RefusedGraphs
-from edge_node.data.datasets import Dataset
+from edge_node.data.datasets import LocalDataset
 from edge_node.data.tables import Table
 from edge_node.discretion import FAILED_STEP_SECONDS, MOMENTS, STEP_SECONDS, moment, private_error
-from edge_node.executor import Execution, Node
+from edge_node.executor import Execution, LocalNode
 from edge_node.failures import Failures
 from edge_node.release import Releases
 from edge_node.runtime import ForeignGraph, Runtime, Stop
@@ -60,8 +60,8 @@ def graphs(request):
 
 def node_of(secret, *releases, **fields):
     column = np.array([secret, 1, 2, 3], np.float32)
-    data = Dataset("d", Table({"x": column}, ["a", "b", "c", "d"]))
-    return Node(Store(1 << 20), {"d": data}, Releases(releases), **fields)
+    data = LocalDataset("d", Table({"x": column}, ["a", "b", "c", "d"]))
+    return LocalNode(Store(1 << 20), {"d": data}, Releases(releases), **fields)
 
 
 def run(node, graphs, *instructions, **fields):

@@ -20,8 +20,8 @@ from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.trust.dial import Dial
 from edge_node import link
 from edge_node.data import datasets
-from edge_node.executor import Node
-from edge_node.link import BACKLOG, Link
+from edge_node.executor import LocalNode
+from edge_node.link import BACKLOG, NodeLink
 from edge_node.prepared import BoundRun
 from edge_node.release import Releases
 from edge_node.runtime import Graph, Runtime
@@ -154,7 +154,7 @@ class House:
         self.meanwhile = lambda: None
         self.runtime, self.store = Runtime(), Store(1 << 26)
         self.runtime._keep(self.runtime._open(DIGEST, DATA, ours=True))
-        self.node = Node(self.store, datasets or {}, Releases())
+        self.node = LocalNode(self.store, datasets or {}, Releases())
         run = Graph.run
 
         def observed(graph, *args):
@@ -168,7 +168,7 @@ class House:
     @contextlib.asynccontextmanager
     async def open(self):
         self.aggregator = await FakeAggregator().start()
-        self.link = Link(Dial(f"127.0.0.1:{self.aggregator.port}"), "n", self.node, self.runtime)
+        self.link = NodeLink(Dial(f"127.0.0.1:{self.aggregator.port}"), "n", self.node, self.runtime)
         # A busy machine must not make the test's short runs long.
         self.link._short.took = self.took
         self.learn = Short.took.__get__(self.link._short)

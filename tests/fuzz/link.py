@@ -19,7 +19,7 @@ from edge_attention.core.messages import link as said
 from edge_attention.core.messages.program import Append, Batch, Call, Program
 from edge_attention.wire.link import from_node, prepared_program, to_node
 from edge_attention.wire.methods import CHANNEL_OPTIONS
-from edge_node.executor import Execution, Node
+from edge_node.executor import Execution, LocalNode
 from edge_node.limits import graphs_of
 from edge_node.prepared import Prepared
 from edge_node.release import Releases
@@ -50,7 +50,7 @@ class Link(FleetTarget):
         self._prepared: dict[bytes, Prepared] = {}
         self._session = ""
         self._out: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._node = Node(Store(64 << 20), {}, Releases(()))
+        self._node = LocalNode(Store(64 << 20), {}, Releases(()))
         self._runtime, self._serial = Runtime("cpu", 1), 0
         self._instance = secrets.token_hex(8)
         self._over = False

@@ -6,7 +6,7 @@ from collections import deque
 
 import grpc.aio
 
-from edge_attention.wire.writer import Writer
+from edge_attention.wire.writer import StreamWriter
 
 
 class Stream:
@@ -37,7 +37,7 @@ class Desk:
 
     def __init__(self, write):
         self.queue, self.written, self.asked = deque(), [], 0
-        self.writer = Writer(write, self._next, self.written.append)
+        self.writer = StreamWriter(write, self._next, self.written.append)
 
     def _next(self):
         self.asked += 1
@@ -111,7 +111,7 @@ def test_a_kick_while_it_asks_what_is_next_has_it_ask_again():
                 writer.kick()
             return answer
 
-        writer = Writer(stream.write, next)
+        writer = StreamWriter(stream.write, next)
         writer.kick()
         assert stream.begun == [b"a"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from aggregator.engine.outcome import Kind
+from aggregator.engine.outcome import MissingKind
 from aggregator.engine.returned import Returned, ReturnedTensor
 from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Membership
@@ -23,7 +23,7 @@ from edge_attention.core.tensors import Array
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class NodeAnswer:
     """What the node returned, and the seconds from asking it to its last word."""
 
     tensors: Mapping[str, ReturnedTensor]
@@ -69,7 +69,7 @@ class Asker:
         push: Push,
         wanted: Mapping[str, Spec],
         state: Callable[[bool], None],
-    ) -> Answer:
+    ) -> NodeAnswer:
         """The node's answer. `state(False)` is called when it is gone and `state(True)` when it is back.
 
         `wanted`: what it is to return, name -> (dtype, shape); nothing else is taken, and nothing twice.
@@ -100,9 +100,9 @@ class Asker:
             except EdgeAttentionError as error:
                 raise Refused(error.message, True, isinstance(error, InvalidArgument)) from None
             if not outcome.missing:
-                return Answer(answers[0].tensors, outcome.seconds[node])
+                return NodeAnswer(answers[0].tensors, outcome.seconds[node])
             missing = outcome.missing[node]
-            if missing.kind is Kind.WRONG and isinstance(missing.error, InvalidTensor):
+            if missing.kind is MissingKind.WRONG and isinstance(missing.error, InvalidTensor):
                 raise missing.error
             if missing.said and isinstance(missing.error, NotFound):
                 raise Lacking(missing.text)

@@ -17,7 +17,15 @@ from edge_attention.core.errors import (
     FailedPrecondition,
     InvalidTensor,
 )
-from edge_attention.core.rounds.buffered import Again, Ask, Buffered, BufferRules, Drop, Quarantine, Step
+from edge_attention.core.rounds.buffered import (
+    Again,
+    AskTurn,
+    Buffered,
+    BufferRules,
+    DropUpdate,
+    Quarantine,
+    TakeStep,
+)
 from edge_attention.core.strategies import from_config
 from edge_attention.core.strategies.fedbuff import FedBuff
 from edge_attention.core.transitions import told
@@ -54,12 +62,12 @@ class Buffer(Collector):
         while True:
             for action in actions:
                 match action:
-                    case Ask(node, _, turn):
+                    case AskTurn(node, _, turn):
                         work = self._task(node, turn, basis, state)
                         self._tasks[node] = asyncio.create_task(work, name=f"{node} turn {turn}")
                         self._asked[node] = now
                         state.started(node, now)  # at the time of these actions: no others come of it
-                    case Drop(node, turn, staleness):
+                    case DropUpdate(node, turn, staleness):
                         log.info("run %s: an update of %s is %d versions old", self.run, node, staleness)
                         self._updates.pop((node, turn)).close()
                     case Quarantine(node, reason):
@@ -69,7 +77,7 @@ class Buffer(Collector):
                     case Again(reason):
                         log.info("run %s: it came to this so: %s", self.run, told(state.transitions))
                         raise FailedPrecondition(reason) if self._hopeless else DeadlineExceeded(reason)
-                    case Step(contributions):
+                    case TakeStep(contributions):
                         self.say("", "")
                         return Collected(
                             self._taken(contributions),

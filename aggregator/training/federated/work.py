@@ -17,7 +17,7 @@ import numpy as np
 from aggregator.engine.endings import to_the_end
 from aggregator.engine.spool import SpooledTensor
 from aggregator.store.tensor_file import Spec, TensorFile, TensorFileWriter
-from aggregator.training.federated.asker import Answer, Asker, Lacking
+from aggregator.training.federated.asker import Asker, Lacking, NodeAnswer
 from aggregator.training.federated.fold import Folder
 from aggregator.training.federated.programs import At, ProgramParts, Programs, control
 from aggregator.training.federated.push import Push, lent, renamed
@@ -132,7 +132,7 @@ class Work:
         wanted: Mapping[str, Spec],
         state: Callable[[bool], None],
         controls: bool = False,
-    ) -> Answer:
+    ) -> NodeAnswer:
         """The node's answer to `program(at, forgotten)`, of nothing but `wanted`: name -> (dtype, shape).
 
         `forgotten`: what it kept of rounds is lost.

@@ -23,7 +23,7 @@ MAX_PATIENCE = 30 * 86_400
 
 
 @dataclass(frozen=True)
-class Graph:
+class PlanGraph:
     """A graph nodes are sent by digest. `inputs`: those it has; differentiation drops what it needs not."""
 
     digest: str
@@ -53,8 +53,8 @@ class PlannedPart:
     """Those that `columns` are for."""
     parameters: Mapping[str, tuple[int, ...]]
     """Name in the file -> shape, in the file's order."""
-    forward: Graph
-    gradient: Graph
+    forward: PlanGraph
+    gradient: PlanGraph
 
     @property
     def source(self) -> str:
@@ -122,7 +122,7 @@ def _part_from(data: dict[str, Any]) -> PlannedPart:
         {name: Input(i["dtype"], tuple(i["shape"])) for name, i in data["inputs"].items()},
         {name: tuple(shape) for name, shape in data["parameters"].items()},
         *(
-            Graph(graph["digest"], frozenset(graph["inputs"]))
+            PlanGraph(graph["digest"], frozenset(graph["inputs"]))
             for graph in (data["forward"], data["gradient"])
         ),
     )

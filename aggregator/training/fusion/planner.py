@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aggregator.training.fusion.plan import MAX_PATIENCE, FusionPlan, Graph, Input, PlannedPart
+from aggregator.training.fusion.plan import MAX_PATIENCE, FusionPlan, Input, PlanGraph, PlannedPart
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.messages.training import Encoder, FusionJob, Head
 from edge_attention.core.optimizers import from_config
@@ -17,7 +17,7 @@ from edge_attention.core.tensors import require, require_name
 
 # onnx and onnx-ad are for the process that plans alone.
 if TYPE_CHECKING:
-    from edge_attention.graphs.models.parts import Part
+    from edge_attention.graphs.models.parts import GraphPart
 
 
 def check(job: FusionJob) -> None:
@@ -81,14 +81,14 @@ def plan(job: FusionJob, files: Mapping[str, Path], folder: Path) -> FusionPlan:
     return result
 
 
-def _encoder(encoder: Encoder, files: Mapping[str, Path]) -> Part:
+def _encoder(encoder: Encoder, files: Mapping[str, Path]) -> GraphPart:
     from edge_attention.graphs.models.parts import load_part
 
     data = files[encoder.graph].read_bytes()
     return _bound(encoder, load_part(data, "encoder", encoder.trainable or None, encoder.node))
 
 
-def _head(head: Head, files: Mapping[str, Path]) -> Part:
+def _head(head: Head, files: Mapping[str, Path]) -> GraphPart:
     from edge_attention.graphs.models.parts import load_part
 
     data = files[head.graph].read_bytes()
@@ -106,7 +106,7 @@ def _head(head: Head, files: Mapping[str, Path]) -> Part:
     return _bound(head, part)
 
 
-def _bound(spec: Encoder | Head, part: Part) -> Part:
+def _bound(spec: Encoder | Head, part: GraphPart) -> GraphPart:
     wanted, given = set(part.labels), set(spec.inputs)
     if wanted != given:
         raise InvalidGraph(
@@ -116,7 +116,7 @@ def _bound(spec: Encoder | Head, part: Part) -> Part:
     return part
 
 
-def _part(spec: Encoder | Head, part: Part, batch: int, folder: Path) -> PlannedPart:
+def _part(spec: Encoder | Head, part: GraphPart, batch: int, folder: Path) -> PlannedPart:
     from edge_attention.graphs.gradients.gradients import encoder_gradient, head_gradient
 
     gradient = encoder_gradient(part, batch) if part.kind == "encoder" else head_gradient(part, batch)
@@ -133,15 +133,15 @@ def _part(spec: Encoder | Head, part: Part, batch: int, folder: Path) -> Planned
     )
 
 
-def _graph(data: bytes, folder: Path) -> Graph:
+def _graph(data: bytes, folder: Path) -> PlanGraph:
     from edge_attention.graphs.gradients.gradients import graph_inputs
 
     digest = hashlib.sha256(data).hexdigest()
     (folder / f"{digest}.onnx").write_bytes(data)
-    return Graph(digest, frozenset(graph_inputs(data)))
+    return PlanGraph(digest, frozenset(graph_inputs(data)))
 
 
-def _fit(job: FusionJob, encoders: Sequence[Part], head: Part) -> None:
+def _fit(job: FusionJob, encoders: Sequence[GraphPart], head: GraphPart) -> None:
     queries, query_heads, key_dim = job.queries.shape
     value_dim: int | None = None
     key_heads: int | None = None

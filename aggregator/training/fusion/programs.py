@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 
 import numpy as np
 
-from aggregator.training.fusion.plan import FusionPlan, Graph, PlannedPart
+from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
 from edge_attention.core.messages.program import Batch, Instruction, Return, Run, Stored, Value
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.attention import library
@@ -35,7 +35,7 @@ class FusionPrograms:
         """Rows through the encoder of `part`, and the queries over what comes of them: `out` and `lse`."""
         return self._once(("forward", id(part)), lambda: self._forward(part))
 
-    def head(self, graph: Graph, wanted: tuple[str, ...]) -> Instructions:
+    def head(self, graph: PlanGraph, wanted: tuple[str, ...]) -> Instructions:
         """`graph` over the fused output and the labels: its outputs `wanted`."""
         return self._once((graph.digest, wanted), lambda: self._head(graph, wanted))
 
@@ -90,7 +90,7 @@ class FusionPrograms:
             Return("task/lse", "lse"),
         )
 
-    def _head(self, graph: Graph, wanted: tuple[str, ...]) -> tuple[Instruction, ...]:
+    def _head(self, graph: PlanGraph, wanted: tuple[str, ...]) -> tuple[Instruction, ...]:
         part = self._plan.head
         labels = {name: Stored(f"task/label/{i}") for i, name in enumerate(part.columns)}
         columns = {part.columns[name]: stored.name for name, stored in labels.items()}
@@ -120,6 +120,6 @@ class FusionPrograms:
         return (attend, encode, *returns)
 
 
-def _needed(graph: Graph, inputs: Mapping[str, Value]) -> dict[str, Value]:
+def _needed(graph: PlanGraph, inputs: Mapping[str, Value]) -> dict[str, Value]:
     """Of `inputs` those the graph has: nodes refuse any other."""
     return {name: value for name, value in inputs.items() if name in graph.inputs}

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from aggregator.engine.outcome import Kind
+from aggregator.engine.outcome import MissingKind
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips, Wanted
 from aggregator.training.fusion.alignment import Alignment
-from aggregator.training.fusion.plan import FusionPlan, Graph, PlannedPart
+from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
 from aggregator.training.fusion.programs import FusionPrograms
 from aggregator.training.fusion.releases import texts
 from edge_attention.core.errors import InvalidTensor, NotFinite, Unavailable
@@ -61,7 +61,7 @@ class Timer:
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class FusionSamples:
     """Some samples by their positions in the run's list."""
 
     positions: Int64
@@ -77,7 +77,7 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class FusionStep:
     """What one round found: the loss, the gradient of every parameter, and where attention went."""
 
     loss: float
@@ -126,11 +126,11 @@ class FusionRounds:
 
     async def step(
         self,
-        batch: Samples,
+        batch: FusionSamples,
         parameters: Mapping[str, Array],
         version: int,
         timer: Timer,
-    ) -> Step:
+    ) -> FusionStep:
         """Loss and exact gradients of `batch` at `parameters`.
 
         Raises:
@@ -151,11 +151,11 @@ class FusionRounds:
         require(loss.reshape(-1), "loss", shape=(1,))
         masses = {e.node: float(mass(lses[e.node], merged.lse).mean()) for e in self._plan.encoders}
         absent = {e.node: count for e in self._plan.encoders if (count := int((batch.rows(e)[1] == 0).sum()))}
-        return Step(float(loss.reshape(-1)[0]), gradients, masses, absent)
+        return FusionStep(float(loss.reshape(-1)[0]), gradients, masses, absent)
 
     async def evaluate(
         self,
-        batch: Samples,
+        batch: FusionSamples,
         parameters: Mapping[str, Array],
         version: int,
         timer: Timer,
@@ -195,7 +195,7 @@ class FusionRounds:
 
     async def _forward(
         self,
-        batch: Samples,
+        batch: FusionSamples,
         parameters: Mapping[str, Array],
         version: int,
         timer: Timer,
@@ -233,7 +233,7 @@ class FusionRounds:
         parameters: Mapping[str, Array],
         version: int,
         timer: Timer,
-        graph: Graph,
+        graph: PlanGraph,
         wanted: Mapping[str, Wanted],
     ) -> Mapping[str, Array]:
         head = self._plan.head
@@ -255,7 +255,7 @@ class FusionRounds:
 
     async def _backward(
         self,
-        batch: Samples,
+        batch: FusionSamples,
         parameters: Mapping[str, Array],
         version: int,
         lse: Float32,
@@ -328,7 +328,7 @@ class FusionRounds:
 
         outcome = await self._trips.make(errands, self._patience, take, version=version, say=self._say)
         for missing in outcome.missing.values():
-            if missing.kind is Kind.WRONG and isinstance(missing.error, InvalidTensor):
+            if missing.kind is MissingKind.WRONG and isinstance(missing.error, InvalidTensor):
                 # The same program on the same data will return the same again: no use to repeat it.
                 raise missing.error
         if outcome.missing:

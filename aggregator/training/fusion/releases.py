@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from aggregator.training.fusion.plan import FusionPlan, Graph, PlannedPart
+from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
 from edge_attention.core.messages.training import PlannedGraph
 from edge_attention.core.release import GraphRule, Release, column, numbered, output
 from edge_attention.graphs.attention import library
@@ -77,7 +77,7 @@ def _numbered(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(map(numbered, names))
 
 
-def _rows(part: PlannedPart, graph: Graph) -> dict[str, frozenset[str]]:
+def _rows(part: PlannedPart, graph: PlanGraph) -> dict[str, frozenset[str]]:
     """The inputs of the graph that are rows, and which."""
     found: dict[str, frozenset[str]] = {}
     for name in sorted(graph.inputs & part.columns.keys()):

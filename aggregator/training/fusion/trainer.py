@@ -15,7 +15,7 @@ from aggregator.store.tensor_file import TensorFile
 from aggregator.training.active import ActiveRun, evaluation_due
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan
-from aggregator.training.fusion.recipe import FusionRounds, Interrupted, Samples, Timer
+from aggregator.training.fusion.recipe import FusionRounds, FusionSamples, Interrupted, Timer
 from aggregator.training.fusion.sampling import Split
 from aggregator.training.readiness import Readiness
 from aggregator.training.records import RecordFile, record_from, to_json
@@ -74,7 +74,7 @@ class Trainer:
                     timer = Timer()
                     active.evaluating = True
                     evaluation = await rounds.evaluate(
-                        Samples(parts.holdout, aligned), current.parameters, current.version, timer
+                        FusionSamples(parts.holdout, aligned), current.parameters, current.version, timer
                     )
                     spent = sum(timer.seconds.values())
                     await to_the_end(asyncio.to_thread(self._evaluated, current.round, evaluation, spent))
@@ -129,7 +129,7 @@ class Trainer:
         began, timer = time.perf_counter(), Timer()
         positions = await self._batch(parts, number)
         step = await self._rounds.step(
-            Samples(positions, aligned), current.parameters, current.version, timer
+            FusionSamples(positions, aligned), current.parameters, current.version, timer
         )
         parameters, optimizer_state = await asyncio.to_thread(
             planned.optimizer.step, current.parameters, step.gradients, current.optimizer_state

@@ -24,7 +24,7 @@ from edge_attention.core.rounds.synchronous import Quarantine as Quarantine
 from edge_attention.core.transitions import Transition, recent
 
 
-class Ask(NamedTuple):
+class AskTurn(NamedTuple):
     """Run a task on the node, from parameters of `version`, over its rows of round `turn`."""
 
     node: str
@@ -32,7 +32,7 @@ class Ask(NamedTuple):
     turn: int
 
 
-class Contribution(NamedTuple):
+class BufferedUpdate(NamedTuple):
     """An update of a node: what it started from, which of its turns, and versions committed since."""
 
     node: str
@@ -41,13 +41,13 @@ class Contribution(NamedTuple):
     staleness: int
 
 
-class Step(NamedTuple):
+class TakeStep(NamedTuple):
     """Fold these, step, commit, then call `committed`. By node and turn."""
 
-    contributions: tuple[Contribution, ...]
+    contributions: tuple[BufferedUpdate, ...]
 
 
-class Drop(NamedTuple):
+class DropUpdate(NamedTuple):
     """Free what the node returned in that turn: it is too old to be folded."""
 
     node: str
@@ -55,7 +55,7 @@ class Drop(NamedTuple):
     staleness: int
 
 
-Action = Ask | Step | Drop | Quarantine | Again
+Action = AskTurn | TakeStep | DropUpdate | Quarantine | Again
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _Waiting(NamedTuple):
 
 
 @dataclass
-class _Task:
+class _BusyTask:
     version: int
     turn: int
     progress: NodeProgress
@@ -137,7 +137,7 @@ class Buffered:
         """Updates that were too old."""
         self._turns = dict.fromkeys(nodes, version)
         self._idle = dict.fromkeys(nodes)  # in the order of asking: who has rested longest comes first
-        self._busy: dict[str, _Task] = {}
+        self._busy: dict[str, _BusyTask] = {}
         self._buffer: list[_Waiting] = []
         self._heard = now
 
@@ -324,14 +324,14 @@ class Buffered:
         old = [waiting for waiting in self._buffer if self.version - waiting.version > limit]
         self._buffer = [waiting for waiting in self._buffer if self.version - waiting.version <= limit]
         self.dropped += len(old)
-        return [Drop(waiting.node, waiting.turn, self.version - waiting.version) for waiting in old]
+        return [DropUpdate(waiting.node, waiting.turn, self.version - waiting.version) for waiting in old]
 
-    def _step(self, now: float) -> Step:
+    def _step(self, now: float) -> TakeStep:
         taken, self._buffer = self._buffer[: self._rules.buffer], self._buffer[self._rules.buffer :]
         self._turn(BufferState.STEPPING, now)
         # In order of name, not of arrival: the same updates give the same bits.
         taken.sort()
-        return Step(tuple(Contribution(*waiting, self.version - waiting.version) for waiting in taken))
+        return TakeStep(tuple(BufferedUpdate(*waiting, self.version - waiting.version) for waiting in taken))
 
     def _ask(self, now: float) -> list[Action]:
         """Put idle nodes to work, as many as may be; lost ones do not count."""
@@ -341,9 +341,9 @@ class Buffered:
         for node in list(self._idle)[: max(free, 0)]:
             del self._idle[node]
             self._turns[node] += 1
-            self._busy[node] = _Task(self.version, self._turns[node], NodeProgress(now))
+            self._busy[node] = _BusyTask(self.version, self._turns[node], NodeProgress(now))
             self._note(node, NodeWork.IDLE, NodeWork.ASKED, now)
-            actions.append(Ask(node, self.version, self._turns[node]))
+            actions.append(AskTurn(node, self.version, self._turns[node]))
         return actions
 
     def _give_up(self, reason: str, now: float) -> Again:

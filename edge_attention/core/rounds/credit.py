@@ -15,10 +15,10 @@ from collections.abc import Collection
 
 from edge_attention.core.messages.link import Credit
 
-__all__ = ["Debt", "Outbox", "Window"]
+__all__ = ["CreditWindow", "Debt", "Outbox"]
 
 
-class Window:
+class CreditWindow:
     """The sender's side: bytes and messages it may still send."""
 
     def __init__(self, credit: Credit = Credit(0, 0)) -> None:  # noqa: B008  (frozen)
@@ -79,7 +79,7 @@ class Outbox:
         self.taken = 0
         """Messages that the receiver has, of all there ever were."""
         self._again = 0  # of those that wait, so many may have come
-        self._window = Window()
+        self._window = CreditWindow()
         self._waiting: deque[bytes] = deque()
         self._flight: deque[bytes] = deque()
         # messages, on this connection
@@ -112,7 +112,7 @@ class Outbox:
 
     def open(self, credit: Credit, taken: int = 0) -> None:
         """A connection is there, with this credit. `taken`: what the receiver has, of all there ever were."""
-        self._window = Window(credit)
+        self._window = CreditWindow(credit)
         while self._again and self.taken < taken:
             self.backlog -= len(self._waiting.popleft())
             self.taken, self._again = self.taken + 1, self._again - 1
@@ -148,7 +148,7 @@ class Outbox:
         self._sent = 0
         self._granted = 0
         self._mark = (-1, 0)
-        self._window = Window()
+        self._window = CreditWindow()
 
     def take(self) -> list[bytes]:
         """What may be sent now; it counts as sent."""

@@ -20,7 +20,7 @@ from onnx import NodeProto
 from onnx_ad import UnsupportedOperator
 from onnx_ad.rules import REVERSE, reverse_rule
 
-from edge_attention.graphs.gradients.windows import Shape, Window, attributes_of
+from edge_attention.graphs.gradients.windows import Shape, SlidingWindow, attributes_of
 
 
 class _Rule:
@@ -40,7 +40,7 @@ class _Rule:
         self._node = node
         self._shapes = shapes
         self._group = int(given.get("group", 1))
-        self._window = Window.of(given, given.get("kernel_shape") or shapes[node.input[1]][2:])
+        self._window = SlidingWindow.of(given, given.get("kernel_shape") or shapes[node.input[1]][2:])
         self._counts_padding = bool(given.get("count_include_pad"))
         self._power = float(given.get("p", 2))
         self._spatial = list(range(2, len(shapes[node.input[0]])))

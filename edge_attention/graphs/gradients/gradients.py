@@ -21,7 +21,7 @@ from edge_attention.graphs.gradients import convolutions, picks  # noqa: F401 --
 from edge_attention.graphs.gradients.simplify import flatten_products, squeeze_ones
 from edge_attention.graphs.gradients.windows import explicit_windows
 from edge_attention.graphs.onnx_file import TensorSpec, bind_batch, ints, prune, serialize, spec_of
-from edge_attention.graphs.part import Part
+from edge_attention.graphs.part import GraphPart
 
 __all__ = [
     "Runner",
@@ -39,7 +39,7 @@ _ADJOINT = "adjoint/"
 MAX_ELEMENTS = 1 << 28  # of one tensor: 1 GiB in float32
 
 
-def encoder_gradient(part: Part, batch: int) -> bytes:
+def encoder_gradient(part: GraphPart, batch: int) -> bytes:
     """The graph that carries `dkeys` and `dvalues` back to the encoder's parameters.
 
     Inputs, those of them that are needed: the data (dimension 0 = `batch`), the parameters, `dkeys`
@@ -57,7 +57,7 @@ def encoder_gradient(part: Part, batch: int) -> bytes:
     )
 
 
-def head_gradient(part: Part, batch: int) -> bytes:
+def head_gradient(part: GraphPart, batch: int) -> bytes:
     """The graph from `fused`, labels and parameters to the loss and its gradients.
 
     Inputs: `fused` [batch, N, Hq, dv] float32, labels (dimension 0 = `batch`), parameters. Outputs: `loss`
@@ -158,7 +158,7 @@ def differentiate(
 
 
 def check_gradient(
-    part: Part,
+    part: GraphPart,
     batch: int = 4,
     *,
     feeds: Mapping[str, NDArray[np.generic]] | None = None,

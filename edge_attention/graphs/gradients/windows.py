@@ -16,14 +16,14 @@ from onnx import ModelProto, NodeProto, helper
 
 from edge_attention.graphs.onnx_file import fixed_shapes
 
-__all__ = ["Shape", "Window", "attributes_of", "explicit_windows"]
+__all__ = ["Shape", "SlidingWindow", "attributes_of", "explicit_windows"]
 
 Shape = tuple[int, ...]
 _KINDS = {"AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"}
 
 
 @dataclass(frozen=True)
-class Window:
+class SlidingWindow:
     """How a window of a convolution or a pool moves over an image.
 
     Attributes:
@@ -41,7 +41,7 @@ class Window:
     more: Shape
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], kernel: Sequence[int]) -> Window:
+    def of(cls, given: Mapping[str, Any], kernel: Sequence[int]) -> SlidingWindow:
         """From a node's attributes."""
         rank = len(kernel)
         once, none = [1] * rank, [0] * rank
@@ -98,7 +98,7 @@ def explicit_windows(model: ModelProto) -> None:
         if not before or not after or not kernel or "output_shape" in given:
             continue
         small, large = (before, after) if node.op_type == "ConvTranspose" else (after, before)
-        window = Window.of(given, kernel)
+        window = SlidingWindow.of(given, kernel)
         pads = _pads(given, window, small[2:], large[2:])
         if pads is None:
             continue
@@ -114,7 +114,7 @@ def explicit_windows(model: ModelProto) -> None:
         node.attribute.append(helper.make_attribute("pads", pads))
 
 
-def _pads(given: Mapping[str, Any], window: Window, small: Shape, large: Shape) -> list[int] | None:
+def _pads(given: Mapping[str, Any], window: SlidingWindow, small: Shape, large: Shape) -> list[int] | None:
     """The pads of a node that has not said them; None where it has, or where none are the same."""
     auto, rank = given.get("auto_pad", "NOTSET"), len(small)
     pairs = zip(window.spans(small), window.more, large, strict=True)

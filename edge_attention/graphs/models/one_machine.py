@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, compose, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.gradients.gradients import Runner, differentiate
-from edge_attention.graphs.models.parts import Part, load_part, serialize
+from edge_attention.graphs.models.parts import GraphPart, load_part, serialize
 
 __all__ = ["OneMachine", "one_machine_model"]
 
@@ -24,7 +24,10 @@ _INNER = "/attention/"  # no node has an empty name
 
 
 def one_machine_model(
-    encoders: Mapping[str, bytes | Part], head: bytes | Part, queries: NDArray[np.floating], scale: float
+    encoders: Mapping[str, bytes | GraphPart],
+    head: bytes | GraphPart,
+    queries: NDArray[np.floating],
+    scale: float,
 ) -> bytes:
     """Compose encoders (by node name), attention of `queries` [N, Hq, dk] to all their tokens, and the head.
 
@@ -35,10 +38,10 @@ def one_machine_model(
     Raises InvalidGraph if a part cannot be used or the parts do not fit together.
     """
     parts = {
-        node: part if isinstance(part, Part) else load_part(part, "encoder", where=node)
+        node: part if isinstance(part, GraphPart) else load_part(part, "encoder", where=node)
         for node, part in encoders.items()
     }
-    top = head if isinstance(head, Part) else load_part(head, "head", where="head")
+    top = head if isinstance(head, GraphPart) else load_part(head, "head", where="head")
     named = {**parts, "head": top}
     if not parts or len(named) == len(parts):
         raise InvalidGraph("one machine: give at least one encoder, and no node the name 'head'")

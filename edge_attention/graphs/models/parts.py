@@ -34,15 +34,17 @@ from edge_attention.graphs.onnx_file import (
     strip,
     values_of,
 )
-from edge_attention.graphs.part import Part, PartKind
+from edge_attention.graphs.part import GraphPart, PartKind
 
-__all__ = ["BATCH", "Part", "TensorSpec", "bind_batch", "load_part", "prune", "serialize", "spec_of"]
+__all__ = ["BATCH", "GraphPart", "TensorSpec", "bind_batch", "load_part", "prune", "serialize", "spec_of"]
 
 _RESERVED = ("grad/", "adjoint/")
 _RESERVED_NAMES = {"dkeys", "dvalues", "dfused"}
 
 
-def load_part(data: bytes, kind: PartKind, trainable: Sequence[str] | None = None, where: str = "") -> Part:
+def load_part(
+    data: bytes, kind: PartKind, trainable: Sequence[str] | None = None, where: str = ""
+) -> GraphPart:
     """Check the ONNX file `data` and lift its parameters to inputs.
 
     An encoder turns data columns (dimension 0 = batch, symbolic) into `keys` [B, T, Hk, dk] and `values`
@@ -64,7 +66,7 @@ def load_part(data: bytes, kind: PartKind, trainable: Sequence[str] | None = Non
         raise InvalidGraph(f"{place}: not a usable ONNX file: {first_line(error)}") from error
 
 
-def _load(data: bytes, kind: PartKind, trainable: Sequence[str] | None, place: str) -> Part:
+def _load(data: bytes, kind: PartKind, trainable: Sequence[str] | None, place: str) -> GraphPart:
     model = parse(data, place)
     graph = model.graph
     check_operators(graph, place)
@@ -105,7 +107,7 @@ def _load(data: bytes, kind: PartKind, trainable: Sequence[str] | None, place: s
         raise InvalidGraph(f"{place}: no input 'fused' that reaches an output; inputs are {list(inputs)}")
     outputs_ = infer_outputs(model, place)
     _check_shapes(kind, inputs, outputs_, place)
-    return Part(kind, place, serialize(model), parameters, inputs, outputs_)
+    return GraphPart(kind, place, serialize(model), parameters, inputs, outputs_)
 
 
 def _check_names(graph: GraphProto, place: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.bounds.admission import Admission, State
+from aggregator.bounds.admission import Admission, TicketState
 from aggregator.bounds.gate import Gate
 from edge_attention.core.errors import Overloaded
 
@@ -43,25 +43,25 @@ def test_whatever_happens_the_account_is_right_and_nobody_waits_for_nobody(event
         elif open_:
             now += more
             ticket = open_.pop(who % len(open_))
-            if kind == "done" and ticket.state is State.RUNNING:
+            if kind == "done" and ticket.state is TicketState.RUNNING:
                 changed = machine.done(ticket, now, what)
             else:
                 changed = machine.leave(ticket, now)
-            assert all(t.state in (State.RUNNING, State.LATE) for t in changed)
-            open_ = [t for t in open_ if t.state is not State.LATE]
+            assert all(t.state in (TicketState.RUNNING, TicketState.LATE) for t in changed)
+            open_ = [t for t in open_ if t.state is not TicketState.LATE]
         machine.check()
-        assert machine.running == sum(t.state is State.RUNNING for t in open_)
-        assert machine.waiting == sum(t.state is State.WAITING for t in open_)
+        assert machine.running == sum(t.state is TicketState.RUNNING for t in open_)
+        assert machine.waiting == sum(t.state is TicketState.WAITING for t in open_)
     while open_:
         machine.leave(open_.pop(), now)
-        open_ = [t for t in open_ if t.state is not State.LATE]
+        open_ = [t for t in open_ if t.state is not TicketState.LATE]
         machine.check()
     assert (machine.running, machine.waiting, machine.size) == (0, 0, 0)
 
 
 def serve(machine, tickets, now, seconds):
     """The one that has run longest is done after `seconds`; the time then."""
-    running = min((t for t in tickets if t.state is State.RUNNING), key=lambda t: t.began)
+    running = min((t for t in tickets if t.state is TicketState.RUNNING), key=lambda t: t.began)
     machine.done(running, now + seconds)
     return now + seconds
 
@@ -71,12 +71,12 @@ def test_a_caller_that_comes_beside_one_with_hundreds_waits_for_none_of_them():
     bad = [machine.offer("bad", 1, 1000.0, 0.0) for _ in range(300)]
     assert machine.running == 2  # what one caller may have: as much as it leaves free
     good = machine.offer("good", 1, 1.0, 0.0)
-    assert good.state is State.RUNNING
+    assert good.state is TicketState.RUNNING
     also = [machine.offer(f"good {i}", 1, 100.0, 0.0) for i in range(4)]
     now = 0.0
-    while any(t.state is State.WAITING for t in also):
+    while any(t.state is TicketState.WAITING for t in also):
         now = serve(machine, [*also, good, *bad], now, 0.1)
-    served = sum(t.state is not State.WAITING for t in bad)
+    served = sum(t.state is not TicketState.WAITING for t in bad)
     assert served < 12, "callers take turns"
 
 
@@ -86,7 +86,7 @@ def test_callers_are_served_alike():
     everybody, now = list(itertools.chain(*tickets.values())), 0.0
     for _ in range(60):
         now = serve(machine, everybody, now, 0.1)
-    ended = Counter(name for name, own in tickets.items() for t in own if t.state is State.ENDED)
+    ended = Counter(name for name, own in tickets.items() for t in own if t.state is TicketState.ENDED)
     assert max(ended.values()) - min(ended.values()) <= 3, ended
 
 
@@ -112,14 +112,14 @@ def test_where_calls_are_not_alike_a_short_queue_is_waited_in():
     machine = admission(most=2, least=2, share=2, alike=False)
     machine.done(machine.offer("x", 1, 1000.0, 0.0), 500.0)
     running = [machine.offer("a", 1, 501.0, 500.0) for _ in range(2)]
-    assert all(t.state is State.RUNNING for t in running)  # a share of its own: both are one caller's
+    assert all(t.state is TicketState.RUNNING for t in running)  # a share of its own: both are one caller's
     waiting = [machine.offer("a", 1, 501.0, 500.0) for _ in range(2)]
     with pytest.raises(Overloaded):
         machine.offer("a", 1, 501.0, 500.0)
     assert machine.done(running[0], 500.9) == [waiting[0]]
-    assert waiting[0].state is State.RUNNING  # with the tenth of a second that it has left
+    assert waiting[0].state is TicketState.RUNNING  # with the tenth of a second that it has left
     assert machine.done(running[1], 502.0) == [waiting[1]]
-    assert waiting[1].state is State.LATE
+    assert waiting[1].state is TicketState.LATE
 
 
 def test_one_that_could_run_now_is_never_refused():
@@ -127,7 +127,7 @@ def test_one_that_could_run_now_is_never_refused():
     machine = admission()
     machine.done(machine.offer("x", 1, 1000.0, 0.0), 500.0)
     assert machine.seconds == 500.0
-    assert machine.offer("x", 1, 500.1, 500.0).state is State.RUNNING
+    assert machine.offer("x", 1, 500.1, 500.0).state is TicketState.RUNNING
 
 
 def test_one_whose_time_is_over_when_its_turn_comes_is_late():
@@ -135,9 +135,13 @@ def test_one_whose_time_is_over_when_its_turn_comes_is_late():
     first, second = (machine.offer(name, 1, 100.0, 0.0) for name in "ab")
     third = machine.offer("c", 1, 1.0, 0.0)
     fourth = machine.offer("d", 1, 100.0, 0.0)
-    assert (first.state, second.state, third.state) == (State.RUNNING, State.RUNNING, State.WAITING)
+    assert (first.state, second.state, third.state) == (
+        TicketState.RUNNING,
+        TicketState.RUNNING,
+        TicketState.WAITING,
+    )
     assert machine.done(first, 5.0) == [third, fourth]
-    assert (third.state, fourth.state) == (State.LATE, State.RUNNING)
+    assert (third.state, fourth.state) == (TicketState.LATE, TicketState.RUNNING)
 
 
 def test_more_run_while_nothing_queues_and_fewer_when_it_does():
@@ -150,7 +154,7 @@ def test_more_run_while_nothing_queues_and_fewer_when_it_does():
             tickets = [machine.offer(f"c{i}", 1, now + 100, now) for i in range(80)]
             now += 1.0
             for ticket in tickets:
-                machine.done(ticket, now, congested) if ticket.state is State.RUNNING else None
+                machine.done(ticket, now, congested) if ticket.state is TicketState.RUNNING else None
             for ticket in tickets:
                 machine.leave(ticket, now)
             machine.check()
@@ -166,15 +170,15 @@ def test_more_run_while_nothing_queues_and_fewer_when_it_does():
 def test_large_ones_run_one_after_the_other_and_are_not_overtaken_for_ever():
     machine = admission(most=8, least=8)
     large = [machine.offer(f"large {i}", 600, 100.0, 0.0) for i in range(3)]
-    assert [t.state for t in large] == [State.RUNNING, State.WAITING, State.WAITING]
+    assert [t.state for t in large] == [TicketState.RUNNING, TicketState.WAITING, TicketState.WAITING]
     machine.done(machine.offer("small", 100, 100.0, 0.0), 1.0)
     small = machine.offer("small", 100, 100.0, 1.0)
-    assert small.state is State.WAITING  # it would take the bytes that the large ones wait for
+    assert small.state is TicketState.WAITING  # it would take the bytes that the large ones wait for
     assert machine.done(large[0], 2.0)[0] is large[1]
     huge = machine.offer("huge", 5000, 100.0, 2.0)
     for ticket in (large[1], small, large[2]):
         machine.leave(ticket, 3.0)
-    assert huge.state is State.RUNNING  # alone
+    assert huge.state is TicketState.RUNNING  # alone
 
 
 def test_the_gate_waits_gives_way_and_forgets_who_left():

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.bounds.bounds import ALL, Bound
+from aggregator.bounds.bounds import ALL, CallerBound
 from aggregator.bounds.budget import Budget, Budgets
 from edge_attention.core.errors import EdgeAttentionError, Overloaded, ResourceExhausted
 
 CALLERS = ["a", "b", "c", None]
-BOUND = Bound("things", 100, "things under way", "have fewer", 2.0)
+BOUND = CallerBound("things", 100, "things under way", "have fewer", 2.0)
 
 steps = st.lists(
     st.tuples(st.sampled_from(["take", "grow", "give"]), st.sampled_from(CALLERS), st.integers(0, 120)),
@@ -21,7 +21,7 @@ steps = st.lists(
 
 @given(steps, st.integers(1, 200))
 def test_whatever_is_taken_and_given_back_the_account_is_right(steps, total):
-    budget = Budget(Bound("things", total, "things", "have fewer"))
+    budget = Budget(CallerBound("things", total, "things", "have fewer"))
     leases = {caller: [] for caller in CALLERS}
     for step, caller, amount in steps:
         held = leases[caller]
@@ -50,7 +50,7 @@ def test_whatever_is_taken_and_given_back_the_account_is_right(steps, total):
 
 @given(st.integers(2, 1000))
 def test_a_caller_alone_has_a_half(total):
-    budget = Budget(Bound("things", total, "things", "have fewer"))
+    budget = Budget(CallerBound("things", total, "things", "have fewer"))
     leases = [budget.take("a") for _ in range(total // 2)]
     with pytest.raises(ResourceExhausted):
         budget.take("a")
@@ -60,7 +60,7 @@ def test_a_caller_alone_has_a_half(total):
 
 @given(st.integers(1, 20), st.integers(100, 2000))
 def test_beside_any_number_of_greedy_callers_there_is_room_for_another(greedy, total):
-    budget = Budget(Bound("things", total, "things", "have fewer"))
+    budget = Budget(CallerBound("things", total, "things", "have fewer"))
     going = True
     while going:
         going = False
@@ -90,7 +90,7 @@ def test_a_refusal_names_the_bound_what_is_used_and_when_to_come_again():
     )
     assert refused.value.retry_after == 2.0
     assert told == ["things"]
-    lasting = Budget(Bound("things", 1, "things", "drop some"))
+    lasting = Budget(CallerBound("things", 1, "things", "drop some"))
     lasting.take(None)
     with pytest.raises(ResourceExhausted, match="bound things: there are 1 of 1 things, drop some"):
         lasting.take(None)
@@ -116,7 +116,7 @@ def test_every_bound_has_a_name_of_its_own_and_an_account():
 
 
 def test_what_was_there_before_is_counted_and_only_what_is_new_refused():
-    budget = Budget(Bound("things", 10, "things", "have fewer"))
+    budget = Budget(CallerBound("things", 10, "things", "have fewer"))
     kept = budget.keep("a", 12)
     budget.check()
     with pytest.raises(ResourceExhausted):

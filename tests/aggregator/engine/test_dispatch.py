@@ -13,7 +13,7 @@ from house import House, until
 from aggregator.engine.dispatch import WINDOW
 from aggregator.engine.exchange import Assignment
 from aggregator.engine.link import UNREAD, NodeConnection
-from aggregator.engine.outcome import Kind
+from aggregator.engine.outcome import MissingKind
 from aggregator.engine.spool import SpooledTensor
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, MessageTooLarge, ResourceExhausted
 from edge_attention.core.messages.fleet import NodeState
@@ -110,7 +110,7 @@ def test_a_fold_that_fails_for_a_reason_of_ours_is_labelled():
         return await task
 
     outcome = run(scenario)
-    assert outcome.missing["s"].kind is Kind.WRONG
+    assert outcome.missing["s"].kind is MissingKind.WRONG
     assert "could not be folded" in outcome.missing["s"].text
 
 
@@ -136,7 +136,7 @@ def test_the_deadline_ends_an_exchange():
         return outcome
 
     missing = run(scenario).missing["s"]
-    assert (missing.kind, missing.node) == (Kind.LATE, "a")
+    assert (missing.kind, missing.node) == (MissingKind.LATE, "a")
 
 
 def test_the_log_says_how_an_exchange_came_to_a_bad_end_but_of_many_at_once_one(caplog):
@@ -436,7 +436,7 @@ def test_at_the_deadline_only_what_was_sent_is_cancelled():
         box = house.node("a", mute=True)
         outcome = await house.dispatcher.run(shards(2 * WINDOW), 0.1, lambda _: None)
         assert len(outcome.missing) == 2 * WINDOW
-        assert {missing.kind for missing in outcome.missing.values()} == {Kind.LATE}
+        assert {missing.kind for missing in outcome.missing.values()} == {MissingKind.LATE}
         assert sorted(box.cancelled) == sorted(program.task_id for program in box.programs)
         assert len(box.programs) == WINDOW
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aggregator.engine.exchange import Assignment, Deliver, Exchange, Revoke, Send, ShardState
-from aggregator.engine.outcome import Kind
+from aggregator.engine.exchange import Assignment, Deliver, Exchange, Revoke, SendProgram, ShardState
+from aggregator.engine.outcome import MissingKind
 from aggregator.engine.prepared import prepare
 from edge_attention.core import errors
 from edge_attention.core.errors import (
@@ -67,7 +67,7 @@ def missing(fleet):
 
 
 def sends(actions):
-    return [action for action in actions if isinstance(action, Send)]
+    return [action for action in actions if isinstance(action, SendProgram)]
 
 
 def test_each_shard_is_asked_once_and_load_is_spread():
@@ -173,7 +173,7 @@ def test_without_another_holder_a_suspect_node_keeps_its_task_until_its_lease_en
     assert fleet.becomes("a", SUSPECT) == []
     assert fleet.becomes("a", LOST) == []
     assert fleet.exchange.done
-    assert missing(fleet) == {"s": (Kind.LOST, "a", "node 'a' is lost")}
+    assert missing(fleet) == {"s": (MissingKind.LOST, "a", "node 'a' is lost")}
 
 
 def test_with_another_holder_nobody_waits_for_a_suspect():
@@ -211,7 +211,7 @@ def test_a_shard_of_lost_holders_is_missing_at_once():
     fleet = Fleet(s="a", t="b")
     fleet.states["a"] = LOST
     fleet.exchange.start()
-    assert missing(fleet) == {"s": (Kind.LOST, "", "node 'a' is lost")}
+    assert missing(fleet) == {"s": (MissingKind.LOST, "", "node 'a' is lost")}
     assert not fleet.exchange.done
 
 
@@ -222,7 +222,7 @@ def test_a_nodes_own_trouble_is_retried_elsewhere_then_told():
     assert retry.node == "b"
     assert fleet.answer("b", retry, error=Fault("NotFound", "gone")) == []
     assert fleet.exchange.done
-    assert missing(fleet)["s"] == (Kind.FAILED, "b", "node 'a': full; node 'b': gone")
+    assert missing(fleet)["s"] == (MissingKind.FAILED, "b", "node 'a': full; node 'b': gone")
     assert isinstance(fleet.exchange.missing["s"].error, NotFound)
 
 
@@ -256,7 +256,7 @@ def test_an_answer_beside_a_refusal_leaves_the_shard_missing_not_the_call_failed
     (again,) = fleet.answer("a", send, error=Fault("InvalidArgument", "nonsense"))
     fleet.answer("b", again, error=Fault("OutOfMemory", "full"))
     assert fleet.exchange.failure is None
-    assert missing(fleet) == {"s": (Kind.FAILED, "b", "node 'a': nonsense; node 'b': full")}
+    assert missing(fleet) == {"s": (MissingKind.FAILED, "b", "node 'a': nonsense; node 'b': full")}
 
 
 def test_a_refusal_that_the_recipe_does_not_believe_leaves_the_shard_missing():
@@ -265,7 +265,7 @@ def test_a_refusal_that_the_recipe_does_not_believe_leaves_the_shard_missing():
     (send,) = fleet.exchange.start()
     fleet.answer("a", send, error=Fault("InvalidArgument", "nonsense"))
     assert fleet.exchange.failure is None
-    assert missing(fleet) == {"s": (Kind.REFUSED, "a", "node 'a': nonsense")}
+    assert missing(fleet) == {"s": (MissingKind.REFUSED, "a", "node 'a': nonsense")}
 
 
 def test_an_answer_that_cannot_be_folded_is_asked_of_another_holder():
@@ -292,7 +292,7 @@ def test_the_deadline_revokes_and_labels():
     first, second = fleet.exchange.start()
     fleet.answer("a", first)
     assert fleet.exchange.deadline() == [Revoke("b", second.program.task_id)]
-    assert missing(fleet) == {"t": (Kind.LATE, "b", "node 'b' has not answered in time")}
+    assert missing(fleet) == {"t": (MissingKind.LATE, "b", "node 'b' has not answered in time")}
     assert fleet.exchange.done
     with pytest.raises(NotFound):
         fleet.answer("b", second)
@@ -304,7 +304,7 @@ def test_a_node_that_was_away_at_the_deadline_is_lost_not_late():
     fleet.exchange.start()
     fleet.becomes("a", SUSPECT)
     fleet.exchange.deadline()
-    assert missing(fleet) == {"s": (Kind.LOST, "a", "node 'a' is suspect")}
+    assert missing(fleet) == {"s": (MissingKind.LOST, "a", "node 'a' is suspect")}
 
 
 def test_of_a_failure_and_a_node_that_is_late_the_late_one_counts():
@@ -312,7 +312,9 @@ def test_of_a_failure_and_a_node_that_is_late_the_late_one_counts():
     (send,) = fleet.exchange.start()
     fleet.answer("a", send, error=Fault("OutOfMemory", "full"))
     fleet.exchange.deadline()
-    assert missing(fleet) == {"s": (Kind.LATE, "b", "node 'a': full; node 'b' has not answered in time")}
+    assert missing(fleet) == {
+        "s": (MissingKind.LATE, "b", "node 'a': full; node 'b' has not answered in time")
+    }
 
 
 @pytest.mark.parametrize("text", ["in time", "node 'a' has not answered in time", "by the deadline"])
@@ -321,7 +323,7 @@ def test_what_a_node_says_of_time_is_no_lateness(name, text):
     fleet = Fleet(s="a")
     (send,) = fleet.exchange.start()
     fleet.answer("a", send, error=Fault(name, text))
-    assert fleet.exchange.missing["s"].kind is Kind.FAILED
+    assert fleet.exchange.missing["s"].kind is MissingKind.FAILED
 
 
 def test_what_came_wrong_or_damaged_is_told_apart_and_names_its_node_once():
@@ -330,8 +332,8 @@ def test_what_came_wrong_or_damaged_is_told_apart_and_names_its_node_once():
     fleet.exchange.refuse(first.program.task_id, InvalidTensor("it returned NaN"))
     fleet.exchange.damaged("b", second.program.task_id, InvalidTensor("no tensor"))
     assert missing(fleet) == {
-        "s": (Kind.WRONG, "a", "node 'a': it returned NaN"),
-        "t": (Kind.DAMAGED, "b", "node 'b': no tensor"),
+        "s": (MissingKind.WRONG, "a", "node 'a': it returned NaN"),
+        "t": (MissingKind.DAMAGED, "b", "node 'b': no tensor"),
     }
     assert fleet.exchange.missing["s"].error.message == "node 'a': it returned NaN"
 
@@ -387,7 +389,7 @@ class AnyExchange(RuleBasedStateMachine):
 
     def note(self, actions):
         for action in actions:
-            if isinstance(action, Send):
+            if isinstance(action, SendProgram):
                 assert not self.over, "nobody is asked once it is over"
                 shard = action.program.shard
                 assert action.node in SHARDS[shard]
@@ -500,7 +502,7 @@ def test_an_answer_refused_once_its_time_is_up_is_missing_and_asked_of_nobody():
         Revoke("a", send.program.task_id)
     ]
     assert fleet.exchange.done
-    assert missing(fleet)["s"][0] is Kind.WRONG
+    assert missing(fleet)["s"][0] is MissingKind.WRONG
 
 
 @pytest.mark.parametrize("broken", [
@@ -587,14 +589,14 @@ def test_one_that_never_knows_it_has_failed_and_another_is_asked():
     assert other.node == "b"
     (known,) = fleet.answer("b", other, error=UNKNOWN)
     assert fleet.answer("b", known, error=UNKNOWN) == []
-    assert missing(fleet)["s"][:2] == (Kind.FAILED, "b")
+    assert missing(fleet)["s"][:2] == (MissingKind.FAILED, "b")
 
 
 def test_of_a_program_that_was_not_called_no_node_can_say_that_it_is_unknown():
     fleet = Fleet(s="a")
     (send,) = fleet.exchange.start()
     assert fleet.answer("a", send, error=UNKNOWN) == []
-    assert missing(fleet)["s"][0] is Kind.FAILED
+    assert missing(fleet)["s"][0] is MissingKind.FAILED
 
 
 def test_a_call_is_sent_again_to_a_node_that_is_back():

@@ -15,7 +15,7 @@ from house import House, until
 import aggregator
 from aggregator.engine import trip
 from aggregator.engine.bulk import INLINE_LIMIT
-from aggregator.engine.outcome import Kind
+from aggregator.engine.outcome import MissingKind
 from aggregator.engine.spool import SpooledTensor
 from aggregator.engine.trip import Errand, misfit
 from edge_attention.core.errors import (
@@ -105,7 +105,7 @@ def test_a_recipe_in_one_file():
     found, outcome = run(scenario)
     np.testing.assert_array_equal(found, 3 * X)
     assert outcome.answered == {"a": "a", "b": "b", "c": "c"}
-    assert outcome.missing["d"].kind is Kind.LOST
+    assert outcome.missing["d"].kind is MissingKind.LOST
     assert set(outcome.seconds) == set("abc")
 
 
@@ -147,7 +147,7 @@ def test_a_lone_holder_that_dies_is_lost():
         return await task
 
     missing = run(scenario).missing["s"]
-    assert (missing.kind, missing.node, missing.cause) == (Kind.LOST, "a", Unavailable)
+    assert (missing.kind, missing.node, missing.cause) == (MissingKind.LOST, "a", Unavailable)
 
 
 def test_one_that_is_late_is_late_and_what_is_left_of_its_answer_goes():
@@ -161,7 +161,7 @@ def test_one_that_is_late_is_late_and_what_is_left_of_its_answer_goes():
 
     outcome = run(scenario)
     missing = outcome.missing["s"]
-    assert (missing.kind, missing.node, outcome.cause) == (Kind.LATE, "a", DeadlineExceeded)
+    assert (missing.kind, missing.node, outcome.cause) == (MissingKind.LATE, "a", DeadlineExceeded)
 
 
 @pytest.mark.parametrize("text", ["full", "it has not answered in time"])
@@ -174,7 +174,7 @@ def test_what_a_node_says_is_told_as_what_it_says(text):
         return await task
 
     outcome = run(scenario)
-    assert outcome.missing["s"].kind is Kind.FAILED
+    assert outcome.missing["s"].kind is MissingKind.FAILED
     assert outcome.cause is OutOfMemory
 
 
@@ -193,7 +193,7 @@ def test_a_refusal_that_is_believed_ends_the_trip_and_one_that_is_not_is_data():
 
     run(scenario)
     outcome = run(lambda house: scenario(house, believed=()))
-    assert outcome.missing["s"].kind is Kind.REFUSED
+    assert outcome.missing["s"].kind is MissingKind.REFUSED
     assert outcome.answered == {"t": "b"}
 
 
@@ -221,7 +221,7 @@ def test_what_was_not_asked_for_is_refused_and_another_is_asked(tensors, said):
     outcome = run(scenario)
     assert outcome.answered == {"s": "b"}
     missing = outcome.missing["t"]
-    assert (missing.kind, missing.node, missing.cause) == (Kind.WRONG, "a", Unavailable)
+    assert (missing.kind, missing.node, missing.cause) == (MissingKind.WRONG, "a", Unavailable)
     with pytest.raises(InvalidTensor, match=f"node 'a': it .*{said}"):
         raise missing.error
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import itertools
 
-from aggregator.http.sessions import ADDRESSES, SECONDS, SESSIONS, TRIES, WINDOW, Attempts, Session, Sessions
+from aggregator.http.sessions import (
+    ADDRESSES,
+    SECONDS,
+    SESSIONS,
+    TRIES,
+    WINDOW,
+    Attempts,
+    PageSession,
+    Sessions,
+)
 
 
 def sessions():
@@ -66,4 +75,4 @@ def test_addresses_remembered_are_bounded():
 
 
 def test_a_session_does_not_tell_its_token():
-    assert "secret" not in repr(Session("Bearer secret", None, 0.0, 0.0))
+    assert "secret" not in repr(PageSession("Bearer secret", None, 0.0, 0.0))

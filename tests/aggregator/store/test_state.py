@@ -14,7 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.store.state import SCHEMA, Context, Record, Run, Segment, State, check_run_id, write_durably
+from aggregator.store.state import (
+    SCHEMA,
+    ContextRow,
+    Record,
+    RunRow,
+    SegmentRow,
+    State,
+    check_run_id,
+    write_durably,
+)
 from edge_attention.core.errors import (
     AlreadyExists,
     DataLoss,
@@ -41,10 +50,10 @@ def test_contexts_and_segments(state: State) -> None:
     state.put_segment("c2", "s2", {"start": 0, "stop": 4})
     state.put_context("c2", "later", 2.0, {"key_dim": 16})
     assert state.list_contexts() == [
-        Context("c1", "earlier", 1.0, {}),
-        Context("c2", "later", 2.0, {"key_dim": 16}),
+        ContextRow("c1", "earlier", 1.0, {}),
+        ContextRow("c2", "later", 2.0, {"key_dim": 16}),
     ]
-    both = [Segment("c2", "s2", {"start": 0, "stop": 4}), Segment("c2", "s1", {"start": 4})]
+    both = [SegmentRow("c2", "s2", {"start": 0, "stop": 4}), SegmentRow("c2", "s1", {"start": 4})]
     assert state.list_segments("c2") == both
     state.delete_context("c2")
     assert state.list_segments("c2") == []
@@ -59,8 +68,8 @@ def test_runs_and_records(state: State) -> None:
     for round in (0, 1, 2):
         state.add_record("run-2", round, {"loss": 1.0 / (round + 1)})
     assert state.list_runs() == [
-        Run("run-1", "a", 1.0, {}, "running", "", 0, None),
-        Run("run-2", "b", 2.0, {"rounds": 10}, "failed", "node x is away", 0, None),
+        RunRow("run-1", "a", 1.0, {}, "running", "", 0, None),
+        RunRow("run-2", "b", 2.0, {"rounds": 10}, "failed", "node x is away", 0, None),
     ]
     assert state.get_run("run-1") == state.list_runs()[0]
     assert state.records("run-2", after_round=0) == [Record(1, {"loss": 0.5}), Record(2, {"loss": 1.0 / 3})]

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.rounds.buffered import (
-    Ask,
+    AskTurn,
     Buffered,
+    BufferedUpdate,
     BufferRules,
     BufferState,
-    Contribution,
-    Drop,
-    Step,
+    DropUpdate,
+    TakeStep,
 )
 from edge_attention.core.rounds.synchronous import Again, Quarantine
 
@@ -28,22 +28,22 @@ def begun(nodes="abc", version=0, **rules):
 
 def test_all_are_asked_and_every_two_updates_make_a_step():
     b, asked = begun()
-    assert asked == [Ask("a", 0, 1), Ask("b", 0, 1), Ask("c", 0, 1)]
-    assert b.finished("b", 1.0) == [Ask("b", 0, 2)], "not held up by the others"
-    assert b.finished("a", 2.0) == [Step((Contribution("a", 0, 1, 0), Contribution("b", 0, 1, 0)))]
-    assert b.committed(1, 2.5) == [Ask("a", 1, 2)], "it starts from the new version"
-    assert b.finished("a", 3.0) == [Ask("a", 1, 3)]
-    assert b.finished("c", 4.0) == [Step((Contribution("a", 1, 2, 0), Contribution("c", 0, 1, 1)))]
+    assert asked == [AskTurn("a", 0, 1), AskTurn("b", 0, 1), AskTurn("c", 0, 1)]
+    assert b.finished("b", 1.0) == [AskTurn("b", 0, 2)], "not held up by the others"
+    assert b.finished("a", 2.0) == [TakeStep((BufferedUpdate("a", 0, 1, 0), BufferedUpdate("b", 0, 1, 0)))]
+    assert b.committed(1, 2.5) == [AskTurn("a", 1, 2)], "it starts from the new version"
+    assert b.finished("a", 3.0) == [AskTurn("a", 1, 3)]
+    assert b.finished("c", 4.0) == [TakeStep((BufferedUpdate("a", 1, 2, 0), BufferedUpdate("c", 0, 1, 1)))]
 
 
 def test_a_slow_node_never_holds_the_others():
     b, _ = begun(buffer=1)
     for version in range(1, 21):
         (step,) = b.finished("a", float(version))
-        assert step == Step((Contribution("a", version - 1, version, 0),))
-        assert b.committed(version, version + 0.5) == [Ask("a", version, version + 1)]
+        assert step == TakeStep((BufferedUpdate("a", version - 1, version, 0),))
+        assert b.committed(version, version + 0.5) == [AskTurn("a", version, version + 1)]
     (step,) = b.finished("c", 21.0)
-    assert step.contributions == (Contribution("c", 0, 1, 20),)
+    assert step.contributions == (BufferedUpdate("c", 0, 1, 20),)
 
 
 def test_one_node_at_work_is_enough():
@@ -62,9 +62,9 @@ def test_what_is_too_old_is_dropped_and_its_node_is_asked_anew():
     for version in (1, 2):
         b.finished("a", float(version))
         b.committed(version, version + 0.5)
-    assert b.finished("c", 3.0) == [Drop("c", 1, 2), Ask("c", 2, 2)]
+    assert b.finished("c", 3.0) == [DropUpdate("c", 1, 2), AskTurn("c", 2, 2)]
     assert b.dropped == 1
-    assert b.finished("c", 4.0) == [Step((Contribution("c", 2, 2, 0),))]
+    assert b.finished("c", 4.0) == [TakeStep((BufferedUpdate("c", 2, 2, 0),))]
 
 
 def test_what_grows_too_old_while_a_step_is_taken_is_dropped_at_its_commit():
@@ -74,7 +74,8 @@ def test_what_grows_too_old_while_a_step_is_taken_is_dropped_at_its_commit():
     assert b.finished("c", 1.2) == []
     assert b.waits(1.3) == "round 1 waits for version 1 to be committed"
     assert b.committed(1, 2.0) == [
-        Drop("b", 1, 1), Drop("c", 1, 1), Ask("a", 1, 2), Ask("b", 1, 2), Ask("c", 1, 2),
+        DropUpdate("b", 1, 1), DropUpdate("c", 1, 1),
+        AskTurn("a", 1, 2), AskTurn("b", 1, 2), AskTurn("c", 1, 2),
     ]  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_updates_that_came_meanwhile_make_the_next_step():
     b.finished("b", 1.0)
     b.finished("d", 1.1)
     b.finished("c", 1.2)
-    assert b.committed(1, 2.0) == [Step((Contribution("c", 0, 1, 1), Contribution("d", 0, 1, 1)))]
+    assert b.committed(1, 2.0) == [TakeStep((BufferedUpdate("c", 0, 1, 1), BufferedUpdate("d", 0, 1, 1)))]
     assert [a.node for a in b.committed(2, 3.0)] == ["b", "d", "c"]
 
 
@@ -93,29 +94,29 @@ def test_a_buffer_fuller_than_a_step_takes_makes_several():
     b.finished("b", 1.0)
     b.finished("c", 1.1)
     b.finished("a", 1.2)
-    assert b.committed(1, 2.0) == [Step((Contribution("c", 0, 1, 1),))], "who came first goes first"
-    assert b.committed(2, 3.0) == [Step((Contribution("a", 0, 1, 2),))]
+    assert b.committed(1, 2.0) == [TakeStep((BufferedUpdate("c", 0, 1, 1),))], "who came first goes first"
+    assert b.committed(2, 3.0) == [TakeStep((BufferedUpdate("a", 0, 1, 2),))]
     assert [a.node for a in b.committed(3, 4.0)] == ["b", "c", "a"]
 
 
 def test_no_more_nodes_are_at_work_than_the_job_allows_and_each_gets_its_turn():
     b, asked = begun("abcd", buffer=9, concurrency=2)
     assert [a.node for a in asked] == ["a", "b"]
-    assert b.finished("a", 1.0) == [Ask("c", 0, 1)]
-    assert b.finished("c", 2.0) == [Ask("d", 0, 1)]
-    assert b.finished("b", 3.0) == [Ask("a", 0, 2)]
+    assert b.finished("a", 1.0) == [AskTurn("c", 0, 1)]
+    assert b.finished("c", 2.0) == [AskTurn("d", 0, 1)]
+    assert b.finished("b", 3.0) == [AskTurn("a", 0, 2)]
 
 
 def test_another_works_in_a_lost_nodes_place():
     b, _ = begun(buffer=9, concurrency=2)
-    assert b.lost("a", 1.0) == [Ask("c", 0, 1)]
+    assert b.lost("a", 1.0) == [AskTurn("c", 0, 1)]
     assert b.waits(2.0) == (
         "round 1 waits for 9 more of 9 updates from a (lost), b (asked 2.0 s ago), c (asked 1.0 s ago), "
         "gives up in 118 s"
     )
     assert b.back("a", 3.0) == []
     assert b.finished("b", 4.0) == [], "three were at work, two may be"
-    assert b.finished("a", 5.0) == [Ask("b", 0, 2)]
+    assert b.finished("a", 5.0) == [AskTurn("b", 0, 2)]
 
 
 def test_a_node_that_fails_rests_until_the_next_version():
@@ -123,7 +124,7 @@ def test_a_node_that_fails_rests_until_the_next_version():
     assert b.failed("a", "out of memory", 1.0) == []
     assert b.doing(1.0)["a"] == "failed: out of memory"
     b.finished("b", 2.0)
-    assert b.committed(1, 3.0) == [Ask("b", 1, 2), Ask("a", 1, 2)]
+    assert b.committed(1, 3.0) == [AskTurn("b", 1, 2), AskTurn("a", 1, 2)]
 
 
 def test_a_quarantined_node_is_out_with_what_it_returned_before():
@@ -133,8 +134,8 @@ def test_a_quarantined_node_is_out_with_what_it_returned_before():
     b.finished("b", 3.0)
     b.finished("b", 4.0)
     (step,) = b.finished("b", 5.0)
-    assert step.contributions == tuple(Contribution("b", 0, turn, 0) for turn in (1, 2, 3))
-    assert b.committed(1, 6.0) == [Ask("b", 1, 4)]
+    assert step.contributions == tuple(BufferedUpdate("b", 0, turn, 0) for turn in (1, 2, 3))
+    assert b.committed(1, 6.0) == [AskTurn("b", 1, 4)]
     assert b.doing(6.0) == {"a": "quarantined: NaN in update/0", "b": "asked 0.0 s ago"}
 
 
@@ -155,7 +156,7 @@ def test_patience_counts_from_the_last_answer_or_commit():
     assert b.wake is None, "a commit takes what it takes"
     b.committed(8, 50.0)
     assert b.wake == 170.0
-    assert b.finished("a", 100.0) == [Ask("a", 8, 11)]
+    assert b.finished("a", 100.0) == [AskTurn("a", 8, 11)]
     assert b.wake == 220.0
     b.started("a", 150.0)
     b.progress("a", 3, 4, 160.0)
@@ -242,14 +243,14 @@ def test_whatever_happens_each_update_is_folded_once_or_dropped(buffer, concurre
                 away = away | {node} if name == "lost" else away - {node}
         for action in new:
             match action:
-                case Ask():
+                case AskTurn():
                     assert action.node not in open_, "one task a node"
                     assert action.node not in b.quarantined
                     assert action.version == b.version == version
                     assert not steps_open, "nobody starts from a version about to be replaced"
                     open_[action.node] = action
                     assert concurrency is None or len(set(open_) - away) <= concurrency
-                case Step():
+                case TakeStep():
                     assert not steps_open, "one step at a time"
                     assert len(action.contributions) == buffer
                     steps_open = 1
@@ -260,14 +261,14 @@ def test_whatever_happens_each_update_is_folded_once_or_dropped(buffer, concurre
 
 def check(b, actions, answered, buffer, max_staleness, now):
     """What holds after every event."""
-    asked = [(a.node, a.turn) for a in actions if isinstance(a, Ask)]
+    asked = [(a.node, a.turn) for a in actions if isinstance(a, AskTurn)]
     assert len(asked) == len(set(asked))
-    folded = [c for a in actions if isinstance(a, Step) for c in a.contributions]
-    dropped = [a for a in actions if isinstance(a, Drop)]
+    folded = [c for a in actions if isinstance(a, TakeStep) for c in a.contributions]
+    dropped = [a for a in actions if isinstance(a, DropUpdate)]
     used = [(c.node, c.turn) for c in [*folded, *dropped]]
     assert len(used) == len(set(used)), "folded once, or dropped once"
     assert set(used) <= answered
-    given = {(a.node, a.turn): a.version for a in actions if isinstance(a, Ask)}
+    given = {(a.node, a.turn): a.version for a in actions if isinstance(a, AskTurn)}
     assert all(given[c.node, c.turn] == c.version for c in folded)
     if max_staleness is not None:
         assert all(0 <= c.staleness <= max_staleness for c in folded)

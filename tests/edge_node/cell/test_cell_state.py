@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from edge_attention.core.errors import GraphDied, Unavailable
 from edge_node.cell import state as cells
-from edge_node.cell.state import Blame, CellState, End, Fail, Grant, Phase, Say, Start, Stop, Usage
+from edge_node.cell.state import (
+    Blame,
+    CellPhase,
+    CellState,
+    EndCell,
+    Fail,
+    Grant,
+    Notice,
+    StartCell,
+    StopJob,
+    Usage,
+)
 
 FPE, KILL = "signal 8 (SIGFPE)", "signal 9 (SIGKILL)"
 NOTHING = Usage()
@@ -32,20 +43,20 @@ def failed(actions):
 def running(cell, *digests):
     """Jobs 1, 2, ... run these graphs."""
     actions = [a for n, digest in enumerate(digests, 1) for a in cell.ask(n, digest, 0.0)]
-    assert actions == [Start()]
+    assert actions == [StartCell()]
     assert granted(cell.ready(0.0)) == {n: n - 1 for n in range(1, len(digests) + 1)}
 
 
 def test_it_starts_when_first_needed_and_ends_when_idle(cell):
     assert cell.wake is None
-    assert cell.ask(1, "a", 5.0) == [Start()]
+    assert cell.ask(1, "a", 5.0) == [StartCell()]
     assert cell.ready(6.0) == [Grant(1, 0)]
     assert cell.done(1, 7.0) == []
     assert cell.wake == 7.0 + cells.IDLE_SECONDS
     assert cell.tick(cell.wake - 1, NOTHING) == []
-    assert cell.tick(cell.wake, NOTHING) == [End(kill=False)]
+    assert cell.tick(cell.wake, NOTHING) == [EndCell(kill=False)]
     assert cell.ask(2, "a", cell.wake - 1) == []  # it comes too late: the next one has it
-    assert cell.died("exit code 0", 400.0) == [Start()]
+    assert cell.died("exit code 0", 400.0) == [StartCell()]
     assert cell.ready(401.0) == [Grant(2, 0)]
 
 
@@ -53,7 +64,7 @@ def test_one_that_does_not_end_when_it_is_to_is_killed(cell):
     running(cell, "a")
     cell.done(1, 0.0)
     cell.tick(cells.IDLE_SECONDS, NOTHING)
-    assert cell.tick(cell.wake, NOTHING) == [End(kill=True)]
+    assert cell.tick(cell.wake, NOTHING) == [EndCell(kill=True)]
     assert cell.died(KILL, 900.0) == []
 
 
@@ -68,25 +79,25 @@ def test_a_process_may_be_ended_from_outside_so_a_graph_is_tried_once_more_befor
     running(cell, "a" * 64)
     actions = cell.died(FPE, 1.0)
     assert not failed(actions)
-    assert actions[-1] == Start()
+    assert actions[-1] == StartCell()
     assert granted(cell.ready(2.0)) == {1: 0}
     actions = cell.died(FPE, 3.0)
     assert isinstance(failed(actions)[1], GraphDied)
     assert "graph aaaaaaaaaaaa ended its process: signal 8 (SIGFPE)" in failed(actions)[1].message
     assert Blame("a" * 64) in actions
-    assert Start() not in actions  # until somebody needs it
+    assert StartCell() not in actions  # until somebody needs it
 
 
 def test_of_several_each_is_tried_alone_and_the_innocent_never_learn_of_it(cell):
     running(cell, "a", "b", "c")
     actions = cell.died(FPE, 1.0)
     assert not failed(actions)
-    assert actions[-1] == Start()
+    assert actions[-1] == StartCell()
     assert cell.ask(4, "d", 1.5) == []
     assert granted(cell.ready(2.0)) == {1: 0}
     # In a process that no other graph has been in: what one left behind is not the next one's fault.
-    assert cell.done(1, 3.0) == [End(kill=False)]
-    assert cell.died("exit code 0", 3.2)[-1] == Start()
+    assert cell.done(1, 3.0) == [EndCell(kill=False)]
+    assert cell.died("exit code 0", 3.2)[-1] == StartCell()
     assert granted(cell.ready(3.5)) == {2: 0}
     actions = cell.died(FPE, 4.0)
     assert failed(actions).keys() == {2}
@@ -97,11 +108,11 @@ def test_of_several_each_is_tried_alone_and_the_innocent_never_learn_of_it(cell)
 
 def test_what_is_told_to_stop_and_does_not_is_ended_and_the_others_run_again(cell):
     running(cell, "a", "b")
-    assert cell.stop(1, 10.0) == [Stop(1, 0)]
+    assert cell.stop(1, 10.0) == [StopJob(1, 0)]
     assert cell.stop(1, 11.0) == []
     assert cell.wake <= 10.0 + cells.GRACE_SECONDS
     assert cell.tick(10.0 + cells.GRACE_SECONDS - 0.1, NOTHING) == []
-    assert End(kill=True) in cell.tick(10.0 + cells.GRACE_SECONDS, NOTHING)
+    assert EndCell(kill=True) in cell.tick(10.0 + cells.GRACE_SECONDS, NOTHING)
     actions = cell.died(KILL, 12.1)
     assert failed(actions).keys() == {1}
     assert Blame("a") in actions
@@ -123,7 +134,7 @@ def test_a_load_has_a_limit_of_its_own_in_its_thread_s_seconds(cell):
     cell.loading(2, True)
     long = cells.LOAD_PROCESSOR_SECONDS
     assert cell.tick(1.0, Usage(9 * long, (8 * long, long - 1, 0.0))) == []
-    assert End(kill=True) in cell.tick(2.0, Usage(9 * long, (8 * long, long + 1, 0.0)))
+    assert EndCell(kill=True) in cell.tick(2.0, Usage(9 * long, (8 * long, long + 1, 0.0)))
     actions = cell.died(KILL, 3.0)
     assert "takes over 120 processor seconds to load" in failed(actions)[2].message
     assert Blame("b") in actions
@@ -133,20 +144,20 @@ def test_a_run_has_a_limit_in_its_share_of_the_cell_s_seconds(cell):
     running(cell, "a", "b")
     assert cell.tick(1.0, Usage(2 * cells.RUN_PROCESSOR_SECONDS)) == []
     cell.done(2, 1.5)
-    assert End(kill=True) in cell.tick(2.0, Usage(2 * cells.RUN_PROCESSOR_SECONDS + 1))
+    assert EndCell(kill=True) in cell.tick(2.0, Usage(2 * cells.RUN_PROCESSOR_SECONDS + 1))
     assert failed(cell.died(KILL, 3.0)).keys() == {1}
 
 
 def test_a_cell_that_talks_nonsense_is_ended_and_who_heard_it_is_tried_alone(cell):
     running(cell, "a", "b")
-    assert End(kill=True) in cell.nonsense(2, "a shape that is none", 3.0)
+    assert EndCell(kill=True) in cell.nonsense(2, "a shape that is none", 3.0)
     assert cell.nonsense(1, "and more", 3.0) == []
     assert not failed(cell.died(KILL, 1.0))  # the other graph may have done it
     assert granted(cell.ready(2.0)) == {1: 0}
-    assert cell.done(1, 3.0) == [End(kill=False)]
+    assert cell.done(1, 3.0) == [EndCell(kill=False)]
     cell.died("exit code 0", 3.2)
     assert granted(cell.ready(3.5)) == {2: 0}
-    assert End(kill=True) in cell.nonsense(2, "a shape that is none", 3.0)
+    assert EndCell(kill=True) in cell.nonsense(2, "a shape that is none", 3.0)
     actions = cell.died(KILL, 4.0)
     assert "answer what cannot be: a shape that is none" in failed(actions)[2].message
     assert Blame("b") in actions
@@ -155,13 +166,13 @@ def test_a_cell_that_talks_nonsense_is_ended_and_who_heard_it_is_tried_alone(cel
 def test_one_that_cannot_start_fails_all_who_wait_and_the_next_may_try_again(cell):
     cell.ask(1, "a", 0.0)
     cell.ask(2, "b", 0.0)
-    assert End(kill=True) in cell.tick(cells.START_SECONDS, NOTHING)
+    assert EndCell(kill=True) in cell.tick(cells.START_SECONDS, NOTHING)
     for _ in range(cells.START_TRIES - 1):
-        assert cell.died(KILL, 61.0)[-1] == Start()
+        assert cell.died(KILL, 61.0)[-1] == StartCell()
     errors = failed(cell.died(KILL, 61.0))
     assert errors.keys() == {1, 2}
     assert all(isinstance(error, Unavailable) for error in errors.values())
-    assert cell.ask(3, "a", 62.0) == [Start()]
+    assert cell.ask(3, "a", 62.0) == [StartCell()]
     assert not failed(cell.died(KILL, 63.0))
 
 
@@ -169,7 +180,7 @@ def test_a_refused_graph_gets_no_process():
     refused = GraphDied("it has ended two")
     cell = CellState(1, lambda digest: refused if digest == "a" else None)
     assert cell.ask(1, "a", 0.0) == [Fail(1, refused)]
-    assert cell.phase is Phase.ABSENT
+    assert cell.phase is CellPhase.ABSENT
 
 
 def test_who_waits_and_is_stopped_leaves_at_once(cell):
@@ -183,7 +194,7 @@ def test_nothing_is_left_when_the_node_leaves(cell):
     running(cell, "a", "b")
     actions = cell.leave(1.0)
     assert failed(actions).keys() == {1, 2}
-    assert actions[-1] == End(kill=True)
+    assert actions[-1] == EndCell(kill=True)
     assert cell.died(KILL, 1.1) == []
 
 
@@ -207,7 +218,7 @@ def test_whatever_happens_every_job_ends_once_and_the_invariants_hold(events):
         nonlocal alive
         for action in actions:
             match action:
-                case Start():
+                case StartCell():
                     assert not alive
                     alive = True
                 case Grant(job, lane):
@@ -216,9 +227,9 @@ def test_whatever_happens_every_job_ends_once_and_the_invariants_hold(events):
                 case Fail(job, _):
                     assert open_.pop(job)
                     lanes.pop(job, None)
-                case End():
+                case EndCell():
                     assert alive
-                case Blame() | Say() | Stop():
+                case Blame() | Notice() | StopJob():
                     pass
         cell.check()
 

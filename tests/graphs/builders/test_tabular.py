@@ -17,7 +17,7 @@ from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.builders.tabular import classifier_head, tabular_encoder
 from edge_attention.graphs.gradients.gradients import check_gradient, encoder_gradient, head_gradient
 from edge_attention.graphs.models.one_machine import OneMachine, one_machine_model
-from edge_attention.graphs.models.parts import Part, load_part
+from edge_attention.graphs.models.parts import GraphPart, load_part
 
 Array = NDArray[Any]
 BATCH = 4
@@ -69,7 +69,7 @@ def classify(p: dict[str, Array], fused: Array, y: Array) -> dict[str, Array]:
     }
 
 
-def doubled(part: Part) -> dict[str, Array]:
+def doubled(part: GraphPart) -> dict[str, Array]:
     return {name: value.astype(np.float64) for name, value in part.parameters.items()}
 
 

@@ -24,7 +24,7 @@ from edge_attention.graphs.gradients.gradients import (
     graph_outputs,
     head_gradient,
 )
-from edge_attention.graphs.models.parts import Part, load_part
+from edge_attention.graphs.models.parts import GraphPart, load_part
 
 FLOAT = TensorProto.FLOAT
 BATCH = 5
@@ -230,7 +230,7 @@ def test_the_check_passes_a_right_gradient_and_catches_a_wrong_one(
 ) -> None:
     right = {"encoder": encoder_gradient, "head": head_gradient}[kind]
 
-    def wrong(part: Part, batch: int) -> bytes:
+    def wrong(part: GraphPart, batch: int) -> bytes:
         graph = onnx.load_model_from_string(right(part, batch))
         name = graph.graph.output[-1].name
         for node in graph.graph.node:

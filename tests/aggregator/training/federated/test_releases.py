@@ -20,9 +20,9 @@ from edge_attention.core.messages.training import ConsensusSpec, EncodingSpec, L
 from edge_attention.core.release import Release
 from edge_attention.core.strategies import from_config as strategy_from
 from edge_attention.graphs.attention import library
-from edge_node.data.datasets import Dataset
+from edge_node.data.datasets import LocalDataset
 from edge_node.data.tables import Table
-from edge_node.executor import Execution, Node
+from edge_node.executor import Execution, LocalNode
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
 from edge_node.store.store import Store
@@ -87,10 +87,10 @@ def world(request, tmp_path_factory):
         "x": small_model.X["e"], "y": small_model.Y["e"], "secret": secret, "cube": secret.reshape(-1, 1, 1),
         "small": secret - 100,
     }  # fmt: skip
-    table = Dataset("rows", Table(columns, None))
+    table = LocalDataset("rows", Table(columns, None))
     flags = [g.release for g in planned(made, job, ["a"]) if g.release]
     flags.append("attention")
-    node = Node(Store(1 << 24), {"rows": table}, Releases(flags))
+    node = LocalNode(Store(1 << 24), {"rows": table}, Releases(flags))
     return SimpleNamespace(job=job, plan=made, graphs=graphs, node=node, flags=flags)
 
 
@@ -268,12 +268,12 @@ ATTACKS = (
 def test_whatever_is_bound_to_a_released_graph_nothing_private_comes_out(world, attack):
     # That it is an attack at all: with releases that name no origins it succeeds.
     before = ByDigest(world.flags)
-    node = Node(Store(1 << 24), world.node.datasets, before)
+    node = LocalNode(Store(1 << 24), world.node.datasets, before)
     messages = run(world, *attacks(world)[attack], node=node)
     assert messages[-1].error is None, messages[-1].error
     assert any(message.tensors for message in messages)
 
-    node = Node(Store(1 << 24), world.node.datasets, Releases(world.flags))
+    node = LocalNode(Store(1 << 24), world.node.datasets, Releases(world.flags))
     messages = run(world, *attacks(world)[attack], node=node)
     assert messages[-1].error.name == "PrivateTensor", messages[-1].error
     assert not any(message.tensors for message in messages)
@@ -291,7 +291,7 @@ def test_the_refusal_says_which_input_came_from_elsewhere(world):
 
 
 def test_without_the_release_the_flag_is_named(world):
-    node = Node(Store(1 << 24), world.node.datasets, Releases())
+    node = LocalNode(Store(1 << 24), world.node.datasets, Releases())
     error = honest(world, node)[-1].error
     names = {role: release.digest for role, release in releases(world.plan, world.job).items()}
     assert error.name == "PrivateTensor"
@@ -299,7 +299,7 @@ def test_without_the_release_the_flag_is_named(world):
 
 
 def test_the_graph_s_own_digest_is_refused_with_the_remedy(world):
-    node = Node(Store(1 << 24), world.node.datasets, Releases([world.plan.graphs["attention"].digest]))
+    node = LocalNode(Store(1 << 24), world.node.datasets, Releases([world.plan.graphs["attention"].digest]))
     error = honest(world, node)[-1].error
     assert f"--allow-release sha256:{releases(world.plan, world.job)['attention'].digest}" in error.message
 
@@ -323,6 +323,6 @@ def test_an_encoder_that_is_named_is_the_only_one(world):
         (f"attention@{ENCODER[0]}", True),
         (f"attention@{'f' * 64}", False),
     ):
-        node = Node(Store(1 << 24), world.node.datasets, Releases([flag]))
+        node = LocalNode(Store(1 << 24), world.node.datasets, Releases([flag]))
         last = run(world, *encode, node=node)[-1]
         assert (last.error is None) == leaves, (flag, last.error)
