@@ -124,7 +124,7 @@ def test_up_stops_all_and_exits_zero(number):
 def test_a_signal_at_any_moment_of_a_wait_is_only_noted():
     """With a threading.Event this ends in a deadlock."""
     code = (
-        "import signal; from edge_attention.cli.up import Stop; stop = Stop(); count = 0\n"
+        "import signal; from edge_attention.cli.up import StopAsked; stop = StopAsked(); count = 0\n"
         "def handle(*event):\n    global count; count += 1; stop.handle(*event)\n"
         "signal.signal(signal.SIGALRM, handle); signal.setitimer(signal.ITIMER_REAL, 1e-5, 1e-5)\n"
         "while count < 20_000:\n    stop.wait(0)\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +15,16 @@ WATCHER = Path(__file__).parent / "watcher"
 
 EXCUSED = {
     "aggregator/server.py running": "it starts: state and modules are loaded, and it serves nobody yet",
+    "base_events.py shutdown_default_executor": "it has ended, and nobody is served any more",
     "subprocess.py _execute_child": "a process begins, and until it has its program, for which it may wait "
     "for a processor, Python keeps the interpreter, in whatever thread: 1 to 2 ms on a quiet machine",
 }
 """Functions by file and name in whose steps a loop may be held, and why."""
+
+MOST_MS = 20.0
+LONG_WAIT_MS = 100.0
+"""A step that waited and did not compute is none of ours where it is shorter and the only one of its place:
+a host that runs other machines has processors wait without a word. What code waits for it waits for again."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,11 @@ class Step:
     beside: list[str]
     garbage: float
 
+    @property
+    def place(self) -> str:
+        """What was being called, without numbers of tasks."""
+        return f"{re.sub('[0-9]+', '', self.step)} {self.stacks[-1][-1] if self.stacks else ''}"
+
     def __str__(self) -> str:
         stack = "".join(f"\n        {line}" for lines in self.stacks[-1:] for line in lines)
         stack += "\n        beside it: " + ", ".join(self.beside)
@@ -47,6 +60,7 @@ class Steps:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._read: dict[str, int] = {}
+        self._waited: Counter[str] = Counter()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -74,6 +88,17 @@ class Steps:
             new = lines[self._read.get(file.name, 0) :]
             found += [Step(pid=int(file.name), **json.loads(line)) for line in new]
             self._read[file.name] = len(lines)
+        return found
+
+    def wrong(self, steps: list[Step]) -> list[Step]:
+        """Those of them that nothing excuses."""
+        found = []
+        for step in steps:
+            if excused(step):
+                continue
+            self._waited[step.place] += 1
+            if max(step.cpu, step.held - LONG_WAIT_MS + MOST_MS) > MOST_MS or self._waited[step.place] > 1:
+                found.append(step)
         return found
 
 

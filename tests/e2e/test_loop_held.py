@@ -13,6 +13,7 @@ import labs
 import many_rounds
 import numpy as np
 from fleets import Fleet
+from loops import Step, Steps
 
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
@@ -49,6 +50,19 @@ def test_the_watcher_sees_a_step_that_computes_and_one_that_waits(loops):
     assert "waits" in waited.step
     assert waited.held > 40 > waited.cpu
     assert waited.stacks[-1][-1].endswith(" waits")
+
+
+def test_a_short_wait_counts_where_it_comes_again(tmp_path):
+    def step(name, held, cpu, frame="x.py:1 read"):
+        return Step(0.0, 1, [], held, held, cpu, name, [[frame]], [], 0.0)
+
+    steps = Steps(tmp_path)
+    computed, long = step("Task-1: a", 30, 30), step("Task-2: b", 150, 0)
+    assert steps.wrong([computed, long]) == [computed, long]
+    assert steps.wrong([step("Task-3: c", 40, 1), step("Task-3: c", 40, 1, "x.py:9 write")]) == []
+    again = step("Task-44: c", 40, 1)
+    assert steps.wrong([again]) == [again]
+    assert steps.wrong([step("d", 900, 0, "lib/base_events.py:5 shutdown_default_executor")]) == []
 
 
 def test_a_large_append_and_what_reads_it_hold_no_loop(tmp_path):
