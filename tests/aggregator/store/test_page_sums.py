@@ -276,3 +276,35 @@ def test_processes_that_share_a_database_take_turns(tmp_path):
         other.kill()
     with sums.turn(seconds=60) as mine:
         assert mine
+
+
+def test_a_database_grows_past_the_page_that_is_never_written(tmp_path):
+    """The one at 1 GiB, where SQLite's locks are. Most of this file is a hole."""
+    path, size = tmp_path / "state.db", 65536
+    pages = page_sums._LOCKS_AT // size
+    made = sqlite3.connect(path, isolation_level=None)
+    made.execute(f"PRAGMA page_size={size}")
+    made.execute("CREATE TABLE t (data)")
+    made.close()
+    with path.open("r+b") as file:
+        file.seek(28)  # of the header: how many pages there are
+        file.write(pages.to_bytes(4, "big"))
+        file.truncate(page_sums._LOCKS_AT)
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.close()
+    sums = PageSums(path)
+    sums.make()
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("PRAGMA wal_autocheckpoint=0")
+    for number in range(2):
+        database.execute("INSERT INTO t VALUES (zeroblob(?))", (2 * size + number,))
+        sums.checkpoint(database)
+    sums.close(database)
+    assert path.stat().st_size > page_sums._LOCKS_AT + size, "it has not grown past it"
+    PageSums(path).require_whole()
+    with path.open("r+b") as file:
+        file.seek(page_sums._LOCKS_AT + size)  # the page behind it counts
+        file.write(b"\xff")
+    with pytest.raises(DataLoss, match="1 of its"):
+        PageSums(path).require_whole()
