@@ -400,9 +400,15 @@ class Appender:
                     known = target.summaries.get(node)
                     target.summaries[node] = summary if known is None else known.joined(summary)
 
+            sessions: dict[str, str] = {}
+
+            def stored(answer: Returned) -> None:
+                if (member := self._membership.get(answer.node)) is not None:
+                    sessions[answer.node] = member.session
+
             context.appending.update(target.segment for target in targets)
             # A shard has one holder, whose word is not enough to end an append that others may take.
-            outcome = await self._trips.make(errands, APPEND_SECONDS, each=each, believed=())
+            outcome = await self._trips.make(errands, APPEND_SECONDS, stored, each=each, believed=())
             if outcome.missing:
                 cause = outcome.cause
                 message = f"nothing was appended to context {context.spec.name!r}: {outcome.why}"
@@ -415,7 +421,7 @@ class Appender:
 
             async def commit() -> None:
                 nonlocal committed
-                await self._contexts.commit(context, segments, request_id, tokens)
+                await self._contexts.commit(context, segments, request_id, tokens, sessions)
                 committed = True
 
             await to_the_end(commit())

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -201,11 +201,15 @@ class Contexts:
         segments: Sequence[StoredSegment],
         request_id: str = "",
         tokens: range = range(0),
+        sessions: Mapping[str, str] | None = None,
     ) -> None:
         """Make grown and new segments part of the context: in the state first, by a thread, then here.
 
         With the `request_id` of the append the state remembers that these `tokens` are its answer. The caller
         holds the context's lock, and lets nothing cancel this (`engine.endings`).
+
+        `sessions`: of each holder the one in which it has stored its tokens; what it has in a later one it
+        said when that began. None: each holder's present one.
 
         Raises:
             ResourceExhausted: too much would have to be known of the owner's contexts; nothing has changed.
@@ -226,7 +230,7 @@ class Contexts:
         for segment in segments:
             for name in segment.holders:
                 member = self._membership.get(name)
-                if member is not None:
+                if member is not None and (sessions is None or sessions.get(name) == member.session):
                     for sequence in (context.keys(segment.id), context.values(segment.id)):
                         member.sequences[sequence] = segment.positions.count
         self._gauge()

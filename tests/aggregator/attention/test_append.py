@@ -592,3 +592,26 @@ def test_an_append_nobody_waits_for_does_not_bring_a_dropped_context_back():
         assert box.node.store.sequences() == {}
 
     run(scenario)
+
+
+def test_a_node_that_begins_anew_between_storing_and_the_commit_is_not_believed_to_have_the_tokens():
+    async def scenario(house):
+        first, second = house.node("a"), house.node("b")
+        await create(house, replicas=2)
+        await append(house, 0, 10)
+        second.mute = True
+        task = asyncio.create_task(append(house, 10, 20))
+        await until(lambda: second.programs and len(first.programs) == 2)
+        await asyncio.sleep(0.05)
+        first.disconnect()
+        first.connect(fresh=True)  # without --store: of what it said that it has stored nothing is there
+        second.mute = False
+        second.run(second.programs[-1])
+        assert (await task).tokens == range(10, 20)
+        (segment,) = house.contexts.describe(house.contexts.get("c")).segments
+        assert segment.live == ("b",)
+        second.disconnect()
+        answer = await append(house, 20, 30, "a")
+        assert answer.segments[0].holders == ("a",), "not behind tokens that it has not"
+
+    run(scenario)
