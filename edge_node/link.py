@@ -350,8 +350,10 @@ class NodeLink:
         try:
             for digest in missing:
                 graphs[digest] = await self._load(digest, stop)
-            if prepared is not None and not prepared.ready:
-                await self._frozen(prepared, graphs, stop)
+            if prepared is not None and prepared.program.frozen:
+                if not prepared.ready:
+                    await self._frozen(prepared, graphs, stop)
+                # Also where another call has had it made ready while this one waited for its graphs.
                 task.carry_out(prepared.instructions)
             await together(place, program.bulk_tensors)
             self._queue(_Work(task, stop, None))

@@ -9,6 +9,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import small_graphs
+from fake_aggregator import FakeAggregator
 from test_node_process import house
 
 from edge_attention.core.messages.link import Cancel
@@ -198,3 +199,31 @@ def test_a_node_knows_so_many_programs_and_no_more():
     oldest, newest = asyncio.run(scenario())
     assert oldest.error.name == "UnknownProgram"
     np.testing.assert_array_equal(newest.tensors["1099"], X)
+
+
+def test_a_call_that_is_ready_later_than_others_runs_over_what_they_froze(monkeypatch):
+    """Both wait for the graph, which comes to one of them once the store has something else."""
+    gate, asked, download = asyncio.Event(), [], FakeAggregator._download
+
+    async def slow(self, request, context):
+        asked.append(request.digest)
+        if len(asked) == 2:
+            await gate.wait()
+        async for chunk in download(self, request, context):
+            yield chunk
+
+    monkeypatch.setattr(FakeAggregator, "_download", slow)
+
+    async def scenario():
+        async with house(files=FILES) as (aggregator, _):
+            await aggregator.run(store("w1", w=W))
+            aggregator.send(call("a", freezing(1)), call("b", freezing(1), known=True))
+            await aggregator.until(lambda: len(asked) == 2)
+            await aggregator.until(lambda: any(c.final for c in aggregator.contributions[1:]))
+            await aggregator.run(store("w2", w=10 * W))
+            gate.set()
+            return [(await aggregator.result(task))[-1] for task in "ab"]
+
+    for answer in asyncio.run(scenario()):
+        assert answer.error is None
+        np.testing.assert_array_equal(answer.tensors["y"], X @ W)
