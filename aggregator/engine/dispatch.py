@@ -206,7 +206,7 @@ class Dispatcher:
         )
         try:
             self._perform(running, exchange.start(AT_ONCE))
-            while not (exchange.started or exchange.done):
+            while not (exchange.started or running.done.done()):
                 await asyncio.sleep(0)
                 self._perform(running, exchange.start(AT_ONCE))
             await running.done
@@ -290,7 +290,12 @@ class Dispatcher:
         flight = running.flight.setdefault(node, set())
         if program.task_id in flight or len(flight) < WINDOW:
             flight.add(program.task_id)
-            connection.send(program)
+            try:
+                connection.send(program)
+            except EdgeAttentionError as error:
+                # Too large, say: whose exchange it is is told, and not the node that has just come back.
+                if not running.done.done():
+                    running.done.set_exception(error)
         else:
             running.held.setdefault(node, {})[program.task_id] = program
 

@@ -21,6 +21,7 @@ from aggregator.engine.trip import Errand, misfit
 from edge_attention.core.errors import (
     DeadlineExceeded,
     InvalidTensor,
+    MessageTooLarge,
     NotFound,
     OutOfMemory,
     PermissionDenied,
@@ -30,6 +31,7 @@ from edge_attention.core.messages.link import UploadChunk
 from edge_attention.core.messages.program import (
     BulkTensor,
     Contribution,
+    Drop,
     Fault,
     Program,
     Repeat,
@@ -410,3 +412,24 @@ def test_only_the_trip_runs_exchanges():
         if "dispatcher.run(" in path.read_text()
     ]
     assert runs == ["engine/trip.py"]
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_program_that_does_not_fit_a_message_ends_its_trip_and_no_nodes_connection(away):
+    async def scenario(house):
+        box = house.node("a")
+        if away:
+            box.disconnect()
+        large = tuple(Drop((f"task/{'x' * 1000}{number}",)) for number in range(5000))
+        waits = asyncio.create_task(house.trips.make([Errand("s", ("a",), range(1), large)], 30))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if away:
+            assert not waits.done()
+            box.connect()
+        with pytest.raises(MessageTooLarge, match="split it"):
+            await waits
+        await house.trips.make([Errand("s", ("a",), range(1), ())], 30)
+
+    with House() as house:
+        asyncio.run(scenario(house))
