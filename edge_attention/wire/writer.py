@@ -100,7 +100,7 @@ class StreamWriter:
         except StopIteration:
             self._tell(self._written, len(data))
             return True
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._end(error)
             return False
         self._tell(self._follow, coroutine, len(data), future)
