@@ -12,7 +12,6 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
@@ -30,7 +29,7 @@ from edge_attention.core.errors import (
     UnknownProgram,
 )
 from edge_attention.core.messages import link as said
-from edge_attention.core.messages.program import BulkTensor, Call, Contribution, Program
+from edge_attention.core.messages.program import Call, Contribution, Program
 from edge_attention.core.transitions import told
 from edge_attention.metrics.node import NodeMetrics
 from edge_attention.trust.dial import Dial
@@ -40,6 +39,7 @@ from edge_attention.wire.link import from_node, task_of, to_node
 from edge_attention.wire.writer import StreamWriter
 from edge_node.executor import Execution, LocalNode
 from edge_node.limits import graphs_of, require_caller
+from edge_node.parts import TaskParts
 from edge_node.prepared import Prepared, PreparedPrograms
 from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
 from edge_node.session import (
@@ -57,7 +57,7 @@ from edge_node.session import (
     Start,
 )
 from edge_node.short import SHORT_SECONDS, Short, kind_of
-from edge_node.transfers import NODE_STREAM, Transfers, is_large, split, together
+from edge_node.transfers import NODE_STREAM, Transfers, is_large, split
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +105,8 @@ class NodeLink:
         self._free = box.describe().memory_available if quiet else None
         self.metrics.certificate_expiry.follow(lambda: dial.ends())
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="load")
         self._prepared = PreparedPrograms(node.store, runtime)
+        self._parts = TaskParts(node.store, runtime, self._transfers, self._prepared)
         node.store.freed = self._prepared.forget
         self._short = Short()
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
@@ -337,53 +337,16 @@ class NodeLink:
         self,
         program: Program,
         missing: Collection[str],
-        graphs: Any,
+        graphs: dict[str, Graph | ForeignGraph],
         task: Execution,
         stop: Stop,
         prepared: Prepared | None,
     ) -> None:
-        async def place(bulk: BulkTensor) -> None:
-            array = await self._transfers.tensor(bulk, stop)
-            self._node.store.release(bulk.size)
-            task.place(bulk.name, array)
-
         try:
-            for digest in missing:
-                graphs[digest] = await self._load(digest, stop)
-            if prepared is not None and prepared.program.frozen:
-                if not prepared.ready:
-                    await self._frozen(prepared, graphs, stop)
-                # Also where another call has had it made ready while this one waited for its graphs.
-                task.carry_out(prepared.instructions)
-            await together(place, program.bulk_tensors)
+            await self._parts.fetch(task, program.bulk_tensors, graphs, missing, prepared, stop)
             self._queue(_Work(task, stop, None))
         except Exception as error:
             self._fail(task, stop, error)
-
-    async def _frozen(self, prepared: Prepared, graphs: Any, stop: Stop) -> None:
-        """Returns when the program is frozen, for all its calls at once; or raises what `stop` says."""
-        freezing = prepared.freezing
-        if freezing is None:
-            freezing = prepared.freezing = asyncio.create_task(self._freeze(prepared, dict(graphs)))
-            freezing.add_done_callback(lambda task: task.cancelled() or task.exception())
-        stopped = self._loop.create_future()
-
-        def stops() -> None:
-            self._loop.call_soon_threadsafe(stopped.cancel)
-
-        stop.watch(stops)
-        try:
-            await asyncio.wait([freezing, stopped], return_when=asyncio.FIRST_COMPLETED)
-            stop.check()
-            await freezing
-        finally:
-            stop.unwatch(stops)
-
-    async def _freeze(self, prepared: Prepared, graphs: dict[str, Graph | ForeignGraph]) -> None:
-        try:
-            await self._loop.run_in_executor(self._pool, self._prepared.freeze, prepared, graphs)
-        finally:
-            prepared.freezing = None  # what was wrong may be right at the next call
 
     def _fail(self, task: Execution, stop: Stop, error: Exception) -> None:
         failure = task.failure(error)
@@ -398,16 +361,6 @@ class NodeLink:
         if stop.timer is not None:
             stop.timer.cancel()
         self._stops.pop(message.task_id, None)
-
-    async def _load(self, digest: str, stop: Stop) -> Graph | ForeignGraph:
-        graph = await self._loop.run_in_executor(self._pool, self._runtime.find, digest)
-        if graph is not None:
-            return graph
-        data = await self._transfers.download(digest, self._runtime.limit, stop)
-        try:
-            return await self._loop.run_in_executor(self._pool, self._runtime.load, digest, bytes(data))
-        finally:
-            self._node.store.release(len(data))
 
     def _run(self, execution: Execution, stop: Stop) -> None:
         """Run a task all of whose parts are here: on the loop if it is short, and the only one."""

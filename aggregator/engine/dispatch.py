@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from aggregator.engine.exchange import REFUSALS, Action, Assignment, Deliver, Exchange, Revoke, SendProgram
+from aggregator.engine.exchange import REFUSALS, Exchange
 from aggregator.engine.outcome import Outcome
 from aggregator.engine.returned import Returned, ReturnedTensor, close
+from aggregator.engine.shards import Action, Assignment, Deliver, Revoke, SendProgram
 from aggregator.engine.spool import SpooledTensor
 from aggregator.fleet.membership import Membership
 from aggregator.trust.acting import acting_for

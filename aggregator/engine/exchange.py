@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Sequence
 
 from aggregator.engine.outcome import MissingKind, MissingShard
-from aggregator.engine.prepared import PreparedData
+from aggregator.engine.shards import OPEN, Action, Assignment, Deliver, Revoke, SendProgram, Shard, ShardState
 from edge_attention.core import errors
 from edge_attention.core.errors import (
     DuplicateContribution,
@@ -37,104 +35,11 @@ from edge_attention.core.errors import (
     UnknownProgram,
 )
 from edge_attention.core.messages.fleet import NodeState
-from edge_attention.core.messages.program import BulkTensor, Call, Contribution, Instruction, Program
-from edge_attention.core.tensors import Array
+from edge_attention.core.messages.program import Call, Contribution, Program
 from edge_attention.core.transitions import Transition, recent
-
-
-@dataclass(frozen=True, eq=False)
-class Assignment:
-    """One shard: who holds it, and what is to run there. The exchange builds the program of it."""
-
-    shard: str
-    holders: tuple[str, ...]
-    coverage: range
-    instructions: tuple[Instruction, ...]
-    version: int = 0
-    deadline_seconds: float | None = None
-    tensors: Mapping[str, Array] = field(default_factory=dict)
-    bulk_tensors: tuple[BulkTensor, ...] = ()
-    releases: tuple[str, ...] = ()
-    prepared: PreparedData | None = None
-    """What is called, with `tensors` in its slots, in place of a program of all this."""
-
-
-@dataclass(frozen=True)
-class SendProgram:
-    """Send the program to the node, if it is connected; sent again it is the same program."""
-
-    node: str
-    program: Program | Call
-
-
-@dataclass(frozen=True)
-class Revoke:
-    """Have the node end the task: nobody waits for it any more."""
-
-    node: str
-    task_id: str
-
-
-@dataclass(frozen=True)
-class Deliver:
-    """Fold the contribution; where that cannot be done, call `refuse` with its task."""
-
-    assignment: Assignment
-    node: str
-    contribution: Contribution
-
-
-Action = SendProgram | Revoke | Deliver
 
 REFUSALS = (InvalidArgument, PermissionDenied)
 """What a node may say of the request itself: that it is wrong, or that its operator does not allow it."""
-
-
-class ShardState(Enum):
-    """How far a shard is. Open are those that WAIT or are ASKED."""
-
-    WAITING = "waiting"
-    """No holder can be asked now; one that is away may come back."""
-    ASKED = "asked"
-    """One holder has its task, of which every message but the last may have come."""
-    ANSWERED = "answered"
-    """The last message of its task has come."""
-    MISSING = "missing"
-    """It has no answer and will get none."""
-    ABANDONED = "abandoned"
-    """It was open when the exchange was cancelled or failed."""
-
-
-_OPEN = (ShardState.WAITING, ShardState.ASKED)
-
-
-@dataclass
-class _Shard:
-    assignment: Assignment
-    index: int = 0
-    state: ShardState = ShardState.WAITING
-    node: str = ""
-    """The node that has its task, or has answered it; empty where it waits."""
-    task_id: str = ""
-    attempts: int = 0
-    unknown: bool = False
-    """Its node has said once that it does not know the program called."""
-    numbers: int = 0
-    """Messages of its task that have come."""
-    asked: str = ""
-    """The node asked last, also where it is not waited for any more."""
-    missing: MissingShard | None = None
-    tried: dict[str, str] = field(default_factory=dict)
-    """Nodes that are not asked again -> why."""
-    fault: tuple[MissingKind, EdgeAttentionError] | None = None
-    """What was wrong with the last answer, if one has come."""
-    refusals: list[EdgeAttentionError] = field(default_factory=list)
-    counted: str = ""
-    """The node whose load it counts for: that which is asked."""
-
-    @property
-    def open(self) -> bool:
-        return self.state in _OPEN
 
 
 class Exchange:
@@ -176,8 +81,8 @@ class Exchange:
         self._clock = clock
         self._over = False
         """Whether nobody is asked any more: its time is up, it was cancelled, or it has failed."""
-        self._shards = {a.shard: _Shard(a, i) for i, a in enumerate(assignments)}
-        self._tasks: dict[str, _Shard] = {}
+        self._shards = {a.shard: Shard(a, i) for i, a in enumerate(assignments)}
+        self._tasks: dict[str, Shard] = {}
         self._order = tuple(self._shards.values())
         self._begun = 0
         """So many of them `start` has looked at."""
@@ -383,9 +288,9 @@ class Exchange:
 
     # Inside
 
-    def _turn(self, shard: _Shard, state: ShardState, *words: str) -> None:
+    def _turn(self, shard: Shard, state: ShardState, *words: str) -> None:
         self.transitions.append((self._clock(), (shard.assignment.shard, *words), shard.state, state))
-        self._open += (state in _OPEN) - shard.open
+        self._open += (state in OPEN) - shard.open
         self._loads[shard.counted] -= 1
         shard.counted = shard.node if state is ShardState.ASKED else ""
         self._loads[shard.counted] += 1
@@ -394,14 +299,14 @@ class Exchange:
     def _live(self, node: str) -> bool:
         return self._state(node) in (NodeState.READY, NodeState.DRAINING)
 
-    def _choose(self, shard: _Shard) -> str:
+    def _choose(self, shard: Shard) -> str:
         """The live holder, not tried yet, with the fewest open tasks of this exchange."""
         live = [name for name in shard.assignment.holders if name not in shard.tried and self._live(name)]
         if len(live) < 2:
             return live[0] if live else ""
         return min(live, key=lambda name: self._loads[name], default="")
 
-    def _ask(self, shard: _Shard) -> list[Action]:
+    def _ask(self, shard: Shard) -> list[Action]:
         shard.node = "" if self._over else self._choose(shard)
         if shard.node:
             self._turn(shard, ShardState.ASKED, "asked of", shard.node)
@@ -416,7 +321,7 @@ class Exchange:
             self._miss(shard, False, "no node holds it")
         return []
 
-    def _send(self, shard: _Shard) -> list[Action]:
+    def _send(self, shard: Shard) -> list[Action]:
         """A task of its own for the shard's node."""
         shard.attempts += 1
         shard.numbers = 0
@@ -424,7 +329,7 @@ class Exchange:
         self._tasks[shard.task_id] = shard
         return [SendProgram(shard.node, self._program(shard))]
 
-    def _miss(self, shard: _Shard, late: bool, otherwise: str) -> None:
+    def _miss(self, shard: Shard, late: bool, otherwise: str) -> None:
         """`shard` gets no answer: it is `late`, or the last answer was wrong, or nobody is there."""
         text = self._why(shard) or otherwise
         if late or shard.fault is None:
@@ -443,7 +348,7 @@ class Exchange:
                 self._turn(shard, ShardState.ABANDONED, why)
         return actions
 
-    def _program(self, shard: _Shard) -> Program | Call:
+    def _program(self, shard: Shard) -> Program | Call:
         asked = shard.assignment
         if (prepared := asked.prepared) is not None:
             return Call(
@@ -470,10 +375,10 @@ class Exchange:
             releases=asked.releases,
         )
 
-    def _revoke(self, shard: _Shard) -> list[Action]:
+    def _revoke(self, shard: Shard) -> list[Action]:
         return [Revoke(shard.node, shard.task_id)] if shard.node else []
 
-    def _failed(self, shard: _Shard, error: EdgeAttentionError) -> list[Action]:
+    def _failed(self, shard: Shard, error: EdgeAttentionError) -> list[Action]:
         if isinstance(error, UnknownProgram) and shard.assignment.prepared is not None and not shard.unknown:
             shard.unknown = True  # once: it is sent the program now
             self._turn(shard, ShardState.ASKED, "sent the program", shard.node)
@@ -490,7 +395,7 @@ class Exchange:
             return self._abandon("failed")
         return actions
 
-    def _why(self, shard: _Shard) -> str:
+    def _why(self, shard: Shard) -> str:
         reasons = list(shard.tried.values())
         for name in shard.assignment.holders:
             if name not in shard.tried:

@@ -21,10 +21,11 @@ import numpy as np
 from aggregator.engine.arriving import OnDisk, Rows
 from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
-from aggregator.engine.exchange import REFUSALS, Assignment
+from aggregator.engine.exchange import REFUSALS
 from aggregator.engine.outcome import Outcome
 from aggregator.engine.prepared import PreparedData, Repeated
 from aggregator.engine.returned import Returned, ReturnedTensor, close
+from aggregator.engine.shards import Assignment
 from aggregator.engine.spool import SpooledTensor
 from edge_attention.core.errors import EdgeAttentionError, InvalidProgram, InvalidTensor, ResourceExhausted
 from edge_attention.core.messages.program import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 
-from aggregator.engine.exchange import Assignment, Exchange
+from aggregator.engine.exchange import Exchange
+from aggregator.engine.shards import Assignment
 from aggregator.trust import guard
 from aggregator.trust.acting import acting_for, context_of
 from edge_attention.core.messages.fleet import NodeState

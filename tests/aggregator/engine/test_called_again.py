@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aggregator.engine import prepared
-from aggregator.engine.link import NodeConnection
+from aggregator.engine.connection import NodeConnection
 from aggregator.engine.prepared import KNOWN, Repeated, prepare
 from edge_attention.core.errors import MessageTooLarge
 from edge_attention.core.messages.link import Cancel, Credit

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from house import House, until
 
+from aggregator.engine.connection import UNREAD, NodeConnection
 from aggregator.engine.dispatch import WINDOW
-from aggregator.engine.exchange import Assignment
-from aggregator.engine.link import UNREAD, NodeConnection
 from aggregator.engine.outcome import MissingKind
+from aggregator.engine.shards import Assignment
 from aggregator.engine.spool import SpooledTensor
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, MessageTooLarge, ResourceExhausted
 from edge_attention.core.messages.fleet import NodeState

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aggregator.engine.exchange import Assignment, Deliver, Exchange, Revoke, SendProgram, ShardState
+from aggregator.engine.exchange import Exchange
 from aggregator.engine.outcome import MissingKind
 from aggregator.engine.prepared import prepare
+from aggregator.engine.shards import Assignment, Deliver, Revoke, SendProgram, ShardState
 from edge_attention.core import errors
 from edge_attention.core.errors import (
     Damaged,
