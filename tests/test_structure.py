@@ -69,7 +69,9 @@ def test_the_node_knows_no_model_and_no_strategy():
         re.IGNORECASE,
     )
     # Not the reader of graphs: in the format a file is called a model.
-    files, _ = loaded_by_the_daemon(", edge_node.identity, edge_node.data.tables, edge_node.cell.worker")
+    files, _ = loaded_by_the_daemon(
+        ", edge_node.identity, edge_attention.tables.reading, edge_node.cell.worker"
+    )
     users = ROOT / "edge_attention/__init__.py"  # what users import from there
     found = [
         f"{path}:{number}: {line.strip()}"

@@ -11,10 +11,15 @@ import numpy as np
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages import link as session
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, require_name
-from edge_node.shared_memory import shared
+from edge_node.shared_memory import empty, shared
 
 if TYPE_CHECKING:
-    from edge_node.data.tables import Table
+    from edge_attention.tables.table import Table
+
+__all__ = ["ALL", "LocalDataset", "read"]
+
+ALL = "*"
+"""All columns side by side: [rows, n] float32, in the file's order, if each is of single numbers."""
 
 
 class LocalDataset:
@@ -22,25 +27,36 @@ class LocalDataset:
 
     def __init__(self, name: str, table: Table) -> None:
         self.name = require_name(name, "the dataset")
-        self._columns = dict(table.columns)
-        self._ids = None if table.ids is None else [i.encode() for i in table.ids]
-        lengths = {column: len(array) for column, array in table.columns.items()}
+        self._columns = {column: table.columns[column].values for column in table.columns}
+        self._ids = table.ids
+        lengths = {column: len(array) for column, array in self._columns.items()}
         if not lengths or len({*lengths.values(), *([len(self._ids)] if self._ids is not None else [])}) != 1:
             raise InvalidArgument(f"columns of one length are needed; there are {lengths or 'none'}")
         self.rows = next(iter(lengths.values()))
-        for column, array in table.columns.items():
+        for column, array in self._columns.items():
             DataType.of(array.dtype, f"column {column!r}")
             if array.ndim > MAX_RANK:
                 raise InvalidArgument(f"column {column!r} has over {MAX_RANK} dimensions")
             self._columns[column] = shared(array)
+        single = ALL not in self._columns and all(a.ndim == 1 for a in self._columns.values())
+        self._beside = list(self._columns) if single else []
+        self._all: Array | None = None
 
     def describe(self) -> session.Dataset:
         """What the aggregator may know of it."""
         columns = [session.Column(c, DataType.of(a.dtype), a.shape[1:]) for c, a in self._columns.items()]
+        if self._beside:
+            columns.append(session.Column(ALL, DataType.FLOAT32, (len(self._beside),)))
         return session.Dataset(self.name, self.rows, tuple(columns), self._ids is not None)
 
     def column(self, name: str) -> Array:
         """The column [rows, ...]. Raises InvalidArgument if there is none."""
+        if name == ALL and self._beside:
+            if self._all is None:
+                self._all = empty((self.rows, len(self._beside)), np.float32)
+                for at, column in enumerate(self._beside):
+                    self._all[:, at] = self._columns[column]
+            return self._all
         if name not in self._columns:
             known = ", ".join(self._columns)[:500]
             raise InvalidArgument(f"dataset {self.name!r} has no column {name[:80]!r}; it has {known}")
@@ -62,7 +78,7 @@ class LocalDataset:
 
 def read(spec: str) -> LocalDataset:
     """The dataset `NAME=FILE`, or `NAME=FILE?id=COLUMN`. Raises InvalidArgument, saying where and why."""
-    from edge_node.data.tables import read_table  # which a node without datasets spares
+    from edge_attention.tables.reading import read_table  # which a node without datasets spares
 
     name, equals, file = spec.partition("=")
     file, _, id_column = file.partition("?id=")

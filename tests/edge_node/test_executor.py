@@ -11,8 +11,8 @@ from edge_attention.core.messages.program import Append, Batch, Drop, Program, R
 from edge_attention.core.release import column, output
 from edge_attention.core.tensors import Encoded, Encoding
 from edge_attention.graphs.attention import library
+from edge_attention.tables.table import Table
 from edge_node.data.datasets import LocalDataset
-from edge_node.data.tables import Table
 from edge_node.executor import Execution, LocalNode
 from edge_node.limits import graphs_of
 from edge_node.release import Releases
@@ -35,7 +35,7 @@ def graphs():
 @pytest.fixture
 def node():
     columns = {"x": np.arange(10, dtype=np.float32).reshape(5, 2)}
-    table = LocalDataset("d", Table(columns, ["a", "b", "c", "d", "é"]))
+    table = LocalDataset("d", Table.of(columns, ["a", "b", "c", "d", "é"]))
     return LocalNode(Store(1 << 20), {"d": table}, Releases())
 
 

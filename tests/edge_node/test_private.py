@@ -17,10 +17,10 @@ from edge_attention.core.messages.program import Append, Batch, Drop, Program, R
 from edge_attention.core.release import column
 from edge_attention.graphs.attention import library
 from edge_attention.metrics.node import NodeMetrics
+from edge_attention.tables.table import Table
 from edge_attention.wire.link import from_node
 from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.data.datasets import LocalDataset
-from edge_node.data.tables import Table
 from edge_node.discretion import FAILED_STEP_SECONDS, MOMENTS, STEP_SECONDS, moment, private_error
 from edge_node.executor import Execution, LocalNode
 from edge_node.failures import Failures
@@ -60,7 +60,7 @@ def graphs(request):
 
 def node_of(secret, *releases, **fields):
     column = np.array([secret, 1, 2, 3], np.float32)
-    data = LocalDataset("d", Table({"x": column}, ["a", "b", "c", "d"]))
+    data = LocalDataset("d", Table.of({"x": column}, ["a", "b", "c", "d"]))
     return LocalNode(Store(1 << 20), {"d": data}, Releases(releases), **fields)
 
 

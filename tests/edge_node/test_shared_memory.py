@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.tables.table import Table
 from edge_node import shared_memory
 from edge_node.data.datasets import LocalDataset
-from edge_node.data.tables import Table
 from edge_node.shared_memory import Region, allocate, empty, find, gather, map_region, seal, shared
 
 LARGE = 100_000
@@ -112,8 +112,8 @@ def test_rows_are_gathered_to_where_they_can_be_mapped():
 
 
 def test_a_dataset_lies_where_a_cell_can_map_it():
-    made = LocalDataset("d", Table({"x": np.ones((LARGE, 2), np.float32), "y": np.arange(LARGE)}, None))
+    made = LocalDataset("d", Table.of({"x": np.ones((LARGE, 2), np.float32), "y": np.arange(LARGE)}, None))
     assert find(made.column("x")) is not None
     assert find(made.column("y")) is not None
     with pytest.raises(InvalidArgument):
-        LocalDataset("d", Table({"x": np.array(["a"] * LARGE, object)}, None))
+        LocalDataset("d", Table.of({"x": np.array(["a"] * LARGE, object)}, None))

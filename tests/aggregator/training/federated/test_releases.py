@@ -20,8 +20,8 @@ from edge_attention.core.messages.training import ConsensusSpec, EncodingSpec, L
 from edge_attention.core.release import Release
 from edge_attention.core.strategies import from_config as strategy_from
 from edge_attention.graphs.attention import library
+from edge_attention.tables.table import Table
 from edge_node.data.datasets import LocalDataset
-from edge_node.data.tables import Table
 from edge_node.executor import Execution, LocalNode
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
@@ -87,7 +87,7 @@ def world(request, tmp_path_factory):
         "x": small_model.X["e"], "y": small_model.Y["e"], "secret": secret, "cube": secret.reshape(-1, 1, 1),
         "small": secret - 100,
     }  # fmt: skip
-    table = LocalDataset("rows", Table(columns, None))
+    table = LocalDataset("rows", Table.of(columns, None))
     flags = [g.release for g in planned(made, job, ["a"]) if g.release]
     flags.append("attention")
     node = LocalNode(Store(1 << 24), {"rows": table}, Releases(flags))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,15 @@ import numpy as np
 from edge_attention.array_files import load_npz
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
+from edge_attention.tables.table import Lines, Table
 
-__all__ = ["ALL", "Table", "read_table"]
-
-ALL = "*"
-"""The column that is all others side by side, ids left out: [rows, n] float32, in the file's order."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """`columns` name -> [rows, ...]; the rows' ids, if there are any; the line of row 0, if it is text."""
-
-    columns: Mapping[str, Array]
-    ids: list[str] | None
-    first_line: int = 0
+__all__ = ["read_table"]
 
 
 def read_table(path: Path, id_column: str = "") -> Table:
     """Read `path`; `id_column` names the column of ids, otherwise `id` or `ids` does if there is one.
 
-    In .csv and .parquet integers are int64 and other numbers float32, and ALL is added, in which integers
-    are float32 too.
+    In .csv and .parquet integers are int64 and other numbers float32.
 
     Raises:
         InvalidArgument: it cannot be read, has no rows, lacks a number or has an id twice; says where.
@@ -53,21 +41,21 @@ def read_table(path: Path, id_column: str = "") -> Table:
 
 
 def _check(table: Table, path: Path) -> None:
-    place, first = ("line", table.first_line) if table.first_line else ("row", 0)
-    for column, array in table.columns.items():
+    for name, column in table.columns.items():
+        array = column.values
         if not len(array):
-            raise InvalidArgument(f"{path.name}: column {column!r} has no rows; a dataset has one or more")
+            raise InvalidArgument(f"{path.name}: column {name!r} has no rows; a dataset has one or more")
         if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
-            row = first + int(np.argwhere(~finite)[0][0])
+            row = int(np.argwhere(~finite)[0][0])
             raise InvalidArgument(
-                f"{path.name}, {place} {row}, column {column!r}: a number is missing, or not finite"
+                f"{path.name}, {table.place(row)}, column {name!r}: a number is missing, or not finite"
             )
-    seen: dict[str, int] = {}
-    for row, identity in enumerate(table.ids or (), start=first):
-        if seen.setdefault(identity, row) != row:
-            raise InvalidArgument(
-                f"{path.name}: id {identity!r} is in {place} {seen[identity]} and again in {place} {row}"
-            )
+    if table.ids is not None and (twice := table.ids.twice()) is not None:
+        first, again = twice
+        raise InvalidArgument(
+            f"{path.name}: id {table.ids[again].decode()!r} is in {table.place(first)} and again in "
+            f"{table.place(again)}"
+        )
 
 
 def _not_utf8(path: Path) -> str:
@@ -88,7 +76,7 @@ def _npz(path: Path, id_column: str) -> Table:
     columns = {column: np.ascontiguousarray(array) for column, array in load_npz(path).items()}
     identity = _id_column(columns, id_column, path)
     ids = [str(i) for i in columns.pop(identity).tolist()] if identity else None
-    return Table(columns, ids)
+    return Table.of(columns, ids)
 
 
 def _csv(path: Path, id_column: str) -> Table:
@@ -112,7 +100,7 @@ def _csv(path: Path, id_column: str) -> Table:
     identity = _id_column(cells, id_column, path)
     ids = [cell.strip() for cell in cells.pop(identity)] if identity else None
     columns = {column: _numbers(values, column, path) for column, values in cells.items()}
-    return _with_all(columns, ids, first_line=2)
+    return replace(Table.of(columns, ids), lines=Lines.from_line(2))
 
 
 def _numbers(values: tuple[str, ...], column: str, path: Path) -> Array:
@@ -153,17 +141,7 @@ def _parquet(path: Path, id_column: str) -> Table:
         if array.dtype.kind not in "biuf":
             raise InvalidArgument(f"{path.name}: column {column!r} is {values.type}, not numbers")
         columns[column] = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
-    return _with_all(columns, ids)
-
-
-def _with_all(columns: dict[str, Array], ids: list[str] | None, first_line: int = 0) -> Table:
-    if columns and ALL not in columns:
-        matrix = np.stack([array.astype(np.float32, copy=False) for array in columns.values()], axis=1)
-        for index, (column, array) in enumerate(columns.items()):
-            if array.dtype == np.float32:
-                columns[column] = matrix[:, index]  # a view: it is held once
-        columns[ALL] = matrix
-    return Table(columns, ids, first_line)
+    return Table.of(columns, ids)
 
 
 def _id_column(columns: Mapping[str, Any], wanted: str, path: Path) -> str:

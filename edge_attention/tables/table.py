@@ -1,0 +1,66 @@
+"""What reading a file gives: columns by name, the ids of the rows, and where in the file each row is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edge_attention.core.tensors import Array
+from edge_attention.tables.column import TableColumn
+from edge_attention.tables.ids import Ids
+
+__all__ = ["Lines", "Table"]
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """The line, from 1, in which each row of a text file begins.
+
+    Attributes:
+        rows: ascending, from row 0: where a run of rows begins that stand in lines one after the other.
+        lines: the line of the first row of each run.
+    """
+
+    rows: Array
+    lines: Array
+
+    @classmethod
+    def from_line(cls, first: int) -> Lines:
+        """A row a line."""
+        return cls(np.zeros(1, np.int64), np.array([first], np.int64))
+
+    def of(self, row: int) -> int:
+        run = int(np.searchsorted(self.rows, row, side="right")) - 1
+        return int(self.lines[run]) + row - int(self.rows[run])
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Columns of one number of rows.
+
+    Attributes:
+        columns: by name, in the order of the file; without the ids and what was set aside.
+        ids: the rows' ids, each there once; None: there are none.
+        lines: of a text file, where each row begins; None: rows have numbers only, from 0.
+        set_aside: columns that are no numbers and no categories, with the reason.
+        decided: of a text file, what reading it had to find out (separator, decimal sign, encoding, header,
+            column of row names), in words.
+    """
+
+    columns: Mapping[str, TableColumn]
+    ids: Ids | None = None
+    lines: Lines | None = None
+    set_aside: Mapping[str, str] = field(default_factory=dict)
+    decided: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Array], ids: Iterable[str] | None = None) -> Table:
+        """A table of numbers of which none is missing."""
+        columns = {name: TableColumn(array) for name, array in arrays.items()}
+        return cls(columns, None if ids is None else Ids.of(ids))
+
+    def place(self, row: int) -> str:
+        """Where a row is: `line 7` of a text file, else `row 5`."""
+        return f"row {row}" if self.lines is None else f"line {self.lines.of(row)}"
