@@ -13,7 +13,7 @@ import numpy as np
 from edge_attention.array_files import load_npz
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
-from edge_attention.tables.table import Lines, Table
+from edge_attention.tables.table import RowLines, Table
 
 __all__ = ["read_table"]
 
@@ -100,7 +100,7 @@ def _csv(path: Path, id_column: str) -> Table:
     identity = _id_column(cells, id_column, path)
     ids = [cell.strip() for cell in cells.pop(identity)] if identity else None
     columns = {column: _numbers(values, column, path) for column, values in cells.items()}
-    return replace(Table.of(columns, ids), lines=Lines.from_line(2))
+    return replace(Table.of(columns, ids), lines=RowLines.from_line(2))
 
 
 def _numbers(values: tuple[str, ...], column: str, path: Path) -> Array:

@@ -11,11 +11,11 @@ from edge_attention.core.tensors import Array
 from edge_attention.tables.column import TableColumn
 from edge_attention.tables.ids import Ids
 
-__all__ = ["Lines", "Table"]
+__all__ = ["RowLines", "Table"]
 
 
 @dataclass(frozen=True, eq=False)
-class Lines:
+class RowLines:
     """The line, from 1, in which each row of a text file begins.
 
     Attributes:
@@ -27,7 +27,7 @@ class Lines:
     lines: Array
 
     @classmethod
-    def from_line(cls, first: int) -> Lines:
+    def from_line(cls, first: int) -> RowLines:
         """A row a line."""
         return cls(np.zeros(1, np.int64), np.array([first], np.int64))
 
@@ -51,7 +51,7 @@ class Table:
 
     columns: Mapping[str, TableColumn]
     ids: Ids | None = None
-    lines: Lines | None = None
+    lines: RowLines | None = None
     set_aside: Mapping[str, str] = field(default_factory=dict)
     decided: tuple[str, ...] = ()
 
