@@ -21,6 +21,7 @@ from edge_attention.core.release import Edge, numbered
 from edge_attention.core.release import column as column_source
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
 from edge_node.data.datasets import LocalDataset
+from edge_node.direct import BoundRun
 from edge_node.discretion import (
     FAILED_STEP_SECONDS,
     PLAIN,
@@ -30,7 +31,6 @@ from edge_node.discretion import (
     words,
 )
 from edge_node.failures import Failures
-from edge_node.prepared import BoundRun
 from edge_node.release import ALIGNMENT, Releases
 from edge_node.runtime import ForeignGraph, Graph, Stop
 from edge_node.shared_memory import gather

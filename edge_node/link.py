@@ -11,7 +11,7 @@ import random
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
@@ -37,6 +37,7 @@ from edge_attention.wire.caller import Caller, Duplex
 from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.link import from_node, task_of, to_node
 from edge_attention.wire.writer import StreamWriter
+from edge_node.direct import DirectCall
 from edge_node.executor import Execution, LocalNode
 from edge_node.limits import graphs_of, require_caller
 from edge_node.parts import TaskParts
@@ -69,7 +70,7 @@ BACKLOG = 16 * 1024 * 1024
 class _Work:
     """A task that is ready to run, and what of it is still to come. `kind`: see `short.kind_of`."""
 
-    def __init__(self, execution: Execution, stop: Stop, kind: Hashable | None) -> None:
+    def __init__(self, execution: Execution | DirectCall, stop: Stop, kind: Hashable | None) -> None:
         self.execution = execution
         self.stop = stop
         self.kind = kind
@@ -307,31 +308,54 @@ class NodeLink:
     def _start(self, asked: Program | Call) -> None:
         stop = self._stops[asked.task_id] = Stop()
         if (seconds := asked.deadline_seconds) is not None:
-            late = DeadlineExceeded(f"the task was not done in its {seconds} s")
-            stop.timer = self._loop.call_later(max(0.0, seconds), stop.set, late)
-        serial, prepared = next(self._serials), None
-        wanted: Collection[str]
+            stop.timer = self._loop.call_later(max(0.0, seconds), _late, stop, seconds)
         try:
             if isinstance(asked, Call):
                 require_caller(asked.caller)
-                prepared = self._prepared.find(asked)
-                program, wanted = prepared.called(asked), prepared.wanted
+                self._call(asked, self._prepared.find(asked), stop)
             else:
-                program, wanted = asked, graphs_of(asked)
+                self._carry_out(asked, graphs_of(asked), None, stop)
         except Exception as error:  # whatever it is, the task ends
-            return self._fail(Execution(_named(asked), self._node, {}, serial=serial, stop=stop), stop, error)
-        graphs: dict[str, Graph | ForeignGraph] = {
-            digest: graph for digest in wanted if (graph := self._runtime.cached(digest))
-        }
+            self._fail(self._execution(_named(asked), {}, stop), stop, error)
+
+    def _call(self, call: Call, prepared: Prepared, stop: Stop) -> None:
+        direct, graphs = prepared.direct, self._loaded(prepared.wanted)
+        if direct is None or len(graphs) < len(prepared.wanted):
+            return self._carry_out(prepared.called(call), prepared.wanted, prepared, stop)
+
+        def execution() -> Execution:
+            return self._execution(prepared.called(call), graphs, stop)
+
+        layout = self._node.store.layout
+        kind = direct.kind(layout, lambda: self._kind(prepared.called(call), graphs))
+        task = DirectCall(call, direct, prepared.tensors(call), graphs, self._node.store, stop, execution)
+        self._run(_Work(task, stop, kind), call.deadline_seconds)
+
+    def _carry_out(
+        self, program: Program, wanted: Collection[str], prepared: Prepared | None, stop: Stop
+    ) -> None:
+        graphs = self._loaded(wanted)
         ready = prepared is None or prepared.ready
+        execution = self._execution(program, graphs, stop)
         if ready and not program.bulk_tensors and len(graphs) == len(wanted):
-            self._run(Execution(program, self._node, graphs, serial=serial, stop=stop), stop)
-            return
-        execution = Execution(program, self._node, graphs, serial=serial, stop=stop)
+            work = _Work(execution, stop, self._kind(program, graphs))
+            return self._run(work, program.deadline_seconds)
         missing = [digest for digest in wanted if digest not in graphs]
         task = asyncio.create_task(self._fetch(program, missing, graphs, execution, stop, prepared))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _loaded(self, wanted: Collection[str]) -> dict[str, Graph | ForeignGraph]:
+        """Those of the graphs `wanted` that are loaded, by digest."""
+        return {digest: graph for digest in wanted if (graph := self._runtime.cached(digest))}
+
+    def _execution(
+        self, program: Program, graphs: Mapping[str, Graph | ForeignGraph], stop: Stop
+    ) -> Execution:
+        return Execution(program, self._node, graphs, serial=next(self._serials), stop=stop)
+
+    def _kind(self, program: Program, graphs: Mapping[str, Graph | ForeignGraph]) -> Hashable | None:
+        return None if self._node.datasets else kind_of(program, graphs, self._node.store.layout)
 
     async def _fetch(
         self,
@@ -352,7 +376,7 @@ class NodeLink:
         failure = task.failure(error)
         self._end(task, stop, failure, from_node.encode(failure))
 
-    def _end(self, task: Execution, stop: Stop, message: Contribution, data: bytes) -> None:
+    def _end(self, task: Execution | DirectCall, stop: Stop, message: Contribution, data: bytes) -> None:
         task.close()
         self._ended(stop, message)
         self._produced(message, data)
@@ -362,15 +386,10 @@ class NodeLink:
             stop.timer.cancel()
         self._stops.pop(message.task_id, None)
 
-    def _run(self, execution: Execution, stop: Stop) -> None:
-        """Run a task all of whose parts are here: on the loop if it is short, and the only one."""
-        program, kind = execution.program, None
-        if not self._node.datasets:
-            kind = kind_of(program, execution.graphs, self._node.store.layout)
-        work = _Work(execution, stop, kind)
-        seconds = program.deadline_seconds
+    def _run(self, work: _Work, seconds: float | None) -> None:
+        """Run a task all of whose parts are here, for `seconds`: on the loop if it is short and alone."""
         alone = len(self._stops) == 1 and (seconds is None or seconds > SHORT_SECONDS)
-        if alone and self._short.may(kind, self._loop.time()):
+        if alone and self._short.may(work.kind, self._loop.time()):
             self._run_here(work)
         else:
             self._queue(work)
@@ -484,6 +503,10 @@ class NodeLink:
         self.metrics.ended(contribution)
         if contribution.error:
             log.warning("task %.80r failed: %s", contribution.task_id, contribution.error.message)
+
+
+def _late(stop: Stop, seconds: float) -> None:
+    stop.set(DeadlineExceeded(f"the task was not done in its {seconds} s"))
 
 
 def _named(asked: Program | Call) -> Program:

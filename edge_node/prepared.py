@@ -13,7 +13,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -35,6 +35,7 @@ from edge_attention.core.messages.program import (
 from edge_attention.core.tensors import Array, require_stored
 from edge_attention.wire.link import prepared_program
 from edge_attention.wire.tensors import check_size
+from edge_node.direct import BoundRun, DirectProgram
 from edge_node.limits import graphs_of
 from edge_node.runtime import ForeignGraph, Graph, Runtime
 from edge_node.store.store import Held, Store
@@ -55,25 +56,11 @@ _PACKED = 2
 """Times its bytes that a frozen tensor takes: as a constant in a file, and packed in the session of it."""
 
 
-@dataclass(frozen=True)
-class BoundRun(Run):
-    """A Run some of whose inputs are frozen. `inputs` are the others.
-
-    Attributes:
-        session: the graph with what is public of them as constants.
-        constants: these, by input.
-        given: what is private of them, by input: bound at each run.
-    """
-
-    session: Graph | ForeignGraph
-    constants: Mapping[str, Held] = field(default_factory=dict)
-    given: Mapping[str, Held] = field(default_factory=dict)
-
-
 class Prepared:
     """A program that is kept.
 
-    `instructions`, and `wanted`, the graphs they run, change when it is frozen: what is frozen is bound then.
+    `instructions`, `wanted`, the graphs they run, and `direct`, what each call does where nobody else has to
+    carry it out, change when it is frozen: what is frozen is bound then.
     """
 
     def __init__(self, digest: bytes, program: PreparedProgram, size: int) -> None:
@@ -100,19 +87,34 @@ class Prepared:
         self.reserved = 0
         """Bytes of the store that are counted for what is frozen."""
         self.freezing: asyncio.Task[None] | None = None
+        self.direct: DirectProgram | None = None
         if program.frozen:
             _require_constant(program)
+        else:
+            self.carry_out(program.instructions, self.wanted)
 
     @property
     def ready(self) -> bool:
         """Whether nothing is left to be frozen."""
         return not self.program.frozen or self.instructions is not self.program.instructions
 
+    def carry_out(self, instructions: tuple[Instruction, ...], wanted: frozenset[str]) -> None:
+        """From now on calls carry out these, which run the graphs `wanted`."""
+        self.instructions, self.wanted = instructions, wanted
+        self.direct = None if self.program.releases else DirectProgram.of(instructions, self.program.slots)
+
     def called(self, call: Call) -> Program:
-        """The program that `call` stands for.
+        """The program that `call` stands for. Raises as `tensors`."""
+        return Program(
+            call.task_id, call.shard, call.coverage, self.instructions, call.version, call.deadline_seconds,
+            self.tensors(call), (), call.caller, self.program.releases,
+        )  # fmt: skip
+
+    def tensors(self, call: Call) -> dict[str, Array]:
+        """What `call` brings, by the slots' names.
 
         Raises:
-            InvalidProgram: it does not bring what the slots take.
+            InvalidProgram: it is not what the slots take.
         """
         data = call.slots
         if len(data) != self.slot_bytes:
@@ -130,10 +132,7 @@ class Prepared:
                 raise InvalidProgram(f"slot {name}: a BOOL element is one byte, 0 or 1; there are others")
             tensors[name] = array
             at += size
-        return Program(
-            call.task_id, call.shard, call.coverage, self.instructions, call.version, call.deadline_seconds,
-            tensors, (), call.caller, self.program.releases,
-        )  # fmt: skip
+        return tensors
 
 
 class PreparedPrograms:
@@ -235,7 +234,7 @@ class PreparedPrograms:
             with self._lock:
                 self._release(prepared)
             raise
-        prepared.instructions, prepared.wanted = instructions, wanted
+        prepared.carry_out(instructions, wanted)
         with self._lock:
             if self._kept.get(prepared.digest) is not prepared:
                 self._release(prepared)  # it has gone meanwhile: who waits for it runs it, and no one else

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from edge_attention.core.messages.program import Program, Return, Run, Stored
-from edge_node.prepared import BoundRun
+from edge_node.direct import BoundRun
 
 Shape = tuple[int, ...]
 

@@ -20,9 +20,9 @@ from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.trust.dial import Dial
 from edge_node import link
 from edge_node.data import datasets
+from edge_node.direct import BoundRun
 from edge_node.executor import LocalNode
 from edge_node.link import BACKLOG, NodeLink
-from edge_node.prepared import BoundRun
 from edge_node.release import Releases
 from edge_node.runtime import Graph, Runtime
 from edge_node.short import IDLE_PART, RUNS, SHORT_SECONDS, Short, kind_of
