@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
+import os
 import threading
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from edge_attention.client.forks import on_fork, pending
 from edge_attention.core.errors import FailedPrecondition
 
 T = TypeVar("T")
+
+Closing = Callable[[], Coroutine[Any, Any, None]]
+
+EXIT_SECONDS = 2.0
+"""What closing what was left open may take when the program ends."""
+JOIN_SECONDS = 10.0
+"""What a stopped loop's thread is waited for."""
 
 
 class Background:
@@ -19,39 +31,77 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._users = 0
+        # Reentrant: garbage may be collected, and with it a client, at any step of a thread that has it.
+        self._mutex = threading.RLock()
+        self._pid = os.getpid()
+        self._over = False
+        self._ends: dict[object, Closing] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._left: deque[Closing] = deque()
+        self._ending: set[asyncio.Task[None]] = set()
 
-    def acquire(self) -> None:
-        """Start the loop, or keep it."""
+    def acquire(self, end: Closing) -> object:
+        """Start the loop, or keep it.
+
+        Args:
+            end: what is to be run on the loop, by `close`, `forget` or the program's end.
+
+        Returns:
+            what to give to `close` or `forget`.
+        """
+        key = object()
         with self._mutex:
-            self._users += 1
             if self._loop is None:
+                # A last one's end may still be under way, and two loops at once are what gRPC does not want.
+                self._join(JOIN_SECONDS)
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
                     target=_serve, args=(self._loop,), name="edge-attention-client", daemon=True
                 )
                 self._thread.start()
+            self._ends[key] = end
+        return key
 
-    def release(self) -> None:
-        """Give it back; the last one stops the loop and its thread."""
-        with self._mutex:
-            self._users -= 1
-            if self._users or self._loop is None or self._thread is None:
-                return
-            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-        loop.call_soon_threadsafe(loop.stop)
-        if thread is not threading.current_thread():
-            thread.join(timeout=10)
+    def close(self, key: object) -> None:
+        """Run the end of what was acquired, and give it back; the last one stops the loop and its thread.
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        Nothing happens a second time, nor in a child that was forked meanwhile.
+        """
+        if self._thread is threading.current_thread():
+            self.forget(key)
+        elif (end := self._ends.get(key)) is not None and self._pid == os.getpid():
+            try:
+                self.run(end())
+            finally:
+                self._release(key)
+                if self._loop is None:
+                    self._join(JOIN_SECONDS)
+
+    def forget(self, key: object) -> None:
+        """`close` in a while, by the loop itself.
+
+        For finalizers, which run on any thread, at any step of it: it takes no lock and waits for nobody.
+        """
+        if key in self._ends:
+            self.soon(lambda: self._end(key))
+
+    def soon(self, end: Closing) -> None:
+        """Have `end` run on the loop, if there is one in this process. For finalizers, as `forget` is."""
+        loop = self._loop
+        if loop is not None and self._pid == os.getpid():
+            self._left.append(end)
+            with contextlib.suppress(RuntimeError):  # the program's end has closed the loop
+                loop.call_soon_threadsafe(self._end_left)
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """The coroutine's result; an interruption (Ctrl-C) cancels it.
 
         Raises:
             FailedPrecondition: called from a callback on the loop's own thread, which would wait forever.
+            TimeoutError: after `timeout` seconds.
         """
+        self.stand_still()
         loop, thread = self._loop, self._thread
         if loop is None or thread is threading.current_thread():
             coroutine.close()
@@ -62,10 +112,66 @@ class Background:
             )
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
-            return future.result()
+            return future.result(timeout)
         except BaseException:
             future.cancel()
+            self.stand_still()
             raise
+
+    def stand_still(self) -> None:
+        """Never returns to a daemon thread of a program that ends, whose call was cut off by that.
+
+        Python itself stops daemon threads where they are, a moment later.
+        """
+        if self._over and threading.current_thread().daemon:
+            threading.Event().wait()
+
+    def exit(self) -> None:
+        """End what was left open, the loop and its thread: the program ends. Takes EXIT_SECONDS at most."""
+        if self._loop is None or self._pid != os.getpid():
+            return
+        self._over = True
+        with contextlib.suppress(Exception):
+            self.run(self._end_all(), EXIT_SECONDS)
+        for key in list(self._ends):
+            self._release(key)
+        self._join(EXIT_SECONDS)
+
+    def inherited(self) -> list[Any]:
+        """In a forked child: what belongs to its parent's thread. A new client begins with nothing."""
+        kept = [*pending(self._loop), self._thread, self._ends, self._left, self._ending]
+        vars(self).update(vars(Background()))
+        return kept
+
+    def _release(self, key: object) -> None:
+        with self._mutex:
+            self._ends.pop(key, None)
+            if self._ends or self._loop is None:
+                return
+            loop, self._loop = self._loop, None
+        loop.call_soon_threadsafe(loop.stop)
+
+    def _join(self, seconds: float) -> None:
+        """Wait for the thread of a loop that was stopped."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(seconds)
+
+    def _end_left(self) -> None:
+        while self._left:
+            task = asyncio.ensure_future(self._left.popleft()())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def _end(self, key: object) -> None:
+        try:
+            if (end := self._ends.get(key)) is not None:
+                await end()
+        finally:
+            self._release(key)
+
+    async def _end_all(self) -> None:
+        await asyncio.gather(*(end() for end in list(self._ends.values())), return_exceptions=True)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -83,3 +189,5 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 BACKGROUND = Background()
+on_fork(BACKGROUND.inherited)
+atexit.register(BACKGROUND.exit)

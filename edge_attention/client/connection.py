@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from edge_attention.client.dial import client_dial
+from edge_attention.client.forks import on_fork, pending, refuse_after_fork, refuse_in_child
 from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, Overloaded, Unavailable
 from edge_attention.core.messages.link import UploadChunk
 from edge_attention.jobs.checks import require_number
@@ -50,7 +53,9 @@ class ClientConnection:
 
         Raises:
             InvalidArgument: an address that is none, a timeout that is not positive, a token that is none.
+            FailedPrecondition: this process was forked by one that had a client open.
         """
+        refuse_after_fork()
         if not isinstance(address, str):
             raise InvalidArgument(f"the address is {address!r}; it must be a string, as '127.0.0.1:50051'")
         host, colon, port = address.rpartition(":")
@@ -64,23 +69,63 @@ class ClientConnection:
         where = f"the aggregator at {address}"
         self._dial, self._keeper = client_dial(address, where, token, authority, identity)
         self._closed = False
+        self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._caller: Caller | None = None
+        _connections.add(self)
 
-    @cached_property
+    @property
     def caller(self) -> Caller:
-        """The channel, for calls in the event loop of the first of them; FailedPrecondition once closed."""
+        """The channel, for calls in the event loop of the first of them.
+
+        Raises:
+            FailedPrecondition: the client is closed, was made before a fork, or belongs to another loop.
+        """
+        self.check()
         # Made at the first call: a channel belongs to the event loop it was made in.
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise FailedPrecondition(
+                f"the client of {self.address} is for an event loop, and none runs here: use a Client"
+            ) from None
+        if self._caller is None:
+            self._loop, self._caller = loop, self._dial.caller()
+        elif loop is not self._loop:
+            raise FailedPrecondition(
+                f"the client of {self.address} belongs to the event loop of its first call, and this is "
+                "another: make an AsyncClient in each event loop (each asyncio.run), or use a Client, which "
+                "may be called from any"
+            )
+        return self._caller
+
+    @property
+    def inherited(self) -> bool:
+        """Whether it was made before a fork, in the process this is a child of."""
+        return self._pid != os.getpid()
+
+    def check(self) -> None:
+        """FailedPrecondition if it can call nobody: closed, or made before a fork."""
+        refuse_in_child(self._pid, f"the client of {self.address}")
         if self._closed:
             raise FailedPrecondition(f"the client of {self.address} is closed; make another")
-        return self._dial.caller()
 
     async def close(self) -> None:
-        """End all calls under way and the channel."""
+        """End all calls under way and the channel. In a child that was forked meanwhile nothing happens."""
+        if self.inherited:
+            return
         self._closed = True
         if self._keeper is not None:
             self._keeper.close()
-        caller = self.__dict__.pop("caller", None)
+        caller, self._caller = self._caller, None
         if caller is not None:
             await caller.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise FailedPrecondition(
+            f"the client of {self.address} cannot be copied, nor sent to another process: make one there, "
+            "with its address"
+        )
 
     async def patiently(self, call: Callable[[], Awaitable[T]], until: float) -> T:
         """`call()`; while it is refused as too much for now, again when it is worth it and `until` allows.
@@ -134,3 +179,13 @@ class ClientConnection:
                 if there == size:
                     return digest
         raise DataLoss(f"the aggregator at {self.address} did not keep file {digest[:12]}: send it again")
+
+
+def _inherited() -> list[Any]:
+    """In a forked child: the parent's connections, and what is under way on them."""
+    found = list(_connections)
+    return [found, *(thing for one in found for thing in pending(one._loop))]
+
+
+_connections: weakref.WeakSet[ClientConnection] = weakref.WeakSet()
+on_fork(_inherited)

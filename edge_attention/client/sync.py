@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from edge_attention.client.aio import AsyncClient
 from edge_attention.client.background import BACKGROUND
 from edge_attention.client.contexts import AsyncContext, OnProgress
 from edge_attention.client.results import Answer, Appended
 from edge_attention.client.runs import AsyncRun, Event
+from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
 from edge_attention.core.messages.training import PlannedGraph, TrainingRound, TrainingRun
@@ -31,6 +32,8 @@ from edge_attention.jobs.job import FusionJob, ModelFile
 from edge_attention.jobs.parameters import Parameters
 
 __all__ = ["Client", "Context", "Run"]
+
+T = TypeVar("T")
 
 
 class Client:
@@ -65,9 +68,10 @@ class Client:
             authority=authority,
             identity=identity,
         )
-        BACKGROUND.acquire()
-        # Also runs when the client is forgotten, and at exit.
-        self._end = weakref.finalize(self, _close, self._client)
+        self._key = BACKGROUND.acquire(self._client.close)
+        # When the client is forgotten; what is open when the program ends BACKGROUND closes by itself.
+        self._forgotten = weakref.finalize(self, BACKGROUND.forget, self._key)
+        self._forgotten.atexit = False
 
     @property
     def address(self) -> str:
@@ -78,7 +82,8 @@ class Client:
 
     def close(self) -> None:
         """End calls under way, the connection and, with the last client, the thread."""
-        self._end()
+        self._forgotten.detach()
+        BACKGROUND.close(self._key)
 
     def __enter__(self) -> Client:
         return self
@@ -88,20 +93,34 @@ class Client:
     ) -> None:
         self.close()
 
+    @property
+    def _open(self) -> bool:
+        return self._forgotten.alive and not self._client.connection.inherited
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result, from the loop that all clients share."""
+        try:
+            self._client.connection.check()
+        except EdgeAttentionError:
+            coroutine.close()
+            BACKGROUND.stand_still()
+            raise
+        return BACKGROUND.run(coroutine)
+
     def nodes(self) -> list[Node]:
         """The fleet's nodes: name, state, provider, threads, memory (bytes), datasets."""
-        return BACKGROUND.run(self._client.nodes())
+        return self._wait(self._client.nodes())
 
     def aggregator(self, *, timeout: float | None = None) -> DescribeAggregatorResponse:
         """The aggregator's software, clock, machine and terms."""
-        return BACKGROUND.run(self._client.aggregator(timeout=timeout))
+        return self._wait(self._client.aggregator(timeout=timeout))
 
     def probe(
         self, node: str, *, round_trips: int = 10, size: int = 0, deadline: float = 30.0
     ) -> ProbeNodeResponse:
         """Have the aggregator time round trips to a node and, with a `size`, so many bytes there and back."""
         probe = self._client.probe(node, round_trips=round_trips, size=size, deadline=deadline)
-        return BACKGROUND.run(probe)
+        return self._wait(probe)
 
     def create_context(
         self,
@@ -122,31 +141,31 @@ class Client:
             value_dim=value_dim,
             replicas=replicas,
         )
-        return Context(self, BACKGROUND.run(made))
+        return Context(self, self._wait(made))
 
     def context(self, name: str, *, timeout: float | None = None) -> Context:
         """The context of that name; NotFound if there is none. `timeout`: seconds; None: the client's."""
-        return Context(self, BACKGROUND.run(self._client.context(name, timeout=timeout)))
+        return Context(self, self._wait(self._client.context(name, timeout=timeout)))
 
     def contexts(self) -> list[wire.Context]:
         """All contexts, each with its spec, its number of tokens and its segments."""
-        return BACKGROUND.run(self._client.contexts())
+        return self._wait(self._client.contexts())
 
     def train(self, job: FusionJob | FederatedJob) -> Run:
         """Start a run of `job`; iterate over what is returned to follow it."""
-        return Run(self, BACKGROUND.run(self._client.train(job)))
+        return Run(self, self._wait(self._client.train(job)))
 
     def plan(self, job: FusionJob | FederatedJob) -> list[PlannedGraph]:
         """What `job` would run on each node and what releases that needs, without starting it."""
-        return BACKGROUND.run(self._client.plan(job))
+        return self._wait(self._client.plan(job))
 
     def run(self, run: str) -> Run:
         """The run of that id or name; NotFound if there is none."""
-        return Run(self, BACKGROUND.run(self._client.run(run)))
+        return Run(self, self._wait(self._client.run(run)))
 
     def runs(self) -> list[TrainingRun]:
         """All runs the aggregator knows."""
-        return BACKGROUND.run(self._client.runs())
+        return self._wait(self._client.runs())
 
 
 class Context:
@@ -180,7 +199,7 @@ class Context:
         same `request_id` it appends nothing twice; see AsyncContext.append.
         """
         append = self._context.append(keys, values, node=node, progress=progress, request_id=request_id)
-        return BACKGROUND.run(append)
+        return self._client._wait(append)
 
     def append_dataset(
         self,
@@ -201,7 +220,7 @@ class Context:
         appended = self._context.append_dataset(
             node, dataset, model, inputs, rows, timeout=timeout, request_id=request_id
         )
-        return BACKGROUND.run(appended)
+        return self._client._wait(appended)
 
     def attend(
         self,
@@ -228,15 +247,15 @@ class Context:
             encoding=encoding,
             until=until,
         )
-        return BACKGROUND.run(attended)
+        return self._client._wait(attended)
 
     def describe(self) -> wire.Context:
         """The context's spec, tokens and segments, with their holders."""
-        return BACKGROUND.run(self._context.describe())
+        return self._client._wait(self._context.describe())
 
     def drop(self) -> None:
         """Forget the context on the aggregator and its tokens on the nodes."""
-        BACKGROUND.run(self._context.drop())
+        self._client._wait(self._context.drop())
 
 
 class Run:
@@ -280,43 +299,36 @@ class Run:
                 await events.aclose()
 
         try:
-            while (event := BACKGROUND.run(following())) is not None:
+            while (event := self._client._wait(following())) is not None:
                 yield event
         finally:
-            if self._client._end.alive:
-                BACKGROUND.run(close())
+            if self._client._open:
+                BACKGROUND.soon(close)
 
     def describe(self) -> TrainingRun:
         """The run's state now."""
-        return BACKGROUND.run(self._run.describe())
+        return self._client._wait(self._run.describe())
 
     def stop(self) -> TrainingRun:
         """End the run. What it committed stays; a round under way is dropped."""
-        return BACKGROUND.run(self._run.stop())
+        return self._client._wait(self._run.stop())
 
     def resume(self) -> TrainingRun:
         """Let a run that was stopped, or failed, go on; FailedPrecondition if it is neither."""
-        return BACKGROUND.run(self._run.resume())
+        return self._client._wait(self._run.resume())
 
     def parameters(self, version: int | None = None) -> Parameters:
         """The parameters of `version` (None: the latest; 0: the initial ones): name -> array, `.version`."""
-        return BACKGROUND.run(self._run.parameters(version))
+        return self._client._wait(self._run.parameters(version))
 
     def save_parameters(self, file: str | Path, version: int | None = None) -> int:
         """Write the parameters of `version` as a safetensors file; returns the version written."""
-        return BACKGROUND.run(self._run.save_parameters(file, version))
+        return self._client._wait(self._run.save_parameters(file, version))
 
     def onnx(self, version: int | None = None) -> bytes:
         """A federated run's model with the parameters of `version` in it: an ONNX file, ready to serve."""
-        return BACKGROUND.run(self._run.onnx(version))
+        return self._client._wait(self._run.onnx(version))
 
     def save_onnx(self, file: str | Path, version: int | None = None) -> int:
         """Write what `onnx` gives to a file; returns the version written."""
-        return BACKGROUND.run(self._run.save_onnx(file, version))
-
-
-def _close(client: AsyncClient) -> None:
-    try:
-        BACKGROUND.run(client.close())
-    finally:
-        BACKGROUND.release()
+        return self._client._wait(self._run.save_onnx(file, version))

@@ -49,8 +49,8 @@ class Fake:
     """`calls` records what came; `cut` makes the watch streams end after so many rounds, once each.
 
     `broken` says what becomes of the next calls of Append: "before" or "after" the tokens are stored the
-    connection breaks. `federated` makes the rounds those of a federated run; `lost` bytes of the trained
-    model never come.
+    connection breaks. `endless` keeps a run from ending. `federated` makes the rounds those of a federated
+    run; `lost` bytes of the trained model never come.
     """
 
     def __init__(self) -> None:
@@ -63,6 +63,7 @@ class Fake:
         self.answers: dict[str, a.AppendResponse | None] = {}
         self.broken: list[str] = []
         self.federated = False
+        self.endless = False
         self.trained, self.lost = b"an ONNX file" * 50, 0
         self.end = jobs.TrainingRun("r1", "job", jobs.RunState.FINISHED, "", 5, 5, 5, 0.0)
         self.arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(1, np.float32)}
@@ -248,6 +249,8 @@ class Fake:
                 doing = {"a": "done", "b": "12 of 40 chunks"}
                 yield replace(self.run(), waiting="node 'b', until 12:00:00", nodes=doing)
             yield self.round(number)
+        if self.endless:
+            await asyncio.sleep(3600)
         yield self.end
 
     async def describe_run(self, request, context):

@@ -1,0 +1,83 @@
+"""What a fork leaves of clients: nothing that works in the child, and nothing that may end there.
+
+A child has its parent's memory and sockets, and of its threads the one that forked. So a client that was
+made before has a loop and a channel that nobody serves: a call would wait for ever. To end them would be
+worse: the channel's socket is the parent's, too, the loop's selector and its wake-up socket are shared, and
+gRPC waits for a thread that is not there. So in the child they are kept for ever, as they are.
+
+gRPC's asyncio part has one thread and one queue a process, from its first channel to its last. A child that
+was forked meanwhile can use neither the old ones nor make others (it waits for ever, or crashes; tried with
+grpcio 1.85). One that was forked while no channel was open can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from edge_attention.core.errors import FailedPrecondition
+
+__all__ = ["on_fork", "refuse_after_fork", "refuse_in_child"]
+
+_POLLER = "(_poll_wrapper)"
+"""How the name of the thread ends that gRPC's asyncio part has while it has a channel."""
+_REMEDY = (
+    "make the client in the process that uses it, with none open in its parent when it is forked (close it "
+    "before), or start processes anew: multiprocessing.get_context('spawn')"
+)
+
+_inherited: list[Callable[[], list[Any]]] = []
+_kept: list[Any] = []
+_live = False
+_broken = False
+
+
+def on_fork(inherited: Callable[[], list[Any]]) -> None:
+    """Have `inherited` called in every forked child: what it returns must not end there, and does not."""
+    _inherited.append(inherited)
+
+
+def refuse_in_child(pid: int, what: str) -> None:
+    """FailedPrecondition unless this is process `pid`, in which `what` was made."""
+    if (here := os.getpid()) != pid:
+        raise FailedPrecondition(
+            f"{what} was made in process {pid} and does not outlive the fork to process {here}; {_REMEDY}"
+        )
+
+
+def refuse_after_fork() -> None:
+    """FailedPrecondition if this process was forked while a channel was open: no client can be made in it."""
+    if _broken:
+        raise FailedPrecondition(
+            f"no client can be made in process {os.getpid()}: it was forked while its parent had a client "
+            f"(or another channel of grpc.aio) open, which gRPC does not survive; {_REMEDY}"
+        )
+
+
+def pending(loop: asyncio.AbstractEventLoop | None) -> list[Any]:
+    """A loop that nobody runs here, and its tasks, which do not complain when they are destroyed."""
+    tasks = [] if loop is None else list(asyncio.all_tasks(loop))
+    for task in tasks:
+        setattr(task, "_log_destroy_pending", False)  # noqa: B010  # no stub knows of it
+    return [loop, *tasks]
+
+
+def _before() -> None:
+    global _live
+    _live = any(thread.name.endswith(_POLLER) for thread in threading.enumerate())
+
+
+def _in_child() -> None:
+    global _broken
+    _broken = _broken or _live
+    _kept.extend([inherited() for inherited in _inherited])
+    # Nor at the interpreter's end, which empties every module.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_child=_in_child)
