@@ -9,7 +9,6 @@ from typing import Any, Literal
 import click
 import numpy as np
 
-from edge_attention.array_files import load_npy
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
 from edge_attention.client.contexts import MAX_DEADLINE
@@ -17,6 +16,7 @@ from edge_attention.client.results import Answer
 from edge_attention.client.sync import Context
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
+from edge_attention.jobs.array_files import load_npy
 
 RANDOM_BYTES = 2**30
 NOT_EXACT = 3

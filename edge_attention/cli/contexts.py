@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from edge_attention.array_files import load_npz
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
 from edge_attention.client.results import Appended
 from edge_attention.core.errors import InvalidTensor
 from edge_attention.core.messages.attention import Context
+from edge_attention.jobs.array_files import load_npz
 
 _size = click.IntRange(1)
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_attention.array_files import load_npz
 from edge_attention.core.messages.training import (
     ConsensusSpec,
     EncodingSpec,
@@ -17,6 +16,7 @@ from edge_attention.core.messages.training import (
     StopSpec,
     StrategySpec,
 )
+from edge_attention.jobs.array_files import load_npz
 from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
 from edge_attention.jobs.toml_table import TomlTable, names_of
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edge_attention.array_files import load_npy
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
 from edge_attention.core.tensors import Array
+from edge_attention.jobs.array_files import load_npy
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.federated_job_file import federated_job
 from edge_attention.jobs.job import Encoder, FusionJob, Head, QueriesSpec

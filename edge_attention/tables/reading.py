@@ -1,150 +1,84 @@
-"""Tables from .npz, .csv and .parquet files: columns by name, and the ids of the rows."""
+"""Reads tables: .csv (and .tsv, .txt), .npz and .parquet files. Whoever has a file of a table begins here."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from edge_attention.array_files import load_npz
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.tensors import Array
-from edge_attention.tables.table import RowLines, Table
+from edge_attention.core.printable import shown
+from edge_attention.tables.options import TableOptions
+from edge_attention.tables.table import Table
 
 __all__ = ["read_table"]
 
+_REASONS = 1_000
+"""Characters of why columns are set aside, in an error."""
 
-def read_table(path: Path, id_column: str = "") -> Table:
-    """Read `path`; `id_column` names the column of ids, otherwise `id` or `ids` does if there is one.
 
-    In .csv and .parquet integers are int64 and other numbers float32.
+def read_table(path: Path, options: TableOptions | None = None) -> Table:
+    """The table in `path`, its rows' ids checked: each there once.
+
+    What is missing in a column is no error here, nor is a column that is neither numbers nor few words: it
+    is set aside, with the reason.
 
     Raises:
-        InvalidArgument: it cannot be read, has no rows, lacks a number or has an id twice; says where.
+        InvalidArgument: it cannot be read, has no rows, no column that can be used, or an id missing or
+            twice; says where.
+        ResourceExhausted: it holds more than this machine has room for.
     """
-    readers = {".npz": _npz, ".csv": _csv, ".parquet": _parquet}
-    reader = readers.get(path.suffix.lower())
+    options = options or TableOptions()
+    reader = _reader(path.suffix.lower())
     if reader is None:
-        raise InvalidArgument(f"{path.name} is none of {', '.join(readers)}")
+        raise InvalidArgument(f"{path.name} is none of .npz, .csv, .tsv, .txt, .parquet")
+    if path.exists() and not path.is_file():
+        raise InvalidArgument(f"{path} is no file")
     try:
-        table = reader(path, id_column)
-    except UnicodeDecodeError:
-        raise InvalidArgument(_not_utf8(path)) from None
-    except (OSError, ValueError, EOFError, csv.Error) as error:
+        table = reader(path, options)
+    except InvalidArgument:
+        raise
+    except (OSError, ValueError, EOFError) as error:
         raise InvalidArgument(f"{path} cannot be read: {error}") from None
     _check(table, path)
     return table
 
 
+def _reader(suffix: str) -> Callable[[Path, TableOptions], Table] | None:
+    """Each is loaded when it is needed: a node has few kinds of files."""
+    if suffix in (".csv", ".tsv", ".txt"):
+        from edge_attention.tables.csv_file import read_csv
+
+        return read_csv
+    if suffix == ".npz":
+        from edge_attention.tables.npz_file import read_npz
+
+        return read_npz
+    if suffix == ".parquet":
+        from edge_attention.tables.parquet_file import read_parquet
+
+        return read_parquet
+    return None
+
+
 def _check(table: Table, path: Path) -> None:
-    for name, column in table.columns.items():
-        array = column.values
-        if not len(array):
-            raise InvalidArgument(f"{path.name}: column {name!r} has no rows; a dataset has one or more")
-        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
-            row = int(np.argwhere(~finite)[0][0])
-            raise InvalidArgument(
-                f"{path.name}, {table.place(row)}, column {name!r}: a number is missing, or not finite"
-            )
+    if not table.columns:
+        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in table.set_aside.items())
+        why = shown(reasons, _REASONS) or "it has ids alone"
+        raise InvalidArgument(f"{path.name} has no column of numbers or categories: {why}")
+    lengths = {name: len(column) for name, column in table.columns.items()}
+    if table.ids is not None:
+        lengths["(ids)"] = len(table.ids)
+    if len(set(lengths.values())) > 1:
+        raise InvalidArgument(
+            f"{path.name}: columns of one length are needed; there are {shown(lengths, 500)}"
+        )
+    if not next(iter(lengths.values())):
+        raise InvalidArgument(
+            f"{path.name}: column {next(iter(lengths))!r} has no rows; a dataset has one or more"
+        )
     if table.ids is not None and (twice := table.ids.twice()) is not None:
         first, again = twice
         raise InvalidArgument(
             f"{path.name}: id {table.ids[again].decode()!r} is in {table.place(first)} and again in "
-            f"{table.place(again)}"
+            f"{table.place(again)}; ?id=COLUMN names another column of ids, ?id= says there are none"
         )
-
-
-def _not_utf8(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        # The reader's own position is that in a piece of the file.
-        line = data.count(b"\n", 0, error.start) + 1
-        return (
-            f"{path.name}, line {line}, byte {error.start}: 0x{data[error.start]:02x} is not UTF-8; "
-            "save the file as UTF-8"
-        )
-    return f"{path.name} is not UTF-8; save the file as UTF-8"
-
-
-def _npz(path: Path, id_column: str) -> Table:
-    columns = {column: np.ascontiguousarray(array) for column, array in load_npz(path).items()}
-    identity = _id_column(columns, id_column, path)
-    ids = [str(i) for i in columns.pop(identity).tolist()] if identity else None
-    return Table.of(columns, ids)
-
-
-def _csv(path: Path, id_column: str) -> Table:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = [column.strip() for column in next(reader, [])]
-        if not header or len(set(header)) != len(header) or "" in header:
-            raise InvalidArgument(
-                f"{path.name}, line 1: a header with a name for each column is needed, each once"
-            )
-        rows: list[list[str]] = []
-        for row in reader:
-            if len(row) != len(header):
-                raise InvalidArgument(
-                    f"{path.name}, line {reader.line_num}: {len(row)} values under {len(header)} columns"
-                )
-            rows.append(row)
-    cells: dict[str, tuple[str, ...]] = dict(
-        zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True)
-    )
-    identity = _id_column(cells, id_column, path)
-    ids = [cell.strip() for cell in cells.pop(identity)] if identity else None
-    columns = {column: _numbers(values, column, path) for column, values in cells.items()}
-    return replace(Table.of(columns, ids), lines=RowLines.from_line(2))
-
-
-def _numbers(values: tuple[str, ...], column: str, path: Path) -> Array:
-    """int64 if every value is an integer, else float32."""
-    for dtype, storage in ((np.int64, np.int64), (np.float64, np.float32)):
-        try:
-            with np.errstate(over="ignore"):  # what becomes infinite is refused with its line
-                return np.array(values, dtype=np.str_).astype(dtype).astype(storage)
-        except (ValueError, OverflowError):
-            continue
-    for line, value in enumerate(values, start=2):
-        try:
-            float(value)
-        except ValueError:
-            raise InvalidArgument(
-                f"{path.name}, line {line}, column {column!r}: {value[:40]!r} is not a number"
-            ) from None
-    raise InvalidArgument(f"{path.name}: column {column!r} holds numbers that do not fit")
-
-
-def _parquet(path: Path, id_column: str) -> Table:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError:
-        raise InvalidArgument(
-            "reading .parquet needs pyarrow: pip install 'edge-attention[parquet]'"
-        ) from None
-    try:
-        table = parquet.read_table(path)
-    except ArrowInvalid as error:
-        raise InvalidArgument(f"{path.name} is not a Parquet file: {error}") from None
-    cells = dict(zip(table.column_names, table.columns, strict=True))
-    identity = _id_column(cells, id_column, path)
-    ids = [str(i) for i in cells.pop(identity).to_pylist()] if identity else None
-    columns: dict[str, Array] = {}
-    for column, values in cells.items():
-        array = values.to_numpy()
-        if array.dtype.kind not in "biuf":
-            raise InvalidArgument(f"{path.name}: column {column!r} is {values.type}, not numbers")
-        columns[column] = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
-    return Table.of(columns, ids)
-
-
-def _id_column(columns: Mapping[str, Any], wanted: str, path: Path) -> str:
-    if wanted and wanted not in columns:
-        raise InvalidArgument(f"{path.name} has no column {wanted!r} for ids; it has {', '.join(columns)}")
-    return wanted or next((column for column in ("id", "ids") if column in columns), "")

@@ -45,15 +45,17 @@ class Table:
         ids: the rows' ids, each there once; None: there are none.
         lines: of a text file, where each row begins; None: rows have numbers only, from 0.
         set_aside: columns that are no numbers and no categories, with the reason.
+        first_words: of a text file, for each column of words the first row that is no number.
         decided: of a text file, what reading it had to find out (separator, decimal sign, encoding, header,
-            column of row names), in words.
+            column of row names, lines left out), by topic, in words.
     """
 
     columns: Mapping[str, TableColumn]
     ids: Ids | None = None
     lines: RowLines | None = None
     set_aside: Mapping[str, str] = field(default_factory=dict)
-    decided: tuple[str, ...] = ()
+    first_words: Mapping[str, int] = field(default_factory=dict)
+    decided: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, arrays: Mapping[str, Array], ids: Iterable[str] | None = None) -> Table:

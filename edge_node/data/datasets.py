@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hmac
+import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.errors import InvalidArgument, ResourceExhausted
 from edge_attention.core.messages import link as session
+from edge_attention.core.printable import shown
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, require_name
 from edge_node.shared_memory import empty, shared
 
@@ -17,6 +20,12 @@ if TYPE_CHECKING:
     from edge_attention.tables.table import Table
 
 __all__ = ["ALL", "LocalDataset", "read"]
+
+log = logging.getLogger(__name__)
+
+_OPTIONS = re.compile(r"\?(?=[a-z]+=)")
+_ASIDE = 2_000
+"""Characters of what is set aside, in the one warning about it."""
 
 ALL = "*"
 """All columns side by side: [rows, n] float32, in the file's order, if each is of single numbers."""
@@ -27,7 +36,12 @@ class LocalDataset:
 
     def __init__(self, name: str, table: Table) -> None:
         self.name = require_name(name, "the dataset")
-        self._columns = {column: table.columns[column].values for column in table.columns}
+        # Until jobs say what to do with gaps and words: columns of numbers that are all there.
+        self._columns = {
+            name: _as_it_travels(column.values)
+            for name, column in table.columns.items()
+            if column.words is None and column.missing is None
+        }
         self._ids = table.ids
         lengths = {column: len(array) for column, array in self._columns.items()}
         if not lengths or len({*lengths.values(), *([len(self._ids)] if self._ids is not None else [])}) != 1:
@@ -76,15 +90,39 @@ class LocalDataset:
         return np.frombuffer(data, np.uint8).reshape(-1, 16)
 
 
-def read(spec: str) -> LocalDataset:
-    """The dataset `NAME=FILE`, or `NAME=FILE?id=COLUMN`. Raises InvalidArgument, saying where and why."""
-    from edge_attention.tables.reading import read_table  # which a node without datasets spares
+def _as_it_travels(values: Array) -> Array:
+    narrow = values.dtype in (np.int8, np.int16, np.int32) and values.ndim == 1
+    return values.astype(np.int64) if narrow else values
 
-    name, equals, file = spec.partition("=")
-    file, _, id_column = file.partition("?id=")
+
+def read(spec: str) -> LocalDataset:
+    """The dataset `NAME=FILE`, or `NAME=FILE?id=COLUMN&separator=tab`: see `edge_attention.tables.options`.
+
+    Raises:
+        InvalidArgument: it cannot be read; says where and why.
+        ResourceExhausted: the file holds more than this machine has room for.
+    """
+    from edge_attention.tables.options import parse_options  # which a node without datasets spares
+    from edge_attention.tables.reading import read_table
+
+    name, equals, rest = spec.partition("=")
+    file, *more = _OPTIONS.split(rest, maxsplit=1)
     if not equals or not file:
         raise InvalidArgument(f"--data {spec!r} is not NAME=FILE, as clinic=/data/patients.csv")
     try:
-        return LocalDataset(name, read_table(Path(file), id_column))
-    except InvalidArgument as error:
-        raise InvalidArgument(f"--data {name}: {error.message}") from None
+        table = read_table(Path(file), parse_options("".join(more)))
+        dataset = LocalDataset(name, table)
+    except (InvalidArgument, ResourceExhausted) as error:
+        raise type(error)(f"--data {name}: {error.message}") from None
+    decided = "; ".join(f"{topic}: {words}" for topic, words in table.decided.items())
+    log.info(
+        "%s: %d rows, %d columns%s",
+        name,
+        dataset.rows,
+        len(table.columns),
+        f" ({decided})" if decided else "",
+    )
+    if table.set_aside:
+        aside = "; ".join(f"{column!r} ({reason})" for column, reason in table.set_aside.items())
+        log.warning("%s: set aside are %s", name, shown(aside, _ASIDE))
+    return dataset

@@ -49,38 +49,32 @@ def test_all_of_whole_numbers(tmp_path):
     assert dataset.column("a").dtype == np.int64
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("id,a,b\n", "d.csv: column 'a' has no rows"),
-        ("id,a\nx,1.0\ny,\n", "line 3, column 'a': '' is not a number"),
-        ("id,a\nx,1.0\ny,high\n", "line 3, column 'a': 'high'"),
-        ("id,a\nx,1.0\ny,nan\n", "d.csv, line 3, column 'a': a number is missing"),
-        ("id,a\nx,1.0\ny,1e300\n", "line 3, column 'a'"),
-        ("id,a\nx,1\ny,2\nx,3\n", "d.csv: id 'x' is in line 2 and again in line 4"),
-        ("id,a\nx,1\ny,2,3\n", "line 3: 3 values under 2 columns"),
-        ("id,id\n1,2\n", "line 1"),
-        ("", "line 1"),
-        ("id\nx\n", "columns of one length"),
-        ("id,a\nx,99999999999999999999\n", ""),
-    ],
-)
-def test_csv_says_where_it_is_wrong(tmp_path, text, said):
-    if not said:
-        assert columns(read(csv(tmp_path, text)))["a"][0] is DataType.FLOAT32  # no int64 holds it
-        return
-    with pytest.raises(InvalidArgument) as caught:
-        read(csv(tmp_path, text))
-    assert said in str(caught.value)
+def test_numbers_that_no_int64_holds(tmp_path):
+    assert columns(read(csv(tmp_path, "id,a\nx,99999999999999999999\n")))["a"][0] is DataType.FLOAT32
 
 
-def test_latin_1_is_told_apart(tmp_path):
-    text = "id,a\n" + "x,1\n" * 5000 + "caf\xe9,2\n"  # beyond the piece a reader decodes at a time
-    (tmp_path / "d.csv").write_bytes(text.encode("latin-1"))
-    with pytest.raises(
-        InvalidArgument, match=r"d\.csv, line 5002, byte 20008: 0xe9 .* save the file as UTF-8"
-    ):
-        read(f"d={tmp_path}/d.csv")
+def test_what_is_wrong_names_the_dataset(tmp_path):
+    with pytest.raises(InvalidArgument, match=r"^--data d: d\.csv, line 3: 3 values under 2 columns"):
+        read(csv(tmp_path, "id,a\nx,1\ny,2,3\n"))
+
+
+def test_options_of_a_file(tmp_path):
+    (tmp_path / "why?.csv").write_text("who;a;b\nx;1;2,5\n")
+    dataset = read(f"d={tmp_path}/why?.csv?id=who&decimal=comma")
+    assert dataset.describe().identified
+    np.testing.assert_array_equal(dataset.column("b"), [2.5])
+    with pytest.raises(InvalidArgument, match="--data d: 'colour=red' is none of"):
+        read(f"d={tmp_path}/why?.csv?colour=red")
+
+
+def test_one_warning_names_what_is_set_aside(tmp_path, caplog):
+    rows = "".join(f"{i},n{i},{'x' * 300}\n" for i in range(1_100))
+    read(csv(tmp_path, f"a,name,note\n{rows}"))
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage() == (
+        "d: set aside are 'name' (text with over 1,000 distinct values); 'note' (text with a value of over "
+        "256 characters)"
+    )
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"PK\3\4garbage"])
@@ -98,44 +92,6 @@ def test_npz(tmp_path):
     assert columns(dataset) == {"images": (DataType.UINT8, (2, 2)), "y": (DataType.INT64, ())}
     assert dataset.describe().identified
     np.testing.assert_array_equal(dataset.column("images"), images)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "said"),
-    [
-        ({"x": np.zeros(3), "y": np.zeros(2)}, "one length"),
-        ({"x": np.array(["a"])}, "dtype"),
-        ({"x": np.array([None])}, "cannot be read"),
-        ({"x": np.array([1, np.inf])}, "row 1, column 'x'"),
-        ({"x": np.zeros((0, 2))}, "no rows"),
-        ({"x": np.zeros(2), "id": np.array(["a", "a"])}, "id 'a' is in row 0 and again in row 1"),
-    ],
-)
-def test_npz_says_what_is_wrong(tmp_path, arrays, said):
-    np.savez(tmp_path / "d.npz", **arrays)
-    with pytest.raises(InvalidArgument, match=said):
-        read(f"d={tmp_path}/d.npz")
-
-
-def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    path = tmp_path / "d.parquet"
-    parquet.write_table(pyarrow.table({"id": [1, 2], "a": [0.5, 1.5], "n": [3, 4]}), path)
-    dataset = read(f"d={path}")
-    assert columns(dataset) == {
-        "a": (DataType.FLOAT32, ()),
-        "n": (DataType.INT64, ()),
-        "*": (DataType.FLOAT32, (2,)),
-    }
-    for cells, said in (({"a": [1.0, None]}, "row 1, column 'a'"), ({"a": ["x", "y"]}, "not numbers")):
-        parquet.write_table(pyarrow.table(cells), path)
-        with pytest.raises(InvalidArgument, match=said):
-            read(f"d={path}")
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(InvalidArgument, match="not a Parquet file"):
-        read(f"d={path}")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
