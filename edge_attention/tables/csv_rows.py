@@ -60,8 +60,8 @@ class CsvRows:
                     row = next(rows, None)
                 except csv.Error:  # it has no other here
                     raise InvalidArgument(
-                        f"{self._path.name}, line {self._begun}: a value of over {MAX_CELL:,} characters; is a "
-                        f"quote ({dialect.quote}) not closed?"
+                        f"{self._path.name}, line {self._begun}: a value of over {MAX_CELL:,} characters; is "
+                        f"a quote ({dialect.quote}) not closed?"
                     ) from None
                 if row is None:
                     break
