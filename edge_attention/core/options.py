@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.keywords import hint
 
 POSITIVE, NOT_NEGATIVE, SHARE, SWITCH = "above 0", "0 or above", "in [0, 1)", "true or false"
 BELOW_HALF, COUNT, COUNT_OR_ZERO = "in [0, 0.5)", "a whole number, 1 or above", "a whole number, 0 or above"
@@ -80,7 +81,8 @@ def find(by_name: Mapping[str, type[C]], kind: str, name: str) -> type[C]:
         InvalidArgument: there is none; it lists those there are.
     """
     if name not in by_name:
-        raise InvalidArgument(f"there is no {kind} {name!r}; there are {', '.join(sorted(by_name))}")
+        have = ", ".join(sorted(by_name))
+        raise InvalidArgument(f"there is no {kind} {name!r}; there are {have}{hint(name, by_name)}")
     return by_name[name]
 
 
@@ -94,5 +96,7 @@ def configure(made: type[C], options: Mapping[str, Any]) -> C:
     for name in options:
         if name not in known:
             have = ", ".join(known) or "none"
-            raise InvalidArgument(f"{made.kind} {made.name} has no option {name!r}; it has {have}")
+            raise InvalidArgument(
+                f"{made.kind} {made.name} has no option {name!r}; it has {have}{hint(name, known)}"
+            )
     return made(**options)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edge_attention.core.keywords import named_fields
 
+
+@named_fields
 @dataclass(frozen=True)
 class OptimizerSpec:
     """An optimizer of core/optimizers.py by name, with its options."""
@@ -14,6 +17,7 @@ class OptimizerSpec:
     options: Mapping[str, float] = field(default_factory=dict)
 
 
+@named_fields
 @dataclass(frozen=True)
 class StrategySpec:
     """A strategy of core/strategies, or a rule of core/combine, by name, with its options."""
@@ -22,6 +26,7 @@ class StrategySpec:
     options: Mapping[str, float] = field(default_factory=dict)
 
 
+@named_fields
 @dataclass(frozen=True)
 class EncodingSpec:
     """An encoding of core/encodings.py by name, with its options."""

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.jobs import values
 
 __all__ = ["require_number", "require_whole"]
 
 
 def require_number(value: Any, what: str, above: float, most: float) -> None:
     """Refuse `value`, called `what` in the error, unless it is a number above `above` and at most `most`."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not above < value <= most:
-        raise InvalidArgument(
-            f"{what} is {value!r}; it must be a number above {above:g} and at most {most:g}"
-        )
+    values.above(value, what, most, above)
 
 
 def require_whole(value: Any, what: str, low: int = 0, high: int = 2**32 - 1) -> int:
     """`value` as an int; refused unless it is a whole number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise InvalidArgument(f"{what} is {value!r}; it must be a whole number from {low} to {high}")
+        raise InvalidArgument(
+            f"{what} is {values.said(value)}; it must be a whole number from {low} to {high}"
+        )
     return int(value)

@@ -6,8 +6,7 @@ Every function raises InvalidArgument, naming the field as it is called from the
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -25,68 +24,19 @@ from edge_attention.core.messages.training import (
     StopSpec,
     StrategySpec,
 )
-from edge_attention.jobs.checks import require_number, require_whole
+from edge_attention.jobs.checks import require_whole
+from edge_attention.jobs.values import MOST, above, finite, kind_of, number, optional_text, part, said, switch
+from edge_attention.jobs.values import choice as choice
+from edge_attention.jobs.values import mapping as mapping
+from edge_attention.jobs.values import optional as optional
+from edge_attention.jobs.values import path as path
+from edge_attention.jobs.values import share_below_one as share_below_one
+from edge_attention.jobs.values import text as text
+from edge_attention.jobs.values import texts as texts
 
 Named = TypeVar("Named", OptimizerSpec, StrategySpec, EncodingSpec)
 
 LOSSES = ("output", "cross_entropy", "binary_cross_entropy", "mse", "l1")
-MOST = 1e12
-
-
-def text(value: Any, what: str) -> str:
-    """`value` if it is a string and not empty."""
-    if not isinstance(value, str) or not value:
-        raise InvalidArgument(f"{what} is {value!r}; it must be a string and not empty")
-    return value
-
-
-def texts(values: Any, what: str) -> tuple[str, ...]:
-    """`values` if they are a list of strings, each there once."""
-    if not isinstance(values, tuple | list):
-        raise InvalidArgument(f"{what} is {values!r}; it must be a list of strings")
-    if len(set(found := tuple(text(value, f"an entry of {what}") for value in values))) < len(found):
-        raise InvalidArgument(f"{what} names one twice; name each once")
-    return found
-
-
-def mapping(values: Any, what: str) -> dict[str, str]:
-    """`values` if they are text by name."""
-    if not isinstance(values, Mapping):
-        raise InvalidArgument(f"{what} is {values!r}; it must map names to names")
-    return {text(key, f"a name in {what}"): text(value, f"{what}.{key}") for key, value in values.items()}
-
-
-def choice(value: Any, what: str, known: Collection[str]) -> str:
-    """`value` if it is one of `known`."""
-    if value not in known:
-        raise InvalidArgument(f"{what} is {value!r}; it must be one of {', '.join(known)}")
-    return str(value)
-
-
-def number(value: Any, what: str, least: float = 0.0) -> float:
-    """`value` as a float, if it is a finite number and at least `least`."""
-    usable = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not usable or not least <= value <= MOST:
-        raise InvalidArgument(f"{what} is {value!r}; it must be a number, {least:g} or above")
-    return float(value)
-
-
-def above(value: Any, what: str, most: float = MOST) -> float:
-    """`value` as a float, if it is a number above 0 and at most `most`."""
-    require_number(value, what, 0, most)
-    return float(value)
-
-
-def optional(value: Any, what: str) -> float | None:
-    """`value` if it is None or a number above 0."""
-    return None if value is None else above(value, what)
-
-
-def share_below_one(value: Any, what: str) -> float:
-    """`value` as a float in [0, 1)."""
-    if (found := number(value, what)) >= 1:
-        raise InvalidArgument(f"{what} is {value!r}; it must be 0 or above, and below 1")
-    return found
 
 
 def named(value: Any, what: str, spec: type[Named]) -> Named:
@@ -94,55 +44,73 @@ def named(value: Any, what: str, spec: type[Named]) -> Named:
     if isinstance(value, str):
         value = spec(value)
     if not isinstance(value, spec):
-        raise InvalidArgument(f"{what} is {value!r}; give a name or a {spec.__name__}")
-    text(value.name, f"{what}.name")
-    for option, given in value.options.items():
-        if not isinstance(given, int | float | np.number) or not math.isfinite(given):
-            raise InvalidArgument(f"{what}.{option} is {given!r}; it must be a finite number, true or false")
-    return spec(value.name, {option: float(given) for option, given in value.options.items()})
+        raise InvalidArgument(f"{what} is {said(value)}; give a name or {kind_of(spec)}")
+    return spec(text(value.name, f"{what}.name"), options(value.options, what))
+
+
+def options(values: Any, what: str) -> dict[str, float]:
+    """`values` as they travel: finite numbers by name."""
+    if not isinstance(values, Mapping):
+        raise InvalidArgument(f"{what}.options is {said(values)}; it must map names to numbers")
+    return {
+        text(name, f"a name in {what}.options"): finite(given, f"{what}.{name}")
+        for name, given in values.items()
+    }
 
 
 def loss(spec: Any) -> LossSpec:
     if isinstance(spec, str):
         spec = LossSpec(spec)
     if not isinstance(spec, LossSpec):
-        raise InvalidArgument(f"model.loss is {spec!r}; give a name or a LossSpec")
+        raise InvalidArgument(f"model.loss is {said(spec)}; give a name or a LossSpec")
     choice(spec.name, "model.loss.name", LOSSES)
+    optional_text(spec.output, "model.loss.output")
+    optional_text(spec.labels, "model.loss.labels")
     return spec
 
 
-def local(spec: LocalSpec) -> LocalSpec:
-    if spec.steps and spec.epochs:
+def local(given: Any) -> LocalSpec:
+    spec = part(given, "local", LocalSpec, "LocalSpec(OptimizerSpec('sgd', {'lr': 0.1}), batch=32, epochs=1)")
+    steps = require_whole(spec.steps, "local.steps", 0, 1_000_000)
+    epochs = number(spec.epochs, "local.epochs")
+    if steps and epochs:
         raise InvalidArgument(
-            f"local.steps is {spec.steps} and local.epochs {spec.epochs:g}; give one, leave out the other"
+            f"local.steps is {steps} and local.epochs {epochs:g}; give one, leave out the other"
         )
     return LocalSpec(
         optimizer=named(spec.optimizer, "local.optimizer", OptimizerSpec),
         batch=require_whole(spec.batch, "local.batch", 1, 65_536),
-        steps=require_whole(spec.steps, "local.steps", 0, 1_000_000),
-        epochs=number(spec.epochs, "local.epochs"),
+        steps=steps,
+        epochs=epochs,
         clip=number(spec.clip, "local.clip"),
     )
 
 
-def selection(spec: SelectionSpec) -> SelectionSpec:
-    if spec.adaptive is not None:
-        number(spec.adaptive, "selection.adaptive")
+def selection(given: Any) -> SelectionSpec:
+    spec = part(given, "selection", SelectionSpec, "SelectionSpec(quorum=0.8, deadline_seconds=60)")
     return SelectionSpec(
         fraction=above(spec.fraction, "selection.fraction", 1.0),
         minimum=require_whole(spec.minimum, "selection.minimum", 1),
         quorum=above(spec.quorum, "selection.quorum", 1.0),
         deadline_seconds=optional(spec.deadline_seconds, "selection.deadline_seconds"),
-        adaptive=spec.adaptive,
+        adaptive=None if spec.adaptive is None else number(spec.adaptive, "selection.adaptive"),
     )
 
 
-def push(spec: PushSpec) -> PushSpec:
-    return PushSpec(bool(spec.difference), named(spec.encoding, "push.encoding", EncodingSpec))
+def push(given: Any) -> PushSpec:
+    spec = part(given, "push", PushSpec, "PushSpec(difference=True, encoding=EncodingSpec('float16'))")
+    return PushSpec(
+        switch(spec.difference, "push.difference"), named(spec.encoding, "push.encoding", EncodingSpec)
+    )
 
 
-def consensus(spec: ConsensusSpec) -> ConsensusSpec:
+def consensus(given: Any) -> ConsensusSpec:
+    spec = part(given, "consensus", ConsensusSpec, "ConsensusSpec(parameter_weight=0.01)")
+    optional_text(spec.attention, "consensus.attention")
+    if not isinstance(spec.probe, Mapping):
+        raise InvalidArgument(f"consensus.probe is {said(spec.probe)}; it must map names to arrays")
     for name, array in spec.probe.items():
+        text(name, "a name in consensus.probe")
         if not isinstance(array, np.ndarray) or not array.ndim:
             raise InvalidTensor(f"consensus.probe.{name} is no array; give one of [batch, ...]")
     if len({len(array) for array in spec.probe.values()}) > 1:
@@ -163,9 +131,15 @@ def consensus(spec: ConsensusSpec) -> ConsensusSpec:
     )
 
 
-def stop(spec: StopSpec) -> StopSpec:
+def stop(given: Any) -> StopSpec:
+    spec = part(given, "stop", StopSpec, "StopSpec(loss=0.1)")
+    if not isinstance(spec.metrics, Mapping):
+        raise InvalidArgument(f"stop.metrics is {said(spec.metrics)}; it must map metrics to shares")
     return StopSpec(
         None if spec.loss is None else number(spec.loss, "stop.loss", -MOST),
-        {name: number(value, f"stop.metrics.{name}") for name, value in spec.metrics.items()},
+        {
+            text(name, "a name in stop.metrics"): number(value, f"stop.metrics.{name}")
+            for name, value in spec.metrics.items()
+        },
         optional(spec.seconds, "stop.seconds"),
     )

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidTensor
+from edge_attention.core.keywords import named_fields
 from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.training import (
     ConsensusSpec,
@@ -46,6 +47,7 @@ __all__ = ["FederatedJob", "FederatedModel"]
 WEIGHTINGS = ("samples", "equal")
 
 
+@named_fields
 @dataclass(frozen=True, eq=False)
 class FederatedModel:
     """The model every node trains.
@@ -72,6 +74,7 @@ class FederatedModel:
     metrics: tuple[str, ...] = ()
 
 
+@named_fields
 @dataclass(frozen=True, eq=False)
 class FederatedJob:
     """Train one model over nodes that each hold other samples.
@@ -152,7 +155,8 @@ class FederatedJob:
 def _model(model: FederatedModel, digest: Callable[[bytes], str]) -> jobs.FederatedModel:
     if not isinstance(model, FederatedModel):
         raise InvalidArgument(f"model is {type(model).__name__}; give a FederatedModel, which holds the file")
-    if model.parameters is not None and not model.parameters:
+    parameters = () if model.parameters is None else checks.texts(model.parameters, "model.parameters")
+    if model.parameters is not None and not parameters:
         raise InvalidArgument(
             "model.parameters is empty; leave it out to train all floating-point initializers, or list the "
             "names of those that train"
@@ -160,7 +164,7 @@ def _model(model: FederatedModel, digest: Callable[[bytes], str]) -> jobs.Federa
     return jobs.FederatedModel(
         graph=digest(model_bytes(model.file)),
         loss=checks.loss(model.loss),
-        parameters=checks.texts(model.parameters or (), "model.parameters"),
+        parameters=parameters,
         inputs=checks.mapping(model.inputs, "model.inputs"),
         initial="" if model.initial is None else digest(_initial(model.initial)),
         gradients=checks.mapping(model.gradients, "model.gradients"),
@@ -175,8 +179,9 @@ def _initial(given: str | Path | Mapping[str, Array]) -> bytes:
             if not isinstance(array, np.ndarray) or array.dtype != np.float32:
                 raise InvalidTensor(f"model.initial: {name!r} must be a float32 array")
         return write_safetensors(given)
+    file = checks.path(given, "model.initial")
     try:
-        data = Path(given).read_bytes()
+        data = file.read_bytes()
     except OSError as error:
         raise InvalidArgument(f"model.initial, {str(given)!r}, cannot be read: {error.strerror}") from None
     try:

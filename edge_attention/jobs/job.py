@@ -17,17 +17,21 @@ The same as a file for `edge_attention.read_job` is in docs/client.md.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from edge_attention.core.errors import InvalidArgument, InvalidGraph, InvalidTensor
+from edge_attention.core.keywords import named_fields
 from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
 from edge_attention.core.tensors import Array, require
+from edge_attention.jobs import federated_checks as checks
+from edge_attention.jobs import values
 from edge_attention.jobs.checks import require_whole
 
 __all__ = ["Encoder", "FusionJob", "Head", "QueriesSpec", "model_bytes"]
@@ -50,15 +54,19 @@ def model_bytes(model: ModelFile) -> bytes:
         InvalidGraph: a file that cannot be read, or nothing in it.
         InvalidArgument: something else.
     """
-    if isinstance(model, str | Path):
+    if isinstance(model, str | os.PathLike):
+        file = values.path(model, "a model")
         try:
-            data = Path(model).read_bytes()
+            data = file.read_bytes()
         except OSError as error:
             raise InvalidGraph(f"the model {str(model)!r} cannot be read: {error.strerror}") from None
     elif isinstance(model, bytes):
         data = model
-    elif isinstance(model, ModelProto):
-        data = model.SerializeToString()
+    elif isinstance(model, ModelProto) and not isinstance(model, type):
+        try:
+            data = model.SerializeToString()
+        except Exception as error:  # onnx's or protobuf's own, as of a model past 2 GB
+            raise InvalidGraph(f"the model cannot be written as bytes: {error}") from None
     else:
         raise InvalidArgument(
             f"a model is {type(model).__name__}; give a path, the bytes of an ONNX file or an onnx.ModelProto"
@@ -70,6 +78,7 @@ def model_bytes(model: ModelFile) -> bytes:
     return data
 
 
+@named_fields
 @dataclass(frozen=True)
 class Encoder:
     """A node's part of the model: from columns of its dataset to keys and values.
@@ -85,6 +94,7 @@ class Encoder:
     trainable: tuple[str, ...] | None = None
 
 
+@named_fields
 @dataclass(frozen=True)
 class Head:
     """From the fused output and labels to a loss, on the node with the labels.
@@ -101,6 +111,7 @@ class Head:
     metrics: tuple[str, ...] = ()
 
 
+@named_fields
 @dataclass(frozen=True)
 class QueriesSpec:
     """Initial learned queries drawn from the standard normal distribution."""
@@ -120,6 +131,7 @@ class QueriesSpec:
         )
 
 
+@named_fields
 @dataclass(frozen=True, eq=False)
 class FusionJob:
     """Train one model whose samples' tokens are spread over nodes.
@@ -130,7 +142,7 @@ class FusionJob:
         rounds, batch: training steps, and samples of each.
         seed: of the order of samples and of the held-out split.
         scale: multiplies the scores; None: 1 / sqrt(key_dim).
-        missing: what becomes of a sample some node lacks.
+        missing: what becomes of a sample some node lacks, as in a file: `"leave_out"` or `"attend"`.
         holdout: share of the samples kept for evaluation, in [0, 1).
         evaluate_every: rounds between evaluations; 0: after the last only.
         patience_seconds: how long a round may wait for a node; None: the server's default.
@@ -145,7 +157,7 @@ class FusionJob:
     batch: int
     seed: int = 0
     scale: float | None = None
-    missing: MissingSamples = MissingSamples.LEAVE_OUT
+    missing: MissingSamples | str = MissingSamples.LEAVE_OUT
     holdout: float = 0.0
     evaluate_every: int = 0
     patience_seconds: float | None = None
@@ -164,51 +176,62 @@ class FusionJob:
             files[name] = data
             return name
 
-        encoders = tuple(
-            jobs.Encoder(
-                e.node,
-                e.dataset,
-                digest(e.model),
-                dict(e.inputs),
-                _trainable(e, f"encoder on {e.node!r}"),
-            )
-            for e in self.encoders
-        )
-        h = self.head
-        head = jobs.Head(
-            h.node, h.dataset, digest(h.model), dict(h.inputs), _trainable(h, "head"), tuple(h.metrics)
-        )
+        given = self.encoders if isinstance(self.encoders, tuple | list) else (self.encoders,)
+        encoders = tuple(_encoder(part, f"encoders[{at}]", digest) for at, part in enumerate(given))
+        head = _head(self.head, digest)
         queries = self.queries.draw() if isinstance(self.queries, QueriesSpec) else self.queries
         if not isinstance(queries, np.ndarray):
             raise InvalidTensor(
                 f"queries are {type(queries).__name__}; give a float32 array or a QueriesSpec"
             )
         require(queries, "queries", shape=("queries", "query_heads", "key_dim"))
-        optimizer = OptimizerSpec(self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
         return jobs.FusionJob(
-            name=self.name,
+            name=values.text(self.name, "name"),
             encoders=encoders,
             head=head,
             queries=queries,
-            optimizer=optimizer,
+            optimizer=checks.named(self.optimizer, "optimizer", OptimizerSpec),
             rounds=require_whole(self.rounds, "rounds", 1, 10_000_000),
             batch=require_whole(self.batch, "batch", 1, 65_536),
             seed=require_whole(self.seed, "seed"),
-            scale=self.scale,
-            missing=self.missing,
-            holdout=self.holdout,
+            scale=None if self.scale is None else values.above(self.scale, "scale", low=-values.MOST),
+            missing=values.member(self.missing, "missing", MissingSamples),
+            holdout=values.share_below_one(self.holdout, "holdout"),
             evaluate_every=require_whole(self.evaluate_every, "evaluate_every"),
-            patience_seconds=self.patience_seconds,
+            patience_seconds=values.optional(self.patience_seconds, "patience_seconds"),
         ), files
 
 
-def _trainable(part: Encoder | Head, what: str) -> tuple[str, ...]:
+def _encoder(given: Any, what: str, digest: Callable[[ModelFile], str]) -> jobs.Encoder:
+    part = values.part(given, what, Encoder, "Encoder('a', 'patients', 'encoder.onnx', {'x': 'features'})")
+    return jobs.Encoder(
+        node=values.text(part.node, f"{what}.node"),
+        dataset=values.text(part.dataset, f"{what}.dataset"),
+        graph=digest(part.model),
+        inputs=values.mapping(part.inputs, f"{what}.inputs"),
+        trainable=_trainable(part.trainable, f"{what}.trainable"),
+    )
+
+
+def _head(given: Any, digest: Callable[[ModelFile], str]) -> jobs.Head:
+    part = values.part(given, "head", Head, "Head('a', 'patients', 'head.onnx', {'y': 'label'})")
+    return jobs.Head(
+        node=values.text(part.node, "head.node"),
+        dataset=values.text(part.dataset, "head.dataset"),
+        graph=digest(part.model),
+        inputs=values.mapping(part.inputs, "head.inputs"),
+        trainable=_trainable(part.trainable, "head.trainable"),
+        metrics=values.texts(part.metrics, "head.metrics"),
+    )
+
+
+def _trainable(given: Any, what: str) -> tuple[str, ...]:
     """As it travels: empty for all."""
-    if part.trainable is None:
+    if given is None:
         return ()
-    if not isinstance(part.trainable, tuple | list) or not part.trainable:
+    if not isinstance(given, tuple | list) or not given:
         raise InvalidArgument(
-            f"trainable of the {what} is {part.trainable!r}; leave it out to train all floating-point "
-            "initializers, or list the names of those that train, at least one"
+            f"{what} is {values.said(given)}; leave it out to train all floating-point initializers, or list "
+            "the names of those that train, at least one"
         )
-    return tuple(part.trainable)
+    return values.texts(given, what)

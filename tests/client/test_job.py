@@ -165,9 +165,13 @@ def job(**changes):
     ("changes", "error", "said"),
     [
         ({"rounds": 0}, InvalidArgument, "rounds is 0; it must be a whole number from 1 to 10000000"),
-        ({"head": Head("a", "d", b"m", {}, trainable=())}, InvalidArgument, "trainable of the head is"),
-        ({"head": Head("a", "d", b"m", {}, trainable="w")}, InvalidArgument, "trainable of the head is 'w'"),
-        ({"encoders": (Encoder("b", "d", b"m", {}, []),)}, InvalidArgument, "encoder on 'b'"),
+        ({"head": Head("a", "d", b"m", {}, trainable=())}, InvalidArgument, "head.trainable is"),
+        ({"head": Head("a", "d", b"m", {}, trainable="w")}, InvalidArgument, "head.trainable is 'w'"),
+        (
+            {"encoders": (Encoder("b", "d", b"m", {}, []),)},
+            InvalidArgument,
+            r"encoders\[0\].trainable is \[\]",
+        ),
         ({"batch": -1}, InvalidArgument, "batch is -1"),
         ({"seed": 1.5}, InvalidArgument, "seed is 1.5"),
         ({"queries": QueriesSpec(0, 2, 4)}, InvalidArgument, "queries: count is 0"),

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edge_attention.core.keywords import named_fields
 from edge_attention.core.specs import EncodingSpec, OptimizerSpec, StrategySpec
 from edge_attention.core.tensors import Array
 
 
+@named_fields
 @dataclass(frozen=True)
 class LossSpec:
     """A model's loss.
@@ -46,6 +48,7 @@ class FederatedModel:
     metrics: tuple[str, ...] = ()
 
 
+@named_fields
 @dataclass(frozen=True)
 class LocalSpec:
     """What a node does in a round: `steps` steps of `batch` samples, or `epochs` passes over its rows.
@@ -60,6 +63,7 @@ class LocalSpec:
     clip: float = 0.0
 
 
+@named_fields
 @dataclass(frozen=True)
 class SelectionSpec:
     """Who is asked in a round, and when it goes on without those who have not answered.
@@ -79,6 +83,7 @@ class SelectionSpec:
     adaptive: float | None = None
 
 
+@named_fields
 @dataclass(frozen=True)
 class PushSpec:
     """How parameters travel down: whole, or as the difference, so encoded, to what the node has."""
@@ -87,6 +92,7 @@ class PushSpec:
     encoding: EncodingSpec = field(default_factory=EncodingSpec)
 
 
+@named_fields
 @dataclass(frozen=True, eq=False)
 class ConsensusSpec:
     """The losses of DESIGN section 4 on a probe batch; penalties on local training where a weight is above 0.
@@ -101,6 +107,7 @@ class ConsensusSpec:
     parameter_weight: float = 0.0
 
 
+@named_fields
 @dataclass(frozen=True)
 class StopSpec:
     """When a run ends before its last round, by whichever comes first.
