@@ -259,7 +259,7 @@ def model(**changes):
         ({"holdout": 1.0}, InvalidArgument, "holdout is 1.0; it must be 0 or above, and below 1"),
         ({"strategy": StrategySpec("fedavg", {"lr": float("nan")})}, InvalidArgument, r"strategy\.lr is nan"),
         ({"strategy": 3}, InvalidArgument, "strategy is 3; give a name or a StrategySpec"),
-        ({"update": StrategySpec("int8")}, InvalidArgument, "give a name or a EncodingSpec"),
+        ({"update": StrategySpec("int8")}, InvalidArgument, "give a name or an EncodingSpec"),
         ({"local": LocalSpec(OptimizerSpec("sgd"), 8, 1, 1)}, InvalidArgument, r"local\.steps is 1 and"),
         ({"local": LocalSpec(OptimizerSpec("sgd"), 0, 1)}, InvalidArgument, r"local\.batch is 0"),
         ({"local": LocalSpec(OptimizerSpec("sgd"), 8, 1, clip=-1)}, InvalidArgument, r"local\.clip is -1"),
