@@ -46,7 +46,12 @@ way, the second leaves at once.
     multiple=True,
     metavar="NAME=FILE",
     help="A dataset to work on: .npz, .csv or .parquet. Its rows stay here. Ids are in the column `id`, or "
-    "FILE?id=COLUMN. Repeatable.",
+    "FILE?id=COLUMN. More to say of a file: docs/data.md. Repeatable.",
+)
+@click.option(
+    "--check-data",
+    is_flag=True,
+    help="Print what this node would make of each --data, and leave. No value is printed.",
 )
 @click.option(
     "--allow-release",
@@ -108,6 +113,7 @@ def main(
     aggregator: tuple[str, int],
     name: str | None,
     data: tuple[str, ...],
+    check_data: bool,
     allow_release: tuple[str, ...],
     id_key: Path | None,
     private_failures: int,
@@ -129,6 +135,8 @@ def main(
     from its datasets leaves only if --allow-release says so.
     """
     set_up(log_level)
+    if check_data:
+        sys.exit(_check_data(data))
     from edge_attention import loop  # these after --help and --version
     from edge_attention.box import usable_memory
     from edge_attention.core.tensors import require_name
@@ -205,6 +213,22 @@ def main(
     sys.stderr.flush()
     # A graph that does not end must not keep the process from ending.
     os._exit(code)
+
+
+def _check_data(data: tuple[str, ...]) -> int:
+    """Prints what each file becomes; the exit code: 2 where the node would not start."""
+    from edge_attention.core.printable import shown
+    from edge_attention.tables.check import check_file, lines_of
+
+    refused = not data
+    for spec in data:
+        name, _, file = spec.partition("=")
+        check, _ = check_file(file)
+        refused = refused or bool(check.refused)
+        click.echo("\n".join(map(shown, (f"{name}:", *lines_of(check)))))
+    if not data:
+        click.echo("edge-node: --check-data looks at --data, and there is none", err=True)
+    return 2 if refused else 0
 
 
 name_sources(main)

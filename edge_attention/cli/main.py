@@ -19,6 +19,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _COMMANDS = {
     "attend": "edge_attention.cli.attend:attend",
     "contexts": "edge_attention.cli.contexts:contexts",
+    "data": "edge_attention.cli.data:data",
     "demo": "edge_attention.demo.command:demo",
     "doctor": "edge_attention.cli.doctor:doctor",
     "enrol": "edge_attention.cli.enrol:enrol",

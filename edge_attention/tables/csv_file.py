@@ -56,6 +56,8 @@ class _Reading:
                 f"{path.name}, line {dialect.first}: two columns are called {names[self._id]!r}; which are "
                 "the ids? Say ?id=#2 for the second column, or ?id= for none"
             )
+        if self._id is not None:
+            self._decided["ids"] = f"column {names[self._id] or '#1'!r}"
         self._decimal = options.decimal
         aside = {i for i, name in enumerate(names) if name in self._twice}
         if dialect.row_names:

@@ -68,7 +68,13 @@ def read_npz(path: Path, options: TableOptions) -> Table:
         raise InvalidArgument(
             f"{path} cannot be read: it is not an .npz file of numbers, or is damaged"
         ) from None
-    return Table(columns, None if ids is None else ids.finish(), None, aside)
+    return Table(
+        columns,
+        None if ids is None else ids.finish(),
+        None,
+        aside,
+        decided={} if identity is None else {"ids": f"column {identity!r}"},
+    )
 
 
 def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from edge_attention.core.errors import InvalidArgument
 
-__all__ = ["SEPARATORS", "TableOptions", "parse_options"]
+__all__ = ["SEPARATORS", "TableOptions", "parse_options", "split_file"]
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " ", "colon": ":"}
 """Separators that have a name; any other single character stands for itself."""
 
+_BEGIN = re.compile(r"\?(?=[a-z]+=)")
 _DECIMALS = {"point": ".", ".": ".", "comma": ",", ",": ","}
 _HEADERS = {"yes": True, "no": False}
 
@@ -69,6 +72,18 @@ def parse_options(text: str) -> TableOptions:
                 "decimal=point|comma, encoding=NAME, header=yes|no, skip=LINES"
             )
     return found
+
+
+def split_file(spec: str) -> tuple[Path, TableOptions]:
+    """The path and the options of `FILE` or `FILE?id=COLUMN&separator=tab`.
+
+    Raises:
+        InvalidArgument: there is no path, or an option is none.
+    """
+    file, *options = _BEGIN.split(spec, maxsplit=1)
+    if not file:
+        raise InvalidArgument(f"{spec!r} has no file")
+    return Path(file), parse_options("".join(options))
 
 
 def _encoding(name: str) -> str:

@@ -86,7 +86,13 @@ def read_parquet(path: Path, options: TableOptions) -> Table:
             aside[column.name] = column.reason
         else:
             found[column.name] = made
-    return Table(found, None if ids is None else ids.finish(), None, aside)
+    return Table(
+        found,
+        None if ids is None else ids.finish(),
+        None,
+        aside,
+        decided={} if place is None else {"ids": f"column {names[place]!r}"},
+    )
 
 
 class _ParquetColumn:

@@ -77,8 +77,7 @@ def _check(table: Table, path: Path) -> None:
             f"{path.name}: column {next(iter(lengths))!r} has no rows; a dataset has one or more"
         )
     if table.ids is not None and (twice := table.ids.twice()) is not None:
-        first, again = twice
+        places = f"{table.place(twice[0])} and again in {table.place(twice[1])}"
         raise InvalidArgument(
-            f"{path.name}: id {table.ids[again].decode()!r} is in {table.place(first)} and again in "
-            f"{table.place(again)}; ?id=COLUMN names another column of ids, ?id= says there are none"
+            f"{path.name}: one id is in {places}; ?id=COLUMN names another column of ids, ?id= says none is"
         )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hmac
 import logging
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +21,6 @@ __all__ = ["ALL", "LocalDataset", "read"]
 
 log = logging.getLogger(__name__)
 
-_OPTIONS = re.compile(r"\?(?=[a-z]+=)")
 _ASIDE = 2_000
 """Characters of what is set aside, in the one warning about it."""
 
@@ -102,15 +99,14 @@ def read(spec: str) -> LocalDataset:
         InvalidArgument: it cannot be read; says where and why.
         ResourceExhausted: the file holds more than this machine has room for.
     """
-    from edge_attention.tables.options import parse_options  # which a node without datasets spares
+    from edge_attention.tables.options import split_file  # which a node without datasets spares
     from edge_attention.tables.reading import read_table
 
     name, equals, rest = spec.partition("=")
-    file, *more = _OPTIONS.split(rest, maxsplit=1)
-    if not equals or not file:
+    if not equals or not rest:
         raise InvalidArgument(f"--data {spec!r} is not NAME=FILE, as clinic=/data/patients.csv")
     try:
-        table = read_table(Path(file), parse_options("".join(more)))
+        table = read_table(*split_file(rest))
         dataset = LocalDataset(name, table)
     except (InvalidArgument, ResourceExhausted) as error:
         raise type(error)(f"--data {name}: {error.message}") from None
