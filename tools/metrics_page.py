@@ -91,6 +91,7 @@ NODE = {
     "cells_started_total": "increase(NAME[1h]) > 5",
     "cells_died_total": "sum by (node, how) (increase(NAME[1h])) > 0",
     "cell_seconds_total": "rate(NAME[5m])",
+    "cell_graph_seconds_total": "rate(NAME[5m])",
     "refused_graphs": "NAME > 0",
 }
 
@@ -108,7 +109,8 @@ class _Node:
     """Stands for a node's store, session and cells: their numbers are not asked for."""
 
     limit, registered, reconnects, tasks = 0, False, 0, 0
-    started, died, seconds, running, refused = 0, MappingProxyType({"": 0}), 0.0, 0, 0
+    started, died, running, refused = 0, MappingProxyType({"": 0}), 0, 0
+    seconds = graph_seconds = 0.0
 
     def counts(self) -> _Node:
         return self
@@ -153,11 +155,9 @@ def _aggregator() -> Any:
     with State(None) as state:
         metrics, membership, bulk = Metrics(), Membership(1.0, str), Bulk(state)
         dispatcher = Dispatcher(membership, metrics.tasks)
-        link = FleetLink(
-            membership, dispatcher, bulk, metrics, heartbeat_seconds=1.0, welcome=lambda member: ()
-        )
+        link = FleetLink(membership, dispatcher, bulk, metrics, welcome=lambda member: ())
         trips, budgets, turns = Trips(dispatcher, bulk), Budgets(), Turns()
-        recipes_of(Engine(state, membership, trips, bulk, link, metrics, budgets, turns, 1.0, 1.0, lambda: 0))
+        recipes_of(Engine(state, membership, trips, bulk, link, metrics, budgets, turns, 1.0, lambda: 0))
         return metrics.registry
 
 

@@ -24,6 +24,7 @@ SCOPES = ("task", "job", "context")
 HIDDEN = (
     b"process_",  # memory, processor time; and open files: a large tensor has one
     b"edge_attention_node_cell_seconds",
+    b"edge_attention_node_cell_graph_seconds",
     b"edge_attention_node_cells_died",
 )
 """What would tell how much a task on private data takes, or how a graph ended: of a node with datasets it is
@@ -54,6 +55,8 @@ class CellFigures(Protocol):
     def died(self) -> Mapping[str, int]: ...
     @property
     def seconds(self) -> float: ...
+    @property
+    def graph_seconds(self) -> float: ...
     @property
     def running(self) -> int: ...
     @property
@@ -201,6 +204,11 @@ class _Now:
             PREFIX + "cell_seconds_total",
             "Seconds that tasks spent in these processes, or waiting for them.",
             counts.seconds,
+        )
+        yield counted(
+            PREFIX + "cell_graph_seconds_total",
+            "Of these, seconds that ONNX Runtime ran there, as the processes say.",
+            counts.graph_seconds,
         )
         yield measured(
             PREFIX + "refused_graphs",

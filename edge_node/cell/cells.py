@@ -62,6 +62,7 @@ class Cells:
             sum(cell.counts.started for cell in cells),
             sum((cell.counts.died for cell in cells), Counter()),
             sum(cell.counts.seconds for cell in cells),
+            sum(cell.counts.graph_seconds for cell in cells),
             sum(cell.pid is not None for cell in cells),
             self.graphs.refused,
         )

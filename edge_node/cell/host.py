@@ -132,6 +132,7 @@ class Cell:
         stop: Stoppable,
     ) -> list[Array]:
         channel, digest = process.lanes[lane], graph.digest
+        began, told = self._clock(), channel.numbers
         try:
             known, forgotten = self._take_hold(process, number, graph)
             try:
@@ -141,6 +142,9 @@ class Cell:
                 return run(channel, number, digest, known, feeds, outputs, stop, self._settings.limit)
             finally:
                 with self._lock:
+                    # A cell may say what it likes, but not that it took longer than it did.
+                    said = (channel.numbers - told) / 1e9
+                    self.counts.graph_seconds += min(said, self._clock() - began)
                     process.used[digest] -= 1
                     if not process.used[digest]:
                         del process.used[digest]

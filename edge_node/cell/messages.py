@@ -2,7 +2,8 @@
 
 A lane is a socket and two windows, one for each direction; who sends writes to its window first:
 
-    socket   magic, kind, bytes of the head, the job; descriptors of what is too large for the window
+    socket   magic, kind, bytes of the head, and a number: to the cell the job, from it nanoseconds that
+             ONNX Runtime has run for it since the last; descriptors of what is too large for the window
     window   the head, JSON, from 0; tensors from HEAD on, each at a multiple of ALIGNMENT
 
     daemon                                cell
@@ -94,12 +95,12 @@ _KINDS = {kind.value: kind for kind in CellKind}
 
 class Message(NamedTuple):
     """One that has come. `text` is the head as it was sent; `head` is of all messages of this text: not ours
-    to change."""
+    to change. `number`: the job, or nanoseconds (see above)."""
 
     kind: CellKind
     head: dict[str, Any]
     descriptors: list[int]
-    job: int
+    number: int
     text: bytes
 
 
@@ -132,6 +133,8 @@ class Channel:
         self._written = writes.data
         self._end = HEAD
         self._heads: dict[bytes, dict[str, Any]] = {}
+        self.numbers = 0
+        """The sum of the numbers of all messages that have come."""
 
     def begin(self) -> None:
         """What is placed from now on belongs to the next message."""
@@ -157,7 +160,7 @@ class Channel:
         np.ndarray(data.shape, data.dtype, self.writes, start)[...] = data
 
     def send(
-        self, kind: CellKind, head: dict[str, Any] | bytes, descriptors: Sequence[int] = (), job: int = 0
+        self, kind: CellKind, head: dict[str, Any] | bytes, descriptors: Sequence[int] = (), number: int = 0
     ) -> None:
         """Send a message; `head` may be `encoded` already.
 
@@ -169,7 +172,7 @@ class Channel:
         if len(text) > HEAD or len(descriptors) > DESCRIPTORS:
             raise ValueError("too many names or tensors for a message")
         self._written[: len(text)] = text
-        frame = _FRAME.pack(_MAGIC, kind, len(text), job)
+        frame = _FRAME.pack(_MAGIC, kind, len(text), number)
         if descriptors:
             rights = array.array("i", descriptors)
             self.socket.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
@@ -194,7 +197,7 @@ class Channel:
                 raise Nonsense("descriptors that nobody asked for")
             if len(data) != _FRAME.size or flags & socket.MSG_TRUNC:
                 raise Nonsense("a frame of another size")
-            magic, number, length, job = _FRAME.unpack(data)
+            magic, kind, length, number = _FRAME.unpack(data)
             if magic != _MAGIC or length > HEAD:
                 raise Nonsense("no frame of this protocol")
             try:
@@ -202,13 +205,14 @@ class Channel:
                 text = bytes(self._read[:length])
                 known = self._heads.get(text)
                 found = json.loads(text) if known is None else known
-                message = Message(_KINDS[number], found, descriptors, job, text)
+                message = Message(_KINDS[kind], found, descriptors, number, text)
             except (ValueError, KeyError, RecursionError) as error:
                 raise Nonsense(f"a head that is none: {type(error).__name__}") from None
             if not isinstance(found, dict):
                 raise Nonsense("a head that is no object")
             if known is None and length <= KEPT_BYTES:
                 keep(self._heads, text, found)
+            self.numbers += number
             return message
         except Nonsense:
             for descriptor in descriptors:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,8 @@ class Lane:
         self._job: int | None = None
         self._stop: Callable[[], None] | None = None
         self._options = run_options()
+        self._ran = 0
+        """Nanoseconds that ONNX Runtime has run since the daemon was told last."""
 
     def stop(self, job: int) -> None:
         """End what runs for this job, or is about to. From another thread."""
@@ -96,7 +99,11 @@ class Lane:
                 kind, head = CellKind.FAILED, {"error": type(error).__name__, "text": error.message[:TEXT]}
             except MemoryError:
                 kind, head = CellKind.FAILED, {"error": "OutOfMemory", "text": "no memory is left for it"}
-            self._channel.send(kind, head)
+            self._send(kind, head)
+
+    def _send(self, kind: CellKind, head: dict[str, Any] | bytes) -> None:
+        ran, self._ran = self._ran, 0
+        self._channel.send(kind, head, (), ran)
 
     def _begin(self, job: int, stop: Callable[[], None]) -> None:
         """From now on `stop` ends what runs for the job. Raises _Stopped if it was to end already."""
@@ -133,13 +140,13 @@ class Lane:
                 with contextlib.suppress(AttributeError):  # before ONNX Runtime 1.21 a load goes on
                     option.set_load_cancellation_flag(True)
 
-        self._begin(message.job, stop)
+        self._begin(message.number, stop)
         try:
             session = open_session(data, options, self._cell.provider, where)
         except Exception as error:
             raise translate(error, where, InvalidGraph) from None
         finally:
-            self._end(message.job)
+            self._end(message.number)
         session._model_bytes = None  # ONNX Runtime keeps the file; the daemon has it
         types = input_types(session, where), output_types(session)
         self._cell.graphs[digest] = Loaded(session)
@@ -162,7 +169,8 @@ class Lane:
         def stop() -> None:
             options.terminate = True
 
-        self._begin(message.job, stop)
+        self._begin(message.number, stop)
+        began = time.perf_counter_ns()
         try:
             if bound.run(graph.session, self._channel.writes, options):
                 return bound.answer
@@ -170,7 +178,8 @@ class Lane:
             if options.terminate:
                 raise _Stopped from None
         finally:
-            self._end(message.job)
+            self._ran += time.perf_counter_ns() - began
+            self._end(message.number)
         graph.unbind()
         return None
 
@@ -195,7 +204,8 @@ class Lane:
         def stop() -> None:
             options.terminate = True
 
-        self._begin(message.job, stop)
+        self._begin(message.number, stop)
+        began = time.perf_counter_ns()
         try:
             results = self._bound(graph.session, head["out"], feeds, rooms, options) if rooms else None
             if results is None:
@@ -206,7 +216,8 @@ class Lane:
                 raise _Stopped from None
             raise translate(error, where, InvalidProgram) from None
         finally:
-            self._end(message.job)
+            self._ran += time.perf_counter_ns() - began
+            self._end(message.number)
         for number in for_outputs:
             regions[number].unmap()  # before the answer: the daemon seals what this process could still write
         for result in results.values():
@@ -273,7 +284,7 @@ class Lane:
             ]
             return {"out": found, "made": bool(made)}, None if made else placed
         # More than the window holds: the daemon has memory for it, or not.
-        channel.send(CellKind.NEED, {"out": [types[n] for n in range(len(types))], "made": bool(made)})
+        self._send(CellKind.NEED, {"out": [types[n] for n in range(len(types))], "made": bool(made)})
         message = channel.receive()
         if message is None:
             raise SystemExit(0)

@@ -66,7 +66,9 @@ def test_cells_are_counted_and_that_there_are_none_is_said(made):
     metrics, session = made
     assert value(metrics, "cells_enabled") == 0
     assert value(metrics, "cells_running") is None
-    counts = Counts(started=3, died=Counter(SIGFPE=2, exit=1), seconds=1.5, running=1, refused=4)
+    counts = Counts(
+        started=3, died=Counter(SIGFPE=2, exit=1), seconds=1.5, graph_seconds=0.5, running=1, refused=4
+    )
     cells = SimpleNamespace(counts=lambda: counts)
     metrics = NodeMetrics(Store(1000), session, "CPUExecutionProvider", 3, cells)
     assert value(metrics, "cells_enabled") == 1
@@ -74,6 +76,7 @@ def test_cells_are_counted_and_that_there_are_none_is_said(made):
     assert value(metrics, "cells_started_total") == 3
     assert value(metrics, "cells_died_total", how="SIGFPE") == 2
     assert value(metrics, "cell_seconds_total") == 1.5
+    assert value(metrics, "cell_graph_seconds_total") == 0.5
     assert value(metrics, "refused_graphs") == 4
 
 
@@ -117,8 +120,9 @@ def test_what_would_tell_of_private_data_stays_on_the_machine(made):
             b"process_cpu_seconds_total",
             b"process_open_fds",
             b"edge_attention_node_cell_seconds_total",
+            b"edge_attention_node_cell_graph_seconds_total",
             b"edge_attention_node_cells_died_total",
         }
-        assert len(told) == (0 if quiet else 6)
+        assert len(told) == (0 if quiet else 7)
         assert b"edge_attention_node_run_seconds_count" in names
         assert b"\nprocess_resident_memory_bytes " in metrics.registry.text()
