@@ -42,7 +42,7 @@ from edge_attention.options import ADDRESS, name_sources, set_up
     "--lease",
     type=click.FloatRange(0.5, 3600),
     default=10.0,
-    help="Seconds a node may be silent before it counts as lost.",
+    help="Seconds a node may be silent before it counts as lost; in a fleet of over 600 nodes longer.",
 )
 @click.option(
     "--patience",
@@ -97,9 +97,7 @@ def main(
     if trust["tls"]:
         own = (trust["tls_certificate"], trust["tls_key"], trust["tls_authority"])
         trusted = TrustSettings(trust["tls_name"], life(trust), *own, trust["bootstrap"], grpc_log)
-    settings = ServerSettings(
-        *listen, state, metrics_host, metrics_port, lease, min(lease / 3, 3.0), patience, trusted
-    )
+    settings = ServerSettings(*listen, state, metrics_host, metrics_port, lease, patience, trusted)
     try:
         loop.run(serve(settings))
     except EdgeAttentionError as error:

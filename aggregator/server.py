@@ -73,7 +73,6 @@ class ServerSettings:
     metrics_host: str
     metrics_port: int | None
     lease: float
-    heartbeat: float
     patience: float
     trust: TrustSettings | None = None  # None: without TLS, on loopback only
 
@@ -144,7 +143,6 @@ async def running(
             dispatcher,
             bulk,
             metrics,
-            heartbeat_seconds=settings.heartbeat,
             welcome=lambda member: tuple(
                 name for recipe in made if recipe.unneeded is not None for name in recipe.unneeded(member)
             ),
@@ -154,7 +152,7 @@ async def running(
         metrics.now.watch(membership.members, link.queues)
         engine = Engine(
             state, membership, trips, bulk, link, metrics, budgets, turns,
-            settings.patience, settings.heartbeat, lambda: http.port if http is not None else 0,
+            settings.patience, lambda: http.port if http is not None else 0,
         )  # fmt: skip
         made += recipes_of(engine, recipes)
         api = Api(membership, bulk, revoked, budgets, turns)

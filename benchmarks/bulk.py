@@ -141,9 +141,7 @@ async def _serve() -> None:
         membership = Membership(3600.0, lambda: secrets.token_hex(8))
         bulk = Bulk(state)
         dispatcher = Dispatcher(membership, metrics.tasks)
-        link = FleetLink(
-            membership, dispatcher, bulk, metrics, heartbeat_seconds=3.0, welcome=lambda member: ()
-        )
+        link = FleetLink(membership, dispatcher, bulk, metrics, welcome=lambda member: ())
         register = Register(PROTOCOL, "", "node", "1", "", "CPU", 1, 1 << 30)
         session = membership.register(register, time.monotonic()).member.session
         path = state.directory / "lent"

@@ -27,6 +27,8 @@ NODES, PROCESSES, ASKED = 1000, 2, 100
 BEATS_BOUND, ATTEND_BOUND = 10.0, 60.0
 """Percent of a core; milliseconds."""
 WARM = 10
+SETTLE_SECONDS = 10.0
+"""By then each node has beaten and been told how often it is to beat in a fleet of this size."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ def report(quick: bool) -> Report:
             nodes = sum(processor_seconds(worker.pid) for worker in workers)
             return Spent(processor_seconds(pid), nodes, time.process_time(), time.perf_counter())
 
-        time.sleep(3.0)
+        time.sleep(SETTLE_SECONDS)
         began = spent()
         time.sleep(seconds)
         beats = _less(spent(), began)

@@ -79,6 +79,7 @@ class Node:
         self._channel = grpc.aio.insecure_channel(address, options=options)
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
         self._sent = self._came = 0
+        self._interval = 0.0
         self._reported = time.monotonic() - REPORT_SECONDS * (number % 100) / 100  # not all at once
         self.up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.running: asyncio.Task[None]
@@ -97,8 +98,11 @@ class Node:
                 match to_node.decode(data):
                     case said.Registered() as registered:
                         self._send(PROGRAMS)
-                        tasks.append(asyncio.create_task(self._beat(registered.heartbeat_seconds)))
+                        self._interval = registered.heartbeat_seconds
+                        tasks.append(asyncio.create_task(self._beat()))
                         self.up.set_result(None)
+                    case said.HeartbeatAck() as ack:
+                        self._interval = ack.heartbeat_seconds or self._interval
                     case Program() as program:
                         self._answer(program, len(data))
                     case Call() as call:
@@ -118,16 +122,17 @@ class Node:
         while True:
             await call.write(await self._out.get())
 
-    async def _beat(self, seconds: float) -> None:
+    async def _beat(self) -> None:
         number = 0
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(self._interval)
             number += 1
             due = time.monotonic() - self._reported >= REPORT_SECONDS
             if due:
                 self._reported = time.monotonic()
             metrics = report() if due else b""
-            self._send(said.Heartbeat(number, 1 << 20, 0, False, metrics, self._sent, self._came))
+            counts = self._sent, self._came
+            self._send(said.Heartbeat(number, 1 << 20, 0, False, metrics, *counts, self._interval))
 
     def _answer(self, program: Program, size: int) -> None:
         tensors: dict[str, Float32]

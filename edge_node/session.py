@@ -38,6 +38,10 @@ waits for up to as long, which is less than any lease."""
 ANSWER_SECONDS = 10.0
 DRAIN_SECONDS = 10.0
 """How long a node that leaves tries to deliver while it has no connection."""
+BEAT_SECONDS = (0.1, 60.0)
+"""Between two heartbeats, whatever the aggregator asks for."""
+LEASE_SECONDS = (1.0, 3600.0)
+"""How long a silent aggregator is waited for, whatever it asks for; and never less than two heartbeats."""
 _FINAL = (errors.AlreadyExists, errors.InvalidArgument, errors.PermissionDenied, errors.FailedPrecondition)
 
 
@@ -258,11 +262,14 @@ class Session:
                 self.outbox.granted(message)
                 self._let_go()
                 return self._pump(now)
-            case said.HeartbeatAck(number, sent):
+            case said.HeartbeatAck(number, sent, lease, heartbeat):
                 if sent and sent != self._came - 1:
                     raise Damaged(f"{self._where} has sent {sent} messages, {self._came - 1} have come")
                 self.outbox.answered(number)
                 self._let_go()
+                if heartbeat and self.registered:
+                    self._go_by(lease, heartbeat)
+                    self._beat_at = min(self._beat_at, now + self._heartbeat)
             case None:
                 self._require_taken()
                 return self._consumed(size, self._streams)
@@ -315,8 +322,7 @@ class Session:
         self._turn(SessionPhase.REGISTERED, now, "resumed" if message.resumed else "registered")
         self.id = message.session
         self._attempts = 0
-        self._lease = max(1.0, message.lease_seconds)
-        self._heartbeat = max(0.1, message.heartbeat_seconds)  # in this order NaN is no harm
+        self._go_by(message.lease_seconds, message.heartbeat_seconds)
         self._beat_at = now + self._heartbeat
         self.outbox.open(message.credit, message.taken)
         self._debt = Debt(PROGRAMS)
@@ -329,6 +335,13 @@ class Session:
         how = " (session resumed)" if message.resumed else ""
         actions.append(Say(f"registered with {self._where} as {self._name}{how}"))
         return [*actions, *self._pump(now)]
+
+    def _go_by(self, lease: float, heartbeat: float) -> None:
+        """Beat and wait for the aggregator as it asks, within this node's own bounds."""
+        least, most = BEAT_SECONDS
+        self._heartbeat = min(most, max(least, heartbeat))  # in this order NaN is no harm
+        least, most = max(LEASE_SECONDS[0], 2 * self._heartbeat), LEASE_SECONDS[1]
+        self._lease = min(most, max(least, lease))
 
     def _program(self, program: Program | Call, size: int, now: float) -> list[Action]:
         task_id = program.task_id
@@ -385,9 +398,10 @@ class Session:
         self._beat_at = now + self._heartbeat
         report, sent = self._report(now), self._sent
         self._sent += 1
-        return SendMessage(
-            said.Heartbeat(self._beats, self._memory(), self.tasks, self.draining, report, sent, self._came)
+        beat = said.Heartbeat(
+            self._beats, self._memory(), self.tasks, self.draining, report, sent, self._came, self._heartbeat
         )
+        return SendMessage(beat)
 
     def _finish(self, now: float) -> list[Action]:
         """Leave, if that is what remains."""
@@ -413,4 +427,7 @@ class Session:
         assert self._kept_bytes <= KEPT_BYTES
         assert self._running_bytes == sum(task.size for task in self._running.values())
         assert len(self._kept) <= KEPT_TASKS
+        if self.registered:
+            assert BEAT_SECONDS[0] <= self._heartbeat <= BEAT_SECONDS[1]
+            assert 2 * self._heartbeat <= self._lease <= LEASE_SECONDS[1]
         self.outbox.check()

@@ -79,7 +79,6 @@ class Checkup:
     """Describes this aggregator and probes its nodes.
 
     Args:
-        heartbeat: seconds between a node's heartbeats.
         http_port: where metrics are served; 0: nowhere, or not yet.
     """
 
@@ -87,13 +86,11 @@ class Checkup:
         self,
         membership: Membership,
         trips: Trips,
-        heartbeat: float,
         http_port: Callable[[], int] = int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership = membership
         self._trips = trips
-        self._heartbeat = heartbeat
         self._http_port = http_port
         self._clock = clock
         self._started = clock()
@@ -111,8 +108,8 @@ class Checkup:
             software=box.software(),
             protocol=PROTOCOL,
             uptime_seconds=self._clock() - self._started,
-            lease_seconds=self._membership.lease,
-            heartbeat_seconds=self._heartbeat,
+            lease_seconds=self._membership.pace.lease,
+            heartbeat_seconds=self._membership.pace.heartbeat,
             keepalive_seconds=KEEPALIVE_SECONDS,
             least_ping_seconds=LEAST_PING_SECONDS,
             http_port=self._http_port(),

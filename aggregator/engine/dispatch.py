@@ -279,7 +279,7 @@ class Dispatcher:
         for node in sorted(set(exchange.waits.values())):
             member = self._membership.get(node)
             if member is not None and not member.live:
-                left = max(member.heard + self._membership.lease - time.monotonic(), 0.0)
+                left = max(self._membership.ends(member) - time.monotonic(), 0.0)
                 clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
                 away.append(f"node {node!r} ({member.state.value}), whose lease ends at {clock}")
         return ", ".join(away)

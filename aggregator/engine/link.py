@@ -88,7 +88,6 @@ class FleetLink:
         bulk: Bulk,
         observer: LinkObserver,
         *,
-        heartbeat_seconds: float,
         welcome: Welcome,
         require_name: RequireName | None = None,
         audit: Audit | None = None,
@@ -97,7 +96,6 @@ class FleetLink:
         self._dispatcher = dispatcher
         self._bulk = bulk
         self._observer = observer
-        self._heartbeat = heartbeat_seconds
         self._welcome = welcome
         self._require_name = require_name or (lambda name, what: None)
         self._audit = audit or Audit(None)
@@ -170,11 +168,12 @@ class FleetLink:
         if previous is None or not admission.resumed:  # else it was never away: a message came damaged
             self._audit.write(how, subject=f"node/{name}", peer=context.peer(), releases=releases)
         drop = self._welcome(member)
+        pace = self._membership.pace
         connection.send(
             Registered(
                 member.session,
-                self._membership.lease,
-                self._heartbeat,
+                pace.lease,
+                pace.heartbeat,
                 admission.resumed,
                 CREDIT,
                 drop,
@@ -277,7 +276,7 @@ class FleetLink:
                         draining = message.draining
                         before = self._membership.state(name)
                         self._membership.heard(name, time.monotonic(), message)
-                        connection.send(HeartbeatAck(message.number))
+                        connection.send(self._answer(name, message))
                         if message.metrics:
                             self._report(member, message.metrics, time.monotonic())
                         if draining and self._membership.state(name) is not before:
@@ -291,6 +290,11 @@ class FleetLink:
                         raise InvalidArgument("a node registers once a stream")
         finally:
             connection.close()
+
+    def _answer(self, name: str, heartbeat: Heartbeat) -> HeartbeatAck:
+        if (pace := self._membership.answer(name, heartbeat)) is None:
+            return HeartbeatAck(heartbeat.number)
+        return HeartbeatAck(heartbeat.number, lease_seconds=pace.lease, heartbeat_seconds=pace.heartbeat)
 
     def _report(self, member: Member, report: bytes, now: float) -> None:
         if now - member.reported < REPORT_SECONDS:
@@ -364,7 +368,7 @@ async def watch_leases(
         await asyncio.sleep(min(0.5, membership.lease / 4))
         lost = membership.tick(time.monotonic())
         for name in lost:
-            log.warning("node %s is lost: silent for more than %.1f s", name, membership.lease)
+            log.warning("node %s is lost: its lease has run out", name)
             link.lost(name)
             dispatcher.changed(name)
         if lost:

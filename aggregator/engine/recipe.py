@@ -25,7 +25,6 @@ class Engine:
     Attributes:
         metrics: a recipe makes its own with `metrics.make`; `metrics.add` has them told what else happens.
         patience: seconds to wait for a node, unless the request says otherwise.
-        heartbeat: seconds between a node's heartbeats.
         http_port: where metrics and the page are served; 0: nowhere, or not yet.
     """
 
@@ -38,7 +37,6 @@ class Engine:
     budgets: Budgets
     turns: Turns
     patience: float
-    heartbeat: float
     http_port: Callable[[], int]
 
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from aggregator.fleet.pace import SELDOM_SECONDS, Pace, pace_of
 from aggregator.fleet.registration import description_bytes, require_modest
 from edge_attention.core.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from edge_attention.core.messages.fleet import Node, NodeState
@@ -46,6 +47,12 @@ class Member:
     """Bytes of what clients are told of it, at most."""
     stored: int = 0
     """Bytes of what it said that it stores."""
+    follows: float = 0.0
+    """Seconds between its heartbeats: as it says, or as it was told when it registered."""
+    told: float = 0.0
+    """The same as it was told last, which it may not have heard yet."""
+    broke: float = -math.inf
+    """When its stream broke last."""
 
     @property
     def name(self) -> str:
@@ -69,21 +76,25 @@ class Membership:
     """Registers nodes, renews their leases, and says who is live.
 
     Args:
-        lease: seconds a node may be silent before it is no longer a holder.
+        lease: seconds a node of a small fleet may be silent before it is no longer a holder; and whose stream
+            broke, may be away.
         new_session: makes an unguessable session name.
 
     Attributes:
+        pace: what the size of the fleet asks of each node.
         transitions: the last changes of nodes' states, for the log.
     """
 
     def __init__(self, lease: float, new_session: Callable[[], str]) -> None:
         self.lease = lease
+        self.pace = pace_of(0, lease)
         self.transitions: deque[Transition] = recent()
         self._new_session = new_session
         self._members: dict[str, Member] = {}
         self._by_name: tuple[Member, ...] | None = None
         """All of them in order, until one comes or goes."""
         self._expected: dict[str, float] = {}
+        """Node -> when it is lost, if it has not come by then."""
         self._epoch = 0
 
     def expect(self, names: Iterable[str], now: float) -> None:
@@ -91,7 +102,8 @@ class Membership:
 
         Those that are here already need not be expected.
         """
-        self._expected |= {name: now for name in names if name not in self._members}
+        absent = [name for name in names if name not in self._members]
+        self._expected |= dict.fromkeys(absent, now + pace_of(len(absent), self.lease).lease)
 
     def register(self, register: Register, now: float) -> NodeAdmission:
         """Let a node in, or say why not.
@@ -131,7 +143,7 @@ class Membership:
         metrics = member.metrics if member is not None and resumed else b""
         member = Member(
             register, session, self._epoch, now, metrics=metrics, registrations=registrations, registered=now,
-            described=described, stored=stored,
+            described=described, stored=stored, follows=self.pace.heartbeat, told=self.pace.heartbeat,
         )  # fmt: skip
         member.sequences = {s.name: s.tokens for s in register.sequences}
         self._members[register.name] = member
@@ -183,16 +195,43 @@ class Membership:
         if heartbeat is not None:
             member.memory = heartbeat.memory
             member.tasks = heartbeat.tasks
+            if heartbeat.interval_seconds > 0:
+                # No longer than any node is told, whatever it says: its lease goes by it.
+                member.follows = min(heartbeat.interval_seconds, max(SELDOM_SECONDS, self.pace.heartbeat))
             if member.live:
                 state = NodeState.DRAINING if heartbeat.draining else NodeState.READY
                 if state is not member.state:
                     self._turn(member, state, now, "says so")
+
+    def answer(self, name: str, heartbeat: Heartbeat) -> Pace | None:
+        """What to tell the node in answer to its heartbeat; None: it beats as it is to.
+
+        One of an earlier release, which does not say how often it beats, is not told: it would not follow.
+        """
+        member = self._members.get(name)
+        if member is None or heartbeat.interval_seconds in (0.0, self.pace.heartbeat):
+            return None
+        member.told = self.pace.heartbeat
+        return self.pace
+
+    def ends(self, member: Member) -> float:
+        """When its lease runs out unless it is heard of before.
+
+        A lease has the same number of heartbeats in it at every pace, and until the node says that it follows
+        another pace the slower of both counts. Who has lost its stream has to come back, not to beat: it has
+        the time of a small fleet's nodes for that.
+        """
+        end = member.heard + self.pace.tries * max(member.follows, member.told)
+        if member.state is NodeState.SUSPECT:
+            end = min(end, max(member.heard, member.broke) + self.lease)
+        return end
 
     def disconnected(self, name: str, epoch: int, now: float) -> bool:
         """The stream of connection `epoch` ended. False if another has taken its place already."""
         member = self._members.get(name)
         if member is None or member.epoch != epoch or not member.live:
             return False
+        member.broke = now
         # One that said it was leaving has left.
         draining = member.state is NodeState.DRAINING
         self._turn(member, NodeState.LOST if draining else NodeState.SUSPECT, now, "disconnected")
@@ -200,13 +239,16 @@ class Membership:
 
     def tick(self, now: float) -> tuple[str, ...]:
         """Names of the nodes whose lease ran out since the last tick."""
-        lost = [name for name, since in self._expected.items() if now - since > self.lease]
+        lost = [name for name, end in self._expected.items() if now > end]
         for name in lost:
             del self._expected[name]
+        live = 0
         for member in self._members.values():
-            if member.state is not NodeState.LOST and now - member.heard > self.lease:
+            if member.state is not NodeState.LOST and now > self.ends(member):
                 self._turn(member, NodeState.LOST, now, "silent")
                 lost.append(member.name)
+            live += member.live
+        self.pace = pace_of(live, self.lease)
         return tuple(lost)
 
     def _turn(self, member: Member, state: NodeState, now: float, why: str) -> None:

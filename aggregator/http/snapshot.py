@@ -22,7 +22,9 @@ from edge_attention.core.messages.fleet import Node, NodeState
 NODES = 1000
 """Nodes a page is told of; the live and those heard of last come first."""
 QUIET_SECONDS = 5.0
-"""A node that is connected and silent for less is not silent: heartbeats are seconds apart."""
+"""A node that is connected and silent for less is not silent: heartbeats are seconds apart. In a large fleet
+they are further apart: there it is for less than QUIET_BEATS of them."""
+QUIET_BEATS = 1.5
 
 
 class Snapshots:
@@ -85,7 +87,7 @@ class Snapshots:
             "software": self._software,
             "phase": self._status.phase.value,
             "started": self._status.started,
-            "lease": self._membership.lease,
+            "lease": self._membership.pace.lease,
         }
 
     def _nodes(
@@ -95,7 +97,8 @@ class Snapshots:
         now: float,
         days: Mapping[str, float],
     ) -> dict[str, Any]:
-        found = {node.name: _node(node, now) for node in nodes}
+        quiet = max(QUIET_SECONDS, QUIET_BEATS * self._membership.pace.heartbeat)
+        found = {node.name: _node(node, now, quiet) for node in nodes}
         for name in sorted(frozenset[str]().union(*(part.holders for part in parts))):
             if name not in found:
                 # In an earlier life of the aggregator it was given something to keep.
@@ -119,9 +122,9 @@ def certificate_days(metrics: Metrics, now: float) -> dict[str, float]:
     }
 
 
-def _node(node: Node, now: float) -> dict[str, Any]:
+def _node(node: Node, now: float, quiet: float) -> dict[str, Any]:
     live = node.state in (NodeState.READY, NodeState.DRAINING)
-    silent = node.silent_seconds >= QUIET_SECONDS or not live
+    silent = node.silent_seconds >= quiet or not live
     return {
         "state": node.state.value,
         "seen": True,

@@ -325,7 +325,7 @@ def told(*messages):
     async def scenario(house):
         link = FleetLink(
             house.membership, house.dispatcher, house.bulk, house.metrics,
-            heartbeat_seconds=3.0, welcome=house.contexts.unknown,
+            welcome=house.contexts.unknown,
         )  # fmt: skip
 
         async def stream():

@@ -32,7 +32,7 @@ WITH_TOY = (*RECIPES, toy)
 
 def test_a_toy_recipe_is_served_audited_counted_and_on_the_page(tmp_path):
     async def scenario():
-        settings = ServerSettings("127.0.0.1", 0, tmp_path, "127.0.0.1", 0, 10.0, 3.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, tmp_path, "127.0.0.1", 0, 10.0, 60.0)
         async with (
             running(settings, WITH_TOY) as port,
             node(port, "a"),
@@ -71,9 +71,7 @@ def test_a_toy_recipes_role_is_asked_for(tmp_path):
     async def scenario():
         boot = tmp_path / "boot"
         trust = TrustSettings(bootstrap=boot)
-        settings = ServerSettings(
-            "127.0.0.1", 0, tmp_path / "state", "127.0.0.1", None, 10.0, 3.0, 60.0, trust
-        )
+        settings = ServerSettings("127.0.0.1", 0, tmp_path / "state", "127.0.0.1", None, 10.0, 60.0, trust)
         async with running(settings, WITH_TOY) as port:
             async with caller(port, boot / "viewer-token") as viewer:
                 await viewer.unary(LIST_NODES, ListNodesRequest(), 60)
@@ -100,7 +98,7 @@ def test_an_aggregator_with_a_method_that_has_no_role_does_not_start(tmp_path, r
 
     async def scenario():
         trust = TrustSettings() if tls else None
-        settings = ServerSettings("127.0.0.1", 0, tmp_path, "127.0.0.1", None, 10.0, 3.0, 60.0, trust)
+        settings = ServerSettings("127.0.0.1", 0, tmp_path, "127.0.0.1", None, 10.0, 60.0, trust)
         async with running(settings, (*RECIPES, careless)):
             raise AssertionError("it must not start")
 
@@ -117,7 +115,7 @@ def test_an_aggregator_with_a_method_that_has_no_role_does_not_start(tmp_path, r
 )
 def test_a_recipe_that_takes_what_is_anothers_does_not_start(name, endpoints, said):
     async def scenario():
-        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", None, 10.0, 3.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", None, 10.0, 60.0)
         async with running(settings, (*RECIPES, lambda engine: Recipe(name, endpoints))):
             raise AssertionError("it must not start")
 
@@ -127,7 +125,7 @@ def test_a_recipe_that_takes_what_is_anothers_does_not_start(name, endpoints, sa
 
 def test_two_recipes_whose_names_make_one_path_do_not_start(tmp_path):
     async def scenario():
-        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", 0, 10.0, 3.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", 0, 10.0, 60.0)
         script = Path(__file__).with_name("toy_page.js")
         async with running(settings, (toy, lambda engine: Recipe("roll-call", script=script))):
             raise AssertionError("it must not start")

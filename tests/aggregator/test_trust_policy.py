@@ -49,8 +49,8 @@ from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
 
 def every_endpoint():
     """What an aggregator serves: to know who may call it, its parts need not be there."""
-    served = (FleetLink, 4), (Api, 2), (AttentionApi, 5), (TrainingApi, 1), (Checkup, 4)
-    keywords = {FleetLink: {"heartbeat_seconds": 1.0, "welcome": None}}
+    served = (FleetLink, 4), (Api, 2), (AttentionApi, 5), (TrainingApi, 1), (Checkup, 3)
+    keywords = {FleetLink: {"welcome": None}}
     for kind, parts in served:
         yield from kind(*[None] * parts, **keywords.get(kind, {})).endpoints()
 

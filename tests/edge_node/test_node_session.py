@@ -24,6 +24,8 @@ from edge_node import session as sessions
 from edge_node.session import (
     AT_ONCE,
     AT_ONCE_SECONDS,
+    BEAT_SECONDS,
+    LEASE_SECONDS,
     PROGRAMS,
     Connect,
     Disconnect,
@@ -64,6 +66,10 @@ def program(task="t"):
     return Program(task, "s", range(1), ())
 
 
+def heartbeat(number, tasks=0, **said):
+    return Heartbeat(number, 42, tasks, **{"interval_seconds": 3.0, **said})
+
+
 def sent(actions):
     return [a.message for a in actions if isinstance(a, SendMessage)]
 
@@ -78,9 +84,78 @@ def test_it_connects_registers_and_says_so():
     assert actions == [SendMessage(PROGRAMS), Forget(("context/c/",)), Say("registered with hub:1 as n")]
     assert session.wake == 5
     assert session.tick(4.9) == []
-    assert session.tick(5) == [SendMessage(Heartbeat(1, 42, 0, False, sent=2, received=1))]
+    assert session.tick(5) == [SendMessage(heartbeat(1, sent=2, received=1))]
     assert session.received(HeartbeatAck(1), 1, 5) == []
-    assert session.tick(8) == [SendMessage(Heartbeat(2, 42, 0, False, sent=3, received=2))]
+    assert session.tick(8) == [SendMessage(heartbeat(2, sent=3, received=2))]
+
+
+def beats(session, until):
+    """When it beats, each answered at once."""
+    times = []
+    while session.wake <= until:
+        now = session.wake
+        for message in sent(session.tick(now)):
+            times.append(now)
+            session.received(HeartbeatAck(message.number), 1, now)
+    return times
+
+
+def test_it_beats_as_the_aggregator_says_and_says_so():
+    session = registered()
+    assert beats(session, 7) == [3, 6]
+    session.received(HeartbeatAck(2, 0, 20.0, 6.0), 1, 7)
+    assert beats(session, 30) == [9, 15, 21, 27], "the next one is not put off"
+    assert sent(session.tick(33)) == [heartbeat(7, sent=8, received=8, interval_seconds=6.0)]
+    assert session.wake == 39
+    session.received(HeartbeatAck(7, 0, 10.0, 3.0), 1, 34)
+    assert session.wake == 37, "sooner than it had in mind"
+    assert session.tick(44.1)[0] == Disconnect(), "after the shorter lease"
+
+
+def test_of_an_aggregator_that_does_not_say_it_goes_by_the_registration():
+    session = registered()
+    session.received(HeartbeatAck(1), 1, 1)
+    assert beats(session, 10) == [3, 6, 9]
+
+
+def test_a_longer_lease_bears_a_longer_silence():
+    session = registered()
+    session.received(HeartbeatAck(1, 0, 20.0, 6.0), 1, 0)
+    for now in (3, 9, 15):
+        (message,) = session.tick(now)
+        assert isinstance(message.message, Heartbeat)
+    assert session.tick(20)[0] == Disconnect()
+
+
+@pytest.mark.parametrize(
+    ("lease", "asked", "kept"),
+    [
+        (10.0, 1e-6, BEAT_SECONDS[0]),
+        (10.0, -1.0, BEAT_SECONDS[0]),
+        (10.0, float("nan"), BEAT_SECONDS[0]),
+        (10.0, 1e9, BEAT_SECONDS[1]),
+        (float("inf"), float("inf"), BEAT_SECONDS[1]),
+        (float("nan"), 2.0, 2.0),
+        (0.0, 2.0, 2.0),
+    ],
+)
+@pytest.mark.parametrize("by", ["registration", "answer"])
+def test_it_beats_within_bounds_of_its_own(by, lease, asked, kept):
+    session = begin()
+    session.tick(0)
+    session.connected(0)
+    terms = (lease, asked) if by == "registration" else (10.0, 3.0)
+    session.received(Registered("s", *terms, False, Credit(1000, 10)), 1, 0)
+    if by == "answer":
+        session.received(HeartbeatAck(1, 0, lease, asked), 1, 0)
+    first, second = beats(session, 1000)[:2]
+    assert first == min(kept, 3.0 if by == "answer" else kept)
+    assert second - first == pytest.approx(kept)
+    last = session._heard
+    while session.registered:
+        session.tick(session.wake)
+    silent = session.transitions[-1][0] - last
+    assert 2 * kept <= silent <= LEASE_SECONDS[1], "it neither gives up between two beats nor waits for ever"
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 40))
@@ -279,7 +354,7 @@ def test_draining_finishes_refuses_and_leaves():
     session.received(program(), 1, 1)
     say, beat = session.drain(2)
     assert isinstance(say, Say)
-    assert beat == SendMessage(Heartbeat(1, 42, 1, True, sent=2, received=2))
+    assert beat == SendMessage(heartbeat(1, tasks=1, draining=True, sent=2, received=2))
     (refuse,) = session.received(program("u"), 1, 2)
     assert isinstance(refuse.refusal, Unavailable)
     assert sent(session.produced("u", b"no", 2, final=True)) == [b"no"]
@@ -355,8 +430,8 @@ def test_heartbeats_carry_what_there_is_to_report_at_that_time():
     session.tick(0)
     session.connected(0)
     session.received(welcome(), 1, 0)
-    assert sent(session.tick(3)) == [Heartbeat(1, 42, 0, metrics=b"at 3", sent=2, received=1)]
-    assert sent(session.drain(4))[0] == Heartbeat(2, 42, 0, True, b"at 4", 3, 1)
+    assert sent(session.tick(3)) == [heartbeat(1, metrics=b"at 3", sent=2, received=1)]
+    assert sent(session.drain(4))[0] == heartbeat(2, draining=True, metrics=b"at 4", sent=3, received=1)
 
 
 def test_revoked_it_leaves_and_refused_for_what_may_pass_it_tries_again():
@@ -602,6 +677,11 @@ class AnySession(RuleBasedStateMachine):
     @rule()
     def the_aggregator_answers_a_heartbeat(self):
         self.note(self.session.received(HeartbeatAck(self.beats), 1, self.now))
+
+    @precondition(lambda self: self.welcomed and not self.left)
+    @rule(lease=st.floats(), heartbeat=st.floats())
+    def the_aggregator_says_how_often_to_beat(self, lease, heartbeat):
+        self.note(self.session.received(HeartbeatAck(0, 0, lease, heartbeat), 1, self.now))
 
     @precondition(lambda self: not self.left)
     @rule()

@@ -92,6 +92,8 @@ class Heartbeat:
 
     `sent`, `received`: messages on this stream before this one, so that what got lost is missed; 0: not
     counted.
+
+    `interval_seconds`: between this one and the next; 0: not said.
     """
 
     number: int
@@ -101,14 +103,20 @@ class Heartbeat:
     metrics: bytes = b""
     sent: int = 0
     received: int = 0
+    interval_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class HeartbeatAck:
-    """`sent`: messages to the node on this stream before this one; 0: not counted."""
+    """`sent`: messages to the node on this stream before this one; 0: not counted.
+
+    `lease_seconds`, `heartbeat_seconds`: how the node is to go on, as in Registered; 0: as it does.
+    """
 
     number: int
     sent: int = 0
+    lease_seconds: float = 0.0
+    heartbeat_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -418,6 +418,7 @@ class Heartbeat(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     SENT_FIELD_NUMBER: _builtins.int
     RECEIVED_FIELD_NUMBER: _builtins.int
+    INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     memory: _builtins.int
     """Bytes stored."""
@@ -434,6 +435,8 @@ class Heartbeat(_message.Message):
     node comes back at once, and what was lost is sent again.
     """
     received: _builtins.int
+    interval_seconds: _builtins.float
+    """The next heartbeat comes in so many seconds; 0: not said, by a node that goes by Registered alone."""
     def __init__(
         self,
         *,
@@ -444,10 +447,11 @@ class Heartbeat(_message.Message):
         metrics: _builtins.bytes = ...,
         sent: _builtins.int = ...,
         received: _builtins.int = ...,
+        interval_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "memory", b"memory", "metrics", b"metrics", "number", b"number", "received", b"received", "sent", b"sent", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "interval_seconds", b"interval_seconds", "memory", b"memory", "metrics", b"metrics", "number", b"number", "received", b"received", "sent", b"sent", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,18 +463,25 @@ class HeartbeatAck(_message.Message):
 
     NUMBER_FIELD_NUMBER: _builtins.int
     SENT_FIELD_NUMBER: _builtins.int
+    LEASE_SECONDS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     sent: _builtins.int
     """Messages sent to the node on this stream before this one; 0: not counted."""
+    lease_seconds: _builtins.float
+    """How the node is to go on, where that is not as it says it does; 0: as it does. As in Registered."""
+    heartbeat_seconds: _builtins.float
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
         sent: _builtins.int = ...,
+        lease_seconds: _builtins.float = ...,
+        heartbeat_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "sent", b"sent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_seconds", b"heartbeat_seconds", "lease_seconds", b"lease_seconds", "number", b"number", "sent", b"sent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

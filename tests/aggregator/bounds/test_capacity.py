@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from aggregator.bounds import capacity
 from aggregator.server import ServerSettings, running
 
-SETTINGS = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", None, 10.0, 3.0, 60.0)
+SETTINGS = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", None, 10.0, 60.0)
 
 
 def served(scenario):

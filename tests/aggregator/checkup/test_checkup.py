@@ -26,7 +26,7 @@ from edge_attention.core.messages.link import PROTOCOL
 
 
 def checkup(house, **options):
-    return Checkup(house.membership, house.trips, 3.0, **options)
+    return Checkup(house.membership, house.trips, **options)
 
 
 def probe(request, **node):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aggregator.fleet import membership as rooms
+from aggregator.fleet import pace as paces
 from aggregator.fleet import registration as limits
 from aggregator.fleet.membership import Membership
 from edge_attention.core.errors import (
@@ -149,6 +150,102 @@ def test_nodes_of_an_earlier_life_are_expected_for_a_lease(fleet):
     assert fleet.tick(10.5) == ("b",)
     assert fleet.state("b") is NodeState.LOST
     assert fleet.tick(12.0) == ("a",)
+
+
+# How often nodes beat
+
+
+def slow(fleet, monkeypatch):
+    """Two nodes, `n0` and `n1`, are many: asked for 4.5 s and a lease of 15 s, three for 6 and 20."""
+    monkeypatch.setattr(paces, "BEATS_A_SECOND", 0.5)
+    for name in ("n0", "n1"):
+        fleet.register(register(name), 0.0)
+    fleet.tick(0.0)
+    assert fleet.pace == paces.Pace(4.5, 15.0)
+
+
+def test_who_comes_to_a_large_fleet_is_told_its_pace_and_has_its_lease(fleet, monkeypatch):
+    slow(fleet, monkeypatch)
+    member = fleet.register(register("late"), 100.0).member
+    assert fleet.ends(member) == pytest.approx(115.0)
+    assert fleet.answer("late", Heartbeat(1, 0, 0, interval_seconds=4.5)) is None, "it beats so already"
+
+
+def test_who_was_there_before_has_the_longer_lease_from_when_it_is_told(fleet, monkeypatch):
+    slow(fleet, monkeypatch)
+    member = fleet.get("n0")
+    assert fleet.ends(member) == pytest.approx(10.0), "of when it registered"
+    beat = Heartbeat(1, 0, 0, interval_seconds=3.0)
+    fleet.heard("n0", 3.0, beat)
+    assert fleet.answer("n0", beat) == paces.Pace(4.5, 15.0)
+    assert fleet.ends(member) == pytest.approx(18.0), "it may beat more seldom from now on"
+
+
+def test_a_fleet_that_shrinks_gives_a_node_the_longer_lease_until_it_says_that_it_follows(fleet, monkeypatch):
+    slow(fleet, monkeypatch)
+    member, beat = fleet.get("n0"), Heartbeat(1, 0, 0, interval_seconds=3.0)
+    fleet.register(register("gone"), 0.0)
+    fleet.tick(0.0)
+    fleet.heard("n0", 3.0, beat)
+    assert fleet.answer("n0", beat) == paces.Pace(6.0, 20.0)
+    fleet.heard("n0", 6.0, beat)  # the answer has not come there yet
+    fleet.heard("n1", 14.0)
+    fleet.tick(15.1)
+    assert fleet.state("gone") is NodeState.LOST
+    assert fleet.pace == paces.Pace(4.5, 15.0)
+    later = Heartbeat(2, 0, 0, interval_seconds=6.0)
+    fleet.heard("n0", 16.0, later)
+    assert fleet.answer("n0", later) == fleet.pace
+    assert fleet.ends(member) == pytest.approx(36.0), "it may not have heard yet that it is to beat more"
+    fleet.heard("n0", 20.0, Heartbeat(3, 0, 0, interval_seconds=4.5))
+    assert fleet.ends(member) == pytest.approx(35.0)
+
+
+def test_a_longer_lease_is_not_forgotten_while_its_word_is_on_the_way(fleet, monkeypatch):
+    slow(fleet, monkeypatch)
+    beat = Heartbeat(1, 0, 0, interval_seconds=3.0)
+    fleet.heard("n0", 3.0, beat)
+    fleet.answer("n0", beat)
+    monkeypatch.setattr(paces, "BEATS_A_SECOND", 200.0)
+    fleet.tick(4.0)
+    fleet.heard("n0", 6.0, beat)
+    assert fleet.answer("n0", beat) is None, "it beats as it is to, and may yet hear otherwise"
+    assert fleet.ends(fleet.get("n0")) == pytest.approx(21.0)
+
+
+def test_a_node_of_an_earlier_release_goes_on_as_it_registered(fleet, monkeypatch):
+    slow(fleet, monkeypatch)
+    beat = Heartbeat(1, 0, 0)
+    fleet.heard("n0", 3.0, beat)
+    assert fleet.answer("n0", beat) is None
+    assert fleet.ends(fleet.get("n0")) == pytest.approx(13.0)
+
+
+@pytest.mark.parametrize("interval", [1e9, float("inf"), float("nan"), -1.0, 1e-9])
+def test_what_a_node_says_of_its_heartbeats_does_not_keep_its_name_for_ever(fleet, interval):
+    member = fleet.register(register(), 0.0).member
+    beat = Heartbeat(1, 0, 0, interval_seconds=interval)
+    fleet.heard("a", 1.0, beat)
+    fleet.answer("a", beat)
+    assert 10.0 <= fleet.ends(member) - 1.0 <= 50.0
+    assert fleet.tick(51.1) == ("a",)
+
+
+def test_who_lost_its_stream_in_a_large_fleet_has_a_small_fleets_time_to_come_back(fleet, monkeypatch):
+    slow(fleet, monkeypatch)
+    member = fleet.register(register("late"), 100.0).member
+    fleet.disconnected("late", member.epoch, 101.0)
+    assert fleet.ends(member) == pytest.approx(111.0)
+    again = fleet.register(register("late", session=member.session), 105.0).member
+    fleet.disconnected("late", again.epoch, 109.0)
+    assert fleet.ends(again) == pytest.approx(119.0), "from when it broke: beats are seconds apart"
+
+
+def test_after_a_restart_many_nodes_are_expected_for_longer(fleet, monkeypatch):
+    monkeypatch.setattr(paces, "BEATS_A_SECOND", 0.5)
+    fleet.expect(["a", "b"], 0.0)
+    assert fleet.tick(14.9) == ()
+    assert fleet.tick(20.1) == ("a", "b")
 
 
 def test_what_a_node_told_of_itself_is_kept_while_it_is_there(fleet):
