@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aggregator.bounds.admission import Admission
-from aggregator.bounds.budget import Budget
+from aggregator.bounds.budget import Budget, Lease
 from aggregator.engine.exchange import Exchange
 from aggregator.fleet.membership import Membership
 from edge_attention.core.fold import Fold
@@ -30,6 +30,7 @@ MACHINES: tuple[type, ...] = (
     CellState,
     Exchange,
     Fold,
+    Lease,
     Membership,
     Outbox,
     Renewal,

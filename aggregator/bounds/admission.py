@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from edge_attention.core.errors import Overloaded
+from edge_attention.core.transitions import Transition, recent
 
 __all__ = ["Admission", "Ticket", "TicketState"]
 
@@ -32,10 +33,17 @@ LEAST_RETRY, MOST_RETRY = 0.05, 30.0
 
 
 class TicketState(Enum):
+    OFFERED = "offered"
+    """It has just come."""
     WAITING = "waiting"
+    """It has a place in its caller's queue."""
     RUNNING = "running"
     ENDED = "ended"
+    """It was answered, or nobody waits for it any more."""
     LATE = "late"
+    """Its turn came when its time was as good as over: whoever waits for it is to be refused."""
+    REFUSED = "refused"
+    """It never got a place."""
 
 
 @dataclass(eq=False)
@@ -46,7 +54,7 @@ class Ticket:
     size: int
     until: float
     began: float = 0.0
-    state: TicketState = TicketState.WAITING
+    state: TicketState = TicketState.OFFERED
 
 
 @dataclass
@@ -61,6 +69,8 @@ class Admission:
         alike: what the last calls took says what the next will take. Otherwise a short queue is always waited
             in, and who comes to its turn runs with the time that is left.
         seconds: the mean of what a call took lately, once it ran; `spread`: its mean deviation.
+        running: calls that run, and `size` the bytes they have in memory together.
+        transitions: the last changes of calls' states, for the log.
     """
 
     name: str
@@ -74,6 +84,7 @@ class Admission:
     spread: float = field(init=False, default=0.0)
     running: int = field(init=False, default=0)
     size: int = field(init=False, default=0)
+    transitions: deque[Transition] = field(init=False, default_factory=recent)
 
     def __post_init__(self) -> None:
         self.limit = float(min(self.most, 2 * self.least))
@@ -110,12 +121,18 @@ class Admission:
         limit = max(1, int(self.limit))
         wait = self.seconds * ahead / limit + (self.expected if self.alike else 0.0)
         if now + wait > until and (self.alike or self.waiting >= limit):
+            self._turn(ticket, TicketState.REFUSED, now)
             raise self.refusal(wait, until - now)
         self._queues.setdefault(caller, deque()).append(ticket)
+        self._turn(ticket, TicketState.WAITING, now)
         return ticket
 
     def done(self, ticket: Ticket, now: float, congested: bool = False) -> list[Ticket]:
-        """It was answered. `congested`: it queued at a node, or missed its deadline. Tickets that changed."""
+        """The call was answered. `congested`: it queued at a node, or missed its deadline.
+
+        Returns tickets whose state has changed: who waits for one that runs goes on, for one that is late is
+        refused.
+        """
         if ticket.state is TicketState.RUNNING:
             took = max(now - ticket.began, 0.0)
             if self.seconds:
@@ -132,7 +149,7 @@ class Admission:
         return self.leave(ticket, now)
 
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
-        """Nobody waits for it any more: it failed, or its caller has gone. Tickets that changed."""
+        """Nobody waits for the call any more: it failed, or its caller has gone. Returns as `done`."""
         if ticket.state is TicketState.RUNNING:
             self.running -= 1
             self.size -= ticket.size
@@ -147,11 +164,11 @@ class Admission:
                 del self._queues[ticket.caller]
         else:
             return []
-        ticket.state = TicketState.ENDED
+        self._turn(ticket, TicketState.ENDED, now)
         return self._next(now)
 
     def refusal(self, wait: float, left: float) -> Overloaded:
-        """What a call is told that would have to wait so long and has so long left."""
+        """The error of a call that would have to wait for `wait` seconds and has `left` until it is late."""
         # When those ahead are answered. Sooner, whoever is refused would come so often as to cost the others.
         retry = min(max(wait, LEAST_RETRY), MOST_RETRY)
         return Overloaded(
@@ -162,7 +179,7 @@ class Admission:
         )
 
     def check(self) -> None:
-        """Raises AssertionError where the account is wrong; for tests."""
+        """Raises AssertionError unless what must always hold does; for tests."""
         assert self.least <= self.limit <= self.most
         assert self.running == sum(self._of.values()) >= 0
         assert all(count > 0 for count in self._of.values())
@@ -188,15 +205,20 @@ class Admission:
         count, size = self._of[ticket.caller] + 1, self._size_of[ticket.caller] + ticket.size
         return count <= most and size <= self.most_bytes - self.size - ticket.size
 
+    def _turn(self, ticket: Ticket, state: TicketState, now: float) -> None:
+        self.transitions.append((now, (ticket.caller,), ticket.state, state))
+        ticket.state = state
+
     def _start(self, ticket: Ticket, now: float) -> None:
-        ticket.state, ticket.began = TicketState.RUNNING, now
+        self._turn(ticket, TicketState.RUNNING, now)
+        ticket.began = now
         self.running += 1
         self.size += ticket.size
         self._of[ticket.caller] += 1
         self._size_of[ticket.caller] += ticket.size
 
     def _next(self, now: float) -> list[Ticket]:
-        """Start those whose turn it is; those that would be late for certain are late now."""
+        """Start the calls whose turn it is; one that would be answered too late for certain is late now."""
         changed: list[Ticket] = []
         passed, self._stalled = 0, False
         while passed < len(self._queues) and (not self.running or self.running < int(self.limit)):
@@ -218,7 +240,7 @@ class Admission:
                 del self._queues[caller]
             changed.append(ticket)
             if late:
-                ticket.state = TicketState.LATE
+                self._turn(ticket, TicketState.LATE, now)
             else:
                 self._start(ticket, now)
         return changed

@@ -7,14 +7,30 @@ next who comes. So one caller can never use up what the others need.
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
+import time
+from collections import Counter, deque
 from collections.abc import Callable
+from enum import Enum
 from types import TracebackType
 
 from aggregator.bounds.bounds import ALL, CallerBound
 from edge_attention.core.errors import EdgeAttentionError, Overloaded, ResourceExhausted
+from edge_attention.core.transitions import Transition, recent, told
 
-__all__ = ["Budget", "Budgets", "Lease"]
+__all__ = ["Budget", "BudgetState", "Budgets", "Lease"]
+
+log = logging.getLogger(__name__)
+
+TOLD_SECONDS = 60.0
+"""How a budget came to refuse somebody is in the log no more often."""
+
+
+class BudgetState(Enum):
+    """What came of the last who asked for some of it."""
+
+    GRANTING = "granting"
+    REFUSING = "refusing"
 
 
 class Lease:
@@ -26,19 +42,28 @@ class Lease:
         self.amount = 0
 
     def grow(self, amount: int) -> None:
-        """Take `amount` more. Raises as `Budget.take`, and has then what it had."""
+        """Take `amount` more for the same caller. Raises as `Budget.take`; the lease has then what it had."""
         self._budget._take(self._caller, amount)
         self.amount += amount
 
     def shrink(self, amount: int) -> None:
-        """Give some of it back."""
+        """Give `amount` back; all there is, if that is less."""
         amount = min(amount, self.amount)
         self.amount -= amount
         self._budget._give(self._caller, amount)
 
     def give_back(self) -> None:
+        """Give all of it back; nothing if that was done already."""
         amount, self.amount = self.amount, 0
         self._budget._give(self._caller, amount)
+
+    def check(self) -> None:
+        """Raises AssertionError unless what must always hold does; for tests."""
+        assert self.amount >= 0, "a lease of less than nothing"
+        assert self._caller is None or self.amount <= self._budget.of(self._caller), (
+            "more than its caller has"
+        )
+        self._budget.check()
 
     def __enter__(self) -> Lease:
         return self
@@ -50,11 +75,28 @@ class Lease:
 
 
 class Budget:
-    """The account of one bound. `refused` is told its name at each refusal."""
+    """The account of one bound.
 
-    def __init__(self, bound: CallerBound, refused: Callable[[str], None] = lambda name: None) -> None:
+    Args:
+        refused: called with the bound's name at each refusal.
+        clock: seconds of any steady clock, for `transitions`.
+
+    Attributes:
+        used: what all have of it together.
+        transitions: when it began to refuse and to grant again, and whom, for the log.
+    """
+
+    def __init__(
+        self,
+        bound: CallerBound,
+        refused: Callable[[str], None] = lambda name: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.bound = bound
         self.used = 0
+        self.state = BudgetState.GRANTING
+        self.transitions: deque[Transition] = recent()
+        self._clock = clock
         self._kept = 0
         self._of: Counter[str] = Counter()
         self._refused = refused
@@ -65,11 +107,13 @@ class Budget:
 
     @property
     def callers(self) -> int:
-        """Those who have any."""
+        """How many callers have some of it."""
         return len(self._of)
 
     def take(self, caller: str | None, amount: int = 1) -> Lease:
-        """`amount` for `caller`; None: for nobody in particular, whom only the total holds.
+        """Take `amount` for `caller`; None: for nobody in particular, whom only the total holds.
+
+        Whoever takes gives the lease back, whatever happens.
 
         Raises:
             Overloaded: not now; calls that are under way have it.
@@ -80,7 +124,7 @@ class Budget:
         return lease
 
     def keep(self, caller: str | None, amount: int = 1) -> Lease:
-        """`amount` that is there already, as after a restart: counted, and never refused."""
+        """Count an `amount` that is there already, as after a restart: that is never refused."""
         lease = Lease(self, caller)
         lease.amount = amount
         self._add(caller, amount)
@@ -88,7 +132,8 @@ class Budget:
         return lease
 
     def check(self) -> None:
-        """Raises AssertionError where the account is wrong; for tests."""
+        """Raises AssertionError unless what must always hold does; for tests."""
+        assert not self.transitions or self.transitions[-1][-1] is self.state, "a change that nobody noted"
         assert 0 <= self.used <= self.bound.total + self._kept
         assert sum(self._of.values()) <= self.used
         assert all(amount > 0 for amount in self._of.values())
@@ -97,9 +142,18 @@ class Budget:
         free = self.bound.total - self.used - amount
         own = self.of(caller) + amount if caller is not None else 0
         if amount and (free < 0 or own > max(free, 1)):
+            self._turn(BudgetState.REFUSING, caller, amount)
             self._refused(self.bound.name)
             raise self._error(caller, amount)
+        if self.state is BudgetState.REFUSING and amount:
+            self._turn(BudgetState.GRANTING, caller, amount)
         self._add(caller, amount)
+
+    def _turn(self, state: BudgetState, caller: str | None, amount: int) -> None:
+        if state is not self.state:
+            asks = f"asks for {amount:,}, {self.used:,} of {self.bound.total:,} are used"
+            self.transitions.append((self._clock(), (caller or "somebody", asks), self.state, state))
+            self.state = state
 
     def _add(self, caller: str | None, amount: int) -> None:
         self.used += amount
@@ -128,14 +182,33 @@ class Budget:
 
 
 class Budgets:
-    """The accounts of all bounds of `aggregator.bounds.bounds`."""
+    """The accounts of all bounds of `aggregator.bounds.bounds`.
 
-    def __init__(self, refused: Callable[[str], None] = lambda name: None) -> None:
-        self._budgets = {bound.name: Budget(bound, refused) for bound in ALL}
+    Args:
+        refused: called with a bound's name at each refusal.
+        clock: seconds of any steady clock.
+    """
+
+    def __init__(
+        self,
+        refused: Callable[[str], None] = lambda name: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._refused = refused
+        self._clock = clock
+        self._told_at = dict.fromkeys((bound.name for bound in ALL), float("-inf"))
+        self._budgets = {bound.name: Budget(bound, self._tell, clock) for bound in ALL}
 
     def __getitem__(self, bound: CallerBound) -> Budget:
         return self._budgets[bound.name]
 
     def take(self, bound: CallerBound, caller: str | None, amount: int = 1) -> Lease:
-        """Take `amount` of `bound`. Raises as `Budget.take`."""
+        """Take `amount` of `bound`, and raise, as `Budget.take` does."""
         return self._budgets[bound.name].take(caller, amount)
+
+    def _tell(self, name: str) -> None:
+        self._refused(name)
+        now = self._clock()
+        if now - self._told_at[name] >= TOLD_SECONDS:
+            self._told_at[name] = now
+            log.info("bound %s refuses somebody: %s", name, told(self._budgets[name].transitions))

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
 
 from aggregator.bounds.admission import Admission, Ticket, TicketState
+from edge_attention.core.transitions import told
+
+log = logging.getLogger(__name__)
+
+TOLD_SECONDS = 60.0
+"""How a gate came to refuse a call is in the log no more often."""
 
 
 class Turn:
@@ -47,6 +54,7 @@ class Gate:
         self.admission = admission
         self._refused = refused
         self._clock = clock
+        self._told_at = float("-inf")
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
     def turn(self, caller: str, size: int, seconds: float) -> _Entry:
@@ -67,7 +75,7 @@ class Gate:
         try:
             ticket = self.admission.offer(caller, size, until, came)
         except BaseException:
-            self._refused(self.admission.name)
+            self._refuse()
             raise
         if ticket.state is not TicketState.WAITING:
             return ticket, Turn(0.0)
@@ -95,8 +103,15 @@ class Gate:
             del self._waiting[ticket]
         if ticket.state is not TicketState.RUNNING:
             self._tell(self.admission.leave(ticket, self._clock()))
-            self._refused(self.admission.name)
+            self._refuse()
             raise self.admission.refusal(self.admission.expected, until - self._clock())
+
+    def _refuse(self) -> None:
+        self._refused(self.admission.name)
+        now = self._clock()
+        if now - self._told_at >= TOLD_SECONDS:
+            self._told_at = now
+            log.info("bound %s refuses a call: %s", self.admission.name, told(self.admission.transitions))
 
     def _tell(self, changed: list[Ticket]) -> None:
         for ticket in changed:

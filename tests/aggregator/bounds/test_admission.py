@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.bounds.admission import Admission, TicketState
-from aggregator.bounds.gate import Gate
+from aggregator.bounds.gate import TOLD_SECONDS, Gate
 from edge_attention.core.errors import Overloaded
+from edge_attention.core.transitions import told
 
 
 def admission(**options):
@@ -108,6 +109,60 @@ def test_what_cannot_be_answered_in_time_is_refused_at_once_and_told_when():
     assert f"try again in {refused.retry_after:.2f} s" in refused.message
 
 
+def test_its_last_transitions_say_what_became_of_calls():
+    machine = admission(most=2, least=2)
+    first, _ = (machine.offer(name, 1, 100.0, 1.0) for name in "ab")
+    machine.offer("c", 1, 3.0, 2.0)
+    machine.offer("d", 1, 100.0, 2.0)
+    machine.done(first, 3.0)
+    with pytest.raises(Overloaded):
+        machine.offer("e", 1, 3.5, 3.0)
+    assert told(machine.transitions) == (
+        "0.000 s: a: offered -> running; 0.000 s: b: offered -> running; "
+        "1.000 s: c: offered -> waiting; 1.000 s: d: offered -> waiting; 2.000 s: a: running -> ended; "
+        "2.000 s: c: waiting -> late; 2.000 s: d: waiting -> running; 2.000 s: e: offered -> refused"
+    )
+
+
+@pytest.mark.parametrize("broken", [
+    lambda machine, runs, waits: setattr(machine, "running", 1),
+    lambda machine, runs, waits: setattr(machine, "size", 0),
+    lambda machine, runs, waits: setattr(machine, "limit", 17.0),
+    lambda machine, runs, waits: setattr(waits, "state", TicketState.RUNNING),
+    lambda machine, runs, waits: machine._queues["c"].clear(),
+])  # fmt: skip
+def test_check_finds_a_state_that_cannot_be(broken):
+    machine = admission(most=2, least=2)
+    runs, _, waits = (machine.offer(name, 1, 100.0, 0.0) for name in "abc")
+    machine.check()
+    broken(machine, runs, waits)
+    with pytest.raises(AssertionError):
+        machine.check()
+
+
+def test_how_a_gate_came_to_refuse_is_logged_and_not_for_every_refusal(caplog):
+    caplog.set_level("INFO")
+    refused, now = [], [0.0]
+    gate = Gate(admission(alike=True), refused.append, lambda: now[0])
+    machine = gate.admission
+    machine.done(machine.offer("x", 1, 1000.0, 0.0), 50.0)
+
+    async def ask():
+        held = [machine.offer(name, 1, 1000.0, 50.0) for name in "abcd"]
+        for now[0] in (50.0, 51.0, 50.0 + TOLD_SECONDS):
+            with pytest.raises(Overloaded):
+                async with gate.turn("e", 1, 0.1):
+                    pass
+        for ticket in held:
+            machine.leave(ticket, now[0])
+
+    asyncio.run(ask())
+    assert refused == ["attend-turns"] * 3
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "bound attend-turns refuses a call"
+    ] * 2
+
+
 def test_where_calls_are_not_alike_a_short_queue_is_waited_in():
     machine = admission(most=2, least=2, share=2, alike=False)
     machine.done(machine.offer("x", 1, 1000.0, 0.0), 500.0)
@@ -183,8 +238,8 @@ def test_large_ones_run_one_after_the_other_and_are_not_overtaken_for_ever():
 
 def test_the_gate_waits_gives_way_and_forgets_who_left():
     async def run():
-        told = []
-        gate = Gate(admission(most=2, least=2), told.append)
+        names = []
+        gate = Gate(admission(most=2, least=2), names.append)
         release, order = asyncio.Event(), []
 
         async def call(name, seconds=20.0):
@@ -202,7 +257,7 @@ def test_the_gate_waits_gives_way_and_forgets_who_left():
         gone.cancel()
         with pytest.raises(Overloaded, match="bound attend-turns"):
             await late
-        assert told == ["attend-turns"]
+        assert names == ["attend-turns"]
         release.set()
         await asyncio.gather(*first, waits)
         assert order == [("a", False), ("b", False), ("waits", True)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.bounds.bounds import ALL, CallerBound
-from aggregator.bounds.budget import Budget, Budgets
+from aggregator.bounds.budget import TOLD_SECONDS, Budget, Budgets, BudgetState
 from edge_attention.core.errors import EdgeAttentionError, Overloaded, ResourceExhausted
+from edge_attention.core.transitions import told
 
 CALLERS = ["a", "b", "c", None]
 BOUND = CallerBound("things", 100, "things under way", "have fewer", 2.0)
@@ -78,8 +81,8 @@ def test_beside_any_number_of_greedy_callers_there_is_room_for_another(greedy, t
 
 
 def test_a_refusal_names_the_bound_what_is_used_and_when_to_come_again():
-    told = []
-    budget = Budget(BOUND, told.append)
+    names = []
+    budget = Budget(BOUND, names.append)
     budget.take("a", 40)
     budget.take("b", 10)
     with pytest.raises(Overloaded) as refused:
@@ -89,11 +92,56 @@ def test_a_refusal_names_the_bound_what_is_used_and_when_to_come_again():
         "than is left free; this call needs 30 more: have fewer, and try again in 2 s"
     )
     assert refused.value.retry_after == 2.0
-    assert told == ["things"]
+    assert names == ["things"]
     lasting = Budget(CallerBound("things", 1, "things", "drop some"))
     lasting.take(None)
     with pytest.raises(ResourceExhausted, match="bound things: there are 1 of 1 things, drop some"):
         lasting.take(None)
+
+
+def test_its_last_transitions_say_since_when_it_refuses_and_whom():
+    now = itertools.count(1.0)
+    budget = Budget(BOUND, clock=lambda: next(now))
+    held = budget.take("a", 50)
+    for caller in ("b", "a"):
+        with pytest.raises(Overloaded):
+            budget.take(caller, 30)
+    held.give_back()
+    with budget.take("a", 20):
+        assert told(budget.transitions) == (
+            "0.000 s: b asks for 30, 50 of 100 are used: granting -> refusing; "
+            "1.000 s: a asks for 20, 0 of 100 are used: refusing -> granting"
+        )
+
+
+def test_how_a_bound_came_to_refuse_is_logged_and_not_for_every_refusal(caplog):
+    caplog.set_level("INFO")
+    refused, now = [], [0.0]
+    budgets = Budgets(refused.append, lambda: now[0])
+    for now[0] in (0.0, 1.0, TOLD_SECONDS - 1, TOLD_SECONDS):
+        with pytest.raises(EdgeAttentionError):
+            budgets.take(ALL[0], "a", ALL[0].total)
+    assert refused == [ALL[0].name] * 4
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        f"bound {ALL[0].name} refuses somebody"
+    ] * 2
+
+
+@pytest.mark.parametrize("broken", [
+    lambda budget, lease: setattr(budget, "used", 101),
+    lambda budget, lease: setattr(budget, "state", BudgetState.GRANTING),
+    lambda budget, lease: setattr(lease, "amount", -1),
+    lambda budget, lease: setattr(lease, "amount", 51),
+])  # fmt: skip
+def test_check_finds_an_account_that_cannot_be(broken):
+    budget = Budget(BOUND)
+    lease = budget.take("a", 50)
+    with pytest.raises(Overloaded):
+        budget.take("a", 50)
+    lease.check()
+    broken(budget, lease)
+    with pytest.raises(AssertionError):
+        lease.check()
 
 
 def test_a_lease_is_given_back_when_its_block_ends():
