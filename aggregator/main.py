@@ -42,7 +42,7 @@ from edge_attention.options import ADDRESS, name_sources, set_up
     "--lease",
     type=click.FloatRange(0.5, 3600),
     default=10.0,
-    help="Seconds a node may be silent before it counts as lost; in a fleet of over 600 nodes longer.",
+    help="Seconds a node may be silent before it counts as lost; in a fleet of over 450 nodes longer.",
 )
 @click.option(
     "--patience",

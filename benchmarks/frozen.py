@@ -128,7 +128,7 @@ async def _fleet() -> AsyncIterator[Engine]:
         return Recipe("benchmark")
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = ServerSettings("127.0.0.1", 0, Path(folder), "127.0.0.1", None, 10.0, 1.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, Path(folder), "127.0.0.1", None, 10.0, 60.0)
         async with running(settings, (capture,)) as port:
             node = await asyncio.to_thread(_node, port)
             try:

@@ -36,7 +36,7 @@ def test_anything_else_needs_what_this_release_lacks(host):
 
 def test_a_metrics_port_that_is_taken_is_one_clear_error():
     async def scenario(port):
-        async with running(ServerSettings("127.0.0.1", 0, None, "127.0.0.1", port, 10.0, 3.0, 60.0)):
+        async with running(ServerSettings("127.0.0.1", 0, None, "127.0.0.1", port, 10.0, 60.0)):
             raise AssertionError("it must not start")
 
     with socket.socket() as taken:
@@ -51,7 +51,7 @@ def test_the_aggregator_describes_itself_with_the_http_port_it_was_given(asked, 
     method = services.DESCRIBE_AGGREGATOR
 
     async def scenario():
-        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", asked, 10.0, 3.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", asked, 10.0, 60.0)
         async with running(settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = channel.unary_unary(method.path)
             return method.response.decode(await call(method.request.encode(DescribeAggregatorRequest())))

@@ -243,7 +243,7 @@ def test_a_recipe_draws_its_own_part_of_the_page(browser):
     found = {}
 
     async def serve():
-        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", 0, 10.0, 1.0, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", 0, 10.0, 60.0)
         async with (
             running(settings, (*RECIPES, toy)) as port,
             dialled.node(port, "a"),

@@ -109,7 +109,7 @@ def run(scenario, tmp_path, *flags):
             engines.append(engine)
             return Recipe("test")
 
-        settings = ServerSettings("127.0.0.1", 0, tmp_path / "state", "127.0.0.1", None, 10.0, 0.2, 60.0)
+        settings = ServerSettings("127.0.0.1", 0, tmp_path / "state", "127.0.0.1", None, 10.0, 60.0)
         async with running(settings, (capture,)) as port:
             fleet = Fleet(engines[0], port, *flags)
             await fleet.start()
