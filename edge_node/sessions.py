@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
+from edge_attention.core.printable import RUNTIME_WORDS, shown
 from edge_attention.core.tensors import Array, DataType
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def translate(error: Exception, where: str, cls: type[EdgeAttentionError]) -> Ed
     text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
     if isinstance(error, MemoryError) or any(word in text for word in _NO_MEMORY):
         cls = errors.OutOfMemory
-    return cls(f"{where}: ONNX Runtime refused it: {text[:300]}")
+    return cls(f"{where}: ONNX Runtime refused it: {shown(text, RUNTIME_WORDS)}")
 
 
 def output_types(session: Any) -> Inputs:

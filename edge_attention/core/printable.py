@@ -12,7 +12,10 @@ from __future__ import annotations
 WORDS = 4_000
 """Characters of an error's message."""
 
-NODE_WORDS = 1_000
+RUNTIME_WORDS = 2_000
+"""Characters of what ONNX Runtime says: names of a node and of source files come first, the reason last."""
+
+NODE_WORDS = 3_000
 """Characters of what a node says of its own failure."""
 
 

@@ -23,6 +23,7 @@ from onnx import (
 from onnx.inliner import inline_local_functions
 
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.core.printable import RUNTIME_WORDS
 from edge_attention.graphs.onnx_builder import IR_VERSION, OPSET
 from edge_attention.graphs.reading import read_with_notes
 
@@ -250,7 +251,7 @@ def keep(field: Any, names: set[str]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:RUNTIME_WORDS]
 
 
 def _graphs(node: NodeProto) -> Iterator[GraphProto]:

@@ -30,7 +30,8 @@ OVERHEAD = 512 << 20
 COMMAND = ("-m", "edge_node.cell.worker")
 LINES = 40
 """Lines of its words that a cell gets into the log."""
-_LETTERS = 300
+_LETTERS = 2_000
+"""Characters of a line that a cell says: ONNX Runtime names the node and its file before the reason."""
 _READS = 16
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "ORT_DISABLE_TELEMETRY")
 """What of the daemon's environment a cell gets: nothing of keys and tokens."""

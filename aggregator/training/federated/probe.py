@@ -20,6 +20,7 @@ from aggregator.bounds.bounds import PROBE_PROCESS
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training import apart
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.core.printable import RUNTIME_WORDS
 from edge_attention.core.tensors import Array
 
 WHAT = "attention on the probe"
@@ -76,7 +77,7 @@ def main(graph: str, parameters: str, folder: str) -> None:
     except MemoryError:
         raise
     except Exception as error:
-        said = f"{WHAT}: ONNX Runtime refused it: {str(error)[:300]}"
+        said = f"{WHAT}: ONNX Runtime refused it: {str(error)[:RUNTIME_WORDS]}"
         (Path(folder) / "error.json").write_text(json.dumps(said))
         return
     np.save(Path(folder) / "attention.npy", np.asarray(weights), allow_pickle=False)
