@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aggregator.training.curve import Curve
-from edge_attention.core.messages.training import Evaluation, TrainingRound
+from edge_attention.core.messages.training import COUNTED, Evaluation, TrainingRound
 
 ROUNDS = 50
 POINTS_OF_MASS = 60
@@ -64,7 +64,7 @@ class RunActivity:
 
     def evaluated(self, run: str, number: int, evaluation: Evaluation) -> None:
         curves = self._run(run)
-        shares = {name: evaluation.share(name) for name in evaluation.metrics if name != "tokens"}
+        shares = {name: evaluation.share(name) for name in evaluation.metrics if name not in COUNTED}
         curves.evaluation.add(number, {**shares, "loss": evaluation.loss})
 
     def recall(self, run: str, record: TrainingRound) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Container
 
 from aggregator.observe.counts import RecipeCounts
 from aggregator.observe.metrics import Metrics
-from edge_attention.core.messages.training import Evaluation, TrainingRound
+from edge_attention.core.messages.training import COUNTED, Evaluation, TrainingRound
 
 RUNS = 200
 """Runs that have series at most, those that have ended included."""
@@ -16,8 +16,6 @@ KEPT_SECONDS = 300.0
 """How long a run's series stay after its end, so that a scrape or two see how it ended."""
 KINDS = 1_000
 """Metrics, or kinds of consensus loss, of one run that have series."""
-_TOKENS = "tokens"
-"""That metric is what others are a share of (Evaluation.share)."""
 
 
 class RunMetrics(RecipeCounts):
@@ -95,7 +93,7 @@ class RunMetrics(RecipeCounts):
     def evaluated(self, run: str, evaluation: Evaluation) -> None:
         if run not in self._ended or not evaluation.samples:
             return
-        for name in [name for name in evaluation.metrics if name != _TOKENS][:KINDS]:
+        for name in [name for name in evaluation.metrics if name not in COUNTED][:KINDS]:
             self.metric.labels(run, name[:80]).set(evaluation.share(name))
 
     def waits(self, run: str, waiting: bool, missing: int) -> None:

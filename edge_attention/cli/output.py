@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from edge_attention.core.errors import FailedPrecondition
-from edge_attention.core.messages.training import Evaluation, TrainingRound
+from edge_attention.core.messages.training import COUNTED, Evaluation, TrainingRound
 from edge_attention.core.printable import json_line, shown
 
 json_option: Callable[[Any], Any] = click.option(
@@ -124,10 +124,10 @@ def seconds_of(round: TrainingRound) -> float:
 
 def evaluated(result: Evaluation) -> str:
     """`loss 0.4123, correct 43 of 50 (86.0%)`; of the tokens, where they are a metric."""
-    of = result.metrics.get("tokens", result.samples)
+    of = result.counted
     shares = "".join(
         f", {name} {total:g} of {of:g} ({result.share(name):.1%})"
         for name, total in result.metrics.items()
-        if name != "tokens"
+        if name not in COUNTED
     )
     return f"loss {result.loss:.4f}{shares}"

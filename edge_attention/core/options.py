@@ -21,6 +21,7 @@ from edge_attention.core.keywords import hint
 
 POSITIVE, NOT_NEGATIVE, SHARE, SWITCH = "above 0", "0 or above", "in [0, 1)", "true or false"
 BELOW_HALF, COUNT, COUNT_OR_ZERO = "in [0, 0.5)", "a whole number, 1 or above", "a whole number, 0 or above"
+INTEGER = "a whole number"
 EPSILON = "1e-30 or above"  # one that rounds to zero in float32 divides 0 by 0
 _RANGES: dict[str, Callable[[float], bool]] = {
     POSITIVE: lambda x: x > 0,
@@ -31,12 +32,13 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     BELOW_HALF: lambda x: 0 <= x < 0.5,
     COUNT: lambda x: x >= 1 and x == int(x),
     COUNT_OR_ZERO: lambda x: x >= 0 and x == int(x),
+    INTEGER: lambda x: x == int(x) and abs(x) < 1 << 53,  # the wire has doubles
 }
-_TYPES: dict[str, type[bool] | type[int]] = {SWITCH: bool, COUNT: int, COUNT_OR_ZERO: int}
+_TYPES: dict[str, type[bool] | type[int]] = {SWITCH: bool, COUNT: int, COUNT_OR_ZERO: int, INTEGER: int}
 
 
-def option(default: float, expected: str) -> Any:
-    """A field and the range it may take: one of the constants of this file."""
+def option(default: float | None, expected: str) -> Any:
+    """A field and the range it may take: one of the constants of this file. A default of None: not set."""
     return field(default=default, metadata={"expected": expected})
 
 
@@ -54,7 +56,7 @@ class Configured:
     def __post_init__(self) -> None:
         for known in dataclasses.fields(self):
             value, expected = getattr(self, known.name), known.metadata.get("expected")
-            if expected is None:
+            if expected is None or (value is None and known.default is None):
                 continue
             usable = isinstance(value, numbers.Real) and (expected == SWITCH or not isinstance(value, bool))
             if not usable or not _is_finite(value) or not _RANGES[expected](value):

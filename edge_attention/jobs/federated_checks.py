@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
+from edge_attention.core.losses import LOSSES, loss_of
 from edge_attention.core.messages.training import (
     ConsensusSpec,
     EncodingSpec,
@@ -35,8 +36,6 @@ from edge_attention.jobs.values import text as text
 from edge_attention.jobs.values import texts as texts
 
 Named = TypeVar("Named", OptimizerSpec, StrategySpec, EncodingSpec)
-
-LOSSES = ("output", "cross_entropy", "binary_cross_entropy", "mse", "l1")
 
 
 def named(value: Any, what: str, spec: type[Named]) -> Named:
@@ -64,9 +63,26 @@ def loss(spec: Any) -> LossSpec:
     if not isinstance(spec, LossSpec):
         raise InvalidArgument(f"model.loss is {said(spec)}; give a name or a LossSpec")
     choice(spec.name, "model.loss.name", LOSSES)
-    optional_text(spec.output, "model.loss.output")
-    optional_text(spec.labels, "model.loss.labels")
-    return spec
+    checked = LossSpec(
+        spec.name,
+        optional_text(spec.output, "model.loss.output"),
+        optional_text(spec.labels, "model.loss.labels"),
+        options(spec.options, "model.loss"),
+        _numbers(spec.class_weights, "model.loss.class_weights"),
+        _numbers(spec.positive_weights, "model.loss.positive_weights"),
+        optional_text(spec.weights, "model.loss.weights"),
+    )
+    loss_of(checked)
+    return checked
+
+
+def _numbers(values: Any, what: str) -> tuple[float, ...]:
+    """`values` as floats: a list, a tuple or an array of one axis."""
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        values = values.tolist()
+    if not isinstance(values, tuple | list):
+        raise InvalidArgument(f"{what} is {said(values)}; it must be a list of numbers")
+    return tuple(finite(value, f"{what}, number {i},") for i, value in enumerate(values))
 
 
 def local(given: Any) -> LocalSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edge_attention.core.losses import OPTIONS
 from edge_attention.core.messages.training import (
     ConsensusSpec,
     EncodingSpec,
@@ -76,8 +77,16 @@ def _model(table: TomlTable) -> FederatedModel:
 def _loss(table: TomlTable) -> str | LossSpec:
     if table.is_text("loss") or not table.has("loss"):
         return table.take("loss", str, "output")
-    inner = table.table("loss", names_of(LossSpec))
-    return LossSpec(inner.take("name", str), inner.take("output", str, ""), inner.take("labels", str, ""))
+    inner = table.table("loss", {*(names_of(LossSpec) - {"options"}), *OPTIONS})
+    return LossSpec(
+        inner.take("name", str),
+        inner.take("output", str, ""),
+        inner.take("labels", str, ""),
+        class_weights=inner.list_of_numbers("class_weights"),
+        positive_weights=inner.list_of_numbers("positive_weights"),
+        weights=inner.take("weights", str, ""),
+        options=inner.numbers(),
+    )
 
 
 def _local(table: TomlTable) -> LocalSpec:

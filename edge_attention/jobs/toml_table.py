@@ -103,6 +103,13 @@ class TomlTable:
             raise InvalidArgument(f"{self.file}: {self.name(key)} must hold strings")
         return tuple(values)
 
+    def list_of_numbers(self, key: str) -> tuple[float, ...]:
+        values = self.take(key, list, [])
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidArgument(f"{self.file}: {self.name(key)} holds {value!r}; it must hold numbers")
+        return tuple(float(value) for value in values)
+
     def texts(self, key: str, what: str) -> dict[str, str]:
         """The table under `key`, name -> text that names `what`; empty if there is none."""
         values = self.take(key, dict, {})

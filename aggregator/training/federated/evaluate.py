@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from aggregator.engine.returned import ReturnedTensor
 from aggregator.engine.spool import SpooledTensor
 from aggregator.training.federated.collect import PATIENT_SECONDS
-from aggregator.training.federated.plan import SCALAR
+from aggregator.training.federated.plan import LOSS_WEIGHT, SCALAR
 from aggregator.training.federated.programs import At, ProgramParts, Programs
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.work import Basis, Work
@@ -53,7 +53,7 @@ class Evaluator:
 
     async def evaluate(self, basis: Basis, without: Container[str]) -> Evaluation:
         """Over all nodes but those in `without`, as far as they answer in time."""
-        names = ("loss", *self._programs.plan.metrics)
+        names = self._programs.plan.sums
         nodes = [s for name, s in self._samples.items() if name not in without and s.training < s.rows]
         asked = [asyncio.create_task(self._ask(s, basis), name=s.node) for s in nodes]
         try:
@@ -73,8 +73,10 @@ class Evaluator:
                 samples += int(found["samples"])
                 for name in names:
                     totals[name] += found[name]
-        total = totals.pop("loss")
-        return Evaluation(samples, total / samples if samples else math.nan, totals)
+        total, counted = totals.pop("loss"), totals.pop(LOSS_WEIGHT, float(samples))
+        # Of labels of which none counts the loss is 0, as a batch's is.
+        loss = total / counted if counted else total
+        return Evaluation(samples, loss if samples else math.nan, totals)
 
     async def _wait(self, asked: Sequence[asyncio.Task[Sums | None]], what: str) -> None:
         began = time.monotonic()
@@ -98,7 +100,7 @@ class Evaluator:
         def program(at: At, forgotten: bool) -> ProgramParts:
             return self._programs.evaluate(rows, at)
 
-        names = ("loss", *self._programs.plan.metrics)
+        names = self._programs.plan.sums
         wanted = {f"next/{name}": SCALAR for name in names}
         try:
             answer = await self._work.ask(samples.node, basis, program, wanted, lambda there: None)

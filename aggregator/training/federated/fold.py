@@ -90,12 +90,16 @@ class Folder:
             InvalidTensor: the step overflows.
             InvalidArgument: the combine cannot work with so few updates.
         """
-        given = np.array([self._weight(u) for u in updates], np.float64)
+        # Where no label of any node counts, all weigh alike: none of them moves anything.
+        alike = self.equal or not any(u.counted for u in updates)
+        samples = [1.0 if alike else u.counted for u in updates]
+        staleness = [u.staleness for u in updates]
+        weigh = self.strategy.weight
+        given = np.array([weigh(s, late) for s, late in zip(samples, staleness, strict=True)], np.float64)
         norms = np.array([u.squared_norm for u in updates], np.float64) ** 0.5
         squares = self._distances(updates) if self.combine.needs == "distances" else None
         weights = self.combine.weights(given, norms, squares)
-        samples = [1.0 if self.equal else float(u.samples) for u in updates]
-        damping = np.float32(self.strategy.damping(samples, [u.staleness for u in updates]))
+        damping = np.float32(self.strategy.damping(samples, staleness))
         apart = np.zeros(len(updates))
         piece = self._piece(len(updates))
         room = np.empty((len(updates), min(piece, max(self.plan.sizes, default=1))), np.float32)
@@ -164,10 +168,6 @@ class Folder:
             for name in scales:
                 difference.write_at(name, start // self.push.block, tensors[name])
         return self.push.decode_array(index, piece.shape, tensors, "difference")
-
-    def _weight(self, update: Update) -> float:
-        samples = 1.0 if self.equal else float(update.samples)
-        return self.strategy.weight(samples, update.staleness)
 
     def _distances(self, updates: Sequence[Update]) -> Array:
         """Squared distances between all pairs: float64 [n, n]."""

@@ -25,6 +25,10 @@ from edge_attention.core.strategies import from_config as strategy_from
 
 PIECE = 1 << 18
 """Elements of a parameter that are in memory at a time, of each update."""
+WEIGHT = "weight"
+"""What a node returns of a round of what its rows count, where they do not all count alike."""
+LOSS_WEIGHT, WEIGHT_SUM = "loss/weight", "loss/weight_sum"
+"""As graphs call them: what a batch counts, and those of all steps. What defines them brings onnx."""
 SCALAR: Spec = (np.dtype(np.float32), ())
 
 
@@ -49,7 +53,8 @@ class DataInput:
 @dataclass(frozen=True)
 class FederatedPlan:
     """See the module. `graphs`: by role, of gradient, start, step, update, evaluate, attention, penalty and
-    difference those the job needs. `slots`: the local optimizer's state, tensors a parameter."""
+    difference those the job needs. `slots`: the local optimizer's state, tensors a parameter. `weighted`:
+    labels do not all count alike, and nodes return what theirs count. `most`: what a row counts at most."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -57,6 +62,13 @@ class FederatedPlan:
     metrics: tuple[str, ...]
     slots: tuple[str, ...]
     graphs: Mapping[str, PlannedGraphFile]
+    weighted: bool = False
+    most: float = 1.0
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """What an evaluation sums up."""
+        return ("loss", *((LOSS_WEIGHT,) if self.weighted else ()), *self.metrics)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -79,6 +91,9 @@ class FederatedPlan:
                 role: PlannedGraphFile(g["digest"], tuple(g["inputs"]), tuple(g["outputs"]))
                 for role, g in data["graphs"].items()
             },
+            # Runs of earlier releases do not say.
+            bool(data.get("weighted", False)),
+            float(data.get("most", 1.0)),
         )
 
     def returned(self, encoding: UpdateEncoding) -> tuple[str, ...]:
@@ -88,6 +103,8 @@ class FederatedPlan:
     def specs(self, encoding: UpdateEncoding) -> dict[str, Spec]:
         """What a node returns of a round: name -> (dtype, shape)."""
         found = {"loss": SCALAR, "norm": SCALAR}
+        if self.weighted:
+            found[WEIGHT] = SCALAR
         for index, shape in enumerate(self.shapes):
             found |= encoding.specs(index, shape)
         return found

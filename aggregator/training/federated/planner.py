@@ -25,7 +25,8 @@ from aggregator.training.fusion.plan import MAX_PATIENCE
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
-from edge_attention.core.messages.training import FederatedJob
+from edge_attention.core.losses import MAX_LOSS_WEIGHT, loss_of
+from edge_attention.core.messages.training import FederatedJob, LossSpec
 from edge_attention.core.optimizers import from_config as optimizer_from
 from edge_attention.core.strategies.fedbuff import FedBuff
 from edge_attention.core.tensors import require_name
@@ -63,6 +64,7 @@ def check(job: FederatedJob) -> None:
     encoding = encoding_from(job.update.name, **job.update.options)
     push_encoding(job)
     optimizer_from(job.local.optimizer.name, **job.local.optimizer.options)
+    loss_of(job.model.loss)
     for what, value, low, high in (
         ("rounds", job.rounds, 1, MAX_ROUNDS),
         ("local.batch", job.local.batch, 1, MAX_BATCH),
@@ -185,13 +187,19 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
         slots = optimizer.slots
         proximal = bool(strategy.proximal or parameter_weight)
         if slots:
-            graphs["start"] = start_graph(shapes, slots)
+            graphs["start"] = start_graph(shapes, slots, weighted=model.weighted)
         graphs["step"] = local_step(
-            gradient, shapes, optimizer, proximal=proximal, control=strategy.controls, penalty=penalty
+            gradient,
+            shapes,
+            optimizer,
+            proximal=proximal,
+            control=strategy.controls,
+            penalty=penalty,
+            weighted=model.weighted,
         )
     graphs["update"] = update_graph(
         shapes, source="gradient" if strategy.gradients else "difference", clip=bool(local.clip),
-        encoding=encoding,
+        encoding=encoding, weighted=model.weighted,
     )  # fmt: skip
     if not strategy.gradients and local.steps == 1 and not slots and not consensus.attention:
         # One step and its update are one graph: a model less for a node to hold. Where an input of the model
@@ -224,9 +232,23 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
         DataInput(name, dtype.name, tuple(n or 0 for n in shape[1:]))
         for name, (dtype, shape) in model.inputs.items()
     )
-    result = FederatedPlan(tuple(parameters), shapes, inputs, tuple(model.metrics), slots, planned)
+    result = FederatedPlan(
+        tuple(parameters),
+        shapes,
+        inputs,
+        tuple(model.metrics),
+        slots,
+        planned,
+        model.weighted,
+        _most(spec.loss),
+    )
     _unknown_names(job, result)
     return result
+
+
+def _most(loss: LossSpec) -> float:
+    """What a row counts at most."""
+    return max(loss.class_weights, default=1.0) * (MAX_LOSS_WEIGHT if loss.weights else 1.0)
 
 
 def _given(data: bytes) -> Mapping[str, Any]:

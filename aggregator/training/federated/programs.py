@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aggregator.training.federated.plan import FederatedPlan
+from aggregator.training.federated.plan import LOSS_WEIGHT, WEIGHT, WEIGHT_SUM, FederatedPlan
 from edge_attention.core.encodings import UpdateEncoding
 from edge_attention.core.messages.program import Batch, Drop, Instruction, Repeat, Return, Run, Stored, Value
 from edge_attention.core.messages.training import FederatedJob
@@ -93,7 +93,7 @@ class Programs:
 
     def evaluate(self, rows: Int64, at: At) -> ProgramParts:
         """Sums of loss and metrics over `rows` [n] of the node's dataset."""
-        graph, names = self.plan.graphs["evaluate"], ("loss", *self.plan.metrics)
+        graph, names = self.plan.graphs["evaluate"], self.plan.sums
         tensors: dict[str, Array] = {f"task/sum/{name}": np.zeros((), np.float32) for name in names}
         full = len(rows) // EVALUATION_BATCH
         inputs: dict[str, Value] = {
@@ -160,6 +160,8 @@ class Programs:
         count = len(self.plan.names)
         inputs = {**self._inputs(), **{f"x/{i}": Stored(at(i)) for i in range(count)}}
         outputs = {"loss": "task/loss_sum", **{f"grad/{i}": f"task/grad/{i}" for i in range(count)}}
+        if self.plan.weighted:
+            outputs[LOSS_WEIGHT] = "task/weight_sum"
         run = Run(self.plan.graphs["gradient"].digest, self._needed("gradient", inputs), outputs)
         return [self._batch("task/rows"), run]
 
@@ -172,6 +174,8 @@ class Programs:
         x = {f"x/{i}": f"task/x/{i}" for i in count}
         state = {f"slot/{slot}/{i}": f"task/slot/{slot}/{i}" for slot in slots for i in count}
         single = {"count": "task/count", "loss_sum": "task/loss_sum"}
+        if self.plan.weighted:
+            single[WEIGHT_SUM] = "task/weight_sum"
         instructions: list[Instruction] = []
         penalty: dict[str, Value] = {}
         if self.penalty:
@@ -214,6 +218,8 @@ class Programs:
         if not slots:
             # Without slots the first step reads the parameters where they are: no copy of the model.
             tensors["task/loss_sum"] = np.zeros((), np.float32)
+            if self.plan.weighted:
+                tensors["task/weight_sum"] = np.zeros((), np.float32)
             tensors["task/count"] = np.zeros((), np.int64)
             tensors["task/rows/first"] = rows[0]
             instructions += step({f"x/{i}": Stored(at(i)) for i in count}, "task/rows/first")
@@ -245,6 +251,9 @@ class Programs:
         scalars: dict[str, Value] = {
             name: Stored(f"task/{name}") for name in ("lr", "mu", "loss_sum", "count")
         }
+        if self.plan.weighted:
+            tensors["task/weight_sum"] = np.zeros((), np.float32)
+            scalars[WEIGHT_SUM] = Stored("task/weight_sum")
         return {
             **self._inputs(),
             **scalars,
@@ -276,6 +285,8 @@ class Programs:
         count, graph = range(len(self.plan.names)), self.plan.graphs["update"]
         tensors["task/steps"] = np.asarray(len(rows), np.float32)
         inputs: dict[str, Value] = {"loss_sum": Stored("task/loss_sum"), "steps": Stored("task/steps")}
+        if self.plan.weighted:
+            inputs[WEIGHT_SUM] = Stored("task/weight_sum")
         if self.job.local.clip:
             tensors["task/max_norm"] = np.asarray(self.job.local.clip, np.float32)
             inputs["max_norm"] = Stored("task/max_norm")
@@ -301,7 +312,7 @@ class Programs:
                 instructions.append(Drop(drop))
         instructions.append(Run(graph.digest, self._needed("update", inputs), outputs))
         instructions.append(Drop(("task/x/", "task/grad/", "task/p/", "task/control/")))
-        wire = {"loss": Encoding.RAW, "norm": Encoding.RAW}
+        wire = {"loss": Encoding.RAW, "norm": Encoding.RAW, WEIGHT: Encoding.RAW}
         instructions += [Return(outputs[name], name, wire.get(name, self.encoding.wire)) for name in returned]
         return instructions
 

@@ -58,7 +58,7 @@ def _leaving(plan: FederatedPlan, job: FederatedJob) -> dict[str, tuple[str, ...
     encoding = encoding_from(job.update.name, **job.update.options)
     found = {"update": plan.returned(encoding)}
     if "evaluate" in plan.graphs:
-        found["evaluate"] = ("next/loss", *(f"next/{name}" for name in plan.metrics))
+        found["evaluate"] = tuple(f"next/{name}" for name in plan.sums)
     if "attention" in plan.graphs:
         found["attention"] = ("attention",)
     return found
@@ -71,6 +71,7 @@ _BOUND: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
         "x/*": (("step", "next/x/*"),),
         "count": (("step", "next/count"),),
         "loss_sum": (("step", "next/loss_sum"),),
+        "loss/weight_sum": (("step", "next/loss/weight_sum"),),
         "extra/*": (("penalty", "grad/*"),),
     },
     "penalty": {"x/*": (("step", "next/x/*"),)},
@@ -78,6 +79,7 @@ _BOUND: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
         "x/*": (("step", "next/x/*"),),
         "grad/*": (("gradient", "grad/*"),),
         "loss_sum": (("step", "next/loss_sum"), ("gradient", "loss")),
+        "loss/weight_sum": (("step", "next/loss/weight_sum"), ("gradient", "loss/weight")),
         "residual/*": (("update", "next/residual/*"),),
     },
     "attention": {"x/*": (("step", "next/x/*"),)},

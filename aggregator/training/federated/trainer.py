@@ -224,7 +224,8 @@ class FederatedTrainer:
         self, current: Current, collected: Collected, folded: Folded, seconds: dict[str, float]
     ) -> TrainingRound:
         updates = collected.updates
-        share = np.array([u.samples for u in updates], np.float64)
+        share = np.array([u.counted for u in updates], np.float64)
+        share = share if share.any() else np.ones(len(updates))
         unused = {n: f"{self._combine.name} gave it no weight" for n, w in folded.weights.items() if not w}
         return TrainingRound(
             number=current.round + 1,

@@ -10,15 +10,18 @@ import numpy as np
 
 from aggregator.engine.returned import ReturnedTensor, close
 from aggregator.engine.spool import SpooledTensor
-from aggregator.training.federated.plan import PIECE, FederatedPlan
+from aggregator.training.federated.plan import PIECE, WEIGHT, FederatedPlan
 from edge_attention.core.encodings import UpdateEncoding
-from edge_attention.core.errors import NotFinite
+from edge_attention.core.errors import InvalidTensor, NotFinite
 from edge_attention.core.tensors import Array, Float32
+
+_ROUNDING = 1e-3
+"""A node adds up in float32."""
 
 
 @dataclass(eq=False)
 class Update:
-    """What `node` returned of a round."""
+    """What `node` returned of a round. `weight`: what a row of its batches counted, the mean."""
 
     node: str
     samples: int
@@ -28,9 +31,15 @@ class Update:
     bytes: int = 0
     loss: float = math.nan
     norm: float = math.nan
+    weight: float = 1.0
     staleness: int = 0
     attention: Array | None = None
     squared_norm: float = field(default=math.nan)
+
+    @property
+    def counted(self) -> float:
+        """What its samples count in a mean of all nodes."""
+        return self.samples * self.weight
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Elements start..stop of a returned tensor, flat."""
@@ -63,14 +72,22 @@ def piece_of(
     return encoding.decode(index, plan.shapes[index], update.read, start, stop)
 
 
-def check(update: Update, plan: FederatedPlan, encoding: UpdateEncoding) -> None:
-    """Refuse an answer that is not finite; fill in loss, norm, attention. It has what was asked for.
+def check(update: Update, plan: FederatedPlan, encoding: UpdateEncoding, batch: int = 1) -> None:
+    """Refuse an answer that is not finite; fill in loss, norm, weight, attention. It has what was asked for.
+
+    `batch`: rows of one of its batches.
 
     Raises:
         NotFinite: naming the node and the tensor.
+        InvalidTensor: its rows count less than nothing, or more than any can.
     """
     where = f"node {update.node!r}"
     update.loss, update.norm = (_scalar(update, name, where) for name in ("loss", "norm"))
+    if plan.weighted:
+        update.weight = _scalar(update, WEIGHT, where) / batch
+        if not 0 <= update.weight <= plan.most * (1 + _ROUNDING):
+            said = f"{where} says that a row of its batches counts {update.weight:g}"
+            raise InvalidTensor(f"{said}; it can count 0 to {plan.most:g}")
     squared = 0.0
     for index, size in enumerate(plan.sizes):
         for start, stop in pieces(size):

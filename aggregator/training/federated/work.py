@@ -118,7 +118,9 @@ class Work:
         )
         update = Update(node, weight, len(rows), answer.seconds, answer.tensors, size)
         try:
-            await asyncio.to_thread(check, update, self._programs.plan, self._programs.encoding)
+            await asyncio.to_thread(
+                check, update, self._programs.plan, self._programs.encoding, samples.job.local.batch
+            )
         except BaseException:
             update.close()
             raise

@@ -21,12 +21,22 @@ class LossSpec:
     `output`: the model's output `output` (by default `loss`) is the loss, a scalar, the mean over the batch.
     The others are of the output `output` (by default the only one) and a new input `labels` (by default so
     called): `cross_entropy` (logits [B, C] or [B, T, C], labels int64 [B] or [B, T]), `binary_cross_entropy`
-    (logits [B] or [B, 1], labels float32), `mse`, `l1`.
+    (logits [B], [B, 1] or [B, k], labels float32 [B] or [B, k]), `mse`, `l1`. docs/federated.md has a table.
+
+    Attributes:
+        options: of the loss, as core/losses.py has them: `label_smoothing`, `ignore_index`, `class_axis`.
+        class_weights: of cross_entropy, one a class; empty: 1.
+        positive_weights: of binary_cross_entropy, one for all labels or one a label: what a yes counts.
+        weights: the new input, float32 [B], that says what each row counts; empty: 1.
     """
 
     name: str
     output: str = ""
     labels: str = ""
+    options: Mapping[str, float] = field(default_factory=dict)
+    class_weights: tuple[float, ...] = ()
+    positive_weights: tuple[float, ...] = ()
+    weights: str = ""
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,10 @@ class TrainingRun:
     nodes: Mapping[str, str] = field(default_factory=dict)
 
 
+COUNTED = ("tokens", "labels")
+"""Metrics that say what others are counted over, where that is not the samples."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """On the held-out samples: their number, the mean loss, and each metric's sum."""
@@ -120,8 +124,13 @@ class Evaluation:
     metrics: Mapping[str, float]
 
     def share(self, metric: str) -> float:
-        """The metric's sum by what it counts: the tokens, where they are a metric, or else the samples."""
-        return self.metrics[metric] / max(1, self.metrics.get("tokens", self.samples))
+        """The metric's sum by what it is counted over."""
+        return self.metrics[metric] / max(1, self.counted)
+
+    @property
+    def counted(self) -> float:
+        """What metrics are counted over: the first of COUNTED that is a metric, or else the samples."""
+        return next((self.metrics[name] for name in COUNTED if name in self.metrics), self.samples)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,15 @@ from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.messages.federated import LossSpec
 from edge_attention.graphs.gradients.gradients import differentiate
 from edge_attention.graphs.models.file_parameters import find_parameters
-from edge_attention.graphs.models.model_form import METRIC, Model, check_input, lift, set_aside, take_out
+from edge_attention.graphs.models.model_form import (
+    LOSS_WEIGHT,
+    METRIC,
+    Model,
+    check_input,
+    lift,
+    set_aside,
+    take_out,
+)
 from edge_attention.graphs.models.model_losses import add_loss
 from edge_attention.graphs.models.model_step import load_step_graph
 from edge_attention.graphs.onnx_file import (
@@ -76,7 +84,8 @@ def gradient_graph(model: Model, batch: int) -> ModelProto:
     """The graph from data and parameters to the loss and its gradients, at a fixed batch.
 
     Inputs: data (dimension 0 = `batch`) and `x/<i>`, those that are needed. Outputs: `loss` [] and `grad/<i>`
-    of the parameters' shapes, float32.
+    of the parameters' shapes, float32; of a weighted model LOSS_WEIGHT [], by which `loss` and gradients of
+    batches fold.
 
     Raises InvalidGraph where an operator cannot be differentiated, naming it and its node.
     """
@@ -89,12 +98,13 @@ def gradient_graph(model: Model, batch: int) -> ModelProto:
                 "batch or export it with a dynamic one"
             )
         return bind_batch(step, batch)
+    kept = ["loss", *([LOSS_WEIGHT] if model.weighted else [])]
     graph = differentiate(
-        pruned(model, ["loss"]),
+        pruned(model, kept),
         batch,
         wrt=parameter_inputs(model),
         seeds={"loss": None},
-        keep=["loss"],
+        keep=kept,
         place=model.place,
     )
     return onnx.load_model_from_string(graph)
@@ -132,7 +142,7 @@ def _load_model(
     shapes = infer_outputs(file, place)
     if loss.name == "output":
         _take_loss(graph, loss.output, shapes, place)
-        counted: tuple[str, ...] = ()
+        added = None
     else:
         if loss.labels in values_of(graph):
             raise InvalidGraph(
@@ -140,7 +150,15 @@ def _load_model(
                 "another as loss.labels"
             )
         check_input(loss.labels, place)
-        counted = add_loss(graph, loss, shapes[loss.output], place)
+        if loss.weights:
+            check_input(loss.weights, place)
+            if loss.weights in values_of(graph):
+                raise InvalidGraph(
+                    f"{place}: the weights' input '{loss.weights}' has the name of a tensor of the file; "
+                    "choose another as loss.weights"
+                )
+        added = add_loss(graph, loss, shapes[loss.output], place)
+    counted = added.metrics if added is not None else ()
     counted += _take_metrics(graph, metrics, shapes, place)
 
     needed = ModelProto()
@@ -171,6 +189,9 @@ def _load_model(
         counted,
         untied={name: old for name, old in found.untied.items() if name in parameters},
         dropped=found.dropped,
+        weighted=added is not None and added.weighted,
+        label=added.label if added is not None else None,
+        notes=added.notes if added is not None else (),
     )
 
 

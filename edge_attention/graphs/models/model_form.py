@@ -12,10 +12,22 @@ from onnx import GraphProto, TensorProto, helper, numpy_helper
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.onnx_file import TensorSpec, keep, rename_values, values_of
 
-__all__ = ["METRIC", "Model", "ParameterArrays", "check_input", "lift", "set_aside", "take_out"]
+__all__ = [
+    "LOSS_WEIGHT",
+    "METRIC",
+    "LabelKind",
+    "Model",
+    "ParameterArrays",
+    "check_input",
+    "lift",
+    "set_aside",
+    "take_out",
+]
 
 METRIC = "metric/"
 """Prefix of the outputs that count something over the batch."""
+LOSS_WEIGHT = "loss/weight"
+"""The output that says what a batch counts, in rows, where its rows or labels do not all count alike."""
 _TAKEN_OUT = 1 << 16  # bytes of an initializer; what is smaller costs nothing
 ParameterArrays = dict[str, NDArray[np.float32]]
 
@@ -30,6 +42,24 @@ _RESERVED_NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class LabelKind:
+    """What the labels of a standard loss must be, for whoever checks them before a run.
+
+    Attributes:
+        labels, weights: the graph inputs; `weights` empty: there are none.
+        classes: labels are int64, 0 to `classes` - 1; 0: they are float32.
+        binary: they are between 0 and 1.
+        ignore: the label that does not count, if there is one.
+    """
+
+    labels: str
+    weights: str = ""
+    classes: int = 0
+    binary: bool = False
+    ignore: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A checked model.
@@ -41,6 +71,8 @@ class Model:
     summed over the batch. `untied`: parameters that the file's exporter had merged into another one.
     `dropped`: parameters of the exporter's model that the file does not have (all zero, mostly).
     `step`: of a step graph, the user's own gradient graph, with the names of `gradient_graph`.
+    `weighted`: `forward` has the output LOSS_WEIGHT. `label`: of a standard loss, what its labels must be.
+    `notes`: sentences that whoever trains it should read.
     """
 
     place: str
@@ -53,6 +85,9 @@ class Model:
     untied: dict[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     step: bytes = b""
+    weighted: bool = False
+    label: LabelKind | None = None
+    notes: tuple[str, ...] = ()
 
 
 def check_input(name: str, place: str) -> None:

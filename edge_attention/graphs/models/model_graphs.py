@@ -9,7 +9,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.gradients.gradients import differentiate
 from edge_attention.graphs.models.model import Model, parameter_inputs, pruned
-from edge_attention.graphs.models.model_form import METRIC
+from edge_attention.graphs.models.model_form import LOSS_WEIGHT, METRIC
 from edge_attention.graphs.onnx_file import ints, prune, rename_values, serialize, values_of
 
 __all__ = ["attention_graph", "evaluation_graph", "penalty_graph"]
@@ -19,12 +19,14 @@ def evaluation_graph(model: Model) -> bytes:
     """The graph that adds a batch's loss and metrics to sums.
 
     Inputs: data (dimension 0 symbolic), `x/<i>`, and float32 scalars `sum/loss` and `sum/<metric>`. Outputs,
-    float32 scalars: `next/loss` = sum + loss * rows, `next/<metric>` = sum + metric.
+    float32 scalars: `next/loss` = sum + loss * rows, `next/<metric>` = sum + metric. Of a weighted model the
+    former is sum + loss * LOSS_WEIGHT, and there is a sum of LOSS_WEIGHT, too.
 
     Raises InvalidGraph for a step graph of one fixed batch.
     """
     _check_forward(model)
-    forward = pruned(model, ["loss", *(METRIC + name for name in model.metrics)])
+    weighted = [LOSS_WEIGHT] if model.weighted else []
+    forward = pruned(model, ["loss", *weighted, *(METRIC + name for name in model.metrics)])
     graph = forward.graph
     data = next(value.name for value in graph.input if value.name in model.inputs)
     graph.initializer.append(ints("next/axes", []))
@@ -33,12 +35,14 @@ def evaluation_graph(model: Model) -> bytes:
             helper.make_node("Shape", [data], ["next/shape"], start=0, end=1),
             helper.make_node("Cast", ["next/shape"], ["next/row"], to=TensorProto.FLOAT),
             helper.make_node("Reshape", ["next/row", "next/axes"], ["next/rows"]),
-            helper.make_node("Mul", ["loss", "next/rows"], ["next/batch"]),
+            helper.make_node("Mul", ["loss", LOSS_WEIGHT if weighted else "next/rows"], ["next/batch"]),
         ]
     )
     del graph.output[:]
-    for name in ("loss", *model.metrics):
-        term = "next/batch" if name == "loss" else METRIC + name
+    terms = {"loss": "next/batch", **{name: METRIC + name for name in model.metrics}}
+    if weighted:
+        terms[LOSS_WEIGHT] = LOSS_WEIGHT
+    for name, term in terms.items():
         graph.input.append(helper.make_tensor_value_info(f"sum/{name}", TensorProto.FLOAT, []))
         graph.node.append(helper.make_node("Add", [f"sum/{name}", term], [f"next/{name}"]))
         graph.output.append(helper.make_tensor_value_info(f"next/{name}", TensorProto.FLOAT, []))

@@ -15,21 +15,24 @@ from onnx import ModelProto, TensorProto
 
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, Optimizer
+from edge_attention.graphs.models.model_form import LOSS_WEIGHT
 from edge_attention.graphs.models.parts import serialize
 from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
 from edge_attention.graphs.onnx_file import rename_values
 from edge_attention.graphs.steps.append import append
 
-__all__ = ["local_step", "start_graph", "step_and_update"]
+__all__ = ["WEIGHT_SUM", "local_step", "start_graph", "step_and_update"]
 
+WEIGHT_SUM = "loss/weight_sum"
+"""What the batches of all steps so far counted, in rows."""
 Shapes = Sequence[tuple[int, ...]]
 
 
-def start_graph(shapes: Shapes, slots: Sequence[str]) -> bytes:
+def start_graph(shapes: Shapes, slots: Sequence[str], *, weighted: bool = False) -> bytes:
     """The graph that begins local training.
 
     Inputs `p/<i>`, finite float32 of `shapes[i]`. Outputs `x/<i>` (copies), `slot/<s>/<i>` (zeros), `count`
-    int64 [] 0, `loss_sum` float32 [] 0.
+    int64 [] 0, `loss_sum` float32 [] 0, and with `weighted` WEIGHT_SUM, the same.
     """
     b = Builder("start")
     for i, shape in enumerate(shapes):
@@ -39,7 +42,8 @@ def start_graph(shapes: Shapes, slots: Sequence[str]) -> bytes:
             # Not a constant: ONNX Runtime would keep zeros as large as the model with the graph.
             b.output(f"slot/{slot}/{i}", b("Sub", p, p), FLOAT, shape)
     b.output("count", b.const(np.array(0, np.int64)), INT64, [])
-    b.output("loss_sum", b.const(np.array(0, np.float32)), FLOAT, [])
+    for name in ("loss_sum", *((WEIGHT_SUM,) if weighted else ())):
+        b.output(name, b.const(np.array(0, np.float32)), FLOAT, [])
     return serialize(b.model())
 
 
@@ -51,6 +55,7 @@ def local_step(
     proximal: bool = False,
     control: bool = False,
     penalty: bool = False,
+    weighted: bool = False,
 ) -> bytes:
     """The graph of one local step: `gradient` and behind it the optimizer's operations.
 
@@ -60,7 +65,9 @@ def local_step(
     `proximal` `anchor/<i>` and `mu` []: the gradient gets `mu (x - anchor)` (FedProx, arXiv:1812.06127).
     With `control` `control/<i>`, which it gets as it is (SCAFFOLD, arXiv:1910.06378). With `penalty`
     `extra/<i>` and `penalty_weight` []: it gets `penalty_weight extra`. Outputs, each `next/` and the name
-    of the input it replaces: `x/<i>`, `slot/<s>/<i>`, `count`, and `loss_sum` with the loss added.
+    of the input it replaces: `x/<i>`, `slot/<s>/<i>`, `count`, and `loss_sum` with the loss added. With
+    `weighted`, where `gradient` has LOSS_WEIGHT, `loss_sum` gets the loss times that, and the input
+    WEIGHT_SUM that itself.
 
     Raises:
         InvalidGraph: a data input has the name of one of these, or an output is missing.
@@ -85,7 +92,11 @@ def local_step(
         names = (f"x/{i}", *(f"slot/{slot}/{i}" for slot in optimizer.slots))
         for name, value in zip(names, update(x, g, slots), strict=True):
             b.output(f"next/{name}", value, FLOAT, shape)
-    b.output("next/loss_sum", b("Add", b.input("loss_sum", FLOAT, []), "loss"), FLOAT, [])
+    loss = b("Mul", "loss", LOSS_WEIGHT) if weighted else "loss"
+    b.output("next/loss_sum", b("Add", b.input("loss_sum", FLOAT, []), loss), FLOAT, [])
+    if weighted:
+        total = b("Add", b.input(WEIGHT_SUM, FLOAT, []), LOSS_WEIGHT)
+        b.output(f"next/{WEIGHT_SUM}", total, FLOAT, [])
     model = append(gradient, b.graph(), "step/", "gradient/")
     try:
         onnx.checker.check_model(model)
@@ -98,14 +109,15 @@ def step_and_update(step: bytes, update: bytes) -> bytes:
     """A local step and the update of it in one graph, so that what the step makes is never stored.
 
     `step`: of `local_step`, of an optimizer without slots; `update`: of `update_graph`, of source
-    "difference". Inputs: those of both, but the update's `x/<i>` and `loss_sum`, which are what the step
-    writes. Outputs: the update's.
+    "difference". Inputs: those of both, but the update's `x/<i>`, `loss_sum` and WEIGHT_SUM, which are what
+    the step writes. Outputs: the update's.
 
     Raises:
         InvalidGraph: a data input has a name that the update uses.
     """
     behind = onnx.load_model_from_string(update).graph
     written = {v.name for v in behind.input if v.name.startswith("x/")} | {"loss_sum"}
+    written |= {WEIGHT_SUM} & {v.name for v in behind.input}
     rename_values(behind, {name: f"next/{name}" for name in written})
     return serialize(append(onnx.load_model_from_string(step), behind, "update/", "step/"))
 

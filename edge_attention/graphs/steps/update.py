@@ -18,7 +18,10 @@ from edge_attention.core.errors import InvalidArgument
 from edge_attention.graphs.models.parts import serialize
 from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
 
-__all__ = ["difference_graph", "update_graph"]
+__all__ = ["WEIGHT", "difference_graph", "update_graph"]
+
+WEIGHT = "weight"
+"""What a node returns of its batches: what each counted, in rows, the mean over its steps."""
 
 Shape = tuple[int, ...]
 Source = Literal["difference", "gradient"]
@@ -26,7 +29,14 @@ _INT8, _INT32 = TensorProto.INT8, TensorProto.INT32
 _TYPES = {np.dtype(np.float32): FLOAT, np.dtype(np.int8): _INT8, np.dtype(np.int32): _INT32}
 
 
-def update_graph(shapes: Sequence[Shape], *, source: Source, clip: bool, encoding: UpdateEncoding) -> bytes:
+def update_graph(
+    shapes: Sequence[Shape],
+    *,
+    source: Source,
+    clip: bool,
+    encoding: UpdateEncoding,
+    weighted: bool = False,
+) -> bytes:
     """The graph of a node's update.
 
     Inputs, float32 of `shapes[i]`: of source "difference" `anchor/<i>` (what the node received) and `x/<i>`
@@ -35,8 +45,13 @@ def update_graph(shapes: Sequence[Shape], *, source: Source, clip: bool, encodin
     parameters, is scaled down to that length. If the encoding has feedback, `residual/<i>`: what earlier
     updates lost is added after clipping.
 
-    Outputs `loss` [] (`loss_sum / steps`), `norm` [] (length of the update before clipping), the encoding's
-    `parts`, and with feedback `next/residual/<i>` (what this update lost; it stays on the node).
+    With `weighted` also `loss/weight_sum` [], what the batches counted, in rows, by which `loss_sum` of
+    source "difference" was weighted.
+
+    Outputs `loss` [] (`loss_sum / steps`; of weighted steps `loss_sum` by what they counted, 0 where nothing
+    did), with `weighted` WEIGHT [] (`loss/weight_sum / steps`), `norm` [] (length of the update before
+    clipping), the encoding's `parts`, and with feedback `next/residual/<i>` (what this update lost; it stays
+    on the node).
 
     Raises:
         InvalidArgument: an encoding that has no graph.
@@ -71,8 +86,15 @@ def update_graph(shapes: Sequence[Shape], *, source: Source, clip: bool, encodin
         if encoding.feedback:
             lost = b("Sub", u, _decode(b, encoding, encoded, shape, b("Sub", u, u)))
             b.output(f"next/residual/{i}", lost, FLOAT, shape)
-    loss = b("Div", b.input("loss_sum", FLOAT, []), b.input("steps", FLOAT, []))
-    b.output("loss", loss, FLOAT, [])
+    total, steps = b.input("loss_sum", FLOAT, []), b.input("steps", FLOAT, [])
+    divisor = steps
+    if weighted:
+        counted = b.input("loss/weight_sum", FLOAT, [])
+        if difference:
+            some = b("Greater", counted, b.const(np.float32(0)))
+            divisor = b("Where", some, counted, b.const(np.float32(1)))
+        b.output(WEIGHT, b("Div", counted, steps), FLOAT, [])
+    b.output("loss", b("Div", total, divisor), FLOAT, [])
     b.output("norm", norm, FLOAT, [])
     return serialize(b.model())
 

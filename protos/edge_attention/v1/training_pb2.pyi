@@ -516,9 +516,33 @@ Global___FederatedModel: _TypeAlias = FederatedModel  # noqa: Y015
 class Loss(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class OptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
+    POSITIVE_WEIGHTS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """output: `output` is the loss itself, the mean over the batch. Else of the logits `output` and the
     labels: cross_entropy, binary_cross_entropy, mse, l1.
@@ -527,16 +551,34 @@ class Loss(_message.Message):
     """Empty: `loss` where it is the loss itself, else the model's only output."""
     labels: _builtins.str
     """The graph input that the loss reads the labels from. Empty: labels."""
+    weights: _builtins.str
+    """The graph input, float32 [batch], that says what each row counts. Empty: 1."""
+    @_builtins.property
+    def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """label_smoothing, ignore_index, class_axis, where the loss has them (docs/federated.md)."""
+
+    @_builtins.property
+    def class_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """cross_entropy: what each class counts. Empty: 1."""
+
+    @_builtins.property
+    def positive_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """binary_cross_entropy: what a yes counts, one number for all labels or one a label. Empty: 1."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         output: _builtins.str = ...,
         labels: _builtins.str = ...,
+        options: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        class_weights: _abc.Iterable[_builtins.float] | None = ...,
+        positive_weights: _abc.Iterable[_builtins.float] | None = ...,
+        weights: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name", b"name", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_weights", b"class_weights", "labels", b"labels", "name", b"name", "options", b"options", "output", b"output", "positive_weights", b"positive_weights", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

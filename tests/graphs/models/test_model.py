@@ -211,7 +211,6 @@ def test_parameters_may_be_named_and_the_others_stay_as_they_are() -> None:
         (linear(), LossSpec("mse", "logits", "x"), "'x' has the name of a tensor of the file"),
         (linear(), LossSpec("mse", "logits", "x/0"), "input name 'x/0' is reserved"),
         (linear(1), LossSpec("cross_entropy"), "for one number a row use binary_cross_entropy"),
-        (linear(), LossSpec("binary_cross_entropy"), "for several classes use cross_entropy"),
         (attending(), LossSpec("cross_entropy"), r"loss.output must name one of the outputs .*'weights'"),
         (b"no model", LossSpec("mse"), "not an ONNX file"),
     ],
