@@ -74,7 +74,7 @@ def check_file(spec: str) -> tuple[FileCheck, Table | None]:
     """The check of `FILE` or `FILE?id=COLUMN&...`, and the table; None: it is refused."""
     try:
         path, options = split_file(spec)
-        table = read_table(path, options)
+        table = read_table(path, options, private=True)
     except (InvalidArgument, ResourceExhausted) as error:
         return FileCheck(spec, error.message), None
     return check_table(spec, table), table

@@ -16,11 +16,11 @@ _REASONS = 1_000
 """Characters of why columns are set aside, in an error."""
 
 
-def read_table(path: Path, options: TableOptions | None = None) -> Table:
+def read_table(path: Path, options: TableOptions | None = None, *, private: bool = False) -> Table:
     """The table in `path`, its rows' ids checked: each there once.
 
     What is missing in a column is no error here, nor is a column that is neither numbers nor few words: it
-    is set aside, with the reason.
+    is set aside, with the reason. `private`: no error may name an id.
 
     Raises:
         InvalidArgument: it cannot be read, has no rows, no column that can be used, or an id missing or
@@ -39,7 +39,7 @@ def read_table(path: Path, options: TableOptions | None = None) -> Table:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise InvalidArgument(f"{path} cannot be read: {error}") from None
-    _check(table, path)
+    _check(table, path, private)
     return table
 
 
@@ -60,7 +60,7 @@ def _reader(suffix: str) -> Callable[[Path, TableOptions], Table] | None:
     return None
 
 
-def _check(table: Table, path: Path) -> None:
+def _check(table: Table, path: Path, private: bool) -> None:
     if not table.columns:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in table.set_aside.items())
         why = shown(reasons, _REASONS) or "it has ids alone"
@@ -77,7 +77,8 @@ def _check(table: Table, path: Path) -> None:
             f"{path.name}: column {next(iter(lengths))!r} has no rows; a dataset has one or more"
         )
     if table.ids is not None and (twice := table.ids.twice()) is not None:
+        which = "one id" if private else f"id {table.ids[twice[1]].decode()!r}"
         places = f"{table.place(twice[0])} and again in {table.place(twice[1])}"
         raise InvalidArgument(
-            f"{path.name}: one id is in {places}; ?id=COLUMN names another column of ids, ?id= says none is"
+            f"{path.name}: {which} is in {places}; ?id=COLUMN names another column of ids, ?id= says none is"
         )

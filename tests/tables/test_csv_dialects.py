@@ -189,7 +189,7 @@ def test_grouped_or_decimal_is_for_the_operator_to_say(tmp_path):
         ("id\nx\n", "it has ids alone"),
         ("id,id\n1,2\n", "line 1: two columns are called 'id'"),
         ("a\tb,c\td\n1\t2,3\t4\n", "the separator could be comma and tab; say which: ?separator=comma"),
-        ("id,a\nx,1\ny,2\nx,3\n", "one id is in line 2 and again in line 4"),
+        ("id,a\nx,1\ny,2\nx,3\n", "id 'x' is in line 2 and again in line 4; ?id=COLUMN names another"),
         ("id,a\n,1\nz,2\n", "line 2, column 'id': the id is missing"),
         ("id,a\nx,1\n\nNA,2\n", "line 4, column 'id': the id is missing"),
         (b"a,b\n1,\0\n", "no text: it holds bytes of 0"),
@@ -242,7 +242,7 @@ def test_true_lines(tmp_path):
 def test_ids_are_one_text_however_written(tmp_path):
     table = read(tmp_path, "id,a\n 1.0 ,1\nb'P1',2\n007,3\ncafe\u0301,4\n1.5,5\n")
     assert [one.decode() for one in table.ids] == ["1", "P1", "007", "caf\u00e9", "1.5"]
-    with pytest.raises(InvalidArgument, match="one id is in line 2 and again in line 3"):
+    with pytest.raises(InvalidArgument, match="id '1' is in line 2 and again in line 3; "):
         read(tmp_path, "id,a\n1.0,1\n1,2\n")
 
 

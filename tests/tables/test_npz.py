@@ -101,8 +101,8 @@ def test_ids(tmp_path, ids, expected):
         (np.array([True, False]), "truth are no ids"),
         (np.array([[1], [2]]), "an id is one value a row"),
         (np.array([b"\xff", b"a"]), "row 0, column 'id': an id of bytes that are no UTF-8"),
-        (np.array(["a", "a"]), "one id is in row 0 and again in row 1"),
-        (np.array([1.0, 1.0]), "one id is in row 0 and again in row 1"),
+        (np.array(["a", "a"]), "id 'a' is in row 0 and again in row 1; ?id="),
+        (np.array([1.0, 1.0]), "id '1' is in row 0 and again in row 1; ?id="),
     ],
 )
 def test_ids_that_are_none(tmp_path, ids, said):

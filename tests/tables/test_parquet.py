@@ -124,7 +124,7 @@ def test_set_aside(tmp_path, values, type_, said):
         ),
         ({"id": [1, None], "x": [1, 2]}, "row 1, column 'id': the id is missing"),
         ({"id": [1.0, float("nan")], "x": [1, 2]}, "row 1, column 'id': the id is missing"),
-        ({"id": ["a", "a"], "x": [1, 2]}, "one id is in row 0 and again in row 1"),
+        ({"id": ["a", "a"], "x": [1, 2]}, "id 'a' is in row 0 and again in row 1; ?id="),
         ({"id": [True, False], "x": [1, 2]}, "bool is no id"),
         ({"x": pyarrow.array([], "int64")}, "no rows"),
     ],

@@ -48,7 +48,7 @@ def align(
 
     Raises:
         InvalidTensor: hashes of the wrong shape, or the same one twice in a source.
-        FailedPrecondition: no sample is left.
+        FailedPrecondition: a source has no sample of those with labels, or no sample is left.
     """
     places: dict[str, dict[bytes, int]] = {}
     for source, array in hashes.items():
@@ -64,11 +64,17 @@ def align(
         if key in everywhere
         or (missing is MissingSamples.ATTEND and any(key in places[source] for source in encoders))
     ]
-    if not used:
-        raise FailedPrecondition(
-            "no sample is on all nodes: do their datasets have the same ids? "
-            + "; ".join(f"{source}: {len(place)} rows" for source, place in places.items())
-        )
+    # A dataset that matches nobody would be left out in silence, or leave out all the others.
+    lost = [source for source in places if places[source].keys().isdisjoint(places[labels])]
+    if lost or not used:
+        said = "" if used else "no sample is on all nodes: do their datasets have the same ids? "
+        if lost:
+            said += (
+                f"none of the ids of {', '.join(lost)} is among those of {labels}, which has the labels. Ids "
+                "are compared as text, P1 is not p1, nor 7 007: mend them, or leave that dataset out. "
+            )
+        counts = "; ".join(f"{source}: {len(place)} rows" for source, place in places.items())
+        raise FailedPrecondition(said + counts)
     rows = {
         source: np.array([place.get(key, -1) for key in used], np.int64) for source, place in places.items()
     }

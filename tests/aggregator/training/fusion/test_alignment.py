@@ -39,9 +39,24 @@ def test_a_sample_some_node_lacks_is_left_out_or_attended_and_counted():
     np.testing.assert_array_equal(attended.rows["b/y"], [0, -1, 1])
 
 
+@pytest.mark.parametrize("mode", MissingSamples)
+def test_a_dataset_that_matches_nobody_is_named(mode):
+    """Whatever is to be done with samples that some lack: it would be left out, or leave out all others."""
+    sources = {"a/x": hashes(1, 2), "b/x": hashes("p1", "p2"), "l/y": hashes(1, 2, 3)}
+    with pytest.raises(FailedPrecondition) as caught:
+        align(sources, "l/y", ["a/x", "b/x"], mode)
+    said = caught.value.message
+    assert (
+        "none of the ids of b/x is among those of l/y, which has the labels. Ids are compared as text" in said
+    )
+    assert said.endswith("a/x: 2 rows; b/x: 2 rows; l/y: 3 rows")
+
+
 def test_no_sample_in_common_says_what_each_has():
-    with pytest.raises(FailedPrecondition, match="a/x: 2 rows; b/y: 1 rows"):
-        align({"a/x": hashes(1, 2), "b/y": hashes(3)}, "b/y", ["a/x"], LEAVE_OUT)
+    sources = {"a/x": hashes(1), "b/x": hashes(2), "l/y": hashes(1, 2)}
+    with pytest.raises(FailedPrecondition, match=r"no sample is on all nodes.* a/x: 1 rows; b/x: 1 rows"):
+        align(sources, "l/y", ["a/x", "b/x"], LEAVE_OUT)
+    assert len(align(sources, "l/y", ["a/x", "b/x"], ATTEND)) == 2
 
 
 def test_an_id_twice_and_hashes_of_the_wrong_shape_are_refused():
@@ -60,7 +75,8 @@ def test_alignment_is_what_sets_say(data):
     either = set(tables["a/x"]) | set(tables["b/x"])
     expected = [i for i in tables["l/y"] if i in (shared if mode is LEAVE_OUT else either)]
     sources = {name: hashes(*table) for name, table in tables.items()}
-    if not expected:
+    lost = [name for name in ("a/x", "b/x") if not set(tables[name]) & set(tables["l/y"])]
+    if not expected or lost:
         with pytest.raises(FailedPrecondition):
             align(sources, "l/y", ["a/x", "b/x"], mode)
         return
