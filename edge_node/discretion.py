@@ -42,8 +42,11 @@ def moment(seconds: float, step: float) -> float:
     return math.ceil(seconds / unit) * unit
 
 
-def private_error(error: Exception, place: str, graph: str) -> EdgeAttentionError:
-    """What is told of `error`, met on private data at `place` of a program, whose last graph was `graph`."""
+def private_error(error: Exception, place: str, graph: str, look: str) -> EdgeAttentionError:
+    """What is told of `error`, met on private data at `place` of a program, whose last graph was `graph`.
+
+    `look` says where in the log it is, by what has nothing to do with the data.
+    """
     if isinstance(error, PLAIN):
         return type(error)(error.message)
     cls: type[EdgeAttentionError] = errors.Internal
@@ -55,7 +58,7 @@ def private_error(error: Exception, place: str, graph: str) -> EdgeAttentionErro
     elif isinstance(error, MemoryError):
         cls = errors.OutOfMemory
     after = f", graph {graph}" if graph else ""
-    return cls(f"{place}{after}: failed on private data; why is in the node's own log alone")
+    return cls(f"{place}{after}: failed on private data; why is in the node's own log alone ({look})")
 
 
 def words(error: Exception) -> str:

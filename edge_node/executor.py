@@ -51,6 +51,7 @@ _DRAWN = 10_000
 class LocalNode:
     """What programs work on. `secret` is mixed into the key of the hashes of ids.
 
+    `log_place`: how a person gets to this node's log.
     `drawn`: graphs with random operators that have run on private data; what they draw next is private, too.
     """
 
@@ -60,6 +61,7 @@ class LocalNode:
     secret: bytes = b""
     failures: Failures = field(default_factory=Failures)
     drawn: set[str] = field(default_factory=set)
+    log_place: str = "what edge-node prints"
 
 
 class _Plainly:
@@ -96,6 +98,7 @@ class Execution:
         stop: Stop | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.program = program
         self.graphs = graphs
@@ -107,6 +110,7 @@ class Execution:
         self._stop = stop or Stop()
         self._clock = clock
         self._sleep = sleep
+        self._wall = wall
         self._arrived = clock()
         self._tensors = TaskTensors(node.store)
         self._sequences: set[str] = set()
@@ -189,12 +193,16 @@ class Execution:
             within, number, kind = self._at
             place = f"instruction {within}{number}: {kind}"
             log.warning("task %s failed on private data at %s: %s", task, place, what)
-            told = private_error(error, place, self._graph)
+            # The time of telling, which is no news to who is told.
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._wall()))
+            look = f"{self._node.log_place}: task {task}, {at}"
+            told = private_error(error, place, self._graph, look)
         elif isinstance(error, EdgeAttentionError):
             told = error
         else:
             log.error("task %s failed", self._program.task_id, exc_info=error)
-            told = Internal(f"the node failed at this task: {type(error).__name__}; its log says more")
+            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            told = Internal(f"the node failed at this task, which is a defect of it: {what}")
         self._pending = {}
         fault = Fault(type(told).__name__, told.message.replace(self._scope, "task/"))
         return replace(self._contribution(final=True, failed=True), error=fault)

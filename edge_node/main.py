@@ -146,6 +146,7 @@ def main(
     from edge_node.cell.refused_graphs import RefusedGraphs
     from edge_node.data import datasets
     from edge_node.health import serving
+    from edge_node.log_place import log_place
     from edge_node.metrics_port import serve
     from edge_node.store import store as stores
     from edge_node.store.sequence_files import Files
@@ -174,6 +175,7 @@ def main(
             release.Releases(allow_release),
             secret,
             failures.Failures(private_failures, store / "private-failures" if store else None),
+            log_place=log_place(),
         )
         address = f"{aggregator[0]}:{aggregator[1]}"
         if join.plain(store):

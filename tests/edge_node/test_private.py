@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -46,6 +47,7 @@ SIZE = Run(SIZED, OF_X, {"y": "task/y"})
 NUMBERS = Run(WHOLE, OF_X, {"y": "task/i"})
 PUBLIC = {"task/public": np.ones((1, 2), np.float32)}
 SAYS = Return("task/public", "public")
+LOOK = f" (what edge-node prints: task t, {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(1.8e9))})"
 
 
 @pytest.fixture(scope="module", params=["cells", "no cells"])
@@ -67,7 +69,9 @@ def node_of(secret, *releases, **fields):
 def run(node, graphs, *instructions, **fields):
     fields = {"tensors": PUBLIC, **fields}
     program = Program("t", "s", range(1), instructions, **fields)
-    execution = Execution(program, node, graphs, clock=lambda: 0.0, sleep=lambda seconds: None)
+    execution = Execution(
+        program, node, graphs, clock=lambda: 0.0, sleep=lambda seconds: None, wall=lambda: 1.8e9
+    )
     return list(execution.contributions())
 
 
@@ -156,7 +160,7 @@ def test_a_failure_says_where_and_of_which_graph_and_no_more(graphs, caplog):
     assert (only.error.name, only.error.message) == (
         "InvalidProgram",
         f"instruction 2.2: Append of [3, 1, 1], graph {SIZED}: failed on private data; "
-        "why is in the node's own log alone",
+        "why is in the node's own log alone" + LOOK,
     )
     assert "is [333], and the program says [3, 1, 1]" in caplog.text
 
@@ -389,6 +393,7 @@ def test_a_graph_that_ends_its_process_says_only_that(graphs):
     assert only.error.name == "GraphDied"
     assert only.error.message == (
         f"instruction 1: Run, graph {DIVIDED}: failed on private data; why is in the node's own log alone"
+        + LOOK
     )
     assert node.failures.count("") == 1
 
@@ -404,10 +409,10 @@ def test_an_error_is_one_of_a_few_classes():
         (MemoryError("1"), "OutOfMemory"),
         (Unavailable("1"), "Unavailable"),
     ):
-        found = private_error(error, "instruction 1: Run", "")
+        found = private_error(error, "instruction 1: Run", "", "here")
         assert type(found).__name__ == name
-        assert (
-            found.message == "instruction 1: Run: failed on private data; why is in the node's own log alone"
+        assert found.message == (
+            "instruction 1: Run: failed on private data; why is in the node's own log alone (here)"
         )
 
 
