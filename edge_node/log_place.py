@@ -29,8 +29,13 @@ def log_place(environment: Mapping[str, str] = os.environ, root: Path = Path("/"
             return shown(f"the file {os.readlink(root / 'proc/self/fd/2')}, on {name}", PLACE_WORDS)
     except OSError:
         pass
-    if "KUBERNETES_SERVICE_HOST" in environment:
+    try:
+        first = os.stat(root / "proc/1/fd/2")
+        contained = os.path.samestat(first, os.fstat(2))  # else somebody in the container reads it
+    except OSError:
+        contained = True
+    if contained and "KUBERNETES_SERVICE_HOST" in environment:
         return f"kubectl logs {name}"
-    if any((root / mark).exists() for mark in (".dockerenv", "run/.containerenv")):
+    if contained and any((root / mark).exists() for mark in (".dockerenv", "run/.containerenv")):
         return f"docker logs {name}"
     return f"what edge-node prints, on {name}"

@@ -58,3 +58,7 @@ def test_in_a_container(tmp_path):
     (tmp_path / ".dockerenv").touch()
     assert printing({}, tmp_path) == f"docker logs {HERE}"
     assert printing({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path) == f"kubectl logs {HERE}"
+    # The container's first process writes elsewhere: who started this one has its words.
+    (tmp_path / "proc/1/fd").mkdir(parents=True)
+    (tmp_path / "proc/1/fd/2").touch()
+    assert printing({}, tmp_path) == f"what edge-node prints, on {HERE}"
