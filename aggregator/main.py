@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from aggregator.trust.commands import certificate, token
-from aggregator.trust.options import check_options, life, log_grpc, trust_options
+from aggregator.trust.options import check_options, life, log_grpc, operators_files, trust_options
 from edge_attention import loop
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.options import ADDRESS, name_sources, set_up
@@ -95,8 +95,8 @@ def main(
         sys.exit(1)
     trusted = None
     if trust["tls"]:
-        own = (trust["tls_certificate"], trust["tls_key"], trust["tls_authority"])
-        trusted = TrustSettings(trust["tls_name"], life(trust), *own, trust["bootstrap"], grpc_log)
+        operators = operators_files(trust)
+        trusted = TrustSettings(trust["tls_name"], life(trust), operators, trust["bootstrap"], grpc_log)
     settings = ServerSettings(*listen, state, metrics_host, metrics_port, lease, patience, trusted)
     try:
         loop.run(serve(settings))

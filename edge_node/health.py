@@ -72,10 +72,11 @@ def check(address: str, service: str = "", authority: Path | None = None, timeou
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from edge_attention.trust.dial import Dial, read_authority
+    from edge_attention.trust.authorities import read_authorities
+    from edge_attention.trust.dial import Dial
     from edge_attention.wire.errors import from_rpc
 
-    dial = Dial(address, authority=read_authority(authority) if authority else None)
+    dial = Dial(address, authorities=read_authorities(authority) if authority else None)
     channel = dial.channel()
     try:
         request = health_pb2.HealthCheckRequest(service=service)

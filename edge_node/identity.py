@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cryptography import x509
-
 from edge_attention.core.errors import (
     EdgeAttentionError,
     FailedPrecondition,
@@ -19,8 +17,9 @@ from edge_attention.core.errors import (
     Unavailable,
 )
 from edge_attention.core.tensors import require_name
-from edge_attention.trust.certificates import ends, moment, pin
-from edge_attention.trust.dial import Dial, read_authority
+from edge_attention.trust.authorities import Authorities, pinned, read_authorities
+from edge_attention.trust.certificates import ends, moment
+from edge_attention.trust.dial import Dial
 from edge_attention.trust.enrol import enrol, renew
 from edge_attention.trust.identity import Identity, IdentityFolder
 from edge_attention.trust.keeper import Keeper
@@ -48,7 +47,7 @@ def node_dial(given: JoinOptions, address: str, name: str | None, store: Path | 
             "aggregator with TLS, give a --join-token too",
             given.identity,
         )
-    authority = read_authority(given.authority) if given.authority else None
+    authorities = read_authorities(given.authority) if given.authority else None
     path = given.identity or (store / "identity" if store else None)
     folder = IdentityFolder(path) if path else None
     try:
@@ -59,26 +58,26 @@ def node_dial(given: JoinOptions, address: str, name: str | None, store: Path | 
         log.info("%s; the identity kept needs none", error.message)
         token = None
     if token is None and (folder is None or not folder.exists()):
-        return Dial(address, authority=authority), require_name(name or socket.gethostname(), "--name")
+        return Dial(address, authorities=authorities), require_name(name or socket.gethostname(), "--name")
     if folder is None:
         raise InvalidArgument(
             "--join-token needs a folder to keep the identity in: give --identity DIR, or --store DIR"
         )
     kept = folder
-    identity = _kept(folder, token, authority)
+    identity = _kept(folder, token, authorities)
     enrolled: Callable[[], Identity] | None = None
     if token is not None:
         joins = token
         wanted, suggested = name or "", "" if name else socket.gethostname()
 
         def enrolled() -> Identity:
-            return enrol(address, joins, kept, wanted, suggested, authority)
+            return enrol(address, joins, kept, wanted, suggested, authorities)
 
         if identity is None:
             identity = _patiently(enrolled)
     assert identity is not None
-    dial = Dial(address, authority=authority, identity=identity)
-    keeper = Keeper(identity, lambda old: renew(address, old, kept), enrolled, dial.become)
+    dial = Dial(address, authorities=authorities, identity=identity)
+    keeper = Keeper(identity, lambda old: renew(address, old, kept, authorities), enrolled, dial.become)
     dial.ends = lambda: ends(keeper.identity.certificate)
     return dial, name or identity.name
 
@@ -91,7 +90,7 @@ def _token(given: JoinOptions) -> Token | None:
     return read_token(given.join_token_file, "join") if given.join_token_file else None
 
 
-def _kept(folder: IdentityFolder, token: Token | None, authority: x509.Certificate | None) -> Identity | None:
+def _kept(folder: IdentityFolder, token: Token | None, authorities: Authorities | None) -> Identity | None:
     """The identity in the folder, unless a token says to make a new one."""
     try:
         identity = folder.load()
@@ -99,7 +98,7 @@ def _kept(folder: IdentityFolder, token: Token | None, authority: x509.Certifica
         if token is None:
             raise
         return None
-    moved = token is not None and token.pin != pin(authority or identity.authority)
+    moved = token is not None and not pinned(token.pin, authorities or identity.authorities)
     if moved:
         log.info("the token is of another aggregator than the identity in %s: enrolling anew", folder.folder)
         return None

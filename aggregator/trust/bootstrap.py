@@ -13,11 +13,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from cryptography import x509
-
 from aggregator.trust.registry import Registry
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
-from edge_attention.trust.certificates import pem, pin
+from edge_attention.trust.authorities import Authorities, pin_of, pinned
+from edge_attention.trust.certificates import pem
 from edge_attention.trust.files import write_whole
 from edge_attention.trust.names import Role
 from edge_attention.trust.tokens import TokenKind, read_token
@@ -35,7 +34,7 @@ HANDED: dict[str, tuple[str, ...]] = {
 }
 
 
-def write_bootstrap(folder: Path, registry: Registry, authority: x509.Certificate, now: float) -> list[str]:
+def write_bootstrap(folder: Path, registry: Registry, authorities: Authorities, now: float) -> list[str]:
     """Write what is missing or no longer good; names of the tokens made. A token replaced is revoked.
 
     Raises:
@@ -44,15 +43,15 @@ def write_bootstrap(folder: Path, registry: Registry, authority: x509.Certificat
     made: list[str] = []
     try:
         _make(folder)
-        write_whole(folder / "authority.pem", pem(authority), 0o640)
+        write_whole(folder / "authority.pem", pem(*authorities), 0o640)
         for file, kind, role, name in FILES:
-            if _good(folder / file, kind, registry, authority, now):
+            if _good(folder / file, kind, registry, authorities, now):
                 continue
             label = f"bootstrap {file}"
             for row in registry.tokens():
                 if row.label == label and row.revoked is None:
                     registry.revoke_token(row.id, now)
-            token = registry.create_token(kind, role, pin(authority), now, name=name, label=label)
+            token = registry.create_token(kind, role, pin_of(authorities), now, name=name, label=label)
             write_whole(folder / file, token.text.encode() + b"\n", 0o640)
             made.append(token.id)
             log.info("wrote %s (token %s)", folder / file, token.id)
@@ -75,11 +74,11 @@ def _make(folder: Path) -> None:
     folder.chmod(0o750)
 
 
-def _good(file: Path, kind: TokenKind, registry: Registry, authority: x509.Certificate, now: float) -> bool:
+def _good(file: Path, kind: TokenKind, registry: Registry, authorities: Authorities, now: float) -> bool:
     try:
         token = read_token(file, kind)
         return (
-            token.pin == pin(authority)
+            pinned(token.pin, authorities)
             and registry.knows(token)
             and (registry.token(token.id).state(now) == "valid")
         )

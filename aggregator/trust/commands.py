@@ -54,9 +54,10 @@ def _opened(state: Path | None) -> Iterator[_Opened]:
     """What is kept in the state folder; errors end the command with one sentence."""
     from aggregator.trust.audit import Audit
     from aggregator.trust.authority import Authority, folder_of
+    from aggregator.trust.operators_certificate import TLS_AUTHORITY
     from aggregator.trust.registry import Registry
-    from aggregator.trust.trust import TLS_AUTHORITY
-    from edge_attention.trust.certificates import load_pem, pin
+    from edge_attention.trust.authorities import Authorities, pin_of
+    from edge_attention.trust.certificates import load_pem
 
     try:
         state = state or click.get_current_context().find_object(Path)
@@ -69,14 +70,14 @@ def _opened(state: Path | None) -> Iterator[_Opened]:
                 f"{state} is not the state folder of an aggregator with TLS: start edge-aggregator --tls "
                 f"--state {state} once, or give the right --state"
             )
-        authority = Authority.open(folder).certificate
+        authorities: Authorities = (Authority.open(folder).certificate,)
         with contextlib.suppress(FileNotFoundError):
-            authority = load_pem((folder / TLS_AUTHORITY).read_bytes(), TLS_AUTHORITY)[0]
+            authorities = tuple(load_pem((folder / TLS_AUTHORITY).read_bytes(), TLS_AUTHORITY))
         with (
             contextlib.closing(Registry(folder)) as registry,
             contextlib.closing(Audit(folder.parent / "audit.jsonl")) as audit,
         ):
-            yield _Opened(registry, audit, pin(authority), folder)
+            yield _Opened(registry, audit, pin_of(authorities), folder)
     except EdgeAttentionError as error:
         click.echo(f"edge-aggregator: {error.message}", err=True)
         sys.exit(1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from edge_attention.core.errors import InvalidArgument
 
@@ -19,6 +20,19 @@ DAYS = 7.0
 """The life of a certificate, unless the options say otherwise."""
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _not_on_the_command_line(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and ctx.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE:
+        raise click.BadParameter(
+            "other users of this machine can read a command line: set EDGE_AGGREGATOR_TLS_KEY_PASSPHRASE, "
+            "or give "
+            "--tls-key-passphrase-file FILE",
+            ctx,
+            option,
+        )
+    return value
+
 
 _OPTIONS = (
     click.option(
@@ -47,9 +61,22 @@ _OPTIONS = (
     click.option(
         "--tls-certificate", type=_FILE, help="The operator's own server certificate and chain, PEM."
     ),
-    click.option("--tls-key", type=_FILE, help="Its key, PEM without a password."),
+    click.option("--tls-key", type=_FILE, help="Its key, PEM or DER."),
     click.option(
-        "--tls-authority", type=_FILE, help="The authority it ends in, PEM, unless the chain has it last."
+        "--tls-key-passphrase-file",
+        type=_FILE,
+        help="File with the passphrase of an encrypted key. It is never asked for.",
+    ),
+    click.option(
+        "--tls-key-passphrase",
+        metavar="TEXT",
+        callback=_not_on_the_command_line,
+        help="The same, in the environment only: EDGE_AGGREGATOR_TLS_KEY_PASSPHRASE.",
+    ),
+    click.option(
+        "--tls-authority",
+        type=_FILE,
+        help="The root it ends in, PEM, unless the chain has it; while a root is replaced, both.",
     ),
     click.option(
         "--bootstrap",
@@ -63,7 +90,7 @@ _OPTIONS = (
 def trust_options(function: F) -> F:
     """Adds the options; the command is called with `trust`, a mapping of them, instead."""
     names = ("tls", "tls_name", "certificate_days", "certificate_seconds", "tls_certificate", "tls_key",
-             "tls_authority", "bootstrap")  # fmt: skip
+             "tls_key_passphrase_file", "tls_key_passphrase", "tls_authority", "bootstrap")  # fmt: skip
 
     def wrapped(*args: Any, **values: Any) -> Any:
         return function(*args, trust={name: values.pop(name) for name in names}, **values)
@@ -90,6 +117,8 @@ def check_options(trust: Mapping[str, Any], state: Path | None) -> None:
                 "certificate_seconds",
                 "tls_certificate",
                 "tls_key",
+                "tls_key_passphrase_file",
+                "tls_key_passphrase",
                 "tls_authority",
                 "bootstrap",
             )
@@ -104,6 +133,12 @@ def check_options(trust: Mapping[str, Any], state: Path | None) -> None:
         raise InvalidArgument("--tls-certificate and --tls-key go together: give both or neither")
     if trust["tls_authority"] is not None and trust["tls_certificate"] is None:
         raise InvalidArgument("--tls-authority is of the operator's own --tls-certificate: give that too")
+    if trust["tls_key_passphrase_file"] is not None and trust["tls_key_passphrase"] is not None:
+        raise InvalidArgument(
+            "--tls-key-passphrase-file and EDGE_AGGREGATOR_TLS_KEY_PASSPHRASE are two passphrases: give one"
+        )
+    if trust["tls_key"] is None and (trust["tls_key_passphrase_file"] or trust["tls_key_passphrase"]):
+        raise InvalidArgument("a passphrase is of the operator's own --tls-key: give that too")
     if trust["tls_certificate"] is not None and trust["tls_name"]:
         raise InvalidArgument(
             "--tls-name is for the certificate made here; --tls-certificate has its own names"
@@ -126,3 +161,14 @@ def log_grpc(trust: Mapping[str, Any]) -> Any:
     from aggregator.trust import grpc_log
 
     return grpc_log.GrpcLog(quiet=grpc_log.prepare(os.environ))
+
+
+def operators_files(trust: Mapping[str, Any]) -> Any:
+    """The operator's own files (`OperatorsFiles`), None without any; loads what reads certificates."""
+    if trust["tls_certificate"] is None:
+        return None
+    from aggregator.trust.operators_certificate import OperatorsFiles
+    from aggregator.trust.operators_files import Passphrase
+
+    passphrase = Passphrase(trust["tls_key_passphrase"], trust["tls_key_passphrase_file"])
+    return OperatorsFiles(trust["tls_certificate"], trust["tls_key"], trust["tls_authority"], passphrase)

@@ -8,7 +8,7 @@ import math
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,21 +21,19 @@ from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority, folder_of
 from aggregator.trust.bootstrap import write_bootstrap
 from aggregator.trust.expiry import show_expiry
-from aggregator.trust.grpc_log import GrpcLog
+from aggregator.trust.grpc_log import GrpcLog, RefusedHandshake
 from aggregator.trust.guard import Guard
+from aggregator.trust.operators_certificate import TLS_AUTHORITY, OperatorsCertificate, OperatorsFiles
 from aggregator.trust.proof import CertificateProof
 from aggregator.trust.registry import Registry
-from aggregator.trust.server_certificate import OperatorsCertificate, OwnCertificate, ServerCertificate
+from aggregator.trust.server_certificate import OwnCertificate, ServerCertificate
 from aggregator.trust.service import TrustApi
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.trust.certificates import ends, moment, pem, pin
-from edge_attention.trust.files import write_whole
+from edge_attention.trust.authorities import pin_of
+from edge_attention.trust.certificates import ends, moment
 from edge_attention.wire.methods import AnyMethod
 
 log = logging.getLogger(__name__)
-
-TLS_AUTHORITY = "tls-authority.pem"
-"""In the trust folder, where the operator's own certificate is served: what tokens pin is of it."""
 
 WATCH_SECONDS = 0.5
 HANDSHAKE_SECONDS = 60.0
@@ -48,9 +46,7 @@ class TrustSettings:
 
     names: tuple[str, ...] = ()
     life: timedelta = timedelta(days=7)
-    certificate: Path | None = None
-    key: Path | None = None
-    authority: Path | None = None
+    operators: OperatorsFiles | None = None
     bootstrap: Path | None = None
     grpc_log: GrpcLog | None = field(default=None, compare=False)
 
@@ -80,21 +76,19 @@ class Trust:
         self.bootstrap()
         log.info(
             "TLS: authority %s, server certificate until %s",
-            pin(self._server.authority),
+            pin_of(self._server.authorities),
             moment(ends(self._server.certificate)),
         )
 
     def _server_certificate(self, folder: Path, host: str) -> ServerCertificate:
         s = self._settings
         marker = folder / TLS_AUTHORITY
-        if s.certificate is not None and s.key is not None:
-            made: ServerCertificate = OperatorsCertificate(folder, s.certificate, s.key, s.authority)
-            write_whole(marker, pem(made.authority), 0o644)
-            return made
+        listening = [] if host in ("0.0.0.0", "::", "[::]") else [host.strip("[]")]
+        if s.operators is not None:
+            return OperatorsCertificate(folder, replace(s.operators, host="".join(listening)))
         marker.unlink(missing_ok=True)
         own = socket.gethostname()
         always = [name for name in (own, "localhost", "127.0.0.1", "::1") if name]
-        listening = [] if host in ("0.0.0.0", "::", "[::]") else [host.strip("[]")]
         return OwnCertificate(folder, self._authority, [*always, *listening, *s.names], s.life)
 
     def handlers(self) -> Mapping[AnyMethod, Handler]:
@@ -107,7 +101,7 @@ class Trust:
         """Write --bootstrap's files, where they are missing."""
         if self._settings.bootstrap is not None:
             made = write_bootstrap(
-                self._settings.bootstrap, self.registry, self._server.authority, time.time()
+                self._settings.bootstrap, self.registry, self._server.authorities, time.time()
             )
             for id in made:
                 self._audit.write("token_created", subject="bootstrap", token=id)
@@ -128,14 +122,18 @@ class Trust:
             self.guard.changed()
         now = time.time()
         self.guard.tick(now)
+        before = self._server.authorities
         rotated = await asyncio.to_thread(self._server.keep)
+        if self._server.authorities != before:
+            await asyncio.to_thread(self.bootstrap)  # what was written there is of the others
         if rotated or now >= self._shown + EXPIRY_SECONDS:
             self._shown = now
             own = {"authority": self._authority.certificate, "server": self._server.certificate}
             await asyncio.to_thread(show_expiry, self._metrics, self.registry, own, now)
 
-    def _handshake(self, reason: str, line: str) -> None:
+    def _handshake(self, why: RefusedHandshake, line: str) -> None:
         """Called on the thread that reads gRPC's log. Of equal ones there is a line a minute."""
+        reason = why.reason
         before, times = self._handshakes.get(reason, (-math.inf, 0))
         now = time.monotonic()
         if now - before < HANDSHAKE_SECONDS:
@@ -145,10 +143,11 @@ class Trust:
             self._handshakes.clear()
         self._handshakes[reason] = (now, 0)
         more = f" ({times} more like it before)" if times else ""
-        log.warning("refused a connection: %s%s", reason, more)
+        ours = f"; {self._server.shown(time.time())}" if why.ours else ""
+        log.warning("refused a connection: %s%s%s", reason, ours, more)
         self._audit.write("refused", outcome="refused", reason=reason, detail=line, more_before=times)
 
     def close(self) -> None:
         if self._settings.grpc_log is not None:
-            self._settings.grpc_log.tell(lambda reason, line: None)
+            self._settings.grpc_log.tell(lambda why, line: None)
         self.registry.close()

@@ -7,13 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.doctor import measure_trust, trust_findings
 from edge_attention.doctor.finding import Finding, failed
-from edge_attention.trust.certificates import pin
-from edge_attention.trust.dial import read_authority
+from edge_attention.trust.authorities import Authorities, pin_of, read_authorities
 from edge_attention.trust.identity import Identity, IdentityFolder
 from edge_attention.trust.tokens import parse_token, read_token
 
@@ -47,9 +44,9 @@ class TrustAsked:
 
 @dataclass(frozen=True)
 class KnownTrust:
-    """Whom the client trusts: an authority, or only its pin."""
+    """Whom the client trusts: authorities, or only their pin."""
 
-    authority: x509.Certificate | None = None
+    authorities: Authorities | None = None
     pin: str = ""
 
 
@@ -57,7 +54,7 @@ def examine_credentials(trust: TrustAsked, tell: Tell) -> KnownTrust | None:
     """Look at what this client would show; None if it cannot be used."""
     subject = "this client"
     try:
-        authority = read_authority(trust.authority) if trust.authority is not None else None
+        authorities = read_authorities(trust.authority) if trust.authority is not None else None
         token = (
             read_token(trust.token_file, "access")
             if trust.token_file is not None
@@ -75,11 +72,11 @@ def examine_credentials(trust: TrustAsked, tell: Tell) -> KnownTrust | None:
     if identity is not None and trust.identity is not None:
         files.append(measure_trust.secret(trust.identity / "key.pem"))
         _identity(subject, identity, _CLIENT, tell)
-        authority = authority or identity.authority
+        authorities = authorities or identity.authorities
     if files:
         tell(trust_findings.secrets(subject, files))
-    if authority is not None:
-        return KnownTrust(authority, pin(authority))
+    if authorities is not None:
+        return KnownTrust(authorities, pin_of(authorities))
     return KnownTrust(None, token.pin if token is not None else "")
 
 
@@ -106,13 +103,14 @@ def _identity(subject: str, identity: Identity, renewal: str, tell: Tell) -> Non
 def examine_shown(address: str, seconds: float, known: KnownTrust, tell: Tell) -> bool:
     """Look at the certificate of a port that speaks TLS; whether this client would take it."""
     try:
-        shown = measure_trust.shown(address, seconds, known.authority, known.pin)
+        shown = measure_trust.shown(address, seconds, known.authorities, known.pin)
     except EdgeAttentionError as error:
         tell(failed("certificate", "aggregator", error.message, _SERVER))
         return False
     findings = [
         trust_findings.days("aggregator", shown.certificate, time.time(), _SERVER),
         trust_findings.authority(shown),
+        trust_findings.chain(shown),
         trust_findings.name(shown),
     ]
     for finding in findings:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from edge_attention.doctor.trust_findings import Certificate, Secret, Shown
+from edge_attention.trust.authorities import Authorities, are_ours, pin_of, shown_with_pin
 from edge_attention.trust.bootstrap import shown_chain
-from edge_attention.trust.certificates import der, ends, is_ours, pin
+from edge_attention.trust.certificates import DAMAGED, ends, pin
+from edge_attention.trust.chain import find_path, judge
 from edge_attention.trust.names import SERVER_NAME
 
 
@@ -24,48 +26,29 @@ def facts(certificate: x509.Certificate) -> Certificate:
             *map(str, found.get_values_for_type(x509.IPAddress)),
             *found.get_values_for_type(x509.UniformResourceIdentifier),
         )
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *DAMAGED):
         names = ()
     starts = certificate.not_valid_before_utc.timestamp()
     return Certificate(names, starts, ends(certificate), pin(certificate))
 
 
-def shown(
-    address: str, seconds: float, authority: x509.Certificate | None = None, token_pin: str = ""
-) -> Shown:
+def shown(address: str, seconds: float, authorities: Authorities | None = None, token_pin: str = "") -> Shown:
     """What the server at `address` shows; raises EdgeAttentionError if it shows nothing.
 
-    `authority` or `token_pin` say whom the client trusts. Nothing is verified during the handshake: a server
-    takes a client that breaks it off for an attack.
+    `authorities` or `token_pin` say whom the client trusts. Nothing is verified during the handshake: a
+    server takes a client that breaks it off for an attack.
     """
     chain = shown_chain(address, seconds)
     pins = tuple(pin(certificate) for certificate in chain)
-    if authority is None and token_pin:
-        authority = next((c for c in chain if pin(c) == token_pin), None)
-    name = ""
-    if authority is not None:
-        name = SERVER_NAME if is_ours(authority) else address.rpartition(":")[0].strip("[]")
-    wanted = pin(authority) if authority is not None else token_pin
-    signed = authority is not None and signs(chain, authority)
-    return Shown(facts(chain[0]), pins, wanted, signed, name)
-
-
-def signs(chain: list[x509.Certificate], authority: x509.Certificate) -> bool:
-    """Whether each certificate of the chain is signed by the next, and one of them by `authority`."""
-    for position, certificate in enumerate(chain):
-        if der(certificate) == der(authority) or _signed(certificate, authority):
-            return True
-        if position + 1 == len(chain) or not _signed(certificate, chain[position + 1]):
-            return False
-    return False
-
-
-def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
+    if authorities is None and token_pin:
+        authorities = shown_with_pin(chain, token_pin) or None
+    if authorities is None:
+        return Shown(facts(chain[0]), pins, token_pin)
+    name = SERVER_NAME if are_ours(authorities) else address.rpartition(":")[0].strip("[]")
+    trouble = judge(chain[0], chain[1:], authorities, None, time.time())
+    fault, said = (None, "") if trouble is None else (trouble.fault, trouble.said)
+    signed = find_path(chain[0], chain[1:], authorities).trusted
+    return Shown(facts(chain[0]), pins, pin_of(authorities), signed, name, fault, said)
 
 
 def secret(path: Path, *, shared: bool = False) -> Secret:

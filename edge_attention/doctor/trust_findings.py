@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_attention.doctor.finding import Finding, duration, failed, ok, skipped, warning
+from edge_attention.trust.chain import CertificateFault
+from edge_attention.trust.hostnames import matches
 
 OVERDUE = 0.25
 """A share of a certificate's life. One is renewed when a third is left: with less left, nobody renews it."""
@@ -28,7 +29,8 @@ class Shown:
 
     `pins` are those of the whole chain, its authority's last. `wanted` is the pin of the authority this
     client trusts, empty if it trusts none yet; `signed` whether that one signed the chain; `name` the name
-    the client expects.
+    the client expects. `fault` is what is wrong with the chain, None: nothing; `said` says it, and of which
+    certificate.
     """
 
     certificate: Certificate
@@ -36,6 +38,8 @@ class Shown:
     wanted: str = ""
     signed: bool = False
     name: str = ""
+    fault: CertificateFault | None = None
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,25 @@ def authority(shown: Shown) -> Finding:
             "authority", "aggregator", f"its certificate is signed by {shown.wanted[:16]}, as trusted", **data
         )
     said = f"it shows the authority {root[:16]}, this client trusts {shown.wanted[:16]}"
+    if shown.fault:
+        said = f"{shown.fault.value}: {shown.said}"
+    if shown.fault is CertificateFault.INCOMPLETE:
+        fix = "there, put the missing certificate into the file of --tls-certificate"
+        return failed("authority", "aggregator", said, fix, **data)
     fix = "check the address; if the aggregator's state folder is new, make a new token, or enrol anew"
     return failed("authority", "aggregator", said, fix, **data)
+
+
+def chain(shown: Shown) -> Finding:
+    """Whether gRPC takes every certificate from the aggregator's to its authority's."""
+    data = {"fault": shown.fault.value if shown.fault else "", "said": shown.said}
+    if not shown.signed:
+        said = "there is no chain to an authority that this client trusts"
+        return skipped("chain", "aggregator", said, **data)
+    if shown.fault:
+        fix = "there, put one that fits into the file of --tls-certificate; docs/security.md says which do"
+        return failed("chain", "aggregator", f"{shown.fault.value}: {shown.said}", fix, **data)
+    return ok("chain", "aggregator", "gRPC takes each certificate of it", **data)
 
 
 def name(shown: Shown) -> Finding:
@@ -96,22 +117,14 @@ def name(shown: Shown) -> Finding:
     data = {"names": list(names), "wanted": shown.name}
     if not shown.name:
         return skipped("certificate name", "aggregator", "which name is expected is not known", **data)
-    if any(_matches(shown.name, candidate) for candidate in names):
+    if any(matches(shown.name, candidate) for candidate in names):
         return ok("certificate name", "aggregator", f"the certificate is for {shown.name}", **data)
     said = f"the certificate is for {', '.join(names) or 'no name'}, not for {shown.name}"
-    fix = f"start the aggregator with --tls-name {shown.name}, or use a name it has"
+    fix = (
+        f"use a name it has, or start the aggregator with --tls-name {shown.name}; one given with "
+        "--tls-certificate has to be issued for it"
+    )
     return failed("certificate name", "aggregator", said, fix, **data)
-
-
-def _matches(wanted: str, candidate: str) -> bool:
-    try:
-        return ipaddress.ip_address(wanted) == ipaddress.ip_address(candidate)
-    except ValueError:
-        pass
-    wanted, candidate = wanted.lower().rstrip("."), candidate.lower()
-    if candidate.startswith("*."):
-        return wanted.partition(".")[2] == candidate[2:] and bool(wanted.partition(".")[0])
-    return wanted == candidate
 
 
 def secrets(subject: str, files: Sequence[Secret]) -> Finding:

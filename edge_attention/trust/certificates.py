@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -20,7 +21,7 @@ BACKDATE = timedelta(minutes=5)
 
 Key = ec.EllipticCurvePrivateKey
 
-_DAMAGED = (
+DAMAGED = (
     ValueError,
     UnsupportedAlgorithm,
     x509.InvalidVersion,
@@ -63,18 +64,68 @@ def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
     """Raises InvalidArgument if there is no certificate in `data`."""
     try:
         found = x509.load_pem_x509_certificates(data)
-    except _DAMAGED:
+    except DAMAGED:
         found = []
     if not found:
         raise InvalidArgument(f"{where} holds no certificate in PEM")
     return found
 
 
+_PEM = re.compile(
+    rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----.*?-----END (?:X509 |TRUSTED )?CERTIFICATE-----",
+    re.DOTALL,
+)
+
+
+def load_certificates(data: bytes, where: str) -> list[x509.Certificate]:
+    """The certificates in PEM, with whatever text around them, or the one in DER.
+
+    Raises:
+        InvalidArgument: there is none, or one is damaged; of containers of other kinds, how to open them.
+    """
+    blocks = _PEM.findall(data)
+    if not blocks and data[:1] == b"\x30":
+        try:
+            return [x509.load_der_x509_certificate(data)]
+        except DAMAGED:
+            pass
+    found = []
+    for number, block in enumerate(blocks, start=1):
+        try:
+            found.append(x509.load_pem_x509_certificate(block))
+        except DAMAGED:
+            raise InvalidArgument(
+                f"{where}: certificate {number} of {len(blocks)} is damaged: copy the file again, whole"
+            ) from None
+    if not found:
+        raise InvalidArgument(f"{where} holds no certificate in PEM{container(data)}")
+    return found
+
+
+def container(data: bytes) -> str:
+    """Of a file that is a container of another kind: which, and the command that opens it; else ""."""
+    if b"-----BEGIN PKCS7-----" in data:
+        return ": it is PKCS#7; convert it: openssl pkcs7 -in FILE -print_certs -out chain.pem"
+    if data[:4] == b"\xfe\xed\xfe\xed":
+        return (
+            ": it is a Java key store; export a PKCS#12 file with keytool -importkeystore, then convert that"
+        )
+    # SEQUENCE, its length in long form, INTEGER 3 (RFC 7292, 4).
+    if data[:1] == b"\x30" and re.match(
+        rb"\x30(?:[\x00-\x80]|[\x81-\x84]).{0,4}?\x02\x01\x03", data[:12], re.DOTALL
+    ):
+        return (
+            ": it is PKCS#12 (.p12, .pfx); convert it: openssl pkcs12 -in FILE -nokeys -out chain.pem, and "
+            "openssl pkcs12 -in FILE -nocerts -out key.pem, which asks for a passphrase of the key"
+        )
+    return ""
+
+
 def load_der(data: bytes, where: str) -> x509.Certificate:
     """Raises InvalidArgument if it is no certificate."""
     try:
         return x509.load_der_x509_certificate(data)
-    except _DAMAGED:
+    except DAMAGED:
         raise InvalidArgument(f"{where} is not a certificate") from None
 
 
@@ -121,7 +172,7 @@ def common_name(name: str) -> x509.Name:
 def uris(certificate: x509.Certificate) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, *_DAMAGED):
+    except (x509.ExtensionNotFound, *DAMAGED):
         return []
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 
@@ -171,7 +222,7 @@ def check_request(data: bytes) -> ec.EllipticCurvePublicKey:
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
             raise InvalidArgument("the signing request is for a key that is not P-256")
         valid = request.is_signature_valid
-    except (*_DAMAGED, InvalidSignature):
+    except (*DAMAGED, InvalidSignature):
         raise InvalidArgument("the signing request is damaged: make it anew") from None
     if not valid:
         raise InvalidArgument("the signing request was not signed with its own key")

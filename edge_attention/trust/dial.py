@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
 from edge_attention.core.addresses import is_loopback, split_address
-from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.trust.names import SERVER_NAME
 from edge_attention.wire.caller import EXPLAIN_SECONDS, Caller, Metadata
 from edge_attention.wire.methods import CHANNEL_OPTIONS
@@ -18,8 +17,7 @@ from edge_attention.wire.once import Once
 
 # What knows certificates takes 10 MB, and who speaks plaintext has none.
 if TYPE_CHECKING:
-    from cryptography import x509
-
+    from edge_attention.trust.authorities import Authorities
     from edge_attention.trust.identity import Identity
     from edge_attention.trust.tokens import Token
 
@@ -30,8 +28,8 @@ WHY_SECONDS = 5.0
 class Dial:
     """Opens channels to `address`, and has the metadata that goes with each call.
 
-    Without authority, token or identity: plaintext. With a token and no authority, the authority is fetched
-    by the token's pin when first needed.
+    Without authorities, token or identity: plaintext. With a token and no authorities, they are fetched by
+    the token's pin when first needed.
     """
 
     def __init__(
@@ -39,25 +37,25 @@ class Dial:
         address: str,
         where: str = "",
         *,
-        authority: x509.Certificate | None = None,
+        authorities: Authorities | None = None,
         token: Token | None = None,
         identity: Identity | None = None,
     ) -> None:
         if token is not None and identity is not None:
             raise InvalidArgument("give a token or an identity, not both: each says who is calling")
-        if token is not None and authority is not None:
-            from edge_attention.trust.certificates import pin
+        if token is not None and authorities is not None:
+            from edge_attention.trust.authorities import pin_of, pinned
 
-            if pin(authority) != token.pin:
+            if not pinned(token.pin, authorities):
                 raise InvalidArgument(
                     f"token {token.id} is of the authority {token.pin[:16]}..., and the authority given is "
-                    f"{pin(authority)[:16]}...: leave out --authority, or use a token of that aggregator"
+                    f"{pin_of(authorities)[:16]}...: leave out --authority, or use a token of that aggregator"
                 )
         self.address = address
         self.where = where or address
         self._token = token
-        self._authority = authority or (identity.authority if identity is not None else None)
-        self._encrypted = self._authority is not None or token is not None
+        self._authorities = authorities or (identity.authorities if identity is not None else None)
+        self._encrypted = self._authorities is not None or token is not None
         self.ends: Callable[[], float] = lambda: 0.0
         """When the certificate shown ends, in seconds since 1970; 0 without one."""
         self._metadata: Callable[[], Metadata] = tuple
@@ -101,28 +99,28 @@ class Dial:
             return None
 
     def why_now(self, seconds: float = EXPLAIN_SECONDS) -> str | None:
-        if self._encrypted and self._authority is None:
+        if self._encrypted and self._authorities is None:
             return None
-        from edge_attention.trust.bootstrap import why_unreachable
-        from edge_attention.trust.certificates import is_ours
+        from edge_attention.trust.authorities import are_ours
+        from edge_attention.trust.explain import why_unreachable
 
-        name = SERVER_NAME if self._authority is not None and is_ours(self._authority) else None
-        return why_unreachable(self.address, self._authority, name, seconds)
+        name = SERVER_NAME if self._authorities is not None and are_ours(self._authorities) else None
+        return why_unreachable(self.address, self._authorities, name, seconds)
 
     def _metadata_now(self) -> Metadata:
         return self._metadata()
 
     async def _opened(self) -> grpc.aio.Channel:
-        if self._authority is None and self._token is not None:
+        if self._authorities is None and self._token is not None:
             await self._finding.result()
         channel: grpc.aio.Channel = self._open(grpc.aio.secure_channel)
         return channel
 
     def _find_authority(self) -> None:
-        if self._authority is None and self._token is not None:
-            from edge_attention.trust.bootstrap import fetch_authority
+        if self._authorities is None and self._token is not None:
+            from edge_attention.trust.bootstrap import fetch_authorities
 
-            self._authority = fetch_authority(self.address, self._token.pin)
+            self._authorities = fetch_authorities(self.address, self._token.pin)
 
     def _open(self, secure: Callable[..., Any]) -> Any:
         # Its own connection: of two channels to one place gRPC makes one, and that may be what has died.
@@ -133,28 +131,11 @@ class Dial:
         if not self._encrypted:
             insecure = grpc.insecure_channel if secure is grpc.secure_channel else grpc.aio.insecure_channel
             return insecure(self.address, options=options)
-        from edge_attention.trust.certificates import is_ours, pem
+        from edge_attention.trust.authorities import are_ours
+        from edge_attention.trust.certificates import pem
 
-        assert self._authority is not None
-        if is_ours(self._authority):
+        assert self._authorities is not None
+        if are_ours(self._authorities):
             options.append(("grpc.ssl_target_name_override", SERVER_NAME))
-        credentials = grpc.ssl_channel_credentials(pem(self._authority))
+        credentials = grpc.ssl_channel_credentials(pem(*self._authorities))
         return secure(self.address, credentials, options=options)
-
-
-def read_authority(path: Path) -> x509.Certificate:
-    """The authority in a PEM file.
-
-    Raises:
-        FailedPrecondition: it cannot be read.
-        InvalidArgument: it holds no certificate.
-    """
-    from edge_attention.trust.certificates import load_pem
-
-    try:
-        return load_pem(path.read_bytes(), f"authority file {path}")[0]
-    except OSError as error:
-        raise FailedPrecondition(
-            f"authority file {path} cannot be read: {error.strerror}; the aggregator's --bootstrap writes "
-            "one, and it is trust/authority.pem of its state folder"
-        ) from None

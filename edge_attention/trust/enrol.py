@@ -6,11 +6,11 @@ import time
 from typing import TypeVar
 
 import grpc
-from cryptography import x509
 
 from edge_attention.core.errors import EdgeAttentionError, Unreachable
 from edge_attention.core.messages.trust import EnrolRequest, RenewRequest
-from edge_attention.trust.bootstrap import fetch_authority
+from edge_attention.trust.authorities import Authorities
+from edge_attention.trust.bootstrap import fetch_authorities
 from edge_attention.trust.certificates import signing_request
 from edge_attention.trust.dial import Dial
 from edge_attention.trust.identity import Identity, IdentityFolder
@@ -32,7 +32,7 @@ def enrol(
     folder: IdentityFolder,
     name: str = "",
     suggested: str = "",
-    authority: x509.Certificate | None = None,
+    authorities: Authorities | None = None,
 ) -> Identity:
     """Get a certificate for `name` ("": the token's, then `suggested`) with a key made here; keep both.
 
@@ -40,25 +40,29 @@ def enrol(
         EdgeAttentionError: what the aggregator refused it with, or why it was not reached.
     """
     ends = time.monotonic() + TIMEOUT
-    known = authority or fetch_authority(address, token.pin, TIMEOUT / 2)
-    dial = Dial(address, f"the aggregator at {address}", authority=known)
+    known = authorities or fetch_authorities(address, token.pin, TIMEOUT / 2)
+    dial = Dial(address, f"the aggregator at {address}", authorities=known)
     # A folder that belonged to another aggregator gets a key of its own for this one.
-    fresh = folder.authority() not in (None, known)
+    kept = folder.authorities()
+    fresh = kept is not None and not set(kept) & set(known)
     key = folder.pending_key(fresh)
     request = EnrolRequest(token.text, signing_request(key, name or suggested or "any"), name, suggested)
     return folder.save(key, _call(dial, trust.ENROL, request, ends).issued, known)
 
 
-def renew(address: str, identity: Identity, folder: IdentityFolder) -> Identity:
-    """A new certificate for the identity's key, kept in `folder`.
+def renew(
+    address: str, identity: Identity, folder: IdentityFolder, authorities: Authorities | None = None
+) -> Identity:
+    """A new certificate for the identity's key, kept in `folder` with `authorities`, or those it has.
 
     Raises:
         EdgeAttentionError: what the aggregator refused it with, or why it was not reached.
     """
-    dial = Dial(address, f"the aggregator at {address}", identity=identity)
+    known = authorities or identity.authorities
+    dial = Dial(address, f"the aggregator at {address}", authorities=known, identity=identity)
     request = RenewRequest(signing_request(identity.key, identity.name))
     ends = time.monotonic() + TIMEOUT
-    return folder.save(identity.key, _call(dial, trust.RENEW, request, ends).issued, identity.authority)
+    return folder.save(identity.key, _call(dial, trust.RENEW, request, ends).issued, known)
 
 
 def _call(dial: Dial, method: Method[Q, R], request: Q, ends: float) -> R:

@@ -2,7 +2,7 @@
 
 key.pem            the key; 0600, it never leaves this folder
 certificate.pem    the certificate, then the one that signed it
-authority.pem      what the server's certificate must end in
+authority.pem      what the server's certificate must end in: one authority, or a bundle
 new-key.pem        while an enrolment is under way
 """
 
@@ -23,6 +23,7 @@ from edge_attention.core.errors import (
     NotFound,
 )
 from edge_attention.core.messages.trust import Issued
+from edge_attention.trust.authorities import Authorities, anchors
 from edge_attention.trust.certificates import (
     Key,
     key_pem,
@@ -39,12 +40,12 @@ from edge_attention.trust.names import Role
 
 @dataclass(frozen=True)
 class Identity:
-    """A name with the key that proves it, and the authority of the server it is proven to."""
+    """A name with the key that proves it, and the authorities of the server it is proven to."""
 
     key: Key
     certificate: x509.Certificate
     issuer: x509.Certificate
-    authority: x509.Certificate
+    authorities: Authorities
 
     @property
     def name(self) -> str:
@@ -73,8 +74,7 @@ class IdentityFolder:
         try:
             chain_data = chain_file.read_bytes()
             key = load_key(key_file.read_bytes(), str(key_file))
-            authority_file = self.folder / "authority.pem"
-            authority = load_pem(authority_file.read_bytes(), str(authority_file))[0]
+            authorities = self._authorities()
         except FileNotFoundError:
             raise NotFound(
                 f"there is no identity in {self.folder}: make one with a join token (edge-node --join-token, "
@@ -89,16 +89,20 @@ class IdentityFolder:
             raise InvalidArgument(
                 f"{chain_file} does not fit {key_file}: remove {self.folder} and enrol again with a token"
             )
-        return Identity(key, chain[0], chain[1], authority)
+        return Identity(key, chain[0], chain[1], authorities)
 
     def exists(self) -> bool:
         return (self.folder / "certificate.pem").exists()
 
-    def authority(self) -> x509.Certificate | None:
-        """The authority kept here; None if there is none, or it cannot be read."""
+    def authorities(self) -> Authorities | None:
+        """The authorities kept here; None if there are none, or they cannot be read."""
         with contextlib.suppress(OSError, InvalidArgument):
-            return load_pem((self.folder / "authority.pem").read_bytes(), "authority.pem")[0]
+            return self._authorities()
         return None
+
+    def _authorities(self) -> Authorities:
+        file = self.folder / "authority.pem"
+        return anchors(load_pem(file.read_bytes(), str(file)), str(file))
 
     def pending_key(self, fresh: bool) -> Key:
         """The key to enrol with: the one in use unless `fresh`, or the one of a try whose answer was lost.
@@ -117,7 +121,7 @@ class IdentityFolder:
         except OSError as error:
             raise _unusable(self.folder, error) from None
 
-    def save(self, key: Key, issued: Issued, authority: x509.Certificate) -> Identity:
+    def save(self, key: Key, issued: Issued, authorities: Authorities) -> Identity:
         """Keep what was issued; the identity it makes.
 
         Raises:
@@ -130,13 +134,13 @@ class IdentityFolder:
             raise InvalidArgument("the aggregator issued a certificate for another key; enrol again")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_whole(self.folder / "authority.pem", pem(authority), 0o644)
+            write_whole(self.folder / "authority.pem", pem(*authorities), 0o644)
             write_whole(self.folder / "key.pem", key_pem(key), 0o600)
             write_whole(self.folder / "certificate.pem", pem(certificate, issuer), 0o644)
             (self.folder / "new-key.pem").unlink(missing_ok=True)
         except OSError as error:
             raise _unusable(self.folder, error) from None
-        return Identity(key, certificate, issuer, authority)
+        return Identity(key, certificate, issuer, authorities)
 
 
 def _unusable(folder: Path, error: OSError) -> EdgeAttentionError:

@@ -27,16 +27,18 @@ from aggregator.trust.audit import Audit
 from aggregator.trust.authority import Authority, folder_of
 from aggregator.trust.bootstrap import write_bootstrap
 from aggregator.trust.grpc_log import handshake, prepare
+from aggregator.trust.operators_certificate import OperatorsCertificate, OperatorsFiles
 from aggregator.trust.registry import Registry
-from aggregator.trust.server_certificate import OperatorsCertificate, OwnCertificate
+from aggregator.trust.server_certificate import OwnCertificate
 from edge_attention.core.errors import (
     FailedPrecondition,
     InvalidArgument,
     Unauthenticated,
     Unreachable,
 )
-from edge_attention.trust.bootstrap import fetch_authority, shown_chain, why_unreachable
+from edge_attention.trust.bootstrap import fetch_authorities, shown_chain
 from edge_attention.trust.certificates import der, ends, key_pem, new_key, pem, pin, serial
+from edge_attention.trust.explain import why_unreachable
 from edge_attention.trust.names import SERVER_NAME
 
 WEEK = timedelta(days=7)
@@ -69,15 +71,17 @@ def test_the_authority_is_found_by_its_pin_and_no_other(tmp_path):
     own = OwnCertificate(tmp_path, authority, ["localhost"], WEEK)
 
     def inside(address):
-        assert fetch_authority(address, pin(authority.certificate)) == authority.certificate
+        assert fetch_authorities(address, pin(authority.certificate)) == (authority.certificate,)
         with pytest.raises(Unauthenticated, match="another aggregator"):
-            fetch_authority(address, "0" * 32)
+            fetch_authorities(address, "0" * 32)
         name = SERVER_NAME
-        assert why_unreachable(address, authority.certificate, name) is None
+        assert why_unreachable(address, (authority.certificate,), name) is None
         assert "wants TLS" in why_unreachable(address, None, None)
-        other = Authority.make().certificate
+        other = (Authority.make().certificate,)
         assert "is not the aggregator this side trusts" in why_unreachable(address, other, name)
-        assert "is not for that name" in why_unreachable(address, authority.certificate, "elsewhere.example")
+        assert "is not for that name" in why_unreachable(
+            address, (authority.certificate,), "elsewhere.example"
+        )
 
     served(own, inside)
 
@@ -104,7 +108,7 @@ def test_nobody_there_and_no_tls_there():
         address = f"127.0.0.1:{plain.getsockname()[1]}"
         with pytest.raises(Unreachable, match="does not speak TLS"):
             shown_chain(address, 5)
-        assert "does not speak TLS" in why_unreachable(address, Authority.make().certificate, None)
+        assert "does not speak TLS" in why_unreachable(address, (Authority.make().certificate,), None)
 
 
 def test_the_certificate_rotates_while_it_is_served(tmp_path):
@@ -241,10 +245,10 @@ def test_the_operators_own_certificate_is_shown_with_its_authority_and_read_agai
     folder = tmp_path / "trust"
     folder.mkdir()
     files = [tmp_path / name for name in ("agg.pem", "agg.key", "ca.pem")]
-    own = OperatorsCertificate(folder, *files)
+    own = OperatorsCertificate(folder, OperatorsFiles(*files))
 
     def inside(address):
-        assert fetch_authority(address, pin(ca)) == ca
+        assert fetch_authorities(address, pin(ca)) == (ca,)
         credentials = grpc.ssl_channel_credentials(pem(ca))
         options = (("grpc.ssl_target_name_override", "agg.corp.example"),)
         with grpc.secure_channel(address, credentials, options) as channel:
@@ -254,7 +258,7 @@ def test_the_operators_own_certificate_is_shown_with_its_authority_and_read_agai
         new = operators(tmp_path)
         assert own.keep()
         assert shown_chain(address)[0] != before
-        assert fetch_authority(address, pin(new)) == new
+        assert fetch_authorities(address, pin(new)) == (new,)
 
     served(own, inside)
 
@@ -265,12 +269,12 @@ def test_files_that_do_not_fit_are_one_sentence(tmp_path):
     folder.mkdir()
     (tmp_path / "other.key").write_bytes(key_pem(new_key()))
     with pytest.raises(InvalidArgument, match=r"other\.key does not fit .*agg\.pem"):
-        OperatorsCertificate(folder, tmp_path / "agg.pem", tmp_path / "other.key", None)
+        OperatorsCertificate(folder, OperatorsFiles(tmp_path / "agg.pem", tmp_path / "other.key"))
     with pytest.raises(FailedPrecondition, match="cannot be read"):
-        OperatorsCertificate(folder, tmp_path / "none.pem", tmp_path / "agg.key", None)
+        OperatorsCertificate(folder, OperatorsFiles(tmp_path / "none.pem", tmp_path / "agg.key"))
     (tmp_path / "bad.pem").write_text("nonsense")
     with pytest.raises(InvalidArgument, match="no certificate in PEM"):
-        OperatorsCertificate(folder, tmp_path / "bad.pem", tmp_path / "agg.key", None)
+        OperatorsCertificate(folder, OperatorsFiles(tmp_path / "bad.pem", tmp_path / "agg.key"))
 
 
 def test_the_authority_is_made_once_whoever_comes_first(tmp_path):
@@ -303,7 +307,7 @@ def test_bootstrap_writes_what_is_missing_or_no_longer_good(tmp_path):
     names = ("join-token", "viewer-token", "operator-token")
 
     def write(now=1000.0, authority=authority):
-        made = write_bootstrap(folder, registry, authority, now)
+        made = write_bootstrap(folder, registry, (authority,), now)
         return made, [(folder / name).read_text() for name in names]
 
     made, first = write()
@@ -333,7 +337,7 @@ def test_what_is_for_a_group_is_so_whatever_the_umask(tmp_path):
     try:
         registry = Registry(tmp_path)
         folder = tmp_path / "boot"
-        write_bootstrap(folder, registry, Authority.make().certificate, 1000.0)
+        write_bootstrap(folder, registry, (Authority.make().certificate,), 1000.0)
         registry.close()
         Audit(tmp_path / "audit.jsonl").write("enrolled")
     finally:
@@ -364,11 +368,16 @@ LINE = (
         ("error:100000f7:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER: Invalid", "did not speak TLS"),
         ("error:1000009c:SSL routines:OPENSSL_internal:HTTP_REQUEST: Invalid", "plain HTTP"),
         ("error:10000070:SSL routines:OPENSSL_internal:BAD_PACKET_LENGTH", "does not trust"),
+        ("error:10000418:SSL routines:OPENSSL_internal:TLSV1_ALERT_UNKNOWN_CA", "wrong authority"),
+        ("error:10000415:SSL routines:OPENSSL_internal:SSLV3_ALERT_CERTIFICATE_EXPIRED", "expired"),
+        ("error:10000412:SSL routines:OPENSSL_internal:SSLV3_ALERT_BAD_CERTIFICATE", "wrong name"),
+        ("error:10000413:SSL routines:OPENSSL_internal:SSLV3_ALERT_UNSUPPORTED_CERTIFICATE", "wrong use"),
+        ("error:100000fd:SSL routines:OPENSSL_internal:NO_COMMON_SIGNATURE_ALGORITHMS", "unsupported key"),
         ("error:1:SOMETHING_NEW", "SOMETHING_NEW"),
     ],
 )
 def test_handshakes_are_told_in_words(error, says):
-    assert says in handshake(LINE + error)
+    assert says in handshake(LINE + error).reason
 
 
 def test_other_lines_are_no_handshakes():
@@ -386,7 +395,7 @@ def test_grpc_is_told_to_log_them_unless_it_says_more_already():
 def test_other_lines_reach_the_real_stderr():
     code = (
         "import os, sys, time; from aggregator.trust.grpc_log import GrpcLog; g = GrpcLog(True); "
-        "g.tell(lambda reason, line: print('told', reason, flush=True)); "
+        "g.tell(lambda reason, line: print('told', reason.reason, flush=True)); "
         "print('python', file=sys.stderr); os.write(2, b'native\\n'); "
         f"os.write(2, b'{LINE}WRONG_VERSION_NUMBER\\n'); "
         "os.write(2, b'I1125 15:31:21.944642 4694 noise.cc:1] noise\\n'); "

@@ -73,7 +73,7 @@ class TrustHouse:
         data = signing_request(key, name) if request is None else request
         issued = self.call(methods.ENROL, EnrolRequest(token.text, data, name, "")).issued
         issuer = load_der(issued.issuer, "issuer")
-        return Identity(key, load_der(issued.certificate, "certificate"), issuer, issuer)
+        return Identity(key, load_der(issued.certificate, "certificate"), issuer, (issuer,))
 
     def assertion(self, identity, now=None):
         audience = self.authority.fingerprint

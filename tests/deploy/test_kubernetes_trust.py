@@ -56,7 +56,7 @@ def test_files_named_are_those_bootstrap_writes(tmp_path):
     state = folder_of(tmp_path / "state")
     authority = Authority.open(state).certificate
     with contextlib.closing(Registry(state)) as registry:
-        write_bootstrap(tmp_path / "bootstrap", registry, authority, time.time())
+        write_bootstrap(tmp_path / "bootstrap", registry, (authority,), time.time())
     named = [settings()["EDGE_ATTENTION_TOKEN_FILE"], *re.findall(r"-- cat (\S+)", PAGE)]
     assert len(named) >= 2
     for path in named:
@@ -76,7 +76,9 @@ def test_the_pages_tokens_outlast_every_bootstrap(tmp_path):
         texts.append(done.stdout.strip())
     with contextlib.closing(Registry(folder)) as registry:
         for start in range(3):  # as if nothing were left of the folder: all of its own tokens are made anew
-            assert len(write_bootstrap(tmp_path / f"bootstrap{start}", registry, authority, time.time())) == 3
+            assert (
+                len(write_bootstrap(tmp_path / f"bootstrap{start}", registry, (authority,), time.time())) == 3
+            )
         join, viewer = (registry.token(parse_token(text).id) for text in texts)
     in_ten_years = time.time() + 10 * 365 * 86400
     assert (join.kind, join.role, join.uses, join.state(in_ten_years)) == ("join", "node", None, "valid")

@@ -68,7 +68,7 @@ def identity(folder, authority, trusts, name="x", role="node", life=timedelta(da
     key = new_key()
     certificate = authority.issue_peer(key.public_key(), role, name, life)
     issued = Issued(der(certificate), der(authority.certificate), name, role)
-    IdentityFolder(folder).save(key, issued, trusts)
+    IdentityFolder(folder).save(key, issued, (trusts,))
     return folder
 
 

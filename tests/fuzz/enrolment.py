@@ -10,7 +10,8 @@ import grpc
 from trusted import TrustedFleet
 
 from edge_attention.cli.local_fleet import AGGREGATOR
-from edge_attention.trust.dial import Dial, read_authority
+from edge_attention.trust.authorities import read_authorities
+from edge_attention.trust.dial import Dial
 from edge_attention.trust.enrol import enrol
 from edge_attention.trust.identity import IdentityFolder
 from edge_attention.trust.tokens import parse_token
@@ -39,7 +40,7 @@ class Enrolment(Target):
         dial = Dial(self.fleet.address, identity=self._identity)
         self._channel = dial.channel()
         self._metadata = dial.metadata()
-        assert read_authority(self.fleet.boot / "authority.pem")
+        assert read_authorities(self.fleet.boot / "authority.pem")
 
     async def stop(self) -> None:
         self._channel.close()

@@ -20,8 +20,9 @@ from edge_attention.core.errors import (
     Unavailable,
 )
 from edge_attention.core.messages.trust import Issued
+from edge_attention.trust.authorities import read_authorities
 from edge_attention.trust.certificates import der, key_pem, new_key, pem, pin
-from edge_attention.trust.dial import Dial, read_authority
+from edge_attention.trust.dial import Dial
 from edge_attention.trust.identity import IdentityFolder
 from edge_attention.trust.keeper import Keeper
 from edge_attention.trust.tokens import make_token
@@ -35,7 +36,7 @@ def make(folder, name="a", role="node", life=timedelta(days=1), key=None):
     key = key or new_key()
     certificate = AUTHORITY.issue_peer(key.public_key(), role, name, life)
     issued = Issued(der(certificate), der(AUTHORITY.certificate), name, role)
-    return IdentityFolder(folder).save(key, issued, AUTHORITY.certificate)
+    return IdentityFolder(folder).save(key, issued, (AUTHORITY.certificate,))
 
 
 def test_what_is_saved_is_loaded_and_the_key_is_ours_alone(tmp_path):
@@ -45,7 +46,7 @@ def test_what_is_saved_is_loaded_and_the_key_is_ours_alone(tmp_path):
     made = make(folder)
     loaded = IdentityFolder(folder).load()
     assert (loaded.name, loaded.role, loaded.certificate) == ("a", "node", made.certificate)
-    assert loaded.authority == loaded.issuer == AUTHORITY.certificate
+    assert loaded.authorities == (loaded.issuer,) == (AUTHORITY.certificate,)
     assert (folder / "key.pem").stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700
 
@@ -85,8 +86,8 @@ def test_an_enrolment_that_was_cut_short_is_done_again(tmp_path):
     with pytest.raises(NotFound, match="cut short"):
         folder.load()
     assert folder.pending_key(fresh=True).public_key() == key.public_key()
-    assert folder.authority() == AUTHORITY.certificate
-    assert IdentityFolder(tmp_path / "none").authority() is None
+    assert folder.authorities() == (AUTHORITY.certificate,)
+    assert IdentityFolder(tmp_path / "none").authorities() is None
     assert make(tmp_path, key=key).name == "a"
     assert folder.load().key.public_key() == key.public_key()
 
@@ -111,14 +112,14 @@ def test_a_certificate_for_another_key_is_not_kept(tmp_path):
     made = make(tmp_path)
     issued = Issued(der(made.certificate), der(AUTHORITY.certificate), "a", "node")
     with pytest.raises(InvalidArgument, match="for another key"):
-        IdentityFolder(tmp_path).save(new_key(), issued, AUTHORITY.certificate)
+        IdentityFolder(tmp_path).save(new_key(), issued, (AUTHORITY.certificate,))
 
 
 def test_what_does_not_fit_together_is_refused_before_anything_is_sent(tmp_path):
     token = make_token("access", pin(AUTHORITY.certificate))
     other = Authority.make().certificate
     with pytest.raises(InvalidArgument, match="is of the authority"):
-        Dial("127.0.0.1:1", authority=other, token=token)
+        Dial("127.0.0.1:1", authorities=(other,), token=token)
     with pytest.raises(InvalidArgument, match="a token or an identity, not both"):
         client_dial("127.0.0.1:1", "", token.text, None, make(tmp_path) and tmp_path)
     with pytest.raises(InvalidArgument, match="for joining"):
@@ -129,7 +130,7 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_sent(tmp_path)
     with pytest.raises(InvalidArgument, match="another authority than the one given"):
         client_dial("127.0.0.1:1", "", authority=tmp_path / "other.pem", identity=tmp_path)
     with pytest.raises(FailedPrecondition, match="cannot be read"):
-        read_authority(tmp_path / "none.pem")
+        read_authorities(tmp_path / "none.pem")
 
 
 def test_nothing_secret_goes_over_plaintext():
