@@ -37,7 +37,7 @@ Examples:
 @click.option(
     "--queries",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="An .npy file: float32 [queries, query_heads, key_dim].",
+    help="An .npy file: [queries, query_heads, key_dim].",
 )
 @click.option(
     "--random", "count", type=click.IntRange(min=1), help="So many standard normal queries instead."

@@ -100,7 +100,7 @@ def create(
 def append(address: str, name: str, file: Path, node: str | None, as_json: bool) -> None:
     """Append the arrays `keys` and `values` of an .npz FILE to context NAME.
 
-    float32, keys [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
+    keys [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
     """
     arrays = load_npz(file, ("keys", "values"))
     with connect(address) as client:

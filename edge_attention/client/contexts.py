@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from edge_attention.client.appending import Attempt, appended
 from edge_attention.client.connection import DEADLINE_MARGIN, MIB, SLOWEST, ClientConnection
 from edge_attention.client.results import Answer, Appended, join
+from edge_attention.core.arrays import as_float32, as_int64
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidGraph, InvalidTensor
 from edge_attention.core.fold import join as joined
 from edge_attention.core.messages import attention as wire
@@ -51,15 +53,16 @@ class AsyncContext:
 
     async def append(
         self,
-        keys: Float32,
-        values: Float32,
+        keys: ArrayLike,
+        values: ArrayLike,
         *,
         node: str | None = None,
         progress: OnProgress | None = None,
         request_id: str | None = None,
     ) -> Appended:
-        """Append tokens: keys float32 [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
+        """Append tokens: keys [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
 
+        Both travel as float32: arrays, tensors and lists of other numbers are converted (core/arrays.py).
         Long appends are cut into calls of at most 64 MiB. Each call is stored whole or not at all; if one
         fails, the error says how many tokens the calls before it stored.
 
@@ -74,11 +77,11 @@ class AsyncContext:
         error says that it was not appended, or that this is not known and how to learn it.
 
         Raises:
-            InvalidTensor: wrong shape or dtype, NaN or infinity.
+            InvalidTensor: no numbers, a wrong shape, NaN or infinity.
         """
         spec = self.spec
-        _require_array(keys, "keys", ("tokens", spec.key_heads, spec.key_dim))
-        _require_array(values, "values", (len(keys), spec.key_heads, spec.value_dim))
+        keys = _float32(keys, "keys", ("tokens", spec.key_heads, spec.key_dim))
+        values = _float32(values, "values", (len(keys), spec.key_heads, spec.value_dim))
         if not len(keys):
             raise InvalidTensor("keys has no tokens; append at least one")
         step = max(1, APPEND_CALL // spec.token_bytes)
@@ -159,10 +162,10 @@ class AsyncContext:
 
     async def attend(
         self,
-        queries: Float32,
+        queries: ArrayLike,
         *,
         causal: bool = False,
-        positions: Int64 | None = None,
+        positions: ArrayLike | None = None,
         window: int | None = None,
         scale: float | None = None,
         deadline: float | None = None,
@@ -175,10 +178,10 @@ class AsyncContext:
         Many queries travel in several calls, all of which see the context as it was at the first.
 
         Args:
-            queries: float32 [queries, query_heads, key_dim].
+            queries: [queries, query_heads, key_dim]; float32, or what core/arrays.py converts to it.
             causal: a query sees positions up to and with its own.
-            positions: int64 [queries], each query's own position, for causal and window; None: the last
-                positions of the context.
+            positions: whole numbers [queries], each query's own position, for causal and window; None: the
+                last positions of the context.
             window: a query sees only so many last positions up to and with its own.
             scale: multiplies the scores; None: 1 / sqrt(key_dim).
             deadline: seconds after which the answer is given with what arrived; None: the server's default.
@@ -187,17 +190,18 @@ class AsyncContext:
             until: attend to positions below this one only; None: all there are now.
 
         Raises:
-            InvalidTensor: wrong shape or dtype, NaN or infinity.
+            InvalidTensor: no numbers, a wrong shape, NaN or infinity.
             InvalidArgument: a window under 1, a deadline that is not positive, ...
             EmptyContext: there is nothing to attend to.
             MessageTooLarge: one query's weights do not fit a message.
             Overloaded: the aggregator cannot answer it in time, also when asked again (see `AsyncClient`).
         """
         began = time.monotonic()
-        _require_array(queries, "queries", ("queries", self.spec.query_heads, self.spec.key_dim))
+        queries = _float32(queries, "queries", ("queries", self.spec.query_heads, self.spec.key_dim))
         count = len(queries)
         if positions is not None:
-            _require_array(positions, "positions", (count,), np.int64)
+            positions = as_int64(positions, "positions")
+            require(positions, "positions", shape=(count,), dtype=np.int64)
         if deadline is not None:
             require_number(deadline, "deadline", 0, MAX_DEADLINE)
         if scale is not None:
@@ -313,10 +317,12 @@ def _request_id(given: str | None) -> str:
     return require_name(given, "request_id")
 
 
-def _require_array(
-    array: Any, what: str, shape: Sequence[int | str], dtype: type[np.generic] = np.float32
-) -> None:
-    if not isinstance(array, np.ndarray):
-        name = np.dtype(dtype).name
-        raise InvalidTensor(f"{what}: {type(array).__name__} is not an array; give np.asarray(..., {name!r})")
-    require(array, what, shape=shape, dtype=dtype)
+def _float32(array: Any, what: str, shape: Sequence[int | str]) -> Float32:
+    """`array` as float32 of that shape, all of it finite; see core/arrays.py for what is converted."""
+    found = as_float32(array, what)
+    if found.ndim == len(shape) - 1 and found.shape == tuple(shape[1:]):
+        raise InvalidTensor(
+            f"{what} has shape {list(found.shape)}, as one of {shape[0]}; give {what}[None], a list of one"
+        )
+    require(found, what, shape=shape)
+    return found

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
+from numpy.typing import ArrayLike
+
 from edge_attention.client.aio import AsyncClient
 from edge_attention.client.background import BACKGROUND
 from edge_attention.client.contexts import AsyncContext, OnProgress
@@ -26,7 +28,6 @@ from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
 from edge_attention.core.messages.training import PlannedGraph, TrainingRound, TrainingRun
-from edge_attention.core.tensors import Float32, Int64
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job import FusionJob, ModelFile
 from edge_attention.jobs.parameters import Parameters
@@ -185,14 +186,14 @@ class Context:
 
     def append(
         self,
-        keys: Float32,
-        values: Float32,
+        keys: ArrayLike,
+        values: ArrayLike,
         *,
         node: str | None = None,
         progress: OnProgress | None = None,
         request_id: str | None = None,
     ) -> Appended:
-        """Append tokens: keys float32 [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
+        """Append tokens: keys [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
 
         Calls of at most 64 MiB, each stored whole or not at all. `progress` is called after each, with
         tokens done and in all, on the client's thread: it must not call the client. Called again with the
@@ -224,10 +225,10 @@ class Context:
 
     def attend(
         self,
-        queries: Float32,
+        queries: ArrayLike,
         *,
         causal: bool = False,
-        positions: Int64 | None = None,
+        positions: ArrayLike | None = None,
         window: int | None = None,
         scale: float | None = None,
         deadline: float | None = None,
@@ -235,7 +236,7 @@ class Context:
         encoding: Literal["float32", "float16"] = "float32",
         until: int | None = None,
     ) -> Answer:
-        """Exact attention of queries float32 [queries, query_heads, key_dim]; see AsyncContext.attend."""
+        """Exact attention of queries [queries, query_heads, key_dim]; see AsyncContext.attend."""
         attended = self._context.attend(
             queries,
             causal=causal,

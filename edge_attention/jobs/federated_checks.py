@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edge_attention.core.arrays import as_numbers
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
 from edge_attention.core.losses import LOSSES, loss_of
 from edge_attention.core.messages.training import (
@@ -125,13 +126,16 @@ def consensus(given: Any) -> ConsensusSpec:
     optional_text(spec.attention, "consensus.attention")
     if not isinstance(spec.probe, Mapping):
         raise InvalidArgument(f"consensus.probe is {said(spec.probe)}; it must map names to arrays")
-    for name, array in spec.probe.items():
-        text(name, "a name in consensus.probe")
-        if not isinstance(array, np.ndarray) or not array.ndim:
-            raise InvalidTensor(f"consensus.probe.{name} is no array; give one of [batch, ...]")
-    if len({len(array) for array in spec.probe.values()}) > 1:
+    probe = {
+        text(name, "a name in consensus.probe"): as_numbers(array, f"consensus.probe.{name}")
+        for name, array in spec.probe.items()
+    }
+    for name, array in probe.items():
+        if not array.ndim:
+            raise InvalidTensor(f"consensus.probe.{name} is one number; give an array of [batch, ...]")
+    if len({len(array) for array in probe.values()}) > 1:
         raise InvalidTensor("the arrays of consensus.probe differ in length; give the same samples in each")
-    if spec.attention and not spec.probe:
+    if spec.attention and not probe:
         raise InvalidArgument(
             "consensus.attention is compared on a probe batch; give consensus.probe, arrays of the model's "
             "inputs"
@@ -141,7 +145,7 @@ def consensus(given: Any) -> ConsensusSpec:
         raise InvalidArgument("consensus.attention_weight needs consensus.attention, an output of the model")
     return replace(
         spec,
-        probe=dict(spec.probe),
+        probe=probe,
         attention_weight=weight,
         parameter_weight=number(spec.parameter_weight, "consensus.parameter_weight"),
     )

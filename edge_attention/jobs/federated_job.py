@@ -21,9 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidTensor
+from edge_attention.core.arrays import as_float32
+from edge_attention.core.errors import DataLoss, InvalidArgument
 from edge_attention.core.keywords import named_fields
 from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.training import (
@@ -175,10 +174,12 @@ def _model(model: FederatedModel, digest: Callable[[bytes], str]) -> jobs.Federa
 def _initial(given: str | Path | Mapping[str, Array]) -> bytes:
     """A safetensors file of the values given."""
     if isinstance(given, Mapping):
-        for name, array in given.items():
-            if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-                raise InvalidTensor(f"model.initial: {name!r} must be a float32 array")
-        return write_safetensors(given)
+        return write_safetensors(
+            {
+                checks.text(name, "a name in model.initial"): as_float32(array, f"model.initial[{name!r}]")
+                for name, array in given.items()
+            }
+        )
     file = checks.path(given, "model.initial")
     try:
         data = file.read_bytes()

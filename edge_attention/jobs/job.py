@@ -25,7 +25,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from edge_attention.core.errors import InvalidArgument, InvalidGraph, InvalidTensor
+from edge_attention.core.arrays import as_float32
+from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.keywords import named_fields
 from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
@@ -180,10 +181,7 @@ class FusionJob:
         encoders = tuple(_encoder(part, f"encoders[{at}]", digest) for at, part in enumerate(given))
         head = _head(self.head, digest)
         queries = self.queries.draw() if isinstance(self.queries, QueriesSpec) else self.queries
-        if not isinstance(queries, np.ndarray):
-            raise InvalidTensor(
-                f"queries are {type(queries).__name__}; give a float32 array or a QueriesSpec"
-            )
+        queries = as_float32(queries, "queries (an array, or a QueriesSpec)")
         require(queries, "queries", shape=("queries", "query_heads", "key_dim"))
         return jobs.FusionJob(
             name=values.text(self.name, "name"),

@@ -271,7 +271,7 @@ def test_parameters(run, tmp_path, fake):
         (["attend", "memory", "--queries", "JOB"], 1, "not an .npy file"),
         (["contexts", "append", "memory", "JOB"], 1, "JOB"),
         (["contexts", "append", "memory", "QUERIES"], 1, "keys"),
-        (["attend", "memory", "--queries", "QUERIES"], 1, "queries has dtype float64"),
+        (["attend", "memory", "--queries", "QUERIES"], 1, "queries: ndarray holds no plain numbers"),
         (["train"], 2, "give one of"),
         (["train", "--list", "--stop", "r1"], 2, "give one of"),
         (["train", "--watch", "other"], 1, "no run 'other'"),
@@ -283,7 +283,7 @@ def test_parameters(run, tmp_path, fake):
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(run, memory, job, tmp_path, args, code, said):
-    np.save(tmp_path / "q.npy", np.zeros((1, 4, 8)))
+    np.save(tmp_path / "q.npy", np.zeros((1, 4, 8), complex))
     np.savez(tmp_path / "nokeys.npz", a=np.zeros(1))
     tokens = np.zeros((1, 2, 8), np.float32)
     np.savez(tmp_path / "nan.npz", keys=tokens * np.nan, values=tokens)

@@ -171,22 +171,27 @@ def test_a_failed_append_says_what_was_stored(client, fake, monkeypatch):
         context.append(keys, values)
 
 
-def test_layout_is_no_matter_but_everything_else_is(filled, fake):
+def test_layout_and_dtype_are_no_matter_but_everything_else_is(filled, fake):
     context, keys, values, queries = filled
     turned = np.asfortranarray(queries)
-    np.testing.assert_array_equal(context.attend(turned).out, context.attend(queries).out)
+    at = np.arange(950, 1000)
+    out = context.attend(queries, positions=at, causal=True).out
+    for given in (turned, queries.tolist(), queries.astype(np.float64), queries.astype(">f4")):
+        for positions in (at, at.tolist(), at.astype(np.int32), at.astype(np.float64)):
+            found = context.attend(given, positions=positions, causal=True).out
+            np.testing.assert_array_equal(found, out)
     calls = len(fake.calls)
     for wrong, match in [
-        (queries.astype(np.float64), "astype\\('float32'\\)"),
+        (queries.astype(np.complex64), "no plain numbers"),
         (queries[:, :3], r"must be \[queries, 4, 8\]"),
-        (queries[0], "shape"),
-        (queries.tolist(), "list is not an array"),
+        (queries[0], r"as one of queries; give queries\[None\]"),
+        (None, "queries: NoneType holds no plain numbers"),
         (np.where(np.arange(8) == 3, np.nan, queries).astype(np.float32), "finite"),
     ]:
         with pytest.raises(InvalidTensor, match=match):
             context.attend(wrong)
-    with pytest.raises(InvalidTensor, match="int64"):
-        context.attend(queries, positions=np.zeros(50, np.int32))
+    with pytest.raises(InvalidTensor, match=r"positions holds 0\.5"):
+        context.attend(queries, positions=np.full(50, 0.5))
     for deadline in (-1.0, 0.0, float("nan"), float("inf")):
         with pytest.raises(InvalidArgument, match="deadline"):
             context.attend(queries, deadline=deadline)
