@@ -39,8 +39,8 @@ def main() -> None:
         make(cells, *args)
         CELLS.append(cells)
 
-    Graph.run = timed  # type: ignore[method-assign]
-    Cells.__init__ = noted  # type: ignore[method-assign]
+    Graph.run = timed  # type: ignore[assignment, method-assign]
+    Cells.__init__ = noted  # type: ignore[assignment, method-assign]
     signal.signal(signal.SIGUSR1, say)
     daemon.main()
 
