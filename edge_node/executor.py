@@ -179,7 +179,10 @@ class Execution:
             self._store.drop(name)
 
     def carry_out(self, instructions: tuple[said.Instruction, ...]) -> None:
-        """These in place of the program's own: what it freezes is bound in them. Before the first of them."""
+        """Take these instructions in place of the program's own: what it freezes is bound in them.
+
+        To be called before the first instruction is carried out.
+        """
         self._program = replace(self._program, instructions=instructions)
 
     def place(self, name: str, array: Array) -> None:

@@ -33,7 +33,7 @@ LETTERS = 256
 
 
 class Failures:
-    """Counts them, by days of UTC. Thread-safe.
+    """Counts the failures of tasks on private data, by caller and by day of UTC. Any thread may call it.
 
     `limit`: how many each caller may have a day; 0: nothing unreleased runs on private data at all.
     `path`: a file in which the count survives the process.
@@ -82,7 +82,7 @@ class Failures:
                 raise OutOfMemory(f"{what} in this node's --store: {error.strerror}") from None
 
     def end(self, caller: str, failed: bool) -> None:
-        """It has ended; on return it is on the disk if it failed."""
+        """A task of `caller` has ended; if it `failed`, that is on the disk when this returns."""
         caller = caller[:LETTERS]
         with self._lock:
             self._turn()
@@ -126,7 +126,7 @@ class Failures:
         self._running += Counter()  # without those that are 0
 
     def _turn(self) -> None:
-        """Forget yesterday's. A clock that goes back gives nothing back."""
+        """Forget the failures of earlier days. A clock that goes back gives nothing back."""
         if (today := int(self._clock() // _DAY)) > self._day:
             self._day = today
             self._closed = False

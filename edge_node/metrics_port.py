@@ -10,7 +10,7 @@ __all__ = ["serve"]
 
 
 def serve(registry: FamilyRegistry, host: str, port: int) -> str:
-    """Serve them over HTTP in a thread; the URL (port 0: any that is free).
+    """Serve the metrics over HTTP in a thread; returns the URL (port 0: any that is free).
 
     Raises:
         FailedPrecondition: the address is not of this machine alone.

@@ -59,7 +59,7 @@ class Stop:
             callback()
 
     def watch(self, callback: Callable[[], None]) -> None:
-        """Call it, from another thread, when the task is to end; now, if it is already. Twice is possible."""
+        """Call it, from another thread, when the task is to end; now, if it is already. It may come twice."""
         self._watchers.append(callback)
         if self._error is not None:
             callback()
@@ -200,7 +200,7 @@ class Runtime:
         self._shared_arena = False
 
     def limit_arena(self) -> None:
-        """Bound what all graphs together allocate by `limit`. Once a process: it has one allocator."""
+        """Bound what all graphs together allocate by `limit`. Once a process, which has one allocator."""
         limit_arena(self.limit)
         self._shared_arena = True
 
@@ -218,7 +218,7 @@ class Runtime:
             return graph
 
     def find(self, digest: str) -> Graph | ForeignGraph | None:
-        """The same, or the graph of this project's library that has the digest."""
+        """The graph with this digest, if it is loaded or this project's library has it, which loads it."""
         graph = self.cached(digest)
         name = next((name for name in library.names() if library.digest(name) == digest), None)
         if graph is not None or name is None:

@@ -78,27 +78,27 @@ class Start(NamedTuple):
 
 
 class End(NamedTuple):
-    """End the task early."""
+    """End the task early, with `error`."""
 
     task_id: str
     error: EdgeAttentionError
 
 
 class Forget(NamedTuple):
-    """Drop these from the store."""
+    """Drop the sequences `names` from the store: the aggregator no longer knows them."""
 
     names: tuple[str, ...]
 
 
 class Say(NamedTuple):
-    """Tell the operator."""
+    """Tell the operator `text`, as a warning or not."""
 
     text: str
     warning: bool = False
 
 
 class Leave(NamedTuple):
-    """End the process, once everything sent is on its way."""
+    """End the process with exit code `code`, once everything that was sent is on its way."""
 
     code: int
     text: str = ""
@@ -133,7 +133,7 @@ class Session:
     ) -> None:
         self.phase = SessionPhase.WAITING
         self.id = ""
-        """Of the session to resume; empty: none yet."""
+        """The session to resume; empty: there is none yet."""
         self.draining = False
         self.reconnects = 0
         self.outbox = Outbox()
@@ -203,7 +203,7 @@ class Session:
         return [self._beat(now)] if self.registered and now >= self._beat_at else []
 
     def connected(self, now: float) -> list[Action]:
-        """The stream is open."""
+        """The stream that `Connect` asked for is open."""
         if self.phase is SessionPhase.LEFT:
             return []
         self._turn(SessionPhase.REGISTERING, now, "connected")
@@ -283,7 +283,10 @@ class Session:
             )
 
     def produced(self, task_id: str, data: bytes, now: float, final: bool, keep: bool = True) -> list[Action]:
-        """A task has a contribution. `keep`: it can be sent again as it is if its program comes again."""
+        """A task has made a contribution, which is encoded as `data`.
+
+        `keep`: it can be sent again as it is if its program comes again.
+        """
         if self.phase is SessionPhase.LEFT:
             return []
         actions: list[Action] = []

@@ -50,7 +50,7 @@ Inputs = dict[str, tuple[np.dtype[Any], tuple[Any, ...]]]
 
 
 def limit_arena(limit: int) -> None:
-    """Bound what all graphs together allocate by `limit`. Once a process: it has one allocator."""
+    """Bound what all graphs together allocate by `limit`. Once a process, which has one allocator."""
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(info, ort.OrtArenaCfg(limit, 0, -1, -1))
 

@@ -100,7 +100,7 @@ class Region:
             Region.live -= 1
 
     def unmap(self) -> None:
-        """At once: no array of it may be used any more."""
+        """Unmap it at once. The caller sees to it that no array of it is used any more."""
         if self.address:
             _libc.munmap(self.address, max(self.size, 1))
             self.address = 0
@@ -127,7 +127,7 @@ def allocate(size: int) -> int:
 
 
 def seal(descriptor: int) -> None:
-    """Nobody writes there again, ever.
+    """Have nobody write to `descriptor` again, ever.
 
     Raises:
         OSError: somebody has it mapped for writing still.

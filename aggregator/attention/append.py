@@ -86,7 +86,7 @@ class _Refused(EdgeAttentionError):
 
 
 class Appender:
-    """Appends to contexts."""
+    """Appends tokens to contexts, over the nodes that are there."""
 
     def __init__(
         self,
@@ -439,7 +439,7 @@ class Appender:
         return AppendResponse(tokens, tuple(self._contexts.segment(context, s) for s in segments))
 
     def _wanted(self, context: StoredContext) -> Mapping[str, Wanted]:
-        """The summary of a segment."""
+        """The tensors that storing tokens of `context` returns: the segment's summary."""
         spec, float32 = context.spec, np.dtype(np.float32)
         return {
             "key_norm": (float32, (spec.key_heads,)),

@@ -55,7 +55,7 @@ operator allows only the node knows."""
 
 
 class Attender:
-    """Answers attends."""
+    """Answers attends: plans them, asks the nodes, merges what comes, and labels what does not."""
 
     def __init__(
         self,
@@ -311,7 +311,7 @@ def _missing(segment: StoredSegment, why: str) -> Missing:
 
 
 def _congested(outcome: Outcome) -> bool:
-    """Whether it queued at a node, or nothing at all came in time. One node that is slow is no queue."""
+    """Whether tasks queued at a node, or none was answered in time. One slow node is no queue."""
     if not outcome.answered:
         # By this side's clock: what nodes say of themselves must not make the others' turns fewer.
         return any(missing.kind is MissingKind.LATE for missing in outcome.missing.values())

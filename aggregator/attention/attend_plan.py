@@ -85,7 +85,7 @@ class Plan:
 
     @cached_property
     def nbytes(self) -> int:
-        """About what it takes to keep it."""
+        """Bytes that the plan takes while it is kept, roughly."""
         return sum(1024 + part.view.lo.nbytes + part.view.hi.nbytes for part in self.parts.values())
 
     @cached_property
@@ -102,7 +102,7 @@ class Plan:
 
     @cached_property
     def answer(self) -> int:
-        """Bytes of its answer, at most, without weights."""
+        """Bytes of the attend's answer, at most, without weights."""
         (count, heads, dim), parts = self.shape, len(self.parts)
         each = 4 if self.encoding is Encoding.RAW else 2
         # Where not all of it comes, what does is told stretch by stretch, and so is what does not.
@@ -151,7 +151,7 @@ class Plans:
         return plan
 
     def keep(self, context: StoredContext, request: AttendRequest, plan: Plan) -> Plan:
-        """`plan`, which was made of `request`, and is kept for others like it."""
+        """Keep `plan`, which was made of `request`, for others like it. Returns it."""
         key = _key(context, request)
         if key is not None and key not in self._plans:
             self._plans[key] = plan

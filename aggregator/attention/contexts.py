@@ -103,7 +103,7 @@ class StoredContext:
 
     @property
     def stretches(self) -> int:
-        """Of positions, over all segments."""
+        """How many ranges of positions all segments have together."""
         return sum(segment.positions.number for segment in self.segments)
 
     def keys(self, segment: str) -> str:

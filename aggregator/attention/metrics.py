@@ -90,7 +90,7 @@ class AttendMetrics(RecipeCounts, Collector):
         return len(self._waiting) >= WAITING
 
     def count(self) -> None:
-        """Count what was noted down."""
+        """Count what `answered` and `attended` have noted down."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
             if not waiting:

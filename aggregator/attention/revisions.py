@@ -20,7 +20,7 @@ BLOCK = 1024
 
 
 class Revisions:
-    """Gives numbers of `state`, each once."""
+    """Gives numbers for changes, each once in the life of `state`."""
 
     def __init__(self, state: State) -> None:
         self._state = state

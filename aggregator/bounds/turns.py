@@ -45,7 +45,7 @@ class Turns:
 
     @property
     def kinds(self) -> dict[str, Gate]:
-        """Those there is one of, by name."""
+        """The gates of calls that all nodes share, by name; those by node are left out."""
         return {
             "attend": self.attends,
             "long_attend": self.long_attends,

@@ -271,7 +271,7 @@ class Bulk:
         return Uploaded(received)
 
     def _require_room(self, chunk: UploadChunk, room: Lease) -> None:
-        """Before a client's file that is new."""
+        """Have `room` grow by a client's file, of which nothing is there yet. Raises as `Lease.grow`."""
         if chunk.size <= UPLOAD_LIMIT:  # else refused below, for that
             room.grow(chunk.size)
 
@@ -373,7 +373,7 @@ class Bulk:
         files.pop(digest).release()
 
     def _done(self, sender: str, digest: str) -> int:
-        """One call fewer wants the file; how many still do."""
+        """A call that had wanted the file has it. Returns how many calls still want it."""
         self._wanted[sender, digest] -= 1
         if (left := self._wanted[sender, digest]) <= 0:
             del self._wanted[sender, digest]

@@ -47,7 +47,7 @@ class NodeConnection:
         unsendable: Callable[[str, EdgeAttentionError], None] = lambda task, error: None,
         taken: int = 0,
     ) -> None:
-        """`unsendable`: told of a program that cannot be encoded."""
+        """`unsendable`: called with a task and the error for which its program cannot be encoded."""
         self._unsendable = unsendable
         self.taken = taken
         """Contributions of the session that have come, as its node counts them."""
@@ -67,6 +67,7 @@ class NodeConnection:
         self._end = asyncio.Event()
 
     def send(self, message: ToNode) -> None:
+        """Have the message written, as soon as the stream and, for a program or a call, credit allow."""
         if isinstance(message, Program):
             large = sum(array.nbytes for array in message.tensors.values()) > LARGE_PROGRAM
             self._programs[message.task_id] = message if large else to_node.encode(message)
@@ -99,16 +100,16 @@ class NodeConnection:
             raise ResourceExhausted(f"{UNREAD:,} answers to this node wait: read them, or send less")
 
     def unknown(self) -> None:
-        """The node does not know a program it was called by: programs go with calls again."""
+        """The node has said that it does not know a program: calls bring their programs along again."""
         self._prepared.clear()
 
     def confirmed(self, count: int) -> None:
-        """The node has got the first `count` messages."""
+        """The node has received the first `count` messages of this stream: they need not be kept."""
         while self._unconfirmed and self._unconfirmed[0][0] <= count:
             self._unconfirmed.popleft()
 
     def take_over(self, former: NodeConnection) -> None:
-        """Send again what may be lost of another connection of the same session."""
+        """Send again what `former`, an ended connection of the same session, may have lost."""
         for _, message in former._unconfirmed:
             self.send(message)
         for _, kept in former._control:
@@ -118,21 +119,22 @@ class NodeConnection:
             self.send(program)
 
     def grant(self, credit: Credit) -> None:
+        """The node has granted credit for more programs."""
         self._window.grant(credit)
         self._kick()
 
     @property
     def queue(self) -> tuple[int, int]:
-        """Programs that wait to be sent, and bytes that may be sent now."""
+        """How many programs wait to be sent, and how many bytes may be sent now."""
         return len(self._programs), self._window.bytes
 
     def open(self, write: Write, written: Callable[[int], None] = lambda size: None) -> None:
-        """The stream is there. `write` and `written`: as of `StreamWriter`."""
+        """Write to the stream from now on, first what waits. `write`, `written`: as of `StreamWriter`."""
         self._writer = StreamWriter(write, self._take, written)
         self._writer.kick()
 
     def close(self) -> None:
-        """Write nothing more, and have `closed` return."""
+        """Write nothing more, and have `closed` return. Closing it again does nothing."""
         if self._writer is not None:
             self._writer.close()
         self._end.set()
@@ -148,7 +150,7 @@ class NodeConnection:
             self._writer.kick()
 
     def _take(self) -> bytes | None:
-        """What is to be written now; it counts as sent."""
+        """The next message to write, which counts as sent from now on; None: nothing may be written now."""
         kept: Program | Cancel | None
         if self._control:
             data, kept = self._control.popleft()
@@ -163,7 +165,7 @@ class NodeConnection:
         return data
 
     def _next(self) -> tuple[str, bytes] | None:
-        """The next program there is credit for, and its task."""
+        """The next program there is credit for: its task, and its bytes; None: there is none."""
         while self._programs:
             task_id, program = next(iter(self._programs.items()))
             if isinstance(program, Program):

@@ -56,13 +56,13 @@ class DispatchObserver(Protocol):
     """Who counts what becomes of contributions."""
 
     def contribution(self, outcome: str) -> None:
-        """One was folded, duplicate, late, stale or refused."""
+        """What became of a contribution: it was folded, duplicate, late, stale or refused."""
 
     def not_finite(self) -> None:
-        """One was refused for NaN or infinity in it."""
+        """A contribution was refused for NaN or infinity in it."""
 
     def ran(self, seconds: Mapping[str, float]) -> None:
-        """An exchange has ended; seconds its tasks took in graphs, by shard."""
+        """An exchange has ended. `seconds`: shard -> what its task took in graphs."""
 
 
 Take = Callable[[Returned], None]
@@ -103,10 +103,12 @@ class Dispatcher:
     # From the link
 
     def connected(self, name: str, connection: NodeStream) -> None:
+        """The node has registered over `connection`: what waits for it is sent there from now on."""
         self._connections[name] = connection
         self.changed(name)
 
     def disconnected(self, name: str, connection: NodeStream) -> None:
+        """The stream `connection` has ended; nothing where the node has come back over another."""
         if self._connections.get(name) is connection:
             del self._connections[name]
             self.changed(name)
@@ -129,10 +131,12 @@ class Dispatcher:
         contribution: Contribution,
         fetch: Callable[[], Mapping[str, SpooledTensor]] | None = None,
     ) -> bool:
-        """Hand on what a node returned; refuse and count what fits no exchange. Whether one has ended.
+        """Hand on what a node returned; refuse and count what fits no exchange.
 
         `fetch` gives its large tensors; of a contribution that comes again after a connection broke there
-        are none any more. They are closed here, unless who waits for them took them.
+        are none any more. They are closed here, unless whoever waits for them took them.
+
+        Returns whether the exchange it is for has ended.
         """
         if self._posted.get(contribution.task_id) == node:
             if contribution.error is not None:

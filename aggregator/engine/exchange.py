@@ -85,10 +85,10 @@ class Exchange:
         self._tasks: dict[str, Shard] = {}
         self._order = tuple(self._shards.values())
         self._begun = 0
-        """So many of them `start` has looked at."""
+        """Shards that `start` has looked at, from the first one on."""
         self._open = len(self._shards)
         self._loads: Counter[str] = Counter()
-        """Node -> shards it is asked for now."""
+        """Node -> how many shards it is asked for now."""
         if len(self._shards) != len(assignments):
             raise InvalidArgument("two assignments of one exchange name the same shard")
 
@@ -208,7 +208,7 @@ class Exchange:
         return actions
 
     def deadline(self) -> list[Action]:
-        """Its time is up: what has not come is missing."""
+        """The exchange's time is up: every shard without an answer is missing from now on."""
         self._over = True
         actions: list[Action] = []
         for shard in self._shards.values():
@@ -220,7 +220,7 @@ class Exchange:
         return actions
 
     def cancel(self) -> list[Action]:
-        """Nobody waits for it any more: what is open is abandoned."""
+        """Nobody waits for the exchange any more: every shard that is open is abandoned."""
         return self._abandon("cancelled")
 
     # What can be asked

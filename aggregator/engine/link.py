@@ -63,10 +63,10 @@ class LinkObserver(Protocol):
     """Who counts what happens on the node link."""
 
     def registered(self, outcome: str) -> None:
-        """A node's registration was new, resumed or refused."""
+        """A node's registration was `outcome`: new, resumed or refused."""
 
     def refused(self, error: EdgeAttentionError) -> None:
-        """What a node reported of itself is not taken."""
+        """A node's report of its metrics is refused with `error`."""
 
     def damaged(self) -> None:
         """A contribution came damaged."""
@@ -79,7 +79,15 @@ class LinkObserver(Protocol):
 
 
 class FleetLink:
-    """Serves EdgeLinkService."""
+    """Serves EdgeLinkService: the nodes' streams, and their downloads and uploads.
+
+    Args:
+        welcome, require_name: see `Welcome` and `RequireName`. Without the latter any caller may be any node.
+        audit: what has nodes that come, resume, drain and are refused written down; None: nothing does.
+
+    Attributes:
+        bytes_sent, bytes_received: node -> bytes, over its streams and in bulk.
+    """
 
     def __init__(
         self,
@@ -130,7 +138,11 @@ class FleetLink:
         return {name: connection.queue for name, connection in list(self._connections.items())}
 
     async def connect(self, requests: AsyncIterator[bytes], context: Any) -> None:
-        """A node's stream, to its end."""
+        """Serve a node's stream, from its registration to its end.
+
+        Raises:
+            EdgeAttentionError: why the node is not let in, or why the stream cannot go on.
+        """
         register = await self._first(requests)
         self._require_name(register.name, "the registration")
         known = self._membership.get(register.name)
@@ -308,12 +320,12 @@ class FleetLink:
             log.warning("the metrics of node %s are not shown: %s", member.name, error.message)
 
     def _heard(self, name: str, size: int) -> None:
-        """A message of `size` bytes came."""
+        """A message of `size` bytes came from the node: count it, and renew the node's lease."""
         self._count(self.bytes_received, name, size, "received", "stream")
         self._membership.heard(name, time.monotonic())
 
     def _contribution(self, name: str, member: Member, contribution: Contribution) -> bool:
-        """Whether it was the last that somebody waited for."""
+        """Hand the contribution on. Returns whether the exchange that waited for it has ended."""
         bulk = contribution.bulk_tensors
         take = (lambda: self._bulk.received(member.session, bulk)) if bulk else None
         return self._dispatcher.contribution(name, contribution, take)

@@ -120,12 +120,12 @@ class SpoolFile:
             raise DataLoss(f"spool file {self.path} cannot be read: {error.strerror}") from error
 
     def hold(self) -> None:
-        """One user more."""
+        """Count one user more, who is to call `release`."""
         with self._mutex:
             self._users += 1
 
     def release(self) -> None:
-        """One user fewer."""
+        """Count one user fewer: the last one's call removes the file."""
         with self._mutex:
             self._users -= 1
             if not self._users:
@@ -188,7 +188,7 @@ class SpooledTensor:
         return self.read().reshape(self.shape)
 
     def close(self) -> None:
-        """Let go of the bytes. Twice is once."""
+        """Let go of the bytes. Closing it again does nothing."""
         if self._file is not None:
             self._file.release()
             self._file = None

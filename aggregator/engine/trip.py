@@ -217,12 +217,12 @@ class _Gathering:
             raise
 
     def close(self) -> None:
-        """Let go of answers that are not whole."""
+        """Close the answers that are not whole."""
         for shard in list(self._parts):
             self._drop(shard)
 
     def close_taken(self) -> None:
-        """Let go of answers the recipe has got, too: it gets no outcome."""
+        """Close the answers that the recipe has been given, too: the trip fails, so it gets no outcome."""
         for answer in self._taken:
             answer.close()
 

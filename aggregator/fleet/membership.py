@@ -38,7 +38,7 @@ class Member:
     metrics: bytes = b""
     """The node's own, as Prometheus text that was checked (node_metrics.py); empty: none came yet."""
     reported: float = -math.inf
-    """When they came."""
+    """When the metrics came."""
     registrations: int = 1
     registered: float = 0.0
     clock: float | None = None
@@ -50,7 +50,7 @@ class Member:
     follows: float = 0.0
     """Seconds between its heartbeats: as it says, or as it was told when it registered."""
     told: float = 0.0
-    """The same as it was told last, which it may not have heard yet."""
+    """Seconds between its heartbeats as it was told last; it may not have heard of it yet."""
     broke: float = -math.inf
     """When its stream broke last."""
 
@@ -76,8 +76,8 @@ class Membership:
     """Registers nodes, renews their leases, and says who is live.
 
     Args:
-        lease: seconds a node of a small fleet may be silent before it is no longer a holder; and whose stream
-            broke, may be away.
+        lease: seconds for which a node of a small fleet may be silent, and a node of any fleet whose stream
+            broke may be away, before it is no longer a holder.
         new_session: makes an unguessable session name.
 
     Attributes:
@@ -92,7 +92,7 @@ class Membership:
         self._new_session = new_session
         self._members: dict[str, Member] = {}
         self._by_name: tuple[Member, ...] | None = None
-        """All of them in order, until one comes or goes."""
+        """All members by name, made once until one comes or goes."""
         self._expected: dict[str, float] = {}
         """Node -> when it is lost, if it has not come by then."""
         self._epoch = 0
@@ -187,7 +187,7 @@ class Membership:
             self._by_name = None
 
     def heard(self, name: str, now: float, heartbeat: Heartbeat | None = None) -> None:
-        """Anything that comes from a node renews its lease."""
+        """Something came from the node, which renews its lease; with `heartbeat` it says how it is."""
         member = self._members.get(name)
         if member is None:
             return
@@ -215,7 +215,7 @@ class Membership:
         return self.pace
 
     def ends(self, member: Member) -> float:
-        """When its lease runs out unless it is heard of before.
+        """When the lease of `member` runs out unless it is heard of before.
 
         A lease has the same number of heartbeats in it at every pace, and until the node says that it follows
         another pace the slower of both counts. Who has lost its stream has to come back, not to beat: it has
@@ -310,7 +310,7 @@ class Membership:
         return member.state
 
     def members(self) -> tuple[Member, ...]:
-        """All of them, by name."""
+        """All members that are remembered, in order of their names."""
         if self._by_name is None:
             self._by_name = tuple(sorted(self._members.values(), key=lambda m: m.name))
         return self._by_name

@@ -28,7 +28,7 @@ PREFIX = "edge_attention_aggregator_"
 
 
 class Metrics:
-    """One registry a process; tests make their own."""
+    """The aggregator's metrics: one registry a process; tests make their own."""
 
     def __init__(self) -> None:
         self.make = make = Maker(PREFIX)
@@ -113,7 +113,7 @@ class Metrics:
     # What the link tells (engine/link.LinkObserver)
 
     def registered(self, outcome: str) -> None:
-        """A node's registration: new, resumed or refused."""
+        """A node's registration was `outcome`: new, resumed or refused."""
         self.registrations.labels(outcome).inc()
 
     def damaged(self) -> None:

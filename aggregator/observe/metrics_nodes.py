@@ -16,11 +16,11 @@ from edge_attention.core.messages.fleet import NodeState
 NODES = 1_000
 """Nodes that have series at most: each is tens of them in Prometheus' memory."""
 LOST_SECONDS = 3600.0
-"""A node lost for longer has none any more."""
+"""A node that has been lost for longer has no series any more."""
 
 
 name_of = attrgetter("register.name")
-"""Of a member, found without a step of Python."""
+"""The name of a member, found without a step of Python."""
 
 
 def shown(members: Iterable[Member], now: float) -> tuple[Member, ...]:

@@ -40,7 +40,7 @@ class TaskMetrics(Collector):
         self._ran: list[Mapping[str, float]] = []
 
     def contribution(self, outcome: str) -> None:
-        """What has become of one; `outcome` of OUTCOMES."""
+        """What has become of a contribution: `outcome` is one of OUTCOMES."""
         self._outcomes[outcome].inc()
 
     def not_finite(self) -> None:
@@ -52,7 +52,7 @@ class TaskMetrics(Collector):
         self._ran.append(seconds)
 
     def count(self) -> None:
-        """Count what was noted down."""
+        """Count what `contribution` and `ran` have noted down."""
         ran, self._ran = self._ran, []
         for by_shard in ran:
             for seconds in by_shard.values():

@@ -48,7 +48,7 @@ class Observer(Protocol):
 
 
 class Served:
-    """Around one call's handler. What a guard returns is one; this one lets everything be."""
+    """What a guard returns to be entered around a call's handler. This one changes nothing."""
 
     def __enter__(self) -> Served:
         return self
@@ -62,7 +62,7 @@ class Served:
         """The handler has given a response and does not run: gRPC sends it."""
 
     def back(self) -> None:
-        """The handler runs again. Raises the error the call is to end with, if it is."""
+        """The handler runs again. Raises the error with which the call is to end, if it is to."""
 
 
 MethodGuard = Callable[[AnyMethod, "grpc.aio.ServicerContext[Any, Any]"], Served]

@@ -21,7 +21,9 @@ class Writer(Protocol):
 
 
 class Behind:
-    """Within it writers are one thread's. What goes wrong there is raised by a later write, or by its end.
+    """A block within which pieces are written by a thread of their own while the next ones are computed.
+
+    What goes wrong in the thread is raised by a later write, or at the block's end.
 
     After that nothing is written, nor after the end, whatever ended it: a writer can be finished or aborted.
     Of an error of the thread's and one of who computes, the latter is raised. Nobody changes a piece once it
@@ -46,7 +48,7 @@ class Behind:
             self._thread.shutdown(cancel_futures=True)
 
     def writer(self, writer: Writer) -> Writer:
-        """`writer`, by the thread."""
+        """What to write to in place of `writer`: the thread hands it on, piece by piece."""
         return _Ahead(self, writer)
 
     def write(self, writer: Writer, name: str, start: int, piece: Array) -> None:

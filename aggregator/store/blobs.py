@@ -15,7 +15,7 @@ _PIECE = 1024 * 1024
 
 
 class Blobs:
-    """A folder of them; it must be there. Any number of threads may use it."""
+    """A folder of blobs, which must be there. Any number of threads may use it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -53,7 +53,10 @@ Array = np.ndarray[Any, np.dtype[np.uint32]]
 
 
 class PageSums:
-    """Of the database `path`. `shared`: several processes use it."""
+    """Keeps the sums of the pages of the SQLite database `path`, in a file beside it.
+
+    `shared`: several processes use the database, and take turns by a lock on its folder.
+    """
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
         self._path = path
@@ -64,12 +67,15 @@ class PageSums:
 
     @property
     def known(self) -> bool:
-        """Whether there are sums. There are none of what an earlier release wrote."""
+        """Whether there are sums. A database that an earlier release wrote has none."""
         return self._file.exists()
 
     @contextmanager
     def turn(self, *, alone: bool = False, seconds: float = 0.0) -> Iterator[bool]:
-        """Whether the caller may write, `alone` or not, as long as the block runs. Waits up to `seconds`."""
+        """A block in which the caller has its turn to write, `alone` or beside others; gives whether it has.
+
+        Waits for up to `seconds` for it.
+        """
         if not self._shared:
             yield True
             return
@@ -80,10 +86,10 @@ class PageSums:
             os.close(folder)
 
     def require_whole(self) -> None:
-        """Refuse a database that has changed since it was written. Before SQLite opens it.
+        """Refuse a database that has changed since it was written. To be called before SQLite opens it.
 
         Raises:
-            DataLoss: it has, or its log or its sums have.
+            DataLoss: the database, its log or its sums have changed.
         """
         committed = require_whole(self._log)
         try:
@@ -108,7 +114,10 @@ class PageSums:
             )
 
     def make(self) -> None:
-        """Take the database as it is for what it shall be. Nobody has it open, and it has no log."""
+        """Make the sums anew, of the database as it is. To be called while nobody has it open.
+
+        One that has a log is left as it is.
+        """
         if not self._path.exists() or self._log.exists():
             return
         with self._path.open("rb") as file:
@@ -119,16 +128,17 @@ class PageSums:
             self._write(size, np.array([page_sum(*found) for found in self._pages(size)], np.uint32))
 
     def due(self) -> bool:
-        """Whether the log has become long."""
+        """Whether the log is so long that `checkpoint` is to be called."""
         try:
             return self._log.stat().st_size >= CHECKPOINT_BYTES
         except OSError:
             return False
 
     def checkpoint(self, database: sqlite3.Connection) -> None:
-        """Have the log's pages in the database. Its caller alone writes, and is in no transaction.
+        """Copy the log's pages into the database, and their sums into the file of sums.
 
-        What cannot be done now is done by a later one: what is committed is in the log.
+        The caller is the only one who writes, and is in no transaction. What cannot be done now the next call
+        does: what is committed stays in the log.
         """
         try:
             self._sum(require_whole(self._log))
@@ -140,7 +150,7 @@ class PageSums:
             self._failing = True
 
     def close(self, *databases: sqlite3.Connection) -> None:
-        """Close the connections, of which the first writes. Its caller alone writes.
+        """Close the connections, of which the first writes. The caller is the only one who writes.
 
         SQLite has the log in the database when the last one of all is closed, whatever the sums say: where
         they cannot be brought up to date they go, and the next start takes the database as it is.

@@ -41,7 +41,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Committed:
-    """One version. `optimizer_state` is empty for versions older than the two newest."""
+    """One committed version of a run's parameters.
+
+    `optimizer_state` is empty for versions older than the two newest."""
 
     version: int
     round: int
@@ -51,7 +53,7 @@ class Committed:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A version being written. `abort` it if it is not committed; after `commit_draft` that does nothing."""
+    """A version that is being written. Whoever does not commit it calls `abort`, which removes its files."""
 
     run: str
     version: int
@@ -199,7 +201,7 @@ class ParameterStore:
         return folder
 
     def _name(self, version: Version, record: Mapping[str, Any] | None) -> None:
-        """The commit: rows that name the files, which are durable."""
+        """Commit `version`: write the rows that name its files, which are on the disk already."""
         with self._state.transaction():
             self._state.add_version(version)
             if record is not None:

@@ -93,8 +93,8 @@ def header(
 class TensorFileWriter:
     """Writes a file at `path` that is whole or not there: nothing bears the name before `finish`.
 
-    Tensors lie in the order of `specs`, larger elements before smaller ones, so that each is aligned. Those
-    may be written by turns; within one, piece follows piece. `abort` after any error.
+    Tensors lie in the order of `specs`, larger elements before smaller ones, so that each is aligned. Tensors
+    may be written by turns; the pieces of one follow each other. Call `abort` after any error.
     """
 
     def __init__(self, path: Path, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> None:
@@ -160,7 +160,9 @@ class TensorFileWriter:
         self._written[name] += piece.size
 
     def finish(self, durable: bool = True) -> Written:
-        """The file has its name. `durable`: its bytes are on the disk; its name is after a `sync`.
+        """Give the file its name: it is whole.
+
+        `durable`: its bytes are on the disk; its name is after a `sync`.
 
         Raises:
             Internal: a tensor is not whole.
@@ -185,7 +187,7 @@ class TensorFileWriter:
         return Written(self._hash.hexdigest(), {name: h.hexdigest() for name, h in self._hashes.items()})
 
     def abort(self) -> None:
-        """Leave nothing. Twice is once; after `finish` it does nothing."""
+        """Remove what was written. Calling it again does nothing, nor does calling it after `finish`."""
         if self._descriptor >= 0:
             self._close()
         with suppress(OSError):
@@ -232,7 +234,7 @@ class TensorFile:
         self._digests = dict(digests or {})
 
     def close(self) -> None:
-        """Nothing can be read any more. Twice is once."""
+        """Close the file: nothing can be read from it any more. Closing it again does nothing."""
         self._close()
 
     def __enter__(self) -> TensorFile:

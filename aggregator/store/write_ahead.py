@@ -39,14 +39,14 @@ Words = np.ndarray[Any, np.dtype[np.uint32]]
 
 @dataclass(frozen=True)
 class Log:
-    """What of a log is committed. It is empty where there is no log, or nothing in it."""
+    """The committed part of a write-ahead log; empty where there is no log, or nothing in it."""
 
     page: int = 0
-    """Bytes of a page."""
+    """Bytes of a page; 0: nothing was committed."""
     images: dict[int, int] = field(default_factory=dict)
     """Number of a page, from 1 -> `page_sum` of what it will be in the database."""
     pages: int = 0
-    """So many has the database after the last commit; 0: nothing was committed."""
+    """Pages that the database has after the last commit; 0: nothing was committed."""
 
 
 def page_sum(number: int, data: bytes) -> int:

@@ -111,7 +111,7 @@ class Fold(Generic[T]):
 
     @property
     def held(self) -> int:
-        """Values kept now."""
+        """How many values are kept now."""
         return len(self._nodes)
 
 

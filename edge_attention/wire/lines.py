@@ -75,7 +75,7 @@ class Line:
 
     @contextlib.contextmanager
     def using(self, call: Any, again: bool) -> Iterator[None]:
-        """While `call` is under way. One that can be made `again` is cancelled when the line has died."""
+        """A block within which `call` is under way. One that can be made `again` ends when the line dies."""
         self._users += 1
         if again:
             self._again.add(call)
@@ -87,7 +87,7 @@ class Line:
             self._leave()
 
     def die(self) -> None:
-        """Another is in its place: who can call again does, and the last one closes it."""
+        """Another line is in its place: calls that can be made again end here, and the last one closes it."""
         self.dead = True
         for call in list(self._again):
             call.cancel()
@@ -113,7 +113,7 @@ class Line:
 
 
 class Lines:
-    """The line now. `open` makes a channel; without it (`channel` is given) there is no other."""
+    """The line that calls go over now. `open` makes a channel; without it `channel` is the only one."""
 
     def __init__(self, open: Open | None, channel: Any = None) -> None:
         self._open = open
@@ -125,7 +125,7 @@ class Lines:
 
     @property
     def opened(self) -> Line:
-        """The line there is."""
+        """The line that is open now. To be asked for only once one was opened."""
         assert self._line is not None
         return self._line
 

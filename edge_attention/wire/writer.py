@@ -52,7 +52,7 @@ class StreamWriter:
         self._free = asyncio.Event()
 
     def kick(self) -> None:
-        """There may be something to write. From any thread, and from within `next`, too."""
+        """Look for something to write. It may be called from any thread, and from within `next`, too."""
         with self._lock:
             if self._busy or self._closed:
                 self._again = True
@@ -80,7 +80,7 @@ class StreamWriter:
             pass
 
     def _taken(self) -> bytes | None:
-        """What is to be written now; None: nothing, and from here on others may look."""
+        """The message to write now; None: there is none, and from here on another thread may look."""
         while True:
             self._again = False
             if not self._closed and (data := self._next()) is not None:

@@ -68,7 +68,7 @@ class Cells:
         )
 
     def close(self) -> None:
-        """The node leaves."""
+        """End both cells: the node leaves."""
         for cell in list(self._made.values()):
             cell.close()
 

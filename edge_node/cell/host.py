@@ -104,7 +104,7 @@ class Cell:
                 self._tell(self._state.done, number, self._clock())
 
     def close(self) -> None:
-        """The node leaves."""
+        """End the cell: the node leaves."""
         self._tell(self._state.leave, self._clock())
 
     # A job

@@ -49,7 +49,7 @@ class CellSettings:
 
 
 class CellProcess:
-    """One process. Raises OSError where it cannot be started."""
+    """The process of one cell, from its start on. Raises OSError where it cannot be started."""
 
     def __init__(self, settings: CellSettings, name: str) -> None:
         self.name = name
@@ -154,7 +154,7 @@ class CellProcess:
             self.control.shutdown(socket.SHUT_WR)
 
     def end_if_it_lives(self) -> None:
-        """It has hung up: wait a moment for its end, so that it is known how; then make one."""
+        """The cell has hung up: wait a moment for it to end, so that it is known how it did; then end it."""
         try:
             self._process.wait(0.5)
         except subprocess.TimeoutExpired:
@@ -201,7 +201,7 @@ class CellProcess:
 
 
 def signal_name(number: int) -> str:
-    """As SIGFPE."""
+    """The name of a signal, as SIGFPE."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -46,7 +46,7 @@ class RefusedGraphs:
         )
 
     def blame(self, digest: str) -> None:
-        """It has ended a process."""
+        """Count that the graph `digest` has ended a process."""
         if digest in self._allowed:
             return
         with self._lock:
@@ -59,7 +59,7 @@ class RefusedGraphs:
 
     @property
     def refused(self) -> int:
-        """Graphs that are refused now."""
+        """How many graphs are refused now."""
         return sum(deaths >= MOST_DEATHS for deaths in self._deaths.values())
 
     def _write(self) -> None:

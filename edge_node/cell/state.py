@@ -82,13 +82,13 @@ class EndCell(NamedTuple):
 
 
 class Blame(NamedTuple):
-    """The graph has ended a process."""
+    """Count it against the graph that it has ended a process."""
 
     digest: str
 
 
 class Notice(NamedTuple):
-    """Tell the operator."""
+    """Tell the operator `text`."""
 
     text: str
 
@@ -149,7 +149,7 @@ class CellState:
     # Events
 
     def ask(self, job: int, digest: str, now: float) -> list[Action]:
-        """A task wants to run the graph."""
+        """A task wants to run the graph `digest`, as job `job`."""
         if (error := self._refusal(digest)) is not None:
             return [Fail(job, error)]
         self._jobs[job] = _Job(digest)
@@ -241,7 +241,7 @@ class CellState:
         return []
 
     def leave(self, now: float) -> list[Action]:
-        """The node leaves: nothing is to be left behind."""
+        """The node leaves: end the process, and start none again."""
         actions: list[Action] = []
         for number in list(self._jobs):
             actions += self._drop(number, Unavailable("the node has left"))

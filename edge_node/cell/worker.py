@@ -60,7 +60,7 @@ _NICENESS = 5
 
 
 class _Stopped(Exception):
-    """The task is over."""
+    """The task for which the graph ran is over."""
 
 
 class Lane:
@@ -79,7 +79,7 @@ class Lane:
         """Nanoseconds that ONNX Runtime has run since the daemon was told last."""
 
     def stop(self, job: int) -> None:
-        """End what runs for this job, or is about to. From another thread."""
+        """End what runs for this job, or is about to. To be called from another thread."""
         with self._lock:
             self._stopped = job
             if self._stop is not None and self._job == job:
@@ -297,7 +297,7 @@ class Lane:
 
 
 class CellWorker:
-    """What all lanes share."""
+    """The process: its lanes, and what all of them share."""
 
     def __init__(self, said: dict[str, Any]) -> None:
         import onnxruntime
@@ -319,7 +319,7 @@ class CellWorker:
         return session_options(self._threads, shared_arena=True)
 
     def serve(self, report: str) -> None:
-        """Returns when the daemon has gone."""
+        """Answer what comes on the lanes; returns when the daemon has gone. `report`: how it is shut in."""
         threading.stack_size(_STACK)
         threads = [threading.Thread(target=_lane, args=(lane,), daemon=True) for lane in self._lanes]
         for thread in threads:

@@ -88,7 +88,9 @@ class Registered:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """`metrics`: the node's own, as Prometheus text, now and then.
+    """A node's sign of life, which renews its lease.
+
+    `metrics`: the node's own, as Prometheus text, now and then.
 
     `sent`, `received`: messages on this stream before this one, so that what got lost is missed; 0: not
     counted.
@@ -108,7 +110,9 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class HeartbeatAck:
-    """`sent`: messages to the node on this stream before this one; 0: not counted.
+    """The answer to the heartbeat `number`.
+
+    `sent`: messages to the node on this stream before this one; 0: not counted.
 
     `lease_seconds`, `heartbeat_seconds`: how the node is to go on, as in Registered; 0: as it does.
     """
@@ -121,6 +125,8 @@ class HeartbeatAck:
 
 @dataclass(frozen=True)
 class Cancel:
+    """Nobody waits for the task any more: the node is to end it."""
+
     task_id: str
 
 
@@ -130,6 +136,8 @@ ToNode = Registered | HeartbeatAck | Program | Call | Cancel | Credit
 
 @dataclass(frozen=True)
 class DownloadRequest:
+    """Asks for the file with SHA-256 `digest`, from byte `offset` on."""
+
     session: str
     digest: str
     offset: int = 0
@@ -157,5 +165,7 @@ class UploadChunk:
 
 @dataclass(frozen=True)
 class Uploaded:
+    """The answer to an upload: `received` bytes are there; chunks have at most `chunk_bytes` (0: any)."""
+
     received: int
     chunk_bytes: int = 0

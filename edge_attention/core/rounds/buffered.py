@@ -107,7 +107,7 @@ class BufferState(Enum):
     STEPPING = "stepping"
     """A step was asked for and is not committed yet."""
     OVER = "over"
-    """It has given up."""
+    """It has given up waiting: nothing more is asked."""
 
 
 class Buffered:
@@ -134,7 +134,7 @@ class Buffered:
         """Node that failed since the last commit -> why. It is asked again after the next."""
         self.quarantined: dict[str, str] = {}
         self.dropped = 0
-        """Updates that were too old."""
+        """How many updates were too old to be folded."""
         self._turns = dict.fromkeys(nodes, version)
         self._idle = dict.fromkeys(nodes)  # in the order of asking: who has rested longest comes first
         self._busy: dict[str, _BusyTask] = {}
@@ -144,7 +144,7 @@ class Buffered:
     # Events
 
     def start(self, now: float) -> list[Action]:
-        """Call once, first."""
+        """Put nodes to work. To be called once, before any other event."""
         return self._go_on(now)
 
     def started(self, node: str, now: float) -> list[Action]:
@@ -301,7 +301,7 @@ class Buffered:
         return {node: self._busy[node].progress for node in self.waited}
 
     def _go_on(self, now: float) -> list[Action]:
-        """Everything that can happen now."""
+        """Do all that can be done at `now`: take a step, or ask idle nodes."""
         if self.over or self.stepping:
             return []
         actions = self._drop_old()

@@ -26,7 +26,7 @@ class CreditWindow:
         self.messages = credit.messages
 
     def grant(self, credit: Credit) -> None:
-        """The receiver allows so much more."""
+        """The receiver allows `credit` more than before."""
         self.bytes += credit.bytes
         self.messages += credit.messages
 
@@ -54,7 +54,10 @@ class Debt:
         self._messages = 0
 
     def consumed(self, size: int) -> Credit | None:
-        """One message of `size` bytes takes no more memory here. Returns what to grant, if it is time."""
+        """A message of `size` bytes has been dealt with and takes no more memory here.
+
+        Returns the credit to send to the other side, or None while it is too little for a message.
+        """
         self._bytes += size
         self._messages += 1
         if 4 * self._bytes < self._window.bytes and 4 * self._messages < self._window.messages:
@@ -77,7 +80,7 @@ class Outbox:
         self.backlog = 0
         self.flying = 0
         self.taken = 0
-        """Messages that the receiver has, of all there ever were."""
+        """How many messages the receiver has taken, of all there ever were."""
         self._again = 0  # of those that wait, so many may have come
         self._window = CreditWindow()
         self._waiting: deque[bytes] = deque()
@@ -88,22 +91,22 @@ class Outbox:
         self._mark = (-1, 0)  # a heartbeat, and the messages sent before it
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
+        """Whether anything waits to be sent."""
         return bool(self._waiting)
 
     def __len__(self) -> int:
-        """Messages that wait, or may be lost."""
+        """How many messages wait to be sent, or may be lost."""
         return len(self._waiting) + len(self._flight)
 
     def add(self, messages: Collection[bytes]) -> None:
-        """These are to go, after the others; what waits already is not added again."""
+        """Have `messages` sent after the others; one that waits already is not added again."""
         new = [data for data in messages if data not in self._waiting]
         self._waiting.extend(new)
         self.backlog += sum(map(len, new))
 
     @property
     def in_flight(self) -> int:
-        """Messages sent that are not known to be taken."""
+        """How many messages were sent and are not known to be taken."""
         return len(self._flight)
 
     def holds(self, message: bytes) -> bool:
@@ -111,7 +114,7 @@ class Outbox:
         return any(data is message for queue in (self._waiting, self._flight) for data in queue)
 
     def open(self, credit: Credit, taken: int = 0) -> None:
-        """A connection is there, with this credit. `taken`: what the receiver has, of all there ever were."""
+        """A connection is there, with this credit. `taken`: how many messages the receiver has, of all."""
         self._window = CreditWindow(credit)
         while self._again and self.taken < taken:
             self.backlog -= len(self._waiting.popleft())
@@ -125,7 +128,7 @@ class Outbox:
         self._window.grant(credit)
 
     def beat(self, number: int) -> None:
-        """Heartbeat `number` goes now."""
+        """Heartbeat `number` is sent now, behind all that was taken to be sent."""
         self._mark = number, self._sent
 
     def answered(self, number: int) -> None:
@@ -151,7 +154,7 @@ class Outbox:
         self._window = CreditWindow()
 
     def take(self) -> list[bytes]:
-        """What may be sent now; it counts as sent."""
+        """The messages that may be sent now, in order; they count as sent."""
         sent: list[bytes] = []
         while self._waiting and self._window.take(len(self._waiting[0])):
             sent.append(self._waiting.popleft())

@@ -129,14 +129,14 @@ class Round:
         self.state = RoundState.OPEN
         self.transitions: deque[Transition] = recent()
         self.left_out: dict[str, str] = {}
-        """Node -> why; those in quarantine are in it too."""
+        """Node that is left out -> why; nodes in quarantine are in it too."""
         self.quarantined: dict[str, str] = {}
         self.samples: dict[str, int] = {}
         """Node that has finished -> samples its update stands for."""
         self.seconds: dict[str, float] = {}
         """Node that has finished -> seconds it took."""
         self.late = 0
-        """Answers of nodes that had been left out."""
+        """How many answers came of nodes that had been left out."""
         self._began = now
         deadline = rules.deadline_seconds
         self._gives_up = now + rules.patience_seconds
@@ -146,7 +146,7 @@ class Round:
     # Events
 
     def start(self) -> list[Action]:
-        """Call once, first."""
+        """Ask all that are selected. To be called once, before any other event."""
         return [Ask(node) for node in self.selected]
 
     def started(self, node: str, now: float) -> list[Action]:
@@ -305,7 +305,7 @@ class Round:
         return True
 
     def _settle(self, now: float) -> list[Action]:
-        """End the round if it is time."""
+        """End the round if it can be ended, or has to be, at `now`."""
         if self.over:
             return []
         if self._has_quorum and (not self._open or now >= min(self._deadline, self._gives_up)):
