@@ -215,7 +215,7 @@ class State:
             database.close()
 
     def close(self) -> None:
-        """Frees the folder for another aggregator, and removes a temporary one. A second call does nothing."""
+        """Frees the folder for another aggregator; removes a temporary one. A second call does nothing."""
         with self._mutex:
             if self._lock_file < 0:
                 return
