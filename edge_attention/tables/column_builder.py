@@ -59,8 +59,9 @@ class ColumnBuilder:
         self._decimal = decimal
         self._sure = False
         self._rows = 0
-        self._numbers = NumberPieces()
-        self._words = WordPieces()
+        # Of a file of 20,000 columns what each takes counts.
+        self._numbers: NumberPieces | None = None
+        self._words: WordPieces | None = None
 
     def add(self, cells: Sequence[str]) -> None:
         """The next piece."""
@@ -78,6 +79,8 @@ class ColumnBuilder:
                 if self.kind not in (ColumnKind.EMPTY, kind):
                     raise NotNumbers(0 if found.missing is None else int(np.argmin(found.missing)))
                 self.kind = kind
+            if self._numbers is None:
+                self._numbers = NumberPieces()
             self._numbers.add(found.values, found.missing)
         except NotNumbers as error:
             self.odd = self._rows + error.row
@@ -99,10 +102,12 @@ class ColumnBuilder:
         self._sure = self._sure or found.sure
 
     def _add_words(self, cells: Sequence[str]) -> None:
+        if self._words is None:
+            self._words = WordPieces()
+        words = self._words.words
         try:
             self._words.add(cells)
         except TooManyWords as error:
-            words = self._words.words
             dates = sum(DATE.fullmatch(word) is not None for word in words)
             what = "dates" if dates > len(words) // 2 else "text"
             self._forget(ColumnKind.ASIDE, f"{what} with {error}")
@@ -110,21 +115,21 @@ class ColumnBuilder:
     def _forget(self, kind: ColumnKind, reason: str = "") -> None:
         self.kind = kind
         self.reason = reason
-        self._numbers, self._words = NumberPieces(), WordPieces()
+        self._numbers = self._words = None
 
     def finish(self) -> TableColumn | None:
         """The column; None: it is set aside, `reason` says why. Nothing may be added after it."""
-        if self.kind is ColumnKind.EMPTY or (self.kind is ColumnKind.WORDS and not self._words.words):
+        words = () if self._words is None else self._words.words
+        if self.kind is ColumnKind.EMPTY or (self.kind is ColumnKind.WORDS and not words):
             self._forget(ColumnKind.ASIDE, "has no values")
-        elif self.kind is ColumnKind.WORDS and all(map(_like_a_number, self._words.words)):
+        elif self.kind is ColumnKind.WORDS and all(map(_like_a_number, words)):
             self._forget(ColumnKind.ASIDE, "is like numbers, but not written as numbers are here")
             self.of_odd = True
         elif self.comma >= 0 and not self._sure and not self._decimal:
             reason = "has commas before three digits: thousands, or decimals? ?decimal=comma says the latter"
             self._forget(ColumnKind.ASIDE, reason)
-        if self.kind is ColumnKind.ASIDE:
-            return None
-        return self._words.finish() if self.kind is ColumnKind.WORDS else self._numbers.finish()
+        made = self._words or self._numbers
+        return None if made is None else made.finish()
 
 
 def _like_a_number(word: str) -> bool:

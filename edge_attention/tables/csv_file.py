@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from edge_attention.tables.table import RowLines, Table
 
 __all__ = ["read_csv"]
 
-_CELLS = 16_384
-"""Values of a piece: as objects of Python's they take 1 MB."""
+_CELLS = 8_192
+"""Values of a piece: as objects of Python's they take half a MB."""
 _ROWS = 32
-_CHARACTERS = 1 << 20
+_CHARACTERS = 1 << 18
 _SIGNS = {",": "comma", ".": "point"}
 
 
@@ -66,8 +67,9 @@ class _Reading:
             i: ColumnBuilder(options.decimal) for i in range(len(names)) if i not in aside and i != self._id
         }
         self._ids = IdsBuilder() if self._id is not None else None
-        self._runs: list[int] = []
-        self._lines: list[int] = []
+        # 4 bytes each: a file whose cells take many lines has a run a row.
+        self._runs = array("I")
+        self._lines = array("I")
         self._rows = 0
 
     def read(self, again: list[int] | None = None) -> None:
@@ -129,8 +131,7 @@ class _Reading:
             self._decided["left out"] = words
 
     def _row_lines(self) -> RowLines:
-        kind = np.uint32 if not self._lines or self._lines[-1] < 1 << 32 else np.uint64
-        return RowLines(np.array(self._runs, kind), np.array(self._lines, kind))
+        return RowLines(np.array(self._runs), np.array(self._lines))
 
     def table(self) -> Table:
         """What was read. Nothing can be read after it."""

@@ -46,7 +46,6 @@ class CsvRows:
         OSError: the file cannot be read.
         """
         dialect, width = self._dialect, len(self._dialect.names)
-        csv.field_size_limit(MAX_CELL)
         with self._path.open(encoding=dialect.encoding.name, newline="") as file:
             lines = self._lines(iter(lambda: file.readline(MAX_LINE + 1), ""))
             rows = csv.reader(
@@ -116,6 +115,8 @@ class CsvRows:
 
     def _comment(self, line: str) -> bool:
         """Whether a line that begins with # is no row."""
+        if line[1:2] in ("", " ", "\t", "#", "!", "\n", "\r"):
+            return True
         dialect = self._dialect
         try:
             row = next(csv.reader([line], delimiter=dialect.separator, quotechar=dialect.quote), [])

@@ -5,6 +5,7 @@ What is found is what reading holds on to: a later line that does not fit is ref
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ __all__ = ["MAX_CELL", "MAX_LINE", "CsvDialect", "find_dialect", "named_separato
 
 MAX_LINE = 16 << 20
 """Characters of a line of a CSV file."""
-MAX_CELL = 1 << 20
-"""Characters of one value of a CSV file; a quote that is not closed would take all that follows."""
+MAX_CELL = 256 << 10
+"""Characters of one value of a CSV file: a quote that is not closed would take all that follows, and while a
+value is read each character takes 4 to 8 bytes."""
 
 _SAMPLE_ROWS = 200
 _SAMPLE_CHARACTERS = 256 << 10
@@ -70,6 +72,7 @@ def find_dialect(path: Path, options: TableOptions) -> CsvDialect:
         InvalidArgument: it cannot be found, or there is more than one that fits; says which option decides.
         OSError: the file cannot be read.
     """
+    csv.field_size_limit(MAX_CELL)
     encoding = find_encoding(path, options.encoding)
     sample, whole = _sample(path, encoding.name, options.skip)
     decided = {"encoding": encoding.words}
@@ -120,10 +123,9 @@ def parsed(lines: Sequence[str], separator: str, quote: str, whole: bool) -> lis
     if separator == " ":
         lines = [line.replace("\t", " ").strip() + "\n" for line in lines]
     found = csv.reader(lines, delimiter=separator, quotechar=quote, skipinitialspace=True)
-    try:
-        rows = [[value.strip() for value in row] for row in found if any(row)]
-    except csv.Error:
-        return []
+    rows: list[list[str]] = []
+    with contextlib.suppress(csv.Error):  # of what is too long, which is refused when all is read
+        rows.extend([value.strip() for value in row] for row in found if any(row))
     return rows if whole or len(rows) < 2 else rows[:-1]
 
 

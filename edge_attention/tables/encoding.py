@@ -10,7 +10,7 @@ from edge_attention.core.errors import InvalidArgument
 
 __all__ = ["TextEncoding", "find_encoding"]
 
-_PIECE = 1 << 20
+_PIECE = 1 << 17
 _MARKS = (  # the longer before what it begins with
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),

@@ -35,6 +35,8 @@ class TooManyWords(Exception):
 
 
 class _Pieces:
+    __slots__ = ("_gaps", "_pieces")
+
     def __init__(self) -> None:
         self._pieces: list[Array] = []
         self._gaps: list[Array | int] = []
@@ -67,6 +69,8 @@ class _Pieces:
 class NumberPieces(_Pieces):
     """Numbers [rows, ...]: whole ones in narrow integers; float32 as soon as one is not whole."""
 
+    __slots__ = ()
+
     def add(self, values: Array, missing: Array | None) -> None:
         """int64 or float64; what is `missing` is 0 there.
 
@@ -89,6 +93,8 @@ class NumberPieces(_Pieces):
 
 class WordPieces(_Pieces):
     """Words as codes. `words`: those so far, each with its code."""
+
+    __slots__ = ("words",)
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class RowLines:
         return cls(np.zeros(1, np.int64), np.array([first], np.int64))
 
     def of(self, row: int) -> int:
-        run = int(np.searchsorted(self.rows, row, side="right")) - 1
+        run = int(np.searchsorted(self.rows, self.rows.dtype.type(row), side="right")) - 1
         return int(self.lines[run]) + row - int(self.rows[run])
 
 

@@ -203,7 +203,7 @@ def test_refused_and_where(tmp_path, text, said):
 
 
 def test_a_cell_without_end(tmp_path):
-    with pytest.raises(InvalidArgument, match="line 3: a value of over 1,048,576 characters; is a quote"):
+    with pytest.raises(InvalidArgument, match="line 3: a value of over 262,144 characters; is a quote"):
         read(tmp_path, 'a,b\n1,2\n"' + "x,1\n" * 400_000)
 
 
