@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from edge_attention.core.messages.training import LocalSpec as LocalSpec
     from edge_attention.core.messages.training import LossSpec as LossSpec
     from edge_attention.core.messages.training import MissingSamples as MissingSamples
+    from edge_attention.core.messages.training import NewHead as NewHead
     from edge_attention.core.messages.training import OptimizerSpec as OptimizerSpec
     from edge_attention.core.messages.training import PushSpec as PushSpec
     from edge_attention.core.messages.training import SelectionSpec as SelectionSpec
@@ -106,6 +107,7 @@ __all__ = [
     "LossSpec",
     "MessageTooLarge",
     "MissingSamples",
+    "NewHead",
     "NodeFailed",
     "NotFinite",
     "NotFound",
@@ -147,6 +149,7 @@ _HOME = {
     "LocalSpec": "core.messages.training",
     "LossSpec": "core.messages.training",
     "MissingSamples": "core.messages.training",
+    "NewHead": "core.messages.training",
     "OptimizerSpec": "core.messages.training",
     "Parameters": "jobs.parameters",
     "PushSpec": "core.messages.training",

@@ -9,7 +9,7 @@ programs that store, drop or read data, and a call that meets a private tensor, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -68,6 +68,8 @@ class DirectProgram:
 
     def __init__(self, steps: tuple[_Step, ...]) -> None:
         self.steps = steps
+        self.made = 0
+        """Bytes that the graphs of the last call made: so much the next one counts before it runs."""
         self._stored = [stored.name for step in steps for _, stored in step.stored]
         self._layouts: list[tuple[int, ...] | None] | None = None
         self._kind: Hashable | None = None
@@ -183,6 +185,9 @@ class DirectCall:
         self._arrived = time.monotonic()
         self._number = 0
         self._counted = 0
+        self._made = 0
+        self._left = 0
+        """Bytes that are counted, and not made yet."""
         self._run_seconds = 0.0
 
     def contributions(self) -> Generator[Contribution, None, None]:
@@ -195,14 +200,16 @@ class DirectCall:
             if bound is None:
                 yield from self._otherwise().contributions()
                 return
-            self._count(self._tensors.values())
-            steps = self._program.steps
+            steps, own = self._program.steps, self._tensors.values()
+            self._count(sum([array.nbytes for array in own]) + self._program.made)
+            self._left = self._program.made
             for step, (graph, feeds) in zip(steps, bound, strict=True):
                 pending = self._run(step, graph, feeds)
                 if step is not steps[-1]:
                     if pending:
                         yield self._contribution(pending, False)
                     self._stop.check()
+            self._program.made = self._made
             yield self._contribution(pending, True)
         except Exception as error:
             yield self.failure(error)
@@ -251,12 +258,18 @@ class DirectCall:
         finally:
             self._run_seconds += time.monotonic() - started
         self._stop.check()
+        made = 0
         for name, array in zip(step.names, results, strict=True):
             DataType.of(array.dtype, name)
             if array.ndim > MAX_RANK:
                 raise InvalidTensor(f"{name} has {array.ndim} dimensions; the limit is {MAX_RANK}")
             tensors[name] = array
-        self._count(results)
+            made += array.nbytes
+        self._made += made
+        self._left -= made
+        if self._left < 0:
+            self._count(-self._left)
+            self._left = 0
         pending: dict[str, Array | Encoded] = {}
         for returned in step.returns:
             array, encoding = tensors[returned.stored], returned.encoding
@@ -267,9 +280,9 @@ class DirectCall:
                 pending[returned.name] = Encoded(array, encoding)
         return pending
 
-    def _count(self, arrays: Iterable[Array]) -> None:
-        """Raises OutOfMemory if the store has no room for these beside what it holds."""
-        if size := sum([array.nbytes for array in arrays]):
+    def _count(self, size: int) -> None:
+        """Raises OutOfMemory if the store has no room for so many bytes beside what it holds."""
+        if size:
             self._store.reserve(size, "what a task keeps")
             self._counted += size
 

@@ -20,7 +20,14 @@ from aggregator.training.fusion.plan import check_dataset as check_part
 from aggregator.training.fusion.trainer import Trainer
 from aggregator.training.services import Services
 from edge_attention.core.errors import NotFound
-from edge_attention.core.messages.training import FederatedJob, FusionJob, PlannedGraph
+from edge_attention.core.messages.training import (
+    Encoder,
+    FederatedJob,
+    FusionJob,
+    Head,
+    PlannedGraph,
+    PlannedModel,
+)
 
 
 class JobRecipe(ABC):
@@ -38,17 +45,23 @@ class JobRecipe(ABC):
             EdgeAttentionError: the job cannot run.
         """
 
-    async def _make(self, job: Job, digests: Iterable[str]) -> str:
+    async def _make(self, job: Job, digests: Iterable[str], rows: planner.RowShapes) -> str:
         """The plan as JSON; its files lie in a folder until they are kept or discarded."""
         state = self._services.state
         # Each is verified, which reads all of it.
         files = {digest: await asyncio.to_thread(state.blob_path, digest) for digest in digests}
         self._folder = await scratch.make(state.directory)
         try:
-            return await planner.make(job, files, self._folder)
+            return await planner.make(job, files, self._folder, rows)
         except BaseException:
             await self.discard()
             raise
+
+    def _row_shapes(self, node: str, dataset: str) -> dict[str, tuple[int, ...]]:
+        """What a row of each column of the dataset is; nothing where it is not here."""
+        member = self._services.membership.get(node)
+        held = next((d for d in member.register.datasets if d.name == dataset), None) if member else None
+        return {column.name: tuple(column.shape) for column in held.columns} if held else {}
 
     def _keep(self, run: str, digests: Iterable[str]) -> None:
         """Put by the plan's graphs, and the initial parameters until they are version 0. Blocks."""
@@ -68,6 +81,10 @@ class JobRecipe(ABC):
     @abstractmethod
     def released(self) -> tuple[PlannedGraph, ...]:
         """What each node must let leave."""
+
+    @abstractmethod
+    def models(self) -> tuple[PlannedModel, ...]:
+        """What the plan makes of the job's files."""
 
     @abstractmethod
     def check_nodes(self) -> None:
@@ -100,11 +117,16 @@ class FusionRecipe(JobRecipe):
     async def plan(self) -> None:
         job = self._job
         fusion_planner.check(job)
-        made = await self._make(job, {encoder.graph for encoder in job.encoders} | {job.head.graph})
+        parts: tuple[Encoder | Head, ...] = (*job.encoders, job.head)
+        rows = {f"{part.node}/{part.dataset}": self._row_shapes(part.node, part.dataset) for part in parts}
+        made = await self._make(job, {part.graph for part in parts}, rows)
         self._planned = FusionPlan.from_json(made, job)
 
     def released(self) -> tuple[PlannedGraph, ...]:
         return fusion_releases.planned(self._plan)
+
+    def models(self) -> tuple[PlannedModel, ...]:
+        return tuple(part.model for part in self._plan.parts if part.model is not None)
 
     def check_nodes(self) -> None:
         for part in self._plan.parts:
@@ -144,12 +166,20 @@ class FederatedRecipe(JobRecipe):
     async def plan(self) -> None:
         federated_planner.check(self._job)
         model = self._job.model
-        made = await self._make(self._job, filter(None, (model.graph, model.initial)))
+        rows: dict[str, dict[str, tuple[int, ...]]] = {}
+        for node in self._job.nodes or self._candidates():
+            shapes = self._row_shapes(node, self._job.dataset)
+            if shapes not in rows.values():  # of nodes that are alike the first
+                rows[node] = shapes
+        made = await self._make(self._job, filter(None, (model.graph, model.initial)), rows)
         self._planned = FederatedPlan.from_json(made)
 
     def released(self) -> tuple[PlannedGraph, ...]:
         nodes = self._job.nodes or self._candidates() or ("*",)
         return federated_releases.planned(self._plan, self._job, nodes)
+
+    def models(self) -> tuple[PlannedModel, ...]:
+        return (self._plan.model,) if self._plan.model is not None else ()
 
     def _candidates(self) -> tuple[str, ...]:
         members = (m for m in self._services.membership.members() if m.live)

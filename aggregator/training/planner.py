@@ -24,14 +24,26 @@ from edge_attention.wire.services import START_RUN
 WHAT = "planning the model"
 
 
-async def make(job: FusionJob | FederatedJob, files: Mapping[str, Path], folder: Path) -> str:
+RowShapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""Node, of a fusion job `<node>/<dataset>`, to column to the shape of one row, of what the job reads."""
+
+
+async def make(
+    job: FusionJob | FederatedJob, files: Mapping[str, Path], folder: Path, rows: RowShapes | None = None
+) -> str:
     """Plan `job` into `folder`; the plan as JSON. `files`: digest -> where the file is.
+
+    `rows`: of nodes that are here; sizes that a model leaves open are taken from them.
 
     Raises:
         EdgeAttentionError: what cannot be trained, and why; or what has ended its planning.
     """
     encoded = base64.b64encode(START_RUN.request.encode(request_of(job))).decode()
-    request = {"job": encoded, "files": {digest: str(path) for digest, path in files.items()}}
+    request = {
+        "job": encoded,
+        "files": {digest: str(path) for digest, path in files.items()},
+        "rows": rows or {},
+    }
     (folder / "request.json").write_text(json.dumps(request))
     # What is freed goes back to the system at once: a large model is handled piece after piece.
     environment = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
@@ -55,16 +67,20 @@ def main(folder: Path) -> int:
     request = json.loads((folder / "request.json").read_text())
     job = START_RUN.request.decode(base64.b64decode(request["job"]))
     files = {digest: Path(path) for digest, path in request["files"].items()}
+    rows = {
+        node: {column: tuple(shape) for column, shape in columns.items()}
+        for node, columns in request["rows"].items()
+    }
     try:
         if job.job is not None:
             from aggregator.training.fusion import planner as fusion_planner
 
-            made = fusion_planner.plan(job.job, files, folder).to_json()
+            made = fusion_planner.plan(job.job, files, folder, rows).to_json()
         else:
             from aggregator.training.federated import planner
 
             assert job.federated is not None
-            made = planner.plan(job.federated, files, folder).to_json()
+            made = planner.plan(job.federated, files, folder, rows).to_json()
         (folder / "plan.json").write_text(made)
     except EdgeAttentionError as error:
         said = {"name": type(error).__name__, "message": error.message}

@@ -24,7 +24,7 @@ from aggregator.store.state import RunRow
 from aggregator.training import scratch
 from aggregator.training.active import ActiveRun, Job, evaluation_due
 from aggregator.training.curve import POINTS
-from aggregator.training.federated.export import export
+from aggregator.training.federated.export import ExportRequest, export
 from aggregator.training.federated.plan import FederatedPlan
 from aggregator.training.job_recipes import JobRecipe, recipe_of
 from aggregator.training.planner import request_of
@@ -42,7 +42,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.training import (
     FederatedJob,
     FusionJob,
-    PlannedGraph,
+    PlanRunResponse,
     RunState,
     Samples,
     TrainingRound,
@@ -96,12 +96,12 @@ class Runs:
 
     # Calls of clients
 
-    async def plan(self, job: Job | None) -> tuple[PlannedGraph, ...]:
-        """What the job would run and what has to be released for it."""
+    async def plan(self, job: Job | None) -> PlanRunResponse:
+        """What the job would run and what has to be released for it; what it makes of its models."""
         recipe = recipe_of(job, self._services)
         await recipe.plan()
         try:
-            return recipe.released()
+            return PlanRunResponse(recipe.released(), recipe.models())
         finally:
             await recipe.discard()
 
@@ -341,10 +341,15 @@ class Runs:
         # Files are verified before they are used.
         parameters, _ = await asyncio.to_thread(self._parameters.open, info.id, chosen)
         graph = await asyncio.to_thread(self._state.blob_path, job.model.graph)
-        names = FederatedPlan.from_json(row.job["plan"]).names
+        plan = FederatedPlan.from_json(row.job["plan"])
+        spec = job.model
+        sizes = plan.model.dimensions if plan.model is not None else {}
+        request = ExportRequest(
+            plan.names, spec.loss.output or ("loss" if spec.loss.name == "output" else ""), spec.head, sizes
+        )
         async with scratch.folder(self._state.directory) as folder:
             out = folder / "model.onnx"
-            await export(graph, parameters.path, names, out)
+            await export(graph, parameters.path, request, out)
             yield chosen, out
 
     # Of the process

@@ -52,7 +52,7 @@ class TrainingApi:
 
     async def plan(self, request: jobs.PlanRunRequest, call: Any) -> jobs.PlanRunResponse:
         with self._budgets.take(PLANNING, caller_of(call)):
-            return jobs.PlanRunResponse(await self._runs.plan(request.job or request.federated))
+            return await self._runs.plan(request.job or request.federated)
 
     async def watch(
         self, request: jobs.WatchRunRequest, call: Any

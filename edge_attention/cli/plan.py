@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_attention.cli.output import print_json, print_table, say
-from edge_attention.core.messages.training import PlannedGraph
+from edge_attention.client.plans import JobPlan
+from edge_attention.core.messages.training import PlannedGraph, PlannedModel
 from edge_attention.core.release import Release, column_of
+
+_SHOWN = 6
+"""Names of a list that are shown."""
 
 
 def release_flags(graphs: Sequence[PlannedGraph]) -> dict[str, list[str]]:
@@ -33,12 +37,42 @@ def _origins(graph: PlannedGraph) -> str:
     return _some(["/".join(names) if names else "any column" for names in columns])
 
 
-def print_plan(graphs: Sequence[PlannedGraph], job: Path, as_json: bool) -> None:
+def describe(model: PlannedModel) -> list[str]:
+    """What a job makes of a file, a line each."""
+    numbers = sum(model.trained.values())
+    lines = [
+        f"{model.place}: {_counted(len(model.trained), 'parameter')} of {numbers:,} numbers train: "
+        f"{_named(tuple(model.trained))}"
+    ]
+    whys: dict[str, list[str]] = {}
+    for name, why in model.frozen.items():
+        whys.setdefault(why, []).append(name)
+    lines += [
+        f"  {_counted(len(names), 'weight')} frozen, {why}: {_named(names)}" for why, names in whys.items()
+    ]
+    if model.cut:
+        lines.append(f"  cut off, as nothing here needs them: {_named(model.cut)}")
+    lines += [f"  dimension {name} is {size}" for name, size in model.dimensions.items()]
+    return lines + [f"  {note}" for note in model.notes]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
+
+
+def print_plan(plan: JobPlan, job: Path, as_json: bool) -> None:
     """The plan of the job file `job`, as a table and as flags of `edge-node`."""
-    needed = release_flags(graphs)
+    graphs, needed = list(plan), release_flags(plan)
     if as_json:
-        print_json({"graphs": graphs, "allow_release": needed})
+        print_json({"graphs": graphs, "models": plan.models, "allow_release": needed})
         return
+    for model in plan.models:
+        say(*describe(model))
     print_table(
         ("node", "graph", "digest", "leaves the node", "computed from", "release"),
         (

@@ -15,6 +15,7 @@ from typing import TypedDict
 
 from edge_attention.client.connection import DEADLINE_MARGIN, ClientConnection
 from edge_attention.client.contexts import AsyncContext
+from edge_attention.client.plans import JobPlan
 from edge_attention.client.runs import AsyncRun
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages import attention as wire
@@ -170,10 +171,11 @@ class AsyncClient:
             self.connection, (await self.caller.unary(services.START_RUN, request, self._planning)).run
         )
 
-    async def plan(self, job: FusionJob | FederatedJob) -> list[jobs.PlannedGraph]:
-        """What `job` would run on each node and what releases that needs, without starting it."""
+    async def plan(self, job: FusionJob | FederatedJob) -> JobPlan:
+        """What `job` would run on each node, what releases that needs and what it makes of its models."""
         request = jobs.PlanRunRequest(**await self._prepare(job))
-        return list((await self.caller.unary(services.PLAN_RUN, request, self._planning)).graphs)
+        reply = await self.caller.unary(services.PLAN_RUN, request, self._planning)
+        return JobPlan(reply.graphs, reply.models)
 
     async def run(self, run: str) -> AsyncRun:
         """The run of that id or name; NotFound if there is none."""

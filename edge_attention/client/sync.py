@@ -22,12 +22,13 @@ from numpy.typing import ArrayLike
 from edge_attention.client.aio import AsyncClient
 from edge_attention.client.background import BACKGROUND
 from edge_attention.client.contexts import AsyncContext, OnProgress
+from edge_attention.client.plans import JobPlan
 from edge_attention.client.results import Answer, Appended
 from edge_attention.client.runs import AsyncRun, Event
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
-from edge_attention.core.messages.training import PlannedGraph, TrainingRound, TrainingRun
+from edge_attention.core.messages.training import TrainingRound, TrainingRun
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job import FusionJob, ModelFile
 from edge_attention.jobs.parameters import Parameters
@@ -156,7 +157,7 @@ class Client:
         """Start a run of `job`; iterate over what is returned to follow it."""
         return Run(self, self._wait(self._client.train(job)))
 
-    def plan(self, job: FusionJob | FederatedJob) -> list[PlannedGraph]:
+    def plan(self, job: FusionJob | FederatedJob) -> JobPlan:
         """What `job` would run on each node and what releases that needs, without starting it."""
         return self._wait(self._client.plan(job))
 

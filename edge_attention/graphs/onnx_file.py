@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from onnx.inliner import inline_local_functions
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.printable import RUNTIME_WORDS
 from edge_attention.graphs.onnx_builder import IR_VERSION, OPSET
-from edge_attention.graphs.reading import read_with_notes
+from edge_attention.graphs.reading import Wanted, read_needed, read_with_notes
+from edge_attention.graphs.reading.needed import CutOff, graphs_in, keep_needed, reads
 
 __all__ = [
     "BATCH",
@@ -40,12 +41,14 @@ __all__ = [
     "keep",
     "make_batch_symbolic",
     "parse",
+    "parse_needed",
     "prune",
     "raise_opset",
     "rename_values",
     "serialize",
     "spec_of",
     "strip",
+    "tensors_in",
     "values_of",
 ]
 
@@ -69,10 +72,10 @@ MAX_FOLLOWED = 1 << 18
 """Elements of the longest vector beside which values are followed while shapes are inferred."""
 
 
-def bind_batch(model: ModelProto, batch: int) -> ModelProto:
+def bind_batch(model: ModelProto, batch: int, strict: bool = True) -> ModelProto:
     """A copy with dimension 0 of every data input fixed to `batch` and all shapes inferred.
 
-    Raises onnx's own InferenceError where the shapes contradict each other.
+    Raises onnx's own InferenceError where the shapes contradict each other and `strict` says so.
     """
     bound = ModelProto()
     bound.CopyFrom(model)
@@ -85,7 +88,7 @@ def bind_batch(model: ModelProto, batch: int) -> ModelProto:
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.Clear()
-    return infer_shapes(bound, strict=True)
+    return infer_shapes(bound, strict)
 
 
 def infer_shapes(model: ModelProto, strict: bool = False) -> ModelProto:
@@ -118,17 +121,7 @@ def fixed_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
 
 def prune(graph: GraphProto) -> None:
     """Drop, in place, every node, initializer and input that no graph output depends on."""
-    needed = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed |= _reads(node)
-    needed.discard("")
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    keep(graph.initializer, needed)
-    keep(graph.input, needed)
+    keep_needed(graph, {value.name for value in graph.output})
 
 
 def serialize(model: ModelProto) -> bytes:
@@ -148,7 +141,19 @@ def parse(data: bytes, place: str) -> ModelProto:
 
     Raises InvalidGraph for a file that a node would refuse, too, in the same words, and for an invalid one.
     """
-    written = read_with_notes(data, place)
+    return _load(read_with_notes(data, place), place)
+
+
+def parse_needed(data: bytes, place: str, wanted: Wanted) -> tuple[ModelProto, CutOff]:
+    """The same of what the wanted values need alone, of an opset that may be old; and what was cut off.
+
+    Raises InvalidGraph as `parse`, for what is not cut off.
+    """
+    written, cut = read_needed(data, place, wanted)
+    return _load(written, place), cut
+
+
+def _load(written: bytes, place: str) -> ModelProto:
     try:
         model = onnx.load_model_from_string(written)
         onnx.checker.check_model(written)  # the bytes: of the model it would make them again
@@ -157,16 +162,36 @@ def parse(data: bytes, place: str) -> ModelProto:
         raise InvalidGraph(f"{place}: not a valid ONNX graph: {first_line(error)}") from error
 
 
-def check_operators(graph: GraphProto, place: str) -> None:
-    """Refuse operators that no gradient can be made of: of other domains, or random."""
+def check_operators(graph: GraphProto, place: str, trained: Collection[str] | None = None) -> None:
+    """Refuse operators that no gradient can be made of: random ones, and of other domains.
+
+    `trained`: the values that train; an operator that none of them has a part in may be of any domain.
+    """
+    moving = set(trained or ())
+    for node in graph.node:
+        if trained is None or reads(node) & moving:
+            moving.update(node.output)
+            for inner in _with_inner(node):
+                _check_domain(inner, place)
     for node in all_nodes(graph):
         label = f"operator {node.op_type} (node '{node.name or node.output[0]}')"
-        if node.domain not in ("", "ai.onnx"):
-            raise InvalidGraph(
-                f"{place}: {label} is of domain '{node.domain}'; only standard ONNX can be differentiated"
-            )
-        if node.op_type in _RANDOM or (node.op_type == "Dropout" and len(node.input) > 2):
+        if node.op_type in _RANDOM or (node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]):
             raise InvalidGraph(f"{place}: {label} is random, so its gradient is not defined; remove it")
+
+
+def _with_inner(node: NodeProto) -> Iterator[NodeProto]:
+    yield node
+    for graph in graphs_in(node):
+        yield from all_nodes(graph)
+
+
+def _check_domain(node: NodeProto, place: str) -> None:
+    if node.domain not in ("", "ai.onnx"):
+        label = f"operator {node.op_type} (node '{node.name or node.output[0]}')"
+        raise InvalidGraph(
+            f"{place}: {label} is of domain '{node.domain}'; only standard ONNX can be differentiated: "
+            "export without fused operators, or train only what comes after it, by naming parameters"
+        )
 
 
 def raise_opset(model: ModelProto, place: str) -> ModelProto:
@@ -196,13 +221,15 @@ def raise_opset(model: ModelProto, place: str) -> ModelProto:
 
 
 def make_batch_symbolic(value: ValueInfoProto, place: str) -> None:
+    """Call dimension 0 of a data input the batch; the others have to be fixed (`bind_dimensions`)."""
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type") or kind.elem_type in (0, TensorProto.STRING):
         raise InvalidGraph(f"{place}: input '{value.name}' is no numeric tensor; encode it before the graph")
     dims = kind.shape.dim
     if not dims or dims[0].HasField("dim_value"):
+        size = f", and is fixed at {dims[0].dim_value}" if dims else ""
         raise InvalidGraph(
-            f"{place}: dimension 0 of input '{value.name}' must be the batch; export it as dynamic"
+            f"{place}: dimension 0 of input '{value.name}' must be the batch{size}; export it as dynamic"
         )
     if any(not dim.HasField("dim_value") for dim in dims[1:]):
         raise InvalidGraph(
@@ -239,7 +266,7 @@ def strip(model: ModelProto) -> None:
         model.ClearField(field)
     for field in ("doc_string", "metadata_props", "value_info"):
         graph.ClearField(field)
-    for item in (*all_nodes(graph), *_tensors(graph), *graph.input, *graph.output):
+    for item in (*all_nodes(graph), *tensors_in(graph), *graph.input, *graph.output):
         item.ClearField("doc_string")
         item.ClearField("metadata_props")
 
@@ -254,38 +281,22 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:RUNTIME_WORDS]
 
 
-def _graphs(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
     for node in graph.node:
         yield node
-        for inner in _graphs(node):
+        for inner in graphs_in(node):
             yield from all_nodes(inner)
 
 
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+def tensors_in(graph: GraphProto) -> Iterator[TensorProto]:
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
                 yield attribute.t
             yield from attribute.tensors
-        for inner in _graphs(node):
-            yield from _tensors(inner)
-
-
-def _reads(node: NodeProto) -> set[str]:
-    """What a node depends on; for its subgraphs a superset, since a local name may equal an outer one."""
-    names = set(node.input)
-    for graph in _graphs(node):
-        names |= {name for inner in all_nodes(graph) for name in inner.input}
-        names |= {value.name for value in graph.output}
-    return names
+        for inner in graphs_in(node):
+            yield from tensors_in(inner)
 
 
 def values_of(graph: GraphProto) -> set[str]:
@@ -307,7 +318,7 @@ def rename_values(graph: GraphProto, renamed: Mapping[str, str]) -> None:
         for names in (node.input, node.output):
             for position, name in enumerate(names):
                 names[position] = renamed.get(name, name)
-        for inner in _graphs(node):
+        for inner in graphs_in(node):
             _rename_declared(inner, renamed)
     _rename_declared(graph, renamed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,8 @@ class GraphPart:
     """A checked part. `forward` is its graph with parameters as inputs and dimension 0 of data symbolic.
 
     `parameters` are the initial values (float32, read-only), in the file's order. `inputs` are the data
-    inputs (of a head: `fused` and the labels), `outputs` what the graph returns.
+    inputs (of a head: `fused` and the labels), `outputs` what the graph returns. `frozen`, `cut`,
+    `dimensions` and `notes` are as those of a federated model (model_form.py).
     """
 
     kind: PartKind
@@ -29,6 +30,10 @@ class GraphPart:
     parameters: dict[str, NDArray[np.float32]]
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
+    frozen: dict[str, str] = field(default_factory=dict)
+    cut: tuple[str, ...] = ()
+    dimensions: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> dict[str, TensorSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.jobs import values
 
-__all__ = ["require_number", "require_whole"]
+__all__ = ["require_number", "require_sizes", "require_whole"]
 
 
 def require_number(value: Any, what: str, above: float, most: float) -> None:
@@ -24,3 +25,10 @@ def require_whole(value: Any, what: str, low: int = 0, high: int = 2**32 - 1) ->
             f"{what} is {values.said(value)}; it must be a whole number from {low} to {high}"
         )
     return int(value)
+
+
+def require_sizes(values: Any, what: str) -> dict[str, int]:
+    """`values` if they are sizes of dimensions by name."""
+    if not isinstance(values, Mapping) or any(not isinstance(name, str) or not name for name in values):
+        raise InvalidArgument(f"{what} is {values!r}; it must map names of dimensions to sizes")
+    return {name: require_whole(size, f"{what}.{name}", 1, 2**31 - 1) for name, size in values.items()}

@@ -20,6 +20,7 @@ from edge_attention.core.messages.training import (
     EncodingSpec,
     LocalSpec,
     LossSpec,
+    NewHead,
     OptimizerSpec,
     PushSpec,
     SelectionSpec,
@@ -37,6 +38,10 @@ from edge_attention.jobs.values import text as text
 from edge_attention.jobs.values import texts as texts
 
 Named = TypeVar("Named", OptimizerSpec, StrategySpec, EncodingSpec)
+
+POOLS = ("mean", "max", "first", "last", "flatten", "none")
+MAX_OUTPUTS = 1 << 16
+"""Of a new head, and of its hidden layer."""
 
 
 def named(value: Any, what: str, spec: type[Named]) -> Named:
@@ -75,6 +80,20 @@ def loss(spec: Any) -> LossSpec:
     )
     loss_of(checked)
     return checked
+
+
+def new_head(spec: Any) -> NewHead:
+    """A new head; whether the file has what it is on the aggregator says."""
+    if not isinstance(spec, NewHead):
+        raise InvalidArgument(f"model.head is {said(spec)}; give a NewHead")
+    for name in ("of", "pool", "mask"):
+        optional_text(getattr(spec, name), f"model.head.{name}")
+    choice(spec.pool, "model.head.pool", ("", *POOLS))
+    return replace(
+        spec,
+        outputs=require_whole(spec.outputs, "model.head.outputs", 1, MAX_OUTPUTS),
+        hidden=require_whole(spec.hidden, "model.head.hidden", 0, MAX_OUTPUTS),
+    )
 
 
 def _numbers(values: Any, what: str) -> tuple[float, ...]:

@@ -30,6 +30,7 @@ from edge_attention.core.messages.training import (
     EncodingSpec,
     LocalSpec,
     LossSpec,
+    NewHead,
     PushSpec,
     SelectionSpec,
     StopSpec,
@@ -37,7 +38,7 @@ from edge_attention.core.messages.training import (
 )
 from edge_attention.core.tensors import Array
 from edge_attention.jobs import federated_checks as checks
-from edge_attention.jobs.checks import require_whole
+from edge_attention.jobs.checks import require_sizes, require_whole
 from edge_attention.jobs.job import ModelFile, model_bytes
 from edge_attention.jobs.parameters import read_safetensors, write_safetensors
 
@@ -56,12 +57,16 @@ class FederatedModel:
         loss: by default the file's output `loss`; or a name of core.messages.training.LossSpec, or one with
             its output and labels.
         inputs: graph input, labels included -> column; one left out is the column of its own name.
-        parameters: the initializers that train; None: all floating-point ones.
+        parameters: the initializers that train, or patterns (`*`, `?`) of their names; None: all
+            floating-point ones, or with a new head none but its own.
         initial: values to begin with: a safetensors file's path, or name -> float32 array, as the
             parameters of another run; None: those of the file.
         gradients: given if the file is a step graph, which computes its own gradients: parameter (a graph
             input) -> the output that is its gradient. `initial` then has the values the file lacks.
         metrics: scalar outputs, sums over the batch, reported in evaluations.
+        dimensions: symbolic dimension of the file's inputs -> its size; one left out is taken from the nodes'
+            columns, which must be there then.
+        head: a new one on the file, where its own is not wanted.
     """
 
     file: ModelFile
@@ -71,6 +76,8 @@ class FederatedModel:
     initial: str | Path | Mapping[str, Array] | None = None
     gradients: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    head: NewHead | None = None
 
 
 @named_fields
@@ -168,6 +175,8 @@ def _model(model: FederatedModel, digest: Callable[[bytes], str]) -> jobs.Federa
         initial="" if model.initial is None else digest(_initial(model.initial)),
         gradients=checks.mapping(model.gradients, "model.gradients"),
         metrics=checks.texts(model.metrics, "model.metrics"),
+        dimensions=require_sizes(model.dimensions, "model.dimensions"),
+        head=None if model.head is None else checks.new_head(model.head),
     )
 
 

@@ -11,6 +11,7 @@ from edge_attention.core.messages.training import (
     EncodingSpec,
     LocalSpec,
     LossSpec,
+    NewHead,
     OptimizerSpec,
     PushSpec,
     SelectionSpec,
@@ -71,6 +72,18 @@ def _model(table: TomlTable) -> FederatedModel:
         initial=table.path("initial") if table.has("initial") else None,
         gradients=table.texts("gradients", "an output"),
         metrics=table.strings("metrics"),
+        dimensions=table.sizes("dimensions"),
+        head=_head(table.table("head", names_of(NewHead))) if table.has("head") else None,
+    )
+
+
+def _head(table: TomlTable) -> NewHead:
+    return NewHead(
+        of=table.take("of", str, ""),
+        outputs=table.take("outputs", int),
+        hidden=table.take("hidden", int, 0),
+        pool=table.take("pool", str, ""),
+        mask=table.take("mask", str, ""),
     )
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,7 +33,7 @@ from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
 from edge_attention.core.tensors import Array, require
 from edge_attention.jobs import federated_checks as checks
 from edge_attention.jobs import values
-from edge_attention.jobs.checks import require_whole
+from edge_attention.jobs.checks import require_sizes, require_whole
 
 __all__ = ["Encoder", "FusionJob", "Head", "QueriesSpec", "model_bytes"]
 
@@ -93,6 +93,7 @@ class Encoder:
     model: ModelFile
     inputs: Mapping[str, str]
     trainable: tuple[str, ...] | None = None
+    dimensions: Mapping[str, int] = field(default_factory=dict)
 
 
 @named_fields
@@ -110,6 +111,7 @@ class Head:
     inputs: Mapping[str, str]
     trainable: tuple[str, ...] | None = None
     metrics: tuple[str, ...] = ()
+    dimensions: Mapping[str, int] = field(default_factory=dict)
 
 
 @named_fields
@@ -208,6 +210,7 @@ def _encoder(given: Any, what: str, digest: Callable[[ModelFile], str]) -> jobs.
         graph=digest(part.model),
         inputs=values.mapping(part.inputs, f"{what}.inputs"),
         trainable=_trainable(part.trainable, f"{what}.trainable"),
+        dimensions=require_sizes(part.dimensions, f"{what}.dimensions"),
     )
 
 
@@ -220,6 +223,7 @@ def _head(given: Any, digest: Callable[[ModelFile], str]) -> jobs.Head:
         inputs=values.mapping(part.inputs, "head.inputs"),
         trainable=_trainable(part.trainable, "head.trainable"),
         metrics=values.texts(part.metrics, "head.metrics"),
+        dimensions=require_sizes(part.dimensions, "head.dimensions"),
     )
 
 

@@ -77,6 +77,7 @@ def _part(table: TomlTable) -> dict[str, Any]:
         "dataset": table.take("dataset", str),
         "model": table.path("model"),
         "trainable": table.strings("trainable") if table.has("trainable") else None,
+        "dimensions": table.sizes("dimensions"),
     }
 
 

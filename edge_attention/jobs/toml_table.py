@@ -118,6 +118,16 @@ class TomlTable:
                 raise InvalidArgument(f"{self.file}: {self.name(key)}.{name} must name {what}")
         return values
 
+    def sizes(self, key: str) -> dict[str, int]:
+        """The table under `key`, name of a dimension -> its size; empty if there is none."""
+        values = self.take(key, dict, {})
+        for name, size in values.items():
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise InvalidArgument(
+                    f"{self.file}: {self.name(key)}.{name} is {size!r}; it must be a whole number"
+                )
+        return values
+
     def numbers(self) -> dict[str, float]:
         """All that remains, as numbers by name; true and false are 1 and 0, as options travel."""
         return {

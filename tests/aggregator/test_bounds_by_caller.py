@@ -361,7 +361,7 @@ def test_runs_planned_going_on_kept_and_watched():
         for data in files.values():
             house.state.put_blob(data)
         # The other node never comes: all runs wait for it.
-        planned = await runs.plan(job)
+        planned = (await runs.plan(job)).graphs
         releases = sorted({graph.release for graph in planned if graph.node == "a" and graph.release})
         house.node("a", datasets=small_job.datasets("a"), releases=releases)
         first = await runs.start(job, "user/me")

@@ -25,7 +25,7 @@ from edge_attention.core.rounds.sampling import training_rows
 async def started(house, names=small_model.NODES, tamper=None, **changed):
     """A run of nodes that release what it needs."""
     job = small_model.job(house, **changed)
-    released = sorted({graph.release for graph in await house.runs.plan(job) if graph.release})
+    released = sorted({graph.release for graph in (await house.runs.plan(job)).graphs if graph.release})
     boxes = {
         name: house.node(
             name, datasets=[small_model.rows(name)], releases=released, tamper=(tamper or {}).get(name)
@@ -239,7 +239,7 @@ def test_the_next_process_asks_no_node_that_was_in_quarantine_and_asks_one_that_
 
     async def second(house, run):
         job = small_model.job(house, **options)
-        released = sorted({graph.release for graph in await house.runs.plan(job) if graph.release})
+        released = sorted({graph.release for graph in (await house.runs.plan(job)).graphs if graph.release})
         house.runs.resume()
         boxes = [
             house.node(name, datasets=[small_model.rows(name)], releases=released)
@@ -278,7 +278,7 @@ def test_the_next_process_goes_on_bit_for_bit(tmp_path):
 
     async def second(house, run):
         job = small_model.job(house, rounds=6, strategy=StrategySpec("fedadam"))
-        released = sorted({graph.release for graph in await house.runs.plan(job) if graph.release})
+        released = sorted({graph.release for graph in (await house.runs.plan(job)).graphs if graph.release})
         house.runs.resume()
         for name in reversed(small_model.NODES):
             house.node(name, datasets=[small_model.rows(name)], releases=released)

@@ -113,7 +113,7 @@ def test_a_round_goes_on_without_a_node_that_does_not_answer_in_time():
 
     async def mute(house):
         job = small_model.job(house)
-        released = sorted({g.release for g in await house.runs.plan(job) if g.release})
+        released = sorted({g.release for g in (await house.runs.plan(job)).graphs if g.release})
         for name in small_model.NODES:
             house.node(name, datasets=[small_model.rows(name)], releases=released, mute=name == "c")
         selection = SelectionSpec(quorum=0.6, deadline_seconds=3.0)
@@ -135,7 +135,7 @@ def test_buffered_rounds_do_not_wait_for_a_node_that_never_answers():
     async def scenario(house):
         strategy = StrategySpec("fedbuff", {"buffer": 3})
         job = small_model.job(house, strategy=strategy)
-        released = sorted({g.release for g in await house.runs.plan(job) if g.release})
+        released = sorted({g.release for g in (await house.runs.plan(job)).graphs if g.release})
         for name in small_model.NODES:
             house.node(name, datasets=[small_model.rows(name)], releases=released, mute=name == "c")
         run = (await house.runs.start(small_model.job(house, strategy=strategy, rounds=8, holdout=0.0))).id

@@ -24,7 +24,7 @@ async def started(house, skip=(), tamper=None, **changed):
     job, files = small_job.job(**changed)
     for data in files.values():
         house.state.put_blob(data)
-    planned = await house.runs.plan(job)
+    planned = (await house.runs.plan(job)).graphs
     boxes = {
         lab: house.node(
             lab,
@@ -111,7 +111,7 @@ def test_samples_a_node_lacks(left_out):
         job, files = small_job.job(missing=mode, holdout=0.0)
         for data in files.values():
             house.state.put_blob(data)
-        planned = await house.runs.plan(job)
+        planned = (await house.runs.plan(job)).graphs
         house.node("a", datasets=small_job.datasets("a"), releases=releases(planned, "a"))
         few = small_job.order("b")[:20]
         house.node("b", datasets=small_job.datasets("b", few), releases=releases(planned, "b"))
@@ -184,7 +184,7 @@ def test_a_gradient_that_is_not_released_is_named_with_its_flag():
         job, files = small_job.job()
         for data in files.values():
             house.state.put_blob(data)
-        planned = await house.runs.plan(job)
+        planned = (await house.runs.plan(job)).graphs
         house.node("a", datasets=small_job.datasets("a"), releases=releases(planned, "a"))
         house.node("b", datasets=small_job.datasets("b"), releases=["attention", "alignment"])
         digest = next(g.release for g in planned if (g.node, g.role) == ("b", "encoder_gradient"))

@@ -145,7 +145,7 @@ def test_what_no_model_could_mend_needs_no_process(monkeypatch):
 def test_a_run_that_goes_on_is_not_planned_again(monkeypatch):
     async def scenario(house):
         made = job(house)
-        planned = await house.runs.plan(made)
+        planned = (await house.runs.plan(made)).graphs
         released = sorted({g.release for g in planned if g.release})
         for lab in "ab":
             house.node(lab, datasets=small_job.datasets(lab), releases=released)

@@ -28,7 +28,7 @@ def test_the_next_process_goes_on_and_ends_where_the_run_would_have_ended(tmp_pa
         assert house.runs.describe(run).state is RunState.RUNNING
         await until(lambda: house.runs.describe(run).waiting)
         job, _ = small_job.job(rounds=8)
-        planned = await house.runs.plan(job)
+        planned = (await house.runs.plan(job)).graphs
         for lab in "ab":
             released = sorted({g.release for g in planned if g.node == lab and g.release})
             house.node(lab, datasets=small_job.datasets(lab), releases=released)
@@ -243,7 +243,7 @@ def test_a_run_that_is_stopped_before_it_has_begun_is_stopped():
         job, files = small_job.job()
         for data in files.values():
             house.state.put_blob(data)
-        planned = await house.runs.plan(job)
+        planned = (await house.runs.plan(job)).graphs
         releases = sorted({graph.release for graph in planned if graph.node == "a" and graph.release})
         house.node("a", datasets=small_job.datasets("a"), releases=releases)
         info = await house.runs.start(job)

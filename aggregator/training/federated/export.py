@@ -2,31 +2,44 @@
 
     python -m aggregator.training.federated.export MODEL PARAMETERS OUT
 
-Standard input has the parameters' names in the model, in order, as a JSON list: too many for an argument.
+Standard input has the rest of `ExportRequest` as JSON: names are too many for an argument.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from aggregator.bounds.bounds import EXPORT_PROCESS
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training import apart
+from edge_attention.core.messages.training import NewHead
 
 WHAT = "writing the trained model"
 
 
-async def export(model: Path, parameters: Path, names: Sequence[str], out: Path) -> None:
+@dataclass(frozen=True)
+class ExportRequest:
+    """How a job has read its file: the parameters' names in order, the output that the loss is of, the new
+    head, and the sizes of dimensions that the file leaves open."""
+
+    names: tuple[str, ...]
+    output: str = ""
+    head: NewHead | None = None
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+
+
+async def export(model: Path, parameters: Path, request: ExportRequest, out: Path) -> None:
     """Write the file `model` with the values of `parameters` to `out`.
 
     Raises:
         EdgeAttentionError: it takes too long or too much memory, or has ended its process.
     """
     module = "aggregator.training.federated.export"
-    data = json.dumps(list(names)).encode()
+    data = json.dumps(asdict(request)).encode()
     status = await apart.run(EXPORT_PROCESS, WHAT, module, str(model), str(parameters), str(out), data=data)
     if status:
         raise apart.failed(WHAT, status)
@@ -36,11 +49,19 @@ def main(model: str, parameters: str, out: str) -> None:
     from edge_attention.graphs.models.trained import trained_onnx
 
     file = TensorFile(Path(parameters))
+    request = json.load(sys.stdin)
     values = {
         name: file.read(f"p/{index}").reshape(file.specs[f"p/{index}"][1])
-        for index, name in enumerate(json.load(sys.stdin))
+        for index, name in enumerate(request["names"])
     }
-    Path(out).write_bytes(trained_onnx(Path(model).read_bytes(), values))
+    written = trained_onnx(
+        Path(model).read_bytes(),
+        values,
+        output=request["output"],
+        head=NewHead(**request["head"]) if request["head"] else None,
+        dimensions=request["dimensions"],
+    )
+    Path(out).write_bytes(written)
 
 
 if __name__ == "__main__":

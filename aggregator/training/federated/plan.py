@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from aggregator.store.tensor_file import Spec
+from aggregator.training.fusion.plan import model_from
 from edge_attention.core.encodings import Int8, UpdateEncoding
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, NotFound
 from edge_attention.core.messages.link import Dataset
-from edge_attention.core.messages.training import FederatedJob
+from edge_attention.core.messages.training import FederatedJob, PlannedModel
 from edge_attention.core.rounds.selection import share_of
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.strategies import from_config as strategy_from
@@ -54,7 +55,8 @@ class DataInput:
 class FederatedPlan:
     """See the module. `graphs`: by role, of gradient, start, step, update, evaluate, attention, penalty and
     difference those the job needs. `slots`: the local optimizer's state, tensors a parameter. `weighted`:
-    labels do not all count alike, and nodes return what theirs count. `most`: what a row counts at most."""
+    labels do not all count alike, and nodes return what theirs count. `most`: what a row counts at most.
+    `model`: what the file is to the job, for a person; None: a plan of an earlier release does not say."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -64,6 +66,7 @@ class FederatedPlan:
     graphs: Mapping[str, PlannedGraphFile]
     weighted: bool = False
     most: float = 1.0
+    model: PlannedModel | None = None
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -94,6 +97,7 @@ class FederatedPlan:
             # Runs of earlier releases do not say.
             bool(data.get("weighted", False)),
             float(data.get("most", 1.0)),
+            model_from(data.get("model")),
         )
 
     def returned(self, encoding: UpdateEncoding) -> tuple[str, ...]:

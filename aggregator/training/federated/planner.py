@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,10 +26,13 @@ from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.losses import MAX_LOSS_WEIGHT, loss_of
-from edge_attention.core.messages.training import FederatedJob, LossSpec
+from edge_attention.core.messages.training import FederatedJob, LossSpec, PlannedModel
 from edge_attention.core.optimizers import from_config as optimizer_from
 from edge_attention.core.strategies.fedbuff import FedBuff
 from edge_attention.core.tensors import require_name
+
+if TYPE_CHECKING:
+    from edge_attention.graphs.models.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -121,11 +124,17 @@ def check(job: FederatedJob) -> None:
         raise InvalidArgument("consensus.attention needs a probe batch; give arrays for the model's inputs")
 
 
-def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> FederatedPlan:
+def plan(
+    job: FederatedJob,
+    files: Mapping[str, Path],
+    folder: Path,
+    rows: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None,
+) -> FederatedPlan:
     """The plan of `job`; to `folder` go its graphs, `<digest>.onnx`, and parameters, `initial.safetensors`.
 
     Args:
         files: digest -> where the file is.
+        rows: node -> column -> the shape of one row, of nodes that are here.
 
     Raises:
         EdgeAttentionError: what cannot be trained, and why.
@@ -160,7 +169,16 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
         )
     else:
         model = load_model(
-            file.read_bytes(), loss=spec.loss, parameters=spec.parameters, metrics=spec.metrics, place=place
+            file.read_bytes(),
+            loss=spec.loss,
+            parameters=spec.parameters,
+            metrics=spec.metrics,
+            others=(consensus.attention,) if consensus.attention else (),
+            dimensions=spec.dimensions,
+            rows=_of_inputs(job, rows or {}),
+            head=spec.head,
+            seed=job.seed,
+            place=place,
         )
     if job.holdout and not model.forward:
         raise InvalidArgument(
@@ -172,6 +190,8 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
         log.info("%s: %s was one with %s in the file and trains by itself", place, new, old)
     if model.dropped:
         log.warning("%s: the exporter has left out %s", place, ", ".join(model.dropped))
+    for note in model.notes:
+        log.info("%s: %s", place, note)
     gradient = gradient_graph(model, local.batch)
     parameters = _initial(model.parameters, given) if given else dict(model.parameters)
     shapes = tuple(array.shape for array in parameters.values())
@@ -232,6 +252,14 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
         DataInput(name, dtype.name, tuple(n or 0 for n in shape[1:]))
         for name, (dtype, shape) in model.inputs.items()
     )
+    described = PlannedModel(
+        place,
+        {name: math.prod(shape) for name, shape in zip(parameters, shapes, strict=True)},
+        model.frozen,
+        model.cut,
+        model.dimensions,
+        (*model.notes, *_said(model)),
+    )
     result = FederatedPlan(
         tuple(parameters),
         shapes,
@@ -241,6 +269,7 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
         planned,
         model.weighted,
         _most(spec.loss),
+        described,
     )
     _unknown_names(job, result)
     return result
@@ -249,6 +278,25 @@ def plan(job: FederatedJob, files: Mapping[str, Path], folder: Path) -> Federate
 def _most(loss: LossSpec) -> float:
     """What a row counts at most."""
     return max(loss.class_weights, default=1.0) * (MAX_LOSS_WEIGHT if loss.weights else 1.0)
+
+
+def _of_inputs(
+    job: FederatedJob, rows: Mapping[str, Mapping[str, tuple[int, ...]]]
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The same by the model's inputs, which are called as their columns where the job does not bind them."""
+    bound = job.model.inputs
+    return {
+        node: {**columns, **{name: columns[column] for name, column in bound.items() if column in columns}}
+        for node, columns in rows.items()
+    }
+
+
+def _said(model: Model) -> list[str]:
+    """What the exporter has done to the file, a sentence each."""
+    said = [f"{new} was one with {old} in the file and trains by itself" for new, old in model.untied.items()]
+    if model.dropped:
+        said.append(f"the exporter has left out {', '.join(model.dropped)}")
+    return said
 
 
 def _given(data: bytes) -> Mapping[str, Any]:

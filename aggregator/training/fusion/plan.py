@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_attention.core.errors import InvalidArgument, NotFound
 from edge_attention.core.messages.link import Dataset
-from edge_attention.core.messages.training import FusionJob
+from edge_attention.core.messages.training import FusionJob, PlannedModel
 from edge_attention.core.optimizers import Optimizer, from_config
 
 MAX_PATIENCE = 30 * 86_400
@@ -55,6 +55,8 @@ class PlannedPart:
     """Name in the file -> shape, in the file's order."""
     forward: PlanGraph
     gradient: PlanGraph
+    model: PlannedModel | None = None
+    """What the file is to the job, for a person; None: a plan of an earlier release does not say."""
 
     @property
     def source(self) -> str:
@@ -121,11 +123,21 @@ def _part_from(data: dict[str, Any]) -> PlannedPart:
         data["place"],
         {name: Input(i["dtype"], tuple(i["shape"])) for name, i in data["inputs"].items()},
         {name: tuple(shape) for name, shape in data["parameters"].items()},
-        *(
-            PlanGraph(graph["digest"], frozenset(graph["inputs"]))
-            for graph in (data["forward"], data["gradient"])
-        ),
+        _graph_from(data["forward"]),
+        _graph_from(data["gradient"]),
+        model_from(data.get("model")),
     )
+
+
+def _graph_from(data: dict[str, Any]) -> PlanGraph:
+    return PlanGraph(data["digest"], frozenset(data["inputs"]))
+
+
+def model_from(data: Mapping[str, Any] | None) -> PlannedModel | None:
+    """What `asdict` has made of it, and JSON of that."""
+    if not data:
+        return None
+    return PlannedModel(**{**data, "cut": tuple(data["cut"]), "notes": tuple(data["notes"])})
 
 
 def check_dataset(part: PlannedPart, datasets: Sequence[Dataset]) -> None:

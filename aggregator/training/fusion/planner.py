@@ -11,7 +11,7 @@ import numpy as np
 
 from aggregator.training.fusion.plan import MAX_PATIENCE, FusionPlan, Input, PlanGraph, PlannedPart
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
-from edge_attention.core.messages.training import Encoder, FusionJob, Head
+from edge_attention.core.messages.training import Encoder, FusionJob, Head, PlannedModel
 from edge_attention.core.optimizers import from_config
 from edge_attention.core.tensors import require, require_name
 
@@ -55,12 +55,18 @@ def check(job: FusionJob) -> None:
         raise InvalidArgument(f"scale is {job.scale}; it must be a finite number")
 
 
-def plan(job: FusionJob, files: Mapping[str, Path], folder: Path) -> FusionPlan:
+def plan(
+    job: FusionJob,
+    files: Mapping[str, Path],
+    folder: Path,
+    rows: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None,
+) -> FusionPlan:
     """The plan of `job`; to `folder` go its graphs, `<digest>.onnx`, and the parameters that its models
     bring, `initial.safetensors`, by the run's names.
 
     Args:
         files: digest -> where the file is, for every graph the job names.
+        rows: `<node>/<dataset>` -> column -> the shape of one row, of nodes that are here.
 
     Raises:
         InvalidArgument, InvalidGraph, InvalidTensor: naming what does not fit, and where.
@@ -68,8 +74,9 @@ def plan(job: FusionJob, files: Mapping[str, Path], folder: Path) -> FusionPlan:
     import safetensors.numpy
 
     check(job)
-    encoders = [_encoder(encoder, files) for encoder in job.encoders]
-    head = _head(job.head, files)
+    here = rows or {}
+    encoders = [_encoder(encoder, files, here) for encoder in job.encoders]
+    head = _head(job.head, files, here)
     _fit(job, encoders, head)
     made = [_part(s, p, job.batch, folder) for s, p in zip(job.encoders, encoders, strict=True)]
     result = FusionPlan(job, tuple(made), _part(job.head, head, job.batch, folder))
@@ -81,18 +88,31 @@ def plan(job: FusionJob, files: Mapping[str, Path], folder: Path) -> FusionPlan:
     return result
 
 
-def _encoder(encoder: Encoder, files: Mapping[str, Path]) -> GraphPart:
+_Rows = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+
+def _loaded(spec: Encoder | Head, files: Mapping[str, Path], rows: _Rows) -> GraphPart:
     from edge_attention.graphs.models.parts import load_part
 
-    data = files[encoder.graph].read_bytes()
-    return _bound(encoder, load_part(data, "encoder", encoder.trainable or None, encoder.node))
+    source = f"{spec.node}/{spec.dataset}"
+    columns = rows.get(source, {})
+    return load_part(
+        files[spec.graph].read_bytes(),
+        "encoder" if isinstance(spec, Encoder) else "head",
+        spec.trainable or None,
+        spec.node if isinstance(spec, Encoder) else f"head on {spec.node}",
+        outputs=() if isinstance(spec, Encoder) else spec.metrics,
+        dimensions=spec.dimensions,
+        rows={source: {name: columns[c] for name, c in spec.inputs.items() if c in columns}},
+    )
 
 
-def _head(head: Head, files: Mapping[str, Path]) -> GraphPart:
-    from edge_attention.graphs.models.parts import load_part
+def _encoder(encoder: Encoder, files: Mapping[str, Path], rows: _Rows) -> GraphPart:
+    return _bound(encoder, _loaded(encoder, files, rows))
 
-    data = files[head.graph].read_bytes()
-    part = load_part(data, "head", head.trainable or None, f"head on {head.node}")
+
+def _head(head: Head, files: Mapping[str, Path], rows: _Rows) -> GraphPart:
+    part = _loaded(head, files, rows)
     for metric in head.metrics:
         if metric not in part.outputs:
             raise InvalidArgument(
@@ -130,6 +150,14 @@ def _part(spec: Encoder | Head, part: GraphPart, batch: int, folder: Path) -> Pl
         {name: array.shape for name, array in part.parameters.items()},
         _graph(part.forward, folder),
         _graph(gradient, folder),
+        PlannedModel(
+            part.place,
+            {name: array.size for name, array in part.parameters.items()},
+            part.frozen,
+            part.cut,
+            part.dimensions,
+            part.notes,
+        ),
     )
 
 

@@ -39,6 +39,27 @@ class LossSpec:
     weights: str = ""
 
 
+@named_fields
+@dataclass(frozen=True)
+class NewHead:
+    """A new head on a value of a file: what the file has trains only if `parameters` names it.
+
+    Attributes:
+        of: the value, an output of the file or one inside (empty: its only output): [B, D], or [B, T, D] or
+            [B, C, ...], which are pooled.
+        outputs: classes, or numbers to be predicted.
+        hidden: width of a hidden layer before the last; 0: none.
+        pool: mean, max, first, last (of tokens), flatten, none; empty: mean where there is something to pool.
+        mask: the input [B, T] that is not 0 where a token counts; empty: attention_mask, if the file has it.
+    """
+
+    of: str
+    outputs: int
+    hidden: int = 0
+    pool: str = ""
+    mask: str = ""
+
+
 @dataclass(frozen=True)
 class FederatedModel:
     """An ONNX file, by digest, whose initializers train: `parameters` names them (empty: all floating-point).
@@ -46,7 +67,9 @@ class FederatedModel:
     `inputs`: graph input -> column; one left out is the column of its own name. `initial`: digest of a
     safetensors file of initial values (empty: those of the file). `gradients`: not empty if the file is a
     step graph, which computes its own: parameter (a graph input) -> the output that is its gradient.
-    `metrics` are scalar outputs, sums over the batch.
+    `metrics` are scalar outputs, sums over the batch. `dimensions`: symbolic dimension -> its size; those
+    left out are taken from the nodes' columns. `head`: a new one on the file, which trains besides what
+    `parameters` names.
     """
 
     graph: str
@@ -56,6 +79,8 @@ class FederatedModel:
     initial: str = ""
     gradients: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    head: NewHead | None = None
 
 
 @named_fields

@@ -11,6 +11,7 @@ from edge_attention.core.messages.federated import FederatedJob as FederatedJob
 from edge_attention.core.messages.federated import FederatedModel as FederatedModel
 from edge_attention.core.messages.federated import LocalSpec as LocalSpec
 from edge_attention.core.messages.federated import LossSpec as LossSpec
+from edge_attention.core.messages.federated import NewHead as NewHead
 from edge_attention.core.messages.federated import PushSpec as PushSpec
 from edge_attention.core.messages.federated import SelectionSpec as SelectionSpec
 from edge_attention.core.messages.federated import StopSpec as StopSpec
@@ -48,6 +49,7 @@ class Encoder:
     graph: str
     inputs: Mapping[str, str]
     trainable: tuple[str, ...] = ()
+    dimensions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Head:
     inputs: Mapping[str, str]
     trainable: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    dimensions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +217,30 @@ class PlannedGraph:
 
 
 @dataclass(frozen=True)
+class PlannedModel:
+    """What a job makes of a file.
+
+    Attributes:
+        place: what messages call it.
+        trained: the parameters that train, and how many numbers each has.
+        frozen: weights that do not, and why.
+        cut: outputs of the file that nothing here needs.
+        dimensions: those that the file leaves open, and the sizes they have.
+        notes: what else its user should know, a sentence each.
+    """
+
+    place: str
+    trained: Mapping[str, int]
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    cut: tuple[str, ...] = ()
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PlanRunResponse:
     graphs: tuple[PlannedGraph, ...]
+    models: tuple[PlannedModel, ...] = ()
 
 
 @dataclass(frozen=True)

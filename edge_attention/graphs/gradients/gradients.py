@@ -18,6 +18,8 @@ from onnx_ad import reverse
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.gradients import convolutions, picks  # noqa: F401 -- their rules
+from edge_attention.graphs.gradients.frozen import declare, join, split
+from edge_attention.graphs.gradients.runner import Runner, sample
 from edge_attention.graphs.gradients.simplify import flatten_products, squeeze_ones
 from edge_attention.graphs.gradients.windows import explicit_windows
 from edge_attention.graphs.onnx_file import TensorSpec, bind_batch, ints, prune, serialize, spec_of
@@ -105,7 +107,11 @@ def differentiate(
     """
     if batch < 1:
         raise InvalidGraph(f"{place}: a batch of {batch} has no gradient; choose 1 or more")
+    halves = split(model, wrt)
     try:
+        if halves is not None:
+            declare(halves, model, batch, place)
+            model = halves.back
         bound = bind_batch(model, batch)
         _check_sizes(bound, place)  # before onnx-ad evaluates what is constant
         explicit_windows(bound)
@@ -149,6 +155,8 @@ def differentiate(
         getattr(graph, field).extend(items)
     prune(graph)
     result = squeeze_ones(result)
+    if halves is not None:
+        result = join(halves, result)
     prune(result.graph)
     try:
         onnx.checker.check_model(result)
@@ -275,34 +283,6 @@ def compare_with_differences(
     return worst
 
 
-class Runner:
-    """One graph in ONNX Runtime, on the CPU; a call binds the inputs the graph has and ignores other feeds.
-
-    Raises InvalidGraph where ONNX Runtime cannot load or run it.
-    """
-
-    def __init__(self, graph: bytes, place: str) -> None:
-        import onnxruntime  # only those who run graphs need it
-
-        self._place = place
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise InvalidGraph(f"{place}: ONNX Runtime cannot load it: {error}") from error
-        self._inputs = [value.name for value in self._session.get_inputs()]
-
-    def __call__(
-        self, outputs: list[str], feeds: Mapping[str, NDArray[np.generic]]
-    ) -> list[NDArray[np.float32]]:
-        try:
-            return list(self._session.run(outputs, {name: feeds[name] for name in self._inputs}))
-        except Exception as error:
-            raise InvalidGraph(f"{self._place}: ONNX Runtime cannot run it: {error}") from error
-
-
 def _node_of(error: BaseException) -> str:
     """The node whose rule raised it, as far as can be told: the library does not say."""
     found, trace = "", error.__traceback__
@@ -323,10 +303,3 @@ def _check_sizes(model: ModelProto, place: str) -> None:
                 f"{place}: tensor '{value.name}' of shape {shape} has over {MAX_ELEMENTS} elements; "
                 "choose a smaller batch or a smaller part"
             )
-
-
-def sample(spec: TensorSpec, batch: int, rng: np.random.Generator) -> NDArray[np.generic]:
-    """Random data of that dtype and shape: normal, or 0 and 1 for integers (valid labels and indices)."""
-    dtype, shape = spec
-    size = tuple(batch if dim is None else dim for dim in shape)
-    return (rng.standard_normal(size) if dtype.kind == "f" else rng.integers(2, size=size)).astype(dtype)

@@ -1,10 +1,10 @@
 """Which initializers of an ONNX file train, and which of them an exporter has merged or split.
 
 **Which train.** The ones the caller names; otherwise every float32 initializer that is not plainly a
-constant. Where a PyTorch export says which are parameters and which are buffers, that is believed. Without
-such a word, constants are: scalars; a single number in arithmetic other than a bias after a product; running
-statistics of a batch norm and bounds of a Clip, Pad or Resize; masks (values that are not finite, or of
-1e4 and more).
+constant, and every tensor of a `Constant` node that is used as a weight (constant_weights.py). Where a
+PyTorch export says which are parameters and which are buffers, that is believed. Without it, constants are:
+scalars; a single number in arithmetic other than a bias after a product; running statistics of a batch norm
+and bounds of a Clip, Pad or Resize; masks (values that are not finite, or of 1e4 and more).
 
 **Merged.** Exporters store initializers of equal value once: two all-zero biases become one, and training
 would tie them for good. One initializer with several uses is therefore taken apart where it is a merger,
@@ -18,7 +18,8 @@ kept where it is one weight on purpose, and refused where nothing tells:
 - no such notes, different values, uses of one kind: refused, with the names of the nodes.
 
 The first use keeps the file's name; the others are called as the exporter knew them, or `<name>@<node>`.
-Naming an initializer in `parameters`, and not the other uses, keeps it tied.
+Naming an initializer in `parameters`, and not the other uses, keeps it tied. A name with `*` or `?` that no
+initializer has stands for those that match it and are no constants.
 
 **Split.** An embedding that is also the output projection comes out of an exporter as two initializers, one
 the transpose of the other; and the weights of a layer used twice as two equal ones, noted to come from one
@@ -27,16 +28,20 @@ parameter. Both are made one again.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import translate
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.models.constant_weights import lift_constants
 from edge_attention.graphs.models.exporter_notes import folded_sources, noted_kinds, scope
+from edge_attention.graphs.models.floats import FLOATS
 from edge_attention.graphs.onnx_file import all_nodes, keep, prune, values_of
 
 __all__ = ["FileParameters", "find_parameters"]
@@ -51,6 +56,7 @@ _CONSTANT_INPUTS = {
     "Pad": {2},
     "Range": {0, 1, 2},
     "Resize": {1, 2},
+    "Upsample": {1},
 }
 _MASK = 1e4  # no trained weight is that large; what a mask adds to a score is
 
@@ -92,34 +98,58 @@ def find_parameters(model: ModelProto, named: Collection[str], place: str) -> Fi
     Raises InvalidGraph for an initializer that may be one weight or several, and for an unknown name.
     """
     _drop_default_inputs(model.graph)
+    named, patterns = _parted(model.graph, named)
+    # PyTorch's exporters keep what trains in initializers.
+    lift_constants(model.graph, named, by_use=model.producer_name != "pytorch")
     aliases = _look_through_identities(model.graph)
     whole = _tie_folded(model.graph, named)
     kinds, gone = noted_kinds(model)
     whole |= {name for name, trains in kinds.items() if not trains}
-    untied = _untie(model, aliases, whole, gone, named, place)
+    untied = _untie(model, aliases, whole, gone, named, patterns, place)
     _tie_transposed(model.graph, named)
-    tensors = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    tensors = {t.name: t for t in model.graph.initializer if t.data_type in FLOATS}
     for name in named:
         if name not in tensors:
             raise InvalidGraph(
-                f"{place}: parameter '{name}' is no float32 initializer; there are {_some(tensors)}"
+                f"{place}: parameter '{name}' is no float32 initializer{_what(model.graph, name)}; "
+                f"there are {_some(tensors) or 'none'}"
             )
     uses = _uses(model.graph, {})
     producers = {output: node for node in all_nodes(model.graph) for output in node.output}
     names = []
+    matched: set[str] = set()
     for name, tensor in tensors.items():
-        if named:
-            trains = name in named
-        else:
+        matching = {text for text, pattern in patterns.items() if pattern.match(name)}
+        trains = name in named
+        if not trains and (matching or not (named or patterns)):
             note = kinds.get(untied.get(name, name))
             trains = note if note is not None else not _is_constant(tensor, uses[name], producers)
         if trains:
+            matched |= matching
             names.append(name)
+    if unmatched := sorted(patterns.keys() - matched):
+        raise InvalidGraph(f"{place}: no parameter is called '{unmatched[0]}'; there are {_some(tensors)}")
     return FileParameters(
         tuple(names),
         {name: untied[name] for name in names if name in untied},
         tuple(sorted(gone - tensors.keys())),
     )
+
+
+def _parted(graph: GraphProto, named: Collection[str]) -> tuple[list[str], dict[str, re.Pattern[str]]]:
+    """The names, and the patterns by their text: `*` and `?` alone mean more than themselves."""
+    there = values_of(graph)
+    texts = [name for name in named if name not in there and ("*" in name or "?" in name)]
+    patterns = {text: re.compile(translate(text.replace("[", "[[]"))) for text in texts}
+    return [name for name in named if name not in patterns], patterns
+
+
+def _what(graph: GraphProto, name: str) -> str:
+    """What is so called instead."""
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            return f" but {TensorProto.DataType.Name(tensor.data_type).lower()}"
+    return ""
 
 
 def _drop_default_inputs(graph: GraphProto) -> None:
@@ -159,6 +189,7 @@ def _untie(
     whole: Collection[str],
     gone: set[str],
     named: Collection[str],
+    patterns: dict[str, re.Pattern[str]],
     place: str,
 ) -> dict[str, str]:
     """Give every use of a merged initializer its own, but those in `whole`; returns new name to old."""
@@ -169,7 +200,7 @@ def _untie(
     untied: dict[str, str] = {}
     for tensor in list(graph.initializer):
         uses = every[tensor.name]
-        if tensor.data_type != TensorProto.FLOAT or len(uses) < 2 or tensor.name in whole:
+        if tensor.data_type not in FLOATS or len(uses) < 2 or tensor.name in whole:
             continue
         if not tensor.dims:
             continue  # a scalar is a constant: sharing it ties nothing
@@ -178,7 +209,7 @@ def _untie(
             continue  # one weight in several roles
         groups = _groups(tensor.name, uses, constant, torchscript, gone)
         if groups is None:
-            if named:
+            if (named or patterns) and not any(p.match(tensor.name) for p in patterns.values()):
                 continue
             nodes = ", ".join(f"{use.node.op_type} '{use.label}'" for use in uses)
             raise InvalidGraph(
@@ -253,7 +284,7 @@ def _tie_folded(graph: GraphProto, named: Collection[str]) -> set[str]:
     first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
     again: dict[str, str] = {}
     for tensor in graph.initializer:
-        if tensor.name in sources and tensor.data_type == TensorProto.FLOAT:
+        if tensor.name in sources and tensor.data_type in FLOATS:
             value = numpy_helper.to_array(tensor).tobytes()
             key = (sources[tensor.name], tuple(tensor.dims), value)
             if first.setdefault(key, tensor.name) != tensor.name:
@@ -272,7 +303,7 @@ def _tie_transposed(graph: GraphProto, named: Collection[str]) -> None:
     tables = {}
     products = []
     for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2 or _count(tensor) < 16:
+        if tensor.data_type not in FLOATS or len(tensor.dims) != 2 or _count(tensor) < 16:
             continue
         ops = {use.node.op_type for use in uses[tensor.name]}
         if "Gather" in ops and not _all_equal(tensor):

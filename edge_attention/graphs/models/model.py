@@ -10,17 +10,19 @@ written in file_parameters.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from edge_attention.core.errors import InvalidGraph
-from edge_attention.core.messages.federated import LossSpec
+from edge_attention.core.messages.federated import LossSpec, NewHead
 from edge_attention.graphs.gradients.gradients import differentiate
+from edge_attention.graphs.models.dimensions import RowShapes
 from edge_attention.graphs.models.file_parameters import find_parameters
+from edge_attention.graphs.models.model_file import frozen_weights, read_model, whole_number_weights
 from edge_attention.graphs.models.model_form import (
     LOSS_WEIGHT,
     METRIC,
@@ -32,15 +34,15 @@ from edge_attention.graphs.models.model_form import (
 )
 from edge_attention.graphs.models.model_losses import add_loss
 from edge_attention.graphs.models.model_step import load_step_graph
+from edge_attention.graphs.models.new_head import LOGITS, add_head
+from edge_attention.graphs.models.value_specs import output_specs
 from edge_attention.graphs.onnx_file import (
     TensorSpec,
     bind_batch,
     check_operators,
     first_line,
-    infer_outputs,
     keep,
     make_batch_symbolic,
-    parse,
     prune,
     raise_opset,
     serialize,
@@ -60,24 +62,77 @@ def load_model(
     loss: LossSpec,
     parameters: Sequence[str] = (),
     metrics: Sequence[str] = (),
+    others: Sequence[str] = (),
+    dimensions: Mapping[str, int] | None = None,
+    rows: RowShapes | None = None,
+    head: NewHead | None = None,
+    seed: int = 0,
     place: str = "model",
 ) -> Model:
     """Check the ONNX file `data`, add the loss and lift its parameters to inputs `x/<i>`.
 
     `loss.name` is "output" (the file computes its loss; `loss.output`, by default "loss", names it: a float32
     scalar, the mean over the batch) or a standard loss over output `loss.output` (by default the only one).
-    `parameters` names the float32 initializers that train; empty: all that are no constants and that the
-    loss depends on. `metrics`: scalar outputs of the file that are sums over the batch. `place` goes into
-    messages. The same arguments give the same bytes.
+    `parameters` names the float32 initializers that train, or patterns of names; empty: all that are no
+    constants and that the loss depends on. `metrics`: scalar outputs of the file, sums over the batch.
+    `others`: outputs that are wanted besides; what none of these needs is cut off and not looked at.
+    `dimensions`, `rows`: see `bind_dimensions`. `head`: a new one, drawn from `seed`, which is what trains
+    besides what `parameters` names. `place` goes into messages. The same arguments give the same bytes.
 
     Raises InvalidGraph for a file that cannot be used, saying what to change.
     """
+    asked = _Asked(
+        loss,
+        tuple(parameters),
+        tuple(metrics),
+        tuple(others),
+        dimensions or {},
+        rows or {},
+        head,
+        seed,
+        place,
+    )
     try:
-        return _load_model(data, loss, parameters, metrics, place)
+        return _load_model(data, asked)
     except (InvalidGraph, MemoryError):
         raise
     except Exception as error:  # onnx and protobuf raise a dozen classes on damaged bytes
         raise InvalidGraph(f"{place}: not a usable ONNX file: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of `load_model`."""
+
+    loss: LossSpec
+    parameters: tuple[str, ...]
+    metrics: tuple[str, ...]
+    others: tuple[str, ...]
+    dimensions: Mapping[str, int]
+    rows: RowShapes
+    head: NewHead | None
+    seed: int
+    place: str
+
+    def values(self, outputs: tuple[str, ...]) -> list[str]:
+        """What is wanted of a file with these outputs."""
+        for name in (*self.metrics, *self.others):
+            if name not in outputs:
+                what = (
+                    f"metric '{name}' is no scalar output" if name in self.metrics else f"no output '{name}'"
+                )
+                raise InvalidGraph(f"{self.place}: {what}; the outputs are {list(outputs)}: export it as one")
+        besides = [*self.metrics, *self.others]
+        if self.head is None:
+            return [_resolve(self.loss, outputs, self.place).output, *besides]
+        if self.loss.name == "output":
+            raise InvalidGraph(f"{self.place}: a new head needs a loss by name, such as cross_entropy")
+        if not self.head.of and len(outputs) != 1:
+            raise InvalidGraph(
+                f"{self.place}: head.of must name what the head is on, one of the outputs {list(outputs)} or "
+                "a value inside the file"
+            )
+        return [self.head.of or outputs[0], *filter(None, [self.head.mask]), *besides]
 
 
 def gradient_graph(model: Model, batch: int) -> ModelProto:
@@ -123,23 +178,31 @@ def pruned(model: Model, outputs: Sequence[str]) -> ModelProto:
     return forward
 
 
-def _load_model(
-    data: bytes, loss: LossSpec, wanted: Sequence[str], metrics: Sequence[str], place: str
-) -> Model:
-    file = parse(data, place)
+def _load_model(data: bytes, asked: _Asked) -> Model:
+    place, loss, wanted, metrics = asked.place, asked.loss, list(asked.parameters), asked.metrics
+    ready = read_model(data, place, asked.values, asked.dimensions, asked.rows)
+    file, notes, named = ready.model, list(ready.notes), bool(wanted)
+    if lost := [name for name in wanted if name in ready.cut.constants]:
+        raise InvalidGraph(f"{place}: the loss does not depend on parameters {lost}; leave them out")
+    if asked.head is not None:
+        head = replace(asked.head, of=asked.head.of or file.graph.output[0].name)
+        made, said = add_head(file, head, asked.seed, place, ready.cut.outputs)
+        notes.append(f"a new head, {', '.join(made)}, is on {said}")
+        wanted, named = [*made, *wanted], True
+        loss = replace(loss, output=loss.output or LOGITS)
     found = find_parameters(file, wanted, place)
+    check_operators(file.graph, place, found.names)
     weights = take_out(file.graph, found.names)
     strip(file)
-    check_operators(file.graph, place)
     file = raise_opset(file, place)
     graph = file.graph
     prune(graph)
     for value in graph.input:
         check_input(value.name, place)
         make_batch_symbolic(value, place)
-    loss = _resolve(loss, graph, place)
+    loss = _resolve(loss, [value.name for value in graph.output], place)
     aside = set_aside(graph, {loss.output, *metrics})
-    shapes = infer_outputs(file, place)
+    shapes = output_specs(file, [aside.get(name, name) for name in found.names], place)
     if loss.name == "output":
         _take_loss(graph, loss.output, shapes, place)
         added = None
@@ -167,18 +230,24 @@ def _load_model(
     prune(needed.graph)
     tensors = {tensor.name for tensor in needed.graph.initializer}
     reached = {name: held for name in found.names if (held := aside.get(name, name)) in tensors}
-    if lost := [name for name in wanted if name not in reached]:
+    if lost := [name for name in wanted if name in found.names and name not in reached]:
         raise InvalidGraph(f"{place}: the loss does not depend on parameters {lost}; leave them out")
     if not needed.graph.input:
         raise InvalidGraph(f"{place}: the loss depends on no data input; check loss.output")
+    frozen = frozen_weights(needed, reached.values(), named)
     parameters = lift(graph, reached, place, weights)
     if not parameters:
         raise InvalidGraph(
             f"{place}: no parameters that the loss depends on; a parameter is a float32 initializer, and "
-            "constants can be trained by naming them as parameters"
+            f"constants can be trained by naming them as parameters{_reasons(frozen)}"
+        )
+    if quantized := whole_number_weights(needed):
+        notes.append(
+            f"{len(parameters)} of {len(parameters) + len(quantized)} weights train ({_some(parameters)}); "
+            f"{_some(quantized)} do not: {next(iter(quantized.values()))} has no gradient"
         )
     inputs = {value.name: spec_of(value) for value in graph.input if not value.name.startswith("x/")}
-    outputs = infer_outputs(file, place)
+    outputs = output_specs(file, [value.name for value in graph.input if value.name.startswith("x/")], place)
     return Model(
         place,
         serialize(file),
@@ -191,18 +260,36 @@ def _load_model(
         dropped=found.dropped,
         weighted=added is not None and added.weighted,
         label=added.label if added is not None else None,
-        notes=added.notes if added is not None else (),
+        frozen=frozen,
+        cut=ready.cut.outputs,
+        dimensions=ready.dimensions,
+        notes=(*notes, *(added.notes if added is not None else ())),
     )
 
 
-def _resolve(loss: LossSpec, graph: GraphProto, place: str) -> LossSpec:
+def _resolve(loss: LossSpec, outputs: Sequence[str], place: str) -> LossSpec:
     """The loss with its defaults filled in."""
-    outputs = [value.name for value in graph.output]
     output = loss.output or ("loss" if loss.name == "output" else outputs[0] if len(outputs) == 1 else "")
     if output not in outputs:
         what = f"no output '{output}' among" if output else "loss.output must name one of the outputs"
-        raise InvalidGraph(f"{place}: {what} {outputs}; say which one the loss is of")
+        raise InvalidGraph(f"{place}: {what} {list(outputs)}; say which one the loss is of")
     return replace(loss, output=output, labels=loss.labels or "labels")
+
+
+def _reasons(frozen: Mapping[str, str]) -> str:
+    """Why what the loss depends on does not train."""
+    shown = [f"'{name}' is {why}" for name, why in list(frozen.items())[:3]]
+    more = f", and {len(frozen) - 3} more" if len(frozen) > 3 else ""
+    return (
+        f". {'; '.join(shown)}{more}: bring the file with float weights, or train a new head on it"
+        if shown
+        else ""
+    )
+
+
+def _some(names: Collection[str]) -> str:
+    shown = list(names)[:5]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _take_loss(graph: GraphProto, output: str, shapes: Mapping[str, TensorSpec], place: str) -> None:

@@ -65,14 +65,16 @@ class Model:
     """A checked model.
 
     `forward`: its graph. Inputs: data (dimension 0 symbolic: "batch") and parameters `x/<i>`; outputs `loss`,
-    `metric/<name>` and the file's other outputs. Empty for a step graph of one fixed batch.
+    `metric/<name>` and those outputs of the file that were wanted. Empty for a step graph of one fixed batch.
     `names`: the parameters, as the file calls them, in its order; `<i>` counts them. `parameters`: their
     initial values (float32, read-only). `inputs`: the data inputs, labels included. `metrics`: what is
     summed over the batch. `untied`: parameters that the file's exporter had merged into another one.
     `dropped`: parameters of the exporter's model that the file does not have (all zero, mostly).
     `step`: of a step graph, the user's own gradient graph, with the names of `gradient_graph`.
     `weighted`: `forward` has the output LOSS_WEIGHT. `label`: of a standard loss, what its labels must be.
-    `notes`: sentences that whoever trains it should read.
+    `frozen`: weights that the loss depends on and that do not train, and why. `cut`: outputs of the file that
+    nothing here needs. `dimensions`: sizes of what the file leaves open. `notes`:
+    sentences that whoever trains it should read.
     """
 
     place: str
@@ -87,6 +89,9 @@ class Model:
     step: bytes = b""
     weighted: bool = False
     label: LabelKind | None = None
+    frozen: dict[str, str] = field(default_factory=dict)
+    cut: tuple[str, ...] = ()
+    dimensions: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -10,7 +10,7 @@ parameters for good; nothing in the file tells. Give such parameters different v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import numpy as np
@@ -18,23 +18,27 @@ from numpy.typing import NDArray
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.models.constant_weights import lift_constants
+from edge_attention.graphs.models.dimensions import RowShapes
+from edge_attention.graphs.models.model_file import frozen_weights, read_model
+from edge_attention.graphs.models.value_specs import output_specs
 from edge_attention.graphs.onnx_file import (
     BATCH,
     TensorSpec,
     bind_batch,
     check_operators,
     first_line,
-    infer_outputs,
     keep,
     make_batch_symbolic,
-    parse,
     prune,
+    raise_opset,
     serialize,
     spec_of,
     strip,
     values_of,
 )
 from edge_attention.graphs.part import GraphPart, PartKind
+from edge_attention.graphs.reading.bounds import MIN_OPSET
 
 __all__ = ["BATCH", "GraphPart", "TensorSpec", "bind_batch", "load_part", "prune", "serialize", "spec_of"]
 
@@ -43,7 +47,14 @@ _RESERVED_NAMES = {"dkeys", "dvalues", "dfused"}
 
 
 def load_part(
-    data: bytes, kind: PartKind, trainable: Sequence[str] | None = None, where: str = ""
+    data: bytes,
+    kind: PartKind,
+    trainable: Sequence[str] | None = None,
+    where: str = "",
+    *,
+    outputs: Sequence[str] = (),
+    dimensions: Mapping[str, int] | None = None,
+    rows: RowShapes | None = None,
 ) -> GraphPart:
     """Check the ONNX file `data` and lift its parameters to inputs.
 
@@ -51,6 +62,8 @@ def load_part(
     [B, T, Hk, dv], float32; further outputs are dropped. A head turns `fused` [B, N, Hq, dv] float32 and
     labels into `loss`, a float32 scalar that is the mean over the batch, and whatever else it reports.
     `trainable` names the float32 initializers that train; by default all that reach an output do.
+    `outputs`: those of a head that are wanted besides its loss; empty: all. What nothing wanted needs is cut
+    off and not looked at. `dimensions`, `rows`: see `bind_dimensions`.
     `where` (a file name, a node's name) goes into messages. The same arguments give the same bytes.
 
     Raises InvalidGraph for a file that cannot be used, saying what to change.
@@ -59,27 +72,42 @@ def load_part(
         raise InvalidGraph(f"a part is an encoder or a head, not {kind!r}")
     place = f"{kind} '{where}'" if where else kind
     try:
-        return _load(data, kind, trainable, place)
+        return _load(data, kind, trainable, place, tuple(outputs), dimensions or {}, rows or {})
     except (InvalidGraph, MemoryError):
         raise
     except Exception as error:  # onnx and protobuf raise a dozen classes on damaged bytes
         raise InvalidGraph(f"{place}: not a usable ONNX file: {first_line(error)}") from error
 
 
-def _load(data: bytes, kind: PartKind, trainable: Sequence[str] | None, place: str) -> GraphPart:
-    model = parse(data, place)
+def _load(
+    data: bytes,
+    kind: PartKind,
+    trainable: Sequence[str] | None,
+    place: str,
+    besides: tuple[str, ...],
+    dimensions: Mapping[str, int],
+    rows: RowShapes,
+) -> GraphPart:
+    def wanted(outputs: tuple[str, ...]) -> tuple[str, ...]:
+        required = ("keys", "values") if kind == "encoder" else ("loss",)
+        for name in required:
+            if name not in outputs:
+                raise InvalidGraph(
+                    f"{place}: no output '{name}' among {list(outputs)}; rename the graph's outputs"
+                )
+        if kind == "encoder":
+            return required
+        return (*required, *besides) if besides else outputs
+
+    ready = read_model(data, place, wanted, dimensions, rows)
+    model = ready.model
     graph = model.graph
-    check_operators(graph, place)
+    if lost := sorted(ready.cut.constants.intersection(trainable or ())):
+        raise InvalidGraph(f"{place}: trainable {lost} reach no output; leave them out")
+    lift_constants(graph, trainable or (), by_use=trainable is None and model.producer_name != "pytorch")
     _check_names(graph, place)
     strip(model)
-
-    outputs = [value.name for value in graph.output]
-    required = ["keys", "values"] if kind == "encoder" else ["loss"]
-    for name in required:
-        if name not in outputs:
-            raise InvalidGraph(f"{place}: no output '{name}' among {outputs}; rename the graph's outputs")
     if kind == "encoder":
-        keep(graph.output, {"keys", "values"})
         graph.output.sort(key=lambda value: value.name)
 
     floats = [tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
@@ -87,13 +115,18 @@ def _load(data: bytes, kind: PartKind, trainable: Sequence[str] | None, place: s
         if name not in floats:
             raise InvalidGraph(f"{place}: trainable '{name}' is no float32 initializer; there are {floats}")
     chosen = set(floats if trainable is None else trainable)
+    check_operators(graph, place, chosen)
     # An initializer may also be listed as an input (its default value); here it is one or the other.
     initialized = {tensor.name for tensor in graph.initializer}
     keep(graph.input, {value.name for value in graph.input} - initialized)
     prune(graph)
-    lost = chosen - {tensor.name for tensor in graph.initializer}
-    if trainable is not None and lost:
-        raise InvalidGraph(f"{place}: trainable {sorted(lost)} reach no output; leave them out")
+    if next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")) < MIN_OPSET:
+        model = raise_opset(model, place)
+        graph = model.graph
+    unread = chosen - {tensor.name for tensor in graph.initializer}
+    if trainable is not None and unread:
+        raise InvalidGraph(f"{place}: trainable {sorted(unread)} reach no output; leave them out")
+    frozen = frozen_weights(model, chosen, named=trainable is not None)
     parameters = _lift(graph, chosen, place)
     if not parameters:
         raise InvalidGraph(f"{place}: no trainable parameters; a parameter is a float32 initializer")
@@ -105,9 +138,20 @@ def _load(data: bytes, kind: PartKind, trainable: Sequence[str] | None, place: s
             inputs[value.name] = spec_of(value)
     if kind == "head" and "fused" not in inputs:
         raise InvalidGraph(f"{place}: no input 'fused' that reaches an output; inputs are {list(inputs)}")
-    outputs_ = infer_outputs(model, place)
+    outputs_ = output_specs(model, list(parameters), place)
     _check_shapes(kind, inputs, outputs_, place)
-    return GraphPart(kind, place, serialize(model), parameters, inputs, outputs_)
+    return GraphPart(
+        kind,
+        place,
+        serialize(model),
+        parameters,
+        inputs,
+        outputs_,
+        frozen,
+        ready.cut.outputs,
+        ready.dimensions,
+        ready.notes,
+    )
 
 
 def _check_names(graph: GraphProto, place: str) -> None:

@@ -24,11 +24,13 @@ __all__ = [
     "MAX_PARTS",
     "MAX_RANK",
     "MAX_VALUES",
+    "MIN_CONVERTED",
     "MIN_IR_VERSION",
     "MIN_OPSET",
 ]
 
 MIN_OPSET, MAX_OPSET = 13, 26  # below 13, `axes` are attributes; above 26, ONNX Runtime does not read it
+MIN_CONVERTED = 7  # from there on onnx's converter raises a model that is to be trained
 MIN_IR_VERSION, MAX_IR_VERSION = 3, 13
 
 MAX_BYTES = 256 << 20

@@ -13,7 +13,7 @@ Needs protobuf alone, no `onnx`: nodes, the aggregator and the client read with 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -25,17 +25,22 @@ from edge_attention.graphs.reading.bounds import (
     MAX_BYTES,
     MAX_IR_VERSION,
     MAX_OPSET,
+    MIN_CONVERTED,
     MIN_IR_VERSION,
     MIN_OPSET,
 )
 from edge_attention.graphs.reading.fields import new_model
 from edge_attention.graphs.reading.folding import check_folding
 from edge_attention.graphs.reading.names import check_name
+from edge_attention.graphs.reading.needed import CutOff, cut_off
 from edge_attention.graphs.reading.operators import DOMAINS, of_operators, standard
 from edge_attention.graphs.reading.scan import scan
 from edge_attention.graphs.reading.walk import Key, Walk, key_of
 
-__all__ = ["CheckedGraph", "check_graph", "read_graph", "read_with_notes"]
+__all__ = ["CheckedGraph", "Wanted", "check_graph", "read_graph", "read_needed", "read_with_notes"]
+
+Wanted = Callable[[tuple[str, ...]], Collection[str]]
+"""From the names of a model's outputs to the values of it that are wanted; may raise InvalidGraph."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,28 @@ def read_with_notes(data: bytes, where: str) -> bytes:
     return written
 
 
+def read_needed(data: bytes, where: str, wanted: Wanted) -> tuple[bytes, CutOff]:
+    """The same of what the wanted values need alone, and what was cut off.
+
+    What is cut off is not judged: an operator that is not allowed, a map, text. A model may be of an opset
+    from MIN_CONVERTED on, which has to be raised before anything runs it.
+
+    Raises:
+        InvalidGraph: as `read_graph`, and what `wanted` raises.
+    """
+    model = _parsed(data, where)
+    cut = cut_off(model, wanted(tuple(value.name for value in model.graph.output)))
+    _checked(model, where, len(data), notes=True, oldest=MIN_CONVERTED)
+    written: bytes = model.SerializeToString(deterministic=True)
+    return written, cut
+
+
 def _read(data: bytes, where: str, notes: bool) -> tuple[Any, Walk, int]:
+    model = _parsed(data, where)
+    return (model, *_checked(model, where, len(data), notes, MIN_OPSET))
+
+
+def _parsed(data: bytes, where: str) -> Any:
     if len(data) > MAX_BYTES:
         raise InvalidGraph(
             f"{where}: {len(data):,} bytes, more than the limit of {MAX_BYTES:,} (MAX_BYTES); bring a "
@@ -132,6 +158,10 @@ def _read(data: bytes, where: str, notes: bool) -> tuple[Any, Walk, int]:
     model.DiscardUnknownFields()  # there are none, or the scan reads otherwise than protobuf: none is written
     if not model.HasField("graph"):
         raise InvalidGraph(f"{where}: not an ONNX file (no graph in it); export it again")
+    return model
+
+
+def _checked(model: Any, where: str, size: int, notes: bool, oldest: int) -> tuple[Walk, int]:
     if model.training_info:
         raise InvalidGraph(f"{where}: it has training_info; export the graph for inference")
     if not MIN_IR_VERSION <= model.ir_version <= MAX_IR_VERSION:
@@ -146,15 +176,15 @@ def _read(data: bytes, where: str, notes: bool) -> tuple[Any, Walk, int]:
         # ONNX Runtime can be made to take options of the session from here.
         model.ClearField("metadata_props")
     functions = _functions(model, where)
-    walk = Walk(where, functions, notes)
+    walk = Walk(where, functions, notes, oldest < MIN_OPSET)
     nodes = walk.graph(model.graph)
     for key in functions:
         walk.function(key)
-    check_folding(model.graph, model.functions, len(data), where)
+    check_folding(model.graph, model.functions, size, where)
     used = {domain for domain, _ in walk.used}
     for item in (model, *model.functions):
-        _check_imports(item, where, used, item is model)
-    return model, walk, nodes
+        _check_imports(item, where, used, item is model, oldest)
+    return walk, nodes
 
 
 def _functions(model: Any, where: str) -> Mapping[Key, Any]:
@@ -171,7 +201,7 @@ def _functions(model: Any, where: str) -> Mapping[Key, Any]:
     return dict(zip(keys, model.functions, strict=True))
 
 
-def _check_imports(item: Any, where: str, used: set[str], main: bool) -> None:
+def _check_imports(item: Any, where: str, used: set[str], main: bool, oldest: int) -> None:
     """Check the versions that the model or a function imports; drop domains of which nothing is used."""
     versions: dict[str, int] = {}
     kept = []
@@ -182,11 +212,13 @@ def _check_imports(item: Any, where: str, used: set[str], main: bool) -> None:
         if domain in DOMAINS or domain in used:
             kept.append((domain, opset.version))
     version = versions.get("", 0)
-    if ("" in versions or (main and "" in used)) and not MIN_OPSET <= version <= MAX_OPSET:
+    if ("" in versions or (main and "" in used)) and not oldest <= version <= MAX_OPSET:
         raise InvalidGraph(
-            f"{where}: opset {version} is not supported; export with opset {MIN_OPSET} to {MAX_OPSET}"
+            f"{where}: opset {version} is not supported; export with opset {oldest} to {MAX_OPSET}"
         )
     for domain, version in versions.items():
+        if not domain:
+            continue
         first, last = DOMAINS.get(domain, (version, version))
         if not first <= version <= last:
             raise InvalidGraph(

@@ -14,7 +14,7 @@ from edge_attention.graphs.reading.bounds import (
     MAX_VALUES,
 )
 from edge_attention.graphs.reading.names import check_name
-from edge_attention.graphs.reading.operators import OPERATORS, standard
+from edge_attention.graphs.reading.operators import OPERATORS, REPLACED, standard
 from edge_attention.graphs.reading.tensors import STRING, check_tensor, check_type
 
 __all__ = ["Key", "Walk", "key_of"]
@@ -62,10 +62,12 @@ def key_of(function: Any) -> Key:
 
 
 class Walk:
-    """Through one file. `notes`: what exporters note stays in it."""
+    """Through one file. `notes`: what exporters note stays in it. `replaced`: it may have operators that
+    onnx's converter of versions replaces."""
 
-    def __init__(self, where: str, functions: Mapping[Key, Any], notes: bool) -> None:
+    def __init__(self, where: str, functions: Mapping[Key, Any], notes: bool, replaced: bool = False) -> None:
         self._where = where
+        self._replaced = REPLACED if replaced else frozenset[str]()
         self._functions = functions
         self._notes = notes
         self.used: set[tuple[str, str]] = set()
@@ -161,7 +163,7 @@ class Walk:
                 f"{where}: {label} is of domain {node.domain!r}, which is not allowed; the domains are "
                 f"ai.onnx, {', '.join(filter(None, OPERATORS))} and functions of the file"
             )
-        elif name not in OPERATORS[domain]:
+        elif name not in OPERATORS[domain] and (domain or name not in self._replaced):
             raise InvalidGraph(
                 f"{where}: {label} is not among the operators that a graph may have; export it without; "
                 "docs/security.md, what a graph can do, says why"

@@ -130,7 +130,7 @@ def test_a_run_with_its_curve_masses_and_rounds():
         job, models = small_job.job(rounds=4, evaluate_every=2)
         for model in models.values():
             house.state.put_blob(model)
-        planned = await house.runs.plan(job)
+        planned = (await house.runs.plan(job)).graphs
         for lab in "ab":
             released = sorted({g.release for g in planned if g.node == lab and g.release})
             house.node(lab, datasets=small_job.datasets(lab), releases=released)
@@ -155,7 +155,7 @@ def test_the_next_process_draws_the_curves_again(tmp_path):
         job, models = small_job.job(rounds=6, evaluate_every=3)
         for model in models.values():
             house.state.put_blob(model)
-        planned = await house.runs.plan(job)
+        planned = (await house.runs.plan(job)).graphs
         for lab in "ab":
             released = sorted({g.release for g in planned if g.node == lab and g.release})
             house.node(lab, datasets=small_job.datasets(lab), releases=released)

@@ -220,13 +220,16 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(file: bytes, loss: LossS
         load_model(file, loss=loss)
 
 
-def test_a_second_dynamic_dimension_is_refused() -> None:
+def test_a_second_dynamic_dimension_takes_the_size_that_the_job_says_or_is_refused_with_what_to_say() -> None:
     nodes = [node("ReduceMean", ["x", "axes"], ["m"], keepdims=0), node("Mul", ["m", "w"], ["logits"])]
     values = {"axes": np.array([1], np.int64), "w": normal(1, 4)}
     inputs = {"x": (FLOAT, ["batch", "length", 4])}
     file = model(nodes, inputs, {"logits": (FLOAT, ["batch", 4])}, values)
-    with pytest.raises(InvalidGraph, match="'x' has a dynamic dimension besides the batch; export it fixed"):
+    with pytest.raises(InvalidGraph, match=r"of input 'x' \(length\) .* dimensions = \{ length = 64 \}"):
         load_model(file, loss=LossSpec("cross_entropy"))
+    loaded = load_model(file, loss=LossSpec("cross_entropy"), dimensions={"length": 7})
+    assert loaded.inputs["x"] == (FLOAT32, (None, 7, 4))
+    assert loaded.dimensions == {"length": 7}
 
 
 def test_a_model_that_cannot_be_differentiated_is_refused_with_the_operators_name() -> None:

@@ -35,7 +35,7 @@ def logits(loaded: Model, tokens: np.ndarray) -> Array:
 
 
 def test_evaluation_adds_up_batches_of_any_size_to_the_sums_over_all_rows() -> None:
-    loaded = load_model(attending(), loss=LOSS)
+    loaded = load_model(attending(), loss=LOSS, others=("weights",))
     graph = evaluation_graph(loaded)
     assert graph_inputs(graph)["tokens"][1] == (None, 5)
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_over_tokens_the_metrics_count_tokens() -> None:
 
 
 def test_attention_is_the_output_the_job_names() -> None:
-    loaded = load_model(attending(), loss=LOSS)
+    loaded = load_model(attending(), loss=LOSS, others=("weights",))
     graph = attention_graph(loaded, "weights")
     assert set(graph_inputs(graph)) == {"tokens", "x/0", "x/1"}
     close(run(graph, {"tokens": TOKENS, **point(loaded)})["attention"], weights(loaded, TOKENS)[1])
@@ -75,7 +75,11 @@ def test_attention_is_the_output_the_job_names() -> None:
 def test_an_output_called_attention_is_taken_as_it_is() -> None:
     nodes = [node("MatMul", ["x", "w"], ["logits"]), node("Softmax", ["logits"], ["attention"])]
     outputs = {"logits": (FLOAT, ["n", 3]), "attention": (FLOAT, ["n", 3])}
-    loaded = load_model(model(nodes, {"x": (FLOAT, ["n", 4])}, outputs, {"w": normal(1, 4, 3)}), loss=LOSS)
+    loaded = load_model(
+        model(nodes, {"x": (FLOAT, ["n", 4])}, outputs, {"w": normal(1, 4, 3)}),
+        loss=LOSS,
+        others=("attention",),
+    )
     x = normal(0, 2, 4)
     expected = softmax(x.astype(np.float64) @ loaded.parameters["w"])
     close(run(attention_graph(loaded, "attention"), {"x": x, **point(loaded)})["attention"], expected)
@@ -87,7 +91,7 @@ def test_an_output_called_attention_is_taken_as_it_is() -> None:
 
 
 def test_the_penalty_and_its_gradients_are_those_derived_by_hand() -> None:
-    loaded = load_model(attending(), loss=LOSS)
+    loaded = load_model(attending(), loss=LOSS, others=("weights",))
     graph = penalty_graph(loaded, "weights", 3)
     parameters = {f"x/{i}": (FLOAT32, loaded.parameters[n].shape) for i, n in enumerate(["table", "query"])}
     data = {"probe/tokens": (np.dtype(np.int64), (3, 5)), "alpha": (FLOAT32, (3, 5))}
@@ -107,7 +111,7 @@ def test_the_penalty_and_its_gradients_are_those_derived_by_hand() -> None:
 
 
 def test_an_attention_output_that_is_not_there_is_refused() -> None:
-    loaded = load_model(attending(), loss=LOSS)
+    loaded = load_model(attending(), loss=LOSS, others=("weights",))
     for name in ("mask", "loss", "metric/correct"):
         with pytest.raises(InvalidGraph, match=r"no float32 output .*\['logits', 'weights'\]: export"):
             attention_graph(loaded, name)
@@ -118,7 +122,7 @@ def test_the_trained_file_serves_the_trained_values() -> None:
     values = {name: normal(20 + i, *value.shape) for i, (name, value) in enumerate(fresh(file).items())}
     served = run(trained_onnx(file, values), {"tokens": TOKENS})
     assert list(served) == ["logits", "weights"]
-    loaded = load_model(file, loss=LOSS)
+    loaded = load_model(file, loss=LOSS, others=("weights",))
     expected = run(
         loaded.forward, {**served_inputs(), **dict(zip(point(loaded), values.values(), strict=True))}
     )

@@ -123,7 +123,7 @@ def begun(folder):
 
 def resumed(folder, run):
     async def scenario(house):
-        planned = await house.runs.plan(small_job.job(rounds=8)[0])
+        planned = (await house.runs.plan(small_job.job(rounds=8)[0])).graphs
         for lab in "ab":
             house.node(lab, datasets=small_job.datasets(lab), releases=releases(planned, lab))
         house.runs.resume()

@@ -1,0 +1,97 @@
+"""Cuts off what a model's wanted values do not need, before anything of it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from edge_attention.graphs.reading.operators import standard
+
+__all__ = ["CutOff", "cut_off", "graphs_in", "keep_needed", "reads"]
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """What of a model's outputs, and of its constants, was not needed."""
+
+    outputs: tuple[str, ...]
+    constants: frozenset[str]
+
+
+def graphs_in(node: Any) -> Iterator[Any]:
+    """The graphs inside a node: bodies of If, Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def reads(node: Any) -> set[str]:
+    """What a node depends on; for its graphs inside a superset, as a local name may equal an outer one."""
+    names = set(node.input)
+    for graph in graphs_in(node):
+        for inner in graph.node:
+            names |= reads(inner)
+        names |= {value.name for value in graph.output}
+    return names - {""}
+
+
+def keep_needed(graph: Any, wanted: Collection[str]) -> None:
+    """Drop, in place, every node, initializer and input that no value of `wanted` depends on."""
+    needed = set(wanted)
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed |= reads(node)
+    kept.reverse()
+    _keep(graph.node, kept)
+    for field in (graph.initializer, graph.input):
+        _keep(field, [item for item in field if item.name in needed])
+
+
+def cut_off(model: Any, wanted: Collection[str]) -> CutOff:
+    """Leave of `model` what the values `wanted` need, functions included; returns what is gone.
+
+    A wanted value that is no output is no output afterwards either: it has no type that could be declared.
+    """
+    graph = model.graph
+    before = tuple(value.name for value in graph.output)
+    constants = _constants(graph)
+    keep_needed(graph, wanted)
+    _keep(graph.output, [value for value in graph.output if value.name in wanted])
+    there = {name for node in graph.node for name in node.output}
+    there |= {item.name for field in (graph.initializer, graph.input, graph.output) for item in field}
+    _keep(graph.value_info, [value for value in graph.value_info if value.name in there])
+    _keep_called(model)
+    gone = constants - _constants(graph)
+    return CutOff(tuple(name for name in before if name not in wanted), gone)
+
+
+def _constants(graph: Any) -> frozenset[str]:
+    made = {name for node in graph.node if node.op_type == "Constant" for name in node.output}
+    return frozenset(made | {tensor.name for tensor in graph.initializer})
+
+
+def _keep_called(model: Any) -> None:
+    """Drop functions that nothing calls."""
+    functions: dict[tuple[str, str], list[Any]] = {}
+    for function in model.functions:
+        functions.setdefault((standard(function.domain), function.name), []).append(function)
+    called: set[tuple[str, str]] = set()
+    waiting = list(model.graph.node)
+    while waiting:
+        node = waiting.pop()
+        waiting += [inner for graph in graphs_in(node) for inner in graph.node]
+        key = (standard(node.domain), node.op_type)
+        if key in functions and key not in called:
+            called.add(key)
+            waiting += [inner for function in functions[key] for inner in function.node]
+    _keep(model.functions, [f for f in model.functions if (standard(f.domain), f.name) in called])
+
+
+def _keep(field: Any, kept: list[Any]) -> None:
+    if len(kept) < len(field):
+        del field[:]
+        field.extend(kept)
