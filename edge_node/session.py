@@ -46,6 +46,8 @@ _FINAL = (errors.AlreadyExists, errors.InvalidArgument, errors.PermissionDenied,
 
 
 class SessionPhase(Enum):
+    """How far the node is with its connection."""
+
     WAITING = "waiting"
     """Until it is time to connect."""
     CONNECTING = "connecting"

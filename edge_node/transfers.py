@@ -139,10 +139,12 @@ class Transfers:
         self._online = asyncio.Event()
 
     def online(self, caller: Caller, session: str) -> None:
+        """There is a connection: transfers that wait for one go on over it."""
         self._connection = (caller, session)
         self._online.set()
 
     def offline(self) -> None:
+        """The connection is gone: transfers wait for the next one."""
         self._connection = None
         self._online.clear()
 

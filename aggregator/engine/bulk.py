@@ -117,6 +117,7 @@ class Bulk:
         self._loans[digest] += 1
 
     def take_back(self, digest: str) -> None:
+        """End one loan of the file; after the last it is not offered any more. Call it once for each loan."""
         self._loans[digest] -= 1
         if self._loans[digest] <= 0:
             self._lent.pop(digest, None)

@@ -282,6 +282,7 @@ class Membership:
         raise NotFound("this session is not known here; connect first")
 
     def get(self, name: str) -> Member | None:
+        """The member `name`, whatever its state; None: it has never come, or is forgotten."""
         return self._members.get(name)
 
     def require_live(self, name: str) -> Member:
@@ -300,10 +301,12 @@ class Membership:
         return member
 
     def live(self, name: str) -> bool:
+        """Whether node `name` can be sent work now."""
         member = self._members.get(name)
         return member is not None and member.live
 
     def state(self, name: str) -> NodeState:
+        """The state of node `name`; of one that is not here SUSPECT while it is expected, else LOST."""
         member = self._members.get(name)
         if member is None:
             return NodeState.SUSPECT if name in self._expected else NodeState.LOST

@@ -79,6 +79,7 @@ class Blobs:
         return path
 
     def has(self, digest: str) -> bool:
+        """Whether there is such a blob; its bytes are not looked at."""
         return self._path(digest).is_file()
 
     def _path(self, digest: str) -> Path:

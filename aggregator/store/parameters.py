@@ -62,6 +62,7 @@ class Draft:
     state: TensorFileWriter | None
 
     def abort(self) -> None:
+        """Remove what was written. It does nothing after `ParameterStore.commit_draft`, nor a second time."""
         self.parameters.abort()
         if self.state is not None:
             self.state.abort()

@@ -78,6 +78,8 @@ _SINCE_2 = (
 
 @dataclass(frozen=True)
 class ContextRow:
+    """A context as it is kept; `spec` is JSON."""
+
     id: str
     name: str
     created: float  # seconds since 1970
@@ -86,6 +88,8 @@ class ContextRow:
 
 @dataclass(frozen=True)
 class SegmentRow:
+    """A segment of the context with the id `context`, as it is kept; `spec` is JSON."""
+
     context: str
     id: str
     spec: dict[str, Any]
@@ -93,6 +97,8 @@ class SegmentRow:
 
 @dataclass(frozen=True)
 class RunRow:
+    """A run as it is kept: its job, and how far it is; `detail` says more of its `status`."""
+
     id: str
     name: str
     created: float  # seconds since 1970
@@ -119,6 +125,8 @@ class Version:
 
 @dataclass(frozen=True)
 class Record:
+    """What is remembered of one round of a run, as JSON."""
+
     round: int
     record: dict[str, Any]
 
@@ -338,10 +346,12 @@ class State:
             self._database.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, '', 0, NULL)", values)
 
     def set_run_status(self, id: str, status: str, detail: str = "") -> None:
+        """Writes down how the run is, and why; `NotFound` if there is none."""
         statement = "UPDATE runs SET status = ?, detail = ? WHERE id = ?"
         self._change(f"there is no run {id!r}", statement, status, detail, id)
 
     def get_run(self, id: str) -> RunRow:
+        """The run; `NotFound` if there is none."""
         rows = self._rows("SELECT * FROM runs WHERE id = ?", id)
         if not rows:
             raise NotFound(f"there is no run {id!r}")
@@ -453,6 +463,7 @@ class State:
         return self._blobs.path(digest)
 
     def has_blob(self, digest: str) -> bool:
+        """Whether there is such a blob; its bytes are not looked at."""
         return self._blobs.has(digest)
 
 

@@ -36,6 +36,8 @@ LOOK_SECONDS = 0.5
 
 
 class CellPhase(Enum):
+    """How far the cell's process is."""
+
     ABSENT = "absent"
     STARTING = "starting"
     READY = "ready"

@@ -133,6 +133,7 @@ class Store:
             self._count("task/", size, apart)
 
     def release(self, size: int, apart: bool = False) -> None:
+        """Give back what `reserve` has counted; `apart` as there."""
         with self._lock:
             self._count("task/", -size, apart)
 
@@ -211,6 +212,7 @@ class Store:
         return tuple(sequence.tiles.shape[1:])
 
     def is_sequence(self, name: str) -> bool:
+        """Whether what is stored as `name` is a sequence, which appends grow where it lies."""
         return name in self._sequences
 
     def append(

@@ -125,6 +125,8 @@ class Segment(_Placed):
 
 @dataclass(frozen=True)
 class Context:
+    """A context: its shape, its length in tokens, and its segments in order of their first positions."""
+
     spec: ContextSpec
     tokens: int
     segments: tuple[Segment, ...] = ()
@@ -157,12 +159,23 @@ class AppendRequest:
 
 @dataclass(frozen=True)
 class AppendResponse:
+    """The positions that the tokens were given, and the segments that hold them."""
+
     tokens: range
     segments: tuple[Segment, ...]
 
 
 @dataclass(frozen=True)
 class AppendDatasetRequest:
+    """Have `node` compute tokens from its own dataset, one a row, and keep them.
+
+    Attributes:
+        graph: the SHA-256 of the graph that makes keys and values of rows.
+        inputs: input of the graph -> column.
+        rows: None: all.
+        request_id: as in AppendRequest.
+    """
+
     context: str
     node: str
     dataset: str
@@ -228,6 +241,8 @@ class Missing(_Placed):
 
 @dataclass(frozen=True, eq=False)
 class AttendResponse:
+    """The answer to an attend, and what it stands on. See `AttendResponse` in attention.proto for shapes."""
+
     out: Array | Encoded
     lse: Array
     exact: bool

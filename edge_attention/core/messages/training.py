@@ -29,6 +29,8 @@ class MissingSamples(Enum):
 
 
 class RunState(Enum):
+    """How a run stands."""
+
     RUNNING = "running"
     FINISHED = "finished"
     STOPPED = "stopped"

@@ -96,6 +96,8 @@ class RoundRules:
 
 
 class RoundState(Enum):
+    """How a round stands."""
+
     OPEN = "open"
     CLOSED = "closed"
     """It has its quorum, and nobody is waited for any more."""
