@@ -1,1 +1,1 @@
-"""What is said over the wire: a file a .proto, of the same name, and a file for a part of one that is large."""
+"""What is said over the wire: a file a .proto, of the same name, and one for a large part of another."""
