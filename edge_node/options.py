@@ -65,6 +65,8 @@ _OPTIONS = (
         "STORE/identity]",
     ),
     click.option(
-        "--authority", type=_FILE, help="The aggregator's authority, PEM, instead of the token's pin."
+        "--authority",
+        type=_FILE,
+        help="The aggregator's authority, PEM, or a bundle of several, instead of the token's pin.",
     ),
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aggregator.trust.registry import Registry
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
-from edge_attention.trust.authorities import Authorities, pin_of, pinned
+from edge_attention.trust.authorities import Authorities, pin_of
 from edge_attention.trust.certificates import pem
 from edge_attention.trust.files import write_whole
 from edge_attention.trust.names import Role
@@ -78,7 +78,7 @@ def _good(file: Path, kind: TokenKind, registry: Registry, authorities: Authorit
     try:
         token = read_token(file, kind)
         return (
-            pinned(token.pin, authorities)
+            token.pin == pin_of(authorities)
             and registry.knows(token)
             and (registry.token(token.id).state(now) == "valid")
         )

@@ -129,14 +129,16 @@ class OperatorsCertificate(ServerCertificate):
         key = read_key(self._files.key, self._files.passphrase)
         shown = arrange(self._given(key, before), self._files.host, self._clock())
         rehearse(tls_context(pem(*shown.certificates), key_pem(key)), shown.authorities)
-        self.use(shown.certificates, key_pem(key), shown.authorities)
-        self._seen = stamps
-        self._tell(shown, before)
         try:
             write_whole(self._folder / CHAIN, pem(*shown.certificates), 0o644)
             write_whole(self._folder / TLS_AUTHORITY, pem(*shown.authorities), 0o644)
         except OSError as error:
-            raise FailedPrecondition(f"{self._folder} cannot be written: {error.strerror}") from None
+            raise FailedPrecondition(
+                f"{self._folder} cannot be written: {error.strerror}; check the disk and the folder's rights"
+            ) from None
+        self.use(shown.certificates, key_pem(key), shown.authorities)
+        self._seen = stamps
+        self._tell(shown, before)
 
     def _given(self, key: object, before: Authorities) -> GivenChain:
         files = self._files

@@ -4,7 +4,7 @@ and text around it, encrypted or not. What cannot be read is one error that says
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
@@ -28,7 +28,7 @@ _PASSPHRASES = (
 class Passphrase:
     """Where the passphrase of the key comes from: the environment, or a file, read at each use."""
 
-    text: str | None = None
+    text: str | None = field(default=None, repr=False)
     file: Path | None = None
 
     def read(self) -> bytes | None:

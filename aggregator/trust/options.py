@@ -19,7 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 DAYS = 7.0
 """The life of a certificate, unless the options say otherwise."""
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+"""That it is not there is for its reader to say: to click that is every file in a folder that is closed."""
 
 
 def _not_on_the_command_line(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:

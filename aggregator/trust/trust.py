@@ -36,6 +36,8 @@ from edge_attention.wire.methods import AnyMethod
 log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.5
+SAY_AGAIN_SECONDS = 60.0
+"""What goes on failing at every look is said so often."""
 HANDSHAKE_SECONDS = 60.0
 EXPIRY_SECONDS = 5.0
 
@@ -108,11 +110,14 @@ class Trust:
 
     async def watch(self) -> None:
         """Rotate, notice what was revoked, end what has ended; runs as long as the aggregator does."""
+        said, again = "", 0.0
         while True:
             try:
                 await self._look()
             except (EdgeAttentionError, OSError) as error:
-                log.error("%s", error)
+                if str(error) != said or time.monotonic() >= again:
+                    log.error("%s", error)
+                    said, again = str(error), time.monotonic() + SAY_AGAIN_SECONDS
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _look(self) -> None:

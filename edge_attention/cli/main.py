@@ -74,7 +74,11 @@ def _unavailable(name: str, package: str) -> click.Command:
 @click.option("--aggregator", type=ADDRESS, default="127.0.0.1:50051", help="Where the aggregator listens.")
 @click.option("--token", metavar="TOKEN", help="An access token (eat_...), for an aggregator with TLS.")
 @click.option("--token-file", type=_FILE, help="The same, read from a file.")
-@click.option("--authority", type=_FILE, help="The aggregator's authority, PEM; a token finds it by itself.")
+@click.option(
+    "--authority",
+    type=_FILE,
+    help="The aggregator's authority, PEM, or a bundle of several; a token finds it by itself.",
+)
 @click.option(
     "--identity",
     type=click.Path(file_okay=False, path_type=Path),

@@ -54,7 +54,7 @@ class AsyncClient:
         retry: ask again, as long as the call's own deadline or timeout allows, when the aggregator is
             overloaded and says when to come back; False: raise `Overloaded` at once.
         token: an access token (`eat_...`), for an aggregator with TLS; it also says which authority to trust.
-        authority: the authority's certificate, a PEM file, instead of the token's pin.
+        authority: the authority's certificate, or several, a PEM file, instead of the token's pin.
         identity: a folder with a client certificate (`edge-attention enrol`), instead of a token.
 
     Without the last three it speaks plaintext, as on loopback.

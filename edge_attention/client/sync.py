@@ -46,7 +46,7 @@ class Client:
         timeout: seconds a call may take that has no deadline of its own.
         patience: seconds a run's iteration goes on trying to reach an aggregator that is away.
         token: an access token (`eat_...`), for an aggregator with TLS.
-        authority: the authority's certificate, a PEM file; a token finds it by itself.
+        authority: the authority's certificate, or several, a PEM file; a token finds it by itself.
         identity: a folder with a client certificate (`edge-attention enrol`), instead of a token.
     """
 

@@ -7,6 +7,7 @@ import random
 
 import pki
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
 from operators_house import (
@@ -20,6 +21,7 @@ from operators_house import (
     served,
 )
 
+from aggregator.main import main
 from aggregator.trust.operators_certificate import OperatorsCertificate, OperatorsFiles
 from aggregator.trust.operators_files import Passphrase, read_chain, read_key
 from edge_attention.core.errors import EdgeAttentionError
@@ -138,3 +140,35 @@ def test_any_bytes_are_one_error_of_ours(files):
         for read in (read_chain, lambda path: read_key(path, Passphrase("x"))):
             with contextlib.suppress(EdgeAttentionError):
                 read(path)
+
+
+def test_a_passphrase_is_not_in_what_is_printed_of_the_settings(files):
+    given = files.write([LEAF, MIDDLE], passphrase=Passphrase("open sesame"))
+    assert "open sesame" not in repr(given)
+    assert given.passphrase.read() == b"open sesame"
+
+
+def run(state, *flags):
+    """What `edge-aggregator` says as it refuses to start; the code it ends with."""
+    done = CliRunner().invoke(
+        main, ["--state", str(state), "--tls", "--listen", "127.0.0.1:0", *map(str, flags)]
+    )
+    return done.output, done.exit_code
+
+
+def test_options_that_do_not_fit_together(files):
+    given = files.write([LEAF, MIDDLE], authority=[ROOT])
+    own = ("--tls-certificate", given.certificate, "--tls-key", given.key)
+    words = files.folder / "words"
+    words.write_text("x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGE_AGGREGATOR_TLS_KEY_PASSPHRASE", "x")
+        said, code = run(files.folder, *own, "--tls-key-passphrase-file", words)
+        assert code == 2
+        assert "are two passphrases: give one" in said
+        said, code = run(files.folder)
+        assert code == 2
+        assert "a passphrase is of the operator's own --tls-key" in said
+    said, code = run(files.folder, *own, "--tls-key-passphrase", "x")
+    assert code == 2
+    assert "other users of this machine can read a command line" in said

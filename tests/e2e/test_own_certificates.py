@@ -77,7 +77,7 @@ def test_a_renewal_by_another_intermediate_locks_nobody_out(own, tmp_path):
         with Client(fleet.address, token=token) as client:
             assert [node.name for node in client.nodes()] == ["a"]
         fleet.kill("a")
-        fleet.trusted_node("a", token=None)  # what it kept, and no join token is good twice
+        fleet.trusted_node("a")
         fleet.trusted_node("b")
         restart(fleet, own.flags)  # without the root: what peers trust is kept
         with Client(fleet.address, token=token) as client:
@@ -130,24 +130,41 @@ def test_an_encrypted_key_opens_by_file_or_environment_and_never_asks(own, tmp_p
         assert LEAF.key_pem().splitlines()[1] not in kept, "the key is not written anywhere"
 
 
-def test_a_root_is_replaced_by_a_bundle_of_two(own, tmp_path):
-    flags = own.write(LEAF, MIDDLE, authority=[ROOT, OTHER])
+def test_a_root_is_replaced_by_way_of_a_bundle_of_both(own, tmp_path):
+    flags = own.write(LEAF, MIDDLE, authority=[ROOT])
     with TrustedFleet(tmp_path, *flags) as fleet:
-        fleet.trusted_node("a")
+        fleet.trusted_node("old")
+        first = fleet.make_token("--role", "user")["token"]
+        own.authority.write_bytes(pki.pem(ROOT, OTHER))
+        until(lambda: len(shown_chain(fleet.address)) == 4, "both roots shown")
+        until(lambda: fleet.token("join")[-32:] != first[-32:], "tokens of --bootstrap for both")
         token = fleet.make_token("--role", "user")["token"]
+        assert pki_pins(fleet) == {token[-32:]}
+        fleet.trusted_node("new")
+        for text in (first, token):
+            with Client(fleet.address, token=text) as client:
+                assert {node.name for node in client.nodes()} == {"old", "new"}
         by_other = pki.issue("aggregator", OTHER)
         own.write(by_other)
         shows(fleet, by_other)
         with Client(fleet.address, token=token) as client:
-            assert [node.name for node in client.nodes()] == ["a"]
+            assert client.nodes()
         with Client(fleet.address, token=token, authority=own.authority) as client:
-            assert [node.name for node in client.nodes()] == ["a"]
-        fleet.kill("a")
-        fleet.trusted_node("a")
-        fleet.trusted_node("b")
+            assert client.nodes()
+        with (
+            Client(fleet.address, token=first) as client,
+            pytest.raises(Unavailable, match="wrong authority"),
+        ):
+            client.nodes()
+        for name in ("old", "new"):
+            fleet.kill(name)
+        fleet.trusted_node("new")
+        fleet.trusted_node("old", "--authority", str(own.authority))
         restart(fleet, flags)
         with Client(fleet.address, token=token) as client:
-            until(lambda: {n.name for n in client.nodes() if n.state.value == "ready"} == {"a", "b"}, "both")
+            until(
+                lambda: {n.name for n in client.nodes() if n.state.value == "ready"} == {"old", "new"}, "both"
+            )
 
 
 async def asked(address, **options):

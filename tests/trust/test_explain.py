@@ -71,6 +71,7 @@ def test_a_machine_whose_clock_is_wrong_is_told_so(monkeypatch):
     assert "this machine's clock is wrong: set it (NTP)" in told
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 def test_whatever_a_server_shows_is_judged():
     """Parts of a certificate are read when they are asked for, and any of them may be damaged."""
     full = pki.issue("aggregator", MIDDLE, extended=(pki.SERVER,), key_usage=pki.usage())

@@ -178,6 +178,12 @@ def test_dates_of_each_certificate_count(days, fault):
     agreed([pki.issue("aggregator", root)], [root], fault)
 
 
+def test_of_two_authorities_of_one_name_the_first_shown_counts():
+    ended = pki.authority("Middle", ROOT, key=MIDDLE.key, days=OLD)
+    agreed([LEAF, ended, MIDDLE], [ROOT], CertificateFault.EXPIRED)
+    agreed([LEAF, MIDDLE, ended], [ROOT])
+
+
 def below(count, **options):
     """A chain with `count` intermediates under one that is made with `options`, which ROOT has signed."""
     chain = [pki.authority("Top", ROOT, **options)]
