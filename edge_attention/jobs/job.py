@@ -31,9 +31,11 @@ from edge_attention.core.keywords import named_fields
 from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
 from edge_attention.core.tensors import Array, require
+from edge_attention.graphs.reading.bounds import MAX_BYTES
 from edge_attention.jobs import federated_checks as checks
 from edge_attention.jobs import values
 from edge_attention.jobs.checks import require_sizes, require_whole
+from edge_attention.jobs.external_data import with_external_data
 
 __all__ = ["Encoder", "FusionJob", "Head", "QueriesSpec", "model_bytes"]
 
@@ -51,13 +53,20 @@ ModelFile = bytes | str | Path | ModelProto
 def model_bytes(model: ModelFile) -> bytes:
     """The bytes of an ONNX model given as bytes, as a file's path, or as an `onnx.ModelProto`.
 
+    Of a path, weights that the file keeps in other files beside it are read, too.
+
     Raises:
-        InvalidGraph: a file that cannot be read, or nothing in it.
+        InvalidGraph: a file that cannot be read, or nothing in it, or weights that are elsewhere.
         InvalidArgument: something else.
     """
     if isinstance(model, str | os.PathLike):
         file = values.path(model, "a model")
         try:
+            if (size := file.stat().st_size) > MAX_BYTES:
+                raise InvalidGraph(
+                    f"the model {str(model)!r} has {size:,} bytes, more than the limit of {MAX_BYTES:,} "
+                    "(MAX_BYTES); bring a smaller one"
+                )
             data = file.read_bytes()
         except OSError as error:
             raise InvalidGraph(f"the model {str(model)!r} cannot be read: {error.strerror}") from None
@@ -76,7 +85,9 @@ def model_bytes(model: ModelFile) -> bytes:
         raise InvalidGraph(
             f"the model {str(model)!r} is empty" if data is not model else "the model is empty"
         )
-    return data
+    if isinstance(model, str | os.PathLike):
+        return with_external_data(data, f"the model {str(model)!r}", values.path(model, "a model").parent)
+    return with_external_data(data, "the model", None)
 
 
 @named_fields
