@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
 
-from edge_attention.client.connection import DEADLINE_MARGIN, ClientConnection
+from edge_attention.client.connection import DEADLINE_MARGIN, MAX_SECONDS, ClientConnection
 from edge_attention.client.contexts import AsyncContext
 from edge_attention.client.plans import JobPlan
 from edge_attention.client.runs import AsyncRun
@@ -28,6 +28,8 @@ from edge_attention.core.messages.fleet import (
     ProbeNodeRequest,
     ProbeNodeResponse,
 )
+from edge_attention.jobs import values
+from edge_attention.jobs.checks import require_whole
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job import FusionJob
 from edge_attention.wire import services
@@ -117,7 +119,9 @@ class AsyncClient:
     async def aggregator(self, *, timeout: float | None = None) -> DescribeAggregatorResponse:
         """The aggregator's software, clock, machine and terms. `timeout`: seconds; None: the client's."""
         request = DescribeAggregatorRequest()
-        return await self.caller.unary(services.DESCRIBE_AGGREGATOR, request, timeout or self.timeout)
+        return await self.caller.unary(
+            services.DESCRIBE_AGGREGATOR, request, self.connection.seconds(timeout)
+        )
 
     async def probe(
         self, node: str, *, round_trips: int = 10, size: int = 0, deadline: float = 30.0
@@ -128,7 +132,12 @@ class AsyncClient:
             NotFound, FailedPrecondition, Unavailable, DeadlineExceeded: the node did not answer.
             ResourceExhausted: too many bytes were probed with a moment ago; it says when to try again.
         """
-        request = ProbeNodeRequest(node, round_trips, size, deadline)
+        request = ProbeNodeRequest(
+            values.text(node, "node"),
+            require_whole(round_trips, "round_trips"),
+            require_whole(size, "size"),
+            values.above(deadline, "deadline", MAX_SECONDS),
+        )
         return await self.caller.unary(services.PROBE_NODE, request, deadline + DEADLINE_MARGIN)
 
     async def create_context(
@@ -147,7 +156,18 @@ class AsyncClient:
             InvalidArgument: a bad name or size, or heads that do not divide.
             AlreadyExists: the name is taken.
         """
-        spec = wire.ContextSpec(name, query_heads, key_heads, key_dim, value_dim, replicas).check()
+        sizes = {
+            "query_heads": query_heads,
+            "key_heads": key_heads,
+            "key_dim": key_dim,
+            "value_dim": value_dim,
+            "replicas": replicas,
+        }
+        whole = {
+            what: require_whole(size, f"context {values.said(name)}: {what}", 1)
+            for what, size in sizes.items()
+        }
+        spec = wire.ContextSpec(values.text(name, "name"), **whole).check()
         reply = await self.caller.unary(
             services.CREATE_CONTEXT, wire.CreateContextRequest(spec), self.timeout
         )
@@ -155,8 +175,9 @@ class AsyncClient:
 
     async def context(self, name: str, *, timeout: float | None = None) -> AsyncContext:
         """The context of that name; NotFound if there is none. `timeout`: seconds; None: the client's."""
-        request = wire.DescribeContextRequest(name)
-        reply = await self.caller.unary(services.DESCRIBE_CONTEXT, request, timeout or self.timeout)
+        request = wire.DescribeContextRequest(values.text(name, "name"))
+        seconds = self.connection.seconds(timeout)
+        reply = await self.caller.unary(services.DESCRIBE_CONTEXT, request, seconds)
         return AsyncContext(self.connection, reply.context.spec)
 
     async def contexts(self) -> list[wire.Context]:
@@ -179,7 +200,7 @@ class AsyncClient:
 
     async def run(self, run: str) -> AsyncRun:
         """The run of that id or name; NotFound if there is none."""
-        request = jobs.DescribeRunRequest(run)
+        request = jobs.DescribeRunRequest(values.text(run, "run"))
         return AsyncRun(
             self.connection, (await self.caller.unary(services.DESCRIBE_RUN, request, self.timeout)).run
         )

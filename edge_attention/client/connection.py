@@ -17,7 +17,7 @@ from edge_attention.client.dial import client_dial
 from edge_attention.client.forks import on_fork, pending, refuse_after_fork, refuse_in_child
 from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, Overloaded, Unavailable
 from edge_attention.core.messages.link import UploadChunk
-from edge_attention.jobs.checks import require_number
+from edge_attention.jobs import values
 from edge_attention.wire import services
 from edge_attention.wire.caller import Caller
 
@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 MIB = 1024 * 1024
 DEADLINE_MARGIN = 0.75  # the server answers at the deadline, labelled; ours comes after it, within a second
+MAX_SECONDS = 1e9  # what no timeout is above
 SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
 
 
@@ -57,15 +58,19 @@ class ClientConnection:
         """
         refuse_after_fork()
         if not isinstance(address, str):
-            raise InvalidArgument(f"the address is {address!r}; it must be a string, as '127.0.0.1:50051'")
+            raise InvalidArgument(
+                f"the address is {values.said(address)}; it must be a string, as '127.0.0.1:50051'"
+            )
         host, colon, port = address.rpartition(":")
         if not (colon and host and port.isdigit() and int(port) < 65536):
             raise InvalidArgument(f"{address!r} is not HOST:PORT, as 127.0.0.1:50051")
-        require_number(timeout, "timeout", 0, 1e9)
         self.address = address
-        self.timeout = timeout
-        self.patience = patience
-        self.retry = retry
+        self.timeout = values.above(timeout, "timeout", MAX_SECONDS)
+        self.patience = values.number(patience, "patience")
+        self.retry = values.switch(retry, "retry")
+        token = None if token is None else values.text(token, "token")
+        authority = None if authority is None else values.path(authority, "authority")
+        identity = None if identity is None else values.path(identity, "identity")
         where = f"the aggregator at {address}"
         self._dial, self._keeper = client_dial(address, where, token, authority, identity)
         self._closed = False
@@ -98,6 +103,10 @@ class ClientConnection:
                 "may be called from any"
             )
         return self._caller
+
+    def seconds(self, timeout: float | None) -> float:
+        """A call's own `timeout`, or the client's where it is None."""
+        return self.timeout if timeout is None else values.above(timeout, "timeout", MAX_SECONDS)
 
     @property
     def inherited(self) -> bool:

@@ -14,13 +14,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edge_attention.client.appending import Attempt, appended
-from edge_attention.client.connection import DEADLINE_MARGIN, MIB, SLOWEST, ClientConnection
+from edge_attention.client.connection import (
+    DEADLINE_MARGIN,
+    MAX_SECONDS,
+    MIB,
+    SLOWEST,
+    ClientConnection,
+)
 from edge_attention.client.results import Answer, Appended, join
 from edge_attention.core.arrays import as_float32, as_int64
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidGraph, InvalidTensor
 from edge_attention.core.fold import join as joined
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.tensors import Encoding, Float32, Int64, require, require_name
+from edge_attention.jobs import values as values_of
 from edge_attention.jobs.checks import require_number, require_whole
 from edge_attention.jobs.job import ModelFile, model_bytes
 from edge_attention.wire import services
@@ -31,6 +38,7 @@ ATTEND_REPLY = 3 * MIB  # bytes of arrays planned for one reply, of the 4 MiB a 
 WEIGHTS_REPLY = 2 * MIB * 15 // 16  # of them for weights, which may have half a message
 ATTEND_PARTS = 4  # groups of queries under way at once
 MAX_DEADLINE = 3600.0  # seconds, the server's limit
+MAX_POSITION = 2**63 - 1
 MAX_SCALE = float(np.finfo(np.float32).max)
 
 OnProgress = Callable[[int, int], None]
@@ -86,6 +94,9 @@ class AsyncContext:
             raise InvalidTensor("keys has no tokens; append at least one")
         step = max(1, APPEND_CALL // spec.token_bytes)
         request_id = _request_id(request_id)
+        node = None if node is None else values_of.text(node, "node")
+        if progress is not None and not callable(progress):
+            raise InvalidArgument(f"progress is {values_of.said(progress)}; it must be a function or None")
         done: list[wire.AppendResponse] = []
         for at in range(0, len(keys), step):
             stop = min(at + step, len(keys))
@@ -143,8 +154,16 @@ class AsyncContext:
             InvalidGraph: the node cannot use the model; GraphDied: running it ends the process it runs in.
             PrivateTensor: the node needs `--allow-release attention`.
         """
-        if rows is not None and (rows.step != 1 or rows.start < 0):
-            raise InvalidArgument(f"rows are {rows}; give a range of consecutive rows from 0 on")
+        if rows is not None and (not isinstance(rows, range) or rows.step != 1 or rows.start < 0):
+            raise InvalidArgument(
+                f"rows is {values_of.said(rows)}; give a range of consecutive rows from 0 on"
+            )
+        if rows is not None and max(rows.start, rows.stop) > MAX_POSITION:
+            raise InvalidArgument(f"rows is {rows}; a dataset has no row past {MAX_POSITION:,}")
+        node = values_of.text(node, "node")
+        dataset = values_of.text(dataset, "dataset")
+        inputs = values_of.mapping(inputs, "inputs")
+        seconds = values_of.above(timeout, "timeout", MAX_SECONDS)
         graph = await self._connection.upload(await asyncio.to_thread(model_bytes, model))
         request_id = _request_id(request_id)
         caller = self._connection.caller
@@ -155,7 +174,7 @@ class AsyncContext:
             return caller.unary(services.APPEND_DATASET, request, of.left)
 
         try:
-            return _appended([await appended(call, caller, Attempt(self.name, request_id, "", timeout))])
+            return _appended([await appended(call, caller, Attempt(self.name, request_id, "", seconds))])
         except InvalidGraph as error:
             name = model if isinstance(model, str | Path) else "the model"
             raise type(error)(f"{name}: {error.message}") from None
@@ -208,9 +227,9 @@ class AsyncContext:
             require_number(scale, "scale", -MAX_SCALE, MAX_SCALE)
         for what, whole, low in (("window", window, 1), ("until", until, 1)):
             if whole is not None:
-                require_whole(whole, what, low, 2**63 - 1)
-        if encoding not in ("float32", "float16"):
-            raise InvalidArgument(f"encoding is {encoding!r}; it must be 'float32' or 'float16'")
+                require_whole(whole, what, low, MAX_POSITION)
+        values_of.choice(encoding, "encoding", ("float32", "float16"))
+        causal, weights = values_of.switch(causal, "causal"), values_of.switch(weights, "weights")
         step = max(count, 1)
         # What a small call's reply cannot exceed needs no plan; a larger one is planned by a description.
         if weights or self._reply_bytes(count, segments=256) > ATTEND_REPLY:
@@ -230,7 +249,7 @@ class AsyncContext:
                     context=self.name,
                     queries=queries[at : at + step],
                     positions=None if positions is None else positions[at : at + step],
-                    causal=bool(causal),
+                    causal=causal,
                     window=window,
                     scale=scale,
                     deadline_seconds=left,
@@ -270,7 +289,7 @@ class AsyncContext:
         """The context's spec, tokens and segments, with their holders. `timeout`: seconds."""
         request = wire.DescribeContextRequest(self.name)
         reply = await self._connection.caller.unary(
-            services.DESCRIBE_CONTEXT, request, timeout or self._connection.timeout
+            services.DESCRIBE_CONTEXT, request, self._connection.seconds(timeout)
         )
         return reply.context
 
@@ -312,7 +331,7 @@ def _appended(replies: Sequence[wire.AppendResponse]) -> Appended:
 def _request_id(given: str | None) -> str:
     if given is None:
         return secrets.token_hex(8)
-    if len(given) > 48:  # a divided append adds to it
+    if len(values_of.text(given, "request_id")) > 48:  # a divided append adds to it
         raise InvalidArgument(f"request_id has {len(given)} characters; the limit is 48")
     return require_name(given, "request_id")
 

@@ -26,6 +26,8 @@ from edge_attention.core.messages.training import (
     TrainingRound,
     TrainingRun,
 )
+from edge_attention.jobs import values
+from edge_attention.jobs.checks import require_whole
 from edge_attention.jobs.parameters import Parameters, read_safetensors
 from edge_attention.wire import services
 
@@ -70,6 +72,7 @@ class AsyncRun:
             FailedPrecondition: the run failed; says why.
             Unavailable: the aggregator stayed away.
         """
+        after = require_whole(after, "after")
         away_since: float | None = None
         delay = 0.1
         while True:
@@ -150,9 +153,10 @@ class AsyncRun:
 
     async def save_parameters(self, file: str | Path, version: int | None = None) -> int:
         """Write the parameters of `version` as a safetensors file; returns the version written."""
+        file = values.path(file, "file")
         data, version = await self._parameters(version)
         read_safetensors(data, f"version {version} of run {self.id}")
-        await asyncio.to_thread(_write, Path(file), data)
+        await asyncio.to_thread(_write, file, data)
         return version
 
     async def onnx(self, version: int | None = None) -> bytes:
@@ -165,8 +169,9 @@ class AsyncRun:
 
     async def save_onnx(self, file: str | Path, version: int | None = None) -> int:
         """Write what `onnx` gives to a file; returns the version written."""
+        file = values.path(file, "file")
         data, version = await self._model(version)
-        await asyncio.to_thread(_write, Path(file), data)
+        await asyncio.to_thread(_write, file, data)
         return version
 
     async def _parameters(self, version: int | None) -> tuple[bytes, int]:
@@ -185,9 +190,7 @@ class AsyncRun:
 
 
 def _checked(version: int | None) -> int | None:
-    if version is not None and version < 0:
-        raise InvalidArgument(f"version is {version}; versions count from 0")
-    return version
+    return None if version is None else require_whole(version, "version")
 
 
 async def _joined(chunks: AsyncIterator[ParametersChunk | ModelChunk], what: str) -> tuple[bytes, int]:

@@ -251,9 +251,9 @@ class Context:
         )
         return self._client._wait(attended)
 
-    def describe(self) -> wire.Context:
-        """The context's spec, tokens and segments, with their holders."""
-        return self._client._wait(self._context.describe())
+    def describe(self, *, timeout: float | None = None) -> wire.Context:
+        """The context's spec, tokens and segments, with their holders. `timeout`: seconds."""
+        return self._client._wait(self._context.describe(timeout=timeout))
 
     def drop(self) -> None:
         """Forget the context on the aggregator and its tokens on the nodes."""

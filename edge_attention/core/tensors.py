@@ -123,9 +123,9 @@ def require_name(name: str, what: str) -> str:
     Raises:
         InvalidArgument: if it is not 1 to 64 letters, digits, dots, dashes and underscores.
     """
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidArgument(
-            f"{what} {name[:80]!r} is not a name: use 1 to 64 letters, digits, '.', '_' and '-', "
+            f"{what} {str(name)[:80]!r} is not a name: use 1 to 64 letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"
         )
     return name

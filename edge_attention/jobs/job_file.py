@@ -8,6 +8,7 @@ from typing import Any
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
 from edge_attention.core.tensors import Array
+from edge_attention.jobs import values
 from edge_attention.jobs.array_files import load_npy
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.federated_job_file import federated_job
@@ -27,7 +28,7 @@ def read_job(path: str | Path) -> FusionJob | FederatedJob:
     Raises:
         InvalidArgument: naming the file and the key that is unknown, missing or of a wrong type.
     """
-    path = Path(path)
+    path = values.path(path, "path")
     content = read_toml(path)
     kind = content.pop("kind", "federated" if "strategy" in content else "fusion")
     if kind not in KINDS:

@@ -357,7 +357,7 @@ def test_parameters(client, fake, tmp_path):
     np.testing.assert_array_equal(load_file(tmp_path / "p.safetensors")["w"], fake.arrays["w"])
     with pytest.raises(InvalidArgument, match="cannot be written"):
         run.save_parameters(tmp_path / "no" / "p.safetensors")
-    with pytest.raises(InvalidArgument, match="versions count from 0"):
+    with pytest.raises(InvalidArgument, match="version is -1"):
         run.parameters(-1)
 
 

@@ -1,0 +1,102 @@
+"""Every argument of every call of a client, given what it is not for: an error that names the argument."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_wrong_values import FEDERATED, WRONG
+
+import edge_attention
+from edge_attention import AsyncClient, Client, EdgeAttentionError, InvalidArgument, InvalidTensor, read_job
+from edge_attention.client.contexts import AsyncContext
+from edge_attention.client.runs import AsyncRun
+from edge_attention.client.sync import Context, Run
+
+ONES = np.ones((2, 2, 8), np.float32)
+QUERIES = np.ones((2, 4, 8), np.float32)
+RIGHT = {
+    "aggregator": {}, "probe": {"node": "a"}, "context": {"name": "c"}, "run": {"run": "r1"},
+    "create_context": {"name": "n", "query_heads": 4, "key_heads": 2, "key_dim": 8, "value_dim": 8},
+    "train": {"job": FEDERATED}, "plan": {"job": FEDERATED},
+    "append": {"keys": ONES, "values": ONES}, "attend": {"queries": QUERIES},
+    "append_dataset": {"node": "a", "dataset": "d", "model": b"m", "inputs": {"x": "x"}},
+    "events": {}, "parameters": {}, "save_parameters": {"file": "FILE"}, "onnx": {},
+    "save_onnx": {"file": "FILE"},
+}  # fmt: skip
+CALLS = [
+    (cls, name, argument)
+    for cls in (Client, Context, Run)
+    for name, method in inspect.getmembers(cls, inspect.isfunction)
+    if not name.startswith("_") and name != "close"
+    for argument in list(inspect.signature(method).parameters)[1:]
+]
+
+
+@pytest.fixture
+def held(client, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"query_heads": 4, "key_heads": 2, "key_dim": 8, "value_dim": 8}
+    context = client.create_context("c", **sizes)
+    context.append(ONES, ONES)
+    return {Client: client, Context: context, Run: client.run("r1")}
+
+
+def test_both_clients_take_the_same_arguments():
+    for one, other in ((Client, AsyncClient), (Context, AsyncContext), (Run, AsyncRun)):
+        for name, method in inspect.getmembers(one, inspect.isfunction):
+            if not name.startswith("_"):
+                mine, its = inspect.signature(method), inspect.signature(getattr(other, name))
+                assert list(mine.parameters) == list(its.parameters), name
+    assert len(CALLS) > 40
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "argument"), CALLS, ids=lambda part: getattr(part, "__name__", str(part))
+)
+def test_a_wrong_argument_raises_the_catalogue_s_error_and_names_it(held, cls, name, argument):
+    refused = []
+    for wrong in WRONG:
+        if argument == "progress" and callable(wrong):
+            continue
+        given = RIGHT.get(name, {}) | {argument: wrong}
+        try:
+            answer = getattr(held[cls], name)(**given)
+            list(answer) if name == "events" else answer
+        except EdgeAttentionError as error:
+            refused.append(error.message)
+    names = {argument} | ({"a model", "the model"} if argument == "model" else set())
+    # What only the aggregator can know, as that there is no such run, it says in its own words.
+    known = {"there is no", "no context", "is taken", "at least one", "Method not found"}
+    for message in refused:
+        assert "cannot be sent" not in message
+        assert any(word in message for word in names | known), message
+    assert len(refused) > len(WRONG) / 4
+
+
+@pytest.mark.parametrize("argument", list(inspect.signature(Client).parameters))
+@pytest.mark.parametrize("cls", [Client, AsyncClient])
+def test_a_wrong_argument_of_a_client_is_refused_as_it_is_made(cls, argument):
+    refused = []
+    for wrong in WRONG:
+        try:
+            cls(**{"address": "127.0.0.1:1"} | {argument: wrong})
+        except EdgeAttentionError as error:
+            refused.append(error.message)
+    assert all(argument in message or "HOST:PORT" in message for message in refused), refused
+    assert len(refused) > len(WRONG) / 3
+
+
+def test_a_wrong_path_of_a_job_is_refused(tmp_path):
+    for wrong in (*WRONG, tmp_path, tmp_path / "none.toml"):
+        with pytest.raises(InvalidArgument):
+            read_job(wrong)
+    with pytest.raises(InvalidArgument):
+        read_job(Path("\ud800"))
+
+
+def test_what_is_exported_is_there():
+    for name in edge_attention.__all__:
+        assert getattr(edge_attention, name) is not None
+    with pytest.raises(InvalidTensor, match="keys"):
+        raise InvalidTensor("keys")
