@@ -27,8 +27,11 @@ def require_whole(value: Any, what: str, low: int = 0, high: int = 2**32 - 1) ->
     return int(value)
 
 
-def require_sizes(values: Any, what: str) -> dict[str, int]:
-    """`values` if they are sizes of dimensions by name."""
-    if not isinstance(values, Mapping) or any(not isinstance(name, str) or not name for name in values):
-        raise InvalidArgument(f"{what} is {values!r}; it must map names of dimensions to sizes")
-    return {name: require_whole(size, f"{what}.{name}", 1, 2**31 - 1) for name, size in values.items()}
+def require_sizes(sizes: Any, what: str) -> dict[str, int]:
+    """`sizes` if they are sizes of dimensions by name."""
+    if not isinstance(sizes, Mapping):
+        raise InvalidArgument(f"{what} is {values.said(sizes)}; it must map names of dimensions to sizes")
+    return {
+        values.text(name, f"a name in {what}"): require_whole(size, f"{what}.{name}", 1, 2**31 - 1)
+        for name, size in sizes.items()
+    }

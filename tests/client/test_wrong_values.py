@@ -20,6 +20,7 @@ from edge_attention import (
     InvalidArgument,
     LocalSpec,
     LossSpec,
+    NewHead,
     OptimizerSpec,
     PushSpec,
     QueriesSpec,
@@ -51,7 +52,9 @@ WRONG = [
 
 FEDERATED = FederatedJob(
     name="digits",
-    model=FederatedModel(b"model", LossSpec("cross_entropy", "logits", "y"), inputs={"x": "pixels"}),
+    model=FederatedModel(
+        b"model", LossSpec("cross_entropy", "logits", "y"), inputs={"x": "pixels"}, head=NewHead("h", 3)
+    ),
     dataset="images",
     strategy=StrategySpec("fedavg"),
     local=LocalSpec(OptimizerSpec("sgd", {"lr": 0.1}), batch=4, steps=1),
