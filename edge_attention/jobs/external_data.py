@@ -69,7 +69,7 @@ def with_external_data(data: bytes, what: str, folder: Path | None) -> bytes:
     if b"location" not in data:
         return data
     try:
-        reader = _Reader(what, folder)
+        reader = _WeightsReader(what, folder)
         whole = reader.message(memoryview(data), "Model", 0)
     except IndexError:
         return data  # it is damaged, which is said by who reads it
@@ -94,7 +94,7 @@ def with_external_data(data: bytes, what: str, folder: Path | None) -> bytes:
     return out.getvalue()
 
 
-class _Reader:
+class _WeightsReader:
     def __init__(self, what: str, folder: Path | None) -> None:
         self._what = what
         self._folder = folder

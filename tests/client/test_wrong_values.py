@@ -151,6 +151,7 @@ def test_a_wrong_value_raises_the_catalogue_s_error_and_names_the_field(job, pat
 @pytest.mark.parametrize(
     "cls",
     [
+        NewHead,
         type(FEDERATED),
         type(FUSION),
         FederatedModel,
