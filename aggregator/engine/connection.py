@@ -74,14 +74,13 @@ class NodeConnection:
             if not message.shard:
                 self._kept[message.task_id] = message
         elif isinstance(message, Call):
-            if message.program in self._prepared:
+            if known := message.program in self._prepared:
                 self._prepared.move_to_end(message.program)
-                message = replace(message, prepared=b"")
             else:
                 self._prepared[message.program] = None
                 if len(self._prepared) > KNOWN:
                     self._prepared.popitem(last=False)
-            self._programs[message.task_id] = to_node.encode(message)
+            self._programs[message.task_id] = to_node.encode_call(message, known)
         elif isinstance(message, Cancel):
             if self._programs.pop(message.task_id, None) is not None:
                 self._kept.pop(message.task_id, None)

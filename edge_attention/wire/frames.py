@@ -108,8 +108,13 @@ class FrameCodec(Codec[T]):
         return values
 
 
+_ONE = [bytes((value,)) for value in range(0x80)]
+
+
 def varint(value: int) -> bytes:
     """`value` as protobuf writes it, 7 bits a byte, the lowest first. ValueError if it is past 64 bits."""
+    if 0 <= value < 0x80:
+        return _ONE[value]
     if not 0 <= value < 1 << 64:
         raise ValueError(f"{value} is not a number of 64 bits without a sign")
     found = bytearray()

@@ -133,7 +133,7 @@ from_node: Codec[FromNode] = ContributionCodec(
     parts=1 << 19,
     fields=FIELDS,
 )
-to_node: Codec[ToNode] = ProgramCodec(
+to_node = ProgramCodec(
     ToNode,
     link_pb2.ConnectResponse,
     {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,13 @@ _DOUBLE = struct.Struct("<d")
 _NO_SECONDS = bytes(8)
 _BOOL = CODES[np.dtype(np.bool_)]
 
-_headers: dict[tuple[str, Any, tuple[int, ...], Encoding], bytes] = {}
+_headers: dict[tuple[str, Any, tuple[int, ...], int], bytes] = {}
+_places: dict[tuple[str, int, int, int], bytes] = {}
+"""A shard, its coverage and a version, as they are written; a trip asks of the same ones again."""
+_Header = tuple[str, np.dtype[Any], tuple[int, ...], Encoding, int]
+_read_headers: dict[bytes, _Header] = {}
+_read_places: dict[bytes, tuple[str, range, int]] = {}
+"""The same, by how they came."""
 
 
 class ProgramCodec(Codec[Any]):
@@ -58,10 +65,15 @@ class ProgramCodec(Codec[Any]):
     def encode(self, value: Any) -> bytes:
         data = None
         if type(value) is Call:
-            data = _written_call(value)
+            data = _written_call(value, False)
         elif type(value) is Program and not value.bulk_tensors and not value.releases:
             data = self._written(value)
         return super().encode(value) if data is None else data
+
+    def encode_call(self, call: Call, known: bool) -> bytes:
+        """The bytes of `call`; without its program where that is `known`. Raises as `encode`."""
+        data = _written_call(call, known)
+        return super().encode(replace(call, prepared=b"") if known else call) if data is None else data
 
     def _written(self, p: Program) -> bytes | None:
         try:
@@ -138,17 +150,18 @@ class ContributionCodec(Codec[Any]):
         return super().decode(data, sealed)
 
 
-def _written_call(c: Call) -> bytes | None:
+def _written_call(c: Call, known: bool) -> bytes | None:
     try:
         parts = _first(c)
         if c.deadline_seconds is not None:
             parts += (b"\x29", _DOUBLE.pack(c.deadline_seconds))
-        for tag, field in ((b"\x32", c.program), (b"\x3a", c.slots)):
-            if field:
-                parts += (tag, varint(len(field)), field)
+        if c.program:
+            parts += (b"\x32", varint(len(c.program)), c.program)
+        if c.slots:
+            parts += (b"\x3a", varint(len(c.slots)), c.slots)
         if c.caller:
             _put_text(parts, b"\x52", c.caller)
-        if c.prepared:
+        if c.prepared and not known:
             parts += (b"\x7a", varint(len(c.prepared)), c.prepared)
         return _sealed(parts, _CALL)
     except (TypeError, ValueError, AttributeError, struct.error):
@@ -221,9 +234,21 @@ def _first(message: Program | Call | Contribution) -> list[Any]:
     parts: list[Any] = []
     if message.task_id:
         _put_text(parts, b"\x0a", message.task_id)
-    if message.shard:
-        _put_text(parts, b"\x12", message.shard)
-    start, stop = message.coverage.start, message.coverage.stop
+    covered = message.coverage
+    key = message.shard, covered.start, covered.stop, message.version  # all empty ranges are equal
+    place = _places.get(key)
+    if place is None:
+        place = _place(*key)
+        if len(place) <= _HEADER_BYTES:
+            _keep(_places, key, place)
+    parts.append(place)
+    return parts
+
+
+def _place(shard: str, start: int, stop: int, version: int) -> bytes:
+    parts: list[Any] = []
+    if shard:
+        _put_text(parts, b"\x12", shard)
     if start >> 63 or stop >> 63:
         raise ValueError("is written as a negative number")
     coverage = b""
@@ -232,9 +257,9 @@ def _first(message: Program | Call | Contribution) -> list[Any]:
     if stop:
         coverage += b"\x10" + varint(stop)
     parts += (b"\x1a", varint(len(coverage)), coverage)
-    if message.version:
-        parts += (b"\x20", varint(message.version))
-    return parts
+    if version:
+        parts += (b"\x20", varint(version))
+    return b"".join(parts)
 
 
 def _read_first(data: bytes, end: int) -> tuple[str, str, range, int, int]:
@@ -242,12 +267,35 @@ def _read_first(data: bytes, end: int) -> tuple[str, str, range, int, int]:
     size, at = read_varint(data, 1)
     if at + size != end:
         raise LookupError
-    task_id = shard = ""
-    start = stop = version = 0
+    task_id = ""
     if data[at] == 0x0A:
         size, at = read_varint(data, at + 1)
         task_id = data[at : at + size].decode()
         at += size
+    # Up to what comes next without looking into it: where all lengths are of a byte, as they nearly are.
+    last = at
+    if data[last] == 0x12:
+        last += 2 + data[last + 1]
+    if data[last] == 0x1A:
+        last += 2 + data[last + 1]
+    if data[last] == 0x20:
+        last += 2
+        while data[last - 1] > 0x7F:
+            last += 1
+    place = data[at:last]
+    known = _read_places.get(place)
+    if known is not None and last < end:
+        return task_id, *known, last
+    shard, coverage, version, last = _read_place(data, at, end)
+    place = data[at:last]
+    if len(place) <= _HEADER_BYTES:
+        _keep(_read_places, place, (shard, coverage, version))
+    return task_id, shard, coverage, version, last
+
+
+def _read_place(data: bytes, at: int, end: int) -> tuple[str, range, int, int]:
+    shard = ""
+    start = stop = version = 0
     if data[at] == 0x12:
         size, at = read_varint(data, at + 1)
         shard = data[at : at + size].decode()
@@ -265,7 +313,7 @@ def _read_first(data: bytes, end: int) -> tuple[str, str, range, int, int]:
         version, at = read_varint(data, at + 1)
     if at > end:
         raise LookupError
-    return task_id, shard, range(start, stop), version, at
+    return shard, range(start, stop), version, at
 
 
 def _put_text(parts: list[Any], tag: bytes, text: str) -> None:
@@ -278,10 +326,11 @@ def _put_tensors(parts: list[Any], tensors: Mapping[str, Array | Encoded]) -> No
         value, encoding = (
             (given.array, given.encoding) if isinstance(given, Encoded) else (given, Encoding.RAW)
         )
-        key = (name, value.dtype, value.shape, encoding)
+        # By the encoding's id: there is one object of each, and Python computes its hash step by step.
+        key = (name, value.dtype, value.shape, id(encoding))
         header = _headers.get(key)
         if header is None:
-            header = _header(*key)
+            header = _header(name, value.dtype, value.shape, encoding)
             if len(header) <= _HEADER_BYTES:
                 _keep(_headers, key, header)
         if encoding is not Encoding.RAW:
@@ -311,42 +360,80 @@ def _read_tensors(data: bytes, at: int, end: int) -> tuple[dict[str, Array], int
     while data[at] == 0x32 and at < end:
         if len(tensors) == _TENSORS:
             raise LookupError
-        size, at = read_varint(data, at + 1)
+        first, at = at, _after_header(data, at)
+        header = _read_headers.get(data[first:at])
+        if header is None:
+            header, at = _read_header(data, first)
+            if at - first <= _HEADER_BYTES:
+                _keep(_read_headers, data[first:at], header)
+        name, dtype, shape, how, size = header
         last = at + size
-        name, code, shape, encoding = "", 0, [], 0
-        if data[at] == 0x0A:
-            size, at = read_varint(data, at + 1)
-            name = data[at : at + size].decode()
-            at += size
-        if data[at] == 0x10:
-            code, at = read_varint(data, at + 1)
-        if data[at] == 0x1A:
-            size, at = read_varint(data, at + 1)
-            inner = at + size
-            while at < inner:
-                size, at = read_varint(data, at)
-                shape.append(size)
-                if len(shape) > MAX_RANK:
-                    raise LookupError
-            if at != inner:
-                raise LookupError
-        if data[at] == 0x20:
-            encoding, at = read_varint(data, at + 1)
-        if data[at] != 0x7A or code == _BOOL or name in tensors:
-            raise LookupError
-        size, at = read_varint(data, at + 1)
-        dtype, how = TYPES[code], ENCODINGS[encoding]
-        if how is not Encoding.RAW:
-            if dtype != np.float32:
-                raise LookupError
-            dtype = _BITS[how]
-        if not size or at + size != last or last > end or math.prod(shape) * dtype.itemsize != size:
+        if last > end or name in tensors:
             raise LookupError
         # A copy, at an address that is aligned; ONNX Runtime computes on it as it is.
         array = np.frombuffer(data[at:last], dtype).reshape(shape)
         tensors[name] = array if how is Encoding.RAW else from_wire(array, how)
         at = last
     return tensors, at
+
+
+def _after_header(data: bytes, at: int) -> int:
+    """Where the elements of a tensor begin, whose name and dimensions take less than 128 bytes each.
+
+    Nothing is looked into: of any other bytes it is some place.
+    """
+    at += 1
+    while data[at] > 0x7F:
+        at += 1
+    at += 1
+    if data[at] == 0x0A:
+        at += 2 + data[at + 1]
+    if data[at] == 0x10:
+        at += 2
+    if data[at] == 0x1A:
+        at += 2 + data[at + 1]
+    if data[at] == 0x20:
+        at += 2
+    at += 1
+    while data[at] > 0x7F:
+        at += 1
+    return at + 1
+
+
+def _read_header(data: bytes, at: int) -> tuple[_Header, int]:
+    """A tensor up to its elements, as `_header` writes it, and where they begin."""
+    size, at = read_varint(data, at + 1)
+    last = at + size
+    name, code, shape, encoding = "", 0, [], 0
+    if data[at] == 0x0A:
+        size, at = read_varint(data, at + 1)
+        name = data[at : at + size].decode()
+        at += size
+    if data[at] == 0x10:
+        code, at = read_varint(data, at + 1)
+    if data[at] == 0x1A:
+        size, at = read_varint(data, at + 1)
+        inner = at + size
+        while at < inner:
+            size, at = read_varint(data, at)
+            shape.append(size)
+            if len(shape) > MAX_RANK:
+                raise LookupError
+        if at != inner:
+            raise LookupError
+    if data[at] == 0x20:
+        encoding, at = read_varint(data, at + 1)
+    if data[at] != 0x7A or code == _BOOL:
+        raise LookupError
+    size, at = read_varint(data, at + 1)
+    dtype, how = TYPES[code], ENCODINGS[encoding]
+    if how is not Encoding.RAW:
+        if dtype != np.float32:
+            raise LookupError
+        dtype = _BITS[how]
+    if not size or at + size != last or math.prod(shape) * dtype.itemsize != size:
+        raise LookupError
+    return (name, dtype, tuple(shape), how, size), at
 
 
 _BITS: dict[Encoding, np.dtype[Any]] = {
@@ -356,11 +443,8 @@ _BITS: dict[Encoding, np.dtype[Any]] = {
 
 
 def _sealed(parts: list[Any], kind: bytes = _KIND) -> bytes | None:
-    body = b"".join(parts)
-    parts = [kind, varint(len(body)), body]
-    parts.append(checksum.trailer(parts))
-    data = b"".join(parts)
-    return data if len(data) <= MESSAGE_LIMIT else None
+    data = b"".join([kind, varint(sum(map(len, parts))), *parts])
+    return checksum.seal(data) if len(data) <= MESSAGE_LIMIT - checksum.TRAILER else None
 
 
 def _of_instructions(rest: bytes) -> bool:
