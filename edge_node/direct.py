@@ -26,6 +26,10 @@ MAX_STEPS = 64
 """Instructions, and slots, of a program that is carried out so: a longer one gains little."""
 
 
+AHEAD = 64 * 1024
+"""Bytes of results that are counted before they are there, as of the last call: what is more, as it comes."""
+
+
 @dataclass(frozen=True)
 class BoundRun(Run):
     """A Run some of whose inputs are frozen. `inputs` are the others.
@@ -69,7 +73,7 @@ class DirectProgram:
     def __init__(self, steps: tuple[_Step, ...]) -> None:
         self.steps = steps
         self.made = 0
-        """Bytes that the graphs of the last call made: so much the next one counts before it runs."""
+        """Bytes that the graphs of the last call made, up to AHEAD: the next counts them before it runs."""
         self._stored = [stored.name for step in steps for _, stored in step.stored]
         self._layouts: list[tuple[int, ...] | None] | None = None
         self._kind: Hashable | None = None
@@ -209,7 +213,7 @@ class DirectCall:
                     if pending:
                         yield self._contribution(pending, False)
                     self._stop.check()
-            self._program.made = self._made
+            self._program.made = min(self._made, AHEAD)
             yield self._contribution(pending, True)
         except Exception as error:
             yield self.failure(error)

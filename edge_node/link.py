@@ -199,9 +199,7 @@ class NodeLink:
                 assert self._stream is not None
                 self._stream.cancel()
             case SendMessage(message):
-                self._outgoing.append(message if isinstance(message, bytes) else from_node.encode(message))
-                if self._writer is not None:
-                    self._writer.kick()
+                self._send(message)
             case Start(program, None):
                 self._start(program)
             case Start(program, refusal) if refusal is not None:
@@ -218,6 +216,11 @@ class NodeLink:
                 if code:
                     log.info("it came to this so: %s", told(self._session.transitions))
                 self._left.set_result((code, text))
+
+    def _send(self, message: said.FromNode | bytes) -> None:
+        self._outgoing.append(message if isinstance(message, bytes) else from_node.encode(message))
+        if self._writer is not None:
+            self._writer.kick()
 
     async def _connection(self) -> None:
         error: EdgeAttentionError = Unavailable(f"{self._dial.address} ended the connection")
@@ -307,8 +310,6 @@ class NodeLink:
 
     def _start(self, asked: Program | Call) -> None:
         stop = self._stops[asked.task_id] = Stop()
-        if (seconds := asked.deadline_seconds) is not None:
-            stop.timer = self._loop.call_later(max(0.0, seconds), _late, stop, seconds)
         try:
             if isinstance(asked, Call):
                 require_caller(asked.caller)
@@ -317,6 +318,9 @@ class NodeLink:
                 self._carry_out(asked, graphs_of(asked), None, stop)
         except Exception as error:  # whatever it is, the task ends
             self._fail(self._execution(_named(asked), {}, stop), stop, error)
+        # Behind that: while a worker wakes up nobody waits for this.
+        if (seconds := asked.deadline_seconds) is not None and asked.task_id in self._stops:
+            stop.timer = self._loop.call_later(max(0.0, seconds), _late, stop, seconds)
 
     def _call(self, call: Call, prepared: Prepared, stop: Stop) -> None:
         direct, graphs = prepared.direct, self._loaded(prepared.wanted)
@@ -477,13 +481,16 @@ class NodeLink:
 
         The loop would have to be woken first, and beside kernels it waits for its turn on a processor.
         """
-        keep = not message.bulk_tensors
+        keep, rest = not message.bulk_tensors, list[Action]()
         with self._turn:
-            actions = self._session.produced(message.task_id, data, self._loop.time(), message.final, keep)
-            for action in actions:
+            for action in self._session.produced(
+                message.task_id, data, self._loop.time(), message.final, keep
+            ):
                 if isinstance(action, SendMessage):
-                    self._perform(action)
-        return [action for action in actions if not isinstance(action, SendMessage)]
+                    self._send(action.message)
+                else:
+                    rest.append(action)
+        return rest
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
