@@ -106,9 +106,10 @@ class Attender:
         plan = await self._plan(context, request, caller, seconds)
         size, work = require_answer(context, request, plan), plan.work
         planned = time.perf_counter()
-        deadline = max(min(deadline_of(request), seconds) - (planned - started), 0.0)
+        given = deadline_of(request)
+        deadline = max(min(given, seconds) - (planned - started), 0.0)
         async with self._turns.attend(work, len(plan.parts)).turn(caller, size, deadline) as turn:
-            response, outcome = await self._ask(context, request, plan, started, planned, turn.waited)
+            response, outcome = await self._ask(context, request, plan, given, started, planned, turn.waited)
             turn.congested = _congested(outcome)
         self._turns.learn(work, _busiest(outcome))
         return response, outcome
@@ -116,9 +117,10 @@ class Attender:
     async def _plan(
         self, context: StoredContext, request: AttendRequest, caller: str, seconds: float
     ) -> Plan:
-        if not is_large(context, request):
-            return self._plans.get(context, request)
-        if (plan := self._plans.known(context, request)) is None:
+        plan = self._plans.known(context, request)
+        if plan is None and not is_large(context, request):
+            plan = self._plans.get(context, request)
+        elif plan is None:
             # As it is now: segments that come meanwhile are not in it.
             frozen = replace(context, segments=list(context.segments))
             deadline = min(deadline_of(request), seconds)
@@ -132,15 +134,19 @@ class Attender:
         context: StoredContext,
         request: AttendRequest,
         plan: Plan,
+        given: float,
         started: float,
         planned: float,
         waited: float,
     ) -> tuple[AttendResponse, Outcome]:
-        """Ask the nodes, `waited` seconds after the request came. Times are of `time.perf_counter`."""
+        """Ask the nodes, `waited` of the `given` seconds after the request came.
+
+        Times are of `time.perf_counter`.
+        """
         parts, shape = plan.parts, plan.shape
-        deadline = max(deadline_of(request) - (planned - started) - waited, MIN_SECONDS)
+        deadline = max(given - (planned - started) - waited, MIN_SECONDS)
         asked = time.perf_counter()
-        fold = Fold[Partial](plan.covers, merge, checked=True)
+        fold: Fold[Partial] = Fold(plan.leaves, merge)
         lses: dict[str, Float32] = {}
         merging = 0.0
 
@@ -157,30 +163,26 @@ class Attender:
         def take(answer: Returned) -> None:
             nonlocal merging
             begun = time.perf_counter()
-            lses.pop(answer.shard, None)
-            partial = Partial(answer.array("out"), answer.array("lse")).check(
-                shape, f"shard {answer.shard!r}"
-            )
-            fold.add(answer.shard, answer.coverage, partial)
-            lses[answer.shard] = partial.lse
+            shard = answer.shard
+            lses.pop(shard, None)
+            partial = Partial(answer.array("out"), answer.array("lse")).check(shape, f"shard {shard!r}")
+            fold.add(shard, answer.coverage, partial)
+            lses[shard] = partial.lse
             merging += time.perf_counter() - begun
 
-        queries = {QUERIES: request.queries}
-        errands: list[Errand] = []
-        for id, part in parts.items():
-            if errands and len(errands) % AT_ONCE == 0:
+        holders: list[tuple[str, ...]] = []
+        for part in parts.values():
+            if holders and len(holders) % AT_ONCE == 0:
                 await asyncio.sleep(0)
-            errands.append(
-                Errand(
-                    shard=id,
-                    holders=self._contexts.serving(context, part.segment),
-                    coverage=part.cover,
-                    instructions=part.attend,
-                    wanted=plan.wanted,
-                    inline=queries,
-                )
-            )
-        outcome = await self._trips.make(errands, deadline, take, each=early, believed=_BELIEVED)
+            holders.append(self._contexts.serving(context, part.segment))
+        outcome = await self._trips.make(
+            plan.errands(holders),
+            deadline,
+            take,
+            each=early,
+            tensors={QUERIES: request.queries},
+            believed=_BELIEVED,
+        )
         answered = time.perf_counter()
         merged = fold.result() or identity(shape)
         seconds: dict[str, float] = {}
@@ -192,7 +194,7 @@ class Attender:
             response = self._response(request, plan, outcome, lses, merged, seconds)
         merging += time.perf_counter() - answered
         if request.weights:
-            left = max(deadline_of(request) - (time.perf_counter() - started), MIN_SECONDS)
+            left = max(given - (time.perf_counter() - started), MIN_SECONDS)
             weights = await self._weights(request, plan, outcome, merged.lse, left)
             response = replace(response, weights=weights)
         ended = time.perf_counter()
@@ -294,10 +296,9 @@ class Attender:
                     coverage=part.cover,
                     instructions=part.weigh,
                     wanted={"weights": (_FLOAT32, (*weights.shape[:2], columns))},
-                    inline=tensors,
                 )
             )
-        second = await self._trips.make(errands, seconds, take, believed=_BELIEVED)
+        second = await self._trips.make(errands, seconds, take, tensors=tensors, believed=_BELIEVED)
         for id in (*second.missing, *outcome.missing):
             # Not known is not zero.
             positions = parts[id].segment.positions

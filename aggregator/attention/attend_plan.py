@@ -7,8 +7,7 @@ context is the same and they sit at the same positions.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from aggregator.attention.contexts import StoredContext, StoredSegment
+from aggregator.engine.trip import Errand, Errands
 from edge_attention.core.errors import (
     EmptyContext,
     InvalidArgument,
@@ -23,6 +23,7 @@ from edge_attention.core.errors import (
     MessageTooLarge,
     ResourceExhausted,
 )
+from edge_attention.core.fold import Leaves
 from edge_attention.core.messages.attention import (
     ATTEND_BYTES,
     ATTEND_QUERIES,
@@ -32,7 +33,7 @@ from edge_attention.core.messages.attention import (
 )
 from edge_attention.core.messages.program import Instruction, Return, Run, Stored, Value
 from edge_attention.core.positions import joined
-from edge_attention.core.tensors import Encoding, require
+from edge_attention.core.tensors import Array, Encoding, require
 from edge_attention.core.visibility import SegmentView, of_segment, visible
 from edge_attention.graphs.attention import library
 from edge_attention.wire.codec import MESSAGE_LIMIT
@@ -67,12 +68,13 @@ class PlanPart:
     weigh: tuple[Instruction, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Plan:
     """A checked request but for its queries and how long it may take, and what all answers to it share.
 
     `spec` is the context's, `shape` that of `out`, `tokens` the context's then, `stretches` the parts'
-    positions. What follows from these is found out once, and not on the way of every answer.
+    positions. What follows from these is found out once, and not on the way of every answer. `used` tells
+    which plans were asked for longest ago.
     """
 
     spec: ContextSpec
@@ -82,6 +84,24 @@ class Plan:
     encoding: Encoding
     parts: Mapping[str, PlanPart]
     stretches: int
+    used: int = 0
+    _errands: Errands | None = None
+
+    def errands(self, holders: Sequence[tuple[str, ...]]) -> Errands:
+        """What its parts are asked, the queries apart. `holders`: who has each of them now."""
+        known = self._errands
+        if known is None or [errand.holders for errand in known.all] != holders:
+            known = self._errands = Errands(
+                Errand(
+                    shard=id,
+                    holders=who,
+                    coverage=part.cover,
+                    instructions=part.attend,
+                    wanted=self.wanted,
+                )
+                for (id, part), who in zip(self.parts.items(), holders, strict=True)
+            )
+        return known
 
     @cached_property
     def nbytes(self) -> int:
@@ -109,9 +129,9 @@ class Plan:
         return count * heads * (each * dim + 4 + 4 * parts) + STRETCH_BYTES * (self.stretches - parts)
 
     @cached_property
-    def covers(self) -> Mapping[str, range]:
-        """Part -> what covers it. No two overlap."""
-        return {id: part.cover for id, part in self.parts.items()}
+    def leaves(self) -> Leaves:
+        """Part -> what covers it, as answers are folded."""
+        return Leaves({id: part.cover for id, part in self.parts.items()})
 
     @cached_property
     def coverage(self) -> tuple[range, ...]:
@@ -128,8 +148,9 @@ class Plans:
     """Plans by what they depend on; those least recently used go first."""
 
     def __init__(self) -> None:
-        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
+        self._plans: dict[Hashable, Plan] = {}
         self._bytes = 0
+        self._used = 0
 
     def get(self, context: StoredContext, request: AttendRequest) -> Plan:
         """The plan of `request`, whose queries are checked too. Takes long where it `is_large`.
@@ -147,7 +168,7 @@ class Plans:
         key = _key(context, request)
         plan = None if key is None else self._plans.get(key)
         if plan is not None:
-            self._plans.move_to_end(key)
+            plan.used = self._used = self._used + 1
         return plan
 
     def keep(self, context: StoredContext, request: AttendRequest, plan: Plan) -> Plan:
@@ -156,8 +177,10 @@ class Plans:
         if key is not None and key not in self._plans:
             self._plans[key] = plan
             self._bytes += plan.nbytes
+            plan.used = self._used = self._used + 1
             while len(self._plans) > _PLANS or self._bytes > _PLANS_BYTES:
-                self._bytes -= self._plans.popitem(last=False)[1].nbytes
+                oldest = min(self._plans, key=lambda key: self._plans[key].used)
+                self._bytes -= self._plans.pop(oldest).nbytes
         return plan
 
 
@@ -176,7 +199,7 @@ def _key(context: StoredContext, request: AttendRequest) -> Hashable | None:
         request.scale,
         # Whether there is one: what is left of it is another number at each call.
         request.deadline_seconds is not None,
-        request.encoding,
+        id(request.encoding),  # there is one object of each; Python computes its hash step by step
         request.until,
     )
 
@@ -207,9 +230,11 @@ def require_attend(context: StoredContext, request: AttendRequest) -> None:
         InvalidTensor: the queries have another shape, or are none.
         ResourceExhausted: they are too many.
     """
-    spec = context.spec
-    require(request.queries, "queries", shape=("queries", spec.query_heads, spec.key_dim))
-    count, segments = len(request.queries), len(context.segments)
+    spec, queries = context.spec, request.queries
+    # Said with words where they do not fit, and where they may not be finite.
+    if queries.ndim != 3 or queries.shape[1:] != (spec.query_heads, spec.key_dim) or not _plain(queries):
+        require(queries, "queries", shape=("queries", spec.query_heads, spec.key_dim))
+    count, segments = len(queries), len(context.segments)
     if not count:
         raise InvalidTensor("queries holds no queries; give at least one")
     if count > ATTEND_QUERIES:
@@ -219,6 +244,11 @@ def require_attend(context: StoredContext, request: AttendRequest) -> None:
         )
     if 16 * count * segments > ATTEND_BYTES:
         raise _too_large(context, count, segments, 16 * count * segments)
+
+
+def _plain(array: Array) -> bool:
+    """Whether it is float32, and all of it finite."""
+    return array.dtype == _FLOAT32 and bool(np.logical_and.reduce(np.isfinite(array), axis=None))
 
 
 def require_answer(context: StoredContext, request: AttendRequest, plan: Plan) -> int:

@@ -290,7 +290,17 @@ class Contexts:
 
     def serving(self, context: StoredContext, segment: StoredSegment) -> tuple[str, ...]:
         """The segment's holders that have its tokens, as far as they have said; live or not."""
-        return tuple(name for name in segment.holders if self._has(context, segment, name))
+        count, get = segment.positions.count, self._membership.get
+        keys, values = context.keys(segment.id), context.values(segment.id)
+        found = []
+        for name in segment.holders:
+            member = get(name)
+            # Not seen since this aggregator started: it may come with the tokens.
+            if member is None or (
+                member.sequences.get(keys, 0) >= count and member.sequences.get(values, 0) >= count
+            ):
+                found.append(name)
+        return tuple(found)
 
     def unknown(self, member: Member) -> tuple[str, ...]:
         """Of the sequences a node has reported, those of contexts made here that no longer are.
@@ -338,14 +348,6 @@ class Contexts:
 
     def list(self) -> tuple[StoredContext, ...]:
         return tuple(self._contexts[name] for name in sorted(self._contexts))
-
-    def _has(self, context: StoredContext, segment: StoredSegment, node: str) -> bool:
-        member = self._membership.get(node)
-        if member is None:
-            # Not seen since this aggregator started: it may come with the tokens.
-            return True
-        names = (context.keys(segment.id), context.values(segment.id))
-        return all(member.sequences.get(name, 0) >= segment.positions.count for name in names)
 
     def _gauge(self) -> None:
         self._metrics.contexts.set(len(self._contexts))

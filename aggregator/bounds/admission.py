@@ -17,7 +17,7 @@ that comes beside one with a thousand calls waits for none of those.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -88,8 +88,8 @@ class Admission:
 
     def __post_init__(self) -> None:
         self.limit = float(min(self.most, 2 * self.least))
-        self._of: Counter[str] = Counter()
-        self._size_of: Counter[str] = Counter()
+        self._of: dict[str, int] = {}
+        self._size_of: dict[str, int] = {}
         self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._cut_at = float("-inf")
         self._pressed = False
@@ -202,7 +202,7 @@ class Admission:
     def _fair(self, ticket: Ticket) -> bool:
         """Whether a caller that has some running leaves as much free as it has then: calls, and bytes."""
         most = self.share or int(self.limit) - self.running - 1
-        count, size = self._of[ticket.caller] + 1, self._size_of[ticket.caller] + ticket.size
+        count, size = self._of.get(ticket.caller, 0) + 1, self._size_of.get(ticket.caller, 0) + ticket.size
         return count <= most and size <= self.most_bytes - self.size - ticket.size
 
     def _turn(self, ticket: Ticket, state: TicketState, now: float) -> None:
@@ -214,8 +214,9 @@ class Admission:
         ticket.began = now
         self.running += 1
         self.size += ticket.size
-        self._of[ticket.caller] += 1
-        self._size_of[ticket.caller] += ticket.size
+        caller = ticket.caller
+        self._of[caller] = self._of.get(caller, 0) + 1
+        self._size_of[caller] = self._size_of.get(caller, 0) + ticket.size
 
     def _next(self, now: float) -> list[Ticket]:
         """Start the calls whose turn it is; one that would be answered too late for certain is late now."""

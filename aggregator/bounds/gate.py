@@ -30,10 +30,24 @@ class _Entry:
 
     def __init__(self, gate: Gate, caller: str, size: int, seconds: float) -> None:
         self._gate = gate
-        self._call = (caller, size, seconds)
+        self._caller = caller
+        self._size = size
+        self._seconds = seconds
 
     async def __aenter__(self) -> Turn:
-        self._ticket, self._turn = await self._gate._enter(*self._call)
+        gate = self._gate
+        came = gate._clock()
+        until = came + self._seconds
+        try:
+            self._ticket = ticket = gate.admission.offer(self._caller, self._size, until, came)
+        except BaseException:
+            gate._refuse()
+            raise
+        if ticket.state is TicketState.WAITING:
+            await gate._wait(ticket, until)
+            self._turn = Turn(gate._clock() - came)
+        else:
+            self._turn = Turn(0.0)
         return self._turn
 
     async def __aexit__(
@@ -68,19 +82,6 @@ class Gate:
             Overloaded: that cannot be; nothing was done.
         """
         return _Entry(self, caller, size, seconds)
-
-    async def _enter(self, caller: str, size: int, seconds: float) -> tuple[Ticket, Turn]:
-        came = self._clock()
-        until = came + seconds
-        try:
-            ticket = self.admission.offer(caller, size, until, came)
-        except BaseException:
-            self._refuse()
-            raise
-        if ticket.state is not TicketState.WAITING:
-            return ticket, Turn(0.0)
-        await self._wait(ticket, until)
-        return ticket, Turn(self._clock() - came)
 
     def _leave(self, ticket: Ticket, ended: bool, turn: Turn) -> None:
         now = self._clock()

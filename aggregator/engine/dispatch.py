@@ -31,6 +31,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.link import Cancel
 from edge_attention.core.messages.program import Call, Contribution, Instruction, Program
 from edge_attention.core.printable import shown
+from edge_attention.core.tensors import Array
 from edge_attention.core.transitions import told
 
 log = logging.getLogger(__name__)
@@ -65,11 +66,13 @@ class DispatchObserver(Protocol):
         """An exchange has ended. `seconds`: shard -> what its task took in graphs."""
 
 
+_NONE: Mapping[str, Array] = {}
+
 Take = Callable[[Returned], None]
 """Takes what has come of a shard, and closes it; raises an EdgeAttentionError to refuse it."""
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class _Running:
     exchange: Exchange
     take: Take
@@ -94,7 +97,8 @@ class Dispatcher:
         self._connections: dict[str, NodeStream] = {}
         self._running: dict[str, _Running] = {}
         # Task ids of an earlier life of this aggregator must not be taken for this one's.
-        self._ids = (f"{secrets.token_hex(4)}-{n}" for n in itertools.count())
+        life = secrets.token_hex(4)
+        self._ids = (f"{life}-{n}" for n in itertools.count())
         self._changed = asyncio.Event()
         # Task -> the node it was posted to.
         self._posted: OrderedDict[str, str] = OrderedDict()
@@ -192,31 +196,43 @@ class Dispatcher:
         say: Callable[[str], None] | None = None,
         *,
         believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
+        version: int = 0,
+        tensors: Mapping[str, Array] = _NONE,
     ) -> Outcome:
         """Run one exchange to its end: every shard answered or missing, at the deadline at the latest.
 
         `take` gets what comes, message by message; what it does not refuse is its own to close.
         `say` is told which node is waited for while it is away and until when, and "" when it is back.
-        `believed`: see `Exchange`.
+        `believed`, `version`, `tensors`: see `Exchange`.
 
         Raises:
             EdgeAttentionError: what every holder of a shard found wrong with the program itself.
         """
-        state, caller = self._membership.state, acting_for()
-        exchange = Exchange(next(self._ids), assignments, state, believed, caller)
-        running = _Running(exchange, take, asyncio.get_running_loop().create_future(), say)
-        self._running[exchange.id] = running
-        timer = asyncio.get_running_loop().call_later(
-            deadline_seconds, lambda: self._perform(running, exchange.deadline())
+        loop = asyncio.get_running_loop()
+        exchange = Exchange(
+            next(self._ids),
+            assignments,
+            self._membership.state,
+            believed,
+            acting_for(),
+            version=version,
+            seconds=deadline_seconds,
+            tensors=tensors,
         )
+        running = _Running(exchange, take, loop.create_future(), say)
+        self._running[exchange.id] = running
+        timer: asyncio.TimerHandle | None = None
         try:
             self._perform(running, exchange.start(AT_ONCE))
+            # Once they are on their way: nobody waits for this.
+            timer = loop.call_later(deadline_seconds, lambda: self._perform(running, exchange.deadline()))
             while not (exchange.started or running.done.done()):
                 await asyncio.sleep(0)
                 self._perform(running, exchange.start(AT_ONCE))
             await running.done
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             if not exchange.done:
                 self._perform(running, exchange.cancel())
             del self._running[exchange.id]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from aggregator.engine.outcome import MissingKind, MissingShard
 from aggregator.engine.shards import OPEN, Action, Assignment, Deliver, Revoke, SendProgram, Shard, ShardState
@@ -36,10 +36,13 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.messages.program import Call, Contribution, Program
+from edge_attention.core.tensors import Array
 from edge_attention.core.transitions import Transition, recent
 
 REFUSALS = (InvalidArgument, PermissionDenied)
 """What a node may say of the request itself: that it is wrong, or that its operator does not allow it."""
+
+_NONE: Mapping[str, Array] = {}
 
 
 class Exchange:
@@ -54,6 +57,9 @@ class Exchange:
         believed: refusals that end the exchange where every holder of a shard gives one.
         caller: for whom nodes are asked.
         clock: seconds of any steady clock, for `transitions`.
+        version: of the parameters that contributions are to be made with.
+        seconds: what nodes are told that they have for it; None: nothing.
+        tensors: what travels with each program, but where an assignment has tensors of its own.
 
     Attributes:
         failure: why it failed as a whole; None: it has not.
@@ -71,6 +77,10 @@ class Exchange:
         believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
         caller: str = "",
         clock: Callable[[], float] = time.monotonic,
+        *,
+        version: int = 0,
+        seconds: float | None = None,
+        tensors: Mapping[str, Array] = _NONE,
     ) -> None:
         self.id = id
         self.failure: EdgeAttentionError | None = None
@@ -79,6 +89,9 @@ class Exchange:
         self._believed = believed
         self._caller = caller
         self._clock = clock
+        self._version = version
+        self._seconds = seconds
+        self._tensors = tensors
         self._over = False
         """Whether nobody is asked any more: its time is up, it was cancelled, or it has failed."""
         self._shards = {a.shard: Shard(a, i) for i, a in enumerate(assignments)}
@@ -87,7 +100,7 @@ class Exchange:
         self._begun = 0
         """Shards that `start` has looked at, from the first one on."""
         self._open = len(self._shards)
-        self._loads: Counter[str] = Counter()
+        self._loads: dict[str, int] = {}
         """Node -> how many shards it is asked for now."""
         if len(self._shards) != len(assignments):
             raise InvalidArgument("two assignments of one exchange name the same shard")
@@ -148,9 +161,9 @@ class Exchange:
                 f"node {node!r} returned number {contribution.number} of task {contribution.task_id!r} "
                 f"before number {shard.numbers}"
             )
-        if contribution.version != asked.version:
+        if contribution.version != self._version:
             raise StaleVersion(
-                f"node {node!r} returned version {contribution.version}, version {asked.version} was "
+                f"node {node!r} returned version {contribution.version}, version {self._version} was "
                 "asked for"
             )
         if contribution.shard != asked.shard or contribution.coverage != asked.coverage:
@@ -284,16 +297,19 @@ class Exchange:
         assert self.done == (not still_open)
         assert self._open == len(still_open)
         asked = Counter(s.node for s in self._shards.values() if s.state is ShardState.ASKED)
-        assert all(self._loads[node] == asked[node] for node in {*self._loads, *asked} if node)
+        assert all(self._loads.get(node, 0) == asked[node] for node in {*self._loads, *asked})
 
     # Inside
 
     def _turn(self, shard: Shard, state: ShardState, *words: str) -> None:
         self.transitions.append((self._clock(), (shard.assignment.shard, *words), shard.state, state))
         self._open += (state in OPEN) - shard.open
-        self._loads[shard.counted] -= 1
-        shard.counted = shard.node if state is ShardState.ASKED else ""
-        self._loads[shard.counted] += 1
+        loads = self._loads
+        if shard.counted:
+            loads[shard.counted] -= 1
+        shard.counted = counted = shard.node if state is ShardState.ASKED else ""
+        if counted:
+            loads[counted] = loads.get(counted, 0) + 1
         shard.state = state
 
     def _live(self, node: str) -> bool:
@@ -304,7 +320,7 @@ class Exchange:
         live = [name for name in shard.assignment.holders if name not in shard.tried and self._live(name)]
         if len(live) < 2:
             return live[0] if live else ""
-        return min(live, key=lambda name: self._loads[name], default="")
+        return min(live, key=lambda name: self._loads.get(name, 0))
 
     def _ask(self, shard: Shard) -> list[Action]:
         shard.node = "" if self._over else self._choose(shard)
@@ -350,15 +366,16 @@ class Exchange:
 
     def _program(self, shard: Shard) -> Program | Call:
         asked = shard.assignment
+        tensors = self._tensors if asked.tensors is None else asked.tensors
         if (prepared := asked.prepared) is not None:
             return Call(
                 task_id=shard.task_id,
                 shard=asked.shard,
                 coverage=asked.coverage,
-                version=asked.version,
-                deadline_seconds=asked.deadline_seconds,
+                version=self._version,
+                deadline_seconds=self._seconds,
                 program=prepared.digest,
-                slots=prepared.packed(asked.tensors),
+                slots=prepared.packed(tensors),
                 caller=self._caller,
                 prepared=prepared.data,
             )
@@ -367,9 +384,9 @@ class Exchange:
             shard=asked.shard,
             coverage=asked.coverage,
             instructions=asked.instructions,
-            version=asked.version,
-            deadline_seconds=asked.deadline_seconds,
-            tensors=asked.tensors,
+            version=self._version,
+            deadline_seconds=self._seconds,
+            tensors=tensors,
             bulk_tensors=asked.bulk_tensors,
             caller=self._caller,
             releases=asked.releases,

@@ -272,10 +272,9 @@ class FleetLink:
                         connection.taken += 1
                         if message.error is not None and message.error.name == UnknownProgram.__name__:
                             connection.unknown()
-                        ended = self._contribution(name, member, message)
-                        self._heard(name, len(data))
-                        if ended:
+                        if self._contribution(name, member, message):
                             await asyncio.sleep(0)  # who waited for it goes first
+                        self._heard(name, len(data))
                         if (credit := debt.consumed(len(data))) is not None:
                             connection.send(credit)
                     case Heartbeat():

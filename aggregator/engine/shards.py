@@ -15,19 +15,21 @@ from edge_attention.core.tensors import Array
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """One shard: who holds it, and what is to run there. The exchange builds the program of it."""
+    """One shard: who holds it, and what is to run there. The exchange builds the program of it.
+
+    Attributes:
+        tensors: its own, which travel with the program; None: those that all of the exchange share.
+        prepared: what is called, with the tensors in its slots, in place of a program of all this.
+    """
 
     shard: str
     holders: tuple[str, ...]
     coverage: range
     instructions: tuple[Instruction, ...]
-    version: int = 0
-    deadline_seconds: float | None = None
-    tensors: Mapping[str, Array] = field(default_factory=dict)
+    tensors: Mapping[str, Array] | None = None
     bulk_tensors: tuple[BulkTensor, ...] = ()
     releases: tuple[str, ...] = ()
     prepared: PreparedData | None = None
-    """What is called, with `tensors` in its slots, in place of a program of all this."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ShardState(Enum):
 OPEN = (ShardState.WAITING, ShardState.ASKED)
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Shard:
     """What the exchange knows of one shard; only the exchange changes it."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -50,6 +50,8 @@ FEW, SMALL = 16, 64 * 1024
 Wanted = tuple[np.dtype[Any] | None, Sequence[int | str] | None]
 """What a tensor is to be: dtype and shape, by dimension a size or, for any, a name. None: any."""
 
+_NONE: Mapping[str, Array] = {}
+
 Take = Callable[[Returned], None]
 """Takes what came; raises an EdgeAttentionError to refuse it, and another holder is asked."""
 
@@ -63,14 +65,14 @@ class Errand:
         coverage: what of the whole the answer stands for.
         wanted: what is to come back, by name: all of it, nothing else, and nothing more often than the
             instructions return it.
-        inline: tensors that travel with the program, whatever their size. Errands may share one mapping.
+        inline: tensors that travel with its program, whatever their size, besides those of the whole trip.
         tensors: the same, but those that are large are lent for the length of the trip.
         lent: tensors that the caller lends.
         releases: texts of the releases that what comes back needs (edge_attention/core/release.py).
         frozen: stored tensors that become constants of the graphs that read them.
 
     Instructions that are the very same as of an earlier trip, with tensors of the same shapes, are called:
-    who asks the same again keeps them.
+    who asks the same again keeps them, or better its `Errands`.
     """
 
     shard: str
@@ -85,6 +87,35 @@ class Errand:
     frozen: tuple[Frozen, ...] = ()
 
 
+class Errands:
+    """What one trip asks, kept for the next ones: alike but for the tensors that all of it shares.
+
+    What follows from it is found once, and not on the way of each answer. Who keeps it makes another one
+    where somebody else is to be asked.
+    """
+
+    def __init__(self, errands: Iterable[Errand]) -> None:
+        self.all = tuple(errands)
+        self.by_shard = {errand.shard: errand for errand in self.all}
+        self._calls: tuple[Assignment, ...] | None = None
+        self._like: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
+
+    def calls(self, tensors: Mapping[str, Array]) -> tuple[Assignment, ...] | None:
+        """What was asked before, if all of it was called and these shared `tensors` are like those then."""
+        if self._calls is None or _like(tensors) != self._like:
+            return None
+        return self._calls
+
+    def keep(self, assignments: Sequence[Assignment], tensors: Mapping[str, Array]) -> None:
+        """These are what is asked with tensors as these."""
+        if all(one.prepared is not None and one.tensors is None for one in assignments):
+            self._calls, self._like = tuple(assignments), _like(tensors)
+
+
+def _like(tensors: Mapping[str, Array]) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
+    return [(name, array.dtype, array.shape) for name, array in tensors.items()]
+
+
 class Trips:
     """Makes trips: the only caller of the dispatcher's `run`."""
 
@@ -95,11 +126,12 @@ class Trips:
 
     async def make(
         self,
-        errands: Sequence[Errand],
+        errands: Sequence[Errand] | Errands,
         seconds: float,
         take: Take = lambda answer: None,
         *,
         each: Take | None = None,
+        tensors: Mapping[str, Array] = _NONE,
         version: int = 0,
         believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
         say: Callable[[str], None] | None = None,
@@ -111,6 +143,7 @@ class Trips:
             take: gets each shard's whole answer, all it returned, once: what the outcome calls answered.
             each: gets every message of an answer before that, as it comes: it may be of an answer that
                 never gets whole, and of one shard from several nodes in turn.
+            tensors: travel with every errand's program, whatever their size.
             version: of the parameters that the answers are to be made with.
             believed: errors that end the trip where every holder of a shard names one.
             say: told which node is waited for while it is away and until when, and "" when it is back.
@@ -120,39 +153,19 @@ class Trips:
             EdgeAttentionError: what every holder of a shard finds wrong with what it is asked. Nothing that
                 was lent stays lent, and nothing that came stays on the disk, answers taken included.
         """
-        gathering = _Gathering({errand.shard: errand for errand in errands}, take, each, spooled)
+        asked = errands if isinstance(errands, Errands) else Errands(errands)
+        gathering = _Gathering(asked.by_shard, take, each, spooled)
         lent: list[BulkTensor] = []
-        until = time.monotonic() + seconds
         try:
-            assignments = []
-            for number, errand in enumerate(errands, 1):
-                if number % AT_ONCE == 0:
-                    await asyncio.sleep(0)
-                inline, bulk = errand.inline, errand.lent
-                prepared, tensors = self._called(errand, SLOT_BYTES if len(errands) <= FEW else SMALL)
-                if prepared is not None:
-                    inline = tensors
-                elif errand.tensors:
-                    small, large = await self._bulk.lend_rows(errand.tensors)
-                    lent += large
-                    inline, bulk = ({**inline, **small} if inline else small), (*bulk, *large)
-                assignments.append(
-                    Assignment(
-                        shard=errand.shard,
-                        holders=errand.holders,
-                        coverage=errand.coverage,
-                        instructions=errand.instructions,
-                        version=version,
-                        deadline_seconds=seconds,
-                        tensors=inline,
-                        bulk_tensors=bulk,
-                        releases=errand.releases,
-                        prepared=prepared,
-                    )
-                )
-            if lent:
-                seconds = max(until - time.monotonic(), 0.0)  # to lend takes its time, too
-            return await self._dispatcher.run(assignments, seconds, gathering.add, say, believed=believed)
+            assignments: Sequence[Assignment] | None = asked.calls(tensors)
+            if assignments is None:
+                until = time.monotonic() + seconds
+                assignments = await self._assigned(asked, tensors, lent)
+                if lent:
+                    seconds = max(until - time.monotonic(), 0.0)  # to lend takes its time, too
+            return await self._dispatcher.run(
+                assignments, seconds, gathering.add, say, believed=believed, version=version, tensors=tensors
+            )
         except BaseException:
             gathering.close_taken()
             raise
@@ -161,14 +174,53 @@ class Trips:
             for tensor in lent:
                 self._bulk.take_back(tensor.digest)
 
-    def _called(self, errand: Errand, limit: int) -> tuple[PreparedData | None, Mapping[str, Array]]:
+    async def _assigned(
+        self, asked: Errands, shared: Mapping[str, Array], lent: list[BulkTensor]
+    ) -> Sequence[Assignment]:
+        """What the errands come to. `lent`: gets what is lent for that, also where it raises."""
+        assignments: list[Assignment] = []
+        limit = SLOT_BYTES if len(asked.all) <= FEW else SMALL
+        for number, errand in enumerate(asked.all, 1):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            own: Mapping[str, Array] | None = None
+            if errand.inline:  # that very mapping where it can be: it is encoded once for all who share it
+                own = {**shared, **errand.inline} if shared else errand.inline
+            bulk = errand.lent
+            inline = shared if own is None else own
+            prepared, called = self._called(errand, inline, limit)
+            if errand.tensors:
+                if prepared is not None:
+                    own = called
+                else:
+                    small, large = await self._bulk.lend_rows(errand.tensors)
+                    lent += large
+                    own, bulk = {**inline, **small} if inline else small, (*bulk, *large)
+            assignments.append(
+                Assignment(
+                    shard=errand.shard,
+                    holders=errand.holders,
+                    coverage=errand.coverage,
+                    instructions=errand.instructions,
+                    tensors=own,
+                    bulk_tensors=bulk,
+                    releases=errand.releases,
+                    prepared=prepared,
+                )
+            )
+        asked.keep(assignments, shared)
+        return assignments
+
+    def _called(
+        self, errand: Errand, inline: Mapping[str, Array], limit: int
+    ) -> tuple[PreparedData | None, Mapping[str, Array]]:
         """The prepared program that the errand is a call of, if it is, and what is in its slots.
 
         Raises:
             InvalidProgram: it freezes something, and lends tensors.
             Whatever `Repeated.find` raises.
         """
-        tensors = {**errand.inline, **errand.tensors} if errand.tensors else errand.inline
+        tensors = {**inline, **errand.tensors} if errand.tensors else inline
         if errand.lent or any(isinstance(rows, OnDisk) for rows in errand.tensors.values()):
             if errand.frozen:
                 raise InvalidProgram(
@@ -232,10 +284,13 @@ class _Gathering:
             self._drop(shard)  # of a node that did not come to its end
         whole = returned.final and returned.number == 0  # as most are: nothing is to be kept
         before = {} if whole else self._parts.setdefault(shard, {})
+        wanted = errand.wanted
         for name, tensor in returned.tensors.items():
             if name in before:
                 self._again(errand, name)
-            if wrong := misfit(name, tensor, errand.wanted.get(name)):
+            if (tensor.dtype, tensor.shape) != wanted.get(name) and (
+                wrong := misfit(name, tensor, wanted.get(name))
+            ):
                 raise InvalidTensor(f"it returned {wrong}")
         parts: Mapping[str, ReturnedTensor] = returned.tensors
         if not whole:
@@ -250,14 +305,16 @@ class _Gathering:
             lacking = [name for name in errand.wanted if name not in parts]
             raise InvalidTensor(f"it did not return {', '.join(lacking[:5])}")
         answer = replace(returned, tensors=parts) if returned.number else returned
-        if not self._spooled:
+        # Most are small: nothing of them is on the disk.
+        on_disk = [tensor for tensor in parts.values() if isinstance(tensor, SpooledTensor)]
+        if on_disk and not self._spooled:
             answer = _loaded(answer)
         self._take(answer)
         self._parts.pop(shard, None)
         self._times.pop(shard, None)
         if self._spooled:
             self._taken.append(answer)
-        else:
+        elif on_disk:
             close(parts)
 
     def _again(self, errand: Errand, name: str) -> None:

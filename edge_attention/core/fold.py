@@ -19,25 +19,34 @@ from edge_attention.core.tensors import Array
 T = TypeVar("T")
 
 
+class Leaves:
+    """The plan of folds: shard -> what it covers, in shard order. Folds that are alike share one.
+
+    Raises:
+        InvalidArgument: two shards cover the same part.
+    """
+
+    def __init__(self, shards: Mapping[str, range]) -> None:
+        _require_apart(shards.values())
+        self.ranges = dict(shards)
+        self.index = {shard: index for index, shard in enumerate(shards)}
+
+
 class Fold(Generic[T]):
     """Folds one contribution a shard, each exactly once.
 
     Args:
         shards: the plan, shard -> what it covers, in shard order; ranges that overlap are refused.
         combine: an associative operation on two contributions, the earlier shard's first.
-        checked: it is known that no two of `shards` cover the same part.
 
     Raises:
         InvalidArgument: two shards cover the same part.
     """
 
-    def __init__(
-        self, shards: Mapping[str, range], combine: Callable[[T, T], T], checked: bool = False
-    ) -> None:
-        if not checked:
-            _require_apart(shards.values())
-        self._leaf = {shard: index for index, shard in enumerate(shards)}
-        self._ranges = dict(shards)
+    def __init__(self, shards: Mapping[str, range] | Leaves, combine: Callable[[T, T], T]) -> None:
+        leaves = shards if isinstance(shards, Leaves) else Leaves(shards)
+        self._leaf = leaves.index
+        self._ranges = leaves.ranges
         self._combine = combine
         self._nodes: dict[tuple[int, int], T] = {}
         self._arrived: set[str] = set()

@@ -38,10 +38,10 @@ class Fleet:
     def __init__(self, **shards):
         self.states = {holder: READY for holders in shards.values() for holder in holders}
         self.assignments = [
-            Assignment(shard, tuple(holders), range(10 * i, 10 * i + 10), (), version=3)
+            Assignment(shard, tuple(holders), range(10 * i, 10 * i + 10), ())
             for i, (shard, holders) in enumerate(shards.items())
         ]
-        self.exchange = Exchange("x", self.assignments, lambda name: self.states.get(name, LOST))
+        self.exchange = Exchange("x", self.assignments, lambda name: self.states.get(name, LOST), version=3)
 
     def becomes(self, node, state):
         self.states[node] = state
@@ -262,7 +262,9 @@ def test_an_answer_beside_a_refusal_leaves_the_shard_missing_not_the_call_failed
 
 def test_a_refusal_that_the_recipe_does_not_believe_leaves_the_shard_missing():
     fleet = Fleet(s="a")
-    fleet.exchange = Exchange("x", fleet.assignments, lambda name: READY, believed=(PrivateTensor,))
+    fleet.exchange = Exchange(
+        "x", fleet.assignments, lambda name: READY, believed=(PrivateTensor,), version=3
+    )
     (send,) = fleet.exchange.start()
     fleet.answer("a", send, error=Fault("InvalidArgument", "nonsense"))
     assert fleet.exchange.failure is None
@@ -482,7 +484,9 @@ TestWhateverHappensEachShardIsAskedOnceAtATimeAndFoldedOnce = AnyExchange.TestCa
 def test_its_last_transitions_say_how_it_came_to_its_end():
     fleet = Fleet(s="ab")
     times = iter(range(10))
-    fleet.exchange = Exchange("x", fleet.assignments, lambda name: READY, clock=lambda: float(next(times)))
+    fleet.exchange = Exchange(
+        "x", fleet.assignments, lambda name: READY, clock=lambda: float(next(times)), version=3
+    )
     (send,) = fleet.exchange.start()
     (again,) = fleet.answer("a", send, error=Fault("OutOfMemory", "full"))
     fleet.answer("b", again)
@@ -526,9 +530,9 @@ def test_check_finds_a_state_that_cannot_be(broken):
 def test_a_program_that_a_node_cannot_read_is_asked_of_another_at_once():
     """Its answer knows nothing of the program but whose task it was."""
     assignment = Assignment(
-        "s0", ("a", "b"), range(0, 5), (Return("task/q", "q"),), 3, None, {"task/q": np.ones(4, np.float32)}
+        "s0", ("a", "b"), range(0, 5), (Return("task/q", "q"),), {"task/q": np.ones(4, np.float32)}
     )
-    exchange = Exchange("x", [assignment], lambda name: NodeState.READY)
+    exchange = Exchange("x", [assignment], lambda name: NodeState.READY, version=3)
     (send,) = exchange.start()
     data = bytearray(to_node.encode(send.program))
     data[data.index(np.ones(4, np.float32).tobytes()) + 2] ^= 0x5A
@@ -551,8 +555,10 @@ def prepared(**shards):
     fleet = Fleet(**shards)
     tensors = {"task/x": np.ones((2, 3), np.float32)}
     program = prepare((Return("task/x", "x"),), tensors)
-    asked = [replace(a, instructions=(), tensors=tensors, prepared=program) for a in fleet.assignments]
-    fleet.exchange = Exchange("x", asked, lambda name: fleet.states.get(name, LOST))
+    asked = [replace(a, instructions=(), prepared=program) for a in fleet.assignments]
+    fleet.exchange = Exchange(
+        "x", asked, lambda name: fleet.states.get(name, LOST), version=3, tensors=tensors
+    )
     return fleet, program
 
 

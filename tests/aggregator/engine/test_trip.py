@@ -17,7 +17,7 @@ from aggregator.engine import trip
 from aggregator.engine.bulk import INLINE_LIMIT
 from aggregator.engine.outcome import MissingKind
 from aggregator.engine.spool import SpooledTensor
-from aggregator.engine.trip import Errand, misfit
+from aggregator.engine.trip import Errand, Errands, misfit
 from edge_attention.core.errors import (
     DeadlineExceeded,
     InvalidTensor,
@@ -363,6 +363,35 @@ def test_errands_share_what_travels_with_their_programs():
 
     sent, inline = run(scenario)
     assert [program.tensors is inline for program in sent] == [True, True]
+
+
+def test_errands_that_are_kept_are_calls_of_what_each_trip_brings():
+    """The third trip finds all of it made; other shapes, and other tensors, are what they are."""
+
+    async def scenario(house):
+        box = house.node("a")
+        kept = Errands([errand(s, inline={}, wanted={"x": (None, None)}) for s in "st"])
+        got = []
+        for tensors in (X, 2 * X, 3 * X, X[:1], 4 * X, 4 * X.astype(np.float64)):
+            answers = {}
+            outcome = await house.trips.make(
+                kept,
+                5.0,
+                lambda answer, answers=answers: answers.update({answer.shard: answer.array("x")}),
+                tensors={"task/x": tensors},
+                version=len(got),
+            )
+            assert outcome.answered == {"s": "a", "t": "a"}
+            for array in answers.values():
+                np.testing.assert_array_equal(array, tensors)
+            got.append(len(box.calls))
+        assert {call.version for call in box.calls} == {1, 2, 4}
+        assert {call.deadline_seconds for call in box.calls} == {5.0}
+        return got
+
+    with House() as house:
+        called = asyncio.run(scenario(house))
+    assert called == [0, 2, 4, 4, 6, 6]
 
 
 def test_what_a_tensor_is_to_be():
