@@ -114,6 +114,7 @@ class _RunningTask:
         self.size = size
         self.stream = stream
         self.contributions: list[bytes] | None = []  # None: not kept
+        self.bytes = 0  # of these
 
 
 class Session:
@@ -294,16 +295,20 @@ class Session:
         actions: list[Action] = []
         task = self._running.get(task_id)
         if task is not None:
-            kept = (task.contributions or []) + [data]
-            lost = not keep or task.contributions is None or sum(map(len, kept)) > KEPT_BYTES // 8
-            task.contributions = None if lost else kept
+            task.bytes += len(data)
+            if not keep or task.contributions is None or task.bytes > KEPT_BYTES // 8:
+                task.contributions = None
+            else:
+                task.contributions.append(data)
             if final:
                 del self._running[task_id]
                 self._running_bytes -= task.size
-                actions += self._consumed(task.size, task.stream)
-                self._keep(task_id, task.contributions, data)
-        self.outbox.add([data])
-        return [*actions, *self._pump(now)]
+                actions = self._consumed(task.size, task.stream)
+                self._keep(task_id, task, data)
+        taken = self.outbox.send(data)
+        self._sent += len(taken)
+        actions += map(SendMessage, taken)
+        return [*actions, *self._finish(now)] if self.draining else actions
 
     def drain(self, now: float) -> list[Action]:
         """Finish what runs, take nothing more, and leave; asked again, leave at once."""
@@ -382,14 +387,14 @@ class Session:
         self._sent += len(taken)
         return [*map(SendMessage, taken), *self._finish(now)]
 
-    def _keep(self, task_id: str, contributions: list[bytes] | None, last: bytes) -> None:
-        if contributions is None:
+    def _keep(self, task_id: str, task: _RunningTask, last: bytes) -> None:
+        if task.contributions is None:
             # On its way, or to be sent again: not a reason to run the task once more.
             self._let_go()
             self._leaving[task_id] = last
         else:
-            self._kept[task_id] = contributions
-            self._kept_bytes += sum(map(len, contributions))
+            self._kept[task_id] = task.contributions
+            self._kept_bytes += task.bytes
         while self._kept_bytes > KEPT_BYTES or len(self._kept) > KEPT_TASKS:
             self._kept_bytes -= sum(map(len, self._kept.popitem(last=False)[1]))
 

@@ -11,7 +11,7 @@ debt.consumed(4096)                 # None, or a Credit to grant back now
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from edge_attention.core.messages.link import Credit
 
@@ -103,6 +103,16 @@ class Outbox:
         new = [data for data in messages if data not in self._waiting]
         self._waiting.extend(new)
         self.backlog += sum(map(len, new))
+
+    def send(self, message: bytes) -> Sequence[bytes]:
+        """`add` of one message, and `take`: what may be sent now."""
+        if self._waiting or not self._window.take(len(message)):
+            self.add([message])
+            return self.take()
+        self._flight.append(message)
+        self.flying += len(message)
+        self._sent += 1
+        return (message,)
 
     @property
     def in_flight(self) -> int:
