@@ -94,8 +94,25 @@ def _arrange(given: GivenChain, host: str, now: float) -> ShownChain:
         raise InvalidArgument(_refusal(given, trouble, now))
     last = path.certificates[-1]
     further = [one for one in authorities if der(one) != der(last)]
-    shown = (*path.certificates[:-1], *further, last) if len(path.certificates) > 1 else (leaf, *further)
-    return ShownChain(shown, authorities, tuple(_warnings(given, path, others, host, now)))
+    crossed = [one for one in others if _crossed(one, path, authorities)]
+    if len(path.certificates) == 1:
+        shown = (leaf, *further)
+    else:
+        shown = (*path.certificates[:-1], *crossed, *further, last)
+    return ShownChain(shown, authorities, tuple(_warnings(given, path, others, authorities, host, now)))
+
+
+def _crossed(certificate: x509.Certificate, path: Path, authorities: Authorities) -> bool:
+    """Whether it is one of the authorities as another root has signed it: for peers that trust that one."""
+    return (
+        certificate.subject != certificate.issuer
+        and certificate not in path.certificates
+        and any(
+            certificate.subject == one.subject and _of(certificate) == _of(one)
+            for one in authorities
+            if one.subject == one.issuer
+        )
+    )
 
 
 def _leaf(given: GivenChain, now: float) -> x509.Certificate:
@@ -145,7 +162,9 @@ def _path(
     if (known := find_path(leaf, others, kept)).trusted:
         return kept, known
     top = path.certificates[-1]
-    path = find_path(leaf, others, system := tuple(given.system(top.issuer)))
+    # Not of the last alone: it may be an old root's signature of one that is known here.
+    system = [root for one in path.certificates for root in given.system(one.issuer)]
+    path = find_path(leaf, others, system)
     if path.trusted:
         return path.certificates[-1:], path
     if top is leaf:
@@ -196,7 +215,12 @@ def _refusal(given: GivenChain, trouble: CertificateTrouble, now: float) -> str:
 
 
 def _warnings(
-    given: GivenChain, path: Path, others: Sequence[x509.Certificate], host: str, now: float
+    given: GivenChain,
+    path: Path,
+    others: Sequence[x509.Certificate],
+    authorities: Authorities,
+    host: str,
+    now: float,
 ) -> list[str]:
     leaf, last = path.certificates[0], path.certificates[-1]
     said = []
@@ -204,7 +228,10 @@ def _warnings(
         said.append(
             f"{given.where} does not begin with the certificate of the key, {called(leaf)}: shown in order"
         )
-    unused = [one for one in others if one not in path.certificates and one.subject != one.issuer]
+    crossed = [one for one in others if _crossed(one, path, authorities)]
+    unused = [
+        one for one in others if one.subject != one.issuer and one not in (*path.certificates, *crossed)
+    ]
     if unused:
         said.append(f"{given.where} has certificates that {called(leaf)} does not need: {called(unused[0])}")
     if last is leaf or der(last) == der(leaf):

@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography import x509
 
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
-from edge_attention.trust.certificates import der, fingerprint, is_ours, load_certificates, pin
+from edge_attention.trust.certificates import der, ends, fingerprint, is_ours, load_certificates, pin
 from edge_attention.trust.tokens import PIN_DIGITS
 
 Authorities = tuple[x509.Certificate, ...]
@@ -49,8 +49,13 @@ def shown_with_pin(shown: Sequence[x509.Certificate], wanted: str) -> Authoritie
             return (certificate,)
     for count in range(2, min(len(shown), AUTHORITIES) + 1):
         if pin_of(shown[-count:]) == wanted:
-            return tuple(shown[-count:])
+            return _in_order(shown[-count:])
     return ()
+
+
+def _in_order(authorities: Sequence[x509.Certificate]) -> Authorities:
+    """Those that are good longest first: of two of one name gRPC asks the first alone."""
+    return tuple(sorted(authorities, key=lambda one: (-ends(one), fingerprint(one))))
 
 
 def are_ours(authorities: Sequence[x509.Certificate]) -> bool:
@@ -74,7 +79,7 @@ def anchors(certificates: Sequence[x509.Certificate], where: str) -> Authorities
             f"{where} holds {len(found)} authorities: give those that have signed this aggregator's "
             f"certificate and that will sign the next, {AUTHORITIES} at most"
         )
-    return tuple(sorted(found, key=fingerprint))
+    return _in_order(found)
 
 
 def read_authorities(path: Path) -> Authorities:

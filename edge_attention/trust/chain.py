@@ -93,7 +93,8 @@ def find_path(
 ) -> Path:
     """The shortest path from `leaf` over certificates of `pool` to one of `authorities`.
 
-    Without one, the longest: what its last certificate lacks is what is missing.
+    Without one, the longest: what its last certificate lacks is what is missing. gRPC does not search: of two
+    of one name in `pool` it follows the first, of those in `authorities` too, which come before.
     """
     ends = {der(one) for one in authorities}
     candidates = [*authorities, *pool[:SHOWN]]

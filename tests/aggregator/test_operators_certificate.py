@@ -106,6 +106,32 @@ def test_a_bundle_of_roots_counts_whole(files):
     served(own, inside)
 
 
+@pytest.mark.parametrize(
+    "authority", [[OTHER], [ROOT, OTHER], [OTHER, ROOT]], ids=["new", "both", "both turned"]
+)
+def test_a_new_root_that_the_old_one_has_signed_is_taken_by_who_trusts_the_old_one(files, authority):
+    crossed = pki.authority("Other root", ROOT, key=OTHER.key)
+    own = files.open([pki.issue("aggregator", OTHER), crossed], authority=authority)
+
+    def inside(address):
+        for trusted in ((ROOT,), (OTHER,), (OTHER, ROOT)):
+            assert connects(address, tuple(one.certificate for one in trusted)) is None
+        assert connects(address, fetch_authorities(address, pin_of(own.authorities))) is None
+
+    served(own, inside)
+
+
+def test_a_root_that_was_issued_again_for_its_key_counts_beside_the_one_that_has_ended(files):
+    ended = pki.authority("Root", key=ROOT.key, days=OLD)
+    for authority in ([ROOT, ended], [ended, ROOT]):
+        own = files.open([LEAF, MIDDLE], authority=authority)
+
+        def inside(address, own=own):
+            assert connects(address, fetch_authorities(address, pin_of(own.authorities))) is None
+
+        served(own, inside)
+
+
 def test_a_server_cannot_add_its_own_root_to_a_bundle():
     shown = [LEAF.certificate, OTHER.certificate, ROOT.certificate]
     assert shown_with_pin(shown, pin_of([ROOT.certificate])) == (ROOT.certificate,)
@@ -199,6 +225,12 @@ def test_a_root_that_this_machine_trusts_ends_the_chain(files, monkeypatch):
     files.write([renewed, MIDDLE_2])
     assert own.keep()
     assert own.authorities == (ROOT.certificate,)
+    # Let's Encrypt's chains had the root once more, signed by an older one that nobody has any more.
+    (files.trust / TLS_AUTHORITY).unlink()
+    crossed = pki.authority("Root", pki.authority("Gone"), key=ROOT.key)
+    own = files.open([LEAF, MIDDLE, crossed])
+    assert own.authorities == (ROOT.certificate,)
+    assert served(own, lambda address: connects(address, own.authorities)) is None
     # The same name, another key.
     store.write_bytes(pki.pem(pki.authority("Root")))
     (files.trust / TLS_AUTHORITY).unlink()
