@@ -56,15 +56,19 @@ def watch(run: Run, record: Path | None, as_json: bool, *, table: bool = False, 
 
 
 class _Waits:
-    """What there is to print of a run's waiting: what it waits for, and not every second that it does."""
+    """What there is to print of a run: each note once, and what it waits for, but not every second of it."""
 
     def __init__(self) -> None:
         self._told = ""
+        self._notes = 0
 
     def news(self, info: TrainingRun) -> str:
         about = _COUNTS.sub("", info.waiting)
         new, self._told = about != self._told, about
-        return waiting(info.waiting) if new and info.waiting else ""
+        lines = [f"note: {note}" for note in info.notes[self._notes :]]
+        self._notes = max(self._notes, len(info.notes))
+        lines += [waiting(info.waiting)] if new and info.waiting else []
+        return "\n".join(map(shown, lines))
 
 
 def _events(run: Run, record: Path | None, after: int, show: Show) -> None:
@@ -120,7 +124,7 @@ def _follow(run: Run, record: Path | None, after: int) -> None:
                     bar.console.print(shown(_evaluated(event)))
             elif line := waits.news(event):
                 # Printed, so that it is also there where the bar cannot be drawn.
-                bar.console.print(shown(line))
+                bar.console.print(line)
 
         _events(run, record, after, show)
     _ended(run)

@@ -52,11 +52,34 @@ class DataInput:
 
 
 @dataclass(frozen=True)
+class LabelPlan:
+    """What the labels of a standard loss must be, and what of them is told before the first round.
+
+    Attributes:
+        labels, weights: inputs of the model; `weights` empty: there are none.
+        classes: labels are 0 to `classes` - 1; 0: they are floats.
+        binary: they are between 0 and 1.
+        reach: the lowest and the highest label that is told.
+        most: the largest weight a row may have.
+        places: labels of one row.
+    """
+
+    labels: str
+    weights: str
+    classes: int
+    binary: bool
+    reach: tuple[int, int]
+    most: float
+    places: int
+
+
+@dataclass(frozen=True)
 class FederatedPlan:
     """See the module. `graphs`: by role, of gradient, start, step, update, evaluate, attention, penalty and
     difference those the job needs. `slots`: the local optimizer's state, tensors a parameter. `weighted`:
     labels do not all count alike, and nodes return what theirs count. `most`: what a row counts at most.
-    `model`: what the file is to the job, for a person; None: a plan of an earlier release does not say."""
+    `model`: what the file is to the job, for a person; None: a plan of an earlier release does not say.
+    `label`: of a standard loss. `notes`: of the model, for whoever trains it."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -67,6 +90,8 @@ class FederatedPlan:
     weighted: bool = False
     most: float = 1.0
     model: PlannedModel | None = None
+    label: LabelPlan | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -98,6 +123,8 @@ class FederatedPlan:
             bool(data.get("weighted", False)),
             float(data.get("most", 1.0)),
             model_from(data.get("model")),
+            LabelPlan(**{**found, "reach": tuple(found["reach"])}) if (found := data.get("label")) else None,
+            tuple(data.get("notes", ())),
         )
 
     def returned(self, encoding: UpdateEncoding) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 from aggregator.training.federated.plan import (
     DataInput,
     FederatedPlan,
+    LabelPlan,
     PlannedGraphFile,
     asked_of,
     push_encoding,
@@ -143,6 +144,7 @@ def plan(
     import safetensors.numpy
 
     from edge_attention.graphs.gradients.gradients import graph_inputs, graph_outputs
+    from edge_attention.graphs.models.label_graph import label_graph
     from edge_attention.graphs.models.model import gradient_graph, load_model, load_step_graph
     from edge_attention.graphs.models.model_checks import check_model
     from edge_attention.graphs.models.model_graphs import attention_graph, evaluation_graph, penalty_graph
@@ -188,10 +190,10 @@ def plan(
     check_model(model)
     for new, old in model.untied.items():
         log.info("%s: %s was one with %s in the file and trains by itself", place, new, old)
+    for note in model.notes:
+        log.warning("%s: %s", place, note)
     if model.dropped:
         log.warning("%s: the exporter has left out %s", place, ", ".join(model.dropped))
-    for note in model.notes:
-        log.info("%s: %s", place, note)
     gradient = gradient_graph(model, local.batch)
     parameters = _initial(model.parameters, given) if given else dict(model.parameters)
     shapes = tuple(array.shape for array in parameters.values())
@@ -233,6 +235,9 @@ def plan(
         graphs["zeros"] = start_graph(shapes, ("residual",))
     if job.holdout and model.forward:
         graphs["evaluate"] = evaluation_graph(model)
+    label = _label(model, spec.loss)
+    if model.label is not None:
+        graphs["labels"] = label_graph(model.label, model.inputs[model.label.labels])
     if consensus.attention:
         graphs["attention"] = attention_graph(model, consensus.attention)
         if penalty:
@@ -270,9 +275,22 @@ def plan(
         model.weighted,
         _most(spec.loss),
         described,
+        label,
+        model.notes,
     )
     _unknown_names(job, result)
     return result
+
+
+def _label(model: Model, loss: LossSpec) -> LabelPlan | None:
+    from edge_attention.graphs.models.label_graph import reach
+
+    kind = model.label
+    if kind is None:
+        return None
+    places = math.prod(n or 1 for n in model.inputs[kind.labels][1][1:])
+    bounds = reach(kind)
+    return LabelPlan(kind.labels, kind.weights, kind.classes, kind.binary, bounds, MAX_LOSS_WEIGHT, places)
 
 
 def _most(loss: LossSpec) -> float:

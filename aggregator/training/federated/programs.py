@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aggregator.training.federated.plan import LOSS_WEIGHT, WEIGHT, WEIGHT_SUM, FederatedPlan
+from aggregator.store.tensor_file import Spec
+from aggregator.training.federated.plan import (
+    LOSS_WEIGHT,
+    SCALAR,
+    WEIGHT,
+    WEIGHT_SUM,
+    FederatedPlan,
+    LabelPlan,
+)
 from edge_attention.core.encodings import UpdateEncoding
 from edge_attention.core.messages.program import Batch, Drop, Instruction, Repeat, Return, Run, Stored, Value
 from edge_attention.core.messages.training import FederatedJob
@@ -15,6 +23,12 @@ from edge_attention.core.optimizers import SGD, Adagrad, Adam, Momentum, from_co
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.tensors import Array, Encoding, Int64
 
+LABEL_SUMS = ("outside", "strange", "lowest", "highest", "seen")
+"""As graphs/models/label_graph.py has them, which brings onnx."""
+LABEL_BATCH = 1 << 16
+"""Labels that are looked at together."""
+MAX_LABEL_ROWS = 1 << 20
+"""Rows whose labels are looked at before a run, evenly spaced where there are more: their numbers travel."""
 EVALUATION_BATCH = 256
 _RECENT = 16
 """Programs that are compared with the next: of nodes with other numbers of rows there are others."""
@@ -116,6 +130,43 @@ class Programs:
         instructions += [Return(f"task/sum/{name}", f"next/{name}") for name in names]
         return self._same(tuple(instructions)), tensors
 
+    def labels(self, rows: int) -> ProgramParts:
+        """What the labels of a dataset of `rows` rows are like, of MAX_LABEL_ROWS of them at most."""
+        label, graph = self.plan.label, self.plan.graphs["labels"]
+        assert label is not None
+        chosen = np.linspace(0, rows - 1, min(rows, MAX_LABEL_ROWS)).astype(np.int64)
+        low, high = label.reach
+        tensors: dict[str, Array] = {
+            "task/sum/outside": np.zeros((), np.float32),
+            "task/sum/strange": np.zeros((), np.float32),
+            "task/sum/lowest": np.array(high, np.float32),
+            "task/sum/highest": np.array(low, np.float32),
+            "task/sum/seen": np.zeros(max(1, label.classes), np.float32),
+        }
+        inputs: dict[str, Value] = {
+            **self._inputs(),
+            **{f"sum/{name}": Stored(f"task/sum/{name}") for name in LABEL_SUMS},
+        }
+        outputs = {f"next/{name}": f"task/sum/{name}" for name in LABEL_SUMS}
+        run = Run(graph.digest, self._needed("labels", inputs), outputs)
+        batch = max(1, LABEL_BATCH // label.places)
+        full, instructions = len(chosen) // batch, list[Instruction]()
+        if full:
+            tensors["task/rows/full"] = chosen[: full * batch].reshape(full, batch)
+            instructions.append(Repeat(full, (self._batch("task/rows/full", label), run)))
+        if len(chosen) % batch:
+            tensors["task/rows/rest"] = chosen[full * batch :]
+            instructions += [self._batch("task/rows/rest", label), run]
+        instructions += [Return(f"task/sum/{name}", f"next/{name}") for name in LABEL_SUMS]
+        return tuple(instructions), tensors
+
+    @property
+    def label_specs(self) -> dict[str, Spec]:
+        """What nodes return of their labels."""
+        assert self.plan.label is not None
+        seen = (np.dtype(np.float32), (max(1, self.plan.label.classes),))
+        return {f"next/{name}": seen if name == "seen" else SCALAR for name in LABEL_SUMS}
+
     def catch_up(self, before: At, at: At, difference: Callable[[str], str]) -> tuple[Instruction, ...]:
         """From the version the node has, at `before`, to the next, at `at`, by the difference pushed."""
         graph, count = self.plan.graphs["difference"], range(len(self.plan.names))
@@ -134,11 +185,14 @@ class Programs:
         del self._recent[:-_RECENT]
         return instructions
 
-    def _batch(self, rows: str) -> Batch:
+    def _batch(self, rows: str, label: LabelPlan | None = None) -> Batch:
+        """`label`: of its inputs alone."""
         # Two inputs may read one column: a column is read once, under the first input's name.
         bind = self.job.model.inputs
         columns: dict[str, str] = {}
         for i, wanted in enumerate(self.plan.inputs):
+            if label is not None and wanted.name not in (label.labels, label.weights):
+                continue
             columns.setdefault(bind.get(wanted.name, wanted.name), f"task/data/{i}")
         return Batch(self.job.dataset, columns, Stored(rows))
 

@@ -59,6 +59,8 @@ def _leaving(plan: FederatedPlan, job: FederatedJob) -> dict[str, tuple[str, ...
     found = {"update": plan.returned(encoding)}
     if "evaluate" in plan.graphs:
         found["evaluate"] = tuple(f"next/{name}" for name in plan.sums)
+    if "labels" in plan.graphs:
+        found["labels"] = tuple(name for name in plan.graphs["labels"].outputs)
     if "attention" in plan.graphs:
         found["attention"] = ("attention",)
     return found

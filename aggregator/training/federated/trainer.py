@@ -19,6 +19,7 @@ from aggregator.training.federated.collect import Collected, Collector, Synchron
 from aggregator.training.federated.consensus import Consensus
 from aggregator.training.federated.evaluate import Evaluator
 from aggregator.training.federated.fold import Folded, Folder
+from aggregator.training.federated.labels import check_labels
 from aggregator.training.federated.plan import FederatedPlan, asked_of, push_encoding, strategy_of
 from aggregator.training.federated.programs import Programs, local_lr
 from aggregator.training.federated.releases import texts
@@ -63,6 +64,7 @@ class FederatedTrainer:
 
     async def train(self) -> str:
         """Why it ended before its last round, or nothing. Raises EdgeAttentionError if it cannot go on."""
+        self._active.update(notes=self._plan.notes)
         zeroth = await asyncio.to_thread(self._state.record, self._id, 0)
         if zeroth is None:
             rows = await arrivals(self._job, self._plan, self._services, self._patience, self._say)
@@ -77,6 +79,11 @@ class FederatedTrainer:
             node.check()
         self._put_together(samples)
         if zeroth is None:
+            seconds = min(self._patience, self._job.selection.deadline_seconds or self._patience)
+            note = await check_labels(self._id, self._asker, self._programs, samples, seconds)
+            if note:
+                log.warning("run %s: %s", self._id, note)
+                self._active.update(notes=(*self._active.info.notes, note))
             everything, train = sum(rows.values()), sum(s.training for s in samples.values())
             counts = Samples(everything, 0, train, everything - train)
             first = {"nodes": rows, "samples": vars(counts)}
@@ -117,8 +124,8 @@ class FederatedTrainer:
         )
         self._nodes = tuple(samples)
         self._versions = Versions(self._id, job, services.parameters, folder)
-        programs = Programs(self._id, job, plan, self._strategy, encoding)
-        asker = Asker(services.trips, services.membership, self._patience, texts(plan, job))
+        self._programs = programs = Programs(self._id, job, plan, self._strategy, encoding)
+        self._asker = asker = Asker(services.trips, services.membership, self._patience, texts(plan, job))
         self._work = work = Work(self._id, services, asker, programs, folder, samples)
         kind = Buffer if self._strategy.asynchronous else Synchronous
         self._collector: Collector = kind(self._active, job, services, work, samples, self._patience)

@@ -101,7 +101,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run as it stands. `nodes`: what each node of the round under way does, for a person."""
+    """A run as it stands.
+
+    `nodes`: what each node of the round under way does, for a person. `notes`: what whoever trains should
+    know of the model and the labels, a sentence each.
+    """
 
     id: str
     name: str
@@ -114,6 +118,7 @@ class TrainingRun:
     waiting: str = ""
     samples: Samples | None = None
     nodes: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 COUNTED = ("tokens", "labels")

@@ -1044,6 +1044,7 @@ class TrainingRun(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     state: Global___RunState.ValueType
@@ -1061,6 +1062,10 @@ class TrainingRun(_message.Message):
     def nodes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What each node of the round under way does, for a person: "computes", "12 of 40 chunks", "done"."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What whoever trains should know of the model and the labels, a sentence each."""
+
     def __init__(
         self,
         *,
@@ -1075,10 +1080,11 @@ class TrainingRun(_message.Message):
         waiting: _builtins.str = ...,
         samples: Global___Samples | None = ...,
         nodes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "detail", b"detail", "id", b"id", "name", b"name", "nodes", b"nodes", "round", b"round", "rounds", b"rounds", "samples", b"samples", "state", b"state", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "detail", b"detail", "id", b"id", "name", b"name", "nodes", b"nodes", "notes", b"notes", "round", b"round", "rounds", b"rounds", "samples", b"samples", "state", b"state", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
