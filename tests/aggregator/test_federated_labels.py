@@ -23,7 +23,7 @@ def outcome(labels, *, told=True, loss=None, extra=None, **changed):
         job = small_model.job(house, rounds=1, **changed)
         if loss is not None:
             job = replace(job, model=replace(job.model, loss=loss))
-        plan = await house.runs.plan(job)
+        plan = (await house.runs.plan(job)).graphs
         released = sorted({g.release for g in plan if g.release and (told or g.role != "labels")})
         for name in small_model.NODES:
             columns = {"x": small_model.X[name], "y": labels(name), **(extra(name) if extra else {})}

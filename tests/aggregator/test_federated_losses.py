@@ -53,7 +53,7 @@ SPEC = LossSpec(
 async def started(house, strategy, local, **changed):
     job = small_model.job(house, strategy=strategy, local=local, rounds=ROUNDS, holdout=0.0, **changed)
     job = replace(job, model=replace(job.model, loss=SPEC))
-    released = sorted({graph.release for graph in await house.runs.plan(job) if graph.release})
+    released = sorted({graph.release for graph in (await house.runs.plan(job)).graphs if graph.release})
     for name in small_model.NODES:
         data = dataset("rows", x=small_model.X[name], y=labels(name), importance=importance(name))
         house.node(name, datasets=[data], releases=released)
@@ -129,7 +129,7 @@ def test_an_evaluation_is_the_loss_over_all_rows_held_out() -> None:
             house, strategy=StrategySpec("fedavg"), local=local, rounds=1, holdout=0.5, evaluate_every=1
         )
         job = replace(job, model=replace(job.model, loss=SPEC))
-        released = sorted({graph.release for graph in await house.runs.plan(job) if graph.release})
+        released = sorted({graph.release for graph in (await house.runs.plan(job)).graphs if graph.release})
         for name in small_model.NODES:
             data = dataset("rows", x=small_model.X[name], y=labels(name), importance=importance(name))
             house.node(name, datasets=[data], releases=released)

@@ -79,7 +79,7 @@ class FederatedPlan:
     difference those the job needs. `slots`: the local optimizer's state, tensors a parameter. `weighted`:
     labels do not all count alike, and nodes return what theirs count. `most`: what a row counts at most.
     `model`: what the file is to the job, for a person; None: a plan of an earlier release does not say.
-    `label`: of a standard loss. `notes`: of the model, for whoever trains it."""
+    `label`: of a standard loss."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -91,7 +91,6 @@ class FederatedPlan:
     most: float = 1.0
     model: PlannedModel | None = None
     label: LabelPlan | None = None
-    notes: tuple[str, ...] = ()
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -124,7 +123,6 @@ class FederatedPlan:
             float(data.get("most", 1.0)),
             model_from(data.get("model")),
             LabelPlan(**{**found, "reach": tuple(found["reach"])}) if (found := data.get("label")) else None,
-            tuple(data.get("notes", ())),
         )
 
     def returned(self, encoding: UpdateEncoding) -> tuple[str, ...]:

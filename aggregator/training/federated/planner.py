@@ -276,7 +276,6 @@ def plan(
         _most(spec.loss),
         described,
         label,
-        model.notes,
     )
     _unknown_names(job, result)
     return result

@@ -64,7 +64,7 @@ class FederatedTrainer:
 
     async def train(self) -> str:
         """Why it ended before its last round, or nothing. Raises EdgeAttentionError if it cannot go on."""
-        self._active.update(notes=self._plan.notes)
+        self._active.update(notes=self._plan.model.notes if self._plan.model is not None else ())
         zeroth = await asyncio.to_thread(self._state.record, self._id, 0)
         if zeroth is None:
             rows = await arrivals(self._job, self._plan, self._services, self._patience, self._say)
