@@ -9,7 +9,7 @@ from edge_attention.core.tensors import Array
 __all__ = ["TableColumn"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TableColumn:
     """One column of `rows` rows.
 
