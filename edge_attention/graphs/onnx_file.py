@@ -40,6 +40,7 @@ __all__ = [
     "ints",
     "keep",
     "make_batch_symbolic",
+    "opset_of",
     "parse",
     "parse_needed",
     "prune",
@@ -192,6 +193,11 @@ def _check_domain(node: NodeProto, place: str) -> None:
             f"{place}: {label} is of domain '{node.domain}'; only standard ONNX can be differentiated: "
             "export without fused operators, or train only what comes after it, by naming parameters"
         )
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of the standard operators that the model imports."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OPSET)
 
 
 def raise_opset(model: ModelProto, place: str) -> ModelProto:

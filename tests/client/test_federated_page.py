@@ -23,7 +23,7 @@ FIRST, *OTHERS = re.findall(r"^```toml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILI
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("model", "step"):
+    for name in ("model", "step", "encoder"):
         (tmp_path / f"{name}.onnx").write_bytes(name.encode())
     for name in ("start", "trained"):
         values = {"weight": np.ones(3, np.float32)}

@@ -7,7 +7,7 @@ batch, whatever its size, does not change the answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,10 @@ from edge_attention.graphs.onnx_file import (
     all_nodes,
     bind_batch,
     fixed_shapes,
-    prune,
     rename_values,
     values_of,
 )
+from edge_attention.graphs.reading.needed import keep_needed
 
 __all__ = ["decide"]
 
@@ -43,17 +43,18 @@ _EVALUATED = {
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
-def decide(model: ModelProto, shapes: bool = False) -> None:
+def decide(model: ModelProto, shapes: bool = False, keep: Collection[str] = ()) -> None:
     """Replace, in place, every `If` and `Dropout` whose switch is known, and drop what nothing needs then.
 
-    `shapes`: the sizes of all dimensions but the batch are fixed, and may decide, too.
+    `shapes`: the sizes of all dimensions but the batch are fixed, and may decide, too. `keep`: inputs that
+    stay whether they are needed or not.
     """
     while _once(model, ({},)):
         pass
     if shapes:
         while _undecided(model.graph) and _once(model, tuple(_shapes_at(model, b) for b in _BATCHES)):
             pass
-    prune(model.graph)
+    keep_needed(model.graph, {*keep, *(value.name for value in model.graph.output)})
 
 
 def _undecided(graph: GraphProto) -> bool:

@@ -34,7 +34,7 @@ from edge_attention.graphs.models.model_form import (
 )
 from edge_attention.graphs.models.model_losses import add_loss
 from edge_attention.graphs.models.model_step import load_step_graph
-from edge_attention.graphs.models.new_head import LOGITS, add_head
+from edge_attention.graphs.models.new_head import LOGITS, add_head, values_for
 from edge_attention.graphs.models.value_specs import output_specs
 from edge_attention.graphs.onnx_file import (
     TensorSpec,
@@ -43,6 +43,7 @@ from edge_attention.graphs.onnx_file import (
     first_line,
     keep,
     make_batch_symbolic,
+    opset_of,
     prune,
     raise_opset,
     serialize,
@@ -50,6 +51,7 @@ from edge_attention.graphs.onnx_file import (
     strip,
     values_of,
 )
+from edge_attention.graphs.reading.bounds import MIN_OPSET
 
 __all__ = ["Model", "gradient_graph", "load_model", "load_step_graph", "parameter_inputs", "pruned"]
 
@@ -132,7 +134,7 @@ class _Asked:
                 f"{self.place}: head.of must name what the head is on, one of the outputs {list(outputs)} or "
                 "a value inside the file"
             )
-        return [self.head.of or outputs[0], *filter(None, [self.head.mask]), *besides]
+        return [*values_for(self.head, outputs), *besides]
 
 
 def gradient_graph(model: Model, batch: int) -> ModelProto:
@@ -185,6 +187,8 @@ def _load_model(data: bytes, asked: _Asked) -> Model:
     if lost := [name for name in wanted if name in ready.cut.constants]:
         raise InvalidGraph(f"{place}: the loss does not depend on parameters {lost}; leave them out")
     if asked.head is not None:
+        if opset_of(file) < MIN_OPSET:
+            file = raise_opset(file, place)
         head = replace(asked.head, of=asked.head.of or file.graph.output[0].name)
         made, said = add_head(file, head, asked.seed, place, ready.cut.outputs)
         notes.append(f"a new head, {', '.join(made)}, is on {said}")

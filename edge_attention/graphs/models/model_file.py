@@ -53,7 +53,7 @@ def read_model(
 
     Cut off is what they do not need; an `If` or `Dropout` that constants decide is decided, symbolic
     dimensions of the inputs are bound (`bind_dimensions`), other floating-point types become float32.
-    A wanted value inside the file is an output afterwards, whose type nothing declares.
+    A wanted value inside the file is an output afterwards, whose type nothing declares; a wanted input stays.
 
     Raises InvalidGraph for a file that cannot be used, saying what to change.
     """
@@ -70,12 +70,12 @@ def read_model(
     graph.output.extend(ValueInfoProto(name=n) for n in dict.fromkeys(names) if n in made - have)
     constants = {tensor.name for tensor in graph.initializer}
     keep(graph.input, {value.name for value in graph.input} - constants)
-    decide(model)
+    decide(model, keep=names)
     bound = bind_dimensions(graph, dimensions or {}, rows or {}, place)
     notes = []
     if was := to_float32(model):
         notes.append(f"the file is in {was}; it trains in float32")
-    decide(model, shapes=True)
+    decide(model, shapes=True, keep=names)
     return ReadModel(model, cut, bound, tuple(notes))
 
 

@@ -15,14 +15,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.messages.federated import NewHead
 from edge_attention.graphs.models.value_specs import value_spec
-from edge_attention.graphs.onnx_file import ints, rename_values, values_of
+from edge_attention.graphs.onnx_file import ints, opset_of, rename_values, values_of
 
-__all__ = ["LOGITS", "POOLS", "add_head"]
+__all__ = ["LOGITS", "POOLS", "add_head", "values_for"]
 
 LOGITS = "logits"
 """The output that a new head has."""
@@ -36,7 +36,7 @@ _LOW = -1e9  # below any feature
 def add_head(
     model: ModelProto, head: NewHead, seed: int, place: str, others: Sequence[str] = ()
 ) -> tuple[list[str], str]:
-    """Append the head, in place; the model's only output is `logits` [B, outputs] then.
+    """Append the head, in place, to a model of opset 13 or later, whose only output is `logits` then.
 
     Initial weights are drawn as PyTorch's `Linear` draws its own; the same `seed` gives the same. `others`:
     outputs that the file had besides. Returns its parameters' names, and for a person what it is on.
@@ -53,7 +53,7 @@ def add_head(
     if LOGITS in values_of(graph):
         rename_values(graph, {LOGITS: f"model/{LOGITS}"})
         head = replace(head, of=f"model/{LOGITS}" if head.of == LOGITS else head.of)
-    writer = _HeadWriter(graph)
+    writer = _HeadWriter(model)
     pooled, width, said = _pool(writer, head, [size or 0 for size in shape[1:]], place)
     rng = np.random.default_rng(seed)
     if head.hidden:
@@ -64,6 +64,12 @@ def add_head(
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [None, head.outputs]))
     return writer.parameters, said
+
+
+def values_for(head: NewHead, outputs: Sequence[str]) -> list[str]:
+    """What of a file with these outputs the head needs; inputs that the file may not have among it."""
+    mask = head.mask or ("" if head.pool in ("first", "flatten", "none") else _MASK)
+    return [head.of or outputs[0], *([mask] if mask else [])]
 
 
 def _pool(g: _HeadWriter, head: NewHead, inner: list[int], place: str) -> tuple[str, int, str]:
@@ -91,9 +97,8 @@ def _pool(g: _HeadWriter, head: NewHead, inner: list[int], place: str) -> tuple[
         raise InvalidGraph(
             f"{place}: {of} has channels and places; pool = 'mean', 'max' or 'flatten' fits it"
         )
-    places = g.ints(*range(2, rank + 1))
     return (
-        g(f"Reduce{pool.capitalize()}", head.of, places, keepdims=0),
+        g.reduced(pool, head.of, *range(2, rank + 1)),
         inner[0],
         f"the {pool} of {of} over places",
     )
@@ -126,15 +131,15 @@ def _tokens(g: _HeadWriter, value: str, pool: str, mask: str) -> str:
     if not mask:
         if pool == "last":
             return g("Gather", value, g.scalar(-1), axis=1)
-        return g(f"Reduce{pool.capitalize()}", value, g.ints(1), keepdims=0)
+        return g.reduced(pool, value, 1)
     counts = g("Cast", g("Cast", mask, to=TensorProto.BOOL), to=TensorProto.FLOAT)  # [B, T], 0 or 1
     column = g("Unsqueeze", counts, g.ints(2))
     if pool == "max":
         absent = g("Mul", g("Sub", column, g.number(1.0)), g.number(-_LOW))
-        return g("ReduceMax", g("Add", g("Mul", value, column), absent), g.ints(1), keepdims=0)
+        return g.reduced("max", g("Add", g("Mul", value, column), absent), 1)
     if pool == "last":  # the last token that counts
         places = g("CumSum", counts, g.scalar(1))
-        last = g("Equal", places, g("ReduceMax", places, g.ints(1), keepdims=1))
+        last = g("Equal", places, g.reduced("max", places, 1, keepdims=1))
         column = g("Unsqueeze", g("Mul", g("Cast", last, to=TensorProto.FLOAT), counts), g.ints(2))
         return g("ReduceSum", g("Mul", value, column), g.ints(1), keepdims=0)
     summed = g("ReduceSum", g("Mul", value, column), g.ints(1), keepdims=0)
@@ -152,8 +157,9 @@ def _linear(g: _HeadWriter, value: str, width: int, outputs: int, name: str, rng
 class _HeadWriter:
     """Appends nodes under names of its own."""
 
-    def __init__(self, graph: GraphProto) -> None:
-        self.graph = graph
+    def __init__(self, model: ModelProto) -> None:
+        self.graph = graph = model.graph
+        self._opset = opset_of(model)
         self._taken = values_of(graph)
         self.parameters: list[str] = []
 
@@ -161,6 +167,13 @@ class _HeadWriter:
         name = self._fresh(kind.lower())
         self.graph.node.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
+
+    def reduced(self, how: str, value: str, *axes: int, keepdims: int = 0) -> str:
+        """The mean or max over axes, which are an attribute before opset 18."""
+        kind = f"Reduce{how.capitalize()}"
+        if self._opset >= 18:
+            return self(kind, value, self.ints(*axes), keepdims=keepdims)
+        return self(kind, value, axes=list(axes), keepdims=keepdims)
 
     def ints(self, *values: int) -> str:
         return self._constant(ints(self._fresh("sizes"), values))

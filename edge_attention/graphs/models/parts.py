@@ -30,6 +30,7 @@ from edge_attention.graphs.onnx_file import (
     first_line,
     keep,
     make_batch_symbolic,
+    opset_of,
     prune,
     raise_opset,
     serialize,
@@ -120,7 +121,7 @@ def _load(
     initialized = {tensor.name for tensor in graph.initializer}
     keep(graph.input, {value.name for value in graph.input} - initialized)
     prune(graph)
-    if next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")) < MIN_OPSET:
+    if opset_of(model) < MIN_OPSET:
         model = raise_opset(model, place)
         graph = model.graph
     unread = chosen - {tensor.name for tensor in graph.initializer}

@@ -14,8 +14,9 @@ from edge_attention.core.messages.federated import NewHead
 from edge_attention.graphs.models.decided import decide
 from edge_attention.graphs.models.file_parameters import find_parameters
 from edge_attention.graphs.models.model_file import read_model
-from edge_attention.graphs.models.new_head import add_head
-from edge_attention.graphs.onnx_file import parse_needed, serialize, values_of
+from edge_attention.graphs.models.new_head import add_head, values_for
+from edge_attention.graphs.onnx_file import opset_of, parse_needed, raise_opset, serialize, values_of
+from edge_attention.graphs.reading.bounds import MIN_OPSET
 
 __all__ = ["trained_onnx"]
 
@@ -47,9 +48,9 @@ def trained_onnx(
             model = read_model(file, place, lambda outputs: [output] if output else outputs, dimensions).model
     else:
         of = head.of
-        model = read_model(
-            file, place, lambda outputs: [of or outputs[0], *filter(None, [head.mask])], dimensions
-        ).model
+        model = read_model(file, place, lambda outputs: values_for(head, outputs), dimensions).model
+        if opset_of(model) < MIN_OPSET:
+            model = raise_opset(model, place)
         add_head(model, replace(head, of=of or model.graph.output[0].name), 0, place)
     find_parameters(model, values.keys(), place)
     for tensor in model.graph.initializer:
