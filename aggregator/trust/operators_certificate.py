@@ -107,8 +107,7 @@ class OperatorsCertificate(ServerCertificate):
             self._reminded = now + REMIND_SECONDS
             log.error(
                 "expired: the server's certificate ended at %s, and no peer takes it: renew it, and put "
-                "the new one "
-                "into %s; it is taken up without a restart",
+                "the new one into %s; it is taken up without a restart",
                 moment(ends(self.certificate)),
                 self._files.certificate,
             )
@@ -174,10 +173,8 @@ class OperatorsCertificate(ServerCertificate):
         if before and not set(before) & set(shown.authorities):
             log.warning(
                 "the authority is another one: %s... instead of %s...: nodes and clients that trust that "
-                "one, and "
-                "tokens made before, have to enrol anew; to change a root without that, give both in one "
-                "file of "
-                "--tls-authority for as long as certificates of nodes live",
+                "one, and tokens made before, have to enrol anew; to change a root without that, give "
+                "both in one file of --tls-authority for as long as certificates of nodes live",
                 pin_of(shown.authorities)[:16],
                 pin_of(before)[:16],
             )

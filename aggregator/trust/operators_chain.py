@@ -123,14 +123,12 @@ def _leaf(given: GivenChain, now: float) -> x509.Certificate:
         if any(_of(one) == public for one in given.authorities or ()):
             raise InvalidArgument(
                 f"the certificate of the key {given.key_where} is in {given.authority_where}, not in "
-                f"{given.where}: "
-                "are --tls-certificate and --tls-authority swapped?"
+                f"{given.where}: are --tls-certificate and --tls-authority swapped?"
             )
         names = ", ".join(called(one) for one in given.certificates[:4])
         raise InvalidArgument(
             f"{given.key_where} does not fit {given.where}: the key is of none of its certificates "
-            f"({names}); give "
-            "both of one issue"
+            f"({names}); give both of one issue"
         )
     return max(found, key=lambda one: (issued(one) <= now, ends(one)))
 
@@ -170,15 +168,13 @@ def _path(
     if top is leaf:
         raise InvalidArgument(
             f"{given.where}: incomplete chain: {called(leaf)} is signed by {_issuer(top)}, whose "
-            "certificate is not "
-            f"there{_same_name(system)}: add it after the first, and give the root it ends in with "
-            "--tls-authority FILE"
+            f"certificate is not there{_same_name(system)}: add it after the first, and give the root it "
+            "ends in with --tls-authority FILE"
         )
     raise InvalidArgument(
         f"{given.where}: incomplete chain: it ends in {called(top)}, which is not a root: nodes, clients "
-        "and tokens "
-        "would trust that, and a renewal by another intermediate would lock all of them out. Give the root, "
-        f"{_issuer(top)}{_same_name(system)}, with --tls-authority FILE"
+        "and tokens would trust that, and a renewal by another intermediate would lock all of them out. "
+        f"Give the root, {_issuer(top)}{_same_name(system)}, with --tls-authority FILE"
     )
 
 
@@ -202,8 +198,7 @@ def _refusal(given: GivenChain, trouble: CertificateTrouble, now: float) -> str:
     if fault in (CertificateFault.INCOMPLETE, CertificateFault.WRONG_AUTHORITY):
         return (
             f"{said}: put intermediates into the file, after the server's certificate, and give the root "
-            "that has "
-            "signed the last with --tls-authority"
+            "that has signed the last with --tls-authority"
         )
     if fault is CertificateFault.UNSUPPORTED_KEY:
         return (
@@ -237,14 +232,13 @@ def _warnings(
     if last is leaf or der(last) == der(leaf):
         said.append(
             f"{called(leaf)} has signed itself, and is what nodes, clients and tokens trust: with another "
-            "one in its "
-            "place all of them have to enrol anew; leave out --tls-certificate, or let an authority sign it"
+            "one in its place all of them have to enrol anew; leave out --tls-certificate, or let an "
+            "authority sign it"
         )
     elif last.subject != last.issuer:
         said.append(
             f"{called(last)} of --tls-authority is an intermediate: a renewal by another one locks out all "
-            "nodes, "
-            f"clients and tokens; give the root, {_issuer(last)}, too"
+            f"nodes, clients and tokens; give the root, {_issuer(last)}, too"
         )
     left, life = ends(leaf) - now, ends(leaf) - issued(leaf)
     if left < NEAR_END * life:

@@ -27,8 +27,7 @@ def _not_on_the_command_line(ctx: click.Context, option: click.Parameter, value:
     if value is not None and ctx.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE:
         raise click.BadParameter(
             "other users of this machine can read a command line: set EDGE_AGGREGATOR_TLS_KEY_PASSPHRASE, "
-            "or give "
-            "--tls-key-passphrase-file FILE",
+            "or give --tls-key-passphrase-file FILE",
             ctx,
             option,
         )

@@ -81,8 +81,7 @@ def fetch_authorities(address: str, wanted: str, timeout: float = TIMEOUT) -> Au
         return found
     last = pin(chain[-1]) if chain else "none"
     raise Unauthenticated(
-        f"{address} shows the authority {last[:16]}..., and the token is of {wanted[:16]}...: the address is "
-        "of another aggregator, the aggregator's state folder or the authority of its certificate is new "
-        "(make "
-        "another token), or somebody is in between"
+        f"{address} shows the authority {last[:16]}..., and the token is of {wanted[:16]}...: the address "
+        "is of another aggregator, the aggregator's state folder or the authority of its certificate is "
+        "new (make another token), or somebody is in between"
     )

@@ -180,8 +180,7 @@ def _lacks(
         return CertificateTrouble(CertificateFault.INCOMPLETE, said, top)
     said = (
         f"the chain of {called(leaf)} ends in {called(top)}, which {_name(top.issuer)} has signed, whose "
-        "certificate "
-        f"is not there; trusted is {trusted}"
+        f"certificate is not there; trusted is {trusted}"
     )
     return CertificateTrouble(CertificateFault.WRONG_AUTHORITY, said, top)
 
@@ -238,8 +237,7 @@ def _unsupported(authority: x509.Certificate) -> CertificateTrouble | None:
         return None
     said = (
         f"the key of the authority {called(authority)} is {key_kind(authority)}, and TLS here takes P-256, "
-        "P-384, "
-        f"P-521, Ed25519 and RSA from {RSA_BITS} bits"
+        f"P-384, P-521, Ed25519 and RSA from {RSA_BITS} bits"
     )
     return CertificateTrouble(CertificateFault.UNSUPPORTED_KEY, said, authority)
 
@@ -292,8 +290,7 @@ def _badly_signed(certificate: x509.Certificate) -> CertificateTrouble | None:
     algorithm = certificate.signature_algorithm_oid
     said = (
         f"{called(certificate)} is signed with {getattr(algorithm, '_name', algorithm.dotted_string)}, and "
-        "TLS here "
-        "takes SHA-256, SHA-384 and SHA-512"
+        "TLS here takes SHA-256, SHA-384 and SHA-512"
     )
     return CertificateTrouble(CertificateFault.UNSUPPORTED_SIGNATURE, said, certificate)
 

@@ -70,21 +70,18 @@ def explained(
         shows = pin(chain[-1])[:16]
         said = (
             f"{address} is not the aggregator this side trusts ({trouble}): its authority is {shows}..., "
-            "the one "
-            f"trusted is {pin_of(authorities)[:16]}...: "
+            f"the one trusted is {pin_of(authorities)[:16]}...: "
         )
         if trouble.fault is CertificateFault.INCOMPLETE:
             return (
                 f"{said}there, put the missing certificate into the file of --tls-certificate; or, if this "
-                "is "
-                "another aggregator, check the address, or enrol anew with a token of it"
+                "is another aggregator, check the address, or enrol anew with a token of it"
             )
         return f"{said}check the address, or enrol anew with a token of that aggregator"
     if trouble.fault is CertificateFault.WRONG_NAME:
         return (
             f"wrong name: the certificate of {address} is not for that name: dial a name that it has, or "
-            "give that "
-            f"aggregator a --tls-certificate for this one ({trouble.said})"
+            f"give that aggregator a --tls-certificate for this one ({trouble.said})"
         )
     return f"{address} shows a certificate that is not taken ({trouble}): {_cure(trouble, ours, now)}"
 
@@ -103,8 +100,7 @@ def _cure(trouble: CertificateTrouble, ours: bool, now: float) -> str:
     if trouble.fault is CertificateFault.NOT_YET_VALID:
         return (
             f"wait until {datetime.fromtimestamp(begins, UTC):%Y-%m-%d %H:%M:%S} UTC, or have its operator "
-            "issue "
-            "it anew; if it is past that, this machine's clock is behind: set the clock (NTP)"
+            "issue it anew; if it is past that, this machine's clock is behind: set the clock (NTP)"
         )
     return (
         "have its operator make one that fits, as docs/security.md says, and give it with --tls-certificate"
