@@ -112,6 +112,7 @@ def _follow(run: Run, record: Path | None, after: int) -> None:
     )
     _begun(run)
     waits = _Waits()
+    left_out: dict[str, str] = {}
     with Progress(*columns, console=Console(highlight=False, markup=False)) as bar:
         task = bar.add_task("training", total=run.info.rounds, completed=after, said="")
 
@@ -120,11 +121,17 @@ def _follow(run: Run, record: Path | None, after: int) -> None:
                 bar.update(
                     task, completed=event.number, said=f"loss {event.loss:.4f}  version {event.version}"
                 )
+                for node, reason in event.left_out.items():
+                    # Of a run of many rounds a reason is news once.
+                    if left_out.get(node) != reason:
+                        left_out[node] = reason
+                        line = f"round {event.number}: without {node}: {reason}"
+                        bar.console.print(shown(line), soft_wrap=True)
                 if event.evaluation is not None:
                     bar.console.print(shown(_evaluated(event)))
             elif line := waits.news(event):
                 # Printed, so that it is also there where the bar cannot be drawn.
-                bar.console.print(line)
+                bar.console.print(line, soft_wrap=True)
 
         _events(run, record, after, show)
     _ended(run)
