@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from edge_attention.core.messages.training import SelectionSpec as SelectionSpec
     from edge_attention.core.messages.training import StopSpec as StopSpec
     from edge_attention.core.messages.training import StrategySpec as StrategySpec
+    from edge_attention.jobs.columns import JobColumn as JobColumn
     from edge_attention.jobs.federated_job import FederatedJob as FederatedJob
     from edge_attention.jobs.federated_job import FederatedModel as FederatedModel
     from edge_attention.jobs.job import Encoder as Encoder
@@ -103,6 +104,7 @@ __all__ = [
     "InvalidGraph",
     "InvalidProgram",
     "InvalidTensor",
+    "JobColumn",
     "LocalSpec",
     "LossSpec",
     "MessageTooLarge",
@@ -144,6 +146,7 @@ _HOME = {
     "EncodingSpec": "core.messages.training",
     "FederatedJob": "jobs.federated_job",
     "FederatedModel": "jobs.federated_job",
+    "JobColumn": "jobs.columns",
     "FusionJob": "jobs.job",
     "Head": "jobs.job",
     "LocalSpec": "core.messages.training",

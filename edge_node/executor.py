@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,6 +38,9 @@ from edge_node.shared_memory import gather
 from edge_node.store.origin import Origin, bounded
 from edge_node.store.store import Held, Store
 from edge_node.store.task_tensors import TaskTensors
+
+if TYPE_CHECKING:
+    from edge_node.data.views import View
 
 log = logging.getLogger(__name__)
 
@@ -432,6 +436,15 @@ class Execution:
             asked = None if batch.rows is None else self._value(batch.rows)
             columns = {self._name(name): column for column, name in batch.columns.items()}
             sources = {name: dataset.column(column) for name, column in columns.items()}
+            views: dict[str, View] = {}
+            if batch.tensors or batch.complete:
+                if batch.complete and (asked is None or batch.identity_output):
+                    what = "how many rows are complete, and which, is private"
+                    raise InvalidProgram(f"{what}: name the rows, and ask for no hashes of ids")
+                views = {
+                    self._name(tensor.stored): dataset.views.view(tensor, batch.complete, self._node.datasets)
+                    for tensor in batch.tensors
+                }
             hashes = self._name(batch.identity_output) if batch.identity_output else ""
             key = batch.identity_key
             if hashes:
@@ -445,11 +458,21 @@ class Execution:
         # Which rows, and how many, tells of what chose them.
         origin = asked.origin if asked is not None else None
         chosen = origin is not None
-        with _NOTHING if chosen else self._plainly:
-            if chosen:
+        # So does whether rows are among those that are complete, or a value is one of the categories.
+        unsure = [name for name, view in views.items() if view.unsure]
+        telling = bool(chosen or unsure or batch.complete)
+        with _NOTHING if telling else self._plainly:
+            if telling:
                 self._private = True
                 self._begin()
-            rows = None if asked is None else _rows(asked.array, turn, dataset)
+            for name in unsure:
+                # By name: which of several it is would tell more than that one is.
+                self._at = (*self._at[:2], f"Batch of {', '.join(unsure)}")
+                views[name].check()
+            there = (
+                dataset.views.rows(batch.complete, self._node.datasets) if batch.complete else dataset.rows
+            )
+            rows = None if asked is None else _rows(asked.array, turn, dataset.name, there)
             count = dataset.rows if rows is None else len(rows)
             for name, source in sources.items():
                 column = column_source(dataset.name, columns[name])
@@ -457,6 +480,11 @@ class Execution:
                 array = np.ascontiguousarray(source) if rows is None else gather(source, rows)
                 # Rows that private data chose tell of it: no release is of them.
                 self._put(name, array, Origin("", column, chosen, None if chosen else frozenset()))
+                self._private = True
+            for name, view in views.items():
+                self._store.require(count * view.row_bytes, f"{count} rows of {name}", chosen)
+                told = Origin("", view.source, chosen, None if chosen else frozenset())
+                self._put(name, view.read(rows), told)
                 self._private = True
             if hashes:
                 self._store.require(16 * count, "hashes of ids", chosen)
@@ -500,7 +528,7 @@ def flow_of(graph: str, inputs: Mapping[str, Held]) -> frozenset[Edge] | None:
     return bounded(frozenset(edges.union(*flows.values())))
 
 
-def _rows(rows: Array, turn: int | None, dataset: LocalDataset) -> Array:
+def _rows(rows: Array, turn: int | None, dataset: str, there: int) -> Array:
     if rows.ndim == 2 and turn is not None:
         if turn >= len(rows):
             raise InvalidProgram(f"turn {turn} of a Repeat has no rows: {len(rows)} turns have")
@@ -508,6 +536,6 @@ def _rows(rows: Array, turn: int | None, dataset: LocalDataset) -> Array:
     if rows.ndim != 1 or rows.dtype != np.int64:
         what = f"{rows.dtype} {list(rows.shape)}"
         raise InvalidProgram(f"rows are int64 [rows], or [times, rows] inside a Repeat; these are {what}")
-    if len(rows) and not (rows.min() >= 0 and rows.max() < dataset.rows):
-        raise InvalidProgram(f"dataset {dataset.name!r} has {dataset.rows} rows; others were asked for")
+    if len(rows) and not (rows.min() >= 0 and rows.max() < there):
+        raise InvalidProgram(f"dataset {dataset!r} has {there} rows; others were asked for")
     return rows

@@ -311,7 +311,8 @@ def _require_constant(program: PreparedProgram) -> None:
             case Append():
                 written = {instruction.sequence}
             case Batch():
-                written = {*instruction.columns.values(), instruction.identity_output}
+                named = {tensor.stored for tensor in instruction.tensors}
+                written = {*instruction.columns.values(), *named, instruction.identity_output}
         if both := sorted(written & names):
             raise InvalidProgram(f"{both[0]} is frozen and written by the same program")
     if unread:

@@ -9,7 +9,16 @@ from hashlib import sha256
 from pathlib import Path
 
 from edge_attention.core.errors import InvalidArgument, PrivateTensor
-from edge_attention.core.release import ANY, Edge, GraphRule, Release, column, column_of, numbered
+from edge_attention.core.release import (
+    ANY,
+    Edge,
+    GraphRule,
+    Release,
+    column,
+    columns_of,
+    numbered,
+    plain_columns,
+)
 from edge_attention.graphs.attention import library
 from edge_node.store.store import Held
 
@@ -186,8 +195,10 @@ def _columns(digest: str, flow: Iterable[Edge]) -> list[str]:
     """As the flag takes them, where a graph has read nothing but columns; else none."""
     found = []
     for graph, _, source in sorted(flow):
-        names = column_of(source)
-        if graph != digest or names is None or not all(map(_PLAIN.fullmatch, names)):
+        names = columns_of(source)
+        if graph != digest or not names or not all(_PLAIN.fullmatch(name) for pair in names for name in pair):
             return []
-        found.append("/".join(names))
+        if source != column(*names[0]) and not plain_columns(source):
+            return []
+        found += ["/".join(pair) for pair in names]
     return list(dict.fromkeys(found))

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from aggregator.attention.contexts import ANSWERS, Contexts, StoredContext, StoredSegment
+from aggregator.attention.datasets import view_of
 from aggregator.attention.growing import SEGMENT_LIMIT, open_segment, require_few
 from aggregator.bounds.turns import Turns
 from aggregator.engine.arriving import Rows, require_tokens
@@ -20,6 +21,7 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.endings import to_the_end
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips, Wanted
+from aggregator.fleet.columns import TableView
 from aggregator.fleet.membership import Member, Membership
 from edge_attention.core.bounds import Summary
 from edge_attention.core.errors import (
@@ -49,7 +51,7 @@ from edge_attention.core.placement.tokens import Candidate, OpenSegment, place
 from edge_attention.core.positions import Positions
 from edge_attention.core.tensors import Float32, require, require_name
 from edge_attention.graphs.attention import library
-from edge_attention.graphs.reading import check_graph
+from edge_attention.graphs.reading import Declared, check_graph
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class Appender:
         self._trips = trips
         self._bulk = bulk
         self._turns = turns or Turns()
-        self._checked: dict[str, None] = {}
+        self._checked: dict[str, Declared] = {}
 
     async def append(
         self,
@@ -182,14 +184,7 @@ class Appender:
         if dataset is None:
             have = ", ".join(d.name for d in member.register.datasets) or "none"
             raise NotFound(f"node {request.node!r} has no dataset {request.dataset[:80]!r}; it has: {have}")
-        columns = {column.name for column in dataset.columns}
-        for column in request.inputs.values():
-            if column not in columns:
-                raise NotFound(
-                    f"dataset {request.dataset!r} has no column {column[:80]!r}; "
-                    f"it has: {', '.join(sorted(columns))}"
-                )
-        await self._check(request.graph)
+        view = view_of(request, await self._check(request.graph), member.register.datasets)
         rows = range(dataset.rows) if request.rows is None else request.rows
         if not len(rows) or rows.stop > dataset.rows:
             raise InvalidArgument(f"rows [{rows.start}, {rows.stop}) of a dataset of {dataset.rows} rows")
@@ -201,7 +196,7 @@ class Appender:
 
             def program(target: _Target, revision: int) -> tuple[tuple[Instruction, ...], Mapping[str, Rows]]:
                 part = range(target.tokens.start - first, target.tokens.stop - first)
-                return self._encode(context, target, request, rows[part.start : part.stop], revision)
+                return self._encode(context, target, request, view, rows[part.start : part.stop], revision)
 
             try:
                 async with self._turns.encodes(request.node).turn(caller, 0, seconds):
@@ -209,13 +204,21 @@ class Appender:
             except _Refused as refused:
                 raise refused.error from None
 
-    async def _check(self, digest: str) -> None:
-        """Refuse a graph that is not here, or that no node would read. A good one is not read again."""
-        if digest not in self._checked or not self._bulk.has(digest):
-            await asyncio.to_thread(lambda: check_graph(self._bulk.find(digest), f"graph {digest[:12]}"))
-            self._checked[digest] = None
+    async def _check(self, digest: str) -> Declared:
+        """What a graph's inputs are declared to be. A good one is not read again.
+
+        Raises:
+            NotFound, InvalidGraph: it is not here, or no node would read it.
+        """
+        found = self._checked.get(digest)
+        if found is None or not self._bulk.has(digest):
+            found = await asyncio.to_thread(
+                lambda: check_graph(self._bulk.find(digest), f"graph {digest[:12]}")
+            )
+            self._checked[digest] = found
             while len(self._checked) > CHECKED_LIMIT:
                 del self._checked[next(iter(self._checked))]
+        return found
 
     async def outcome(self, name: str, request_id: str) -> AppendResponse:
         """What became of the append of that id: its answer, if it was made. Waits for one under way.
@@ -329,6 +332,7 @@ class Appender:
         context: StoredContext,
         target: _Target,
         request: AppendDatasetRequest,
+        view: TableView,
         rows: range,
         revision: int,
     ) -> tuple[tuple[Instruction, ...], Mapping[str, Rows]]:
@@ -337,17 +341,15 @@ class Appender:
         whole = np.arange(rows.start, rows.start + turns * DATASET_ROWS, dtype=np.int64)
         rest = np.arange(rows.start + turns * DATASET_ROWS, rows.stop, dtype=np.int64)
         tensors: dict[str, Rows] = {}
+        reads, names = view.stored("task/column")
 
         def body(rows_name: str, at: int, tokens: int) -> tuple[Instruction, ...]:
-            columns = {
-                column: f"task/column/{i}" for i, column in enumerate(sorted(set(request.inputs.values())))
-            }
             keys, values = Stored("task/keys"), Stored("task/values")
             return (
-                Batch(request.dataset, columns, Stored(rows_name)),
+                Batch(request.dataset, {}, Stored(rows_name), tensors=reads),
                 Run(
                     request.graph,
-                    {name: Stored(columns[column]) for name, column in request.inputs.items()},
+                    {name: Stored(stored) for name, stored in names.items()},
                     {"keys": keys.name, "values": values.name},
                 ),
                 *self._store(context, target, keys, values, at, tokens, revision),

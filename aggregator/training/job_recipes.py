@@ -7,19 +7,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from aggregator.fleet.columns import TableView, row_shapes
 from aggregator.training import planner, scratch
 from aggregator.training.active import ActiveRun, Job
 from aggregator.training.federated import planner as federated_planner
 from aggregator.training.federated import releases as federated_releases
-from aggregator.training.federated.plan import FederatedPlan, check_dataset
+from aggregator.training.federated.plan import FederatedPlan, view_of
 from aggregator.training.federated.trainer import FederatedTrainer
 from aggregator.training.fusion import planner as fusion_planner
 from aggregator.training.fusion import releases as fusion_releases
-from aggregator.training.fusion.plan import FusionPlan
-from aggregator.training.fusion.plan import check_dataset as check_part
+from aggregator.training.fusion.plan import FusionPlan, unseen_view
+from aggregator.training.fusion.plan import view_of as part_view
 from aggregator.training.fusion.trainer import Trainer
 from aggregator.training.services import Services
 from edge_attention.core.errors import NotFound
+from edge_attention.core.messages.table import TableSpec
 from edge_attention.core.messages.training import (
     Encoder,
     FederatedJob,
@@ -57,11 +59,20 @@ class JobRecipe(ABC):
             await self.discard()
             raise
 
-    def _row_shapes(self, node: str, dataset: str) -> dict[str, tuple[int, ...]]:
-        """What a row of each column of the dataset is; nothing where it is not here."""
+    def _row_shapes(
+        self, node: str, dataset: str, inputs: Mapping[str, str], table: TableSpec
+    ) -> dict[str, tuple[int, ...]]:
+        """What a row of each column of the dataset is, and of what inputs are called that read several.
+
+        Nothing where it is not here.
+        """
         member = self._services.membership.get(node)
         held = next((d for d in member.register.datasets if d.name == dataset), None) if member else None
-        return {column.name: tuple(column.shape) for column in held.columns} if held else {}
+        if member is None or held is None:
+            return {}
+        shapes = row_shapes(dataset, inputs, table, member.register.datasets)
+        several = {inputs.get(name, name): shape for name, shape in shapes.items()}
+        return {**{column.name: tuple(column.shape) for column in held.columns}, **several}
 
     def _keep(self, run: str, digests: Iterable[str]) -> None:
         """Put by the plan's graphs, and the initial parameters until they are version 0. Blocks."""
@@ -118,12 +129,24 @@ class FusionRecipe(JobRecipe):
         job = self._job
         fusion_planner.check(job)
         parts: tuple[Encoder | Head, ...] = (*job.encoders, job.head)
-        rows = {f"{part.node}/{part.dataset}": self._row_shapes(part.node, part.dataset) for part in parts}
+        rows: dict[str, dict[str, tuple[int, ...]]] = {}
+        for part in parts:
+            shapes = self._row_shapes(part.node, part.dataset, part.inputs, part.table)
+            rows.setdefault(f"{part.node}/{part.dataset}", {}).update(shapes)
         made = await self._make(job, {part.graph for part in parts}, rows)
         self._planned = FusionPlan.from_json(made, job)
 
     def released(self) -> tuple[PlannedGraph, ...]:
-        return fusion_releases.planned(self._plan)
+        found: dict[str, TableView] = {}
+        for part in self._plan.parts:
+            member = self._services.membership.get(part.node)
+            there = member is not None and member.live
+            found[part.prefix] = (
+                part_view(self._plan, part, member.register.datasets)
+                if member is not None and there
+                else unseen_view(self._plan, part)
+            )
+        return fusion_releases.planned(self._plan, found)
 
     def models(self) -> tuple[PlannedModel, ...]:
         return tuple(part.model for part in self._plan.parts if part.model is not None)
@@ -132,7 +155,7 @@ class FusionRecipe(JobRecipe):
         for part in self._plan.parts:
             member = self._services.membership.get(part.node)
             if member is not None and member.live:
-                check_part(part, member.register.datasets)
+                part_view(self._plan, part, member.register.datasets)
 
     def keep(self, run: str) -> Mapping[str, str]:
         self._keep(
@@ -168,7 +191,7 @@ class FederatedRecipe(JobRecipe):
         model = self._job.model
         rows: dict[str, dict[str, tuple[int, ...]]] = {}
         for node in self._job.nodes or self._candidates():
-            shapes = self._row_shapes(node, self._job.dataset)
+            shapes = self._row_shapes(node, self._job.dataset, model.inputs, self._job.table)
             if shapes not in rows.values():  # of nodes that are alike the first
                 rows[node] = shapes
         made = await self._make(self._job, filter(None, (model.graph, model.initial)), rows)
@@ -176,7 +199,16 @@ class FederatedRecipe(JobRecipe):
 
     def released(self) -> tuple[PlannedGraph, ...]:
         nodes = self._job.nodes or self._candidates() or ("*",)
-        return federated_releases.planned(self._plan, self._job, nodes)
+        return federated_releases.planned(self._plan, self._job, self._view(), nodes)
+
+    def _view(self) -> TableView:
+        """As the nodes that are here have it."""
+        live = {
+            name: member.register.datasets
+            for name in self._job.nodes or self._candidates()
+            if (member := self._services.membership.get(name)) is not None and member.live
+        }
+        return view_of(self._plan, self._job, live)
 
     def models(self) -> tuple[PlannedModel, ...]:
         return (self._plan.model,) if self._plan.model is not None else ()
@@ -190,10 +222,9 @@ class FederatedRecipe(JobRecipe):
         )
 
     def check_nodes(self) -> None:
-        for name in self._job.nodes or self._candidates():
-            member = self._services.membership.get(name)
-            if member is not None and member.live:
-                check_dataset(self._plan, self._job, name, member.register.datasets)
+        live = (self._services.membership.get(name) for name in self._job.nodes or self._candidates())
+        if any(member is not None and member.live for member in live):
+            self._view()
 
     def keep(self, run: str) -> Mapping[str, str]:
         self._keep(run, {graph.digest for graph in self._plan.graphs.values()})

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from aggregator.fleet.columns import TableView
 from aggregator.training.fusion.alignment import Alignment, align
-from aggregator.training.fusion.plan import FusionPlan, check_dataset
+from aggregator.training.fusion.plan import FusionPlan, view_of
 from aggregator.training.fusion.recipe import FusionRounds, Interrupted
 from aggregator.training.fusion.sampling import CURRENT, Scheme, Split, scheme_of
 from aggregator.training.services import Services
@@ -18,7 +19,10 @@ from edge_attention.core.tensors import Array
 
 
 class Readiness:
-    """Sees to it that all nodes are there with the data the run began with, and gives up in the end."""
+    """Sees to it that all nodes are there with the data the run began with, and gives up in the end.
+
+    `views`: how each part reads its dataset, by its prefix, once `check` has returned.
+    """
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class Readiness:
         self._rounds = rounds
         self._patience = patience
         self._say = say
+        self.views: Mapping[str, TableView] = {}
         self._instances: tuple[str, ...] = ()
         self._found: tuple[Alignment, Split] | None = None
         self._failures = 0
@@ -63,13 +68,24 @@ class Readiness:
         members = [self._membership.require_live(name) for name in nodes]
         instances = tuple(member.register.instance for member in members)
         if self._found is None or instances != self._instances:
-            for part in self._planned.parts:
-                check_dataset(part, self._membership.require_live(part.node).register.datasets)
+            await self._view()
             hashes = await self._rounds.identities()
             # A million samples take seconds to match and a tenth of one to put in order.
             self._found = await asyncio.to_thread(self._as_begun, hashes)
             self._instances = instances
         return self._found
+
+    async def _view(self) -> None:
+        """See to it that every part's dataset is read as the run began, or begins."""
+        views: dict[str, TableView] = {}
+        zeroth = await asyncio.to_thread(self._state.record, self._run, 0)
+        for part in self._planned.parts:
+            datasets = self._membership.require_live(part.node).register.datasets
+            view = view_of(self._planned, part, datasets)  # which refuses what does not fit any more
+            begun = zeroth is not None and zeroth.get("views", {}).get(part.prefix)
+            views[part.prefix] = TableView.from_json(begun) if begun else view
+        self.views = views
+        self._rounds.use(views)
 
     def _as_begun(self, hashes: Mapping[str, Array]) -> tuple[Alignment, Split]:
         """The samples and their split, if they are those the run began with. Blocks.

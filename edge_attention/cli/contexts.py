@@ -131,7 +131,8 @@ Example:
     "inputs",
     multiple=True,
     metavar="INPUT=COLUMN",
-    help="An input of MODEL and the column of DATASET it reads; column *: all, [rows, n]. Repeatable.",
+    help="An input of MODEL and the column of DATASET it reads; *: all columns of numbers, [rows, n]; one "
+    "input given several times: these columns side by side.",
 )
 @click.option("--rows", metavar="START:STOP", help="Which rows; by default all.")
 @json_option
@@ -151,7 +152,12 @@ def append_dataset(
     MODEL has the outputs `keys` [rows, key_heads, key_dim] and `values` [rows, key_heads, value_dim],
     float32: each row of the dataset becomes one token.
     """
-    columns = dict(_pair(text) for text in inputs)
+    columns: dict[str, str | list[str]] = {}
+    for name_, column in map(_pair, inputs):
+        known = columns.get(name_)
+        columns[name_] = (
+            column if known is None else [*([known] if isinstance(known, str) else known), column]
+        )
     with connect(address) as client:
         appended = client.context(name).append_dataset(
             node, dataset, model, columns, None if rows is None else _range(rows)

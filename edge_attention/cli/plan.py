@@ -9,7 +9,7 @@ from pathlib import Path
 from edge_attention.cli.output import print_json, print_table, say
 from edge_attention.client.plans import JobPlan
 from edge_attention.core.messages.training import PlannedGraph, PlannedModel
-from edge_attention.core.release import Release, column_of
+from edge_attention.core.release import ANY_COLUMN, Release, columns_of
 
 _SHOWN = 6
 """Names of a list that are shown."""
@@ -33,8 +33,11 @@ def _origins(graph: PlannedGraph) -> str:
     """The columns that the release lets it be computed from."""
     if not graph.release_text:
         return "-"
-    columns = map(column_of, Release.parse(graph.release_text).columns)
-    return _some(["/".join(names) if names else "any column" for names in columns])
+    found: list[str] = []
+    for source in Release.parse(graph.release_text).columns:
+        names = ["/".join(pair) for pair in columns_of(source)]
+        found += names or ["any column" if source == ANY_COLUMN else source]
+    return _some(list(dict.fromkeys(found)))
 
 
 def describe(model: PlannedModel) -> list[str]:

@@ -29,6 +29,7 @@ from edge_attention.core.messages import attention as wire
 from edge_attention.core.tensors import Encoding, Float32, Int64, require, require_name
 from edge_attention.jobs import values as values_of
 from edge_attention.jobs.checks import require_number, require_whole
+from edge_attention.jobs.columns import Columns, Inputs, WhereMissing, prepared
 from edge_attention.jobs.job import ModelFile, model_bytes
 from edge_attention.wire import services
 
@@ -135,9 +136,11 @@ class AsyncContext:
         node: str,
         dataset: str,
         model: ModelFile,
-        inputs: dict[str, str],
+        inputs: Inputs,
         rows: range | None = None,
         *,
+        columns: Columns | None = None,
+        missing_values: WhereMissing | None = None,
         timeout: float = 600.0,
         request_id: str | None = None,
     ) -> Appended:
@@ -146,7 +149,8 @@ class AsyncContext:
         Args:
             model: an ONNX model from columns to `keys` [rows, key_heads, key_dim] and `values`
                 [rows, key_heads, value_dim], float32, a token a row: a path, bytes or an onnx.ModelProto.
-            inputs: graph input -> column of the dataset.
+            inputs: graph input -> column of the dataset, or a list of columns; `columns` and `missing_values`
+                say how these are read: see jobs/columns.py.
             rows: which rows; None: all.
             request_id: as in `append`.
 
@@ -162,14 +166,14 @@ class AsyncContext:
             raise InvalidArgument(f"rows is {rows}; a dataset has no row past {MAX_POSITION:,}")
         node = values_of.text(node, "node")
         dataset = values_of.text(dataset, "dataset")
-        inputs = values_of.mapping(inputs, "inputs")
+        bound, table = prepared(inputs, columns or {}, missing_values, "inputs")
         seconds = values_of.above(timeout, "timeout", MAX_SECONDS)
         graph = await self._connection.upload(await asyncio.to_thread(model_bytes, model))
         request_id = _request_id(request_id)
         caller = self._connection.caller
 
         def call(of: Attempt) -> Coroutine[Any, Any, wire.AppendResponse]:
-            request = wire.AppendDatasetRequest(self.name, node, dataset, graph, inputs, rows, of.id)
+            request = wire.AppendDatasetRequest(self.name, node, dataset, graph, bound, rows, of.id, table)
             of.sent = True
             return caller.unary(services.APPEND_DATASET, request, of.left)
 

@@ -29,6 +29,7 @@ from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
 from edge_attention.core.messages.training import TrainingRound, TrainingRun
+from edge_attention.jobs.columns import Columns, Inputs, WhereMissing
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job import FusionJob, ModelFile
 from edge_attention.jobs.parameters import Parameters
@@ -208,9 +209,11 @@ class Context:
         node: str,
         dataset: str,
         model: ModelFile,
-        inputs: dict[str, str],
+        inputs: Inputs,
         rows: range | None = None,
         *,
+        columns: Columns | None = None,
+        missing_values: WhereMissing | None = None,
         timeout: float = 600.0,
         request_id: str | None = None,
     ) -> Appended:
@@ -220,7 +223,15 @@ class Context:
         see AsyncContext.append_dataset.
         """
         appended = self._context.append_dataset(
-            node, dataset, model, inputs, rows, timeout=timeout, request_id=request_id
+            node,
+            dataset,
+            model,
+            inputs,
+            rows,
+            columns=columns,
+            missing_values=missing_values,
+            timeout=timeout,
+            request_id=request_id,
         )
         return self._client._wait(appended)
 

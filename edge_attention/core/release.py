@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import groupby
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.messages.table import ColumnRead, TensorRead
 
 __all__ = [
     "ANY",
@@ -32,9 +34,11 @@ __all__ = [
     "GraphRule",
     "Release",
     "column",
-    "column_of",
+    "columns_of",
     "numbered",
     "output",
+    "plain_columns",
+    "table_source",
 ]
 
 Edge = tuple[str, str, str]
@@ -53,6 +57,10 @@ MAX_TEXT = 64 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBER = re.compile(r"(?<=/)[0-9]+(?=/|$)")
 _COLUMN = 'column "'
+_COLUMNS = "columns "
+_LONG = 2_048
+"""Letters of what a tensor reads from which a digest stands for them: nodes remember them with results."""
+_TABLE = re.compile(r'columns (\{.*\}|sha256:[0-9a-f]{64}) of dataset ("(?:[^"\\]|\\.)*")')
 _SOURCE = re.compile(r'column ("(?:[^"\\]|\\.)*") of dataset ("(?:[^"\\]|\\.)*")')
 
 
@@ -71,10 +79,74 @@ def column(dataset: str, name: str) -> str:
     return f"column {json.dumps(name)} of dataset {json.dumps(dataset)}"
 
 
-def column_of(source: str) -> tuple[str, str] | None:
-    """Dataset and column of a source that `column` gave; None of any other."""
-    match = _SOURCE.fullmatch(source)
-    return None if match is None else (json.loads(match[2]), json.loads(match[1]))
+def table_source(dataset: str, tensor: TensorRead, complete: Sequence[ColumnRead] = ()) -> str:
+    """The source: a tensor of a dataset's rows, of those that have a value in each column of `complete`.
+
+    One column by itself is what `column` says, whatever type it is read as. All else names all that the
+    tensor tells of: which columns, their order, which categories, where values are filled in (not with
+    what), by which columns rows were left out. A release is of exactly that. A long one is a digest.
+    """
+    told = _all_told(tensor.columns)
+    if not complete and not tensor.presence and len(told) == 1 and isinstance(told[0], str):
+        return column(dataset, told[0])
+    of: dict[str, object] = {"columns": told}
+    if complete:
+        of["complete"] = _all_told(complete)
+    if tensor.presence:
+        of["presence"] = True
+    text = json.dumps(of, sort_keys=True, separators=(",", ":"))
+    if len(text) > _LONG:
+        text = f"sha256:{sha256(text.encode()).hexdigest()}"
+    return f"{_COLUMNS}{text} of dataset {json.dumps(dataset)}"
+
+
+def _all_told(columns: Sequence[ColumnRead]) -> list[str | dict[str, object]]:
+    """As a release says them: those of `*`, which follow each other, are `*`."""
+    found: list[str | dict[str, object]] = []
+    for alike, some in groupby(columns, lambda each: each.of_all):
+        run = list(some)
+        if alike:
+            filled = any(each.constant is not None for each in run)
+            run = [ColumnRead(ANY, constant=0.0 if filled else None)]
+        found += map(_told, run)
+    return found
+
+
+def _told(each: ColumnRead) -> str | dict[str, object]:
+    found: dict[str, object] = {"dataset": each.dataset} if each.dataset else {}
+    if each.categories:
+        found["categories"] = list(each.categories)
+    if each.one_hot:
+        found["one_hot"] = True
+    if each.constant is not None:
+        found["filled"] = True
+    return {**found, "column": each.name} if found else each.name
+
+
+def columns_of(source: str) -> tuple[tuple[str, str], ...]:
+    """Dataset and column of each column that a source reads; none: it is no such source, or reads any."""
+    if match := _SOURCE.fullmatch(source):
+        return ((json.loads(match[2]), json.loads(match[1])),)
+    if not (match := _TABLE.fullmatch(source)) or match[1].startswith("sha256:"):
+        return ()
+    dataset, of = json.loads(match[2]), json.loads(match[1])
+    told = [*of["columns"], *of.get("complete", ())]
+    pairs = (
+        (dataset, each) if isinstance(each, str) else (each.get("dataset", dataset), each["column"])
+        for each in told
+    )
+    return tuple(dict.fromkeys((str(of_dataset), str(name)) for of_dataset, name in pairs))
+
+
+def plain_columns(source: str) -> tuple[str, ...]:
+    """The columns, as `column` gives them, whose values as they are a source has side by side; else none."""
+    match = _TABLE.fullmatch(source)
+    if match is None or match[1].startswith("sha256:"):
+        return ()
+    of = json.loads(match[1])
+    if of.keys() != {"columns"} or not all(isinstance(each, str) for each in of["columns"]):
+        return ()
+    return tuple(column(json.loads(match[2]), each) for each in of["columns"])
 
 
 @dataclass(frozen=True)
@@ -141,7 +213,7 @@ class Release:
     def columns(self) -> tuple[str, ...]:
         """The columns it lets results be computed from, sorted."""
         sources = (s for rule in self.graphs.values() for each in rule.inputs.values() for s in each)
-        return tuple(sorted({s for s in sources if s.startswith(_COLUMN) or s == ANY_COLUMN}))
+        return tuple(sorted({s for s in sources if s.startswith((_COLUMN, _COLUMNS)) or s == ANY_COLUMN}))
 
     def leaves(self, graph: str, name: str) -> bool:
         """Whether output `name` of `graph` is one that may leave, if all it was computed by is in here."""
@@ -160,7 +232,8 @@ class Release:
         sources = rule.inputs.get(name, frozenset()) | rule.inputs.get(ANY, frozenset())
         if source in sources:
             return True
-        if source.startswith(_COLUMN):
-            return ANY_COLUMN in sources
+        if source.startswith((_COLUMN, _COLUMNS)):
+            plain = plain_columns(source)
+            return ANY_COLUMN in sources or (bool(plain) and sources.issuperset(plain))
         made_by, colon, rest = source.partition(":")
         return bool(colon and _DIGEST.fullmatch(made_by) and f"{ANY}:{rest}" in sources)

@@ -39,6 +39,7 @@ from edge_attention.core.messages.training import (
 from edge_attention.core.tensors import Array
 from edge_attention.jobs import federated_checks as checks
 from edge_attention.jobs.checks import require_sizes, require_whole
+from edge_attention.jobs.columns import Columns, Inputs, WhereMissing, prepared
 from edge_attention.jobs.job import ModelFile, model_bytes
 from edge_attention.jobs.parameters import read_safetensors, write_safetensors
 
@@ -56,7 +57,8 @@ class FederatedModel:
         file: an ONNX file: its path, its bytes, or an `onnx.ModelProto`.
         loss: by default the file's output `loss`; or a name of core.messages.training.LossSpec, or one with
             its output and labels.
-        inputs: graph input, labels included -> column; one left out is the column of its own name.
+        inputs: graph input, labels included -> column, or a list of columns side by side (jobs/columns.py);
+            one left out is the column of its own name.
         parameters: the initializers that train, or patterns (`*`, `?`) of their names; None: all
             floating-point ones, or with a new head none but its own.
         initial: values to begin with: a safetensors file's path, or name -> float32 array, as the
@@ -71,7 +73,7 @@ class FederatedModel:
 
     file: ModelFile
     loss: str | LossSpec = "output"
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=dict)
     parameters: tuple[str, ...] | None = None
     initial: str | Path | Mapping[str, Array] | None = None
     gradients: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +102,8 @@ class FederatedJob:
         patience_seconds: how long a round may wait for a node; None: the server's default.
         stop: when the run ends before its last round.
         keep_versions: versions of the parameters kept, the latest ones.
+        columns: column -> how it is read: as categories, and what is done where a value is missing.
+        missing_values: what is done in columns that say nothing of it; None: a job is refused.
     """
 
     name: str
@@ -121,6 +125,8 @@ class FederatedJob:
     patience_seconds: float | None = None
     stop: StopSpec = field(default_factory=StopSpec)
     keep_versions: int = 10
+    columns: Columns = field(default_factory=dict)
+    missing_values: WhereMissing | None = None
 
     def prepare(self) -> tuple[jobs.FederatedJob, dict[str, bytes]]:
         """The job as it travels, and its files by SHA-256.
@@ -135,9 +141,15 @@ class FederatedJob:
             files[name] = data
             return name
 
+        inputs, table = prepared(
+            self.model.inputs if isinstance(self.model, FederatedModel) else {},
+            self.columns,
+            self.missing_values,
+            "model.inputs",
+        )
         return jobs.FederatedJob(
             name=checks.text(self.name, "name"),
-            model=_model(self.model, digest),
+            model=_model(self.model, inputs, digest),
             dataset=checks.text(self.dataset, "dataset"),
             strategy=checks.named(self.strategy, "strategy", StrategySpec),
             local=checks.local(self.local),
@@ -155,10 +167,13 @@ class FederatedJob:
             patience_seconds=checks.optional(self.patience_seconds, "patience_seconds"),
             stop=checks.stop(self.stop),
             keep_versions=require_whole(self.keep_versions, "keep_versions", 1),
+            table=table,
         ), files
 
 
-def _model(model: FederatedModel, digest: Callable[[bytes], str]) -> jobs.FederatedModel:
+def _model(
+    model: FederatedModel, inputs: Mapping[str, str], digest: Callable[[bytes], str]
+) -> jobs.FederatedModel:
     if not isinstance(model, FederatedModel):
         raise InvalidArgument(f"model is {type(model).__name__}; give a FederatedModel, which holds the file")
     parameters = () if model.parameters is None else checks.texts(model.parameters, "model.parameters")
@@ -171,7 +186,7 @@ def _model(model: FederatedModel, digest: Callable[[bytes], str]) -> jobs.Federa
         graph=digest(model_bytes(model.file)),
         loss=checks.loss(model.loss),
         parameters=parameters,
-        inputs=checks.mapping(model.inputs, "model.inputs"),
+        inputs=inputs,
         initial="" if model.initial is None else digest(_initial(model.initial)),
         gradients=checks.mapping(model.gradients, "model.gradients"),
         metrics=checks.texts(model.metrics, "model.metrics"),

@@ -19,6 +19,7 @@ from edge_attention.core.messages.training import (
     StrategySpec,
 )
 from edge_attention.jobs.array_files import load_npz
+from edge_attention.jobs.column_tables import columns_of
 from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
 from edge_attention.jobs.toml_table import TomlTable, names_of
 
@@ -50,6 +51,7 @@ def federated_job(path: Path, content: dict[str, Any]) -> FederatedJob:
         patience_seconds=table.optional_number("patience_seconds"),
         stop=_stop(table.table("stop", names_of(StopSpec))),
         keep_versions=table.take("keep_versions", int, 10),
+        **columns_of(table),
     )
 
 
@@ -67,7 +69,7 @@ def _model(table: TomlTable) -> FederatedModel:
     return FederatedModel(
         file=table.path("file"),
         loss=_loss(table),
-        inputs=table.texts("inputs", "a column"),
+        inputs=table.columns("inputs"),
         parameters=table.strings("parameters") if table.has("parameters") else None,
         initial=table.path("initial") if table.has("initial") else None,
         gradients=table.texts("gradients", "an output"),

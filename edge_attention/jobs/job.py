@@ -35,6 +35,7 @@ from edge_attention.graphs.reading.bounds import MAX_BYTES
 from edge_attention.jobs import federated_checks as checks
 from edge_attention.jobs import values
 from edge_attention.jobs.checks import require_sizes, require_whole
+from edge_attention.jobs.columns import Columns, Inputs, WhereMissing, prepared
 from edge_attention.jobs.external_data import with_external_data
 
 __all__ = ["Encoder", "FusionJob", "Head", "QueriesSpec", "model_bytes"]
@@ -96,15 +97,17 @@ class Encoder:
     """A node's part of the model: from columns of its dataset to keys and values.
 
     See core.messages.training.Encoder. `trainable` names the initializers that train; None: all
-    floating-point ones.
+    floating-point ones. `inputs`, `columns` and `missing_values`: see jobs/columns.py.
     """
 
     node: str
     dataset: str
     model: ModelFile
-    inputs: Mapping[str, str]
+    inputs: Inputs
     trainable: tuple[str, ...] | None = None
     dimensions: Mapping[str, int] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
+    missing_values: WhereMissing | None = None
 
 
 @named_fields
@@ -113,16 +116,18 @@ class Head:
     """From the fused output and labels to a loss, on the node with the labels.
 
     See core.messages.training.Head. `trainable` names the initializers that train; None: all
-    floating-point ones.
+    floating-point ones. `inputs`, `columns` and `missing_values`: see jobs/columns.py.
     """
 
     node: str
     dataset: str
     model: ModelFile
-    inputs: Mapping[str, str]
+    inputs: Inputs
     trainable: tuple[str, ...] | None = None
     metrics: tuple[str, ...] = ()
     dimensions: Mapping[str, int] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
+    missing_values: WhereMissing | None = None
 
 
 @named_fields
@@ -215,26 +220,30 @@ class FusionJob:
 
 def _encoder(given: Any, what: str, digest: Callable[[ModelFile], str]) -> jobs.Encoder:
     part = values.part(given, what, Encoder, "Encoder('a', 'patients', 'encoder.onnx', {'x': 'features'})")
+    inputs, table = prepared(part.inputs, part.columns, part.missing_values, f"{what}.inputs")
     return jobs.Encoder(
         node=values.text(part.node, f"{what}.node"),
         dataset=values.text(part.dataset, f"{what}.dataset"),
         graph=digest(part.model),
-        inputs=values.mapping(part.inputs, f"{what}.inputs"),
+        inputs=inputs,
         trainable=_trainable(part.trainable, f"{what}.trainable"),
         dimensions=require_sizes(part.dimensions, f"{what}.dimensions"),
+        table=table,
     )
 
 
 def _head(given: Any, digest: Callable[[ModelFile], str]) -> jobs.Head:
     part = values.part(given, "head", Head, "Head('a', 'patients', 'head.onnx', {'y': 'label'})")
+    inputs, table = prepared(part.inputs, part.columns, part.missing_values, "head.inputs")
     return jobs.Head(
         node=values.text(part.node, "head.node"),
         dataset=values.text(part.dataset, "head.dataset"),
         graph=digest(part.model),
-        inputs=values.mapping(part.inputs, "head.inputs"),
+        inputs=inputs,
         trainable=_trainable(part.trainable, "head.trainable"),
         metrics=values.texts(part.metrics, "head.metrics"),
         dimensions=require_sizes(part.dimensions, "head.dimensions"),
+        table=table,
     )
 
 

@@ -10,6 +10,7 @@ from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
 from edge_attention.core.tensors import Array
 from edge_attention.jobs import values
 from edge_attention.jobs.array_files import load_npy
+from edge_attention.jobs.column_tables import columns_of
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.federated_job_file import federated_job
 from edge_attention.jobs.job import Encoder, FusionJob, Head, QueriesSpec
@@ -73,12 +74,13 @@ def _part(table: TomlTable) -> dict[str, Any]:
     if not table.has("inputs"):
         table.take("inputs", dict)  # says that it is missing
     return {
-        "inputs": table.texts("inputs", "a column"),
+        "inputs": table.columns("inputs"),
         "node": table.take("node", str),
         "dataset": table.take("dataset", str),
         "model": table.path("model"),
         "trainable": table.strings("trainable") if table.has("trainable") else None,
         "dimensions": table.sizes("dimensions"),
+        **columns_of(table),
     }
 
 

@@ -128,6 +128,17 @@ class TomlTable:
                 )
         return values
 
+    def columns(self, key: str) -> dict[str, str | tuple[str, ...]]:
+        """The table under `key`, name -> a column or a list of columns; empty if there is none."""
+        values = self.take(key, dict, {})
+        for name, given in values.items():
+            listed = given if isinstance(given, list) and given else [given]
+            if not all(isinstance(column, str) for column in listed):
+                raise InvalidArgument(
+                    f"{self.file}: {self.name(key)}.{name} must name a column, or list columns"
+                )
+        return {name: tuple(given) if isinstance(given, list) else given for name, given in values.items()}
+
     def numbers(self) -> dict[str, float]:
         """All that remains, as numbers by name; true and false are 1 and 0, as options travel."""
         return {

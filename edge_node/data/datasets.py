@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,66 +13,112 @@ from edge_attention.core.errors import InvalidArgument, ResourceExhausted
 from edge_attention.core.messages import link as session
 from edge_attention.core.printable import shown
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, require_name
-from edge_node.shared_memory import empty, shared
+from edge_node.shared_memory import shared
 
 if TYPE_CHECKING:
+    from edge_attention.tables.column import TableColumn
+    from edge_attention.tables.ids import Ids
     from edge_attention.tables.table import Table
+    from edge_node.data.views import TableViews
 
-__all__ = ["ALL", "LocalDataset", "read"]
+__all__ = ["LocalDataset", "read"]
 
 log = logging.getLogger(__name__)
 
 _ASIDE = 2_000
 """Characters of what is set aside, in the one warning about it."""
 
-ALL = "*"
-"""All columns side by side: [rows, n] float32, in the file's order, if each is of single numbers."""
-
 
 class LocalDataset:
-    """A table as `read_table` gives it, whose columns have one length; else InvalidArgument."""
+    """A table as `read_table` gives it, whose columns have one length; else InvalidArgument.
+
+    Attributes:
+        rows: how many it has.
+        described: what the aggregator may know of it.
+    """
 
     def __init__(self, name: str, table: Table) -> None:
+        from edge_node.data.conversion import exact_in_float32, exact_in_int64  # which a node without spares
+
         self.name = require_name(name, "the dataset")
-        # Until jobs say what to do with gaps and words: columns of numbers that are all there.
-        self._columns = {
-            name: _as_it_travels(column.values)
-            for name, column in table.columns.items()
-            if column.words is None and column.missing is None
-        }
+        self._table = table
         self._ids = table.ids
-        lengths = {column: len(array) for column, array in self._columns.items()}
+        lengths = {column: len(held) for column, held in table.columns.items()}
         if not lengths or len({*lengths.values(), *([len(self._ids)] if self._ids is not None else [])}) != 1:
             raise InvalidArgument(f"columns of one length are needed; there are {lengths or 'none'}")
         self.rows = next(iter(lengths.values()))
-        for column, array in self._columns.items():
-            DataType.of(array.dtype, f"column {column!r}")
+        self._columns: dict[str, TableColumn] = {}
+        self._kinds: dict[str, DataType] = {}
+        described: list[session.Column] = []
+        for column, held in table.columns.items():
+            array = held.values
+            if array.dtype != np.int16:  # which tables have, and graphs do not take
+                DataType.of(array.dtype, f"column {column!r}")
             if array.ndim > MAX_RANK:
                 raise InvalidArgument(f"column {column!r} has over {MAX_RANK} dimensions")
-            self._columns[column] = shared(array)
-        single = ALL not in self._columns and all(a.ndim == 1 for a in self._columns.values())
-        self._beside = list(self._columns) if single else []
-        self._all: Array | None = None
+            self._columns[column] = replace(held, values=shared(array))
+            # What a text file holds is described alike whatever rows it has: whole numbers are int64.
+            narrow = (table.lines is not None and array.dtype.kind == "i") or array.dtype == np.int16
+            kind = DataType.INT64 if narrow else DataType.of(array.dtype)
+            self._kinds[column] = kind
+            words = held.words is not None
+            described.append(
+                session.Column(
+                    column,
+                    kind,
+                    array.shape[1:],
+                    not words and exact_in_float32(array),
+                    not words and exact_in_int64(array),
+                    words,
+                    held.missing is not None and bool(held.missing.any()),
+                )
+            )
+        self.described = session.Dataset(self.name, self.rows, tuple(described), self._ids is not None)
+        self._views: TableViews | None = None
 
     def describe(self) -> session.Dataset:
         """What the aggregator may know of it."""
-        columns = [session.Column(c, DataType.of(a.dtype), a.shape[1:]) for c, a in self._columns.items()]
-        if self._beside:
-            columns.append(session.Column(ALL, DataType.FLOAT32, (len(self._beside),)))
-        return session.Dataset(self.name, self.rows, tuple(columns), self._ids is not None)
+        return self.described
 
     def column(self, name: str) -> Array:
-        """The column [rows, ...]. Raises InvalidArgument if there is none."""
-        if name == ALL and self._beside:
-            if self._all is None:
-                self._all = empty((self.rows, len(self._beside)), np.float32)
-                for at, column in enumerate(self._beside):
-                    self._all[:, at] = self._columns[column]
-            return self._all
+        """The column [rows, ...] as it is. Raises InvalidArgument if there is none, or it is not whole."""
+        held = self.held(name)
+        if held.words is not None:
+            raise InvalidArgument(
+                f"column {name!r} of dataset {self.name!r} holds words; they are read as categories"
+            )
+        if held.missing is not None and held.missing.any():
+            raise InvalidArgument(
+                f"column {name!r} of dataset {self.name!r} lacks values; say what is read instead"
+            )
+        # Of a file that says no types whole numbers are int64, however they are kept here.
+        narrow = held.values.dtype.kind == "i" and self._kinds[name] is DataType.INT64
+        return held.values.astype(np.int64, copy=False) if narrow else held.values
+
+    def held(self, name: str) -> TableColumn:
+        """The column, with what is missing in it. Raises InvalidArgument if there is none."""
         if name not in self._columns:
             known = ", ".join(self._columns)[:500]
             raise InvalidArgument(f"dataset {self.name!r} has no column {name[:80]!r}; it has {known}")
         return self._columns[name]
+
+    def place(self, row: int) -> str:
+        """Where a row is in its file, for this node's own log."""
+        return self._table.place(row)
+
+    @property
+    def ids(self) -> Ids | None:
+        """The rows' ids; they leave as keyed hashes alone."""
+        return self._ids
+
+    @property
+    def views(self) -> TableViews:
+        """Tensors of its rows as programs read them."""
+        if self._views is None:
+            from edge_node.data.views import TableViews  # which a node that is never asked spares
+
+            self._views = TableViews(self)
+        return self._views
 
     def require_ids(self) -> None:
         """Raises InvalidArgument if rows have no ids."""
@@ -85,11 +132,6 @@ class LocalDataset:
         chosen = range(self.rows) if rows is None else rows.tolist()
         data = b"".join(hmac.digest(key, self._ids[row], "sha256")[:16] for row in chosen)
         return np.frombuffer(data, np.uint8).reshape(-1, 16)
-
-
-def _as_it_travels(values: Array) -> Array:
-    narrow = values.dtype in (np.int8, np.int16, np.int32) and values.ndim == 1
-    return values.astype(np.int64) if narrow else values
 
 
 def read(spec: str) -> LocalDataset:

@@ -14,7 +14,7 @@ from edge_attention.core.release import (
     GraphRule,
     Release,
     column,
-    column_of,
+    columns_of,
     numbered,
     output,
 )
@@ -31,7 +31,7 @@ RELEASE = Release(
 
 @given(st.text(), st.text())
 def test_a_column_is_told_from_any_other(dataset, name):
-    assert column_of(column(dataset, name)) == (dataset, name)
+    assert columns_of(column(dataset, name)) == ((dataset, name),)
     assert column(dataset, name).isascii()
 
 

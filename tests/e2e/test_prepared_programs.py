@@ -19,6 +19,8 @@ from aggregator.engine.trip import Errand
 from aggregator.server import ServerSettings, running
 from edge_attention.core.errors import PermissionDenied
 from edge_attention.core.messages.program import Append, Batch, Drop, Frozen, Return, Run, Stored
+from edge_attention.core.messages.table import ColumnRead, TensorRead
+from edge_attention.core.tensors import DataType
 
 pytestmark = pytest.mark.e2e
 
@@ -258,7 +260,9 @@ def test_a_private_tensor_does_not_leave_by_a_call(tmp_path):
     async def scenario(fleet):
         await fleet.store(w=W)
         run = Run(fleet.offer(product()), {"x": Stored("job/j/x"), "w": Stored("job/j/w")}, {"y": "task/y"})
-        batch = Batch("d", {"*": "job/j/x"}, Stored("task/rows"))
+        columns = (ColumnRead("a", of_all=True), ColumnRead("b", of_all=True))
+        whole = TensorRead("job/j/x", DataType.FLOAT32, columns, side_by_side=True)
+        batch = Batch("d", {}, Stored("task/rows"), tensors=(whole,))
         rows = {"task/rows": np.array([0, 1])}
         raw, made = (batch, Return("job/j/x", "y")), (batch, run, Return("task/y", "y"))
         said = []

@@ -21,6 +21,7 @@ from aggregator.observe.node_metrics import checked
 from edge_attention.core.errors import AlreadyExists, InvalidTensor
 from edge_attention.core.messages.link import Cancel
 from edge_attention.core.messages.program import Append, Batch, BulkTensor, Program, Return, Run, Stored
+from edge_attention.core.messages.table import ColumnRead, TensorRead
 from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire import checksum
 from edge_attention.wire.link import to_node
@@ -375,11 +376,13 @@ def test_private_data_stays(tmp_path):
     (tmp_path / "d.csv").write_text("id,a,b\np1,1.5,2.5\np2,3.5,4.5\n")
     digest, graph = small_graphs.doubled()
     rows = np.array([0, 1])
+    columns = (ColumnRead("a", of_all=True), ColumnRead("b", of_all=True))
+    whole = TensorRead("task/x", DataType.FLOAT32, columns, side_by_side=True)
 
     def task(name, *returned):
         return program(
             name,
-            Batch("d", {"*": "task/x"}, rows, "task/ids", b"key"),
+            Batch("d", {}, rows, "task/ids", b"key", (whole,)),
             Run(digest, {"x": Stored("task/x")}, {"y": "task/y", "z": "task/z"}),
             *(Return(r, r) for r in returned),
         )
@@ -397,4 +400,4 @@ def test_private_data_stays(tmp_path):
     assert "--allow-release alignment" in ids.error.message
     assert (z.error, z.tensors["task/z"]) == (None, 12)
     assert register.releases == (f"{digest}:z@d/*",)
-    assert [(c.name, c.shape) for c in register.datasets[0].columns] == [("a", ()), ("b", ()), ("*", (2,))]
+    assert [(c.name, c.shape) for c in register.datasets[0].columns] == [("a", ()), ("b", ())]

@@ -25,6 +25,7 @@ from edge_attention.core.messages.program import (
     Slot,
     Stored,
 )
+from edge_attention.core.messages.table import ColumnRead, TensorRead
 from edge_attention.core.tensors import DataType
 from edge_attention.wire import checksum
 from edge_attention.wire.link import prepared_program
@@ -164,7 +165,9 @@ def test_what_is_frozen_changes_by_a_new_program_while_calls_run(flags):
 def test_a_private_tensor_does_not_leave_by_a_call(tmp_path):
     (tmp_path / "d.csv").write_text("id,a,b\np1,1.5,2.5\np2,3.5,4.5\n")
     rows = (Slot("task/rows", DataType.INT64, (2,)),)
-    batch = Batch("d", {"*": "job/j/x"}, Stored("task/rows"))
+    columns = (ColumnRead("a", of_all=True), ColumnRead("b", of_all=True))
+    whole = TensorRead("job/j/x", DataType.FLOAT32, columns, side_by_side=True)
+    batch = Batch("d", {}, Stored("task/rows"), tensors=(whole,))
     run = Run(PRODUCT, {"x": Stored("job/j/x"), "w": Stored("job/j/w")}, {"y": "task/y"})
     raw = PreparedProgram((batch, Return("job/j/x", "x")), rows)
     made = PreparedProgram((batch, run, Return("task/y", "y")), rows)

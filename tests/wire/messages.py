@@ -17,9 +17,17 @@ from edge_attention.core.messages import program
 from edge_attention.core.tensors import Array, Encoded, Encoding
 from edge_attention.wire import link, services
 from edge_attention.wire.methods import Method
-from protos.edge_attention.v1 import attention_pb2, fleet_pb2, link_pb2, program_pb2, tensor_pb2, training_pb2
+from protos.edge_attention.v1 import (
+    attention_pb2,
+    fleet_pb2,
+    link_pb2,
+    program_pb2,
+    table_pb2,
+    tensor_pb2,
+    training_pb2,
+)
 
-FILES = (attention_pb2, fleet_pb2, link_pb2, program_pb2, tensor_pb2, training_pb2)
+FILES = (attention_pb2, fleet_pb2, link_pb2, program_pb2, table_pb2, tensor_pb2, training_pb2)
 
 METHODS: dict[str, Method] = {
     found.path: found

@@ -17,11 +17,20 @@ from edge_attention.core.messages import program
 from edge_attention.core.messages.attention import AttendRequest, ContextSpec, CreateContextRequest
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.messages.link import Credit, Heartbeat, Register
+from edge_attention.core.messages.table import MissingRule
 from edge_attention.core.messages.training import MissingSamples, RunState
 from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire import checksum, link, services
 from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
-from protos.edge_attention.v1 import attention_pb2, fleet_pb2, link_pb2, program_pb2, tensor_pb2, training_pb2
+from protos.edge_attention.v1 import (
+    attention_pb2,
+    fleet_pb2,
+    link_pb2,
+    program_pb2,
+    table_pb2,
+    tensor_pb2,
+    training_pb2,
+)
 
 CODECS = {
     f"{path}:{side}": getattr(m, side) for path, m in METHODS.items() for side in ("request", "response")
@@ -100,6 +109,7 @@ def test_a_union_has_a_class_for_each_of_its_kinds(name):
         (NodeState, fleet_pb2.NodeState),
         (RunState, training_pb2.RunState),
         (MissingSamples, training_pb2.MissingSamples),
+        (MissingRule, table_pb2.MissingRule),
     ],
 )
 def test_enums_are_numbered_as_in_the_contract(cls: type[Enum], enum):

@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from aggregator.training.federated.plan import FederatedPlan, check_dataset
+from aggregator.fleet.columns import TableView, own_dataset
+from aggregator.training.federated.plan import FederatedPlan, view_of
 from aggregator.training.services import Services
 from edge_attention.core.errors import DeadlineExceeded
 from edge_attention.core.messages.training import FederatedJob
@@ -18,8 +19,10 @@ async def arrivals(
     services: Services,
     patience: float,
     say: Callable[[str, int], None],
-) -> dict[str, int]:
-    """The rows each node of the run has, by name. `say` is told what is waited for, and how many lack.
+) -> tuple[dict[str, int], TableView]:
+    """The rows each node of the run has, by name, and how they are read.
+
+    `say` is told what is waited for, and how many lack.
 
     Raises:
         DeadlineExceeded: they do not come within `patience` seconds.
@@ -49,10 +52,9 @@ async def arrivals(
             say(f"nodes with a dataset {job.dataset!r}: {len(names)} of {least} there", least - len(names))
             await asyncio.sleep(min(0.2, left + 0.01))
         say("", 0)
-    return {
-        name: check_dataset(plan, job, name, membership.require_live(name).register.datasets)
-        for name in sorted(names)
-    }
+    nodes = {name: membership.require_live(name).register.datasets for name in sorted(names)}
+    view = view_of(plan, job, nodes)
+    return {name: own_dataset(name, job.dataset, datasets).rows for name, datasets in nodes.items()}, view
 
 
 def _with_dataset(job: FederatedJob, services: Services) -> tuple[str, ...]:

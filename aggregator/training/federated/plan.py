@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from aggregator.fleet.columns import TableView, WantedInput, resolve
 from aggregator.store.tensor_file import Spec
 from aggregator.training.fusion.plan import model_from
 from edge_attention.core.encodings import Int8, UpdateEncoding
 from edge_attention.core.encodings import from_config as encoding_from
-from edge_attention.core.errors import InvalidArgument, NotFound
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.link import Dataset
 from edge_attention.core.messages.training import FederatedJob, PlannedModel
 from edge_attention.core.rounds.selection import share_of
@@ -175,34 +176,12 @@ def push_encoding(job: FederatedJob) -> UpdateEncoding:
     return encoding
 
 
-def check_dataset(plan: FederatedPlan, job: FederatedJob, node: str, datasets: Sequence[Dataset]) -> int:
-    """The rows of the job's dataset on `node`, whose columns must fit the model.
+def view_of(plan: FederatedPlan, job: FederatedJob, nodes: Mapping[str, Sequence[Dataset]]) -> TableView:
+    """How each of `nodes` (name -> its datasets) reads the model's inputs.
 
     Raises:
-        NotFound: no such dataset or column.
-        InvalidArgument: no rows, or a column that does not fit.
+        NotFound, InvalidArgument: a node has not the columns that the model takes.
+        FailedPrecondition: no node is here to say what `*` is.
     """
-    dataset = next((d for d in datasets if d.name == job.dataset), None)
-    if dataset is None:
-        have = ", ".join(d.name for d in datasets) or "none"
-        raise NotFound(
-            f"node {node!r} has no dataset {job.dataset!r} (it has: {have}); "
-            f"start it with --data {job.dataset}=FILE"
-        )
-    if not dataset.rows:
-        raise InvalidArgument(f"dataset {job.dataset!r} of node {node!r} has no rows")
-    columns = {column.name: column for column in dataset.columns}
-    for wanted in plan.inputs:
-        name = job.model.inputs.get(wanted.name, wanted.name)
-        column = columns.get(name)
-        if column is None:
-            raise NotFound(
-                f"dataset {job.dataset!r} of node {node!r} has no column {name!r} for the model's input "
-                f"{wanted.name!r}; it has: {', '.join(columns)}"
-            )
-        if (column.data_type.value, tuple(column.shape)) != (wanted.dtype, wanted.shape):
-            raise InvalidArgument(
-                f"column {name!r} of node {node!r} is {column.data_type.value} {list(column.shape)} a row, "
-                f"the model's input {wanted.name!r} takes {wanted.dtype} {list(wanted.shape)}"
-            )
-    return dataset.rows
+    wanted = [WantedInput(each.name, each.dtype, each.shape) for each in plan.inputs]
+    return resolve(job.dataset, wanted, job.model.inputs, job.table, nodes)

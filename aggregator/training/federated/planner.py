@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aggregator.fleet.columns import check_spec
 from aggregator.training.federated.plan import (
     DataInput,
     FederatedPlan,
@@ -49,6 +50,7 @@ def check(job: FederatedJob) -> None:
     """
     require_name(job.name, "run")
     require_name(job.dataset, "dataset")
+    check_spec(job.table)
     for node in job.nodes:
         require_name(node, "node")
     if len(set(job.nodes)) != len(job.nodes):
@@ -345,7 +347,7 @@ def _initial(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
 
 def _unknown_names(job: FederatedJob, made: FederatedPlan) -> None:
     known = {wanted.name for wanted in made.inputs}
-    if unknown := sorted(set(job.model.inputs) - known):
+    if unknown := sorted({*job.model.inputs, *job.table.inputs} - known):
         raise InvalidArgument(
             f"model.inputs binds {unknown[0]!r}, which is no input of the model; it has "
             f"{', '.join(sorted(known))}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from aggregator.fleet.columns import TableView
 from aggregator.store.tensor_file import Spec
 from aggregator.training.federated.plan import (
     LOSS_WEIGHT,
@@ -61,6 +62,7 @@ class Programs:
     run: str
     job: FederatedJob
     plan: FederatedPlan
+    view: TableView
     strategy: Strategy
     encoding: UpdateEncoding
     _recent: list[tuple[Instruction, ...]] = field(default_factory=list)
@@ -187,22 +189,16 @@ class Programs:
 
     def _batch(self, rows: str, label: LabelPlan | None = None) -> Batch:
         """`label`: of its inputs alone."""
-        # Two inputs may read one column: a column is read once, under the first input's name.
-        bind = self.job.model.inputs
-        columns: dict[str, str] = {}
-        for i, wanted in enumerate(self.plan.inputs):
-            if label is not None and wanted.name not in (label.labels, label.weights):
-                continue
-            columns.setdefault(bind.get(wanted.name, wanted.name), f"task/data/{i}")
-        return Batch(self.job.dataset, columns, Stored(rows))
+        # Two inputs may read the same: it is read once.
+        tensors, names = self.view.stored("task/data")
+        if label is not None:
+            wanted = {names[name] for name in (label.labels, label.weights) if name in names}
+            tensors = tuple(tensor for tensor in tensors if tensor.stored in wanted)
+        return Batch(self.view.dataset, {}, Stored(rows), tensors=tensors, complete=self.view.complete)
 
     def _inputs(self) -> dict[str, Value]:
-        bind, first = self.job.model.inputs, dict[str, str]()
-        found: dict[str, Value] = {}
-        for i, wanted in enumerate(self.plan.inputs):
-            column = bind.get(wanted.name, wanted.name)
-            found[wanted.name] = Stored(first.setdefault(column, f"task/data/{i}"))
-        return found
+        _, names = self.view.stored("task/data")
+        return {name: Stored(stored) for name, stored in names.items()}
 
     def _needed(self, role: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Of `inputs` those the graph has: nodes refuse any other."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from aggregator.fleet.columns import TableView
 from aggregator.training.federated.plan import FederatedPlan
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.messages.training import FederatedJob, PlannedGraph
-from edge_attention.core.release import GraphRule, Release, column, numbered, output
+from edge_attention.core.release import GraphRule, Release, numbered, output
 
 __all__ = ["planned", "releases", "texts"]
 
 
-def releases(plan: FederatedPlan, job: FederatedJob) -> Mapping[str, Release]:
+def releases(plan: FederatedPlan, job: FederatedJob, view: TableView) -> Mapping[str, Release]:
     """The release that each role needs whose outputs leave."""
     found = {}
     for role, leaving in _leaving(plan, job).items():
@@ -22,7 +23,7 @@ def releases(plan: FederatedPlan, job: FederatedJob) -> Mapping[str, Release]:
             graph = plan.graphs[each]
             if graph.digest in graphs:
                 continue
-            sources = _sources(plan, job, each)
+            sources = _sources(plan, view, each)
             leaves = frozenset(map(numbered, leaving)) if each == role else frozenset[str]()
             graphs[graph.digest] = GraphRule(
                 {name: frozenset(from_) for name, (from_, _) in sources.items()}, leaves
@@ -32,14 +33,16 @@ def releases(plan: FederatedPlan, job: FederatedJob) -> Mapping[str, Release]:
     return found
 
 
-def texts(plan: FederatedPlan, job: FederatedJob) -> tuple[str, ...]:
+def texts(plan: FederatedPlan, job: FederatedJob, view: TableView) -> tuple[str, ...]:
     """What a program of the job brings."""
-    return tuple(release.text for release in releases(plan, job).values())
+    return tuple(release.text for release in releases(plan, job, view).values())
 
 
-def planned(plan: FederatedPlan, job: FederatedJob, nodes: Iterable[str]) -> tuple[PlannedGraph, ...]:
+def planned(
+    plan: FederatedPlan, job: FederatedJob, view: TableView, nodes: Iterable[str]
+) -> tuple[PlannedGraph, ...]:
     """What each node runs, and must let leave."""
-    needed, leaving = releases(plan, job), _leaving(plan, job)
+    needed, leaving = releases(plan, job, view), _leaving(plan, job)
     return tuple(
         PlannedGraph(
             node,
@@ -88,17 +91,14 @@ _BOUND: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
 }
 
 
-def _sources(plan: FederatedPlan, job: FederatedJob, role: str) -> dict[str, tuple[set[str], set[str]]]:
+def _sources(plan: FederatedPlan, view: TableView, role: str) -> dict[str, tuple[set[str], set[str]]]:
     """What each input of the role's graph may be that may be private, and the roles that compute that."""
     bound = dict(_BOUND.get(role, {}))
     if role == "step":
         bound |= {f"slot/{slot}/*": ((role, f"next/slot/{slot}/*"),) for slot in plan.slots}
     rows: dict[str, str] = {}
     if role != "attention" and role != "penalty":  # those see the probe, under the same names
-        rows = {
-            wanted.name: column(job.dataset, job.model.inputs.get(wanted.name, wanted.name))
-            for wanted in plan.inputs
-        }
+        rows = {wanted.name: view.source(wanted.name) for wanted in plan.inputs}
     found: dict[str, tuple[set[str], set[str]]] = {}
     for name in plan.graphs[role].inputs:
         sources, befores = found.setdefault(numbered(name), (set(), set()))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from aggregator.engine.endings import to_the_end
+from aggregator.fleet.columns import TableView
 from aggregator.training.active import ActiveRun, evaluation_due
 from aggregator.training.federated.arrivals import arrivals
 from aggregator.training.federated.asker import Asker
@@ -67,11 +69,14 @@ class FederatedTrainer:
         self._active.update(notes=self._plan.model.notes if self._plan.model is not None else ())
         zeroth = await asyncio.to_thread(self._state.record, self._id, 0)
         if zeroth is None:
-            rows = await arrivals(self._job, self._plan, self._services, self._patience, self._say)
+            rows, self._view = await arrivals(
+                self._job, self._plan, self._services, self._patience, self._say
+            )
             if not self._strategy.asynchronous:
                 self._combine.require(asked_of(self._job, len(rows)))
         else:
             rows = dict(zeroth["nodes"])
+            self._view = await self._view_of(zeroth)
             # Nodes of an earlier life are expected back: they keep what this run goes on from.
             self._services.membership.expect(rows, time.monotonic())
         samples = {n: NodeSamples(self._job, self._strategy, n, rows[n]) for n in sorted(rows)}
@@ -86,7 +91,7 @@ class FederatedTrainer:
                 self._active.update(notes=(*self._active.info.notes, note))
             everything, train = sum(rows.values()), sum(s.training for s in samples.values())
             counts = Samples(everything, 0, train, everything - train)
-            first = {"nodes": rows, "samples": vars(counts)}
+            first = {"nodes": rows, "samples": vars(counts), "view": self._view.to_json()}
             await to_the_end(asyncio.to_thread(self._versions.begin, first))
         else:
             counts = Samples(**zeroth["samples"])
@@ -114,6 +119,13 @@ class FederatedTrainer:
         self._forget(tuple(samples))
         return why
 
+    async def _view_of(self, zeroth: Mapping[str, Any]) -> TableView:
+        """As the run began; one that an earlier release began did not say."""
+        if "view" in zeroth:
+            return TableView.from_json(zeroth["view"])
+        job = replace(self._job, nodes=tuple(zeroth["nodes"]))
+        return (await arrivals(job, self._plan, self._services, self._patience, self._say))[1]
+
     def _put_together(self, samples: dict[str, NodeSamples]) -> None:
         job, plan, services = self._job, self._plan, self._services
         encoding = encoding_from(job.update.name, **job.update.options)
@@ -124,8 +136,10 @@ class FederatedTrainer:
         )
         self._nodes = tuple(samples)
         self._versions = Versions(self._id, job, services.parameters, folder)
-        self._programs = programs = Programs(self._id, job, plan, self._strategy, encoding)
-        self._asker = asker = Asker(services.trips, services.membership, self._patience, texts(plan, job))
+        self._programs = programs = Programs(self._id, job, plan, self._view, self._strategy, encoding)
+        self._asker = asker = Asker(
+            services.trips, services.membership, self._patience, texts(plan, job, self._view)
+        )
         self._work = work = Work(self._id, services, asker, programs, folder, samples)
         kind = Buffer if self._strategy.asynchronous else Synchronous
         self._collector: Collector = kind(self._active, job, services, work, samples, self._patience)

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edge_attention.core.errors import InvalidArgument, NotFound
+from aggregator.fleet.columns import TableView, WantedInput, own_dataset, resolve
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.link import Dataset
-from edge_attention.core.messages.training import FusionJob, PlannedModel
+from edge_attention.core.messages.training import Encoder, FusionJob, Head, PlannedModel
 from edge_attention.core.optimizers import Optimizer, from_config
 
 MAX_PATIENCE = 30 * 86_400
@@ -64,6 +65,11 @@ class PlannedPart:
         return f"{self.node}/{self.dataset}"
 
     @property
+    def wanted(self) -> list[WantedInput]:
+        """What its graph takes of the dataset."""
+        return [WantedInput(name, each.dtype, each.shape) for name, each in self.inputs.items()]
+
+    @property
     def prefix(self) -> str:
         """What the run's names of its parameters begin with: `<prefix>/<name>`."""
         return "head" if self.kind == "head" else self.node
@@ -86,6 +92,12 @@ class FusionPlan:
         """Of the scores, as float32 holds it."""
         scale = 1 / math.sqrt(self.job.queries.shape[-1]) if self.job.scale is None else self.job.scale
         return float(np.float32(scale))
+
+    def spec(self, part: PlannedPart) -> Encoder | Head:
+        """What the job says of the part."""
+        if part.kind == "head":
+            return self.job.head
+        return next(encoder for encoder in self.job.encoders if encoder.node == part.node)
 
     @property
     def parts(self) -> tuple[PlannedPart, ...]:
@@ -140,40 +152,21 @@ def model_from(data: Mapping[str, Any] | None) -> PlannedModel | None:
     return PlannedModel(**{**data, "cut": tuple(data["cut"]), "notes": tuple(data["notes"])})
 
 
-def check_dataset(part: PlannedPart, datasets: Sequence[Dataset]) -> None:
-    """Refuse a part whose dataset its node does not have as it must be.
+def view_of(plan: FusionPlan, part: PlannedPart, datasets: Sequence[Dataset]) -> TableView:
+    """How the part's node, which has `datasets`, reads the inputs of its graph.
 
     Raises:
         NotFound: no such dataset or column.
         InvalidArgument: rows without ids, or a column that does not fit the graph's input.
     """
-    dataset = next((d for d in datasets if d.name == part.dataset), None)
-    if dataset is None:
-        have = ", ".join(d.name for d in datasets) or "none"
-        raise NotFound(
-            f"node {part.node!r} has no dataset {part.dataset!r} (it has: {have}); "
-            f"start it with --data {part.dataset}=FILE"
-        )
-    if not dataset.identified:
+    if not own_dataset(part.node, part.dataset, datasets).identified:
         raise InvalidArgument(
             f"dataset {part.dataset!r} of node {part.node!r} has no ids; samples are aligned by them: "
             "give it a column or key named id"
         )
-    columns = {column.name: column for column in dataset.columns}
-    for name, column in part.columns.items():
-        if column not in columns:
-            raise NotFound(
-                f"dataset {part.dataset!r} of node {part.node!r} has no column {column!r}; "
-                f"it has: {', '.join(columns)}"
-            )
-        wants = part.inputs[name]
-        have_type, have_shape = columns[column].data_type.value, columns[column].shape
-        fits = len(wants.shape) == len(have_shape) and all(
-            want in (None, have) for want, have in zip(wants.shape, have_shape, strict=True)
-        )
-        if wants.dtype != have_type or not fits:
-            wanted = ", ".join("?" if n is None else str(n) for n in wants.shape)
-            raise InvalidArgument(
-                f"column {column!r} of node {part.node!r} is {have_type} {list(have_shape)} a row, "
-                f"input {name!r} of {part.place} takes {wants.dtype} [{wanted}]"
-            )
+    return resolve(part.dataset, part.wanted, part.columns, plan.spec(part).table, {part.node: datasets})
+
+
+def unseen_view(plan: FusionPlan, part: PlannedPart) -> TableView:
+    """The same while the node is away. Raises FailedPrecondition where it has to say what there is."""
+    return resolve(part.dataset, part.wanted, part.columns, plan.spec(part).table, {})

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 
 import numpy as np
 
+from aggregator.fleet.columns import TableView
 from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
 from edge_attention.core.messages.program import Batch, Instruction, Return, Run, Stored, Value
 from edge_attention.core.tensors import Array
@@ -24,9 +25,13 @@ Instructions = tuple[Instruction, ...]
 
 
 class FusionPrograms:
-    """The programs of one run. `scope`: what its names on nodes begin with, as `job/<id>`."""
+    """The programs of one run. `scope`: what its names on nodes begin with, as `job/<id>`.
 
-    def __init__(self, scope: str, plan: FusionPlan) -> None:
+    `views`: how each part reads its dataset, by its prefix.
+    """
+
+    def __init__(self, scope: str, plan: FusionPlan, views: Mapping[str, TableView]) -> None:
+        self._views = views
         self._scope = scope
         self._plan = plan
         self._made: dict[Hashable, Instructions] = {}
@@ -49,10 +54,11 @@ class FusionPrograms:
             found = self._made[key] = make()
         return found
 
-    def _data(self, part: PlannedPart) -> dict[str, Stored]:
-        """Where a batch's columns are stored: two inputs may read one column."""
-        columns = sorted(set(part.columns.values()))
-        return {n: Stored(f"{self._scope}/data/{columns.index(c)}") for n, c in part.columns.items()}
+    def _data(self, part: PlannedPart, scope: str) -> tuple[Batch, dict[str, Stored]]:
+        """Reads a batch; and where each input is then: two may read the same."""
+        tensors, names = self._views[part.prefix].stored(scope)
+        batch = Batch(part.dataset, {}, Stored("task/rows"), tensors=tensors)
+        return batch, {name: Stored(stored) for name, stored in names.items()}
 
     def _name(self, part: PlannedPart, index: int) -> str:
         return f"{self._scope}/{part.kind}/{index}"
@@ -69,9 +75,8 @@ class FusionPrograms:
         return {"q": Stored("task/q"), "present": Stored("task/present"), "scale": scale}
 
     def _forward(self, part: PlannedPart) -> tuple[Instruction, ...]:
-        data = self._data(part)
+        batch, data = self._data(part, f"{self._scope}/data")
         keys, values = Stored(f"{self._scope}/keys"), Stored(f"{self._scope}/values")
-        columns: dict[str, str] = {part.columns[name]: stored.name for name, stored in data.items()}
         encode = Run(
             part.forward.digest,
             _needed(part.forward, {**data, **self._bound(part)}),
@@ -83,7 +88,7 @@ class FusionPrograms:
             {"out": "task/out", "lse": "task/lse"},
         )
         return (
-            Batch(part.dataset, columns, Stored("task/rows")),
+            batch,
             encode,
             attend,
             Return("task/out", "out"),
@@ -92,12 +97,11 @@ class FusionPrograms:
 
     def _head(self, graph: PlanGraph, wanted: tuple[str, ...]) -> tuple[Instruction, ...]:
         part = self._plan.head
-        labels = {name: Stored(f"task/label/{i}") for i, name in enumerate(part.columns)}
-        columns = {part.columns[name]: stored.name for name, stored in labels.items()}
+        batch, labels = self._data(part, "task/label")
         outputs = {name: f"task/output/{i}" for i, name in enumerate(wanted)}
         inputs: dict[str, Value] = {**labels, **self._bound(part), "fused": Stored("task/fused")}
         return (
-            Batch(part.dataset, columns, Stored("task/rows")),
+            batch,
             Run(graph.digest, _needed(graph, inputs), outputs),
             *(Return(stored, name) for name, stored in outputs.items()),
         )
@@ -113,8 +117,9 @@ class FusionPrograms:
         }
         attend = Run(_BACKWARD, inputs, {"dq": "task/dq", "dkeys": "task/dkeys", "dvalues": "task/dvalues"})
         outputs = {f"grad/{name}": f"task/grad/{i}" for i, name in enumerate(part.parameters)}
+        _, data = self._data(part, f"{self._scope}/data")
         seeds = {"dkeys": Stored("task/dkeys"), "dvalues": Stored("task/dvalues")}
-        bound: dict[str, Value] = {**self._data(part), **self._bound(part), **seeds}
+        bound: dict[str, Value] = {**data, **self._bound(part), **seeds}
         encode = Run(part.gradient.digest, _needed(part.gradient, bound), outputs)
         returns = (Return("task/dq", "dq"), *(Return(stored, name) for name, stored in outputs.items()))
         return (attend, encode, *returns)

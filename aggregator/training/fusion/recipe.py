@@ -20,6 +20,7 @@ import numpy as np
 from aggregator.engine.outcome import MissingKind
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips, Wanted
+from aggregator.fleet.columns import TableView
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
 from aggregator.training.fusion.programs import FusionPrograms
@@ -104,8 +105,17 @@ class FusionRounds:
         self._patience = patience
         self._key = identity_key
         self._say = say
-        self._releases = {id(part): texts(plan, part) for part in plan.parts}
-        self._programs = FusionPrograms(self._scope, plan)
+        self._releases: dict[int, tuple[str, ...]] = {id(part): () for part in plan.parts}
+        self._programs = FusionPrograms(self._scope, plan, {})
+        self._views: Mapping[str, TableView] = {}
+
+    def use(self, views: Mapping[str, TableView]) -> None:
+        """Read datasets so from now on: part's prefix -> view. Nothing but `identities` goes without."""
+        if views != self._views:
+            plan = self._plan
+            self._views = views
+            self._releases = {id(part): texts(plan, part, views[part.prefix]) for part in plan.parts}
+            self._programs = FusionPrograms(self._scope, plan, views)
 
     async def identities(self) -> dict[str, Array]:
         """The keyed hashes of every source's ids: uint8 [rows, 16]."""

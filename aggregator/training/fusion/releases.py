@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from aggregator.fleet.columns import TableView
 from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
 from edge_attention.core.messages.training import PlannedGraph
-from edge_attention.core.release import GraphRule, Release, column, numbered, output
+from edge_attention.core.release import GraphRule, Release, numbered, output
 from edge_attention.graphs.attention import library
 
 __all__ = ["planned", "releases", "texts"]
@@ -15,13 +16,13 @@ _FORWARD = library.digest("attention_batch_forward")
 _BACKWARD = library.digest("attention_batch_backward")
 
 
-def releases(plan: FusionPlan, part: PlannedPart) -> Mapping[str, Release]:
+def releases(plan: FusionPlan, part: PlannedPart, view: TableView) -> Mapping[str, Release]:
     """The releases that the part's node needs, by role."""
     if part.kind == "encoder":
-        encoder = {part.forward.digest: GraphRule(_rows(part, part.forward))}
+        encoder = {part.forward.digest: GraphRule(_rows(view, part.forward))}
         stored = {name: frozenset({output(part.forward.digest, name)}) for name in ("keys", "values")}
         seeds = {name: frozenset({output(_BACKWARD, name)}) for name in ("dkeys", "dvalues")}
-        gradient = GraphRule({**_rows(part, part.gradient), **seeds}, _numbered(_gradients(part)))
+        gradient = GraphRule({**_rows(view, part.gradient), **seeds}, _numbered(_gradients(part)))
         attention = {
             _FORWARD: GraphRule(stored, frozenset({"out", "lse"})),
             _BACKWARD: GraphRule(stored, frozenset({"dq"})),
@@ -31,26 +32,26 @@ def releases(plan: FusionPlan, part: PlannedPart) -> Mapping[str, Release]:
             "attention": Release({**encoder, **attention}),
             "encoder_gradient": Release({**encoder, **backward, part.gradient.digest: gradient}),
         }
-    gradient = GraphRule(_rows(part, part.gradient), _numbered(("loss", "dfused", *_gradients(part))))
+    gradient = GraphRule(_rows(view, part.gradient), _numbered(("loss", "dfused", *_gradients(part))))
     found = {"head_gradient": Release({part.gradient.digest: gradient})}
     if plan.job.holdout:
         leaves = _numbered(("loss", *plan.job.head.metrics))
-        found["head"] = Release({part.forward.digest: GraphRule(_rows(part, part.forward), leaves)})
+        found["head"] = Release({part.forward.digest: GraphRule(_rows(view, part.forward), leaves)})
     return found
 
 
-def texts(plan: FusionPlan, part: PlannedPart) -> tuple[str, ...]:
+def texts(plan: FusionPlan, part: PlannedPart, view: TableView) -> tuple[str, ...]:
     """What a program for the part's node brings."""
-    return tuple(release.text for release in releases(plan, part).values())
+    return tuple(release.text for release in releases(plan, part, view).values())
 
 
-def planned(plan: FusionPlan) -> tuple[PlannedGraph, ...]:
+def planned(plan: FusionPlan, views: Mapping[str, TableView]) -> tuple[PlannedGraph, ...]:
     """What each node runs, and must let leave."""
     found = [
         PlannedGraph(part.node, "ids", "", ("keyed hashes of the ids",), "alignment") for part in plan.parts
     ]
     for part in plan.parts:
-        needed = releases(plan, part)
+        needed = releases(plan, part, views[part.prefix])
         leaves: dict[str, tuple[str, tuple[str, ...]]]
         if part.kind == "encoder":
             leaves = {
@@ -77,10 +78,10 @@ def _numbered(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(map(numbered, names))
 
 
-def _rows(part: PlannedPart, graph: PlanGraph) -> dict[str, frozenset[str]]:
+def _rows(view: TableView, graph: PlanGraph) -> dict[str, frozenset[str]]:
     """The inputs of the graph that are rows, and which."""
     found: dict[str, frozenset[str]] = {}
-    for name in sorted(graph.inputs & part.columns.keys()):
-        source = frozenset({column(part.dataset, part.columns[name])})
+    for name in sorted(graph.inputs & view.tensors.keys()):
+        source = frozenset({view.source(name)})
         found[numbered(name)] = found.get(numbered(name), frozenset()) | source
     return found

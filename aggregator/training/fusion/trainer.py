@@ -112,6 +112,7 @@ class Trainer:
                 "fingerprint": aligned.fingerprint,
                 "samples": vars(samples),
                 "sampling": parts.scheme.value,
+                "views": {prefix: view.to_json() for prefix, view in self._ready.views.items()},
             }
             await asyncio.to_thread(self._parameters.commit, id, 0, 0, parameters, state, zeroth)
             committed = Committed(0, 0, parameters, state)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.messages.table import TableSpec
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_name
 
 WIDTH = 262_144
@@ -183,6 +184,7 @@ class AppendDatasetRequest:
     inputs: Mapping[str, str]
     rows: range | None = None
     request_id: str = ""
+    table: TableSpec = field(default_factory=TableSpec)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edge_attention.core.keywords import named_fields
+from edge_attention.core.messages.table import TableSpec
 from edge_attention.core.specs import EncodingSpec, OptimizerSpec, StrategySpec
 from edge_attention.core.tensors import Array
 
@@ -181,3 +182,4 @@ class FederatedJob:
     patience_seconds: float | None = None
     stop: StopSpec = field(default_factory=StopSpec)
     keep_versions: int = 10
+    table: TableSpec = field(default_factory=TableSpec)

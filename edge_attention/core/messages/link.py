@@ -8,16 +8,28 @@ from edge_attention.core.messages.box import Box
 from edge_attention.core.messages.program import Call, Contribution, Program
 from edge_attention.core.tensors import DataType
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a dataset: dtype, and the shape of one row."""
+    """A column of a dataset.
+
+    Attributes:
+        data_type: of its values.
+        shape: of one row.
+        float32, int64: each value can be read as one, exactly; fractions are rounded to the nearest.
+        words: it holds words, to be read as categories.
+        gaps: some row lacks a value.
+    """
 
     name: str
     data_type: DataType
     shape: tuple[int, ...] = ()
+    float32: bool = False
+    int64: bool = False
+    words: bool = False
+    gaps: bool = False
 
 
 @dataclass(frozen=True)

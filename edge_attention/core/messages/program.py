@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edge_attention.core.messages.table import ColumnRead, TensorRead
 from edge_attention.core.tensors import Array, DataType, Encoded, Encoding
 
 SLOT_BYTES = 1024 * 1024
@@ -76,8 +77,10 @@ class Append:
 class Batch:
     """Read `rows` (int64 [rows], or [times, rows] inside a Repeat; None: all) of `dataset`.
 
-    `columns` maps a column to the stored name it gets. `identity_output` names the keyed hashes of the
-    rows' ids: uint8 [rows, 16].
+    `columns` maps a column to the stored name it gets, as it is; `tensors` are read as a job says.
+    `complete`, if not empty: rows are numbered among those that have a value in each of these columns, and
+    `rows` is needed.
+    `identity_output` names the keyed hashes of the rows' ids: uint8 [rows, 16].
     """
 
     dataset: str
@@ -85,6 +88,8 @@ class Batch:
     rows: Value | None = None
     identity_output: str = ""
     identity_key: bytes = b""
+    tensors: tuple[TensorRead, ...] = ()
+    complete: tuple[ColumnRead, ...] = ()
 
 
 @dataclass(frozen=True)

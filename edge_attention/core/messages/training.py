@@ -15,6 +15,7 @@ from edge_attention.core.messages.federated import NewHead as NewHead
 from edge_attention.core.messages.federated import PushSpec as PushSpec
 from edge_attention.core.messages.federated import SelectionSpec as SelectionSpec
 from edge_attention.core.messages.federated import StopSpec as StopSpec
+from edge_attention.core.messages.table import TableSpec
 from edge_attention.core.specs import EncodingSpec as EncodingSpec
 from edge_attention.core.specs import OptimizerSpec as OptimizerSpec
 from edge_attention.core.specs import StrategySpec as StrategySpec
@@ -52,6 +53,7 @@ class Encoder:
     inputs: Mapping[str, str]
     trainable: tuple[str, ...] = ()
     dimensions: Mapping[str, int] = field(default_factory=dict)
+    table: TableSpec = field(default_factory=TableSpec)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Head:
     trainable: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     dimensions: Mapping[str, int] = field(default_factory=dict)
+    table: TableSpec = field(default_factory=TableSpec)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ bounds.py     how large a graph may be
 
 from edge_attention.graphs.reading.reader import (
     CheckedGraph,
+    Declared,
     Wanted,
     check_graph,
     read_graph,
@@ -22,4 +23,12 @@ from edge_attention.graphs.reading.reader import (
     read_with_notes,
 )
 
-__all__ = ["CheckedGraph", "Wanted", "check_graph", "read_graph", "read_needed", "read_with_notes"]
+__all__ = [
+    "CheckedGraph",
+    "Declared",
+    "Wanted",
+    "check_graph",
+    "read_graph",
+    "read_needed",
+    "read_with_notes",
+]

@@ -98,13 +98,28 @@ def _types(graph: Any) -> dict[str, tuple[int, tuple[int | str | None, ...]]]:
     return found
 
 
-def check_graph(data: bytes, where: str) -> None:
-    """The same check, for who only hands the file on: a third less time.
+Declared = Mapping[str, tuple[int, tuple[int | None, ...] | None]]
+"""Input -> its element type, as ONNX numbers them, and its shape: None where it is any."""
+
+
+def check_graph(data: bytes, where: str) -> Declared:
+    """The same check, for who only hands the file on: a third less time. What its inputs are declared to be.
 
     Raises:
         InvalidGraph: as `read_graph`.
     """
-    _read(data, where, notes=False)
+    model, _, _ = _read(data, where, notes=False)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    tensors = {v.name: v.type.tensor_type for v in model.graph.input if v.name not in constants}
+    return {
+        name: (
+            tensor.elem_type,
+            tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
+            if tensor.HasField("shape")
+            else None,
+        )
+        for name, tensor in tensors.items()
+    }
 
 
 def read_with_notes(data: bytes, where: str) -> bytes:

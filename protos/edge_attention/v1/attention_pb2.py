@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from protos.edge_attention.v1 import table_pb2 as edge__attention_dot_v1_dot_table__pb2
 from protos.edge_attention.v1 import tensor_pb2 as edge__attention_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!edge_attention/v1/attention.proto\x12\x11\x65\x64ge_attention.v1\x1a\x1e\x65\x64ge_attention/v1/tensor.proto\"y\n\x0b\x43ontextSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bquery_heads\x18\x02 \x01(\r\x12\x11\n\tkey_heads\x18\x03 \x01(\r\x12\x0f\n\x07key_dim\x18\x04 \x01(\r\x12\x11\n\tvalue_dim\x18\x05 \x01(\r\x12\x10\n\x08replicas\x18\x06 \x01(\r\"i\n\x14\x43reateContextRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.edge_attention.v1.ContextSpec\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"i\n\x15\x43reateContextResponse\x12+\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1a.edge_attention.v1.Context\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"u\n\x07\x43ontext\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.edge_attention.v1.ContextSpec\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12,\n\x08segments\x18\x03 \x03(\x0b\x32\x1a.edge_attention.v1.Segment\"}\n\x07Segment\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\x0f\n\x07holders\x18\x03 \x03(\t\x12\x0c\n\x04live\x18\x04 \x03(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0e\n\x06\x62ounds\x18\x06 \x03(\x03\"\xbb\x01\n\rAppendRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\'\n\x04keys\x18\x03 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12)\n\x06values\x18\x04 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\x8d\x01\n\x0e\x41ppendResponse\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12,\n\x08segments\x18\x02 \x03(\x0b\x32\x1a.edge_attention.v1.Segment\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xb8\x02\n\x14\x41ppendDatasetRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12\r\n\x05graph\x18\x04 \x01(\t\x12\x43\n\x06inputs\x18\x05 \x03(\x0b\x32\x33.edge_attention.v1.AppendDatasetRequest.InputsEntry\x12+\n\x04rows\x18\x06 \x01(\x0b\x32\x18.edge_attention.v1.RangeH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x01\x88\x01\x01\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_rowsB\x0b\n\t_checksum\"\x94\x01\n\x15\x41ppendDatasetResponse\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12,\n\x08segments\x18\x02 \x03(\x0b\x32\x1a.edge_attention.v1.Segment\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xff\x02\n\rAttendRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12*\n\x07queries\x18\x02 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12,\n\tpositions\x18\x03 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\x0e\n\x06\x63\x61usal\x18\x04 \x01(\x08\x12\x13\n\x06window\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\x05scale\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12-\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32\x1b.edge_attention.v1.Encoding\x12\x0f\n\x07weights\x18\t \x01(\x08\x12\x12\n\x05until\x18\n \x01(\x03H\x03\x88\x01\x01\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x04\x88\x01\x01\x42\t\n\x07_windowB\x08\n\x06_scaleB\x13\n\x11_deadline_secondsB\x08\n\x06_untilB\x0b\n\t_checksum\"\xef\x03\n\x0e\x41ttendResponse\x12&\n\x03out\x18\x01 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12&\n\x03lse\x18\x02 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\x12*\n\x08\x63overage\x18\x04 \x03(\x0b\x32\x18.edge_attention.v1.Range\x12*\n\x04mass\x18\x05 \x03(\x0b\x32\x1c.edge_attention.v1.ShardMass\x12*\n\x07weights\x18\x06 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\x0e\n\x06tokens\x18\x07 \x01(\x03\x12\'\n\x05\x62ound\x18\x08 \x01(\x0b\x32\x18.edge_attention.v1.Bound\x12+\n\x07missing\x18\t \x03(\x0b\x32\x1a.edge_attention.v1.Missing\x12?\n\x07seconds\x18\n \x03(\x0b\x32..edge_attention.v1.AttendResponse.SecondsEntry\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x1a.\n\x0cSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_checksum\"\x8a\x01\n\tShardMass\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\'\n\x04mass\x18\x04 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\"@\n\x05\x42ound\x12(\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\r\n\x05tight\x18\x02 \x01(\x08\"\x82\x01\n\x07Missing\x12\r\n\x05shard\x18\x01 \x01(\t\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\x0f\n\x07holders\x18\x03 \x03(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0e\n\x06\x62ounds\x18\x06 \x03(\x03\"N\n\x16\x44\x65scribeContextRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"k\n\x17\x44\x65scribeContextResponse\x12+\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1a.edge_attention.v1.Context\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\":\n\x13ListContextsRequest\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"i\n\x14ListContextsResponse\x12,\n\x08\x63ontexts\x18\x01 \x03(\x0b\x32\x1a.edge_attention.v1.Context\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"J\n\x12\x44ropContextRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\":\n\x13\x44ropContextResponse\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum2\xa3\x05\n\x10\x41ttentionService\x12\x62\n\rCreateContext\x12\'.edge_attention.v1.CreateContextRequest\x1a(.edge_attention.v1.CreateContextResponse\x12O\n\x06\x41ppend\x12 .edge_attention.v1.AppendRequest\x1a!.edge_attention.v1.AppendResponse(\x01\x12\x62\n\rAppendDataset\x12\'.edge_attention.v1.AppendDatasetRequest\x1a(.edge_attention.v1.AppendDatasetResponse\x12M\n\x06\x41ttend\x12 .edge_attention.v1.AttendRequest\x1a!.edge_attention.v1.AttendResponse\x12h\n\x0f\x44\x65scribeContext\x12).edge_attention.v1.DescribeContextRequest\x1a*.edge_attention.v1.DescribeContextResponse\x12_\n\x0cListContexts\x12&.edge_attention.v1.ListContextsRequest\x1a\'.edge_attention.v1.ListContextsResponse\x12\\\n\x0b\x44ropContext\x12%.edge_attention.v1.DropContextRequest\x1a&.edge_attention.v1.DropContextResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!edge_attention/v1/attention.proto\x12\x11\x65\x64ge_attention.v1\x1a\x1d\x65\x64ge_attention/v1/table.proto\x1a\x1e\x65\x64ge_attention/v1/tensor.proto\"y\n\x0b\x43ontextSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bquery_heads\x18\x02 \x01(\r\x12\x11\n\tkey_heads\x18\x03 \x01(\r\x12\x0f\n\x07key_dim\x18\x04 \x01(\r\x12\x11\n\tvalue_dim\x18\x05 \x01(\r\x12\x10\n\x08replicas\x18\x06 \x01(\r\"i\n\x14\x43reateContextRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.edge_attention.v1.ContextSpec\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"i\n\x15\x43reateContextResponse\x12+\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1a.edge_attention.v1.Context\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"u\n\x07\x43ontext\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.edge_attention.v1.ContextSpec\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12,\n\x08segments\x18\x03 \x03(\x0b\x32\x1a.edge_attention.v1.Segment\"}\n\x07Segment\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\x0f\n\x07holders\x18\x03 \x03(\t\x12\x0c\n\x04live\x18\x04 \x03(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0e\n\x06\x62ounds\x18\x06 \x03(\x03\"\xbb\x01\n\rAppendRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\'\n\x04keys\x18\x03 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12)\n\x06values\x18\x04 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\x8d\x01\n\x0e\x41ppendResponse\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12,\n\x08segments\x18\x02 \x03(\x0b\x32\x1a.edge_attention.v1.Segment\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xe5\x02\n\x14\x41ppendDatasetRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12\r\n\x05graph\x18\x04 \x01(\t\x12\x43\n\x06inputs\x18\x05 \x03(\x0b\x32\x33.edge_attention.v1.AppendDatasetRequest.InputsEntry\x12+\n\x04rows\x18\x06 \x01(\x0b\x32\x18.edge_attention.v1.RangeH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12+\n\x05table\x18\x08 \x01(\x0b\x32\x1c.edge_attention.v1.TableSpec\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x01\x88\x01\x01\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_rowsB\x0b\n\t_checksum\"\x94\x01\n\x15\x41ppendDatasetResponse\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12,\n\x08segments\x18\x02 \x03(\x0b\x32\x1a.edge_attention.v1.Segment\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xff\x02\n\rAttendRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12*\n\x07queries\x18\x02 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12,\n\tpositions\x18\x03 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\x0e\n\x06\x63\x61usal\x18\x04 \x01(\x08\x12\x13\n\x06window\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\x05scale\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12-\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32\x1b.edge_attention.v1.Encoding\x12\x0f\n\x07weights\x18\t \x01(\x08\x12\x12\n\x05until\x18\n \x01(\x03H\x03\x88\x01\x01\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x04\x88\x01\x01\x42\t\n\x07_windowB\x08\n\x06_scaleB\x13\n\x11_deadline_secondsB\x08\n\x06_untilB\x0b\n\t_checksum\"\xef\x03\n\x0e\x41ttendResponse\x12&\n\x03out\x18\x01 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12&\n\x03lse\x18\x02 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\x12*\n\x08\x63overage\x18\x04 \x03(\x0b\x32\x18.edge_attention.v1.Range\x12*\n\x04mass\x18\x05 \x03(\x0b\x32\x1c.edge_attention.v1.ShardMass\x12*\n\x07weights\x18\x06 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\x0e\n\x06tokens\x18\x07 \x01(\x03\x12\'\n\x05\x62ound\x18\x08 \x01(\x0b\x32\x18.edge_attention.v1.Bound\x12+\n\x07missing\x18\t \x03(\x0b\x32\x1a.edge_attention.v1.Missing\x12?\n\x07seconds\x18\n \x03(\x0b\x32..edge_attention.v1.AttendResponse.SecondsEntry\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x1a.\n\x0cSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_checksum\"\x8a\x01\n\tShardMass\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\'\n\x04mass\x18\x04 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\"@\n\x05\x42ound\x12(\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x19.edge_attention.v1.Tensor\x12\r\n\x05tight\x18\x02 \x01(\x08\"\x82\x01\n\x07Missing\x12\r\n\x05shard\x18\x01 \x01(\t\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\x0f\n\x07holders\x18\x03 \x03(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0e\n\x06\x62ounds\x18\x06 \x03(\x03\"N\n\x16\x44\x65scribeContextRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"k\n\x17\x44\x65scribeContextResponse\x12+\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1a.edge_attention.v1.Context\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\":\n\x13ListContextsRequest\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"i\n\x14ListContextsResponse\x12,\n\x08\x63ontexts\x18\x01 \x03(\x0b\x32\x1a.edge_attention.v1.Context\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"J\n\x12\x44ropContextRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\":\n\x13\x44ropContextResponse\x12\x16\n\x08\x63hecksum\x18\xff\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum2\xa3\x05\n\x10\x41ttentionService\x12\x62\n\rCreateContext\x12\'.edge_attention.v1.CreateContextRequest\x1a(.edge_attention.v1.CreateContextResponse\x12O\n\x06\x41ppend\x12 .edge_attention.v1.AppendRequest\x1a!.edge_attention.v1.AppendResponse(\x01\x12\x62\n\rAppendDataset\x12\'.edge_attention.v1.AppendDatasetRequest\x1a(.edge_attention.v1.AppendDatasetResponse\x12M\n\x06\x41ttend\x12 .edge_attention.v1.AttendRequest\x1a!.edge_attention.v1.AttendResponse\x12h\n\x0f\x44\x65scribeContext\x12).edge_attention.v1.DescribeContextRequest\x1a*.edge_attention.v1.DescribeContextResponse\x12_\n\x0cListContexts\x12&.edge_attention.v1.ListContextsRequest\x1a\'.edge_attention.v1.ListContextsResponse\x12\\\n\x0b\x44ropContext\x12%.edge_attention.v1.DropContextRequest\x1a&.edge_attention.v1.DropContextResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,50 +37,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPENDDATASETREQUEST_INPUTSENTRY']._serialized_options = b'8\001'
   _globals['_ATTENDRESPONSE_SECONDSENTRY']._loaded_options = None
   _globals['_ATTENDRESPONSE_SECONDSENTRY']._serialized_options = b'8\001'
-  _globals['_CONTEXTSPEC']._serialized_start=88
-  _globals['_CONTEXTSPEC']._serialized_end=209
-  _globals['_CREATECONTEXTREQUEST']._serialized_start=211
-  _globals['_CREATECONTEXTREQUEST']._serialized_end=316
-  _globals['_CREATECONTEXTRESPONSE']._serialized_start=318
-  _globals['_CREATECONTEXTRESPONSE']._serialized_end=423
-  _globals['_CONTEXT']._serialized_start=425
-  _globals['_CONTEXT']._serialized_end=542
-  _globals['_SEGMENT']._serialized_start=544
-  _globals['_SEGMENT']._serialized_end=669
-  _globals['_APPENDREQUEST']._serialized_start=672
-  _globals['_APPENDREQUEST']._serialized_end=859
-  _globals['_APPENDRESPONSE']._serialized_start=862
-  _globals['_APPENDRESPONSE']._serialized_end=1003
-  _globals['_APPENDDATASETREQUEST']._serialized_start=1006
-  _globals['_APPENDDATASETREQUEST']._serialized_end=1318
-  _globals['_APPENDDATASETREQUEST_INPUTSENTRY']._serialized_start=1251
-  _globals['_APPENDDATASETREQUEST_INPUTSENTRY']._serialized_end=1296
-  _globals['_APPENDDATASETRESPONSE']._serialized_start=1321
-  _globals['_APPENDDATASETRESPONSE']._serialized_end=1469
-  _globals['_ATTENDREQUEST']._serialized_start=1472
-  _globals['_ATTENDREQUEST']._serialized_end=1855
-  _globals['_ATTENDRESPONSE']._serialized_start=1858
-  _globals['_ATTENDRESPONSE']._serialized_end=2353
-  _globals['_ATTENDRESPONSE_SECONDSENTRY']._serialized_start=2294
-  _globals['_ATTENDRESPONSE_SECONDSENTRY']._serialized_end=2340
-  _globals['_SHARDMASS']._serialized_start=2356
-  _globals['_SHARDMASS']._serialized_end=2494
-  _globals['_BOUND']._serialized_start=2496
-  _globals['_BOUND']._serialized_end=2560
-  _globals['_MISSING']._serialized_start=2563
-  _globals['_MISSING']._serialized_end=2693
-  _globals['_DESCRIBECONTEXTREQUEST']._serialized_start=2695
-  _globals['_DESCRIBECONTEXTREQUEST']._serialized_end=2773
-  _globals['_DESCRIBECONTEXTRESPONSE']._serialized_start=2775
-  _globals['_DESCRIBECONTEXTRESPONSE']._serialized_end=2882
-  _globals['_LISTCONTEXTSREQUEST']._serialized_start=2884
-  _globals['_LISTCONTEXTSREQUEST']._serialized_end=2942
-  _globals['_LISTCONTEXTSRESPONSE']._serialized_start=2944
-  _globals['_LISTCONTEXTSRESPONSE']._serialized_end=3049
-  _globals['_DROPCONTEXTREQUEST']._serialized_start=3051
-  _globals['_DROPCONTEXTREQUEST']._serialized_end=3125
-  _globals['_DROPCONTEXTRESPONSE']._serialized_start=3127
-  _globals['_DROPCONTEXTRESPONSE']._serialized_end=3185
-  _globals['_ATTENTIONSERVICE']._serialized_start=3188
-  _globals['_ATTENTIONSERVICE']._serialized_end=3863
+  _globals['_CONTEXTSPEC']._serialized_start=119
+  _globals['_CONTEXTSPEC']._serialized_end=240
+  _globals['_CREATECONTEXTREQUEST']._serialized_start=242
+  _globals['_CREATECONTEXTREQUEST']._serialized_end=347
+  _globals['_CREATECONTEXTRESPONSE']._serialized_start=349
+  _globals['_CREATECONTEXTRESPONSE']._serialized_end=454
+  _globals['_CONTEXT']._serialized_start=456
+  _globals['_CONTEXT']._serialized_end=573
+  _globals['_SEGMENT']._serialized_start=575
+  _globals['_SEGMENT']._serialized_end=700
+  _globals['_APPENDREQUEST']._serialized_start=703
+  _globals['_APPENDREQUEST']._serialized_end=890
+  _globals['_APPENDRESPONSE']._serialized_start=893
+  _globals['_APPENDRESPONSE']._serialized_end=1034
+  _globals['_APPENDDATASETREQUEST']._serialized_start=1037
+  _globals['_APPENDDATASETREQUEST']._serialized_end=1394
+  _globals['_APPENDDATASETREQUEST_INPUTSENTRY']._serialized_start=1327
+  _globals['_APPENDDATASETREQUEST_INPUTSENTRY']._serialized_end=1372
+  _globals['_APPENDDATASETRESPONSE']._serialized_start=1397
+  _globals['_APPENDDATASETRESPONSE']._serialized_end=1545
+  _globals['_ATTENDREQUEST']._serialized_start=1548
+  _globals['_ATTENDREQUEST']._serialized_end=1931
+  _globals['_ATTENDRESPONSE']._serialized_start=1934
+  _globals['_ATTENDRESPONSE']._serialized_end=2429
+  _globals['_ATTENDRESPONSE_SECONDSENTRY']._serialized_start=2370
+  _globals['_ATTENDRESPONSE_SECONDSENTRY']._serialized_end=2416
+  _globals['_SHARDMASS']._serialized_start=2432
+  _globals['_SHARDMASS']._serialized_end=2570
+  _globals['_BOUND']._serialized_start=2572
+  _globals['_BOUND']._serialized_end=2636
+  _globals['_MISSING']._serialized_start=2639
+  _globals['_MISSING']._serialized_end=2769
+  _globals['_DESCRIBECONTEXTREQUEST']._serialized_start=2771
+  _globals['_DESCRIBECONTEXTREQUEST']._serialized_end=2849
+  _globals['_DESCRIBECONTEXTRESPONSE']._serialized_start=2851
+  _globals['_DESCRIBECONTEXTRESPONSE']._serialized_end=2958
+  _globals['_LISTCONTEXTSREQUEST']._serialized_start=2960
+  _globals['_LISTCONTEXTSREQUEST']._serialized_end=3018
+  _globals['_LISTCONTEXTSRESPONSE']._serialized_start=3020
+  _globals['_LISTCONTEXTSRESPONSE']._serialized_end=3125
+  _globals['_DROPCONTEXTREQUEST']._serialized_start=3127
+  _globals['_DROPCONTEXTREQUEST']._serialized_end=3201
+  _globals['_DROPCONTEXTRESPONSE']._serialized_start=3203
+  _globals['_DROPCONTEXTRESPONSE']._serialized_end=3261
+  _globals['_ATTENTIONSERVICE']._serialized_start=3264
+  _globals['_ATTENTIONSERVICE']._serialized_end=3939
 # @@protoc_insertion_point(module_scope)

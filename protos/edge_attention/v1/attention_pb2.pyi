@@ -4,6 +4,7 @@ isort:skip_file
 Contexts and attention: what clients append, ask and get back."""
 
 from collections import abc as _abc
+from protos.edge_attention.v1 import table_pb2 as _table_pb2
 from protos.edge_attention.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -297,6 +298,7 @@ class AppendDatasetRequest(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     context: _builtins.str
     node: _builtins.str
@@ -316,6 +318,10 @@ class AppendDatasetRequest(_message.Message):
     def rows(self) -> _tensor_pb2.Range:
         """Rows to read; absent: all."""
 
+    @_builtins.property
+    def table(self) -> _table_pb2.TableSpec:
+        """How the dataset's columns become the graph's inputs."""
+
     def __init__(
         self,
         *,
@@ -326,11 +332,12 @@ class AppendDatasetRequest(_message.Message):
         inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         rows: _tensor_pb2.Range | None = ...,
         request_id: _builtins.str = ...,
+        table: _table_pb2.TableSpec | None = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_rows", b"_rows", "checksum", b"checksum", "rows", b"rows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_rows", b"_rows", "checksum", b"checksum", "rows", b"rows", "table", b"table"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_rows", b"_rows", "checksum", b"checksum", "context", b"context", "dataset", b"dataset", "graph", b"graph", "inputs", b"inputs", "node", b"node", "request_id", b"request_id", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_rows", b"_rows", "checksum", b"checksum", "context", b"context", "dataset", b"dataset", "graph", b"graph", "inputs", b"inputs", "node", b"node", "request_id", b"request_id", "rows", b"rows", "table", b"table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015

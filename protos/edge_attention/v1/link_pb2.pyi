@@ -138,8 +138,8 @@ class Register(_message.Message):
     BOX_FIELD_NUMBER: _builtins.int
     TAKEN_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
-    """The version of this protocol the node speaks: 3. (1 had no checksums and no counts of messages, 2 no calls of
-    prepared programs.)
+    """The version of this protocol the node speaks: 4. (1 had no checksums and no counts of messages, 2 no calls of
+    prepared programs, 3 no tensors of tables' columns.)
     """
     software: _builtins.str
     """The version of the node's software."""
@@ -317,8 +317,19 @@ class Column(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
+    FLOAT32_FIELD_NUMBER: _builtins.int
+    INT64_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     data_type: _tensor_pb2.DataType.ValueType
+    float32: _builtins.bool
+    """Each of its values can be read as a FLOAT32 and as an INT64, exactly; fractions are rounded to the nearest."""
+    int64: _builtins.bool
+    words: _builtins.bool
+    """It holds words, to be read as categories."""
+    gaps: _builtins.bool
+    """Some row lacks a value."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The shape of one row."""
@@ -329,10 +340,14 @@ class Column(_message.Message):
         name: _builtins.str = ...,
         data_type: _tensor_pb2.DataType.ValueType = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
+        float32: _builtins.bool = ...,
+        int64: _builtins.bool = ...,
+        words: _builtins.bool = ...,
+        gaps: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "float32", b"float32", "gaps", b"gaps", "int64", b"int64", "name", b"name", "shape", b"shape", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from protos.edge_attention.v1 import table_pb2 as edge__attention_dot_v1_dot_table__pb2
 from protos.edge_attention.v1 import tensor_pb2 as edge__attention_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65\x64ge_attention/v1/program.proto\x12\x11\x65\x64ge_attention.v1\x1a\x1e\x65\x64ge_attention/v1/tensor.proto\"\xd3\x02\n\x07Program\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12*\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12*\n\x07tensors\x18\x06 \x03(\x0b\x32\x19.edge_attention.v1.Tensor\x12\x33\n\x0c\x62ulk_tensors\x18\x07 \x03(\x0b\x32\x1d.edge_attention.v1.BulkTensor\x12\x34\n\x0cinstructions\x18\x08 \x03(\x0b\x32\x1e.edge_attention.v1.Instruction\x12\x0e\n\x06\x63\x61ller\x18\n \x01(\t\x12\x10\n\x08releases\x18\x0b \x03(\tB\x13\n\x11_deadline_seconds\"\x9d\x02\n\x0bInstruction\x12%\n\x03run\x18\x01 \x01(\x0b\x32\x16.edge_attention.v1.RunH\x00\x12+\n\x06\x61ppend\x18\x02 \x01(\x0b\x32\x19.edge_attention.v1.AppendH\x00\x12)\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.BatchH\x00\x12+\n\x06repeat\x18\x04 \x01(\x0b\x32\x19.edge_attention.v1.RepeatH\x00\x12\x31\n\x0creturn_value\x18\x05 \x01(\x0b\x32\x19.edge_attention.v1.ReturnH\x00\x12\'\n\x04\x64rop\x18\x06 \x01(\x0b\x32\x17.edge_attention.v1.DropH\x00\x42\x06\n\x04kind\"\x88\x01\n\x05Value\x12\x10\n\x06stored\x18\x01 \x01(\tH\x00\x12+\n\x06inline\x18\x02 \x01(\x0b\x32\x19.edge_attention.v1.TensorH\x00\x12,\n\x05tiles\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.RangeH\x01\x88\x01\x01\x42\x08\n\x06sourceB\x08\n\x06_tiles\"\xf7\x01\n\x03Run\x12\r\n\x05graph\x18\x01 \x01(\t\x12\x32\n\x06inputs\x18\x02 \x03(\x0b\x32\".edge_attention.v1.Run.InputsEntry\x12\x34\n\x07outputs\x18\x03 \x03(\x0b\x32#.edge_attention.v1.Run.OutputsEntry\x1aG\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.edge_attention.v1.Value:\x02\x38\x01\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8b\x01\n\x06\x41ppend\x12\x10\n\x08sequence\x18\x01 \x01(\t\x12(\n\x06source\x18\x02 \x01(\x0b\x32\x18.edge_attention.v1.Value\x12\x0f\n\x02\x61t\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04tile\x18\x04 \x01(\r\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\r\n\x05shape\x18\x06 \x03(\x03\x42\x05\n\x03_at\"\xd7\x01\n\x05\x42\x61tch\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12&\n\x04rows\x18\x02 \x01(\x0b\x32\x18.edge_attention.v1.Value\x12\x36\n\x07\x63olumns\x18\x03 \x03(\x0b\x32%.edge_attention.v1.Batch.ColumnsEntry\x12\x17\n\x0fidentity_output\x18\x04 \x01(\t\x12\x14\n\x0cidentity_key\x18\x05 \x01(\x0c\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x06Repeat\x12\r\n\x05times\x18\x01 \x01(\r\x12,\n\x04\x62ody\x18\x02 \x03(\x0b\x32\x1e.edge_attention.v1.Instruction\"U\n\x06Return\x12\x0e\n\x06stored\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x1b.edge_attention.v1.Encoding\"(\n\x04\x44rop\x12\x0e\n\x06stored\x18\x01 \x03(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\xac\x01\n\x0fPreparedProgram\x12\x34\n\x0cinstructions\x18\x01 \x03(\x0b\x32\x1e.edge_attention.v1.Instruction\x12&\n\x05slots\x18\x02 \x03(\x0b\x32\x17.edge_attention.v1.Slot\x12)\n\x06\x66rozen\x18\x03 \x03(\x0b\x32\x19.edge_attention.v1.Frozen\x12\x10\n\x08releases\x18\x04 \x03(\t\"S\n\x04Slot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\tdata_type\x18\x02 \x01(\x0e\x32\x1b.edge_attention.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\"9\n\x06\x46rozen\x12\x0e\n\x06stored\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"\xd9\x01\n\x04\x43\x61ll\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12*\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07program\x18\x06 \x01(\x0c\x12\r\n\x05slots\x18\x07 \x01(\x0c\x12\x0e\n\x06\x63\x61ller\x18\n \x01(\t\x12\x10\n\x08prepared\x18\x0f \x01(\x0c\x42\x13\n\x11_deadline_secondsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65\x64ge_attention/v1/program.proto\x12\x11\x65\x64ge_attention.v1\x1a\x1d\x65\x64ge_attention/v1/table.proto\x1a\x1e\x65\x64ge_attention/v1/tensor.proto\"\xd3\x02\n\x07Program\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12*\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12*\n\x07tensors\x18\x06 \x03(\x0b\x32\x19.edge_attention.v1.Tensor\x12\x33\n\x0c\x62ulk_tensors\x18\x07 \x03(\x0b\x32\x1d.edge_attention.v1.BulkTensor\x12\x34\n\x0cinstructions\x18\x08 \x03(\x0b\x32\x1e.edge_attention.v1.Instruction\x12\x0e\n\x06\x63\x61ller\x18\n \x01(\t\x12\x10\n\x08releases\x18\x0b \x03(\tB\x13\n\x11_deadline_seconds\"\x9d\x02\n\x0bInstruction\x12%\n\x03run\x18\x01 \x01(\x0b\x32\x16.edge_attention.v1.RunH\x00\x12+\n\x06\x61ppend\x18\x02 \x01(\x0b\x32\x19.edge_attention.v1.AppendH\x00\x12)\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.BatchH\x00\x12+\n\x06repeat\x18\x04 \x01(\x0b\x32\x19.edge_attention.v1.RepeatH\x00\x12\x31\n\x0creturn_value\x18\x05 \x01(\x0b\x32\x19.edge_attention.v1.ReturnH\x00\x12\'\n\x04\x64rop\x18\x06 \x01(\x0b\x32\x17.edge_attention.v1.DropH\x00\x42\x06\n\x04kind\"\x88\x01\n\x05Value\x12\x10\n\x06stored\x18\x01 \x01(\tH\x00\x12+\n\x06inline\x18\x02 \x01(\x0b\x32\x19.edge_attention.v1.TensorH\x00\x12,\n\x05tiles\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.RangeH\x01\x88\x01\x01\x42\x08\n\x06sourceB\x08\n\x06_tiles\"\xf7\x01\n\x03Run\x12\r\n\x05graph\x18\x01 \x01(\t\x12\x32\n\x06inputs\x18\x02 \x03(\x0b\x32\".edge_attention.v1.Run.InputsEntry\x12\x34\n\x07outputs\x18\x03 \x03(\x0b\x32#.edge_attention.v1.Run.OutputsEntry\x1aG\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.edge_attention.v1.Value:\x02\x38\x01\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8b\x01\n\x06\x41ppend\x12\x10\n\x08sequence\x18\x01 \x01(\t\x12(\n\x06source\x18\x02 \x01(\x0b\x32\x18.edge_attention.v1.Value\x12\x0f\n\x02\x61t\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04tile\x18\x04 \x01(\r\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\r\n\x05shape\x18\x06 \x03(\x03\x42\x05\n\x03_at\"\xb8\x02\n\x05\x42\x61tch\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12&\n\x04rows\x18\x02 \x01(\x0b\x32\x18.edge_attention.v1.Value\x12\x36\n\x07\x63olumns\x18\x03 \x03(\x0b\x32%.edge_attention.v1.Batch.ColumnsEntry\x12\x17\n\x0fidentity_output\x18\x04 \x01(\t\x12\x14\n\x0cidentity_key\x18\x05 \x01(\x0c\x12.\n\x07tensors\x18\x06 \x03(\x0b\x32\x1d.edge_attention.v1.TensorRead\x12/\n\x08\x63omplete\x18\x07 \x03(\x0b\x32\x1d.edge_attention.v1.ColumnRead\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x06Repeat\x12\r\n\x05times\x18\x01 \x01(\r\x12,\n\x04\x62ody\x18\x02 \x03(\x0b\x32\x1e.edge_attention.v1.Instruction\"U\n\x06Return\x12\x0e\n\x06stored\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x1b.edge_attention.v1.Encoding\"(\n\x04\x44rop\x12\x0e\n\x06stored\x18\x01 \x03(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\xac\x01\n\x0fPreparedProgram\x12\x34\n\x0cinstructions\x18\x01 \x03(\x0b\x32\x1e.edge_attention.v1.Instruction\x12&\n\x05slots\x18\x02 \x03(\x0b\x32\x17.edge_attention.v1.Slot\x12)\n\x06\x66rozen\x18\x03 \x03(\x0b\x32\x19.edge_attention.v1.Frozen\x12\x10\n\x08releases\x18\x04 \x03(\t\"S\n\x04Slot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\tdata_type\x18\x02 \x01(\x0e\x32\x1b.edge_attention.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\"9\n\x06\x46rozen\x12\x0e\n\x06stored\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"\xd9\x01\n\x04\x43\x61ll\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12*\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x18.edge_attention.v1.Range\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07program\x18\x06 \x01(\x0c\x12\r\n\x05slots\x18\x07 \x01(\x0c\x12\x0e\n\x06\x63\x61ller\x18\n \x01(\t\x12\x10\n\x08prepared\x18\x0f \x01(\x0c\x42\x13\n\x11_deadline_secondsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,36 +39,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUN_OUTPUTSENTRY']._serialized_options = b'8\001'
   _globals['_BATCH_COLUMNSENTRY']._loaded_options = None
   _globals['_BATCH_COLUMNSENTRY']._serialized_options = b'8\001'
-  _globals['_PROGRAM']._serialized_start=87
-  _globals['_PROGRAM']._serialized_end=426
-  _globals['_INSTRUCTION']._serialized_start=429
-  _globals['_INSTRUCTION']._serialized_end=714
-  _globals['_VALUE']._serialized_start=717
-  _globals['_VALUE']._serialized_end=853
-  _globals['_RUN']._serialized_start=856
-  _globals['_RUN']._serialized_end=1103
-  _globals['_RUN_INPUTSENTRY']._serialized_start=984
-  _globals['_RUN_INPUTSENTRY']._serialized_end=1055
-  _globals['_RUN_OUTPUTSENTRY']._serialized_start=1057
-  _globals['_RUN_OUTPUTSENTRY']._serialized_end=1103
-  _globals['_APPEND']._serialized_start=1106
-  _globals['_APPEND']._serialized_end=1245
-  _globals['_BATCH']._serialized_start=1248
-  _globals['_BATCH']._serialized_end=1463
-  _globals['_BATCH_COLUMNSENTRY']._serialized_start=1417
-  _globals['_BATCH_COLUMNSENTRY']._serialized_end=1463
-  _globals['_REPEAT']._serialized_start=1465
-  _globals['_REPEAT']._serialized_end=1534
-  _globals['_RETURN']._serialized_start=1536
-  _globals['_RETURN']._serialized_end=1621
-  _globals['_DROP']._serialized_start=1623
-  _globals['_DROP']._serialized_end=1663
-  _globals['_PREPAREDPROGRAM']._serialized_start=1666
-  _globals['_PREPAREDPROGRAM']._serialized_end=1838
-  _globals['_SLOT']._serialized_start=1840
-  _globals['_SLOT']._serialized_end=1923
-  _globals['_FROZEN']._serialized_start=1925
-  _globals['_FROZEN']._serialized_end=1982
-  _globals['_CALL']._serialized_start=1985
-  _globals['_CALL']._serialized_end=2202
+  _globals['_PROGRAM']._serialized_start=118
+  _globals['_PROGRAM']._serialized_end=457
+  _globals['_INSTRUCTION']._serialized_start=460
+  _globals['_INSTRUCTION']._serialized_end=745
+  _globals['_VALUE']._serialized_start=748
+  _globals['_VALUE']._serialized_end=884
+  _globals['_RUN']._serialized_start=887
+  _globals['_RUN']._serialized_end=1134
+  _globals['_RUN_INPUTSENTRY']._serialized_start=1015
+  _globals['_RUN_INPUTSENTRY']._serialized_end=1086
+  _globals['_RUN_OUTPUTSENTRY']._serialized_start=1088
+  _globals['_RUN_OUTPUTSENTRY']._serialized_end=1134
+  _globals['_APPEND']._serialized_start=1137
+  _globals['_APPEND']._serialized_end=1276
+  _globals['_BATCH']._serialized_start=1279
+  _globals['_BATCH']._serialized_end=1591
+  _globals['_BATCH_COLUMNSENTRY']._serialized_start=1545
+  _globals['_BATCH_COLUMNSENTRY']._serialized_end=1591
+  _globals['_REPEAT']._serialized_start=1593
+  _globals['_REPEAT']._serialized_end=1662
+  _globals['_RETURN']._serialized_start=1664
+  _globals['_RETURN']._serialized_end=1749
+  _globals['_DROP']._serialized_start=1751
+  _globals['_DROP']._serialized_end=1791
+  _globals['_PREPAREDPROGRAM']._serialized_start=1794
+  _globals['_PREPAREDPROGRAM']._serialized_end=1966
+  _globals['_SLOT']._serialized_start=1968
+  _globals['_SLOT']._serialized_end=2051
+  _globals['_FROZEN']._serialized_start=2053
+  _globals['_FROZEN']._serialized_end=2110
+  _globals['_CALL']._serialized_start=2113
+  _globals['_CALL']._serialized_end=2330
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 Programs: what an aggregator asks of a node."""
 
 from collections import abc as _abc
+from protos.edge_attention.v1 import table_pb2 as _table_pb2
 from protos.edge_attention.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -337,6 +338,8 @@ class Batch(_message.Message):
     COLUMNS_FIELD_NUMBER: _builtins.int
     IDENTITY_OUTPUT_FIELD_NUMBER: _builtins.int
     IDENTITY_KEY_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     identity_output: _builtins.str
     """If set, the keyed hashes of the rows' ids are stored under this name: uint8 [rows, 16], the
@@ -351,6 +354,16 @@ class Batch(_message.Message):
     def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Column -> name in the store."""
 
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_table_pb2.TensorRead]:
+        """Tensors of columns as a job reads them: converted, side by side, as categories, with what stands for missing
+        values. `columns` gives one column as it is.
+        """
+
+    @_builtins.property
+    def complete(self) -> _containers.RepeatedCompositeFieldContainer[_table_pb2.ColumnRead]:
+        """Not empty: rows are numbered among those that have a value in each of these columns; `rows` is needed then."""
+
     def __init__(
         self,
         *,
@@ -359,10 +372,12 @@ class Batch(_message.Message):
         columns: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         identity_output: _builtins.str = ...,
         identity_key: _builtins.bytes = ...,
+        tensors: _abc.Iterable[_table_pb2.TensorRead] | None = ...,
+        complete: _abc.Iterable[_table_pb2.ColumnRead] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dataset", b"dataset", "identity_key", b"identity_key", "identity_output", b"identity_output", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "complete", b"complete", "dataset", b"dataset", "identity_key", b"identity_key", "identity_output", b"identity_output", "rows", b"rows", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ isort:skip_file
 Training jobs, runs and their rounds."""
 
 from collections import abc as _abc
+from protos.edge_attention.v1 import table_pb2 as _table_pb2
 from protos.edge_attention.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -190,6 +191,7 @@ class Encoder(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     TRAINABLE_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     dataset: _builtins.str
     graph: _builtins.str
@@ -208,6 +210,10 @@ class Encoder(_message.Message):
     def dimensions(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """As of FederatedModel."""
 
+    @_builtins.property
+    def table(self) -> _table_pb2.TableSpec:
+        """How the dataset's columns become the graph's inputs."""
+
     def __init__(
         self,
         *,
@@ -217,10 +223,11 @@ class Encoder(_message.Message):
         inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         trainable: _abc.Iterable[_builtins.str] | None = ...,
         dimensions: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        table: _table_pb2.TableSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "dimensions", b"dimensions", "graph", b"graph", "inputs", b"inputs", "node", b"node", "trainable", b"trainable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "dimensions", b"dimensions", "graph", b"graph", "inputs", b"inputs", "node", b"node", "table", b"table", "trainable", b"trainable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -277,6 +284,7 @@ class Head(_message.Message):
     TRAINABLE_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The node that holds the labels and runs the head."""
     dataset: _builtins.str
@@ -296,6 +304,10 @@ class Head(_message.Message):
     def dimensions(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """As of FederatedModel."""
 
+    @_builtins.property
+    def table(self) -> _table_pb2.TableSpec:
+        """As Encoder's."""
+
     def __init__(
         self,
         *,
@@ -306,10 +318,11 @@ class Head(_message.Message):
         trainable: _abc.Iterable[_builtins.str] | None = ...,
         metrics: _abc.Iterable[_builtins.str] | None = ...,
         dimensions: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        table: _table_pb2.TableSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "dimensions", b"dimensions", "graph", b"graph", "inputs", b"inputs", "metrics", b"metrics", "node", b"node", "trainable", b"trainable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "dimensions", b"dimensions", "graph", b"graph", "inputs", b"inputs", "metrics", b"metrics", "node", b"node", "table", b"table", "trainable", b"trainable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -386,6 +399,7 @@ class FederatedJob(_message.Message):
     PATIENCE_SECONDS_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     KEEP_VERSIONS_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     dataset: _builtins.str
     """What the dataset is called on every node."""
@@ -428,6 +442,10 @@ class FederatedJob(_message.Message):
     def consensus(self) -> Global___Consensus: ...
     @_builtins.property
     def stop(self) -> Global___Stop: ...
+    @_builtins.property
+    def table(self) -> _table_pb2.TableSpec:
+        """How the dataset's columns become the model's inputs."""
+
     def __init__(
         self,
         *,
@@ -450,10 +468,11 @@ class FederatedJob(_message.Message):
         patience_seconds: _builtins.float | None = ...,
         stop: Global___Stop | None = ...,
         keep_versions: _builtins.int | None = ...,
+        table: _table_pb2.TableSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_patience_seconds", b"_patience_seconds", "_weighting", b"_weighting", "combine", b"combine", "consensus", b"consensus", "keep_versions", b"keep_versions", "local", b"local", "model", b"model", "patience_seconds", b"patience_seconds", "push", b"push", "selection", b"selection", "stop", b"stop", "strategy", b"strategy", "update", b"update", "weighting", b"weighting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_patience_seconds", b"_patience_seconds", "_weighting", b"_weighting", "combine", b"combine", "consensus", b"consensus", "keep_versions", b"keep_versions", "local", b"local", "model", b"model", "patience_seconds", b"patience_seconds", "push", b"push", "selection", b"selection", "stop", b"stop", "strategy", b"strategy", "table", b"table", "update", b"update", "weighting", b"weighting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_patience_seconds", b"_patience_seconds", "_weighting", b"_weighting", "combine", b"combine", "consensus", b"consensus", "dataset", b"dataset", "evaluate_every", b"evaluate_every", "holdout", b"holdout", "keep_versions", b"keep_versions", "local", b"local", "model", b"model", "name", b"name", "nodes", b"nodes", "patience_seconds", b"patience_seconds", "push", b"push", "rounds", b"rounds", "seed", b"seed", "selection", b"selection", "stop", b"stop", "strategy", b"strategy", "update", b"update", "weighting", b"weighting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_patience_seconds", b"_patience_seconds", "_weighting", b"_weighting", "combine", b"combine", "consensus", b"consensus", "dataset", b"dataset", "evaluate_every", b"evaluate_every", "holdout", b"holdout", "keep_versions", b"keep_versions", "local", b"local", "model", b"model", "name", b"name", "nodes", b"nodes", "patience_seconds", b"patience_seconds", "push", b"push", "rounds", b"rounds", "seed", b"seed", "selection", b"selection", "stop", b"stop", "strategy", b"strategy", "table", b"table", "update", b"update", "weighting", b"weighting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_versions: _TypeAlias = _typing.Literal["keep_versions"]  # noqa: Y015
     _WhichOneofArgType__keep_versions: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions"]  # noqa: Y015

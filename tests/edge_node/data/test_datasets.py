@@ -25,9 +25,7 @@ def test_csv(tmp_path):
         "a": (DataType.FLOAT32, ()),
         "n": (DataType.INT64, ()),
         "b": (DataType.FLOAT32, ()),
-        "*": (DataType.FLOAT32, (3,)),
     }
-    np.testing.assert_array_equal(dataset.column("*"), np.array([[1.5, 1, 2], [-2000, 7, 0.5]], np.float32))
     np.testing.assert_array_equal(dataset.column("b"), [2, 0.5])
     assert dataset.column("n").tolist() == [1, 7]
 
@@ -36,17 +34,10 @@ def test_csv_with_ids_elsewhere_and_none(tmp_path):
     spec = csv(tmp_path, "who,a\n7,1.5\n8,2\n")
     assert not read(spec).describe().identified
     dataset = read(f"{spec}?id=who")
-    assert list(columns(dataset)) == ["a", "*"]
+    assert list(columns(dataset)) == ["a"]
     assert dataset.hashes(np.array([1]), b"k").shape == (1, 16)
     with pytest.raises(InvalidArgument, match="no column 'nobody'"):
         read(f"{spec}?id=nobody")
-
-
-def test_all_of_whole_numbers(tmp_path):
-    dataset = read(csv(tmp_path, "id,a,b\n1,3,4\n2,5,6\n"))
-    np.testing.assert_array_equal(dataset.column("*"), np.array([[3, 4], [5, 6]], np.float32))
-    assert dataset.column("*").dtype == np.float32
-    assert dataset.column("a").dtype == np.int64
 
 
 def test_numbers_that_no_int64_holds(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import small_model
 from onnx import TensorProto, helper
 
+from aggregator.training.federated.plan import view_of
 from aggregator.training.federated.planner import plan
 from aggregator.training.federated.programs import Programs
 from aggregator.training.federated.releases import planned, releases, texts
@@ -88,16 +89,17 @@ def world(request, tmp_path_factory):
         "small": secret - 100,
     }  # fmt: skip
     table = LocalDataset("rows", Table.of(columns, None))
-    flags = [g.release for g in planned(made, job, ["a"]) if g.release]
+    view = view_of(made, job, {"a": (table.describe(),)})
+    flags = [g.release for g in planned(made, job, view, ["a"]) if g.release]
     flags.append("attention")
     node = LocalNode(Store(1 << 24), {"rows": table}, Releases(flags))
-    return SimpleNamespace(job=job, plan=made, graphs=graphs, node=node, flags=flags)
+    return SimpleNamespace(job=job, plan=made, view=view, graphs=graphs, node=node, flags=flags)
 
 
 def run(world, *instructions, node=None, **tensors):
     program = Program(
         "t", "s", range(1), instructions, tensors={f"task/{n}": a for n, a in tensors.items()},
-        releases=texts(world.plan, world.job),
+        releases=texts(world.plan, world.job, world.view),
     )  # fmt: skip
     task = Execution(program, node or world.node, world.graphs, clock=lambda: 0.0, sleep=lambda s: None)
     return list(task.contributions())
@@ -109,6 +111,7 @@ def programs(world):
         "r",
         job,
         world.plan,
+        world.view,
         strategy_from(job.strategy.name),
         from_config(job.update.name, **job.update.options),
     )
@@ -293,7 +296,7 @@ def test_the_refusal_says_which_input_came_from_elsewhere(world):
 def test_without_the_release_the_flag_is_named(world):
     node = LocalNode(Store(1 << 24), world.node.datasets, Releases())
     error = honest(world, node)[-1].error
-    names = {role: release.digest for role, release in releases(world.plan, world.job).items()}
+    names = {role: release.digest for role, release in releases(world.plan, world.job, world.view).items()}
     assert error.name == "PrivateTensor"
     assert error.message.endswith(f"--allow-release sha256:{names['attention']}")
 
@@ -301,11 +304,14 @@ def test_without_the_release_the_flag_is_named(world):
 def test_the_graph_s_own_digest_is_refused_with_the_remedy(world):
     node = LocalNode(Store(1 << 24), world.node.datasets, Releases([world.plan.graphs["attention"].digest]))
     error = honest(world, node)[-1].error
-    assert f"--allow-release sha256:{releases(world.plan, world.job)['attention'].digest}" in error.message
+    assert (
+        f"--allow-release sha256:{releases(world.plan, world.job, world.view)['attention'].digest}"
+        in error.message
+    )
 
 
 def test_a_release_is_its_text(world):
-    for role, release in releases(world.plan, world.job).items():
+    for role, release in releases(world.plan, world.job, world.view).items():
         assert Release.parse(release.text) == release
         columns = ('column "x" of dataset "rows"', 'column "y" of dataset "rows"')
         assert release.columns == (columns[1:] if role == "labels" else columns)

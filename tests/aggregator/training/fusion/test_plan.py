@@ -14,7 +14,7 @@ from small_job import HEAD, MODELS
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training import planner
 from aggregator.training.fusion import releases
-from aggregator.training.fusion.plan import FusionPlan, check_dataset
+from aggregator.training.fusion.plan import FusionPlan, unseen_view, view_of
 from aggregator.training.fusion.planner import check
 from edge_attention.core.errors import InvalidArgument, InvalidGraph, NotFound
 from edge_attention.core.messages.link import Column, Dataset
@@ -41,7 +41,8 @@ def planned(made):
 
 
 def test_the_plan_says_what_leaves_each_node(planned):
-    released = {(g.node, g.role): g for g in releases.planned(planned)}
+    views = {part.prefix: unseen_view(planned, part) for part in planned.parts}
+    released = {(g.node, g.role): g for g in releases.planned(planned, views)}
     assert {g.release for g in released.values() if g.role == "ids"} == {"alignment"}
     for graph in released.values():
         if graph.release_text:
@@ -158,5 +159,5 @@ COLUMN = Column("x", DataType.FLOAT32, (3,))
 )
 def test_a_dataset_that_does_not_fit_is_said(planned, datasets, error, said):
     with pytest.raises(error, match=said):
-        check_dataset(planned.encoders[1], datasets)
-    check_dataset(planned.encoders[1], (Dataset("x", 30, (COLUMN,), identified=True),))
+        view_of(planned, planned.encoders[1], datasets)
+    view_of(planned, planned.encoders[1], (Dataset("x", 30, (COLUMN,), identified=True),))
