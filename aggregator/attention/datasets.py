@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aggregator.fleet.columns import TableView, WantedInput, resolve, row_shapes
-from edge_attention.core.errors import InvalidArgument
+from aggregator.fleet.columns import TableView, WantedInput, refuse_rules, resolve, row_shapes
 from edge_attention.core.messages.attention import AppendDatasetRequest
 from edge_attention.core.messages.link import Dataset
-from edge_attention.core.messages.table import MissingRule
 from edge_attention.graphs.reading import Declared
 
 _TYPES = {
@@ -24,12 +22,7 @@ def view_of(request: AppendDatasetRequest, declared: Declared, datasets: Sequenc
         NotFound: there is no such dataset or column.
         InvalidArgument: a column is not what the graph takes.
     """
-    rules = (request.table.missing, *(column.missing for column in request.table.columns.values()))
-    if any(rule is not None and rule.rule in (MissingRule.DROP, MissingRule.MEAN) for rule in rules):
-        raise InvalidArgument(
-            "a row that lacks a value is a token all the same: name the value that is read instead, or take "
-            "such rows out of the file"
-        )
+    refuse_rules(request.table)
     shapes = row_shapes(request.dataset, request.inputs, request.table, datasets)
     wanted: list[WantedInput] = []
     for name in dict.fromkeys((*request.inputs, *request.table.inputs)):

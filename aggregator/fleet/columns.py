@@ -23,7 +23,7 @@ from edge_attention.core.messages.table import (
 from edge_attention.core.release import table_source
 from edge_attention.core.tensors import DataType
 
-__all__ = ["ALL", "TableView", "WantedInput", "check_spec", "resolve", "row_shapes"]
+__all__ = ["ALL", "TableView", "WantedInput", "check_spec", "refuse_rules", "resolve", "row_shapes"]
 
 ALL = "*"
 """Every column of numbers of the job's dataset that no input of the job names."""
@@ -136,6 +136,20 @@ def check_spec(spec: TableSpec, what: str = "") -> None:
             _constant(column, column.missing, where)  # refuses it
             if column.categories and column.missing.rule is MissingRule.MEAN:
                 raise InvalidArgument(f"{where} is read as categories, which have no mean; name another rule")
+
+
+def refuse_rules(spec: TableSpec, what: str = "") -> None:
+    """Refuse the rules that need to know something of all rows first, which no recipe asks for yet.
+
+    Raises:
+        InvalidArgument: naming the rule, and what to do instead.
+    """
+    for rule in (spec.missing, *(column.missing for column in spec.columns.values())):
+        if rule is not None and rule.rule in (MissingRule.DROP, MissingRule.MEAN):
+            raise InvalidArgument(
+                f"{what}missing = {rule.rule.value!r} is not carried out by this release: give the value "
+                "that is read instead, or take such rows out of the file"
+            )
 
 
 def named(name: str, inputs: Mapping[str, str], spec: TableSpec) -> tuple[str, ...]:
@@ -409,8 +423,8 @@ def _check(
             )
             if column.gaps and read.constant is None and not rule:
                 raise InvalidArgument(
-                    f"column {text!r} of node {node!r} lacks values; say what is done about it: missing = "
-                    '"drop" (the row), "mean" (of all nodes), or a value'
+                    f"column {text!r} of node {node!r} lacks values; say what is read "
+                    f"instead: columns.{text}.missing, or missing_values for all columns"
                 )
             width += len(read.categories) if read.one_hot else column.shape[0] if column.shape else 1
         if tensor.side_by_side and each.shape[0] not in (None, width):

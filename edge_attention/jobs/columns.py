@@ -36,8 +36,8 @@ numbers of the job's dataset that no input names; never the ids.
 """
 
 WhereMissing = str | float
-"""What is done where a value is missing: `refuse` the job, `drop` the row, read the `mean` of all nodes, or
-read the number or the category that is given."""
+"""What is done where a value is missing: `refuse` the job, or read the number or the category that is given.
+(`drop` and `mean` have their place in the protocol; aggregators of this release refuse them by name.)"""
 
 
 @named_fields

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aggregator.fleet.columns import check_spec
+from aggregator.fleet.columns import check_spec, refuse_rules
 from aggregator.training.federated.plan import (
     DataInput,
     FederatedPlan,
@@ -51,6 +51,7 @@ def check(job: FederatedJob) -> None:
     require_name(job.name, "run")
     require_name(job.dataset, "dataset")
     check_spec(job.table)
+    refuse_rules(job.table)
     for node in job.nodes:
         require_name(node, "node")
     if len(set(job.nodes)) != len(job.nodes):

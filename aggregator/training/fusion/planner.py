@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aggregator.fleet.columns import check_spec
+from aggregator.fleet.columns import check_spec, refuse_rules
 from aggregator.training.fusion.plan import MAX_PATIENCE, FusionPlan, Input, PlanGraph, PlannedPart
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
-from edge_attention.core.messages.table import MissingRule
 from edge_attention.core.messages.training import Encoder, FusionJob, Head, PlannedModel
 from edge_attention.core.optimizers import from_config
 from edge_attention.core.tensors import require, require_name
@@ -55,12 +54,7 @@ def check(job: FusionJob) -> None:
     for spec in parts:
         what = "head" if spec is job.head else f"encoder on {spec.node!r}"
         check_spec(spec.table, f"{what}: ")
-        rules = (spec.table.missing, *(column.missing for column in spec.table.columns.values()))
-        if any(rule is not None and rule.rule is MissingRule.DROP for rule in rules):
-            raise InvalidArgument(
-                f"{what}: a fusion job drops no rows, as samples are matched by all ids; name a value, or "
-                "the mean, that is read instead, or take the rows out of the file"
-            )
+        refuse_rules(spec.table, f"{what}: ")
     require(job.queries, "queries", shape=("queries", "query_heads", "key_dim"))
     from_config(job.optimizer.name, **job.optimizer.options)
     if job.scale is not None and not abs(job.scale) <= np.finfo(np.float32).max:

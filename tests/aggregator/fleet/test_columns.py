@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator.fleet.columns import TableView, WantedInput, resolve, row_shapes
+from aggregator.fleet.columns import TableView, WantedInput, refuse_rules, resolve, row_shapes
 from edge_attention.core.errors import InvalidArgument, NotFound
 from edge_attention.core.messages.link import Column, Dataset
 from edge_attention.core.messages.table import (
@@ -129,7 +129,7 @@ def test_what_stands_for_a_missing_category(missing, constant):
         return view(["age", "sex"], columns={"sex": ColumnSpec(("f", "m"), missing=missing)})
 
     if constant is None:
-        with pytest.raises(InvalidArgument, match="'sex' of node 'a' lacks values; say what is done"):
+        with pytest.raises(InvalidArgument, match="'sex' of node 'a' lacks values; say what is read"):
             made()
     else:
         assert made().tensors["x"].columns[1].constant == constant
@@ -195,3 +195,13 @@ def test_the_shape_of_a_row_is_known_before_the_model_is():
         "y": (),
         "z": (1,),
     }
+
+
+@pytest.mark.parametrize("rule", [MissingRule.DROP, MissingRule.MEAN])
+def test_a_rule_that_nobody_carries_out_yet_is_refused_by_name(rule):
+    for spec in (
+        TableSpec(missing=MissingValues(rule)),
+        TableSpec(columns={"a": ColumnSpec((), False, MissingValues(rule))}),
+    ):
+        with pytest.raises(InvalidArgument, match=f"missing = '{rule.value}' is not carried out"):
+            refuse_rules(spec)
