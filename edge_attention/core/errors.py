@@ -44,7 +44,7 @@ Every message is one line that can be shown anywhere (`core/printable`), whateve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from edge_attention.core.printable import NODE_WORDS, WORDS, shown
 
@@ -105,6 +105,17 @@ class EdgeAttentionError(Exception):
         self.message = shown(message, WORDS) + "".join(f"\n    {shown(line, WORDS)}" for line in lines)
         self.retry_after = retry_after
         super().__init__(self.message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it is: made again of its message it would be cut and escaped twice, in whichever process gets it.
+        return _remade, (type(self), self.message), self.__dict__
+
+
+def _remade(cls: type[EdgeAttentionError], message: str) -> EdgeAttentionError:
+    """An error that was pickled; the rest of it follows as its state."""
+    error = cls.__new__(cls, message)
+    Exception.__init__(error, message)
+    return error
 
 
 class InvalidArgument(EdgeAttentionError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import grpc
 import pytest
 
@@ -39,3 +42,16 @@ def test_every_class_is_exported():
 @pytest.mark.parametrize("name", ["", "NoSuchError", "ValueError", "__class__"])
 def test_an_unknown_name_is_the_base_class(name):
     assert type(errors.by_name(name, "x")) is errors.EdgeAttentionError
+
+
+@pytest.mark.parametrize("cls", sorted(errors._BY_NAME.values(), key=lambda cls: cls.__name__))
+def test_an_error_goes_to_another_process_as_it_is(cls):
+    error = cls("what\nwas wrong" + "x" * 5000, ["a line", "another\x1b"], 2.5)
+    error.told = True
+    error.add_note("noted")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is cls
+    assert str(again) == str(error) == again.message
+    assert (again.args, again.retry_after, again.told) == (error.args, 2.5, True)
+    assert again.__notes__ == ["noted"]
+    assert str(copy.copy(error)) == str(error)
