@@ -9,6 +9,7 @@ from typing import Any
 import onnxruntime as ort
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.printable import RUNTIME_WORDS
 from edge_attention.graphs.attention import library
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def working_provider(wanted: str) -> str:
             "" if chosen in session.get_providers() else "its libraries or the device are missing, see above"
         )
     except Exception as error:
-        why = " ".join(str(error).split())[-300:]
+        why = " ".join(str(error).split())[-RUNTIME_WORDS:]
     if not why:
         return chosen
     log.warning("provider %s does not work here (%s): using the CPU", chosen, why)
@@ -71,5 +72,5 @@ def open_session(data: bytes, options: Callable[[], Any], provider: str, where: 
             return ort.InferenceSession(data, options(), providers=[provider, _CPU])
         except Exception as error:
             text = " ".join(str(error).split())
-            log.warning("%s: %s cannot run it, the CPU does: %s", where, provider, text[-300:])
+            log.warning("%s: %s cannot run it, the CPU does: %s", where, provider, text[-RUNTIME_WORDS:])
     return ort.InferenceSession(data, options(), providers=[_CPU])

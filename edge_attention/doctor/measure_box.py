@@ -14,6 +14,7 @@ import numpy as np
 
 from edge_attention import box
 from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.printable import RUNTIME_WORDS
 from edge_attention.doctor.box_findings import Trial
 from edge_attention.graphs.attention import library
 
@@ -76,7 +77,7 @@ def try_runtime(wanted: str) -> Trial:
         session = ort.InferenceSession(library.load("attention_decode"), options, providers=providers)
         out, lse = session.run(["out", "lse"], feeds)
     except Exception as error:
-        return Trial(wanted, chosen, available=there, problem=" ".join(str(error).split())[:300])
+        return Trial(wanted, chosen, available=there, problem=" ".join(str(error).split())[:RUNTIME_WORDS])
     scores = 0.5 * q[0] @ keys[0, 0, :3].T
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     right = (weights / weights.sum(-1, keepdims=True)) @ values[0, 0, :3]
