@@ -58,6 +58,7 @@ def cut_off(model: Any, wanted: Collection[str]) -> CutOff:
     """
     graph = model.graph
     before = tuple(value.name for value in graph.output)
+    _unmap(graph, wanted)
     constants = _constants(graph)
     keep_needed(graph, wanted)
     _keep(graph.output, [value for value in graph.output if value.name in wanted])
@@ -67,6 +68,16 @@ def cut_off(model: Any, wanted: Collection[str]) -> CutOff:
     _keep_called(model)
     gone = constants - _constants(graph)
     return CutOff(tuple(name for name in before if name not in wanted), gone)
+
+
+def _unmap(graph: Any, wanted: Collection[str]) -> None:
+    """Let what scikit-learn's converter gives as a map of each row be the tensor that it was made of."""
+    for node in graph.node:
+        if node.op_type == "ZipMap" and node.domain == "ai.onnx.ml" and set(node.output) & set(wanted):
+            node.op_type = "Identity"
+            node.domain = ""
+            del node.attribute[:]
+            _keep(graph.output, [value for value in graph.output if value.name not in node.output])
 
 
 def _constants(graph: Any) -> frozenset[str]:

@@ -90,6 +90,17 @@ def test_what_scikit_learns_converter_puts_behind_the_scores_is_cut_off() -> Non
     assert loaded.cut == ("probabilities", "label")
 
 
+def test_a_loss_of_a_map_is_of_the_tensor_that_it_was_made_of() -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], ["z"]),
+        node("ZipMap", ["z"], ["logits"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+    ]
+    proto = onnx.load_model_from_string(with_foreign(model(nodes, X, {}, {"w": W}), "ai.onnx.ml", 3))
+    numbers = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, []))
+    proto.graph.output.append(helper.make_value_info("logits", helper.make_sequence_type_proto(numbers)))
+    assert same_as_the_product(proto.SerializeToString()).names == ("w",)
+
+
 def test_a_random_operator_counts_only_where_the_loss_needs_it() -> None:
     noise = node("RandomNormalLike", ["x"], ["noise"])
     file = model([PRODUCT, noise], X, {**LOGITS, "noise": (FLOAT, ["batch", 4])}, {"w": W})

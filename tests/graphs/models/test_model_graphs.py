@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from small_models import FLOAT, Array, attending, close, linear, model, node, normal, run, softmax
 
@@ -166,3 +167,36 @@ def fresh(file: bytes) -> dict[str, np.ndarray]:
 
 def served_inputs() -> dict[str, np.ndarray]:
     return {"tokens": TOKENS, "labels": np.zeros(3, np.int64)}
+
+
+def test_a_file_in_float16_is_written_in_float16_and_says_what_does_not_fit() -> None:
+    half = onnx.TensorProto.FLOAT16
+    file = model(
+        [node("MatMul", ["x", "w"], ["logits"])],
+        {"x": (half, ["n", 4])},
+        {"logits": (half, ["n", 3])},
+        {"w": normal(1, 4, 3).astype(np.float16)},
+    )
+    made = onnx.load_model_from_string(trained_onnx(file, {"w": normal(2, 4, 3)}))
+    assert made.graph.initializer[0].data_type == half
+    np.testing.assert_array_equal(
+        onnx.numpy_helper.to_array(made.graph.initializer[0]), normal(2, 4, 3).astype(np.float16)
+    )
+    with pytest.raises(InvalidGraph, match="'w' is larger than the file's type holds; take the parameters"):
+        trained_onnx(file, {"w": np.full((4, 3), 1e6, np.float32)})
+
+
+def test_outputs_that_nothing_here_may_have_are_left_out_of_the_trained_file() -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], ["logits"]),
+        node("Mystery", ["logits"], ["more"], domain="somebody.else"),
+    ]
+    outputs = {"logits": (FLOAT, ["n", 3]), "more": (FLOAT, ["n", 3])}
+    file = model(nodes, {"x": (FLOAT, ["n", 4])}, outputs, {"w": normal(1, 4, 3)})
+    proto = onnx.load_model_from_string(file)
+    proto.opset_import.append(onnx.helper.make_opsetid("somebody.else", 1))
+    x, w = normal(3, 2, 4), normal(2, 4, 3)
+    served = run(trained_onnx(proto.SerializeToString(), {"w": w}, output="logits"), {"x": x})
+    close(served["logits"], x.astype(np.float64) @ w)
+    with pytest.raises(InvalidGraph, match=r"somebody\.else"):
+        trained_onnx(proto.SerializeToString(), {"w": w})

@@ -126,6 +126,17 @@ def test_only_the_named_parameters_train() -> None:
     assert {"wk", "gain"} <= constants
 
 
+def test_an_open_dimension_takes_the_size_of_the_nodes_column_or_that_of_the_job() -> None:
+    model = encoder()
+    _second_dynamic(model)
+    file = model.SerializeToString()
+    (name,) = [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim[1:] if d.dim_param]
+    by_column = load_part(file, "encoder", rows={"camera/frames": {"x": (6,)}})
+    by_job = load_part(file, "encoder", dimensions={name: 6})
+    assert by_column.forward == by_job.forward
+    assert by_column.dimensions == {name: 6}
+
+
 def test_weights_in_constant_nodes_train() -> None:
     model = encoder()
     _constant_only(model)  # `gain`, which only scales, stays a constant
