@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import click
 
 from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.core.messages.table import TableSpec
+from edge_attention.jobs.columns import prepared
+from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
+from edge_attention.jobs.job import Encoder, FusionJob, Head
+from edge_attention.jobs.job_file import read_job
+from edge_attention.tables.check import check_file, differences, lines_of
+from edge_attention.tables.fit import InputFit, fit
 
 
 @click.group()
@@ -14,27 +24,61 @@ def data() -> None:
 
 @data.command(
     epilog="A FILE may have options, as `--data` of edge-node takes them: 'rows.csv?id=who&separator=tab'. "
-    "Exit code 1: a file would be refused. Example: edge-attention data check north.csv south.csv",
+    "Exit code 1: a file would be refused, or does not fit the job. "
+    "Example: edge-attention data check north.csv south.csv --job job.toml"
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--job",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Whether each file fits this job; of a fusion job, the part of --part.",
+)
+@click.option("--part", help="Of a fusion job: the node whose dataset the files are.")
 @json_option
-def check(files: tuple[str, ...], as_json: bool) -> int:
+def check(files: tuple[str, ...], job: Path | None, part: str | None, as_json: bool) -> int:
     """Print what a node would make of each FILE: columns, types, what is set aside and why.
 
     No aggregator is asked, and no value is printed: figures are counts, and rounded means of many rows.
     """
-    from edge_attention.tables.check import check_file, differences, lines_of
-
-    checks = [check_file(file)[0] for file in files]
+    wanted = None if job is None else list(_wanted(read_job(job), part))
+    checks, fits = [], []
+    for file in files:
+        checked, table = check_file(file)
+        checks.append(checked)
+        found: list[InputFit] = []
+        for inputs, spec in wanted or ():
+            found += [] if table is None else fit(table, inputs, spec)
+        fits.append(found)
     different = differences(checks)
     if as_json:
-        print_json({"files": checks, "differences": different})
+        print_json({"files": checks, "differences": different, **({} if wanted is None else {"job": fits})})
     else:
-        for one in checks:
-            say(*lines_of(one))
+        for checked, found in zip(checks, fits, strict=True):
+            say(*lines_of(checked))
+            for one in found:
+                say(f"  input {one.name}: {', '.join(one.columns) or 'nothing'}")
+                for why in one.refused:
+                    say(f"    refused: {why}")
         if len(checks) > 1:
             say(
                 "between the files:",
                 *(f"  {line}" for line in different or ["the same columns, in one order"]),
             )
-    return 1 if any(one.refused for one in checks) else 0
+    bad = any(one.refused for one in checks) or any(one.refused for found in fits for one in found)
+    return 1 if bad else 0
+
+
+def _wanted(job: FederatedJob | FusionJob, part: str | None) -> Iterator[tuple[dict[str, str], TableSpec]]:
+    """What the job reads of a dataset: inputs, and what is said of columns."""
+    if isinstance(job, FederatedJob):
+        model = job.model
+        inputs = model.inputs if isinstance(model, FederatedModel) else {}
+        yield prepared(inputs, job.columns, job.missing_values, "model.inputs")
+        return
+    every: list[Encoder | Head] = [*job.encoders, job.head]
+    parts = [one for one in every if one.node == part]
+    if not parts:
+        have = ", ".join(dict.fromkeys(one.node for one in every))
+        raise click.UsageError(f"a fusion job's parts have datasets of their own: --part is one of {have}")
+    for one in parts:
+        yield prepared(one.inputs, one.columns, one.missing_values, "inputs")
