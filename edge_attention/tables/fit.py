@@ -76,8 +76,7 @@ def _becomes(column: TableColumn, said: ColumnSpec, spec: TableSpec) -> str:
     if column.missing is None:
         return what
     rule = _rule(said, spec)
-    how = {MissingRule.DROP: "their rows are left out", MissingRule.MEAN: "read as the mean of all nodes"}
-    done = how.get(rule.rule, "read as what the job says" if rule.rule is MissingRule.CONSTANT else "refused")
+    done = "read as what the job says" if rule.rule is MissingRule.CONSTANT else "refused"
     return f"{what}; {int(column.missing.sum())} missing, {done}"
 
 
@@ -103,7 +102,10 @@ def _wrong(table: Table, name: str, column: TableColumn, said: ColumnSpec, spec:
         first = table.first_words.get(name, 0)
         late = f" ({table.place(first)} is the first that is no number)" if first else ""
         found.append(f"column {name!r} holds words{late}: list the categories that they are read as")
-    if column.missing is not None and _rule(said, spec).rule is MissingRule.REFUSE:
+    rule = _rule(said, spec).rule
+    if column.missing is not None and rule in (MissingRule.DROP, MissingRule.MEAN):
+        found.append(f"column {name!r} lacks values, and {rule.value!r} is not carried out by this release")
+    if column.missing is not None and rule is MissingRule.REFUSE:
         place = table.place(int(np.argmax(column.missing)))
         lacks = f"column {name!r} lacks {int(column.missing.sum()):,} values, the first in {place}"
         found.append(f"{lacks}: say what is read instead")
