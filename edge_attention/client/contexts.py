@@ -166,7 +166,7 @@ class AsyncContext:
             raise InvalidArgument(f"rows is {rows}; a dataset has no row past {MAX_POSITION:,}")
         node = values_of.text(node, "node")
         dataset = values_of.text(dataset, "dataset")
-        bound, table = prepared(inputs, columns or {}, missing_values, "inputs")
+        bound, table = prepared(inputs, {} if columns is None else columns, missing_values, "inputs")
         seconds = values_of.above(timeout, "timeout", MAX_SECONDS)
         graph = await self._connection.upload(await asyncio.to_thread(model_bytes, model))
         request_id = _request_id(request_id)

@@ -24,6 +24,7 @@ from edge_attention.core.messages.table import (
     MissingValues,
     TableSpec,
 )
+from edge_attention.jobs.values import is_finite, said, switch, text
 
 __all__ = ["Columns", "Inputs", "JobColumn", "WhereMissing", "prepared"]
 
@@ -67,25 +68,25 @@ def prepared(inputs: Any, columns: Any, missing: Any, what: str) -> tuple[dict[s
         InvalidArgument: naming what cannot be meant.
     """
     if not isinstance(inputs, Mapping):
-        raise InvalidArgument(f"{what} is {inputs!r}; it must map names to columns or lists of columns")
+        raise InvalidArgument(f"{what} is {said(inputs)}; it must map names to columns or lists of columns")
     single: dict[str, str] = {}
     lists: dict[str, InputColumns] = {}
     for name, given in inputs.items():
-        where = f"{what}.{_text(name, f'a name in {what}')}"
+        where = f"{what}.{text(name, f'a name in {what}')}"
         if isinstance(given, str):
-            single[name] = _text(given, where)
+            single[name] = text(given, where)
             continue
         if not isinstance(given, Sequence) or not given:
-            raise InvalidArgument(f"{where} is {given!r}; it must name a column, or list columns")
-        names = tuple(_text(column, f"an entry of {where}") for column in given)
+            raise InvalidArgument(f"{where} is {said(given)}; it must name a column, or list columns")
+        names = tuple(text(column, f"an entry of {where}") for column in given)
         if twice := next((column for column in names if names.count(column) > 1), None):
             raise InvalidArgument(f"{where} names {twice!r} twice; name each once")
         lists[name] = InputColumns(names)
         # An aggregator of a release without lists looks for a column of this name, and says there is none.
         single[name] = ", ".join(names)
     if not isinstance(columns, Mapping):
-        raise InvalidArgument(f"columns is {columns!r}; it must map columns to JobColumns")
-    specs = {_text(name, "a name in columns"): _column(name, column) for name, column in columns.items()}
+        raise InvalidArgument(f"columns is {said(columns)}; it must map columns to JobColumns")
+    specs = {text(name, "a name in columns"): _column(name, column) for name, column in columns.items()}
     return single, TableSpec(
         lists, specs, None if missing is None else _missing(missing, "missing_values", ())
     )
@@ -94,23 +95,24 @@ def prepared(inputs: Any, columns: Any, missing: Any, what: str) -> tuple[dict[s
 def _column(name: str, column: Any) -> ColumnSpec:
     where = f"columns.{name}"
     if not isinstance(column, JobColumn):
-        raise InvalidArgument(f"{where} is {column!r}; give a JobColumn")
-    given = column.categories
+        raise InvalidArgument(f"{where} is {said(column)}; give a JobColumn")
+    given: Any = column.categories
     if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
-        raise InvalidArgument(f"{where}.categories is {given!r}; it must list words or numbers")
+        raise InvalidArgument(f"{where}.categories is {said(given)}; it must list words or numbers")
+    if isinstance(given, np.ndarray) and given.ndim != 1:
+        raise InvalidArgument(f"{where}.categories has {given.ndim} axes; it must be a list")
     categories = tuple(_category(each, f"an entry of {where}.categories") for each in given)
-    if not isinstance(column.one_hot, bool):
-        raise InvalidArgument(f"{where}.one_hot is {column.one_hot!r}; it must be true or false")
+    one_hot = switch(column.one_hot, f"{where}.one_hot")
     rule = None if column.missing is None else _missing(column.missing, f"{where}.missing", categories)
-    return ColumnSpec(categories, column.one_hot, rule)
+    return ColumnSpec(categories, one_hot, rule)
 
 
 def _category(value: Any, what: str) -> str:
     if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, int | float | np.number | np.bool_) and np.isfinite(value):
+        return text(value, what)
+    if is_finite(value):
         return str(value)
-    raise InvalidArgument(f"{what} is {value!r}; it must be a word or a number")
+    raise InvalidArgument(f"{what} is {said(value)}; it must be a word or a number")
 
 
 def _missing(value: Any, what: str, categories: tuple[str, ...]) -> MissingValues:
@@ -119,18 +121,12 @@ def _missing(value: Any, what: str, categories: tuple[str, ...]) -> MissingValue
         return MissingValues(rules[value])
     if isinstance(value, str) and value in categories:
         return MissingValues(MissingRule.CONSTANT, category=value)
-    if isinstance(value, int | float | np.number) and np.isfinite(value):
+    if is_finite(value):
         if categories:
             return MissingValues(MissingRule.CONSTANT, category=str(value))
         return MissingValues(MissingRule.CONSTANT, float(value))
     known = ", ".join(map(repr, rules))
     raise InvalidArgument(
-        f"{what} is {value!r}; it must be one of {known}, or the {'category' if categories else 'number'} "
-        "that is read instead"
+        f"{what} is {said(value)}; it must be one of {known}, or the "
+        f"{'category' if categories else 'number'} that is read instead"
     )
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise InvalidArgument(f"{what} is {value!r}; it must be a string and not empty")
-    return value

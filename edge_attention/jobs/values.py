@@ -21,6 +21,7 @@ __all__ = [
     "above",
     "choice",
     "finite",
+    "is_finite",
     "kind_of",
     "mapping",
     "member",
@@ -117,13 +118,17 @@ def switch(value: Any, what: str) -> bool:
 
 def finite(value: Any, what: str) -> float:
     """`value` as a float, if it is a finite number; of True and False 1 and 0."""
-    try:
-        usable = isinstance(value, int | float | np.integer | np.floating | np.bool_) and math.isfinite(value)
-    except OverflowError:  # a whole number past any float
-        usable = False
-    if not usable:
+    if not is_finite(value):
         raise InvalidArgument(f"{what} is {said(value)}; it must be a finite number, true or false")
     return float(value)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether `value` is a finite number, True and False among them."""
+    try:
+        return isinstance(value, int | float | np.integer | np.floating | np.bool_) and math.isfinite(value)
+    except OverflowError:  # a whole number past any float
+        return False
 
 
 def number(value: Any, what: str, least: float = 0.0) -> float:

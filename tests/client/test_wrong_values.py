@@ -18,6 +18,7 @@ from edge_attention import (
     FusionJob,
     Head,
     InvalidArgument,
+    JobColumn,
     LocalSpec,
     LossSpec,
     NewHead,
@@ -64,6 +65,7 @@ FEDERATED = FederatedJob(
     selection=SelectionSpec(),
     consensus=ConsensusSpec(),
     stop=StopSpec(),
+    columns={"digit": JobColumn(("zero", "one"), one_hot=True)},
 )
 FUSION = FusionJob(
     name="patients",
@@ -84,6 +86,8 @@ def places(value, path=()):
         given = getattr(value, field.name)
         if isinstance(given, tuple) and given and dataclasses.is_dataclass(given[0]):
             yield from places(given[0], (*here, 0))
+        elif isinstance(given, dict) and given and dataclasses.is_dataclass(next(iter(given.values()))):
+            yield from places(next(iter(given.values())), (*here, next(iter(given))))
         elif dataclasses.is_dataclass(given):
             yield from places(given, here)
 
@@ -93,6 +97,8 @@ def changed(value, path, wrong):
     name, *rest = path
     if isinstance(value, tuple):
         return (changed(value[0], rest, wrong), *value[1:])
+    if isinstance(value, dict):
+        return value | {name: changed(value[name], rest, wrong)}
     return dataclasses.replace(value, **{name: changed(getattr(value, name), rest, wrong) if rest else wrong})
 
 
@@ -117,8 +123,8 @@ def test_the_jobs_are_right_and_every_class_is_among_their_parts():
     seen = set()
 
     def see(value):
-        if isinstance(value, tuple):
-            any(see(each) for each in value)
+        if isinstance(value, tuple | dict):
+            any(see(each) for each in (value.values() if isinstance(value, dict) else value))
         elif dataclasses.is_dataclass(value):
             seen.add(type(value))
             any(see(getattr(value, field.name)) for field in dataclasses.fields(value))
@@ -151,6 +157,7 @@ def test_a_wrong_value_raises_the_catalogue_s_error_and_names_the_field(job, pat
 @pytest.mark.parametrize(
     "cls",
     [
+        JobColumn,
         NewHead,
         type(FEDERATED),
         type(FUSION),
