@@ -501,7 +501,7 @@ def dead(proto: ModelProto) -> None:
         pytest.param(as_sequence, "'x' is no numeric tensor", id="a sequence"),
         pytest.param(as_optional, "'x' is no numeric tensor", id="an optional"),
         pytest.param(lambda p: p.training_info.add(), "training_info; export", id="training info"),
-        pytest.param(lambda p: rename(p, ""), "", id="an empty name"),
+        pytest.param(lambda p: rename(p, ""), "has an empty string", id="an empty name"),
         pytest.param(dead, "never", id="a dead node that reads nothing"),
     ],
 )
