@@ -1,0 +1,102 @@
+"""A real table as it is, in three files, trained over three nodes by the job file of docs/data.md.
+
+penguins.csv is that of palmerpenguins (Horst, Hill, Gorman 2020; Palmer Station LTER), unchanged, CC0.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from edge_attention import Client, read_job
+from edge_attention.cli.local_fleet import LocalFleet
+
+HERE = Path(__file__).parent
+ISLANDS = ("Biscoe", "Dream", "Torgersen")
+SPECIES = ("Adelie", "Chinstrap", "Gentoo")
+NUMBERS = ("bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g")
+FILLED = (44, 17, 200, 4200)
+CENTRE = np.array([44, 17, 200, 4200, 0.5, 0.5], np.float32)
+SCALE = np.array([5.5, 2, 14, 800, 0.5, 0.5], np.float32)
+
+
+def model():
+    """Logistic regression on numbers of about one: the scale is a rough constant, the same everywhere."""
+    values = {
+        "centre": CENTRE,
+        "scale": SCALE,
+        "weights": np.zeros((6, 3), np.float32),
+        "bias": np.zeros(3, np.float32),
+    }
+    nodes = [
+        helper.make_node("Sub", ["x", "centre"], ["centred"]),
+        helper.make_node("Div", ["centred", "scale"], ["scaled"]),
+        helper.make_node("Gemm", ["scaled", "weights", "bias"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "penguins",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return made.SerializeToString()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The job file of the page, its model, and a file an island: as it is, with the rows of its own."""
+    header, *lines = (HERE / "penguins.csv").read_text("utf-8").splitlines(keepends=True)
+    for island in ISLANDS:
+        own = [line for line in lines if f",{island}," in line]
+        (tmp_path / f"{island}.csv").write_text(header + "".join(own))
+    (tmp_path / "penguins.onnx").write_bytes(model())
+    page = (HERE.parents[1] / "docs/data.md").read_text("utf-8")
+    (tmp_path / "job.toml").write_text(re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1])
+    return tmp_path
+
+
+def table():
+    """x [344, 6] in float64, with the job's values for what is missing, and y [344]; read by Python's csv."""
+    x, y = [], []
+    with (HERE / "penguins.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            numbers = [
+                fill if row[name] in ("", "NA") else float(row[name])
+                for name, fill in zip(NUMBERS, FILLED, strict=True)
+            ]
+            male = row["sex"] == "male"
+            x.append([*numbers, not male, male])
+            y.append(SPECIES.index(row["species"]))
+    return np.array(x, np.float64), np.array(y)
+
+
+def test_the_species_over_three_nodes_as_well_as_on_one_machine(folder):
+    x, y = table()
+    assert len(x) == 344
+    scaled = StandardScaler().fit_transform(x)
+    yardstick = LogisticRegression(max_iter=1000).fit(scaled, y).score(scaled, y)
+    job = read_job(folder / "job.toml")
+    with LocalFleet(folder / "state") as fleet:
+        fleet.start_aggregator()
+        with Client(fleet.address) as client:
+            flags = sorted({graph.release for graph in client.plan(job) if graph.release})
+            for island in ISLANDS:
+                fleet.start_node(island, data={"penguins": folder / f"{island}.csv"}, allow_release=flags)
+            run = client.train(job)
+            rounds = list(run)
+            found = run.parameters()
+    assert len(rounds) == 120
+    assert set(rounds[0].nodes) == set(ISLANDS)
+    logits = (x - CENTRE) / SCALE @ found["weights"].astype(np.float64) + found["bias"]
+    accuracy = float((logits.argmax(1) == y).mean())
+    assert yardstick > 0.95
+    assert accuracy >= yardstick - 0.02, (accuracy, yardstick)
