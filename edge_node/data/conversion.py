@@ -10,8 +10,8 @@ from edge_attention.core.tensors import Array
 
 __all__ = ["exact_in_float32", "exact_in_int64", "first_inexact"]
 
-_PIECE = 1 << 20
-"""Elements that are looked at in one go: a column may be most of the memory there is."""
+_PIECE = 1 << 16
+"""Elements looked at in one go, 20 bytes each: a column may be most of the memory there is."""
 
 
 def exact_in_float32(values: Array) -> bool:

@@ -1,4 +1,4 @@
-"""A file takes at most four times its size while it is read, whatever is in it: the peak of a process."""
+"""A file takes at most four times its size while a node reads it, whatever is in it: a process's peak."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ import pytest
 
 TIMES = 4
 SLACK = 3 << 20
-"""Bytes of what is there once: pieces of 16,384 values, buffers, what the allocator keeps."""
+"""Bytes of what is there once: pieces of 8,192 values, buffers, what the allocator keeps."""
 
 READ = """
 import pathlib, sys
-from pathlib import Path
-from edge_attention.tables.reading import read_table
+from edge_node.data.datasets import read
 
 def peak():
     return next(int(l.split()[1]) << 10 for l in open('/proc/self/status') if l.startswith('VmHWM'))
 
 small = pathlib.Path(sys.argv[1] + '.small.csv')
 small.write_text('id,a,b,c\\n' + ''.join(f'{i},{i}.5,w{i % 9},\\n' for i in range(9000)))
-read_table(Path(small))
+read(f'd={small}')
 pathlib.Path('/proc/self/clear_refs').write_text('5')
 before = peak()
 try:
-    table = read_table(Path(sys.argv[1]))
+    dataset = read(f'd={sys.argv[1]}')
 except Exception as error:
     print(type(error).__name__, error)
 print(peak() - before)
