@@ -127,10 +127,10 @@ def _activation(
     above, below = node.input
     if _is(above, 1.0, constants):
         return _sigmoid(below, makers, constants)
-    exponent, total = makers.get(above), makers.get(below)
+    exponent, (total, spread) = makers.get(above), _behind(below, makers)
     if exponent is None or total is None or exponent.op_type != "Exp" or total.op_type != "ReduceSum":
         return None
-    if total.input[0] != above or not _attribute(total, "keepdims", 1):
+    if total.input[0] != above or not (spread or _attribute(total, "keepdims", 1)):
         return None
     axes = constants.get(total.input[1]) if len(total.input) > 1 else _attribute(total, "axes", None)
     if axes is None or np.size(axes) != 1:
@@ -138,10 +138,25 @@ def _activation(
     logits = exponent.input[0]
     shifted = makers.get(logits)
     if shifted is not None and shifted.op_type == "Sub":
-        largest = makers.get(shifted.input[1])
+        largest, _ = _behind(shifted.input[1], makers)
         if largest is not None and largest.op_type == "ReduceMax" and largest.input[0] == shifted.input[0]:
             logits = shifted.input[0]
     return "Softmax", logits, int(np.ravel(axes)[0])
+
+
+def _behind(value: str, makers: Mapping[str, NodeProto]) -> tuple[NodeProto | None, bool]:
+    """What makes `value`, but for what gives it back the axis it was reduced by; and whether that is there.
+
+    JAX writes a Reshape and an Expand, and bounds the largest from below.
+    """
+    node, spread = makers.get(value), False
+    for _ in range(_STEPS):
+        if node is None or node.op_type not in ("Identity", "Reshape", "Expand", "Unsqueeze", "Max"):
+            break
+        spread = spread or node.op_type in ("Reshape", "Unsqueeze")
+        inputs = node.input if node.op_type == "Max" else node.input[:1]
+        node = next((makers[name] for name in reversed(inputs) if name in makers), None)
+    return node, spread
 
 
 def _sigmoid(

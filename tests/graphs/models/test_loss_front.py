@@ -14,7 +14,12 @@ from edge_attention.graphs.models.model import Model, gradient_graph, load_model
 
 ROWS, WIDTH, CLASSES = 5, 4, 3
 Z = node("MatMul", ["x", "w"], ["z"])
-ONE = {"one": np.array(1.0, np.float32), "last": np.array([-1], np.int64)}
+ONE = {
+    "one": np.array(1.0, np.float32),
+    "last": np.array([-1], np.int64),
+    "column": np.array([-1, 1], np.int64),
+    "low": np.array(-3e38, np.float32),
+}
 
 
 def file(nodes: list[NodeProto], *shape: int, **extra: np.ndarray) -> bytes:
@@ -45,6 +50,19 @@ SOFTMAX: dict[str, list[NodeProto]] = {
         node("Exp", ["shifted"], ["e"]),
         node("ReduceSum", ["e", "last"], ["sum"], keepdims=1),
         node("Div", ["e", "sum"], ["logits"]),
+    ],
+    "taken apart as JAX does": [
+        node("ReduceMax", ["z", "last"], ["least"], keepdims=0),
+        node("Max", ["low", "least"], ["most"]),
+        node("Reshape", ["most", "column"], ["most_column"]),
+        node("Shape", ["z"], ["size"]),
+        node("Expand", ["most_column", "size"], ["most_wide"]),
+        node("Sub", ["z", "most_wide"], ["shifted"]),
+        node("Exp", ["shifted"], ["e"]),
+        node("ReduceSum", ["e", "last"], ["sum"], keepdims=0),
+        node("Reshape", ["sum", "column"], ["sum_column"]),
+        node("Expand", ["sum_column", "size"], ["sum_wide"]),
+        node("Div", ["e", "sum_wide"], ["logits"]),
     ],
     "taken apart, not shifted": [
         node("Exp", ["z"], ["e"]),
