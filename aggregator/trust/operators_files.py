@@ -3,6 +3,7 @@ and text around it, encrypted or not. What cannot be read is one error that says
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,9 @@ from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.trust.certificates import container, load_certificates
 
 _KEY = re.compile(
-    rb"-----BEGIN ((?:[A-Z0-9]+ )?)PRIVATE KEY-----.*?-----END (?:[A-Z0-9]+ )?PRIVATE KEY-----", re.DOTALL
+    rb"-----BEGIN ((?:[A-Z0-9]+ )?)PRIVATE KEY-----"
+    rb"(?:(?!-----BEGIN ).)*?-----END (?:[A-Z0-9]+ )?PRIVATE KEY-----",
+    re.DOTALL,
 )
 _PASSPHRASES = (
     "give its passphrase in a file, --tls-key-passphrase-file FILE, or in the environment, "
@@ -36,11 +39,18 @@ class Passphrase:
 
         Raises:
             FailedPrecondition: the file cannot be read.
+            InvalidArgument: the file is empty.
         """
         if self.file is None:
-            return self.text.encode() if self.text else None
+            # Its bytes, whatever they are: what is no UTF-8 stands in the environment as half characters.
+            return os.fsencode(self.text) if self.text else None
         # An editor ends a file with a line's end.
-        return read(self.file).rstrip(b"\r\n") or None
+        found = read(self.file).rstrip(b"\r\n")
+        if not found:
+            raise InvalidArgument(
+                f"the passphrase file {self.file} is empty: write the key's passphrase into it"
+            )
+        return found
 
 
 NONE = Passphrase()

@@ -102,7 +102,9 @@ def as_int64(value: Any, what: str) -> Int64:
         )
     wrong = np.zeros((0, array.ndim), np.intp)
     if array.dtype.kind == "f":
-        wrong = np.argwhere(~(np.abs(array) <= EXACT_FLOAT64) | (array != np.floor(array)))
+        # Not in float16, in which the bound is infinite.
+        wide = array.astype(np.result_type(array.dtype, np.float64))
+        wrong = np.argwhere(~(np.abs(wide) <= EXACT_FLOAT64) | (wide != np.floor(wide)))
     elif array.dtype.kind == "u":
         wrong = np.argwhere(array > np.iinfo(np.int64).max)
     if len(wrong):

@@ -72,18 +72,22 @@ def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
 
 
 _PEM = re.compile(
-    rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----.*?-----END (?:X509 |TRUSTED )?CERTIFICATE-----",
+    rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----"
+    rb"(?P<rest>(?:(?!-----BEGIN ).)*?-----END (?:X509 |TRUSTED )?CERTIFICATE-----)?",
     re.DOTALL,
 )
+"""A certificate in PEM; without its `rest` where the file ends, or another begins, before it does. Linear,
+also in the number of those that do not end."""
 
 
 def load_certificates(data: bytes, where: str) -> list[x509.Certificate]:
     """The certificates in PEM, with whatever text around them, or the one in DER.
 
     Raises:
-        InvalidArgument: there is none, or one is damaged; of containers of other kinds, how to open them.
+        InvalidArgument: there is none, or one is damaged or cut off, as in a file that is being written; of
+            containers of other kinds, how to open them.
     """
-    blocks = _PEM.findall(data)
+    blocks = list(_PEM.finditer(data))
     if not blocks and data[:1] == b"\x30":
         try:
             return [x509.load_der_x509_certificate(data)]
@@ -92,10 +96,13 @@ def load_certificates(data: bytes, where: str) -> list[x509.Certificate]:
     found = []
     for number, block in enumerate(blocks, start=1):
         try:
-            found.append(x509.load_pem_x509_certificate(block))
+            if not block["rest"]:
+                raise ValueError
+            found.append(x509.load_pem_x509_certificate(block[0]))
         except DAMAGED:
             raise InvalidArgument(
-                f"{where}: certificate {number} of {len(blocks)} is damaged: copy the file again, whole"
+                f"{where}: certificate {number} of {len(blocks)} is damaged or cut off: copy the file again, "
+                "whole"
             ) from None
     if not found:
         raise InvalidArgument(f"{where} holds no certificate in PEM{container(data)}")

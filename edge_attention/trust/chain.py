@@ -23,8 +23,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, PublicKeyAlgorit
 from edge_attention.trust.certificates import DAMAGED, der, moment, pin
 from edge_attention.trust.hostnames import hostnames, is_for
 
-SHOWN = 32
-"""So many of the certificates a server shows are looked at."""
+TRIED = 256
+"""So many signatures are verified on the search for a path: a foreign server shows what it likes."""
 
 RSA_BITS = 2048
 """An RSA key has at least so many: what OpenSSL takes at the level of security that Debian sets."""
@@ -97,18 +97,24 @@ def find_path(
     of one name in `pool` it follows the first, of those in `authorities` too, which come before.
     """
     ends = {der(one) for one in authorities}
-    candidates = [*authorities, *pool[:SHOWN]]
+    candidates = [(one, der(one)) for one in (*authorities, *pool)]
     paths: list[tuple[x509.Certificate, ...]] = [(leaf,)]
     seen = {der(leaf)}
     longest: tuple[x509.Certificate, ...] = (leaf,)
+    left = TRIED
     while paths:
         path = paths.pop(0)
         if der(path[-1]) in ends:
             return Path(path, True)
         longest = max(longest, path, key=len)
-        for issuer in candidates:
-            if der(issuer) not in seen and signed(path[-1], issuer):
-                seen.add(der(issuer))
+        for issuer, data in candidates:
+            if data in seen or path[-1].issuer != issuer.subject:
+                continue
+            if not left:
+                return Path(longest, False)
+            left -= 1
+            if signed(path[-1], issuer):
+                seen.add(data)
                 paths.append((*path, issuer))
     return Path(longest, False)
 

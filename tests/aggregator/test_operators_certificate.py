@@ -82,6 +82,14 @@ def test_any_order_of_a_long_chain_gives_the_same(files):
         assert common_names(own._chain) == ["aggregator", "4", "3", "2", "1", "0", "Root"]
 
 
+@pytest.mark.parametrize("authority", [[ROOT], None], ids=["authority", "root in the chain"])
+def test_a_chain_is_found_among_however_many_others(files, authority):
+    """As in a file to which somebody has added all that a system trusts, each good for longer."""
+    others = [pki.authority(f"Other {number}", days=(-1, 4000)) for number in range(60)]
+    own = files.open([*others, LEAF, MIDDLE, ROOT], LEAF.key_pem(), authority)
+    assert common_names(own._chain) == ["aggregator", "Middle", "Root"]
+
+
 def test_a_bundle_of_roots_counts_whole(files):
     own = files.open([LEAF, MIDDLE], authority=[ROOT, OTHER])
     bundle = {ROOT.certificate, OTHER.certificate}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 
 import pki
 import pytest
@@ -67,6 +68,10 @@ def test_a_passphrase_from_a_file(files):
     said = files.refused([LEAF, MIDDLE], key, [ROOT], passphrase=given)
     assert "does not open with the passphrase" in said
     assert "wrong" not in said, "it is not repeated"
+    for nothing in ("", "\n"):
+        path.write_text(nothing)
+        said = files.refused([LEAF, MIDDLE], key, [ROOT], passphrase=given)
+        assert f"the passphrase file {path} is empty" in said
     path.unlink()
     assert "cannot be read" in files.refused([LEAF, MIDDLE], key, [ROOT], passphrase=given)
     renewed = pki.issue("aggregator", MIDDLE_2)
@@ -74,6 +79,27 @@ def test_a_passphrase_from_a_file(files):
     files.write([renewed, MIDDLE_2], renewed.key_pem(passphrase=b"another"), [ROOT])
     own._files = OperatorsFiles(files.folder / "chain.pem", files.folder / "key.pem", None, given)
     assert own.keep(), "a passphrase that is renewed with the key is read again"
+
+
+def test_a_passphrase_of_any_bytes_from_the_environment(files):
+    given = Passphrase(b"\xff\xfe".decode("utf-8", "surrogateescape"))  # as os.environ has them
+    key = LEAF.key_pem(passphrase=b"\xff\xfe")
+    assert files.open([LEAF, MIDDLE], key, [ROOT], passphrase=given)
+
+
+def test_a_file_that_is_being_written_is_no_smaller_bundle(files):
+    """The second root is half there: with the first alone the tokens of both would be made anew."""
+    bundle = pki.pem(ROOT, OTHER)
+    said = files.refused([LEAF, MIDDLE], None, bundle[: len(ROOT.pem()) + 200])
+    assert "authority.pem: certificate 2 of 2 is damaged or cut off: copy the file again" in said
+
+
+def test_certificates_that_do_not_end_are_looked_for_in_a_time_like_the_file_s_length(files):
+    many = b"-----BEGIN CERTIFICATE-----\n" * 50_000, b"-----BEGIN PRIVATE KEY-----\n" * 50_000
+    began = time.process_time()
+    assert "certificate 3 of 50002" in files.refused(pki.pem(LEAF, MIDDLE) + many[0], LEAF.key_pem(), [ROOT])
+    assert "no private key" in files.refused([LEAF, MIDDLE], many[1], [ROOT])
+    assert time.process_time() - began < 20, "minutes, if each looked to the file's end"
 
 
 def text_around(data):
@@ -111,6 +137,8 @@ def test_files_that_are_something_else_are_said_to_be_so(files):
         (b"", key, "holds no certificate in PEM"),
         (chain, b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "is damaged"),
         (chain[:300] + chain[340:], key, "certificate 1 of 2 is damaged"),
+        (chain[:-40], key, "certificate 2 of 2 is damaged or cut off"),
+        (chain[:300] + chain, key, "certificate 1 of 3 is damaged or cut off"),
         (b"-----BEGIN PKCS7-----\nAAAA\n-----END PKCS7-----\n", key, "it is PKCS#7; convert it"),
         (pki.pem(MIDDLE), key, "does not fit"),
         (chain, OTHER.key_pem(), "does not fit"),

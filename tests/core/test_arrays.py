@@ -122,7 +122,7 @@ def test_what_is_no_array_of_numbers_is_refused(given, error, said):
 
 
 @pytest.mark.parametrize(
-    "given", [[0, 2, 5], [0.0, 2.0, 5.0], np.array([0, 2, 5], ">u2"), np.array([0, 2, 5.0])]
+    "given", [[0, 2, 5], [0.0, 2.0, 5.0], np.array([0, 2, 5], ">u2"), np.array([0, 2, 5.0], np.float16)]
 )
 def test_whole_numbers_are_int64(given):
     found = as_int64(given, "positions")
@@ -132,7 +132,17 @@ def test_whole_numbers_are_int64(given):
 
 
 @pytest.mark.parametrize(
-    "given", [[0.5], [np.nan], [np.inf], [1e30], np.array([2**63], np.uint64), [True], ["1"]]
+    "given",
+    [
+        [0.5],
+        [np.nan],
+        [np.inf],
+        [1e30],
+        np.array([np.inf], np.float16),
+        np.array([2**63], np.uint64),
+        [True],
+        ["1"],
+    ],
 )
 def test_what_is_not_whole_is_refused(given):
     with pytest.raises(InvalidTensor, match="positions"):
