@@ -36,6 +36,7 @@ __all__ = [
     "check_operators",
     "first_line",
     "fixed_shapes",
+    "foreign_kinds",
     "infer_outputs",
     "ints",
     "keep",
@@ -234,9 +235,13 @@ def make_batch_symbolic(value: ValueInfoProto, place: str) -> None:
     dims = kind.shape.dim
     if not dims or dims[0].HasField("dim_value"):
         size = f", and is fixed at {dims[0].dim_value}" if dims else ""
-        raise InvalidGraph(
-            f"{place}: dimension 0 of input '{value.name}' must be the batch{size}; export it as dynamic"
-        )
+        remedy = "export it as dynamic"
+        if dims:
+            remedy += (
+                "; in a file of others name it yourself: of each input and output of onnx.load(FILE).graph "
+                'set type.tensor_type.shape.dim[0].dim_param = "batch", and onnx.save it'
+            )
+        raise InvalidGraph(f"{place}: dimension 0 of input '{value.name}' must be the batch{size}; {remedy}")
     if any(not dim.HasField("dim_value") for dim in dims[1:]):
         raise InvalidGraph(
             f"{place}: input '{value.name}' has a dynamic dimension besides the batch; export it fixed"
@@ -263,6 +268,11 @@ def infer_outputs(model: ModelProto, place: str) -> dict[str, TensorSpec]:
         declared.CopyFrom(found)
         outputs[found.name] = spec_of(found)
     return outputs
+
+
+def foreign_kinds(graph: GraphProto) -> list[str]:
+    """The operators of others' domains, as `ai.onnx.ml.LinearClassifier`."""
+    return sorted({f"{n.domain}.{n.op_type}" for n in all_nodes(graph) if n.domain not in ("", "ai.onnx")})
 
 
 def strip(model: ModelProto) -> None:

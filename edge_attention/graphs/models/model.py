@@ -41,6 +41,7 @@ from edge_attention.graphs.onnx_file import (
     bind_batch,
     check_operators,
     first_line,
+    foreign_kinds,
     keep,
     make_batch_symbolic,
     opset_of,
@@ -241,6 +242,11 @@ def _load_model(data: bytes, asked: _Asked) -> Model:
     frozen = frozen_weights(needed, reached.values(), named)
     parameters = lift(graph, reached, place, weights)
     if not parameters:
+        if kinds := foreign_kinds(needed.graph):
+            raise InvalidGraph(
+                f"{place}: what {kinds[0]} holds cannot train, and nothing else that the loss needs can; "
+                "make the model of standard operators, or put a new head on it"
+            )
         raise InvalidGraph(
             f"{place}: no parameters that the loss depends on; a parameter is a float32 initializer, and "
             f"constants can be trained by naming them as parameters{_reasons(frozen)}"

@@ -220,6 +220,15 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(file: bytes, loss: LossS
         load_model(file, loss=loss)
 
 
+def test_a_batch_that_others_have_fixed_is_named_as_the_message_says() -> None:
+    file = onnx.load_model_from_string(linear(batch=1))
+    with pytest.raises(InvalidGraph, match=r'each input and output .*shape\.dim\[0\].dim_param = "batch"'):
+        load_model(file.SerializeToString(), loss=LossSpec("cross_entropy"))
+    for value in (*file.graph.input, *file.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    assert load_model(file.SerializeToString(), loss=LossSpec("cross_entropy")).names == ("w", "b")
+
+
 def test_a_second_dynamic_dimension_takes_the_size_that_the_job_says_or_is_refused_with_what_to_say() -> None:
     nodes = [node("ReduceMean", ["x", "axes"], ["m"], keepdims=0), node("Mul", ["m", "w"], ["logits"])]
     values = {"axes": np.array([1], np.int64), "w": normal(1, 4)}

@@ -70,6 +70,14 @@ def test_an_operator_of_another_domain_after_the_logits_is_cut_off(
     assert loaded.cut == (("g",) if declared else ())
 
 
+def test_a_model_whose_only_weights_are_another_domains_is_told_so() -> None:
+    scores = node("LinearClassifier", ["x"], ["best", "logits"], domain="ai.onnx.ml",
+                  coefficients=[0.1] * 12, intercepts=[0.0] * 3, classlabels_ints=[0, 1, 2])  # fmt: skip
+    file = with_foreign(model([scores], X, LOGITS, {}), "ai.onnx.ml")
+    with pytest.raises(InvalidGraph, match=r"what ai\.onnx\.ml\.LinearClassifier holds cannot train"):
+        load_model(file, loss=LossSpec("cross_entropy"))
+
+
 def test_what_scikit_learns_converter_puts_behind_the_scores_is_cut_off() -> None:
     """A map from labels to probabilities, and labels as text: neither is a tensor."""
     nodes = [
