@@ -23,7 +23,16 @@ from edge_attention.core.messages.table import (
 from edge_attention.core.release import table_source
 from edge_attention.core.tensors import DataType
 
-__all__ = ["ALL", "TableView", "WantedInput", "check_spec", "refuse_rules", "resolve", "row_shapes"]
+__all__ = [
+    "ALL",
+    "TableView",
+    "WantedInput",
+    "check_spec",
+    "refuse_rules",
+    "resolve",
+    "row_shapes",
+    "rules_of",
+]
 
 ALL = "*"
 """Every column of numbers of the job's dataset that no input of the job names."""
@@ -139,17 +148,23 @@ def check_spec(spec: TableSpec, what: str = "") -> None:
 
 
 def refuse_rules(spec: TableSpec, what: str = "") -> None:
-    """Refuse the rules that need to know something of all rows first, which no recipe asks for yet.
+    """Refuse the rules that need to know something of all rows first: federated jobs alone ask for that.
 
     Raises:
         InvalidArgument: naming the rule, and what to do instead.
     """
-    for rule in (spec.missing, *(column.missing for column in spec.columns.values())):
-        if rule is not None and rule.rule in (MissingRule.DROP, MissingRule.MEAN):
+    for rule in (MissingRule.DROP, MissingRule.MEAN):
+        if rule in rules_of(spec):
             raise InvalidArgument(
-                f"{what}missing = {rule.rule.value!r} is not carried out by this release: give the value "
+                f"{what}missing = {rule.value!r} is carried out by federated jobs alone: give the value "
                 "that is read instead, or take such rows out of the file"
             )
+
+
+def rules_of(spec: TableSpec) -> frozenset[MissingRule]:
+    """Those that a job names."""
+    every = (spec.missing, *(column.missing for column in spec.columns.values()))
+    return frozenset(rule.rule for rule in every if rule is not None)
 
 
 def named(name: str, inputs: Mapping[str, str], spec: TableSpec) -> tuple[str, ...]:
@@ -330,7 +345,10 @@ def _view(
                 if rule.rule is MissingRule.DROP:
                     complete[plain] = None
                 elif rule.rule is MissingRule.MEAN:
-                    means[plain] = None
+                    if not _no_mean(column, each):
+                        means[plain] = None
+                    elif said.missing is not None:
+                        raise InvalidArgument(f"column {text!r} {_no_mean(column, each)}; name another rule")
                 elif rule.rule is MissingRule.CONSTANT:
                     read = replace(read, constant=_constant(said, rule, f"column {text!r}"))
             reads.append(read)
@@ -360,6 +378,13 @@ def _rules(text: str, said: ColumnSpec, spec: TableSpec, used: frozenset[str]) -
         return (said.missing or _REFUSE,)
     numbers = spec.missing.rule in (MissingRule.MEAN, MissingRule.CONSTANT)
     return (_REFUSE,) if said.categories and numbers else (spec.missing,)  # which is no category
+
+
+def _no_mean(column: Column, wanted: WantedInput) -> str:
+    """Why the mean does not stand for what the column lacks; nothing: it does."""
+    if wanted.dtype not in ("float32", "float64"):
+        return f"is read as {wanted.dtype}, which a mean seldom is"
+    return f"is {list(column.shape)} a row, which has no one mean" if column.shape else ""
 
 
 def _constant(column: ColumnSpec, rule: MissingValues, where: str) -> float | None:

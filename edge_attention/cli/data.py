@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.core.losses import CrossEntropy, loss_of
+from edge_attention.core.messages.federated import LossSpec
 from edge_attention.core.messages.table import TableSpec
 from edge_attention.jobs.columns import prepared
 from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
@@ -40,14 +42,18 @@ def check(files: tuple[str, ...], job: Path | None, part: str | None, as_json: b
 
     No aggregator is asked, and no value is printed: figures are counts, and rounded means of many rows.
     """
-    wanted = None if job is None else list(_wanted(read_job(job), part))
+    wanted, federated, whole = None, True, frozenset[str]()
+    if job is not None:
+        said = read_job(job)
+        wanted, federated = list(_wanted(said, part)), isinstance(said, FederatedJob)
+        whole = _whole(said)
     checks, fits = [], []
     for file in files:
         checked, table = check_file(file)
         checks.append(checked)
         found: list[InputFit] = []
         for inputs, spec in wanted or ():
-            found += [] if table is None else fit(table, inputs, spec)
+            found += [] if table is None else fit(table, inputs, spec, federated, whole)
         fits.append(found)
     different = differences(checks)
     if as_json:
@@ -66,6 +72,15 @@ def check(files: tuple[str, ...], job: Path | None, part: str | None, as_json: b
             )
     bad = any(one.refused for one in checks) or any(one.refused for found in fits for one in found)
     return 1 if bad else 0
+
+
+def _whole(job: FederatedJob | FusionJob) -> frozenset[str]:
+    """Inputs that take whole numbers, as far as the job file says."""
+    model = job.model if isinstance(job, FederatedJob) else None
+    loss = model.loss if isinstance(model, FederatedModel) else None
+    if not isinstance(loss, LossSpec) or loss_of(loss).name != CrossEntropy.name:
+        return frozenset()
+    return frozenset({loss.labels or "labels"})
 
 
 def _wanted(job: FederatedJob | FusionJob, part: str | None) -> Iterator[tuple[dict[str, str], TableSpec]]:

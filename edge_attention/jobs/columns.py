@@ -37,8 +37,12 @@ numbers of the job's dataset that no input names; never the ids.
 """
 
 WhereMissing = str | float
-"""What is done where a value is missing: `refuse` the job, or read the number or the category that is given.
-(`drop` and `mean` have their place in the protocol; aggregators of this release refuse them by name.)"""
+"""What is done where a value is missing: `refuse` the job; `drop` the row; read the `mean` of all nodes,
+where an input takes floats; or read the number or the category that is given.
+
+To drop rows, or for a mean, every node is asked for a count, or sums, before the first round, and has to let
+that leave: of federated jobs alone.
+"""
 
 
 @named_fields

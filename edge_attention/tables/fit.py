@@ -6,8 +6,8 @@ and where the first is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,10 +31,20 @@ class InputFit:
     refused: tuple[str, ...]
 
 
-def fit(table: Table, inputs: Mapping[str, str], spec: TableSpec) -> list[InputFit]:
+def fit(
+    table: Table,
+    inputs: Mapping[str, str],
+    spec: TableSpec,
+    federated: bool = True,
+    whole: Collection[str] = (),
+) -> list[InputFit]:
     """What becomes of each input that the job names, of the dataset that `table` is.
 
     Columns of other datasets (`other:column`) are named and not looked at.
+
+    Args:
+        federated: the job is; others do not drop rows, nor learn means.
+        whole: inputs that are known to take whole numbers, which a mean seldom is.
     """
     named = {
         name: spec.inputs[name].columns if name in spec.inputs else (inputs[name],)
@@ -46,25 +56,33 @@ def fit(table: Table, inputs: Mapping[str, str], spec: TableSpec) -> list[InputF
         for name, column in table.columns.items()
         if name not in used and column.words is None and column.values.ndim < 3
     ]
+    dropped = np.zeros(len(next(iter(table.columns.values()), ())), bool)
     found = []
     for name, texts in named.items():
-        whole = [one for text in texts for one in (rest if text == _ALL else [text])]
+        every = [one for text in texts for one in (rest if text == _ALL else [text])]
         columns: list[str] = []
         refused: list[str] = []
-        for text in whole:
+        meant = spec.missing is not None and spec.missing.rule is MissingRule.MEAN
+        own = replace(spec, missing=None) if meant and name in whole else spec
+        for text in every:
             column = table.columns.get(text)
             said = spec.columns.get(text, ColumnSpec())
             if column is not None:
-                columns.append(f"{text} ({_becomes(column, said, spec)})")
-                refused += _wrong(table, text, column, said, spec)
+                columns.append(f"{text} ({_becomes(column, said, own)})")
+                refused += _wrong(table, text, column, said, own, federated, name in whole)
+                if column.missing is not None and _rule(column, said, own).rule is MissingRule.DROP:
+                    dropped |= column.missing
             elif ":" in text:
                 columns.append(f"{text} (of another dataset)")
             else:
                 why = table.set_aside.get(text)
                 refused.append(f"column {text!r} " + (f"is set aside: {why}" if why else "is not there"))
-        if not whole:
+        if not every:
             refused.append("no column of numbers is left for '*'")
         found.append(InputFit(name, tuple(columns), tuple(refused)))
+    if found and dropped.size and dropped.all():
+        why = "no row is left: each lacks a value in one of the columns that rows are dropped by"
+        found[-1] = replace(found[-1], refused=(*found[-1].refused, why))
     return found
 
 
@@ -75,21 +93,44 @@ def _becomes(column: TableColumn, said: ColumnSpec, spec: TableSpec) -> str:
         what = "words" if column.words is not None else "numbers"
     if column.missing is None:
         return what
-    rule = _rule(said, spec)
-    done = "read as what the job says" if rule.rule is MissingRule.CONSTANT else "refused"
-    return f"{what}; {int(column.missing.sum())} missing, {done}"
+    done = {
+        MissingRule.REFUSE: "refused",
+        MissingRule.DROP: "their rows are left out",
+        MissingRule.MEAN: "read as the mean of all nodes",
+        MissingRule.CONSTANT: "read as what the job says",
+    }
+    return f"{what}; {int(column.missing.sum())} missing, {done[_rule(column, said, spec).rule]}"
 
 
-def _rule(said: ColumnSpec, spec: TableSpec) -> MissingValues:
+def _rule(column: TableColumn, said: ColumnSpec, spec: TableSpec) -> MissingValues:
+    """As aggregator/fleet/columns has it."""
     refuse = MissingValues(MissingRule.REFUSE)
     if said.missing is not None or spec.missing is None:
         return said.missing or refuse
     numbers = spec.missing.rule in (MissingRule.MEAN, MissingRule.CONSTANT)
-    return refuse if said.categories and numbers else spec.missing
+    vectors = spec.missing.rule is MissingRule.MEAN and column.values.ndim > 1
+    return refuse if vectors or (said.categories and numbers) else spec.missing
 
 
-def _wrong(table: Table, name: str, column: TableColumn, said: ColumnSpec, spec: TableSpec) -> list[str]:
+def _wrong(
+    table: Table,
+    name: str,
+    column: TableColumn,
+    said: ColumnSpec,
+    spec: TableSpec,
+    federated: bool,
+    whole: bool,
+) -> list[str]:
     found = []
+    if said.missing is not None and said.missing.rule is MissingRule.MEAN:
+        if said.categories:
+            found.append(f"column {name!r} is read as categories, which have no mean; name another rule")
+        elif column.values.ndim > 1:
+            found.append(f"column {name!r} has several numbers a row, and no one mean; name another rule")
+        elif whole:
+            found.append(
+                f"column {name!r} is read as whole numbers, which a mean seldom is; name another rule"
+            )
     if said.categories:
         outside = _outside(column, said)
         if count := int(outside.sum()):
@@ -102,9 +143,9 @@ def _wrong(table: Table, name: str, column: TableColumn, said: ColumnSpec, spec:
         first = table.first_words.get(name, 0)
         late = f" ({table.place(first)} is the first that is no number)" if first else ""
         found.append(f"column {name!r} holds words{late}: list the categories that they are read as")
-    rule = _rule(said, spec).rule
-    if column.missing is not None and rule in (MissingRule.DROP, MissingRule.MEAN):
-        found.append(f"column {name!r} lacks values, and {rule.value!r} is not carried out by this release")
+    rule = _rule(column, said, spec).rule
+    if rule in (MissingRule.DROP, MissingRule.MEAN) and not federated:
+        found.append(f"column {name!r}: missing = {rule.value!r} is carried out by federated jobs alone")
     if column.missing is not None and rule is MissingRule.REFUSE:
         place = table.place(int(np.argmax(column.missing)))
         lacks = f"column {name!r} lacks {int(column.missing.sum()):,} values, the first in {place}"

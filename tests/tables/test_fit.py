@@ -75,6 +75,36 @@ def test_what_is_set_aside_and_what_turns_into_words(tmp_path):
     assert "(line 3 is the first that is no number)" in fits(tmp_path, {"x": "b"}, text=text)["x"][1][0]
 
 
+def test_what_rules_for_missing_values_come_to(tmp_path):
+    inputs = {"x": ["bill", "mass"], "labels": "year"}
+    assert fits(tmp_path, inputs, missing="drop")["x"] == (
+        [
+            "bill (numbers; 1 missing, their rows are left out)",
+            "mass (numbers; 1 missing, their rows are left out)",
+        ],
+        [],
+    )
+    assert fits(tmp_path, inputs, missing="mean")["x"] == (
+        ["bill (numbers; 1 missing, read as the mean of all nodes)",
+         "mass (numbers; 1 missing, read as the mean of all nodes)"],
+        [],
+    )  # fmt: skip
+    (tmp_path / "d.csv").write_text("a,b\n1,\n,2\n")
+    table = read_table(tmp_path / "d.csv")
+    for_all = prepared({"x": ["a", "b"]}, {}, "drop", "inputs")
+    assert "no row is left" in fit(table, *for_all)[0].refused[0]
+    for rule in ("drop", "mean"):
+        found = fit(table, *prepared({"x": "a"}, {}, rule, "inputs"), federated=False)
+        assert found[0].refused == (f"column 'a': missing = '{rule}' is carried out by federated jobs alone",)
+    # Classes have no mean: by a rule for all columns they are as if it were not there.
+    found = fit(table, *prepared({"labels": "a"}, {}, "mean", "inputs"), whole={"labels"})
+    assert "lacks 1 values" in found[0].refused[0]
+    columns = {"a": JobColumn(missing="mean"), "b": JobColumn(categories=(1, 2), missing="mean")}
+    found = fit(table, *prepared({"labels": "a", "x": "b"}, columns, None, "inputs"), whole={"labels"})
+    assert "whole numbers, which a mean seldom is" in found[0].refused[0]
+    assert "categories, which have no mean" in found[1].refused[0]
+
+
 def test_numbers_and_truth_are_categories_however_written(tmp_path):
     text = "a,t\n1.0,True\n0,False\n"
     columns = {"a": JobColumn(categories=(0, 1)), "t": JobColumn(categories=("False", "True"))}

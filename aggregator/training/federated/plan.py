@@ -76,9 +76,10 @@ class LabelPlan:
 
 @dataclass(frozen=True)
 class FederatedPlan:
-    """See the module. `graphs`: by role, of gradient, start, step, update, evaluate, attention, penalty and
-    difference those the job needs. `slots`: the local optimizer's state, tensors a parameter. `weighted`:
-    labels do not all count alike, and nodes return what theirs count. `most`: what a row counts at most.
+    """See the module. `graphs`: by role, of gradient, start, step, update, evaluate, attention, penalty,
+    difference, labels, complete and means those the job needs. `slots`: the local optimizer's state, tensors
+    a parameter. `weighted`: labels do not all count alike, and nodes return what theirs count. `most`: what a
+    row counts at most.
     `model`: what the file is to the job, for a person; None: a plan of an earlier release does not say.
     `label`: of a standard loss."""
 

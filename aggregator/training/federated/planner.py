@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aggregator.fleet.columns import check_spec, refuse_rules
+from aggregator.fleet.columns import check_spec, rules_of
+from aggregator.training.federated.gaps import COMPLETE, MEANS
 from aggregator.training.federated.plan import (
     DataInput,
     FederatedPlan,
@@ -28,6 +29,7 @@ from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.losses import MAX_LOSS_WEIGHT, loss_of
+from edge_attention.core.messages.table import MissingRule
 from edge_attention.core.messages.training import FederatedJob, LossSpec, PlannedModel
 from edge_attention.core.optimizers import from_config as optimizer_from
 from edge_attention.core.strategies.fedbuff import FedBuff
@@ -51,7 +53,6 @@ def check(job: FederatedJob) -> None:
     require_name(job.name, "run")
     require_name(job.dataset, "dataset")
     check_spec(job.table)
-    refuse_rules(job.table)
     for node in job.nodes:
         require_name(node, "node")
     if len(set(job.nodes)) != len(job.nodes):
@@ -147,6 +148,7 @@ def plan(
     import safetensors.numpy
 
     from edge_attention.graphs.gradients.gradients import graph_inputs, graph_outputs
+    from edge_attention.graphs.models.gap_graphs import complete_graph, means_graph
     from edge_attention.graphs.models.label_graph import label_graph
     from edge_attention.graphs.models.model import gradient_graph, load_model, load_step_graph
     from edge_attention.graphs.models.model_checks import check_model
@@ -241,6 +243,11 @@ def plan(
     label = _label(model, spec.loss)
     if model.label is not None:
         graphs["labels"] = label_graph(model.label, model.inputs[model.label.labels])
+    rules = rules_of(job.table)
+    if MissingRule.DROP in rules:
+        graphs[COMPLETE] = complete_graph()
+    if MissingRule.MEAN in rules:
+        graphs[MEANS] = means_graph()
     if consensus.attention:
         graphs["attention"] = attention_graph(model, consensus.attention)
         if penalty:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from aggregator.fleet.columns import TableView
+from aggregator.training.federated import gaps
 from aggregator.training.federated.plan import FederatedPlan
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.messages.training import FederatedJob, PlannedGraph
-from edge_attention.core.release import GraphRule, Release, numbered, output
+from edge_attention.core.release import GraphRule, Release, numbered, output, table_source
 
 __all__ = ["planned", "releases", "texts"]
 
@@ -16,7 +17,7 @@ __all__ = ["planned", "releases", "texts"]
 def releases(plan: FederatedPlan, job: FederatedJob, view: TableView) -> Mapping[str, Release]:
     """The release that each role needs whose outputs leave."""
     found = {}
-    for role, leaving in _leaving(plan, job).items():
+    for role, leaving in _leaving(plan, job, view).items():
         wanted, graphs = [role], dict[str, GraphRule]()
         while wanted:  # what it is computed from, and what that is
             each = wanted.pop()
@@ -42,7 +43,7 @@ def planned(
     plan: FederatedPlan, job: FederatedJob, view: TableView, nodes: Iterable[str]
 ) -> tuple[PlannedGraph, ...]:
     """What each node runs, and must let leave."""
-    needed, leaving = releases(plan, job, view), _leaving(plan, job)
+    needed, leaving = releases(plan, job, view), _leaving(plan, job, view)
     return tuple(
         PlannedGraph(
             node,
@@ -57,13 +58,15 @@ def planned(
     )
 
 
-def _leaving(plan: FederatedPlan, job: FederatedJob) -> dict[str, tuple[str, ...]]:
+def _leaving(plan: FederatedPlan, job: FederatedJob, view: TableView) -> dict[str, tuple[str, ...]]:
     encoding = encoding_from(job.update.name, **job.update.options)
     found = {"update": plan.returned(encoding)}
     if "evaluate" in plan.graphs:
         found["evaluate"] = tuple(f"next/{name}" for name in plan.sums)
     if "labels" in plan.graphs:
         found["labels"] = tuple(name for name in plan.graphs["labels"].outputs)
+    for role in gaps.reads(view):
+        found[role] = plan.graphs[role].outputs
     if "attention" in plan.graphs:
         found["attention"] = ("attention",)
     return found
@@ -97,7 +100,9 @@ def _sources(plan: FederatedPlan, view: TableView, role: str) -> dict[str, tuple
     if role == "step":
         bound |= {f"slot/{slot}/*": ((role, f"next/slot/{slot}/*"),) for slot in plan.slots}
     rows: dict[str, str] = {}
-    if role != "attention" and role != "penalty":  # those see the probe, under the same names
+    if role in (told := gaps.reads(view)):
+        rows = {name: table_source(view.dataset, tensor) for name, tensor in told[role].items()}
+    elif role != "attention" and role != "penalty":  # those see the probe, under the same names
         rows = {wanted.name: view.source(wanted.name) for wanted in plan.inputs}
     found: dict[str, tuple[set[str], set[str]]] = {}
     for name in plan.graphs[role].inputs:

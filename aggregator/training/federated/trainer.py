@@ -21,6 +21,7 @@ from aggregator.training.federated.collect import Collected, Collector, Synchron
 from aggregator.training.federated.consensus import Consensus
 from aggregator.training.federated.evaluate import Evaluator
 from aggregator.training.federated.fold import Folded, Folder
+from aggregator.training.federated.gaps import without_gaps
 from aggregator.training.federated.labels import check_labels
 from aggregator.training.federated.plan import FederatedPlan, asked_of, push_encoding, strategy_of
 from aggregator.training.federated.programs import Programs, local_lr
@@ -72,6 +73,10 @@ class FederatedTrainer:
             rows, self._view = await arrivals(
                 self._job, self._plan, self._services, self._patience, self._say
             )
+            texts_of = texts(self._plan, self._job, self._view)
+            asker = Asker(self._services.trips, self._services.membership, self._patience, texts_of)
+            rows, self._view, note = await without_gaps(self._plan, self._view, rows, asker)
+            self._note(note)
             if not self._strategy.asynchronous:
                 self._combine.require(asked_of(self._job, len(rows)))
         else:
@@ -86,9 +91,7 @@ class FederatedTrainer:
         if zeroth is None:
             seconds = min(self._patience, self._job.selection.deadline_seconds or self._patience)
             note = await check_labels(self._id, self._asker, self._programs, samples, seconds)
-            if note:
-                log.warning("run %s: %s", self._id, note)
-                self._active.update(notes=(*self._active.info.notes, note))
+            self._note(note)
             everything, train = sum(rows.values()), sum(s.training for s in samples.values())
             counts = Samples(everything, 0, train, everything - train)
             first = {"nodes": rows, "samples": vars(counts), "view": self._view.to_json()}
@@ -172,6 +175,11 @@ class FederatedTrainer:
     def _forget(self, nodes: Sequence[str]) -> None:
         for node in nodes:
             self._services.trips.post(node, (Drop((f"job/{self._id}/",)),))
+
+    def _note(self, note: str) -> None:
+        if note:
+            log.warning("run %s: %s", self._id, note)
+            self._active.update(notes=(*self._active.info.notes, note))
 
     def _say(self, sentence: str, missing: int) -> None:
         self._active.say(sentence, self._metrics, missing=missing)
