@@ -118,6 +118,10 @@ class Trust:
                 if str(error) != said or time.monotonic() >= again:
                     log.error("%s", error)
                     said, again = str(error), time.monotonic() + SAY_AGAIN_SECONDS
+            except Exception as error:  # a defect: but who is revoked has to be noticed all the same
+                if repr(error) != said or time.monotonic() >= again:
+                    log.exception("trust was not looked at")
+                    said, again = repr(error), time.monotonic() + SAY_AGAIN_SECONDS
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _look(self) -> None:

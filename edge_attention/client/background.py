@@ -176,6 +176,7 @@ class Background:
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
+    loop.set_exception_handler(_complain)
     try:
         loop.run_forever()
         left = asyncio.all_tasks(loop)
@@ -186,6 +187,19 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """asyncio's own handler, but for what became of calls of a loop that has ended.
+
+    gRPC has one queue a process: how a call ended that was cut off with its loop is found by the next loop,
+    which has nobody to tell.
+    """
+    gone = isinstance(context.get("exception"), RuntimeError) and "_handle_events" in str(
+        context.get("handle")
+    )
+    if not (gone and "loop is closed" in str(context["exception"])):
+        loop.default_exception_handler(context)
 
 
 BACKGROUND = Background()

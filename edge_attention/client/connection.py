@@ -73,6 +73,8 @@ class ClientConnection:
         identity = None if identity is None else values.path(identity, "identity")
         where = f"the aggregator at {address}"
         self._dial, self._keeper = client_dial(address, where, token, authority, identity)
+        if self._keeper is not None:
+            weakref.finalize(self, self._keeper.forget).atexit = False
         self._closed = False
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None

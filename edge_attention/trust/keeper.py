@@ -45,16 +45,23 @@ class Keeper:
             issued(certificate), ends(certificate), random.random, time.time(), time.monotonic()
         )
         self._stop = threading.Event()
+        self._forgotten = False
         self._thread = threading.Thread(target=self._run, name="certificate", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         self._stop.set()
 
+    def forget(self) -> None:
+        """`close` in a while, within LOOK_SECONDS: for finalizers, which may take no lock."""
+        self._forgotten = True
+
     def _run(self) -> None:
         renewal = self._renewal
         # Looked at now and then: a clock may be set meanwhile.
         while not self._stop.wait(min(max(renewal.wait(time.time(), time.monotonic()), 0.05), LOOK_SECONDS)):
+            if self._forgotten:
+                return
             now, steady = time.time(), time.monotonic()
             if renewal.ended(now) and self._enrol is None:
                 # Nobody renews one that has ended. Should the clock be wrong, that may change.

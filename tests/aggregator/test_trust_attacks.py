@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from datetime import timedelta
 
@@ -76,6 +77,29 @@ def test_who_was_overruled_by_a_token_for_its_name_is_shut_out_at_once(tmp_path)
             with pytest.raises(Revoked, match="certificate of node 'stolen' was revoked"):
                 house.trust.access.authenticate(f"Bearer {shown}", "x")
             assert house.trust.access.authenticate(f"Bearer {house.assertion(new)}", "x").name == "stolen"
+
+    asyncio.run(scenario())
+
+
+def test_who_is_revoked_is_noticed_whatever_else_fails(tmp_path, monkeypatch, caplog):
+    async def scenario():
+        async with TrustHouse(tmp_path).serving() as house:
+            failed = threading.Event()
+
+            def broken():
+                failed.set()
+                raise ValueError("a defect")
+
+            monkeypatch.setattr(house.trust._server, "keep", broken)
+            noticed = asyncio.Event()
+            watching = asyncio.create_task(house.trust.watch())
+            await asyncio.to_thread(house.enrol, house.token(), "a")
+            monkeypatch.setattr(house.trust.guard, "changed", noticed.set)
+            assert await asyncio.to_thread(failed.wait, 30)
+            house.registry.revoke_certificates("a", "node", time.time())
+            await asyncio.wait_for(noticed.wait(), 30)
+            watching.cancel()
+            assert "a defect" in caplog.text
 
     asyncio.run(scenario())
 

@@ -105,6 +105,43 @@ def test_an_exception_is_all_that_is_said_of_a_program_that_ends_by_one(address)
     assert "Exception ignored" not in ended.err
 
 
+def test_calls_that_another_loop_has_left_are_no_matter_of_this_one(address):
+    """gRPC's queue is of the whole process: who comes next finds how they ended."""
+    ended = run(
+        BEGIN
+        + """
+import grpc.aio
+client = Client(address)
+client.nodes()
+
+async def begin():
+    channel = grpc.aio.insecure_channel(address)
+    await channel.channel_ready()
+    call = channel.unary_unary("/a/b")(b"")
+    await asyncio.sleep(0)
+    return channel, call
+
+loop = asyncio.new_event_loop()
+kept = loop.run_until_complete(begin())
+loop.close()
+for _ in range(20):
+    client.nodes()
+    time.sleep(0.01)
+
+def mine():
+    raise RuntimeError("mine")
+
+from edge_attention.client.background import BACKGROUND
+BACKGROUND._loop.call_soon_threadsafe(mine)
+client.nodes()
+""",
+        address,
+    )
+    assert ended.code == 0
+    assert "RuntimeError: mine" in ended.complaints, "what is not gRPC's is told"
+    assert "Event loop is closed" not in ended.err
+
+
 def threads():
     return [thread for thread in threading.enumerate() if thread.name == "edge-attention-client"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import threading
 import time
 from datetime import timedelta
@@ -10,6 +11,7 @@ from datetime import timedelta
 import pytest
 
 from aggregator.trust.authority import Authority
+from edge_attention import AsyncClient
 from edge_attention.client.dial import client_dial
 from edge_attention.core.errors import (
     DiskFull,
@@ -20,6 +22,7 @@ from edge_attention.core.errors import (
     Unavailable,
 )
 from edge_attention.core.messages.trust import Issued
+from edge_attention.trust import keeper as keepers
 from edge_attention.trust.authorities import read_authorities
 from edge_attention.trust.certificates import der, key_pem, new_key, pem, pin
 from edge_attention.trust.dial import Dial
@@ -37,6 +40,18 @@ def make(folder, name="a", role="node", life=timedelta(days=1), key=None):
     certificate = AUTHORITY.issue_peer(key.public_key(), role, name, life)
     issued = Issued(der(certificate), der(AUTHORITY.certificate), name, role)
     return IdentityFolder(folder).save(key, issued, (AUTHORITY.certificate,))
+
+
+def test_a_client_that_nobody_closes_takes_its_keeper_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(keepers, "LOOK_SECONDS", 0.05)
+    make(tmp_path, "ops", "user")
+    client = AsyncClient("127.0.0.1:1", identity=tmp_path)
+    kept = client.connection._keeper
+    assert kept is not None
+    del client
+    gc.collect()
+    kept._thread.join(20)
+    assert not kept._thread.is_alive()
 
 
 def test_what_is_saved_is_loaded_and_the_key_is_ours_alone(tmp_path):
