@@ -24,6 +24,8 @@ _CELLS = 8_192
 """Values of a piece: as objects of Python's they take half a MB."""
 _ROWS = 32
 _CHARACTERS = 1 << 18
+_PLACES = 8
+"""Columns of one name that a reason tells the places of."""
 _SIGNS = {",": "comma", ".": "point"}
 
 
@@ -148,7 +150,8 @@ class _Reading:
             aside[dialect.names[0] or "(the first column)"] = "names of the rows, as R and pandas write them"
         for name in sorted(self._twice):
             places = [i + 1 for i, one in enumerate(dialect.names) if one == name]
-            aside[name] = f"columns {', '.join(map(str, places))} are called so"
+            more = f" and {len(places) - _PLACES:,} more" if len(places) > _PLACES else ""
+            aside[name] = f"columns {', '.join(map(str, places[:_PLACES]))}{more} are called so"
         commas, points = self._signs(lines, aside)
         for i in list(self.builders):
             builder = self.builders.pop(i)

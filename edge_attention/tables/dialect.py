@@ -96,6 +96,11 @@ def find_dialect(path: Path, options: TableOptions) -> CsvDialect:
     decided["separator"] = f"{named_separator(found)}, {how}"
     rows = parsed(lines, found, quote, whole)
     first = rest[0][0]
+    if not rows:  # separators alone, or a value that is too long
+        why = "a header with a name for each column is needed"
+        if any(len(value) > MAX_CELL for value in lines[0].split(found)):
+            why = f'a value of over {MAX_CELL:,} characters; is a quote (") not closed?'
+        raise InvalidArgument(f"{path.name}, line {first}: {why}")
     # A header may begin with the sign of a comment: it then has a name for each value below it.
     if hashed and len(rows[0]) > 1 and options.header is not False:
         (head,) = parsed([hashed[-1][1].lstrip("# ")], found, quote, True) or [[]]

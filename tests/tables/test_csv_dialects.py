@@ -279,3 +279,24 @@ def test_what_an_operator_says(tmp_path, options, text, expected):
 def test_options_that_are_none(options):
     with pytest.raises(InvalidArgument):
         parse_options(options)
+
+
+@pytest.mark.parametrize("text", [",,,\n", ",,,\n,,,\n", '"",""\n', "#\n,\n", "," * 300_000])
+def test_a_file_of_separators_alone_has_no_header(tmp_path, text):
+    file = tmp_path / "d.csv"
+    file.write_text(text)
+    with pytest.raises(InvalidArgument, match=r"d\.csv, line \d: a header with a name for each column"):
+        read_table(file)
+
+
+def test_a_first_line_whose_value_is_too_long(tmp_path):
+    file = tmp_path / "d.csv"
+    file.write_text(f"{'x' * 300_000},b\n1,2\n")
+    with pytest.raises(InvalidArgument, match=r"line 1: a value of over 262,144 characters"):
+        read_table(file)
+
+
+def test_the_places_of_many_columns_of_one_name_are_counted(tmp_path):
+    file = tmp_path / "d.csv"
+    file.write_text("a," * 5_000 + "b\n" + "1," * 5_000 + "2\n")
+    assert read_table(file).set_aside["a"] == "columns 1, 2, 3, 4, 5, 6, 7, 8 and 4,992 more are called so"
