@@ -33,6 +33,7 @@ __all__ = [
     "TensorSpec",
     "all_nodes",
     "bind_batch",
+    "check_batch_first",
     "check_operators",
     "first_line",
     "fixed_shapes",
@@ -232,21 +233,38 @@ def make_batch_symbolic(value: ValueInfoProto, place: str) -> None:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type") or kind.elem_type in (0, TensorProto.STRING):
         raise InvalidGraph(f"{place}: input '{value.name}' is no numeric tensor; encode it before the graph")
+    check_batch_first(value, place)
     dims = kind.shape.dim
-    if not dims or dims[0].HasField("dim_value"):
-        size = f", and is fixed at {dims[0].dim_value}" if dims else ""
-        remedy = "export it as dynamic"
-        if dims:
-            remedy += (
-                "; in a file of others name it yourself: of each input and output of onnx.load(FILE).graph "
-                'set type.tensor_type.shape.dim[0].dim_param = "batch", and onnx.save it'
-            )
-        raise InvalidGraph(f"{place}: dimension 0 of input '{value.name}' must be the batch{size}; {remedy}")
     if any(not dim.HasField("dim_value") for dim in dims[1:]):
         raise InvalidGraph(
             f"{place}: input '{value.name}' has a dynamic dimension besides the batch; export it fixed"
         )
     dims[0].dim_param = BATCH
+
+
+def check_batch_first(value: ValueInfoProto, place: str) -> None:
+    """Refuse a data input whose dimension 0 cannot be the batch."""
+    dims = value.type.tensor_type.shape.dim
+    what = f"{place}: dimension 0 of input '{value.name}' must be the batch"
+    if not dims:
+        raise InvalidGraph(
+            f"{what}, and it is one number; make it a constant of the file, or have one number a sample"
+        )
+    if not dims[0].HasField("dim_value"):
+        return
+    remedy = "; export it as dynamic"
+    behind = [axis for axis, dim in enumerate(dims) if not dim.HasField("dim_value")]
+    if behind:  # a recurrent state, [layers, batch, width]
+        remedy += (
+            f"; where its dimension {behind[0]} is the batch, begin the graph with a Transpose of it, "
+            "or make it a constant of the file"
+        )
+    else:
+        remedy += (
+            "; in a file of others name it yourself: of each input and output of onnx.load(FILE).graph "
+            'set type.tensor_type.shape.dim[0].dim_param = "batch", and onnx.save it'
+        )
+    raise InvalidGraph(f"{what}, and is fixed at {dims[0].dim_value}{remedy}")
 
 
 def infer_outputs(model: ModelProto, place: str) -> dict[str, TensorSpec]:
@@ -294,7 +312,9 @@ def keep(field: Any, names: set[str]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:RUNTIME_WORDS]
+    """What a library says first; with what follows, where that line only leads to it."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return (" ".join(lines[:3]) if lines[0].endswith(":") else lines[0])[:RUNTIME_WORDS]
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from onnx import GraphProto, TensorShapeProto, ValueInfoProto
 
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.onnx_file import check_batch_first
 
 __all__ = ["RowShapes", "bind_dimensions"]
 
@@ -72,6 +73,7 @@ def _of_rows(
             f"{place}: dimension '{symbol}' is {said}; it is one size for the whole fleet: cut or pad the "
             "rows to one length"
         )
+    check_batch_first(next(value for value in graph.input if value.name == name), place)
     key = symbol if symbol.replace("_", "").replace("-", "").isalnum() and symbol.isascii() else f'"{symbol}"'
     raise InvalidGraph(
         f"{place}: dimension {axis} of input '{name}' ({symbol}) has no fixed size, and no node that is here "

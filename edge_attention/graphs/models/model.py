@@ -22,6 +22,7 @@ from edge_attention.core.messages.federated import LossSpec, NewHead
 from edge_attention.graphs.gradients.gradients import differentiate
 from edge_attention.graphs.models.dimensions import RowShapes
 from edge_attention.graphs.models.file_parameters import find_parameters
+from edge_attention.graphs.models.loss_front import find_front
 from edge_attention.graphs.models.model_file import frozen_weights, read_model, whole_number_weights
 from edge_attention.graphs.models.model_form import (
     LOSS_WEIGHT,
@@ -183,7 +184,8 @@ def pruned(model: Model, outputs: Sequence[str]) -> ModelProto:
 
 def _load_model(data: bytes, asked: _Asked) -> Model:
     place, loss, wanted, metrics = asked.place, asked.loss, list(asked.parameters), asked.metrics
-    ready = read_model(data, place, asked.values, asked.dimensions, asked.rows)
+    head_of = asked.head.of if asked.head is not None else ""
+    ready = read_model(data, place, asked.values, asked.dimensions, asked.rows, head_of)
     file, notes, named = ready.model, list(ready.notes), bool(wanted)
     if lost := [name for name in wanted if name in ready.cut.constants]:
         raise InvalidGraph(f"{place}: the loss does not depend on parameters {lost}; leave them out")
@@ -192,6 +194,8 @@ def _load_model(data: bytes, asked: _Asked) -> Model:
             file = raise_opset(file, place)
         head = replace(asked.head, of=asked.head.of or file.graph.output[0].name)
         made, said = add_head(file, head, asked.seed, place, ready.cut.outputs)
+        if softmax := _squeezed(file, head.of):
+            notes.append(softmax)
         notes.append(f"a new head, {', '.join(made)}, is on {said}")
         wanted, named = [*made, *wanted], True
         loss = replace(loss, output=loss.output or LOGITS)
@@ -284,6 +288,17 @@ def _resolve(loss: LossSpec, outputs: Sequence[str], place: str) -> LossSpec:
         what = f"no output '{output}' among" if output else "loss.output must name one of the outputs"
         raise InvalidGraph(f"{place}: {what} {list(outputs)}; say which one the loss is of")
     return replace(loss, output=output, labels=loss.labels or "labels")
+
+
+def _squeezed(file: ModelProto, of: str) -> str:
+    """That a head is on probabilities, which tell less than what they are made of."""
+    front = find_front(file.graph, of, 2)
+    if front is None:
+        return ""
+    return (
+        f"the new head is on '{of}', which {front.kind} '{front.name}' makes: probabilities, most of them "
+        f"near 0; what it takes tells more, head.of = '{front.logits}'"
+    )
 
 
 def _reasons(frozen: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from edge_attention.graphs.models.decided import decide
 from edge_attention.graphs.models.dimensions import RowShapes, bind_dimensions
 from edge_attention.graphs.models.floats import to_float32
+from edge_attention.graphs.models.value_specs import no_value
 from edge_attention.graphs.onnx_file import all_nodes, keep, parse_needed
 from edge_attention.graphs.reading import Wanted
 from edge_attention.graphs.reading.needed import CutOff, reads
@@ -48,12 +49,14 @@ def read_model(
     wanted: Wanted,
     dimensions: Mapping[str, int] | None = None,
     rows: RowShapes | None = None,
+    head_of: str = "",
 ) -> ReadModel:
     """Read the ONNX file `data` as far as the values that `wanted` names need it.
 
     Cut off is what they do not need; an `If` or `Dropout` that constants decide is decided, symbolic
     dimensions of the inputs are bound (`bind_dimensions`), other floating-point types become float32.
     A wanted value inside the file is an output afterwards, whose type nothing declares; a wanted input stays.
+    `head_of`: that of them which has to be made in the file.
 
     Raises InvalidGraph for a file that cannot be used, saying what to change.
     """
@@ -68,6 +71,8 @@ def read_model(
     have = {value.name for value in graph.output}
     made = {name for node in graph.node for name in node.output}
     graph.output.extend(ValueInfoProto(name=n) for n in dict.fromkeys(names) if n in made - have)
+    if head_of and head_of not in made:
+        raise no_value(head_of, [*have, *cut.outputs], cut.values, place)
     constants = {tensor.name for tensor in graph.initializer}
     keep(graph.input, {value.name for value in graph.input} - constants)
     decide(model, keep=names)

@@ -158,6 +158,11 @@ def _class_axis(g: _Writer, chosen: CrossEntropy, front: LossFront | None) -> in
             f"besides the batch are 1 to {rank - 1}"
         )
     found = front.axis % rank if front is not None else rank - 1
+    if front is not None and found == 0:
+        raise InvalidGraph(
+            f"{g.place}: output '{g.loss.output}' is made by {front.kind} '{front.name}' over axis 0, "
+            "which is the batch: samples would share a probability; export it over the axis of the classes"
+        )
     axis = found if said is None else said % rank
     if front is not None and axis != found:
         raise InvalidGraph(

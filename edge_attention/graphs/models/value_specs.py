@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -20,10 +21,24 @@ from edge_attention.graphs.onnx_file import (
     spec_of,
 )
 
-__all__ = ["output_specs", "value_spec"]
+__all__ = ["no_value", "output_specs", "value_spec"]
+
+_NAME = 80
+"""Letters of a name that a message suggests."""
 
 _SMALL, _LARGE = 2, 3
 """Batches at which a value is measured: a dimension that goes along is the batch."""
+
+
+def no_value(name: str, outputs: Sequence[str], inside: Sequence[str], place: str) -> InvalidGraph:
+    """The error of a value that nothing makes. `inside`: what nodes make, in order."""
+    inner = [value for value in inside if value not in outputs]
+    near = difflib.get_close_matches(name, inner, n=3, cutoff=0.5) or inner[:-4:-1]
+    shown = f", such as {', '.join(repr(value[:_NAME]) for value in near)}" if near else ""
+    return InvalidGraph(
+        f"{place}: no value '{name}' in the file; it may be one of its outputs, {list(outputs)}, or a value "
+        f"inside{shown}"
+    )
 
 
 def value_spec(model: ModelProto, name: str, place: str, others: Sequence[str] = ()) -> TensorSpec:
@@ -35,10 +50,7 @@ def value_spec(model: ModelProto, name: str, place: str, others: Sequence[str] =
     Raises InvalidGraph if there is no such value, or it has no shape that goes by the batch.
     """
     if all(name not in node.output for node in model.graph.node):
-        have = [*(value.name for value in model.graph.output), *others]
-        raise InvalidGraph(
-            f"{place}: no value '{name}' in the file; it may be one of its outputs, {have}, or a value inside"
-        )
+        raise no_value(name, [*(value.name for value in model.graph.output), *others], (), place)
     found = [_inferred(model, name, batch) for batch in (_SMALL, _LARGE)]
     if None in found:
         found = [_measured(model, name, batch, place) for batch in (_SMALL, _LARGE)]

@@ -8,15 +8,19 @@ from typing import Any
 
 from edge_attention.graphs.reading.operators import standard
 
-__all__ = ["CutOff", "cut_off", "graphs_in", "keep_needed", "reads"]
+__all__ = ["CutOff", "cut_off", "graphs_in", "keep_needed", "open_sizes", "reads"]
+
+
+_NO_NAMES = frozenset({"?", "-1", "*", "None", "none"})
 
 
 @dataclass(frozen=True)
 class CutOff:
-    """What of a model's outputs, and of its constants, was not needed."""
+    """What of a model's outputs, of its constants, and of the values that its nodes make, was not needed."""
 
     outputs: tuple[str, ...]
     constants: frozenset[str]
+    values: tuple[str, ...]
 
 
 def graphs_in(node: Any) -> Iterator[Any]:
@@ -60,6 +64,7 @@ def cut_off(model: Any, wanted: Collection[str]) -> CutOff:
     before = tuple(value.name for value in graph.output)
     _unmap(graph, wanted)
     constants = _constants(graph)
+    values = [name for node in graph.node for name in node.output if name]
     keep_needed(graph, wanted)
     _keep(graph.output, [value for value in graph.output if value.name in wanted])
     there = {name for node in graph.node for name in node.output}
@@ -67,7 +72,24 @@ def cut_off(model: Any, wanted: Collection[str]) -> CutOff:
     _keep(graph.value_info, [value for value in graph.value_info if value.name in there])
     _keep_called(model)
     gone = constants - _constants(graph)
-    return CutOff(tuple(name for name in before if name not in wanted), gone)
+    lost = tuple(name for name in values if name not in there and name not in constants)
+    return CutOff(tuple(name for name in before if name not in wanted), gone, lost)
+
+
+def open_sizes(graph: Any) -> None:
+    """Leave out, in place, sizes of -1 and names like "?": some exporters write so what is open.
+
+    A name that says nothing is no name: two dimensions that have it need not be of one size.
+    """
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            if dim.dim_value == -1:
+                dim.ClearField("dim_value")
+            if dim.dim_param in _NO_NAMES:
+                dim.ClearField("dim_param")
+    for node in graph.node:
+        for inner in graphs_in(node):
+            open_sizes(inner)
 
 
 def _unmap(graph: Any, wanted: Collection[str]) -> None:

@@ -32,7 +32,7 @@ from edge_attention.graphs.reading.bounds import (
 from edge_attention.graphs.reading.fields import new_model
 from edge_attention.graphs.reading.folding import check_folding
 from edge_attention.graphs.reading.names import check_name
-from edge_attention.graphs.reading.needed import CutOff, cut_off
+from edge_attention.graphs.reading.needed import CutOff, cut_off, open_sizes
 from edge_attention.graphs.reading.operators import DOMAINS, of_operators, standard
 from edge_attention.graphs.reading.scan import scan
 from edge_attention.graphs.reading.walk import Key, Walk, key_of
@@ -137,13 +137,15 @@ def read_needed(data: bytes, where: str, wanted: Wanted) -> tuple[bytes, CutOff]
     """The same of what the wanted values need alone, and what was cut off.
 
     What is cut off is not judged: an operator that is not allowed, a map, text. A model may be of an opset
-    from MIN_CONVERTED on, which has to be raised before anything runs it.
+    from MIN_CONVERTED on, which has to be raised before anything runs it. A size of -1, as older exporters
+    write what is open, is left out.
 
     Raises:
         InvalidGraph: as `read_graph`, and what `wanted` raises.
     """
     model = _parsed(data, where)
     cut = cut_off(model, wanted(tuple(value.name for value in model.graph.output)))
+    open_sizes(model.graph)
     _checked(model, where, len(data), notes=True, oldest=MIN_CONVERTED)
     written: bytes = model.SerializeToString(deterministic=True)
     return written, cut

@@ -188,3 +188,10 @@ def test_the_other_loss_than_the_output_was_made_for_is_said(
 def test_differences_are_of_the_output_as_it_is() -> None:
     loaded = load_model(file(SOFTMAX["whole"], CLASSES, **ONE), loss=LossSpec("mse"))
     assert loaded.notes == ()
+
+
+def test_a_softmax_over_the_batch_is_refused_as_that() -> None:
+    with pytest.raises(InvalidGraph, match=r"made by Softmax '.*' over axis 0, which is the batch"):
+        load_model(
+            file([node("Softmax", ["z"], ["logits"], axis=0)], CLASSES), loss=LossSpec("cross_entropy")
+        )

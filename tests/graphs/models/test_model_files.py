@@ -391,6 +391,59 @@ def test_a_dimension_without_a_name_is_called_by_its_input_and_place() -> None:
         load(file)
 
 
+@pytest.mark.parametrize("dims", [[2, "batch"], [1, "length"], [2, None]])
+def test_of_an_input_whose_first_dimension_is_not_the_batch_no_size_is_asked(dims: list[Any]) -> None:
+    """A recurrent state [2, batch, width]: that its batch had no size sent people the wrong way."""
+    file = model(
+        [
+            node("MatMul", ["x", "w"], ["h"]),
+            node("ReduceSum", ["state"], ["s"], keepdims=0),
+            node("Add", ["h", "s"], ["logits"]),
+        ],
+        {"x": (FLOAT, ["batch", 4]), "state": (FLOAT, [*dims, 3])},
+        LOGITS,
+        {"w": normal(1, 4, 3)},
+    )
+    wanted = (
+        f"dimension 0 of input 'state' must be the batch, and is fixed at {dims[0]}; export it as dynamic"
+    )
+    with pytest.raises(InvalidGraph, match=wanted):
+        load(file)
+
+
+def test_what_a_checker_says_ends_with_the_reason() -> None:
+    file = model(
+        [node("MatMul", ["x", "nowhere"], ["logits"], name="last")], {"x": (FLOAT, ["batch", 4])}, LOGITS, {}
+    )
+    with pytest.raises(
+        InvalidGraph, match=r"input 'nowhere' of node: .*last.* is not output of any previous"
+    ):
+        load(file)
+
+
+@pytest.mark.parametrize("nothing", [-1, "?", "None"])
+def test_sizes_and_names_that_say_nothing_are_open_and_need_not_be_one(nothing: int | str) -> None:
+    """As Paddle writes an image's height and width."""
+    proto = onnx.load_model_from_string(
+        model(
+            [
+                node("GlobalAveragePool", ["x"], ["p"]),
+                node("Flatten", ["p"], ["f"]),
+                node("Gemm", ["f", "w"], ["logits"]),
+            ],
+            {"x": (FLOAT, ["batch", 3, nothing, nothing])},
+            LOGITS,
+            {"w": normal(1, 3, 3)},
+        )
+    )
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].Clear()
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    loaded = load(proto.SerializeToString(), rows={"a": {"x": (3, 4, 8)}})
+    assert loaded.dimensions == {"x.2": 4, "x.3": 8}
+    assert loaded.inputs["x"][1] == (None, 3, 4, 8)
+
+
 def test_a_size_for_no_dimension_is_refused_with_those_there_are() -> None:
     with pytest.raises(InvalidGraph, match=r"no dimension 'length' .* it has sequence_length"):
         load(embedding("sequence_length"), dimensions={"length": 5})

@@ -62,6 +62,26 @@ def test_tokens_that_count_are_pooled_and_the_head_alone_trains(how: str, opset:
     close(served["logits"], wanted)
 
 
+def test_a_value_that_is_not_there_is_said_before_sizes_are_asked_for_with_values_that_are() -> None:
+    for of, near in (("featurs", "e', 'h|features"), ("hh", "'h'")):
+        with pytest.raises(InvalidGraph, match=f"no value '{of}' in the file; .*({near})"):
+            load_model(encoder(), loss=LOSS, head=NewHead(of, 3), dimensions={"s": 5})
+        with pytest.raises(InvalidGraph, match=f"no value '{of}' in the file"):
+            load_model(encoder(), loss=LOSS, head=NewHead(of, 3))
+
+
+def test_a_head_on_probabilities_is_told_what_they_are_made_of() -> None:
+    file = model(
+        [node("MatMul", ["x", "w"], ["z"]), node("Softmax", ["z"], ["p"], axis=-1, name="last")],
+        {"x": (FLOAT, ["b", 4])},
+        {"p": (FLOAT, ["b", 7])},
+        {"w": normal(1, 4, 7)},
+    )
+    notes = load_model(file, loss=LOSS, head=NewHead("p", 3)).notes
+    assert any("'p', which Softmax 'last' makes" in note and "head.of = 'z'" in note for note in notes)
+    assert not any("Softmax" in note for note in load_model(file, loss=LOSS, head=NewHead("z", 3)).notes)
+
+
 def test_no_gradient_is_computed_through_what_is_frozen() -> None:
     loaded = load_model(encoder(), loss=LOSS, head=NewHead("features", 3), dimensions={"s": 5})
     graph = gradient_graph(loaded, 6).graph
