@@ -23,6 +23,7 @@ from aggregator.trust.tls_context import rehearse, tls_context
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
 from edge_attention.trust.authorities import Authorities, pin_of
 from edge_attention.trust.certificates import ends, load_certificates, moment, pem
+from edge_attention.trust.chain import called
 from edge_attention.trust.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -170,7 +171,15 @@ class OperatorsCertificate(ServerCertificate):
             log.warning(
                 "the key %s can be read by every user of this machine: chmod o-rwx it", self._files.key
             )
-        if before and not set(before) & set(shown.authorities):
+        if not before or set(before) & set(shown.authorities):
+            return
+        if trusted := [one for one in shown.certificates if one in before]:
+            log.warning(
+                "nodes and clients that enrolled before, and tokens made before, trust %s, an intermediate: "
+                "they go on while that signs; before another one does, let them enrol anew with a new token",
+                called(trusted[0]),
+            )
+        else:
             log.warning(
                 "the authority is another one: %s... instead of %s...: nodes and clients that trust that "
                 "one, and tokens made before, have to enrol anew; to change a root without that, give "

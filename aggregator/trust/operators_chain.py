@@ -165,6 +165,9 @@ def _path(
     path = find_path(leaf, others, system)
     if path.trusted:
         return path.certificates[-1:], path
+    # Earlier releases let peers trust an intermediate: such a fleet goes on, and is warned.
+    if (known := find_path(leaf, others, given.kept)).trusted:
+        return given.kept, known
     if top is leaf:
         raise InvalidArgument(
             f"{given.where}: incomplete chain: {called(leaf)} is signed by {_issuer(top)}, whose "
@@ -236,9 +239,11 @@ def _warnings(
             "authority sign it"
         )
     elif last.subject != last.issuer:
+        whose = "of --tls-authority" if given.authorities is not None else "that peers trust already"
         said.append(
-            f"{called(last)} of --tls-authority is an intermediate: a renewal by another one locks out all "
-            f"nodes, clients and tokens; give the root, {_issuer(last)}, too"
+            f"{called(last)} {whose} is an intermediate: a renewal by another one locks out all nodes, "
+            f"clients and tokens; give the root, {_issuer(last)}, with --tls-authority: who gets a token "
+            "from then on trusts that"
         )
     left, life = ends(leaf) - now, ends(leaf) - issued(leaf)
     if left < NEAR_END * life:

@@ -30,7 +30,7 @@ from aggregator.trust.operators_certificate import CHAIN, TLS_AUTHORITY, Operato
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.trust.authorities import pin_of, shown_with_pin
 from edge_attention.trust.bootstrap import fetch_authorities, shown_chain
-from edge_attention.trust.certificates import load_certificates
+from edge_attention.trust.certificates import load_certificates, pin
 
 
 @pytest.fixture
@@ -253,6 +253,25 @@ def test_a_root_that_was_given_once_ends_a_renewed_chain_without_it(files):
 
 
 # Renewed on the disk
+
+
+def test_a_fleet_that_trusts_an_intermediate_by_an_earlier_release_goes_on(files, caplog):
+    (files.trust / TLS_AUTHORITY).write_bytes(MIDDLE.pem())
+    own = files.open([LEAF, MIDDLE])
+    assert own.authorities == (MIDDLE.certificate,)
+    assert "'Middle' that peers trust already is an intermediate" in caplog.text
+    assert "give the root, 'CN=Root', with --tls-authority" in caplog.text
+    old = (MIDDLE.certificate,)
+    renewed = pki.issue("aggregator", MIDDLE_2)
+    assert "which is not a root" in files.refused([renewed, MIDDLE_2])
+    caplog.clear()
+    own = files.open([LEAF, MIDDLE], None, [ROOT])
+    assert own.authorities == (ROOT.certificate,)
+    assert "trust 'Middle', an intermediate: they go on while that signs" in caplog.text
+    assert "have to enrol anew" not in caplog.text
+    assert served(own, lambda address: connects(address, old)) is None
+    found = served(own, lambda address: fetch_authorities(address, pin(MIDDLE.certificate)))
+    assert found == old, "a token made before finds it in the chain"
 
 
 def test_a_renewal_is_taken_up_or_refused_once_while_the_old_one_goes_on(files, caplog, monkeypatch):
