@@ -35,6 +35,10 @@ def bind_dimensions(
         raise InvalidGraph(f"{place}: no dimension '{unknown[0]}' to be given a size; it has {have}")
     for symbol, where in places.items():
         bound[symbol] = given[symbol] if symbol in given else _of_rows(graph, symbol, where, rows, place)
+        if not 0 < bound[symbol] < 2**31:
+            raise InvalidGraph(
+                f"{place}: dimension '{symbol}' is to be {bound[symbol]:,}; a size is 1 to {2**31 - 1:,}"
+            )
     for _, _, symbol, dim in _symbolic(graph):
         dim.dim_value = bound[symbol]
     return bound

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.messages.federated import NewHead
 from edge_attention.graphs.models.value_specs import value_spec
 from edge_attention.graphs.onnx_file import ints, opset_of, rename_values, values_of
+from edge_attention.graphs.reading.bounds import MAX_BYTES
 
 __all__ = ["LOGITS", "POOLS", "add_head", "values_for"]
 
@@ -55,6 +57,7 @@ def add_head(
         head = replace(head, of=f"model/{LOGITS}" if head.of == LOGITS else head.of)
     writer = _HeadWriter(model)
     pooled, width, said = _pool(writer, head, [size or 0 for size in shape[1:]], place)
+    _check_size(head, width, place)
     rng = np.random.default_rng(seed)
     if head.hidden:
         pooled = writer("Relu", _linear(writer, pooled, width, head.hidden, "head.hidden", rng))
@@ -64,6 +67,21 @@ def add_head(
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [None, head.outputs]))
     return writer.parameters, said
+
+
+def _check_size(head: NewHead, width: int, place: str) -> None:
+    if head.outputs < 1 or head.hidden < 0:
+        raise InvalidGraph(
+            f"{place}: a head of {head.outputs} outputs and {head.hidden} hidden ones; give 1 output or more, "
+            "and 0 hidden ones or more"
+        )
+    layers = [width, *([head.hidden] if head.hidden else []), head.outputs]
+    numbers = sum(a * b for a, b in pairwise(layers))
+    if numbers > MAX_BYTES // 4:
+        raise InvalidGraph(
+            f"{place}: the head on the {width:,} numbers of '{head.of}' would have {numbers:,} parameters, "
+            f"more than the {MAX_BYTES // 4:,} that a file holds (MAX_BYTES); pool it, or make it smaller"
+        )
 
 
 def values_for(head: NewHead, outputs: Sequence[str]) -> list[str]:

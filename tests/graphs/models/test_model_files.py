@@ -444,6 +444,12 @@ def test_sizes_and_names_that_say_nothing_are_open_and_need_not_be_one(nothing: 
     assert loaded.inputs["x"][1] == (None, 3, 4, 8)
 
 
+@pytest.mark.parametrize("size", [0, -3, 1 << 40])
+def test_a_size_that_is_none_is_refused_whoever_says_it(size: int) -> None:
+    with pytest.raises(InvalidGraph, match=r"dimension 'sequence_length' is to be .*; a size is 1 to"):
+        load(embedding("sequence_length"), dimensions={"sequence_length": size})
+
+
 def test_a_size_for_no_dimension_is_refused_with_those_there_are() -> None:
     with pytest.raises(InvalidGraph, match=r"no dimension 'length' .* it has sequence_length"):
         load(embedding("sequence_length"), dimensions={"length": 5})

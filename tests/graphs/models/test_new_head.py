@@ -82,6 +82,21 @@ def test_a_head_on_probabilities_is_told_what_they_are_made_of() -> None:
     assert not any("Softmax" in note for note in load_model(file, loss=LOSS, head=NewHead("z", 3)).notes)
 
 
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (NewHead("features", 1 << 30), r"would have 4,294,967,296 parameters, more .*MAX_BYTES"),
+        (NewHead("features", 3, hidden=1 << 28), r"on the 4 numbers of 'features' would have .*MAX_BYTES"),
+        (NewHead("features", 0), "1 output or more"),
+        (NewHead("features", 3, hidden=-1), "0 hidden ones or more"),
+    ],
+)
+def test_a_head_that_is_too_large_is_refused_before_it_is_drawn(head: NewHead, said: str) -> None:
+    """Whoever writes to the aggregator himself is not held by the checks of a client."""
+    with pytest.raises(InvalidGraph, match=said):
+        load_model(encoder(), loss=LOSS, head=head, dimensions={"s": 5})
+
+
 def test_no_gradient_is_computed_through_what_is_frozen() -> None:
     loaded = load_model(encoder(), loss=LOSS, head=NewHead("features", 3), dimensions={"s": 5})
     graph = gradient_graph(loaded, 6).graph
