@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from edge_attention.core.categories import same_for_all
 from edge_attention.core.errors import InvalidArgument, NotFound
 from edge_attention.core.messages.link import Column, Dataset
 from edge_attention.core.messages.table import (
@@ -21,13 +20,13 @@ from edge_attention.core.messages.table import (
     TensorRead,
 )
 from edge_attention.core.release import table_source
+from edge_attention.core.table_spec import check_spec, constant_of
 from edge_attention.core.tensors import DataType
 
 __all__ = [
     "ALL",
     "TableView",
     "WantedInput",
-    "check_spec",
     "refuse_rules",
     "resolve",
     "row_shapes",
@@ -36,8 +35,6 @@ __all__ = [
 
 ALL = "*"
 """Every column of numbers of the job's dataset that no input of the job names."""
-MAX_COLUMNS = 4_096
-"""Columns of an input, and categories of a column."""
 _REFUSE = MissingValues(MissingRule.REFUSE)
 
 
@@ -115,36 +112,6 @@ def _read(data: Mapping[str, Any]) -> ColumnRead:
 def _tensor(data: Mapping[str, Any]) -> TensorRead:
     columns = tuple(map(_read, data["columns"]))
     return TensorRead(**{**data, "data_type": DataType(data["data_type"]), "columns": columns})
-
-
-def check_spec(spec: TableSpec, what: str = "") -> None:
-    """Refuse what no dataset could mend.
-
-    Raises:
-        InvalidArgument: naming the column.
-    """
-    for name, columns in spec.inputs.items():
-        if not columns.columns or len(columns.columns) > MAX_COLUMNS:
-            raise InvalidArgument(
-                f"{what}input {name!r} names {len(columns.columns):,} columns; it is 1 to {MAX_COLUMNS:,}"
-            )
-        if len(set(columns.columns)) < len(columns.columns):
-            raise InvalidArgument(f"{what}input {name!r} names a column twice; name each once")
-    for name, column in spec.columns.items():
-        where = f"{what}column {name!r}"
-        same = [same_for_all(category) for category in column.categories]
-        if len(same) > MAX_COLUMNS:
-            raise InvalidArgument(f"{where} has {len(same):,} categories; {MAX_COLUMNS:,} is the limit")
-        if len(set(same)) < len(same) or "" in same:
-            raise InvalidArgument(
-                f"{where}: its categories are no words, each there once: {', '.join(column.categories)[:200]}"
-            )
-        if column.one_hot and not same:
-            raise InvalidArgument(f"{where} is one_hot; list its categories")
-        if column.missing is not None:
-            _constant(column, column.missing, where)  # refuses it
-            if column.categories and column.missing.rule is MissingRule.MEAN:
-                raise InvalidArgument(f"{where} is read as categories, which have no mean; name another rule")
 
 
 def refuse_rules(spec: TableSpec, what: str = "") -> None:
@@ -350,7 +317,7 @@ def _view(
                     elif said.missing is not None:
                         raise InvalidArgument(f"column {text!r} {_no_mean(column, each)}; name another rule")
                 elif rule.rule is MissingRule.CONSTANT:
-                    read = replace(read, constant=_constant(said, rule, f"column {text!r}"))
+                    read = replace(read, constant=constant_of(said, rule, f"column {text!r}"))
             reads.append(read)
         data_type = DataType(each.dtype)
         beside = len(each.shape) == 1 and not (
@@ -385,26 +352,6 @@ def _no_mean(column: Column, wanted: WantedInput) -> str:
     if wanted.dtype not in ("float32", "float64"):
         return f"is read as {wanted.dtype}, which a mean seldom is"
     return f"is {list(column.shape)} a row, which has no one mean" if column.shape else ""
-
-
-def _constant(column: ColumnSpec, rule: MissingValues, where: str) -> float | None:
-    """What stands for a missing value by that rule, if it is one; of categories a place."""
-    if rule.rule is not MissingRule.CONSTANT:
-        return None
-    if not column.categories:
-        if rule.category:
-            raise InvalidArgument(
-                f"{where}: {rule.category!r} stands for what is missing, and it has no categories"
-            )
-        return rule.number
-    same = [same_for_all(category) for category in column.categories]
-    wanted = same_for_all(rule.category) if rule.category else repr(rule.number)
-    if wanted not in same:
-        raise InvalidArgument(
-            f"{where}: {rule.category or rule.number!r}, which stands for what is missing, is none of its "
-            "categories"
-        )
-    return float(same.index(wanted))
 
 
 def _same(

@@ -24,6 +24,7 @@ from edge_attention.core.messages.table import (
     MissingValues,
     TableSpec,
 )
+from edge_attention.core.table_spec import check_spec
 from edge_attention.jobs.values import is_finite, said, switch, text
 
 __all__ = ["Columns", "Inputs", "JobColumn", "WhereMissing", "prepared"]
@@ -91,9 +92,10 @@ def prepared(inputs: Any, columns: Any, missing: Any, what: str) -> tuple[dict[s
     if not isinstance(columns, Mapping):
         raise InvalidArgument(f"columns is {said(columns)}; it must map columns to JobColumns")
     specs = {text(name, "a name in columns"): _column(name, column) for name, column in columns.items()}
-    return single, TableSpec(
-        lists, specs, None if missing is None else _missing(missing, "missing_values", ())
-    )
+    rule = None if missing is None else _missing(missing, "missing_values", ())
+    spec = TableSpec(lists, specs, rule)
+    check_spec(spec)
+    return single, spec
 
 
 def _column(name: str, column: Any) -> ColumnSpec:

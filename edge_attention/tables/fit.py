@@ -80,6 +80,12 @@ def fit(
         if not every:
             refused.append("no column of numbers is left for '*'")
         found.append(InputFit(name, tuple(columns), tuple(refused)))
+    if strangers := [n for n in spec.columns if n not in table.columns and ":" not in n]:
+        aside = [name for name in strangers if name in table.set_aside]
+        what = "set aside" if aside else "not there"
+        why = f"columns.{(aside or strangers)[0]} says how a column is read that is {what}"
+        if found and not any((aside or strangers)[0] in texts for texts in named.values()):  # else it is said
+            found[-1] = replace(found[-1], refused=(*found[-1].refused, why))
     if found and dropped.size and dropped.all():
         why = "no row is left: each lacks a value in one of the columns that rows are dropped by"
         found[-1] = replace(found[-1], refused=(*found[-1].refused, why))
@@ -123,9 +129,7 @@ def _wrong(
 ) -> list[str]:
     found = []
     if said.missing is not None and said.missing.rule is MissingRule.MEAN:
-        if said.categories:
-            found.append(f"column {name!r} is read as categories, which have no mean; name another rule")
-        elif column.values.ndim > 1:
+        if column.values.ndim > 1:
             found.append(f"column {name!r} has several numbers a row, and no one mean; name another rule")
         elif whole:
             found.append(

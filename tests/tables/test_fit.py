@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.jobs.columns import JobColumn, prepared
 from edge_attention.tables.fit import fit
 from edge_attention.tables.reading import read_table
@@ -99,10 +100,24 @@ def test_what_rules_for_missing_values_come_to(tmp_path):
     # Classes have no mean: by a rule for all columns they are as if it were not there.
     found = fit(table, *prepared({"labels": "a"}, {}, "mean", "inputs"), whole={"labels"})
     assert "lacks 1 values" in found[0].refused[0]
-    columns = {"a": JobColumn(missing="mean"), "b": JobColumn(categories=(1, 2), missing="mean")}
-    found = fit(table, *prepared({"labels": "a", "x": "b"}, columns, None, "inputs"), whole={"labels"})
+    columns = {"a": JobColumn(missing="mean")}
+    found = fit(table, *prepared({"labels": "a"}, columns, None, "inputs"), whole={"labels"})
     assert "whole numbers, which a mean seldom is" in found[0].refused[0]
-    assert "categories, which have no mean" in found[1].refused[0]
+
+
+def test_what_a_run_would_refuse_of_the_job_alone_a_check_refuses_too(tmp_path):
+    """As the aggregator does: a rule for a column that is not there is a slip."""
+    found = fits(tmp_path, {"x": "mass"}, {"weight": JobColumn(missing=3)}, missing=0)["x"]
+    assert found[1] == ["columns.weight says how a column is read that is not there"]
+    assert fits(tmp_path, {"x": "mass"}, {"o:weight": JobColumn(missing=3)}, missing=0)["x"][1] == []
+    for column, said in (
+        (JobColumn(categories=("a", "b", "b ")), "are no words, each there once"),
+        (JobColumn(one_hot=True), "is one_hot; list its categories"),
+        (JobColumn(categories=("a", "b"), missing=3), "is none of its categories"),
+        (JobColumn(categories=("a", "b"), missing="mean"), "which have no mean"),
+    ):
+        with pytest.raises(InvalidArgument, match=said):
+            prepared({"x": "sex"}, {"sex": column}, None, "inputs")
 
 
 def test_numbers_and_truth_are_categories_however_written(tmp_path):

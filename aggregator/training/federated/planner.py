@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aggregator.fleet.columns import check_spec, rules_of
+from aggregator.fleet.columns import rules_of
 from aggregator.training.federated.gaps import COMPLETE, MEANS
 from aggregator.training.federated.plan import (
     DataInput,
@@ -33,6 +33,7 @@ from edge_attention.core.messages.table import MissingRule
 from edge_attention.core.messages.training import FederatedJob, LossSpec, PlannedModel
 from edge_attention.core.optimizers import from_config as optimizer_from
 from edge_attention.core.strategies.fedbuff import FedBuff
+from edge_attention.core.table_spec import check_spec
 from edge_attention.core.tensors import require_name
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aggregator.fleet.columns import check_spec, refuse_rules
+from aggregator.fleet.columns import refuse_rules
 from aggregator.training.fusion.plan import MAX_PATIENCE, FusionPlan, Input, PlanGraph, PlannedPart
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.messages.training import Encoder, FusionJob, Head, PlannedModel
 from edge_attention.core.optimizers import from_config
+from edge_attention.core.table_spec import check_spec
 from edge_attention.core.tensors import require, require_name
 
 # onnx and onnx-ad are for the process that plans alone.
