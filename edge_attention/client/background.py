@@ -117,6 +117,10 @@ class Background:
             future.cancel()
             self.stand_still()
             raise
+        finally:
+            # It has the error, whose traceback has this frame: as garbage in a cycle they would keep the call
+            # that failed, and gRPC dialling for it, also after the client is closed.
+            del future
 
     def stand_still(self) -> None:
         """Never returns to a daemon thread of a program that ends, whose call was cut off by that.

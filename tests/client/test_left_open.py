@@ -3,12 +3,13 @@
 import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 from programs import run
 
-from edge_attention import Client, FailedPrecondition
+from edge_attention import Client, FailedPrecondition, Unavailable
 from edge_attention.client import background
 from edge_attention.client.background import BACKGROUND
 
@@ -140,6 +141,21 @@ client.nodes()
     assert ended.code == 0
     assert "RuntimeError: mine" in ended.complaints, "what is not gRPC's is told"
     assert "Event loop is closed" not in ended.err
+
+
+def test_a_call_that_failed_is_gone_with_its_error():
+    """gRPC goes on dialling while a call is there, whether its channel is closed or not."""
+    gc.disable()
+    try:
+        with Client("127.0.0.1:1") as client:
+            for _ in range(3):
+                with pytest.raises(Unavailable) as caught:
+                    client.nodes()
+                error = weakref.ref(caught.value)
+                del caught
+                assert error() is None, "in a cycle"
+    finally:
+        gc.enable()
 
 
 def threads():
