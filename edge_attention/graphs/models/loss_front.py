@@ -46,6 +46,11 @@ class LossFront:
     behind: tuple[NodeProto, ...]
     sure: bool = True
 
+    @property
+    def folded(self) -> bool:
+        """Whether axes are joined or cut behind it: then `axis` holds only if the last one is as it was."""
+        return any(node.op_type in _FOLDS for node in self.behind)
+
 
 def find_front(graph: GraphProto, output: str, rank: int) -> LossFront | None:
     """The Softmax, LogSoftmax or Sigmoid that makes `output`, of `rank` axes; None: nothing of the kind.

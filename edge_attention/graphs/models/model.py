@@ -36,12 +36,13 @@ from edge_attention.graphs.models.model_form import (
 from edge_attention.graphs.models.model_losses import add_loss
 from edge_attention.graphs.models.model_step import load_step_graph
 from edge_attention.graphs.models.new_head import LOGITS, add_head, values_for
-from edge_attention.graphs.models.value_specs import output_specs
+from edge_attention.graphs.models.value_specs import output_specs, value_spec
 from edge_attention.graphs.onnx_file import (
     TensorSpec,
     bind_batch,
     check_operators,
     first_line,
+    fixed_shapes,
     foreign_kinds,
     keep,
     make_batch_symbolic,
@@ -193,9 +194,10 @@ def _load_model(data: bytes, asked: _Asked) -> Model:
         if opset_of(file) < MIN_OPSET:
             file = raise_opset(file, place)
         head = replace(asked.head, of=asked.head.of or file.graph.output[0].name)
-        made, said = add_head(file, head, asked.seed, place, ready.cut.outputs)
-        if softmax := _squeezed(file, head.of):
+        _, shape = value_spec(file, head.of, place, ready.cut.outputs)
+        if softmax := _squeezed(file, head.of, len(shape)):
             notes.append(softmax)
+        made, said = add_head(file, head, asked.seed, place, ready.cut.outputs)
         notes.append(f"a new head, {', '.join(made)}, is on {said}")
         wanted, named = [*made, *wanted], True
         loss = replace(loss, output=loss.output or LOGITS)
@@ -229,7 +231,9 @@ def _load_model(data: bytes, asked: _Asked) -> Model:
                     f"{place}: the weights' input '{loss.weights}' has the name of a tensor of the file; "
                     "choose another as loss.weights"
                 )
-        added = add_loss(graph, loss, shapes[loss.output], place)
+        added = add_loss(
+            graph, loss, shapes[loss.output], place, lambda name: next(reversed(_shape(file, name)), None)
+        )
     counted = added.metrics if added is not None else ()
     counted += _take_metrics(graph, metrics, shapes, place)
 
@@ -290,9 +294,17 @@ def _resolve(loss: LossSpec, outputs: Sequence[str], place: str) -> LossSpec:
     return replace(loss, output=output, labels=loss.labels or "labels")
 
 
-def _squeezed(file: ModelProto, of: str) -> str:
+def _shape(file: ModelProto, name: str) -> tuple[int, ...]:
+    """The shape of a value at a batch of 2; empty where shapes do not tell it."""
+    try:
+        return fixed_shapes(bind_batch(file, 2, strict=False)).get(name, ())
+    except Exception:  # whatever contradicts itself is said where the model is checked
+        return ()
+
+
+def _squeezed(file: ModelProto, of: str, rank: int) -> str:
     """That a head is on probabilities, which tell less than what they are made of."""
-    front = find_front(file.graph, of, 2)
+    front = find_front(file.graph, of, rank)
     if front is None:
         return ""
     return (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,15 @@ class AddedLoss:
     notes: tuple[str, ...] = ()
 
 
-def add_loss(graph: GraphProto, loss: LossSpec, spec: TensorSpec, place: str) -> AddedLoss:
+def add_loss(
+    graph: GraphProto, loss: LossSpec, spec: TensorSpec, place: str, last: Callable[[str], int | None]
+) -> AddedLoss:
     """Append the standard loss `loss.name` of output `loss.output`, whose dtype and shape are `spec`.
 
     Adds the input `loss.labels`, `loss.weights` (float32 [B]) if it is named, the output `loss` (float32
     scalar), outputs `metric/<name>` (float32 scalars, sums over the batch), and where labels do not all count
     alike LOSS_WEIGHT (float32 scalar): what the batch counts, in rows, by which `loss` of batches folds.
+    `last` tells the size of a value's last dimension; None: it is not known.
 
     Raises InvalidGraph for an unknown loss or option, and for logits it has no meaning for.
     """
@@ -73,7 +76,7 @@ def add_loss(graph: GraphProto, loss: LossSpec, spec: TensorSpec, place: str) ->
             f"{place}: output '{loss.output}' is {dtype} {_show(shape)}; {loss.name} needs float32 whose "
             "first dimension is the batch and whose others are fixed"
         )
-    writer = _Writer(graph, loss, shape, place)
+    writer = _Writer(graph, loss, shape, place, last)
     _WRITERS[type(chosen)](writer, chosen)
     outputs = [
         "loss",
@@ -242,6 +245,7 @@ class _Writer:
     loss: LossSpec
     shape: Shape
     place: str
+    last: Callable[[str], int | None]
     metrics: list[str] = field(default_factory=list)
     weighted: bool = False
     label: LabelKind | None = None
@@ -263,6 +267,9 @@ class _Writer:
         front = find_front(self.graph, loss.output, len(self.shape))
         if front is None:
             return None
+        # A Reshape that cuts the classes into several axes, or joins several, leaves no axis of a Softmax.
+        if front.kind != "Sigmoid" and front.folded and self.last(front.logits) != self.shape[-1]:
+            front = replace(front, sure=False)
         what = f"output '{loss.output}' is made by {front.kind} '{front.name}'"
         if front.kind in fitting and not front.sure:
             self.notes.append(

@@ -72,8 +72,8 @@ def add_head(
 def _check_size(head: NewHead, width: int, place: str) -> None:
     if head.outputs < 1 or head.hidden < 0:
         raise InvalidGraph(
-            f"{place}: a head of {head.outputs} outputs and {head.hidden} hidden ones; give 1 output or more, "
-            "and 0 hidden ones or more"
+            f"{place}: a head of {head.outputs} outputs and {head.hidden} hidden ones; give 1 output or "
+            "more, and 0 hidden ones or more"
         )
     layers = [width, *([head.hidden] if head.hidden else []), head.outputs]
     numbers = sum(a * b for a, b in pairwise(layers))

@@ -195,3 +195,34 @@ def test_a_softmax_over_the_batch_is_refused_as_that() -> None:
         load_model(
             file([node("Softmax", ["z"], ["logits"], axis=0)], CLASSES), loss=LossSpec("cross_entropy")
         )
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"), [([-1, 6], [-1, 2, 3]), ([-1, 2, 3], [-1, 6]), ([-1, 3], [-1, 6])]
+)
+def test_a_softmax_whose_axis_is_cut_or_joined_behind_it_is_not_taken_for_another(
+    inner: list[int], outer: list[int]
+) -> None:
+    """Six classes that share one probability are no two times three, nor the other way round."""
+    nodes = [
+        node("Reshape", ["z", "inner"], ["made"]),
+        node("Softmax", ["made"], ["p"], axis=-1),
+        node("Reshape", ["p", "outer"], ["logits"]),
+    ]
+    data = file(nodes, *outer[1:], inner=np.array(inner), outer=np.array(outer))
+    (note,) = load_model(data, loss=LossSpec("cross_entropy")).notes
+    assert "trains on the output as if it were logits" in note
+
+
+def test_an_old_softmax_over_all_axes_but_the_batch_is_not_one_over_the_last() -> None:
+    """Before opset 13 Softmax flattened from its axis on, which was 1."""
+    nodes = [node("Reshape", ["z", "deep"], ["made"]), node("Softmax", ["made"], ["logits"])]
+    data = model(
+        [Z, *nodes],
+        {"x": (FLOAT, ["n", WIDTH])},
+        {"logits": (FLOAT, ["n", 2, CLASSES])},
+        {"w": normal(1, WIDTH, 2 * CLASSES), "deep": np.array([-1, 2, CLASSES])},
+        11,
+    )
+    (note,) = load_model(data, loss=LossSpec("cross_entropy")).notes
+    assert "trains on the output as if it were logits" in note

@@ -82,6 +82,17 @@ def test_a_head_on_probabilities_is_told_what_they_are_made_of() -> None:
     assert not any("Softmax" in note for note in load_model(file, loss=LOSS, head=NewHead("z", 3)).notes)
 
 
+def test_a_head_goes_on_a_value_of_many_axes_that_a_transpose_makes() -> None:
+    """It is looked through for a Softmax, with its own axes."""
+    file = model(
+        [node("Conv", ["x", "w"], ["c"]), node("Transpose", ["c"], ["p"], perm=[0, 2, 3, 1])],
+        {"x": (FLOAT, ["b", 3, 4, 5])},
+        {"p": (FLOAT, ["b", 4, 5, 6])},
+        {"w": normal(1, 6, 3, 1, 1)},
+    )
+    assert load_model(file, loss=LOSS, head=NewHead("p", 2, pool="flatten")).inputs["x"][1] == (None, 3, 4, 5)
+
+
 @pytest.mark.parametrize(
     ("head", "said"),
     [
