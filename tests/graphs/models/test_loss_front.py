@@ -35,6 +35,10 @@ SOFTMAX: dict[str, list[NodeProto]] = {
     "whole": [node("Softmax", ["z"], ["logits"], axis=-1)],
     "axis counted from the front": [node("Softmax", ["z"], ["logits"], axis=1)],
     "identity behind it": [node("Softmax", ["z"], ["p"], axis=1), node("Identity", ["p"], ["logits"])],
+    "a dropout that is off behind it": [
+        node("Softmax", ["z"], ["p"], axis=1),
+        node("Dropout", ["p"], ["logits"]),
+    ],
     "cast there and back": [
         node("Cast", ["z"], ["wide"], to=11),
         node("Softmax", ["wide"], ["p"]),
