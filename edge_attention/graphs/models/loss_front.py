@@ -17,7 +17,8 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 __all__ = ["LossFront", "cut_off", "find_front"]
 
 _SAME = frozenset({"Identity", "Cast", "Clip", "Dropout"})
-"""What leaves every element at its place; a Dropout that is on is refused elsewhere. Clip keeps probabilities off 0 and 1, which logits do not need."""
+"""What leaves every element at its place. Clip keeps probabilities off 0 and 1, which logits do not need; a
+Dropout that is on is refused elsewhere."""
 _FOLDS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _MOVES = frozenset({"Transpose", "Slice", "Gather", "Split", "Concat", "Mul", "Where", "Expand"})
 """What may lie between too, and is not followed: that there is a Softmax is said, and no more."""
@@ -55,7 +56,8 @@ class LossFront:
 def find_front(graph: GraphProto, output: str, rank: int) -> LossFront | None:
     """The Softmax, LogSoftmax or Sigmoid that makes `output`, of `rank` axes; None: nothing of the kind.
 
-    Seen through Identity, Cast, Clip, Dropout, Transpose, and Reshape where it is elementwise or over the last axis.
+    Seen through Identity, Cast, Clip, Dropout, Transpose, and Reshape where it is elementwise or over the
+    last axis.
     """
     makers = {name: node for node in graph.node for name in node.output}
     constants = _constants(graph)

@@ -213,6 +213,8 @@ def _load_model(data: bytes, asked: _Asked) -> Model:
         make_batch_symbolic(value, place)
     loss = _resolve(loss, [value.name for value in graph.output], place)
     aside = set_aside(graph, {loss.output, *metrics})
+    if not found.names:
+        _check_foreign(graph, place)  # whose shapes nothing tells, which is not what is wrong
     shapes = output_specs(file, [aside.get(name, name) for name in found.names], place)
     if loss.name == "output":
         _take_loss(graph, loss.output, shapes, place)
@@ -250,11 +252,7 @@ def _load_model(data: bytes, asked: _Asked) -> Model:
     frozen = frozen_weights(needed, reached.values(), named)
     parameters = lift(graph, reached, place, weights)
     if not parameters:
-        if kinds := foreign_kinds(needed.graph):
-            raise InvalidGraph(
-                f"{place}: what {kinds[0]} holds cannot train, and nothing else that the loss needs can; "
-                "make the model of standard operators, or put a new head on it"
-            )
+        _check_foreign(needed.graph, place)
         raise InvalidGraph(
             f"{place}: no parameters that the loss depends on; a parameter is a float32 initializer, and "
             f"constants can be trained by naming them as parameters{_reasons(frozen)}"
@@ -292,6 +290,15 @@ def _resolve(loss: LossSpec, outputs: Sequence[str], place: str) -> LossSpec:
         what = f"no output '{output}' among" if output else "loss.output must name one of the outputs"
         raise InvalidGraph(f"{place}: {what} {list(outputs)}; say which one the loss is of")
     return replace(loss, output=output, labels=loss.labels or "labels")
+
+
+def _check_foreign(graph: GraphProto, place: str) -> None:
+    """Refuse, where nothing trains, a graph whose weights operators of others' domains hold."""
+    if kinds := foreign_kinds(graph):
+        raise InvalidGraph(
+            f"{place}: what {kinds[0]} holds cannot train, and nothing else that the loss needs can; "
+            "make the model of standard operators, or put a new head on it"
+        )
 
 
 def _shape(file: ModelProto, name: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from small_models import FLOAT, INT64, close, model, node, normal, run, softmax
 
 from edge_attention.core.errors import InvalidGraph
-from edge_attention.core.messages.federated import LossSpec
+from edge_attention.core.messages.federated import LossSpec, NewHead
 from edge_attention.graphs.models.model import Model, gradient_graph, load_model
 from edge_attention.graphs.models.model_checks import check_model
 
@@ -76,6 +76,20 @@ def test_a_model_whose_only_weights_are_another_domains_is_told_so() -> None:
     file = with_foreign(model([scores], X, LOGITS, {}), "ai.onnx.ml")
     with pytest.raises(InvalidGraph, match=r"what ai\.onnx\.ml\.LinearClassifier holds cannot train"):
         load_model(file, loss=LossSpec("cross_entropy"))
+    # As the converter writes it: a map of probabilities, whose shape nothing declares.
+    behind = [
+        node("Normalizer", ["logits"], ["shares"], domain="ai.onnx.ml", norm="L1"),
+        node("ZipMap", ["shares"], ["probability"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+    ]
+    written = model([scores, *behind], X, {"probability": (FLOAT, ["batch", 3])}, {})
+    proto = onnx.load_model_from_string(with_foreign(written, "ai.onnx.ml"))
+    proto.graph.output[0].type.Clear()
+    with pytest.raises(InvalidGraph, match=r"what ai\.onnx\.ml\.LinearClassifier holds cannot train"):
+        load_model(proto.SerializeToString(), loss=LossSpec("cross_entropy"))
+    headed = load_model(
+        proto.SerializeToString(), loss=LossSpec("cross_entropy"), head=NewHead("probability", 2)
+    )
+    assert headed.names == ("head.weight", "head.bias")
 
 
 def test_what_scikit_learns_converter_puts_behind_the_scores_is_cut_off() -> None:
