@@ -113,6 +113,7 @@ class Caller:
                 raise await self._failure(error, ends, line) from None
             finally:
                 watch.stop()
+                del call  # an error that is kept keeps this frame, and gRPC dials while there is a call
 
         return await self._asked(method, ask, timeout, TRIES)
 
@@ -140,6 +141,7 @@ class Caller:
                     failed.append(error)
                     raise
 
+            call: Any = None
             try:
                 call = self._call(line, method)(raw(), timeout=ends.left, metadata=metadata)
                 with line.using(call, again):
@@ -154,6 +156,7 @@ class Caller:
                 raise failure from None
             finally:
                 watch.stop()
+                del call
 
         return await self._asked(method, ask, timeout, TRIES if callable(requests) else 1)
 
@@ -202,7 +205,7 @@ class Caller:
         ends = _Ends(timeout)
         line = await self._line(_Ends(silence) if timeout is None else ends)
         data = method.request.encode(request)
-        call = self._call(line, method)(data, timeout=ends.left, metadata=self._told())
+        call: Any = self._call(line, method)(data, timeout=ends.left, metadata=self._told())
         silent = False
 
         def late(quiet: float) -> bool:
@@ -229,6 +232,7 @@ class Caller:
         finally:
             watch.stop()
             call.cancel()
+            call = None
 
     async def _line(self, ends: _Ends) -> Line:
         try:
@@ -246,6 +250,7 @@ class Caller:
         self, error: grpc.RpcError | asyncio.CancelledError, ends: _Ends, line: Line
     ) -> BaseException:
         call: Any = error
+        error.__traceback__ = None  # gRPC's frames, which have the call
         ours = isinstance(error, asyncio.CancelledError)
         if ours and _cancelling():
             return error

@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 
+import grpc.aio
 import numpy as np
 import pytest
 from programs import run
@@ -141,6 +142,19 @@ client.nodes()
     assert ended.code == 0
     assert "RuntimeError: mine" in ended.complaints, "what is not gRPC's is told"
     assert "Event loop is closed" not in ended.err
+
+
+def test_an_error_that_is_kept_keeps_no_call():
+    gc.collect()
+    gc.disable()
+    try:
+        with Client("127.0.0.1:1", patience=0.0) as client, pytest.raises(Unavailable) as caught:
+            client.nodes()
+        calls = [thing for thing in gc.get_objects() if isinstance(thing, grpc.aio.Call)]
+        assert calls == []
+        assert "127.0.0.1:1" in str(caught.value)
+    finally:
+        gc.enable()
 
 
 def test_a_call_that_failed_is_gone_with_its_error():
