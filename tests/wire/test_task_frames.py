@@ -100,8 +100,10 @@ def test_a_contribution_is_what_protobuf_writes_and_reads(contribution: Contribu
 
 @given(PROGRAMS)
 def test_a_program_is_what_protobuf_writes_and_reads(program: Program) -> None:
-    data = link.to_node.encode(program)
-    assert data == TO_NODE.encode(program)
+    data, protobufs = link.to_node.encode(program), TO_NODE.encode(program)
+    # Not byte for byte: protobuf writes the entries of a map in an order of its own, another each time.
+    assert len(data) == len(protobufs)
+    assert read(TO_NODE, data) == read(TO_NODE, protobufs)
     for _ in range(2):  # the second time its end is known
         assert read(link.to_node, data) == read(TO_NODE, data)
 
