@@ -18,7 +18,7 @@ from edge_attention.core.halves import stored_dtype
 from edge_attention.core.messages import program as said
 from edge_attention.core.messages.program import Batch, Contribution, Fault, Program, Return, Run, Stored
 from edge_attention.core.printable import shown
-from edge_attention.core.release import Edge, numbered
+from edge_attention.core.release import Edge, every_row, numbered
 from edge_attention.core.release import column as column_source
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
 from edge_node.data.datasets import LocalDataset
@@ -483,7 +483,8 @@ class Execution:
                 self._private = True
             for name, view in views.items():
                 self._store.require(count * view.row_bytes, f"{count} rows of {name}", chosen)
-                told = Origin("", view.source, chosen, None if chosen else frozenset())
+                whose = every_row(view.source) if rows is None else view.source
+                told = Origin("", whose, chosen, None if chosen else frozenset())
                 self._put(name, view.read(rows), told)
                 self._private = True
             if hashes:

@@ -14,6 +14,7 @@ from edge_attention.core.release import (
     Edge,
     GraphRule,
     Release,
+    any_rows,
     column,
     columns_of,
     numbered,
@@ -194,7 +195,8 @@ _PLAIN = re.compile(r"[^,@/\s]+")
 def _columns(digest: str, flow: Iterable[Edge]) -> list[str]:
     """As the flag takes them, where a graph has read nothing but columns; else none."""
     found = []
-    for graph, _, source in sorted(flow):
+    for graph, _, found_source in sorted(flow):
+        source = any_rows(found_source)
         names = columns_of(source)
         if graph != digest or not names or not all(_PLAIN.fullmatch(name) for pair in names for name in pair):
             return []

@@ -33,8 +33,10 @@ __all__ = [
     "Edge",
     "GraphRule",
     "Release",
+    "any_rows",
     "column",
     "columns_of",
+    "every_row",
     "numbered",
     "output",
     "plain_columns",
@@ -57,6 +59,7 @@ MAX_TEXT = 64 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBER = re.compile(r"(?<=/)[0-9]+(?=/|$)")
 _COLUMN = 'column "'
+_EVERY_ROW = ", every row"
 _COLUMNS = "columns "
 _LONG = 2_048
 """Letters of what a tensor reads from which a digest stands for them: nodes remember them with results."""
@@ -77,6 +80,20 @@ def output(graph: str, name: str) -> str:
 def column(dataset: str, name: str) -> str:
     """The source: rows of a column."""
     return f"column {json.dumps(name)} of dataset {json.dumps(dataset)}"
+
+
+def every_row(source: str) -> str:
+    """The source: all rows at once of what `table_source` says.
+
+    A release of that is of no rows that a program chooses: a sum over one row would be its value, and of sums
+    over a few the difference. A release of a source without it is of all rows as well.
+    """
+    return source + _EVERY_ROW
+
+
+def any_rows(source: str) -> str:
+    """The source without that it is of all rows at once."""
+    return source.removesuffix(_EVERY_ROW)
 
 
 def table_source(dataset: str, tensor: TensorRead, complete: Sequence[ColumnRead] = ()) -> str:
@@ -125,6 +142,7 @@ def _told(each: ColumnRead) -> str | dict[str, object]:
 
 def columns_of(source: str) -> tuple[tuple[str, str], ...]:
     """Dataset and column of each column that a source reads; none: it is no such source, or reads any."""
+    source = any_rows(source)
     if match := _SOURCE.fullmatch(source):
         return ((json.loads(match[2]), json.loads(match[1])),)
     if not (match := _TABLE.fullmatch(source)) or match[1].startswith("sha256:"):
@@ -140,7 +158,7 @@ def columns_of(source: str) -> tuple[tuple[str, str], ...]:
 
 def plain_columns(source: str) -> tuple[str, ...]:
     """The columns, as `column` gives them, whose values as they are a source has side by side; else none."""
-    match = _TABLE.fullmatch(source)
+    match = _TABLE.fullmatch(any_rows(source))
     if match is None or match[1].startswith("sha256:"):
         return ()
     of = json.loads(match[1])
@@ -230,7 +248,7 @@ class Release:
         if rule is None:
             return False
         sources = rule.inputs.get(name, frozenset()) | rule.inputs.get(ANY, frozenset())
-        if source in sources:
+        if source in sources or any_rows(source) in sources:
             return True
         if source.startswith((_COLUMN, _COLUMNS)):
             plain = plain_columns(source)

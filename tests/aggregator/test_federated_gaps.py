@@ -14,9 +14,10 @@ from house import House, dataset
 from test_federated import ended, parameters
 
 from aggregator.fleet.columns import TableView, WantedInput, resolve
-from aggregator.training.federated.gaps import NodeGaps, settled
+from aggregator.training.federated.gaps import NodeGaps, reads, settled
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.link import Column, Dataset
+from edge_attention.core.messages.program import Batch, Program, Return, Run, Stored
 from edge_attention.core.messages.table import (
     ColumnRead,
     ColumnSpec,
@@ -27,6 +28,7 @@ from edge_attention.core.messages.table import (
 )
 from edge_attention.core.messages.training import RunState, StrategySpec
 from edge_attention.core.tensors import DataType
+from edge_attention.graphs.models.gap_graphs import complete_graph, means_graph
 from edge_node.release import Releases
 
 NAMES = tuple(f"c{i}" for i in range(small_model.FEATURES))
@@ -180,3 +182,41 @@ def test_a_class_and_a_vector_have_no_mean():
             resolve("d", wanted, {}, TableSpec(columns={name: ColumnSpec(missing=MEAN)}), {"n": (seen,)})
         with pytest.raises(InvalidArgument, match=f"column '{name}' of node 'n' lacks values"):
             resolve("d", wanted, {}, TableSpec(missing=MEAN), {"n": (seen,)})
+
+
+def test_no_rows_that_an_aggregator_chooses_leave_as_counts_or_sums():
+    """Over one row a sum is its value, and over two sets that differ by one row the difference is."""
+    table = spec(None, c0=DROP, c1=MEAN)
+
+    async def scenario(house):
+        job = small_model.job(house, table=table, nodes=("a",))
+        box = house.node("a", datasets=[dataset("rows", **gappy("a"))])
+        plan = (await house.runs.plan(job)).graphs
+        texts = tuple({g.release_text for g in plan if g.role in ("complete", "means")})
+        box.node = replace(box.node, releases=Releases(sorted({g.release for g in plan if g.release})))
+        graph = {g.role: g.digest for g in plan}
+        for made in (complete_graph(), means_graph()):
+            house.state.put_blob(made)
+        wanted = [WantedInput("x", "float32", (small_model.FEATURES,))]
+        view = resolve("rows", wanted, {}, table, {"a": box.member.register.datasets})
+        told = {}
+        for role, tensors in reads(view).items():
+            for rows in (None, np.arange(small_model.ROWS["a"]), np.array([7]), np.arange(9)):
+                inputs = {name: Stored(tensor.stored) for name, tensor in tensors.items()}
+                out = "rows" if role == "complete" else "sums"
+                steps = (
+                    Batch("rows", {}, rows, tensors=tuple(tensors.values())),
+                    Run(graph[role], inputs, {out: "task/out"}),
+                    Return("task/out", "out"),
+                )
+                program = Program("t", "s", range(1), steps, releases=texts)
+                *_, last = box.execute(program)
+                told.setdefault(role, []).append(last.error)
+        return told
+
+    with House() as house:
+        told = asyncio.run(scenario(house))
+    assert set(told) == {"complete", "means"}
+    for errors in told.values():
+        assert errors[0] is None
+        assert [each.name for each in errors[1:]] == ["PrivateTensor"] * 3

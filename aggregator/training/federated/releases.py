@@ -9,7 +9,7 @@ from aggregator.training.federated import gaps
 from aggregator.training.federated.plan import FederatedPlan
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.messages.training import FederatedJob, PlannedGraph
-from edge_attention.core.release import GraphRule, Release, numbered, output, table_source
+from edge_attention.core.release import GraphRule, Release, every_row, numbered, output, table_source
 
 __all__ = ["planned", "releases", "texts"]
 
@@ -101,7 +101,7 @@ def _sources(plan: FederatedPlan, view: TableView, role: str) -> dict[str, tuple
         bound |= {f"slot/{slot}/*": ((role, f"next/slot/{slot}/*"),) for slot in plan.slots}
     rows: dict[str, str] = {}
     if role in (told := gaps.reads(view)):
-        rows = {name: table_source(view.dataset, tensor) for name, tensor in told[role].items()}
+        rows = {name: every_row(table_source(view.dataset, tensor)) for name, tensor in told[role].items()}
     elif role != "attention" and role != "penalty":  # those see the probe, under the same names
         rows = {wanted.name: view.source(wanted.name) for wanted in plan.inputs}
     found: dict[str, tuple[set[str], set[str]]] = {}
