@@ -4,7 +4,7 @@ import pytest
 from programs import run
 
 FORKED = """
-import asyncio, concurrent.futures, gc, multiprocessing, os, signal, sys, time
+import asyncio, concurrent.futures, gc, multiprocessing, os, signal, sys, threading, time
 import edge_attention
 from edge_attention import AsyncClient, Client, FailedPrecondition
 
