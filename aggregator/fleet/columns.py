@@ -35,6 +35,8 @@ __all__ = [
 
 ALL = "*"
 """Every column of numbers of the job's dataset that no input of the job names."""
+FLOATS = (DataType.FLOAT32, DataType.FLOAT64)
+"""What a mean is read as."""
 _REFUSE = MissingValues(MissingRule.REFUSE)
 
 
@@ -81,12 +83,17 @@ class TableView:
         """With the means of the columns in `self.means`."""
         known = {(each.dataset, each.name): means[each] for each in self.means}
 
-        def of(read: ColumnRead) -> ColumnRead:
-            mean = known.get((read.dataset, read.name))
-            return read if mean is None else replace(read, constant=mean)
+        def of(tensor: TensorRead) -> TensorRead:
+            if tensor.data_type not in FLOATS:  # the same column for another input, which a mean seldom fits
+                return tensor
+            columns = tuple(
+                read if mean is None else replace(read, constant=mean)
+                for read in tensor.columns
+                for mean in (known.get((read.dataset, read.name)),)
+            )
+            return replace(tensor, columns=columns)
 
-        tensors = {n: replace(t, columns=tuple(map(of, t.columns))) for n, t in self.tensors.items()}
-        return replace(self, tensors=tensors)
+        return replace(self, tensors={name: of(tensor) for name, tensor in self.tensors.items()})
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self, dict_factory=_plain)
@@ -115,7 +122,7 @@ def _tensor(data: Mapping[str, Any]) -> TensorRead:
 
 
 def refuse_rules(spec: TableSpec, what: str = "") -> None:
-    """Refuse the rules that need to know something of all rows first: federated jobs alone ask for that.
+    """Refuse the rules that need to know something of all rows first: jobs alone ask for that.
 
     Raises:
         InvalidArgument: naming the rule, and what to do instead.
@@ -123,7 +130,7 @@ def refuse_rules(spec: TableSpec, what: str = "") -> None:
     for rule in (MissingRule.DROP, MissingRule.MEAN):
         if rule in rules_of(spec):
             raise InvalidArgument(
-                f"{what}missing = {rule.value!r} is carried out by federated jobs alone: give the value "
+                f"{what}missing = {rule.value!r} is carried out by jobs that train alone: give the value "
                 "that is read instead, or take such rows out of the file"
             )
 
@@ -349,7 +356,7 @@ def _rules(text: str, said: ColumnSpec, spec: TableSpec, used: frozenset[str]) -
 
 def _no_mean(column: Column, wanted: WantedInput) -> str:
     """Why the mean does not stand for what the column lacks; nothing: it does."""
-    if wanted.dtype not in ("float32", "float64"):
+    if DataType(wanted.dtype) not in FLOATS:
         return f"is read as {wanted.dtype}, which a mean seldom is"
     return f"is {list(column.shape)} a row, which has no one mean" if column.shape else ""
 
@@ -390,9 +397,8 @@ def _check(
                     f"node {node!r} has column {text!r} in another dataset than other nodes; call it alike"
                 )
             _fits(node, own, each, tensor, read, column)
-            rule = any(
-                (c.dataset, c.name) == (read.dataset, read.name) for c in (*view.complete, *view.means)
-            )
+            ruled = (*view.complete, *(view.means if tensor.data_type in FLOATS else ()))
+            rule = any((c.dataset, c.name) == (read.dataset, read.name) for c in ruled)
             if column.gaps and read.constant is None and not rule:
                 raise InvalidArgument(
                     f"column {text!r} of node {node!r} lacks values; say what is read "

@@ -159,7 +159,12 @@ class FusionRecipe(JobRecipe):
 
     def keep(self, run: str) -> Mapping[str, str]:
         self._keep(
-            run, {graph.digest for part in self._plan.parts for graph in (part.forward, part.gradient)}
+            run,
+            {
+                graph.digest
+                for part in self._plan.parts
+                for graph in (part.forward, part.gradient, *part.gaps.values())
+            },
         )
         return {"fusion_plan": self._plan.to_json()}
 

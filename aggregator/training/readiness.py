@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from aggregator.fleet.columns import TableView
 from aggregator.training.fusion.alignment import Alignment, align
-from aggregator.training.fusion.plan import FusionPlan, view_of
+from aggregator.training.fusion.plan import FusionPlan, PlannedPart, view_of
 from aggregator.training.fusion.recipe import FusionRounds, Interrupted
 from aggregator.training.fusion.sampling import CURRENT, Scheme, Split, scheme_of
+from aggregator.training.gap_reads import MEANS, PRESENCE
 from aggregator.training.services import Services
-from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition
+from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, InvalidTensor
 from edge_attention.core.tensors import Array
 
 
@@ -70,8 +72,9 @@ class Readiness:
         if self._found is None or instances != self._instances:
             await self._view()
             hashes = await self._rounds.identities()
+            told = await self._rounds.told(PRESENCE)
             # A million samples take seconds to match and a tenth of one to put in order.
-            self._found = await asyncio.to_thread(self._as_begun, hashes)
+            self._found = await asyncio.to_thread(self._as_begun, hashes, told)
             self._instances = instances
         return self._found
 
@@ -84,18 +87,39 @@ class Readiness:
             view = view_of(self._planned, part, datasets)  # which refuses what does not fit any more
             begun = zeroth is not None and zeroth.get("views", {}).get(part.prefix)
             views[part.prefix] = TableView.from_json(begun) if begun else view
-        self.views = views
         self._rounds.use(views)
+        if zeroth is None and any(view.means for view in views.values()):
+            told = await self._rounds.told(MEANS)
+            views = {
+                part.prefix: _filled(part, views[part.prefix], told.get(part.prefix))
+                for part in self._planned.parts
+            }
+            self._rounds.use(views)
+        self.views = views
 
-    def _as_begun(self, hashes: Mapping[str, Array]) -> tuple[Alignment, Split]:
+    def _as_begun(
+        self, hashes: Mapping[str, Array], told: Mapping[str, Mapping[str, Array]]
+    ) -> tuple[Alignment, Split]:
         """The samples and their split, if they are those the run began with. Blocks.
+
+        `told`: of parts that leave rows out, by prefix, which rows are whole.
 
         Raises:
             FailedPrecondition: they are not.
+            InvalidArgument: none is left on a node.
         """
         job = self._planned.job
         sources = [encoder.source for encoder in self._planned.encoders]
-        aligned = align(hashes, self._planned.head.source, sources, job.missing)
+        ranks: dict[str, Array] = {}
+        whole: dict[str, Array] = {}
+        for part in self._planned.parts:
+            if part.prefix not in told:
+                continue
+            used = _whole(part, told[part.prefix]["complete"], len(hashes[part.source]))
+            ranks[part.prefix] = np.cumsum(used, dtype=np.int64) - 1
+            whole[part.source] = used & whole.get(part.source, True)
+        aligned = align(hashes, self._planned.head.source, sources, job.missing, whole)
+        aligned = replace(aligned, ranks=ranks)
         zeroth = self._state.record(self._run, 0)
         if zeroth is None:
             return aligned, Split(len(aligned), job.holdout, job.seed, CURRENT)
@@ -130,3 +154,38 @@ class Readiness:
         clock = time.strftime("%H:%M:%S", time.localtime(time.time() + self._since + self._patience - now))
         self._say(f"another try, until {clock}: {interruption.message}")
         await asyncio.sleep(min(0.1 * 2**self._failures, 5.0))
+
+
+def _whole(part: PlannedPart, complete: Array, rows: int) -> Array:
+    """bool [rows]: which of the rows are whole, as the part's node said.
+
+    Raises:
+        InvalidTensor: it said it of other rows.
+        InvalidArgument: none is.
+    """
+    if len(complete) != rows:
+        raise InvalidTensor(f"{part.source}: it tells of {len(complete):,} rows and has {rows:,} ids")
+    if not complete.any():
+        raise InvalidArgument(
+            f"dataset {part.dataset!r} of node {part.node!r} has no row left: each lacks a value in one of "
+            "the columns that rows are dropped by; name another rule for them"
+        )
+    return np.asarray(complete != 0)
+
+
+def _filled(part: PlannedPart, view: TableView, told: Mapping[str, Array] | None) -> TableView:
+    """With the means that the part's node told of: its column is nowhere else.
+
+    Raises:
+        InvalidTensor: it told what cannot be.
+        InvalidArgument: a column has no value.
+    """
+    if told is None:
+        return view
+    sums, counts = told["sums"], told["counts"]
+    if not (np.isfinite(sums).all() and np.isfinite(counts).all() and (counts >= 0).all()):
+        raise InvalidTensor(f"{part.source}: sums and counts of its columns are no numbers")
+    if not counts.all():
+        name = view.means[int(np.argmin(counts))].name
+        raise InvalidArgument(f"column {name!r} of {part.source} has no value, and so no mean; leave it out")
+    return view.filled(dict(zip(view.means, (sums / counts).tolist(), strict=True)))

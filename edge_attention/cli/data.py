@@ -42,10 +42,10 @@ def check(files: tuple[str, ...], job: Path | None, part: str | None, as_json: b
 
     No aggregator is asked, and no value is printed: figures are counts, and rounded means of many rows.
     """
-    wanted, federated, whole = None, True, frozenset[str]()
+    wanted, whole = None, frozenset[str]()
     if job is not None:
         said = read_job(job)
-        wanted, federated = list(_wanted(said, part)), isinstance(said, FederatedJob)
+        wanted = list(_wanted(said, part))
         whole = _whole(said)
     checks, fits = [], []
     for file in files:
@@ -53,7 +53,7 @@ def check(files: tuple[str, ...], job: Path | None, part: str | None, as_json: b
         checks.append(checked)
         found: list[InputFit] = []
         for inputs, spec in wanted or ():
-            found += [] if table is None else fit(table, inputs, spec, federated, whole)
+            found += [] if table is None else fit(table, inputs, spec, whole)
         fits.append(found)
     different = differences(checks)
     if as_json:

@@ -42,7 +42,8 @@ WhereMissing = str | float
 where an input takes floats; or read the number or the category that is given.
 
 To drop rows, or for a mean, every node is asked for a count, or sums, before the first round, and has to let
-that leave: of federated jobs alone.
+that leave. In a fusion job a part's node tells which of its rows lack a value, and the mean is of that node;
+`append_dataset` drops no rows and reads no means.
 """
 
 

@@ -35,7 +35,6 @@ def fit(
     table: Table,
     inputs: Mapping[str, str],
     spec: TableSpec,
-    federated: bool = True,
     whole: Collection[str] = (),
 ) -> list[InputFit]:
     """What becomes of each input that the job names, of the dataset that `table` is.
@@ -43,7 +42,6 @@ def fit(
     Columns of other datasets (`other:column`) are named and not looked at.
 
     Args:
-        federated: the job is; others do not drop rows, nor learn means.
         whole: inputs that are known to take whole numbers, which a mean seldom is.
     """
     named = {
@@ -69,7 +67,7 @@ def fit(
             said = spec.columns.get(text, ColumnSpec())
             if column is not None:
                 columns.append(f"{text} ({_becomes(column, said, own)})")
-                refused += _wrong(table, text, column, said, own, federated, name in whole)
+                refused += _wrong(table, text, column, said, own, name in whole)
                 if column.missing is not None and _rule(column, said, own).rule is MissingRule.DROP:
                     dropped |= column.missing
             elif ":" in text:
@@ -124,7 +122,6 @@ def _wrong(
     column: TableColumn,
     said: ColumnSpec,
     spec: TableSpec,
-    federated: bool,
     whole: bool,
 ) -> list[str]:
     found = []
@@ -148,8 +145,6 @@ def _wrong(
         late = f" ({table.place(first)} is the first that is no number)" if first else ""
         found.append(f"column {name!r} holds words{late}: list the categories that they are read as")
     rule = _rule(column, said, spec).rule
-    if rule in (MissingRule.DROP, MissingRule.MEAN) and not federated:
-        found.append(f"column {name!r}: missing = {rule.value!r} is carried out by federated jobs alone")
     if column.missing is not None and rule is MissingRule.REFUSE:
         place = table.place(int(np.argmax(column.missing)))
         lacks = f"column {name!r} lacks {int(column.missing.sum()):,} values, the first in {place}"

@@ -94,9 +94,6 @@ def test_what_rules_for_missing_values_come_to(tmp_path):
     table = read_table(tmp_path / "d.csv")
     for_all = prepared({"x": ["a", "b"]}, {}, "drop", "inputs")
     assert "no row is left" in fit(table, *for_all)[0].refused[0]
-    for rule in ("drop", "mean"):
-        found = fit(table, *prepared({"x": "a"}, {}, rule, "inputs"), federated=False)
-        assert found[0].refused == (f"column 'a': missing = '{rule}' is carried out by federated jobs alone",)
     # Classes have no mean: by a rule for all columns they are as if it were not there.
     found = fit(table, *prepared({"labels": "a"}, {}, "mean", "inputs"), whole={"labels"})
     assert "lacks 1 values" in found[0].refused[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,32 +20,15 @@ from aggregator.store.tensor_file import Spec
 from aggregator.training.federated.asker import Asker
 from aggregator.training.federated.plan import FederatedPlan
 from aggregator.training.federated.push import Push
+from aggregator.training.gap_reads import COMPLETE, MEANS, reads
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
 from edge_attention.core.messages.program import Batch, Instruction, Return, Run, Stored, Value
-from edge_attention.core.messages.table import TensorRead
-from edge_attention.core.tensors import Array, DataType
+from edge_attention.core.tensors import Array
 
-__all__ = ["COMPLETE", "MEANS", "NodeGaps", "reads", "without_gaps"]
+__all__ = ["NodeGaps", "without_gaps"]
 
-COMPLETE, MEANS = "complete", "means"
-"""Roles of graphs/models/gap_graphs.py, which brings onnx."""
 MAX_SHOWN = 8
 """Nodes, or columns, that a sentence names."""
-
-
-def reads(view: TableView) -> dict[str, dict[str, TensorRead]]:
-    """Role -> input of its graph -> what a node reads for it; of the roles that the view needs."""
-    found: dict[str, dict[str, TensorRead]] = {}
-    if view.complete:
-        whole = TensorRead("task/data/whole", DataType.FLOAT32, view.complete, presence=True)
-        found[COMPLETE] = {"present": whole}
-    if view.means:
-        filled = tuple(replace(each, constant=0.0) for each in view.means)
-        found[MEANS] = {
-            "values": TensorRead("task/data/values", DataType.FLOAT64, filled, side_by_side=True),
-            "present": TensorRead("task/data/present", DataType.FLOAT32, view.means, presence=True),
-        }
-    return found
 
 
 @dataclass(frozen=True)

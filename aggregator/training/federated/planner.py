@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aggregator.fleet.columns import rules_of
-from aggregator.training.federated.gaps import COMPLETE, MEANS
 from aggregator.training.federated.plan import (
     DataInput,
     FederatedPlan,
@@ -25,6 +24,7 @@ from aggregator.training.federated.plan import (
     strategy_of,
 )
 from aggregator.training.fusion.plan import MAX_PATIENCE
+from aggregator.training.gap_reads import COMPLETE, MEANS
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, InvalidGraph

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from aggregator.fleet.columns import TableView
-from aggregator.training.federated import gaps
+from aggregator.training import gap_reads
 from aggregator.training.federated.plan import FederatedPlan
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.messages.training import FederatedJob, PlannedGraph
@@ -65,7 +65,7 @@ def _leaving(plan: FederatedPlan, job: FederatedJob, view: TableView) -> dict[st
         found["evaluate"] = tuple(f"next/{name}" for name in plan.sums)
     if "labels" in plan.graphs:
         found["labels"] = tuple(name for name in plan.graphs["labels"].outputs)
-    for role in gaps.reads(view):
+    for role in gap_reads.reads(view):
         found[role] = plan.graphs[role].outputs
     if "attention" in plan.graphs:
         found["attention"] = ("attention",)
@@ -100,7 +100,7 @@ def _sources(plan: FederatedPlan, view: TableView, role: str) -> dict[str, tuple
     if role == "step":
         bound |= {f"slot/{slot}/*": ((role, f"next/slot/{slot}/*"),) for slot in plan.slots}
     rows: dict[str, str] = {}
-    if role in (told := gaps.reads(view)):
+    if role in (told := gap_reads.reads(view)):
         rows = {name: every_row(table_source(view.dataset, tensor)) for name, tensor in told[role].items()}
     elif role != "attention" and role != "penalty":  # those see the probe, under the same names
         rows = {wanted.name: view.source(wanted.name) for wanted in plan.inputs}

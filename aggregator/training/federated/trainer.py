@@ -82,6 +82,8 @@ class FederatedTrainer:
         else:
             rows = dict(zeroth["nodes"])
             self._view = await self._view_of(zeroth)
+            for known in zeroth.get("notes", ()):  # earlier releases did not keep them
+                self._note(known)
             # Nodes of an earlier life are expected back: they keep what this run goes on from.
             self._services.membership.expect(rows, time.monotonic())
         samples = {n: NodeSamples(self._job, self._strategy, n, rows[n]) for n in sorted(rows)}
@@ -94,7 +96,13 @@ class FederatedTrainer:
             self._note(note)
             everything, train = sum(rows.values()), sum(s.training for s in samples.values())
             counts = Samples(everything, 0, train, everything - train)
-            first = {"nodes": rows, "samples": vars(counts), "view": self._view.to_json()}
+            of_model = self._plan.model.notes if self._plan.model is not None else ()
+            first = {
+                "nodes": rows,
+                "samples": vars(counts),
+                "view": self._view.to_json(),
+                "notes": self._active.info.notes[len(of_model) :],
+            }
             await to_the_end(asyncio.to_thread(self._versions.begin, first))
         else:
             counts = Samples(**zeroth["samples"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,19 +23,26 @@ class Alignment:
         rows: source -> int64 [samples], the sample's row in that source, -1 where it has none.
         complete, incomplete: samples on every source, and on some only.
         fingerprint: the same for the same samples in the same order.
+        ranks: part's prefix -> int64 [rows of its source], the number of a row among those that lack nothing,
+            where its node leaves out others.
     """
 
     rows: Mapping[str, Int64]
     complete: int
     incomplete: int
     fingerprint: str
+    ranks: Mapping[str, Int64] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.rows.values())))
 
 
 def align(
-    hashes: Mapping[str, Array], labels: str, encoders: Sequence[str], missing: MissingSamples
+    hashes: Mapping[str, Array],
+    labels: str,
+    encoders: Sequence[str],
+    missing: MissingSamples,
+    whole: Mapping[str, Array] | None = None,
 ) -> Alignment:
     """Match the rows of all sources by their keyed hashes.
 
@@ -45,6 +52,7 @@ def align(
         hashes: source -> uint8 [rows, 16].
         labels, encoders: the source of the labels, and those of the tokens.
         missing: whether a sample some source lacks is left out or attended without it.
+        whole: source -> bool [rows]: where it is false the source counts as without that sample.
 
     Raises:
         InvalidTensor: hashes of the wrong shape, or the same one twice in a source.
@@ -56,6 +64,8 @@ def align(
         places[source] = {row.tobytes(): i for i, row in enumerate(array)}
         if len(places[source]) != len(array):
             raise InvalidTensor(f"{source}: two rows have the same id")
+        if (there := (whole or {}).get(source)) is not None:
+            places[source] = {key: i for key, i in places[source].items() if there[i]}
     everywhere = set.intersection(*(set(place) for place in places.values()))
     anywhere = set.union(*(set(place) for place in places.values()))
     used = [

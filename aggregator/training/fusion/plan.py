@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +58,8 @@ class PlannedPart:
     gradient: PlanGraph
     model: PlannedModel | None = None
     """What the file is to the job, for a person; None: a plan of an earlier release does not say."""
+    gaps: Mapping[str, PlanGraph] = field(default_factory=dict)
+    """Of gap_reads' PRESENCE and MEANS those that the job's rules for missing values may need."""
 
     @property
     def source(self) -> str:
@@ -138,6 +140,7 @@ def _part_from(data: dict[str, Any]) -> PlannedPart:
         _graph_from(data["forward"]),
         _graph_from(data["gradient"]),
         model_from(data.get("model")),
+        {role: _graph_from(graph) for role, graph in data.get("gaps", {}).items()},
     )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aggregator.fleet.columns import refuse_rules
+from aggregator.fleet.columns import rules_of
 from aggregator.training.fusion.plan import MAX_PATIENCE, FusionPlan, Input, PlanGraph, PlannedPart
+from aggregator.training.gap_reads import MEANS, PRESENCE
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
+from edge_attention.core.messages.table import MissingRule
 from edge_attention.core.messages.training import Encoder, FusionJob, Head, PlannedModel
 from edge_attention.core.optimizers import from_config
 from edge_attention.core.table_spec import check_spec
@@ -55,7 +57,6 @@ def check(job: FusionJob) -> None:
     for spec in parts:
         what = "head" if spec is job.head else f"encoder on {spec.node!r}"
         check_spec(spec.table, f"{what}: ")
-        refuse_rules(spec.table, f"{what}: ")
     require(job.queries, "queries", shape=("queries", "query_heads", "key_dim"))
     from_config(job.optimizer.name, **job.optimizer.options)
     if job.scale is not None and not abs(job.scale) <= np.finfo(np.float32).max:
@@ -165,7 +166,19 @@ def _part(spec: Encoder | Head, part: GraphPart, batch: int, folder: Path) -> Pl
             part.dimensions,
             part.notes,
         ),
+        {role: _graph(data, folder) for role, data in _gaps(spec)},
     )
+
+
+def _gaps(spec: Encoder | Head) -> Iterator[tuple[str, bytes]]:
+    """The graphs that what is missing is learnt by."""
+    from edge_attention.graphs.models.gap_graphs import means_graph, presence_graph
+
+    rules = rules_of(spec.table)
+    if MissingRule.DROP in rules:
+        yield PRESENCE, presence_graph()
+    if MissingRule.MEAN in rules:
+        yield MEANS, means_graph()
 
 
 def _graph(data: bytes, folder: Path) -> PlanGraph:

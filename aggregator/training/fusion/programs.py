@@ -12,6 +12,8 @@ import numpy as np
 
 from aggregator.fleet.columns import TableView
 from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
+from aggregator.training.fusion.releases import TOLD
+from aggregator.training.gap_reads import PRESENCE, reads
 from edge_attention.core.messages.program import Batch, Instruction, Return, Run, Stored, Value
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.attention import library
@@ -48,6 +50,16 @@ class FusionPrograms:
         """From what the head and the merge give back: `dq`, and `grad/<name>` of each parameter of `part`."""
         return self._once(("backward", id(part)), lambda: self._backward(part))
 
+    def told(self, part: PlannedPart, role: str) -> Instructions:
+        """What the part's dataset lacks, by the plan's graph of that role, over all of its rows."""
+        tensors = reads(self._views[part.prefix], PRESENCE)[role]
+        stored = {name: f"task/told/{name}" for name in TOLD[role]}
+        return (
+            Batch(part.dataset, {}, None, tensors=tuple(tensors.values())),
+            Run(part.gaps[role].digest, {name: Stored(t.stored) for name, t in tensors.items()}, stored),
+            *(Return(at, name) for name, at in stored.items()),
+        )
+
     def _once(self, key: Hashable, make: Callable[[], Instructions]) -> Instructions:
         found = self._made.get(key)
         if found is None:
@@ -57,7 +69,8 @@ class FusionPrograms:
     def _data(self, part: PlannedPart, scope: str) -> tuple[Batch, dict[str, Stored]]:
         """Reads a batch; and where each input is then: two may read the same."""
         tensors, names = self._views[part.prefix].stored(scope)
-        batch = Batch(part.dataset, {}, Stored("task/rows"), tensors=tensors)
+        complete = self._views[part.prefix].complete
+        batch = Batch(part.dataset, {}, Stored("task/rows"), tensors=tensors, complete=complete)
         return batch, {name: Stored(stored) for name, stored in names.items()}
 
     def _name(self, part: PlannedPart, index: int) -> str:

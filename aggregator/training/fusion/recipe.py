@@ -24,7 +24,8 @@ from aggregator.fleet.columns import TableView
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
 from aggregator.training.fusion.programs import FusionPrograms
-from aggregator.training.fusion.releases import texts
+from aggregator.training.fusion.releases import TOLD, texts
+from aggregator.training.gap_reads import PRESENCE, reads
 from edge_attention.core.errors import InvalidTensor, NotFinite, Unavailable
 from edge_attention.core.fold import Fold, Tensors, add_tensors
 from edge_attention.core.messages.program import (
@@ -74,6 +75,9 @@ class FusionSamples:
     def rows(self, part: PlannedPart) -> tuple[Int64, Float32]:
         """The samples' rows in the part's dataset (0 where it lacks one), and 1 or 0: whether it has it."""
         rows = self.alignment.rows[part.source][self.positions]
+        ranks = self.alignment.ranks.get(part.prefix)
+        if ranks is not None:
+            rows = np.where(rows >= 0, ranks[rows], -1)
         return np.maximum(rows, 0), (rows >= 0).astype(np.float32)
 
 
@@ -132,6 +136,26 @@ class FusionRounds:
         wanted: dict[str, Wanted] = {"ids": (np.dtype(np.uint8), ("rows", 16))}
         parts = [(part.source, part) for part in sources]
         await self._trip(parts, program, lambda part: wanted, on, 0, Timer())
+        return found
+
+    async def told(self, role: str) -> dict[str, Mapping[str, Array]]:
+        """What the parts' datasets lack, by prefix, of those whose views need that role (releases.TOLD)."""
+        found: dict[str, Mapping[str, Array]] = {}
+
+        def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
+            return self._programs.told(part, role), {}
+
+        def wanted(part: PlannedPart) -> Mapping[str, Wanted]:
+            if role == PRESENCE:
+                return {"complete": (np.dtype(np.uint8), ("rows",))}
+            return dict.fromkeys(TOLD[role], (np.dtype(np.float64), (len(self._views[part.prefix].means),)))
+
+        def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
+            found[part.prefix] = tensors
+
+        parts = [(p.prefix, p) for p in self._plan.parts if role in reads(self._views[p.prefix], PRESENCE)]
+        if parts:
+            await self._trip(parts, program, wanted, on, 0, Timer())
         return found
 
     async def step(

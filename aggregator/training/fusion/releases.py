@@ -6,11 +6,15 @@ from collections.abc import Mapping
 
 from aggregator.fleet.columns import TableView
 from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
+from aggregator.training.gap_reads import MEANS, PRESENCE, reads
 from edge_attention.core.messages.training import PlannedGraph
-from edge_attention.core.release import GraphRule, Release, numbered, output
+from edge_attention.core.release import GraphRule, Release, every_row, numbered, output, table_source
 from edge_attention.graphs.attention import library
 
-__all__ = ["planned", "releases", "texts"]
+__all__ = ["TOLD", "planned", "releases", "texts"]
+
+TOLD: Mapping[str, tuple[str, ...]] = {PRESENCE: ("complete",), MEANS: ("sums", "counts")}
+"""What nodes tell of what their datasets lack, by role."""
 
 _FORWARD = library.digest("attention_batch_forward")
 _BACKWARD = library.digest("attention_batch_backward")
@@ -18,6 +22,21 @@ _BACKWARD = library.digest("attention_batch_backward")
 
 def releases(plan: FusionPlan, part: PlannedPart, view: TableView) -> Mapping[str, Release]:
     """The releases that the part's node needs, by role."""
+    return {**_of_part(plan, part, view), **_of_gaps(part, view)}
+
+
+def _of_gaps(part: PlannedPart, view: TableView) -> Mapping[str, Release]:
+    found = {}
+    for role, tensors in reads(view, PRESENCE).items():
+        rows = {
+            name: frozenset({every_row(table_source(view.dataset, tensor))})
+            for name, tensor in tensors.items()
+        }
+        found[role] = Release({part.gaps[role].digest: GraphRule(rows, _numbered(TOLD[role]))})
+    return found
+
+
+def _of_part(plan: FusionPlan, part: PlannedPart, view: TableView) -> Mapping[str, Release]:
     if part.kind == "encoder":
         encoder = {part.forward.digest: GraphRule(_rows(view, part.forward))}
         stored = {name: frozenset({output(part.forward.digest, name)}) for name in ("keys", "values")}
@@ -63,6 +82,7 @@ def planned(plan: FusionPlan, views: Mapping[str, TableView]) -> tuple[PlannedGr
             leaves = {"head_gradient": (part.gradient.digest, ("loss", "dfused", *_gradients(part)))}
             if plan.job.holdout:
                 leaves["head"] = (part.forward.digest, ("loss", *plan.job.head.metrics))
+        leaves |= {role: (part.gaps[role].digest, TOLD[role]) for role in needed if role in TOLD}
         for role, (digest, outputs) in leaves.items():
             release = needed.get(role)
             flag, text = (f"sha256:{release.digest}", release.text) if release is not None else ("", "")

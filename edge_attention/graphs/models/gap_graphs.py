@@ -1,4 +1,4 @@
-"""Graphs that a node runs before a run where rows lack values: how many are whole, and means."""
+"""Graphs that a node runs before a run where rows lack values: how many are whole, or which, and means."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from onnx import TensorProto
 from edge_attention.graphs.onnx_builder import FLOAT, Builder
 from edge_attention.graphs.onnx_file import BATCH, serialize
 
-__all__ = ["complete_graph", "means_graph"]
+__all__ = ["complete_graph", "means_graph", "presence_graph"]
 
-_DOUBLE = int(TensorProto.DOUBLE)
+_DOUBLE, _UINT8 = int(TensorProto.DOUBLE), int(TensorProto.UINT8)
 
 
 def complete_graph() -> bytes:
@@ -19,6 +19,14 @@ def complete_graph() -> bytes:
     present = b.input("present", FLOAT, [BATCH, "columns"])
     whole = b("ReduceMin", present, b.ints(1), keepdims=0)
     b.output("rows", b("ReduceSum", b("Cast", whole, to=_DOUBLE), keepdims=0), _DOUBLE, [])
+    return serialize(b.model())
+
+
+def presence_graph() -> bytes:
+    """Input `present` as above; output `complete` uint8 [rows]: 1 where a row has a value in every column."""
+    b = Builder("presence")
+    whole = b("ReduceMin", b.input("present", FLOAT, [BATCH, "columns"]), b.ints(1), keepdims=0)
+    b.output("complete", b("Cast", whole, to=_UINT8), _UINT8, [BATCH])
     return serialize(b.model())
 
 

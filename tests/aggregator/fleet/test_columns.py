@@ -198,10 +198,10 @@ def test_the_shape_of_a_row_is_known_before_the_model_is():
 
 
 @pytest.mark.parametrize("rule", [MissingRule.DROP, MissingRule.MEAN])
-def test_a_rule_that_only_federated_jobs_carry_out_is_refused_by_name_elsewhere(rule):
+def test_a_rule_that_only_jobs_carry_out_is_refused_by_name_elsewhere(rule):
     for spec in (
         TableSpec(missing=MissingValues(rule)),
         TableSpec(columns={"a": ColumnSpec((), False, MissingValues(rule))}),
     ):
-        with pytest.raises(InvalidArgument, match=f"missing = '{rule.value}' is carried out by federated"):
+        with pytest.raises(InvalidArgument, match=f"{rule.value!r} is carried out by jobs that train alone"):
             refuse_rules(spec)
