@@ -185,7 +185,7 @@ def _filled(part: PlannedPart, view: TableView, told: Mapping[str, Array] | None
     sums, counts = told["sums"], told["counts"]
     if not (np.isfinite(sums).all() and np.isfinite(counts).all() and (counts >= 0).all()):
         raise InvalidTensor(f"{part.source}: sums and counts of its columns are no numbers")
-    if not counts.all():
+    if not (counts >= 1).all():  # a share of a value is none
         name = view.means[int(np.argmin(counts))].name
         raise InvalidArgument(f"column {name!r} of {part.source} has no value, and so no mean; leave it out")
     return view.filled(dict(zip(view.means, (sums / counts).tolist(), strict=True)))
