@@ -443,7 +443,7 @@ def _fits(
     if not fits or not alike:
         raise InvalidArgument(
             f"{where} is {column.data_type.value} {list(column.shape)} a row, {takes}"
-            + ("" if fits else f"; not every value of it is exactly a {wanted.dtype}")
+            + ("" if fits else f"; not every value of it is {wanted.dtype} exactly")
         )
 
 

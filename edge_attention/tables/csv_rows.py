@@ -97,7 +97,7 @@ class CsvRows:
                     f"{self._path.name}, line {self._line}: a line of over {MAX_LINE:,} characters"
                 )
             if not self._begun:
-                if line.isspace():
+                if line.isspace() and not (self._dialect.separator == "\t" and "\t" in line):
                     self.blank += 1
                     continue
                 if line[0] == "#" and self._line > self._dialect.first and self._comment(line):

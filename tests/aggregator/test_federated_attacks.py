@@ -19,7 +19,7 @@ from test_federated_options import consensus
 
 from aggregator.engine.endings import to_the_end
 from aggregator.store.tensor_file import TensorFileWriter
-from aggregator.training.federated.export import export
+from aggregator.training.federated.export import ExportRequest, export
 from aggregator.training.federated.versions import Versions
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.program import Fault, Run, Stored
@@ -522,7 +522,7 @@ def test_a_model_is_exported_however_long_its_names_are(tmp_path):
     )
     values = {f"p/{k}": np.array([k, 2], np.float32) for k in range(len(names))}
     safetensors.numpy.save_file(values, parameters)
-    asyncio.run(export(model, parameters, names, out))
+    asyncio.run(export(model, parameters, ExportRequest(tuple(names)), out))
     trained = onnx.load(out)
     for k, tensor in enumerate(trained.graph.initializer):
         np.testing.assert_array_equal(numpy_helper.to_array(tensor), [k, 2])

@@ -37,7 +37,7 @@ def test_from_a_file_to_a_trained_model(tmp_path):
         with Client(fleet.address) as client:
             planned = client.plan(read_job(tmp_path / "job.toml"))
         releases = sorted({graph.release for graph in planned if graph.release})
-        assert {graph.role for graph in planned if graph.release} == {"update", "evaluate"}
+        assert {graph.role for graph in planned if graph.release} == {"update", "evaluate", "labels"}
         for line in block("nodes").splitlines():
             words = shlex.split(line)
             flags = dict(zip(words[1::2], words[2::2], strict=True))

@@ -148,7 +148,7 @@ def test_what_a_node_does_not_release_fails_the_run_with_the_flag_that_would(fle
 def test_a_column_that_does_not_fit_is_one_error_before_the_run_starts(fleet):
     before = len(fleet.client.runs())
     model = job(1).model
-    shape = r"is float32 \[8, 8\] a row, the model's input 'labels' takes int64 \[\]"
+    shape = r"is float32 \[8, 8\] a row, input 'labels' takes int64 \[\]"
     for inputs, error, said in (
         ({"labels": "image"}, InvalidArgument, rf"column 'image' of node 'a' {shape}"),
         ({"image": "pixels"}, NotFound, r"dataset 'digits' of node 'a' has no column 'pixels'.*image, label"),

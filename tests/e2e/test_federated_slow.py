@@ -71,7 +71,11 @@ def test_a_round_with_a_deadline_goes_on_without_a_node_that_hangs_and_says_so(f
 
 def test_without_a_deadline_a_round_waits_for_it_by_name(frozen):
     run = frozen.client.train(job(2))
-    until(lambda: re.search(rf"waits for {SLOW}: computes for [\d.]+ s", run.describe().waiting), "the wait")
+    until(
+        lambda: run.describe().waiting == f"{SLOW} to look at the labels", "the wait before the first round"
+    )
+    waits = rf"waits for {SLOW}: computes for [\d.]+ s"  # of the round, after 30 s of the other
+    until(lambda: re.search(waits, run.describe().waiting), "the wait", 90)
     said = run.describe()
     assert said.round == 0
     assert said.nodes["a"] == said.nodes["b"] == "done"

@@ -96,9 +96,9 @@ def test_it_answers_what_the_executor_answers(instructions):
     wanted = [plain(message) for message in box.execution().contributions()]
     if wanted[-1][2] is None:
         assert found == wanted
-    else:  # what is stored is looked up before the first graph runs, so that it may fail earlier
+    else:  # what is stored is looked up before the first graph runs: it may fail earlier, and for that
         assert found[-1][2] is not None
-        assert found[-1][2].name == wanted[-1][2].name
+        assert found[-1][2].name in (wanted[-1][2].name, "NotFound")
         assert found[:-1] == wanted[: len(found) - 1]
 
 

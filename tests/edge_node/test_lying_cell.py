@@ -136,4 +136,4 @@ def test_its_words_are_cut_and_harmless(lying, caplog):
         run(lying("no JSON"))
     said = [record.getMessage() for record in caplog.records if "cell says" in record.getMessage()]
     assert said
-    assert all(len(line) < 1000 and "\x1b" not in line for line in said)
+    assert all(len(line) < 2 * cell_process._LETTERS and "\x1b" not in line for line in said)

@@ -39,6 +39,7 @@ def values(table):
          {"separator": "semicolon", "decimal sign": "comma"}),
         ("a;b\n1;2.5\n", {"a": [1], "b": [2.5]}, {"separator": "semicolon", "decimal sign": "point"}),
         ("a\tb\n1\t2\n", {"a": [1], "b": [2]}, {"separator": "tab"}),
+        ("a\tb\n1\t2\n\t\n3\t4\n", {"a": [1, None, 3], "b": [2, None, 4]}, {"separator": "tab"}),
         ("a|b\n1|2\n", {"a": [1], "b": [2]}, {"separator": "bar"}),
         ("a:b\n1:2\n", {"a": [1], "b": [2]}, {"separator": "colon"}),
         ("a^b\n1^2\n", {"a": [1], "b": [2]}, {"separator": "'^'"}),

@@ -279,7 +279,8 @@ def test_dialling_and_finding_out_why_are_within_the_time_and_once_for_all(monke
         caller = Caller(grpc.aio.insecure_channel("127.0.0.1:1"), "nobody", explain=explain)
         ended = await asyncio.gather(*(describe(caller, 0.5) for _ in range(64)), return_exceptions=True)
         assert {type(error) for error in ended} <= {Unreachable, DeadlineExceeded}
-        assert asked == sum(type(error) is Unreachable for error in ended) > 0
+        # Whoever has no time left to find out why does not ask.
+        assert 0 < asked <= sum(type(error) is Unreachable for error in ended)
         await caller.close()
         assert time.monotonic() - began < 10
         assert len(threads) == 2, "one that dials, one that finds out"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,8 +50,11 @@ async def check_labels(
     programs: Programs,
     samples: Mapping[str, NodeSamples],
     seconds: float,
+    say: Callable[[str], None],
 ) -> str:
     """What whoever trains should know of the labels, or nothing.
+
+    `say` is told whose answer is waited for; nothing when that is over.
 
     Raises:
         InvalidArgument: labels, or weights of rows, that the loss cannot take: on which nodes, which column.
@@ -61,8 +64,14 @@ async def check_labels(
         return ""
     tasks = [asyncio.create_task(_ask(asker, programs, s), name=s.node) for s in samples.values()]
     try:
-        await asyncio.wait(tasks, timeout=min(seconds, SECONDS))
+        await asyncio.wait(tasks, timeout=min(1.0, seconds))
+        if late := [task for task in tasks if not task.done()]:
+            names = ", ".join(task.get_name() for task in late[:MAX_SHOWN])
+            others = f" and {len(late) - MAX_SHOWN} more" if len(late) > MAX_SHOWN else ""
+            say(f"{names}{others} to look at the labels")
+            await asyncio.wait(late, timeout=max(0.0, min(seconds, SECONDS) - 1.0))
     finally:
+        say("")
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)

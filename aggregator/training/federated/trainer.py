@@ -92,7 +92,9 @@ class FederatedTrainer:
         self._put_together(samples)
         if zeroth is None:
             seconds = min(self._patience, self._job.selection.deadline_seconds or self._patience)
-            note = await check_labels(self._id, self._asker, self._programs, samples, seconds)
+            note = await check_labels(
+                self._id, self._asker, self._programs, samples, seconds, lambda waits: self._say(waits, 0)
+            )
             self._note(note)
             everything, train = sum(rows.values()), sum(s.training for s in samples.values())
             counts = Samples(everything, 0, train, everything - train)

@@ -105,7 +105,7 @@ def test_whatever_rows_a_node_has_a_column_has_one_type(b, fits):
 def test_whole_floats_are_labels_and_fractions_are_not():
     floats = replace(LABEL, data_type=DataType.FLOAT32)
     assert view("*", {"a": of(AGE, DOSE, floats)})
-    with pytest.raises(InvalidArgument, match="not every value of it is exactly a int64"):
+    with pytest.raises(InvalidArgument, match="not every value of it is int64 exactly"):
         view("*", {"a": of(AGE, DOSE, replace(floats, int64=False))})
 
 
