@@ -65,6 +65,8 @@ def check(files: tuple[str, ...], job: Path | None, part: str | None, as_json: b
                 say(f"  input {one.name}: {', '.join(one.columns) or 'nothing'}")
                 for why in one.refused:
                     say(f"    refused: {why}")
+            if left_out := max((one.left_out for one in found), default=0):
+                say(f"  {left_out:,} of {checked.rows:,} rows lack a value and are left out")
         if len(checks) > 1:
             say(
                 "between the files:",

@@ -24,11 +24,18 @@ _ALL = "*"
 
 @dataclass(frozen=True)
 class InputFit:
-    """One input. `columns`: what it is made of, each with what is done to it. `refused`: why it would be."""
+    """One input.
+
+    Attributes:
+        columns: what it is made of, each with what is done to it.
+        refused: why it would be.
+        left_out: rows that lack a value in a column, of any input, whose rule is to leave such rows out.
+    """
 
     name: str
     columns: tuple[str, ...]
     refused: tuple[str, ...]
+    left_out: int = 0
 
 
 def fit(
@@ -87,7 +94,7 @@ def fit(
     if found and dropped.size and dropped.all():
         why = "no row is left: each lacks a value in one of the columns that rows are dropped by"
         found[-1] = replace(found[-1], refused=(*found[-1].refused, why))
-    return found
+    return [replace(one, left_out=int(dropped.sum())) for one in found]
 
 
 def _becomes(column: TableColumn, said: ColumnSpec, spec: TableSpec) -> str:

@@ -90,6 +90,10 @@ def test_what_rules_for_missing_values_come_to(tmp_path):
          "mass (numbers; 1 missing, read as the mean of all nodes)"],
         [],
     )  # fmt: skip
+    (tmp_path / "d.csv").write_text("a,b,c\n1,,1\n,2,\n3,4,5\n6,7,\n")
+    table = read_table(tmp_path / "d.csv")
+    some = prepared({"x": ["a", "b"], "labels": "c"}, {}, "drop", "inputs")
+    assert [one.left_out for one in fit(table, *some)] == [3, 3], "a row that lacks two is one row"
     (tmp_path / "d.csv").write_text("a,b\n1,\n,2\n")
     table = read_table(tmp_path / "d.csv")
     for_all = prepared({"x": ["a", "b"]}, {}, "drop", "inputs")
