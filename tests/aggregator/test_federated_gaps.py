@@ -14,7 +14,7 @@ from house import House, dataset
 from test_federated import ended, parameters
 
 from aggregator.fleet.columns import TableView, WantedInput, resolve
-from aggregator.training.federated.gaps import NodeGaps, reads, settled
+from aggregator.training.federated.gaps import NodeGaps, _is_count, reads, settled
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.link import Column, Dataset
 from edge_attention.core.messages.program import Batch, Program, Return, Run, Stored
@@ -159,6 +159,15 @@ VIEW = TableView("d", {}, (ColumnRead("a"),), (ColumnRead("b"),))
 
 def told(node, complete, total, count, rows=10):
     return NodeGaps(node, rows, complete, np.array([total]), np.array([count]))
+
+
+@pytest.mark.parametrize(
+    ("number", "good"),
+    [(0.0, True), (2.0**60, True), (2.0**61, False), (-1.0, False), (0.5, False), (float("nan"), False),
+     (float("inf"), False)],
+)  # fmt: skip
+def test_a_count_is_looked_at_at_once_however_many_rows_a_node_says_it_has(number, good):
+    assert _is_count(number, 1 << 60) is good
 
 
 def test_what_nodes_tell_is_settled():

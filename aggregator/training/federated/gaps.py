@@ -128,7 +128,12 @@ async def _ask(asker: Asker, plan: FederatedPlan, view: TableView, node: str, ro
     complete = float(arrays["rows"].reshape(-1)[0]) if "rows" in arrays else float(rows)
     none = np.zeros(len(view.means))
     sums, counts = arrays.get("sums", none), arrays.get("counts", none)
-    sound = complete in range(rows + 1) and np.isfinite(sums).all()
-    if not (sound and all(float(count) in range(rows + 1) for count in counts)):
+    sound = _is_count(complete, rows) and np.isfinite(sums).all()
+    if not (sound and all(_is_count(float(count), rows) for count in counts)):
         raise InvalidArgument("what it says of its rows is no count of them, or no number")
     return NodeGaps(node, rows, int(complete), sums, counts)
+
+
+def _is_count(number: float, most: int) -> bool:
+    """Whether a node's number is a count of up to `most`; not by `in range`, which tries each for a float."""
+    return 0 <= number <= most and number.is_integer()
