@@ -152,10 +152,11 @@ def _start(folder):
             finally:
                 wall, cpu = time.perf_counter_ns() - began, time.thread_time_ns() - cpu
                 if wall > 1e9 * STEP:
-                    held = wall - (self.delay() - delay)
+                    held, steal = wall - (self.delay() - delay), stolen() - steal
+                    cpu -= steal  # a kernel without accounting for it counts it as the thread's own time
                     if held > 1e9 * STEP:
                         waits = [after - before.get(tid, 0) for tid, after in self.others().items()]
-                        held -= min(wall, max(waits, default=0)) + stolen() - steal
+                        held -= min(wall, max(waits, default=0)) + steal
                     if max(held, cpu) > 1e9 * STEP:
                         now = work()
                         slow = max(now / least(now), 1.0)
