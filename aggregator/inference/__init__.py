@@ -1,0 +1,1 @@
+"""The recipe of whole models: deployed in parts over the fleet, and asked."""
