@@ -33,7 +33,7 @@ class CallerBound:
 
 @dataclass(frozen=True)
 class ProcessBound:
-    """Of one process that works on a model somebody sent (aggregator/training/apart.py): bounds
+    """Of one process that works on a model somebody sent (aggregator/engine/apart.py): bounds
     `NAME-seconds`, by the clock, `NAME-processor-seconds`, and `NAME-memory`, the bytes it may write to."""
 
     name: str

@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from aggregator.engine import scratch
 from aggregator.fleet.columns import TableView, row_shapes
-from aggregator.training import planner, scratch
+from aggregator.training import planner
 from aggregator.training.active import ActiveRun, Job
 from aggregator.training.federated import planner as federated_planner
 from aggregator.training.federated import releases as federated_releases

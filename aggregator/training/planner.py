@@ -1,6 +1,6 @@
 """Makes a job's plan in a process of its own: models are foreign, and what one takes of memory goes with it.
 
-    python -m aggregator.training.planner FOLDER        (by aggregator/training/apart.py)
+    python -m aggregator.training.planner FOLDER        (by aggregator/engine/apart.py)
 
 `FOLDER/request.json` names the encoded job and where the files are. Left there: `plan.json`, the graphs as
 `<digest>.onnx`, the initial parameters as `initial.safetensors`; or `error.json`, an error of the catalogue.
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aggregator.bounds.bounds import PLANNING_PROCESS
-from aggregator.training import apart
+from aggregator.engine import apart
 from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.training import FederatedJob, FusionJob, StartRunRequest

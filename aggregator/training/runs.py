@@ -17,11 +17,11 @@ from pathlib import Path
 
 from aggregator.bounds.bounds import JOB_BYTES, RUNS, RUNS_KEPT
 from aggregator.bounds.budget import Budgets, Lease
+from aggregator.engine import scratch
 from aggregator.engine.endings import to_the_end
 from aggregator.store.folder import FULL
 from aggregator.store.parameters import Stream
 from aggregator.store.state import RunRow
-from aggregator.training import scratch
 from aggregator.training.active import ActiveRun, Job, evaluation_due
 from aggregator.training.curve import POINTS
 from aggregator.training.federated.export import ExportRequest, export

@@ -22,9 +22,10 @@ from house import House, until
 from onnx import helper
 
 from aggregator.bounds.bounds import GIB, MIB, PLANNING_PROCESS, ProcessBound
-from aggregator.training import apart, planner
+from aggregator.engine import apart
+from aggregator.engine.scratch import SCRATCH
+from aggregator.training import planner
 from aggregator.training.job_recipes import FusionRecipe
-from aggregator.training.scratch import SCRATCH
 from aggregator.training.services import Services
 from edge_attention.core.errors import GraphDied, InvalidArgument, InvalidGraph, OutOfMemory
 from edge_attention.core.messages.attention import AttendRequest, ContextSpec
@@ -182,7 +183,7 @@ def test_a_run_of_an_earlier_release_is_planned_once_more():
 SLEEPER = """
 import asyncio
 from aggregator.bounds.bounds import ProcessBound
-from aggregator.training import apart
+from aggregator.engine import apart
 asyncio.run(apart.run(ProcessBound("t", 60, 60, 1 << 30), "t", "http.server", "0", "--bind", "127.0.0.1"))
 """
 

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from aggregator.bounds.bounds import EXPORT_PROCESS
+from aggregator.engine import apart
 from aggregator.store.tensor_file import TensorFile
-from aggregator.training import apart
 from edge_attention.core.messages.training import NewHead
 
 WHAT = "writing the trained model"

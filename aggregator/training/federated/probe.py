@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from aggregator.bounds.bounds import PROBE_PROCESS
+from aggregator.engine import apart
 from aggregator.store.tensor_file import TensorFile
-from aggregator.training import apart
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.printable import RUNTIME_WORDS
 from edge_attention.core.tensors import Array

@@ -1,6 +1,6 @@
 """Work on what users bring, in a process of its own: what it takes goes with it, and what it ends is itself.
 
-    python -m aggregator.training.apart BOUNDS MODULE ARGUMENTS...
+    python -m aggregator.engine.apart BOUNDS MODULE ARGUMENTS...
 
 The aggregator starts it so (`run`); there it takes its bounds upon itself before anything else, and goes on
 as `python -m MODULE ARGUMENTS...` would.
@@ -64,7 +64,7 @@ async def run(
         given.write(data)
         given.seek(0)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "aggregator.training.apart", bounds, module, *arguments,
+            sys.executable, "-m", "aggregator.engine.apart", bounds, module, *arguments,
             stdin=given, env=os.environ | (environment or {}), start_new_session=True,
         )  # fmt: skip
     try:
