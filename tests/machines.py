@@ -19,6 +19,7 @@ from edge_attention.core.fold import Fold
 from edge_attention.core.rounds.buffered import Buffered
 from edge_attention.core.rounds.credit import Outbox
 from edge_attention.core.rounds.synchronous import Round
+from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.trust.renewal import Renewal
 from edge_node.cell.state import CellState
 from edge_node.session import Session
@@ -31,6 +32,7 @@ MACHINES: tuple[type, ...] = (
     Exchange,
     Fold,
     Lease,
+    Meetings,
     Membership,
     Outbox,
     Renewal,
