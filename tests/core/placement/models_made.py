@@ -8,9 +8,9 @@ from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeB
 from edge_attention.core.placement.cuts.costs import (
     AttentionBytes,
     LayerCosts,
+    LayerWork,
     ModelCosts,
     Sharing,
-    LayerWork,
 )
 from edge_attention.core.schedule.plan import Cut
 

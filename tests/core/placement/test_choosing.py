@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
-from edge_attention.core.placement.cuts.choice import FAMILIES, PredictedPlan, PlanWanted
+from edge_attention.core.placement.cuts.choice import FAMILIES, PlanWanted, PredictedPlan
 from edge_attention.core.placement.cuts.choosing import choose
 from edge_attention.core.placement.cuts.costs import ModelCosts
 from edge_attention.core.placement.cuts.groups import BoxKinds, manners

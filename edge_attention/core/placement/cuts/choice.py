@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 
-__all__ = ["FAMILIES", "Choice", "PredictedPlan", "PlanWanted", "family_of"]
+__all__ = ["FAMILIES", "Choice", "PlanWanted", "PredictedPlan", "family_of"]
 
 FAMILIES = ("replicate", "batch", "layers", "heads", "tokens")
 """What `--plan` may name, beside `auto` and a file."""

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
-from edge_attention.core.placement.cuts.choice import Choice, PredictedPlan, PlanWanted, family_of
+from edge_attention.core.placement.cuts.choice import Choice, PlanWanted, PredictedPlan, family_of
 from edge_attention.core.placement.cuts.costs import ModelCosts
-from edge_attention.core.placement.cuts.groups import BoxKinds, KindCounts, GroupOption, group_options
+from edge_attention.core.placement.cuts.groups import BoxKinds, GroupOption, KindCounts, group_options
 from edge_attention.core.placement.cuts.predicting import StagePlanned, predict_replicas, predict_stages
 from edge_attention.core.schedule.plan import Cut
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edge_attention.core.schedule.plan import Cut
 
-__all__ = ["AttentionBytes", "LayerCosts", "ModelCosts", "Sharing", "LayerWork"]
+__all__ = ["AttentionBytes", "LayerCosts", "LayerWork", "ModelCosts", "Sharing"]
 
 
 @dataclass(frozen=True)

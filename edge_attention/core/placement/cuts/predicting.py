@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
-from edge_attention.core.placement.cuts.choice import PredictedPlan, PlanWanted
+from edge_attention.core.placement.cuts.choice import PlanWanted, PredictedPlan
 from edge_attention.core.placement.cuts.costs import ModelCosts
 from edge_attention.core.placement.cuts.stages import Manner, stage_costs
 from edge_attention.core.schedule.plan import CutPlan, Stage
