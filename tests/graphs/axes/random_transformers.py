@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from transformer_layers import MASKED, attended, block, normalised
 from transformer_writer import FLOAT, INT64, ModelWriter
 
-__all__ = ["TransformerRecipe", "feeds_of", "recipe_of", "recipes", "transformer"]
+__all__ = ["TransformerRecipe", "feeds_of", "recipe_of", "recipes", "sizes_of", "transformer"]
 
 Feeds = dict[str, NDArray[Any]]
 VOCABULARY = 11
@@ -253,6 +253,14 @@ def feeds_of(
     if recipe.positions == "given":
         feeds["position_ids"] = np.tile(np.arange(tokens), (batch, 1))
     return feeds
+
+
+def sizes_of(recipe: TransformerRecipe) -> dict[str, int]:
+    """What the names in the shapes of its inputs stand for."""
+    if not recipe.dynamic:
+        return {}
+    sizes = {"batch": recipe.batch, "tokens": recipe.tokens}
+    return sizes | ({"memory": recipe.memory} if recipe.memory else {})
 
 
 def _embedded(
