@@ -20,7 +20,7 @@ from edge_attention.core.schedule.schedule import (
     TensorForm,
 )
 
-__all__ = ["PartTraffic", "Traffic", "halved", "traffic_of"]
+__all__ = ["PartTraffic", "Traffic", "halved", "segment_bytes", "traffic_of"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def traffic_of(schedule: Schedule, *, halves: bool = False) -> Traffic:
     for step in schedule.steps:
         most = (0, 0)
         for segment in step.segments:
-            down, up = _segment_bytes(schedule, segment, small)
+            down, up = segment_bytes(schedule, segment, small)
             received[segment.part] += down
             sent[segment.part] += up
             trips[segment.part] += 1
@@ -91,7 +91,8 @@ def halved(schedule: Schedule) -> frozenset[str]:
     )
 
 
-def _segment_bytes(schedule: Schedule, segment: ModelSegment, small: frozenset[str]) -> tuple[int, int]:
+def segment_bytes(schedule: Schedule, segment: ModelSegment, small: frozenset[str]) -> tuple[int, int]:
+    """Bytes a segment is sent, and sends; boundaries in `small` take half."""
     down = 0
     for source in segment.inputs.values():
         match source:

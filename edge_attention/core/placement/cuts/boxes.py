@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 
 from edge_attention.core.placement.cuts.costs import LayerWork
 
-__all__ = ["BoxLink", "BoxLinks", "ComputeBox"]
+__all__ = ["HALF_ROWS", "BoxLink", "BoxLinks", "ComputeBox"]
 
 HALF_ROWS = 8.0
 """Rows of a matrix product at which half of a box's speed is lost: 32 rows lose a fifth of it."""
+
+MOVED_A_FLOP = 0.28
+"""Bytes that other operators move while products do a flop, most of them in caches (measured on x86)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class ComputeBox:
 
     Attributes:
         flops: a second, in matrix products of many rows.
-        moved: bytes a second that other operators read and write.
+        moved: bytes a second that other operators read and write; 0: MOVED_A_FLOP of `flops`.
         operator_seconds: what each operator costs beside.
         memory: bytes it has for weights; a session's copy is what counts.
         slowness: measured seconds by predicted ones; 1 where nothing was measured.
@@ -36,22 +39,23 @@ class ComputeBox:
 
     name: str
     flops: float
-    moved: float = 8e9
-    operator_seconds: float = 4e-6
+    moved: float = 0.0
+    operator_seconds: float = 2e-6
     memory: float = math.inf
     slowness: float = 1.0
     machine: str = ""
     cores: float = math.inf
 
     def __post_init__(self) -> None:
-        if not (self.flops > 0 and self.moved > 0 and self.slowness > 0 and self.cores > 0):
+        if not (self.flops > 0 and self.moved >= 0 and self.slowness > 0 and self.cores > 0):
             raise ValueError(f"box {self.name!r}: speeds, slowness and cores are numbers above 0")
 
     def seconds(self, work: LayerWork, rows: float) -> float:
-        """What the work takes, its products having so many rows."""
-        efficiency = rows / (rows + HALF_ROWS) if rows > 0 else 1.0
+        """What the work takes with products of so many rows; infinitely many: flops count what few lose."""
+        efficiency = 1 / (1 + HALF_ROWS / rows) if rows > 0 else 1.0
         products = work.flops / (self.flops * efficiency)
-        others = work.moved / self.moved + work.operators * self.operator_seconds
+        moved = self.moved or MOVED_A_FLOP * self.flops
+        others = work.moved / moved + work.operators * self.operator_seconds
         return self.slowness * (products + others)
 
 
