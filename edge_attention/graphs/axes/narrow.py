@@ -1,0 +1,145 @@
+"""Where a model can be cut into layers: places where one activation is alive.
+
+Between two nodes, in their order, everything that was made and is still read must pass. In most models there
+is a place before each attention and before each feed-forward layer where that is one activation, besides
+masks and positions, which follow from the model's inputs without any product: who needs them makes them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import numpy as np
+
+from edge_attention.core.schedule.schedule import TensorForm
+from edge_attention.graphs.axes.bound import BoundGraph
+from edge_attention.graphs.axes.model_axes import Axes
+from edge_attention.graphs.axes.naming import products_in
+from edge_attention.graphs.reading.needed import graphs_in, reads
+
+__all__ = ["NarrowPlace", "bytes_of", "from_inputs", "layer_bytes", "narrow_places"]
+
+_SMALL_TABLE = 1 << 16
+"""Elements of a weight (an embedding of distances, of positions) that whoever makes a mask anew may read."""
+_SMALL = 8
+"""What passes beside the activation may be as large as this part of it."""
+_LONG = 12
+"""Products from the first to the last that reads it: what an encoder gives each layer of a decoder."""
+
+
+@dataclass(frozen=True)
+class NarrowPlace:
+    """A place between two nodes.
+
+    Attributes:
+        before: number of the node that comes next.
+        alive: the activation that passes.
+        beside: what else passes: small things, and what is read in many layers. Not what is made anew.
+        size: bytes of all that passes.
+    """
+
+    before: int
+    alive: str
+    beside: tuple[str, ...]
+    size: int
+
+
+def bytes_of(form: TensorForm) -> int:
+    return prod(form.shape) * np.dtype(form.dtype).itemsize
+
+
+def from_inputs(axes: Axes) -> frozenset[str]:
+    """What follows from the model's inputs, constants and small tables without a product: masks, positions.
+
+    It is cheap to make wherever it is needed, and passes no border. Constants are in it, too, and what is
+    made of them.
+    """
+    bound = axes.bound
+    products = products_in(axes)
+    found = {*bound.inputs, *axes.static}
+    for number, node in enumerate(bound.nodes):
+        names = reads(node)
+        tables = [name for name in names if name in bound.weights]
+        small = all(prod(bound.shape(name)) <= _SMALL_TABLE for name in tables)
+        known = not any(name in bound.unknown for name in (*names, *node.output))
+        if names <= found and small and known and number not in products and not any(graphs_in(node)):
+            found.update(name for name in node.output if name)
+    return frozenset(found)
+
+
+def narrow_places(axes: Axes) -> tuple[NarrowPlace, ...]:
+    """The borders of a model's layers, in order; n of them make n + 1 layers. None: it has one layer.
+
+    In each layer something is multiplied with a weight.
+    """
+    bound = axes.bound
+    free = from_inputs(axes)
+    products = products_in(axes)
+    last = {name: number for number, node in enumerate(bound.nodes) for name in reads(node)}
+    outputs = frozenset(bound.outputs)
+    passing = _passing(bound, products)
+    alive: set[str] = set()
+    runs: list[list[NarrowPlace]] = []
+    multiplied = False
+    for number, node in enumerate(bound.nodes):
+        if number in products and node.output[0] not in axes.static:
+            multiplied = True
+        alive |= {name for name in node.output if name in last and name not in free}
+        alive = {name for name in alive if last[name] > number}
+        place = _place(number + 1, alive, passing, bound) if alive else None
+        if place is not None and not outputs >= alive:
+            if multiplied or not runs:
+                runs.append([])
+            multiplied = False
+            runs[-1].append(place)
+    if runs and not multiplied:  # nothing is multiplied behind the last
+        runs.pop()
+    if runs and not _multiplies(axes, products, runs[0][0].before):  # nor before the first: embeddings alone
+        runs = runs[1:]
+    return tuple(min(run, key=lambda place: place.size) for run in runs)
+
+
+def _multiplies(axes: Axes, products: frozenset[int], before: int) -> bool:
+    return any(n < before and axes.bound.nodes[n].output[0] not in axes.static for n in products)
+
+
+def _passing(bound: BoundGraph, products: frozenset[int]) -> frozenset[str]:
+    """What is read here and there over many layers: it passes their borders beside the activation."""
+    order = sorted(products)
+    return frozenset(
+        name
+        for name, readers in bound.readers.items()
+        if bisect_left(order, readers[-1]) - bisect_left(order, readers[0]) >= _LONG
+    )
+
+
+def _place(before: int, alive: set[str], passing: frozenset[str], bound: BoundGraph) -> NarrowPlace | None:
+    """The place, if one activation passes it."""
+    if any(name in bound.unknown for name in alive):
+        return None
+    new = sorted(alive - passing) or sorted(alive)
+    name = max(new, key=lambda name: bytes_of(bound.specs[name]))
+    form = bound.specs[name]
+    if not form.dtype.startswith(("float", "bfloat")):
+        return None
+    size = bytes_of(form)
+    if any(_SMALL * bytes_of(bound.specs[other]) > size for other in new if other != name):
+        return None
+    beside = tuple(sorted(alive - {name}))
+    return NarrowPlace(before, name, beside, size + sum(bytes_of(bound.specs[other]) for other in beside))
+
+
+def layer_bytes(axes: Axes, places: Sequence[NarrowPlace]) -> tuple[int, ...]:
+    """Bytes of the weights that each layer reads, in order; what several read counts in each."""
+    bound = axes.bound
+    borders = [0, *(place.before for place in places), len(bound.nodes)]
+    found = []
+    for start, stop in pairwise(borders):
+        read = {name for node in bound.nodes[start:stop] for name in reads(node) if name in bound.weights}
+        sizes = {(bound.weights[name], bound.piece(name)): bytes_of(bound.specs[name]) for name in read}
+        found.append(sum(sizes.values()))
+    return tuple(found)
