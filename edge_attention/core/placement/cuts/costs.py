@@ -75,6 +75,8 @@ class LayerCosts:
             NONE needs no entry.
         attentions: in order.
         sums: bytes of each tensor that parts by heads add up, in order.
+        again: bytes of weights that an earlier layer reads, too: (how many layers before, bytes), as of an
+            embedding that is the last product's matrix as well. Who has both layers holds them once.
     """
 
     work: LayerWork
@@ -83,6 +85,7 @@ class LayerCosts:
     shared: Mapping[Cut, Sharing]
     attentions: tuple[AttentionBytes, ...] = ()
     sums: tuple[int, ...] = ()
+    again: tuple[tuple[int, int], ...] = ()
 
     def part_work(self, cut: Cut, share: float) -> LayerWork:
         return self.work if cut is Cut.NONE else self.work.shared(self.shared[cut].work, share)
@@ -115,7 +118,22 @@ class ModelCosts:
 
     @property
     def weights(self) -> int:
-        return sum(layer.weights for layer in self.layers)
+        """Bytes of all weights, each once."""
+        return sum(layer.weights for layer in self.layers) - self.held_twice(range(len(self.layers)))
+
+    def held(self, layers: range, cut: Cut, share: float) -> float:
+        """Bytes of weights of a part that has `share` of these layers."""
+        each = sum(self.layers[number].part_weights(cut, share) for number in layers)
+        return max(each - self.held_twice(layers), 0.0)
+
+    def held_twice(self, layers: range) -> int:
+        """Bytes that the layers' own sums count more often than once."""
+        return sum(
+            size
+            for number in layers
+            for before, size in self.layers[number].again
+            if number - before >= layers.start
+        )
 
     def allows(self, cut: Cut, layers: range) -> bool:
         """Whether parts can share these layers so."""

@@ -177,7 +177,12 @@ class _Costing:
                 took[start, stop] = took[start, stop - 1] + (rows[kind].seconds if kind >= 0 else math.inf)
         took[np.tril_indices(count + 1)] = np.inf
         memory = np.array([box.memory for box in boxes])
-        took[(sums(lambda row: row.weights) > memory).any(axis=2)] = np.inf
+        twice = np.zeros((count + 1, count + 1, 1))
+        if any(layer.again for layer in self._model.layers):
+            for start in range(count):
+                for stop in range(start + 1, count + 1):
+                    twice[start, stop] = self._model.held_twice(range(start, stop))
+        took[(sums(lambda row: row.weights) - twice > memory).any(axis=2)] = np.inf
         busy, down, up = sums(lambda r: r.busy), sums(lambda r: r.down), sums(lambda r: r.up)
         ends: dict[tuple[float, float, bool, bool], StageCosts] = {}
         occupied = np.full_like(took, np.inf)
@@ -243,9 +248,10 @@ class _Costing:
 
     def _fits(self, units: tuple[int, ...]) -> bool:
         shares = self._shares(units)
-        cut = self._manner.cut
-        layers = [layer for layer in self._model.layers if cut in layer.shared]
+        if any(kind < 0 for kind in self._kind):
+            return True  # some layers are elsewhere: each run of layers is looked at for itself
+        every = range(len(self._model.layers))
         return all(
-            sum(layer.part_weights(cut, share) for layer in layers) <= box.memory
+            self._model.held(every, self._manner.cut, share) <= box.memory
             for box, share in zip(self._boxes, shares, strict=True)
         )

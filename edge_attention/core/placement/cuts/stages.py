@@ -14,7 +14,7 @@ and one more trip for the stage, in which its input comes and its output goes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.costs import LayerCosts, ModelCosts
@@ -83,7 +83,7 @@ def stage_costs(
     for number in layers:
         layer = model.layers[number]
         total += layer_costs(layer, model.rows, manner, boxes, shares, links, scale)
-    return total
+    return replace(total, weights=tuple(model.held(layers, manner.cut, share) for share in shares))
 
 
 def layer_costs(
