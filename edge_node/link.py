@@ -29,7 +29,7 @@ from edge_attention.core.errors import (
     UnknownProgram,
 )
 from edge_attention.core.messages import link as said
-from edge_attention.core.messages.program import Call, Contribution, Program
+from edge_attention.core.messages.program import CALL_BYTES, Call, Contribution, Program
 from edge_attention.core.transitions import told
 from edge_attention.metrics.node import NodeMetrics
 from edge_attention.trust.dial import Dial
@@ -58,7 +58,7 @@ from edge_node.session import (
     Start,
 )
 from edge_node.short import SHORT_SECONDS, Short, kind_of
-from edge_node.transfers import NODE_STREAM, Transfers, is_large, split
+from edge_node.transfers import INLINE, NODE_STREAM, Transfers, in_messages, is_large, split
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +68,18 @@ BACKLOG = 16 * 1024 * 1024
 
 
 class _Work:
-    """A task that is ready to run, and what of it is still to come. `kind`: see `short.kind_of`."""
+    """A task that is ready to run, and what of it is still to come.
 
-    def __init__(self, execution: Execution | DirectCall, stop: Stop, kind: Hashable | None) -> None:
+    `kind`: see `short.kind_of`; `inline`: bytes of tensors that a message of it has.
+    """
+
+    def __init__(
+        self, execution: Execution | DirectCall, stop: Stop, kind: Hashable | None, inline: int
+    ) -> None:
         self.execution = execution
         self.stop = stop
         self.kind = kind
+        self.inline = inline
         self._running = execution.contributions()
         self.contributions: Iterator[Contribution] = self._running
 
@@ -324,7 +330,7 @@ class NodeLink:
 
     def _call(self, call: Call, prepared: Prepared, stop: Stop) -> None:
         direct, graphs = prepared.direct, self._loaded(prepared.wanted)
-        if direct is None or len(graphs) < len(prepared.wanted):
+        if direct is None or len(graphs) < len(prepared.wanted) or call.bulk_tensors:
             return self._carry_out(prepared.called(call), prepared.wanted, prepared, stop)
 
         def execution() -> Execution:
@@ -333,7 +339,7 @@ class NodeLink:
         layout = self._node.store.layout
         kind = direct.kind(layout, lambda: self._kind(prepared.called(call), graphs))
         task = DirectCall(call, direct, prepared.tensors(call), graphs, self._node.store, stop, execution)
-        self._run(_Work(task, stop, kind), call.deadline_seconds)
+        self._run(_Work(task, stop, kind, _inline(prepared)), call.deadline_seconds)
 
     def _carry_out(
         self, program: Program, wanted: Collection[str], prepared: Prepared | None, stop: Stop
@@ -342,7 +348,7 @@ class NodeLink:
         ready = prepared is None or prepared.ready
         execution = self._execution(program, graphs, stop)
         if ready and not program.bulk_tensors and len(graphs) == len(wanted):
-            work = _Work(execution, stop, self._kind(program, graphs))
+            work = _Work(execution, stop, self._kind(program, graphs), _inline(prepared))
             return self._run(work, program.deadline_seconds)
         missing = [digest for digest in wanted if digest not in graphs]
         task = asyncio.create_task(self._fetch(program, missing, graphs, execution, stop, prepared))
@@ -372,7 +378,7 @@ class NodeLink:
     ) -> None:
         try:
             await self._parts.fetch(task, program.bulk_tensors, graphs, missing, prepared, stop)
-            self._queue(_Work(task, stop, None))
+            self._queue(_Work(task, stop, None, _inline(prepared)))
         except Exception as error:
             self._fail(task, stop, error)
 
@@ -425,7 +431,7 @@ class NodeLink:
         began = self._loop.time()
         contributions = work.contributions
         for message in contributions:
-            if is_large(message) or self._session.outbox.backlog > BACKLOG:
+            if is_large(message, work.inline) or self._session.outbox.backlog > BACKLOG:
                 # It has to wait for something after all, which a worker can.
                 work.contributions = itertools.chain([message], contributions)
                 self._short.took(work.kind, math.inf, self._loop.time(), on_loop=True)
@@ -449,9 +455,9 @@ class NodeLink:
         """
         number, plain = 0, True
         try:
-            for message in work.contributions:
+            for message in self._messages(work):
                 number = message.number
-                message, blobs = split(message)
+                message, blobs = split(message, work.inline)
                 data = from_node.encode(message)
                 if blobs or self._session.outbox.backlog > BACKLOG:
                     plain = False
@@ -464,6 +470,18 @@ class NodeLink:
         finally:
             work.close()
         return message, data, plain
+
+    @staticmethod
+    def _messages(work: _Work) -> Iterator[Contribution]:
+        """The task's contributions; of a call that may bring much, tensors are in messages that hold them."""
+        more = 0
+        for message in work.contributions:
+            if work.inline <= INLINE or not is_large(message, work.inline):
+                yield replace(message, number=message.number + more) if more else message
+                continue
+            parts = in_messages(replace(message, number=message.number + more), work.inline)
+            more += len(parts) - 1
+            yield from parts
 
     async def _make_way(self, blobs: dict[str, memoryview], stop: Stop) -> None:
         await self._transfers.upload_all(blobs, stop)
@@ -514,6 +532,11 @@ class NodeLink:
 
 def _late(stop: Stop, seconds: float) -> None:
     stop.set(DeadlineExceeded(f"the task was not done in its {seconds} s"))
+
+
+def _inline(prepared: Prepared | None) -> int:
+    """Bytes of tensors up to which a message of a task has them itself."""
+    return CALL_BYTES if prepared is not None and prepared.program.frozen else INLINE
 
 
 def _named(asked: Program | Call) -> Program:

@@ -12,13 +12,15 @@ import asyncio
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_attention.core.errors import InvalidProgram, OutOfMemory, UnknownProgram
+from edge_attention.core.errors import InvalidProgram, UnknownProgram
 from edge_attention.core.messages.program import (
     MAX_SLOTS,
     Append,
@@ -40,20 +42,17 @@ from edge_node.limits import graphs_of
 from edge_node.runtime import ForeignGraph, Graph, Runtime
 from edge_node.store.store import Held, Store
 
+if TYPE_CHECKING:
+    from edge_node.frozen import FrozenSession, FrozenSessions, SessionKey
+
 __all__ = ["BoundRun", "Prepared", "PreparedPrograms"]
 
-MAX_PREPARED = 1024
+MAX_PREPARED = 2048
 """Prepared programs that a node keeps; those least recently called go first, and are sent again if called."""
-PREPARED_BYTES = 4 * 1024 * 1024
+PREPARED_BYTES = 16 * 1024 * 1024
 """Bytes of them together, as they came; and beyond that one."""
 MAX_FROZEN = 1024
 """Tensors that a program freezes."""
-FROZEN_PROGRAMS = 64
-"""Of the prepared programs those that freeze something."""
-FROZEN_PART = 0.5
-"""Of the node's memory that frozen tensors take, at most: the rest is for what tasks store."""
-_PACKED = 2
-"""Times its bytes that a frozen tensor takes: as a constant in a file, and packed in the session of it."""
 
 
 class Prepared:
@@ -80,12 +79,13 @@ class Prepared:
         for slot in program.slots:
             check_size(f"slot {slot.name}", slot.shape, np.dtype(slot.data_type.value).itemsize, slot.nbytes)
         names += [require_stored(frozen.stored) for frozen in program.frozen]
-        if len(set(names)) < len(names):
+        self._names = frozenset(names)
+        if len(self._names) < len(names):
             raise InvalidProgram("a prepared program names a slot or a frozen tensor twice")
         self._slots = [(s.name, np.dtype(s.data_type.value), s.shape, s.nbytes) for s in program.slots]
         self.slot_bytes = sum(slot.nbytes for slot in program.slots)
-        self.reserved = 0
-        """Bytes of the store that are counted for what is frozen."""
+        self.sessions: list[FrozenSession] = []
+        """Those that what it freezes is part of."""
         self.freezing: asyncio.Task[None] | None = None
         self.direct: DirectProgram | None = None
         if program.frozen:
@@ -104,10 +104,14 @@ class Prepared:
         self.direct = None if self.program.releases else DirectProgram.of(instructions, self.program.slots)
 
     def called(self, call: Call) -> Program:
-        """The program that `call` stands for. Raises as `tensors`."""
+        """The program that `call` stands for. Raises as `tensors`, and InvalidProgram for one in bulk that is
+        a slot, or frozen."""
+        bulk = call.bulk_tensors
+        if bulk and (taken := {tensor.name for tensor in bulk} & self._names):
+            raise InvalidProgram(f"{min(taken)} is a slot, or frozen: it does not come in bulk")
         return Program(
             call.task_id, call.shard, call.coverage, self.instructions, call.version, call.deadline_seconds,
-            self.tensors(call), (), call.caller, self.program.releases,
+            self.tensors(call), bulk, call.caller, self.program.releases,
         )  # fmt: skip
 
     def tensors(self, call: Call) -> dict[str, Array]:
@@ -146,6 +150,12 @@ class PreparedPrograms:
         self._lock = threading.Lock()
         self._serials = itertools.count()
 
+    @cached_property
+    def _sessions(self) -> FrozenSessions:
+        from edge_node.frozen import FrozenSessions  # a node of which nothing is frozen spares it
+
+        return FrozenSessions(self._store, self._drop)
+
     def __len__(self) -> int:
         return len(self._kept)
 
@@ -176,13 +186,6 @@ class PreparedPrograms:
             self._bytes += prepared.size
             while len(self._kept) > 1 and (len(self._kept) > MAX_PREPARED or self._bytes > PREPARED_BYTES):
                 self._drop(next(iter(self._kept.values())))
-            frozen = (
-                [kept for kept in self._kept.values() if kept.program.frozen]
-                if prepared.program.frozen
-                else []
-            )
-            for kept in frozen[:-FROZEN_PROGRAMS]:
-                self._drop(kept)
         return prepared
 
     def forget(self, scope: str) -> None:
@@ -201,13 +204,12 @@ class PreparedPrograms:
             InvalidGraph: the graph cannot be used so.
             OutOfMemory: it does not fit beside what is stored.
         """
+        known = {frozen.stored: frozen.digest for frozen in prepared.program.frozen}
         held = {frozen.stored: self._taken(frozen) for frozen in prepared.program.frozen}
-        times = [1 if one.origin is not None else _PACKED for one in held.values()]
-        self._reserve(
-            prepared, sum(n * one.array.nbytes for n, one in zip(times, held.values(), strict=True))
-        )
         try:
-            sessions: dict[tuple[str, tuple[tuple[str, str], ...]], Graph | ForeignGraph] = {}
+            private = [(name, one) for name, one in held.items() if one.origin is not None]
+            if private:
+                self._joined(prepared, ("", (("", id(prepared)),)), private)
 
             def bound(run: Run) -> Instruction:
                 names = _frozen_inputs(run, held)
@@ -215,16 +217,10 @@ class PreparedPrograms:
                     return run
                 constants = {i: held[n] for i, n in names.items() if held[n].origin is None}
                 given = {i: held[n] for i, n in names.items() if held[n].origin is not None}
-                key = run.graph, tuple(sorted((i, names[i]) for i in constants))
-                session = sessions.get(key)
-                if session is None:
-                    session = graphs[run.graph]
-                    if constants:
-                        arrays = {i: one.array for i, one in constants.items()}
-                        # Not by what is in it: its digest would tell of that.
-                        called = sha256(f"{run.graph}/{next(self._serials)}/{key[1]}".encode()).hexdigest()
-                        session = self._runtime.frozen(session, called, arrays)
-                    sessions[key] = session
+                session = graphs[run.graph]
+                if constants:
+                    told = tuple((i, _told(constants[i], known[names[i]])) for i in sorted(constants))
+                    session = self._session(prepared, (run.graph, told), names, constants, session)
                 rest = {i: value for i, value in run.inputs.items() if i not in names}
                 return BoundRun(run.graph, rest, run.outputs, session, constants, given)
 
@@ -232,12 +228,50 @@ class PreparedPrograms:
             wanted = frozenset(run.graph for run in _runs(instructions) if not isinstance(run, BoundRun))
         except BaseException:
             with self._lock:
-                self._release(prepared)
+                self._leave(prepared)
             raise
         prepared.carry_out(instructions, wanted)
         with self._lock:
             if self._kept.get(prepared.digest) is not prepared:
-                self._release(prepared)  # it has gone meanwhile: who waits for it runs it, and no one else
+                self._leave(prepared)  # it has gone meanwhile: who waits for it runs it, and no one else
+
+    def _joined(
+        self, prepared: Prepared, key: SessionKey, constants: Collection[tuple[str, Held]]
+    ) -> tuple[FrozenSession, bool]:
+        with self._lock:
+            found, new = self._sessions.join(key, constants, prepared, self._kept.values())
+            if found not in prepared.sessions:
+                prepared.sessions.append(found)
+            return found, new
+
+    def _session(
+        self,
+        prepared: Prepared,
+        key: SessionKey,
+        names: Mapping[str, str],
+        constants: Mapping[str, Held],
+        graph: Graph | ForeignGraph,
+    ) -> Graph | ForeignGraph:
+        """`graph` with these constants, made here unless another program has done so, or does now."""
+        while True:
+            found, new = self._joined(prepared, key, [(names[i], one) for i, one in constants.items()])
+            if not new:
+                found.made.wait()
+                if found.graph is not None:
+                    return found.graph
+                continue  # whoever made it has failed: this one does, or says why not
+            try:
+                arrays = {i: one.array for i, one in constants.items()}
+                # Not by what is in it: its digest would tell of that.
+                called = sha256(f"{graph.digest}/{next(self._serials)}".encode()).hexdigest()
+                found.graph = self._runtime.frozen(graph, called, arrays)
+                return found.graph
+            except BaseException:
+                with self._lock:
+                    self._sessions.end(found)
+                raise
+            finally:
+                found.made.set()
 
     def _taken(self, frozen: Frozen) -> Held:
         held = self._store.get(frozen.stored)
@@ -253,46 +287,30 @@ class PreparedPrograms:
             return held
         if held.origin is not None:
             raise InvalidProgram(f"{frozen.stored} is private: no program names the digest of what is in it")
-        if (
-            sha256(np.ascontiguousarray(held.array).reshape(-1).view(np.uint8).data).hexdigest()
-            != frozen.digest
-        ):
+        if self._sessions.digest(held) != frozen.digest:
             raise InvalidProgram(
                 f"{frozen.stored} is not what the program freezes: it has another digest than "
                 f"{frozen.digest[:12]}; store that first"
             )
         return held
 
-    def _reserve(self, prepared: Prepared, size: int) -> None:
-        most = int(FROZEN_PART * self._store.limit)
-        with self._lock:
-            # Those that nobody has called for longest make room.
-            older = [kept for kept in self._kept.values() if kept.reserved and kept is not prepared]
-            frozen = sum(kept.reserved for kept in older)
-            while True:
-                try:
-                    if frozen + size > most:
-                        raise OutOfMemory(
-                            f"what a program freezes takes {size:,} bytes, and such programs have "
-                            f"{most:,} of this node's memory; start it with a larger --memory-limit"
-                        )
-                    self._store.reserve(size, "what a program freezes")
-                    break
-                except OutOfMemory:
-                    if not older:
-                        raise
-                    frozen -= older[0].reserved
-                    self._drop(older.pop(0))
-            prepared.reserved = size
-
-    def _release(self, prepared: Prepared) -> None:
-        reserved, prepared.reserved = prepared.reserved, 0
-        self._store.release(reserved)
+    def _leave(self, prepared: Prepared) -> None:
+        while prepared.sessions:
+            self._sessions.leave(prepared.sessions.pop(), prepared)
 
     def _drop(self, prepared: Prepared) -> None:
         del self._kept[prepared.digest]
         self._bytes -= prepared.size
-        self._release(prepared)
+        self._leave(prepared)
+
+
+def _told(held: Held, digest: str) -> Hashable:
+    """What tells a constant from others: the digest that a program names, else that it is this very tensor.
+
+    The session holds the tensor: no other has its id while there is the session.
+    """
+    array = held.array
+    return (digest, array.dtype.name, array.shape) if digest else id(held)
 
 
 def _require_constant(program: PreparedProgram) -> None:

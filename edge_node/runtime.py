@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_GRAPHS = 64
+GRAPHS = 1024
+"""Graphs that are kept ready, those with constants of their own left out: these are their programs'."""
 _RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout", "Sampling")
 """In names of operators that draw from a generator, which goes on from one run of a session to the next."""
 
@@ -176,7 +177,7 @@ AnyGraph = TypeVar("AnyGraph", Graph, ForeignGraph)
 
 
 class Runtime:
-    """Graphs by digest, at most `_GRAPHS` of them and `limit` bytes; those least recently used go first.
+    """Graphs by digest, at most GRAPHS of them and `limit` bytes; those least recently used go first.
 
     `provider` is `auto` or the name of one, as `cpu` or `cuda`; without it the CPU serves. `graphs`: which of
     others' are refused for what they did; None: there are no cells, they all run in this process.
@@ -278,6 +279,6 @@ class Runtime:
         with self._lock:
             self._graphs[graph.digest] = graph
             size = sum(held.size for held in self._graphs.values())
-            while len(self._graphs) > 1 and (len(self._graphs) > _GRAPHS or size > self.limit):
+            while len(self._graphs) > 1 and (len(self._graphs) > GRAPHS or size > self.limit):
                 size -= self._graphs.popitem(last=False)[1].size
         return graph

@@ -80,22 +80,43 @@ class StopCheck(Protocol):
     def check(self) -> None: ...
 
 
-def is_large(contribution: Contribution) -> bool:
-    """Whether it has more than INLINE bytes of tensors, so that `split` finds some to upload."""
-    values = contribution.tensors.values()
-    return sum(v.array.nbytes if isinstance(v, Encoded) else v.nbytes for v in values) > INLINE
+def _size(value: Array | Encoded) -> int:
+    return value.array.nbytes if isinstance(value, Encoded) else value.nbytes
 
 
-def split(contribution: Contribution) -> tuple[Contribution, dict[str, memoryview]]:
-    """`contribution` with at most INLINE bytes of tensors in it, and the others' bytes by digest."""
-    if not is_large(contribution):
+def is_large(contribution: Contribution, limit: int = INLINE) -> bool:
+    """Whether it has more than `limit` bytes of tensors, so that `split` finds some to upload."""
+    return sum([_size(value) for value in contribution.tensors.values()]) > limit
+
+
+def in_messages(contribution: Contribution, limit: int) -> list[Contribution]:
+    """`contribution` as several, numbered from it on: each with `limit` bytes of tensors, or a larger one."""
+    parts: list[dict[str, Array | Encoded]] = [{}]
+    left = limit
+    for name, value in contribution.tensors.items():
+        left -= _size(value)
+        if left < 0 and parts[-1]:
+            parts.append({})
+            left = limit - _size(value)
+        parts[-1][name] = value
+    number, last = contribution.number, contribution.number + len(parts) - 1
+    before = [
+        replace(contribution, number=n, tensors=part, final=False, run_seconds=0.0, task_seconds=0.0)
+        for n, part in enumerate(parts[:-1], number)
+    ]
+    return [*before, replace(contribution, number=last, tensors=parts[-1])]
+
+
+def split(contribution: Contribution, limit: int = INLINE) -> tuple[Contribution, dict[str, memoryview]]:
+    """`contribution` with at most `limit` bytes of tensors in it, and the others' bytes by digest."""
+    if not is_large(contribution, limit):
         return contribution, {}
     inline, blobs = dict(contribution.tensors), dict[str, memoryview]()
     bulk: list[BulkTensor] = []
     arrays = {name: v.array if isinstance(v, Encoded) else v for name, v in inline.items()}
     left = sum(array.nbytes for array in arrays.values())
     for name in sorted(arrays, key=lambda name: -arrays[name].nbytes):
-        if left <= INLINE:
+        if left <= limit:
             break
         value, array = inline.pop(name), arrays[name]
         left -= array.nbytes

@@ -123,8 +123,10 @@ class Bulk:
             self._lent.pop(digest, None)
             del self._loans[digest]
 
-    async def lend_rows(self, tensors: Mapping[str, Rows]) -> tuple[dict[str, Array], tuple[BulkTensor, ...]]:
-        """Split `tensors` into those that fit a message together and those that are lent.
+    async def lend_rows(
+        self, tensors: Mapping[str, Rows], limit: int = INLINE_LIMIT
+    ) -> tuple[dict[str, Array], tuple[BulkTensor, ...]]:
+        """Split `tensors` into those that a message has, `limit` bytes together, and those that are lent.
 
         Beside the event loop: large ones are hashed in a thread, what is on the disk stays there. Whoever
         called takes back what was lent; where this raises, nothing is.
@@ -134,7 +136,7 @@ class Bulk:
         size = 0
         try:
             for name, rows in tensors.items():
-                if size + rows.nbytes <= INLINE_LIMIT:
+                if size + rows.nbytes <= limit:
                     size += rows.nbytes
                     inline[name] = await asyncio.to_thread(rows.array) if isinstance(rows, OnDisk) else rows
                 elif isinstance(rows, OnDisk):

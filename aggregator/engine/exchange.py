@@ -378,6 +378,7 @@ class Exchange:
                 slots=prepared.packed(tensors),
                 caller=self._caller,
                 prepared=prepared.data,
+                bulk_tensors=asked.bulk_tensors,
             )
         return Program(
             task_id=shard.task_id,

@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_attention.core.errors import EdgeAttentionError, MessageTooLarge
 from edge_attention.core.messages.program import (
+    CALL_BYTES,
     MAX_SLOTS,
     SLOT_BYTES,
     Append,
@@ -32,7 +33,7 @@ from edge_attention.wire.link import prepared_program
 
 __all__ = ["KNOWN", "PreparedData", "Repeated", "prepare"]
 
-KNOWN = 1024
+KNOWN = 2048
 """Programs remembered to have come; then those that came longest ago are new again."""
 _BYTES = 64 * 1024
 """A larger program is not prepared: so many of them would fill memory here, and push out others at a node."""
@@ -92,17 +93,20 @@ class Repeated:
         frozen: tuple[Frozen, ...] = (),
         limit: int = SLOT_BYTES,
     ) -> PreparedData | None:
-        """The program to call, or None: it is to be sent as it is. A call brings `limit` bytes at most.
+        """The program to call, or None: it is to be sent as it is.
+
+        A call brings `limit` bytes at most; of a program that freezes something CALL_BYTES.
 
         Raises:
             MessageTooLarge: it freezes something, and its tensors are too large for a call.
             InvalidTensor, InvalidArgument: it freezes something, and cannot travel.
         """
+        limit = CALL_BYTES if frozen else limit
         if sum([array.nbytes for array in tensors.values()]) > limit or len(tensors) > MAX_SLOTS:
             if frozen:
                 raise MessageTooLarge(
                     f"a program that freezes tensors takes {MAX_SLOTS:,} others at each call, of {limit:,} "
-                    "bytes together, at most: send fewer at a time, or store them first"
+                    "bytes together, at most: lend those that are larger, or store them first"
                 )
             return None
         shapes = tuple([(name, array.dtype, array.shape) for name, array in tensors.items()])

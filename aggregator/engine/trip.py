@@ -27,8 +27,9 @@ from aggregator.engine.prepared import PreparedData, Repeated
 from aggregator.engine.returned import Returned, ReturnedTensor, close
 from aggregator.engine.shards import Assignment
 from aggregator.engine.spool import SpooledTensor
-from edge_attention.core.errors import EdgeAttentionError, InvalidProgram, InvalidTensor, ResourceExhausted
+from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, ResourceExhausted
 from edge_attention.core.messages.program import (
+    CALL_BYTES,
     SLOT_BYTES,
     BulkTensor,
     Frozen,
@@ -66,7 +67,8 @@ class Errand:
         wanted: what is to come back, by name: all of it, nothing else, and nothing more often than the
             instructions return it.
         inline: tensors that travel with its program, whatever their size, besides those of the whole trip.
-        tensors: the same, but those that are large are lent for the length of the trip.
+        tensors: the same, but those that are large are lent for the length of the trip: of a program that
+            freezes something the largest, until the others are CALL_BYTES, with those of the whole trip.
         lent: tensors that the caller lends.
         releases: texts of the releases that what comes back needs (edge_attention/core/release.py).
         frozen: stored tensors that become constants of the graphs that read them.
@@ -187,13 +189,19 @@ class Trips:
             if errand.inline:  # that very mapping where it can be: it is encoded once for all who share it
                 own = {**shared, **errand.inline} if shared else errand.inline
             bulk = errand.lent
-            inline = shared if own is None else own
-            prepared, called = self._called(errand, inline, limit)
-            if errand.tensors:
+            inline: Mapping[str, Array] = shared if own is None else own
+            rows = errand.tensors
+            if errand.frozen and rows:
+                inline, rows = _within_a_call(inline, rows)
+                _, large = await self._bulk.lend_rows(rows, limit=0)
+                lent += large
+                own, bulk, rows = inline, (*bulk, *large), _NONE
+            prepared, called = self._called(errand, inline, rows, limit)
+            if rows:
                 if prepared is not None:
                     own = called
                 else:
-                    small, large = await self._bulk.lend_rows(errand.tensors)
+                    small, large = await self._bulk.lend_rows(rows)
                     lent += large
                     own, bulk = {**inline, **small} if inline else small, (*bulk, *large)
             assignments.append(
@@ -212,20 +220,15 @@ class Trips:
         return assignments
 
     def _called(
-        self, errand: Errand, inline: Mapping[str, Array], limit: int
+        self, errand: Errand, inline: Mapping[str, Array], rows: Mapping[str, Rows], limit: int
     ) -> tuple[PreparedData | None, Mapping[str, Array]]:
         """The prepared program that the errand is a call of, if it is, and what is in its slots.
 
-        Raises:
-            InvalidProgram: it freezes something, and lends tensors.
-            Whatever `Repeated.find` raises.
+        Raises whatever `Repeated.find` raises.
         """
-        tensors = {**inline, **errand.tensors} if errand.tensors else inline
-        if errand.lent or any(isinstance(rows, OnDisk) for rows in errand.tensors.values()):
-            if errand.frozen:
-                raise InvalidProgram(
-                    "a program that freezes tensors lends none: store what it freezes before"
-                )
+        tensors = {**inline, **rows} if rows else inline
+        on_disk = any(isinstance(one, OnDisk) for one in rows.values())
+        if (errand.lent or on_disk) and not errand.frozen:
             return None, {}
         arrays = cast(Mapping[str, Array], tensors)
         return self._repeated.find(errand.instructions, arrays, errand.releases, errand.frozen, limit), arrays
@@ -240,6 +243,22 @@ class Trips:
         `say` is told who is waited for and until when, and "" at the end.
         """
         return await self._dispatcher.all_live(names, patience, say)
+
+
+def _within_a_call(
+    inline: Mapping[str, Array], rows: Mapping[str, Rows]
+) -> tuple[dict[str, Array], dict[str, Rows]]:
+    """What of `rows` a call brings beside `inline`, with that; and what does not fit, the largest."""
+    brought = dict(inline)
+    left = CALL_BYTES - sum([array.nbytes for array in inline.values()])
+    lent: dict[str, Rows] = {}
+    for name, one in sorted(rows.items(), key=lambda item: item[1].nbytes):
+        left -= one.nbytes
+        if left < 0 or isinstance(one, OnDisk):
+            lent[name] = one
+        else:
+            brought[name] = one
+    return brought, lent
 
 
 class _Gathering:

@@ -151,6 +151,8 @@ class ContributionCodec(Codec[Any]):
 
 
 def _written_call(c: Call, known: bool) -> bytes | None:
+    if c.bulk_tensors:
+        return None
     try:
         parts = _first(c)
         if c.deadline_seconds is not None:

@@ -7,6 +7,7 @@ ended), and the errors of the catalogue that a graph may fail with.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -119,10 +120,16 @@ class KnownGraph:
     inputs: Inputs
     outputs: Inputs
     size: int
+    file: weakref.ref[GraphFile]
     missed: bool = False
     """An output had another shape than was expected: none is expected any more."""
     runs: dict[RunForm, RepeatedRun] = field(default_factory=dict)
     _learned: dict[tuple[Shapes, str], Placed] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody may ask for it again."""
+        return self.file() is not None
 
     def expected(self, shapes: Shapes, outputs: Sequence[str], limit: int) -> dict[int, Placed]:
         """Outputs, by number, whose type is known beforehand and which are worth making room for."""
@@ -174,7 +181,8 @@ def load(
     head = {"graph": graph.digest, "size": graph.size, "forget": forgotten}
     channel.send(CellKind.LOAD, head, [graph.descriptor], number)
     head = _heard(channel, stop, CellKind.LOADED).head
-    return KnownGraph(_declared(head.get("in")), _declared(head.get("out")), graph.size)
+    found = _declared(head.get("in")), _declared(head.get("out"))
+    return KnownGraph(*found, graph.size, weakref.ref(graph))
 
 
 def _declared(value: Any) -> Inputs:

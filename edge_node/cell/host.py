@@ -19,7 +19,7 @@ from edge_node.cell.calls import Gone, GraphFile, KnownGraph, Stoppable, load, r
 from edge_node.cell.confinement import OPEN
 from edge_node.cell.counts import Counts
 from edge_node.cell.messages import Channel, Nonsense
-from edge_node.cell.process import CellProcess, CellSettings, signal_name
+from edge_node.cell.process import POOL_STACK, CellProcess, CellSettings, signal_name
 from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.cell.state import (
     Action,
@@ -38,8 +38,11 @@ from edge_node.sessions import require_feeds
 
 log = logging.getLogger(__name__)
 
-GRAPHS = 64
+GRAPHS = 1024
 """Graphs a cell has loaded at a time; those least recently used go first."""
+STACKS = 256 << 20
+"""Bytes of the stacks of all their threads, which count against the cell's limit: of each graph there is one
+thread less than graphs run on."""
 
 
 class Cell:
@@ -57,6 +60,7 @@ class Cell:
         self._graphs = graphs
         self._clock = clock
         self._state = CellState(settings.lanes, graphs.refusal)
+        self._most = STACKS // (POOL_STACK * max(settings.threads - 1, 1))
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._numbers = itertools.count(1)
@@ -202,8 +206,11 @@ class Cell:
     def _forget(self, process: CellProcess, more: int) -> list[str]:
         loaded, forgotten = process.loaded, list[str]()
         size = sum(known.size for known in loaded.values()) + more
-        for digest in [digest for digest in loaded if digest not in process.used]:
-            if len(loaded) < GRAPHS and size <= self._settings.limit:
+        idle = [digest for digest in loaded if digest not in process.used]
+        # Those first that nobody can ask for any more.
+        for digest in sorted(idle, key=lambda digest: loaded[digest].wanted):
+            fits = len(loaded) < min(GRAPHS, self._most) and size <= self._settings.limit
+            if fits and loaded[digest].wanted:
                 break
             size -= loaded.pop(digest).size
             forgotten.append(digest)

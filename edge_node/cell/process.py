@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 OVERHEAD = 512 << 20
 """Bytes a cell may have beside its arena: sessions, their threads, what kernels allocate by themselves."""
+POOL_STACK = 512 * 1024
+"""Bytes of the stack of a thread that ONNX Runtime starts: as much as macOS gives any."""
 COMMAND = ("-m", "edge_node.cell.worker")
 LINES = 40
 """Lines of its words that a cell gets into the log."""
@@ -80,6 +82,7 @@ class CellProcess:
                 "threads": settings.threads,
                 "limit": settings.limit,
                 "overhead": OVERHEAD,
+                "stack": POOL_STACK,
                 "descriptors": 64 + settings.lanes * (DESCRIPTORS + 3),
                 "devices": settings.provider != "CPUExecutionProvider",
                 "control": theirs.fileno(),

@@ -52,7 +52,7 @@ from edge_node.sessions import (
 from edge_node.shared_memory import Region
 
 _STACK = 2 << 20
-"""Bytes of a thread's stack: all of them count against the process's limit."""
+"""Bytes of the stack of a lane's thread: all of them count against the process's limit."""
 _BADNESS = "700"
 """Short of memory the kernel ends this process rather than the daemon."""
 _NICENESS = 5
@@ -375,7 +375,7 @@ def main() -> None:
     with contextlib.suppress(AttributeError):  # threads of ONNX Runtime: 8 MiB each would count, too
         attributes = ctypes.create_string_buffer(256)
         libc.pthread_attr_init(attributes)
-        libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(_STACK))
+        libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(said["stack"]))
         libc.pthread_setattr_default_np(attributes)
     cell = CellWorker(said)
     _try(cell)

@@ -75,6 +75,7 @@ class Store:
         self._unsaved: set[str] = set()
         """Kept tensors that are not on the disk yet."""
         self._revisions: OrderedDict[str, int] = OrderedDict()
+        self._pins: Counter[Held] = Counter()
         self.freed: Callable[[str], None] = lambda scope: None
         """Told of a scope, a name that ends in `/`, when all that begins with it was dropped."""
         if files is not None:
@@ -137,6 +138,27 @@ class Store:
         with self._lock:
             self._count("task/", -size, apart)
 
+    def pin(self, name: str, held: Held) -> None:
+        """Have what is stored as `name`, or was, count until `unpin`: somebody reads it that long.
+
+        Raises:
+            OutOfMemory: it is stored no longer, and there is no room for it.
+        """
+        with self._lock:
+            if self._held.get(name) is not held and not self._pins[held]:
+                self.require(held.nbytes, name, held.chosen)
+                self._count(name, held.nbytes, held.chosen)
+            self._pins[held] += 1
+
+    def unpin(self, name: str, held: Held) -> None:
+        """Take back one `pin`."""
+        with self._lock:
+            self._pins[held] -= 1
+            if not self._pins[held]:
+                del self._pins[held]
+                if self._held.get(name) is not held:
+                    self._count(name, -held.nbytes, held.chosen)
+
     def put(self, name: str, array: Array, origin: Origin | None = None) -> None:
         """Store `array` (not copied: it must not change) as `name`, in place of a tensor of that name.
 
@@ -172,6 +194,8 @@ class Store:
             raise InvalidTensor(f"{what} has {array.ndim} dimensions; the limit is {MAX_RANK}")
         if before is None and len(self._held) + self._tasks_names >= _MAX_NAMES:
             raise InvalidProgram(f"{what}: this node stores {_MAX_NAMES} tensors already, the limit")
+        if before in self._pins:
+            before = None  # it counts until nobody reads it
         size, freed = held.nbytes, 0 if before is None else before.nbytes
         alike = before is not None and before.chosen == held.chosen
         if (more := size - freed if alike else size) > 0:
@@ -330,7 +354,8 @@ class Store:
             for found in names:
                 held = self._held.pop(found, None)
                 if held is not None:
-                    self._count(found, -held.nbytes, held.chosen)
+                    if held not in self._pins:
+                        self._count(found, -held.nbytes, held.chosen)
                     if self._files is not None and KEPT in found:
                         self._files.kept.delete(found)
                 sequence = self._sequences.get(found)

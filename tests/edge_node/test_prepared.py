@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import numpy as np
@@ -34,6 +38,7 @@ from edge_attention.core.release import column
 from edge_attention.core.tensors import DataType
 from edge_attention.graphs.attention import library
 from edge_attention.wire.link import prepared_program
+from edge_node import frozen
 from edge_node import prepared as module
 from edge_node.direct import BoundRun
 from edge_node.executor import Execution, LocalNode
@@ -63,7 +68,7 @@ def call(program, slots=FULL, data=None, **fields):
 class Box:
     """What a node has of it, without a link."""
 
-    def __init__(self, limit=1 << 20, releases=()):
+    def __init__(self, limit=1 << 24, releases=()):
         self.store, self.runtime = Store(limit), Runtime()
         self.node = LocalNode(self.store, {}, Releases(releases))
         self.programs = PreparedPrograms(self.store, self.runtime)
@@ -281,43 +286,142 @@ def test_an_input_that_the_graph_has_not_cannot_be_frozen():
         box.frozen(call(freezing(*steps)))
 
 
-def test_what_is_frozen_counts_and_older_programs_make_room():
+@pytest.fixture
+def bare(monkeypatch):
+    """A session that takes nothing beside its constants, so that small numbers are all there is to count."""
+    monkeypatch.setattr(frozen, "SESSION_BYTES", 0)
+
+
+def versions(box):
+    return [kept.program.frozen[0].version for kept in box.programs._kept.values()]
+
+
+def test_what_is_frozen_counts_and_older_programs_make_room(bare):
     box = Box(limit=W.nbytes * 8)
-    box.store.put("job/j/w", W)
-    for version in range(4):
-        box.run(call(freezing(version=version)))
+    for version in range(5):
+        box.store.put("job/j/w", version + W)
+        np.testing.assert_array_equal(box.run(call(freezing(version=version)))["y"], X @ (version + W))
         assert box.store.used <= box.store.limit
-    assert box.store.used == 5 * W.nbytes, "the tensor, and two programs"
-    assert [kept.program.frozen[0].version for kept in box.programs._kept.values()] == [2, 3]
+    assert versions(box) == [2, 3, 4]
+    assert box.store.used == 6 * W.nbytes, "three sessions, what is stored, and what two of them are made of"
     box.store.put("job/j/v", np.zeros(6, np.float32))
     box.store.drop("job/j/")
     assert box.store.used == 0, "what a scope owned is freed with it"
     assert len(box.programs) == 0
 
 
-def test_where_there_is_no_room_at_all_it_is_said():
-    box = Box(limit=W.nbytes * 3)
-    box.store.put("job/j/w", W)
-    with pytest.raises(OutOfMemory, match="freezes takes 48 bytes, and such programs have 36 of"):
-        box.frozen(call(freezing()))
-    assert box.store.used == W.nbytes
+def lane(number, name="job/j/w", digest=""):
+    """A program that differs from others in what it calls the tensors of a call, and their weights."""
+    steps = (
+        Run(PRODUCT, {"x": Stored(f"task/{number}"), "w": Stored(name)}, {"y": "task/y"}),
+        Return("task/y", "y"),
+    )
+    return PreparedProgram(
+        steps, (Slot(f"task/{number}", DataType.FLOAT32, (2, 2)),), (Frozen(name, digest),)
+    )
+
+
+def test_programs_that_freeze_the_same_share_a_session(bare):
     box = Box(limit=W.nbytes * 4)
     box.store.put("job/j/w", W)
-    box.store.put("job/j/v", W)
-    box.store.put("job/j/u", X)
-    with pytest.raises(OutOfMemory, match="what a program freezes needs 48 more bytes"):
-        box.frozen(call(freezing()))
-    assert box.store.used == 2 * W.nbytes + X.nbytes
+    asked = [call(lane(number)) for number in range(5)]
+    for one in asked:
+        np.testing.assert_array_equal(box.run(one)["y"], X @ W)
+    assert len({id(box.frozen(one).instructions[0].session) for one in asked}) == 1
+    assert box.store.used == 2 * W.nbytes, "it is packed once"
+    for kept in list(box.programs._kept.values())[:4]:
+        box.programs._drop(kept)
+    assert box.store.used == 2 * W.nbytes, "the last program has it still"
+    np.testing.assert_array_equal(box.run(asked[4])["y"], X @ W)
+    box.programs._drop(*box.programs._kept.values())
+    assert box.store.used == W.nbytes
 
 
-def test_programs_that_freeze_are_few(monkeypatch):
-    monkeypatch.setattr(module, "FROZEN_PROGRAMS", 2)
+def test_of_a_digest_tensors_of_two_names_are_the_same_and_others_are_not(bare):
+    box, digest = Box(), sha256(W.tobytes()).hexdigest()
+    box.store.put("job/j/w", W)
+    box.store.put("job/k/w", W.copy())
+    box.store.put("job/k/v", 2 * W)
+    asked = [lane(0, digest=digest), lane(1, "job/k/w", digest), lane(2, "job/k/w"), lane(3, "job/k/v")]
+    first, second, unsaid, other = [box.frozen(call(one)).instructions[0].session for one in asked]
+    assert first is second
+    assert len({id(first), id(unsaid), id(other)}) == 3
+    np.testing.assert_array_equal(box.run(call(asked[3]))["y"], X @ (2 * W))
+
+
+def test_what_two_threads_freeze_at_a_time_is_made_once_and_again_if_it_fails(bare):
     box = Box()
     box.store.put("job/j/w", W)
+    made, going, failing = [], threading.Event(), [True]
+    plain = box.runtime.frozen
+
+    def slow(*args):
+        made.append(args)
+        going.wait(30)
+        if failing.pop() if failing else False:
+            raise OutOfMemory("no memory for it")
+        return plain(*args)
+
+    box.runtime.frozen = slow
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(box.frozen, call(lane(number))) for number in range(4)]
+        while not made:
+            time.sleep(0.001)
+        going.set()
+        failed = [job for job in jobs if job.exception() is not None]
+    assert (len(failed), len(made)) == (1, 2)
+    assert box.store.used == 2 * W.nbytes
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["call", "put", "drop", "forget"]), st.integers(0, 3), st.integers(0, 1)),
+        max_size=12,
+    )
+)
+def test_whatever_comes_and_goes_what_counts_is_what_is_there(steps):
+    """At the end nothing is stored and no program kept, so nothing counts; never more than there may."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frozen, "SESSION_BYTES", 8)
+        box = Box(limit=W.nbytes * 6)
+        box.runtime.frozen = lambda graph, digest, constants: graph
+        for what, number, name in steps:
+            stored = f"job/{name}/w"
+            with contextlib.suppress(EdgeAttentionError):
+                match what:
+                    case "call":
+                        box.frozen(call(lane(number, stored)))
+                    case "put":
+                        box.store.put(stored, number + W)
+                    case "drop":
+                        box.store.drop(stored)
+                    case "forget":
+                        box.store.drop(f"job/{name}/")
+            assert 0 <= box.programs._sessions.size <= frozen.FROZEN_PART * box.store.limit
+            assert box.store.used <= box.store.limit
+        for name in range(2):
+            box.store.drop(f"job/{name}/")
+        assert (box.store.used, len(box.programs._sessions)) == (0, 0)
+
+
+def test_where_there_is_no_room_at_all_it_is_said_and_nobody_goes_for_it(bare):
+    box = Box(limit=W.nbytes * 4)
+    box.store.put("job/j/w", W)
+    box.frozen(call(freezing()))
+    box.store.put("job/k/w", np.zeros((2, 6), np.float32))
+    with pytest.raises(OutOfMemory, match="what a program freezes takes 96 bytes, and such programs have 84"):
+        box.frozen(call(lane(1, "job/k/w")))
+
+
+def test_sessions_are_not_too_many(bare, monkeypatch):
+    monkeypatch.setattr(frozen, "FROZEN_SESSIONS", 2)
+    box = Box()
     plain = call(PreparedProgram((Return("task/x", "x"),), (SLOT,)))
     box.programs.find(plain)
     for version in range(4):
+        box.store.put("job/j/w", version + W)
         box.run(call(freezing(version=version)))
+    assert len(box.programs._sessions) == 2
     assert len(box.programs) == 3
     assert plain.program in box.programs._kept
 

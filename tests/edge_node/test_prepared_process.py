@@ -16,6 +16,7 @@ from edge_attention.core.messages.link import Cancel
 from edge_attention.core.messages.program import (
     Append,
     Batch,
+    BulkTensor,
     Call,
     Frozen,
     PreparedProgram,
@@ -26,9 +27,10 @@ from edge_attention.core.messages.program import (
     Stored,
 )
 from edge_attention.core.messages.table import ColumnRead, TensorRead
-from edge_attention.core.tensors import DataType
+from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire import checksum
 from edge_attention.wire.link import prepared_program
+from edge_node.prepared import MAX_PREPARED
 from protos.edge_attention.v1 import link_pb2
 
 pytestmark = pytest.mark.e2e
@@ -192,16 +194,64 @@ def test_a_node_knows_so_many_programs_and_no_more():
 
     async def scenario():
         async with house() as (aggregator, _):
-            for start in range(0, 1100, 100):
+            for start in range(0, MAX_PREPARED + 100, 100):
                 aggregator.send(*(call(f"t{n}", program(n)) for n in range(start, start + 100)))
                 await aggregator.result(f"t{start + 99}")
             (oldest,) = await aggregator.run(call("old", program(0), known=True))
-            (newest,) = await aggregator.run(call("new", program(1099), known=True))
+            (newest,) = await aggregator.run(call("new", program(start + 99), known=True))
             return oldest, newest
 
     oldest, newest = asyncio.run(scenario())
     assert oldest.error.name == "UnknownProgram"
-    np.testing.assert_array_equal(newest.tensors["1099"], X)
+    ((_, array),) = newest.tensors.items()
+    np.testing.assert_array_equal(array, X)
+
+
+def test_a_call_that_freezes_brings_and_returns_more_than_a_message_holds():
+    """Its slots fill a message; what is larger comes in bulk. Of the answer, no message but for one tensor is
+    too large: that is uploaded."""
+    graph, data = small_graphs.product()
+    rng = np.random.default_rng(0)
+    x, v = rng.standard_normal((900, 1000), np.float32), rng.standard_normal((1200, 1000), np.float32)
+    w = rng.standard_normal((1000, 1000), np.float32)
+    slots = (Slot("task/x", DataType.FLOAT32, x.shape),)
+    runs = [Run(graph, {"x": Stored(f"task/{n}"), "w": Stored("job/j/w")}, {"y": f"task/{n}y"}) for n in "xv"]
+    returns = (Return("task/xy", "first"), Return("task/vy", "large"), Return("task/x", "second"))
+    program = PreparedProgram((*runs, *returns), slots, (Frozen("job/j/w"),))
+    digest = sha256(v.tobytes()).hexdigest()
+    bulk = (BulkTensor("task/v", DataType.FLOAT32, v.shape, Encoding.RAW, digest, v.nbytes),)
+
+    async def scenario():
+        async with house(files={graph: data, digest: v.tobytes()}) as (aggregator, _):
+            stored = Program("w", "", range(0), (), bulk_tensors=(weights(aggregator, w),))
+            assert (await aggregator.run(stored))[-1].error is None
+            asked = call("a", program, x.tobytes(), bulk_tensors=bulk)
+            parts = await aggregator.run(asked)
+            (twice,) = await aggregator.run(
+                replace(asked, task_id="b", bulk_tensors=(replace(bulk[0], name="task/x"),))
+            )
+            (lacking,) = await aggregator.run(replace(asked, task_id="c", bulk_tensors=()))
+            return parts, twice, lacking, aggregator.uploads
+
+    parts, twice, lacking, uploads = asyncio.run(scenario())
+    assert [part.number for part in parts] == list(range(len(parts)))
+    assert [part.final for part in parts] == [False] * (len(parts) - 1) + [True]
+    tensors = {name: array for part in parts for name, array in part.tensors.items()}
+    np.testing.assert_allclose(tensors["first"], x @ w, atol=1e-3)
+    np.testing.assert_array_equal(tensors["second"], x)
+    ((tensor,),) = [part.bulk_tensors for part in parts if part.bulk_tensors]
+    assert tensor.name == "large"
+    large = np.frombuffer(bytes(uploads[tensor.digest]), np.float32).reshape(v.shape)
+    np.testing.assert_allclose(large, v @ w, atol=1e-3)
+    assert twice.error.message == "task/x is a slot, or frozen: it does not come in bulk"
+    assert "stores nothing called 'task/v'" in lacking.error.message
+
+
+def weights(aggregator, w):
+    """`w` as a tensor that comes in bulk and is stored as job/j/w."""
+    digest = sha256(w.tobytes()).hexdigest()
+    aggregator.files[digest] = w.tobytes()
+    return BulkTensor("job/j/w", DataType.FLOAT32, w.shape, Encoding.RAW, digest, w.nbytes)
 
 
 def test_a_call_that_is_ready_later_than_others_runs_over_what_they_froze(monkeypatch):

@@ -68,7 +68,7 @@ def test_what_is_no_graph_is_refused():
 
 
 def test_graphs_used_least_go_first(monkeypatch):
-    monkeypatch.setattr(rooms, "_GRAPHS", 2)
+    monkeypatch.setattr(rooms, "GRAPHS", 2)
     made = [small_graphs.doubled(), small_graphs.filled(), small_graphs.gathered()]
     runtime = Runtime()
     runtime.load(*made[0])

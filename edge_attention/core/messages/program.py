@@ -13,6 +13,9 @@ from edge_attention.core.tensors import Array, DataType, Encoded, Encoding
 
 SLOT_BYTES = 1024 * 1024
 """Bytes of tensors up to which the aggregator sends them with a call; more go their own way."""
+CALL_BYTES = 7 * 512 * 1024
+"""The same for programs that freeze tensors; and up to so many bytes a message of the answer has its tensors
+itself. It is what a message holds, with room for the program."""
 MAX_SLOTS = 1024
 """Tensors that each call of a prepared program brings."""
 
@@ -181,6 +184,7 @@ class Call:
     Attributes:
         slots: the elements of its slots, one after the other.
         prepared: the program's bytes, where the node may not know it.
+        bulk_tensors: tensors of this call that are too large for a message: in no slot.
     """
 
     task_id: str
@@ -192,6 +196,7 @@ class Call:
     slots: bytes = b""
     caller: str = ""
     prepared: bytes = b""
+    bulk_tensors: tuple[BulkTensor, ...] = ()
 
 
 @dataclass(frozen=True)

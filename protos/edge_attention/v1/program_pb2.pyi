@@ -581,6 +581,7 @@ class Call(_message.Message):
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     PROGRAM_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    BULK_TENSORS_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     PREPARED_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
@@ -596,6 +597,10 @@ class Call(_message.Message):
     """A PreparedProgram, where the node may not know it; it keeps it for the calls that follow."""
     @_builtins.property
     def coverage(self) -> _tensor_pb2.Range: ...
+    @_builtins.property
+    def bulk_tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.BulkTensor]:
+        """Tensors of this call that are too large for a message, in no slot: as of Program."""
+
     def __init__(
         self,
         *,
@@ -606,12 +611,13 @@ class Call(_message.Message):
         deadline_seconds: _builtins.float | None = ...,
         program: _builtins.bytes = ...,
         slots: _builtins.bytes = ...,
+        bulk_tensors: _abc.Iterable[_tensor_pb2.BulkTensor] | None = ...,
         caller: _builtins.str = ...,
         prepared: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "caller", b"caller", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds", "prepared", b"prepared", "program", b"program", "shard", b"shard", "slots", b"slots", "task_id", b"task_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds", "bulk_tensors", b"bulk_tensors", "caller", b"caller", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds", "prepared", b"prepared", "program", b"program", "shard", b"shard", "slots", b"slots", "task_id", b"task_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_seconds: _TypeAlias = _typing.Literal["deadline_seconds"]  # noqa: Y015
     _WhichOneofArgType__deadline_seconds: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds"]  # noqa: Y015

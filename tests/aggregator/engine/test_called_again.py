@@ -13,7 +13,7 @@ from aggregator.engine.connection import NodeConnection
 from aggregator.engine.prepared import KNOWN, Repeated, prepare
 from edge_attention.core.errors import MessageTooLarge
 from edge_attention.core.messages.link import Cancel, Credit
-from edge_attention.core.messages.program import SLOT_BYTES, Call, Frozen, Return, Run, Stored
+from edge_attention.core.messages.program import CALL_BYTES, SLOT_BYTES, Call, Frozen, Return, Run, Stored
 from edge_attention.wire.link import prepared_program, to_node
 
 STEPS = (Run("0" * 64, {"x": Stored("task/x")}, {"y": "task/y"}), Return("task/y", "y"))
@@ -86,8 +86,8 @@ def test_what_freezes_is_called_at_once_or_not_at_all():
     assert prepared_program.decode(found.data).frozen == frozen
     assert repeated.find(STEPS, X, (), frozen) is found
     assert repeated.find(STEPS, X, (), (Frozen("job/j/w", version=2),)).digest != found.digest
-    with pytest.raises(MessageTooLarge, match="of 1,048,576 bytes together"):
-        repeated.find(STEPS, {"task/x": np.zeros(SLOT_BYTES + 1, np.int8)}, (), frozen)
+    with pytest.raises(MessageTooLarge, match="of 3,670,016 bytes together"):
+        repeated.find(STEPS, {"task/x": np.zeros(CALL_BYTES + 1, np.int8)}, (), frozen)
 
 
 # What of it goes to a node

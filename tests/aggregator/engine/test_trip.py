@@ -29,15 +29,20 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.link import UploadChunk
 from edge_attention.core.messages.program import (
+    CALL_BYTES,
     BulkTensor,
     Contribution,
     Drop,
     Fault,
+    Frozen,
     Program,
     Repeat,
     Return,
+    Run,
+    Stored,
 )
 from edge_attention.core.tensors import DataType, Encoding
+from edge_attention.wire.link import prepared_program
 
 FLOAT32 = np.dtype(np.float32)
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -415,6 +420,35 @@ def test_a_trip_says_why_once_and_what_a_node_says_goes_first():
     outcome = run(scenario)
     assert outcome.cause is NotFound
     assert outcome.why == "node 'a' has not answered in time; node 'a': no graph"
+
+
+def test_of_what_a_program_that_freezes_is_given_the_largest_is_lent_and_the_rest_is_in_the_call():
+    """So it is each time: the program stays the same. What the trip lends is taken back."""
+    steps = (Run("0" * 64, {"w": Stored("job/j/w")}, {"y": "task/y"}), Return("task/x", "x"))
+    small, large = np.zeros(CALL_BYTES // 8 - 6, np.float32), np.ones(CALL_BYTES // 4, np.float32)
+    given = {"task/large": large, "task/small": small, "task/other": small + 1}
+
+    async def scenario(house):
+        box, calls = house.node("a"), []
+        for _ in range(2):
+            asked_for = errand(instructions=steps, tensors=given, frozen=(Frozen("job/j/w"),))
+            task = await asked(house, [box], [asked_for])
+            (one,) = box.calls
+            calls.append(one)
+            (bulk,) = one.bulk_tensors
+            assert house.bulk.find(bulk.digest) == large.tobytes()
+            house.dispatcher.contribution("a", answer(one))
+            await task
+            box.programs.clear()
+            box.calls.clear()
+        return calls
+
+    first, second = run(scenario)
+    assert first.program == second.program
+    program = prepared_program.decode(first.prepared)
+    assert {slot.name for slot in program.slots} == {"task/x", "task/small", "task/other"}
+    assert len(first.slots) == CALL_BYTES - 24
+    assert first.bulk_tensors[0].name == "task/large"
 
 
 def calls_of_the_dispatcher(path):
