@@ -15,6 +15,7 @@ from aggregator.bounds.admission import Admission
 from aggregator.bounds.budget import Budget, Lease
 from aggregator.engine.exchange import Exchange
 from aggregator.fleet.membership import Membership
+from aggregator.inference.requests import ModelRequest
 from edge_attention.core.fold import Fold
 from edge_attention.core.rounds.buffered import Buffered
 from edge_attention.core.rounds.credit import Outbox
@@ -34,6 +35,7 @@ MACHINES: tuple[type, ...] = (
     Lease,
     Meetings,
     Membership,
+    ModelRequest,
     Outbox,
     Renewal,
     Round,

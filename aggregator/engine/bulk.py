@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from aggregator.bounds.budget import Lease
 from aggregator.engine.arriving import OnDisk, Rows
@@ -73,6 +73,16 @@ class Progress(NamedTuple):
     last: float
 
 
+class Readable(Protocol):
+    """Bytes that are somewhere, and read piece by piece."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self, start: int, size: int) -> bytes:
+        """These bytes; all of them are there. May block for as long as a disk does."""
+
+
 @dataclass(frozen=True)
 class _Part:
     """Bytes [offset, offset + size) of a file."""
@@ -88,7 +98,7 @@ class Bulk:
     def __init__(self, state: State) -> None:
         self._state = state
         # Of equal bytes in several files each is known while any is lent: one may be removed meanwhile.
-        self._lent: dict[str, list[bytes | _Part]] = {}
+        self._lent: dict[str, list[bytes | _Part | Readable]] = {}
         self._loans: Counter[str] = Counter()
         self._library = {library.digest(name): library.load(name) for name in library.names()}
         self._spool = Spool(state.directory / "spool")
@@ -110,7 +120,12 @@ class Bulk:
         """Offer these bytes of a file, whose digest this is, until `take_back`. The file stays as it is."""
         self._offer(digest, _Part(path, offset, size))
 
-    def _offer(self, digest: str, source: bytes | _Part) -> None:
+    def lend_source(self, digest: str, source: Readable) -> None:
+        """Offer what `source` reads, whose digest this is, until `take_back`: no more of it is in memory than
+        a chunk."""
+        self._offer(digest, source)
+
+    def _offer(self, digest: str, source: bytes | _Part | Readable) -> None:
         sources = self._lent.setdefault(digest, [])
         if source not in sources:
             sources.append(source)
@@ -172,7 +187,7 @@ class Bulk:
             if isinstance(source, bytes):
                 return source
             with _Reader(source) as reader:
-                return reader.read(0, source.size)
+                return reader.read(0, reader.size)
         try:
             return self._state.get_blob(digest)
         except InvalidArgument:
@@ -393,13 +408,18 @@ class Bulk:
 class _Reader:
     """Bytes lent, or a part of a file, open."""
 
-    def __init__(self, source: bytes | _Part) -> None:
+    def __init__(self, source: bytes | _Part | Readable) -> None:
         self._view: memoryview | None = None
+        self._source: Readable | None = None
         self._descriptor = -1
         self._offset = 0
         if isinstance(source, bytes):
             self._view = memoryview(source)
             self.size = len(source)
+            return
+        if not isinstance(source, _Part):
+            self._source = source
+            self.size = source.nbytes
             return
         self._offset = source.offset
         self.size = source.size
@@ -419,6 +439,8 @@ class _Reader:
         size = min(size, self.size - start)
         if self._view is not None:
             return bytes(self._view[start : start + size])
+        if self._source is not None:
+            return self._source.read(start, size)
         data = os.pread(self._descriptor, size, self._offset + start)
         if len(data) != size:
             raise DataLoss(f"{self._path} has lost its end; restore the state folder from a copy")

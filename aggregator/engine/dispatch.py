@@ -100,6 +100,7 @@ class Dispatcher:
         life = secrets.token_hex(4)
         self._ids = (f"{life}-{n}" for n in itertools.count())
         self._changed = asyncio.Event()
+        self._watching: list[Callable[[str], None]] = []
         # Task -> the node it was posted to.
         self._posted: OrderedDict[str, str] = OrderedDict()
         self._told_at = -TOLD_SECONDS
@@ -128,6 +129,12 @@ class Dispatcher:
             self._perform(running, running.exchange.node(name))
             if running.say is not None:
                 running.say(self._waits(running.exchange))
+        for hear in self._watching:
+            hear(name)
+
+    def watch(self, hear: Callable[[str], None]) -> None:
+        """Have `hear` called with the name of a node whose state changed, once the exchanges have heard."""
+        self._watching.append(hear)
 
     def contribution(
         self,
@@ -198,12 +205,13 @@ class Dispatcher:
         believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
         version: int = 0,
         tensors: Mapping[str, Array] = _NONE,
+        patient: bool = True,
     ) -> Outcome:
         """Run one exchange to its end: every shard answered or missing, at the deadline at the latest.
 
         `take` gets what comes, message by message; what it does not refuse is its own to close.
         `say` is told which node is waited for while it is away and until when, and "" when it is back.
-        `believed`, `version`, `tensors`: see `Exchange`.
+        `believed`, `version`, `tensors`, `patient`: see `Exchange`.
 
         Raises:
             EdgeAttentionError: what every holder of a shard found wrong with the program itself.
@@ -218,6 +226,7 @@ class Dispatcher:
             version=version,
             seconds=deadline_seconds,
             tensors=tensors,
+            patient=patient,
         )
         running = _Running(exchange, take, loop.create_future(), say)
         self._running[exchange.id] = running

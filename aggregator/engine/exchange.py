@@ -60,6 +60,8 @@ class Exchange:
         version: of the parameters that contributions are to be made with.
         seconds: what nodes are told that they have for it; None: nothing.
         tensors: what travels with each program, but where an assignment has tensors of its own.
+        patient: whether a holder whose stream broke is waited for, where no other can be asked; else a shard
+            is missing at once, and whoever asks decides what then.
 
     Attributes:
         failure: why it failed as a whole; None: it has not.
@@ -81,6 +83,7 @@ class Exchange:
         version: int = 0,
         seconds: float | None = None,
         tensors: Mapping[str, Array] = _NONE,
+        patient: bool = True,
     ) -> None:
         self.id = id
         self.failure: EdgeAttentionError | None = None
@@ -92,6 +95,7 @@ class Exchange:
         self._version = version
         self._seconds = seconds
         self._tensors = tensors
+        self._patient = patient
         self._over = False
         """Whether nobody is asked any more: its time is up, it was cancelled, or it has failed."""
         self._shards = {a.shard: Shard(a, i) for i, a in enumerate(assignments)}
@@ -215,7 +219,7 @@ class Exchange:
                 # Back. The same process ignores a task it runs and repeats what it has returned, a new one
                 # starts over; either way what came already is a duplicate and changes nothing.
                 actions.append(SendProgram(name, self._program(shard)))
-            elif state is NodeState.LOST or self._choose(shard):
+            elif state is NodeState.LOST or not self._patient or self._choose(shard):
                 # Not held against it: it may be asked again when it is back.
                 actions += self._ask(shard)
         return actions
@@ -330,7 +334,11 @@ class Exchange:
             shard.unknown = False
             return self._send(shard)
         waiting = [h for h in shard.assignment.holders if h not in shard.tried]
-        if not self._over and any(self._state(name) is NodeState.SUSPECT for name in waiting):
+        if (
+            self._patient
+            and not self._over
+            and any(self._state(name) is NodeState.SUSPECT for name in waiting)
+        ):
             if shard.state is not ShardState.WAITING:
                 self._turn(shard, ShardState.WAITING, "waits for a holder")
         else:

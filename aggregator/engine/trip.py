@@ -72,6 +72,8 @@ class Errand:
         lent: tensors that the caller lends.
         releases: texts of the releases that what comes back needs (edge_attention/core/release.py).
         frozen: stored tensors that become constants of the graphs that read them.
+        prepared: the program that all this comes to, where the recipe has made it (`prepared.prepare`), once
+            for all trips alike: it is called, with `inline` in its slots; `tensors` are lent.
 
     Instructions that are the very same as of an earlier trip, with tensors of the same shapes, are called:
     who asks the same again keeps them, or better its `Errands`.
@@ -87,6 +89,7 @@ class Errand:
     lent: tuple[BulkTensor, ...] = ()
     releases: tuple[str, ...] = ()
     frozen: tuple[Frozen, ...] = ()
+    prepared: PreparedData | None = None
 
 
 class Errands:
@@ -138,6 +141,7 @@ class Trips:
         believed: tuple[type[EdgeAttentionError], ...] = REFUSALS,
         say: Callable[[str], None] | None = None,
         spooled: bool = False,
+        patient: bool = True,
     ) -> Outcome:
         """Ask every shard, for `seconds` at most; how it ended.
 
@@ -150,6 +154,8 @@ class Trips:
             believed: errors that end the trip where every holder of a shard names one.
             say: told which node is waited for while it is away and until when, and "" when it is back.
             spooled: `take` gets large tensors as `SpooledTensor`s, and closes them; otherwise as arrays.
+            patient: whether a node that is away is waited for until its lease ends, where no other holder can
+                be asked; else what it was asked is missing at once.
 
         Raises:
             EdgeAttentionError: what every holder of a shard finds wrong with what it is asked. Nothing that
@@ -166,7 +172,14 @@ class Trips:
                 if lent:
                     seconds = max(until - time.monotonic(), 0.0)  # to lend takes its time, too
             return await self._dispatcher.run(
-                assignments, seconds, gathering.add, say, believed=believed, version=version, tensors=tensors
+                assignments,
+                seconds,
+                gathering.add,
+                say,
+                believed=believed,
+                version=version,
+                tensors=tensors,
+                patient=patient,
             )
         except BaseException:
             gathering.close_taken()
@@ -191,12 +204,17 @@ class Trips:
             bulk = errand.lent
             inline: Mapping[str, Array] = shared if own is None else own
             rows = errand.tensors
-            if errand.frozen and rows:
-                inline, rows = _within_a_call(inline, rows)
+            if rows and (errand.frozen or errand.prepared is not None):
+                if errand.prepared is None:
+                    inline, rows = _within_a_call(inline, rows)
                 _, large = await self._bulk.lend_rows(rows, limit=0)
                 lent += large
                 own, bulk, rows = inline, (*bulk, *large), _NONE
-            prepared, called = self._called(errand, inline, rows, limit)
+            prepared, called = errand.prepared, inline
+            if prepared is None:
+                prepared, called = self._called(errand, inline, rows, limit)
+            elif own is None:
+                own = inline
             if rows:
                 if prepared is not None:
                     own = called
@@ -232,6 +250,10 @@ class Trips:
             return None, {}
         arrays = cast(Mapping[str, Array], tensors)
         return self._repeated.find(errand.instructions, arrays, errand.releases, errand.frozen, limit), arrays
+
+    def watch(self, hear: Callable[[str], None]) -> None:
+        """Have `hear` called with the name of a node whose state changed, once trips under way have heard."""
+        self._dispatcher.watch(hear)
 
     def post(self, node: str, instructions: tuple[Instruction, ...]) -> None:
         """Have `node` run instructions nobody waits for, if it is connected."""

@@ -316,6 +316,11 @@ class Meetings:
         self._dropped.add(name)
         return 0 if there is None else there.nbytes
 
+    def size(self, boundary: str) -> int:
+        """Bytes of what has come to the boundary, of an `out` with its `lse`."""
+        there = self._all.get(self._plan.of_lse.get(boundary, boundary))
+        return 0 if there is None else there.nbytes
+
     @property
     def nbytes(self) -> int:
         """Bytes that are kept."""

@@ -1,0 +1,110 @@
+"""The course of a schedule: what follows from it alone, found once for all its requests.
+
+Which segments each part runs, which boundaries it is sent for them, and which of its earlier segments another
+node has to run again to go on in its place. What a part keeps follows from the feeds and the boundaries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_attention.core.schedule.meeting import FoldPlan
+from edge_attention.core.schedule.schedule import Collective, Delivery, Kept, ModelSegment, Schedule
+
+__all__ = ["Course", "PartSegment"]
+
+
+@dataclass(frozen=True, eq=False)
+class PartSegment:
+    """One segment of a part.
+
+    Attributes:
+        index: which of the part's segments it is.
+        boundaries: those it is sent something of, each once; of an `lse` that of its `out`.
+        contributes: whether anything of it passes the aggregator.
+    """
+
+    part: int
+    index: int
+    step: int
+    segment: ModelSegment
+    boundaries: tuple[str, ...]
+    contributes: bool
+
+
+class Course:
+    """The course of `schedule`.
+
+    Attributes:
+        parts: by part, its segments in order.
+        results: the boundaries that have the model's outputs.
+
+    Raises:
+        ValueError: the schedule does not hold together, or a part keeps two tensors under one name: what runs
+            again would change what is kept.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        schedule.check()
+        self.schedule = schedule
+        self.folds = FoldPlan(schedule)
+        self.parts = tuple(self._segments(part) for part in range(schedule.parts))
+        self.results = frozenset(self._of(name) for name in schedule.results.values())
+        self._again = tuple(
+            tuple(self._closure(own, index) for index in range(len(own) + 1)) for own in self.parts
+        )
+        self._sent = tuple(
+            tuple(
+                frozenset(name for one in own[index:] for name in one.boundaries)
+                for index in range(len(own) + 1)
+            )
+            for own in self.parts
+        )
+        self._recorded = tuple(
+            tuple(frozenset(n for i in again for n in own[i].boundaries) for again in by_index)
+            for own, by_index in zip(self.parts, self._again, strict=True)
+        )
+
+    def again(self, part: int, index: int) -> tuple[int, ...]:
+        """Which of the part's segments before `index` a node that has kept nothing runs, in order."""
+        return self._again[part][index]
+
+    def sent(self, part: int, index: int) -> frozenset[str]:
+        """The boundaries that the part is sent something of, from its segment `index` on."""
+        return self._sent[part][index]
+
+    def recorded(self, part: int, index: int) -> frozenset[str]:
+        """The boundaries that are needed to run the part's segments `again`."""
+        return self._recorded[part][index]
+
+    def _of(self, boundary: str) -> str:
+        return self.folds.of_lse.get(boundary, boundary)
+
+    def _segments(self, part: int) -> tuple[PartSegment, ...]:
+        found: list[PartSegment] = []
+        kept: set[str] = set()
+        for index, (step, segment) in enumerate(self.schedule.of_part(part)):
+            if both := kept & set(segment.kept.values()):
+                raise ValueError(f"part {part} keeps {min(both)} twice")
+            kept |= set(segment.kept.values())
+            sources = [s.boundary for s in segment.inputs.values() if isinstance(s, Delivery)]
+            boundaries = tuple(dict.fromkeys(self._of(name) for name in sources))
+            contributes = (step, part) in self.folds.makes
+            found.append(PartSegment(part, index, step, segment, boundaries, contributes))
+        return tuple(found)
+
+    def _closure(self, own: tuple[PartSegment, ...], index: int) -> tuple[int, ...]:
+        """Of the segments before `index` those that keep what the later ones need, and what these need."""
+        needed = {s.name for one in own[index:] for s in one.segment.inputs.values() if isinstance(s, Kept)}
+        found: list[int] = []
+        for one in reversed(own[:index]):
+            if needed & set(one.segment.kept.values()):
+                found.append(one.index)
+                needed |= {s.name for s in one.segment.inputs.values() if isinstance(s, Kept)}
+        return tuple(reversed(found))
+
+    def only_merges(self, one: PartSegment) -> bool:
+        """Whether all that comes of a segment are partials of attention, row by row of what it is sent."""
+        boundaries = self.schedule.boundaries
+        merges = [boundaries[c.boundary].collective is Collective.MERGE for c in one.segment.contributions]
+        return bool(merges) and all(merges) and not one.segment.kept

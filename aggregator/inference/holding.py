@@ -1,0 +1,220 @@
+"""Who holds which part of a model cut for inputs of one shape: given what it needs, kept so, found anew.
+
+A node holds a part once it has stored its weights and constants; a new process of that node has the weights
+on its disk and not the constants, so it is given them again before it is asked. Where a part's nodes are gone
+another one of the fleet is picked and given the part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from aggregator.fleet.membership import Membership
+from aggregator.inference.delivery import NodeDeliveries, StoredPiece
+from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.messages.fleet import NodeState
+
+__all__ = ["Pick", "ShapeHolders", "first_of"]
+
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 30.0
+"""A node that could not be given what it needs is not tried again before."""
+GIVE_SECONDS = 3600.0
+"""What a node is given takes no longer: it is a model's weights, over a slow link."""
+
+Pick = Callable[[int, Sequence[str]], str]
+"""Of a part, and the nodes that could be given it: the one that is."""
+
+Told = Callable[[str, int, int], None]
+"""Told of a node how many bytes of how many it has."""
+
+
+def first_of(part: int, candidates: Sequence[str]) -> str:
+    """The plainest Pick: spreads parts over the fleet by their number."""
+    return candidates[part % len(candidates)]
+
+
+class ShapeHolders:
+    """The holders of each part.
+
+    Args:
+        pieces: by part, what a node needs for it.
+        assigned: part -> nodes that are to hold it, those to be asked first in front.
+        load: how many parts of requests a node has in hand.
+        changed: called where somebody holds a part now who did not.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        deliveries: NodeDeliveries,
+        pieces: Sequence[Sequence[StoredPiece]],
+        assigned: Mapping[int, Sequence[str]],
+        pick: Pick,
+        load: Callable[[str], int],
+        changed: Callable[[], None],
+    ) -> None:
+        self._membership = membership
+        self._deliveries = deliveries
+        self._pieces = pieces
+        self._pick = pick
+        self._changed = changed
+        self._assigned = {part: list(assigned.get(part, ())) for part in range(len(pieces))}
+        self._given: dict[tuple[int, str], str] = {}
+        """Part and node -> the process that holds it."""
+        self._giving: dict[str, asyncio.Task[None]] = {}
+        self._failed: dict[tuple[int, str], tuple[float, EdgeAttentionError]] = {}
+        self._say: Told = lambda node, done, total: None
+        self._news = asyncio.Event()
+        self.load = load
+
+    # PartsNodes
+
+    def state(self, node: str) -> NodeState:
+        return self._membership.state(node)
+
+    def life(self, node: str) -> str:
+        member = self._membership.get(node)
+        return "" if member is None else member.register.instance
+
+    def holders(self, part: int) -> tuple[str, ...]:
+        """Nodes that hold the part; of those that are away whoever did."""
+        return tuple(node for node in self._assigned[part] if self._holds(part, node))
+
+    def _holds(self, part: int, node: str) -> bool:
+        given = self._given.get((part, node))
+        return given is not None and (given == self.life(node) or not self._membership.live(node))
+
+    # What is done about it
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """All nodes that have, or are to have, something of it."""
+        return tuple(dict.fromkeys(node for nodes in self._assigned.values() for node in nodes))
+
+    @property
+    def lacking(self) -> tuple[int, ...]:
+        """The parts that no node holds which is there."""
+        return tuple(
+            part
+            for part in self._assigned
+            if not any(self._membership.live(node) for node in self.holders(part))
+        )
+
+    def why(self, part: int) -> str:
+        """For a person: why nobody holds the part."""
+        said = []
+        for node in self._assigned[part]:
+            failed = self._failed.get((part, node))
+            if node in self._giving:
+                said.append(f"node {node!r} is being given it")
+            elif failed is not None:
+                said.append(failed[1].message)
+            else:
+                state = self._membership.state(node).value if self._membership.get(node) else "never seen"
+                said.append(f"node {node!r} is {state}")
+        return "; ".join(said) or "no node was named for it"
+
+    def ensure(self, say: Told | None = None) -> None:
+        """Have every node that is there given what it is to hold and does not."""
+        self._say = say or self._say
+        for node in self.nodes:
+            if node in self._giving or not self._membership.live(node):
+                continue
+            now = time.monotonic()
+            parts = [
+                part
+                for part, nodes in self._assigned.items()
+                if node in nodes
+                and not self._holds(part, node)
+                and self._failed.get((part, node), (-AGAIN_SECONDS,))[0] + AGAIN_SECONDS <= now
+            ]
+            if parts:
+                task = asyncio.create_task(self._give(node, parts), name=f"give {node}")
+                self._giving[node] = task
+                task.add_done_callback(lambda done, node=node: self._gave(node))  # type: ignore[misc]
+
+    def seek(self, part: int, without: frozenset[str]) -> None:
+        """No node that is there holds the part: have one that is not in `without` given it."""
+        self.ensure()
+        if any(node in self._giving for node in self._assigned[part] if node not in without):
+            return
+        now = time.monotonic()
+        candidates = [
+            member.name
+            for member in self._membership.members()
+            if member.state is NodeState.READY
+            and member.name not in without
+            and not self._holds(part, member.name)
+            and self._failed.get((part, member.name), (-AGAIN_SECONDS,))[0] + AGAIN_SECONDS <= now
+        ]
+        if candidates:
+            node = self._pick(part, candidates)
+            if node not in self._assigned[part]:
+                self._assigned[part].append(node)
+            log.info("part %d goes to node %s: no node that is there held it", part, node)
+            self.ensure()
+
+    def supply(self, part: int, node: str) -> None:
+        """The node has lost what it was given."""
+        for key in [key for key in self._given if key[1] == node]:
+            del self._given[key]
+        self.ensure()
+
+    async def settled(self, seconds: float) -> bool:
+        """Wait until nobody is being given anything and each part has a holder that is there; whether so."""
+        until = time.monotonic() + seconds
+        while self._giving or self.lacking:
+            left = until - time.monotonic()
+            if left <= 0:
+                return not self.lacking
+            self.ensure()
+            self._news.clear()
+            try:
+                async with asyncio.timeout(min(left, 0.5)):  # also to see who has come
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+        return True
+
+    async def close(self) -> None:
+        """Nobody is given anything any more."""
+        tasks = list(self._giving.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _give(self, node: str, parts: Sequence[int]) -> None:
+        life = self.life(node)
+        wanted: dict[str, StoredPiece] = {}
+        for part in parts:
+            wanted |= {piece.name: piece for piece in self._pieces[part]}
+        total, done = sum(piece.nbytes for piece in wanted.values()), 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            self._say(node, done, total)
+
+        self._say(node, 0, total)
+        try:
+            await self._deliveries.give(node, list(wanted.values()), GIVE_SECONDS, count)
+        except EdgeAttentionError as error:
+            log.warning("node %s cannot be given its share of a model: %s", node, error.message)
+            if self._membership.live(node) and self.life(node) == life:
+                for part in parts:
+                    self._failed[part, node] = time.monotonic(), error
+            return
+        for part in parts:
+            self._given[part, node] = life
+            self._failed.pop((part, node), None)
+
+    def _gave(self, node: str) -> None:
+        self._giving.pop(node, None)
+        self._news.set()
+        self._changed()

@@ -1,0 +1,513 @@
+"""Runs cut models over the fleet: has nodes given what they need, and takes requests through the schedule.
+
+prepare   graphs, weights, constants to the nodes       (delivery.py, holding.py)
+infer     a lane (lanes.py); a request (requests.py) decides, and is performed here: a trip for the
+          segments that can run at once, what comes back folds, the next ones run
+release   what the nodes hold of it is freed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from aggregator.engine.outcome import MissingKind, Outcome
+from aggregator.engine.recipe import Engine
+from aggregator.engine.returned import Returned
+from aggregator.engine.trip import Errand, Trips
+from aggregator.fleet.membership import Member
+from aggregator.inference.calls import (
+    SegmentCall,
+    SegmentCalls,
+    constant_name,
+    job_scope,
+    lane_scope,
+    tensor_of,
+    weight_name,
+)
+from aggregator.inference.course import Course
+from aggregator.inference.delivery import (
+    ArrayBytes,
+    CutFiles,
+    NodeDeliveries,
+    StoredPiece,
+    digest_of,
+    require_travels,
+)
+from aggregator.inference.holding import Pick, ShapeHolders, Told, first_of
+from aggregator.inference.lanes import RequestLanes
+from aggregator.inference.requests import Action, AskSegment, Ended, ModelRequest, RecordRoom, Seek, Supply
+from edge_attention.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EdgeAttentionError,
+    Internal,
+    InvalidTensor,
+    NotFound,
+)
+from edge_attention.core.messages.program import Drop
+from edge_attention.core.schedule.schedule import Constant, Schedule, TensorForm, Weight
+from edge_attention.core.tensors import Array, require_stored
+from edge_attention.core.transitions import told
+
+__all__ = ["ModelAnswer", "ModelRunner"]
+
+log = logging.getLogger(__name__)
+
+RECORDED_BYTES = 256 * 1024 * 1024
+"""Boundaries of all requests that are kept only in case a node goes. What is beyond it is forgotten: a
+request that needs it then begins again from its feeds."""
+FREED = 256
+"""Scopes that one node, away, is to free when it comes; then those of longest ago are left to their age."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelAnswer:
+    """What came of one request.
+
+    Attributes:
+        results: by the model's outputs. Elements that nobody contributed are NaN.
+        exact: whether it is the whole model's answer.
+        coverage: how much of the model's work it stands on, 1.0 of an exact one; `lacking` says what is not.
+        seconds: `part 0` and so on: in graphs, as nodes say; `turn`: until it began; `wait`: for nodes;
+            `fold`: in folding; `all`.
+        sent, received: node -> bytes of tensors.
+        moves: how often a part went on on another node.
+    """
+
+    results: Mapping[str, Array]
+    exact: bool
+    coverage: float
+    lacking: str
+    seconds: Mapping[str, float]
+    sent: Mapping[str, int]
+    received: Mapping[str, int]
+    moves: int = 0
+
+
+@dataclass(eq=False)
+class _ShapeOfModel:
+    """A deployment for inputs of one shape."""
+
+    course: Course
+    calls: SegmentCalls
+    holders: ShapeHolders
+    graphs: tuple[str, ...]
+    """Digests that are lent."""
+
+
+@dataclass(eq=False)
+class _Deployed:
+    """A deployment."""
+
+    lanes: RequestLanes = field(default_factory=RequestLanes)
+    shapes: dict[str, _ShapeOfModel] = field(default_factory=dict)
+    weights: dict[Weight, tuple[str, int]] = field(default_factory=dict)
+    """SHA-256 and size of what was looked at."""
+
+
+class ModelRunner:
+    """Runs deployments. `pick`: decides who is given a part whose nodes have gone."""
+
+    def __init__(self, engine: Engine, pick: Pick = first_of) -> None:
+        self._trips = engine.trips
+        self._bulk = engine.bulk
+        self._membership = engine.membership
+        self._pick = pick
+        self._deliveries = NodeDeliveries(engine.trips, engine.bulk)
+        self._deployed: dict[str, _Deployed] = {}
+        self._record = RecordRoom(RECORDED_BYTES)
+        self._running: set[_RunningRequest] = set()
+        self._freed: dict[str, OrderedDict[str, None]] = {}
+        """Node that was away -> what was freed meanwhile."""
+        engine.trips.watch(lambda name: self._look())
+
+    async def prepare(
+        self,
+        deployment: str,
+        shape: str,
+        schedule: Schedule,
+        files: CutFiles,
+        holders: Mapping[int, Sequence[str]],
+        say: Told = lambda node, done, total: None,
+        *,
+        halves: bool = False,
+        seconds: float,
+    ) -> None:
+        """Have nodes given what they need to run `schedule`: requests of that shape can come then.
+
+        Args:
+            deployment, shape: letters, digits and `_.:-`: names on nodes begin with them. Shapes of one
+                deployment share its weights.
+            holders: part -> nodes that are to hold it, the one to be asked first in front.
+            say: told of each node how many bytes of how many it has, also after this has returned.
+            halves: boundaries travel in float16.
+            seconds: so long nodes are waited for.
+
+        Returns when each part is held by a node that is there, and by as many of its nodes as are.
+
+        Raises:
+            DeadlineExceeded: a part is held by nobody by then; says what was waited for.
+            InvalidTensor: a weight's dtype does not travel.
+            ValueError: the schedule does not hold together.
+        """
+        until = time.monotonic() + seconds
+        require_stored(f"{job_scope(deployment)}{shape}/c/x")
+        deployed = self._deployed.setdefault(deployment, _Deployed())
+        if shape in deployed.shapes:
+            await self._release_shape(deployment, shape)
+        course = await asyncio.to_thread(Course, schedule)
+        pieces = await asyncio.to_thread(
+            lambda: [
+                _pieces(deployment, shape, course, part, files, deployed.weights)
+                for part in range(schedule.parts)
+            ]
+        )
+        calls = SegmentCalls(deployment, shape, course, deployed.weights, halves)
+        graphs = tuple(dict.fromkeys(schedule.graphs.values()))
+        for digest in graphs:
+            path = files.graph(digest)
+            self._bulk.lend_file(digest, path, 0, path.stat().st_size)
+        held = ShapeHolders(
+            self._membership, self._deliveries, pieces, holders, self._pick, self._load, self._look
+        )
+        deployed.shapes[shape] = _ShapeOfModel(course, calls, held, graphs)
+        held.ensure(say)
+        if not await held.settled(max(until - time.monotonic(), 0.0)):
+            part = held.lacking[0]
+            raise DeadlineExceeded(f"no node holds part {part} after {seconds:.3g} s: {held.why(part)}")
+
+    async def infer(
+        self,
+        deployment: str,
+        shape: str,
+        feeds: Mapping[str, Array],
+        seconds: float,
+        *,
+        partial: bool = False,
+    ) -> ModelAnswer:
+        """The model's outputs for `feeds`, in `seconds` at most.
+
+        `partial`: after half of that time it goes on without parts that no node holds, where the rest still
+        says something (partials of attention); the answer tells what it lacks.
+
+        Raises:
+            NotFound: nothing is deployed so.
+            InvalidTensor: the feeds are not those of that shape.
+            Overloaded: too many requests of it are under way.
+            DeadlineExceeded: there is no answer in time; says what was waited for.
+            EdgeAttentionError: what a node says of a segment, where no other could be asked.
+        """
+        began = time.monotonic()
+        deployed = self._deployed.get(deployment)
+        made = deployed.shapes.get(shape) if deployed is not None else None
+        if deployed is None or made is None:
+            raise NotFound(f"nothing is deployed as {deployment[:80]!r} for inputs of shape {shape[:80]!r}")
+        require_feeds(made.course.schedule, feeds)
+        lane = await deployed.lanes.take(seconds)
+        clean = False
+        try:
+            now = time.monotonic()
+            go_on = now + max(began + seconds - now, 0.0) / 2 if partial else None
+            machine = ModelRequest(made.course, made.holders, self._record, now, began + seconds, go_on)
+            request = _RunningRequest(self._trips, made, machine, lane, feeds)
+            self._running.add(request)
+            try:
+                await request.run()
+                clean = request.clean
+            finally:
+                self._running.discard(request)
+        finally:
+            if not clean:
+                self._free(made.holders.nodes, lane_scope(deployment, lane))
+            deployed.lanes.give_back(lane, clean)
+        ended = time.monotonic()
+        seconds_of = dict(request.seconds)
+        turn, fold = now - began, seconds_of.get("fold", 0.0)
+        seconds_of |= {"turn": turn, "wait": ended - now - fold, "fold": fold, "all": ended - began}
+        coverage, lacking = machine.coverage, machine.lacking
+        return ModelAnswer(
+            results=machine.results(),
+            exact=coverage == 1.0 and not lacking,
+            coverage=coverage,
+            lacking=lacking,
+            seconds=seconds_of,
+            sent=request.sent,
+            received=request.received,
+            moves=machine.moves,
+        )
+
+    async def release(self, deployment: str, shape: str = "") -> None:
+        """Free what nodes hold of the deployment; `shape`: of that one only, its weights stay.
+
+        Requests that are under way are refused.
+        """
+        deployed = self._deployed.get(deployment)
+        if deployed is None:
+            return
+        for name in [shape] if shape else list(deployed.shapes):
+            await self._release_shape(deployment, name)
+        if not shape:
+            del self._deployed[deployment]
+
+    def holds(self, deployment: str) -> dict[str, dict[int, tuple[str, ...]]]:
+        """By shape and part: the nodes that hold it and are there."""
+        deployed = self._deployed.get(deployment)
+        live = self._membership.live
+        return {
+            name: {
+                part: tuple(node for node in made.holders.holders(part) if live(node))
+                for part in range(made.course.schedule.parts)
+            }
+            for name, made in (deployed.shapes.items() if deployed is not None else ())
+        }
+
+    def unneeded(self, member: Member) -> tuple[str, ...]:
+        """What a node that has come may forget: what was freed while it was away."""
+        return tuple(self._freed.pop(member.name, ()))
+
+    # Inside
+
+    async def _release_shape(self, deployment: str, shape: str) -> None:
+        deployed = self._deployed[deployment]
+        made = deployed.shapes.pop(shape, None)
+        if made is None:
+            return
+        for request in [request for request in self._running if request.shape is made]:
+            request.end(Cancelled(f"{deployment} was released"))
+        await made.holders.close()
+        for digest in made.graphs:
+            self._bulk.take_back(digest)
+        scope = job_scope(deployment)
+        self._free(made.holders.nodes, f"{scope}{shape}/" if deployed.shapes else scope)
+
+    def _free(self, nodes: Sequence[str], scope: str) -> None:
+        """Have nodes drop what begins so: now, or when they are back."""
+        for node in nodes:
+            if self._membership.live(node):
+                self._trips.post(node, (Drop((scope,)),))
+            else:
+                freed = self._freed.setdefault(node, OrderedDict())
+                freed[scope] = None
+                while len(freed) > FREED:
+                    freed.popitem(last=False)
+
+    def _load(self, node: str) -> int:
+        return sum(request.machine.nodes.count(node) for request in self._running)
+
+    def _look(self) -> None:
+        """Something has changed with the nodes."""
+        for deployed in self._deployed.values():
+            for made in deployed.shapes.values():
+                made.holders.ensure()
+        for request in list(self._running):
+            request.look()
+
+
+class _RunningRequest:
+    """Performs what one request decides."""
+
+    def __init__(
+        self, trips: Trips, shape: _ShapeOfModel, machine: ModelRequest, lane: int, feeds: Mapping[str, Array]
+    ) -> None:
+        self.shape = shape
+        self.machine = machine
+        self.clean = False
+        """Whether all that was asked had come to its end."""
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.sent: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()
+        self._trips = trips
+        self._lane = lane
+        self._feeds = feeds
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._lost = False
+
+    async def run(self) -> None:
+        """Returns when there is an answer. Raises what the request ended with."""
+        try:
+            self._perform(self.machine.start())
+            self._set_clock()
+            await self._over
+            self.clean = not (self._lost or self.machine.abandoned)
+            if self.clean and self._tasks:
+                await asyncio.wait(self._tasks, timeout=1.0)  # nothing is open: they end by themselves
+        finally:
+            if self.machine.over is None:
+                self.machine.end(Cancelled("nobody waits for the answer"))
+            if self._timer is not None:
+                self._timer.cancel()
+            for task in self._tasks:
+                task.cancel()
+        ended = self.machine.over
+        if ended is not None and ended.error is not None:
+            if self.machine.transitions:
+                log.info("a request ended badly: %s", told(self.machine.transitions))
+            raise ended.error
+
+    def look(self) -> None:
+        """Something has changed with the nodes."""
+        self._perform(self.machine.look(time.monotonic()))
+
+    def end(self, error: EdgeAttentionError) -> None:
+        """End it with `error`."""
+        self._perform(self.machine.end(error))
+
+    def _set_clock(self) -> None:
+        delay = max(self.machine.wake - time.monotonic(), 0.0)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._perform(self.machine.tick(time.monotonic()))
+        if self.machine.over is None:
+            self._set_clock()
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        asks: list[AskSegment] = []
+        for action in actions:
+            match action:
+                case AskSegment():
+                    asks.append(action)
+                case Seek(part, without):
+                    self.shape.holders.seek(part, without)
+                case Supply(part, node):
+                    self.shape.holders.supply(part, node)
+                case Ended():
+                    if not self._over.done():
+                        self._over.set_result(None)
+        if not asks:
+            return
+        calls = {ask: self.shape.calls.call(ask.one, self._lane, ask.again) for ask in asks}
+        task = asyncio.create_task(self._run(calls))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, calls: Mapping[AskSegment, SegmentCall]) -> None:
+        """Have segments run that can run at once."""
+        try:
+            await self._ask(calls)
+        except EdgeAttentionError as error:
+            self.end(error)
+        except Exception as problem:
+            log.exception("a request cannot go on")
+            self.end(Internal(f"the request cannot go on: {problem!r}"))
+
+    async def _ask(self, calls: Mapping[AskSegment, SegmentCall]) -> None:
+        feeds, meetings = self._feeds, self.machine.meetings
+        asks: dict[str, AskSegment] = {}
+        errands: list[Errand] = []
+        for ask, call in calls.items():
+            one = ask.one
+            shard = f"part{one.part}.step{one.step}"
+            asks[shard] = ask
+            self.sent[ask.node] += call.down
+            errands.append(
+                Errand(
+                    shard=shard,
+                    holders=(ask.node,),
+                    coverage=range(one.part, one.part + 1),
+                    instructions=call.instructions,
+                    wanted=call.wanted,
+                    inline={name: tensor_of(source, feeds, meetings) for name, source in call.slots.items()},
+                    tensors={name: tensor_of(source, feeds, meetings) for name, source in call.lent.items()},
+                    prepared=call.prepared,
+                )
+            )
+
+        def take(answer: Returned) -> None:
+            ask = asks[answer.shard]
+            began = time.monotonic()
+            outputs = {name: answer.array(name) for name in answer.tensors}
+            actions = self.machine.came(ask.number, outputs, began)  # or it raises: it is refused
+            self.seconds["fold"] += time.monotonic() - began
+            self.received[ask.node] += calls[ask].up
+            self._perform(actions)
+
+        outcome = await self._trips.make(errands, self._left, take, believed=(), patient=False)
+        for shard, seconds in outcome.run_seconds.items():
+            self.seconds[f"part {asks[shard].one.part}"] += seconds
+        self._missed(asks, outcome)
+
+    def _missed(self, asks: Mapping[str, AskSegment], outcome: Outcome) -> None:
+        for shard, missing in outcome.missing.items():
+            self._lost = True
+            if missing.kind is MissingKind.LATE:
+                continue  # the clock says so
+            error = missing.error or missing.cause(missing.text)
+            away, lacks = missing.kind is MissingKind.LOST, isinstance(missing.error, NotFound)
+            number = asks[shard].number
+            self._perform(self.machine.failed(number, error, time.monotonic(), away=away, lacks=lacks))
+
+    @property
+    def _left(self) -> float:
+        return max(self.machine.deadline - time.monotonic(), 0.001)
+
+
+def require_feeds(schedule: Schedule, feeds: Mapping[str, Array]) -> None:
+    """Raises InvalidTensor unless these are the inputs of the schedule, with its dtypes and shapes."""
+    for name, form in schedule.feeds.items():
+        array = feeds.get(name)
+        if array is None:
+            raise InvalidTensor(f"input {name!r} is missing; the model takes {', '.join(schedule.feeds)}")
+        if array.dtype != form.dtype or array.shape != form.shape:
+            raise InvalidTensor(
+                f"input {name!r} is {array.dtype} {list(array.shape)}; here it must be {form.dtype} "
+                f"{list(form.shape)}"
+            )
+    if unknown := feeds.keys() - schedule.feeds.keys():
+        raise InvalidTensor(f"{min(unknown)[:80]!r} is no input; the model takes {', '.join(schedule.feeds)}")
+
+
+def _pieces(
+    deployment: str,
+    shape: str,
+    course: Course,
+    part: int,
+    files: CutFiles,
+    known: dict[Weight, tuple[str, int]],
+) -> list[StoredPiece]:
+    """What a node needs for the part, each piece once. Reads every weight that is not `known`."""
+    schedule, found = course.schedule, dict[str, StoredPiece]()
+    for weight in sorted(schedule.weights_of(part), key=lambda weight: (weight.name, str(weight.extent))):
+        array = files.weight(weight)
+        if weight not in known:
+            require_travels(weight, array)
+            known[weight] = digest_of(ArrayBytes(array)), array.nbytes
+        name = weight_name(deployment, known[weight][0])
+        found[name] = StoredPiece(
+            name,
+            known[weight][0],
+            array.dtype.name,
+            array.shape,
+            lambda weight=weight: ArrayBytes(files.weight(weight)),  # type: ignore[misc]
+        )
+    constants = {
+        source.name
+        for one in course.parts[part]
+        for source in one.segment.inputs.values()
+        if isinstance(source, Constant)
+    }
+    for constant in sorted(constants):
+        digest, spec = schedule.constants[constant].digest, schedule.constants[constant].spec
+        name = constant_name(deployment, shape, digest)
+        found[name] = StoredPiece(
+            name,
+            digest,
+            spec.dtype,
+            spec.shape,
+            lambda digest=digest, spec=spec: ArrayBytes(_constant(files.constant(digest), spec)),  # type: ignore[misc]
+        )
+    return list(found.values())
+
+
+def _constant(path: Path, spec: TensorForm) -> Array:
+    return np.fromfile(path, spec.dtype).reshape(spec.shape)
