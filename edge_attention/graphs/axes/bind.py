@@ -22,7 +22,8 @@ from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.bound import BoundGraph
 from edge_attention.graphs.axes.evaluate import MAX_COMPUTED, evaluate
 from edge_attention.graphs.axes.infer import form_of, infer_types, type_of
-from edge_attention.graphs.axes.lower import Lowering, lowered
+from edge_attention.graphs.axes.lower import lowered
+from edge_attention.graphs.axes.lowering import Lowering
 from edge_attention.graphs.onnx_file import first_line, rename_values
 from edge_attention.graphs.reading.needed import graphs_in, reads
 

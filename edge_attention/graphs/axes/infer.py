@@ -63,7 +63,7 @@ def infer_types(
         types: of what the node reads, as far as they are known.
         values: constants among what it reads.
     """
-    own = _OTHERS.get(node.op_type) if node.domain == "com.microsoft" else None
+    own = _OTHERS.get((node.domain, node.op_type))
     try:
         if own is not None:
             shapes = [_form(types, name) for name in node.input]
@@ -144,14 +144,16 @@ def _matmul_nbits(forms: _Forms, at: _Attributes) -> list[TensorForm]:
     return [TensorForm(a.dtype, (*a.shape[:-1], at["N"]))]
 
 
-_OTHERS: Mapping[str, Callable[[_Forms, _Attributes], Sequence[TensorForm | None]]] = {
-    "BiasGelu": _same,
-    "DynamicQuantizeMatMul": _quantized_matmul,
-    "FastGelu": _same,
-    "FusedMatMul": _fused_matmul,
-    "Gelu": _same,
-    "MatMulIntegerToFloat": _quantized_matmul,
-    "MatMulNBits": _matmul_nbits,
-    "QuickGelu": _same,
-    "TransposeMatMul": _fused_matmul,
+_OTHERS: Mapping[tuple[str, str], Callable[[_Forms, _Attributes], Sequence[TensorForm | None]]] = {
+    ("com.microsoft", "BiasGelu"): _same,
+    ("com.microsoft", "DynamicQuantizeMatMul"): _quantized_matmul,
+    ("com.microsoft", "FastGelu"): _same,
+    ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("com.microsoft", "Gelu"): _same,
+    ("com.microsoft", "MatMulIntegerToFloat"): _quantized_matmul,
+    ("com.microsoft", "MatMulNBits"): _matmul_nbits,
+    ("com.microsoft", "QuickGelu"): _same,
+    ("com.microsoft", "TransposeMatMul"): _fused_matmul,
+    # ONNX Runtime's own, in ONNX's domain.
+    ("", "SimplifiedLayerNormalization"): _same,
 }

@@ -1,9 +1,9 @@
 """Reads the named axes off a model's axes: by what products do to them.
 
-A product of two activations that sums over an axis no weight has is where attention crosses tokens: what it
-sums over are tokens of keys; what only its first operand has, tokens of queries; what both have and some
-weight has, too, are heads. A feed-forward axis is made by a weight and summed over against a weight, and
-nothing else sums over it or normalises it.
+A product of two activations that sums over an axis which a softmax went over is where attention crosses
+tokens: what it sums over are tokens of keys; what only its first operand has, tokens of queries; what both
+have and some weight has, too, are heads. A feed-forward axis is made by a weight and summed over against a weight,
+and nothing else sums over it or normalises it.
 """
 
 from __future__ import annotations
@@ -67,11 +67,12 @@ class _Naming:
         self._axes = axes
         self._products = [p for p in map(self._product, range(len(axes.rules))) if p is not None]
         with_weight = [p for p in self._products if p.weight is not None]
-        # Axes of the matrices that activations are multiplied with.
-        self._weighty = {axis for p in with_weight for axis in (*p.summed, *p.both, *p.of_weight)}
-        self._attentions = [
-            p for p in self._products if p.weight is None and p.summed and not self._weighty & {*p.summed}
-        ]
+        # Axes of the matrices that activations are multiplied with: those of the file, not what repeats them.
+        held = {axis for name in axes.bound.weights for dim in axes.dims[name] for axis, _ in dim}
+        self._weighty = held & {axis for p in with_weight for axis in (*p.summed, *p.both, *p.of_weight)}
+        softened = {axis for axis, does in self._roles() if does is Does.SOFTMAX}
+        both = [p for p in self._products if p.weight is None and p.summed]
+        self._attentions = [p for p in both if softened & {*p.summed}]
         self._tensors = Counter(
             axis
             for name, dims in axes.dims.items()
