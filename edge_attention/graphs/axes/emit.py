@@ -1,0 +1,482 @@
+"""Segments: the graphs of what a part does between two meetings, and the schedule of all.
+
+Names within a segment are by order alone (`x0`, `w0`, `c0`, `t0`, `y0`), so that layers alike give the same
+bytes, and a graph is known by their digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from edge_attention.core.errors import InvalidGraph
+from edge_attention.core.schedule.extents import AxisSpan, Extent, extent_shape, take
+from edge_attention.core.schedule.schedule import (
+    Boundary,
+    Collective,
+    Constant,
+    ConstantSpec,
+    Contributed,
+    Delivery,
+    Kept,
+    ModelInput,
+    ModelSegment,
+    Schedule,
+    Step,
+    TensorForm,
+    Weight,
+)
+from edge_attention.core.schedule.schedule import Source as InputSource
+from edge_attention.core.tensors import Array
+from edge_attention.graphs.axes.bound import BoundGraph
+from edge_attention.graphs.axes.forms import (
+    Form,
+    Move,
+    Operation,
+    Partition,
+    Scaled,
+    Source,
+    Split,
+    Unfolded,
+)
+from edge_attention.graphs.axes.localise import Sizes, localised
+from edge_attention.graphs.axes.needs import PartNeeds, find_needs, own_piece, span_of
+from edge_attention.graphs.axes.ways import Dims
+from edge_attention.graphs.onnx_builder import IR_VERSION
+from edge_attention.graphs.onnx_file import rename_values, serialize
+from edge_attention.graphs.reading.needed import graphs_in
+
+__all__ = ["MAX_OPSET", "Emitted", "emit"]
+
+MAX_OPSET = 26
+"""Of the standard operators: what ONNX Runtime reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Emitted:
+    """A schedule, and the files it speaks of, by digest."""
+
+    schedule: Schedule
+    graphs: Mapping[str, bytes]
+    constants: Mapping[str, Array]
+
+
+def emit(
+    partition: Partition,
+    bound: BoundGraph,
+    specs: Mapping[str, TensorForm],
+    literals: Mapping[str, Array],
+    derived: Mapping[str, Array],
+    dims: Mapping[str, Dims],
+) -> Emitted:
+    """The schedule of `partition`, with its graphs.
+
+    Args:
+        specs, literals, derived, dims: of all tensors, those that the cut has made included.
+
+    Raises:
+        InvalidGraph: the model is of a later opset than ONNX Runtime reads.
+    """
+    return _Emission(partition, bound, specs, literals, derived, dims).emitted()
+
+
+class _Emission:
+    def __init__(
+        self,
+        partition: Partition,
+        bound: BoundGraph,
+        specs: Mapping[str, TensorForm],
+        literals: Mapping[str, Array],
+        derived: Mapping[str, Array],
+        dims: Mapping[str, Dims],
+    ) -> None:
+        self.partition, self.bound, self.specs = partition, bound, specs
+        self.literals, self.derived, self.dims = literals, derived, dims
+        self.needs = find_needs(partition, dims)
+        self.graphs: dict[str, bytes] = {}
+        self.constants: dict[str, Array] = {}
+        self.constant_names: dict[str, str] = {}
+        self.graph_names: dict[str, str] = {}
+        self.boundaries: dict[Form, str] = {}
+        self.kept: dict[Form, str] = {}
+        self.opsets = {domain or "": version for domain, version in bound.opsets.items()}
+        if self.opsets.get("", 1) > MAX_OPSET:
+            raise InvalidGraph(
+                f"the model is of opset {self.opsets['']}; ONNX Runtime reads {MAX_OPSET} at most: "
+                "export it with an earlier one"
+            )
+
+    def emitted(self) -> Emitted:
+        levels = sorted({level for needs in self.needs.values() for level in needs.levels.values()})
+        steps = []
+        for level in levels:
+            segments = []
+            for part, needs in sorted(self.needs.items()):
+                operations = [o for o in self.partition.operations if needs.levels.get(o) == level]
+                if operations:
+                    segments.append(_Segment(self, part, needs, level).built(operations))
+            steps.append(Step(tuple(segments)))
+        schedule = Schedule(
+            1 + max(part for stage in self.partition.stages for part in stage.parts),
+            {name: self.bound.specs[name] for name in self.bound.inputs},
+            {name: self.boundary(form) for name, form in self.partition.results.items()},
+            self._boundaries(),
+            tuple(steps),
+            {name: digest for digest, name in self.graph_names.items()},
+            {
+                name: ConstantSpec(digest, _form(self.constants[digest]))
+                for digest, name in self.constant_names.items()
+            },
+        )
+        schedule.check()
+        return Emitted(schedule, self.graphs, self.constants)
+
+    def boundary(self, form: Form) -> str:
+        return self.boundaries.setdefault(form, f"b{len(self.boundaries)}")
+
+    def _boundaries(self) -> dict[str, Boundary]:
+        found = {}
+        for form, name in self.boundaries.items():
+            collective = form.state.collective if isinstance(form.state, Unfolded) else Collective.GATHER
+            lse = self.boundaries[form.lse[0]] if collective is Collective.MERGE and form.lse else ""
+            found[name] = Boundary(self.specs[form.tensor], collective, lse)
+        return found
+
+    def constant(self, value: Array) -> Constant:
+        # Not ascontiguousarray: that makes a scalar a vector.
+        value = np.array(value, order="C")
+        digest = hashlib.sha256(f"{value.dtype.name}{value.shape}".encode() + value.tobytes()).hexdigest()
+        self.constants.setdefault(digest, value)
+        return Constant(self.constant_names.setdefault(digest, f"c{len(self.constant_names)}"))
+
+    def literals_or_derived(self, name: str) -> Array | None:
+        found = self.literals.get(name)
+        return self.derived.get(name) if found is None else found
+
+    def graph(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        self.graphs.setdefault(digest, data)
+        return self.graph_names.setdefault(digest, f"g{len(self.graph_names)}")
+
+    def extent(self, form: Form, part: int) -> Extent:
+        """What of the tensor the part has in the form; all of it, of what is not cut."""
+        if not isinstance(form.state, Split):
+            return ()
+        start, stop = self.partition.stages[form.stage].range_of(form.state.axis, part)
+        return (span_of(self.dims, form.tensor, form.state, start, stop),)
+
+    def shape(self, form: Form, part: int) -> tuple[int, ...]:
+        return extent_shape(self.specs[form.tensor].shape, self.extent(form, part))
+
+
+@dataclass
+class _Segment:
+    """One part's segment of one level, while it is written."""
+
+    all: _Emission
+    part: int
+    needs: PartNeeds
+    level: int
+    nodes: list[NodeProto] = field(default_factory=list)
+    names: dict[Form, str] = field(default_factory=dict)
+    inputs: dict[str, InputSource] = field(default_factory=dict)
+    forms: dict[str, TensorForm] = field(default_factory=dict)
+    sources: dict[InputSource, str] = field(default_factory=dict)
+    literals: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
+    initializers: list[TensorProto] = field(default_factory=list)
+    made: int = 0
+
+    def built(self, operations: Sequence[Operation]) -> ModelSegment:
+        for operation in operations:
+            self._operation(operation)
+        outputs: dict[str, str] = {}
+        """Value in the segment -> its name as an output."""
+        kept: dict[str, str] = {}
+        contributed: list[Contributed] = []
+        specs: list[TensorForm] = []
+
+        def output(value: str, spec: TensorForm) -> str:
+            if value in self.inputs:
+                value = self._node("Identity", [value])
+            if value not in outputs:
+                outputs[value] = f"y{len(outputs)}"
+                specs.append(spec)
+            return outputs[value]
+
+        mine = {f: n for f, n in self.names.items() if self._is_new(f)}
+        for form, name in mine.items():
+            spec = self.all.specs[form.tensor]
+            for extent in self.needs.contributes.get(form, ()) if self._contributes_now(form) else ():
+                own = self.all.extent(form, self.part)
+                value = name
+                for span in extent[1:]:
+                    value = self._sliced(value, self.all.shape(form, self.part), span)
+                assert not own or extent[:1] == own
+                contributed.append(Contributed(output(value, spec), self.all.boundary(form), extent))
+                if isinstance(form.state, Unfolded) and form.lse:
+                    lse = form.lse[0]
+                    value = output(self.names[lse], self.all.specs[lse.tensor])
+                    contributed.append(Contributed(value, self.all.boundary(lse)))
+            if self.needs.uses[form][1] > self.level:
+                kept[output(name, spec)] = self.all.kept.setdefault(form, f"k{len(self.all.kept)}")
+        graph = self.all.graph(serialize(self._model(outputs, specs)))
+        return ModelSegment(self.part, graph, dict(self.inputs), kept, tuple(contributed))
+
+    def _is_new(self, form: Form) -> bool:
+        """Whether the form came to be in this segment, and is more than a step on the way."""
+        if form.fixed or form not in self.needs.uses:
+            return False
+        if isinstance(form.origin, Operation):
+            return self.needs.levels.get(form.origin) == self.level
+        return isinstance(form.origin, Move) and self.needs.uses[form][0] == self.level
+
+    def _contributes_now(self, form: Form) -> bool:
+        return isinstance(form.origin, Operation)
+
+    # Values
+
+    def value(self, form: Form) -> str:
+        """The name of a form in the segment."""
+        if form not in self.names:
+            self.names[form] = self._brought(form)
+        return self.names[form]
+
+    def _brought(self, form: Form) -> str:
+        extent = self.all.extent(form, self.part)
+        spec = self.all.specs[form.tensor]
+        match form.origin:
+            case Source.FEED:
+                return self._input("x", ModelInput(form.tensor, extent), spec)
+            case Source.WEIGHT:
+                return self._input("w", self._weight(form.tensor, extent), spec)
+            case Source.LITERAL if not extent:
+                return self._literal(self.all.literals[form.tensor])
+            case Source.LITERAL | Source.DERIVED:
+                whole = self.all.literals.get(form.tensor)
+                value = self.all.derived[form.tensor] if whole is None else whole
+                return self._constant(take(value, extent))
+            case Operation() if form.fixed:
+                self._operation(form.origin)
+                return self.names[form]
+            case Move() if self.needs.uses[form][0] == self.level:
+                return self._assembled(form, form.origin.source)
+            case _:
+                return self._input("x", Kept(self.all.kept[form]), spec)
+
+    def _weight(self, tensor: str, extent: Extent) -> Weight:
+        piece = self.all.bound.piece(tensor)
+        return Weight(self.all.bound.weights[tensor], within(piece, extent))
+
+    def _input(self, letter: str, source: InputSource, spec: TensorForm) -> str:
+        if source not in self.sources:
+            name = f"{letter}{sum(one.startswith(letter) for one in self.inputs)}"
+            self.sources[source] = name
+            self.inputs[name] = source
+            self.forms[name] = spec
+        return self.sources[source]
+
+    def _constant(self, value: Array) -> str:
+        return self._input("c", self.all.constant(value), _form(value))
+
+    def _literal(self, value: Array) -> str:
+        key = (value.dtype.name, value.shape, value.tobytes())
+        if key not in self.literals:
+            self.literals[key] = f"l{len(self.literals)}"
+            self.initializers.append(numpy_helper.from_array(np.array(value, order="C"), self.literals[key]))
+        return self.literals[key]
+
+    def _assembled(self, form: Form, source: Form) -> str:
+        """What the part has of the form itself, and what it is sent of it."""
+        stage = self.all.partition.stages[form.stage]
+        boundary, spec = self.all.boundary(source), self.all.specs[form.tensor]
+        target = self.all.extent(form, self.part)
+        state = source.state
+        mixed = (
+            source.stage == form.stage
+            and isinstance(state, Split)
+            and own_piece(self.all.partition.stages, source, self.part)
+            and all(span.axis != state.dim for span in target)
+        )
+        if not mixed:
+            return self._input("x", Delivery(boundary, target), spec)
+        assert isinstance(state, Split)
+        start, stop = stage.range_of(state.axis, self.part)
+        whole = span_of(self.all.dims, form.tensor, state, 0, 0)
+        pieces: list[tuple[str, int]] = []
+        for first, last in ((0, start), (start, stop), (stop, whole.size)):
+            if first == last:
+                continue
+            span = span_of(self.all.dims, form.tensor, state, first, last)
+            if first == start:
+                value = self.value(source)
+                for other in target:
+                    value = self._sliced(value, self.all.shape(source, self.part), other)
+            else:
+                extent = tuple(sorted((span, *target), key=lambda s: s.axis))
+                value = self._input("x", Delivery(boundary, extent), spec)
+            pieces.append((value, last - first))
+        if len(pieces) == 1:
+            return pieces[0][0]
+        if whole.outer == 1:
+            return self._node("Concat", [value for value, _ in pieces], axis=state.dim)
+        shape = list(self.all.shape(form, self.part))
+        before, after = shape[: state.dim], shape[state.dim + 1 :]
+        apart = []
+        for value, count in pieces:
+            parted = self._constant(_ints([*before, whole.outer, count * whole.inner, *after]))
+            apart.append(self._node("Reshape", [value, parted]))
+        joined = self._node("Concat", apart, axis=state.dim + 1)
+        return self._node("Reshape", [joined, self._constant(_ints(shape))])
+
+    def _sliced(self, value: str, shape: Sequence[int], span: AxisSpan) -> str:
+        """A range of an axis of what the part has whole in that axis."""
+        if (span.start, span.stop) == (0, span.size):
+            return value
+        before, after = list(shape[: span.axis]), list(shape[span.axis + 1 :])
+        axis = span.axis
+        if span.outer > 1:
+            parted = [*before, span.outer, span.size * span.inner, *after]
+            value, axis = self._node("Reshape", [value, self._constant(_ints(parted))]), axis + 1
+        bounds = [self._constant(_ints([edge * span.inner])) for edge in (span.start, span.stop)]
+        value = self._node("Slice", [value, *bounds, self._literal(_ints([axis]))])
+        if span.outer > 1:
+            joined = [*before, span.elements, *after]
+            value = self._node("Reshape", [value, self._constant(_ints(joined))])
+        return value
+
+    # Nodes
+
+    def _fresh(self) -> str:
+        self.made += 1
+        return f"t{self.made - 1}"
+
+    def _node(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
+        name = self._fresh()
+        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    def _operation(self, operation: Operation) -> None:
+        if operation.scaled is Scaled.SLICE:
+            (form,), result = operation.inputs, operation.results[0]
+            assert form is not None
+            assert result is not None
+            (span,) = self.all.extent(result, self.part)
+            self.names[result] = self._sliced(self.value(form), self.all.specs[form.tensor].shape, span)
+            return
+        node, changed = operation.node, dict[int, Array]()
+        if operation.rule is not None:
+            sizes, opset = self._sizes(operation), self.all.opsets.get("", 1)
+            node, changed = localised(node, operation.rule, sizes, self.all.literals_or_derived, opset)
+        copy = NodeProto()
+        copy.op_type, copy.domain = node.op_type, node.domain
+        copy.attribute.extend(node.attribute)
+        for position, _ in enumerate(node.input):
+            form = operation.inputs[position] if position < len(operation.inputs) else None
+            if position in changed:
+                copy.input.append(self._constant(changed[position]))
+            else:
+                copy.input.append(self.value(form) if form is not None else "")
+        if operation.captured:
+            renamed = {name: self.value(form) for name, form in operation.captured.items()}
+            for inner in graphs_in(copy):
+                rename_values(inner, renamed)
+        for result in operation.results:
+            name = self._fresh() if result is not None else ""
+            copy.output.append(name)
+            if result is not None:
+                self.names[result] = name
+        self.nodes.append(copy)
+        if operation.scaled is Scaled.SHARE:
+            self._shared(operation)
+
+    def _shared(self, operation: Operation) -> None:
+        """A mean of the part's range, weighted by its share of the axis."""
+        assert operation.axis is not None
+        stage = self.all.partition.stages[operation.stage]
+        start, stop = stage.range_of(operation.axis, self.part)
+        form = next(f for f in operation.inputs if f is not None and isinstance(f.state, Split))
+        assert isinstance(form.state, Split)
+        size = span_of(self.all.dims, form.tensor, form.state, 0, 0).size
+        for result in operation.results:
+            if result is not None:
+                dtype = self.all.specs[result.tensor].dtype
+                share = self._constant(np.array((stop - start) / size, dtype))
+                self.names[result] = self._node("Mul", [self.names[result], share])
+
+    def _sizes(self, operation: Operation) -> Sizes:
+        specs = self.all.specs
+        return Sizes(
+            [self.all.shape(f, self.part) if f is not None else None for f in operation.inputs],
+            [self.all.shape(f, self.part) if f is not None else None for f in operation.results],
+            [specs[f.tensor].shape if f is not None else None for f in operation.inputs],
+            [specs[f.tensor].shape if f is not None else None for f in operation.results],
+            next(
+                (s.start * s.inner for f in operation.results if f for s in self.all.extent(f, self.part)), 0
+            ),
+        )
+
+    def _model(self, outputs: Mapping[str, str], specs: Sequence[TensorForm]) -> ModelProto:
+        for node in self.nodes:
+            for field_ in (node.input, node.output):
+                for position, name in enumerate(field_):
+                    field_[position] = outputs.get(name, name)
+            for inner in graphs_in(node):
+                rename_values(inner, outputs)
+        graph = helper.make_graph(
+            self.nodes,
+            "segment",
+            [_info(name, self.forms[name]) for name in self.inputs],
+            [_info(name, spec) for name, spec in zip(outputs.values(), specs, strict=True)],
+            self.initializers,
+        )
+        used = {node.domain for node in self.nodes}
+        opsets = [
+            helper.make_opsetid(domain, version)
+            for domain, version in sorted(self.all.opsets.items())
+            if domain in used or not domain
+        ]
+        return helper.make_model(
+            graph, opset_imports=opsets, ir_version=min(self.all.bound.ir_version, IR_VERSION)
+        )
+
+
+def within(piece: Extent, extent: Extent) -> Extent:
+    """An extent of what `piece` takes of a tensor, as an extent of the tensor: its span has `outer` 1.
+
+    Raises ValueError where it is in more places of the axis than a span can say.
+    """
+    spans = {span.axis: span for span in extent}
+    for span in piece:
+        inner = spans.get(span.axis)
+        offset, length, size = span.start * span.inner, span.elements, span.size * span.inner
+        if inner is None:
+            spans[span.axis] = span
+            continue
+        if inner.outer != 1 or size % inner.inner or offset % inner.inner:
+            raise ValueError(f"{inner} of {span} is no range")
+        assert inner.size * inner.inner == length
+        first = offset // inner.inner + inner.start
+        spans[span.axis] = AxisSpan(
+            span.axis, first, first + inner.stop - inner.start, size // inner.inner, 1, inner.inner
+        )
+    return tuple(spans[axis] for axis in sorted(spans))
+
+
+def _info(name: str, spec: TensorForm) -> ValueInfoProto:
+    """Type and rank: lengths are not said, so that one graph serves all."""
+    return helper.make_tensor_value_info(
+        name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), [None] * len(spec.shape)
+    )
+
+
+def _form(value: Array) -> TensorForm:
+    return TensorForm(value.dtype.name, value.shape)
+
+
+def _ints(values: Sequence[int]) -> Array:
+    return np.array(values, np.int64)

@@ -1,0 +1,60 @@
+"""The ways a node can be cut: which factor of its rule, by which axis of the model, what that asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from edge_attention.graphs.axes.forms import Split
+from edge_attention.graphs.axes.rule import Does, Rule
+
+__all__ = ["Dims", "Way", "ways_of"]
+
+Dims = tuple[tuple[tuple[int, int], ...], ...]
+"""By dimension of a tensor the axes of the model in it, outer to inner: id and size."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A node cut by one axis.
+
+    Attributes:
+        factor: of the rule.
+        axis: of the model.
+        does: what the node does to the factor.
+        operands: by input, what form is asked for; None: all of it.
+        results: by output, the form that comes; None where the output does not have the factor.
+    """
+
+    factor: int
+    axis: int
+    does: Does
+    operands: tuple[Split | None, ...]
+    results: tuple[Split | None, ...]
+
+
+def ways_of(
+    node: NodeProto, rule: Rule, factors: Sequence[Sequence[int]], axes: frozenset[int]
+) -> Iterator[Way]:
+    """Every way to cut `node` by one of `axes`, whatever it asks for.
+
+    Args:
+        factors: of the rule, the axes of the model that each is made of.
+    """
+    for factor, members in enumerate(factors):
+        for axis in members:
+            if axis in axes:
+                operands = tuple(_where(factor, axis, of) for of in rule.operands)
+                results = tuple(_where(factor, axis, of) for of in rule.results)
+                operands += (None,) * (len(node.input) - len(operands))
+                results += (None,) * (len(node.output) - len(results))
+                yield Way(factor, axis, rule.factors[factor].does, operands, results)
+
+
+def _where(factor: int, axis: int, of: tuple[tuple[int, ...], ...] | None) -> Split | None:
+    for dim, factors in enumerate(of or ()):
+        if factor in factors:
+            return Split(dim, axis)
+    return None

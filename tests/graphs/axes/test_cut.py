@@ -1,0 +1,196 @@
+"""Cut models, run in parts in this process, give what the whole file gives in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from random_transformers import TransformerRecipe, feeds_of, recipe_of, sizes_of, transformer
+
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.schedule.extents import extent_shape
+from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
+from edge_attention.core.schedule.schedule import Collective, Delivery, Schedule
+from edge_attention.core.tensors import Array
+from edge_attention.graphs.axes.cut import analyse, cut, shared_ranges
+from edge_attention.graphs.axes.emit import Emitted
+from edge_attention.graphs.axes.in_process import InProcess, Ran
+from edge_attention.graphs.axes.model_axes import Axes
+from edge_attention.graphs.axes.model_reading import OpenModel, open_model
+from edge_attention.graphs.axes.narrow import narrow_places
+
+PLAIN = recipe_of(
+    3,
+    layers=2,
+    batch=2,
+    tokens=7,
+    key_heads=3,
+    group=1,
+    memory=0,
+    mask="row",
+    source="ids",
+    result="hidden",
+    dynamic=True,
+    quantised=False,
+)
+SHARES = {2: (1.0, 2.0), 3: (3.0, 1.0, 2.0), 5: (1.0, 2.0, 0.0, 1.0, 3.0)}
+
+
+def opened(model: onnx.ModelProto, folder: Path) -> OpenModel:
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    return open_model(path)
+
+
+def whole(model: OpenModel, feeds: dict[str, Array]) -> dict[str, Array]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+    return dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
+
+
+def ran(model: OpenModel, emitted: Emitted, feeds: dict[str, Array]) -> Ran:
+    parts = InProcess(
+        emitted.schedule, emitted.graphs.__getitem__, emitted.constants.__getitem__, model.piece
+    )
+    return parts.run(feeds)
+
+
+def assert_close(ours: dict[str, Array], theirs: dict[str, Array]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name].shape == value.shape
+        assert ours[name].dtype == value.dtype
+        largest = max(float(np.abs(value).max()), 1e-6)
+        assert float(np.abs(ours[name].astype(np.float64) - value).max()) <= 1e-5 * largest, name
+
+
+def one_stage(axes: Axes, cut: Cut, parts: int, crossing: Crossing = Crossing.GATHER) -> CutPlan:
+    layers = range(len(narrow_places(axes)) + 1)
+    return CutPlan((Stage(layers, tuple(range(parts)), cut, crossing, SHARES[parts]),))
+
+
+WAYS = [(Cut.TOKENS, crossing) for crossing in Crossing] + [(Cut.HEADS, Crossing.GATHER)]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+@pytest.mark.parametrize(("how", "crossing"), WAYS)
+def test_a_cut_model_is_the_whole(tmp_path: Path, how: Cut, crossing: Crossing, parts: int) -> None:
+    model = opened(transformer(PLAIN), tmp_path)
+    axes = analyse(model, sizes_of(PLAIN))
+    feeds = feeds_of(PLAIN, 1)
+    emitted = cut(axes, one_stage(axes, how, parts, crossing))
+    found = ran(model, emitted, feeds)
+    assert_close(dict(found.results), whole(model, feeds))
+    again = ran(model, cut(axes, one_stage(axes, how, parts, crossing)), feeds)
+    assert all((found.results[name] == again.results[name]).all() for name in found.results)
+    assert emitted.schedule.coverage == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_transformers_by_every_cut(tmp_path: Path, seed: int) -> None:
+    recipe: TransformerRecipe = recipe_of(seed, quantised=False)
+    model = opened(transformer(recipe), tmp_path)
+    axes = analyse(model, sizes_of(recipe))
+    feeds = feeds_of(recipe, seed)
+    reference = whole(model, feeds)
+    for how, crossing in WAYS:
+        word = "tokens" if how is Cut.TOKENS else "heads"
+        if word in axes.refused:
+            continue
+        emitted = cut(axes, one_stage(axes, how, 3, crossing))
+        assert_close(dict(ran(model, emitted, feeds).results), reference)
+
+
+def test_layers_and_products(tmp_path: Path) -> None:
+    model = opened(transformer(PLAIN), tmp_path)
+    axes = analyse(model, sizes_of(PLAIN))
+    feeds = feeds_of(PLAIN, 2)
+    count = len(narrow_places(axes)) + 1
+    assert count >= 2
+    first, rest = range(count // 2), range(count // 2, count)
+    tokens = Stage(first, (0, 1), Cut.TOKENS, Crossing.MERGE, (2.0, 1.0))
+    for plan in (
+        CutPlan((Stage(first, (0,)), Stage(rest, (1,)))),
+        CutPlan((tokens, Stage(rest, (2, 3, 4), Cut.HEADS))),
+        CutPlan((tokens, Stage(rest, (1, 0), Cut.TOKENS, Crossing.SWITCH))),
+    ):
+        emitted = cut(axes, plan)
+        assert_close(dict(ran(model, emitted, feeds).results), whole(model, feeds))
+    layers = cut(axes, CutPlan((Stage(first, (0,)), Stage(rest, (1,))))).schedule
+    assert len(layers.steps) == 2
+    assert not {w.name for w in layers.weights_of(0)} >= {w.name for w in layers.weights_of(1)}
+
+
+def test_a_part_is_sent_no_more_than_it_lacks(tmp_path: Path) -> None:
+    """DESIGN section 12: what each part has itself is in no boundary's delivery."""
+    model = opened(transformer(PLAIN), tmp_path)
+    axes = analyse(model, sizes_of(PLAIN))
+    schedule = cut(axes, one_stage(axes, Cut.TOKENS, 3)).schedule
+    assert len(schedule.steps) == PLAIN.layers + 1
+    lengths = [stop - start for start, stop in shared_ranges(PLAIN.tokens, SHARES[3])]
+    for part, length in enumerate(lengths):
+        for name in {d.boundary for d in _deliveries(schedule, part)}:
+            whole_of = schedule.boundaries[name].spec.shape
+            sizes = [
+                int(np.prod(extent_shape(whole_of, d.extent)))
+                for d in _deliveries(schedule, part)
+                if d.boundary == name
+            ]
+            assert sum(sizes) * PLAIN.tokens == int(np.prod(whole_of)) * (PLAIN.tokens - length)
+
+
+def _deliveries(schedule: Schedule, part: int) -> list[Delivery]:
+    return [
+        source
+        for _, segment in schedule.of_part(part)
+        for source in segment.inputs.values()
+        if isinstance(source, Delivery)
+    ]
+
+
+def test_heads_that_nobody_has_are_said(tmp_path: Path) -> None:
+    model = opened(transformer(PLAIN), tmp_path)
+    axes = analyse(model, sizes_of(PLAIN))
+    layers = range(len(narrow_places(axes)) + 1)
+    other = {"heads.0": ((0, 1), (1, 2)), "heads.1": ((2, 3), (0, 2))}
+    schedule = cut(axes, CutPlan((Stage(layers, (0, 1), Cut.HEADS, ranges=other),))).schedule
+    assert schedule.coverage == pytest.approx(5 / 6)
+    assert "1 of 3 of heads.0" in schedule.lacking
+    whole_ranges = {"heads.0": ((0, 3), (3, 3)), "heads.1": ((2, 3), (0, 2))}
+    emitted = cut(axes, CutPlan((Stage(layers, (0, 1), Cut.HEADS, ranges=whole_ranges),)))
+    feeds = feeds_of(PLAIN, 4)
+    assert emitted.schedule.coverage == 1
+    assert_close(dict(ran(model, emitted, feeds).results), whole(model, feeds))
+
+
+def test_one_part_is_one_segment(tmp_path: Path) -> None:
+    model = opened(transformer(PLAIN), tmp_path)
+    axes = analyse(model, sizes_of(PLAIN))
+    layers = range(len(narrow_places(axes)) + 1)
+    schedule = cut(axes, CutPlan((Stage(layers, (0,)),))).schedule
+    assert [len(step.segments) for step in schedule.steps] == [1]
+    assert all(b.collective is Collective.GATHER for b in schedule.boundaries.values())
+
+
+def test_plans_of_other_models_are_refused(tmp_path: Path) -> None:
+    model = opened(transformer(PLAIN), tmp_path)
+    axes = analyse(model, sizes_of(PLAIN))
+    layers = range(len(narrow_places(axes)) + 1)
+    with pytest.raises(InvalidArgument, match="layers"):
+        cut(axes, CutPlan((Stage(range(1), (0,)), Stage(range(1, 99), (1,)))))
+    with pytest.raises(InvalidArgument, match="no axis 'heads"):
+        cut(axes, CutPlan((Stage(layers, (0, 1), Cut.HEADS, ranges={"heads.77": ((0, 1), (1, 2))}),)))
+    with pytest.raises(InvalidArgument, match="overlap"):
+        cut(axes, CutPlan((Stage(layers, (0, 1), Cut.HEADS, ranges={"heads.0": ((0, 2), (1, 3))}),)))
+    with pytest.raises(InvalidArgument, match="nobody's"):
+        cut(axes, CutPlan((Stage(layers, (0, 1), Cut.TOKENS, ranges={"tokens": ((0, 2), (3, 7))}),)))
+
+
+def test_shares() -> None:
+    assert shared_ranges(7, (1, 1)) == ((0, 4), (4, 7))
+    assert shared_ranges(7, (0, 2, 1)) == ((0, 0), (0, 5), (5, 7))
+    assert shared_ranges(2, (1, 1, 1)) == ((0, 1), (1, 2), (2, 2))
