@@ -36,12 +36,12 @@ from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.bound import BoundGraph
 from edge_attention.graphs.axes.forms import (
     Form,
+    FormSource,
     Move,
     Operation,
     Partition,
     Scaled,
-    Source,
-    Split,
+    SplitBy,
     Unfolded,
 )
 from edge_attention.graphs.axes.localise import Sizes, localised
@@ -165,7 +165,7 @@ class _Emission:
 
     def extent(self, form: Form, part: int) -> Extent:
         """What of the tensor the part has in the form; all of it, of what is not cut."""
-        if not isinstance(form.state, Split):
+        if not isinstance(form.state, SplitBy):
             return ()
         start, stop = self.partition.stages[form.stage].range_of(form.state.axis, part)
         return (span_of(self.dims, form.tensor, form.state, start, stop),)
@@ -250,13 +250,13 @@ class _Segment:
         extent = self.all.extent(form, self.part)
         spec = self.all.specs[form.tensor]
         match form.origin:
-            case Source.FEED:
+            case FormSource.FEED:
                 return self._input("x", ModelInput(form.tensor, extent), spec)
-            case Source.WEIGHT:
+            case FormSource.WEIGHT:
                 return self._input("w", self._weight(form.tensor, extent), spec)
-            case Source.LITERAL if not extent:
+            case FormSource.LITERAL if not extent:
                 return self._literal(self.all.literals[form.tensor])
-            case Source.LITERAL | Source.DERIVED:
+            case FormSource.LITERAL | FormSource.DERIVED:
                 whole = self.all.literals.get(form.tensor)
                 value = self.all.derived[form.tensor] if whole is None else whole
                 return self._constant(take(value, extent))
@@ -298,13 +298,13 @@ class _Segment:
         state = source.state
         mixed = (
             source.stage == form.stage
-            and isinstance(state, Split)
+            and isinstance(state, SplitBy)
             and own_piece(self.all.partition.stages, source, self.part)
             and all(span.axis != state.dim for span in target)
         )
         if not mixed:
             return self._input("x", Delivery(boundary, target), spec)
-        assert isinstance(state, Split)
+        assert isinstance(state, SplitBy)
         start, stop = stage.range_of(state.axis, self.part)
         whole = span_of(self.all.dims, form.tensor, state, 0, 0)
         pieces: list[tuple[str, int]] = []
@@ -399,8 +399,8 @@ class _Segment:
         assert operation.axis is not None
         stage = self.all.partition.stages[operation.stage]
         start, stop = stage.range_of(operation.axis, self.part)
-        form = next(f for f in operation.inputs if f is not None and isinstance(f.state, Split))
-        assert isinstance(form.state, Split)
+        form = next(f for f in operation.inputs if f is not None and isinstance(f.state, SplitBy))
+        assert isinstance(form.state, SplitBy)
         size = span_of(self.all.dims, form.tensor, form.state, 0, 0).size
         for result in operation.results:
             if result is not None:

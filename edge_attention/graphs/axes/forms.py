@@ -18,20 +18,20 @@ from edge_attention.graphs.axes.rule import Rule
 
 __all__ = [
     "Form",
+    "FormSource",
+    "FormState",
     "Move",
     "Operation",
     "Partition",
     "Scaled",
-    "Source",
-    "Split",
+    "SplitBy",
     "StageCut",
-    "State",
     "Unfolded",
 ]
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitBy:
     """Each part has its range of the axis `axis` of the model, within dimension `dim` of the tensor."""
 
     dim: int
@@ -46,11 +46,11 @@ class Unfolded:
     axis: int
 
 
-State = Split | Unfolded | None
+FormState = SplitBy | Unfolded | None
 """None: each part has all of it."""
 
 
-class Source(Enum):
+class FormSource(Enum):
     """Where a form is from that no operation makes."""
 
     FEED = "feed"
@@ -73,9 +73,9 @@ class Form:
 
     stage: int
     tensor: str
-    state: State
+    state: FormState
     level: int
-    origin: Operation | Move | Source
+    origin: Operation | Move | FormSource
     fixed: bool = False
     lse: tuple[Form, ...] = ()
 

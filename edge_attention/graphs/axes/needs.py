@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from edge_attention.core.schedule.extents import AxisSpan, Extent
-from edge_attention.graphs.axes.forms import Form, Move, Operation, Partition, Split, StageCut, Unfolded
+from edge_attention.graphs.axes.forms import Form, Move, Operation, Partition, SplitBy, StageCut, Unfolded
 from edge_attention.graphs.axes.ways import Dims
 
 __all__ = ["Needs", "PartNeeds", "find_needs", "own_piece", "span_of"]
@@ -40,10 +40,10 @@ Needs = dict[int, PartNeeds]
 
 def find_needs(partition: Partition, dims: Mapping[str, Dims]) -> Needs:
     """By part, what it does."""
-    return _Search(partition, dims).found()
+    return _NeedSearch(partition, dims).found()
 
 
-def span_of(dims: Mapping[str, Dims], tensor: str, split: Split, start: int, stop: int) -> AxisSpan:
+def span_of(dims: Mapping[str, Dims], tensor: str, split: SplitBy, start: int, stop: int) -> AxisSpan:
     """A range of the axis that `split` is by, in the tensor."""
     outer, inner, size = 1, 1, 0
     for axis, count in dims[tensor][split.dim]:
@@ -64,7 +64,7 @@ def own_piece(stages: tuple[StageCut, ...], form: Form, part: int) -> bool:
     return start < stop
 
 
-class _Search:
+class _NeedSearch:
     def __init__(self, partition: Partition, dims: Mapping[str, Dims]) -> None:
         self._stages = partition.stages
         self._dims = dims
@@ -127,7 +127,7 @@ class _Search:
         ]
         if part not in self._givers(form) or not (others or form in self._results):
             return []
-        if not isinstance(form.state, Split):
+        if not isinstance(form.state, SplitBy):
             return [()]
         start, stop = stage.range_of(form.state.axis, part)
         own = span_of(self._dims, form.tensor, form.state, start, stop)
@@ -135,7 +135,7 @@ class _Search:
         if form in self._results or any(f.stage != form.stage for _, f in others) or len(states) != 1:
             return [(own,)]
         (state,) = states
-        if not isinstance(state, Split) or state.dim == form.state.dim:
+        if not isinstance(state, SplitBy) or state.dim == form.state.dim:
             return [(own,)]
         first, last = stage.range_of(state.axis, part)
         size = span_of(self._dims, form.tensor, state, 0, 0).size
@@ -166,7 +166,7 @@ class _Search:
         source = form.origin.source
         return (
             source.stage == form.stage
-            and isinstance(source.state, Split)
+            and isinstance(source.state, SplitBy)
             and own_piece(self._stages, source, part)
         )
 

@@ -22,14 +22,14 @@ from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.crossings import ELEMENTWISE, find_crossings
 from edge_attention.graphs.axes.forms import (
     Form,
+    FormSource,
+    FormState,
     Move,
     Operation,
     Partition,
     Scaled,
-    Source,
-    Split,
+    SplitBy,
     StageCut,
-    State,
     Unfolded,
 )
 from edge_attention.graphs.axes.localise import can_be_local
@@ -115,7 +115,7 @@ class Partitioner:
         self.partition = Partition(tuple(stages))
         self._axes = axes
         self._stage_of = stage_of
-        self._forms: dict[tuple[int, str], dict[State, Form]] = {}
+        self._forms: dict[tuple[int, str], dict[FormState, Form]] = {}
         self._homes: dict[str, Form] = {}
         self._makers = bound.makers
         self._crossings = find_crossings(bound)
@@ -254,16 +254,16 @@ class Partitioner:
         spec = self.specs[name]
         return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
 
-    def _price(self, stage: StageCut, name: str, state: State, depth: int = 0) -> float:
+    def _price(self, stage: StageCut, name: str, state: FormState, depth: int = 0) -> float:
         return self._find(stage, name, state, depth).bytes
 
-    def _find(self, stage: StageCut, name: str, state: State, depth: int = 0) -> _Got:
+    def _find(self, stage: StageCut, name: str, state: FormState, depth: int = 0) -> _Got:
         have = self._forms.get((stage.number, name), {})
         if state in have:
             return _Got(0, have=have[state])
         if name not in self._makers and name not in self._homes:
             return _Got(0)
-        if isinstance(state, Split) and None in have:
+        if isinstance(state, SplitBy) and None in have:
             return _Got(0, slice=True)
         best = _NEVER if name in self._fixed else self._moved(stage, name, state)
         if depth < MAX_REMADE and best.bytes > 0 and name in self._makers:
@@ -274,7 +274,7 @@ class Partitioner:
             return _Got(0, whole=True) if state is None else _Got(0, slice=True)
         return best
 
-    def _moved(self, stage: StageCut, name: str, state: State) -> _Got:
+    def _moved(self, stage: StageCut, name: str, state: FormState) -> _Got:
         home = self._homes[name]
         if (home.lse and not isinstance(home.state, Unfolded)) or isinstance(state, Unfolded):
             return _NEVER
@@ -282,13 +282,13 @@ class Partitioner:
         down = size * (many if state is None else 1)
         up = size * (len(self.partition.stages[home.stage].parts) if isinstance(home.state, Unfolded) else 1)
         if home.stage == stage.number:
-            if isinstance(home.state, Split) and isinstance(state, Split):
+            if isinstance(home.state, SplitBy) and isinstance(state, SplitBy):
                 return _Got(2 * size * (many - 1) / many, moved=home)
             if home.state is None:  # only of the same stage: every part has it
                 return _Got(0, have=home)
         return _Got(up + down, moved=home)
 
-    def _remade(self, stage: StageCut, name: str, state: State, depth: int) -> _Got:
+    def _remade(self, stage: StageCut, name: str, state: FormState, depth: int) -> _Got:
         """Made once more by the node that makes it, of forms that are less to move."""
         number = self._makers[name]
         node, rule = self.bound.nodes[number], self._axes.rules[number]
@@ -320,7 +320,7 @@ class Partitioner:
     def _reads_much(self, node: NodeProto) -> bool:
         return any(name in self._fixed and self._bytes(name) > SMALL_WEIGHT for name in node.input if name)
 
-    def _obtain(self, stage: StageCut, name: str, state: State) -> Form:
+    def _obtain(self, stage: StageCut, name: str, state: FormState) -> Form:
         """The form, made or moved as is cheapest if it is not there."""
         found = self._find(stage, name, state)
         if found.bytes == math.inf:
@@ -348,12 +348,12 @@ class Partitioner:
         operation = self._operation(stage, self._makers[name], found.way)
         return next(form for form in operation.results if form is not None and form.tensor == name)
 
-    def _source(self, name: str) -> Source:
+    def _source(self, name: str) -> FormSource:
         if name in self.bound.weights:
-            return Source.WEIGHT
+            return FormSource.WEIGHT
         if name in self.literals:
-            return Source.LITERAL
-        return Source.DERIVED if name in self.derived else Source.FEED
+            return FormSource.LITERAL
+        return FormSource.DERIVED if name in self.derived else FormSource.FEED
 
     def _add(self, form: Form) -> Form:
         self._forms.setdefault((form.stage, form.tensor), {})[form.state] = form
@@ -393,7 +393,7 @@ class Partitioner:
         name = f"{weights}#rows"
         self.derived[name] = np.array(shape, np.int64)
         self.specs[name], self.dims[name] = TensorForm("int64", (len(shape),)), ((),)
-        said = self._add(Form(stage.number, name, None, 0, Source.DERIVED, True))
+        said = self._add(Form(stage.number, name, None, 0, FormSource.DERIVED, True))
         dims = (*self.dims[weights][:-1], ())
         made = []
         for n, row in enumerate(rows):
@@ -405,7 +405,7 @@ class Partitioner:
             )
         return tuple(made)
 
-    def _finish(self, operation: Operation, results: Sequence[tuple[str, State]]) -> list[Form]:
+    def _finish(self, operation: Operation, results: Sequence[tuple[str, FormState]]) -> list[Form]:
         """The operation's results become forms of its stage."""
         fixed = operation.fixed
         operation.results = tuple(
@@ -428,7 +428,7 @@ class Partitioner:
         inputs: Sequence[Form],
         name: str,
         spec: TensorForm,
-        state: State,
+        state: FormState,
         dims: Dims,
         by: int | None = None,
         **attributes: Any,
@@ -444,7 +444,7 @@ class Partitioner:
         self.specs[name] = TensorForm(value.dtype.name, value.shape)
         self.dims[name] = ((),) * value.ndim
         self._fixed.add(name)
-        return self._add(Form(stage.number, name, None, 0, Source.LITERAL, True))
+        return self._add(Form(stage.number, name, None, 0, FormSource.LITERAL, True))
 
     def _result(self, name: str) -> Form:
         if name in self._homes:

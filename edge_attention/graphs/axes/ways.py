@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from edge_attention.graphs.axes.forms import Split
+from edge_attention.graphs.axes.forms import SplitBy
 from edge_attention.graphs.axes.rule import Does, Rule
 
 __all__ = ["Dims", "Way", "ways_of"]
@@ -31,8 +31,8 @@ class Way:
     factor: int
     axis: int
     does: Does
-    operands: tuple[Split | None, ...]
-    results: tuple[Split | None, ...]
+    operands: tuple[SplitBy | None, ...]
+    results: tuple[SplitBy | None, ...]
 
 
 def ways_of(
@@ -53,8 +53,8 @@ def ways_of(
                 yield Way(factor, axis, rule.factors[factor].does, operands, results)
 
 
-def _where(factor: int, axis: int, of: tuple[tuple[int, ...], ...] | None) -> Split | None:
+def _where(factor: int, axis: int, of: tuple[tuple[int, ...], ...] | None) -> SplitBy | None:
     for dim, factors in enumerate(of or ()):
         if factor in factors:
-            return Split(dim, axis)
+            return SplitBy(dim, axis)
     return None
