@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.kinds import BOX_KINDS, LINK_KINDS
 from edge_attention.core.printable import shown
-from edge_attention.jobs.toml_table import TomlTable, read_toml
+from edge_attention.jobs.toml_table import read_toml
 
 __all__ = ["MOST_BOXES_IN_A_FILE", "TEMPLATE", "read_boxes"]
 
@@ -79,7 +80,7 @@ def read_boxes(path: Path) -> tuple[list[ComputeBox], BoxLinks]:
     """
     content = read_toml(path)
     try:
-        return _read(path, content)
+        return _read(content)
     except _Wrong as wrong:
         line = _line(path.read_text("utf-8"), wrong.number, wrong.key)
         raise InvalidArgument(f"{path}, line {line}: {wrong}") from None
@@ -93,7 +94,7 @@ class _Wrong(Exception):
         self.number, self.key = number, key
 
 
-def _read(path: Path, content: dict[str, Any]) -> tuple[list[ComputeBox], BoxLinks]:
+def _read(content: dict[str, Any]) -> tuple[list[ComputeBox], BoxLinks]:
     for key in content:
         if key not in ("aggregator", "box"):
             raise _Wrong(-2, key, f"{shown(key, 40)!r} is unknown; there are [aggregator] and [[box]]")
@@ -105,7 +106,7 @@ def _read(path: Path, content: dict[str, Any]) -> tuple[list[ComputeBox], BoxLin
     boxes: list[ComputeBox] = []
     of: dict[str, BoxLink] = {}
     for number, values in enumerate(given):
-        found, link = _box(path, number, values)
+        found, link = _box(number, values)
         for box in found:
             if box.name in of:
                 what = f"a second box {shown(box.name)!r}; give each a name of its own"
@@ -118,7 +119,7 @@ def _read(path: Path, content: dict[str, Any]) -> tuple[list[ComputeBox], BoxLin
     hub = content.get("aggregator", {})
     if not isinstance(hub, dict):
         raise _Wrong(-2, "aggregator", "aggregator is a table: [aggregator]")
-    table = _Table(path, -1, hub, _HUB_KEYS)
+    table = _BoxesTable(-1, hub, _HUB_KEYS)
     call, trip = table.number("call_ms"), table.number("trip_ms")
     links = replace(
         links,
@@ -129,10 +130,10 @@ def _read(path: Path, content: dict[str, Any]) -> tuple[list[ComputeBox], BoxLin
     return boxes, links
 
 
-def _box(path: Path, number: int, values: Any) -> tuple[list[ComputeBox], BoxLink]:
+def _box(number: int, values: Any) -> tuple[list[ComputeBox], BoxLink]:
     if not isinstance(values, dict):
         raise _Wrong(number, "", "a box is a table: [[box]]")
-    table = _Table(path, number, values, _BOX_KEYS)
+    table = _BoxesTable(number, values, _BOX_KEYS)
     name = table.text("name")
     if not name:
         raise _Wrong(number, "", "the box has no name; write name = '...'")
@@ -165,18 +166,17 @@ def _box(path: Path, number: int, values: Any) -> tuple[list[ComputeBox], BoxLin
     return alike, table.link()
 
 
-class _Table:
+class _BoxesTable:
     """A table's keys, taken with their kinds."""
 
-    def __init__(self, path: Path, number: int, values: dict[str, Any], known: tuple[str, ...]) -> None:
+    def __init__(self, number: int, values: dict[str, Any], known: tuple[str, ...]) -> None:
         self._number = number
         self._values = values
-        try:
-            TomlTable(path, "", values, known)
-        except InvalidArgument as error:
-            unknown = next(key for key in sorted(values) if key not in known)
-            # The name of the file comes with the line.
-            raise _Wrong(number, unknown, error.message.removeprefix(f"{path}: ")) from None
+        for key in values:
+            if key not in known:
+                near = get_close_matches(key, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+                raise _Wrong(number, key, f"the key {shown(key, 40)!r} is unknown; {hint}")
 
     def text(self, key: str) -> str:
         value = self._values.get(key, "")

@@ -7,21 +7,34 @@ GFLOP/s and 0.28 bytes moved for a flop, within 8% from 16 to 512 tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.placement.cuts.boxes import HALF_ROWS
 from edge_attention.core.placement.cuts.costs import LayerWork
-from edge_attention.core.schedule.schedule import TensorForm
+from edge_attention.core.schedule.extents import Extent, extent_shape
+from edge_attention.core.schedule.schedule import (
+    Constant,
+    Delivery,
+    Kept,
+    ModelInput,
+    Schedule,
+    TensorForm,
+    Weight,
+)
+from edge_attention.core.tensors import Array
 
-__all__ = ["graph_work", "operator_work", "work_of"]
+__all__ = ["graph_work", "operator_work", "schedule_work", "work_of"]
 
 Forms = Mapping[str, TensorForm]
 
 _PRODUCTS = ("MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "MatMulNBits", "MatMulIntegerToFloat")
+
+_SHAPE = 1024
+"""Elements of a constant up to which it may say a shape."""
 
 _NOTHING = frozenset(
     ("Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size", "Dropout")
@@ -53,24 +66,93 @@ def work_of(nodes: Iterable[NodeProto], forms: Forms, padded: bool = False) -> L
     return total
 
 
-def graph_work(model: ModelProto, inputs: Forms) -> LayerWork:
-    """The work of a segment's graph, for inputs of these forms; its flops count what few rows lose."""
+def schedule_work(
+    schedule: Schedule,
+    graph: Callable[[str], bytes],
+    constant: Callable[[str], Array],
+    weight: Callable[[Weight], TensorForm],
+) -> dict[tuple[int, int], LayerWork]:
+    """By step and part, the work of each segment; its flops count what few rows lose.
+
+    Args:
+        graph: the bytes of a graph by digest.
+        constant: an array by digest.
+        weight: what form a piece of a weight has.
+    """
+    found: dict[tuple[int, int], LayerWork] = {}
+    kept: dict[tuple[int, str], TensorForm] = {}
+    known: dict[object, tuple[LayerWork, Forms]] = {}
+    models: dict[str, ModelProto] = {}
+    for number, step in enumerate(schedule.steps):
+        for segment in step.segments:
+            forms: dict[str, TensorForm] = {}
+            arrays: dict[str, Array] = {}
+            digests: list[str] = []
+            for name, source in segment.inputs.items():
+                match source:
+                    case Constant(of):
+                        forms[name] = schedule.constants[of].spec
+                        digests.append(schedule.constants[of].digest)
+                        if math.prod(forms[name].shape) <= _SHAPE:
+                            arrays[name] = constant(digests[-1])
+                    case Kept(of):
+                        if (segment.part, of) in kept:
+                            forms[name] = kept[segment.part, of]
+                    case ModelInput(of, extent):
+                        forms[name] = _within(schedule.feeds[of], extent)
+                    case Delivery(of, extent):
+                        forms[name] = _within(schedule.boundaries[of].spec, extent)
+                    case Weight():
+                        forms[name] = weight(source)
+            key = segment.graph, tuple(sorted((n, f.dtype, f.shape) for n, f in forms.items())), *digests
+            if key not in known:
+                if segment.graph not in models:
+                    models[segment.graph] = ModelProto.FromString(graph(schedule.graphs[segment.graph]))
+                known[key] = graph_work(models[segment.graph], forms, arrays)
+            found[number, segment.part], made = known[key]
+            kept |= {(segment.part, to): made[name] for name, to in segment.kept.items() if name in made}
+    return found
+
+
+def graph_work(
+    model: ModelProto, inputs: Forms, constants: Mapping[str, Array] | None = None
+) -> tuple[LayerWork, Forms]:
+    """The work of a segment's graph, for inputs of these forms, and the forms of all that it makes.
+
+    Its flops count what few rows lose. `constants`: inputs whose values say shapes.
+    """
     sized = ModelProto()
     sized.CopyFrom(model)
-    for value in sized.graph.input:
-        if value.name in inputs:
+    constants = constants or {}
+    del sized.graph.input[:]
+    for value in model.graph.input:
+        if value.name in constants:
+            sized.graph.initializer.append(numpy_helper.from_array(constants[value.name], value.name))
+        elif value.name in inputs:
             form = inputs[value.name]
-            kind = helper.np_dtype_to_tensor_dtype(np.dtype(form.dtype))
-            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, form.shape))
+            kind = TensorProto.BFLOAT16 if form.dtype == "bfloat16" else _number(form.dtype)
+            sized.graph.input.append(helper.make_tensor_value_info(value.name, kind, form.shape))
+        else:
+            sized.graph.input.append(value)
     del sized.graph.value_info[:]
+    for value in sized.graph.output:
+        value.type.tensor_type.ClearField("shape")
     graph = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
     forms = {one.name: TensorForm(_dtype(one.data_type), tuple(one.dims)) for one in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
         dims = tensor.shape.dim
-        if tensor.elem_type and all(dim.HasField("dim_value") for dim in dims):
+        if tensor.elem_type and tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
             forms[value.name] = TensorForm(_dtype(tensor.elem_type), tuple(dim.dim_value for dim in dims))
-    return work_of(graph.node, forms, padded=True)
+    return work_of(graph.node, forms, padded=True), forms
+
+
+def _within(form: TensorForm, extent: Extent) -> TensorForm:
+    return TensorForm(form.dtype, extent_shape(form.shape, extent))
+
+
+def _number(dtype: str) -> int:
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
 def _dtype(kind: int) -> str:

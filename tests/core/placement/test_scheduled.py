@@ -60,7 +60,8 @@ def schedule() -> Schedule:
 
 def test_each_step_is_as_long_as_its_slowest_part() -> None:
     boxes = {0: ComputeBox("a", 1e9, operator_seconds=0.0), 1: ComputeBox("b", 5e8, operator_seconds=0.0)}
-    work = {"half": LayerWork(flops=1e6), "end": LayerWork(flops=3e6)}
+    half = LayerWork(flops=1e6)
+    work = {(0, 0): half, (0, 1): half, (1, 0): LayerWork(flops=3e6)}
     run = predict_schedule(schedule(), work, boxes, FREE)
     assert run.steps == pytest.approx((2e-3, 3e-3))
     assert run.busy == pytest.approx((4e-3, 2e-3))
@@ -68,7 +69,7 @@ def test_each_step_is_as_long_as_its_slowest_part() -> None:
     assert run.down == (64 + 64, 64)
     assert run.up == (64 + 128, 64)
     # What was measured counts instead.
-    measured = {("b", "digest-half"): 0.5}
+    measured = {(0, 1): 0.5}
     assert predict_schedule(schedule(), work, boxes, FREE, measured=measured).steps[0] == pytest.approx(0.5)
     assert predict_schedule(schedule(), work, boxes, FREE, halves=True).up == (32 + 64, 32)
 

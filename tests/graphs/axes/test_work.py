@@ -63,7 +63,8 @@ def test_a_graph_is_sized_by_its_inputs() -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    work = graph_work(model, forms(x=(8, 16), w=(16, 32)))
+    work, made = graph_work(model, forms(x=(8, 16), w=(16, 32)))
+    assert made["h"].shape == (8, 32)
     assert work.flops == 2 * 8 * 16 * 32 * (1 + HALF_ROWS / 8)
     assert work.moved == 2 * 8 * 32 * 4
     assert work.operators == 2

@@ -28,7 +28,7 @@ from edge_attention.core.placement.cuts.groups import BoxKinds, GroupOption, Kin
 from edge_attention.core.placement.cuts.predicting import StagePlanned, predict_replicas, predict_stages
 from edge_attention.core.schedule.plan import Cut
 
-__all__ = ["MOST_BOXES", "MOST_PAIRS", "choose"]
+__all__ = ["MOST_BOXES", "MOST_PAIRS", "choose", "chosen_among"]
 
 MOST_PAIRS = 1_000
 """Pairs of a choice of boxes and a group of it that the search looks at: six boxes, no two alike, or 40 of a
@@ -58,8 +58,14 @@ def choose(
     """
     if not boxes or len({box.name for box in boxes}) < len(boxes):
         raise ValueError("give at least one box, and each a name of its own")
-    search = _Search(model, boxes, links, wanted)
-    found = search.candidates()
+    return chosen_among(model, boxes, wanted, _Search(model, boxes, links, wanted).candidates())
+
+
+def chosen_among(
+    model: ModelCosts, boxes: Sequence[ComputeBox], wanted: PlanWanted, plans: Sequence[PredictedPlan]
+) -> Choice:
+    """The choice among plans that were predicted; one with a problem is not picked."""
+    found = [plan for plan in plans if not plan.problem]
     one_box = min((p for p in found if _is_one(p)), key=_order, default=None)
     eligible = [
         plan
@@ -69,6 +75,7 @@ def choose(
     chosen = min(eligible, key=_order, default=None)
     rejected = sorted((plan for plan in found if plan is not chosen), key=_order)
     says = _sentence(model, boxes, wanted, chosen, one_box, rejected)
+    rejected += [plan for plan in plans if plan.problem]
     return Choice(
         chosen, one_box, tuple(rejected), says, {cut.value: why for cut, why in model.refused.items()}
     )
@@ -113,9 +120,7 @@ def _sentence(
     if one_box is None:
         return f"the model fits no box alone; {chosen.name}: {each(chosen)}"
     if _is_one(chosen):
-        # A request that is alone gains nothing by replicas.
-        cut = [p for p in rejected if not _is_one(p) and (wanted.in_flight > 1 or _family(p) != "replicate")]
-        other = next(iter(cut), None)
+        other = next((plan for plan in rejected if not _is_one(plan)), None)
         if other is None:
             return f"one box: {each(chosen)}; there is no other way"
         return f"one box: {each(chosen)}; {_counted(len(other.used))} would {_verb(wanted)} {each(other)}"
@@ -189,7 +194,9 @@ class _Search:
         holders = [
             box for option in alone for kind in self._kinds.kinds if option.boxes[0] in kind for box in kind
         ]
-        for count in range(2, len(holders) + 1):
+        # Replicas are of no use to a request that is alone.
+        useful = self._wanted.in_flight > 1 or self._wanted.family == "replicate"
+        for count in range(2, len(holders) + 1 if useful else 2):
             keep("replicate", predict_replicas(self._model, holders[:count], self._links, self._wanted))
         if last > 1 and self._wanted.family in ("", "layers"):
             for kind, single in (("layers", True), ("mixed", False)):

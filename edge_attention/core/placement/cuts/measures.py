@@ -64,11 +64,11 @@ class FleetMeasures:
             of = self._of(box)
             of.slowness = _plus(of.slowness, math.log(seconds / predicted), now, predicted)
 
-    def segment(self, box: str, graph: str, seconds: float, now: float) -> None:
-        """The segment whose graph has the digest `graph` took `seconds` on the box."""
+    def segment(self, box: str, segment: str, seconds: float, now: float) -> None:
+        """A segment took `seconds` on the box. `segment`: any name for what does the same each time."""
         if seconds < 0:
             return
-        key = box, graph
+        key = box, segment
         # The last measured is the last of the dictionary.
         self._segments[key] = _plus(self._segments.pop(key, None), seconds, now)
         if len(self._segments) > MOST_SEGMENTS:
@@ -120,7 +120,7 @@ class FleetMeasures:
 
     @property
     def segments(self) -> Mapping[tuple[str, str], float]:
-        """Box and digest -> seconds, as `predict_schedule` takes them."""
+        """Box and segment -> seconds."""
         return {key: mean.value for key, mean in self._segments.items()}
 
     def _of(self, box: str) -> _BoxMeasures:

@@ -22,8 +22,8 @@ from edge_attention.core.schedule.traffic import halved, segment_bytes
 
 __all__ = ["PredictedRun", "SegmentSeconds", "predict_schedule", "weights_held"]
 
-SegmentSeconds = Mapping[tuple[str, str], float]
-"""Box and a graph's digest -> seconds that were measured there."""
+SegmentSeconds = Mapping[tuple[int, int], float]
+"""Step and part -> seconds of the segment."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PredictedRun:
 
 def predict_schedule(
     schedule: Schedule,
-    work: Mapping[str, LayerWork],
+    work: Mapping[tuple[int, int], LayerWork],
     boxes: Mapping[int, ComputeBox],
     links: BoxLinks,
     *,
@@ -58,22 +58,22 @@ def predict_schedule(
     """What a request of `schedule` takes.
 
     Args:
-        work: by graph, as `Schedule.graphs` names it; its flops count what few rows lose.
+        work: of each segment, by step and part; its flops count what few rows lose.
         boxes: by part, the box that does it.
-        measured: seconds of segments where they ran; they count instead of the prediction.
+        measured: seconds of segments that ran on these boxes; they count instead of the prediction.
     """
     measured = {} if measured is None else measured
     short = halved(schedule) if halves else frozenset[str]()
     count = schedule.parts
     busy, down, up = [0.0] * count, [0.0] * count, [0.0] * count
     steps = []
-    for step in schedule.steps:
+    for number, step in enumerate(schedule.steps):
         errands = []
         for segment in step.segments:
             box = boxes[segment.part]
-            seconds = measured.get((box.name, schedule.graphs[segment.graph]))
+            seconds = measured.get((number, segment.part))
             if seconds is None:
-                seconds = box.seconds(work[segment.graph], math.inf)
+                seconds = box.seconds(work[number, segment.part], math.inf)
             errand = StepErrand(box, seconds, *segment_bytes(schedule, segment, short))
             errands.append(errand)
             busy[segment.part] += seconds
