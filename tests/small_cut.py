@@ -35,15 +35,15 @@ class SmallCut:
     `stages`: layers go to the parts in turn, whole, in place of being shared by all of them.
     """
 
-    def __init__(self, folder, parts=2, layers=3, seed=0, rows=ROWS, stages=False):
+    def __init__(self, folder, parts=2, layers=3, seed=0, rows=ROWS, inner=INNER, stages=False):
         rng = np.random.default_rng(seed)
         self.folder = folder
         self.folder.mkdir(exist_ok=True)
-        self.layers, self.rows = layers, rows
+        self.layers, self.rows, self.inner = layers, rows, inner
         self.weights = {}
         for layer in range(layers):
-            self.weights[f"a{layer}"] = (rng.standard_normal((WIDTH, INNER)) / 3).astype(np.float32)
-            self.weights[f"b{layer}"] = (rng.standard_normal((INNER, WIDTH)) / 3).astype(np.float32)
+            self.weights[f"a{layer}"] = (rng.standard_normal((WIDTH, inner)) / 3).astype(np.float32)
+            self.weights[f"b{layer}"] = (rng.standard_normal((inner, WIDTH)) * 4 / inner).astype(np.float32)
         self.bias = rng.standard_normal((rows, WIDTH)).astype(np.float32)
         self.graphs, self.constants = {}, {}
         self.schedule = self._stages(parts) if stages else self._shared(parts)
@@ -74,10 +74,11 @@ class SmallCut:
 
     def _shared(self, parts):
         """Each layer: the parts share the inner axis, sum, and keep h. At the end each gives some rows."""
-        ends = np.linspace(0, INNER, parts + 1).astype(int)
+        ends = np.linspace(0, self.inner, parts + 1).astype(int)
         rows = np.linspace(0, self.rows, parts + 1).astype(int)
         inner = [
-            ((AxisSpan(1, a, b, INNER),), (AxisSpan(0, a, b, INNER),)) for a, b in pairwise(ends.tolist())
+            ((AxisSpan(1, a, b, self.inner),), (AxisSpan(0, a, b, self.inner),))
+            for a, b in pairwise(ends.tolist())
         ]
         form = TensorForm("float32", (self.rows, WIDTH))
         bias = self._constant("c0", self.bias)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from aggregator.fleet.membership import Membership
 from aggregator.inference.delivery import NodeDeliveries, StoredPiece
-from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.errors import EdgeAttentionError, Internal
 from edge_attention.core.messages.fleet import NodeState
 
 __all__ = ["Pick", "ShapeHolders", "first_of"]
@@ -70,6 +70,7 @@ class ShapeHolders:
         self._failed: dict[tuple[int, str], tuple[float, EdgeAttentionError]] = {}
         self._say: Told = lambda node, done, total: None
         self._news = asyncio.Event()
+        self._closed = False
         self.load = load
 
     # PartsNodes
@@ -122,6 +123,8 @@ class ShapeHolders:
     def ensure(self, say: Told | None = None) -> None:
         """Have every node that is there given what it is to hold and does not."""
         self._say = say or self._say
+        if self._closed:
+            return
         for node in self.nodes:
             if node in self._giving or not self._membership.live(node):
                 continue
@@ -182,7 +185,8 @@ class ShapeHolders:
         return True
 
     async def close(self) -> None:
-        """Nobody is given anything any more."""
+        """Nobody is given anything any more. What was given stays where it is."""
+        self._closed = True
         tasks = list(self._giving.values())
         for task in tasks:
             task.cancel()
@@ -204,9 +208,13 @@ class ShapeHolders:
         self._say(node, 0, total)
         try:
             await self._deliveries.give(node, list(wanted.values()), GIVE_SECONDS, count)
-        except EdgeAttentionError as error:
+        except Exception as problem:
+            error = problem if isinstance(problem, EdgeAttentionError) else Internal(f"a defect: {problem!r}")
+            if error is not problem:
+                log.exception("node %s cannot be given its share of a model", node)
             log.warning("node %s cannot be given its share of a model: %s", node, error.message)
-            if self._membership.live(node) and self.life(node) == life:
+            if error is not problem or (self._membership.live(node) and self.life(node) == life):
+                # Else it has gone in the middle, and is given it when it is back.
                 for part in parts:
                     self._failed[part, node] = time.monotonic(), error
             return

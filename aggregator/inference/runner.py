@@ -151,7 +151,9 @@ class ModelRunner:
             halves: boundaries travel in float16.
             seconds: so long nodes are waited for.
 
-        Returns when each part is held by a node that is there, and by as many of its nodes as are.
+        Returns when each part is held by a node that is there, and by as many of its nodes as are. What is
+        there of that shape already is replaced, and not sent again. Where this raises, it goes on giving
+        nodes what they lack until `release`; called again it waits again.
 
         Raises:
             DeadlineExceeded: a part is held by nobody by then; says what was waited for.
@@ -162,7 +164,7 @@ class ModelRunner:
         require_stored(f"{job_scope(deployment)}{shape}/c/x")
         deployed = self._deployed.setdefault(deployment, _Deployed())
         if shape in deployed.shapes:
-            await self._release_shape(deployment, shape)
+            await self._end_shape(deployed, shape)
         course = await asyncio.to_thread(Course, schedule)
         pieces = await asyncio.to_thread(
             lambda: [
@@ -244,18 +246,26 @@ class ModelRunner:
             moves=machine.moves,
         )
 
-    async def release(self, deployment: str, shape: str = "") -> None:
+    async def release(self, deployment: str, shape: str = "", nodes: Sequence[str] = ()) -> None:
         """Free what nodes hold of the deployment; `shape`: of that one only, its weights stay.
 
-        Requests that are under way are refused.
+        Requests that are under way are refused. `nodes`: that have something of it since an earlier life of
+        this aggregator; a node that is away frees it when it is back.
         """
-        deployed = self._deployed.get(deployment)
-        if deployed is None:
-            return
+        deployed = self._deployed.get(deployment, _Deployed())
+        nodes_of = dict.fromkeys(nodes)
         for name in [shape] if shape else list(deployed.shapes):
-            await self._release_shape(deployment, name)
+            nodes_of |= dict.fromkeys(await self._end_shape(deployed, name))
         if not shape:
-            del self._deployed[deployment]
+            self._deployed.pop(deployment, None)
+        self._free(tuple(nodes_of), job_scope(deployment) + (f"{shape}/" if shape else ""))
+
+    async def close(self) -> None:
+        """End what goes on; nodes keep what they have."""
+        for deployed in self._deployed.values():
+            for name in list(deployed.shapes):
+                await self._end_shape(deployed, name)
+        self._deployed.clear()
 
     def holds(self, deployment: str) -> dict[str, dict[int, tuple[str, ...]]]:
         """By shape and part: the nodes that hold it and are there."""
@@ -275,18 +285,17 @@ class ModelRunner:
 
     # Inside
 
-    async def _release_shape(self, deployment: str, shape: str) -> None:
-        deployed = self._deployed[deployment]
+    async def _end_shape(self, deployed: _Deployed, shape: str) -> tuple[str, ...]:
+        """Nothing goes on of it any more. Returns the nodes that have something of it."""
         made = deployed.shapes.pop(shape, None)
         if made is None:
-            return
+            return ()
         for request in [request for request in self._running if request.shape is made]:
-            request.end(Cancelled(f"{deployment} was released"))
+            request.end(Cancelled("the model was released"))
         await made.holders.close()
         for digest in made.graphs:
             self._bulk.take_back(digest)
-        scope = job_scope(deployment)
-        self._free(made.holders.nodes, f"{scope}{shape}/" if deployed.shapes else scope)
+        return made.holders.nodes
 
     def _free(self, nodes: Sequence[str], scope: str) -> None:
         """Have nodes drop what begins so: now, or when they are back."""
@@ -295,7 +304,8 @@ class ModelRunner:
                 self._trips.post(node, (Drop((scope,)),))
             else:
                 freed = self._freed.setdefault(node, OrderedDict())
-                freed[scope] = None
+                if not any(scope.startswith(wider) for wider in freed):
+                    freed[scope] = None
                 while len(freed) > FREED:
                     freed.popitem(last=False)
 

@@ -29,6 +29,7 @@ from aggregator.training.activity import RunActivity
 from aggregator.training.metrics import RunMetrics
 from aggregator.training.runs import Runs
 from aggregator.training.services import Services
+from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.messages.link import PROTOCOL, Register, Sequence
 from edge_attention.core.messages.program import Call, Program
@@ -149,7 +150,11 @@ class Box:
             )
         for bulk in program.bulk_tensors:
             data = np.frombuffer(self.house.bulk.find(bulk.digest), bulk.data_type.value)
-            execution.place(bulk.name, data.reshape(bulk.shape))
+            try:
+                execution.place(bulk.name, data.reshape(bulk.shape))
+            except EdgeAttentionError as error:
+                yield execution.failure(error)
+                return
         for contribution in execution.contributions():
             contribution = from_node.decode(from_node.encode(contribution))
             contribution = self.tamper(contribution) if self.tamper else contribution
