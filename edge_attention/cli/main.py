@@ -25,6 +25,7 @@ _COMMANDS = {
     "enrol": "edge_attention.cli.enrol:enrol",
     "nodes": "edge_attention.cli.nodes:nodes",
     "parameters": "edge_attention.cli.parameters:parameters",
+    "plan": "edge_attention.cli.plan_command:plan",
     "train": "edge_attention.cli.train:train",
     "up": "edge_attention.cli.up:up",
 }
@@ -50,7 +51,7 @@ class _Lazy(click.Group):
 
 
 def _unavailable(name: str, package: str) -> click.Command:
-    extra = "demo" if name == "demo" else "cli"
+    extra = {"demo": "demo", "plan": "aggregator"}.get(name, "cli")
 
     @click.command(name, context_settings={"ignore_unknown_options": True}, add_help_option=False)
     @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
