@@ -24,6 +24,7 @@ from edge_attention.graphs.axes.evaluate import MAX_COMPUTED, evaluate
 from edge_attention.graphs.axes.infer import form_of, infer_types, type_of
 from edge_attention.graphs.axes.lower import lowered
 from edge_attention.graphs.axes.lowering import Lowering
+from edge_attention.graphs.axes.unpack import unpack
 from edge_attention.graphs.onnx_file import first_line, rename_values
 from edge_attention.graphs.reading.needed import graphs_in, reads
 
@@ -154,7 +155,7 @@ class _Binding:
             queue.extendleft(reversed(self._take(queue.popleft())))
         for name in outputs:
             self._make_output(name, inputs)
-        nodes = _needed(self._nodes, outputs)
+        nodes = self._unpacked(_needed(self._nodes, outputs))
         return self._classified(nodes, inputs, outputs)
 
     def _make_output(self, name: str, inputs: Mapping[str, TensorForm]) -> None:
@@ -362,6 +363,26 @@ class _Binding:
 
     # -- the result
 
+    def _unpacked(self, nodes: list[NodeProto]) -> list[NodeProto]:
+        """The nodes with products taken apart that make things of unlike sizes in one."""
+
+        def is_weight(name: str) -> bool:
+            return name in self._files and not self._literal(name)
+
+        done = unpack(nodes, self._outputs, self._form, self._value, is_weight, self._fresh)
+        for name, (weight, extent, form) in done.pieces.items():
+            self._pieces[name] = (weight, extent)
+            self._types[name] = type_of(form)
+        for name, form in done.forms.items():
+            self._types[name] = type_of(form)
+        return done.nodes
+
+    def _literal(self, name: str) -> bool:
+        """Whether an initializer is no weight: one number, or a few whole ones."""
+        tensor = self._files[name]
+        size = prod(tensor.dims)
+        return size <= 1 or (tensor.data_type in _DISCRETE and size <= _SMALL)
+
     def _classified(
         self, nodes: list[NodeProto], inputs: Mapping[str, TensorForm], outputs: tuple[str, ...]
     ) -> BoundGraph:
@@ -371,19 +392,16 @@ class _Binding:
         derived: dict[str, Array] = {}
         specs: dict[str, TensorForm] = dict(inputs)
         unknown: dict[str, str] = {}
+        pieces: dict[str, Extent] = {}
         used: dict[str, int] = {}
 
         def constant(name: str, as_name: str) -> None:
             tensor = self._files.get(name)
             form = self._form(name)
-            value = None
-            if (
-                tensor is None
-                or prod(tensor.dims) <= 1
-                or (tensor.data_type in _DISCRETE and prod(tensor.dims) <= _SMALL)
-            ):
-                value = self._value(name)
-            if tensor is not None and value is None:
+            value = self._value(name) if tensor is None or self._literal(name) else None
+            if name in self._pieces:
+                weights[as_name], pieces[as_name] = self._pieces[name]
+            elif tensor is not None and value is None:
                 weights[as_name] = name
             elif value is not None and name not in self._sized and value.size <= _SMALL:
                 literals[as_name] = value
@@ -419,7 +437,7 @@ class _Binding:
             outputs,
             self._opsets,
             self._model.ir_version,
-            {},
+            pieces,
             unknown,
         )
 

@@ -457,13 +457,12 @@ def within(piece: Extent, extent: Extent) -> Extent:
         if inner is None:
             spans[span.axis] = span
             continue
-        if inner.outer != 1 or size % inner.inner or offset % inner.inner:
+        if inner.outer != 1:
             raise ValueError(f"{inner} of {span} is no range")
         assert inner.size * inner.inner == length
-        first = offset // inner.inner + inner.start
-        spans[span.axis] = AxisSpan(
-            span.axis, first, first + inner.stop - inner.start, size // inner.inner, 1, inner.inner
-        )
+        # In elements: what is packed need not be a multiple of what is inside one of its pieces.
+        first, last = offset + inner.start * inner.inner, offset + inner.stop * inner.inner
+        spans[span.axis] = AxisSpan(span.axis, first, last, size)
     return tuple(spans[axis] for axis in sorted(spans))
 
 

@@ -2,20 +2,21 @@
 
 A product of two activations that sums over an axis which a softmax went over is where attention crosses
 tokens: what it sums over are tokens of keys; what only its first operand has, tokens of queries; what both
-have and some weight has, too, are heads. A feed-forward axis is made by a weight and summed over against a weight,
-and nothing else sums over it or normalises it.
+have and some weight has, too, are heads. A feed-forward axis is made by a weight and summed over against a
+weight, and nothing else sums over it or normalises it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from edge_attention.graphs.axes.model_axes import Axes
+from edge_attention.graphs.axes.products import Product, products_of, weighty_axes
 from edge_attention.graphs.axes.rule import Does
 
-__all__ = ["Names", "name_axes", "products_in"]
+__all__ = ["Names", "name_axes"]
 
 _NORMALISED = (Does.MOMENTS, Does.MEAN)
 
@@ -29,48 +30,17 @@ class Names:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Product:
-    """A node that sums over axes of two operands; the axes of each, by which operands have them."""
-
-    node: int
-    summed: tuple[int, ...]
-    both: tuple[int, ...]
-    first: tuple[int, ...]
-    second: tuple[int, ...]
-    weight: int | None
-    """Which operand is static; None: neither is."""
-
-    @property
-    def of_weight(self) -> tuple[int, ...]:
-        """What the static operand alone has."""
-        return self.second if self.weight == 1 else self.first
-
-
 def name_axes(axes: Axes) -> Names:
     """The names of a model's axes."""
     return _Naming(axes).names()
 
 
-def products_in(axes: Axes) -> frozenset[int]:
-    """Numbers of the nodes that multiply two operands and sum."""
-    return frozenset(
-        number
-        for number, rule in enumerate(axes.rules)
-        if axes.bound.nodes[number].op_type.startswith(_KINDS)
-        and any(factor.does in (Does.SUM, Does.WHOLE) for factor in rule.factors)
-    )
-
-
 class _Naming:
     def __init__(self, axes: Axes) -> None:
         self._axes = axes
-        self._products = [p for p in map(self._product, range(len(axes.rules))) if p is not None]
-        with_weight = [p for p in self._products if p.weight is not None]
-        # Axes of the matrices that activations are multiplied with: those of the file, not what repeats them.
-        held = {axis for name in axes.bound.weights for dim in axes.dims[name] for axis, _ in dim}
-        self._weighty = held & {axis for p in with_weight for axis in (*p.summed, *p.both, *p.of_weight)}
-        softened = {axis for axis, does in self._roles() if does is Does.SOFTMAX}
+        self._products = products_of(axes)
+        self._weighty = weighty_axes(axes, self._products)
+        softened = self._softened()
         both = [p for p in self._products if p.weight is None and p.summed]
         self._attentions = [p for p in both if softened & {*p.summed}]
         self._tensors = Counter(
@@ -99,36 +69,15 @@ class _Naming:
         crossed = {name: tuple(self._crossed(found[0])) for name, found in named.items()}
         return Names(named, crossed, self._refused(named))
 
-    def _product(self, number: int) -> _Product | None:
-        """The node as a product of two operands, if it is one."""
+    def _softened(self) -> set[int]:
+        """Axes that a softmax goes over; also one that is written out: exponentials by their sum."""
         axes = self._axes
-        rule, node = axes.rules[number], axes.bound.nodes[number]
-        if len(rule.operands) < 2 or not node.op_type.startswith(_KINDS):
-            return None
-        inside = [
-            {f for dim in side for f in dim} if side is not None else set() for side in rule.operands[:2]
-        ]
-        if node.op_type == "Conv" and not inside[1]:
-            return None
-        static = [name in axes.static for name in node.input[:2]]
-        if all(static) or not all(inside):
-            return None
-        summed = [f for f, factor in enumerate(rule.factors) if factor.does is Does.SUM]
-
-        def of(chosen: Iterable[int]) -> tuple[int, ...]:
-            found = [axis for f in sorted(chosen) for axis in axes.factors[number][f]]
-            return tuple(dict.fromkeys(found))
-
-        rest = set(range(len(rule.factors))) - set(summed)
-        # A factor of a dimension that only one operand has, the other having 1 there.
-        return _Product(
-            number,
-            of(summed),
-            of(rest & inside[0] & inside[1]),
-            of((rest & inside[0]) - inside[1]),
-            of((rest & inside[1]) - inside[0]),
-            1 if static[1] else 0 if static[0] else None,
-        )
+        found = {axis for axis, does in self._roles() if does is Does.SOFTMAX}
+        for number, node in enumerate(axes.bound.nodes):
+            if node.op_type == "ReduceSum" and node.output[0] not in axes.static:
+                for factor, made_of in zip(axes.rules[number].factors, axes.factors[number], strict=True):
+                    found.update(axis for axis in made_of if factor.does is Does.SUM)
+        return found - self._weighty
 
     def _tokens(self) -> list[int]:
         found = Counter[int]()
@@ -137,7 +86,7 @@ class _Naming:
             found.update(axis for axis in (*p.summed, *one) if axis not in self._weighty)
         return sorted(found, key=lambda axis: (-self._tensors[axis], axis))
 
-    def _sides(self, p: _Product) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _sides(self, p: Product) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the operand with the scores alone has, and what the other has: values are made by weights."""
         loose_first = [axis for axis in p.first if axis not in self._weighty]
         loose_second = [axis for axis in p.second if axis not in self._weighty]
@@ -241,5 +190,4 @@ class _Naming:
         return refused
 
 
-_KINDS = ("MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "Einsum", "Conv", "DynamicQuantizeMatMul")
 _RECURRENT = ("LSTM", "GRU", "RNN", "Loop", "Scan", "If")

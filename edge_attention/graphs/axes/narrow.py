@@ -18,15 +18,13 @@ import numpy as np
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.graphs.axes.bound import BoundGraph
 from edge_attention.graphs.axes.model_axes import Axes
-from edge_attention.graphs.axes.naming import products_in
+from edge_attention.graphs.axes.products import products_in, products_of, weighty_axes
 from edge_attention.graphs.reading.needed import graphs_in, reads
 
 __all__ = ["NarrowPlace", "bytes_of", "from_inputs", "layer_bytes", "narrow_places"]
 
 _SMALL_TABLE = 1 << 16
 """Elements of a weight (an embedding of distances, of positions) that whoever makes a mask anew may read."""
-_SMALL = 8
-"""What passes beside the activation may be as large as this part of it."""
 _LONG = 12
 """Products from the first to the last that reads it: what an encoder gives each layer of a decoder."""
 
@@ -82,6 +80,7 @@ def narrow_places(axes: Axes) -> tuple[NarrowPlace, ...]:
     last = {name: number for number, node in enumerate(bound.nodes) for name in reads(node)}
     outputs = frozenset(bound.outputs)
     passing = _passing(bound, products)
+    wide = _wide(axes)
     alive: set[str] = set()
     runs: list[list[NarrowPlace]] = []
     multiplied = False
@@ -90,7 +89,7 @@ def narrow_places(axes: Axes) -> tuple[NarrowPlace, ...]:
             multiplied = True
         alive |= {name for name in node.output if name in last and name not in free}
         alive = {name for name in alive if last[name] > number}
-        place = _place(number + 1, alive, passing, bound) if alive else None
+        place = _place(number + 1, alive, passing, wide, bound) if alive else None
         if place is not None and not outputs >= alive:
             if multiplied or not runs:
                 runs.append([])
@@ -117,20 +116,28 @@ def _passing(bound: BoundGraph, products: frozenset[int]) -> frozenset[str]:
     )
 
 
-def _place(before: int, alive: set[str], passing: frozenset[str], bound: BoundGraph) -> NarrowPlace | None:
+def _place(
+    before: int, alive: set[str], passing: frozenset[str], wide: frozenset[str], bound: BoundGraph
+) -> NarrowPlace | None:
     """The place, if one activation passes it."""
     if any(name in bound.unknown for name in alive):
         return None
-    new = sorted(alive - passing) or sorted(alive)
-    name = max(new, key=lambda name: bytes_of(bound.specs[name]))
-    form = bound.specs[name]
-    if not form.dtype.startswith(("float", "bfloat")):
+    new = sorted((alive & wide) - passing) or sorted(alive & wide)
+    if len(new) != 1 or not bound.specs[new[0]].dtype.startswith(("float", "bfloat")):
         return None
-    size = bytes_of(form)
-    if any(_SMALL * bytes_of(bound.specs[other]) > size for other in new if other != name):
-        return None
-    beside = tuple(sorted(alive - {name}))
-    return NarrowPlace(before, name, beside, size + sum(bytes_of(bound.specs[other]) for other in beside))
+    size = sum(bytes_of(bound.specs[name]) for name in alive)
+    return NarrowPlace(before, new[0], tuple(sorted(alive - {new[0]})), size)
+
+
+def _wide(axes: Axes) -> frozenset[str]:
+    """Activations that have an axis some weight has, by which they are made or summed over.
+
+    Whether two or one of them pass a place does not depend on lengths, as what is the largest there does.
+    """
+    weighty = weighty_axes(axes, products_of(axes))
+    return frozenset(
+        name for name, dims in axes.dims.items() if weighty.intersection(a for dim in dims for a, _ in dim)
+    )
 
 
 def layer_bytes(axes: Axes, places: Sequence[NarrowPlace]) -> tuple[int, ...]:

@@ -1,0 +1,83 @@
+"""The products of a model: nodes that multiply two operands and sum; and the axes of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from edge_attention.graphs.axes.model_axes import Axes
+from edge_attention.graphs.axes.rule import Does
+
+__all__ = ["Product", "products_in", "products_of", "weighty_axes"]
+
+_KINDS = ("MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "Einsum", "Conv", "DynamicQuantizeMatMul")
+
+
+@dataclass(frozen=True)
+class Product:
+    """A node that sums over axes of two operands; the axes of each, by which operands have them."""
+
+    node: int
+    summed: tuple[int, ...]
+    both: tuple[int, ...]
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+    weight: int | None
+    """Which operand is static; None: neither is."""
+
+    @property
+    def of_weight(self) -> tuple[int, ...]:
+        """What the static operand alone has."""
+        return self.second if self.weight == 1 else self.first
+
+
+def products_of(axes: Axes) -> list[Product]:
+    """Those on data, in order."""
+    found = (_product(axes, number) for number in range(len(axes.rules)))
+    return [product for product in found if product is not None]
+
+
+def weighty_axes(axes: Axes, products: Sequence[Product]) -> frozenset[int]:
+    """Axes of the matrices that activations are multiplied with: those of the file, not what repeats them."""
+    held = {axis for name in axes.bound.weights for dim in axes.dims[name] for axis, _ in dim}
+    with_weight = [p for p in products if p.weight is not None]
+    return frozenset(held.intersection(a for p in with_weight for a in (*p.summed, *p.both, *p.of_weight)))
+
+
+def products_in(axes: Axes) -> frozenset[int]:
+    """Numbers of the nodes that multiply two operands and sum."""
+    return frozenset(
+        number
+        for number, rule in enumerate(axes.rules)
+        if axes.bound.nodes[number].op_type.startswith(_KINDS)
+        and any(factor.does in (Does.SUM, Does.WHOLE) for factor in rule.factors)
+    )
+
+
+def _product(axes: Axes, number: int) -> Product | None:
+    """The node as a product of two operands, if it is one."""
+    rule, node = axes.rules[number], axes.bound.nodes[number]
+    if len(rule.operands) < 2 or not node.op_type.startswith(_KINDS):
+        return None
+    inside = [{f for dim in side for f in dim} if side is not None else set() for side in rule.operands[:2]]
+    if node.op_type == "Conv" and not inside[1]:
+        return None
+    static = [name in axes.static for name in node.input[:2]]
+    if all(static) or not all(inside):
+        return None
+    summed = [f for f, factor in enumerate(rule.factors) if factor.does is Does.SUM]
+
+    def of(chosen: Iterable[int]) -> tuple[int, ...]:
+        found = [axis for f in sorted(chosen) for axis in axes.factors[number][f]]
+        return tuple(dict.fromkeys(found))
+
+    rest = set(range(len(rule.factors))) - set(summed)
+    # A factor of a dimension that only one operand has, the other having 1 there.
+    return Product(
+        number,
+        of(summed),
+        of(rest & inside[0] & inside[1]),
+        of((rest & inside[0]) - inside[1]),
+        of((rest & inside[1]) - inside[0]),
+        1 if static[1] else 0 if static[0] else None,
+    )
