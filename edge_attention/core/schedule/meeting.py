@@ -172,7 +172,8 @@ class _Met:
             return
         into = _UFUNC[self.collective]
         if extent == WHOLE:
-            self.value = into(before, piece, out=before if self.owned else None)
+            # Of single numbers, NumPy makes no array unless it is asked to.
+            self.value = np.asarray(into(before, piece, out=before if self.owned else None))
             self.owned = True
         else:
             self._own()
