@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_attention.core.errors import InvalidProgram, UnknownProgram
+from edge_attention.core.halves import from_wire, stored_dtype
 from edge_attention.core.messages.program import (
     MAX_SLOTS,
     Append,
@@ -34,7 +35,7 @@ from edge_attention.core.messages.program import (
     Run,
     Stored,
 )
-from edge_attention.core.tensors import Array, require_stored
+from edge_attention.core.tensors import Array, Encoding, require_stored
 from edge_attention.wire.link import prepared_program
 from edge_attention.wire.tensors import check_size
 from edge_node.direct import BoundRun, DirectProgram
@@ -77,12 +78,22 @@ class Prepared:
             raise InvalidProgram(f"a prepared program has at most {most}")
         names = [require_stored(slot.name) for slot in program.slots]
         for slot in program.slots:
-            check_size(f"slot {slot.name}", slot.shape, np.dtype(slot.data_type.value).itemsize, slot.nbytes)
+            stored = stored_dtype(slot.encoding, np.dtype(slot.data_type.value), f"slot {slot.name}")
+            check_size(f"slot {slot.name}", slot.shape, stored.itemsize, slot.nbytes)
         names += [require_stored(frozen.stored) for frozen in program.frozen]
         self._names = frozenset(names)
         if len(self._names) < len(names):
             raise InvalidProgram("a prepared program names a slot or a frozen tensor twice")
-        self._slots = [(s.name, np.dtype(s.data_type.value), s.shape, s.nbytes) for s in program.slots]
+        self._slots = [
+            (
+                s.name,
+                stored_dtype(s.encoding, np.dtype(s.data_type.value), s.name),
+                s.shape,
+                s.nbytes,
+                s.encoding,
+            )
+            for s in program.slots
+        ]
         self.slot_bytes = sum(slot.nbytes for slot in program.slots)
         self.sessions: list[FrozenSession] = []
         """Those that what it freezes is part of."""
@@ -128,13 +139,13 @@ class Prepared:
             )
         tensors: dict[str, Array] = {}
         at = 0
-        for name, dtype, shape, size in self._slots:
+        for name, dtype, shape, size, encoding in self._slots:
             # A copy, at an address that is aligned; ONNX Runtime computes on it as it is.
             part = data[at : at + size]
             array = np.frombuffer(part, dtype).reshape(shape) if size else np.zeros(shape, dtype)
             if dtype == np.bool_ and size and array.view(np.uint8).max() > 1:
                 raise InvalidProgram(f"slot {name}: a BOOL element is one byte, 0 or 1; there are others")
-            tensors[name] = array
+            tensors[name] = array if encoding is Encoding.RAW else from_wire(array, encoding)
             at += size
         return tensors
 

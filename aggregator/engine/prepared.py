@@ -28,7 +28,7 @@ from edge_attention.core.messages.program import (
     Run,
     Slot,
 )
-from edge_attention.core.tensors import Array, DataType
+from edge_attention.core.tensors import Array, DataType, Encoding
 from edge_attention.wire.link import prepared_program
 
 __all__ = ["KNOWN", "PreparedData", "Repeated", "prepare"]
@@ -39,6 +39,8 @@ _BYTES = 64 * 1024
 """A larger program is not prepared: so many of them would fill memory here, and push out others at a node."""
 _INLINE = 8 * 1024
 """Bytes of tensors in a program's instructions from which it hardly comes again, and is not remembered."""
+
+_RAW: Mapping[str, Encoding] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +61,19 @@ def prepare(
     tensors: Mapping[str, Array],
     frozen: tuple[Frozen, ...] = (),
     releases: tuple[str, ...] = (),
+    encodings: Mapping[str, Encoding] = _RAW,
 ) -> PreparedData:
     """The program of `instructions` whose slots are for tensors as `tensors` are.
+
+    `encodings`: of slots that do not travel as they are; who calls puts elements in them that are encoded.
 
     Raises:
         InvalidTensor, InvalidArgument: something of it does not travel.
     """
-    slots = tuple(Slot(name, DataType.of(array.dtype, name), array.shape) for name, array in tensors.items())
+    slots = tuple(
+        Slot(name, DataType.of(array.dtype, name), array.shape, encodings.get(name, Encoding.RAW))
+        for name, array in tensors.items()
+    )
     data = prepared_program.encode(PreparedProgram(instructions, slots, frozen, releases))
     return PreparedData(sha256(data).digest(), data, tuple(tensors))
 

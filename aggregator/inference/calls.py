@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from aggregator.engine.prepared import PreparedData, prepare
 from aggregator.engine.trip import Wanted
 from aggregator.inference.course import Course, PartSegment
+from edge_attention.core.errors import NotFinite
+from edge_attention.core.halves import to_wire
 from edge_attention.core.messages.program import (
     CALL_BYTES,
     MAX_SLOTS,
@@ -30,7 +31,7 @@ from edge_attention.core.messages.program import (
     Stored,
     Value,
 )
-from edge_attention.core.schedule.extents import extent_shape, take
+from edge_attention.core.schedule.extents import Extent, extent_shape, take
 from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.schedule.schedule import (
     Constant,
@@ -43,38 +44,11 @@ from edge_attention.core.schedule.schedule import (
 from edge_attention.core.schedule.traffic import halved
 from edge_attention.core.tensors import Array, Encoding
 
-__all__ = [
-    "SegmentCall",
-    "SegmentCalls",
-    "constant_name",
-    "job_scope",
-    "lane_scope",
-    "tensor_of",
-    "weight_name",
-]
+__all__ = ["SegmentCall", "SegmentCalls", "constant_name", "job_scope", "lane_scope", "weight_name"]
 
 FROZEN = 1024
 """Tensors that a program freezes, the largest ones; any others are bound as they are stored."""
-
-
-@dataclass(frozen=True, eq=False)
-class SegmentCall:
-    """A segment as it is called in one lane.
-
-    Attributes:
-        slots: what comes with each call: name in the store -> what it is of.
-        lent: the same, of what a call has no room for.
-        wanted: what comes back, by the graph's outputs.
-        down, up: bytes of tensors.
-    """
-
-    prepared: PreparedData
-    instructions: tuple[Instruction, ...]
-    slots: Mapping[str, ModelInput | Delivery]
-    lent: Mapping[str, ModelInput | Delivery]
-    wanted: Mapping[str, Wanted]
-    down: int
-    up: int
+_PAST = "a number is past float16, in which it was to travel: deploy the model without halves"
 
 
 def job_scope(deployment: str) -> str:
@@ -94,12 +68,70 @@ def constant_name(deployment: str, shape: str, digest: str) -> str:
     return f"{job_scope(deployment)}{shape}/c/{digest[:40]}"
 
 
+@dataclass(frozen=True)
+class SentTensor:
+    """What a segment is sent, and how it travels."""
+
+    source: ModelInput | Delivery
+    form: TensorForm
+    encoding: Encoding
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that travel."""
+        return _bytes(self.form, self.encoding)
+
+    def elements(self, feeds: Mapping[str, Array], meetings: Meetings) -> Array:
+        """Its elements, as they travel.
+
+        Raises:
+            NotFinite: they are past float16.
+        """
+        source = self.source
+        if isinstance(source, ModelInput):
+            return take(feeds[source.name], source.extent)
+        found = meetings.take(source)
+        if self.encoding is Encoding.RAW:
+            return found
+        halves = to_wire(found, self.encoding)
+        if not np.isfinite(halves).all() and np.isfinite(found).all():
+            raise NotFinite(f"boundary {source.boundary}: {_PAST}")
+        return halves
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentCall:
+    """A segment as it is called in one lane.
+
+    Attributes:
+        slots: what comes with each call, by the names it is stored under there.
+        lent: the same, of what a call has no room for.
+        wanted: what comes back, by the graph's outputs; `halved` are those that come in float16.
+        down, up: bytes of tensors.
+    """
+
+    prepared: PreparedData
+    instructions: tuple[Instruction, ...]
+    slots: Mapping[str, SentTensor]
+    lent: Mapping[str, SentTensor]
+    wanted: Mapping[str, Wanted]
+    halved: frozenset[str]
+    down: int
+    up: int
+
+    def require_held(self, outputs: Mapping[str, Array]) -> None:
+        """Raises NotFinite where what came in float16 was past it."""
+        for name in self.halved:
+            if np.isinf(outputs[name]).any():
+                raise NotFinite(f"{name}: {_PAST}")
+
+
 class SegmentCalls:
     """The calls of one deployment's segments for inputs of one shape.
 
     Args:
         weights: of each weight the SHA-256 of its bytes, and how many these are.
-        halves: boundaries of float32 travel up in float16.
+        halves: boundaries of float32 travel in float16.
     """
 
     def __init__(
@@ -119,17 +151,22 @@ class SegmentCalls:
 
     def call(self, one: PartSegment, lane: int, again: bool) -> SegmentCall:
         """The call of a segment in `lane`; `again`: only what it keeps is needed."""
-        key = one.part, one.index, lane if _keeps(one) else 0, again
+        key = one.part, one.index, lane if _keeps(one) else -1, again
         found = self._made.get(key)
         if found is None:
             found = self._made[key] = self._make(one, lane, again)
         return found
 
+    def forget(self, lane: int) -> None:
+        """The lane is not used any more."""
+        for key in [key for key in self._made if key[2] == lane]:
+            del self._made[key]
+
     def _make(self, one: PartSegment, lane: int, again: bool) -> SegmentCall:
         schedule, segment = self._course.schedule, one.segment
         kept = f"{lane_scope(self._deployment, lane)}p{one.part}/"
         inputs: dict[str, Value] = {}
-        sent: dict[str, tuple[ModelInput | Delivery, TensorForm]] = {}
+        sent: dict[str, SentTensor] = {}
         weights: dict[str, tuple[str, int]] = {}
         for name, source in segment.inputs.items():
             match source:
@@ -144,72 +181,88 @@ class SegmentCalls:
                 case Kept(tensor):
                     inputs[name] = Stored(kept + tensor)
                 case ModelInput() | Delivery():
-                    sent[name] = source, self._form(source)
-        # The smallest ones go with the call.
-        room, few = CALL_BYTES, MAX_SLOTS
-        slots: dict[str, ModelInput | Delivery] = {}
-        lent: dict[str, ModelInput | Delivery] = {}
-        forms: dict[str, TensorForm] = {}
-        down = 0
-        for number, (name, (source, form)) in enumerate(sorted(sent.items(), key=lambda s: _bytes(s[1][1]))):
-            size = _bytes(form)
-            down += size
-            fits = size <= room and len(slots) < few
-            stored = f"task/i{number}"
-            inputs[name] = Stored(stored)
-            (slots if fits else lent)[stored] = source
-            if fits:
-                room -= size
-                forms[stored] = form
+                    sent[name] = self._sent(source)
+        slots, lent, places = _in_a_call(sent)
+        inputs |= {name: Stored(place) for name, place in places.items()}
         outputs: dict[str, str] = {output: kept + name for output, name in segment.kept.items()}
-        returns: list[Instruction] = []
+        returns: dict[str, Return] = {}
         wanted: dict[str, Wanted] = {}
         up = 0
         for made in () if again else segment.contributions:
-            if made.output in wanted:
+            if made.output in returns:
                 continue  # an output that goes to several boundaries comes back once
             outputs.setdefault(made.output, f"task/o{len(outputs)}")
-            spec = schedule.boundaries[made.boundary].spec
-            shape, encoding = extent_shape(spec.shape, made.extent), self._encoding(made.boundary)
-            wanted[made.output] = np.dtype(spec.dtype), shape
-            up += _bytes(TensorForm("float16" if encoding is Encoding.FLOAT16 else spec.dtype, shape))
-            returns.append(Return(outputs[made.output], made.output, encoding))
-        run = Run(schedule.graphs[segment.graph], inputs, outputs)
-        instructions = (run, *returns)
+            form = self._form(made.boundary, made.extent)
+            encoding = self._encoding(made.boundary)
+            wanted[made.output] = np.dtype(form.dtype), form.shape
+            returns[made.output] = Return(outputs[made.output], made.output, encoding)
+            up += _bytes(form, encoding)
+        instructions: tuple[Instruction, ...] = (
+            Run(schedule.graphs[segment.graph], inputs, outputs),
+            *returns.values(),
+        )
         largest = sorted(weights.items(), key=lambda item: -item[1][1])[:FROZEN]
         frozen = tuple(Frozen(stored, digest) for stored, (digest, _) in sorted(largest))
-        empty = {name: _empty(form) for name, form in forms.items()}
-        return SegmentCall(prepare(instructions, empty, frozen), instructions, slots, lent, wanted, down, up)
+        prepared = prepare(
+            instructions,
+            {name: _empty(tensor.form) for name, tensor in slots.items()},
+            frozen,
+            encodings={name: tensor.encoding for name, tensor in slots.items()},
+        )
+        return SegmentCall(
+            prepared=prepared,
+            instructions=instructions,
+            slots=slots,
+            lent=lent,
+            wanted=wanted,
+            halved=frozenset(name for name, one in returns.items() if one.encoding is not Encoding.RAW),
+            down=sum(tensor.nbytes for tensor in sent.values()),
+            up=up,
+        )
 
-    def _form(self, source: ModelInput | Delivery) -> TensorForm:
-        schedule = self._course.schedule
+    def _sent(self, source: ModelInput | Delivery) -> SentTensor:
         if isinstance(source, ModelInput):
-            spec = schedule.feeds[source.name]
-        else:
-            spec = schedule.boundaries[source.boundary].spec
-        return TensorForm(spec.dtype, extent_shape(spec.shape, source.extent))
+            spec = self._course.schedule.feeds[source.name]
+            form = TensorForm(spec.dtype, extent_shape(spec.shape, source.extent))
+            return SentTensor(source, form, Encoding.RAW)
+        form = self._form(source.boundary, source.extent)
+        return SentTensor(source, form, self._encoding(source.boundary))
+
+    def _form(self, boundary: str, extent: Extent) -> TensorForm:
+        spec = self._course.schedule.boundaries[boundary].spec
+        return TensorForm(spec.dtype, extent_shape(spec.shape, extent))
 
     def _encoding(self, boundary: str) -> Encoding:
         return Encoding.FLOAT16 if boundary in self._halved else Encoding.RAW
 
 
-def tensor_of(source: ModelInput | Delivery, feeds: Mapping[str, Array], meetings: Meetings) -> Array:
-    """What a segment is sent."""
-    if isinstance(source, ModelInput):
-        return take(feeds[source.name], source.extent)
-    return meetings.take(source)
+def _in_a_call(
+    sent: Mapping[str, SentTensor],
+) -> tuple[dict[str, SentTensor], dict[str, SentTensor], dict[str, str]]:
+    """What goes into slots, the smallest ones, and what is lent, by their names in the task; and these."""
+    slots: dict[str, SentTensor] = {}
+    lent: dict[str, SentTensor] = {}
+    places: dict[str, str] = {}
+    room = CALL_BYTES
+    for number, (name, tensor) in enumerate(sorted(sent.items(), key=lambda item: item[1].nbytes)):
+        place = places[name] = f"task/i{number}"
+        if tensor.nbytes <= room and len(slots) < MAX_SLOTS:
+            slots[place] = tensor
+            room -= tensor.nbytes
+        else:
+            lent[place] = tensor
+    return slots, lent, places
 
 
 def _keeps(one: PartSegment) -> bool:
     """Whether its call is another one in another lane."""
-    segment = one.segment
-    return True if segment.kept else any(isinstance(s, Kept) for s in segment.inputs.values())
+    return bool(one.segment.kept) or any(isinstance(s, Kept) for s in one.segment.inputs.values())
 
 
-def _bytes(form: TensorForm) -> int:
-    return math.prod(form.shape) * np.dtype(form.dtype).itemsize
+def _bytes(form: TensorForm, encoding: Encoding) -> int:
+    return math.prod(form.shape) * (np.dtype(form.dtype).itemsize if encoding is Encoding.RAW else 2)
 
 
-def _empty(form: TensorForm) -> np.ndarray[Any, np.dtype[Any]]:
+def _empty(form: TensorForm) -> Array:
     """An array of that form, of which nothing is in memory."""
     return np.broadcast_to(np.zeros((), form.dtype), form.shape)

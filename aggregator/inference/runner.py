@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aggregator.engine.bulk import Bulk
 from aggregator.engine.outcome import MissingKind, Outcome
 from aggregator.engine.recipe import Engine
 from aggregator.engine.returned import Returned
@@ -29,7 +30,6 @@ from aggregator.inference.calls import (
     constant_name,
     job_scope,
     lane_scope,
-    tensor_of,
     weight_name,
 )
 from aggregator.inference.course import Course
@@ -52,9 +52,9 @@ from edge_attention.core.errors import (
     InvalidTensor,
     NotFound,
 )
-from edge_attention.core.messages.program import Drop
+from edge_attention.core.messages.program import BulkTensor, Drop
 from edge_attention.core.schedule.schedule import Constant, Schedule, TensorForm, Weight
-from edge_attention.core.tensors import Array, require_stored
+from edge_attention.core.tensors import Array, DataType, require_stored
 from edge_attention.core.transitions import told
 
 __all__ = ["ModelAnswer", "ModelRunner"]
@@ -219,7 +219,7 @@ class ModelRunner:
             now = time.monotonic()
             go_on = now + max(began + seconds - now, 0.0) / 2 if partial else None
             machine = ModelRequest(made.course, made.holders, self._record, now, began + seconds, go_on)
-            request = _RunningRequest(self._trips, made, machine, lane, feeds)
+            request = _RunningRequest(self._trips, self._bulk, made, machine, lane, feeds)
             self._running.add(request)
             try:
                 await request.run()
@@ -228,6 +228,7 @@ class ModelRunner:
                 self._running.discard(request)
         finally:
             if not clean:
+                made.calls.forget(lane)
                 self._free(made.holders.nodes, lane_scope(deployment, lane))
             deployed.lanes.give_back(lane, clean)
         ended = time.monotonic()
@@ -325,7 +326,13 @@ class _RunningRequest:
     """Performs what one request decides."""
 
     def __init__(
-        self, trips: Trips, shape: _ShapeOfModel, machine: ModelRequest, lane: int, feeds: Mapping[str, Array]
+        self,
+        trips: Trips,
+        bulk: Bulk,
+        shape: _ShapeOfModel,
+        machine: ModelRequest,
+        lane: int,
+        feeds: Mapping[str, Array],
     ) -> None:
         self.shape = shape
         self.machine = machine
@@ -335,6 +342,7 @@ class _RunningRequest:
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self._trips = trips
+        self._bulk = bulk
         self._lane = lane
         self._feeds = feeds
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -413,39 +421,57 @@ class _RunningRequest:
 
     async def _ask(self, calls: Mapping[AskSegment, SegmentCall]) -> None:
         feeds, meetings = self._feeds, self.machine.meetings
-        asks: dict[str, AskSegment] = {}
-        errands: list[Errand] = []
-        for ask, call in calls.items():
-            one = ask.one
-            shard = f"part{one.part}.step{one.step}"
-            asks[shard] = ask
-            self.sent[ask.node] += call.down
-            errands.append(
-                Errand(
-                    shard=shard,
-                    holders=(ask.node,),
-                    coverage=range(one.part, one.part + 1),
-                    instructions=call.instructions,
-                    wanted=call.wanted,
-                    inline={name: tensor_of(source, feeds, meetings) for name, source in call.slots.items()},
-                    tensors={name: tensor_of(source, feeds, meetings) for name, source in call.lent.items()},
-                    prepared=call.prepared,
-                )
-            )
+        asks = {f"part{ask.one.part}.step{ask.one.step}": ask for ask in calls}
+        loans: list[str] = []
 
         def take(answer: Returned) -> None:
             ask = asks[answer.shard]
             began = time.monotonic()
             outputs = {name: answer.array(name) for name in answer.tensors}
+            calls[ask].require_held(outputs)
             actions = self.machine.came(ask.number, outputs, began)  # or it raises: it is refused
             self.seconds["fold"] += time.monotonic() - began
             self.received[ask.node] += calls[ask].up
             self._perform(actions)
 
-        outcome = await self._trips.make(errands, self._left, take, believed=(), patient=False)
+        try:
+            errands: list[Errand] = []
+            for shard, ask in asks.items():
+                call, part = calls[ask], ask.one.part
+                self.sent[ask.node] += call.down
+                errands.append(
+                    Errand(
+                        shard=shard,
+                        holders=(ask.node,),
+                        coverage=range(part, part + 1),
+                        instructions=call.instructions,
+                        wanted=call.wanted,
+                        inline={
+                            name: tensor.elements(feeds, meetings) for name, tensor in call.slots.items()
+                        },
+                        lent=await self._lend(call, loans) if call.lent else (),
+                        prepared=call.prepared,
+                    )
+                )
+            outcome = await self._trips.make(errands, self._left, take, believed=(), patient=False)
+        finally:
+            for digest in loans:
+                self._bulk.take_back(digest)
         for shard, seconds in outcome.run_seconds.items():
             self.seconds[f"part {asks[shard].one.part}"] += seconds
         self._missed(asks, outcome)
+
+    async def _lend(self, call: SegmentCall, loans: list[str]) -> tuple[BulkTensor, ...]:
+        """What the call has no room for, for the node to fetch. `loans`: gets what is to be taken back."""
+        lent: list[BulkTensor] = []
+        for name, tensor in call.lent.items():
+            data = ArrayBytes(tensor.elements(self._feeds, self.machine.meetings))
+            digest = await asyncio.to_thread(digest_of, data)
+            self._bulk.lend_source(digest, data)
+            loans.append(digest)
+            data_type = DataType.of(np.dtype(tensor.form.dtype))
+            lent.append(BulkTensor(name, data_type, tensor.form.shape, tensor.encoding, digest, data.nbytes))
+        return tuple(lent)
 
     def _missed(self, asks: Mapping[str, AskSegment], outcome: Outcome) -> None:
         for shard, missing in outcome.missing.items():

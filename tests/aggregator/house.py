@@ -30,6 +30,7 @@ from aggregator.training.metrics import RunMetrics
 from aggregator.training.runs import Runs
 from aggregator.training.services import Services
 from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.halves import from_wire, stored_dtype
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.messages.link import PROTOCOL, Register, Sequence
 from edge_attention.core.messages.program import Call, Program
@@ -149,7 +150,8 @@ class Box:
                 digest, self.house.bulk.find(digest)
             )
         for bulk in program.bulk_tensors:
-            data = np.frombuffer(self.house.bulk.find(bulk.digest), bulk.data_type.value)
+            dtype = stored_dtype(bulk.encoding, np.dtype(bulk.data_type.value), bulk.name)
+            data = from_wire(np.frombuffer(self.house.bulk.find(bulk.digest), dtype), bulk.encoding)
             try:
                 execution.place(bulk.name, data.reshape(bulk.shape))
             except EdgeAttentionError as error:

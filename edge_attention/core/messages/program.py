@@ -141,15 +141,20 @@ class Program:
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor that each call of a prepared program brings, placed in the store as `name`."""
+    """A tensor that each call of a prepared program brings, placed in the store as `name`.
+
+    `encoding`: how its elements travel; `nbytes` of them are in a call.
+    """
 
     name: str
     data_type: DataType
     shape: tuple[int, ...] = ()
+    encoding: Encoding = Encoding.RAW
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.data_type.value).itemsize
+        size = np.dtype(self.data_type.value).itemsize if self.encoding is Encoding.RAW else 2
+        return math.prod(self.shape) * size
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 from house import House, until
 from small_cut import SmallCut
 
+from aggregator.inference import calls
 from aggregator.inference import requests as machine
 from aggregator.inference.runner import ModelRunner
 from edge_attention.core.errors import (
@@ -338,8 +339,6 @@ def test_feeds_of_another_form_are_refused(tmp_path):
 
 
 def test_more_than_a_message_holds_comes_and_goes_in_bulk(tmp_path, monkeypatch):
-    from aggregator.inference import calls
-
     monkeypatch.setattr(calls, "CALL_BYTES", 64)
 
     @scenario(tmp_path)
@@ -347,6 +346,26 @@ def test_more_than_a_message_holds_comes_and_goes_in_bulk(tmp_path, monkeypatch)
         await fleet.prepare({0: ["a"], 1: ["b"]})
         await fleet.exact()
         assert all(program.bulk_tensors for program in fleet.boxes["a"].programs[-4:])
+
+
+@pytest.mark.parametrize("in_bulk", [False, True])
+def test_halves_halve_what_travels_and_cost_their_rounding(tmp_path, monkeypatch, in_bulk):
+    if in_bulk:
+        monkeypatch.setattr(calls, "CALL_BYTES", 64)
+
+    @scenario(tmp_path)
+    async def _(fleet):
+        await fleet.prepare({0: ["a"], 1: ["b"]}, halves=True)
+        answer = await fleet.exact(atol=2e-2)
+        assert answer.sent == {"a": 2.5 * 6 * 8 * 4, "b": 2.5 * 6 * 8 * 4}
+        assert answer.received == {"a": 1.75 * 6 * 8 * 4, "b": 1.75 * 6 * 8 * 4}
+        whole = fleet.cut.whole(fleet.cut.feeds())
+        error = np.abs(answer.results["out"] - whole).max() / np.abs(whole).max()
+        assert 1e-6 < error < 2e-3
+        for scale in (1e5, -1e6):
+            feeds = {"x": fleet.cut.feeds()["x"] * np.float32(scale)}
+            with pytest.raises(NotFinite, match="past float16"):
+                await fleet.runner.infer("m", "s", feeds, 30.0)
 
 
 def test_many_more_than_there_are_lanes_wait_for_their_turn(tmp_path):
