@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-corpus check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-cuts test-corpus check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-hostile: .venv/dev ## 2,000 graphs that mean no good, against real nodes th
 
 fuzz: .venv/dev ## 20,000 changed messages of real sessions against real processes; SEED=7, MESSAGES=100000.
 	$(BIN)/python -m tests.fuzz --messages $(or $(MESSAGES),20000) --seed $(or $(SEED),0)
+
+test-cuts: .venv/dev ## Random transformers by random plans in random uneven parts, against the whole; EXAMPLES=500.
+	EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest tests/graphs/axes/test_random_cuts.py tests/graphs/axes/test_annotation.py
 
 test-corpus: .venv/dev ## Every CSV file of six packages of data, downloaded, read as a node reads it: how many load, why not, memory.
 	$(BIN)/python -m tests.corpus --names

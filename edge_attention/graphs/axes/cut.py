@@ -10,6 +10,7 @@ from pathlib import Path
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import Schedule, TensorForm
+from edge_attention.core.schedule.shares import shared_ranges
 from edge_attention.graphs.axes.axes import axes_of
 from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.emit import Emitted, emit
@@ -94,21 +95,6 @@ def sizes_of(model: OpenModel, feeds: Mapping[str, TensorForm]) -> dict[str, int
                     f"'{name}' is {found[name]} in one input and {size} in '{value.name}': they must agree"
                 )
     return found
-
-
-def shared_ranges(size: int, shares: Sequence[float]) -> Ranges:
-    """An axis in consecutive ranges, in proportion to `shares` as nearly as whole numbers are."""
-    total = sum(shares)
-    exact = [size * share / total for share in shares]
-    lengths = [int(one) for one in exact]
-    order = sorted(range(len(shares)), key=lambda n: (lengths[n] - exact[n], n))
-    for n in order[: size - sum(lengths)]:
-        lengths[n] += 1
-    found, start = [], 0
-    for length in lengths:
-        found.append((start, start + length))
-        start += length
-    return tuple(found)
 
 
 _FAMILIES = {Cut.TOKENS: ("tokens",), Cut.BATCH: ("batch",), Cut.HEADS: ("heads", "feedforward")}

@@ -63,6 +63,8 @@ class InProcess:
         constant: an array by digest.
         weight: a piece of a weight.
         freeze: weights become constants of their sessions, as on a node.
+        fused: with ONNX Runtime's fusions. Some round otherwise than what they fuse, and are made where it
+            happens to know shapes; without them each operator rounds as it does alone.
     """
 
     schedule: Schedule
@@ -70,6 +72,7 @@ class InProcess:
     constant: Callable[[str], Array]
     weight: Callable[[Weight], Array]
     freeze: bool = True
+    fused: bool = True
     _sessions: dict[tuple[int, int], onnxruntime.InferenceSession] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -93,6 +96,8 @@ class InProcess:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
+        if not self.fused:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 

@@ -47,8 +47,13 @@ class Sharding:
 
 
 def owners_of(parts: Sequence[int], ranges: Ranges, size: int) -> tuple[int, ...]:
-    """Which part has which block, in the fewest equal blocks that ranges of `size` elements come out of."""
+    """Which part has which block, in the fewest equal blocks that ranges of `size` elements come out of.
+
+    In two at least, where it can be: an axis in one block would be said to be whole.
+    """
     block = math.gcd(size, *(end for span in ranges if span[0] < span[1] for end in span)) or 1
+    if block == size > 1:
+        block = size // next(n for n in range(2, size + 1) if size % n == 0)
     found = [NOBODY] * (size // block)
     for part, (start, stop) in zip(parts, ranges, strict=True):
         found[start // block : stop // block] = [part] * ((stop - start) // block)

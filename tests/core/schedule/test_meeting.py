@@ -321,3 +321,13 @@ def test_segments_that_contribute_nothing_are_not_waited_for():
     made = halves()
     steps = (*made.steps, Step((ModelSegment(0, "g", {}, {"y": "k"}),)))
     assert (1, 0) not in FoldPlan(replace(made, steps=steps)).makes
+
+
+@pytest.mark.parametrize(("collective", "wanted"), [(SUM, 6.0), (MIN, 1.0), (MAX, 3.0)])
+def test_scalars_fold_too(collective, wanted):
+    """The ends of a quantised range are scalars; a third part met a number that NumPy could not write to."""
+    boundary = {"b": Boundary(TensorForm("float32", ()), collective)}
+    meetings = Meetings(schedule(boundary, [[Contributed("y", "b")]] * 3))
+    for part, value in enumerate((1, 3, 2)):
+        meetings.add(0, part, {"y": np.array(value, np.float32)})
+    assert meetings.whole("b") == np.float32(wanted)
