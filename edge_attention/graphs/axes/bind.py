@@ -8,12 +8,13 @@ shapes of what it makes are found (`infer.py`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TypeProto, helper, numpy_helper
 from onnx.inliner import inline_local_functions
+from onnx.shape_inference import InferenceError
 
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.schedule.extents import Extent
@@ -21,7 +22,9 @@ from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.bound import BoundGraph
 from edge_attention.graphs.axes.evaluate import MAX_COMPUTED, evaluate
-from edge_attention.graphs.axes.infer import form_of, infer_types, type_of
+from edge_attention.graphs.axes.infer import form_of, infer_types
+from edge_attention.graphs.axes.input_forms import input_forms
+from edge_attention.graphs.axes.known_values import SMALL, KnownValues, Read
 from edge_attention.graphs.axes.lower import lowered
 from edge_attention.graphs.axes.lowering import Lowering
 from edge_attention.graphs.axes.unpack import unpack
@@ -30,25 +33,32 @@ from edge_attention.graphs.reading.needed import graphs_in, reads
 
 __all__ = ["Read", "bind"]
 
-Read = Callable[[str], Array]
-"""The value of an initializer whose data the model at hand does not have; asked for tables of whole numbers
-and short vectors only."""
-
 MAX_NODES = 200_000
 """Nodes of a model with its fused operators taken apart."""
-MAX_SIZE = 1 << 31
-"""Of a dimension."""
-_SMALL = 1024
-"""Elements of a whole-number initializer up to which it is a literal: axes, shapes, bounds."""
-_TABLE = 1 << 22
-"""Elements of a table of whole numbers (position ids, a mask of all positions) that is read to be folded."""
-_VECTOR = 4096
-"""Elements of a vector of floats that is read to be folded, as the frequencies of rotary positions."""
 _UNTOLD = 1 << 16
 """Elements of what a node is given, where the size of what it would make is not known before."""
-_DISCRETE = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
-_DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+_TOGETHER = frozenset(
+    [
+        "Add",
+        "And",
+        "Concat",
+        "Div",
+        "Equal",
+        "Greater",
+        "Less",
+        "MatMul",
+        "Max",
+        "Min",
+        "Mul",
+        "Or",
+        "Pow",
+        "Sub",
+        "Sum",
+        "Where",
+    ]
+)
+"""Operators whose operands have to fit each other: where they do not, the sizes are none the model has."""
+_BODIES = ("If", "Loop", "Scan", "SequenceMap")
 
 
 def bind(model: ModelProto, dimensions: Mapping[str, int], read: Read | None = None) -> BoundGraph:
@@ -62,7 +72,8 @@ def bind(model: ModelProto, dimensions: Mapping[str, int], read: Read | None = N
         read: gives what the model has not the data of. Without it such values count as not known.
 
     Raises:
-        InvalidArgument: a dimension has no size, or is given one it cannot have; says which and what to say.
+        InvalidArgument: a dimension has no size, or is given one it cannot have, as a text longer than the
+            model has positions; says which and what to say.
         InvalidGraph: functions that cannot be inlined, or too many nodes.
     """
     if model.functions:
@@ -70,108 +81,54 @@ def bind(model: ModelProto, dimensions: Mapping[str, int], read: Read | None = N
             model = inline_local_functions(model)
         except Exception as error:  # whatever its C++ half raises
             raise InvalidGraph(f"the model's functions cannot be inlined: {first_line(error)}") from None
-    return _Binding(model, read).bound(dimensions)
-
-
-def _forms(graph: GraphProto, dimensions: Mapping[str, int]) -> dict[str, TensorForm]:
-    """Inputs with all their sizes."""
-    weights = {tensor.name for tensor in graph.initializer}
-    found: dict[str, TensorForm] = {}
-    said: set[str] = set()
-    for value in graph.input:
-        if value.name in weights:
-            continue
-        kind = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
-            raise InvalidGraph(
-                f"input '{value.name}' is no tensor of a rank that the model says; export it so"
-            )
-        shape = []
-        for axis, dim in enumerate(kind.shape.dim):
-            own = f"{value.name}.{axis}"
-            said |= {own, dim.dim_param}
-            name = own if own in dimensions or not dim.dim_param else dim.dim_param
-            fixed = dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
-            size = fixed if fixed is not None else dimensions.get(name)
-            if size is None:
-                raise InvalidArgument(
-                    f"dimension {axis} of input '{value.name}' ({name}) has no fixed size; say one for "
-                    f"'{name}', or give an input of the size you mean"
-                )
-            if not 0 <= size < MAX_SIZE or (fixed is not None and dimensions.get(own, fixed) != fixed):
-                raise InvalidArgument(
-                    f"dimension {axis} of input '{value.name}' ({name}) is to be "
-                    f"{dimensions.get(own, size):,}; "
-                    + (f"the model has it at {fixed:,}" if fixed is not None else "a size is below 2^31")
-                )
-            shape.append(size)
-        form = form_of(helper.make_tensor_type_proto(kind.elem_type, shape))
-        if form is None:
-            raise InvalidGraph(f"input '{value.name}' is no tensor of numbers")
-        found[value.name] = form
-    if unknown := sorted(set(dimensions) - said):
-        have = ", ".join(sorted(name for name in said if name)) or "none"
-        raise InvalidArgument(f"no input has a dimension '{unknown[0]}'; there are {have}")
-    return found
+    return _Binding(model, dimensions, read).bound()
 
 
 class _Binding:
-    """The state of it: what is known of each value so far."""
+    """The state of it: the nodes so far, and what is known of each value."""
 
-    def __init__(self, model: ModelProto, read: Read | None) -> None:
-        self._model = model
-        self._read = read
+    def __init__(self, model: ModelProto, dimensions: Mapping[str, int], read: Read | None) -> None:
+        self._graph = model.graph
+        self._dimensions = dimensions
+        self._inputs = input_forms(model.graph, dimensions)
+        self._outputs = tuple(value.name for value in model.graph.output)
         self._opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
-        self._files = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._types: dict[str, TypeProto] = {}
-        self._values: dict[str, Array] = {}
-        # Known, but made by a node that stays unless what it makes is computed away: what follows from
-        # vectors of the file alone. A bias that is cast stays a weight; frequencies that meet positions are
-        # folded.
-        self._soft: set[str] = set()
-        self._sized: set[str] = set()
+        self._ir_version = model.ir_version
+        self._known = KnownValues(model, read)
+        for name, form in self._inputs.items():
+            self._known.declare(name, form)
         self._alias: dict[str, str] = {}
         self._nodes: list[NodeProto] = []
         self._why: dict[str, str] = {}
         self._pieces: dict[str, tuple[str, Extent]] = {}
         self._count = 0
 
-    def bound(self, dimensions: Mapping[str, int]) -> BoundGraph:
-        graph = self._model.graph
-        inputs = _forms(graph, dimensions)
-        self._types.update((name, type_of(form)) for name, form in inputs.items())
-        for name, tensor in self._files.items():
-            self._types[name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-            if tensor.data_type in _DISCRETE and prod(tensor.dims) <= _SMALL:
-                self._value(name)
-        outputs = tuple(value.name for value in graph.output)
-        self._outputs = frozenset(outputs)
-        queue = deque(graph.node)
+    def bound(self) -> BoundGraph:
+        queue = deque(self._graph.node)
         taken = 0
         while queue:
             taken += 1
             if taken > MAX_NODES:
                 raise InvalidGraph(f"the model has more than {MAX_NODES:,} nodes (MAX_NODES)")
             queue.extendleft(reversed(self._take(queue.popleft())))
-        for name in outputs:
-            self._make_output(name, inputs)
-        nodes = self._unpacked(_needed(self._nodes, outputs))
-        return self._classified(nodes, inputs, outputs)
+        made = {name for node in self._nodes for name in node.output}
+        for name in self._outputs:
+            self._make_output(name, made)
+        nodes = self._unpacked(_needed(self._nodes, self._outputs))
+        return self._with_own_names(nodes)
 
-    def _make_output(self, name: str, inputs: Mapping[str, TensorForm]) -> None:
+    def _make_output(self, name: str, made: set[str]) -> None:
         """An output that is a constant is made by a node, as any other."""
-        if name in inputs or name in self._files:
-            raise InvalidGraph(
-                f"output '{name}' is an input or a constant by itself; put an Identity before it"
-            )
-        if name in self._values and not any(name in node.output for node in self._nodes):
+        if name in self._inputs or self._known.is_file(name):
+            raise InvalidGraph(f"output '{name}' is an input or a constant itself; put an Identity before it")
+        if name in self._known.values and name not in made:
             value = self._fresh(name)
-            self._known(value, self._values.pop(name), name in self._sized)
+            self._known.add(value, self._known.values.pop(name), name in self._known.sized)
             self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
 
     # -- one node
 
-    def _take(self, given: NodeProto) -> list[NodeProto]:
+    def _take(self, given: NodeProto) -> Sequence[NodeProto]:
         """Bind a node; returns the nodes that stand in its place and are to be bound instead."""
         node = NodeProto()
         node.CopyFrom(given)
@@ -184,32 +141,28 @@ class _Binding:
             rename_values(inner, self._alias)
         if node.op_type == "Constant" and not node.domain:
             self._constant(node)
-            return []
+            return ()
         if self._passes(node):
-            target = node.input[0]
-            name = node.output[0]
-            if name not in self._outputs:
-                self._alias[name] = target
-                return []
-            node = helper.make_node("Identity", [target], [name], name=node.name)
+            if node.output[0] not in self._outputs:
+                self._alias[node.output[0]] = node.input[0]
+                return ()
+            node = helper.make_node("Identity", node.input[:1], node.output[:1], name=node.name)
         if node.op_type == "If" and not node.domain:
-            decided = self._value(node.input[0])
+            decided = self._known.value(node.input[0])
             if decided is not None and decided.size == 1:
                 return self._branch(node, bool(decided.reshape(())))
-        if node.op_type in ("Shape", "Size") and self._shape(node):
-            return []
-        if self._fold(node):
-            return []
-        instead = lowered(node, Lowering(self._form, self._value, self._fresh, self._opsets))
+        if (node.op_type in ("Shape", "Size") and self._shape(node)) or self._fold(node):
+            return ()
+        instead = lowered(node, Lowering(self._known.form, self._known.value, self._fresh, self._opsets))
         if instead is not None:
             for name, array in instead.literals.items():
-                self._known(name, array, sized=False)
+                self._known.add(name, array, sized=False)
             for name, array in instead.derived.items():
-                self._known(name, array, sized=True)
-            return list(instead.nodes)
+                self._known.add(name, array, sized=True)
+            return instead.nodes
         self._infer(node)
         self._nodes.append(node)
-        return []
+        return ()
 
     def _passes(self, node: NodeProto) -> bool:
         """Whether it gives its first input on: an Identity, a Dropout that is off."""
@@ -219,19 +172,19 @@ class _Binding:
             return True
         if node.op_type != "Dropout" or (len(node.output) > 1 and node.output[1]):
             return False
-        ratio = self._value(node.input[1]) if len(node.input) > 1 and node.input[1] else None
-        training = self._value(node.input[2]) if len(node.input) > 2 else None
+        ratio = self._known.value(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+        training = self._known.value(node.input[2]) if len(node.input) > 2 else None
         off = len(node.input) < 3 or (training is not None and not training.any())
         return off or (ratio is not None and not ratio.any())
 
     def _constant(self, node: NodeProto) -> None:
-        found = evaluate(node, (), {"": self._opsets.get("", 21)}, self._model.ir_version)
+        found = evaluate(node, (), {"": self._opsets.get("", 21)}, self._ir_version)
         if found is None and node.attribute and node.attribute[0].HasField("t"):  # too large to be computed
             found = [np.asarray(numpy_helper.to_array(node.attribute[0].t))]
         if found is None:
             self._why[node.output[0]] = f"{_label(node)} is no constant of numbers"
             return
-        self._known(node.output[0], found[0], sized=False)
+        self._known.add(node.output[0], found[0], sized=False)
 
     def _branch(self, node: NodeProto, taken: bool) -> list[NodeProto]:
         name = "then_branch" if taken else "else_branch"
@@ -240,7 +193,7 @@ class _Binding:
         made = {o for inner in branch.node for o in inner.output} | {t.name for t in branch.initializer}
         rename_values(branch, {old: self._fresh(old) for old in sorted(made - {""})})
         for tensor in branch.initializer:
-            self._known(tensor.name, np.asarray(numpy_helper.to_array(tensor)), sized=False)
+            self._known.add(tensor.name, np.asarray(numpy_helper.to_array(tensor)), sized=False)
         ends = [
             helper.make_node("Identity", [value.name], [output])
             for value, output in zip(branch.output, node.output, strict=False)
@@ -249,59 +202,88 @@ class _Binding:
         return [*branch.node, *ends]
 
     def _shape(self, node: NodeProto) -> bool:
-        form = self._form(node.input[0])
+        form = self._known.form(node.input[0])
         if form is None:
             return False
         bounds = {a.name: a.i for a in node.attribute}
         shape = form.shape[bounds.get("start", 0) : bounds.get("end", len(form.shape))]
         value = prod(form.shape) if node.op_type == "Size" else shape
-        constant = node.input[0] in self._files or node.input[0] in self._values
-        self._known(node.output[0], np.array(value, np.int64), not constant or node.input[0] in self._sized)
+        fixed = self._known.is_constant(node.input[0]) and node.input[0] not in self._known.sized
+        self._known.add(node.output[0], np.array(value, np.int64), sized=not fixed)
         return True
 
     def _fold(self, node: NodeProto) -> bool:
-        """Compute what the node makes, if it follows from what is known; whether the node is gone."""
+        """Compute what the node makes, if it follows from what is known; whether the node is done with."""
+        known = self._known
         names = [name for name in node.input if name]
-        if not names and node.op_type not in ("ConstantOfShape", "Range"):
+        if not names or not all(known.can_be_known(name) for name in names):
             return False
-        if any(name not in self._values and not self._readable(name) for name in names):
-            return False
-        made = infer_types(node, self._types, self._values, self._opsets, self._model.ir_version)
+        made = self._inferred(node)
         forms = [form_of(made[name]) if name in made else None for name in node.output if name]
         if any(form is not None and prod(form.shape) > MAX_COMPUTED for form in forms):
             return False
-        inputs = [self._value(name) if name else None for name in node.input]
+        inputs = [known.value(name) if name else None for name in node.input]
         if any(array is None for array, name in zip(inputs, node.input, strict=True) if name):
             return False
         elements = sum(array.size for array in inputs if array is not None)
         if elements > (_UNTOLD if None in forms else 4 * MAX_COMPUTED):
             return False
-        found = evaluate(node, inputs, self._opsets, self._model.ir_version)
+        found = evaluate(node, inputs, self._opsets, self._ir_version)
         if found is None:
             return False
-        many = [
-            name
-            for name, array in zip(node.input, inputs, strict=True)
-            if array is not None and array.size > 1
-        ]
-        soft = bool(many) and all(name in self._soft for name in many)
-        sized = any(name in self._sized for name in names)
+        several = [name for name in names if known.values[name].size > 1]
+        soft = bool(several) and known.soft.issuperset(several)
+        sized = any(name in known.sized for name in names)
         for name, array in zip((name for name in node.output if name), found, strict=False):
-            self._known(name, array, sized)
+            known.add(name, array, sized)
             if soft:
-                self._soft.add(name)
+                known.soft.add(name)
         if soft:
             self._nodes.append(node)
         return True
 
+    def _inferred(self, node: NodeProto) -> Mapping[str, TypeProto]:
+        try:
+            return infer_types(node, self._known.types, self._known.values, self._opsets, self._ir_version)
+        except InferenceError:
+            forms = [self._known.form(name) for name in node.input if name]
+            if node.op_type not in _TOGETHER or node.domain or None in forms:
+                return {}  # an operator that onnx knows otherwise than ONNX Runtime does
+        shapes = " and ".join(str(list(form.shape)) for form in forms if form is not None)
+        raise self._misfit(f"{_label(node)} is given {shapes}")
+
+    def _misfit(self, what: str) -> InvalidArgument:
+        asked = ", ".join(f"{name} = {size}" for name, size in self._dimensions.items()) or "its own sizes"
+        return InvalidArgument(
+            f"at {asked} the model does not hold together: {what}; ask for other sizes: a text may be longer "
+            "than the model has positions, or some sizes belong together"
+        )
+
+    def _check_fit(self, node: NodeProto) -> None:
+        """Refuse a Gather of rows that the table does not have, an Expand to what a shape cannot become."""
+        form, given = self._known.form(node.input[0]), self._known.values.get(node.input[1])
+        if form is None or given is None or not given.size:
+            return
+        if node.op_type == "Gather" and form.shape:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0) % len(form.shape)
+            rows = form.shape[axis]
+            if not -rows <= int(given.min()) <= int(given.max()) < rows:
+                raise self._misfit(f"{_label(node)} takes row {int(given.max())} of {rows}")
+        if node.op_type == "Expand":
+            wanted = [int(size) for size in given.reshape(-1)]
+            pairs = zip(reversed(form.shape), reversed(wanted), strict=False)
+            if any(1 not in (have, want) and have != want for have, want in pairs):
+                raise self._misfit(f"{_label(node)} makes {wanted} of {list(form.shape)}")
+
     def _infer(self, node: NodeProto) -> None:
-        types = self._types
-        made = infer_types(node, types, self._values, self._opsets, self._model.ir_version)
+        if node.op_type in ("Gather", "Expand") and not node.domain:
+            self._check_fit(node)
+        made = self._inferred(node)
         for name in node.output:
             if not name:
                 continue
             if name in made:
-                types[name] = made[name]
+                self._known.types[name] = made[name]
             if name not in made or form_of(made[name]) is None:
                 self._why[name] = self._reason(node)
 
@@ -309,53 +291,9 @@ class _Binding:
         before = [self._why[name] for name in sorted(reads(node)) if name in self._why]
         if before:
             return before[0]
-        if node.op_type in ("If", "Loop", "Scan", "SequenceMap"):
+        if node.op_type in _BODIES:
             return f"{_label(node)} is decided by data"
         return f"{_label(node)} makes something whose size depends on data, or is not known here"
-
-    # -- what is known
-
-    def _known(self, name: str, array: Array, sized: bool) -> None:
-        self._values[name] = array
-        self._types[name] = helper.make_tensor_type_proto(
-            helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
-        )
-        if sized:
-            self._sized.add(name)
-
-    def _form(self, name: str) -> TensorForm | None:
-        found = self._types.get(name)
-        return form_of(found) if found is not None else None
-
-    def _readable(self, name: str) -> bool:
-        """Whether it is an initializer that may be computed with: whole numbers, and vectors of floats."""
-        tensor = self._files.get(name)
-        if tensor is None:
-            return False
-        size = prod(tensor.dims)
-        if size <= 1:
-            return True
-        if tensor.data_type in _DISCRETE:
-            return size <= _TABLE
-        vector = sum(dim > 1 for dim in tensor.dims) == 1
-        return tensor.data_type in _FLOATS and vector and size <= _VECTOR
-
-    def _value(self, name: str) -> Array | None:
-        """A value that is known, read from the file where it may be."""
-        if name in self._values or not self._readable(name):
-            return self._values.get(name)
-        tensor = self._files[name]
-        external = tensor.data_location == TensorProto.EXTERNAL
-        there = not external and (any(getattr(tensor, field) for field in _DATA) or not prod(tensor.dims))
-        if not there and self._read is None:
-            return None
-        array = np.asarray(numpy_helper.to_array(tensor) if there or self._read is None else self._read(name))
-        if array.shape != tuple(tensor.dims):
-            raise InvalidGraph(f"initializer '{name}' was read with the shape {array.shape}, not its own")
-        if tensor.data_type in _FLOATS and array.size > 1:
-            self._soft.add(name)
-        self._values[name] = array
-        return array
 
     def _fresh(self, like: str) -> str:
         self._count += 1
@@ -365,81 +303,84 @@ class _Binding:
 
     def _unpacked(self, nodes: list[NodeProto]) -> list[NodeProto]:
         """The nodes with products taken apart that make things of unlike sizes in one."""
-
-        def is_weight(name: str) -> bool:
-            return name in self._files and not self._literal(name)
-
-        done = unpack(nodes, self._outputs, self._form, self._value, is_weight, self._fresh)
+        known = self._known
+        done = unpack(nodes, frozenset(self._outputs), known.form, known.value, known.is_weight, self._fresh)
         for name, (weight, extent, form) in done.pieces.items():
             self._pieces[name] = (weight, extent)
-            self._types[name] = type_of(form)
+            known.declare(name, form)
         for name, form in done.forms.items():
-            self._types[name] = type_of(form)
+            known.declare(name, form)
         return done.nodes
 
-    def _literal(self, name: str) -> bool:
-        """Whether an initializer is no weight: one number, or a few whole ones."""
-        tensor = self._files[name]
-        size = prod(tensor.dims)
-        return size <= 1 or (tensor.data_type in _DISCRETE and size <= _SMALL)
-
-    def _classified(
-        self, nodes: list[NodeProto], inputs: Mapping[str, TensorForm], outputs: tuple[str, ...]
-    ) -> BoundGraph:
+    def _with_own_names(self, nodes: list[NodeProto]) -> BoundGraph:
+        """The graph, in which each use of a constant has a name of its own."""
+        uses = _Uses(self._known, self._pieces)
         made = {name for node in nodes for name in node.output}
-        weights: dict[str, str] = {}
-        literals: dict[str, Array] = {}
-        derived: dict[str, Array] = {}
-        specs: dict[str, TensorForm] = dict(inputs)
+        specs: dict[str, TensorForm] = dict(self._inputs)
         unknown: dict[str, str] = {}
-        pieces: dict[str, Extent] = {}
-        used: dict[str, int] = {}
-
-        def constant(name: str, as_name: str) -> None:
-            tensor = self._files.get(name)
-            form = self._form(name)
-            value = self._value(name) if tensor is None or self._literal(name) else None
-            if name in self._pieces:
-                weights[as_name], pieces[as_name] = self._pieces[name]
-            elif tensor is not None and value is None:
-                weights[as_name] = name
-            elif value is not None and name not in self._sized and value.size <= _SMALL:
-                literals[as_name] = value
-            elif value is not None:
-                derived[as_name] = value
-            if form is not None:
-                specs[as_name] = form
-
         for node in nodes:
             for position, name in enumerate(node.input):
-                if not name or name in made or name in inputs:
-                    continue
-                times = used[name] = used.get(name, 0) + 1
-                as_name = name if times == 1 else f"{name}#{times}"
-                node.input[position] = as_name
-                constant(name, as_name)
-            for name in sorted(reads(node) - set(node.input)):
-                if name in self._types and name not in made and name not in inputs:
-                    constant(name, name)
+                if name and name not in made and name not in self._inputs:
+                    node.input[position] = uses.named(name)
+            for name in sorted(reads(node) - {*node.input} - made - {*self._inputs}):
+                if name in self._known.types:  # of a graph inside the node
+                    uses.keep(name, name)
             for name in node.output:
-                form = self._form(name) if name else None
+                form = self._known.form(name) if name else None
                 if form is not None:
                     specs[name] = form
                 elif name:
                     unknown[name] = self._why.get(name, self._reason(node))
         return BoundGraph(
             tuple(nodes),
-            specs,
-            weights,
-            literals,
-            derived,
-            tuple(inputs),
-            outputs,
+            {**specs, **uses.specs},
+            uses.weights,
+            uses.literals,
+            uses.derived,
+            tuple(self._inputs),
+            self._outputs,
             self._opsets,
-            self._model.ir_version,
-            pieces,
+            self._ir_version,
+            uses.pieces,
             unknown,
         )
+
+
+class _Uses:
+    """The constants that nodes read, by what they are; a name a use."""
+
+    def __init__(self, known: KnownValues, pieces: Mapping[str, tuple[str, Extent]]) -> None:
+        self._known = known
+        self._pieces = pieces
+        self._times: dict[str, int] = {}
+        self.weights: dict[str, str] = {}
+        self.pieces: dict[str, Extent] = {}
+        self.literals: dict[str, Array] = {}
+        self.derived: dict[str, Array] = {}
+        self.specs: dict[str, TensorForm] = {}
+
+    def named(self, name: str) -> str:
+        """The name of this use."""
+        times = self._times[name] = self._times.get(name, 0) + 1
+        own = name if times == 1 else f"{name}#{times}"
+        self.keep(name, own)
+        return own
+
+    def keep(self, name: str, own: str) -> None:
+        known = self._known
+        value = None if known.is_weight(name) else known.value(name)
+        if name in self._pieces:
+            self.weights[own], self.pieces[own] = self._pieces[name]
+        elif value is None:
+            if known.is_file(name):
+                self.weights[own] = name
+        elif name not in known.sized and value.size <= SMALL:
+            self.literals[own] = value
+        else:
+            self.derived[own] = value
+        form = known.form(name)
+        if form is not None:
+            self.specs[own] = form
 
 
 def _label(node: NodeProto) -> str:

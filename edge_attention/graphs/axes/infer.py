@@ -62,6 +62,8 @@ def infer_types(
     Args:
         types: of what the node reads, as far as they are known.
         values: constants among what it reads.
+
+    Raises onnx's InferenceError where the shapes contradict each other.
     """
     own = _OTHERS.get((node.domain, node.op_type))
     try:
@@ -88,6 +90,8 @@ def infer_types(
                 ir_version=ir_version,
             )
         )
+    except shape_inference.InferenceError:
+        raise
     except Exception:  # onnx raises what its C++ half does; an unknown operator has no schema
         return {}
 

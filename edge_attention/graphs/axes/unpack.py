@@ -101,7 +101,8 @@ def _pieces(
     found: list[tuple[str, int, int]] = []
     if node.op_type == "Split":
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-        if axis % rank != rank - 1 or not all(node.output):
+        alone = len(readers[node.input[0]]) == 1
+        if axis % rank != rank - 1 or not all(node.output) or not alone:
             return None
         start = 0
         for name in node.output:

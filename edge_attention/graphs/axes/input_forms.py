@@ -1,0 +1,67 @@
+"""The shapes of a model's inputs, from the sizes that somebody says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx import GraphProto, helper
+
+from edge_attention.core.errors import InvalidArgument, InvalidGraph
+from edge_attention.core.schedule.schedule import TensorForm
+from edge_attention.graphs.axes.infer import form_of
+
+__all__ = ["MAX_SIZE", "input_forms"]
+
+MAX_SIZE = 1 << 31
+"""Of a dimension."""
+
+
+def input_forms(graph: GraphProto, dimensions: Mapping[str, int]) -> dict[str, TensorForm]:
+    """Inputs with all their sizes.
+
+    Args:
+        dimensions: sizes of what is symbolic, by name; of one without a name `<input>.<axis>`, which is taken
+            before the name where both are said.
+
+    Raises:
+        InvalidArgument: a dimension has no size, or is given one it cannot have; says which and what to say.
+        InvalidGraph: an input is no tensor of numbers of a rank that the model says.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    found: dict[str, TensorForm] = {}
+    said: set[str] = set()
+    for value in graph.input:
+        if value.name in weights:
+            continue
+        kind = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+            raise InvalidGraph(
+                f"input '{value.name}' is no tensor of a rank that the model says; export it so"
+            )
+        shape = []
+        for axis, dim in enumerate(kind.shape.dim):
+            own = f"{value.name}.{axis}"
+            said |= {own, dim.dim_param}
+            name = own if own in dimensions or not dim.dim_param else dim.dim_param
+            fixed = dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+            size = fixed if fixed is not None else dimensions.get(name)
+            if size is None:
+                raise InvalidArgument(
+                    f"dimension {axis} of input '{value.name}' ({name}) has no fixed size; say one for "
+                    f"'{name}', or give an input of the size you mean"
+                )
+            if not 0 <= size < MAX_SIZE or (fixed is not None and dimensions.get(own, fixed) != fixed):
+                raise InvalidArgument(
+                    f"dimension {axis} of input '{value.name}' ({name}) is to be "
+                    f"{dimensions.get(own, size):,}; "
+                    + (f"the model has it at {fixed:,}" if fixed is not None else "a size is below 2^31")
+                )
+            shape.append(size)
+        form = form_of(helper.make_tensor_type_proto(kind.elem_type, shape))
+        if form is None:
+            raise InvalidGraph(f"input '{value.name}' is no tensor of numbers")
+        found[value.name] = form
+    if unknown := sorted(set(dimensions) - said):
+        have = ", ".join(sorted(name for name in said if name)) or "none"
+        raise InvalidArgument(f"no input has a dimension '{unknown[0]}'; there are {have}")
+    return found
