@@ -3,7 +3,7 @@
 Its weights are frozen into it, by digest; its constants and what the part keeps are stored on the node; what
 it is sent comes in the call's slots, or, where that is too large for a message, is fetched by the node.
 
-    weights    job/<deployment>/kept/w/<digest>      outlive a restart of the node
+    weights    job/<deployment>/kept/w/<digest>       outlive a restart of the node
     constants  job/<deployment>/<shape>/c/<digest>
     kept       job/<deployment>/lane<k>/p<part>/<name>
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 
@@ -44,7 +45,15 @@ from edge_attention.core.schedule.schedule import (
 from edge_attention.core.schedule.traffic import halved
 from edge_attention.core.tensors import Array, Encoding
 
-__all__ = ["SegmentCall", "SegmentCalls", "constant_name", "job_scope", "lane_scope", "weight_name"]
+__all__ = [
+    "KnownWeight",
+    "SegmentCall",
+    "SegmentCalls",
+    "constant_name",
+    "job_scope",
+    "lane_scope",
+    "weight_name",
+]
 
 FROZEN = 1024
 """Tensors that a program freezes, the largest ones; any others are bound as they are stored."""
@@ -60,12 +69,26 @@ def lane_scope(deployment: str, lane: int) -> str:
     return f"{job_scope(deployment)}lane{lane}/"
 
 
-def weight_name(deployment: str, digest: str) -> str:
-    return f"{job_scope(deployment)}kept/w/{digest[:40]}"
+def weight_name(deployment: str, weight: KnownWeight) -> str:
+    """Of equal bytes with another shape it is another name."""
+    form = f"{weight.form.dtype}{weight.form.shape}{weight.digest}"
+    return f"{job_scope(deployment)}kept/w/{sha256(form.encode()).hexdigest()[:40]}"
 
 
 def constant_name(deployment: str, shape: str, digest: str) -> str:
     return f"{job_scope(deployment)}{shape}/c/{digest[:40]}"
+
+
+@dataclass(frozen=True)
+class KnownWeight:
+    """A piece of a weight: the SHA-256 of its bytes, and its form."""
+
+    digest: str
+    form: TensorForm
+
+    @property
+    def nbytes(self) -> int:
+        return _bytes(self.form, Encoding.RAW)
 
 
 @dataclass(frozen=True)
@@ -80,6 +103,11 @@ class SentTensor:
     def nbytes(self) -> int:
         """Bytes that travel."""
         return _bytes(self.form, self.encoding)
+
+    def zeros(self) -> Array:
+        """As many elements as travel, of which nothing is in memory."""
+        dtype = self.form.dtype if self.encoding is Encoding.RAW else np.float16
+        return np.broadcast_to(np.zeros((), dtype), self.form.shape)
 
     def elements(self, feeds: Mapping[str, Array], meetings: Meetings) -> Array:
         """Its elements, as they travel.
@@ -130,7 +158,7 @@ class SegmentCalls:
     """The calls of one deployment's segments for inputs of one shape.
 
     Args:
-        weights: of each weight the SHA-256 of its bytes, and how many these are.
+        weights: what is known of each weight.
         halves: boundaries of float32 travel in float16.
     """
 
@@ -139,7 +167,7 @@ class SegmentCalls:
         deployment: str,
         shape: str,
         course: Course,
-        weights: Mapping[Weight, tuple[str, int]],
+        weights: Mapping[Weight, KnownWeight],
         halves: bool = False,
     ) -> None:
         self._deployment = deployment
@@ -167,13 +195,12 @@ class SegmentCalls:
         kept = f"{lane_scope(self._deployment, lane)}p{one.part}/"
         inputs: dict[str, Value] = {}
         sent: dict[str, SentTensor] = {}
-        weights: dict[str, tuple[str, int]] = {}
+        weights: dict[str, KnownWeight] = {}
         for name, source in segment.inputs.items():
             match source:
                 case Weight():
-                    digest, size = self._weights[source]
-                    stored = weight_name(self._deployment, digest)
-                    weights[stored] = digest, size
+                    stored = weight_name(self._deployment, self._weights[source])
+                    weights[stored] = self._weights[source]
                     inputs[name] = Stored(stored)
                 case Constant(constant):
                     digest = schedule.constants[constant].digest
@@ -201,8 +228,10 @@ class SegmentCalls:
             Run(schedule.graphs[segment.graph], inputs, outputs),
             *returns.values(),
         )
-        largest = sorted(weights.items(), key=lambda item: -item[1][1])[:FROZEN]
-        frozen = tuple(Frozen(stored, digest) for stored, (digest, _) in sorted(largest))
+        largest = sorted(weights.items(), key=lambda item: -item[1].nbytes)[:FROZEN]
+        frozen = tuple(
+            Frozen(stored, known.digest) for stored, known in sorted(largest, key=lambda item: item[0])
+        )
         prepared = prepare(
             instructions,
             {name: _empty(tensor.form) for name, tensor in slots.items()},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aggregator.fleet.membership import Membership
 from aggregator.inference.delivery import NodeDeliveries, StoredPiece
@@ -29,6 +29,8 @@ GIVE_SECONDS = 3600.0
 Pick = Callable[[int, Sequence[str]], str]
 """Of a part, and the nodes that could be given it: the one that is."""
 
+Warm = Callable[[str, int], Awaitable[None]]
+
 Told = Callable[[str, int, int], None]
 """Told of a node how many bytes of how many it has."""
 
@@ -44,6 +46,7 @@ class ShapeHolders:
     Args:
         pieces: by part, what a node needs for it.
         assigned: part -> nodes that are to hold it, those to be asked first in front.
+        warm: has a node make ready what it was given for a part. Raises where it cannot.
         load: how many parts of requests a node has in hand.
         changed: called where somebody holds a part now who did not.
     """
@@ -55,6 +58,7 @@ class ShapeHolders:
         pieces: Sequence[Sequence[StoredPiece]],
         assigned: Mapping[int, Sequence[str]],
         pick: Pick,
+        warm: Warm,
         load: Callable[[str], int],
         changed: Callable[[], None],
     ) -> None:
@@ -62,6 +66,7 @@ class ShapeHolders:
         self._deliveries = deliveries
         self._pieces = pieces
         self._pick = pick
+        self._warm = warm
         self._changed = changed
         self._assigned = {part: list(assigned.get(part, ())) for part in range(len(pieces))}
         self._given: dict[tuple[int, str], str] = {}
@@ -208,6 +213,8 @@ class ShapeHolders:
         self._say(node, 0, total)
         try:
             await self._deliveries.give(node, list(wanted.values()), GIVE_SECONDS, count)
+            for part in parts:
+                await self._warm(node, part)
         except Exception as problem:
             error = problem if isinstance(problem, EdgeAttentionError) else Internal(f"a defect: {problem!r}")
             if error is not problem:

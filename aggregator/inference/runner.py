@@ -25,8 +25,10 @@ from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Member
 from aggregator.inference.calls import (
+    KnownWeight,
     SegmentCall,
     SegmentCalls,
+    SentTensor,
     constant_name,
     job_scope,
     lane_scope,
@@ -49,8 +51,10 @@ from edge_attention.core.errors import (
     DeadlineExceeded,
     EdgeAttentionError,
     Internal,
+    InvalidGraph,
     InvalidTensor,
     NotFound,
+    OutOfMemory,
 )
 from edge_attention.core.messages.program import BulkTensor, Drop
 from edge_attention.core.schedule.schedule import Constant, Schedule, TensorForm, Weight
@@ -64,6 +68,8 @@ log = logging.getLogger(__name__)
 RECORDED_BYTES = 256 * 1024 * 1024
 """Boundaries of all requests that are kept only in case a node goes. What is beyond it is forgotten: a
 request that needs it then begins again from its feeds."""
+WARM_SECONDS = 600.0
+"""Loading one segment with its weights takes no longer."""
 FREED = 256
 """Scopes that one node, away, is to free when it comes; then those of longest ago are left to their age."""
 
@@ -109,8 +115,8 @@ class _Deployed:
 
     lanes: RequestLanes = field(default_factory=RequestLanes)
     shapes: dict[str, _ShapeOfModel] = field(default_factory=dict)
-    weights: dict[Weight, tuple[str, int]] = field(default_factory=dict)
-    """SHA-256 and size of what was looked at."""
+    weights: dict[Weight, KnownWeight] = field(default_factory=dict)
+    """Those that were looked at."""
 
 
 class ModelRunner:
@@ -177,8 +183,12 @@ class ModelRunner:
         for digest in graphs:
             path = files.graph(digest)
             self._bulk.lend_file(digest, path, 0, path.stat().st_size)
+
+        async def warm(node: str, part: int) -> None:
+            await self._warm(course, calls, node, part)
+
         held = ShapeHolders(
-            self._membership, self._deliveries, pieces, holders, self._pick, self._load, self._look
+            self._membership, self._deliveries, pieces, holders, self._pick, warm, self._load, self._look
         )
         deployed.shapes[shape] = _ShapeOfModel(course, calls, held, graphs)
         held.ensure(say)
@@ -309,6 +319,39 @@ class ModelRunner:
                     freed[scope] = None
                 while len(freed) > FREED:
                     freed.popitem(last=False)
+
+    async def _warm(self, course: Course, calls: SegmentCalls, node: str, part: int) -> None:
+        """Have the node load the part's graphs, with its weights in them, before anybody waits for that.
+
+        Each segment is called once, with zeros; what comes of zeros, and whether it can be computed, says
+        nothing of what is to come.
+
+        Raises:
+            OutOfMemory, InvalidGraph: the node cannot hold it.
+        """
+        for one in course.parts[part]:
+            call = calls.call(one, 0, False)
+            zeros = {name: tensor.zeros() for name, tensor in call.slots.items()}
+            loans: list[str] = []
+            try:
+                errand = Errand(
+                    shard=f"warm.part{part}.step{one.step}",
+                    holders=(node,),
+                    coverage=range(part, part + 1),
+                    instructions=call.instructions,
+                    wanted=call.wanted,
+                    inline=zeros,
+                    lent=await lend(self._bulk, {n: (t, t.zeros()) for n, t in call.lent.items()}, loans),
+                    prepared=call.prepared,
+                )
+                outcome = await self._trips.make([errand], WARM_SECONDS, believed=())
+            finally:
+                for digest in loans:
+                    self._bulk.take_back(digest)
+            for missing in outcome.missing.values():
+                log.info("node %s, part %d, step %d: %s", node, part, one.step, missing.text)
+                if isinstance(missing.error, OutOfMemory | InvalidGraph) or not missing.said:
+                    raise (missing.error or missing.cause(missing.text))
 
     def _load(self, node: str) -> int:
         return sum(request.machine.nodes.count(node) for request in self._running)
@@ -449,7 +492,7 @@ class _RunningRequest:
                         inline={
                             name: tensor.elements(feeds, meetings) for name, tensor in call.slots.items()
                         },
-                        lent=await self._lend(call, loans) if call.lent else (),
+                        lent=await lend(self._bulk, self._large(call), loans) if call.lent else (),
                         prepared=call.prepared,
                     )
                 )
@@ -461,17 +504,9 @@ class _RunningRequest:
             self.seconds[f"part {asks[shard].one.part}"] += seconds
         self._missed(asks, outcome)
 
-    async def _lend(self, call: SegmentCall, loans: list[str]) -> tuple[BulkTensor, ...]:
-        """What the call has no room for, for the node to fetch. `loans`: gets what is to be taken back."""
-        lent: list[BulkTensor] = []
-        for name, tensor in call.lent.items():
-            data = ArrayBytes(tensor.elements(self._feeds, self.machine.meetings))
-            digest = await asyncio.to_thread(digest_of, data)
-            self._bulk.lend_source(digest, data)
-            loans.append(digest)
-            data_type = DataType.of(np.dtype(tensor.form.dtype))
-            lent.append(BulkTensor(name, data_type, tensor.form.shape, tensor.encoding, digest, data.nbytes))
-        return tuple(lent)
+    def _large(self, call: SegmentCall) -> dict[str, tuple[SentTensor, Array]]:
+        feeds, meetings = self._feeds, self.machine.meetings
+        return {name: (tensor, tensor.elements(feeds, meetings)) for name, tensor in call.lent.items()}
 
     def _missed(self, asks: Mapping[str, AskSegment], outcome: Outcome) -> None:
         for shard, missing in outcome.missing.items():
@@ -486,6 +521,21 @@ class _RunningRequest:
     @property
     def _left(self) -> float:
         return max(self.machine.deadline - time.monotonic(), 0.001)
+
+
+async def lend(
+    bulk: Bulk, tensors: Mapping[str, tuple[SentTensor, Array]], loans: list[str]
+) -> tuple[BulkTensor, ...]:
+    """Offer what a call has no room for. `loans`: gets the digests that the caller takes back."""
+    lent: list[BulkTensor] = []
+    for name, (tensor, array) in tensors.items():
+        data = ArrayBytes(array)
+        digest = await asyncio.to_thread(digest_of, data)
+        bulk.lend_source(digest, data)
+        loans.append(digest)
+        data_type = DataType.of(np.dtype(tensor.form.dtype))
+        lent.append(BulkTensor(name, data_type, tensor.form.shape, tensor.encoding, digest, data.nbytes))
+    return tuple(lent)
 
 
 def require_feeds(schedule: Schedule, feeds: Mapping[str, Array]) -> None:
@@ -509,7 +559,7 @@ def _pieces(
     course: Course,
     part: int,
     files: CutFiles,
-    known: dict[Weight, tuple[str, int]],
+    known: dict[Weight, KnownWeight],
 ) -> list[StoredPiece]:
     """What a node needs for the part, each piece once. Reads every weight that is not `known`."""
     schedule, found = course.schedule, dict[str, StoredPiece]()
@@ -517,11 +567,12 @@ def _pieces(
         array = files.weight(weight)
         if weight not in known:
             require_travels(weight, array)
-            known[weight] = digest_of(ArrayBytes(array)), array.nbytes
-        name = weight_name(deployment, known[weight][0])
+            form = TensorForm(array.dtype.name, array.shape)
+            known[weight] = KnownWeight(digest_of(ArrayBytes(array)), form)
+        name = weight_name(deployment, known[weight])
         found[name] = StoredPiece(
             name,
-            known[weight][0],
+            known[weight].digest,
             array.dtype.name,
             array.shape,
             lambda weight=weight: ArrayBytes(files.weight(weight)),  # type: ignore[misc]
@@ -537,7 +588,7 @@ def _pieces(
         name = constant_name(deployment, shape, digest)
         found[name] = StoredPiece(
             name,
-            digest,
+            digest_of(ArrayBytes(_constant(files.constant(digest), spec))),
             spec.dtype,
             spec.shape,
             lambda digest=digest, spec=spec: ArrayBytes(_constant(files.constant(digest), spec)),  # type: ignore[misc]
