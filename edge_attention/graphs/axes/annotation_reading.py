@@ -146,6 +146,8 @@ class AnnotationReader:
         layers = range(heard.layers[0], heard.layers[-1] + 1)
         families = {name.partition(".")[0] for name in heard.owners}
         cut = self._cut(heard, families)
+        if len(heard.devices) == 1 and not any(NOBODY in owners for owners in heard.owners.values()):
+            cut = Cut.NONE
         if cut is Cut.NONE:
             return Stage(layers, tuple(numbers[device] for device in heard.devices))
         # The parts' order is that of their ranges of the axis that is shared first.
@@ -165,7 +167,8 @@ class AnnotationReader:
                 )
             if _is_open(name) and sum(stop - start for start, stop in found) < size:
                 _refuse(heard.first[name], f"leaves some of {name} to no device")
-            counts = tuple(float(stop - start) for start, stop in found)
+            lengths = [stop - start for start, stop in found]
+            counts = tuple(length / math.gcd(*lengths) for length in lengths)
             if _is_open(name) and not shared:
                 shared, shares = True, () if len(set(counts)) == 1 else counts
             elif found != shared_ranges(size, shares or (1.0,) * len(devices)):

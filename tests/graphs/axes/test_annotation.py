@@ -1,5 +1,7 @@
 """Plans as ONNX's own annotation: ours come back, others' are read, or refused with node and reason."""
 
+import os
+
 import onnx
 import onnxruntime
 import pytest
@@ -52,7 +54,7 @@ def bert(layers=2, **more):
     return axes_for(recipe_of(1, layers=layers, **(PLAIN | chosen | more)))
 
 
-@settings(max_examples=25, phases=PHASES)
+@settings(max_examples=int(os.environ.get("EXAMPLES", "25")), phases=PHASES)
 @given(recipes(**PLAIN), st.data())
 def test_our_plans_come_back(recipe, data):
     model, axes = axes_for(recipe)
