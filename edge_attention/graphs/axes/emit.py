@@ -7,7 +7,7 @@ bytes, and a graph is known by their digest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ from edge_attention.core.schedule.schedule import (
     Weight,
 )
 from edge_attention.core.schedule.schedule import Source as InputSource
-from edge_attention.core.tensors import Array
+from edge_attention.core.tensors import MAX_RANK, Array
 from edge_attention.graphs.axes.bound import BoundGraph
 from edge_attention.graphs.axes.forms import (
     Form,
@@ -44,7 +44,7 @@ from edge_attention.graphs.axes.forms import (
     SplitBy,
     Unfolded,
 )
-from edge_attention.graphs.axes.localise import Sizes, localised
+from edge_attention.graphs.axes.localise import LocalisedNode, Sizes, localised
 from edge_attention.graphs.axes.needs import PartNeeds, find_needs, own_piece, span_of
 from edge_attention.graphs.axes.ways import Dims
 from edge_attention.graphs.onnx_builder import IR_VERSION
@@ -55,6 +55,10 @@ __all__ = ["MAX_OPSET", "Emitted", "emit"]
 
 MAX_OPSET = 26
 """Of the standard operators: what ONNX Runtime reads."""
+
+
+Length = tuple[tuple[int, ...], int | None]
+"""A dimension whose size follows from inputs: the axes that it is made of, and by which of them it is cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +102,11 @@ class _Emission:
         self.partition, self.bound, self.specs = partition, bound, specs
         self.literals, self.derived, self.dims = literals, derived, dims
         self.needs = find_needs(partition, dims)
+        self.fixed_axes = _axes_in(dims, bound.weights) | (
+            _axes_in(dims, bound.derived)
+            - _axes_in(dims, {*bound.inputs, *(name for node in bound.nodes for name in node.output)})
+        )
+        """Axes that some weight has, or constants alone: no length of an input."""
         self.graphs: dict[str, bytes] = {}
         self.constants: dict[str, Array] = {}
         self.constant_names: dict[str, str] = {}
@@ -170,6 +179,19 @@ class _Emission:
         start, stop = self.partition.stages[form.stage].range_of(form.state.axis, part)
         return (span_of(self.dims, form.tensor, form.state, start, stop),)
 
+    def lengths(self, form: Form, part: int) -> list[int | Length | None]:
+        """By dimension its size, where that is the same whatever the inputs' lengths; else what it is."""
+        dims = self.dims.get(form.tensor)
+        if dims is None or len(dims) != len(self.specs[form.tensor].shape):
+            return [None] * len(self.specs[form.tensor].shape)
+        split = form.state if isinstance(form.state, SplitBy) else None
+        found: list[int | Length | None] = []
+        for dim, (axes, size) in enumerate(zip(dims, self.shape(form, part), strict=True)):
+            ids = tuple(axis for axis, _ in axes)
+            by = split.axis if split is not None and split.dim == dim else None
+            found.append(size if self.fixed_axes.issuperset(ids) else (ids, by))
+        return found
+
     def shape(self, form: Form, part: int) -> tuple[int, ...]:
         return extent_shape(self.specs[form.tensor].shape, self.extent(form, part))
 
@@ -185,7 +207,7 @@ class _Segment:
     nodes: list[NodeProto] = field(default_factory=list)
     names: dict[Form, str] = field(default_factory=dict)
     inputs: dict[str, InputSource] = field(default_factory=dict)
-    forms: dict[str, TensorForm] = field(default_factory=dict)
+    infos: list[ValueInfoProto] = field(default_factory=list)
     sources: dict[InputSource, str] = field(default_factory=dict)
     literals: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
     initializers: list[TensorProto] = field(default_factory=list)
@@ -251,37 +273,50 @@ class _Segment:
         spec = self.all.specs[form.tensor]
         match form.origin:
             case FormSource.FEED:
-                return self._input("x", ModelInput(form.tensor, extent), spec)
+                return self._input("x", ModelInput(form.tensor, extent), spec, form)
             case FormSource.WEIGHT:
-                return self._input("w", self._weight(form.tensor, extent), spec)
+                return self._input("w", self._weight(form.tensor, extent), spec, form)
             case FormSource.LITERAL if not extent:
                 return self._literal(self.all.literals[form.tensor])
             case FormSource.LITERAL | FormSource.DERIVED:
                 whole = self.all.literals.get(form.tensor)
                 value = self.all.derived[form.tensor] if whole is None else whole
-                return self._constant(take(value, extent))
+                if value.size == 1 and value.dtype.kind == "f":  # a scale: fusions need to see it
+                    return self._literal(value)
+                return self._constant(take(value, extent), form)
             case Operation() if form.fixed:
                 self._operation(form.origin)
                 return self.names[form]
             case Move() if self.needs.uses[form][0] == self.level:
                 return self._assembled(form, form.origin.source)
             case _:
-                return self._input("x", Kept(self.all.kept[form]), spec)
+                return self._input("x", Kept(self.all.kept[form]), spec, form)
 
     def _weight(self, tensor: str, extent: Extent) -> Weight:
         piece = self.all.bound.piece(tensor)
         return Weight(self.all.bound.weights[tensor], within(piece, extent))
 
-    def _input(self, letter: str, source: InputSource, spec: TensorForm) -> str:
+    def _input(self, letter: str, source: InputSource, spec: TensorForm, form: Form | None = None) -> str:
+        """An input of the graph; `form`: what it is, where it is all of a form."""
         if source not in self.sources:
             name = f"{letter}{sum(one.startswith(letter) for one in self.inputs)}"
             self.sources[source] = name
             self.inputs[name] = source
-            self.forms[name] = spec
+            lengths = self.all.lengths(form, self.part) if form is not None else [None] * len(spec.shape)
+            # Lengths have no names: whether ONNX Runtime knew two of them to be equal, and fused (it does so
+            # with an addition and a norm behind it), would depend on where the model is cut, and with it the
+            # last bits of what is computed.
+            sizes = [size if isinstance(size, int) else None for size in lengths]
+            self.infos.append(_info(name, spec, sizes))
         return self.sources[source]
 
-    def _constant(self, value: Array) -> str:
-        return self._input("c", self.all.constant(value), _form(value))
+    def _constant(self, value: Array, form: Form | None = None) -> str:
+        source, spec = self.all.constant(value), _form(value)
+        shape = value.ndim == 1 and value.dtype.kind == "i" and value.size <= MAX_RANK
+        if shape and source not in self.sources:
+            name = self._input("c", source, spec)
+            self.infos[-1] = _info(name, spec, [value.size])  # a shape: its rank is known
+        return self._input("c", source, spec, form)
 
     def _literal(self, value: Array) -> str:
         key = (value.dtype.name, value.shape, value.tobytes())
@@ -303,7 +338,7 @@ class _Segment:
             and all(span.axis != state.dim for span in target)
         )
         if not mixed:
-            return self._input("x", Delivery(boundary, target), spec)
+            return self._input("x", Delivery(boundary, target), spec, form)
         assert isinstance(state, SplitBy)
         start, stop = stage.range_of(state.axis, self.part)
         whole = span_of(self.all.dims, form.tensor, state, 0, 0)
@@ -368,17 +403,20 @@ class _Segment:
             (span,) = self.all.extent(result, self.part)
             self.names[result] = self._sliced(self.value(form), self.all.specs[form.tensor].shape, span)
             return
-        node, changed = operation.node, dict[int, Array]()
+        local = LocalisedNode(operation.node)
         if operation.rule is not None:
             sizes, opset = self._sizes(operation), self.all.opsets.get("", 1)
-            node, changed = localised(node, operation.rule, sizes, self.all.literals_or_derived, opset)
+            local = localised(operation.node, operation.rule, sizes, self.all.literals_or_derived, opset)
+        node = local.node
         copy = NodeProto()
         copy.op_type, copy.domain = node.op_type, node.domain
         copy.attribute.extend(node.attribute)
         for position, _ in enumerate(node.input):
             form = operation.inputs[position] if position < len(operation.inputs) else None
-            if position in changed:
-                copy.input.append(self._constant(changed[position]))
+            if position in local.constants:
+                copy.input.append(self._constant(local.constants[position]))
+            elif position in local.literals:
+                copy.input.append(self._literal(local.literals[position]))
             else:
                 copy.input.append(self.value(form) if form is not None else "")
         if operation.captured:
@@ -410,6 +448,9 @@ class _Segment:
 
     def _sizes(self, operation: Operation) -> Sizes:
         specs = self.all.specs
+        first, result = operation.inputs[0] if operation.inputs else None, operation.results[0]
+        before = self.all.lengths(first, self.part) if first is not None else ()
+        after = self.all.lengths(result, self.part) if result is not None else ()
         return Sizes(
             [self.all.shape(f, self.part) if f is not None else None for f in operation.inputs],
             [self.all.shape(f, self.part) if f is not None else None for f in operation.results],
@@ -418,6 +459,8 @@ class _Segment:
             next(
                 (s.start * s.inner for f in operation.results if f for s in self.all.extent(f, self.part)), 0
             ),
+            [size if isinstance(size, int) else None for size in after],
+            [n < len(before) and one == before[n] for n, one in enumerate(after)],
         )
 
     def _model(self, outputs: Mapping[str, str], specs: Sequence[TensorForm]) -> ModelProto:
@@ -430,8 +473,11 @@ class _Segment:
         graph = helper.make_graph(
             self.nodes,
             "segment",
-            [_info(name, self.forms[name]) for name in self.inputs],
-            [_info(name, spec) for name, spec in zip(outputs.values(), specs, strict=True)],
+            self.infos,
+            [
+                _info(name, spec, [None] * len(spec.shape))
+                for name, spec in zip(outputs.values(), specs, strict=True)
+            ],
             self.initializers,
         )
         used = {node.domain for node in self.nodes}
@@ -466,11 +512,13 @@ def within(piece: Extent, extent: Extent) -> Extent:
     return tuple(spans[axis] for axis in sorted(spans))
 
 
-def _info(name: str, spec: TensorForm) -> ValueInfoProto:
-    """Type and rank: lengths are not said, so that one graph serves all."""
-    return helper.make_tensor_value_info(
-        name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), [None] * len(spec.shape)
-    )
+def _axes_in(dims: Mapping[str, Dims], names: Iterable[str]) -> set[int]:
+    return {axis for name in names for axes in dims.get(name, ()) for axis, _ in axes}
+
+
+def _info(name: str, spec: TensorForm, dims: Sequence[int | None]) -> ValueInfoProto:
+    """Type and rank, and the sizes that are the same for all lengths."""
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), dims)
 
 
 def _form(value: Array) -> TensorForm:

@@ -7,8 +7,8 @@ are attributes, and of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import AttributeProto, NodeProto
@@ -16,7 +16,7 @@ from onnx import AttributeProto, NodeProto
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.rule import Rule
 
-__all__ = ["Sizes", "can_be_local", "localised"]
+__all__ = ["LocalisedNode", "Sizes", "can_be_local", "localised"]
 
 Shape = tuple[int, ...]
 
@@ -34,6 +34,24 @@ class Sizes:
     whole_results: Sequence[Shape | None]
     start: int = 0
     """Elements of the result, in the dimension that the part has a range of, before that range."""
+    plain: Sequence[int | None] = ()
+    """By dimension of the first result: its size, where that is the same whatever the lengths."""
+    alike: Sequence[bool] = ()
+    """Whether the first operand has the same dimension there."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalisedNode:
+    """A node for a part.
+
+    Attributes:
+        constants: by input, what is another than in the whole model.
+        literals: the same, where it does not depend on lengths.
+    """
+
+    node: NodeProto
+    constants: Mapping[int, Array] = field(default_factory=dict)
+    literals: Mapping[int, Array] = field(default_factory=dict)
 
 
 Values = Callable[[str], Array | None]
@@ -42,19 +60,30 @@ _Localiser = Callable[[NodeProto, Sizes, Values, int], tuple[NodeProto, dict[int
 
 def can_be_local(node: NodeProto, rule: Rule) -> bool:
     """Whether `localised` knows what to change in `node`, if anything must be."""
-    return not rule.localised or (node.domain in ("", "ai.onnx", "com.microsoft") and node.op_type in _LOCAL)
+    return not rule.localised or (
+        node.domain in ("", "ai.onnx", "com.microsoft")
+        and node.op_type in {*_LOCAL, *_AS_IS, "Reshape", "Expand"}
+    )
 
 
-def localised(
+def localised(node: NodeProto, rule: Rule, sizes: Sizes, values: Values, opset: int) -> LocalisedNode:
+    """`node` for a part."""
+    if node.op_type in ("Reshape", "Expand"):
+        return _to_shape(node, sizes, values)
+    return LocalisedNode(*_changed(node, rule, sizes, values, opset))
+
+
+def _changed(
     node: NodeProto, rule: Rule, sizes: Sizes, values: Values, opset: int
 ) -> tuple[NodeProto, dict[int, Array]]:
-    """`node` for a part, and by input the constants that are others than the whole model's."""
     if node.op_type == "Gather" and _all_rows(node, sizes):
         count = sizes.operands[1]
         return node, {1: np.arange(*count or (1,), dtype=np.int64)}
     if not rule.localised or (
         sizes.operands == sizes.whole_operands and sizes.results == sizes.whole_results
     ):
+        return node, {}
+    if node.op_type in _AS_IS:
         return node, {}
     return _LOCAL[node.op_type](node, sizes, values, opset)
 
@@ -84,18 +113,28 @@ def _ints(values: Sequence[int]) -> Array:
     return np.array(values, np.int64)
 
 
-def _to_shape(
-    node: NodeProto, sizes: Sizes, values: Values, opset: int
-) -> tuple[NodeProto, dict[int, Array]]:
-    """Reshape and Expand: the part's own shape, in numbers."""
-    shape = sizes.results[0]
-    assert shape is not None
-    if node.op_type == "Reshape":
-        said = values(node.input[1]) if len(node.input) > 1 else None
-        before = sizes.operands[0]
-        if said is not None and before is not None and _reshaped(before, said.tolist()) == shape:
-            return node, {}
-    return _without(node, "allowzero"), {1: _ints(shape)}
+def _to_shape(node: NodeProto, sizes: Sizes, values: Values) -> LocalisedNode:
+    """Reshape and Expand: the part's own shape; in a form that serves all lengths, where there is one.
+
+    ONNX Runtime knows the shapes of what follows then, and fuses what it can only fuse where it does.
+    """
+    shape, before = sizes.results[0], sizes.operands[0]
+    said = values(node.input[1]) if len(node.input) > 1 else None
+    if shape is None or before is None or said is None:
+        return LocalisedNode(node)
+    reshapes = node.op_type == "Reshape"
+    found: list[int] = []
+    for size, alike in zip(sizes.plain, sizes.alike, strict=True):
+        # 0 copies the size in a Reshape; 1 leaves it as it is in an Expand.
+        found.append((0 if reshapes else 1) if alike else -1 if size is None else size)
+    plain = _without(node, "allowzero")
+    if found.count(-1) <= reshapes and 0 not in shape:
+        return LocalisedNode(plain, literals={1: _ints(found)})
+    if (sizes.operands, sizes.results) == (sizes.whole_operands, sizes.whole_results):
+        return LocalisedNode(node)
+    if reshapes and _reshaped(before, said.tolist()) == shape:
+        return LocalisedNode(node)
+    return LocalisedNode(plain, {1: _ints(shape)})
 
 
 def _reshaped(before: Shape, said: Sequence[int]) -> Shape | None:
@@ -209,9 +248,31 @@ def _grouped(node: NodeProto, sizes: Sizes, values: Values, opset: int) -> tuple
     return copy, {}
 
 
+def _blocked(node: NodeProto, sizes: Sizes, values: Values, opset: int) -> tuple[NodeProto, dict[int, Array]]:
+    """A product with a weight in blocks says how long its rows and columns are."""
+    before, after = sizes.operands[0], sizes.results[0]
+    assert before is not None
+    assert after is not None
+    copy = _copy(node)
+    for one in copy.attribute:
+        if one.name in ("K", "N"):
+            one.i = before[-1] if one.name == "K" else after[-1]
+    return copy, {}
+
+
+def _made(node: NodeProto, sizes: Sizes, values: Values, opset: int) -> tuple[NodeProto, dict[int, Array]]:
+    """What is made of a shape alone, in the part's own."""
+    after = sizes.results[0]
+    assert after is not None
+    return node, {0: _ints(after)}
+
+
+_AS_IS = frozenset({"Flatten", "Pad", "Squeeze", "Unsqueeze"})
+"""What they say is of other dimensions than a part has a range of."""
+
 _LOCAL: dict[str, _Localiser] = {
-    "Reshape": _to_shape,
-    "Expand": _to_shape,
+    "ConstantOfShape": _made,
+    "MatMulNBits": _blocked,
     "Slice": _slice,
     "Tile": _tile,
     "Split": _split,

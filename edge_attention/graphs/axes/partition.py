@@ -73,7 +73,8 @@ _HEAVY = frozenset(
         "Scan",
     }
 )
-_SUMS = frozenset({"MatMul", "FusedMatMul", "MatMulInteger", "Gemm", "Einsum", "ReduceSum"})
+_QUANTISES = frozenset({"DynamicQuantizeLinear", "QuantizeLinear"})
+_SUMS = frozenset({"MatMul", "FusedMatMul", "MatMulInteger", "Gemm", "Einsum", "MatMulNBits", "ReduceSum"})
 _FOLDS = {
     Does.SUM: Collective.SUM,
     Does.MEAN: Collective.SUM,
@@ -120,6 +121,9 @@ class Partitioner:
         self._makers = bound.makers
         self._crossings = find_crossings(bound)
         self._fixed = set(axes.static)
+        # Partials merge to within rounding; a model that quantises what follows is to answer to the bit.
+        if any(node.op_type in _QUANTISES for node in bound.nodes):
+            self._crossings.merged.clear()
 
     def run(self) -> Partition:
         """The whole of it."""
@@ -268,11 +272,22 @@ class Partitioner:
         best = _NEVER if name in self._fixed else self._moved(stage, name, state)
         if depth < MAX_REMADE and best.bytes > 0 and name in self._makers:
             again = self._remade(stage, name, state, depth + 1)
-            if again.bytes < best.bytes or (name in self._fixed and again.bytes == best.bytes):
+            if again.bytes < best.bytes or (again.bytes == best.bytes and self._moved_before(name)):
                 best = again
         if best.bytes == math.inf and name in self._fixed:
             return _Got(0, whole=True) if state is None else _Got(0, slice=True)
         return best
+
+    def _moved_before(self, name: str) -> bool:
+        """Whether it is moved as what it was before it was laid out otherwise, or scaled.
+
+        A product fuses with both, if they are in its segment: keys are moved as their projection gives them.
+        """
+        node = self.bound.nodes[self._makers[name]]
+        if name in self._fixed or node.op_type in ("Transpose", "Reshape", "Squeeze", "Unsqueeze"):
+            return True
+        scalars = [n for n in node.input if n in self._fixed and math.prod(self.specs[n].shape) == 1]
+        return node.op_type in ("Mul", "Div") and len(scalars) == 1
 
     def _moved(self, stage: StageCut, name: str, state: FormState) -> _Got:
         home = self._homes[name]
