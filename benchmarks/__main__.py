@@ -30,6 +30,7 @@ NAMES = (
     "metrics",
     "overload",
     "many",
+    "infer",
 )
 RESULTS = Path(__file__).parent / "results.json"
 

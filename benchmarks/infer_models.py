@@ -33,14 +33,14 @@ class EncoderSizes:
 
 
 MINILM = EncoderSizes("minilm", 384, 6, 12)
-BASE = EncoderSizes("bert-base", 768, 12, 12)
+BASE = EncoderSizes("bert-base of 4 layers", 768, 4, 12)
 
 
 def model_file(sizes: EncoderSizes, folder: Path) -> Path:
     """The encoder as a file in `folder`."""
     if sizes is MINILM and (given := os.environ.get("EDGE_ATTENTION_MINILM")):
         return Path(given)
-    path = folder / f"{sizes.name}.onnx"
+    path = folder / f"{sizes.name.replace(' ', '-')}.onnx"
     path.write_bytes(attention_encoder(_weights(sizes), sizes.heads))
     return path
 

@@ -98,7 +98,7 @@ def plan(
     then it is the same as `train FILE --plan`, which asks the aggregator.
     """
     if template:
-        click.echo(TEMPLATE, nl=False)
+        say(*TEMPLATE.splitlines())
         return
     if file is None:
         raise click.UsageError("give the model, or the job: edge-attention plan FILE; or --template")
