@@ -189,9 +189,9 @@ class Execution:
         """
         self._program = replace(self._program, instructions=instructions)
 
-    def place(self, name: str, array: Array) -> None:
-        """Store a tensor that came in bulk, before the first instruction."""
-        self._put(self._name(name), array)
+    def place(self, name: str, array: Array, digest: str = "") -> None:
+        """Store a tensor that came in bulk, before the first instruction. `digest`: as of `Store.put`."""
+        self._put(self._name(name), array, digest=digest)
 
     def failure(self, error: Exception) -> Contribution:
         """The final contribution of this task when it ended with `error`: of private data it says nothing."""
@@ -298,10 +298,10 @@ class Execution:
                         for name in (self._name(name, prefix=True) for name in names):
                             self._drop(name, revision)
 
-    def _put(self, name: str, array: Array, origin: Origin | None = None) -> None:
+    def _put(self, name: str, array: Array, origin: Origin | None = None, digest: str = "") -> None:
         if not name.startswith("task/"):
             self._changed.add(name)
-            self._store.put(name, array, origin)
+            self._store.put(name, array, origin, digest)
             return
         if self._sequences and self._scoped(name) in self._sequences:
             raise InvalidProgram(f"{name} is a sequence: drop it before storing another tensor there")

@@ -75,7 +75,7 @@ class FrozenSessions:
 
     def digest(self, held: Held) -> str:
         """SHA-256 of what is held, which never changes: found once. Takes a second a gigabyte."""
-        found = self._digests.get(held)
+        found = held.digest or self._digests.get(held)
         if found is None:
             data = np.ascontiguousarray(held.array).reshape(-1).view(np.uint8).data
             found = self._digests[held] = sha256(data).hexdigest()

@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from edge_attention.core.messages.program import BulkTensor
+from edge_attention.core.tensors import Encoding
 from edge_node.executor import Execution
 from edge_node.prepared import Prepared, PreparedPrograms
 from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
@@ -51,9 +54,14 @@ class TaskParts:
         """
 
         async def place(bulk: BulkTensor) -> None:
+            # What is stored there already need not come again, as after a restart what is kept.
+            digest = bulk.digest if bulk.encoding is Encoding.RAW else ""
+            dtype = np.dtype(bulk.data_type.value)
+            if digest and self._store.has(bulk.name, digest, dtype, bulk.shape):
+                return
             array = await self._transfers.tensor(bulk, stop)
             self._store.release(bulk.size)
-            task.place(bulk.name, array)
+            task.place(bulk.name, array, digest)
 
         for digest in missing:
             graphs[digest] = await self._load(digest, stop)

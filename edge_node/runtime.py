@@ -19,16 +19,20 @@ from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, Invalid
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.attention import library
 from edge_attention.providers import open_session, working_provider
+from edge_node import shared_memory
 from edge_node.cell.cells import Cells
 from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.sessions import (
+    Values,
     declared,
+    give,
     input_types,
     limit_arena,
     require_feeds,
     require_some,
     session_options,
     translate,
+    values_of,
 )
 
 if TYPE_CHECKING:
@@ -86,9 +90,16 @@ class Graph:
     """
 
     def __init__(
-        self, digest: str, session: Any, data: bytes, remembers: bool = False, ours: bool = False
+        self,
+        digest: str,
+        session: Any,
+        data: bytes,
+        remembers: bool = False,
+        ours: bool = False,
+        values: Values | None = None,
     ) -> None:
         self.digest = digest
+        self._values = values  # the session reads them where they lie
         self.size = len(data)
         self.remembers = remembers
         self._session = session
@@ -256,24 +267,37 @@ class Runtime:
         from edge_attention.graphs.reading.constants import with_constants
 
         graph.check_some(constants)
-        checked = with_constants(graph.data, constants, f"graph {graph.digest[:12]}")
-        if isinstance(graph, ForeignGraph) and self.cells is not None:
-            from edge_node.cell.calls import GraphFile
+        large = {n: array for n, array in constants.items() if array.nbytes >= shared_memory.LEAST}
+        foreign = isinstance(graph, ForeignGraph) and self.cells is not None
+        if foreign:
+            from edge_node.cell.calls import GraphFile, within_reach
 
-            return ForeignGraph(GraphFile(digest, checked.data), self.cells, checked)
-        return self._open(digest, checked.data, graph.remembers, graph.ours)
+            large = within_reach(large)
+        where = f"graph {graph.digest[:12]}"
+        checked = with_constants(graph.data, constants, where, large.keys())
+        if foreign:
+            assert self.cells is not None
+            return ForeignGraph(GraphFile(digest, checked.data, large), self.cells, checked)
+        return self._open(digest, checked.data, graph.remembers, graph.ours, large)
 
-    def _open(self, digest: str, data: bytes, remembers: bool = False, ours: bool = False) -> Graph:
-        where = f"graph {digest[:12]}"
+    def _open(
+        self,
+        digest: str,
+        data: bytes,
+        remembers: bool = False,
+        ours: bool = False,
+        constants: Mapping[str, Array] | None = None,
+    ) -> Graph:
+        where, values = f"graph {digest[:12]}", values_of(constants or {})
 
         def options() -> Any:
-            return session_options(self.threads, self._shared_arena)
+            return give(session_options(self.threads, self._shared_arena), values)
 
         try:
             session = open_session(data, options, self.provider, where)
         except Exception as error:
             raise translate(error, where, InvalidGraph) from None
-        return Graph(digest, session, data, remembers, ours)
+        return Graph(digest, session, data, remembers, ours, values)
 
     def _keep(self, graph: AnyGraph) -> AnyGraph:
         with self._lock:

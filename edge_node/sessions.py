@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DTYPES",
     "Inputs",
+    "Values",
     "declared",
+    "give",
     "input_types",
     "limit_arena",
     "output_types",
@@ -28,6 +30,7 @@ __all__ = [
     "run_options",
     "session_options",
     "translate",
+    "values_of",
 ]
 
 # ONNX Runtime's names of types, which are NumPy's but for two.
@@ -66,6 +69,21 @@ def session_options(threads: int, shared_arena: bool) -> Any:
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if shared_arena:
         options.add_session_config_entry("session.use_env_allocators", "1")
+    return options
+
+
+Values = dict[str, Any]
+"""Constants that are not in a graph's file, by name, as ONNX Runtime takes them: as they lie, not copied."""
+
+
+def values_of(constants: Mapping[str, Array]) -> Values:
+    return {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in constants.items()}
+
+
+def give(options: Any, values: Values) -> Any:
+    """`options` of a graph whose file lacks these constants, which are to stay as long as its session."""
+    if values:
+        options.add_external_initializers(list(values), list(values.values()))
     return options
 
 

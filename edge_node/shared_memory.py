@@ -16,13 +16,25 @@ import math
 import mmap
 import os
 import resource
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_attention.core.tensors import Array
 
-__all__ = ["LEAST", "Region", "allocate", "empty", "find", "gather", "map_region", "seal", "shared"]
+__all__ = [
+    "LEAST",
+    "Region",
+    "allocate",
+    "empty",
+    "find",
+    "gather",
+    "map_file",
+    "map_region",
+    "seal",
+    "shared",
+]
 
 LEAST = 64 * 1024
 """Bytes from which an array is worth a descriptor and a mapping."""
@@ -43,6 +55,7 @@ _libc.mmap.argtypes = (
     ctypes.c_long,
 )
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -99,6 +112,11 @@ class Region:
             self.descriptor = -1
             Region.live -= 1
 
+    def let_go(self) -> None:
+        """Have what is mapped to be read take no memory until it is read again."""
+        if self.address:
+            _libc.madvise(self.address, max(self.size, 1), mmap.MADV_DONTNEED)
+
     def unmap(self) -> None:
         """Unmap it at once. The caller sees to it that no array of it is used any more."""
         if self.address:
@@ -138,6 +156,19 @@ def seal(descriptor: int) -> None:
 def map_region(descriptor: int, size: int, keep: bool = True) -> Region:
     """`descriptor`, to be read; see Region."""
     return Region(descriptor, size, writable=False, keep=keep)
+
+
+def map_file(path: Path) -> Region:
+    """A file, to be read and never written by anybody; it can be handed on while descriptors are to be had.
+
+    Raises:
+        OSError: it cannot be opened or mapped.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    size, keep = os.fstat(descriptor).st_size, Region.live < _most()
+    region = Region(descriptor, size, writable=False, keep=keep)
+    region.shareable = keep
+    return region
 
 
 def empty(shape: tuple[int, ...] | int, dtype: Any) -> Array:

@@ -39,7 +39,7 @@ from edge_node.cell.messages import (
 )
 from edge_node.cell.outputs import OutputMemory
 from edge_node.sessions import Inputs
-from edge_node.shared_memory import allocate, find, seal
+from edge_node.shared_memory import allocate, find, seal, shared
 
 MAPPED = 512 * 1024
 """Bytes from which an input is mapped by the cell, where it can be; of less, a copy is quicker."""
@@ -49,6 +49,9 @@ _FAILURES: dict[str, type[EdgeAttentionError]] = {
     "InvalidProgram": InvalidProgram,
     "OutOfMemory": OutOfMemory,
 }
+
+
+_NOTHING: Mapping[str, Array] = {}
 
 
 class Gone(Exception):
@@ -65,13 +68,28 @@ class Stoppable(Protocol):
     def unwatch(self, callback: Callable[[], None]) -> None: ...
 
 
-class GraphFile:
-    """A graph's bytes where every cell can read them; `digest` is of the file that was sent."""
+def within_reach(constants: Mapping[str, Array]) -> dict[str, Array]:
+    """Those that a cell can map, copied to where it can if need be; as many as one message has room for."""
+    found: dict[str, Array] = {}
+    for name, array in constants.items():
+        array = shared(array)
+        if find(array) is not None and len(found) < DESCRIPTORS - 1:
+            found[name] = array
+    return found
 
-    def __init__(self, digest: str, data: bytes) -> None:
+
+class GraphFile:
+    """A graph's bytes where every cell can read them; `digest` is of the file that was sent.
+
+    `constants`: what is not in the file, as `within_reach` has found it; `weight`: bytes of all of it.
+    """
+
+    def __init__(self, digest: str, data: bytes, constants: Mapping[str, Array] = _NOTHING) -> None:
         """Raises OutOfMemory."""
         self.digest = digest
         self.size = len(data)
+        self.constants = constants
+        self.weight = len(data) + sum([array.nbytes for array in constants.values()])
         self.descriptor = -1
         try:
             self.descriptor = allocate(self.size)
@@ -178,11 +196,19 @@ def _heard(channel: Channel, stop: Stoppable, *expected: CellKind) -> Message:
 def load(
     channel: Channel, number: int, graph: GraphFile, forgotten: list[str], stop: Stoppable
 ) -> KnownGraph:
-    head = {"graph": graph.digest, "size": graph.size, "forget": forgotten}
-    channel.send(CellKind.LOAD, head, [graph.descriptor], number)
+    places: list[list[Any]] = []
+    descriptors = [graph.descriptor]
+    for name, array in graph.constants.items():
+        where = find(array)
+        assert where is not None  # as it was when the graph was made
+        region, start = where
+        places.append([name, DTYPES[array.dtype], array.shape, len(descriptors), start])
+        descriptors.append(region.descriptor)
+    head = {"graph": graph.digest, "size": graph.size, "forget": forgotten, "constants": places}
+    channel.send(CellKind.LOAD, head, descriptors, number)
     head = _heard(channel, stop, CellKind.LOADED).head
     found = _declared(head.get("in")), _declared(head.get("out"))
-    return KnownGraph(*found, graph.size, weakref.ref(graph))
+    return KnownGraph(*found, graph.weight, weakref.ref(graph))
 
 
 def _declared(value: Any) -> Inputs:

@@ -180,7 +180,7 @@ class Cell:
                 return known, []
             process.loading.add(digest)
             self._state.loading(number, True)
-            return None, self._forget(process, graph.size)
+            return None, self._forget(process, graph.weight)
 
     def _load(
         self,

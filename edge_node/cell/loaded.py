@@ -10,6 +10,7 @@ import onnxruntime
 
 from edge_attention.core.tensors import Array
 from edge_node.cell.messages import Placed, keep
+from edge_node.sessions import Values
 
 __all__ = ["Loaded", "RunInWindows", "lying_in"]
 
@@ -45,8 +46,9 @@ class RunInWindows:
 class Loaded:
     """A graph's session, and what is bound of it, by the lane and the head it was asked for with."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, values: Values) -> None:
         self.session = session
+        self._values = values  # it reads them where they lie
         self._bound: dict[tuple[int, bytes], RunInWindows] = {}
         self._unbound = False
 

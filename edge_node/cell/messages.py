@@ -7,7 +7,8 @@ A lane is a socket and two windows, one for each direction; who sends writes to 
     window   the head, JSON, from 0; tensors from HEAD on, each at a multiple of ALIGNMENT
 
     daemon                                cell
-    LOAD {graph}, the file          ->    LOADED {in, out}    or FAILED
+    LOAD {graph}, the file, and
+    the constants that are not in it  ->  LOADED {in, out}    or FAILED
     RUN {graph, in, out}            ->    DONE {out}          or FAILED; or, for outputs that are large:
                                     <-    NEED {out}
     ROOM {out}, descriptors         ->    DONE {}

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram
+from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, InvalidProgram, OutOfMemory
 from edge_attention.core.tensors import Array
 from edge_attention.priority import give_way
 from edge_attention.providers import open_session
@@ -42,12 +42,14 @@ from edge_node.cell.messages import (
     types_of,
 )
 from edge_node.sessions import (
+    give,
     input_types,
     limit_arena,
     output_types,
     run_options,
     session_options,
     translate,
+    values_of,
 )
 from edge_node.shared_memory import Region
 
@@ -123,16 +125,27 @@ class Lane:
     def _load(self, message: Message) -> dict[str, Any]:
         head, descriptors = message.head, message.descriptors
         digest, where = head["graph"], f"graph {head['graph'][:12]}"
-        (descriptor,) = descriptors
-        region = Region(descriptor, head["size"], writable=False, keep=False)
-        data = np.asarray(region).tobytes()
-        region.unmap()
+        try:
+            file, *regions = [
+                Region(descriptor, os.fstat(descriptor).st_size, writable=False, keep=False)
+                for descriptor in descriptors
+            ]
+        except OSError as error:
+            raise OutOfMemory(f"{where}: its constants cannot be mapped: {error.strerror}") from None
+        data = np.asarray(file)[: head["size"]].tobytes()
+        file.unmap()
+        values = values_of(
+            {
+                name: regions[number - 1].array(offset, tuple(shape), np.dtype(kind))
+                for name, kind, shape, number, offset in head["constants"]
+            }
+        )
         for forgotten in head["forget"]:
             self._cell.graphs.pop(forgotten, None)
         made: list[Any] = []
 
         def options() -> Any:
-            made.append(self._cell.options())
+            made.append(give(self._cell.options(), values))
             return made[-1]
 
         def stop() -> None:
@@ -149,7 +162,9 @@ class Lane:
             self._end(message.number)
         session._model_bytes = None  # ONNX Runtime keeps the file; the daemon has it
         types = input_types(session, where), output_types(session)
-        self._cell.graphs[digest] = Loaded(session)
+        for region in regions:
+            region.let_go()  # what is packed is not read there again
+        self._cell.graphs[digest] = Loaded(session, values)
         said = [[[name, dtype.name, list(dims)] for name, (dtype, dims) in ends.items()] for ends in types]
         return {"in": said[0], "out": said[1]}
 

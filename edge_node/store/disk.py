@@ -42,7 +42,7 @@ class Disk:
         finally:
             os.close(descriptor)
 
-    def write(self, path: Path, data: bytes, at: int = 0) -> None:
+    def write(self, path: Path, data: bytes | memoryview, at: int = 0) -> None:
         """Have the file end in `data`, from byte `at` on."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -76,11 +76,13 @@ class Disk:
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
 
-    def replace(self, path: Path, data: bytes) -> None:
-        """The file has `data` and nothing else, or what it had before; on the disk when this returns."""
+    def replace(self, path: Path, data: bytes, more: bytes | memoryview = b"") -> None:
+        """The file has `data` and `more` and nothing else, or what it had; on the disk when this returns."""
         temporary = path.with_suffix(".new")
         try:
             self.write(temporary, data)
+            if more:
+                self.write(temporary, more, len(data))
             self.sync(temporary)
             self.rename(temporary, path)
         except OSError:

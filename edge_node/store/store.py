@@ -8,12 +8,16 @@ import mmap
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, NotFound, OutOfMemory, Overtaken
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, require
 from edge_node.store.disk import no_descriptor, remedy
-from edge_node.store.kept_files import KEPT
+from edge_node.store.held import Held, restored_tensor
+from edge_node.store.kept_files import KEPT, MAPPED
 from edge_node.store.origin import Origin
 from edge_node.store.sequence_files import SCOPES, Files, scope_of, tiles_of
 from edge_node.store.sequences import KeptSequence
@@ -24,30 +28,13 @@ __all__ = ["Held", "Origin", "Store"]
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
 _MAX_TILE = 65_536
 _MAX_NAMES = 100_000
-_FREE_FLOW = 4096
-"""Bytes about how a tensor was computed that do not count, as its name does not."""
 # Each is a mapping, of which a process has 65,530, and a line of the Register message, which has 4 MiB.
 _MAX_SEQUENCES, _MAX_SEQUENCE_NAME = 16_384, 160
 
+DISK_TIMES = 4
+"""Times `limit` that tensors take on the disk which are kept there and mapped, at most."""
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """A tensor of the store. `origin` is set if and only if it is private."""
-
-    array: Array
-    origin: Origin | None = None
-
-    @property
-    def chosen(self) -> bool:
-        """Whether its shape may tell of private data."""
-        return self.origin is not None and self.origin.chosen
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that count: the array's, and those of a long memory of how it was computed."""
-        return self.array.nbytes + (max(self.origin.size - _FREE_FLOW, 0) if self.origin is not None else 0)
 
 
 class Store:
@@ -76,6 +63,11 @@ class Store:
         """Kept tensors that are not on the disk yet."""
         self._revisions: OrderedDict[str, int] = OrderedDict()
         self._pins: Counter[Held] = Counter()
+        self.disk = 0
+        """Bytes of the disk that tensors take which are mapped, or will be; at most DISK_TIMES `limit`."""
+        self._left: dict[str, None] = {}
+        """Of these those that an earlier life has left and nobody has asked for in this one, oldest first."""
+        self._saving = threading.Lock()
         self.freed: Callable[[str], None] = lambda scope: None
         """Told of a scope, a name that ends in `/`, when all that begins with it was dropped."""
         if files is not None:
@@ -89,9 +81,11 @@ class Store:
             self._sequences[manifest.name] = sequence
             self._count(manifest.name, sequence.counted)
         self._revisions |= files.revisions
-        for name, array, origin in files.kept.load():
-            self._held[name] = held = Held(array, origin)
-            self._count(name, held.nbytes, held.chosen)
+        for name, array, origin, file in files.kept.load():
+            self._held[name] = held = restored_tensor(array, origin, file)
+            self._counted(name, held)
+            if file is not None:
+                self._left[name] = None
 
     @property
     def used(self) -> int:
@@ -147,7 +141,7 @@ class Store:
         with self._lock:
             if self._held.get(name) is not held and not self._pins[held]:
                 self.require(held.nbytes, name, held.chosen)
-                self._count(name, held.nbytes, held.chosen)
+                self._counted(name, held)
             self._pins[held] += 1
 
     def unpin(self, name: str, held: Held) -> None:
@@ -157,21 +151,49 @@ class Store:
             if not self._pins[held]:
                 del self._pins[held]
                 if self._held.get(name) is not held:
-                    self._count(name, -held.nbytes, held.chosen)
+                    self._counted(name, held, -1)
 
-    def put(self, name: str, array: Array, origin: Origin | None = None) -> None:
+    def has(self, name: str, digest: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this digest is stored as `name`, and on the disk if it is to be kept."""
+        with self._lock:
+            held = self._held.get(name)
+            if held is None or held.digest != digest or name in self._unsaved:
+                return False
+            self._left.pop(name, None)
+            return held.array.dtype == dtype and held.array.shape == shape
+
+    def put(self, name: str, array: Array, origin: Origin | None = None, digest: str = "") -> None:
         """Store `array` (not copied: it must not change) as `name`, in place of a tensor of that name.
+
+        `digest`: SHA-256 of its bytes, if that is known.
 
         Raises InvalidProgram (a sequence is called so), InvalidTensor (of no use here), OutOfMemory.
         """
         with self._lock:
             if name in self._sequences:
                 raise InvalidProgram(f"{name} is a sequence: drop it before storing another tensor there")
-            held = Held(array, origin)
-            self._replace(name, held, self._held.get(name))
-            if self._files is not None and KEPT in name:
+            kept = self._files is not None and KEPT in name
+            mapped = kept and origin is None and array.nbytes >= MAPPED
+            held = Held(array, origin, digest, array.nbytes if mapped else 0)
+            self._left.pop(name, None)
+            before = self._held.get(name)
+            if mapped:
+                self._require_disk(array.nbytes - (before.disk if before is not None else 0), name)
+            self._replace(name, held, before)
+            if kept:
                 self._unsaved.add(name)
             self._held[name] = held
+
+    def _require_disk(self, size: int, name: str) -> None:
+        """Have what an earlier life left and nobody wants make room. Raises OutOfMemory."""
+        most = DISK_TIMES * self.limit
+        while self.disk + size > most:
+            if not self._left:
+                raise OutOfMemory(
+                    f"{name} needs {size:,} bytes of disk, where tensors that are kept have {most:,}, "
+                    f"{DISK_TIMES} times --memory-limit, and take {self.disk:,}: drop some"
+                )
+            self.drop(next(iter(self._left)))
 
     def count(self, name: str, held: Held, before: Held | None = None) -> None:
         """Count a tensor that a task keeps (task_tensors.py), in place of `before`. Raises as `put`."""
@@ -184,7 +206,7 @@ class Store:
         with self._lock:
             self._tasks_names -= len(held)
             for one in held:
-                self._count("task/", -one.nbytes, one.chosen)
+                self._counted("task/", one, -1)
 
     def _replace(self, name: str, held: Held, before: Held | None, shown: str = "") -> None:
         """Count `held` and not `before` any more, if that may be stored. `shown`: what errors call it."""
@@ -201,8 +223,8 @@ class Store:
         if (more := size - freed if alike else size) > 0:
             self.require(more, what, held.chosen)
         if before is not None:
-            self._count(name, -freed, before.chosen)
-        self._count(name, size, held.chosen)
+            self._counted(name, before, -1)
+        self._counted(name, held)
 
     def get(self, name: str, tiles: range | None = None) -> Held:
         """The tensor `name`: of a sequence a view [tiles, heads, tile, dim] of the tiles asked for or in use.
@@ -211,17 +233,26 @@ class Store:
         """
         with self._lock:
             held = self._held.get(name)
-            if held is not None:
-                if tiles is not None:
-                    raise InvalidProgram(f"{name} is no sequence, it has no tiles")
-                return held
-            sequence = self._sequences.get(name)
-            if sequence is None:
-                raise NotFound(f"this node stores nothing called {name!r}")
-            wanted = range(sequence.in_use) if tiles is None else tiles
-            if wanted.stop > sequence.in_use:
-                raise InvalidProgram(f"{name} has {sequence.in_use} tiles in use, but {wanted} was asked for")
-            return Held(sequence.tiles[wanted.start : wanted.stop], sequence.origin)
+            if held is None:
+                return self._tiles(name, tiles)
+            if tiles is not None:
+                raise InvalidProgram(f"{name} is no sequence, it has no tiles")
+            self._left.pop(name, None)
+        if held.file is not None and not held.file.checked and not held.file.intact():
+            with self._lock:
+                if self._held.get(name) is held:
+                    self.drop(name)
+            raise NotFound(f"{name} was damaged on this node's disk and is dropped: store it again")
+        return held
+
+    def _tiles(self, name: str, tiles: range | None) -> Held:
+        sequence = self._sequences.get(name)
+        if sequence is None:
+            raise NotFound(f"this node stores nothing called {name!r}")
+        wanted = range(sequence.in_use) if tiles is None else tiles
+        if wanted.stop > sequence.in_use:
+            raise InvalidProgram(f"{name} has {sequence.in_use} tiles in use, but {wanted} was asked for")
+        return Held(sequence.tiles[wanted.start : wanted.stop], sequence.origin)
 
     def layout(self, name: str) -> tuple[int, ...] | None:
         """The shape of what is stored under `name`, of a sequence that of a tile [heads, tile, dim].
@@ -302,6 +333,10 @@ class Store:
         names = [name for name in names if name.startswith("context/") or KEPT in name]
         if files is None or not names:
             return
+        with self._saving:  # who comes second has what it wants on the disk, too, when it is let in
+            self._commit(files, names)
+
+    def _commit(self, files: Files, names: list[str]) -> None:
         with self._lock:
             sequences = [sequence for name in names if (sequence := self._sequences.get(name)) is not None]
             for sequence in sequences:
@@ -313,11 +348,16 @@ class Store:
             for sequence in sequences:
                 sequence.require_written()
             for name, held in list(kept.items()):
-                files.kept.save(name, held.array, held.origin)
+                *_, array, origin, file = files.kept.save(name, held.array, held.origin, held.digest)
                 with self._lock:
                     del kept[name]
                     if name not in self._held:
                         files.kept.delete(name)
+                    elif file is not None and self._held[name] is held:
+                        self._held[name] = mapped = restored_tensor(array, origin, file)
+                        self._counted(name, mapped)
+                        if held not in self._pins:
+                            self._counted(name, held, -1)
         finally:
             with self._lock:
                 self._unsaved |= kept.keys()
@@ -354,8 +394,9 @@ class Store:
             for found in names:
                 held = self._held.pop(found, None)
                 if held is not None:
+                    self._left.pop(found, None)
                     if held not in self._pins:
-                        self._count(found, -held.nbytes, held.chosen)
+                        self._counted(found, held, -1)
                     if self._files is not None and KEPT in found:
                         self._files.kept.delete(found)
                 sequence = self._sequences.get(found)
@@ -449,6 +490,10 @@ class Store:
 
     def _files_of(self, name: str) -> Files | None:
         return self._files if name.startswith("context/") else None
+
+    def _counted(self, name: str, held: Held, sign: int = 1) -> None:
+        self._count(name, sign * held.nbytes, held.chosen)
+        self.disk += sign * held.disk
 
     def _count(self, name: str, more: int, apart: bool = False) -> None:
         if apart:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 
 import numpy as np
 import pytest
 
 from edge_attention.core.errors import NotFound, OutOfMemory
-from edge_node.store.kept_files import MAX_AGE
+from edge_node import shared_memory
+from edge_node.store import kept_files
+from edge_node.store.disk import Disk
+from edge_node.store.kept_files import MAPPED, MAX_AGE, KeptFiles
 from edge_node.store.sequence_files import Files
-from edge_node.store.store import Origin, Store
+from edge_node.store.store import DISK_TIMES, Origin, Store
 
 NAME = "job/r/kept/residual/3/0"
 
@@ -77,6 +84,183 @@ def test_what_is_damaged_unfinished_or_old_is_removed(tmp_path):
     store = reopened(tmp_path, store)
     assert store.used == 8
     assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+LARGE = np.random.default_rng(0).standard_normal((5, MAPPED // 16)).astype(np.float32)
+DIGEST = sha256(LARGE.tobytes()).hexdigest()
+
+
+def large(folder, limit=1 << 20, **fields):
+    """A store that has kept LARGE."""
+    store = Store(limit, Files(folder))
+    store.put(NAME, LARGE, **fields)
+    return store
+
+
+def test_what_is_large_and_not_private_is_mapped_and_takes_no_memory(tmp_path):
+    store = large(tmp_path)
+    assert (store.used, store.disk) == (LARGE.nbytes, LARGE.nbytes)
+    assert not store.has(NAME, DIGEST, LARGE.dtype, LARGE.shape), "it is not on the disk yet"
+    store.commit([NAME])
+    assert (store.used, store.disk) == (0, LARGE.nbytes)
+    for _ in range(2):
+        held = store.get(NAME)
+        np.testing.assert_array_equal(held.array, LARGE)
+        region, start = shared_memory.find(held.array)
+        assert start % 4096 == 0
+        assert os.pread(region.descriptor, 4, start) == LARGE.tobytes()[:4], "a cell can map it"
+        assert not held.array.flags.writeable
+        assert (store.used, store.disk, held.digest) == (0, LARGE.nbytes, DIGEST)
+        assert store.has(NAME, DIGEST, LARGE.dtype, LARGE.shape)
+        assert not store.has(NAME, DIGEST, LARGE.dtype, LARGE.shape[::-1])
+        assert not store.has(NAME, "0" * 64, LARGE.dtype, LARGE.shape)
+        store = reopened(tmp_path, store)
+    store.put(NAME, LARGE[:1])
+    assert (store.used, store.disk) == (LARGE[:1].nbytes, 0)
+    store.drop("job/r/")
+    assert (store.used, store.disk) == (0, 0)
+    np.testing.assert_array_equal(held.array, LARGE)  # who has it still reads it
+
+
+@pytest.mark.parametrize("origin", [None, Origin("a" * 64, "next/residual/0")])
+@pytest.mark.parametrize("size", [MAPPED, MAPPED - 1])
+def test_what_is_private_or_small_stays_in_memory(tmp_path, origin, size):
+    store = Store(1 << 20, Files(tmp_path))
+    store.put(NAME, np.zeros(size, np.int8), origin)
+    store.commit([NAME])
+    mapped = origin is None and size == MAPPED
+    assert (store.used + store.used_apart, store.disk) == ((0, size) if mapped else (size, 0))
+    assert (store.get(NAME).file is not None) == mapped
+
+
+def test_at_a_start_what_is_mapped_is_not_read_and_it_is_not_too_old(tmp_path, monkeypatch):
+    store = large(tmp_path)
+    store.commit([NAME])
+    (path,) = (tmp_path / "kept").iterdir()
+    os.utime(path, (0, path.stat().st_mtime - MAX_AGE - 10))
+    monkeypatch.setattr(np, "frombuffer", None)
+    monkeypatch.setattr(kept_files, "sha256", None)
+    KeptFiles._path, path_of = lambda self, name: path, KeptFiles._path
+    try:
+        store = reopened(tmp_path, store)
+    finally:
+        KeptFiles._path = path_of
+    assert store.disk == LARGE.nbytes
+
+
+@pytest.mark.parametrize("at", [-1, 4096 * 2])
+def test_what_is_damaged_on_the_disk_is_found_when_it_is_first_asked_for(tmp_path, at):
+    store = large(tmp_path)
+    store.commit([NAME])
+    (path,) = (tmp_path / "kept").iterdir()
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    store = reopened(tmp_path, store)
+    assert store.has(NAME, DIGEST, LARGE.dtype, LARGE.shape)
+    with pytest.raises(NotFound, match="was damaged on this node's disk and is dropped: store it again"):
+        store.get(NAME)
+    assert store.disk == 0
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_of_another_size_than_was_written_it_is_removed_at_the_start(tmp_path):
+    store = large(tmp_path)
+    store.commit([NAME])
+    (path,) = (tmp_path / "kept").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    store = reopened(tmp_path, store)
+    assert store.disk == 0
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def kept_as(number):
+    return f"job/r/kept/w/{number}"
+
+
+def test_the_disk_that_it_takes_is_bounded_and_what_nobody_asked_for_makes_room(tmp_path):
+    limit = LARGE.nbytes
+    store = Store(limit, Files(tmp_path))
+    for number in range(DISK_TIMES):
+        store.put(kept_as(number), LARGE)
+        store.commit([kept_as(number)])
+        path = store._files.kept._path(kept_as(number))
+        os.utime(path, (0, number))
+    with pytest.raises(OutOfMemory, match="4 times --memory-limit, and take"):
+        store.put(kept_as(9), LARGE)
+    store.put(kept_as(0), LARGE)  # in its own place
+    store.commit([kept_as(0)])
+    os.utime(store._files.kept._path(kept_as(0)), (0, 0))
+    store = reopened(tmp_path, store, limit)
+    store.get(kept_as(0))
+    assert store.has(kept_as(1), DIGEST, LARGE.dtype, LARGE.shape)
+    store.put(kept_as(9), LARGE)
+    there = [n for n in range(DISK_TIMES) if kept_as(n) in store._held]
+    assert there == [0, 1, 3], "2 was the oldest that nobody had asked for"
+    store.commit([kept_as(9)])
+    store.put(kept_as(8), LARGE)
+    store.commit([kept_as(8)])
+    with pytest.raises(OutOfMemory):
+        store.put(kept_as(7), LARGE)
+    assert store.disk == DISK_TIMES * limit
+
+
+def test_a_full_disk_is_said_and_the_tensor_is_kept_at_the_next_commit(tmp_path, monkeypatch):
+    store = large(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_files, "SPARE", 1 << 60)
+        with pytest.raises(OutOfMemory, match="bytes of the disk are free, and"):
+            store.commit([NAME])
+
+    class Full(Disk):
+        def write(self, path, data, at=0):
+            super().write(path, data[: len(data) // 2], at)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._files.kept, "_disk", Full())
+        with pytest.raises(OutOfMemory, match="No space left on device; free some disk"):
+            store.commit([NAME])
+    assert not list((tmp_path / "kept").iterdir()), "no half of it is left"
+    assert (store.used, store.disk) == (LARGE.nbytes, LARGE.nbytes)
+    store.commit([NAME])
+    assert (store.used, store.disk) == (0, LARGE.nbytes)
+
+
+def test_who_commits_second_has_it_on_the_disk_as_well(tmp_path, monkeypatch):
+    store, going, inside = large(tmp_path), threading.Event(), threading.Event()
+    save = KeptFiles.save
+
+    def slow(*args):
+        inside.set()
+        going.wait(30)
+        return save(*args)
+
+    monkeypatch.setattr(KeptFiles, "save", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(store.commit, [NAME])
+        inside.wait(30)
+        second = pool.submit(store.commit, [NAME])
+        assert not second.done()
+        going.set()
+        first.result(30), second.result(30)
+    assert store.get(NAME).file is not None
+
+
+def test_what_a_session_holds_counts_until_it_lets_go(tmp_path):
+    store = large(tmp_path)
+    held = store.get(NAME)
+    store.pin(NAME, held)
+    store.commit([NAME])
+    assert (store.used, store.disk) == (LARGE.nbytes, 2 * LARGE.nbytes)
+    store.unpin(NAME, held)
+    assert (store.used, store.disk) == (0, LARGE.nbytes)
+    held = store.get(NAME)
+    store.pin(NAME, held)
+    store.drop(NAME)
+    assert (store.used, store.disk) == (0, LARGE.nbytes)
+    store.unpin(NAME, held)
+    assert (store.used, store.disk) == (0, 0)
 
 
 def test_a_name_that_changed_on_the_disk_is_no_other_tensors(tmp_path):

@@ -397,11 +397,11 @@ def test_whatever_comes_and_goes_what_counts_is_what_is_there(steps):
                         box.store.drop(stored)
                     case "forget":
                         box.store.drop(f"job/{name}/")
-            assert 0 <= box.programs._sessions.size <= frozen.FROZEN_PART * box.store.limit
+            assert 0 <= box.programs._freezer.sessions.size <= frozen.FROZEN_PART * box.store.limit
             assert box.store.used <= box.store.limit
         for name in range(2):
             box.store.drop(f"job/{name}/")
-        assert (box.store.used, len(box.programs._sessions)) == (0, 0)
+        assert (box.store.used, len(box.programs._freezer.sessions)) == (0, 0)
 
 
 def test_where_there_is_no_room_at_all_it_is_said_and_nobody_goes_for_it(bare):
@@ -421,7 +421,7 @@ def test_sessions_are_not_too_many(bare, monkeypatch):
     for version in range(4):
         box.store.put("job/j/w", version + W)
         box.run(call(freezing(version=version)))
-    assert len(box.programs._sessions) == 2
+    assert len(box.programs._freezer.sessions) == 2
     assert len(box.programs) == 3
     assert plain.program in box.programs._kept
 
