@@ -41,7 +41,8 @@ from edge_node.direct import DirectCall
 from edge_node.executor import Execution, LocalNode
 from edge_node.limits import graphs_of, require_caller
 from edge_node.parts import TaskParts
-from edge_node.prepared import Prepared, PreparedPrograms
+from edge_node.prepared import Prepared
+from edge_node.programs import PreparedPrograms
 from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
 from edge_node.session import (
     UNTAKEN,

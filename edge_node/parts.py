@@ -11,7 +11,8 @@ import numpy as np
 from edge_attention.core.messages.program import BulkTensor
 from edge_attention.core.tensors import Encoding
 from edge_node.executor import Execution
-from edge_node.prepared import Prepared, PreparedPrograms
+from edge_node.prepared import Prepared
+from edge_node.programs import PreparedPrograms
 from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
 from edge_node.store.store import Store
 from edge_node.transfers import Transfers, together

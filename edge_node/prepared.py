@@ -1,18 +1,14 @@
-"""Prepared programs: checked and kept once, known by their digest; a call of one is a program again."""
+"""A prepared program: checked once; a call of it is a program again."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from functools import cached_property
-from hashlib import sha256
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_attention.core.errors import InvalidProgram, UnknownProgram
+from edge_attention.core.errors import InvalidProgram
 from edge_attention.core.halves import from_wire, stored_dtype
 from edge_attention.core.messages.program import (
     MAX_SLOTS,
@@ -27,23 +23,15 @@ from edge_attention.core.messages.program import (
     Stored,
 )
 from edge_attention.core.tensors import Array, Encoding, require_stored
-from edge_attention.wire.link import prepared_program
 from edge_attention.wire.tensors import check_size
-from edge_node.direct import BoundRun, DirectProgram
+from edge_node.direct import DirectProgram
 from edge_node.limits import graphs_of
-from edge_node.runtime import ForeignGraph, Graph, Runtime
-from edge_node.store.store import Store
 
 if TYPE_CHECKING:
-    from edge_node.freezing import Freezer
     from edge_node.frozen import FrozenSession
 
-__all__ = ["BoundRun", "Prepared", "PreparedPrograms"]
+__all__ = ["Prepared", "flat"]
 
-MAX_PREPARED = 2048
-"""Prepared programs that a node keeps; those least recently called go first, and are sent again if called."""
-PREPARED_BYTES = 16 * 1024 * 1024
-"""Bytes of them together, as they came; and beyond that one."""
 MAX_FROZEN = 1024
 """Tensors that a program freezes."""
 
@@ -140,72 +128,6 @@ class Prepared:
             tensors[name] = array if encoding is Encoding.RAW else from_wire(array, encoding)
             at += size
         return tensors
-
-
-class PreparedPrograms:
-    """Those a node keeps, by digest, and what their frozen tensors count for in `store`."""
-
-    def __init__(self, store: Store, runtime: Runtime) -> None:
-        self._store = store
-        self._runtime = runtime
-        self._kept: OrderedDict[bytes, Prepared] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    @cached_property
-    def _freezer(self) -> Freezer:
-        from edge_node.freezing import Freezer  # a node that freezes nothing spares it
-
-        return Freezer(self._store, self._runtime, self._lock, self._kept, self._drop)
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def find(self, call: Call) -> Prepared:
-        """The program that is called, kept from now on if it came with the call.
-
-        Raises:
-            UnknownProgram: it is neither here nor in the call: to be sent again, with it.
-            InvalidProgram: what came has another digest, or cannot be carried out.
-            InvalidArgument: it cannot be read.
-        """
-        with self._lock:
-            found = self._kept.get(call.program)
-            if found is not None:
-                self._kept.move_to_end(call.program)
-                return found
-        if not call.prepared:
-            raise UnknownProgram(
-                f"this node knows no program {call.program[:32].hex()}: send it with the call"
-            )
-        if sha256(call.prepared).digest() != call.program:
-            raise InvalidProgram(
-                f"the program that came as {call.program[:32].hex()} has another digest: send both anew"
-            )
-        prepared = Prepared(call.program, prepared_program.decode(call.prepared), len(call.prepared))
-        with self._lock:
-            self._kept[call.program] = prepared
-            self._bytes += prepared.size
-            while len(self._kept) > 1 and (len(self._kept) > MAX_PREPARED or self._bytes > PREPARED_BYTES):
-                self._drop(next(iter(self._kept.values())))
-        return prepared
-
-    def forget(self, scope: str) -> None:
-        """What `scope`, a name that ends in `/`, owned is freed with it: programs that froze some of it."""
-        with self._lock:
-            for kept in list(self._kept.values()):
-                if any(frozen.stored.startswith(scope) for frozen in kept.program.frozen):
-                    self._drop(kept)
-
-    def freeze(self, prepared: Prepared, graphs: Mapping[str, Graph | ForeignGraph]) -> None:
-        """See `Freezer.freeze`."""
-        self._freezer.freeze(prepared, graphs)
-
-    def _drop(self, prepared: Prepared) -> None:
-        del self._kept[prepared.digest]
-        self._bytes -= prepared.size
-        if prepared.sessions:
-            self._freezer.leave(prepared)
 
 
 def _require_constant(program: PreparedProgram) -> None:

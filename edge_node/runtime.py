@@ -267,7 +267,8 @@ class Runtime:
         from edge_attention.graphs.reading.constants import with_constants
 
         graph.check_some(constants)
-        large = {n: array for n, array in constants.items() if array.nbytes >= shared_memory.LEAST}
+        # As they lie ONNX Runtime reads only contiguous ones.
+        large = {n: np.ascontiguousarray(a) for n, a in constants.items() if a.nbytes >= shared_memory.LEAST}
         foreign = isinstance(graph, ForeignGraph) and self.cells is not None
         if foreign:
             from edge_node.cell.calls import GraphFile, within_reach

@@ -56,12 +56,13 @@ print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(
 
 
 def test_the_node_is_small():
-    """What the daemon loads of ours, in lines, and what it takes in memory. Measured: 11,620 and 68.
+    """What the daemon loads of ours, in lines, and what it takes in memory. Measured: 11,830 and 68.
 
-    Of these 350 are how columns are asked for and what releases say of them: each program names columns.
+    Of these 350 are how columns are asked for and what releases say of them: each program names columns. 150
+    are what keeps large tensors on the disk, mapped, over restarts: they lie there when a node starts.
     """
     files, megabytes = loaded_by_the_daemon()
-    assert 1_000 < sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 11_750
+    assert 1_000 < sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 11_900
     assert 20 < megabytes < 80
 
 

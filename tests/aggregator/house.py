@@ -37,7 +37,7 @@ from edge_attention.core.messages.program import Call, Program
 from edge_attention.wire.link import from_node, to_node
 from edge_node.data.datasets import read
 from edge_node.executor import Execution, LocalNode
-from edge_node.prepared import PreparedPrograms
+from edge_node.programs import PreparedPrograms
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
 from edge_node.store.store import Store

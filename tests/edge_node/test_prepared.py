@@ -39,10 +39,10 @@ from edge_attention.core.tensors import DataType
 from edge_attention.graphs.attention import library
 from edge_attention.wire.link import prepared_program
 from edge_node import frozen
-from edge_node import prepared as module
+from edge_node import programs as module
 from edge_node.direct import BoundRun
 from edge_node.executor import Execution, LocalNode
-from edge_node.prepared import PreparedPrograms
+from edge_node.programs import PreparedPrograms
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
 from edge_node.store.store import Origin, Store

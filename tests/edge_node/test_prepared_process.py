@@ -30,7 +30,7 @@ from edge_attention.core.messages.table import ColumnRead, TensorRead
 from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire import checksum
 from edge_attention.wire.link import prepared_program
-from edge_node.prepared import MAX_PREPARED
+from edge_node.programs import MAX_PREPARED
 from protos.edge_attention.v1 import link_pb2
 
 pytestmark = pytest.mark.e2e

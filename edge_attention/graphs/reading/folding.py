@@ -117,7 +117,7 @@ def _constant(tensor: Any) -> _Constant:
     dims = tuple(tensor.dims)
     kind = _TYPES.get(tensor.data_type)
     value = None
-    if kind is not None and prod(dims) <= _FOLLOWED:
+    if kind is not None and prod(dims) <= _FOLLOWED and not tensor.external_data:
         if tensor.HasField("raw_data"):
             value = np.frombuffer(tensor.raw_data, kind)
         else:
