@@ -6,12 +6,16 @@ node has to run again to go on in its place. What a part keeps follows from the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_attention.core.schedule.meeting import FoldPlan
 from edge_attention.core.schedule.schedule import Collective, Delivery, Kept, ModelSegment, Schedule
 
-__all__ = ["Course", "PartSegment"]
+__all__ = ["Course", "Flow", "PartSegment", "graphs_to_follow"]
+
+Flow = Mapping[str, frozenset[str]]
+_NONE: Mapping[str, Flow] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,9 @@ class PartSegment:
 class Course:
     """The course of `schedule`.
 
+    Args:
+        flows: by graph and output the inputs that it depends on, of graphs of which that is known.
+
     Attributes:
         parts: by part, its segments in order.
         results: the boundaries that have the model's outputs.
@@ -44,9 +51,10 @@ class Course:
             again would change what is kept.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, flows: Mapping[str, Flow] = _NONE) -> None:
         schedule.check()
         self.schedule = schedule
+        self._flows = flows
         self.folds = FoldPlan(schedule)
         self.parts = tuple(self._segments(part) for part in range(schedule.parts))
         self.results = frozenset(self._of(name) for name in schedule.results.values())
@@ -103,8 +111,26 @@ class Course:
                 needed |= {s.name for s in one.segment.inputs.values() if isinstance(s, Kept)}
         return tuple(reversed(found))
 
-    def only_merges(self, one: PartSegment) -> bool:
-        """Whether all that comes of a segment are partials of attention, row by row of what it is sent."""
-        boundaries = self.schedule.boundaries
-        merges = [boundaries[c.boundary].collective is Collective.MERGE for c in one.segment.contributions]
-        return bool(merges) and all(merges) and not one.segment.kept
+    def only_merges(self, one: PartSegment, name: str) -> bool:
+        """Whether all that comes of the segment's input `name` are partials of attention.
+
+        These are row by row of the queries; what it keeps must be known not to depend on that input.
+        """
+        segment, flow = one.segment, self._flows.get(one.segment.graph)
+        free = all(flow is not None and name not in flow.get(output, {name}) for output in segment.kept)
+        return free and _merges(self.schedule, segment)
+
+
+def graphs_to_follow(schedule: Schedule) -> frozenset[str]:
+    """The graphs of which a course wants to know what their outputs depend on."""
+    return frozenset(
+        segment.graph
+        for step in schedule.steps
+        for segment in step.segments
+        if segment.kept and _merges(schedule, segment)
+    )
+
+
+def _merges(schedule: Schedule, segment: ModelSegment) -> bool:
+    merges = [schedule.boundaries[c.boundary].collective is Collective.MERGE for c in segment.contributions]
+    return bool(merges) and all(merges)

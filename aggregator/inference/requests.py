@@ -533,14 +533,14 @@ class ModelRequest:
             if part.part in parts:
                 continue
             for one in self.course.parts[part.part][part.next :]:
-                for source in one.segment.inputs.values():
+                for name, source in one.segment.inputs.items():
                     if not isinstance(source, Delivery) or source.boundary not in holes:
                         continue
                     boundary = schedule.boundaries[source.boundary]
                     shape = boundary.spec.shape
                     whole = boundary.collective not in (Collective.GATHER, Collective.MERGE)
                     met = whole or any(overlap(shape, h, source.extent) for h in holes[source.boundary])
-                    free = boundary.collective is Collective.GATHER and self.course.only_merges(one)
+                    free = boundary.collective is Collective.GATHER and self.course.only_merges(one, name)
                     if met and not free:
                         return False
         for name in schedule.results.values():

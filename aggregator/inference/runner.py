@@ -34,7 +34,7 @@ from aggregator.inference.calls import (
     lane_scope,
     weight_name,
 )
-from aggregator.inference.course import Course
+from aggregator.inference.course import Course, graphs_to_follow
 from aggregator.inference.delivery import (
     ArrayBytes,
     CutFiles,
@@ -171,7 +171,7 @@ class ModelRunner:
         deployed = self._deployed.setdefault(deployment, _Deployed())
         if shape in deployed.shapes:
             await self._end_shape(deployed, shape)
-        course = await asyncio.to_thread(Course, schedule)
+        course = await asyncio.to_thread(_course, schedule, files)
         pieces = await asyncio.to_thread(
             lambda: [
                 _pieces(deployment, shape, course, part, files, deployed.weights)
@@ -551,6 +551,16 @@ def require_feeds(schedule: Schedule, feeds: Mapping[str, Array]) -> None:
             )
     if unknown := feeds.keys() - schedule.feeds.keys():
         raise InvalidTensor(f"{min(unknown)[:80]!r} is no input; the model takes {', '.join(schedule.feeds)}")
+
+
+def _course(schedule: Schedule, files: CutFiles) -> Course:
+    """The course, with what is to be known of its graphs. Blocks."""
+    names = graphs_to_follow(schedule)
+    if not names:
+        return Course(schedule)
+    from edge_attention.graphs.axes.flows import flows_of  # onnx, which few plans need here
+
+    return Course(schedule, {n: flows_of(files.graph(schedule.graphs[n]).read_bytes()) for n in names})
 
 
 def _pieces(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.inference.course import Course
+from aggregator.inference.course import Course, graphs_to_follow
 from aggregator.inference.requests import (
     AskSegment,
     Ended,
@@ -431,6 +431,21 @@ def test_without_one_parts_keys_the_answer_is_the_others_and_says_so(when):
     assert np.isnan(y[2:]).all()
     assert one.coverage == 0.5
     assert f"part 1 from step {when} on" in one.lacking
+
+
+@pytest.mark.parametrize(("flow", "may"), [({"m": {"x"}}, True), ({"m": {"q"}}, False), (None, False)])
+def test_what_partials_are_made_with_may_be_kept_if_it_is_not_of_others_queries(flow, may):
+    made = merging()
+    steps = list(made.steps)
+    steps[1] = Step(tuple(replace(s, kept={"m": "m"}) for s in steps[1].segments))
+    made, fleet = replace(made, steps=tuple(steps)), Fleet({0: ["a"], 1: ["b"]})
+    assert graphs_to_follow(made) == {"h"}
+    flows = {} if flow is None else {"h": {name: frozenset(of) for name, of in flow.items()}}
+    one = ModelRequest(Course(made, flows), fleet, RecordRoom(0), 0.0, 9.0, 5.0)
+    fleet.states["b"] = LOST
+    fleet.do(one.start())
+    fleet.do(one.tick(5.0))
+    assert (one.of(1)[0] is PartPhase.LEFT_OUT) == may
 
 
 def test_what_others_need_is_not_left_out():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from house import House, until
 from small_cut import SmallCut
@@ -24,6 +26,14 @@ from edge_attention.core.errors import (
     NotFound,
 )
 from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
+from edge_attention.core.schedule.schedule import TensorForm
+from edge_attention.graphs.axes.cut import analyse, cut_model, sizes_of
+from edge_attention.graphs.axes.folder import CutFolder
+from edge_attention.graphs.axes.model_reading import open_model
+from edge_attention.graphs.axes.narrow import narrow_places
+
+EXPORTS = Path(__file__).parents[2] / "graphs/axes/exports"
 
 
 class Fleet:
@@ -435,3 +445,39 @@ def test_nodes_that_come_and_go_at_random_leave_every_answer_exact(tmp_path, see
         assert done > 30
         assert fleet.runner._record.used == 0
         assert machine.RESTARTS == 3
+
+
+def test_without_a_nodes_keys_the_answer_is_the_models_where_nobody_looks_at_them(tmp_path):
+    """A real encoder, its tokens over three nodes, partials merged. One node is gone: the others' rows are
+    what the whole model says with that node's tokens masked; its own rows are not known."""
+    model = EXPORTS / "bert_torchscript17.onnx"
+    session = ort.InferenceSession(model)
+    ids = np.random.default_rng(0).integers(1, 40, (1, 12))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    forms = {name: TensorForm("int64", ids.shape) for name in feeds}
+    layers = len(narrow_places(analyse(opened := open_model(model), sizes_of(opened, forms)))) + 1
+    plan = CutPlan((Stage(range(layers), (0, 1, 2), Cut.TOKENS, Crossing.MERGE),))
+    schedule = cut_model(model, plan, forms, tmp_path / "bert")
+    [output] = schedule.results
+
+    @scenario(tmp_path, "abc")
+    async def _(fleet):
+        files = CutFolder(model, tmp_path / "bert")
+        await fleet.runner.prepare("m", "s", schedule, files, {0: ["a"], 1: ["b"], 2: ["c"]}, seconds=60)
+        answer = await fleet.runner.infer("m", "s", feeds, 60, partial=True)
+        assert answer.exact
+        np.testing.assert_allclose(answer.results[output], session.run([output], feeds)[0], atol=1e-5)
+        # No other node is to be had.
+        fleet.boxes["a"].member.state = fleet.boxes["b"].member.state = NodeState.DRAINING
+        fleet.boxes["c"].lose()
+        answer = await fleet.runner.infer("m", "s", feeds, 2, partial=True)
+        assert not answer.exact
+        assert answer.coverage == pytest.approx(2 / 3)
+        assert "part 2 from step 0 on" in answer.lacking
+        feeds["attention_mask"][:, 8:] = 0
+        expected = session.run([output], feeds)[0]
+        np.testing.assert_allclose(answer.results[output][:, :8], expected[:, :8], atol=1e-5)
+        assert np.isnan(answer.results[output][:, 8:]).all()
+        feeds["attention_mask"][:] = 1
+        with pytest.raises(DeadlineExceeded, match="part 2 cannot run step 0: node 'c' is lost"):
+            await fleet.runner.infer("m", "s", feeds, 0.3)
