@@ -7,8 +7,8 @@ what an Expand repeats, the range that a Slice takes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import numpy as np
+from itertools import accumulate, pairwise
+from operator import mul
 
 from edge_attention.graphs.axes.making import MakesRule, Making, Side
 from edge_attention.graphs.axes.rule import Does
@@ -24,48 +24,51 @@ def transpose(make: Making) -> None:
 
 
 def reshape(make: Making) -> None:
-    """Splits and joins axes: between boundaries that both shapes have, each dimension is a product."""
+    """Splits and joins axes. Between places where both shapes have a boundary, dimensions are products.
+
+    Where they are no products of the same (6 x 4 as 8 x 3) all of those must be whole.
+    """
     before, after = make.x(0), make.y()
     left: Side = [()] * len(before)
     right: Side = [()] * len(after)
     i = j = 0
-    # What is left of the dimension at hand on either side; a factor is what both have next.
-    have, want = 1, 1
-    while True:
-        while have == 1 and i < len(before):
-            have, i = before[i], i + 1
-        while want == 1 and j < len(after):
-            want, j = after[j], j + 1
-        if have == 1 or want == 1:
-            break
-        size = min(have, want)
-        if max(have, want) % size:
-            _unlike(make, left, right, i, j)
-            break
-        factor = make.factor(size)
-        left[i - 1] = (*left[i - 1], *factor)
-        right[j - 1] = (*right[j - 1], *factor)
-        have, want = have // size, want // size
+    while i < len(before) or j < len(after):
+        start, stop = (i, j), _boundary(before, after, i, j)
+        i, j = stop
+        _between(make, left, right, slice(start[0], i), slice(start[1], j))
     make.operand(0, left)
     make.result(0, right)
     make.localised = True
 
 
-def _unlike(make: Making, left: Side, right: Side, i: int, j: int) -> None:
-    """From dimensions i - 1 and j - 1 on the shapes have no common boundary: all of it must be whole.
+def _boundary(before: tuple[int, ...], after: tuple[int, ...], i: int, j: int) -> tuple[int, int]:
+    """How far it is from dimensions i and j to the next place that both shapes have."""
+    have = want = 1
+    first = True
+    while first or have != want:
+        first = False
+        if (have <= want and i < len(before)) or j >= len(after):
+            have, i = have * before[i], i + 1
+        else:
+            want, j = want * after[j], j + 1
+    return i, j
 
-    What follows may fit again, from the end: dimensions that are the same behind are the same axes.
-    """
-    before, after = make.x(0), make.y()
-    p, q = len(before), len(after)
-    while p > i and q > j and before[p - 1] == after[q - 1]:
-        p, q = p - 1, q - 1
-        left[p] = right[q] = make.factor(before[p])
-    make.why = f"{make.label} makes {list(after)} of {list(before)}, which have no axes in common there"
-    for side, shape, start, stop in ((left, before, i - 1, p), (right, after, j - 1, q)):
-        for axis in range(start, stop):
-            done = int(np.prod([make.size(f) for f in side[axis]], dtype=np.int64))
-            side[axis] = (*side[axis], *make.factor(shape[axis] // done, Does.WHOLE))
+
+def _between(make: Making, left: Side, right: Side, i: slice, j: slice) -> None:
+    """Dimensions of equal products, with no boundary in common within."""
+    before, after = list(make.x(0)[i]), list(make.y()[j])
+    if not all(b % a == 0 for a, b in pairwise(sorted({*accumulate(before, mul), *accumulate(after, mul)}))):
+        make.why = f"{make.label} makes {after} of {before}, which are no products of the same"
+        left[i] = make.factors(before, Does.WHOLE)
+        right[j] = make.factors(after, Does.WHOLE)
+        return
+    places = sorted({1, *accumulate(before, mul), *accumulate(after, mul)})
+    made = {b: make.factor(b // a) for a, b in pairwise(places)}
+    for side, where, sizes in ((left, i, before), (right, j, after)):
+        outer = 1
+        for axis, size in enumerate(sizes, start=where.start):
+            side[axis] = tuple(f for b in places if outer < b <= outer * size for f in made[b])
+            outer *= size
 
 
 def expand(make: Making) -> None:
@@ -89,13 +92,6 @@ def tile(make: Making) -> None:
 def gather(make: Making) -> None:
     shape, index = make.x(0), make.x(1)
     axis = make.at("axis", 0) % len(shape)
-    known = make.constant(1)
-    if known is not None and np.array_equal(known, np.arange(shape[axis])):
-        side = make.factors(shape)  # all rows, in order
-        make.operand(0, side)
-        make.operand(1, [side[axis]])
-        make.result(0, side)
-        return
     side = [make.factor(n, Does.PICK if i == axis else Does.CARRY) for i, n in enumerate(shape)]
     rows = make.factors(index)
     make.operand(0, side)

@@ -35,7 +35,8 @@ def conv(make: Making) -> None:
             right.append(factor)
             weight.append(())
         elif wide == strides[axis] and plain and dilations[axis] == 1 and size == made * wide:
-            row, within = make.factor(made), make.factor(wide, one)
+            row, within = make.factor(made), make.factor(wide)
+            make.must(within, f"{make.label} takes patches")
             left.append((*row, *within))
             right.append(row)
             weight.append(within)
@@ -44,8 +45,8 @@ def conv(make: Making) -> None:
             right.append(make.factor(made, Does.WHOLE))
             weight.append(make.factor(wide, Does.WHOLE))
             make.why = f"{make.label} looks at what lies beside it"
-    if one is Does.WHOLE and not make.why:
-        make.why = f"{make.label} adds a bias"
+    if make.has(2) and not make.why:
+        make.why = f"{make.label} sums over it, and adds a bias"
     make.operand(0, left)
     make.operand(1, weight)
     make.operand(2, [(*group, *outer)])
