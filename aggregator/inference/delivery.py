@@ -28,9 +28,8 @@ __all__ = ["ArrayBytes", "CutFiles", "NodeDeliveries", "StoredPiece", "digest_of
 
 NODES_AT_ONCE = 4
 """Nodes that are sent weights at a time; the others wait."""
-GROUP_BYTES = 16 * 1024 * 1024
-"""Of what a node is sent in one task, unless one piece is larger: so much is sent again at most, should it
-lose its store in the middle."""
+GROUP_BYTES = 8 * 1024 * 1024
+"""Of what a node is sent in one task, unless one piece is larger: until the task ends it is in its memory."""
 GROUP = 64
 """Pieces of one task."""
 CHUNK = 1024 * 1024

@@ -17,7 +17,7 @@ from aggregator.inference.delivery import NodeDeliveries, StoredPiece
 from edge_attention.core.errors import EdgeAttentionError, Internal
 from edge_attention.core.messages.fleet import NodeState
 
-__all__ = ["Pick", "ShapeHolders", "first_of"]
+__all__ = ["Pick", "ShapeHolders", "roomiest"]
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,14 @@ Told = Callable[[str, int, int], None]
 """Told of a node how many bytes of how many it has."""
 
 
-def first_of(part: int, candidates: Sequence[str]) -> str:
-    """The plainest Pick: spreads parts over the fleet by their number."""
-    return candidates[part % len(candidates)]
+def roomiest(membership: Membership) -> Pick:
+    """The plainest Pick: who has most memory left."""
+
+    def room(node: str) -> int:
+        member = membership.get(node)
+        return 0 if member is None else member.register.memory_limit - member.memory
+
+    return lambda part, candidates: max(candidates, key=room)
 
 
 class ShapeHolders:

@@ -43,7 +43,7 @@ from aggregator.inference.delivery import (
     digest_of,
     require_travels,
 )
-from aggregator.inference.holding import Pick, ShapeHolders, Told, first_of
+from aggregator.inference.holding import Pick, ShapeHolders, Told, roomiest
 from aggregator.inference.lanes import RequestLanes
 from aggregator.inference.requests import Action, AskSegment, Ended, ModelRequest, RecordRoom, Seek, Supply
 from edge_attention.core.errors import (
@@ -61,7 +61,7 @@ from edge_attention.core.schedule.schedule import Constant, Schedule, TensorForm
 from edge_attention.core.tensors import Array, DataType, require_stored
 from edge_attention.core.transitions import told
 
-__all__ = ["ModelAnswer", "ModelRunner"]
+__all__ = ["ModelAnswer", "ModelRunner", "SegmentRun"]
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,25 @@ WARM_SECONDS = 600.0
 """Loading one segment with its weights takes no longer."""
 FREED = 256
 """Scopes that one node, away, is to free when it comes; then those of longest ago are left to their age."""
+
+
+@dataclass(frozen=True)
+class SegmentRun:
+    """One segment of a request, as it ran.
+
+    Attributes:
+        run: seconds in graphs, as the node says.
+        seconds: from when it was asked to its last word.
+        sent, received: bytes of tensors.
+    """
+
+    step: int
+    part: int
+    node: str
+    run: float
+    seconds: float
+    sent: int
+    received: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +105,7 @@ class ModelAnswer:
             `fold`: in folding; `all`.
         sent, received: node -> bytes of tensors.
         moves: how often a part went on on another node.
+        segments: all that ran, in the order in which they ended, step by step.
     """
 
     results: Mapping[str, Array]
@@ -96,6 +116,7 @@ class ModelAnswer:
     sent: Mapping[str, int]
     received: Mapping[str, int]
     moves: int = 0
+    segments: tuple[SegmentRun, ...] = ()
 
 
 @dataclass(eq=False)
@@ -120,13 +141,13 @@ class _Deployed:
 
 
 class ModelRunner:
-    """Runs deployments. `pick`: decides who is given a part whose nodes have gone."""
+    """Runs deployments. `pick`: who is given a part whose nodes have gone; None: who has most room."""
 
-    def __init__(self, engine: Engine, pick: Pick = first_of) -> None:
+    def __init__(self, engine: Engine, pick: Pick | None = None) -> None:
         self._trips = engine.trips
         self._bulk = engine.bulk
         self._membership = engine.membership
-        self._pick = pick
+        self._pick = pick or roomiest(engine.membership)
         self._deliveries = NodeDeliveries(engine.trips, engine.bulk)
         self._deployed: dict[str, _Deployed] = {}
         self._record = RecordRoom(RECORDED_BYTES)
@@ -255,6 +276,7 @@ class ModelRunner:
             sent=request.sent,
             received=request.received,
             moves=machine.moves,
+            segments=tuple(request.segments),
         )
 
     async def release(self, deployment: str, shape: str = "", nodes: Sequence[str] = ()) -> None:
@@ -384,6 +406,7 @@ class _RunningRequest:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
+        self.segments: list[SegmentRun] = []
         self._trips = trips
         self._bulk = bulk
         self._lane = lane
@@ -500,8 +523,12 @@ class _RunningRequest:
         finally:
             for digest in loans:
                 self._bulk.take_back(digest)
-        for shard, seconds in outcome.run_seconds.items():
-            self.seconds[f"part {asks[shard].one.part}"] += seconds
+        for shard, node in outcome.answered.items():
+            ask, run = asks[shard], outcome.run_seconds.get(shard, 0.0)
+            call, one = calls[ask], ask.one
+            self.seconds[f"part {one.part}"] += run
+            took = outcome.seconds.get(shard, 0.0)
+            self.segments.append(SegmentRun(one.step, one.part, node, run, took, call.down, call.up))
         self._missed(asks, outcome)
 
     def _large(self, call: SegmentCall) -> dict[str, tuple[SentTensor, Array]]:

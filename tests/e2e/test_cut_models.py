@@ -111,3 +111,40 @@ def test_a_part_that_nobody_can_hold_is_waited_for_until_the_deadline_and_named(
             await fleet.runner.prepare("m", "s", cut.schedule, cut, {0: ["a"], 1: ["z"]}, seconds=1.0)
 
     run(scenario, tmp_path)
+
+
+def test_killed_nodes_cost_time_and_not_the_answer(tmp_path):
+    """kill -9 in the middle of requests: a replica goes on, or another node is given the part; a node that is
+    started again has its weights still."""
+
+    async def scenario(fleet):
+        await fleet.start("a", "b", "c", "d")
+        cut = fleet.cut(inner=24_000)
+        await fleet.runner.prepare("m", "s", cut.schedule, cut, {0: ["a"], 1: ["b", "c"]}, seconds=60)
+        await fleet.exact(cut)
+
+        async def while_it_runs(change, count=12):
+            asking = [asyncio.create_task(fleet.exact(cut, seed)) for seed in range(count)]
+            await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            await change
+            return await asyncio.gather(*asking)
+
+        answers = await while_it_runs(fleet.kill("b"))
+        assert {node for answer in answers for node in answer.sent} == {"a", "b", "c"}
+        weights = sum(array.nbytes for array in cut.weights.values()) // 2
+        before = fleet.sent("d") + fleet.sent("c")
+        await while_it_runs(fleet.kill("a"))
+        assert fleet.runner.holds("m")["s"][0] in (("c",), ("d",))
+        assert fleet.sent("d") + fleet.sent("c") > before + weights, "part 0 is given to another"
+
+        before = fleet.sent("a")
+        await fleet.start("a")
+        while "a" not in fleet.runner.holds("m")["s"][0]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert fleet.sent("a") - before < weights / 10, "what it has on its disk is not sent again"
+        for node in "cd":
+            await fleet.kill(node)
+        await fleet.start("b")
+        await fleet.exact(cut, 5)
+
+    run(scenario, tmp_path, lease=2.0)

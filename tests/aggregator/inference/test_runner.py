@@ -106,6 +106,10 @@ def test_a_request_runs_through_its_steps_and_nodes_keep_what_the_schedule_says(
         answer = await fleet.exact()
         assert fleet.steps("a") == fleet.steps("b") == 4
         assert answer.sent == {"a": 4 * 6 * 8 * 4, "b": 4 * 6 * 8 * 4}
+        assert [(one.step, one.part) for one in answer.segments] == [
+            (s, p) for s in range(4) for p in range(2)
+        ]
+        assert {(one.node, one.part) for one in answer.segments} == {("a", 0), ("b", 1)}
         assert answer.received == {"a": (3 + 0.5) * 6 * 8 * 4, "b": (3 + 0.5) * 6 * 8 * 4}
         assert [name for name in fleet.stored("a") if "/lane" in name] == [
             f"job/m/lane0/p0/h{layer}" for layer in range(3)
