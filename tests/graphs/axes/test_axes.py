@@ -14,6 +14,7 @@ from edge_attention.graphs.axes.axes import axes_of
 from edge_attention.graphs.axes.bind import bind
 
 DATA = Path(__file__).parents[1] / "data"
+EXPORTS = Path(__file__).parent / "exports"
 
 
 @pytest.mark.parametrize("name", ["encoder_18", "encoder_default", "encoder_torchscript"])
@@ -33,7 +34,7 @@ def test_an_encoder_however_it_was_exported(name):
 
 def test_what_cannot_be_cut_says_why():
     """An LSTM between attentions: the tokens are refused by it; its own axes are whole."""
-    plain = {"mask": "none", "positions": "none", "qkv": "separate", "opset": 17, "result": "hidden"}
+    plain = {"mask": "none", "positions": "none", "memory": 0, "opset": 17, "result": "hidden"}
     recipe = recipe_of(5, layers=1, source="embedded", batch=2, tokens=5, dynamic=False, **plain)
     model = transformer(recipe)
     (value,) = model.graph.input
