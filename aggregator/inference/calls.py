@@ -55,6 +55,9 @@ __all__ = [
     "weight_name",
 ]
 
+WARM = -1
+"""The lane in which nodes load segments before there are requests."""
+_ANY = -2
 FROZEN = 1024
 """Tensors that a program freezes, the largest ones; any others are bound as they are stored."""
 _PAST = "a number is past float16, in which it was to travel: deploy the model without halves"
@@ -178,12 +181,17 @@ class SegmentCalls:
         self._made: dict[tuple[int, int, int, bool], SegmentCall] = {}
 
     def call(self, one: PartSegment, lane: int, again: bool) -> SegmentCall:
-        """The call of a segment in `lane`; `again`: only what it keeps is needed."""
-        key = one.part, one.index, lane if _keeps(one) else -1, again
+        """The call of a segment in `lane`, or in WARM; `again`: only what it keeps is needed."""
+        key = one.part, one.index, lane if _keeps(one) else _ANY, again
         found = self._made.get(key)
         if found is None:
             found = self._made[key] = self._make(one, lane, again)
         return found
+
+    @property
+    def warm_scope(self) -> str:
+        """What the names of all that is kept in WARM begin with: no request's."""
+        return f"{job_scope(self._deployment)}{self._shape}/warm/"
 
     def forget(self, lane: int) -> None:
         """The lane is not used any more."""
@@ -192,7 +200,8 @@ class SegmentCalls:
 
     def _make(self, one: PartSegment, lane: int, again: bool) -> SegmentCall:
         schedule, segment = self._course.schedule, one.segment
-        kept = f"{lane_scope(self._deployment, lane)}p{one.part}/"
+        scope = self.warm_scope if lane == WARM else lane_scope(self._deployment, lane)
+        kept = f"{scope}p{one.part}/"
         inputs: dict[str, Value] = {}
         sent: dict[str, SentTensor] = {}
         weights: dict[str, KnownWeight] = {}

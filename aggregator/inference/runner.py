@@ -25,6 +25,7 @@ from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Member
 from aggregator.inference.calls import (
+    WARM,
     KnownWeight,
     SegmentCall,
     SegmentCalls,
@@ -351,29 +352,32 @@ class ModelRunner:
         Raises:
             OutOfMemory, InvalidGraph: the node cannot hold it.
         """
-        for one in course.parts[part]:
-            call = calls.call(one, 0, False)
-            zeros = {name: tensor.zeros() for name, tensor in call.slots.items()}
-            loans: list[str] = []
-            try:
-                errand = Errand(
-                    shard=f"warm.part{part}.step{one.step}",
-                    holders=(node,),
-                    coverage=range(part, part + 1),
-                    instructions=call.instructions,
-                    wanted=call.wanted,
-                    inline=zeros,
-                    lent=await lend(self._bulk, {n: (t, t.zeros()) for n, t in call.lent.items()}, loans),
-                    prepared=call.prepared,
-                )
-                outcome = await self._trips.make([errand], WARM_SECONDS, believed=())
-            finally:
-                for digest in loans:
-                    self._bulk.take_back(digest)
-            for missing in outcome.missing.values():
-                log.info("node %s, part %d, step %d: %s", node, part, one.step, missing.text)
-                if isinstance(missing.error, OutOfMemory | InvalidGraph) or not missing.said:
-                    raise (missing.error or missing.cause(missing.text))
+        try:
+            for one in course.parts[part]:
+                call = calls.call(one, WARM, False)
+                zeros = {name: tensor.zeros() for name, tensor in call.slots.items()}
+                loans: list[str] = []
+                try:
+                    errand = Errand(
+                        shard=f"warm.part{part}.step{one.step}",
+                        holders=(node,),
+                        coverage=range(part, part + 1),
+                        instructions=call.instructions,
+                        wanted=call.wanted,
+                        inline=zeros,
+                        lent=await lend(self._bulk, {n: (t, t.zeros()) for n, t in call.lent.items()}, loans),
+                        prepared=call.prepared,
+                    )
+                    outcome = await self._trips.make([errand], WARM_SECONDS, believed=())
+                finally:
+                    for digest in loans:
+                        self._bulk.take_back(digest)
+                for missing in outcome.missing.values():
+                    log.info("node %s, part %d, step %d: %s", node, part, one.step, missing.text)
+                    if isinstance(missing.error, OutOfMemory | InvalidGraph) or not missing.said:
+                        raise (missing.error or missing.cause(missing.text))
+        finally:
+            self._trips.post(node, (Drop((f"{calls.warm_scope}p{part}/",)),))
 
     def _load(self, node: str) -> int:
         return sum(request.machine.nodes.count(node) for request in self._running)

@@ -339,6 +339,28 @@ def test_shapes_share_weights_and_one_is_freed_alone(tmp_path):
         await fleet.exact()
 
 
+def test_what_is_made_ready_beside_requests_touches_nothing_of_theirs(tmp_path):
+    """Another shape of a model is prepared while requests keep tensors on the same nodes."""
+
+    @scenario(tmp_path)
+    async def _(fleet):
+        await fleet.prepare({0: ["a"], 1: ["b"]})
+        wanted = {seed: (await fleet.exact(seed)).results["out"].tobytes() for seed in range(5)}
+        other = SmallCut(tmp_path / "other", rows=6, seed=1)
+        other.weights = fleet.cut.weights
+        for turn in range(4):
+            held = {0: ["a"], 1: ["b"]}
+            made = asyncio.create_task(
+                fleet.runner.prepare("m", f"t{turn}", other.schedule, other, held, seconds=30)
+            )
+            while not made.done():
+                answers = await asyncio.gather(*(fleet.exact(seed) for seed in range(5)))
+                for seed, answer in enumerate(answers):
+                    assert answer.results["out"].tobytes() == wanted[seed]
+            await made
+        await until(lambda: not any("/warm/" in name for name in [*fleet.stored("a"), *fleet.stored("b")]))
+
+
 def test_a_part_that_nobody_can_hold_is_said_with_its_reason(tmp_path):
     @scenario(tmp_path, "a")
     async def _(fleet):
