@@ -353,11 +353,15 @@ def test_what_is_made_ready_beside_requests_touches_nothing_of_theirs(tmp_path):
             made = asyncio.create_task(
                 fleet.runner.prepare("m", f"t{turn}", other.schedule, other, held, seconds=30)
             )
-            while not made.done():
-                answers = await asyncio.gather(*(fleet.exact(seed) for seed in range(5)))
-                for seed, answer in enumerate(answers):
+
+            async def ask(seed, made=made):
+                while not made.done():
+                    answer = await fleet.exact(seed)
                     assert answer.results["out"].tobytes() == wanted[seed]
-            await made
+                    for _ in range(seed):
+                        await asyncio.sleep(0)  # out of step with the others
+
+            await asyncio.gather(made, *(ask(seed) for seed in range(5)))
         await until(lambda: not any("/warm/" in name for name in [*fleet.stored("a"), *fleet.stored("b")]))
 
 
