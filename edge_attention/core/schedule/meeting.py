@@ -297,7 +297,8 @@ class Meetings:
             NotFound: the boundary is not complete, or was dropped.
         """
         name = self._plan.of_lse.get(delivery.boundary, delivery.boundary)
-        there = self._all.get(name)
+        # Where nobody contributes, it is there without anything having come.
+        there = self._all.get(name) if self._plan.pieces.get(name) else self._known(name)
         if there is None or not there.complete or name in self._dropped:
             raise NotFound(f"boundary {delivery.boundary!r} is not there")
         found = there.begin()
@@ -341,6 +342,9 @@ class Meetings:
                 assert there.turn == len(there.pieces), f"{name}: complete, and not folded"
 
     # Inside
+
+    def _known(self, name: str) -> _Met | None:
+        return self._met(name) if name in self._plan.boundaries else None
 
     def _met(self, name: str) -> _Met:
         there = self._all.get(name)

@@ -198,7 +198,9 @@ class Schedule:
     def check(self) -> None:
         """Raises ValueError if it does not hold together: a source that nothing has made before, two segments
         of a part in one step, extents beyond their tensor."""
-        made: set[str] = set()
+        # What nobody contributes to, of a plan that leaves it out, is zeros.
+        made = set(self.boundaries) if self.coverage < 1.0 else set()
+        made -= {one.boundary for step in self.steps for s in step.segments for one in s.contributions}
         kept: set[tuple[int, str]] = set()
         for number, step in enumerate(self.steps):
             parts = [segment.part for segment in step.segments]

@@ -51,7 +51,9 @@ def cut(axes: Axes, plan: CutPlan) -> Emitted:
         partitioner.dims,
     )
     coverage, lacking = _coverage(axes, stages)
-    return replace(emitted, schedule=replace(emitted.schedule, coverage=coverage, lacking=lacking))
+    schedule = replace(emitted.schedule, coverage=coverage, lacking=lacking)
+    schedule.check()
+    return replace(emitted, schedule=schedule)
 
 
 def cut_model(model: Path, plan: CutPlan, feeds: Mapping[str, TensorForm], folder: Path) -> Schedule:

@@ -142,7 +142,6 @@ class _Emission:
                 for digest, name in self.constant_names.items()
             },
         )
-        schedule.check()
         return Emitted(schedule, self.graphs, self.constants)
 
     def boundary(self, form: Form) -> str:
