@@ -77,6 +77,8 @@ class ShapeHolders:
         self._given: dict[tuple[int, str], str] = {}
         """Part and node -> the process that holds it."""
         self._giving: dict[str, asyncio.Task[None]] = {}
+        self._progress: dict[str, tuple[int, int]] = {}
+        """Node that is being given something -> bytes it has, and in all."""
         self._failed: dict[tuple[int, str], tuple[float, EdgeAttentionError]] = {}
         self._say: Told = lambda node, done, total: None
         self._news = asyncio.Event()
@@ -117,12 +119,13 @@ class ShapeHolders:
         )
 
     def why(self, part: int) -> str:
-        """For a person: why nobody holds the part."""
+        """For a person: what became of those that are to hold the part."""
         said = []
         for node in self._assigned[part]:
             failed = self._failed.get((part, node))
             if node in self._giving:
-                said.append(f"node {node!r} is being given it")
+                done, total = self._progress.get(node, (0, 0))
+                said.append(f"node {node!r} is being given it, {done:,} of {total:,} bytes so far")
             elif failed is not None:
                 said.append(failed[1].message)
             else:
@@ -213,9 +216,10 @@ class ShapeHolders:
         def count(size: int) -> None:
             nonlocal done
             done += size
+            self._progress[node] = done, total
             self._say(node, done, total)
 
-        self._say(node, 0, total)
+        count(0)
         try:
             await self._deliveries.give(node, list(wanted.values()), GIVE_SECONDS, count)
             for part in parts:
@@ -236,5 +240,6 @@ class ShapeHolders:
 
     def _gave(self, node: str) -> None:
         self._giving.pop(node, None)
+        self._progress.pop(node, None)
         self._news.set()
         self._changed()

@@ -18,7 +18,7 @@ __all__ = ["RequestLanes"]
 
 LANES = 8
 """Requests of one deployment that are under way at a time."""
-WAITING = 256
+WAITING = 64
 """Requests of one deployment that wait for a lane; then more are refused."""
 
 

@@ -69,6 +69,9 @@ class PartsNodes(Protocol):
     def holders(self, part: int) -> Sequence[str]:
         """The nodes that have what the part needs, those to be asked first in front."""
 
+    def why(self, part: int) -> str:
+        """For a person: what became of those that are to hold the part."""
+
     def load(self, node: str) -> int:
         """How many parts of requests it has in hand."""
 
@@ -312,13 +315,9 @@ class ModelRequest:
                 step = self._asked[part.number][1].one.step
                 found.append(f"part {part.part} waits for node {part.node!r} to run step {step}")
             elif part.phase is PartPhase.WAITS:
-                holders = list(self._nodes.holders(part.part))
-                names = dict.fromkeys([*([part.node] if part.node else []), *holders])
-                there = ", ".join(f"node {n!r} is {self._nodes.state(n).value}" for n in names)
-                faults = "; ".join(error.message for error in part.tried.values())
-                lack = there or "no node that is there holds it"
+                said = [self._nodes.why(part.part), *(error.message for error in part.tried.values())]
                 step = own[part.next].step
-                found.append(f"part {part.part} cannot run step {step}: {lack}{'; ' * bool(faults)}{faults}")
+                found.append(f"part {part.part} cannot run step {step}: {'; '.join(filter(None, said))}")
         return "; ".join(found) or "nothing"
 
     def results(self) -> dict[str, Array]:

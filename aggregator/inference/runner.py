@@ -12,9 +12,10 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.outcome import MissingKind, Outcome
 from aggregator.engine.recipe import Engine
 from aggregator.engine.returned import Returned
+from aggregator.engine.spool import SpooledTensor
 from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Member
 from aggregator.inference.calls import (
@@ -260,7 +262,8 @@ class ModelRunner:
                 self._running.discard(request)
         finally:
             if not clean:
-                made.calls.forget(lane)
+                for shared in deployed.shapes.values():
+                    shared.calls.forget(lane)
                 self._free(made.holders.nodes, lane_scope(deployment, lane))
             deployed.lanes.give_back(lane, clean)
         ended = time.monotonic()
@@ -475,14 +478,17 @@ class _RunningRequest:
         if not asks:
             return
         calls = {ask: self.shape.calls.call(ask.one, self._lane, ask.again) for ask in asks}
-        task = asyncio.create_task(self._run(calls))
+        self._start(self._ask(calls))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._run(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, calls: Mapping[AskSegment, SegmentCall]) -> None:
-        """Have segments run that can run at once."""
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work`; what goes wrong in it ends the request."""
         try:
-            await self._ask(calls)
+            await work
         except EdgeAttentionError as error:
             self.end(error)
         except Exception as problem:
@@ -490,19 +496,18 @@ class _RunningRequest:
             self.end(Internal(f"the request cannot go on: {problem!r}"))
 
     async def _ask(self, calls: Mapping[AskSegment, SegmentCall]) -> None:
+        """Have segments run that can run at once."""
         feeds, meetings = self._feeds, self.machine.meetings
         asks = {f"part{ask.one.part}.step{ask.one.step}": ask for ask in calls}
         loans: list[str] = []
 
         def take(answer: Returned) -> None:
             ask = asks[answer.shard]
-            began = time.monotonic()
-            outputs = {name: answer.array(name) for name in answer.tensors}
-            calls[ask].require_held(outputs)
-            actions = self.machine.came(ask.number, outputs, began)  # or it raises: it is refused
-            self.seconds["fold"] += time.monotonic() - began
             self.received[ask.node] += calls[ask].up
-            self._perform(actions)
+            if any(isinstance(tensor, SpooledTensor) for tensor in answer.tensors.values()):
+                self._start(self._read(ask, calls[ask], answer))
+                return
+            self._came(ask, calls[ask], {name: answer.array(name) for name in answer.tensors})
 
         try:
             errands: list[Errand] = []
@@ -523,7 +528,9 @@ class _RunningRequest:
                         prepared=call.prepared,
                     )
                 )
-            outcome = await self._trips.make(errands, self._left, take, believed=(), patient=False)
+            outcome = await self._trips.make(
+                errands, self._left, take, believed=(), patient=False, spooled=True
+            )
         finally:
             for digest in loans:
                 self._bulk.take_back(digest)
@@ -534,6 +541,26 @@ class _RunningRequest:
             took = outcome.seconds.get(shard, 0.0)
             self.segments.append(SegmentRun(one.step, one.part, node, run, took, call.down, call.up))
         self._missed(asks, outcome)
+
+    def _came(self, ask: AskSegment, call: SegmentCall, outputs: Mapping[str, Array]) -> None:
+        """Fold what a segment returned. Raises what is wrong with it."""
+        began = time.monotonic()
+        call.require_held(outputs)
+        actions = self.machine.came(ask.number, outputs, began)
+        self.seconds["fold"] += time.monotonic() - began
+        self._perform(actions)
+
+    async def _read(self, ask: AskSegment, call: SegmentCall, answer: Returned) -> None:
+        """What came is on the disk: it is read beside the loop."""
+        try:
+            names = list(answer.tensors)
+            arrays = await asyncio.to_thread(lambda: [answer.array(name) for name in names])
+            self._came(ask, call, dict(zip(names, arrays, strict=True)))
+        except EdgeAttentionError as error:
+            named = type(error)(f"node {ask.node!r}: {error.message}")
+            self._perform(self.machine.failed(ask.number, named, time.monotonic()))
+        finally:
+            answer.close()
 
     def _large(self, call: SegmentCall) -> dict[str, tuple[SentTensor, Array]]:
         feeds, meetings = self._feeds, self.machine.meetings

@@ -148,3 +148,18 @@ def test_killed_nodes_cost_time_and_not_the_answer(tmp_path):
         await fleet.exact(cut, 5)
 
     run(scenario, tmp_path, lease=2.0)
+
+
+def test_boundaries_larger_than_a_message_go_in_bulk_both_ways(tmp_path):
+    async def scenario(fleet):
+        await fleet.start("a", "b")
+        cut = fleet.cut(rows=150_000, layers=2)
+        await fleet.runner.prepare("m", "s", cut.schedule, cut, {0: ["a"], 1: ["b"]}, seconds=60)
+        answer = await fleet.exact(cut)
+        assert max(one.sent for one in answer.segments) > 4 << 20
+        assert max(one.received for one in answer.segments) > 4 << 20
+        one, other = await asyncio.gather(fleet.exact(cut), fleet.exact(cut, 1))
+        assert one.results["out"].tobytes() == answer.results["out"].tobytes()
+        assert not list((fleet.engine.state.directory / "spool").iterdir())
+
+    run(scenario, tmp_path)

@@ -103,6 +103,9 @@ class Fleet:
     def holders(self, part):
         return tuple(self.held[part])
 
+    def why(self, part):
+        return "; ".join(f"node {node!r} is {self.state(node).value}" for node in self.held[part])
+
     def load(self, node):
         return sum(ask.node == node for ask in self.asked)
 
