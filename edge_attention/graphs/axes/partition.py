@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from edge_attention.core.schedule.plan import Crossing, Cut
 from edge_attention.core.schedule.schedule import Collective, TensorForm
@@ -74,6 +74,14 @@ _HEAVY = frozenset(
     }
 )
 _QUANTISES = frozenset({"DynamicQuantizeLinear", "QuantizeLinear"})
+FLOOR = -256.0
+"""What stands for the largest score of a row all of whose keys a finite mask hides from a part.
+
+A mask of -1e9 or less takes the scores with it: such a row is a plain mean of the values, of as many keys as
+the part has. Beside -1e9 the logarithm of their number is lost in float32; beside this it is right to 8e-6.
+Nothing of such a row is left, e^-100, beside a part that sees a key, as long as that one's lse is above -150.
+"""
+_HIDDEN, _HIDDEN_HALF = -1e8, -6e4
 _SUMS = frozenset({"MatMul", "FusedMatMul", "MatMulInteger", "Gemm", "Einsum", "MatMulNBits", "ReduceSum"})
 _FOLDS = {
     Does.SUM: Collective.SUM,
@@ -555,15 +563,21 @@ class Partitioner:
                 **attributes,
             )
 
+        def number(what: str, value: float, dtype: str = "float32") -> Form:
+            return self._literal(stage, f"{name}#{what}", np.array(value, dtype))
+
         top = self._most(stage, scores, f"{name}#top", row, dims, axis)
         peak = self._most(stage, weights, f"{name}#peak", row, dims, axis)
         seen = made("Not", [made("IsInf", [top], "unseen", seen_spec, detect_positive=0)], "seen", seen_spec)
-        nothing = self._literal(stage, f"{name}#nothing", np.array(-np.inf, spec.dtype))
-        lse = made(
-            "Where", [seen, made("Sub", [top, made("Log", [peak], "log")], "lse_seen"), nothing], "lse"
-        )
+        least = _HIDDEN if spec.dtype == "float32" else _HIDDEN_HALF
+        hidden = made("Less", [top, number("least", least, spec.dtype)], "hidden", seen_spec)
         if spec.dtype != "float32":
-            lse = made("Cast", [lse], "lse32", TensorForm("float32", row.shape), to=1)
+            row = TensorForm("float32", row.shape)
+            top = made("Cast", [top], "top32", row, to=TensorProto.FLOAT)
+            peak = made("Cast", [peak], "peak32", row, to=TensorProto.FLOAT)
+        base = made("Where", [hidden, number("floor", FLOOR), top], "base", row)
+        full = made("Sub", [base, made("Log", [peak], "log", row)], "lse_seen", row)
+        lse = made("Where", [seen, full, number("nothing", -np.inf)], "lse", row)
         weights.lse = (lse, seen)
 
     def _most(self, stage: StageCut, of: Form, name: str, spec: TensorForm, dims: Dims, axis: int) -> Form:
