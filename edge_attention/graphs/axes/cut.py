@@ -45,10 +45,10 @@ def cut(axes: Axes, plan: CutPlan) -> Emitted:
     emitted = emit(
         partition,
         axes.bound,
-        partitioner.specs,
-        partitioner.literals,
-        partitioner.derived,
-        partitioner.dims,
+        partitioner.stock.specs,
+        partitioner.stock.literals,
+        partitioner.stock.derived,
+        partitioner.stock.dims,
     )
     coverage, lacking = _coverage(axes, stages)
     schedule = replace(emitted.schedule, coverage=coverage, lacking=lacking)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from edge_attention.core.errors import InvalidGraph
+from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.schedule.extents import AxisSpan, Extent, extent_shape, take
 from edge_attention.core.schedule.schedule import (
     Boundary,
@@ -144,6 +144,19 @@ class _Emission:
         )
         return Emitted(schedule, self.graphs, self.constants)
 
+    def spec(self, tensor: str) -> TensorForm:
+        """Of what leaves a segment.
+
+        Raises:
+            InvalidArgument: its size depends on data.
+        """
+        if tensor not in self.specs:
+            raise InvalidArgument(
+                f"the size of '{tensor}' depends on data ({self.bound.unknown.get(tensor, '')}), so it "
+                "cannot pass from one part to another: replicate the model, or cut it by layers elsewhere"
+            )
+        return self.specs[tensor]
+
     def boundary(self, form: Form) -> str:
         return self.boundaries.setdefault(form, f"b{len(self.boundaries)}")
 
@@ -231,7 +244,8 @@ class _Segment:
 
         mine = {f: n for f, n in self.names.items() if self._is_new(f)}
         for form, name in mine.items():
-            spec = self.all.specs[form.tensor]
+            leaves = self.needs.uses[form][1] > self.level or form in self.needs.contributes
+            spec = self.all.spec(form.tensor) if leaves else TensorForm("", ())
             for extent in self.needs.contributes.get(form, ()) if self._contributes_now(form) else ():
                 own = self.all.extent(form, self.part)
                 value = name
@@ -403,7 +417,8 @@ class _Segment:
             self.names[result] = self._sliced(self.value(form), self.all.specs[form.tensor].shape, span)
             return
         local = LocalisedNode(operation.node)
-        if operation.rule is not None:
+        known = all(f is None or f.tensor in self.all.specs for f in (*operation.inputs, *operation.results))
+        if operation.rule is not None and known:
             sizes, opset = self._sizes(operation), self.all.opsets.get("", 1)
             local = localised(operation.node, operation.rule, sizes, self.all.literals_or_derived, opset)
         node = local.node

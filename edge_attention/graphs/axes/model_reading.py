@@ -147,6 +147,7 @@ class _Slimming:
         self._data, self._where, self._folder = data, where, folder
         self._places: dict[str, WeightPlace] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._names: set[str] = set()
         self._kept = 0
 
     def slimmed(self) -> tuple[bytes, dict[str, WeightPlace], dict[str, tuple[int, ...]]]:
@@ -171,7 +172,7 @@ class _Slimming:
                 inputs.add(self._name_of(first, last))
         new: list[bytes] = []
         for number, begin, first, last in self._fields(start, end):
-            if number == _INITIALIZER and last - first > KEPT_BYTES // 2:
+            if number == _INITIALIZER:
                 value = self._weight(first, last)
                 if value is not None:
                     name = self._last_name
@@ -215,7 +216,12 @@ class _Slimming:
         except Exception:
             raise self._broken(start) from None
         external = tensor.data_location == TensorProto.EXTERNAL
-        if not tensor.name or tensor.name in self._places or tensor.HasField("segment"):
+        if tensor.name in self._names:
+            raise InvalidGraph(
+                f"{self._where}: two constants are called {tensor.name[:80]!r}; export it again"
+            )
+        self._names.add(tensor.name)
+        if not tensor.name or tensor.HasField("segment"):
             return None
         try:
             dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
