@@ -54,7 +54,7 @@ def bert(layers=2, **more):
     return axes_for(recipe_of(1, layers=layers, **(PLAIN | chosen | more)))
 
 
-@settings(max_examples=int(os.environ.get("EXAMPLES", "25")), phases=PHASES)
+@settings(max_examples=int(os.environ.get("EXAMPLES", "15")), phases=PHASES)
 @given(recipes(**PLAIN), st.data())
 def test_our_plans_come_back(recipe, data):
     model, axes = axes_for(recipe)
