@@ -1,9 +1,9 @@
-"""Calls of prepared programs that only run graphs and return what these make: carried out step by step.
+"""Calls of prepared programs that only run graphs and return or store what these make, step by step.
 
 Most calls are such ones, and each is a moment of Python after milliseconds of something else, when the
 processor's caches have forgotten the code: less code is what is fast then. So what a call does is found
 once, when its program is prepared, and what is left is to run and to hand back. All else is the executor's:
-programs that store, drop or read data, and a call that meets a private tensor, before anything of it ran.
+programs that append, drop or read data, and a call that meets a private tensor, before anything of it ran.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from edge_attention.core.halves import stored_dtype
 from edge_attention.core.messages.program import Call, Contribution, Instruction, Return, Run, Slot, Stored
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, Encoded, Encoding, require_stored
 from edge_node.runtime import ForeignGraph, Graph, Stop
-from edge_node.store.store import Held, Store
+from edge_node.store.held import Held
+from edge_node.store.kept_files import KEPT
+from edge_node.store.store import Store
 
 __all__ = ["BoundRun", "DirectCall", "DirectProgram"]
 
@@ -54,7 +56,7 @@ class _Step:
         fixed: inputs that are in the program.
         own: input -> the task's tensor of that name.
         stored: input -> what is stored.
-        outputs: the graph's outputs that are kept, and `names`: what the task calls them.
+        outputs: the graph's outputs that are kept, and `names`: what the task calls them, or the store.
     """
 
     graph: str
@@ -81,20 +83,21 @@ class DirectProgram:
     @classmethod
     def of(cls, instructions: tuple[Instruction, ...], slots: tuple[Slot, ...]) -> DirectProgram | None:
         """The program, or None: the executor carries it out, or says what is wrong with it."""
-        own = {slot.name for slot in slots}
+        own, kept = {slot.name for slot in slots}, set[str]()
         if len(instructions) + len(own) > MAX_STEPS or not all(name.startswith("task/") for name in own):
             return None
         steps: list[_Step] = []
         for instruction in instructions:
             if isinstance(instruction, Run):
                 step = _step(instruction, own)
-                if step is None:
-                    return None
-                own.update(step.names)
+                if step is None or any(stored.name in kept for _, stored in step.stored):
+                    return None  # what is stored is looked up before the first step
+                own.update(name for name in step.names if name.startswith("task/"))
+                kept.update(name for name in step.names if not name.startswith("task/"))
                 steps.append(step)
             elif isinstance(instruction, Return) and steps:
                 last = steps[-1]
-                if instruction.stored not in own or not 0 < len(instruction.name) <= 256:
+                if instruction.stored not in own | set(last.names) or not 0 < len(instruction.name) <= 256:
                     return None
                 if any(other.name == instruction.name for other in last.returns):
                     return None
@@ -138,8 +141,10 @@ def _step(run: Run, own: set[str]) -> _Step | None:
         else:
             return None
     names = tuple(run.outputs.values())
-    if not names or not all(name.startswith("task/") and _is_name(name) for name in names):
+    if not names or not all(name.startswith(("task/", "job/")) and _is_name(name) for name in names):
         return None
+    if any(KEPT in name for name in names):
+        return None  # it is to be on the disk before the task is done
     outputs = tuple(run.outputs)
     return _Step(run.graph, session, fixed, tuple(tensors), tuple(stored), outputs, names, ())
 
@@ -268,7 +273,10 @@ class DirectCall:
             if array.ndim > MAX_RANK:
                 raise InvalidTensor(f"{name} has {array.ndim} dimensions; the limit is {MAX_RANK}")
             tensors[name] = array
-            made += array.nbytes
+            if name.startswith("job/"):
+                self._store.put(name, array)
+            else:
+                made += array.nbytes
         self._made += made
         self._left -= made
         if self._left < 0:

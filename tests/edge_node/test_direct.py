@@ -121,7 +121,12 @@ def test_what_returns_before_a_graph_leaves_before_it_runs():
 @pytest.mark.parametrize(
     ("instructions", "slots"),
     [
-        ((Run(DOUBLED, {"x": Stored("task/x")}, {"y": "job/j/y"}),), SLOTS),
+        ((Run(DOUBLED, {"x": Stored("task/x")}, {"y": "job/j/kept/y"}),), SLOTS),
+        ((Run(DOUBLED, {"x": Stored("task/x")}, {"y": "context/c/y"}),), SLOTS),
+        ((Run(DOUBLED, {"x": Stored("task/x")}, {"y": "job/j/y"}),
+          Run(DOUBLED, {"x": Stored("job/j/y")}, {"y": "task/y"})), SLOTS),
+        ((Run(DOUBLED, {"x": Stored("task/x")}, {"y": "job/j/y"}),
+          Run(DOUBLED, {"x": Stored("task/x")}, {"y": "task/y"}), Return("job/j/y", "y")), SLOTS),
         ((Run(DOUBLED, {"x": Stored("dataset/d")}, {"y": "task/y"}),), SLOTS),
         ((Run(DOUBLED, {"x": Stored("task/x")}, {"y": "task/y"}), Drop(("job/j/",))), SLOTS),
         ((Run(DOUBLED, {"x": Stored("task/x")}, {"y": "task/y"}), Return("job/j/w", "w")), SLOTS),
@@ -130,9 +135,25 @@ def test_what_returns_before_a_graph_leaves_before_it_runs():
         (MAX_STEPS * (Run(DOUBLED, {"x": Stored("task/x")}, {"y": "task/y"}),), SLOTS),
         ((), SLOTS),
     ],
-)
+)  # fmt: skip
 def test_what_stores_drops_or_reads_data_is_the_executors(instructions, slots):
     assert Box(*instructions, slots=slots).prepared.direct is None
+
+
+def test_what_a_step_stores_is_there_for_the_next_call_and_counts():
+    first = Run(DOUBLED, {"x": Stored("task/x")}, {"y": "job/j/y", "z": "task/z"})
+    second = Run(PRODUCT, {"x": Stored("task/x"), "w": Stored("job/j/w")}, {"y": "task/y"})
+    box = Box(first, Return("job/j/y", "twice"), second, Return("task/y", "y"))
+    for _ in range(2):
+        early, last = box.direct().contributions()
+        np.testing.assert_array_equal(early.tensors["twice"], 2 * X)
+        np.testing.assert_array_equal(last.tensors["y"], X @ W)
+        np.testing.assert_array_equal(box.store.get("job/j/y").array, 2 * X)
+        assert box.store.used == box.before + X.nbytes
+    assert box.executed == 0
+    box.store.put("job/j/w", W, Origin(DOUBLED, "y"))
+    list(box.direct().contributions())
+    assert box.executed == 1, "who reads what is private"
 
 
 def test_what_brings_a_release_is_the_executors():

@@ -1,4 +1,4 @@
-"""Large tensors that are kept, as the real `edge-node` has them: over kills, in a cell, and not sent twice."""
+"""Large tensors that are kept, as the real `edge-node` has them: over kills, in a cell, not sent twice."""
 
 from __future__ import annotations
 
