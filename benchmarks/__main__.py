@@ -31,6 +31,7 @@ NAMES = (
     "overload",
     "many",
     "infer",
+    "infer_memory",
 )
 RESULTS = Path(__file__).parent / "results.json"
 
