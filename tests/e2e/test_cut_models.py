@@ -158,7 +158,7 @@ def test_boundaries_larger_than_a_message_go_in_bulk_both_ways(tmp_path):
         answer = await fleet.exact(cut)
         assert max(one.sent for one in answer.segments) > 4 << 20
         assert max(one.received for one in answer.segments) > 4 << 20
-        one, other = await asyncio.gather(fleet.exact(cut), fleet.exact(cut, 1))
+        one, _ = await asyncio.gather(fleet.exact(cut), fleet.exact(cut, 1))
         assert one.results["out"].tobytes() == answer.results["out"].tobytes()
         assert not list((fleet.engine.state.directory / "spool").iterdir())
 
