@@ -30,6 +30,7 @@ from aggregator.engine.link import FleetLink, watch_leases
 from aggregator.engine.recipe import Engine, Recipe
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
+from aggregator.inference.recipe import inference
 from aggregator.observe.metrics import Metrics
 from aggregator.serving.rpc import service_handlers
 from aggregator.store.state import State
@@ -57,6 +58,7 @@ GRACE_SECONDS = 3.0
 
 RECIPES: tuple[Callable[[Engine], Recipe], ...] = (
     attention,
+    inference,
     training,
     checkup,
 )

@@ -70,6 +70,18 @@ EXPORTS = CallerBound("exports", 8, "models being read", "read one model after t
 WATCHES = CallerBound("watches", 1024, "watches of runs", "end some of them", 5.0)
 PLANNING = CallerBound("planning", 8, "jobs being planned", "plan one job after the other", 5.0)
 """Of StartRun and PlanRun: its models are loaded, differentiated and tried, in a process each."""
+DEPLOYING = CallerBound("deploying", 8, "models being cut", "deploy one model after the other", 5.0)
+"""Of Deploy, and of requests of a new shape: each is cut in a process of its own."""
+INFERENCES = CallerBound(
+    "inferences", 1024, "requests to models under way", "have fewer requests under way at a time", 0.5
+)
+INFERENCE_BYTES = CallerBound(
+    "inference-bytes",
+    2 * GIB,
+    "bytes of inputs and outputs of requests to models",
+    "have fewer requests under way at a time, or send fewer rows in one",
+    0.5,
+)
 
 # What stays.
 
@@ -88,6 +100,13 @@ CONTEXT_STRETCHES = 131_072
 RUNS = CallerBound("runs", 64, "runs going on", "stop one, or wait for one to end")
 RUNS_KEPT = CallerBound("runs-kept", 4096, "runs kept", "begin a new --state")
 """Those that have ended, too: their jobs, records and versions stay."""
+DEPLOYMENTS = CallerBound("deployments", 128, "deployed models", "undeploy models that nobody needs")
+DEPLOYMENT_BYTES = CallerBound(
+    "deployment-bytes", 256 * GIB, "bytes of deployed models", "undeploy models that nobody needs"
+)
+"""On the disk of the state folder: the files as they came."""
+SHAPES = 16
+"""Shapes of inputs that one deployment is prepared for; then the one used longest ago goes."""
 
 ALL = tuple(value for value in vars().copy().values() if isinstance(value, CallerBound))
 
@@ -106,6 +125,8 @@ PLANNING_PROCESS = ProcessBound("planning", 900.0, 1800, 8 * GIB)
 """In which a job's models are loaded, differentiated and tried."""
 PROBE_PROCESS = ProcessBound("probe", 300.0, 600, 8 * GIB)
 """In which attention on a probe batch is computed, a round."""
+CUTTING_PROCESS = ProcessBound("cutting", 600.0, 1200, 8 * GIB)
+"""In which a model is looked at, its plan is made, and it is cut for inputs of one shape."""
 EXPORT_PROCESS = ProcessBound("export", 300.0, 600, 8 * GIB)
 """In which a trained model is written as an ONNX file."""
 JOB_BYTES = 256 * 1024

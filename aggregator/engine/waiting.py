@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TypeVar
 
 from edge_attention.core.errors import DeadlineExceeded
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 async def each_within(
     items: AsyncIterator[T], idle: float, what: str, whole: float = math.inf
-) -> AsyncIterator[T]:
+) -> AsyncGenerator[T]:
     """The messages of the stream `items`, in order, until it ends or a deadline passes.
 
     Close it (`contextlib.aclosing`) where it may be left before its end.

@@ -36,6 +36,7 @@ from edge_attention.core.schedule.extents import Extent, extent_shape, take
 from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.schedule.schedule import (
     Constant,
+    ConstantSpec,
     Delivery,
     Kept,
     ModelInput,
@@ -78,8 +79,10 @@ def weight_name(deployment: str, weight: KnownWeight) -> str:
     return f"{job_scope(deployment)}kept/w/{sha256(form.encode()).hexdigest()[:40]}"
 
 
-def constant_name(deployment: str, shape: str, digest: str) -> str:
-    return f"{job_scope(deployment)}{shape}/c/{digest[:40]}"
+def constant_name(deployment: str, shape: str, constant: ConstantSpec) -> str:
+    """Of the same bytes there may be constants of several types and shapes."""
+    form = "x".join(map(str, constant.spec.shape))
+    return f"{job_scope(deployment)}{shape}/c/{constant.digest[:40]}-{constant.spec.dtype}-{form}"
 
 
 @dataclass(frozen=True)
@@ -212,8 +215,8 @@ class SegmentCalls:
                     weights[stored] = self._weights[source]
                     inputs[name] = Stored(stored)
                 case Constant(constant):
-                    digest = schedule.constants[constant].digest
-                    inputs[name] = Stored(constant_name(self._deployment, self._shape, digest))
+                    known = schedule.constants[constant]
+                    inputs[name] = Stored(constant_name(self._deployment, self._shape, known))
                 case Kept(tensor):
                     inputs[name] = Stored(kept + tensor)
                 case ModelInput() | Delivery():

@@ -653,7 +653,7 @@ def _pieces(
     }
     for constant in sorted(constants):
         digest, spec = schedule.constants[constant].digest, schedule.constants[constant].spec
-        name = constant_name(deployment, shape, digest)
+        name = constant_name(deployment, shape, schedule.constants[constant])
         found[name] = StoredPiece(
             name,
             digest_of(ArrayBytes(_constant(files.constant(digest), spec))),

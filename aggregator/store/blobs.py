@@ -82,6 +82,13 @@ class Blobs:
         """Whether there is such a blob; its bytes are not looked at."""
         return self._path(digest).is_file()
 
+    def drop(self, digest: str) -> None:
+        """Removes the blob, if there is one. What is linked to elsewhere stays there."""
+        path = self._path(digest)
+        with self._mutex:
+            self._verified.discard(digest)
+            path.unlink(missing_ok=True)
+
     def _path(self, digest: str) -> Path:
         require_digest(digest)
         return self._folder / digest

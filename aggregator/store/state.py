@@ -14,6 +14,7 @@ one lock makes any number of threads safe.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -465,6 +466,15 @@ class State:
     def has_blob(self, digest: str) -> bool:
         """Whether there is such a blob; its bytes are not looked at."""
         return self._blobs.has(digest)
+
+    def drop_blob(self, digest: str) -> None:
+        """Removes the blob, unless a run that is kept has a use for it; nothing if there is none."""
+        name = digest.encode()
+        for (job,) in self._rows("SELECT job FROM runs"):
+            # A job is kept as protobuf's bytes, in which a digest is as it is.
+            if name in base64.b64decode(json.loads(job).get("job", "")):
+                return
+        self._blobs.drop(digest)
 
 
 def check_run_id(id: str) -> None:

@@ -20,13 +20,17 @@ _COMMANDS = {
     "attend": "edge_attention.cli.attend:attend",
     "contexts": "edge_attention.cli.contexts:contexts",
     "data": "edge_attention.cli.data:data",
+    "deploy": "edge_attention.cli.deployed:deploy",
     "demo": "edge_attention.demo.command:demo",
     "doctor": "edge_attention.cli.doctor:doctor",
     "enrol": "edge_attention.cli.enrol:enrol",
+    "infer": "edge_attention.cli.deployed:infer",
+    "models": "edge_attention.cli.deployed:models",
     "nodes": "edge_attention.cli.nodes:nodes",
     "parameters": "edge_attention.cli.parameters:parameters",
     "plan": "edge_attention.cli.plan_command:plan",
     "train": "edge_attention.cli.train:train",
+    "undeploy": "edge_attention.cli.deployed:undeploy",
     "up": "edge_attention.cli.up:up",
 }
 
@@ -97,7 +101,8 @@ def cli(
 ) -> None:
     """One attention model over many small machines.
 
-    Attend to contexts that are spread over nodes, train on data that stays where it is.
+    Attend to contexts that are spread over nodes, train on data that stays where it is, deploy ONNX models in
+    parts on several nodes.
     """
     ctx.obj = f"{aggregator[0]}:{aggregator[1]}"
     remember(ctx, Credentials(token, token_file, authority, identity))

@@ -8,13 +8,14 @@ async with AsyncClient("127.0.0.1:50051") as client:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
 
 from edge_attention.client.connection import DEADLINE_MARGIN, MAX_SECONDS, ClientConnection
 from edge_attention.client.contexts import AsyncContext
+from edge_attention.client.models import AsyncServedModel, OnDeploy, deploy, request_of
 from edge_attention.client.plans import JobPlan
 from edge_attention.client.runs import AsyncRun
 from edge_attention.core.errors import InvalidArgument
@@ -28,14 +29,15 @@ from edge_attention.core.messages.fleet import (
     ProbeNodeRequest,
     ProbeNodeResponse,
 )
+from edge_attention.core.messages.inference import DeployedModel, DescribeModelRequest, ListModelsRequest
 from edge_attention.jobs import values
 from edge_attention.jobs.checks import require_whole
 from edge_attention.jobs.federated_job import FederatedJob
-from edge_attention.jobs.job import FusionJob
+from edge_attention.jobs.job import FusionJob, ModelFile
 from edge_attention.wire import services
 from edge_attention.wire.caller import Caller
 
-__all__ = ["AsyncClient", "AsyncContext", "AsyncRun"]
+__all__ = ["AsyncClient", "AsyncContext", "AsyncRun", "AsyncServedModel"]
 
 PLANNING = 1000.0
 """Seconds a job's planning may take: its models are differentiated and tried."""
@@ -209,6 +211,52 @@ class AsyncClient:
         """All runs the aggregator knows."""
         reply = await self.caller.unary(services.LIST_RUNS, jobs.ListRunsRequest(), self.timeout)
         return list(reply.runs)
+
+    async def deploy(
+        self,
+        model: ModelFile,
+        name: str,
+        *,
+        plan: str | Path | bytes = "auto",
+        nodes: Sequence[str] = (),
+        replicas: int | None = None,
+        dimensions: Mapping[str, int] | None = None,
+        halves: bool = False,
+        progress: OnDeploy | None = None,
+    ) -> AsyncServedModel:
+        """Cut an ONNX model, bring its parts to nodes, and have it serve as `name`.
+
+        Whoever cancels this has undone it. A version that serves under that name does so until this one does.
+
+        Args:
+            model: the path of an ONNX file, whose files of weights lie beside it, or its bytes.
+            plan: auto, tokens, heads, layers, batch or replicate; of tokens also how they cross an attention
+                (tokens:gather, tokens:switch, tokens:merge); or the path, or the bytes, of a plan's file.
+            nodes: that may hold parts; none: all that are there.
+            replicas: nodes that hold each part; None: one, of a model that is not cut all.
+            dimensions: sizes of the model's open dimensions, by name, of the requests it is made for.
+            halves: activations pass in float16, so that the answer has the error of their rounding.
+            progress: told how far it is.
+
+        Raises:
+            InvalidGraph: the model cannot be cut so; says why.
+            ResourceExhausted: it does not fit; says where and by how much.
+        """
+        request = request_of(name, plan, nodes, replicas, dimensions, halves)
+        if progress is not None and not callable(progress):
+            raise InvalidArgument(f"progress is {values.said(progress)}; give what can be called")
+        return await deploy(self.connection, model, request, progress or (lambda _: None))
+
+    async def models(self) -> list[DeployedModel]:
+        """All deployed models, those that are coming or going included."""
+        reply = await self.caller.unary(services.LIST_MODELS, ListModelsRequest(), self.timeout)
+        return list(reply.models)
+
+    async def model(self, name: str) -> AsyncServedModel:
+        """The deployed model of that name; NotFound if there is none."""
+        request = DescribeModelRequest(values.text(name, "name"))
+        reply = await self.caller.unary(services.DESCRIBE_MODEL, request, self.timeout)
+        return AsyncServedModel(self.connection, reply.model)
 
     @property
     def _planning(self) -> float:

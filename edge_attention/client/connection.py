@@ -24,6 +24,8 @@ from edge_attention.wire.caller import Caller
 T = TypeVar("T")
 
 MIB = 1024 * 1024
+OnSent = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
 DEADLINE_MARGIN = 0.75  # the server answers at the deadline, labelled; ours comes after it, within a second
 MAX_SECONDS = 1e9  # what no timeout is above
 SLOWEST = 250_000  # bytes a second a connection is expected to carry, for timeouts of bulk calls
@@ -165,13 +167,44 @@ class ClientConnection:
             Unavailable: it could not be reached three times in a row.
         """
         digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
-        size = len(data)
 
+        async def read(at: int) -> bytes:
+            return data[at : at + MIB]
+
+        await self._upload(digest, len(data), read, _nobody)
+        return digest
+
+    async def upload_file(self, path: Path, progress: OnSent) -> str:
+        """As `upload`, of a file on the disk, which is never in memory as a whole.
+
+        `progress`: told the bytes that are there, and those of the whole.
+
+        Raises:
+            InvalidArgument: it cannot be read.
+            DataLoss: it has changed meanwhile, too.
+        """
+        try:
+            with path.open("rb", buffering=0) as file:
+                digest = await asyncio.to_thread(lambda: hashlib.file_digest(file, "sha256").hexdigest())
+                size = os.fstat(file.fileno()).st_size
+
+                async def read(at: int) -> bytes:
+                    return await asyncio.to_thread(os.pread, file.fileno(), MIB, at)
+
+                await self._upload(digest, size, read, progress)
+        except OSError as error:
+            raise InvalidArgument(f"{path} cannot be read: {error.strerror or error}") from None
+        return digest
+
+    async def _upload(
+        self, digest: str, size: int, read: Callable[[int], Awaitable[bytes]], progress: OnSent
+    ) -> None:
         async def chunks(start: int) -> AsyncIterator[UploadChunk]:
             if start >= size:
                 yield UploadChunk("", digest, start, size, b"")
             for at in range(start, size, MIB):
-                yield UploadChunk("", digest, at, size, data[at : at + MIB])
+                yield UploadChunk("", digest, at, size, await read(at))
+                progress(min(at + MIB, size), size)
 
         timeout = self.timeout + size / SLOWEST
         ask = partial(chunks, size)  # without data: how much is there
@@ -188,8 +221,13 @@ class ClientConnection:
                 await asyncio.sleep(0.2 * 2**attempt)
             else:
                 if there == size:
-                    return digest
+                    progress(size, size)
+                    return
         raise DataLoss(f"the aggregator at {self.address} did not keep file {digest[:12]}: send it again")
+
+
+def _nobody(done: int, total: int) -> None:
+    pass
 
 
 def _inherited() -> list[Any]:

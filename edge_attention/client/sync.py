@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -22,12 +22,14 @@ from numpy.typing import ArrayLike
 from edge_attention.client.aio import AsyncClient
 from edge_attention.client.background import BACKGROUND
 from edge_attention.client.contexts import AsyncContext, OnProgress
+from edge_attention.client.models import AsyncServedModel, ModelResult, OnDeploy
 from edge_attention.client.plans import JobPlan
 from edge_attention.client.results import Answer, Appended
 from edge_attention.client.runs import AsyncRun, Event
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
+from edge_attention.core.messages.inference import DeployedModel
 from edge_attention.core.messages.training import TrainingRound, TrainingRun
 from edge_attention.jobs.columns import Columns, Inputs, WhereMissing
 from edge_attention.jobs.federated_job import FederatedJob
@@ -169,6 +171,83 @@ class Client:
     def runs(self) -> list[TrainingRun]:
         """All runs the aggregator knows."""
         return self._wait(self._client.runs())
+
+    def deploy(
+        self,
+        model: ModelFile,
+        name: str,
+        *,
+        plan: str | Path | bytes = "auto",
+        nodes: Sequence[str] = (),
+        replicas: int | None = None,
+        dimensions: Mapping[str, int] | None = None,
+        halves: bool = False,
+        progress: OnDeploy | None = None,
+    ) -> ServedModel:
+        """Cut an ONNX model, bring its parts to nodes, and have it serve as `name`; see AsyncClient.deploy.
+
+        `progress` is called on the client's thread: it must not call the client.
+        """
+        made = self._client.deploy(
+            model,
+            name,
+            plan=plan,
+            nodes=nodes,
+            replicas=replicas,
+            dimensions=dimensions,
+            halves=halves,
+            progress=progress,
+        )
+        return ServedModel(self, self._wait(made))
+
+    def models(self) -> list[DeployedModel]:
+        """All deployed models, those that are coming or going included."""
+        return self._wait(self._client.models())
+
+    def model(self, name: str) -> ServedModel:
+        """The deployed model of that name; NotFound if there is none."""
+        return ServedModel(self, self._wait(self._client.model(name)))
+
+
+class ServedModel:
+    """A deployed model on the aggregator."""
+
+    def __init__(self, client: Client, model: AsyncServedModel) -> None:
+        self._client = client
+        self._model = model
+
+    @property
+    def name(self) -> str:
+        return self._model.name
+
+    @property
+    def info(self) -> DeployedModel:
+        """What it is, as last heard: its inputs and outputs, its plan, who holds what."""
+        return self._model.info
+
+    def __repr__(self) -> str:
+        return repr(self._model).replace("AsyncServedModel", "ServedModel")
+
+    def infer(
+        self,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        deadline: float | None = None,
+        outputs: Sequence[str] = (),
+        partial: bool = False,
+    ) -> ModelResult:
+        """The model's answer to `inputs`, name -> array, by name; see AsyncServedModel.infer."""
+        return self._client._wait(
+            self._model.infer(inputs, deadline=deadline, outputs=outputs, partial=partial)
+        )
+
+    def describe(self) -> DeployedModel:
+        """What it is now."""
+        return self._client._wait(self._model.describe())
+
+    def undeploy(self) -> DeployedModel:
+        """End the deployment: requests under way end, then nodes and the aggregator forget its weights."""
+        return self._client._wait(self._model.undeploy())
 
 
 class Context:

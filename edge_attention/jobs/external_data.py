@@ -7,7 +7,9 @@ who receives it, as any file is.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from typing import BinaryIO
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.reading.bounds import MAX_BYTES
 
-__all__ = ["with_external_data"]
+__all__ = ["external_files", "with_external_data"]
 
 _PIECE = 1 << 20
 _MAX_TENSORS = 1 << 20
@@ -94,11 +96,26 @@ def with_external_data(data: bytes, what: str, folder: Path | None) -> bytes:
     return out.getvalue()
 
 
+def external_files(data: bytes | mmap.mmap, what: str, folder: Path | None) -> dict[str, Path]:
+    """The other files in which `data`, an ONNX file, keeps weights: as it names them, and where they lie.
+
+    Raises InvalidGraph as `with_external_data`, but for their size.
+    """
+    if data.find(b"location") < 0:
+        return {}
+    reader = _WeightsReader(what, folder)
+    # An error that is kept would keep the mapping, which could not be closed.
+    with contextlib.suppress(IndexError), memoryview(data) as view:
+        reader.message(view, "Model", 0)
+    return reader.files
+
+
 class _WeightsReader:
     def __init__(self, what: str, folder: Path | None) -> None:
         self._what = what
         self._folder = folder
         self.found = 0
+        self.files: dict[str, Path] = {}
 
     def message(self, data: memoryview, kind: str, depth: int) -> _Message:
         """The message with its external tensors replaced. Raises IndexError where it breaks off."""
@@ -180,6 +197,7 @@ class _WeightsReader:
                 f"{tensor} is at bytes {offset:,} to {offset + size:,} of {location[:80]!a}, which has "
                 f"{info.st_size:,}: the file is damaged, or of another model"
             )
+        self.files[location] = path
         return _Slice(path, offset, size)
 
 

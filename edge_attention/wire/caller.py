@@ -191,11 +191,16 @@ class Caller:
                 raise
 
     async def receive(
-        self, method: Method[Q, R], request: Q, timeout: float | None = None, silence: float | None = None
+        self,
+        method: Method[Q, R],
+        request: Q | AsyncIterable[Q],
+        timeout: float | None = None,
+        silence: float | None = None,
     ) -> AsyncIterator[R]:
         """One request, a stream of responses. What comes damaged is for who reads it to ask for again.
 
         Args:
+            request: of a method that streams them, all of them; what they raise ends the call as cancelled.
             silence: seconds that may pass between two responses, or before the first.
 
         Raises:
@@ -204,8 +209,8 @@ class Caller:
         """
         ends = _Ends(timeout)
         line = await self._line(_Ends(silence) if timeout is None else ends)
-        data = method.request.encode(request)
-        call: Any = self._call(line, method)(data, timeout=ends.left, metadata=self._told())
+        sent: Any = _encoded(method, request) if method.streams_request else method.request.encode(request)  # type: ignore[arg-type]
+        call: Any = self._call(line, method)(sent, timeout=ends.left, metadata=self._told())
         silent = False
 
         def late(quiet: float) -> bool:
@@ -273,6 +278,11 @@ class Caller:
         """A stream both ways. The channel must be open."""
         call = self._call(self._lines.opened, method)(metadata=self._metadata())
         return Duplex(method, call, self._where, self.explained)
+
+
+async def _encoded(method: AnyMethod, requests: Any) -> AsyncIterator[bytes]:
+    async for request in requests:
+        yield method.request.encode(request)
 
 
 def _cancelling() -> bool:

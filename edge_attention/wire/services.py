@@ -1,4 +1,4 @@
-"""The client services on the wire: fleet, bulk, attention, training. A new call is a line here.
+"""The client services on the wire: fleet, bulk, attention, training, inference. A new call is a line here.
 
 Requests may come without a checksum, from clients in other languages; answers always have one.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TypeVar
 
-from edge_attention.core.messages import attention, fleet
+from edge_attention.core.messages import attention, fleet, inference
 from edge_attention.core.messages import training as jobs
+from edge_attention.core.messages.inference import DeployedModel, DeployProgress
 from edge_attention.core.messages.link import DownloadRequest, UploadChunk
 from edge_attention.core.messages.training import TrainingRound, TrainingRun
 from edge_attention.wire.codec import FIELDS, MESSAGE_LIMIT, Codec
 from edge_attention.wire.frames import FrameCodec
 from edge_attention.wire.link import download_chunk, upload_response
 from edge_attention.wire.methods import Method, Service
-from protos.edge_attention.v1 import attention_pb2, fleet_pb2, link_pb2, training_pb2
+from protos.edge_attention.v1 import attention_pb2, fleet_pb2, inference_pb2, link_pb2, training_pb2
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -25,6 +26,7 @@ FLEET = Service("edge_attention.v1.FleetService")
 BULK = Service("edge_attention.v1.BulkService")
 ATTENTION = Service("edge_attention.v1.AttentionService")
 TRAINING = Service("edge_attention.v1.TrainingService")
+INFERENCE = Service("edge_attention.v1.InferenceService")
 
 REQUEST_PARTS = 1 << 16
 """Bytes of a client's request: its event loop is everybody's. 65,536 names, or 4,096 encoders."""
@@ -32,6 +34,7 @@ RUN_LIMIT = 1 << 20
 """Bytes of a request that describes a run; what an aggregator keeps of one is less."""
 
 RunEvent = TrainingRound | TrainingRun
+DeployEvent = DeployProgress | DeployedModel
 
 
 def _method(
@@ -60,7 +63,7 @@ def _method(
     )
 
 
-a, j, a_pb, j_pb = attention, jobs, attention_pb2, training_pb2
+a, j, i, a_pb, j_pb, i_pb = attention, jobs, inference, attention_pb2, training_pb2, inference_pb2
 
 LIST_NODES = _method(FLEET, "ListNodes", fleet.ListNodesRequest, fleet.ListNodesResponse, fleet_pb2)
 DESCRIBE_AGGREGATOR = _method(
@@ -118,3 +121,31 @@ GET_PARAMETERS = _method(
     TRAINING, "GetParameters", j.GetParametersRequest, j.ParametersChunk, j_pb, streams_response=True
 )
 GET_MODEL = _method(TRAINING, "GetModel", j.GetModelRequest, j.ModelChunk, j_pb, streams_response=True)
+
+DEPLOY = Method(
+    INFERENCE,
+    "Deploy",
+    Codec[i.DeployRequest](i.DeployRequest, i_pb.DeployRequest, parts=REQUEST_PARTS, fields=FIELDS),
+    Codec[DeployEvent](
+        DeployEvent,
+        i_pb.DeployResponse,
+        {DeployProgress: "progress", DeployedModel: "model"},
+        sealed=True,
+    ),
+    streams_response=True,
+)
+UNDEPLOY = _method(INFERENCE, "Undeploy", i.UndeployRequest, i.UndeployResponse, i_pb, changes=True)
+LIST_MODELS = _method(INFERENCE, "ListModels", i.ListModelsRequest, i.ListModelsResponse, i_pb)
+DESCRIBE_MODEL = _method(INFERENCE, "DescribeModel", i.DescribeModelRequest, i.DescribeModelResponse, i_pb)
+WATCH_MODEL = _method(
+    INFERENCE, "WatchModel", i.WatchModelRequest, i.WatchModelResponse, i_pb, streams_response=True
+)
+INFER = _method(
+    INFERENCE,
+    "Infer",
+    i.InferRequest,
+    i.InferResponse,
+    i_pb,
+    streams_request=True,
+    streams_response=True,
+)

@@ -58,7 +58,9 @@ def test_a_toy_recipe_is_served_audited_counted_and_on_the_page(tmp_path):
     assert state["called"] == {"a": 1, "b": 1}
     assert state["contexts"] == {}, "the others are there as well"
     paths = re.findall(r'from "/recipes/([^"]+)";', listed)
-    assert paths == ["attention.js", "training.js", "roll-call.js"], "as the server adds them up"
+    assert paths == ["attention.js", "inference.js", "training.js", "roll-call.js"], (
+        "as the server adds them up"
+    )
     (line,) = [
         line
         for line in map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())

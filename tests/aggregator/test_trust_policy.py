@@ -20,6 +20,7 @@ from aggregator.api.service import Api
 from aggregator.attention.service import AttentionApi
 from aggregator.checkup.checkup import Checkup
 from aggregator.engine.link import FleetLink
+from aggregator.inference.service import InferenceApi
 from aggregator.serving.rpc import service_handlers
 from aggregator.training.service import TrainingApi
 from aggregator.trust.access import Access
@@ -49,7 +50,7 @@ from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
 
 def every_endpoint():
     """What an aggregator serves: to know who may call it, its parts need not be there."""
-    served = (FleetLink, 4), (Api, 2), (AttentionApi, 5), (TrainingApi, 1), (Checkup, 3)
+    served = (FleetLink, 4), (Api, 2), (AttentionApi, 5), (TrainingApi, 1), (InferenceApi, 3), (Checkup, 3)
     keywords = {FleetLink: {"welcome": None}}
     for kind, parts in served:
         yield from kind(*[None] * parts, **keywords.get(kind, {})).endpoints()

@@ -22,7 +22,8 @@ RIGHT = {
     "append": {"keys": ONES, "values": ONES}, "attend": {"queries": QUERIES},
     "append_dataset": {"node": "a", "dataset": "d", "model": b"m", "inputs": {"x": "x"}},
     "events": {}, "parameters": {}, "save_parameters": {"file": "FILE"}, "onnx": {},
-    "save_onnx": {"file": "FILE"},
+    "save_onnx": {"file": "FILE"}, "model": {"name": "m"},
+    "deploy": {"model": b"m", "name": "m", "plan": "tokens"},
 }  # fmt: skip
 CALLS = [
     (cls, name, argument)

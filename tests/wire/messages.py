@@ -20,6 +20,7 @@ from edge_attention.wire.methods import Method
 from protos.edge_attention.v1 import (
     attention_pb2,
     fleet_pb2,
+    inference_pb2,
     link_pb2,
     program_pb2,
     table_pb2,
@@ -27,7 +28,16 @@ from protos.edge_attention.v1 import (
     training_pb2,
 )
 
-FILES = (attention_pb2, fleet_pb2, link_pb2, program_pb2, table_pb2, tensor_pb2, training_pb2)
+FILES = (
+    attention_pb2,
+    fleet_pb2,
+    inference_pb2,
+    link_pb2,
+    program_pb2,
+    table_pb2,
+    tensor_pb2,
+    training_pb2,
+)
 
 METHODS: dict[str, Method] = {
     found.path: found
@@ -54,6 +64,7 @@ ONEOFS: dict[str, dict[type, str]] = {
         link.Credit: "credit",
     },
     "WatchRunResponse": {services.TrainingRound: "round", services.TrainingRun: "run"},
+    "DeployResponse": {services.DeployProgress: "progress", services.DeployedModel: "model"},
     "Instruction": {
         program.Run: "run",
         program.Append: "append",
@@ -67,6 +78,7 @@ UNIONS = {
     "ConnectRequest": program.Contribution | link.FromNode,
     "ConnectResponse": link.ToNode,
     "WatchRunResponse": services.RunEvent,
+    "DeployResponse": services.DeployEvent,
 }
 
 _INTS = {

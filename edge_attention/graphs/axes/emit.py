@@ -109,7 +109,7 @@ class _Emission:
         """Axes that some weight has, or constants alone: no length of an input."""
         self.graphs: dict[str, bytes] = {}
         self.constants: dict[str, Array] = {}
-        self.constant_names: dict[str, str] = {}
+        self.constant_names: dict[ConstantSpec, str] = {}
         self.graph_names: dict[str, str] = {}
         self.boundaries: dict[Form, str] = {}
         self.kept: dict[Form, str] = {}
@@ -137,10 +137,7 @@ class _Emission:
             self._boundaries(),
             tuple(steps),
             {name: digest for digest, name in self.graph_names.items()},
-            {
-                name: ConstantSpec(digest, _form(self.constants[digest]))
-                for digest, name in self.constant_names.items()
-            },
+            {name: spec for spec, name in self.constant_names.items()},
         )
         return Emitted(schedule, self.graphs, self.constants)
 
@@ -171,9 +168,11 @@ class _Emission:
     def constant(self, value: Array) -> Constant:
         # Not ascontiguousarray: that makes a scalar a vector.
         value = np.array(value, order="C")
-        digest = hashlib.sha256(f"{value.dtype.name}{value.shape}".encode() + value.tobytes()).hexdigest()
+        digest = hashlib.sha256(value.tobytes()).hexdigest()
         self.constants.setdefault(digest, value)
-        return Constant(self.constant_names.setdefault(digest, f"c{len(self.constant_names)}"))
+        # Of the same bytes there may be arrays of several types and shapes.
+        spec = ConstantSpec(digest, _form(value))
+        return Constant(self.constant_names.setdefault(spec, f"c{len(self.constant_names)}"))
 
     def literals_or_derived(self, name: str) -> Array | None:
         found = self.literals.get(name)

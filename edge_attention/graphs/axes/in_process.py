@@ -143,7 +143,9 @@ class InProcess:
                 case Kept(of):
                     given[name] = kept[segment.part, of]
                 case Constant(of):
-                    given[name] = self.constant(self.schedule.constants[of].digest)
+                    known = self.schedule.constants[of]
+                    data = self.constant(known.digest).tobytes()
+                    given[name] = np.frombuffer(data, known.spec.dtype).reshape(known.spec.shape)
                 case Weight():
                     if not self.freeze:
                         given[name] = self.weight(source)

@@ -1,0 +1,86 @@
+"""What models have answered lately, for the page: the last requests, and by model where the time went."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from aggregator.inference.feeds import shape_text
+from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.messages.inference import InferReport
+from edge_attention.core.tensors import Array
+
+LATEST = 50
+MODELS = 256
+_NEW = 0.1
+"""How much a request weighs in the means."""
+
+
+@dataclass(frozen=True)
+class AnswerLine:
+    """One request. `time`: seconds since 1970. `why`: of one that failed, or is not exact."""
+
+    number: int
+    time: float
+    model: str
+    outcome: str
+    shapes: str
+    seconds: Mapping[str, float]
+    why: str = ""
+
+
+@dataclass
+class ModelTimes:
+    """Of a model's requests: mean seconds by stage, in graphs by part, and bytes each way."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    part_seconds: dict[str, float] = field(default_factory=dict)
+    bytes_down: float = 0.0
+    bytes_up: float = 0.0
+
+    def add(self, report: InferReport) -> None:
+        _mean(self.seconds, report.seconds)
+        _mean(self.part_seconds, report.part_seconds)
+        self.bytes_down += (report.bytes_down - self.bytes_down) * (_NEW if self.bytes_down else 1)
+        self.bytes_up += (report.bytes_up - self.bytes_up) * (_NEW if self.bytes_up else 1)
+
+
+class InferenceActivity:
+    """`clock`: seconds since 1970."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.latest: deque[AnswerLine] = deque(maxlen=LATEST)
+        self.models: dict[str, ModelTimes] = {}
+        self._clock = clock
+        self._count = 0
+
+    def answered(self, model: str, feeds: Mapping[str, Array], report: InferReport) -> None:
+        """A request was answered."""
+        shapes = shape_text({name: array.shape for name, array in feeds.items()})[:120]
+        outcome = "exact" if report.exact else "partial"
+        self._add(model, outcome, shapes, report.seconds, report.lacking)
+        if model in self.models or len(self.models) < MODELS:
+            self.models.setdefault(model, ModelTimes()).add(report)
+
+    def failed(self, model: str, seconds: float, error: EdgeAttentionError) -> None:
+        """A request ended with an error."""
+        self._add(model, "failed", "", {"all": seconds}, error.message)
+
+    def forget(self, model: str) -> None:
+        """The model is no longer deployed."""
+        self.models.pop(model, None)
+
+    def _add(self, model: str, outcome: str, shapes: str, seconds: Mapping[str, float], why: str) -> None:
+        self._count += 1
+        line = AnswerLine(self._count, self._clock(), model, outcome, shapes, dict(seconds), why[:300])
+        self.latest.append(line)
+
+
+def _mean(means: dict[str, float], new: Mapping[str, float]) -> None:
+    for name, value in new.items():
+        if name in means:
+            means[name] += (value - means[name]) * _NEW
+        elif len(means) < 1024:
+            means[name] = value

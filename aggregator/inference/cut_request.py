@@ -1,0 +1,82 @@
+"""What the process apart is asked about a model: to plan it, if it has no plan, and to cut it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aggregator.inference.deployed import Shapes
+
+__all__ = ["CutRequest", "NodeTold"]
+
+
+@dataclass(frozen=True)
+class NodeTold:
+    """What a plan is made with, of a node.
+
+    Attributes:
+        memory_limit, taken: bytes it may hold, and those of other models that it holds.
+        slowness: measured seconds by predicted ones.
+        machine, cores: of boxes of one machine, which share its cores; "" and 0: not known.
+        latency: seconds one way of a small message.
+        down, up: bytes a second; 0: not measured.
+    """
+
+    name: str
+    memory_limit: int
+    taken: int
+    threads: int
+    slowness: float = 1.0
+    machine: str = ""
+    cores: float = 0.0
+    latency: float = 0.0
+    down: float = 0.0
+    up: float = 0.0
+
+
+@dataclass(frozen=True)
+class CutRequest:
+    """What is to be cut, and how.
+
+    Attributes:
+        model: path of the ONNX file.
+        into: folder of the shape, made by whoever cuts.
+        word: what the plan is called, if it is not said in full.
+        plan: the plan as it is kept, of a model that was planned before; "" otherwise.
+        plan_file: path of a plan said in full; "" otherwise.
+        nodes: that may hold parts, of a model that is planned now.
+        holders: who holds them, of one that was planned before.
+        dimensions: sizes of open dimensions, by name.
+        shapes: of the inputs, of a request; {}: those that `dimensions` and defaults say.
+    """
+
+    model: str
+    into: str
+    word: str = ""
+    plan: str = ""
+    plan_file: str = ""
+    nodes: tuple[NodeTold, ...] = ()
+    replicas: int = 0
+    holders: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=dict)
+    halves: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "nodes": [vars(node) for node in self.nodes],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CutRequest:
+        return cls(
+            **{
+                **data,
+                "nodes": tuple(NodeTold(**node) for node in data["nodes"]),
+                "holders": {int(part): tuple(nodes) for part, nodes in data["holders"].items()},
+                "shapes": {name: tuple(shape) for name, shape in data["shapes"].items()},
+            }
+        )

@@ -1,0 +1,307 @@
+"""What the process apart does with a model: looks at it, makes its plan if it has none, and cuts it.
+
+A plan is a word, a file, or what the planner finds best over the nodes that are here. All that is asked of a
+model that somebody sent is asked of the strict reader's (edge_attention/graphs/axes/model_reading.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from onnx import ValueInfoProto, helper
+
+from aggregator.inference.cut_request import CutRequest, NodeTold
+from aggregator.inference.deployed import PlannedParts
+from aggregator.inference.placement import Holders, by_word, plan_word, spread
+from edge_attention.core.errors import (
+    EdgeAttentionError,
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidGraph,
+    ResourceExhausted,
+)
+from edge_attention.core.messages.inference import ConsideredPlan, DeployedPart, ModelTensor
+from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
+from edge_attention.core.placement.cuts.choice import PlanWanted
+from edge_attention.core.placement.cuts.choosing import choose
+from edge_attention.core.placement.cuts.plan_toml import loads_toml
+from edge_attention.core.schedule.extents import extent_shape
+from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.core.schedule.saved_plan import dumps_plan, loads_plan
+from edge_attention.core.schedule.schedule import Schedule, TensorForm, Weight
+from edge_attention.core.tensors import DataType
+from edge_attention.graphs.axes.costs import model_costs
+from edge_attention.graphs.axes.cut import analyse, cut, shared_ranges, sizes_of
+from edge_attention.graphs.axes.folder import write_cut
+from edge_attention.graphs.axes.model_axes import Axes
+from edge_attention.graphs.axes.model_reading import OpenModel, open_model
+from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
+
+__all__ = ["cut_as_asked"]
+
+FIRST, OTHERS = 1, (128, 64, 32, 16, 8)
+"""Sizes of open dimensions that nobody says: of the first of an input, and of others, the first that fits: a
+model may have positions for fewer."""
+CONSIDERED = 8
+"""Plans not taken that are told of."""
+FLOPS_A_THREAD = 4e10
+"""What a node is taken for of which nothing was measured."""
+
+
+def cut_as_asked(request: CutRequest) -> PlannedParts:
+    """Plan the model, if it has no plan, and cut it into `request.into`.
+
+    Raises:
+        InvalidGraph: it is no model that can be cut, or not so; says why.
+        InvalidArgument: the plan, or a size, is not of this model.
+        FailedPrecondition, ResourceExhausted: too few nodes, or too small ones.
+    """
+    model = open_model(Path(request.model))
+    inputs = tuple(_tensor(value, model) for value in _inputs(model))
+    outputs = tuple(_tensor(value, model) for value in model.model.graph.output)
+    feeds, axes = _analysed(model, inputs, request)
+    considered: tuple[ConsideredPlan, ...] = ()
+    notes: tuple[str, ...] = ()
+    if request.plan:
+        plan, holders = loads_plan(request.plan), request.holders
+    elif request.plan_file:
+        plan, holders = _of_file(Path(request.plan_file).read_bytes(), axes, request)
+    else:
+        word, crossing = plan_word(request.word)
+        if word == "auto":
+            plan, holders, considered, said = _chosen(axes, request)
+            notes = (said,)
+        else:
+            nodes, sizes = [node.name for node in request.nodes], layer_bytes(axes, narrow_places(axes))
+            plan, holders = by_word(word, crossing, nodes, sizes, request.replicas, halves=request.halves)
+    emitted = cut(axes, plan)
+    write_cut(emitted, model, Path(request.into))
+    schedule = emitted.schedule
+    return PlannedParts(
+        inputs,
+        outputs,
+        {name: form.shape for name, form in feeds.items()},
+        dumps_plan(plan),
+        _in_words(plan, holders),
+        tuple(_parts(plan, axes, schedule, model)),
+        holders,
+        _node_bytes(schedule, holders, model),
+        schedule.coverage,
+        schedule.lacking,
+        considered,
+        notes,
+    )
+
+
+def _analysed(
+    model: OpenModel, inputs: Sequence[ModelTensor], request: CutRequest
+) -> tuple[dict[str, TensorForm], Axes]:
+    """The inputs' forms, and the model's axes for them."""
+    refused: EdgeAttentionError | None = None
+    tried: list[dict[str, TensorForm]] = []
+    for others in OTHERS:
+        feeds = _feeds(inputs, request, others)
+        if feeds in tried:
+            break  # all sizes were said
+        tried.append(feeds)
+        try:
+            return feeds, analyse(model, sizes_of(model, feeds))
+        except InvalidArgument as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _inputs(model: OpenModel) -> list[ValueInfoProto]:
+    weights = {tensor.name for tensor in model.model.graph.initializer}
+    return [value for value in model.model.graph.input if value.name not in weights]
+
+
+def _tensor(value: ValueInfoProto, model: OpenModel) -> ModelTensor:
+    tensor = value.type.tensor_type
+    try:
+        data_type = DataType(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name)
+    except (KeyError, ValueError, TypeError):
+        raise InvalidGraph(
+            f"{value.name!r} of the model is of a type that does not travel; use one of "
+            f"{', '.join(one.value for one in DataType)}"
+        ) from None
+    shape = tuple(
+        str(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or "?"
+        for dim in tensor.shape.dim
+    )
+    return ModelTensor(value.name, data_type, shape)
+
+
+def _feeds(inputs: Sequence[ModelTensor], request: CutRequest, others: int) -> dict[str, TensorForm]:
+    """The inputs' forms: as a request has them, or of the sizes that were said, or by default."""
+    if request.shapes:
+        return {one.name: TensorForm(one.data_type.value, tuple(request.shapes[one.name])) for one in inputs}
+    first = {one.shape[0] for one in inputs if one.shape}
+    known = {name for one in inputs for name in one.shape} | {
+        f"{one.name}.{axis}" for one in inputs for axis in range(len(one.shape))
+    }
+    for name in request.dimensions:
+        if name not in known or name.isdigit() or name == "?":
+            names = sorted({n for one in inputs for n in one.shape if n != "?" and not n.isdigit()})
+            raise InvalidArgument(
+                f"the model has no open dimension {name[:80]!r}; it has "
+                f"{', '.join(names) or 'none by name'}: one without a name is called INPUT.AXIS"
+            )
+
+    def size(one: ModelTensor, axis: int) -> int:
+        name = one.shape[axis]
+        if name.isdigit():
+            return int(name)
+        own = request.dimensions.get(f"{one.name}.{axis}")
+        said = request.dimensions.get(name) if own is None and name != "?" else own
+        if said is not None:
+            return said
+        return FIRST if axis == 0 or (name != "?" and name in first) else others
+
+    return {
+        one.name: TensorForm(one.data_type.value, tuple(size(one, a) for a in range(len(one.shape))))
+        for one in inputs
+    }
+
+
+def _of_file(data: bytes, axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders]:
+    """The plan of a file, JSON or TOML, and who holds what, which it may say itself."""
+    layers = len(narrow_places(axes)) + 1
+    names = [node.name for node in request.nodes]
+    holders: Mapping[int, tuple[str, ...]] = {}
+    if data.lstrip()[:1] == b"{":
+        plan = loads_plan(data, layers)
+    else:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            raise InvalidArgument("the plan's file is neither JSON nor TOML; see docs/models.md") from None
+        plan, holders = loads_toml(text, layers)
+    if not holders:
+        holders = spread(plan.parts, names, max(request.replicas, 1))
+    away = sorted({node for nodes in holders.values() for node in nodes} - set(names))
+    if away:
+        raise FailedPrecondition(
+            f"the plan has node {', '.join(away)} hold parts; the nodes that are here, and may, are "
+            f"{', '.join(names)}"
+        )
+    return plan, holders
+
+
+def _chosen(axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders, tuple[ConsideredPlan, ...], str]:
+    """What the planner finds best; who holds what; what it did not take; why, in a sentence."""
+    boxes = [_box(node) for node in request.nodes]
+    links = BoxLinks({node.name: _link(node) for node in request.nodes})
+    choice = choose(model_costs(axes), boxes, links, PlanWanted(halves=request.halves))
+    if choice.chosen is None:
+        raise ResourceExhausted(choice.says)
+    plan, holders = choice.chosen.plan, choice.chosen.boxes
+    names = [node.name for node in request.nodes]
+    if request.replicas > 1:
+        if request.replicas > len(names):
+            raise FailedPrecondition(
+                f"{request.replicas} replicas need as many nodes, and {len(names)} are here"
+            )
+        holders = {
+            part: tuple(dict.fromkeys((*held, *names)))[: request.replicas] for part, held in holders.items()
+        }
+    rejected = tuple(
+        ConsideredPlan(one.name, one.seconds, one.problem) for one in choice.rejected[:CONSIDERED]
+    )
+    return plan, holders, rejected, choice.says
+
+
+def _box(node: NodeTold) -> ComputeBox:
+    memory = max(node.memory_limit - node.taken, 1)
+    return ComputeBox(
+        node.name,
+        FLOPS_A_THREAD * max(node.threads, 1),
+        memory=memory,
+        slowness=node.slowness,
+        machine=node.machine,
+        cores=node.cores or math.inf,
+    )
+
+
+def _link(node: NodeTold) -> BoxLink:
+    return BoxLink(node.latency, node.down or math.inf, node.up or math.inf)
+
+
+def _bytes(weight: Weight, model: OpenModel, small: Mapping[str, TensorForm]) -> int:
+    place = model.places.get(weight.name)
+    shape, dtype = (
+        (place.shape, place.dtype) if place else (small[weight.name].shape, small[weight.name].dtype)
+    )
+    return math.prod(extent_shape(shape, weight.extent)) * np.dtype(dtype).itemsize
+
+
+def _sizes(weights: set[Weight], model: OpenModel) -> int:
+    small = {
+        tensor.name: TensorForm(
+            np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).name, tuple(tensor.dims)
+        )
+        for tensor in model.model.graph.initializer
+        if tensor.name not in model.places
+    }
+    return sum(_bytes(weight, model, small) for weight in weights)
+
+
+def _node_bytes(schedule: Schedule, holders: Holders, model: OpenModel) -> dict[str, int]:
+    """Bytes of weights that each node is to hold: what several of its parts need it holds once."""
+    needed: dict[str, set[Weight]] = {}
+    for part, nodes in holders.items():
+        for node in nodes:
+            needed.setdefault(node, set()).update(schedule.weights_of(part))
+    return {node: _sizes(weights, model) for node, weights in needed.items()}
+
+
+def _parts(plan: CutPlan, axes: Axes, schedule: Schedule, model: OpenModel) -> list[DeployedPart]:
+    found = []
+    for stage in plan.stages:
+        for at, part in enumerate(stage.parts):
+            size = _sizes(schedule.weights_of(part), model)
+            found.append(DeployedPart(part, stage.layers, _share(stage, at, axes), size))
+    return sorted(found, key=lambda part: part.part)
+
+
+_OF = {Cut.TOKENS: "tokens", Cut.BATCH: "batch", Cut.HEADS: "heads"}
+_CALLED = {Cut.TOKENS: "tokens", Cut.BATCH: "rows", Cut.HEADS: "heads"}
+
+
+def _share(stage: Stage, at: int, axes: Axes) -> str:
+    """What a stage's part does of it: `tokens 0-63 of 128`."""
+    if stage.cut is Cut.NONE or len(stage.parts) == 1:
+        return "all"
+    names = [name for name in axes.named if name.split(".")[0] == _OF[stage.cut]]
+    if not names:
+        return f"a share by {stage.cut.value}"
+    size = axes.sizes[axes.named[names[0]][0]]
+    ranges = stage.ranges.get(names[0]) or shared_ranges(size, stage.shares or (1.0,) * len(stage.parts))
+    start, stop = ranges[at]
+    of = f" of {size}{' in each layer' if stage.cut is Cut.HEADS and len(names) > 1 else ''}"
+    return f"{_CALLED[stage.cut]} {start}-{stop - 1}{of}" if stop > start else f"none{of}"
+
+
+def _in_words(plan: CutPlan, holders: Holders) -> str:
+    """The plan, for a person."""
+    if len(plan.stages) == 1:
+        return _stage_in_words(plan.stages[0], holders)
+    return ", then ".join(
+        f"layers {stage.layers.start}-{stage.layers.stop - 1} {_stage_in_words(stage, holders)}"
+        for stage in plan.stages
+    )
+
+
+def _stage_in_words(stage: Stage, holders: Holders) -> str:
+    if len(stage.parts) == 1:
+        held = holders.get(stage.parts[0], ())
+        nodes = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "")
+        return f"whole on {nodes}" if len(held) == 1 else f"whole on each of {nodes}"
+    parts = ", ".join("/".join(holders.get(part, ())) for part in stage.parts[:8])
+    more = f" and {len(stage.parts) - 8} more" if len(stage.parts) > 8 else ""
+    how = f" ({stage.crossing.value})" if stage.cut is Cut.TOKENS else ""
+    return f"by {_OF[stage.cut]}{how} over {parts}{more}"

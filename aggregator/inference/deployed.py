@@ -1,0 +1,232 @@
+"""One deployment as the aggregator has it in memory: what it is, who holds it, what it is prepared for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from aggregator.bounds.bounds import SHAPES
+from aggregator.bounds.budget import Lease
+from aggregator.inference.life import Life
+from aggregator.inference.placement import Holders
+from aggregator.inference.prepared_shapes import PreparedShapes
+from aggregator.store.deployments import DeploymentFolder
+from edge_attention.core.messages.inference import (
+    ConsideredPlan,
+    DeployedModel,
+    DeployedPart,
+    DeployRequest,
+    ModelTensor,
+)
+from edge_attention.core.tensors import DataType
+
+__all__ = ["Deployed", "PlannedParts", "Shapes"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Input of a model -> its shape in a request."""
+
+
+@dataclass(frozen=True)
+class PlannedParts:
+    """What a plan makes of a model: what is kept of it, as JSON, beside the deployment's own.
+
+    Attributes:
+        inputs, outputs: of the model.
+        shapes: of the inputs it was planned for.
+        plan: the plan, as `core/schedule/saved_plan.py` writes it.
+        text: the same in words.
+        parts: without who holds them.
+        holders: who does.
+        node_bytes: of weights that each node is to hold.
+        considered: plans that were not taken.
+    """
+
+    inputs: tuple[ModelTensor, ...]
+    outputs: tuple[ModelTensor, ...]
+    shapes: Shapes
+    plan: str
+    text: str
+    parts: tuple[DeployedPart, ...]
+    holders: Holders
+    node_bytes: Mapping[str, int]
+    coverage: float = 1.0
+    lacking: str = ""
+    considered: tuple[ConsideredPlan, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inputs": [_tensor_json(one) for one in self.inputs],
+            "outputs": [_tensor_json(one) for one in self.outputs],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "plan": self.plan,
+            "text": self.text,
+            "parts": [[p.part, p.layers.start, p.layers.stop, p.share, p.bytes] for p in self.parts],
+            "holders": {str(part): list(nodes) for part, nodes in self.holders.items()},
+            "node_bytes": dict(self.node_bytes),
+            "coverage": self.coverage,
+            "lacking": self.lacking,
+            "considered": [[one.plan, one.seconds, one.reason] for one in self.considered],
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlannedParts:
+        """Raises KeyError, TypeError, ValueError where it is none."""
+        return cls(
+            tuple(map(_tensor_from, data["inputs"])),
+            tuple(map(_tensor_from, data["outputs"])),
+            {str(name): tuple(map(int, shape)) for name, shape in data["shapes"].items()},
+            str(data["plan"]),
+            str(data["text"]),
+            tuple(
+                DeployedPart(int(part), range(int(start), int(stop)), str(share), int(size))
+                for part, start, stop, share, size in data["parts"]
+            ),
+            {int(part): tuple(map(str, nodes)) for part, nodes in data["holders"].items()},
+            {str(node): int(size) for node, size in data["node_bytes"].items()},
+            float(data["coverage"]),
+            str(data["lacking"]),
+            tuple(ConsideredPlan(str(p), float(s), str(why)) for p, s, why in data["considered"]),
+            tuple(map(str, data["notes"])),
+        )
+
+
+def _tensor_json(one: ModelTensor) -> list[Any]:
+    return [one.name, one.data_type.value, list(one.shape)]
+
+
+def _tensor_from(data: Any) -> ModelTensor:
+    name, data_type, shape = data
+    return ModelTensor(str(name), DataType(data_type), tuple(map(str, shape)))
+
+
+@dataclass(eq=False)
+class Deployed:
+    """A deployment.
+
+    Attributes:
+        id: names it on nodes and on the disk; of one version.
+        request: as it was asked for; `plan_file` is not kept.
+        size: bytes of its files.
+        leases: what it holds of bounds.
+        texts: by key of a shape, that for a person.
+        coming: by key of a shape, the task that prepares for it.
+        changed: set, and replaced, whenever it changes.
+    """
+
+    id: str
+    version: int
+    request: DeployRequest
+    owner: str
+    created: float
+    folder: DeploymentFolder
+    size: int
+    life: Life
+    leases: tuple[Lease, ...]
+    planned: PlannedParts | None = None
+    shapes: PreparedShapes = field(default_factory=lambda: PreparedShapes(SHAPES))
+    texts: dict[str, str] = field(default_factory=dict)
+    coming: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def name(self) -> str:
+        return self.request.name
+
+    def change(self) -> None:
+        """Whoever watches is told."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def kept(self) -> dict[str, Any]:
+        """What its folder keeps of it."""
+        assert self.planned is not None
+        request = self.request
+        return {
+            "name": request.name,
+            "version": self.version,
+            "model": request.model,
+            "files": dict(request.files),
+            "plan": request.plan,
+            "nodes": list(request.nodes),
+            "replicas": request.replicas,
+            "dimensions": dict(request.dimensions),
+            "halves": request.halves,
+            "owner": self.owner,
+            "created": self.created,
+            "size": self.size,
+            "planned": self.planned.to_json(),
+        }
+
+    @classmethod
+    def recalled(cls, folder: DeploymentFolder, data: Mapping[str, Any]) -> Deployed:
+        """That of an earlier life of this aggregator. Raises KeyError, TypeError, ValueError."""
+        request = DeployRequest(
+            str(data["name"]),
+            str(data["model"]),
+            {str(path): str(digest) for path, digest in data["files"].items()},
+            str(data["plan"]),
+            b"",
+            tuple(map(str, data["nodes"])),
+            int(data["replicas"]),
+            {str(name): int(size) for name, size in data["dimensions"].items()},
+            bool(data["halves"]),
+        )
+        return cls(
+            folder.id,
+            int(data["version"]),
+            request,
+            str(data["owner"]),
+            float(data["created"]),
+            folder,
+            int(data["size"]),
+            Life(request.name),
+            (),
+            PlannedParts.from_json(data["planned"]),
+        )
+
+    def described(self, holds: Holders, live: frozenset[str]) -> DeployedModel:
+        """As clients see it. `holds`: who is ready to do which part."""
+        planned, request = self.planned, self.request
+        found = DeployedModel(
+            request.name,
+            self.version,
+            self.life.state,
+            self.life.detail,
+            self.created,
+            self.owner,
+            request.model,
+            self.size,
+            plan=request.plan or "auto",
+            halves=request.halves,
+            shapes=tuple(self.texts[key] for key in self.shapes.last_first),
+            requests=self.life.requests,
+            failed=self.life.failed,
+            in_flight=self.life.in_flight,
+        )
+        if planned is None:
+            return found
+        return replace(
+            found,
+            inputs=planned.inputs,
+            outputs=planned.outputs,
+            plan_text=planned.text,
+            coverage=planned.coverage,
+            lacking=planned.lacking,
+            parts=tuple(self._part(part, holds, live) for part in planned.parts),
+            considered=planned.considered,
+            notes=planned.notes,
+        )
+
+    def _part(self, part: DeployedPart, holds: Holders, live: frozenset[str]) -> DeployedPart:
+        assert self.planned is not None
+        ready = holds.get(part.part, ())
+        holders = dict.fromkeys((*ready, *self.planned.holders.get(part.part, ())))
+        return replace(
+            part,
+            holders=tuple(holders),
+            live=tuple(name for name in holders if name in ready and name in live),
+        )

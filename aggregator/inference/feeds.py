@@ -1,0 +1,153 @@
+"""Inputs of a request as they come, and outputs as they go: pieces of tensors, checked against the model.
+
+All a caller says of a tensor is checked before room is made for it: its type, its shape, that pieces come in
+order and are no more than the shape has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from aggregator.bounds.budget import Lease
+from edge_attention.core.errors import InvalidArgument, InvalidTensor, ResourceExhausted
+from edge_attention.core.messages.inference import INFER_BYTES, PIECE_BYTES, ModelTensor, TensorPiece
+from edge_attention.core.tensors import MAX_RANK, Array, DataType
+
+__all__ = ["Feeds", "pieces", "require_inputs", "shape_key", "shape_text"]
+
+
+class Feeds:
+    """The inputs of one request as far as they have come. `room`, the caller's, grows with them."""
+
+    def __init__(self, inputs: Sequence[ModelTensor], room: Lease) -> None:
+        self._inputs = {one.name: one for one in inputs}
+        self._room = room
+        self._arrays: dict[str, Array] = {}
+        self._filled: dict[str, int] = {}
+        self._size = 0
+
+    def take(self, piece: TensorPiece) -> None:
+        """Put a piece where it belongs.
+
+        Raises:
+            InvalidTensor: no input of the model, or of another type or shape than the model's; a piece that
+                does not follow the one before.
+            ResourceExhausted: more than INFER_BYTES in all.
+            Overloaded: the caller has too much under way.
+        """
+        filled = self._filled.get(piece.name)
+        if filled is None:
+            self._begin(piece)
+            filled = 0
+        array = self._arrays[piece.name]
+        if piece.offset != filled or filled + len(piece.data) > array.nbytes:
+            raise InvalidTensor(
+                f"input {piece.name!r}: {len(piece.data):,} bytes at {piece.offset:,} do not follow the "
+                f"{filled:,} of {array.nbytes:,} that have come; send a tensor's pieces in order"
+            )
+        if piece.data:
+            flat = array.reshape(-1).view(np.uint8)
+            flat[filled : filled + len(piece.data)] = np.frombuffer(piece.data, np.uint8)
+        self._filled[piece.name] = filled + len(piece.data)
+
+    def arrays(self) -> Mapping[str, Array]:
+        """All inputs.
+
+        Raises:
+            InvalidTensor: one lacks, or has not come wholly; a bool that is neither 0 nor 1.
+        """
+        for name, one in self._inputs.items():
+            if name not in self._arrays:
+                raise InvalidTensor(f"input {name!r} ({said(one)}) lacks; send it")
+            array, filled = self._arrays[name], self._filled[name]
+            if filled != array.nbytes:
+                raise InvalidTensor(f"input {name!r}: {filled:,} of {array.nbytes:,} bytes came")
+            if array.dtype == np.bool_ and array.size and array.view(np.uint8).max() > 1:
+                raise InvalidTensor(f"input {name!r}: a BOOL element is one byte, 0 or 1; there are others")
+        return self._arrays
+
+    def _begin(self, piece: TensorPiece) -> None:
+        wanted = self._inputs.get(piece.name)
+        if wanted is None:
+            names = ", ".join(self._inputs) or "none"
+            raise InvalidTensor(f"the model has no input {piece.name[:80]!r}; its inputs: {names}")
+        if len(piece.shape) > MAX_RANK or any(n < 0 for n in piece.shape):
+            raise InvalidTensor(f"input {piece.name!r}: {list(piece.shape)[:9]} is no shape")
+        _require(wanted, piece.data_type, piece.shape)
+        dtype = np.dtype(piece.data_type.value)
+        size = math.prod(piece.shape) * dtype.itemsize
+        if self._size + size > INFER_BYTES:
+            raise ResourceExhausted(
+                f"bound infer-bytes: the inputs of one request have at most {INFER_BYTES:,} bytes; with "
+                f"{piece.name!r} these have {self._size + size:,}: send fewer rows at a time"
+            )
+        self._room.grow(size)
+        self._size += size
+        self._arrays[piece.name] = np.empty(piece.shape, dtype)
+        self._filled[piece.name] = 0
+
+
+def require_inputs(inputs: Sequence[ModelTensor], arrays: Mapping[str, Array]) -> None:
+    """Refuse shapes that do not go together: a dimension of one name has one size.
+
+    Raises:
+        InvalidTensor: names the inputs and the dimension.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for one in inputs:
+        for axis, (name, size) in enumerate(zip(one.shape, arrays[one.name].shape, strict=True)):
+            if name == "?" or name.isdigit():
+                continue
+            known, where = sizes.setdefault(name, (size, one.name))
+            if known != size:
+                raise InvalidTensor(
+                    f"dimension {name!r} is {known} in input {where!r} and {size} in axis {axis} of "
+                    f"{one.name!r}; it must be the same in both"
+                )
+
+
+def shape_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """`ids [1, 128], mask [1, 128]`."""
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+
+
+def shape_key(shapes: Mapping[str, Sequence[int]]) -> str:
+    """What names these shapes on nodes and on the disk: `1x128.1x128`, or a digest where that is long."""
+    # Sorted: callers send inputs in any order.
+    text = ".".join("x".join(map(str, shapes[name])) or "s" for name in sorted(shapes))
+    if len(text) <= 40:
+        return text or "none"
+    return "s" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def pieces(arrays: Mapping[str, Array]) -> Iterator[TensorPiece]:
+    """The arrays as pieces, in order; one at least of each."""
+    for name, array in arrays.items():
+        data_type = DataType.of(array.dtype, name)
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for at in range(0, max(flat.nbytes, 1), PIECE_BYTES):
+            yield TensorPiece(name, data_type, array.shape, at, flat[at : at + PIECE_BYTES].tobytes())
+
+
+def said(one: ModelTensor) -> str:
+    """`int64 [batch, 128]`."""
+    return f"{one.data_type.value} [{', '.join(one.shape)}]"
+
+
+def _require(wanted: ModelTensor, data_type: DataType, shape: Sequence[int]) -> None:
+    if data_type is not wanted.data_type:
+        raise InvalidTensor(
+            f"input {wanted.name!r} is {data_type.value}; the model wants {said(wanted)}: convert it with "
+            f".astype({wanted.data_type.value!r})"
+        )
+    fits = len(shape) == len(wanted.shape) and all(
+        not want.isdigit() or int(want) == have for want, have in zip(wanted.shape, shape, strict=True)
+    )
+    if not fits:
+        raise InvalidTensor(f"input {wanted.name!r} is {list(shape)}; the model wants {said(wanted)}")
+    if 0 in shape:
+        raise InvalidArgument(f"input {wanted.name!r} is empty: {list(shape)}; send at least one of each")

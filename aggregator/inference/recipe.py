@@ -1,0 +1,30 @@
+"""The inference recipe as the server adds it: deployed models, and requests through them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aggregator.engine.recipe import Engine, Recipe
+from aggregator.inference.activity import InferenceActivity
+from aggregator.inference.deployments import Deployments
+from aggregator.inference.metrics import InferenceMetrics
+from aggregator.inference.page import InferencePage
+from aggregator.inference.runner import ModelRunner
+from aggregator.inference.service import InferenceApi
+
+
+def inference(engine: Engine) -> Recipe:
+    """Answers with whole models. Deployments of an earlier life are back when the server resumes."""
+    metrics, activity = InferenceMetrics(engine.metrics), InferenceActivity()
+    deployments = Deployments(engine, ModelRunner(engine), metrics)
+    api = InferenceApi(deployments, metrics, activity, engine.budgets, engine.turns)
+    return Recipe(
+        "inference",
+        api.endpoints(),
+        InferencePage(deployments, activity),
+        Path(__file__).with_name("page.js"),
+        unneeded=deployments.unneeded,
+        recall=deployments.recall,
+        resume=deployments.resume,
+        close=deployments.close,
+    )

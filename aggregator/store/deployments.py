@@ -1,0 +1,177 @@
+"""Deployed models on the disk: a folder each, with the model's files and what is made of them.
+
+    <state>/deployments/<id>/deployment.json  what it is; it is there once the deployment serves
+    <state>/deployments/<id>/model/           the files as they came: `model.onnx`, and those of its weights
+    <state>/deployments/<id>/shapes/<key>/    what a model cut for one shape of inputs is
+
+A folder without the first is of a deployment that never served. Methods block on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aggregator.store.folder import require_space, sync, unwritable, write_durably
+from aggregator.store.state import State, check_run_id
+from edge_attention.core.errors import DataLoss, InvalidArgument
+
+__all__ = ["DeploymentFolder", "DeploymentFolders", "KeptDeployment"]
+
+FOLDER = "deployments"
+_PIECE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class DeploymentFolder:
+    """One deployment's folder."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file; those of its weights lie beside it."""
+        return self.path / "model" / "model.onnx"
+
+    def shape(self, key: str) -> Path:
+        """Where what is made for this shape lies."""
+        return self.path / "shapes" / key
+
+
+@dataclass(frozen=True)
+class KeptDeployment:
+    """A deployment that served; `spec` is JSON."""
+
+    folder: DeploymentFolder
+    spec: Mapping[str, Any]
+
+
+class DeploymentFolders:
+    """Those of the state folder."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._folder = state.directory / FOLDER
+
+    def make(self, id: str, model: str, files: Mapping[str, str]) -> tuple[DeploymentFolder, int]:
+        """A new folder with the model's files, which are blobs; and their bytes together.
+
+        Args:
+            id: 1 to 64 of a-z, 0-9 and hyphens.
+            model: digest of the ONNX file.
+            files: path beside it -> digest.
+
+        Raises:
+            InvalidArgument: a path leads elsewhere, or is that of the model; a digest is none.
+            NotFound: a file has not been sent.
+            DataLoss: a file is damaged.
+        """
+        check_run_id(id)
+        paths = {_inside(name): digest for name, digest in files.items()}
+        made = DeploymentFolder(self._folder / id)
+        try:
+            for folder in (self._folder, made.path, made.model.parent, made.path / "shapes"):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            size = self._bring(model, made.model)
+            for path, digest in paths.items():
+                target = made.model.parent / path
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                size += self._bring(digest, target)
+        except OSError as error:
+            self.remove(made)
+            raise unwritable(made.path, error) from error
+        except BaseException:
+            self.remove(made)
+            raise
+        return made, size
+
+    def _bring(self, digest: str, target: Path) -> int:
+        """Have the blob at `target`, too; its bytes."""
+        blob = self._state.blob_path(digest)
+        if target.exists():
+            raise InvalidArgument(f"two of the model's files are called {target.name[:80]!r}")
+        try:
+            os.link(blob, target)
+        except OSError:  # a file system without links
+            require_space(target.parent, blob.stat().st_size)
+            shutil.copyfile(blob, target)
+        return target.stat().st_size
+
+    def keep(self, folder: DeploymentFolder, spec: Mapping[str, Any]) -> None:
+        """It serves: it is there after a restart, with this `spec`. Durable when this returns."""
+        for path in (folder.model.parent, folder.path / "shapes", folder.path, self._folder):
+            sync(path)
+        write_durably(folder.path / "deployment.json", json.dumps(dict(spec)).encode())
+        sync(folder.path)
+
+    def forget(self, folder: DeploymentFolder) -> None:
+        """It is not there after a restart. Durable when this returns; `remove` the rest."""
+        if folder.path.is_dir():
+            (folder.path / "deployment.json").unlink(missing_ok=True)
+            sync(folder.path)
+
+    def remove(self, folder: DeploymentFolder, blobs: Collection[str] = ()) -> None:
+        """Nothing is left of it, nor of `blobs`, of which those go that no run has a use for."""
+        self.forget(folder)  # first: one that is removed by half is none
+        shutil.rmtree(folder.path, ignore_errors=True)
+        for digest in blobs:
+            self._state.drop_blob(digest)
+
+    def remove_shape(self, folder: DeploymentFolder, key: str) -> None:
+        """Forget what was made for this shape."""
+        shutil.rmtree(folder.shape(key), ignore_errors=True)
+
+    def recall(self) -> list[KeptDeployment]:
+        """Those that served; what else is there is removed.
+
+        Raises:
+            DataLoss: what is kept of one cannot be read.
+        """
+        found = []
+        for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            folder = DeploymentFolder(path)
+            try:
+                spec = json.loads((path / "deployment.json").read_bytes())
+            except (FileNotFoundError, NotADirectoryError):
+                self.remove(folder)
+                continue
+            except ValueError as error:
+                raise DataLoss(
+                    f"{path / 'deployment.json'} cannot be read ({error}); remove the folder, and deploy the "
+                    "model again"
+                ) from None
+            found.append(KeptDeployment(folder, spec))
+        return found
+
+
+def _inside(name: str) -> Path:
+    """`name` as a path below the model's folder.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    path = Path(name)
+    parts = path.parts
+    if (
+        not parts
+        or path.is_absolute()
+        or len(parts) > 8
+        or len(name) > 512
+        or any(part in ("..", ".") or len(part.encode()) > 200 for part in parts)
+        or "\0" in name
+        or name == "model.onnx"
+    ):
+        raise InvalidArgument(
+            f"a file of weights is called {name[:80]!r}; it lies beside the ONNX file, under the path that "
+            "that one names"
+        )
+    return path

@@ -1,0 +1,378 @@
+"""`edge-attention deploy`, `models`, `infer` and `undeploy`: whole models over the fleet."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from edge_attention.cli.connection import connect
+from edge_attention.cli.output import (
+    json_option,
+    print_json,
+    print_table,
+    require_rich,
+    say,
+    size,
+)
+from edge_attention.client.models import MAX_DEADLINE, ModelResult
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.messages.inference import (
+    DeployedModel,
+    DeploymentState,
+    DeployProgress,
+    ModelTensor,
+)
+from edge_attention.core.printable import shown
+from edge_attention.core.tensors import Array
+from edge_attention.jobs.array_files import load_npy, load_npz
+
+NOT_EXACT = 3
+_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+_DEPLOY_EPILOG = """
+\b
+Plans:
+  auto       what is predicted to be fastest, one box included
+  replicate  each node has all of the model; requests go to different nodes
+  layers     each node has some layers, one after the other: for models larger than a box
+  heads      each node has some attention heads and some of each feed-forward layer
+  tokens     each node has some tokens; tokens:gather, tokens:switch, tokens:merge say how they meet
+  batch      each node has some rows of the batch
+  FILE       a plan said in full: JSON, or an ONNX file with sharding annotations
+
+\b
+Examples:
+  edge-attention deploy minilm.onnx --name minilm
+  edge-attention deploy minilm.onnx --name minilm --plan tokens --dimensions sequence=128
+  edge-attention deploy large.onnx --name large --plan layers --nodes a,b,c --replicas 1
+  edge-attention plan minilm.onnx --boxes boxes.toml     what it would take, without a fleet
+"""
+
+
+@click.command(epilog=_DEPLOY_EPILOG)
+@click.argument("model", type=_file)
+@click.option("--name", required=True, help="What it is called; a version that has it serves until then.")
+@click.option("--plan", default="auto", help="A word or a file, as below.")
+@click.option("--nodes", metavar="A,B,...", help="Nodes that may hold parts; by default all that are here.")
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 64),
+    help="Nodes that hold each part. By default one; of a model that is not cut, all.",
+)
+@click.option(
+    "--dimensions",
+    "sizes",
+    multiple=True,
+    metavar="NAME=SIZE",
+    help="Size of a dimension that the model leaves open, of the requests it is made ready for. By default 1 "
+    "for the first of an input, 128 for the others; requests may have other sizes.",
+)
+@click.option("--halves", is_flag=True, help="Activations pass in float16: half the bytes, not exact.")
+@json_option
+@click.pass_obj
+def deploy(
+    address: str,
+    model: Path,
+    name: str,
+    plan: str,
+    nodes: str | None,
+    replicas: int | None,
+    sizes: tuple[str, ...],
+    halves: bool,
+    as_json: bool,
+) -> None:
+    """Cut the ONNX file MODEL into parts, bring them to nodes, and have it answer as one.
+
+    The answer is the whole model's, to rounding, whatever the plan. Ctrl-C undoes what is not serving yet.
+    With --json: one JSON object a word of progress, then the model.
+    """
+    dimensions = dict(_size(text) for text in sizes)
+    with connect(address) as client, _progress(as_json) as told:
+        try:
+            deployed = client.deploy(
+                model,
+                name,
+                plan=plan,
+                nodes=[part for part in (nodes or "").split(",") if part],
+                replicas=replicas,
+                dimensions=dimensions,
+                halves=halves,
+                progress=told,
+            )
+        except KeyboardInterrupt:
+            say("", f"interrupted: nothing of this version of {name} stays", err=True)
+            raise click.exceptions.Exit(130) from None
+    if as_json:
+        print_json(deployed.info, indent=None)
+        return
+    print_model(deployed.info)
+    inputs = " ".join(f"--input {one.name}={one.name}.npy" for one in deployed.info.inputs)
+    say(f"ask it: edge-attention infer {name} {inputs}")
+
+
+@click.command(epilog="Example: edge-attention models minilm")
+@click.argument("name", required=False)
+@json_option
+@click.pass_obj
+def models(address: str, name: str | None, as_json: bool) -> None:
+    """List the deployed models; or show NAME: its plan, who holds what, what it was made ready for."""
+    with connect(address) as client:
+        found = [client.model(name).info] if name is not None else client.models()
+    if as_json:
+        print_json(found[0] if name is not None else found)
+    elif name is not None:
+        print_model(found[0])
+    elif not found:
+        say("no models; deploy one with: edge-attention deploy model.onnx --name NAME")
+    else:
+        print_table(
+            ("model", "version", "state", "plan", "size", "parts", "nodes", "requests", "failed", "detail"),
+            (
+                (
+                    m.name,
+                    m.version,
+                    m.state.value,
+                    m.plan,
+                    size(m.bytes),
+                    len(m.parts),
+                    ", ".join(dict.fromkeys(node for part in m.parts for node in part.holders)) or "-",
+                    m.requests,
+                    m.failed,
+                    m.detail or "-",
+                )
+                for m in found
+            ),
+        )
+
+
+@click.command(
+    epilog="\b\nExamples:\n  edge-attention infer minilm --input input_ids=ids.npy --input "
+    "attention_mask=mask.npy --output answer.npz\n  edge-attention infer minilm --input inputs.npz "
+    "--deadline 2"
+)
+@click.argument("name")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    required=True,
+    metavar="INPUT=FILE.npy",
+    help="An input of the model and the file of its array; or FILE.npz, with an array of each input's name.",
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to an .npz file."
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, MAX_DEADLINE, min_open=True),
+    help="Seconds; then it ends with an error that says what was waited for. By default 60.",
+)
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="An answer that lacks parts will do at the deadline; it says so, exit code 3.",
+)
+@json_option
+@click.pass_obj
+def infer(
+    address: str,
+    name: str,
+    inputs: tuple[str, ...],
+    output: Path | None,
+    deadline: float | None,
+    partial: bool,
+    as_json: bool,
+) -> None:
+    """Ask the deployed model NAME: its outputs, what they stand on, and where the time went."""
+    arrays = _arrays(inputs)
+    with connect(address) as client:
+        answer = client.model(name).infer(arrays, deadline=deadline, partial=partial)
+    if output is not None:
+        _save(output, answer)
+    if as_json:
+        print_json(_summary(name, answer))
+    else:
+        _print_answer(name, answer, output)
+    if not answer.exact and partial:
+        raise click.exceptions.Exit(NOT_EXACT)
+
+
+@click.command(epilog="Example: edge-attention undeploy minilm")
+@click.argument("name")
+@json_option
+@click.pass_obj
+def undeploy(address: str, name: str, as_json: bool) -> None:
+    """End the deployment NAME: requests under way end, then nodes and the aggregator forget its weights."""
+    with connect(address) as client:
+        ended = client.model(name).undeploy()
+    if as_json:
+        print_json(ended)
+    elif ended.state is DeploymentState.GONE:
+        say(f"undeployed {name}, version {ended.version}: {ended.requests:,} requests answered")
+    else:
+        say(f"{name} takes no more requests; it goes when the {ended.in_flight} under way have ended")
+
+
+def print_model(model: DeployedModel) -> None:
+    """One model, for a person: the plan in words, and its parts."""
+    state = model.state.value + (f" ({model.detail})" if model.detail else "")
+    say(
+        f"{model.name}, version {model.version}: {state}; {size(model.bytes)}, plan {model.plan}",
+        f"  takes   {_tensors(model.inputs)}",
+        f"  gives   {_tensors(model.outputs)}",
+    )
+    if model.plan_text:
+        say(f"  plan    {model.plan_text}{'; activations pass in float16' if model.halves else ''}")
+    if model.shapes:
+        say(f"  ready for {'; '.join(model.shapes)}")
+    if model.coverage < 1:
+        say(f"  NOT WHOLE: the parts do {model.coverage:.1%} of the model; lacking: {model.lacking}")
+    for note in model.notes:
+        say(f"  {note}")
+    if model.parts:
+        print_table(
+            ("part", "layers", "share", "weights", "held by", "reachable"),
+            (
+                (
+                    part.part,
+                    f"{part.layers.start}-{part.layers.stop - 1}",
+                    part.share,
+                    size(part.bytes),
+                    ", ".join(part.holders) or "-",
+                    ", ".join(part.live) or "none",
+                )
+                for part in model.parts
+            ),
+        )
+    if model.considered:
+        print_table(
+            ("plan not taken", "predicted ms", "why"),
+            (
+                (one.plan, f"{1000 * one.seconds:.1f}" if one.seconds else "-", one.reason or "slower")
+                for one in model.considered
+            ),
+        )
+
+
+def _tensors(tensors: tuple[ModelTensor, ...]) -> str:
+    return ", ".join(f"{t.name} {t.data_type.value} [{', '.join(t.shape)}]" for t in tensors) or "nothing"
+
+
+@contextlib.contextmanager
+def _progress(as_json: bool) -> Iterator[Callable[[DeployProgress], None]]:
+    """What is called with how far a deployment is: bars for a person, an object a line for a program."""
+    if as_json:
+        yield lambda progress: print_json(progress, indent=None)
+        return
+    require_rich()
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+    )
+    console = Console(highlight=False, markup=False, stderr=True)
+    tasks: dict[tuple[str, str], Any] = {}
+    said: set[str] = set()
+    with Progress(*columns, console=console, transient=True) as bar:
+
+        def told(progress: DeployProgress) -> None:
+            if not progress.total:
+                if progress.text and progress.text not in said:
+                    said.add(progress.text)
+                    bar.console.print(shown(f"{progress.stage}: {progress.text}"), soft_wrap=True)
+                return
+            key = progress.stage, progress.node
+            if key not in tasks:
+                to = "to " if progress.stage == "delivering" else ""
+                tasks[key] = bar.add_task(
+                    shown(f"{progress.stage} {to}{progress.node}"), total=progress.total
+                )
+            bar.update(tasks[key], completed=progress.done, total=progress.total)
+
+        yield told
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, equals, number = text.partition("=")
+    if not (name and equals and number.isdigit() and int(number) > 0):
+        raise click.BadParameter(f"{text!r} is not NAME=SIZE, as sequence=128", param_hint="--dimensions")
+    return name, int(number)
+
+
+def _arrays(inputs: tuple[str, ...]) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for text in inputs:
+        name, equals, file = text.partition("=")
+        if not equals and text.endswith(".npz"):
+            found |= load_npz(Path(text))
+        elif name and file:
+            found[name] = load_npy(Path(file))
+        else:
+            raise click.BadParameter(f"{text!r} is neither INPUT=FILE.npy nor FILE.npz", param_hint="--input")
+    return found
+
+
+def _save(output: Path, answer: ModelResult) -> None:
+    try:
+        with output.open("wb") as file:
+            np.savez(file, **dict(answer.outputs))  # type: ignore[arg-type]
+    except OSError as error:
+        raise InvalidArgument(f"--output {output} cannot be written: {error.strerror}") from None
+
+
+def _summary(name: str, answer: ModelResult) -> dict[str, Any]:
+    return {
+        "model": name,
+        "version": answer.version,
+        "exact": answer.exact,
+        "coverage": answer.coverage,
+        "lacking": answer.lacking,
+        "outputs": {
+            key: {"dtype": array.dtype.name, "shape": list(array.shape)} for key, array in answer.items()
+        },
+        "seconds": answer.seconds,
+        "part_seconds": answer.part_seconds,
+        "bytes_down": answer.bytes_down,
+        "bytes_up": answer.bytes_up,
+        "again": answer.again,
+    }
+
+
+def _print_answer(name: str, answer: ModelResult, output: Path | None) -> None:
+    how = "exact" if answer.exact else f"NOT EXACT: {answer.lacking or f'{answer.coverage:.1%} of the model'}"
+    say(f"{how}: {name}, version {answer.version}")
+    print_table(
+        ("output", "dtype", "shape", "smallest", "largest"),
+        (
+            (
+                key,
+                array.dtype.name,
+                list(array.shape),
+                float(array.min(initial=np.inf) if array.size else 0),
+                float(array.max(initial=-np.inf) if array.size else 0),
+            )
+            for key, array in answer.items()
+        ),
+    )
+    stages = ", ".join(
+        f"{stage} {1000 * s:.1f}" for stage, s in answer.seconds.items() if stage not in ("client", "all")
+    )
+    whole, there = 1000 * answer.seconds["client"], 1000 * answer.seconds.get("all", 0.0)
+    say(f"milliseconds: {whole:.1f} in all, {there:.1f} of them at the aggregator: {stages}")
+    if answer.part_seconds:
+        parts = ", ".join(f"part {part} {1000 * s:.1f}" for part, s in answer.part_seconds.items())
+        say(f"in graphs, milliseconds: {parts}")
+    say(f"activations: {size(answer.bytes_down)} to nodes, {size(answer.bytes_up)} from nodes")
+    if answer.again:
+        say(f"{answer.again} segments were done again, as their node was gone")
+    if output is not None:
+        say(f"wrote {output}")

@@ -1,0 +1,358 @@
+"""`AsyncServedModel`: a deployed model asked from afar; and how a model is brought there."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from edge_attention.client.connection import DEADLINE_MARGIN, SLOWEST, ClientConnection
+from edge_attention.core.arrays import as_array, as_float32, as_int64
+from edge_attention.core.errors import (
+    Damaged,
+    DataLoss,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidTensor,
+)
+from edge_attention.core.messages import inference as wire
+from edge_attention.core.messages.inference import DeployedModel, DeployProgress
+from edge_attention.core.tensors import Array, DataType, require_name
+from edge_attention.jobs import values
+from edge_attention.jobs.checks import require_whole
+from edge_attention.jobs.external_data import external_files
+from edge_attention.jobs.job import ModelFile, model_bytes
+from edge_attention.wire import services
+
+MAX_DEADLINE = 3600.0  # seconds, the server's limit
+SILENCE = 120.0
+"""Seconds without a word, after which a deployment's call is given up: every few the aggregator says one."""
+
+OnDeploy = Callable[[DeployProgress], None]
+"""Called with how far a deployment is: stages uploading (here), planning, delivering."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelResult(Mapping[str, Array]):
+    """What a model answers: `result["last_hidden_state"]`, and what that stands on.
+
+    Attributes:
+        outputs: by name, read-only.
+        exact: it is the whole model's answer.
+        coverage: the share of the model that it stands on, with `lacking` saying in words what is not in it.
+        version: of the deployment that answered.
+        seconds: by stage at the aggregator, and the whole call seen from here as `client`.
+        part_seconds: in its graphs, by part.
+        bytes_down, bytes_up: of activations, from the aggregator to nodes and back.
+        again: segments that were done again, as their node was gone.
+    """
+
+    outputs: Mapping[str, Array]
+    exact: bool
+    coverage: float
+    lacking: str
+    version: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    part_seconds: Mapping[str, float] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    again: int = 0
+
+    def __getitem__(self, name: str) -> Array:
+        return self.outputs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+
+class AsyncServedModel:
+    """A deployed model. `info`: what it is, as last heard: inputs and outputs, its plan, who holds what."""
+
+    def __init__(self, connection: ClientConnection, info: DeployedModel) -> None:
+        self._connection = connection
+        self.info = info
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: version {self.info.version}, {self.info.state.value}>"
+
+    async def infer(
+        self,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        deadline: float | None = None,
+        outputs: Sequence[str] = (),
+        partial: bool = False,
+    ) -> ModelResult:
+        """The model's answer to `inputs`, by name: arrays of the shapes that `info.inputs` says.
+
+        Args:
+            deadline: seconds; None: the client's timeout. Then the call ends with an error that says what was
+                waited for.
+            outputs: names of those to return; none: all.
+            partial: an answer that lacks parts will do at the deadline, labelled, where the plan allows it.
+
+        Raises:
+            InvalidTensor: no inputs of this model.
+            NotFound: it is not deployed any more.
+            DeadlineExceeded: says what was waited for.
+        """
+        if not isinstance(inputs, Mapping):
+            raise InvalidArgument(f"inputs is {values.said(inputs)}; give a mapping of names to arrays")
+        seconds = self._connection.timeout if deadline is None else deadline
+        seconds = min(values.above(seconds, "deadline", MAX_DEADLINE), MAX_DEADLINE)
+        arrays = {
+            values.text(name, "an input's name"): self._converted(name, value)
+            for name, value in inputs.items()
+        }
+        wanted = values.texts(tuple(outputs), "outputs")
+        begun = time.monotonic()
+        size = sum(array.nbytes for array in arrays.values())
+        until = begun + seconds + DEADLINE_MARGIN + size / SLOWEST
+        for attempt in range(3):
+            try:
+                return await self._connection.patiently(
+                    lambda: self._infer(arrays, seconds, wanted, partial, begun, until), begun + seconds
+                )
+            except Damaged:  # on its way back: nothing is changed by asking again
+                if attempt == 2:
+                    raise
+        raise AssertionError
+
+    async def _infer(
+        self,
+        arrays: Mapping[str, Array],
+        seconds: float,
+        outputs: tuple[str, ...],
+        partial: bool,
+        begun: float,
+        until: float,
+    ) -> ModelResult:
+        async def requests() -> AsyncIterator[wire.InferRequest]:
+            first = True
+            for group in _groups(arrays):
+                if first:
+                    yield wire.InferRequest(self.name, seconds, outputs, partial, group)
+                else:
+                    yield wire.InferRequest("", pieces=group)
+                first = False
+
+        report: wire.InferReport | None = None
+        found = _Arriving()
+        timeout = max(until - time.monotonic(), 0.1)
+        async for response in self._connection.caller.receive(services.INFER, requests(), timeout):
+            report = response.report or report
+            for piece in response.pieces:
+                found.take(piece)
+        if report is None:
+            raise DataLoss(f"the answer of model {self.name!r} did not come whole; ask again")
+        taken = found.arrays([one.name for one in report.outputs], self.name)
+        return ModelResult(
+            taken,
+            report.exact,
+            report.coverage,
+            report.lacking,
+            report.version,
+            {**report.seconds, "client": time.monotonic() - begun},
+            report.part_seconds,
+            report.bytes_down,
+            report.bytes_up,
+            report.again,
+        )
+
+    async def describe(self) -> DeployedModel:
+        """What it is now."""
+        request = wire.DescribeModelRequest(self.name)
+        reply = await self._connection.caller.unary(
+            services.DESCRIBE_MODEL, request, self._connection.timeout
+        )
+        self.info = reply.model
+        return self.info
+
+    async def undeploy(self) -> DeployedModel:
+        """End the deployment: requests under way end, then nodes and the aggregator forget its weights."""
+        request = wire.UndeployRequest(self.name)
+        timeout = max(self._connection.timeout, 60.0)
+        self.info = (await self._connection.caller.unary(services.UNDEPLOY, request, timeout)).model
+        return self.info
+
+    async def watch(self) -> AsyncIterator[DeployedModel]:
+        """What it is, now and whenever that changes, until it is gone."""
+        request = wire.WatchModelRequest(self.name)
+        async for response in self._connection.caller.receive(services.WATCH_MODEL, request):
+            self.info = response.model
+            yield self.info
+
+    def _converted(self, name: str, value: Any) -> Array:
+        what = f"input {name!r} of model {self.name!r}"
+        wanted = next((one for one in self.info.inputs if one.name == name), None)
+        if wanted is None:
+            known = ", ".join(one.name for one in self.info.inputs) or "none"
+            raise InvalidTensor(f"{what}: the model has no such input; its inputs: {known}")
+        dtype = np.dtype(wanted.data_type.value)
+        if dtype == np.float32:
+            return as_float32(value, what)
+        if dtype == np.int64:
+            return as_int64(value, what)
+        array = as_array(value, what)
+        found = array.astype(dtype)
+        if not np.array_equal(found.astype(array.dtype), array):
+            raise InvalidTensor(
+                f"{what} has dtype {array.dtype}, and {dtype} cannot hold all of it: round it"
+            )
+        return found
+
+
+async def deploy(
+    connection: ClientConnection, model: ModelFile, request: wire.DeployRequest, progress: OnDeploy
+) -> AsyncServedModel:
+    """Bring the model's files to the aggregator, and have it deployed as `request` says."""
+    digest, files = await _send(connection, model, progress)
+    asked = wire.DeployRequest(**{**vars(request), "model": digest, "files": files})
+    found: DeployedModel | None = None
+    async for event in connection.caller.receive(services.DEPLOY, asked, silence=SILENCE):
+        if isinstance(event, DeployedModel):
+            found = event
+        else:
+            progress(event)
+    if found is None:
+        raise DataLoss(f"the aggregator at {connection.address} did not say what became of {request.name!r}")
+    return AsyncServedModel(connection, found)
+
+
+def request_of(
+    name: str,
+    plan: str | Path | bytes,
+    nodes: Sequence[str],
+    replicas: int | None,
+    dimensions: Mapping[str, int] | None,
+    halves: bool,
+) -> wire.DeployRequest:
+    """The request, without the model.
+
+    Raises:
+        InvalidArgument: names what is wrong.
+    """
+    word, file = "", b""
+    if isinstance(plan, bytes):
+        file = plan
+    elif isinstance(plan, str) and plan.partition(":")[0] in wire.WORDS_OF_PLANS:
+        word = plan
+    else:
+        path = values.path(plan, "plan")
+        try:
+            file = path.read_bytes()
+        except OSError as error:
+            known = ", ".join(wire.WORDS_OF_PLANS)
+            raise InvalidArgument(
+                f"plan {str(plan)[:80]!r} is none of {known}, and no file that can be read: {error.strerror}"
+            ) from None
+    if dimensions is not None and not isinstance(dimensions, Mapping):
+        raise InvalidArgument(f"dimensions is {values.said(dimensions)}; give a mapping of names to sizes")
+    sizes = {
+        values.text(key, "dimensions: a name"): require_whole(size, f"dimensions[{key!r}]", 1)
+        for key, size in (dimensions or {}).items()
+    }
+    if isinstance(nodes, str) or not isinstance(nodes, Sequence):
+        raise InvalidArgument(f"nodes is {values.said(nodes)}; give a list of names, as ['a', 'b']")
+    return wire.DeployRequest(
+        require_name(values.text(name, "name"), "model"),
+        "",
+        {},
+        word,
+        file,
+        values.texts(tuple(nodes), "nodes"),
+        0 if replicas is None else require_whole(replicas, "replicas", 1, 64),
+        sizes,
+        values.switch(halves, "halves"),
+    )
+
+
+async def _send(
+    connection: ClientConnection, model: ModelFile, progress: OnDeploy
+) -> tuple[str, dict[str, str]]:
+    """The digests of the model and of its files of weights, which are there then."""
+    if not isinstance(model, str | os.PathLike):
+        data = await asyncio.to_thread(model_bytes, model)
+        if external_files(data, "the model", None):
+            raise InvalidGraph("the model keeps its weights in other files; give the path of the .onnx file")
+        return await connection.upload(data), {}
+    path = values.path(model, "a model")
+    beside = await asyncio.to_thread(_beside, path)
+
+    async def send(file: Path) -> str:
+        return await connection.upload_file(
+            file, lambda done, total: progress(DeployProgress("uploading", file.name, done, total))
+        )
+
+    digest = await send(path)
+    return digest, {location: await send(file) for location, file in beside.items()}
+
+
+def _beside(path: Path) -> dict[str, Path]:
+    """The files of the model's weights, as it names them."""
+    try:
+        with path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise InvalidGraph(f"the model {str(path)!r} is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return external_files(data, f"the model {str(path)!r}", path.parent)
+    except OSError as error:
+        raise InvalidGraph(f"the model {str(path)!r} cannot be read: {error.strerror or error}") from None
+
+
+def _groups(arrays: Mapping[str, Array]) -> Iterator[tuple[wire.TensorPiece, ...]]:
+    """The arrays as pieces, in groups of about a MiB; one group at least."""
+    group: list[wire.TensorPiece] = []
+    size = 0
+    for name, array in arrays.items():
+        data_type = DataType.of(array.dtype, name)
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for at in range(0, max(flat.nbytes, 1), wire.PIECE_BYTES):
+            piece = flat[at : at + wire.PIECE_BYTES]
+            if group and size + piece.nbytes > wire.PIECE_BYTES:
+                yield tuple(group)
+                group, size = [], 0
+            group.append(wire.TensorPiece(name, data_type, array.shape, at, piece.tobytes()))
+            size += piece.nbytes
+    yield tuple(group)
+
+
+class _Arriving:
+    """The outputs of an answer as they come."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[wire.TensorPiece]] = {}
+
+    def take(self, piece: wire.TensorPiece) -> None:
+        self._pieces.setdefault(piece.name, []).append(piece)
+
+    def arrays(self, names: Sequence[str], model: str) -> dict[str, Array]:
+        """The outputs; DataLoss if one is not whole."""
+        found: dict[str, Array] = {}
+        for name in names:
+            pieces = self._pieces.get(name, [])
+            try:
+                first, data = pieces[0], b"".join(piece.data for piece in pieces)
+                array = np.frombuffer(data, first.data_type.value).reshape(first.shape)
+            except (IndexError, ValueError):
+                raise DataLoss(f"output {name!r} of model {model!r} did not come whole; ask again") from None
+            found[name] = array
+        return found
+
+
+__all__ = ["AsyncServedModel", "ModelResult", "OnDeploy", "deploy", "request_of"]

@@ -1,0 +1,235 @@
+"""What a client says of deployments and asks of them, and what it gets back. One class a message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from edge_attention.core.tensors import DataType
+
+WORDS_OF_PLANS = ("auto", "tokens", "heads", "layers", "batch", "replicate")
+"""What a plan can be called, instead of being said in full."""
+
+INFER_BYTES = 256 * 1024 * 1024
+"""Bytes of the inputs of one request, and of its outputs."""
+
+PIECE_BYTES = 1024 * 1024
+"""Of a piece as both sides send it; any that fits a message is taken."""
+
+PLAN_FILE_BYTES = 2 * 1024 * 1024
+"""Bytes of a plan that is said in full."""
+
+FILES = 1024
+"""Files of a model besides the ONNX file."""
+
+
+class DeploymentState(Enum):
+    """How a deployment is.
+
+    planning    its model is being cut
+    delivering  its weights are on their way to nodes
+    serving     it takes requests
+    waiting     it takes requests, which wait for nodes that hold parts, or for others that get them
+    leaving     it takes no more requests; those under way end
+    gone        nothing is left of it
+    """
+
+    PLANNING = "planning"
+    DELIVERING = "delivering"
+    SERVING = "serving"
+    WAITING = "waiting"
+    LEAVING = "leaving"
+    GONE = "gone"
+
+
+@dataclass(frozen=True)
+class DeployRequest:
+    """See `DeployRequest` in inference.proto. `files`: path beside the model -> SHA-256."""
+
+    name: str
+    model: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    plan: str = ""
+    plan_file: bytes = b""
+    nodes: tuple[str, ...] = ()
+    replicas: int = 0
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    halves: bool = False
+
+
+@dataclass(frozen=True)
+class DeployProgress:
+    """How far a deployment is: `done` of `total` bytes of what `node` is sent, or `text`."""
+
+    stage: str
+    node: str = ""
+    done: int = 0
+    total: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class ModelTensor:
+    """An input or output: by dimension a size, or the name of what is left open."""
+
+    name: str
+    data_type: DataType
+    shape: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DeployedPart:
+    """A share of a deployed model, and who holds it.
+
+    Attributes:
+        layers: of the model's row of layers.
+        share: what it does of them, for a person.
+        bytes: of the weights it needs.
+        holders, live: nodes that hold it, and those of them that can be asked now.
+    """
+
+    part: int
+    layers: range
+    share: str
+    bytes: int
+    holders: tuple[str, ...] = ()
+    live: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConsideredPlan:
+    """A plan that was not taken: `seconds` it would take (0: not predicted), and why not."""
+
+    plan: str
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class DeployedModel:
+    """One deployment of a model.
+
+    Attributes:
+        version: of the deployments of this name, from 1.
+        detail: what it waits for, or how far it is.
+        created: seconds since 1970.
+        digest, bytes: of the model's file; the size of all its files.
+        plan: as it was asked for.
+        plan_text: in words.
+        coverage, lacking: what share of the model the parts do; what not, in words.
+        considered: plans that were not taken.
+        shapes: of inputs it is prepared for, the one used last first.
+        requests, failed, in_flight: answered, ended by an error, and under way, since the aggregator began.
+    """
+
+    name: str
+    version: int
+    state: DeploymentState
+    detail: str = ""
+    created: float = 0.0
+    owner: str = ""
+    digest: str = ""
+    bytes: int = 0
+    inputs: tuple[ModelTensor, ...] = ()
+    outputs: tuple[ModelTensor, ...] = ()
+    plan: str = ""
+    plan_text: str = ""
+    halves: bool = False
+    coverage: float = 1.0
+    lacking: str = ""
+    parts: tuple[DeployedPart, ...] = ()
+    considered: tuple[ConsideredPlan, ...] = ()
+    shapes: tuple[str, ...] = ()
+    requests: int = 0
+    failed: int = 0
+    in_flight: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UndeployRequest:
+    name: str
+
+
+@dataclass(frozen=True)
+class UndeployResponse:
+    model: DeployedModel
+
+
+@dataclass(frozen=True)
+class ListModelsRequest:
+    pass
+
+
+@dataclass(frozen=True)
+class ListModelsResponse:
+    models: tuple[DeployedModel, ...]
+
+
+@dataclass(frozen=True)
+class DescribeModelRequest:
+    name: str
+
+
+@dataclass(frozen=True)
+class DescribeModelResponse:
+    model: DeployedModel
+
+
+@dataclass(frozen=True)
+class WatchModelRequest:
+    name: str
+
+
+@dataclass(frozen=True)
+class WatchModelResponse:
+    model: DeployedModel
+
+
+@dataclass(frozen=True)
+class TensorPiece:
+    """Bytes of a tensor from `offset` on; the first of a tensor says what it is."""
+
+    name: str
+    data_type: DataType
+    shape: tuple[int, ...]
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A message of a request; all but `pieces` counts in the first."""
+
+    model: str
+    deadline_seconds: float | None = None
+    outputs: tuple[str, ...] = ()
+    partial: bool = False
+    pieces: tuple[TensorPiece, ...] = ()
+
+
+@dataclass(frozen=True)
+class InferReport:
+    """What an answer stands on, and what it took. Seconds by stage and, in graphs, by part."""
+
+    version: int
+    exact: bool
+    coverage: float
+    lacking: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    part_seconds: Mapping[str, float] = field(default_factory=dict)
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    trips: int = 0
+    again: int = 0
+    outputs: tuple[ModelTensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class InferResponse:
+    """A message of an answer; `report` is in the first."""
+
+    report: InferReport | None = None
+    pieces: tuple[TensorPiece, ...] = ()

@@ -1,0 +1,104 @@
+"""Inputs of a request in pieces: what a caller says of them is checked before room is made for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.bounds.bounds import INFERENCE_BYTES
+from aggregator.bounds.budget import Budgets
+from aggregator.inference.feeds import Feeds, pieces, require_inputs, shape_key, shape_text
+from edge_attention.core.errors import InvalidArgument, InvalidTensor, Overloaded, ResourceExhausted
+from edge_attention.core.messages.inference import ModelTensor, TensorPiece
+from edge_attention.core.tensors import DataType
+
+IDS = ModelTensor("ids", DataType.INT64, ("batch", "tokens"))
+MASK = ModelTensor("mask", DataType.BOOL, ("batch", "tokens"))
+IMAGE = ModelTensor("image", DataType.FLOAT32, ("?", "3"))
+
+
+def feeds(*inputs):
+    return Feeds(inputs, Budgets().take(INFERENCE_BYTES, "somebody", 0))
+
+
+def piece(array, name="ids", offset=0, data=None, shape=None):
+    data = array.tobytes() if data is None else data
+    return TensorPiece(name, DataType.of(array.dtype), array.shape if shape is None else shape, offset, data)
+
+
+@given(st.integers(1, 3), st.integers(1, 400_000))
+def test_what_goes_in_pieces_comes_as_it_was(rows, columns):
+    arrays = {
+        "ids": np.arange(rows * columns).reshape(rows, columns),
+        "mask": np.arange(rows * columns).reshape(rows, columns) % 3 == 0,
+    }
+    taken = feeds(IDS, MASK)
+    for one in pieces(arrays):
+        taken.take(one)
+    found = taken.arrays()
+    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+
+
+@pytest.mark.parametrize(
+    ("one", "error", "words"),
+    [
+        (piece(np.zeros((1, 2), np.int64), "idz"), InvalidTensor, "no input 'idz'; its inputs: ids"),
+        (piece(np.zeros((1, 2), np.int32)), InvalidTensor, r"is int32; .* int64 \[batch, tokens\]"),
+        (piece(np.zeros(2, np.int64)), InvalidTensor, r"is \[2\]; the model wants int64"),
+        (piece(np.zeros((0, 2), np.int64)), InvalidArgument, "empty"),
+        (piece(np.zeros((1, 2), np.int64), shape=(-1, 2)), InvalidTensor, "no shape"),
+        (piece(np.zeros((1, 2), np.int64), shape=(1,) * 9), InvalidTensor, "no shape"),
+        (piece(np.zeros((1, 2), np.int64), offset=8), InvalidTensor, "in order"),
+        (piece(np.zeros((1, 2), np.int64), data=b"x" * 17), InvalidTensor, "in order"),
+        (piece(np.zeros((1, 2), np.int64), shape=(1 << 20, 1 << 20)), ResourceExhausted, "infer-bytes"),
+    ],
+)
+def test_what_does_not_fit_is_refused(one, error, words):
+    with pytest.raises(error, match=words):
+        feeds(IDS).take(one)
+
+
+def test_a_fixed_size_is_the_models():
+    with pytest.raises(InvalidTensor, match=r"\[2, 4\]; the model wants float32 \[\?, 3\]"):
+        feeds(IMAGE).take(piece(np.zeros((2, 4), np.float32), "image"))
+
+
+def test_what_lacks_is_named():
+    taken = feeds(IDS, MASK)
+    taken.take(piece(np.zeros((1, 2), np.int64), data=b"x" * 9))
+    with pytest.raises(InvalidTensor, match="9 of 16 bytes"):
+        taken.arrays()
+    with pytest.raises(InvalidTensor, match=r"'ids' .* lacks"):
+        feeds(IDS).arrays()
+
+
+def test_a_bool_is_0_or_1():
+    taken = feeds(MASK)
+    taken.take(piece(np.zeros((1, 2), np.bool_), "mask", data=b"\x01\x02"))
+    with pytest.raises(InvalidTensor, match="0 or 1"):
+        taken.arrays()
+
+
+def test_room_is_asked_for_before_it_is_made():
+    budgets = Budgets()
+    kept = budgets.take(INFERENCE_BYTES, None, INFERENCE_BYTES.total - 100)
+    with pytest.raises(Overloaded, match="inference-bytes"):
+        Feeds([IDS], budgets.take(INFERENCE_BYTES, "a", 0)).take(piece(np.zeros((1, 100), np.int64)))
+    kept.give_back()
+
+
+def test_a_dimension_of_one_name_has_one_size():
+    arrays = {"ids": np.zeros((1, 2), np.int64), "mask": np.zeros((1, 3), np.bool_)}
+    with pytest.raises(InvalidTensor, match="'tokens' is 2 in input 'ids' and 3 in axis 1 of 'mask'"):
+        require_inputs([IDS, MASK], arrays)
+
+
+def test_a_shape_has_one_key_whatever_the_order():
+    shapes = {"ids": (1, 128), "mask": (1, 128)}
+    assert shape_key(shapes) == shape_key(dict(reversed(shapes.items()))) == "1x128.1x128"
+    assert shape_key({"ids": (1, 64)}) != shape_key({"ids": (16, 4)})
+    many = {f"input{i}": (1, 128, i) for i in range(40)}
+    assert len(shape_key(many)) < 20
+    assert shape_text(shapes) == "ids [1, 128], mask [1, 128]"

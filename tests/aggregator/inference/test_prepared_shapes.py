@@ -1,0 +1,52 @@
+"""A deployment keeps the shapes used last, and none goes that is in use."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.inference.prepared_shapes import PreparedShapes
+
+
+def test_the_one_used_longest_ago_goes():
+    shapes = PreparedShapes(2)
+    for key in "abc":
+        shapes.add(key)
+    assert shapes.surplus() == ("a",)
+    assert shapes.use("b")
+    shapes.add("d")
+    assert shapes.surplus() == ("c",)
+    assert shapes.last_first == ("d", "b")
+    assert not shapes.use("c")
+
+
+def test_what_is_in_use_stays_above_the_bound():
+    shapes = PreparedShapes(1)
+    shapes.add("a")
+    assert shapes.use("a")
+    shapes.add("b")
+    assert shapes.surplus() == ("b",)
+    shapes.add("c")
+    assert shapes.use("c")
+    assert shapes.surplus() == ()
+    shapes.done("a")
+    assert shapes.surplus() == ("a",)
+    shapes.check()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "use", "done"]), st.sampled_from("abcdef"))))
+def test_it_keeps_no_more_than_the_bound_and_those_in_use(events):
+    shapes, used = PreparedShapes(2), []
+    for what, key in events:
+        if what == "add":
+            shapes.add(key)
+        elif what == "use" and shapes.use(key):
+            used.append(key)
+        elif what == "done" and key in used:
+            used.remove(key)
+            shapes.done(key)
+        for gone in shapes.surplus():
+            assert gone not in used
+        assert len(shapes.last_first) <= max(2, len(set(used)) + 2)
+        assert set(used) <= set(shapes.last_first)
+        shapes.check()
