@@ -2,18 +2,20 @@
 
 FOLDER has the files that `python -m tools.exports` writes, and whatever else is to be tried. A cell is the
 largest error, relative to the largest value, over 2, 3 and 5 parts of unequal size and two lengths, and what
-share of the arithmetic the busiest of 5 parts does; or why the plan is refused. `--write` puts the table in
+share of the arithmetic the busiest of 5 parts does; or why the plan is refused. Rows are kept in FOLDER's
+tried.json, where those of files not tried this time stay; `--write` puts the table of all into
 docs/models.md. Fails where an answer is off by more than 1e-5, or by anything in an int8 model.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edge_attention.core.errors import EdgeAttentionError
@@ -26,6 +28,7 @@ from tests.graphs.axes.export_feeds import LENGTHS, Lengths, feeds_for
 from tests.graphs.axes.model_plans import PLANS, SHARES, Tried, plan_of, try_plan, whole_answer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+LARGE = 50.0
 START, END = "<!-- table: python -m tests.models -->", "<!-- end of table -->"
 
 
@@ -54,22 +57,36 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the table in docs/models.md")
     parser.add_argument("--trace", action="store_true", help="show where faults come from")
     said = parser.parse_intermixed_args()
-    rows = []
+    kept = said.folder / "tried.json"
+    rows = _read(kept)
     for path in sorted(said.folder.glob("*.onnx")):
         if said.names and not any(path.stem.startswith(name) for name in said.names):
             continue
         began = time.perf_counter()
-        rows.append(row(path, said.trace))
-        shown = " | ".join(f"{name} {cell.said}" for name, cell in rows[-1].cells.items())
+        found = rows[path.stem] = row(path, said.trace)
+        kept.write_text(json.dumps([asdict(one) for one in rows.values()], indent=1) + "\n")
+        shown = " | ".join(f"{name} {cell.said}" for name, cell in found.cells.items())
         print(f"{path.stem} ({time.perf_counter() - began:.0f} s): {shown}", flush=True)
-    text = table(rows)
+    text = table([rows[name] for name in sorted(rows)])
     print(text)
     if said.write:
         page = PAGE.read_text()
         before, _, rest = page.partition(START)
         _, _, after = rest.partition(END)
         PAGE.write_text(f"{before}{START}\n\n{text}\n{END}{after}")
-    return 1 if any(cell.fault for one in rows for cell in one.cells.values()) else 0
+    return 1 if any(cell.fault for one in rows.values() for cell in one.cells.values()) else 0
+
+
+def _read(path: Path) -> dict[str, Row]:
+    """By name of the model, what earlier runs found."""
+    if not path.exists():
+        return {}
+    return {
+        one["name"]: Row(
+            one["name"], one["megabytes"], {name: Tried(**cell) for name, cell in one["cells"].items()}
+        )
+        for one in json.loads(path.read_text())
+    }
 
 
 def row(path: Path, trace: bool) -> Row:
@@ -84,14 +101,21 @@ def row(path: Path, trace: bool) -> Row:
     for plan in PLANS:
         found = [
             _cell(model, length, plan, parts, trace)
-            for parts in (SHARES if plan != "replicate" else (2,))
-            for length in lengths
+            for number, length in enumerate(lengths)
+            for parts in _parts(plan, number, size)
         ]
         cells[plan] = worst(found)
         # A merge is of attention, which is float32 in these models.
         if "int8" in path.stem and cells[plan].error and plan != "tokens, merge":
             cells[plan] = replace(cells[plan], fault=True)
     return Row(path.stem, size, cells)
+
+
+def _parts(plan: str, length: int, megabytes: float) -> Sequence[int]:
+    """Of how many parts a plan is tried; of large files the second length by three only."""
+    if plan == "replicate":
+        return (1,)
+    return (3,) if length and megabytes > LARGE else tuple(SHARES)
 
 
 def _length(path: Path, model: OpenModel, lengths: Lengths) -> Length:
@@ -112,10 +136,10 @@ def _cell(model: OpenModel, length: Length, plan: str, parts: int, trace: bool) 
 def worst(found: Sequence[Tried]) -> Tried:
     """Of what came of one plan on several numbers of parts: a fault before a refusal before an error.
 
-    Its share of the work is that of the most parts.
+    Its share of the work is the least: that of the most parts.
     """
     worst = max(found, key=lambda one: (one.fault, one.error is None, one.error or 0.0))
-    return worst if worst.error is None else replace(worst, share=found[-1].share)
+    return worst if worst.error is None else replace(worst, share=min(one.share for one in found))
 
 
 def table(rows: Sequence[Row]) -> str:
