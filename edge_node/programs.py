@@ -23,7 +23,7 @@ __all__ = ["PreparedPrograms"]
 
 MAX_PREPARED = 2048
 """Prepared programs that a node keeps; those least recently called go first, and are sent again if called."""
-PREPARED_BYTES = 16 * 1024 * 1024
+PREPARED_BYTES = 8 * 1024 * 1024
 """Bytes of them together, as they came; and beyond that one."""
 
 

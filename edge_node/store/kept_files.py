@@ -108,7 +108,9 @@ class KeptFiles:
                 if path != self._path(found[0]):  # the sum is of the bytes alone
                     raise ValueError("it is another's")
                 yield found
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except OSError as error:  # which says nothing of the file: it may be there at the next start
+                log.warning("skipped the kept tensor %s: %s", path.name, error)
+            except (ValueError, KeyError, TypeError) as error:
                 log.info("removed the kept tensor %s: %s", path.name, error)
                 path.unlink(missing_ok=True)
 

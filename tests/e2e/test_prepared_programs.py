@@ -165,13 +165,13 @@ def test_what_runs_again_is_sent_once_and_again_to_a_node_that_forgot_it(tmp_pat
 
 
 def test_a_node_that_forgot_a_program_while_it_was_connected_is_sent_it(tmp_path):
-    """It keeps 4 MiB of them. Nobody keeps account: it says so, and the answer is right."""
+    """It keeps 8 MiB of them. Nobody keeps account: it says so, and the answer is right."""
 
     async def scenario(fleet):
         def program(n):
             return (Drop(tuple(f"task/{n}/{'x' * 400}{i}" for i in range(120))), Return("task/x", "y"))
 
-        programs = [program(n) for n in range(90)]
+        programs = [program(n) for n in range(180)]
         took = []
 
         async def ask(steps):

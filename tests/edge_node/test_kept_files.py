@@ -164,6 +164,20 @@ def test_what_is_damaged_on_the_disk_is_found_when_it_is_first_asked_for(tmp_pat
     assert not list((tmp_path / "kept").iterdir())
 
 
+def test_what_cannot_be_opened_at_the_start_is_there_at_the_next(tmp_path, monkeypatch):
+    store = large(tmp_path)
+    store.commit([NAME])
+
+    def failing(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_memory, "map_file", failing)
+        store = reopened(tmp_path, store)
+    assert store.disk == 0
+    np.testing.assert_array_equal(reopened(tmp_path, store).get(NAME).array, LARGE)
+
+
 def test_of_another_size_than_was_written_it_is_removed_at_the_start(tmp_path):
     store = large(tmp_path)
     store.commit([NAME])

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fake_aggregator import FakeAggregator
 from onnx import helper
 from test_node_process import children_of, node
 
+from edge_attention.core.messages.link import Cancel
 from edge_attention.core.messages.program import (
     BulkTensor,
     Call,
@@ -27,6 +29,8 @@ from edge_attention.core.messages.program import (
 )
 from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire.link import prepared_program
+from edge_node.cell.cells import LANES
+from edge_node.link import WORKERS
 
 pytestmark = pytest.mark.e2e
 
@@ -138,6 +142,36 @@ def test_what_is_kept_is_not_sent_again_and_gives_the_same_bits(tmp_path):
     assert again == [GRAPH]
     taken = sum(w.nbytes for w in WEIGHTS)
     assert memory < 1.5 * taken, "as they are packed, and no more"
+
+
+def names_of_threads(pid):
+    return [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/comm")]
+
+
+def test_many_calls_at_a_time_are_all_answered_by_so_many_threads(tmp_path):
+    """More than a cell has lanes, of a session that they share, beside a graph that does not end."""
+    digest, graph = small_graphs.endless()
+    endless = Program("e", "", range(0), (Run(digest, {"x": np.ones(1, np.float32)}, {"y": "task/y"}),))
+
+    async def scenario(aggregator, process):
+        aggregator.files[digest] = graph
+        await run(aggregator, weights("a"), product("b"))
+        aggregator.send(endless)
+        aggregator.send(*(product(f"c{n}") for n in range(40)))
+        await aggregator.until(lambda: sum(c.final for c in aggregator.contributions) >= 42, seconds=60)
+        threads = names_of_threads(process.pid)
+        (cell,) = children_of(process.pid)
+        lanes = len(os.listdir(f"/proc/{cell}/task"))
+        aggregator.send(Cancel("e"))
+        (cancelled,) = await aggregator.result("e")
+        return aggregator.contributions[2:-1], threads, lanes, cancelled
+
+    ((answers, threads, lanes, cancelled),) = asyncio.run(lives(tmp_path, scenario))
+    assert {answer.task_id for answer in answers} == {f"c{n}" for n in range(40)}
+    assert len({answer.tensors["y"].tobytes() for answer in answers}) == 1
+    assert sum(name.startswith("task_") for name in threads) <= WORKERS
+    assert lanes < LANES + 8, "its lanes, and what ONNX Runtime and NumPy have"
+    assert cancelled.error.name == "Cancelled"
 
 
 @pytest.mark.parametrize("stuck_at", [0, 3])
