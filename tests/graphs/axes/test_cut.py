@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from random_transformers import TransformerRecipe, feeds_of, recipe_of, sizes_of, transformer
 
 from edge_attention.core.errors import InvalidArgument
@@ -200,3 +201,51 @@ def test_shares() -> None:
     assert shared_ranges(7, (1, 1)) == ((0, 4), (4, 7))
     assert shared_ranges(7, (0, 2, 1)) == ((0, 0), (0, 5), (5, 7))
     assert shared_ranges(2, (1, 1, 1)) == ((0, 1), (1, 2), (2, 2))
+
+
+def test_rows_that_a_finite_mask_hides_from_all_parts_are_the_mean(tmp_path: Path) -> None:
+    """The whole gives the plain mean of all values there; parts of unlike length must not count alike."""
+    recipe = recipe_of(
+        1, layers=1, batch=1, tokens=7, memory=0, mask="given", softmax="node", source="ids", quantised=False
+    )
+    model = opened(transformer(recipe), tmp_path)
+    axes = analyse(model, sizes_of(recipe))
+    feeds = feeds_of(recipe, 1)
+    feeds["scores_mask"] = feeds["scores_mask"].copy()
+    feeds["scores_mask"][..., 3, :] = np.finfo(np.float32).min
+    emitted = cut(axes, one_stage(axes, Cut.TOKENS, 3, Crossing.MERGE))
+    assert any(b.collective is Collective.MERGE for b in emitted.schedule.boundaries.values())
+    assert_close(dict(ran(model, emitted, feeds).results), whole(model, feeds))
+
+
+def test_sizes_that_depend_on_data(tmp_path: Path) -> None:
+    """Within a segment they are nobody's business; an output of such a size is refused."""
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("NonZero", ["m"], ["where"]),
+        helper.make_node("Transpose", ["where"], ["places"]),
+        helper.make_node("GatherND", ["h", "places"], ["some"]),
+        helper.make_node("ReduceSum", ["some"], ["sum"], keepdims=1),
+        helper.make_node("Add", ["h", "sum"], ["y"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4]),
+        helper.make_tensor_value_info("m", TensorProto.INT64, ["n", 4]),
+    ]
+    feeds = {"x": np.ones((5, 4), np.float32), "m": np.eye(5, 4).astype(np.int64)}
+    for output, sizes in (("y", ["n", 4]), ("some", ["k"])):
+        outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, sizes)]
+        graph = helper.make_graph(nodes, "g", inputs, outputs, [weight])
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        model = opened(made, tmp_path)
+        axes = analyse(model, {"n": 5})
+        for plan in (
+            CutPlan((Stage(range(1), (0,)),)),
+            CutPlan((Stage(range(1), (0, 1), Cut.BATCH),)),
+        ):
+            if output == "y":
+                assert_close(dict(ran(model, cut(axes, plan), feeds).results), whole(model, feeds))
+            else:
+                with pytest.raises(InvalidArgument, match=r"'some' depends on data .*NonZero"):
+                    cut(axes, plan)
