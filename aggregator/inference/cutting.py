@@ -47,6 +47,8 @@ FIRST, OTHERS = 1, (128, 64, 32, 16, 8)
 model may have positions for fewer."""
 CONSIDERED = 8
 """Plans not taken that are told of."""
+USABLE = 0.85
+"""Of a node's memory limit, for weights: sessions take some besides."""
 FLOPS_A_THREAD = 4e10
 """What a node is taken for of which nothing was measured."""
 
@@ -216,7 +218,7 @@ def _chosen(axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders, tuple[Co
 
 
 def _box(node: NodeTold) -> ComputeBox:
-    memory = max(node.memory_limit - node.taken, 1)
+    memory = max(USABLE * node.memory_limit - node.taken, 1)
     return ComputeBox(
         node.name,
         FLOPS_A_THREAD * max(node.threads, 1),

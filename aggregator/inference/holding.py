@@ -14,7 +14,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aggregator.fleet.membership import Membership
 from aggregator.inference.delivery import NodeDeliveries, StoredPiece
-from edge_attention.core.errors import EdgeAttentionError, Internal
+from edge_attention.core.errors import (
+    EdgeAttentionError,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+)
 from edge_attention.core.messages.fleet import NodeState
 
 __all__ = ["Pick", "ShapeHolders", "roomiest"]
@@ -25,6 +31,9 @@ AGAIN_SECONDS = 30.0
 """A node that could not be given what it needs is not tried again before."""
 GIVE_SECONDS = 3600.0
 """What a node is given takes no longer: it is a model's weights, over a slow link."""
+
+_FINAL = (ResourceExhausted, InvalidArgument, PermissionDenied)
+"""What a node says that waiting does not mend."""
 
 Pick = Callable[[int, Sequence[str]], str]
 """Of a part, and the nodes that could be given it: the one that is."""
@@ -181,10 +190,25 @@ class ShapeHolders:
             del self._given[key]
         self.ensure()
 
+    def refused(self) -> EdgeAttentionError | None:
+        """What all nodes that are to hold a part have against it, where none can be had by waiting."""
+        for part in self.lacking:
+            failed = [self._failed.get((part, node)) for node in self._assigned[part]]
+            errors = [one[1] for one in failed if one is not None and isinstance(one[1], _FINAL)]
+            if errors and len(errors) == len(failed):
+                return errors[0]
+        return None
+
     async def settled(self, seconds: float) -> bool:
-        """Wait until nobody is being given anything and each part has a holder that is there; whether so."""
+        """Wait until nobody is being given anything and each part has a holder that is there; whether so.
+
+        Raises:
+            EdgeAttentionError: as `refused` says, once nobody is being given anything.
+        """
         until = time.monotonic() + seconds
         while self._giving or self.lacking:
+            if not self._giving and (error := self.refused()) is not None:
+                raise error
             left = until - time.monotonic()
             if left <= 0:
                 return not self.lacking

@@ -187,6 +187,7 @@ class ModelRunner:
 
         Raises:
             DeadlineExceeded: a part is held by nobody by then; says what was waited for.
+            ResourceExhausted, InvalidArgument, PermissionDenied: all nodes that are to hold a part say so.
             InvalidTensor: a weight's dtype does not travel.
             ValueError: the schedule does not hold together.
         """

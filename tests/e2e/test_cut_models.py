@@ -108,7 +108,7 @@ def test_a_part_that_nobody_can_hold_is_waited_for_until_the_deadline_and_named(
         await fleet.start("a")
         cut = fleet.cut()
         with pytest.raises(DeadlineExceeded, match=r"no node holds part 1 .* node 'z' is never seen"):
-            await fleet.runner.prepare("m", "s", cut.schedule, cut, {0: ["a"], 1: ["z"]}, seconds=1.0)
+            await fleet.runner.prepare("m", "s", cut.schedule, cut, {0: ["a"], 1: ["z"]}, seconds=5.0)
 
     run(scenario, tmp_path)
 

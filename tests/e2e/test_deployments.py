@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -134,3 +137,44 @@ def replaced(client, whole):
     assert versions == sorted(versions)
     assert set(versions) == {1, 2}
     until(lambda: [one.version for one in client.models()] == [2], "version 1 is gone")
+
+
+def test_what_cannot_be_is_refused_and_leaves_nothing(tmp_path):
+    with Fleet(tmp_path, state=True) as fleet, fleet.client() as client:
+        with pytest.raises(Exception, match="no node is here"):
+            client.deploy(MODEL, "bert")
+        fleet.nodes("a", flags=("--memory-limit", "65536"))
+        with pytest.raises(Exception, match=r"node 'a': .* --memory-limit|a would hold"):
+            client.deploy(MODEL.with_name("bert_torchscript17.onnx"), "large", plan="replicate")
+        with pytest.raises(InvalidArgument, match="no open dimension 'length'; it has batch, sequence"):
+            client.deploy(MODEL, "bert", plan="replicate", dimensions={"length": 3})
+        with pytest.raises(InvalidArgument, match="none of auto, tokens"):
+            client.deploy(MODEL, "bert", plan="token")
+        with pytest.raises(InvalidArgument, match=r"not an ONNX|no ONNX|cannot be read"):
+            client.deploy(b"no model", "bert", plan="replicate")
+        assert client.models() == []
+        assert left(fleet) == []
+
+
+def test_ctrl_c_undoes_a_deployment(tmp_path):
+    with Fleet(tmp_path, state=True) as fleet, fleet.client() as client:
+        fleet.nodes("a")
+        code = "from edge_attention.cli.main import main; main()"
+        arguments = ["--aggregator", fleet.address, "deploy", str(MODEL), "--name", "bert", "--json"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            for line in process.stdout:
+                if json.loads(line)["stage"] == "planning":
+                    break
+            assert [one.name for one in client.models()] == ["bert"]
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+        assert process.returncode == 130
+        assert "nothing of this version of bert stays" in said
+        until(lambda: client.models() == [], "it is undone")
+        until(lambda: left(fleet) == [], "its folder is gone")
