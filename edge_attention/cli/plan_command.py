@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import onnx
 
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, require_rich, say
@@ -18,7 +19,9 @@ from edge_attention.core.placement.cuts.plan_toml import dumps_toml
 from edge_attention.core.printable import shown
 from edge_attention.core.schedule.plan import Crossing
 from edge_attention.core.schedule.saved_plan import dumps_plan
+from edge_attention.graphs.axes.annotation import annotate
 from edge_attention.graphs.axes.cut import analyse
+from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.planning import plan_model, reference_slowness
 from edge_attention.jobs.boxes_file import TEMPLATE, read_boxes
@@ -132,7 +135,7 @@ def plan(
     if choice.chosen is None:
         raise FailedPrecondition(f"{file}: {choice.says}")
     if out is not None:
-        _write(out, choice.chosen)
+        _write(out, choice.chosen, file, axes)
     _print(file, choice, boxes, sizes, as_json)
     if out is not None and not as_json:
         say(f"written to {out}")
@@ -184,14 +187,24 @@ def _dimensions(given: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _write(out: Path, chosen: PredictedPlan) -> None:
+def _write(out: Path, chosen: PredictedPlan, file: Path, axes: Axes) -> None:
     match out.suffix:
         case ".toml":
             out.write_text(dumps_toml(chosen), "utf-8")
         case ".json":
             out.write_text(dumps_plan(chosen.plan), "utf-8")
+        case ".onnx":
+            model = onnx.load(file, load_external_data=False)
+            elsewhere = out.resolve().parent != file.resolve().parent
+            if elsewhere and any(tensor.external_data for tensor in model.graph.initializer):
+                raise InvalidArgument(
+                    f"{out}: weights of {file.name} are in files beside it; write it there, too"
+                )
+            out.write_bytes(annotate(model, chosen.plan, axes).SerializeToString())
         case _:
-            raise click.BadParameter(f"{out}: a plan is written as .toml or .json", param_hint="'--out'")
+            raise click.BadParameter(
+                f"{out}: a plan is written as .toml, .json or .onnx", param_hint="'--out'"
+            )
 
 
 def _print(

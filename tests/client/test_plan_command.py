@@ -6,11 +6,15 @@ import json
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from edge_attention.cli import main as cli_main
 from edge_attention.core.placement.cuts.plan_toml import loads_toml
 from edge_attention.core.schedule.saved_plan import loads_plan
+from edge_attention.graphs.axes.annotation import read_annotation
+from edge_attention.graphs.axes.cut import analyse
+from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.jobs.boxes_file import read_boxes
 
 MODEL = Path(__file__).parents[1] / "graphs" / "axes" / "exports" / "bert.onnx"
@@ -69,6 +73,10 @@ def test_a_family_and_a_file_of_the_plan(run, family, tmp_path):
     assert {name for names in holders.values() for name in names} <= {"b-1", "b-2", "b-3"}
     assert run(*args, "--out", "plan.json")[0] == 0
     assert loads_plan((tmp_path / "plan.json").read_text()) == plan
+    assert run(*args, "--out", "plan.onnx")[0] == 0
+    annotated = onnx.load(tmp_path / "plan.onnx")
+    axes = analyse(open_model(MODEL), {"batch": 1, "sequence": 16})
+    assert read_annotation(annotated, axes) == plan
 
 
 def test_the_template_is_printed(run, tmp_path):
