@@ -27,6 +27,7 @@ from aggregator.engine.spool import SpooledTensor
 from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Member
 from aggregator.inference.calls import (
+    TABLE,
     WARM,
     KnownWeight,
     SegmentCall,
@@ -203,7 +204,8 @@ class ModelRunner:
                 for part in range(schedule.parts)
             ]
         )
-        calls = SegmentCalls(deployment, shape, course, deployed.weights, halves)
+        tables = await asyncio.to_thread(_tables, schedule, files, deployed.weights)
+        calls = SegmentCalls(deployment, shape, course, deployed.weights, tables, halves)
         graphs = tuple(dict.fromkeys(schedule.graphs.values()))
         for digest in graphs:
             path = files.graph(digest)
@@ -620,6 +622,24 @@ def _course(schedule: Schedule, files: CutFiles) -> Course:
     from edge_attention.graphs.axes.flows import flows_of  # onnx, which few plans need here
 
     return Course(schedule, {n: flows_of(files.graph(schedule.graphs[n]).read_bytes()) for n in names})
+
+
+def _tables(
+    schedule: Schedule, files: CutFiles, known: Mapping[Weight, KnownWeight]
+) -> dict[str, frozenset[str]]:
+    """By graph the inputs in which rows are looked up, of those that have large weights. Blocks."""
+    names = {
+        segment.graph
+        for step in schedule.steps
+        for segment in step.segments
+        for source in segment.inputs.values()
+        if isinstance(source, Weight) and known[source].nbytes >= TABLE
+    }
+    if not names:
+        return {}
+    from edge_attention.graphs.axes.flows import tables_of
+
+    return {name: tables_of(files.graph(schedule.graphs[name]).read_bytes()) for name in names}
 
 
 def _pieces(

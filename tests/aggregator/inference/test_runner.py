@@ -14,7 +14,7 @@ import pytest
 from house import House, until
 from small_cut import SmallCut
 
-from aggregator.inference import calls
+from aggregator.inference import calls, runner
 from aggregator.inference import requests as machine
 from aggregator.inference.runner import ModelRunner
 from edge_attention.core.errors import (
@@ -148,6 +148,33 @@ def test_weights_of_equal_bytes_and_other_shapes_are_kept_apart(tmp_path):
         assert fleet.cut.weights["a1"].shape != fleet.cut.weights["b1"].shape
         await fleet.prepare({0: ["a"], 1: ["a"]})
         await fleet.exact()
+
+
+def test_a_large_table_of_rows_is_bound_as_it_is_stored(tmp_path, monkeypatch):
+    model = EXPORTS / "bert_torchscript17.onnx"
+    ids = np.random.default_rng(0).integers(1, 40, (1, 12))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    forms = {name: TensorForm("int64", ids.shape) for name in feeds}
+    layers = len(narrow_places(analyse(opened := open_model(model), sizes_of(opened, forms)))) + 1
+    schedule = cut_model(model, CutPlan((Stage(range(layers), (0,)),)), forms, tmp_path / "bert")
+    [output] = schedule.results
+    frozen = []
+    for least in (1 << 30, 1024):
+        monkeypatch.setattr(calls, "TABLE", least)
+        monkeypatch.setattr(runner, "TABLE", least)
+
+        @scenario(tmp_path, "a")
+        async def _(fleet):
+            await fleet.runner.prepare(
+                "m", "s", schedule, CutFolder(model, tmp_path / "bert"), {0: ["a"]}, seconds=60
+            )
+            answer = await fleet.runner.infer("m", "s", feeds, 60)
+            expected = ort.InferenceSession(model).run([output], feeds)[0]
+            np.testing.assert_allclose(answer.results[output], expected, atol=1e-5)
+            kept = fleet.boxes["a"].prepared._kept.values()
+            frozen.append(max(len(one.program.frozen) for one in kept))
+
+    assert frozen[1] < frozen[0]
 
 
 def test_stages_run_on_their_nodes(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import TensorProto, helper
 
-from edge_attention.graphs.axes.flows import flows_of
+from edge_attention.graphs.axes.flows import flows_of, tables_of
 
 FLOAT = TensorProto.FLOAT
 
@@ -30,3 +30,19 @@ def test_outputs_depend_on_what_they_are_computed_from():
     data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     flows = flows_of(data.SerializeToString())
     assert flows == {"y": {"x"}, "z": {"c", "x", "k"}, "w": frozenset()}
+
+
+def test_a_table_is_what_rows_are_looked_up_in_and_nothing_else():
+    """`t` by Gather alone; `u` also in a product; `i` are indices."""
+    nodes = [
+        helper.make_node("Gather", ["t", "i"], ["a"]),
+        helper.make_node("Gather", ["u", "i"], ["b"]),
+        helper.make_node("MatMul", ["b", "u"], ["y"]),
+        helper.make_node("Neg", ["a"], ["z"]),
+    ]
+    ins = [helper.make_tensor_value_info(name, FLOAT, [3, 3]) for name in "tu"]
+    ins.append(helper.make_tensor_value_info("i", TensorProto.INT64, [3]))
+    outs = [helper.make_tensor_value_info(name, FLOAT, [3, 3]) for name in "yz"]
+    graph = helper.make_graph(nodes, "g", ins, outs)
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    assert tables_of(data.SerializeToString()) == {"t"}
