@@ -61,7 +61,9 @@ _TOGETHER = frozenset(
 _BODIES = ("If", "Loop", "Scan", "SequenceMap")
 
 
-def bind(model: ModelProto, dimensions: Mapping[str, int], read: Read | None = None) -> BoundGraph:
+def bind(
+    model: ModelProto, dimensions: Mapping[str, int], read: Read | None = None, *, fused: bool = False
+) -> BoundGraph:
     """The model for inputs of fixed shapes.
 
     Args:
@@ -70,6 +72,9 @@ def bind(model: ModelProto, dimensions: Mapping[str, int], read: Read | None = N
         dimensions: sizes of what is symbolic in its inputs, by name; of one without a name `<input>.<axis>`,
             which is taken before the name where both are said.
         read: gives what the model has not the data of. Without it such values count as not known.
+        fused: keep fused operators and packed products as they are, for plans that cut nothing within them:
+            layers, replicas. They compute what the file does to the bit; what quantises behind them, as int4
+            weights do, jumps otherwise.
 
     Raises:
         InvalidArgument: a dimension has no size, or is given one it cannot have, as a text longer than the
@@ -81,13 +86,16 @@ def bind(model: ModelProto, dimensions: Mapping[str, int], read: Read | None = N
             model = inline_local_functions(model)
         except Exception as error:  # whatever its C++ half raises
             raise InvalidGraph(f"the model's functions cannot be inlined: {first_line(error)}") from None
-    return _Binding(model, dimensions, read).bound()
+    return _Binding(model, dimensions, read, fused).bound()
 
 
 class _Binding:
     """The state of it: the nodes so far, and what is known of each value."""
 
-    def __init__(self, model: ModelProto, dimensions: Mapping[str, int], read: Read | None) -> None:
+    def __init__(
+        self, model: ModelProto, dimensions: Mapping[str, int], read: Read | None, fused: bool
+    ) -> None:
+        self._fused = fused
         self._graph = model.graph
         self._dimensions = dimensions
         self._inputs = input_forms(model.graph, dimensions)
@@ -114,7 +122,9 @@ class _Binding:
         made = {name for node in self._nodes for name in node.output}
         for name in self._outputs:
             self._make_output(name, made)
-        nodes = self._unpacked(_needed(self._nodes, self._outputs))
+        nodes = _needed(self._nodes, self._outputs)
+        if not self._fused:
+            nodes = self._unpacked(nodes)
         return self._with_own_names(nodes)
 
     def _make_output(self, name: str, made: set[str]) -> None:
@@ -159,10 +169,29 @@ class _Binding:
                 self._known.add(name, array, sized=False)
             for name, array in instead.derived.items():
                 self._known.add(name, array, sized=True)
-            return instead.nodes
+            if not self._fused:
+                return instead.nodes
+            self._follow(node, instead.nodes)
+            return ()
         self._infer(node)
         self._nodes.append(node)
         return ()
+
+    def _follow(self, node: NodeProto, instead: Sequence[NodeProto]) -> None:
+        """Keep a node, of what stands in its place only what is known of its results."""
+        before, why = len(self._nodes), dict(self._why)
+        queue = deque(instead)
+        while queue:
+            queue.extendleft(reversed(self._take(queue.popleft())))
+        del self._nodes[before:]
+        self._nodes.append(node)
+        self._why = why
+        for name in node.output:
+            made = self._alias.pop(name, name)  # what stood for it is gone
+            if made != name and made in self._known.types:
+                self._known.types[name] = self._known.types[made]
+            if name and self._known.form(name) is None:
+                self._why[name] = self._reason(node)
 
     def _passes(self, node: NodeProto) -> bool:
         """Whether it gives its first input on: an Identity, a Dropout that is off."""

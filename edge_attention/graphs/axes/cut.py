@@ -21,14 +21,20 @@ from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import narrow_places
 from edge_attention.graphs.axes.partition import Partitioner
 
-__all__ = ["analyse", "cut", "cut_model", "shared_ranges", "sizes_of"]
+__all__ = ["analyse", "cut", "cut_model", "cuts_no_layer", "shared_ranges", "sizes_of"]
 
 Ranges = tuple[tuple[int, int], ...]
 
 
-def analyse(model: OpenModel, dimensions: Mapping[str, int]) -> Axes:
-    """The axes of a model for inputs of fixed sizes. Raises as `bind`."""
-    return axes_of(bind(model.model, dimensions, model.read))
+def analyse(model: OpenModel, dimensions: Mapping[str, int], *, fused: bool = False) -> Axes:
+    """The axes of a model for inputs of fixed sizes. Raises as `bind`, which says what `fused` is."""
+    return axes_of(bind(model.model, dimensions, model.read, fused=fused))
+
+
+def cuts_no_layer(plan: CutPlan) -> bool:
+    """Whether each layer is one part's: then it is cut from an analysis with fused operators kept, so that
+    what parts compute is to the bit what the file does, and as fast. Layers are the same ones in both."""
+    return all(stage.cut is Cut.NONE for stage in plan.stages)
 
 
 def cut(axes: Axes, plan: CutPlan) -> Emitted:
@@ -62,7 +68,7 @@ def cut_model(model: Path, plan: CutPlan, feeds: Mapping[str, TensorForm], folde
     Takes the memory of the model's graph, not of its weights. Raises as `open_model`, `sizes_of` and `cut`.
     """
     opened = open_model(model)
-    emitted = cut(analyse(opened, sizes_of(opened, feeds)), plan)
+    emitted = cut(analyse(opened, sizes_of(opened, feeds), fused=cuts_no_layer(plan)), plan)
     write_cut(emitted, opened, folder)
     return emitted.schedule
 

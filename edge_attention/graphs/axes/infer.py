@@ -114,6 +114,12 @@ def _same(forms: _Forms, at: _Attributes) -> list[TensorForm]:
     return [_known(forms[0])]
 
 
+def _skip_norm(forms: _Forms, at: _Attributes) -> list[TensorForm]:
+    x = _known(forms[0])
+    moments = TensorForm("float32", (*x.shape[:-1], 1))
+    return [x, moments, moments, x]
+
+
 def _broadcast(*shapes: _Shape) -> _Shape:
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
@@ -157,6 +163,8 @@ _OTHERS: Mapping[tuple[str, str], Callable[[_Forms, _Attributes], Sequence[Tenso
     ("com.microsoft", "MatMulIntegerToFloat"): _quantized_matmul,
     ("com.microsoft", "MatMulNBits"): _matmul_nbits,
     ("com.microsoft", "QuickGelu"): _same,
+    ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
     ("com.microsoft", "TransposeMatMul"): _fused_matmul,
     # ONNX Runtime's own, in ONNX's domain.
     ("", "SimplifiedLayerNormalization"): _same,

@@ -121,8 +121,12 @@ class _Naming:
     def _hiddens(self, taken: set[int]) -> list[int]:
         """Axes that weights make and sum over, and that norms or many weights look at."""
         summed = Counter(axis for p in self._products if p.weight is not None for axis in p.summed)
+        made = {axis for p in self._products if p.weight is not None for axis in p.of_weight}
         normal = {axis for axis, does in self._roles() if does in _NORMALISED}
-        found = [axis for axis in summed if axis not in taken and (axis in normal or summed[axis] > 2)]
+        # Weights in blocks of bits sum over blocks: what is one block is not summed over, but normalised.
+        found = [
+            axis for axis in {*summed, *made} if axis not in taken and (axis in normal or summed[axis] > 2)
+        ]
         return sorted(found, key=lambda axis: (-self._tensors[axis], axis))
 
     def _hidden(self, taken: set[int]) -> int | None:

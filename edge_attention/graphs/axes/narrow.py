@@ -54,9 +54,10 @@ def from_inputs(axes: Axes) -> frozenset[str]:
     """What follows from the model's inputs, constants and small tables without a product: masks, positions.
 
     It is cheap to make wherever it is needed, and passes no border. Constants are in it, too, and what is
-    made of them.
+    made of them. Not so embedded tokens, though their table be small: those are the activation that passes.
     """
     bound = axes.bound
+    hidden = set(axes.named.get("hidden", ()))
     products = products_in(axes)
     found = {*bound.inputs, *axes.static}
     for number, node in enumerate(bound.nodes):
@@ -65,7 +66,11 @@ def from_inputs(axes: Axes) -> frozenset[str]:
         small = all(prod(bound.shape(name)) <= _SMALL_TABLE for name in tables)
         known = not any(name in bound.unknown for name in (*names, *node.output))
         if names <= found and small and known and number not in products and not any(graphs_in(node)):
-            found.update(name for name in node.output if name)
+            found.update(
+                name
+                for name in node.output
+                if name and not hidden.intersection(axis for dim in axes.dims[name] for axis, _ in dim)
+            )
     return frozenset(found)
 
 
@@ -119,14 +124,20 @@ def _passing(bound: BoundGraph, products: frozenset[int]) -> frozenset[str]:
 def _place(
     before: int, alive: set[str], passing: frozenset[str], wide: frozenset[str], bound: BoundGraph
 ) -> NarrowPlace | None:
-    """The place, if one activation passes it."""
+    """The place, if one activation passes it; or a sum and its norm, of one operator."""
     if any(name in bound.unknown for name in alive):
         return None
     new = sorted((alive & wide) - passing) or sorted(alive & wide)
-    if len(new) != 1 or not bound.specs[new[0]].dtype.startswith(("float", "bfloat")):
+    makers = {bound.makers.get(name) for name in new}
+    fused = len(makers) == 1 and bound.nodes[before - 1].op_type.startswith("Skip")
+    if not new or (len(new) > 1 and not fused) or not _is_float(bound, new[0]):
         return None
     size = sum(bytes_of(bound.specs[name]) for name in alive)
     return NarrowPlace(before, new[0], tuple(sorted(alive - {new[0]})), size)
+
+
+def _is_float(bound: BoundGraph, name: str) -> bool:
+    return bound.specs[name].dtype.startswith(("float", "bfloat"))
 
 
 def _wide(axes: Axes) -> frozenset[str]:
@@ -135,9 +146,13 @@ def _wide(axes: Axes) -> frozenset[str]:
     Whether two or one of them pass a place does not depend on lengths, as what is the largest there does.
     """
     weighty = weighty_axes(axes, products_of(axes))
-    return frozenset(
+    found = {
         name for name, dims in axes.dims.items() if weighty.intersection(a for dim in dims for a, _ in dim)
-    )
+    }
+    for node in axes.bound.nodes:  # a range of such an axis is no such axis, and as wide
+        if node.op_type in ("Split", "Slice") and node.input[0] in found:
+            found.update(name for name in node.output if name in axes.dims)
+    return frozenset(found)
 
 
 def layer_bytes(axes: Axes, places: Sequence[NarrowPlace]) -> tuple[int, ...]:

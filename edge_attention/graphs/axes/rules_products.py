@@ -291,6 +291,18 @@ def layer_norm(make: Making) -> None:
         make.result(position, [*side[:axis], *[()] * (rank - axis)])
 
 
+def skip_norm(make: Making) -> None:
+    """`norm(input + skip + bias)`, and the sum as its fourth result."""
+    rank = len(make.x(0))
+    side = [make.factor(n, Does.MOMENTS if i == rank - 1 else Does.CARRY) for i, n in enumerate(make.x(0))]
+    for position in range(len(make.node.input)):
+        make.broadcast(position, side)
+    make.result(0, side)
+    make.result(1, [*side[:-1], ()])
+    make.result(2, [*side[:-1], ()])
+    make.result(3, side)
+
+
 def instance_norm(make: Making) -> None:
     side = [make.factor(n, Does.MOMENTS if i >= 2 else Does.CARRY) for i, n in enumerate(make.x(0))]
     make.operand(0, side)
@@ -401,6 +413,9 @@ PRODUCTS: Mapping[str, MakesRule] = {
     **dict.fromkeys(("com.microsoft.DequantizeLinear", "com.microsoft.QuantizeLinear"), quantize),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), pool_all),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), layer_norm),
+    **dict.fromkeys(
+        ("com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization"), skip_norm
+    ),
     **dict.fromkeys(("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul"), fused_matmul),
     "BatchNormalization": batch_norm,
     "DynamicQuantizeLinear": dynamic_quantize,

@@ -14,10 +14,10 @@ from onnx import ModelProto, helper, numpy_helper
 
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
-from edge_attention.core.schedule.schedule import ModelSegment, Weight
+from edge_attention.core.schedule.schedule import ModelSegment, TensorForm, Weight
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.bind import bind
-from edge_attention.graphs.axes.cut import cut
+from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, sizes_of
 from edge_attention.graphs.axes.in_process import InProcess
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel
@@ -104,6 +104,9 @@ def try_plan(
     model: OpenModel, axes: Axes, plan: CutPlan, feeds: Mapping[str, Array], expected: Mapping[str, Array]
 ) -> Tried:
     """Cut the model, run its parts in this process and compare."""
+    if cuts_no_layer(plan):
+        forms = {name: TensorForm(str(value.dtype), value.shape) for name, value in feeds.items()}
+        axes = analyse(model, sizes_of(model, forms), fused=True)
     try:
         made = cut(axes, plan)
     except EdgeAttentionError as error:

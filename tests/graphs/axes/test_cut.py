@@ -31,6 +31,7 @@ PLAIN = recipe_of(
     key_heads=3,
     group=1,
     memory=0,
+    shared=False,
     mask="row",
     source="ids",
     result="hidden",

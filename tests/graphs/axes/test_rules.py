@@ -182,6 +182,20 @@ COMPUTED = {
     "layer norm": (One("LayerNormalization", [floats(2, 3, 4), floats(4), floats(4)], axis=-1), "ccm"),
     "norm of two axes": (One("LayerNormalization", [floats(2, 3, 4), floats(3, 4)], 3, axis=1), "cmm"),
     "simplified norm": (One("SimplifiedLayerNormalization", [floats(2, 3, 4), floats(4)], axis=-1), "ccm"),
+    "norm of a sum": (
+        One(
+            "com.microsoft:SkipLayerNormalization",
+            [floats(2, 3, 4), floats(3, 4), floats(4), floats(4, seed=1), floats(4, seed=2)],
+        ),
+        "ccm",
+    ),
+    "simplified norm of a sum": (
+        One(
+            "com.microsoft:SkipSimplifiedLayerNormalization",
+            [floats(2, 3, 4), floats(2, 3, 4, seed=1), floats(4)],
+        ),
+        "ccm",
+    ),
     "instance norm": (One("InstanceNormalization", [floats(2, 3, 4, 5), floats(3), floats(3)]), "ccmm"),
     "batch norm": (
         One(
