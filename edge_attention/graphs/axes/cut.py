@@ -20,6 +20,8 @@ from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import narrow_places
 from edge_attention.graphs.axes.partition import Partitioner
+from edge_attention.graphs.onnx_file import all_nodes
+from edge_attention.graphs.reading.needed import graphs_in
 
 __all__ = ["analyse", "cut", "cut_model", "cuts_no_layer", "shared_ranges", "sizes_of"]
 
@@ -44,6 +46,7 @@ def cut(axes: Axes, plan: CutPlan) -> Emitted:
         InvalidArgument: the plan is not of this model: layers, axes or ranges that it has not; or the model
             cannot be cut so, with the reason.
     """
+    _require_alike(axes, plan)
     stages = [_stage(axes, number, stage) for number, stage in enumerate(plan.stages)]
     stage_of = _stage_of(axes, plan)
     partitioner = Partitioner(axes, stages, stage_of)
@@ -60,6 +63,20 @@ def cut(axes: Axes, plan: CutPlan) -> Emitted:
     schedule = replace(emitted.schedule, coverage=coverage, lacking=lacking)
     schedule.check()
     return replace(emitted, schedule=schedule)
+
+
+def _require_alike(axes: Axes, plan: CutPlan) -> None:
+    """Refuse what each part would draw for itself where several parts do it alike."""
+    for node in axes.bound.nodes:
+        for one in (node, *(inner for graph in graphs_in(node) for inner in all_nodes(graph))):
+            if plan.parts > 1 and (one.op_type.startswith("Random") or one.op_type in _RANDOM):
+                raise InvalidArgument(
+                    f"{one.op_type} '{one.name or node.output[0]}' is random, and parts would each draw for "
+                    "themselves: replicate the model, or export it without"
+                )
+
+
+_RANDOM = frozenset({"Bernoulli", "Multinomial"})
 
 
 def cut_model(model: Path, plan: CutPlan, feeds: Mapping[str, TensorForm], folder: Path) -> Schedule:
@@ -80,6 +97,8 @@ def sizes_of(model: OpenModel, feeds: Mapping[str, TensorForm]) -> dict[str, int
         InvalidArgument: an input is missing, of another rank, or two say different sizes of one name.
     """
     found: dict[str, int] = {}
+    if unknown := sorted(set(feeds) - {value.name for value in model.model.graph.input}):
+        raise InvalidArgument(f"the model has no input '{unknown[0]}'")
     weights = {tensor.name for tensor in model.model.graph.initializer}
     for value in model.model.graph.input:
         if value.name in weights:

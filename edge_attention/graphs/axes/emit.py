@@ -464,14 +464,13 @@ class _Segment:
         first, result = operation.inputs[0] if operation.inputs else None, operation.results[0]
         before = self.all.lengths(first, self.part) if first is not None else ()
         after = self.all.lengths(result, self.part) if result is not None else ()
+        spans = [span for f in operation.results if f is not None for span in self.all.extent(f, self.part)]
         return Sizes(
             [self.all.shape(f, self.part) if f is not None else None for f in operation.inputs],
             [self.all.shape(f, self.part) if f is not None else None for f in operation.results],
             [specs[f.tensor].shape if f is not None else None for f in operation.inputs],
             [specs[f.tensor].shape if f is not None else None for f in operation.results],
-            next(
-                (s.start * s.inner for f in operation.results if f for s in self.all.extent(f, self.part)), 0
-            ),
+            next((s.start * s.inner if s.outer == 1 else None for s in spans), 0),
             [size if isinstance(size, int) else None for size in after],
             [n < len(before) and one == before[n] for n, one in enumerate(after)],
         )

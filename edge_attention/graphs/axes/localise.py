@@ -32,8 +32,9 @@ class Sizes:
     results: Sequence[Shape | None]
     whole_operands: Sequence[Shape | None]
     whole_results: Sequence[Shape | None]
-    start: int = 0
-    """Elements of the result, in the dimension that the part has a range of, before that range."""
+    start: int | None = 0
+    """Elements of the result before the range that the part has of a dimension; None: the range is in
+    several places of the dimension."""
     plain: Sequence[int | None] = ()
     """By dimension of the first result: its size, where that is the same whatever the lengths."""
     alike: Sequence[bool] = ()
@@ -171,7 +172,9 @@ def _slice(node: NodeProto, sizes: Sizes, values: Values, opset: int) -> tuple[N
         size, count = whole[axis], own[axis]
         begin = min(max(start + size if start < 0 else start, 0), size if step > 0 else size - 1)
         if before[axis] == size:
-            begin += sizes.start * step if count != after[axis] else 0
+            if count != after[axis]:
+                assert sizes.start is not None
+                begin += sizes.start * step
         elif step == 1:
             begin = begin // count * after[axis]
         stop = begin + step * after[axis]

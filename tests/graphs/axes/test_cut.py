@@ -14,9 +14,10 @@ from random_transformers import TransformerRecipe, feeds_of, recipe_of, sizes_of
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
-from edge_attention.core.schedule.schedule import Collective, Delivery, Schedule
+from edge_attention.core.schedule.schedule import Collective, Delivery, Schedule, TensorForm
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.cut import analyse, cut, shared_ranges
+from edge_attention.graphs.axes.cut import sizes_of as forms_sizes
 from edge_attention.graphs.axes.emit import Emitted
 from edge_attention.graphs.axes.in_process import InProcess, Ran
 from edge_attention.graphs.axes.model_axes import Axes
@@ -250,3 +251,35 @@ def test_sizes_that_depend_on_data(tmp_path: Path) -> None:
             else:
                 with pytest.raises(InvalidArgument, match=r"'some' depends on data .*NonZero"):
                     cut(axes, plan)
+
+
+def test_what_each_part_would_draw_for_itself_is_refused(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("RandomUniformLike", ["h"], ["noise"], name="drawn"),
+        helper.make_node("Add", ["h", "noise"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    axes = analyse(opened(made, tmp_path), {"n": 5})
+    with pytest.raises(InvalidArgument, match="'drawn' is random"):
+        cut(axes, CutPlan((Stage(range(1), (0, 1), Cut.BATCH),)))
+    assert len(cut(axes, CutPlan((Stage(range(1), (0,)),))).schedule.steps) == 1
+
+
+def test_forms_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
+    model = opened(transformer(PLAIN), tmp_path)
+    forms = {n: TensorForm(v.dtype.name, v.shape) for n, v in feeds_of(PLAIN, 0).items()}
+    assert forms_sizes(model, forms) == sizes_of(PLAIN)
+    name = next(iter(forms))
+    with pytest.raises(InvalidArgument, match="no input 'other'"):
+        forms_sizes(model, {**forms, "other": forms[name]})
+    with pytest.raises(InvalidArgument, match="missing"):
+        forms_sizes(model, {})
+    with pytest.raises(InvalidArgument, match="dimensions, not 1"):
+        forms_sizes(model, {**forms, name: TensorForm("int64", (3,))})
+    longer = TensorForm("int64", (forms[name].shape[0], forms[name].shape[1] + 1))
+    with pytest.raises(InvalidArgument, match="must agree"):
+        forms_sizes(model, {**forms, name: longer})
