@@ -112,10 +112,14 @@ class Operation:
     rule: Rule | None = None
     results: tuple[Form | None, ...] = ()
     scaled: Scaled = Scaled.NO
+    asked: bool = False
+    """It makes an output of the model, though it follows from constants alone: it is done once, as others are."""
 
     @property
     def fixed(self) -> bool:
-        return all(form.fixed for form in (*self.inputs, *self.captured.values()) if form is not None)
+        return not self.asked and all(
+            form.fixed for form in (*self.inputs, *self.captured.values()) if form is not None
+        )
 
 
 @dataclass(eq=False)

@@ -214,10 +214,8 @@ class Partitioner:
             self.stock.specs[name],
             self.stock.dims.get(name, ()),
         )
-        operation = Operation(stage.number, form.level, node, (form,), {}, None)
-        made = self.stock.finish(operation, [(f"{name}#out", None)])[0]
-        made.fixed = False
-        return made
+        operation = Operation(stage.number, form.level, node, (form,), {}, None, asked=True)
+        return self.stock.finish(operation, [(f"{name}#out", None)])[0]
 
 
 def _data(node: NodeProto) -> list[str]:

@@ -283,3 +283,18 @@ def test_forms_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
     longer = TensorForm("int64", (forms[name].shape[0], forms[name].shape[1] + 1))
     with pytest.raises(InvalidArgument, match="must agree"):
         forms_sizes(model, {**forms, name: longer})
+
+
+@pytest.mark.parametrize("size", [3, 2000])
+def test_an_output_that_follows_from_constants_alone(tmp_path: Path, size: int) -> None:
+    held = numpy_helper.from_array(np.random.default_rng(0).standard_normal(size).astype(np.float32), "c")
+    nodes = [helper.make_node("Relu", ["c"], ["y"]), helper.make_node("Relu", ["x"], ["z"])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "z")]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
+    feeds = {"x": np.ones((5, 4), np.float32)}
+    for count in (1, 2):
+        graph = helper.make_graph(nodes[:count], "g", [x], outputs[:count], [held])
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        model = opened(made, tmp_path)
+        emitted = cut(analyse(model, {"n": 5}), CutPlan((Stage(range(1), (0,)),)))
+        assert_close(dict(ran(model, emitted, feeds).results), whole(model, feeds))
