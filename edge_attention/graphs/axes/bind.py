@@ -19,12 +19,12 @@ from onnx.shape_inference import InferenceError
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.schedule.extents import Extent
 from edge_attention.core.schedule.schedule import TensorForm
-from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.bound import BoundGraph
+from edge_attention.graphs.axes.constant_uses import ConstantUses
 from edge_attention.graphs.axes.evaluate import MAX_COMPUTED, evaluate
 from edge_attention.graphs.axes.infer import form_of, infer_types
 from edge_attention.graphs.axes.input_forms import input_forms
-from edge_attention.graphs.axes.known_values import SMALL, KnownValues, Read
+from edge_attention.graphs.axes.known_values import KnownValues, Read
 from edge_attention.graphs.axes.lower import lowered
 from edge_attention.graphs.axes.lowering import Lowering
 from edge_attention.graphs.axes.unpack import unpack
@@ -343,7 +343,7 @@ class _Binding:
 
     def _with_own_names(self, nodes: list[NodeProto]) -> BoundGraph:
         """The graph, in which each use of a constant has a name of its own."""
-        uses = _Uses(self._known, self._pieces)
+        uses = ConstantUses(self._known, self._pieces)
         made = {name for node in nodes for name in node.output}
         specs: dict[str, TensorForm] = dict(self._inputs)
         unknown: dict[str, str] = {}
@@ -373,43 +373,6 @@ class _Binding:
             uses.pieces,
             unknown,
         )
-
-
-class _Uses:
-    """The constants that nodes read, by what they are; a name a use."""
-
-    def __init__(self, known: KnownValues, pieces: Mapping[str, tuple[str, Extent]]) -> None:
-        self._known = known
-        self._pieces = pieces
-        self._times: dict[str, int] = {}
-        self.weights: dict[str, str] = {}
-        self.pieces: dict[str, Extent] = {}
-        self.literals: dict[str, Array] = {}
-        self.derived: dict[str, Array] = {}
-        self.specs: dict[str, TensorForm] = {}
-
-    def named(self, name: str) -> str:
-        """The name of this use."""
-        times = self._times[name] = self._times.get(name, 0) + 1
-        own = name if times == 1 else f"{name}#{times}"
-        self.keep(name, own)
-        return own
-
-    def keep(self, name: str, own: str) -> None:
-        known = self._known
-        value = None if known.is_weight(name) else known.value(name)
-        if name in self._pieces:
-            self.weights[own], self.pieces[own] = self._pieces[name]
-        elif value is None:
-            if known.is_file(name):
-                self.weights[own] = name
-        elif name not in known.sized and value.size <= SMALL:
-            self.literals[own] = value
-        else:
-            self.derived[own] = value
-        form = known.form(name)
-        if form is not None:
-            self.specs[own] = form
 
 
 def _label(node: NodeProto) -> str:
