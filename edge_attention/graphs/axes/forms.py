@@ -113,7 +113,7 @@ class Operation:
     results: tuple[Form | None, ...] = ()
     scaled: Scaled = Scaled.NO
     asked: bool = False
-    """It makes an output of the model, though it follows from constants alone: it is done once, as others are."""
+    """It makes an output of the model: it is done once, though it follows from constants alone."""
 
     @property
     def fixed(self) -> bool:
