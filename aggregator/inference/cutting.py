@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx import ValueInfoProto, helper
 
 from aggregator.inference.cut_request import CutRequest, NodeTold
 from aggregator.inference.deployed import PlannedParts
+from aggregator.inference.measured import WORK_FILE, stated_box, work_text
 from aggregator.inference.placement import Holders, by_word, plan_word, spread
 from edge_attention.core.errors import (
     EdgeAttentionError,
@@ -39,6 +41,7 @@ from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
+from edge_attention.graphs.axes.planning import segments_work
 
 __all__ = ["cut_as_asked"]
 
@@ -49,8 +52,6 @@ CONSIDERED = 8
 """Plans not taken that are told of."""
 USABLE = 0.85
 """Of a node's memory limit, for weights: sessions take some besides."""
-FLOPS_A_THREAD = 4e10
-"""What a node is taken for of which nothing was measured."""
 
 
 def cut_as_asked(request: CutRequest) -> PlannedParts:
@@ -82,6 +83,8 @@ def cut_as_asked(request: CutRequest) -> PlannedParts:
     emitted = cut(axes, plan)
     write_cut(emitted, model, Path(request.into))
     schedule = emitted.schedule
+    work = segments_work(emitted, model)
+    (Path(request.into) / WORK_FILE).write_text(work_text(work))
     return PlannedParts(
         inputs,
         outputs,
@@ -219,9 +222,8 @@ def _chosen(axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders, tuple[Co
 
 def _box(node: NodeTold) -> ComputeBox:
     memory = max(USABLE * node.memory_limit - node.taken, 1)
-    return ComputeBox(
-        node.name,
-        FLOPS_A_THREAD * max(node.threads, 1),
+    return replace(
+        stated_box(node.name, node.threads),
         memory=memory,
         slowness=node.slowness,
         machine=node.machine,

@@ -27,6 +27,7 @@ from aggregator.inference.cut_request import CutRequest, NodeTold
 from aggregator.inference.deployed import Deployed, PlannedParts, Shapes
 from aggregator.inference.feeds import require_inputs, shape_key, shape_text
 from aggregator.inference.life import Life
+from aggregator.inference.measured import NodeMeasures
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.placement import MAX_REPLICAS, Holders, plan_word
 from aggregator.inference.runner import ModelAnswer, ModelRunner
@@ -90,6 +91,7 @@ class Deployments:
         self._making: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._recalled: list[Deployed] = []
+        self._measures = NodeMeasures()
 
     # Calls of clients
 
@@ -183,14 +185,17 @@ class Deployments:
         if not members:
             raise FailedPrecondition("no node is here to hold the model; start one with edge-node")
         taken = self._taken()
+        self._measures.keep([member.name for member in self._membership.members()])
         return tuple(
-            NodeTold(
-                m.name,
-                m.register.memory_limit,
-                taken[m.name],
-                m.register.threads,
-                machine=m.register.box.id if m.register.box is not None else "",
-                cores=m.register.box.cores if m.register.box is not None else 0.0,
+            self._measures.told(
+                NodeTold(
+                    m.name,
+                    m.register.memory_limit,
+                    taken[m.name],
+                    m.register.threads,
+                    machine=m.register.box.id if m.register.box is not None else "",
+                    cores=m.register.box.cores if m.register.box is not None else 0.0,
+                )
             )
             for m in members
         )
@@ -346,7 +351,10 @@ class Deployments:
             await self._ready(deployed, key, shapes, until)
         try:
             left = max(until - time.monotonic(), 0.0)
-            return await self._runner.infer(deployed.id, key, feeds, left, partial=partial)
+            answer = await self._runner.infer(deployed.id, key, feeds, left, partial=partial)
+            threads = {m.name: m.register.threads for m in self._membership.members()}
+            await self._measures.answered(deployed.folder.shape(key), answer.segments, threads)
+            return answer
         finally:
             deployed.shapes.done(key)
 

@@ -17,18 +17,20 @@ from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.choice import Choice, PlanWanted, PredictedPlan
 from edge_attention.core.placement.cuts.choosing import choose, chosen_among
+from edge_attention.core.placement.cuts.costs import LayerWork
 from edge_attention.core.placement.cuts.scheduled import predict_schedule
 from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.schedule import TensorForm, Weight
 from edge_attention.graphs.axes.costs import model_costs
 from edge_attention.graphs.axes.cut import cut
+from edge_attention.graphs.axes.emit import Emitted
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.axes.work import schedule_work
 from edge_attention.graphs.onnx_builder import FLOAT, Builder
 from edge_attention.graphs.onnx_file import serialize
 
-__all__ = ["CUT_CANDIDATES", "plan_model", "reference_slowness", "repredicted"]
+__all__ = ["CUT_CANDIDATES", "plan_model", "reference_slowness", "repredicted", "segments_work"]
 
 CUT_CANDIDATES = 6
 """Plans that are cut to be predicted exactly, the best by layers first."""
@@ -56,6 +58,20 @@ def plan_model(
     return chosen_among(costs, boxes, wanted, [*first, *plans[candidates:]])
 
 
+def segments_work(emitted: Emitted, opened: OpenModel) -> dict[tuple[int, int], LayerWork]:
+    """The work of each segment of a cut, by step and part."""
+
+    def form(weight: Weight) -> TensorForm:
+        place = opened.places.get(weight.name)
+        if place is None:
+            array = opened.piece(weight)
+            return TensorForm(array.dtype.name, array.shape)
+        return TensorForm(place.dtype, extent_shape(place.shape, weight.extent))
+
+    constants = emitted.constants.__getitem__
+    return schedule_work(emitted.schedule, emitted.graphs.__getitem__, constants, form)
+
+
 def repredicted(
     opened: OpenModel,
     axes: Axes,
@@ -70,15 +86,7 @@ def repredicted(
     except EdgeAttentionError as error:
         return replace(plan, problem=error.message)
 
-    def form(weight: Weight) -> TensorForm:
-        place = opened.places.get(weight.name)
-        if place is None:
-            array = opened.piece(weight)
-            return TensorForm(array.dtype.name, array.shape)
-        return TensorForm(place.dtype, extent_shape(place.shape, weight.extent))
-
-    schedule = emitted.schedule
-    work = schedule_work(schedule, emitted.graphs.__getitem__, emitted.constants.__getitem__, form)
+    schedule, work = emitted.schedule, segments_work(emitted, opened)
     holders = {part: boxes[names[0]] for part, names in plan.boxes.items()}
     run = predict_schedule(schedule, work, holders, links, halves=wanted.halves)
     seconds = run.seconds
