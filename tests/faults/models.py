@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,24 +133,20 @@ class Asking:
                 self.tally.again += bool(again)
 
 
-def killing(fleet: Fleet, asking: Asking, moments: int, requests: int, seed: int) -> list[str]:
-    """Kill nodes and the aggregator in turn, at random moments of the requests. Returns who was killed."""
+def killing(fleet: Fleet, asking: Asking, order: Sequence[str], requests: int, seed: int) -> None:
+    """Kill these in turn, at random moments of the requests, and start each again."""
     rng = np.random.default_rng(seed)
-    at = sorted(rng.choice(np.arange(2, requests - 1), moments, replace=False).tolist())
-    order = [(*NODES, AGGREGATOR)[n % (len(NODES) + 1)] for n in range(moments)]
-    killed = []
+    at = sorted(rng.choice(np.arange(2, requests - 1), len(order), replace=False).tolist())
     for moment, name in zip(at, order, strict=True):
         while asking.done < moment:
             time.sleep(0.005)
         time.sleep(float(rng.uniform(0, 0.05)))
         fleet.kill(name)
-        killed.append(name)
         time.sleep(PAUSE)
         if name == AGGREGATOR:
             fleet.start_aggregator(*LEASE)
         else:
             start(fleet, name)
-    return killed
 
 
 def start(fleet: Fleet, name: str) -> None:
@@ -157,8 +154,8 @@ def start(fleet: Fleet, name: str) -> None:
     fleet.start_node(name, "--threads", "1", "--store", store, wait=False)
 
 
-def run(moments: int, requests: int, plan: str, seed: int, folder: Path) -> tuple[Tally, list[str], float]:
-    """The tally, who was killed, and the seconds after which the model served again."""
+def run(order: Sequence[str], requests: int, plan: str, seed: int, folder: Path) -> tuple[Tally, float]:
+    """The tally, and the seconds after which the model served again."""
     with Fleet(folder, *LEASE, state=True) as fleet:
         for name in NODES:
             start(fleet, name)
@@ -169,14 +166,14 @@ def run(moments: int, requests: int, plan: str, seed: int, folder: Path) -> tupl
         asking = Asking(fleet.address, requests)
         with ThreadPoolExecutor(ASKING) as pool:
             callers = [pool.submit(asking.run, number) for number in range(ASKING)]
-            killed = killing(fleet, asking, moments, requests, seed)
+            killing(fleet, asking, order, requests, seed)
             for caller in callers:
                 caller.result()
         began = time.monotonic()
         served = Asking(fleet.address, 1)
         with Client(fleet.address) as client:
             until(lambda: _serves(client, served), "the model serves", AGAIN)
-        return asking.tally, killed, time.monotonic() - began
+        return asking.tally, time.monotonic() - began
 
 
 def _serves(client: Client, asking: Asking) -> bool:
@@ -195,13 +192,13 @@ def main() -> int:
     parser.add_argument("--plan", default="tokens")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    every = (*NODES, AGGREGATOR)
+    order = [every[n % len(every)] for n in range(options.moments)]
     with tempfile.TemporaryDirectory() as folder:
-        tally, killed, again = run(
-            options.moments, options.requests, options.plan, options.seed, Path(folder)
-        )
+        tally, again = run(order, options.requests, options.plan, options.seed, Path(folder))
     said = vars(tally) | {
         "refused": dict(tally.refused),
-        "killed": dict(Counter(killed)),
+        "killed": dict(Counter(order)),
         "serves after": again,
     }
     print(json.dumps(said))

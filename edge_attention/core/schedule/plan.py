@@ -78,8 +78,8 @@ class CutPlan:
         stages: in order; together all layers, each once. A plan of one stage that cuts nothing is the whole
             model on one box, of which there may be several replicas.
         halves: activations pass in float16, the answer's error is that of their rounding.
-        mean: parts are replicas that see the same input, and the answer is the plain mean of theirs: what
-            the article calls fusion by averaging. It is not the whole model's answer where weights differ.
+        mean: there is one stage, each of whose parts does all of the model on the same input (whatever its
+            `cut` is), and the answer is the plain mean of theirs: what the article calls fusion by averaging.
     """
 
     stages: tuple[Stage, ...]

@@ -11,6 +11,7 @@ from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import Schedule, TensorForm
 from edge_attention.core.schedule.shares import shared_ranges
+from edge_attention.graphs.axes.averaging import averaged
 from edge_attention.graphs.axes.axes import axes_of
 from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.emit import Emitted, emit
@@ -46,6 +47,11 @@ def cut(axes: Axes, plan: CutPlan) -> Emitted:
         InvalidArgument: the plan is not of this model: layers, axes or ranges that it has not; or the model
             cannot be cut so, with the reason.
     """
+    if plan.mean:
+        whole = Stage(plan.stages[0].layers, (0,))
+        if len(plan.stages) > 1:
+            raise InvalidArgument("a plan by averaging has one stage, each of whose parts does all of it")
+        return averaged(cut(axes, CutPlan((whole,))), plan.parts)
     _require_alike(axes, plan)
     stages = [_stage(axes, number, stage) for number, stage in enumerate(plan.stages)]
     stage_of = _stage_of(axes, plan)
