@@ -35,6 +35,7 @@ from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
 from edge_attention.core.schedule.saved_plan import dumps_plan, loads_plan
 from edge_attention.core.schedule.schedule import Schedule, TensorForm, Weight
 from edge_attention.core.tensors import DataType
+from edge_attention.graphs.axes.annotation import loads_annotation
 from edge_attention.graphs.axes.costs import model_costs
 from edge_attention.graphs.axes.cut import analyse, cut, shared_ranges, sizes_of
 from edge_attention.graphs.axes.folder import write_cut
@@ -174,17 +175,21 @@ def _feeds(inputs: Sequence[ModelTensor], request: CutRequest, others: int) -> d
 
 
 def _of_file(data: bytes, axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders]:
-    """The plan of a file, JSON or TOML, and who holds what, which it may say itself."""
+    """The plan of a file (JSON, TOML, annotated ONNX), and who holds what, which it may say itself."""
     layers = len(narrow_places(axes)) + 1
     names = [node.name for node in request.nodes]
     holders: Mapping[int, tuple[str, ...]] = {}
     if data.lstrip()[:1] == b"{":
         plan = loads_plan(data, layers)
+    elif data[:1] == b"\x08":  # the first field of an ONNX file, and no text
+        plan = loads_annotation(data, axes)
     else:
         try:
             text = data.decode()
         except UnicodeDecodeError:
-            raise InvalidArgument("the plan's file is neither JSON nor TOML; see docs/models.md") from None
+            raise InvalidArgument(
+                "the plan's file is neither JSON, TOML nor ONNX; see docs/plans.md"
+            ) from None
         plan, holders = loads_toml(text, layers)
     if not holders:
         holders = spread(plan.parts, names, max(request.replicas, 1))

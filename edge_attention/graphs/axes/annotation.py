@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto
 
 from edge_attention.core.errors import InvalidArgument
@@ -28,7 +28,7 @@ from edge_attention.graphs.axes.file_view import FileView, StageOwners
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.sharding import write_spec
 
-__all__ = ["CONFIGURATION", "annotate", "is_annotated", "read_annotation"]
+__all__ = ["CONFIGURATION", "annotate", "is_annotated", "loads_annotation", "read_annotation"]
 
 CONFIGURATION = "edge-attention"
 """The name that our configuration has; a model may have others' beside it."""
@@ -90,6 +90,19 @@ def read_annotation(model: ModelProto, axes: Axes, configuration: str = "") -> C
     if name == CONFIGURATION and (exact := _noted(model, axes)) is not None:
         return exact
     return AnnotationReader(model, axes, name).plan()
+
+
+def loads_annotation(data: bytes, axes: Axes) -> CutPlan:
+    """The plan that an annotated file says: the model itself, or what is left of it without initializers.
+
+    Raises:
+        InvalidArgument: it is no ONNX file, or as `read_annotation`.
+    """
+    try:
+        model = ModelProto.FromString(data)
+    except DecodeError:
+        raise InvalidArgument("the plan's file is no ONNX file, or damaged") from None
+    return read_annotation(model, axes)
 
 
 def _forget(model: ModelProto) -> None:

@@ -17,6 +17,7 @@ from edge_attention.graphs.axes.annotation import (
     NOTE,
     annotate,
     is_annotated,
+    loads_annotation,
     read_annotation,
 )
 from edge_attention.graphs.axes.axes import axes_of
@@ -65,6 +66,8 @@ def test_our_plans_come_back(recipe, data):
     written = annotate(model, plan, axes)
     read = onnx.ModelProto.FromString(written.SerializeToString())
     assert read_annotation(read, axes) == plan
+    del read.graph.initializer[:]  # a plan's file needs no weights
+    assert loads_annotation(read.SerializeToString(), axes) == plan
     # The annotation alone says the same, but for shares that are ranges here, and parts that have nothing.
     alone = read_annotation(without_note(read), axes)
     again = annotate(model, alone, axes)
@@ -280,3 +283,10 @@ def test_of_several_configurations_one_is_named():
     assert [one.name for one in both.configuration] == ["a", "b", CONFIGURATION]
     assert read_annotation(both, axes) == plan
     assert [one.key for one in annotate(both, plan, axes).metadata_props] == [NOTE]
+
+
+def test_what_is_no_onnx_file_is_no_plan():
+    _, axes = bert()
+    for data in (b"\x08", b"\x08\x0b\x3a\xff\xff", bytes(100), b"\x08\x0b"):
+        with pytest.raises(InvalidArgument):
+            loads_annotation(data, axes)
