@@ -21,7 +21,7 @@ from edge_attention.core.schedule.extents import Extent
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.graphs.axes.bound import BoundGraph
 from edge_attention.graphs.axes.constant_uses import ConstantUses
-from edge_attention.graphs.axes.evaluate import MAX_COMPUTED, evaluate
+from edge_attention.graphs.axes.evaluate import MAX_COMPUTED, can_be_computed, evaluate
 from edge_attention.graphs.axes.infer import form_of, infer_types
 from edge_attention.graphs.axes.input_forms import input_forms
 from edge_attention.graphs.axes.known_values import KnownValues, Read
@@ -256,6 +256,8 @@ class _Binding:
             return False
         elements = sum(array.size for array in inputs if array is not None)
         if elements > (_UNTOLD if None in forms else 4 * MAX_COMPUTED):
+            return False
+        if not can_be_computed(node, inputs, None not in forms):
             return False
         found = evaluate(node, inputs, self._opsets, self._ir_version)
         if found is None:

@@ -16,7 +16,7 @@ from onnx import NodeProto, helper
 
 from edge_attention.core.tensors import Array
 
-__all__ = ["MAX_COMPUTED", "evaluate"]
+__all__ = ["MAX_COMPUTED", "can_be_computed", "evaluate"]
 
 MAX_COMPUTED = 1 << 22
 """Elements of a value that is computed while a model is bound: a mask of 2,048 tokens by 2,048."""
@@ -92,7 +92,51 @@ _WHOLE_NUMBERS: Mapping[str, _Operator] = {
     "Unsqueeze": _unsqueeze,
     "Where": lambda a, at: np.where(a[0], a[1], a[2]),
 }
-_NEVER = {"If", "Loop", "Scan", "SequenceMap"}
+_NEVER = frozenset(
+    (
+        *("If", "Loop", "Scan", "SequenceMap", "Bernoulli", "Multinomial"),
+        # What shape arithmetic, positions and masks are not made of, and takes long of large constants.
+        *(
+            "AveragePool",
+            "Col2Im",
+            "Conv",
+            "ConvInteger",
+            "ConvTranspose",
+            "DFT",
+            "DeformConv",
+            "Det",
+            "Einsum",
+        ),
+        *(
+            "GRU",
+            "GridSample",
+            "LRN",
+            "LSTM",
+            "LpPool",
+            "MaxPool",
+            "MaxRoiPool",
+            "MaxUnpool",
+            "MelWeightMatrix",
+        ),
+        *("NonMaxSuppression", "QLinearConv", "RNN", "Resize", "RoiAlign", "STFT"),
+    )
+)
+_GROWING = frozenset(("ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Tile", "Upsample"))
+"""Operators that make something large of small inputs: computed only where its size is known before."""
+_MAX_PRODUCTS = 1 << 32
+"""Of two tables that are multiplied."""
+
+
+def can_be_computed(node: NodeProto, inputs: Sequence[Array | None], size_is_known: bool) -> bool:
+    """Whether it takes little time and memory to compute a node: whose constants they are is not known."""
+    if node.op_type in _NEVER or node.op_type.startswith("Random"):
+        return False
+    if node.op_type in _GROWING and not size_is_known:
+        return False
+    if node.op_type in ("MatMul", "MatMulInteger", "Gemm", "Attention"):
+        sizes = [array.size for array in inputs[:2] if array is not None]
+        return prod(sizes) <= _MAX_PRODUCTS
+    return True
 
 
 def evaluate(
@@ -102,7 +146,7 @@ def evaluate(
 
     Only operators of ONNX itself, none that is random or has graphs inside.
     """
-    if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER or node.op_type.startswith("Random"):
+    if node.domain not in ("", "ai.onnx"):
         return None
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     plain = _WHOLE_NUMBERS.get(node.op_type)

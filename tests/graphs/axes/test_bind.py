@@ -346,3 +346,25 @@ def test_fused_operators_kept_compute_what_the_file_does_in_the_same_layers(name
     # Attention of ONNX itself is a function to ONNX Runtime, which inlines it as it likes.
     tolerance = 0 if "com.microsoft" in kept.opsets else 1e-6
     assert_close(run_bound(kept, model, feeds), run_model(model, feeds), tolerance)
+
+
+@pytest.mark.parametrize("stop", [1e12, 1e300])
+def test_a_file_cannot_have_large_things_computed(stop):
+    """Constants are whoever's the file is: a Range of a tera, a convolution that would take hours."""
+    nodes = [
+        node("Range", "zero stop one", "r"),
+        node("ReduceSum", "r", "s", keepdims=0),
+        node("Add", "x s", "y"),
+    ]
+    weights = {"zero": np.array(0.0), "stop": np.array(stop), "one": np.array(1.0)}
+    bound = bind(model_of(nodes, {"x": (TensorProto.DOUBLE, [2])}, ["y"], weights), {})
+    assert bound.nodes[0].op_type == "Range"
+    wide = {"a": np.array([1, 1, 2000, 1000]), "b": np.array([1, 1, 1000, 500])}
+    nodes = [
+        node("ConstantOfShape", "a", "image"),
+        node("ConstantOfShape", "b", "kernel"),
+        node("Conv", "image kernel", "c"),
+        node("Add", "x c", "y"),
+    ]
+    bound = bind(model_of(nodes, {"x": (FLOAT, [1])}, ["y"], wide), {})
+    assert [one.op_type for one in bound.nodes] == ["Conv", "Add"]
