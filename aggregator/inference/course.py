@@ -6,11 +6,21 @@ node has to run again to go on in its place. What a part keeps follows from the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge_attention.core.schedule.meeting import FoldPlan
-from edge_attention.core.schedule.schedule import Collective, Delivery, Kept, ModelSegment, Schedule
+from edge_attention.core.schedule.schedule import (
+    Collective,
+    Delivery,
+    Kept,
+    ModelSegment,
+    Schedule,
+    TensorForm,
+)
 
 __all__ = ["Course", "Flow", "PartSegment", "graphs_to_follow"]
 
@@ -45,6 +55,7 @@ class Course:
     Attributes:
         parts: by part, its segments in order.
         results: the boundaries that have the model's outputs.
+        peak: the most bytes that boundaries take at a time, without those that are kept in case a node goes.
 
     Raises:
         ValueError: the schedule does not hold together, or a part keeps two tensors under one name: what runs
@@ -58,6 +69,7 @@ class Course:
         self.folds = FoldPlan(schedule)
         self.parts = tuple(self._segments(part) for part in range(schedule.parts))
         self.results = frozenset(self._of(name) for name in schedule.results.values())
+        self.peak = self._peak()
         self._again = tuple(
             tuple(self._closure(own, index) for index in range(len(own) + 1)) for own in self.parts
         )
@@ -87,6 +99,24 @@ class Course:
 
     def _of(self, boundary: str) -> str:
         return self.folds.of_lse.get(boundary, boundary)
+
+    def _peak(self) -> int:
+        """Of a boundary all pieces may wait for the first one, but where each has its own place."""
+        steps, boundaries = len(self.schedule.steps), self.schedule.boundaries
+        until = dict.fromkeys(self.results, steps)
+        for own in self.parts:
+            for one in own:
+                until |= {name: max(until.get(name, 0), one.step) for name in one.boundaries}
+        taken = [0] * (steps + 1)
+        for name, pieces in self.folds.pieces.items():
+            boundary = boundaries[name]
+            size = form_bytes(boundary.spec)
+            if boundary.collective is not Collective.GATHER:
+                size *= 1 + len(pieces)
+            first = min(piece.step for piece in pieces)
+            for step in range(first, max(until.get(name, first), first) + 1):
+                taken[step] += size
+        return max(taken)
 
     def _segments(self, part: int) -> tuple[PartSegment, ...]:
         found: list[PartSegment] = []
@@ -119,6 +149,11 @@ class Course:
         segment, flow = one.segment, self._flows.get(one.segment.graph)
         free = all(flow is not None and name not in flow.get(output, {name}) for output in segment.kept)
         return free and _merges(self.schedule, segment)
+
+
+def form_bytes(form: TensorForm) -> int:
+    """Bytes of a tensor of that form."""
+    return math.prod(form.shape) * np.dtype(form.dtype).itemsize
 
 
 def graphs_to_follow(schedule: Schedule) -> frozenset[str]:

@@ -48,7 +48,7 @@ from aggregator.inference.delivery import (
     require_travels,
 )
 from aggregator.inference.holding import Pick, ShapeHolders, Told, roomiest
-from aggregator.inference.lanes import RequestLanes
+from aggregator.inference.lanes import BoundaryRoom, RequestLanes
 from aggregator.inference.requests import Action, AskSegment, Ended, ModelRequest, RecordRoom, Seek, Supply
 from edge_attention.core.errors import (
     Cancelled,
@@ -59,6 +59,7 @@ from edge_attention.core.errors import (
     InvalidTensor,
     NotFound,
     OutOfMemory,
+    ResourceExhausted,
 )
 from edge_attention.core.messages.program import BulkTensor, Drop
 from edge_attention.core.schedule.schedule import Constant, Schedule, TensorForm, Weight
@@ -74,6 +75,10 @@ RECORDED_BYTES = 256 * 1024 * 1024
 request that needs it then begins again from its feeds."""
 WARM_SECONDS = 600.0
 """Loading one segment with its weights takes no longer."""
+PEAK_BYTES = 512 * 1024 * 1024
+"""Of the boundaries of one request at a time."""
+BOUNDARY_BYTES = 1024 * 1024 * 1024
+"""Of all requests' at a time: more wait."""
 FREED = 256
 """Scopes that one node, away, is to free when it comes; then those of longest ago are left to their age."""
 
@@ -155,6 +160,7 @@ class ModelRunner:
         self._deliveries = NodeDeliveries(engine.trips, engine.bulk)
         self._deployed: dict[str, _Deployed] = {}
         self._record = RecordRoom(RECORDED_BYTES)
+        self._room = BoundaryRoom(BOUNDARY_BYTES)
         self._running: set[_RunningRequest] = set()
         self._freed: dict[str, OrderedDict[str, None]] = {}
         """Node that was away -> what was freed meanwhile."""
@@ -190,14 +196,21 @@ class ModelRunner:
             DeadlineExceeded: a part is held by nobody by then; says what was waited for.
             ResourceExhausted, InvalidArgument, PermissionDenied: all nodes that are to hold a part say so.
             InvalidTensor: a weight's dtype does not travel.
+            ResourceExhausted: a request of it would take too much memory here.
             ValueError: the schedule does not hold together.
         """
         until = time.monotonic() + seconds
         require_stored(f"{job_scope(deployment)}{shape}/c/x")
+        course = await asyncio.to_thread(_course, schedule, files)
+        if course.peak > PEAK_BYTES:
+            raise ResourceExhausted(
+                f"bound request-boundaries: what passes the aggregator in one request takes {course.peak:,} "
+                f"bytes at a time, and {PEAK_BYTES:,} is the most: cut the model into fewer parts, or by "
+                "layers, or send less at a time"
+            )
         deployed = self._deployed.setdefault(deployment, _Deployed())
         if shape in deployed.shapes:
             await self._end_shape(deployed, shape)
-        course = await asyncio.to_thread(_course, schedule, files)
         pieces = await asyncio.to_thread(
             lambda: [
                 _pieces(deployment, shape, course, part, files, deployed.weights)
@@ -250,7 +263,24 @@ class ModelRunner:
         if deployed is None or made is None:
             raise NotFound(f"nothing is deployed as {deployment[:80]!r} for inputs of shape {shape[:80]!r}")
         require_feeds(made.course.schedule, feeds)
-        lane = await deployed.lanes.take(seconds)
+        peak = made.course.peak
+        await self._room.take(peak, seconds)
+        try:
+            return await self._infer(deployment, deployed, made, feeds, began, seconds, partial)
+        finally:
+            self._room.give_back(peak)
+
+    async def _infer(
+        self,
+        deployment: str,
+        deployed: _Deployed,
+        made: _ShapeOfModel,
+        feeds: Mapping[str, Array],
+        began: float,
+        seconds: float,
+        partial: bool,
+    ) -> ModelAnswer:
+        lane = await deployed.lanes.take(max(began + seconds - time.monotonic(), 0.0))
         clean = False
         try:
             now = time.monotonic()

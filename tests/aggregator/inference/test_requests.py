@@ -473,6 +473,13 @@ def test_a_part_that_keeps_a_name_twice_has_no_course():
         Course(replace(made, steps=tuple(steps)))
 
 
+def test_the_peak_is_what_boundaries_take_at_a_time():
+    # A sum of two is its pieces and itself, [4] of float64; two of these are alive while the next one comes.
+    assert Course(schedule(parts=2, layers=4)).peak == 2 * 3 * 32
+    assert Course(schedule(parts=2, layers=1)).peak == 3 * 32
+    assert Course(merging()).peak == (48 + 3 * 48)
+
+
 def test_what_runs_again_is_what_later_segments_need():
     course = Course(schedule(layers=4))
     assert course.again(0, 0) == ()

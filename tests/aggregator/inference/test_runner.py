@@ -25,6 +25,8 @@ from edge_attention.core.errors import (
     NotFinite,
     NotFound,
     OutOfMemory,
+    Overloaded,
+    ResourceExhausted,
 )
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
@@ -445,6 +447,32 @@ def test_halves_halve_what_travels_and_cost_their_rounding(tmp_path, monkeypatch
             feeds = {"x": fleet.cut.feeds()["x"] * np.float32(scale)}
             with pytest.raises(NotFinite, match="past float16"):
                 await fleet.runner.infer("m", "s", feeds, 30.0)
+
+
+def test_what_takes_too_much_memory_is_refused_or_waits(tmp_path, monkeypatch):
+    @scenario(tmp_path)
+    async def _(fleet):
+        await fleet.prepare({0: ["a"], 1: ["b"]})
+        peak = fleet.runner._deployed["m"].shapes["s"].course.peak
+        room = fleet.runner._room = runner.BoundaryRoom(2 * peak)
+        most = 0
+
+        async def ask(seed):
+            nonlocal most
+            await fleet.exact(seed)
+            most = max(most, room.used)
+
+        await asyncio.gather(*(ask(seed) for seed in range(12)))
+        assert room.used == 0
+        assert most <= 2 * peak
+        fleet.boxes["b"].mute = True
+        await asyncio.gather(*(fleet.infer(seconds=0.3) for _ in range(5)), return_exceptions=True)
+        assert room.used == 0
+        with pytest.raises(Overloaded, match="boundary-bytes"):
+            await asyncio.gather(fleet.infer(), fleet.infer(), fleet.infer(seconds=0.2))
+        monkeypatch.setattr(runner, "PEAK_BYTES", peak - 1)
+        with pytest.raises(ResourceExhausted, match="request-boundaries"):
+            await fleet.prepare({0: ["a"], 1: ["b"]})
 
 
 def test_many_more_than_there_are_lanes_wait_for_their_turn(tmp_path):
