@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from deploy.grafana import attention, fleet, node, training
+from deploy.grafana import attention, fleet, inference, node, training
 from deploy.grafana.layout import build
 
 FOLDER = Path(__file__).parent / "dashboards"
-BOARDS = (fleet.BOARD, attention.BOARD, training.BOARD, node.BOARD)
+BOARDS = (fleet.BOARD, attention.BOARD, inference.BOARD, training.BOARD, node.BOARD)
 
 
 def written() -> dict[str, str]:

@@ -64,8 +64,8 @@ def test_a_gap_in_a_line_is_refused(sdk):
         build(Board("odd", "Odd", "One panel.", [Row("Row", [panel])]))
 
 
-def test_there_are_four():
-    assert set(BOARDS) == {"fleet", "attention", "training", "node"}
+def test_there_are_five():
+    assert set(BOARDS) == {"fleet", "attention", "models", "training", "node"}
     assert {board["uid"] for board in BOARDS.values()} == {f"edge-attention-{slug}" for slug in BOARDS}
 
 
