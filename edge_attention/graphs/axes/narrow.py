@@ -25,6 +25,8 @@ __all__ = ["NarrowPlace", "bytes_of", "from_inputs", "layer_bytes", "narrow_plac
 
 _SMALL_TABLE = 1 << 16
 """Elements of a weight (an embedding of distances, of positions) that whoever makes a mask anew may read."""
+_MAX_ALIVE = 256
+"""Tensors that pass a border."""
 _LONG = 12
 """Products from the first to the last that reads it: what an encoder gives each layer of a decoder."""
 
@@ -83,6 +85,9 @@ def narrow_places(axes: Axes) -> tuple[NarrowPlace, ...]:
     free = from_inputs(axes)
     products = products_in(axes)
     last = {name: number for number, node in enumerate(bound.nodes) for name in reads(node)}
+    ending: dict[int, set[str]] = {}
+    for name, number in last.items():
+        ending.setdefault(number, set()).add(name)
     outputs = frozenset(bound.outputs)
     passing = _passing(bound, products)
     wide = _wide(axes)
@@ -93,8 +98,9 @@ def narrow_places(axes: Axes) -> tuple[NarrowPlace, ...]:
         if number in products and node.output[0] not in axes.static:
             multiplied = True
         alive |= {name for name in node.output if name in last and name not in free}
-        alive = {name for name in alive if last[name] > number}
-        place = _place(number + 1, alive, passing, wide, bound) if alive else None
+        alive -= ending.get(number, frozenset())
+        few = 0 < len(alive) <= _MAX_ALIVE
+        place = _place(number + 1, alive, passing, wide, bound) if few else None
         if place is not None and not outputs >= alive:
             if multiplied or not runs:
                 runs.append([])

@@ -15,6 +15,9 @@ from edge_attention.graphs.axes.rule import Does
 
 __all__ = ["MOVES"]
 
+_MAX_READERS = 64
+"""Nodes that read a tensor whose slices are looked at together."""
+
 
 def transpose(make: Making) -> None:
     side = make.factors(make.x(0))
@@ -180,6 +183,8 @@ def slice_bounds(make: Making) -> dict[int, tuple[int, int]] | None:
 def _in_pieces(make: Making, axis: int) -> bool:
     """Whether the slices of this tensor along `axis` are pieces of one size, each taken."""
     name, size = make.node.input[0], make.x(0)[axis]
+    if len(make.bound.readers.get(name, ())) > _MAX_READERS:
+        return False
     starts: set[int] = set()
     taken = make.y()[axis]
     for number in make.bound.readers.get(name, ()):

@@ -20,6 +20,9 @@ from edge_attention.graphs.reading.needed import reads
 
 __all__ = ["Unpacked", "unpack"]
 
+_MAX_PIECES = 64
+"""Of a packed product."""
+
 
 @dataclass
 class Unpacked:
@@ -98,6 +101,8 @@ def _pieces(
     if source is None:
         return None
     rank = len(source.shape)
+    if len(readers[node.input[0]]) > _MAX_PIECES:
+        return None
     found: list[tuple[str, int, int]] = []
     if node.op_type == "Split":
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
