@@ -77,7 +77,7 @@ class One:
         return [found[f"y{i}"] for i in range(self.outputs)]
 
     def bound(self) -> BoundGraph:
-        return bind(self.model(self.inputs), {})
+        return bind(self.model(self.inputs), {}, fused=True)
 
     def rule(self) -> Rule:
         bound = self.bound()
@@ -155,6 +155,7 @@ COMPUTED = {
     "vectors": (One("MatMul", [floats(4), floats(4)]), "s"),
     "gemm": (One("Gemm", [floats(3, 4), floats(4, 5)], alpha=0.5), "scc"),
     "gemm, turned": (One("Gemm", [floats(4, 3), floats(5, 4)], transA=1, transB=1), "scc"),
+    "gemm, kept with its bias": (One("Gemm", [floats(3, 4), floats(4, 5), floats(5)]), "cwc"),
     "fused matmul": (
         One("com.microsoft:FusedMatMul", [floats(2, 4, 3), floats(2, 5, 4)], transA=1, transB=1, alpha=0.3),
         "scc c",
