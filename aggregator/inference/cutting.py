@@ -37,7 +37,7 @@ from edge_attention.core.schedule.schedule import Schedule, TensorForm, Weight
 from edge_attention.core.tensors import DataType
 from edge_attention.graphs.axes.annotation import loads_annotation
 from edge_attention.graphs.axes.costs import model_costs
-from edge_attention.graphs.axes.cut import analyse, cut, shared_ranges, sizes_of
+from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, shared_ranges, sizes_of
 from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
@@ -81,6 +81,8 @@ def cut_as_asked(request: CutRequest) -> PlannedParts:
         else:
             nodes, sizes = [node.name for node in request.nodes], layer_bytes(axes, narrow_places(axes))
             plan, holders = by_word(word, crossing, nodes, sizes, request.replicas, halves=request.halves)
+    if cuts_no_layer(plan):  # fused operators stay what they are
+        axes = analyse(model, sizes_of(model, feeds), fused=True)
     emitted = cut(axes, plan)
     write_cut(emitted, model, Path(request.into))
     schedule = emitted.schedule

@@ -269,7 +269,12 @@ class Deployments:
         if deployed is not None:
             await self._released(deployed)
             deployed.change()
-        await asyncio.to_thread(self._folders.remove, folder)
+        blobs = _digests(deployed) - self._used() if deployed is not None else set()
+        await asyncio.to_thread(self._folders.remove, folder, blobs)
+
+    def _used(self) -> set[str]:
+        """Digests of the files of all deployments."""
+        return {digest for one in self._all.values() for digest in _digests(one)}
 
     async def undeploy(self, name: str) -> DeployedModel:
         """End the deployment of that name. Requests under way end first.
@@ -303,9 +308,8 @@ class Deployments:
         for task in list(deployed.coming.values()):
             task.cancel()
         await self._released(deployed)
-        used = {digest for other in self._all.values() if other is not deployed for digest in _digests(other)}
-        await asyncio.to_thread(self._folders.remove, deployed.folder, _digests(deployed) - used)
-        self._all.pop(deployed.id, None)
+        del self._all[deployed.id]
+        await asyncio.to_thread(self._folders.remove, deployed.folder, _digests(deployed) - self._used())
         for lease in deployed.leases:
             lease.give_back()
         deployed.life.gone(time.monotonic())

@@ -309,8 +309,9 @@ def _beside(path: Path) -> dict[str, Path]:
         with path.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise InvalidGraph(f"the model {str(path)!r} is empty")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return external_files(data, f"the model {str(path)!r}", path.parent)
+            # It is not closed here: an error has views of it in its frames.
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return external_files(data, f"the model {str(path)!r}", path.parent)
     except OSError as error:
         raise InvalidGraph(f"the model {str(path)!r} cannot be read: {error.strerror or error}") from None
 

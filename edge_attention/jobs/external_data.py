@@ -104,9 +104,8 @@ def external_files(data: bytes | mmap.mmap, what: str, folder: Path | None) -> d
     if data.find(b"location") < 0:
         return {}
     reader = _WeightsReader(what, folder)
-    # An error that is kept would keep the mapping, which could not be closed.
-    with contextlib.suppress(IndexError), memoryview(data) as view:
-        reader.message(view, "Model", 0)
+    with contextlib.suppress(IndexError):
+        reader.message(memoryview(data), "Model", 0)
     return reader.files
 
 

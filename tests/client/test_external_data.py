@@ -145,3 +145,25 @@ def test_a_file_that_breaks_off_is_left_to_who_reads_it(tmp_path: Path, cut: int
     data = made.SerializeToString()[:-cut]
     path.write_bytes(data)
     assert model_bytes(path) == data
+
+
+def test_the_files_of_a_mapped_model_are_named_and_those_elsewhere_refused(tmp_path):
+    """The error outlives the mapping's use, and is of the catalogue."""
+    from edge_attention.client.models import _beside
+
+    value = helper.make_tensor("w", TensorProto.FLOAT, [2], np.zeros(2, np.float32).tobytes(), raw=True)
+    (tmp_path / "w.bin").write_bytes(bytes(8))
+    for location, fine in (("w.bin", True), ("../w.bin", False)):
+        tensor = TensorProto()
+        tensor.CopyFrom(value)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        graph = helper.make_graph([], "g", [], [], [tensor])
+        file = tmp_path / "model.onnx"
+        file.write_bytes(helper.make_model(graph).SerializeToString())
+        if fine:
+            assert _beside(file) == {"w.bin": tmp_path / "w.bin"}
+        else:
+            with pytest.raises(InvalidGraph, match="in the folder"):
+                _beside(file)

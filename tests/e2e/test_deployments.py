@@ -154,6 +154,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(tmp_path):
             client.deploy(b"no model", "bert", plan="replicate")
         assert client.models() == []
         assert left(fleet) == []
+        assert not list((tmp_path / "state" / "blobs").iterdir())
 
 
 def test_ctrl_c_undoes_a_deployment(tmp_path):
