@@ -47,6 +47,7 @@ class Row:
 
     name: str
     megabytes: float
+    parts: tuple[int, ...]
     cells: dict[str, Tried]
 
 
@@ -54,6 +55,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.models", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*")
+    parser.add_argument(
+        "--parts", type=int, nargs="+", choices=SHARES, default=tuple(SHARES), help="of these only"
+    )
     parser.add_argument("--write", action="store_true", help="put the table in docs/models.md")
     parser.add_argument("--trace", action="store_true", help="show where faults come from")
     said = parser.parse_intermixed_args()
@@ -63,7 +67,7 @@ def main() -> int:
         if said.names and not any(path.stem.startswith(name) for name in said.names):
             continue
         began = time.perf_counter()
-        found = rows[path.stem] = row(path, said.trace)
+        found = rows[path.stem] = row(path, tuple(said.parts), said.trace)
         kept.write_text(json.dumps([asdict(one) for one in rows.values()], indent=1) + "\n")
         shown = " | ".join(f"{name} {cell.said}" for name, cell in found.cells.items())
         print(f"{path.stem} ({time.perf_counter() - began:.0f} s): {shown}", flush=True)
@@ -83,13 +87,16 @@ def _read(path: Path) -> dict[str, Row]:
         return {}
     return {
         one["name"]: Row(
-            one["name"], one["megabytes"], {name: Tried(**cell) for name, cell in one["cells"].items()}
+            one["name"],
+            one["megabytes"],
+            tuple(one.get("parts", SHARES)),
+            {name: Tried(**cell) for name, cell in one["cells"].items()},
         )
         for one in json.loads(path.read_text())
     }
 
 
-def row(path: Path, trace: bool) -> Row:
+def row(path: Path, numbers: tuple[int, ...], trace: bool) -> Row:
     """Try one model by everything."""
     cells: dict[str, Tried] = {}
     size = path.stat().st_size / 1e6
@@ -97,25 +104,25 @@ def row(path: Path, trace: bool) -> Row:
         model = open_model(path)
         lengths = [_length(path, model, one) for one in LENGTHS]
     except EdgeAttentionError as error:
-        return Row(path.stem, size, dict.fromkeys(PLANS, Tried(None, error.message)))
+        return Row(path.stem, size, numbers, dict.fromkeys(PLANS, Tried(None, error.message)))
     for plan in PLANS:
         found = [
             _cell(model, length, plan, parts, trace)
             for number, length in enumerate(lengths)
-            for parts in _parts(plan, number, size)
+            for parts in _parts(plan, number, size, numbers)
         ]
         cells[plan] = worst(found)
         # A merge is of attention, which is float32 in these models.
         if "int8" in path.stem and cells[plan].error and plan != "tokens, merge":
             cells[plan] = replace(cells[plan], fault=True)
-    return Row(path.stem, size, cells)
+    return Row(path.stem, size, numbers, cells)
 
 
-def _parts(plan: str, length: int, megabytes: float) -> Sequence[int]:
+def _parts(plan: str, length: int, megabytes: float, numbers: tuple[int, ...]) -> Sequence[int]:
     """Of how many parts a plan is tried; of large files the second length by three only."""
     if plan == "replicate":
         return (1,)
-    return (3,) if length and megabytes > LARGE else tuple(SHARES)
+    return (3,) if length and megabytes > LARGE else numbers
 
 
 def _length(path: Path, model: OpenModel, lengths: Lengths) -> Length:
@@ -156,7 +163,8 @@ def table(rows: Sequence[Row]) -> str:
             else:
                 number = reasons.setdefault(cell.why, len(reasons) + 1)
                 shown.append(f"{'**fault**' if cell.fault else 'no'} ({number})")
-        lines.append(f"| {one.name} | {one.megabytes:.1f} | {' | '.join(shown)} |")
+        tried = "" if one.parts == tuple(SHARES) else f" (of {', '.join(map(str, one.parts))})"
+        lines.append(f"| {one.name}{tried} | {one.megabytes:.1f} | {' | '.join(shown)} |")
     lines.append("")
     lines += [f"{number}. {why}" for why, number in reasons.items()]
     counts = ", ".join(
