@@ -240,7 +240,9 @@ class SegmentCalls:
                 continue  # an output that goes to several boundaries comes back once
             outputs.setdefault(made.output, f"task/o{len(outputs)}")
             form = self._form(made.boundary, made.extent)
-            encoding = self._encoding(made.boundary)
+            # What goes to several boundaries comes as the most exact of them wants it.
+            to = {other.boundary for other in segment.contributions if other.output == made.output}
+            encoding = Encoding.FLOAT16 if to <= self._halved else Encoding.RAW
             wanted[made.output] = np.dtype(form.dtype), form.shape
             returns[made.output] = Return(outputs[made.output], made.output, encoding)
             up += _bytes(form, encoding)

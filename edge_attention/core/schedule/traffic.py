@@ -80,8 +80,8 @@ def traffic_of(schedule: Schedule, *, halves: bool = False) -> Traffic:
 
 def halved(schedule: Schedule) -> frozenset[str]:
     """Boundaries that may pass in float16: float32 that is gathered, added or merged. An `lse` never is, nor
-    what a quantisation rests on."""
-    exact = {boundary.lse for boundary in schedule.boundaries.values()}
+    what a quantisation rests on, nor what the model answers: a caller may round that as they like."""
+    exact = {boundary.lse for boundary in schedule.boundaries.values()} | set(schedule.results.values())
     return frozenset(
         name
         for name, boundary in schedule.boundaries.items()
@@ -102,10 +102,10 @@ def segment_bytes(schedule: Schedule, segment: ModelSegment, small: frozenset[st
                 down += _bytes(schedule.boundaries[name].spec, extent) // (1 + (name in small))
             case _:
                 pass
-    outputs: dict[str, int] = {}  # an output goes up once, whatever boundaries it is for
+    outputs: dict[str, int] = {}  # an output goes up once, as the most exact of its boundaries wants it
     for one in segment.contributions:
-        size = _bytes(schedule.boundaries[one.boundary].spec, one.extent)
-        outputs[one.output] = size // (1 + (one.boundary in small))
+        size = _bytes(schedule.boundaries[one.boundary].spec, one.extent) // (1 + (one.boundary in small))
+        outputs[one.output] = max(outputs.get(one.output, 0), size)
     return down, sum(outputs.values())
 
 

@@ -71,7 +71,10 @@ def test_each_step_is_as_long_as_its_slowest_part() -> None:
     # What was measured counts instead.
     measured = {(0, 1): 0.5}
     assert predict_schedule(schedule(), work, boxes, FREE, measured=measured).steps[0] == pytest.approx(0.5)
-    assert predict_schedule(schedule(), work, boxes, FREE, halves=True).up == (32 + 64, 32)
+    assert predict_schedule(schedule(), work, boxes, FREE, halves=True).up == (
+        32 + 128,
+        32,
+    )  # the result in float32
 
 
 def test_what_parts_hold_of_the_weights() -> None:
