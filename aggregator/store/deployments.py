@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,18 +131,18 @@ class DeploymentFolders:
         shutil.rmtree(folder.shape(key), ignore_errors=True)
 
     def recall(self) -> list[KeptDeployment]:
-        """Those that served; what else is there is removed.
+        """Those that served; what else is there is removed, with blobs that only it was made of.
 
         Raises:
             DataLoss: what is kept of one cannot be read.
         """
-        found = []
+        found, ended = [], []
         for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
             folder = DeploymentFolder(path)
             try:
                 spec = json.loads((path / "deployment.json").read_bytes())
             except (FileNotFoundError, NotADirectoryError):
-                self.remove(folder)
+                ended.append(folder)
                 continue
             except ValueError as error:
                 raise DataLoss(
@@ -150,7 +150,20 @@ class DeploymentFolders:
                     "model again"
                 ) from None
             found.append(KeptDeployment(folder, spec))
+        # Nothing says of what these were to be made but the blobs themselves, which their files are.
+        files = _files(ended) - _files(kept.folder for kept in found)
+        blobs = self._state.directory / "blobs"
+        left = [path.name for path in (blobs.iterdir() if files else ()) if path.stat().st_ino in files]
+        for folder in ended:
+            self.remove(folder)
+        for digest in left:
+            self._state.drop_blob(digest)
         return found
+
+
+def _files(folders: Iterable[DeploymentFolder]) -> set[int]:
+    """The inodes of the models' files."""
+    return {path.stat().st_ino for one in folders for path in one.model.parent.rglob("*") if path.is_file()}
 
 
 def _inside(name: str) -> Path:

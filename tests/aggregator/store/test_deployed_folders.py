@@ -33,6 +33,17 @@ def test_what_never_served_is_not_there_after_a_restart(state):
     assert not lost.path.exists()
 
 
+def test_nor_are_the_files_that_it_was_to_be_made_of_unless_another_has_them(state):
+    folders = DeploymentFolders(state)
+    shared, own = state.put_blob(b"shared"), state.put_blob(b"own")
+    kept, _ = folders.make("m-1", state.put_blob(b"onnx"), {"w": shared})
+    folders.keep(kept, {})
+    folders.make("m-2", own, {"w": shared})
+    DeploymentFolders(state).recall()
+    assert not state.has_blob(own)
+    assert state.get_blob(shared) == b"shared"
+
+
 def test_a_damaged_one_is_said(state):
     folders = DeploymentFolders(state)
     folder, _ = folders.make("m-1", state.put_blob(b"onnx"), {})
