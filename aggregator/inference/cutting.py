@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from onnx import ValueInfoProto, helper
+from onnx import TensorShapeProto, ValueInfoProto, helper
 
 from aggregator.inference.cut_request import CutRequest, NodeTold
-from aggregator.inference.deployed import PlannedParts
+from aggregator.inference.deployed import DESCRIBED_BYTES, PlannedParts, described_bytes
 from aggregator.inference.measured import WORK_FILE, stated_box, work_text
 from aggregator.inference.placement import Holders, by_word, plan_word, spread
 from edge_attention.core.errors import (
@@ -66,6 +66,11 @@ def cut_as_asked(request: CutRequest) -> PlannedParts:
     model = open_model(Path(request.model))
     inputs = tuple(_tensor(value, model) for value in _inputs(model))
     outputs = tuple(_tensor(value, model) for value in model.model.graph.output)
+    if (size := described_bytes((*inputs, *outputs))) > DESCRIBED_BYTES:
+        raise InvalidGraph(
+            f"the names and dimensions of the model's inputs and outputs have {size:,} bytes, and "
+            f"{DESCRIBED_BYTES:,} is the most (DESCRIBED_BYTES): export it with fewer, or shorter names"
+        )
     feeds, axes = _analysed(model, inputs, request)
     considered: tuple[ConsideredPlan, ...] = ()
     notes: tuple[str, ...] = ()
@@ -137,11 +142,14 @@ def _tensor(value: ValueInfoProto, model: OpenModel) -> ModelTensor:
             f"{value.name!r} of the model is of a type that does not travel; use one of "
             f"{', '.join(one.value for one in DataType)}"
         ) from None
-    shape = tuple(
-        str(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or "?"
-        for dim in tensor.shape.dim
-    )
-    return ModelTensor(value.name, data_type, shape)
+    return ModelTensor(value.name, data_type, tuple(map(_dimension, tensor.shape.dim)))
+
+
+def _dimension(dim: TensorShapeProto.Dimension) -> str:
+    """Its size, its name, or `?`: what is called as a number is (`²` is, too) would pass for a size."""
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return str(dim.dim_value)
+    return "?" if dim.dim_param.isdigit() else dim.dim_param or "?"
 
 
 def _feeds(inputs: Sequence[ModelTensor], request: CutRequest, others: int) -> dict[str, TensorForm]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,10 +22,18 @@ from edge_attention.core.messages.inference import (
 )
 from edge_attention.core.tensors import DataType
 
-__all__ = ["Deployed", "PlannedParts", "Shapes"]
+__all__ = ["DESCRIBED_BYTES", "Deployed", "PlannedParts", "Shapes", "described_bytes"]
+
+DESCRIBED_BYTES = 128 * 1024
+"""Of the names and dimensions of one model's inputs and outputs: what describes it fits in a message."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Input of a model -> its shape in a request."""
+
+
+def described_bytes(tensors: Iterable[ModelTensor]) -> int:
+    """Bytes that these take in a description, about."""
+    return sum(16 + len(one.name.encode()) + sum(4 + len(n.encode()) for n in one.shape) for one in tensors)
 
 
 @dataclass(frozen=True)

@@ -338,9 +338,17 @@ class Deployments:
         return found
 
     async def infer(
-        self, deployed: Deployed, feeds: Mapping[str, Array], seconds: float, *, partial: bool
+        self,
+        deployed: Deployed,
+        feeds: Mapping[str, Array],
+        seconds: float,
+        caller: str,
+        *,
+        partial: bool,
     ) -> ModelAnswer:
         """The model's answer. The caller has begun a request (`deployed.life.begin`), and ends it.
+
+        `caller`: at whose cost the model is cut where it is not ready for such inputs.
 
         Raises:
             InvalidTensor: the inputs do not go together.
@@ -352,7 +360,7 @@ class Deployments:
         shapes = {name: array.shape for name, array in feeds.items()}
         key, until = shape_key(shapes), time.monotonic() + seconds
         while not deployed.shapes.use(key):
-            await self._ready(deployed, key, shapes, until)
+            await self._ready(deployed, key, shapes, until, caller)
         try:
             left = max(until - time.monotonic(), 0.0)
             answer = await self._runner.infer(deployed.id, key, feeds, left, partial=partial)
@@ -367,7 +375,9 @@ class Deployments:
         if deployed.life.end(answered):
             self._go(self._remove(deployed))
 
-    async def _ready(self, deployed: Deployed, key: str, shapes: Shapes, until: float) -> None:
+    async def _ready(
+        self, deployed: Deployed, key: str, shapes: Shapes, until: float, caller: str | None = None
+    ) -> None:
         """Wait until it is prepared for a shape, which all who want it do together."""
         task = deployed.coming.get(key)
         if task is None:
@@ -376,7 +386,7 @@ class Deployments:
                     f"model {deployed.name!r} is being prepared for {len(deployed.coming)} other shapes of "
                     "inputs; send requests of few shapes, padded, or wait for these"
                 )
-            task = asyncio.create_task(self._come(deployed, key, shapes), name="shape")
+            task = asyncio.create_task(self._come(deployed, key, shapes, caller), name="shape")
             deployed.coming[key] = task
             task.add_done_callback(lambda _: deployed.coming.pop(key, None))
         done, _ = await asyncio.wait([task], timeout=max(until - time.monotonic(), 0.0))
@@ -390,13 +400,13 @@ class Deployments:
             raise FailedPrecondition(f"model {deployed.name!r} was undeployed meanwhile")
         task.result()
 
-    async def _come(self, deployed: Deployed, key: str, shapes: Shapes) -> None:
+    async def _come(self, deployed: Deployed, key: str, shapes: Shapes, caller: str | None) -> None:
         planned = deployed.planned
         assert planned is not None
         target = deployed.folder.shape(key)
         if not await asyncio.to_thread((target / "schedule.json").is_file):
             begun = time.monotonic()
-            with self._budgets.take(DEPLOYING, None):
+            with self._budgets.take(DEPLOYING, caller):
                 await self._cut(deployed, planned, shapes, target)
             self._metrics.cut(time.monotonic() - begun)
         deployed.texts[key] = shape_text(shapes)
@@ -468,6 +478,7 @@ class Deployments:
     def recall(self) -> None:
         """Read what an earlier life left. Blocks; call it once, before anything else is asked."""
         found: dict[str, Deployed] = {}
+        replaced: list[Deployed] = []
         for kept in self._folders.recall():
             try:
                 deployed = Deployed.recalled(kept.folder, kept.spec)
@@ -480,9 +491,12 @@ class Deployments:
             # It was replaced, and had not gone yet.
             old = before if before is None or before.version < deployed.version else deployed
             if old is not None:
-                self._folders.remove(old.folder)
+                replaced.append(old)
             if old is not deployed:
                 found[deployed.name] = deployed
+        used = {digest for one in found.values() for digest in _digests(one)}
+        for old in replaced:
+            self._folders.remove(old.folder, _digests(old) - used)
         for deployed in found.values():
             owner = deployed.owner or None
             deployed.leases = (

@@ -20,6 +20,10 @@ from edge_attention.core.tensors import MAX_RANK, Array, DataType
 __all__ = ["Feeds", "pieces", "require_inputs", "shape_key", "shape_text"]
 
 
+TEXT = 1000
+"""Characters of shapes in words, at most."""
+
+
 class Feeds:
     """The inputs of one request as far as they have come. `room`, the caller's, grows with them."""
 
@@ -112,7 +116,8 @@ def require_inputs(inputs: Sequence[ModelTensor], arrays: Mapping[str, Array]) -
 
 def shape_text(shapes: Mapping[str, Sequence[int]]) -> str:
     """`ids [1, 128], mask [1, 128]`."""
-    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    text = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    return text if len(text) <= TEXT else text[: TEXT - 4] + " ..."
 
 
 def shape_key(shapes: Mapping[str, Sequence[int]]) -> str:

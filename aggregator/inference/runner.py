@@ -56,6 +56,7 @@ from edge_attention.core.errors import (
     EdgeAttentionError,
     Internal,
     InvalidGraph,
+    InvalidProgram,
     InvalidTensor,
     NotFound,
     OutOfMemory,
@@ -185,7 +186,7 @@ class ModelRunner:
                 deployment share its weights.
             holders: part -> nodes that are to hold it, the one to be asked first in front.
             say: told of each node how many bytes of how many it has, also after this has returned.
-            halves: boundaries travel in float16.
+            halves: boundaries travel in float16, but for the model's results.
             seconds: so long nodes are waited for.
 
         Returns when each part is held by a node that is there, and by as many of its nodes as are. What is
@@ -605,6 +606,9 @@ class _RunningRequest:
             if missing.kind is MissingKind.LATE:
                 continue  # the clock says so
             error = missing.error or missing.cause(missing.text)
+            if isinstance(error, InvalidProgram):
+                # The program is ours, and has been loaded: it is what came into it that it cannot run with.
+                error = InvalidTensor(f"the model cannot be computed of these inputs: {error.message}")
             away, lacks = missing.kind is MissingKind.LOST, isinstance(missing.error, NotFound)
             number = asks[shard].number
             self._perform(self.machine.failed(number, error, time.monotonic(), away=away, lacks=lacks))

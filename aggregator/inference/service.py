@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from aggregator.bounds.bounds import INFERENCE_BYTES, INFERENCES, WATCHES
@@ -13,7 +14,7 @@ from aggregator.bounds.turns import Turns
 from aggregator.engine.listed import listed
 from aggregator.engine.waiting import each_within
 from aggregator.inference.activity import InferenceActivity
-from aggregator.inference.deployed import Deployed
+from aggregator.inference.deployed import Deployed, described_bytes
 from aggregator.inference.deployments import Deployments
 from aggregator.inference.feeds import Feeds, pieces
 from aggregator.inference.metrics import InferenceMetrics
@@ -37,6 +38,8 @@ from edge_attention.wire import services
 DEPLOYED = AuditLine("model_deployed", lambda q, r: {"model": q.name, "digest": q.model, "plan": q.plan})
 UNDEPLOYED = AuditLine("model_undeployed", lambda q, r: {"model": q.name})
 
+LISTED_BYTES = 1 << 20
+"""Of the names of inputs, outputs and shapes in one list of models: it is one message."""
 INFER_SECONDS, MAX_INFER_SECONDS = 60.0, 3600.0
 """What a request has that names no deadline, and at most."""
 INFER_IDLE_SECONDS, INFER_COMING_SECONDS = 30.0, 600.0
@@ -82,7 +85,7 @@ class InferenceApi:
     async def list(
         self, request: inference.ListModelsRequest, call: Any
     ) -> inference.ListModelsResponse | bytes:
-        models = self._deployments.list()
+        models = _in_a_message(self._deployments.list())
         return await listed(
             services.LIST_MODELS, call, len(models), lambda: inference.ListModelsResponse(models), self._turns
         )
@@ -144,7 +147,9 @@ class InferenceApi:
             left = call.time_remaining()
             seconds = min(seconds, MAX_INFER_SECONDS if left is None else max(float(left), 0.0))
             arrays = feeds.arrays()
-            answer = await self._deployments.infer(deployed, arrays, seconds, partial=partial)
+            answer = await self._deployments.infer(
+                deployed, arrays, seconds, caller_of(call), partial=partial
+            )
             results = {name: answer.results[name] for name in outputs if name in answer.results}
             room.grow(sum(array.nbytes for array in results.values()))
             report = _report(deployed, answer, results, time.monotonic() - begun)
@@ -160,6 +165,20 @@ class InferenceApi:
         finally:
             if deployed is not None:
                 self._deployments.ended(deployed, answered)
+
+
+def _in_a_message(models: Iterable[DeployedModel]) -> tuple[DeployedModel, ...]:
+    """The models; of those past LISTED_BYTES what is long of them is left out, and DescribeModel has it."""
+    found, size = [], 0
+    for model in models:
+        more = described_bytes((*model.inputs, *model.outputs)) + sum(map(len, model.shapes))
+        size += more
+        short = size > LISTED_BYTES
+        found.append(
+            replace(model, inputs=(), outputs=(), shapes=(), considered=(), notes=()) if short else model
+        )
+        size -= more if short else 0
+    return tuple(found)
 
 
 def _seconds(deadline: float | None) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small_job
 from house import House, until
+from onnx import helper, numpy_helper
 
 from aggregator.api import service as api_module
 from aggregator.api.service import Api
@@ -25,6 +26,12 @@ from aggregator.bounds import bounds
 from aggregator.bounds.budget import Budget, Budgets
 from aggregator.engine import arriving
 from aggregator.engine.counted import counted
+from aggregator.inference.activity import InferenceActivity
+from aggregator.inference.deployments import Deployments
+from aggregator.inference.feeds import pieces
+from aggregator.inference.metrics import InferenceMetrics
+from aggregator.inference.runner import ModelRunner
+from aggregator.inference.service import InferenceApi
 from aggregator.training import runs as runs_module
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
@@ -36,7 +43,7 @@ from edge_attention.core.errors import (
     Overloaded,
     ResourceExhausted,
 )
-from edge_attention.core.messages import attention
+from edge_attention.core.messages import attention, inference
 from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.attention import AppendRequest, AttendRequest, ContextSpec
 from edge_attention.core.messages.link import DownloadRequest, UploadChunk
@@ -427,6 +434,71 @@ def test_a_job_is_so_large_at_most(monkeypatch):
         b.nothing_held()
 
     with House() as house:
+        asyncio.run(run(house))
+
+
+def test_models_being_cut_and_requests_to_them(tmp_path):
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    ends = [helper.make_tensor_value_info(name, 1, ["rows", 4]) for name in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", *([e] for e in ends), [weight]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    async def run(house):
+        b = Bounded(house, deploying=2, inferences=2)
+        engine = SimpleNamespace(
+            state=house.state,
+            membership=house.membership,
+            budgets=b.budgets,
+            trips=house.trips,
+            bulk=house.bulk,
+        )
+        metrics = InferenceMetrics(house.metrics)
+        deployments = Deployments(engine, ModelRunner(engine), metrics)
+        api = InferenceApi(deployments, metrics, InferenceActivity(), b.budgets)
+        house.node("a")
+        digest = house.state.put_blob(model.SerializeToString())
+
+        def deploy(name):
+            return api.deploy(
+                inference.DeployRequest(name, digest, {}, "replicate", b"", (), 0, {}, False), ME
+            )
+
+        async def asked(rows, gate=None):
+            if gate is not None:
+                await gate.wait()
+            x = np.ones((rows, 4), np.float32)
+            yield inference.InferRequest("m", 30.0, (), False, tuple(pieces({"x": x})))
+
+        async def infer(rows, gate=None):
+            return [answer async for answer in api.infer(asked(rows, gate), ME)]
+
+        under_way = deploy("m")
+        await anext(under_way)
+        with pytest.raises(Overloaded, match="bound deploying: there are 1 of 2 models being cut"):
+            await anext(deploy("other"))
+        assert [event async for event in under_way][-1].state.value == "serving"
+
+        gate = asyncio.Event()
+        first = asyncio.create_task(infer(1, gate))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="bound inferences: there are 1 of 2"):
+            await infer(1)
+        gate.set()
+        assert (await first)[0].report.exact
+        # Cutting for another shape is at the cost of who asks: others' deployments go on.
+        with (
+            b.budgets.take(bounds.DEPLOYING, "me"),
+            pytest.raises(Overloaded, match=r"bound deploying: .* 1 of them"),
+        ):
+            await infer(3)
+        assert (await infer(3))[0].report.exact
+        await api.undeploy(inference.UndeployRequest("m"), ME)
+        b.nothing_held()
+        await deployments.close()
+
+    with House(tmp_path) as house:
         asyncio.run(run(house))
 
 

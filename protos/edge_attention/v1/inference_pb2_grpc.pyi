@@ -41,6 +41,7 @@ class InferenceServiceStub:
     Undeploy: _grpc.UnaryUnaryMultiCallable[_inference_pb2.UndeployRequest, _inference_pb2.UndeployResponse]
     """Ends a deployment: requests under way end first, then nodes and the aggregator forget its weights."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
+    """In a long list what is long of a model (its inputs, outputs, shapes) is left out: DescribeModel has it."""
     DescribeModel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.DescribeModelRequest, _inference_pb2.DescribeModelResponse]
     WatchModel: _grpc.UnaryStreamMultiCallable[_inference_pb2.WatchModelRequest, _inference_pb2.WatchModelResponse]
     """The deployment whenever it changes, until it is gone."""
@@ -60,6 +61,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Undeploy: _aio.UnaryUnaryMultiCallable[_inference_pb2.UndeployRequest, _inference_pb2.UndeployResponse]  # type: ignore[assignment]
     """Ends a deployment: requests under way end first, then nodes and the aggregator forget its weights."""
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """In a long list what is long of a model (its inputs, outputs, shapes) is left out: DescribeModel has it."""
     DescribeModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.DescribeModelRequest, _inference_pb2.DescribeModelResponse]  # type: ignore[assignment]
     WatchModel: _aio.UnaryStreamMultiCallable[_inference_pb2.WatchModelRequest, _inference_pb2.WatchModelResponse]  # type: ignore[assignment]
     """The deployment whenever it changes, until it is gone."""
@@ -93,7 +95,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _inference_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inference_pb2.ListModelsResponse, _abc.Awaitable[_inference_pb2.ListModelsResponse]]: ...
+    ) -> _typing.Union[_inference_pb2.ListModelsResponse, _abc.Awaitable[_inference_pb2.ListModelsResponse]]:
+        """In a long list what is long of a model (its inputs, outputs, shapes) is left out: DescribeModel has it."""
 
     @_abc_1.abstractmethod
     def DescribeModel(

@@ -102,3 +102,8 @@ def test_a_shape_has_one_key_whatever_the_order():
     many = {f"input{i}": (1, 128, i) for i in range(40)}
     assert len(shape_key(many)) < 20
     assert shape_text(shapes) == "ids [1, 128], mask [1, 128]"
+
+
+def test_shapes_in_words_are_so_long_at_most():
+    assert len(shape_text({f"{number}{'n' * 500}": (1, 2) for number in range(9)})) == 1000
+    assert shape_text({"ids": (1, 2), "mask": ()}) == "ids [1, 2], mask []"

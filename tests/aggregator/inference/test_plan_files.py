@@ -9,9 +9,13 @@ import pytest
 
 from aggregator.inference.cut_request import CutRequest, NodeTold
 from aggregator.inference.cutting import cut_as_asked
-from edge_attention.core.errors import InvalidArgument
+from aggregator.inference.deployed import described_bytes
+from aggregator.inference.service import LISTED_BYTES, _in_a_message
+from edge_attention.core.errors import InvalidArgument, InvalidGraph
+from edge_attention.core.messages.inference import DeployedModel, DeploymentState, ModelTensor
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.saved_plan import dumps_plan, loads_plan
+from edge_attention.core.tensors import DataType
 from edge_attention.graphs.axes.annotation import annotate
 from edge_attention.graphs.axes.cut import analyse
 from edge_attention.graphs.axes.model_reading import open_model
@@ -51,3 +55,38 @@ def test_a_model_that_says_no_plan_and_what_is_no_plan_are_refused(tmp_path):
     ):
         with pytest.raises(InvalidArgument, match=says):
             planned(tmp_path, data)
+
+
+@pytest.mark.parametrize("name", ["\N{SUPERSCRIPT TWO}", "7", "\N{ARABIC-INDIC DIGIT FIVE}"])
+def test_a_dimension_that_is_called_as_a_number_is_one_without_a_name(tmp_path, name):
+    ends = [onnx.helper.make_tensor_value_info(end, 1, [name, 4]) for end in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", *([e] for e in ends))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    (tmp_path / "cut").mkdir()
+    asked = CutRequest(
+        str(tmp_path / "m.onnx"), str(tmp_path / "cut"), "replicate", nodes=NODES, dimensions={"x.0": 3}
+    )
+    made = cut_as_asked(asked)
+    assert made.inputs[0].shape == ("?", "4")
+    assert made.shapes == {"x": (3, 4)}
+
+
+def test_a_model_whose_description_would_fit_in_no_message_is_refused(tmp_path):
+    names = [f"{number}{'n' * 900}" for number in range(200)]
+    x, *outs = (onnx.helper.make_tensor_value_info(name, 1, [1, 4]) for name in ("x", *names))
+    nodes = [onnx.helper.make_node("Relu", ["x"], [name]) for name in names]
+    graph = onnx.helper.make_graph(nodes, "g", [x], outs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(InvalidGraph, match="DESCRIBED_BYTES"):
+        cut_as_asked(CutRequest(str(tmp_path / "m.onnx"), str(tmp_path), "replicate", nodes=NODES))
+
+
+def test_a_list_of_many_models_is_one_message():
+    tensors = tuple(ModelTensor(f"{n}{'n' * 1000}", DataType.FLOAT32, ("1",)) for n in range(120))
+    one = DeployedModel("m", 1, DeploymentState.SERVING, inputs=tensors)
+    listed = _in_a_message([one] * 128)
+    assert listed[0] == one
+    assert sum(described_bytes(model.inputs) for model in listed) <= LISTED_BYTES
+    assert [model.name for model in listed] == ["m"] * 128
