@@ -19,8 +19,11 @@ class NodeTold:
         memory_limit, taken: bytes it may hold, and those of other models that it holds.
         slowness: measured seconds by predicted ones.
         machine, cores: of boxes of one machine, which share its cores; "" and 0: not known.
+        at_once: how many of its machine's nodes that one was measured to compute for at their full speed; 0:
+            it was not.
         latency: seconds one way of a small message.
         down, up: bytes a second; 0: not measured.
+        measured: whether any of it was, lately.
     """
 
     name: str
@@ -30,9 +33,11 @@ class NodeTold:
     slowness: float = 1.0
     machine: str = ""
     cores: float = 0.0
+    at_once: float = 0.0
     latency: float = 0.0
     down: float = 0.0
     up: float = 0.0
+    measured: bool = False
 
 
 @dataclass(frozen=True)

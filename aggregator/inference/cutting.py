@@ -27,8 +27,9 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.inference import ConsideredPlan, DeployedPart, ModelTensor
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
-from edge_attention.core.placement.cuts.choice import PlanWanted
+from edge_attention.core.placement.cuts.choice import Choice, PlanWanted
 from edge_attention.core.placement.cuts.choosing import choose
+from edge_attention.core.placement.cuts.costs import ModelCosts
 from edge_attention.core.placement.cuts.plan_toml import loads_toml
 from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
@@ -44,13 +45,15 @@ from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
 from edge_attention.graphs.axes.planning import segments_work
 
-__all__ = ["cut_as_asked"]
+__all__ = ["choice_of_nodes", "cut_as_asked"]
 
 FIRST, OTHERS = 1, (128, 64, 32, 16, 8)
 """Sizes of open dimensions that nobody says: of the first of an input, and of others, the first that fits: a
 model may have positions for fewer."""
 CONSIDERED = 8
 """Plans not taken that are told of."""
+GAIN = 1.1
+"""A plan over several nodes is predicted to be so many times as quick as one node, or one node it is."""
 USABLE = 0.85
 """Of a node's memory limit, for weights: sessions take some besides."""
 
@@ -214,9 +217,7 @@ def _of_file(data: bytes, axes: Axes, request: CutRequest) -> tuple[CutPlan, Hol
 
 def _chosen(axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders, tuple[ConsideredPlan, ...], str]:
     """What the planner finds best; who holds what; what it did not take; why, in a sentence."""
-    boxes = [_box(node) for node in request.nodes]
-    links = BoxLinks({node.name: _link(node) for node in request.nodes})
-    choice = choose(model_costs(axes), boxes, links, PlanWanted(halves=request.halves))
+    choice = choice_of_nodes(model_costs(axes), request)
     if choice.chosen is None:
         raise ResourceExhausted(choice.says)
     plan, holders = choice.chosen.plan, choice.chosen.boxes
@@ -235,6 +236,23 @@ def _chosen(axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders, tuple[Co
     return plan, holders, rejected, choice.says
 
 
+def choice_of_nodes(costs: ModelCosts, request: CutRequest) -> Choice:
+    """What is best over the nodes that may hold parts; nothing is chosen where nothing fits.
+
+    Of nodes that were not measured it takes one at most, if there is any other way.
+    """
+    links = BoxLinks({node.name: _link(node) for node in request.nodes})
+    wanted = PlanWanted(halves=request.halves, gain=GAIN)
+    known = [_box(node) for node in request.nodes if node.measured]
+    others = [[_box(node)] for node in request.nodes if not node.measured]
+    for boxes in [known, *others] if known else others:
+        choice = choose(costs, boxes, links, wanted)
+        if choice.chosen is not None:
+            says = f"{choice.says} (not measured: {len(others)})" if others else choice.says
+            return replace(choice, says=says)
+    return choose(costs, [_box(node) for node in request.nodes], links, wanted)
+
+
 def _box(node: NodeTold) -> ComputeBox:
     memory = max(USABLE * node.memory_limit - node.taken, 1)
     return replace(
@@ -242,8 +260,13 @@ def _box(node: NodeTold) -> ComputeBox:
         memory=memory,
         slowness=node.slowness,
         machine=node.machine,
-        cores=node.cores or math.inf,
+        cores=min(_boxes_at_once(node), node.at_once or math.inf),
     )
+
+
+def _boxes_at_once(node: NodeTold) -> float:
+    """For how many nodes like it its machine computes at a time: each has as many threads at work."""
+    return max(node.cores / max(node.threads, 1), 1.0) if node.cores else math.inf
 
 
 def _link(node: NodeTold) -> BoxLink:

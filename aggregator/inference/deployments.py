@@ -28,9 +28,10 @@ from aggregator.inference.deployed import Deployed, PlannedParts, Shapes
 from aggregator.inference.feeds import require_inputs, shape_key, shape_text
 from aggregator.inference.life import Life
 from aggregator.inference.measured import NodeMeasures
+from aggregator.inference.measuring import MOST_MEASURED, MOVED, NodeMeter
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.placement import MAX_REPLICAS, Holders, plan_word
-from aggregator.inference.runner import ModelAnswer, ModelRunner
+from aggregator.inference.runner import ModelAnswer, ModelRunner, SegmentRun
 from aggregator.store.deployments import DeploymentFolder, DeploymentFolders
 from edge_attention.core.errors import (
     DataLoss,
@@ -52,6 +53,7 @@ from edge_attention.core.messages.inference import (
 from edge_attention.core.schedule import saved
 from edge_attention.core.tensors import Array, require_name
 from edge_attention.graphs.axes.folder import CutFolder
+from edge_attention.graphs.axes.meter import PRODUCTS_WORK
 
 __all__ = ["Deployments"]
 
@@ -92,6 +94,8 @@ class Deployments:
         self._tasks: set[asyncio.Task[None]] = set()
         self._recalled: list[Deployed] = []
         self._measures = NodeMeasures()
+        self._meter = NodeMeter(engine.trips, engine.bulk)
+        self._measuring = asyncio.Lock()
 
     # Calls of clients
 
@@ -153,6 +157,9 @@ class Deployments:
     async def _plan(self, deployed: Deployed, request: DeployRequest, say: Telling) -> None:
         say(DeployProgress("planning", text=f"the model has {deployed.size:,} bytes"))
         nodes = self._nodes(request.nodes)
+        if not request.plan_file and plan_word(request.plan)[0] == "auto":
+            await self._measure(nodes, say)
+            nodes = self._nodes(request.nodes)
         async with scratch.folder(self._state.directory) as work:
             file = ""
             if request.plan_file:
@@ -172,6 +179,23 @@ class Deployments:
         deployed.life.planned(time.monotonic())
         deployed.change()
         say(DeployProgress("planning", text=planned.text))
+
+    async def _measure(self, nodes: Sequence[NodeTold], say: Telling) -> None:
+        """Measure those of `nodes` that no answer has said anything of for long. Who does not answer stays
+        unmeasured."""
+        by_name = {node.name: node for node in nodes}
+        async with self._measuring:  # at a time they would disturb each other
+            names = self._measures.unknown(list(by_name), time.monotonic())[:MOST_MEASURED]
+            if not names:
+                return
+            say(DeployProgress("planning", text=f"measuring {len(names)} node{'s' * (len(names) > 1)}"))
+            times = await self._meter.measure(names)
+            threads = {name: node.threads for name, node in by_name.items()}
+            machines = {name: node.machine for name, node in by_name.items()}
+            self._measures.probed(times, threads, machines, PRODUCTS_WORK, MOVED, time.monotonic())
+            if len(times) < len(names):
+                away = ", ".join(sorted(set(names) - set(times)))
+                say(DeployProgress("planning", text=f"not measured, so for no plan of several nodes: {away}"))
 
     def _nodes(self, names: Sequence[str]) -> tuple[NodeTold, ...]:
         """The nodes that may hold parts.
@@ -199,6 +223,9 @@ class Deployments:
             )
             for m in members
         )
+
+    def _threads(self) -> dict[str, int]:
+        return {member.name: member.register.threads for member in self._membership.members()}
 
     def _taken(self) -> Counter[str]:
         """Bytes of weights by node, of all deployments."""
@@ -245,10 +272,12 @@ class Deployments:
         folder = deployed.folder.shape(key)
         schedule = await asyncio.to_thread(lambda: saved.loads((folder / "schedule.json").read_text()))
         files = await asyncio.to_thread(CutFolder, deployed.folder.model, folder)
+        warmed: list[SegmentRun] = []
         await self._runner.prepare(
             deployed.id, key, schedule, files, deployed.planned.holders, told,
-            halves=deployed.request.halves, seconds=seconds,
+            halves=deployed.request.halves, seconds=seconds, warmed=warmed.append,
         )  # fmt: skip
+        await self._measures.answered(folder, warmed, self._threads(), links=False)
         deployed.shapes.add(key)
 
     async def _go_live(self, deployed: Deployed) -> None:
@@ -364,8 +393,8 @@ class Deployments:
         try:
             left = max(until - time.monotonic(), 0.0)
             answer = await self._runner.infer(deployed.id, key, feeds, left, partial=partial)
-            threads = {m.name: m.register.threads for m in self._membership.members()}
-            await self._measures.answered(deployed.folder.shape(key), answer.segments, threads)
+            folder = deployed.folder.shape(key)
+            await self._measures.answered(folder, answer.segments, self._threads())
             return answer
         finally:
             deployed.shapes.done(key)

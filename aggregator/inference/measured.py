@@ -1,6 +1,7 @@
 """What answers say of nodes and links, for the next plan: segments' seconds by what their work should take.
 
-Kept up by every request, forgotten with the aggregator: after a restart the first answers say it again.
+Kept up by every request, forgotten with the aggregator. Nodes of which no answer says anything are measured
+before an automatic plan is made (measuring.py).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING
 from aggregator.inference.cut_request import NodeTold
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.costs import LayerWork
-from edge_attention.core.placement.cuts.measures import FleetMeasures
+from edge_attention.core.placement.cuts.measures import HALF_LIFE, FleetMeasures
 
 if TYPE_CHECKING:  # the process apart, which writes WORK_FILE, needs no engine
+    from aggregator.inference.measuring import NodeTimes
     from aggregator.inference.runner import SegmentRun
 
 __all__ = ["MOST_SHAPES", "WORK_FILE", "NodeMeasures", "stated_box", "work_text"]
@@ -33,6 +35,10 @@ MOST_SHAPES = 256
 """Of which the segments' work is kept in memory; of more the one not asked for longest is read again."""
 SMALL_CALL = 16 * 1024
 """Bytes up to which a call tells of latency."""
+
+TOGETHER = 1.25
+"""Nodes that take so many times as long together as alone disturb each other; what is less is chance."""
+NO_LINKS = BoxLinks()
 
 SegmentsWork = Mapping[tuple[int, int], LayerWork]
 """By step and part."""
@@ -54,22 +60,41 @@ class NodeMeasures:
     def __init__(self) -> None:
         self._measures = FleetMeasures()
         self._work: OrderedDict[Path, SegmentsWork] = OrderedDict()
-        self._known: set[str] = set()
+        self._known: dict[str, float] = {}
+        """Node -> when it was measured last."""
+        self._at_once: dict[str, float] = {}
+        """Node -> how many of its machine's nodes that one computes for at its full speed."""
 
     async def answered(
-        self, folder: Path, segments: Sequence[SegmentRun], threads: Mapping[str, int]
+        self,
+        folder: Path,
+        segments: Sequence[SegmentRun],
+        threads: Mapping[str, int],
+        *,
+        links: bool = True,
     ) -> None:
-        """A request was answered by these segments of the schedule in `folder`. `threads`: of each node."""
+        """A request was answered by these segments of the schedule in `folder`.
+
+        Args:
+            threads: of each node.
+            links: whether their time on the way says something; not where nodes were sent programs as well.
+        """
         path = folder / WORK_FILE
         if path not in self._work:
             self._work[path] = await asyncio.to_thread(_read, path)
             while len(self._work) > MOST_SHAPES:
                 self._work.popitem(last=False)
         self._work.move_to_end(path)
-        self.ran(self._work[path], segments, threads, time.monotonic())
+        self.ran(self._work[path], segments, threads, time.monotonic(), links=links)
 
     def ran(
-        self, work: SegmentsWork, segments: Sequence[SegmentRun], threads: Mapping[str, int], now: float
+        self,
+        work: SegmentsWork,
+        segments: Sequence[SegmentRun],
+        threads: Mapping[str, int],
+        now: float,
+        *,
+        links: bool = True,
     ) -> None:
         """As `answered`, at `now`."""
         sums: dict[str, tuple[float, float]] = {}
@@ -81,33 +106,80 @@ class NodeMeasures:
                 took, expected = sums.get(one.node, (0.0, 0.0))
                 predicted = stated_box(one.node, threads[one.node]).seconds(known, inf)
                 sums[one.node] = took + one.run, expected + predicted
-            size, way = one.sent + one.received, max(one.seconds - one.run, 0.0)
+            if not links:
+                continue
+            size, way = one.sent + one.received, max(one.seconds - one.run - _PREDICTED, 0.0)
             if size <= SMALL_CALL:
                 self._measures.round_trip(one.node, way, now)
             else:
                 # Which way took how long is not known: as quick the one as the other.
                 self._measures.moved(one.node, size, way, now, down=True)
                 self._measures.moved(one.node, size, way, now, down=False)
-            self._known.add(one.node)
+            self._known[one.node] = now
         for node, (took, expected) in sums.items():
             self._measures.computed(node, took, expected, now)
 
+    def probed(
+        self,
+        times: Mapping[str, NodeTimes],
+        threads: Mapping[str, int],
+        machines: Mapping[str, str],
+        work: LayerWork,
+        size: int,
+        now: float,
+    ) -> None:
+        """Nodes were measured, alone and together, by a graph of `work` and trips of `size` bytes.
+
+        `machines`: by node, the one it shares with those of the same; "" is nobody's.
+        """
+        for node, one in times.items():
+            beside = [other for other in times if machines[node] and machines[other] == machines[node]]
+            seconds = one.alone.compute
+            if len(beside) > 1:
+                longest = max(times[other].together.compute for other in beside)
+                at_once = sum(times[other].alone.compute for other in beside) / max(longest, 1e-9)
+                self._at_once[node] = min(max(at_once, 1.0), len(beside))
+            else:
+                self._at_once.pop(node, None)
+                if one.together.compute > TOGETHER * seconds:
+                    seconds = one.together.compute  # machines that are none of their own, and do not say so
+            stated = stated_box(node, threads[node])
+            self._measures.computed(node, seconds, stated.seconds(work, inf), now)
+            trip = max((one.alone, one.together), key=lambda trip: trip.echo)
+            self._measures.round_trip(node, max(trip.empty - _PREDICTED, 0.0), now)
+            # Its latency is not in what is left, so it is put back: `moved` takes it off.
+            late = self._measures.links(NO_LINKS).to(node).latency
+            self._measures.moved(node, size, max(trip.down - trip.empty, 1e-6) + late, now, down=True)
+            self._measures.moved(node, size, max(trip.echo - trip.down, 1e-6) + late, now, down=False)
+            self._known[node] = now
+
+    def unknown(self, nodes: Sequence[str], now: float) -> tuple[str, ...]:
+        """Those of `nodes` that were not measured for HALF_LIFE."""
+        return tuple(node for node in nodes if now - self._known.get(node, -inf) > HALF_LIFE)
+
     def told(self, node: NodeTold) -> NodeTold:
         """The node with what was measured of it."""
-        link = self._measures.links(BoxLinks()).to(node.name)
+        link = self._measures.links(NO_LINKS).to(node.name)
         return replace(
             node,
             slowness=self._measures.box(stated_box(node.name, node.threads)).slowness,
             latency=link.latency,
             down=0.0 if link.down == inf else link.down,
             up=0.0 if link.up == inf else link.up,
+            at_once=self._at_once.get(node.name, 0.0),
+            measured=not self.unknown([node.name], time.monotonic()),
         )
 
     def keep(self, nodes: Collection[str]) -> None:
         """Forget all but these nodes."""
-        for name in self._known - set(nodes):
+        for name in set(self._known) - set(nodes):
             self._measures.forget(name)
-        self._known &= set(nodes)
+            del self._known[name]
+            self._at_once.pop(name, None)
+
+
+_PREDICTED = NO_LINKS.trip_seconds + NO_LINKS.call_seconds
+"""Of a trip to one node, what a plan counts beside its link: it is not counted again as latency."""
 
 
 def _read(path: Path) -> SegmentsWork:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ RECORDED_BYTES = 256 * 1024 * 1024
 request that needs it then begins again from its feeds."""
 WARM_SECONDS = 600.0
 """Loading one segment with its weights takes no longer."""
+WARM_AGAIN = 0.1
+"""A segment that took less seconds to compute is called again, for how long it takes once loaded."""
 PEAK_BYTES = 512 * 1024 * 1024
 """Of the boundaries of one request at a time."""
 BOUNDARY_BYTES = 1024 * 1024 * 1024
@@ -178,6 +180,7 @@ class ModelRunner:
         *,
         halves: bool = False,
         seconds: float,
+        warmed: Callable[[SegmentRun], None] = lambda run: None,
     ) -> None:
         """Have nodes given what they need to run `schedule`: requests of that shape can come then.
 
@@ -188,6 +191,8 @@ class ModelRunner:
             say: told of each node how many bytes of how many it has, also after this has returned.
             halves: boundaries travel in float16, but for the model's results.
             seconds: so long nodes are waited for.
+            warmed: told of each segment as it ran with zeros before there are requests, also after this has
+                returned.
 
         Returns when each part is held by a node that is there, and by as many of its nodes as are. What is
         there of that shape already is replaced, and not sent again. Where this raises, it goes on giving
@@ -226,7 +231,7 @@ class ModelRunner:
             self._bulk.lend_file(digest, path, 0, path.stat().st_size)
 
         async def warm(node: str, part: int) -> None:
-            await self._warm(course, calls, node, part)
+            await self._warm(course, calls, node, part, warmed)
 
         held = ShapeHolders(
             self._membership, self._deliveries, pieces, holders, self._pick, warm, self._load, self._look
@@ -380,7 +385,14 @@ class ModelRunner:
                 while len(freed) > FREED:
                     freed.popitem(last=False)
 
-    async def _warm(self, course: Course, calls: SegmentCalls, node: str, part: int) -> None:
+    async def _warm(
+        self,
+        course: Course,
+        calls: SegmentCalls,
+        node: str,
+        part: int,
+        warmed: Callable[[SegmentRun], None],
+    ) -> None:
         """Have the node load the part's graphs, with its weights in them, before anybody waits for that.
 
         Each segment is called once, with zeros; what comes of zeros, and whether it can be computed, says
@@ -406,6 +418,12 @@ class ModelRunner:
                         prepared=call.prepared,
                     )
                     outcome = await self._trips.make([errand], WARM_SECONDS, believed=())
+                    if outcome.run_seconds.get(errand.shard, WARM_AGAIN) < WARM_AGAIN:
+                        # The first time tells of loading, the second of what is to come.
+                        outcome = await self._trips.make([errand], WARM_SECONDS, believed=())
+                    for shard, at in outcome.answered.items():
+                        run, took = outcome.run_seconds.get(shard, 0.0), outcome.seconds.get(shard, 0.0)
+                        warmed(SegmentRun(one.step, part, at, run, took, call.down, call.up))
                 finally:
                     for digest in loans:
                         self._bulk.take_back(digest)

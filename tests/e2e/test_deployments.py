@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -141,6 +142,34 @@ def replaced(client, whole):
     assert versions == sorted(versions)
     assert set(versions) == {1, 2}
     until(lambda: [one.version for one in client.models()] == [2], "version 1 is gone")
+
+
+def test_nodes_are_measured_before_an_automatic_plan(tmp_path, whole):
+    with Fleet(tmp_path, state=True) as fleet, fleet.client() as client:
+        fleet.nodes("a", "b", "c")
+        said = []
+        heard = {"dimensions": {"sequence": 24}, "progress": lambda progress: said.append(progress.text)}
+        model = client.deploy(MODEL, "first", plan="auto", **heard)
+        assert "measuring 3 nodes" in said
+        assert not [text for text in said if "not measured" in text]
+        # What one box takes and what several would, or the other way round.
+        (note,) = model.info.notes
+        assert re.search(r"one box(:| would take) [\d.e-]+ ms", note)
+        assert note.count(" ms") == 2
+        assert model.info.considered
+        whole.same(model.infer(feeds(24)), feeds(24))
+
+        said.clear()
+        client.deploy(MODEL, "second", plan="auto", **heard)
+        assert not [text for text in said if "measur" in text]  # all of them are known
+        fleet.nodes("d")
+        fleet.freeze("d")
+        model = client.deploy(MODEL, "third", plan="auto", **heard)
+        fleet.thaw("d")
+        assert "measuring 1 node" in said
+        assert "not measured, so for no plan of several nodes: d" in said
+        assert model.info.notes[0].endswith("(not measured: 1)")
+        assert all("d" not in part.holders for part in model.info.parts)
 
 
 def test_what_cannot_be_is_refused_and_leaves_nothing(tmp_path):

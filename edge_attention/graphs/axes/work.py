@@ -33,6 +33,13 @@ Forms = Mapping[str, TensorForm]
 
 _PRODUCTS = ("MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "MatMulNBits", "MatMulIntegerToFloat")
 
+_ATTENTIONS = ("Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention")
+
+_PICKING = frozenset(
+    ("Gather", "GatherElements", "GatherND", "Slice", "Split", "Expand", "EmbedLayerNormalization")
+)
+"""Of whose inputs no more is read than is made."""
+
 _SHAPE = 1024
 """Elements of a constant up to which it may say a shape."""
 
@@ -52,6 +59,8 @@ _HEAVY: Mapping[str, float] = {
     "Exp": 3.0,
     "LayerNormalization": 2.0,
     "SkipLayerNormalization": 2.0,
+    "SkipSimplifiedLayerNormalization": 2.0,
+    "EmbedLayerNormalization": 2.0,
     "Transpose": 2.0,
     "Pow": 2.0,
 }
@@ -178,7 +187,7 @@ def operator_work(node: NodeProto, forms: Forms, padded: bool = False) -> LayerW
     # Of operands that are smaller than the result, such as a bias, each is read from the cache.
     read = max((_bytes(forms[name]) for name in node.input if name in forms), default=0)
     made = sum(_bytes(forms[name]) for name in node.output if name in forms)
-    if kind in ("Gather", "GatherElements", "GatherND", "Slice", "Split", "Expand"):
+    if kind in _PICKING:
         read = made
     return LayerWork(moved=_HEAVY.get(kind, 1.0) * (read + made), operators=1)
 
@@ -205,11 +214,37 @@ def _flops(node: NodeProto, shapes: list[tuple[int, ...]], out: tuple[int, ...])
         return 2.0 * math.prod(out) * math.prod(weight[1:])
     if kind == "Einsum":
         return 2.0 * _einsum(node, shapes)
-    if kind in ("Attention", "MultiHeadAttention", "GroupQueryAttention") and len(shapes) > 1:
-        # Two products over all pairs of tokens; of [batch, heads, tokens, dim] or [batch, tokens, hidden].
-        tokens = shapes[1][-2] if len(shapes[1]) >= 2 else 1
-        return 4.0 * math.prod(shapes[0]) * tokens
+    if kind in _ATTENTIONS and shapes[0]:
+        return _attention(node, shapes, out)
     return 0.0
+
+
+def _attention(node: NodeProto, shapes: list[tuple[int, ...]], out: tuple[int, ...]) -> float:
+    """Two products over all pairs of a query and a key, masked or not, and those that it is fused with.
+
+    `out` is [batch, heads, tokens, dim] or [batch, tokens, hidden], of as many elements as the queries have.
+    """
+    shape = dict(enumerate(shapes))
+
+    def tokens(index: int) -> int:
+        of = shape.get(index, ())
+        return of[-2] if len(of) >= 2 else 0
+
+    if node.op_type == "GroupQueryAttention":
+        # Packed, the first input has keys and values as well; a cache may be longer than what is in it.
+        keys = tokens(3) + tokens(0)
+        return 4.0 * math.prod(out) * keys
+    if node.op_type == "MultiHeadAttention":
+        key = shape.get(1, ())
+        # Keys are [batch, tokens, hidden], of another model [batch, heads, tokens, dim], or with the queries.
+        keys = (tokens(1) if len(key) < 5 else key[1]) or shapes[0][1]
+        return 4.0 * math.prod(out) * (keys + tokens(6))
+    if node.domain == "com.microsoft":
+        weight = shape.get(1, ())
+        past = tokens(4)
+        projected = 2.0 * math.prod(shapes[0]) * (weight[-1] if weight else 0)
+        return projected + 4.0 * math.prod(out) * (tokens(0) + past)
+    return 4.0 * math.prod(out) * (tokens(1) + tokens(4))
 
 
 def _einsum(node: NodeProto, shapes: list[tuple[int, ...]]) -> float:

@@ -124,6 +124,24 @@ def test_what_is_chosen_is_never_slower_than_one_box_and_holds_together(
     assert choice.says
 
 
+def test_several_boxes_are_picked_only_for_a_gain() -> None:
+    boxes, links = alike(3, 50e9, 115e6)
+    free = choose(encoder(), boxes, links)
+    assert free.chosen is not None
+    assert free.one_box is not None
+    gain = free.one_box.each / free.chosen.each
+    assert gain > 1
+    assert choose(encoder(), boxes, links, PlanWanted(gain=0.99 * gain)).chosen == free.chosen
+    held = choose(encoder(), boxes, links, PlanWanted(gain=1.01 * gain))
+    assert held.chosen == free.one_box
+    assert f"one box: {1e3 * free.one_box.seconds:.3g} ms; " in held.says
+    assert f" would take {1e3 * free.chosen.seconds:.3g} ms, too little for several boxes" in held.says
+    # Who asks for several gets them.
+    assert choose(encoder(), boxes, links, PlanWanted(gain=100, boxes_at_least=2)).chosen == free.chosen
+    with pytest.raises(ValueError, match="slower than one box"):
+        PlanWanted(gain=0.9)
+
+
 def test_one_box_is_picked_where_links_are_slow_and_the_sentence_says_by_how_much() -> None:
     boxes, links = alike(3, 300e9, 2e6)
     choice = choose(encoder(), boxes, links)

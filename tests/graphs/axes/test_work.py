@@ -38,6 +38,29 @@ def forms(**shapes: tuple[int, ...]) -> dict[str, TensorForm]:
             {"a": (2, 3, 4), "b": (2, 4, 5), "y": (2, 3, 5)},
             2 * 2 * 3 * 4 * 5,
         ),
+        # 3 queries of 8 elements, over 5 keys: two products.
+        (
+            helper.make_node("Attention", ["q", "k", "v"], ["y"]),
+            {"q": (1, 2, 3, 4), "k": (1, 2, 5, 4), "v": (1, 2, 5, 4), "y": (1, 2, 3, 4)},
+            2 * 2 * 3 * 8 * 5,
+        ),
+        (
+            helper.make_node("MultiHeadAttention", ["q", "k", "v"], ["y"], domain="com.microsoft"),
+            {"q": (1, 3, 8), "k": (1, 5, 8), "v": (1, 5, 8), "y": (1, 3, 8)},
+            2 * 2 * 3 * 8 * 5,
+        ),
+        # With the products that make queries, keys and values of the input.
+        (
+            helper.make_node("Attention", ["x", "w"], ["y"], domain="com.microsoft"),
+            {"x": (1, 3, 8), "w": (8, 24), "y": (1, 3, 8)},
+            2 * 3 * 8 * 24 + 2 * 2 * 3 * 8 * 3,
+        ),
+        # Packed; 3 tokens after 4.
+        (
+            helper.make_node("GroupQueryAttention", ["x", "", "", "p", "p"], ["y"], domain="com.microsoft"),
+            {"x": (1, 3, 16), "p": (1, 2, 4, 2), "y": (1, 3, 8)},
+            2 * 2 * 3 * 8 * 7,
+        ),
     ],
 )
 def test_flops_of_products(node: NodeProto, shapes: dict[str, tuple[int, ...]], flops: float) -> None:
@@ -50,6 +73,10 @@ def test_views_are_free_and_others_move_their_bytes() -> None:
     assert operator_work(helper.make_node("Reshape", ["a", "b"], ["y"]), shapes).operators == 0
     assert operator_work(helper.make_node("Add", ["a", "b"], ["y"]), shapes).moved == 800
     assert operator_work(helper.make_node("Softmax", ["a"], ["y"]), shapes).moved == 3200
+    skip = helper.make_node("SkipLayerNormalization", ["a", "y", "b"], ["y"], domain="com.microsoft")
+    assert operator_work(skip, shapes).moved == 1600
+    embed = helper.make_node("EmbedLayerNormalization", ["i", "", "t"], ["y"], domain="com.microsoft")
+    assert operator_work(embed, forms(i=(1, 10), t=(10_000, 10), y=(1, 10, 10))).moved == 1600
     # A table of which rows are picked is not read whole.
     picked = forms(a=(10_000, 10), b=(3,), y=(3, 10))
     assert operator_work(helper.make_node("Gather", ["a", "b"], ["y"]), picked).moved == 240

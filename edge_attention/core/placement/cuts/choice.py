@@ -22,6 +22,7 @@ class PlanWanted:
         family: one of FAMILIES, or empty: whatever is best.
         crossing: of tokens; None: whichever is best.
         halves: activations travel in float16.
+        gain: a plan over several boxes is predicted to be so many times as quick as one box, or not picked.
         boxes_at_least: a plan over fewer boxes is no candidate, one box included; for who must have several.
     """
 
@@ -30,8 +31,11 @@ class PlanWanted:
     crossing: Crossing | None = None
     halves: bool = False
     boxes_at_least: int = 1
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.gain < 1:
+            raise ValueError(f"{self}: a gain below 1 would pick what is slower than one box")
         if self.in_flight < 1 or self.boxes_at_least < 1 or self.family not in ("", *FAMILIES):
             raise ValueError(f"{self}: one request and one box at least, and a family of {FAMILIES}")
 

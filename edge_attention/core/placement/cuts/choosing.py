@@ -73,6 +73,9 @@ def chosen_among(
         if len(plan.used) >= wanted.boxes_at_least and wanted.family in ("", _family(plan))
     ]
     chosen = min(eligible, key=_order, default=None)
+    if one_box is not None and one_box in eligible and chosen is not None:
+        # What is predicted is not so exact that a little would count.
+        chosen = chosen if one_box.each >= wanted.gain * chosen.each else one_box
     rejected = sorted((plan for plan in found if plan is not chosen), key=_order)
     says = _sentence(model, boxes, wanted, chosen, one_box, rejected)
     rejected += [plan for plan in plans if plan.problem]
@@ -123,7 +126,10 @@ def _sentence(
         other = next((plan for plan in rejected if not _is_one(plan)), None)
         if other is None:
             return f"one box: {each(chosen)}; there is no other way"
-        return f"one box: {each(chosen)}; {_counted(len(other.used))} would {_verb(wanted)} {each(other)}"
+        said = f"one box: {each(chosen)}; {_counted(len(other.used))} would {_verb(wanted)} {each(other)}"
+        if other.each < chosen.each:
+            said += f", too little for several boxes: {wanted.gain:.3g} times as quick is the least"
+        return said
     quick = one_box.each / chosen.each
     if quick < 1:
         return f"{chosen.name}: {each(chosen)}, which is slower than one box: {each(one_box)}"

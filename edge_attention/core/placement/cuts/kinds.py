@@ -1,8 +1,7 @@
-"""Boxes and links by a word, for who has not measured any: rough figures, within a factor of two.
+"""Boxes and links by a word, for who has not measured any: rough figures.
 
-Speeds are of float32 products in ONNX Runtime on all cores, as DESIGN section 12 counts them: published
-GEMM rates of the cores (a Cortex-A72 or -A76 at 1.8 and 2.4 GHz with NEON, an Alder Lake-N or a mobile i5
-with AVX2), at 60 to 70% of what they can. Measure your own: a deployed model does so by itself.
+Speeds and links are those that the design of cut models was counted with: estimates, which nobody has
+measured on such boxes. `--measure`, or a deployment, measures yours.
 """
 
 from __future__ import annotations
