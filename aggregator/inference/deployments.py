@@ -23,6 +23,7 @@ from aggregator.engine.endings import to_the_end
 from aggregator.engine.recipe import Engine
 from aggregator.fleet.membership import Member
 from aggregator.inference import planner
+from aggregator.inference.calls import job_scope
 from aggregator.inference.cut_request import CutRequest, NodeTold
 from aggregator.inference.deployed import Deployed, PlannedParts, Shapes
 from aggregator.inference.feeds import require_inputs, shape_key, shape_text
@@ -93,6 +94,8 @@ class Deployments:
         self._making: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._recalled: list[Deployed] = []
+        self._ended: tuple[str, ...] = ()
+        """Ids of deployments of earlier lives."""
         self._measures = NodeMeasures()
         self._meter = NodeMeter(engine.trips, engine.bulk)
         self._measuring = asyncio.Lock()
@@ -487,8 +490,9 @@ class Deployments:
             await changed.wait()
 
     def unneeded(self, member: Member) -> tuple[str, ...]:
-        """What a node keeps of deployments that are none any more."""
-        return self._runner.unneeded(member)
+        """What a node may keep of deployments that are none any more; those of earlier lives it is told of
+        each time, as nobody knows whether it was there."""
+        return (*self._runner.unneeded(member), *map(job_scope, self._ended))
 
     def _lacking(self, deployed: Deployed) -> tuple[str, ...]:
         """Which parts nobody can do now, a sentence each."""
@@ -534,6 +538,7 @@ class Deployments:
             )
             deployed.life.recalled(time.monotonic(), "the aggregator was restarted")
             self._all[deployed.id] = self._serving[deployed.name] = deployed
+        self._ended = self._folders.ended()
         self._recalled = list(found.values())
         nodes = {n for one in found.values() if one.planned for n in one.planned.node_bytes}
         self._membership.expect(nodes, time.monotonic())

@@ -4,14 +4,18 @@
     <state>/deployments/<id>/model/           the files as they came: `model.onnx`, and those of its weights
     <state>/deployments/<id>/shapes/<key>/    what a model cut for one shape of inputs is
 
+    <state>/deployments/ended.json            ids of those that went last, for nodes that were away
+
 A folder without the first is of a deployment that never served. Methods block on the disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +23,14 @@ from typing import Any
 
 from aggregator.store.folder import require_space, sync, unwritable, write_durably
 from aggregator.store.state import State, check_run_id
-from edge_attention.core.errors import DataLoss, InvalidArgument
+from edge_attention.core.errors import DataLoss, EdgeAttentionError, InvalidArgument
 
 __all__ = ["DeploymentFolder", "DeploymentFolders", "KeptDeployment"]
 
 FOLDER = "deployments"
-_PIECE = 1024 * 1024
+ENDED = 256
+"""Ids of deployments that are remembered once they are gone."""
+_ENDED = "ended.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class DeploymentFolders:
     def __init__(self, state: State) -> None:
         self._state = state
         self._folder = state.directory / FOLDER
+        self._lock = threading.Lock()
 
     def make(self, id: str, model: str, files: Mapping[str, str]) -> tuple[DeploymentFolder, int]:
         """A new folder with the model's files, which are blobs; and their bytes together.
@@ -122,9 +129,25 @@ class DeploymentFolders:
     def remove(self, folder: DeploymentFolder, blobs: Collection[str] = ()) -> None:
         """Nothing is left of it, nor of `blobs`, of which those go that no run has a use for."""
         self.forget(folder)  # first: one that is removed by half is none
+        if folder.path.is_dir():
+            self._remember(folder.id)
         shutil.rmtree(folder.path, ignore_errors=True)
         for digest in blobs:
             self._state.drop_blob(digest)
+
+    def _remember(self, id: str) -> None:
+        # A full disk is no reason to keep what was to go.
+        with self._lock, contextlib.suppress(OSError, EdgeAttentionError):
+            ended = [one for one in self.ended() if one != id]
+            write_durably(self._folder / _ENDED, json.dumps([*ended, id][-ENDED:]).encode())
+
+    def ended(self) -> tuple[str, ...]:
+        """The ids of those that went last. A node that was away meanwhile may have something of them."""
+        try:
+            found = json.loads((self._folder / _ENDED).read_bytes())
+        except (FileNotFoundError, ValueError):  # it only saves room on nodes
+            return ()
+        return tuple(id for id in found if isinstance(id, str)) if isinstance(found, list) else ()
 
     def remove_shape(self, folder: DeploymentFolder, key: str) -> None:
         """Forget what was made for this shape."""
@@ -138,6 +161,8 @@ class DeploymentFolders:
         """
         found, ended = [], []
         for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            if path.name == _ENDED:
+                continue
             folder = DeploymentFolder(path)
             try:
                 spec = json.loads((path / "deployment.json").read_bytes())

@@ -54,7 +54,7 @@ def edge_attention(fleet, *arguments):
 
 def left(fleet):
     folder = fleet.folder / "state" / "deployments"
-    return [path.name for path in folder.iterdir()] if folder.exists() else []
+    return [path.name for path in folder.iterdir() if path.is_dir()] if folder.exists() else []
 
 
 def test_deployed_asked_replaced_killed_and_taken_back(tmp_path, whole):

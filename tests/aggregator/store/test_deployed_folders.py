@@ -44,6 +44,20 @@ def test_nor_are_the_files_that_it_was_to_be_made_of_unless_another_has_them(sta
     assert state.get_blob(shared) == b"shared"
 
 
+def test_ids_of_what_went_are_remembered_the_last_ones(state, monkeypatch):
+    monkeypatch.setattr("aggregator.store.deployments.ENDED", 2)
+    folders = DeploymentFolders(state)
+    assert folders.ended() == ()
+    for number in range(3):
+        folders.remove(folders.make(f"m-{number}", state.put_blob(b"onnx"), {})[0])
+    folders.make("killed-1", state.put_blob(b"onnx"), {})
+    again = DeploymentFolders(state)
+    assert again.recall() == []
+    assert again.ended() == ("m-2", "killed-1")
+    (state.directory / "deployments" / "ended.json").write_bytes(b"[")
+    assert again.ended() == ()
+
+
 def test_a_damaged_one_is_said(state):
     folders = DeploymentFolders(state)
     folder, _ = folders.make("m-1", state.put_blob(b"onnx"), {})
