@@ -41,6 +41,7 @@ __all__ = [
     "infer_outputs",
     "ints",
     "keep",
+    "made_in",
     "make_batch_symbolic",
     "opset_of",
     "parse",
@@ -346,6 +347,17 @@ def values_of(graph: GraphProto) -> set[str]:
 def ints(name: str, values: Sequence[int]) -> TensorProto:
     """An initializer: an int64 vector."""
     return numpy_helper.from_array(np.array(values, np.int64).reshape(len(values)), name)
+
+
+def made_in(graph: GraphProto) -> list[str]:
+    """Names of all that a graph, or one inside it, has of its own: inputs, constants and what nodes make."""
+    found = dict.fromkeys(value.name for value in graph.input)
+    found |= dict.fromkeys(tensor.name for tensor in graph.initializer)
+    for node in graph.node:
+        for inner in graphs_in(node):
+            found |= dict.fromkeys(made_in(inner))
+        found |= dict.fromkeys(name for name in node.output if name)
+    return list(found)
 
 
 def rename_values(graph: GraphProto, renamed: Mapping[str, str]) -> None:

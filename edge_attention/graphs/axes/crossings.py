@@ -120,7 +120,8 @@ def find_crossings(bound: BoundGraph) -> Crossings:
         dim = attribute(node, "axis", -1) % rank - rank
         products = _products_before(bound, makers, node.input[0], dim)
         found.scores |= dict.fromkeys(products, dim)
-        if dim == -1 and products and _linear_after(bound, users, node.output[0]):
+        single = bound.specs[node.output[0]].dtype == "float32"
+        if dim == -1 and products and single and _linear_after(bound, users, node.output[0]):
             found.merged.add(n)
     return found
 
@@ -154,7 +155,10 @@ def _ends_alike(bound: BoundGraph, node: NodeProto, count: int) -> bool:
 
 
 def _linear_after(bound: BoundGraph, users: dict[str, list[int]], weights: str) -> bool:
-    """Whether all that becomes of `weights` is linear in them and ends as the first factor of products."""
+    """Whether all that becomes of `weights` is linear in them and ends as the first factor of products.
+
+    Of products in float32, in which partials are merged.
+    """
     rest, seen = [weights], {weights}
     while rest:
         name = rest.pop()
@@ -164,6 +168,8 @@ def _linear_after(bound: BoundGraph, users: dict[str, list[int]], weights: str) 
             node = bound.nodes[number]
             kind, output = node.op_type, node.output[0]
             if kind == "MatMul" and node.input[0] == name and node.input[1] != name:
+                if bound.specs[output].dtype != "float32":  # partials are
+                    return False
                 continue
             if kind == "IsNaN":
                 if (

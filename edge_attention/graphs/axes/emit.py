@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from edge_attention.core.errors import InvalidArgument, InvalidGraph
+from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.schedule.extents import AxisSpan, Extent, extent_shape, take
 from edge_attention.core.schedule.schedule import (
     Boundary,
@@ -46,9 +46,11 @@ from edge_attention.graphs.axes.forms import (
 )
 from edge_attention.graphs.axes.localise import LocalisedNode, Sizes, localised
 from edge_attention.graphs.axes.needs import PartNeeds, find_needs, own_piece, span_of
+from edge_attention.graphs.axes.stock import size_depends
+from edge_attention.graphs.axes.tables import shared_tables
 from edge_attention.graphs.axes.ways import Dims
 from edge_attention.graphs.onnx_builder import IR_VERSION
-from edge_attention.graphs.onnx_file import rename_values, serialize
+from edge_attention.graphs.onnx_file import made_in, rename_values, serialize
 from edge_attention.graphs.reading.needed import graphs_in
 
 __all__ = ["MAX_OPSET", "Emitted", "emit"]
@@ -102,6 +104,7 @@ class _Emission:
         self.partition, self.bound, self.specs = partition, bound, specs
         self.literals, self.derived, self.dims = literals, derived, dims
         self.needs = find_needs(partition, dims)
+        self.shared_tables = shared_tables(bound)
         self.fixed_axes = _axes_in(dims, bound.weights) | (
             _axes_in(dims, bound.derived)
             - _axes_in(dims, {*bound.inputs, *(name for node in bound.nodes for name in node.output)})
@@ -148,10 +151,7 @@ class _Emission:
             InvalidArgument: its size depends on data.
         """
         if tensor not in self.specs:
-            raise InvalidArgument(
-                f"the size of '{tensor}' depends on data ({self.bound.unknown.get(tensor, '')}), so it "
-                "cannot pass from one part to another: replicate the model, or cut it by layers elsewhere"
-            )
+            raise size_depends(tensor, self.bound.unknown.get(tensor, ""))
         return self.specs[tensor]
 
     def boundary(self, form: Form) -> str:
@@ -221,6 +221,8 @@ class _Segment:
     infos: list[ValueInfoProto] = field(default_factory=list)
     sources: dict[InputSource, str] = field(default_factory=dict)
     literals: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
+    tables: dict[str, NodeProto] = field(default_factory=dict)
+    """By name of its result: what makes a shared table of its weight."""
     initializers: list[TensorProto] = field(default_factory=list)
     made: int = 0
 
@@ -432,18 +434,39 @@ class _Segment:
                 copy.input.append(self._literal(local.literals[position]))
             else:
                 copy.input.append(self.value(form) if form is not None else "")
-        if operation.captured:
-            renamed = {name: self.value(form) for name, form in operation.captured.items()}
-            for inner in graphs_in(copy):
-                rename_values(inner, renamed)
+        renamed = {name: self.value(form) for name, form in operation.captured.items()}
+        for inner in graphs_in(copy):
+            # Their own names, too: one may be what something is called in the segment.
+            own = {name: self._fresh() for name in made_in(inner) if name not in renamed}
+            rename_values(inner, renamed | own)
         for result in operation.results:
             name = self._fresh() if result is not None else ""
             copy.output.append(name)
             if result is not None:
                 self.names[result] = name
+        self._keep_table(operation, copy)
         self.nodes.append(copy)
         if operation.scaled is Scaled.SHARE:
             self._shared(operation)
+
+    def _keep_table(self, operation: Operation, copy: NodeProto) -> None:
+        """Of a shared table floats are made, as in the whole model: its scale is given when it runs.
+
+        Its transpose is made of the int8, which ONNX Runtime does once, when it loads the segment.
+        """
+        if operation.node.output[0] in self.all.shared_tables:
+            value = self.all.literals_or_derived(operation.node.input[1])
+            assert value is not None
+            copy.input[1] = self._constant(value)
+            self.tables[copy.output[0]] = copy
+        elif copy.op_type == "Transpose" and copy.input[0] in self.tables:
+            table = self.tables[copy.input[0]]
+            turned = self._fresh()
+            self.nodes.append(helper.make_node("Transpose", [table.input[0]], [turned]))
+            self.nodes[-1].attribute.extend(copy.attribute)
+            result = copy.output[0]
+            copy.CopyFrom(table)
+            copy.input[0], copy.output[0] = turned, result
 
     def _shared(self, operation: Operation) -> None:
         """A mean of the part's range, weighted by its share of the axis."""

@@ -124,6 +124,7 @@ def open_model(path: Path) -> OpenModel:
             slim, places, shapes = _Slimming(data, where, path.parent).slimmed()
     written = read_with_notes(slim, where)
     model = ModelProto.FromString(written)
+    _require_made_once(model, where)
     # Each of them was an input while the strict reader looked at the graph.
     declared = {value.name: value for value in model.graph.input if value.name in places}
     kept = [value for value in model.graph.input if value.name not in places]
@@ -138,6 +139,16 @@ def open_model(path: Path) -> OpenModel:
         tensor.dims.extend(shapes[name])
         tensor.data_location = TensorProto.EXTERNAL
     return OpenModel(path, model, {name: place for name, place in places.items() if name in declared})
+
+
+def _require_made_once(model: ModelProto, where: str) -> None:
+    """Refuse a graph in which two operators make a value of one name: which is meant is anybody's guess."""
+    made = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for name in filter(None, node.output):
+            if name in made:
+                raise InvalidGraph(f"{where}: '{name}' is made twice, the second time by {node.op_type}")
+            made.add(name)
 
 
 class _Slimming:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, helper
 
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.schedule.schedule import Collective, TensorForm
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.forms import (
@@ -34,7 +35,7 @@ from edge_attention.graphs.axes.rule import Does
 from edge_attention.graphs.axes.ways import Dims, Way, ways_of
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["HEAVY", "FormStock", "level_of"]
+__all__ = ["HEAVY", "FormStock", "level_of", "size_depends"]
 
 MAX_REMADE = 10
 """How many operators in a row are made anew, rather than their result moved."""
@@ -167,6 +168,9 @@ class FormStock:
 
     def _moved(self, stage: StageCut, name: str, state: FormState) -> _Got:
         home = self.homes[name]
+        if name in self.bound.unknown:  # it stays where it is
+            here = home.stage == stage.number and home.state is None and state is None
+            return _Got(0, have=home) if here else _NEVER
         if (home.lse and not isinstance(home.state, Unfolded)) or isinstance(state, Unfolded):
             return _NEVER
         size, many = self.nbytes(name), len(stage.parts)
@@ -212,9 +216,15 @@ class FormStock:
         return any(name in self.fixed and self.nbytes(name) > SMALL_WEIGHT for name in node.input if name)
 
     def obtain(self, stage: StageCut, name: str, state: FormState) -> Form:
-        """The form, made or moved as is cheapest if it is not there."""
+        """The form, made or moved as is cheapest if it is not there.
+
+        Raises:
+            InvalidArgument: it would have to pass, and its size depends on data.
+        """
         found = self._find(stage, name, state)
         if found.bytes == math.inf:
+            if name in self.bound.unknown:
+                raise size_depends(name, self.bound.unknown[name])
             raise AssertionError(f"no way to {name} as {state}")
         if found.have is not None:
             return found.have
@@ -260,7 +270,9 @@ class FormStock:
         inputs = tuple(
             self.obtain(stage, n, s) if n else None for n, s in zip(node.input, asked, strict=True)
         )
-        captured = {n: self.obtain(stage, n, None) for n in sorted(reads(node) - set(node.input))}
+        # Of what graphs inside read, names of their own are none of the outside.
+        outside = {n for n in reads(node) - set(node.input) if n in self.specs or n in self.bound.unknown}
+        captured = {n: self.obtain(stage, n, None) for n in sorted(outside)}
         results = way.results if way is not None else (None,) * len(node.output)
         operation = Operation(
             stage.number,
@@ -328,6 +340,14 @@ class FormStock:
                 del self._forms[form.stage, form.tensor][form.state]
                 form.state = Unfolded(collective, axis)
                 self._add(form)
+
+
+def size_depends(name: str, why: str) -> InvalidArgument:
+    """The error of a tensor that would have to pass, and whose size nobody knows before."""
+    return InvalidArgument(
+        f"the size of '{name}' depends on data ({why}), so it cannot pass from one part to another: "
+        "replicate the model, or cut it by layers elsewhere"
+    )
 
 
 def level_of(forms: Sequence[Form | None]) -> int:
