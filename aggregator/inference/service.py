@@ -202,6 +202,9 @@ def _outputs(deployed: Deployed, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names)) or tuple(known)
 
 
+_ROUNDED = "what passes between parts is rounded to float16, as it was deployed with halves"
+
+
 def _report(
     deployed: Deployed, answer: ModelAnswer, results: Mapping[str, Array], seconds: float
 ) -> InferReport:
@@ -214,11 +217,12 @@ def _report(
     parts = {name.removeprefix("part "): s for name, s in answer.seconds.items() if name.startswith("part ")}
     stages = {name: s for name, s in answer.seconds.items() if not name.startswith("part ")}
     ready = max(seconds - stages.get("all", 0.0), 0.0)
+    rounded = deployed.request.halves and len(parts) > 1
     return InferReport(
         deployed.version,
-        answer.exact,
+        answer.exact and not rounded,
         answer.coverage,
-        answer.lacking,
+        answer.lacking or (_ROUNDED if rounded else ""),
         {**stages, "ready": ready, "all": seconds},
         parts,
         bytes_down=sum(answer.sent.values()),

@@ -46,7 +46,7 @@ class ModelResult(Mapping[str, Array]):
 
     Attributes:
         outputs: by name, read-only.
-        exact: it is the whole model's answer.
+        exact: it is the whole model's answer, to rounding in its own types: not of a deployment with halves.
         coverage: the share of the model that it stands on, with `lacking` saying in words what is not in it.
         version: of the deployment that answered.
         seconds: by stage at the aggregator, and the whole call seen from here as `client`.

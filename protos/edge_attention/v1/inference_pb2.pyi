@@ -823,7 +823,7 @@ class InferReport(_message.Message):
     version: _builtins.int
     """The version of the deployment that answered."""
     exact: _builtins.bool
-    """It is the whole model's answer."""
+    """It is the whole model's answer, to rounding in its own types: not of a deployment with halves."""
     coverage: _builtins.float
     lacking: _builtins.str
     """What it does not stand on, for a person."""
