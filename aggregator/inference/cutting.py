@@ -91,7 +91,7 @@ def cut_as_asked(request: CutRequest) -> PlannedParts:
             plan, holders = by_word(word, crossing, nodes, sizes, request.replicas, halves=request.halves)
     if cuts_no_layer(plan):  # fused operators stay what they are
         axes = analyse(model, sizes_of(model, feeds), fused=True)
-    emitted = cut(axes, plan)
+    emitted = cut(axes, plan, known=bool(request.plan))
     write_cut(emitted, model, Path(request.into))
     schedule = emitted.schedule
     work = segments_work(emitted, model)

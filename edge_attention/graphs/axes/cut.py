@@ -40,8 +40,11 @@ def cuts_no_layer(plan: CutPlan) -> bool:
     return all(stage.cut is Cut.NONE for stage in plan.stages)
 
 
-def cut(axes: Axes, plan: CutPlan) -> Emitted:
+def cut(axes: Axes, plan: CutPlan, known: bool = False) -> Emitted:
     """The schedule of `plan`, with its graphs and constants.
+
+    `known`: the plan is of this model at other sizes. Of a single token nothing is an axis, so that there is
+    nothing to share: one part of such a stage does all of it.
 
     Raises:
         InvalidArgument: the plan is not of this model: layers, axes or ranges that it has not; or the model
@@ -53,7 +56,7 @@ def cut(axes: Axes, plan: CutPlan) -> Emitted:
             raise InvalidArgument("a plan by averaging has one stage, each of whose parts does all of it")
         return averaged(cut(axes, CutPlan((whole,))), plan.parts)
     _require_alike(axes, plan)
-    stages = [_stage(axes, number, stage) for number, stage in enumerate(plan.stages)]
+    stages = [_stage(axes, number, stage, known) for number, stage in enumerate(plan.stages)]
     stage_of = _stage_of(axes, plan)
     partitioner = Partitioner(axes, stages, stage_of)
     partition = partitioner.run()
@@ -133,10 +136,12 @@ def sizes_of(model: OpenModel, feeds: Mapping[str, TensorForm]) -> dict[str, int
 _FAMILIES = {Cut.TOKENS: ("tokens",), Cut.BATCH: ("batch",), Cut.HEADS: ("heads", "feedforward")}
 
 
-def _stage(axes: Axes, number: int, stage: Stage) -> StageCut:
+def _stage(axes: Axes, number: int, stage: Stage, known: bool) -> StageCut:
     names = _names(axes, stage.cut)
     if stage.cut is not Cut.NONE and not any(name.startswith(_FAMILIES[stage.cut][0]) for name in names):
         word = _FAMILIES[stage.cut][0]
+        if known and word not in axes.named:
+            return StageCut(number, stage.parts, stage.cut, stage.crossing, {}, frozenset())
         why = axes.refused.get(word, f"it has no {word} axis")
         raise InvalidArgument(f"the model cannot be cut by {word}: {why}; cut it by layers, or replicate it")
     if unknown := sorted(set(stage.ranges) - set(axes.named)):
