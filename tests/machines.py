@@ -15,6 +15,8 @@ from aggregator.bounds.admission import Admission
 from aggregator.bounds.budget import Budget, Lease
 from aggregator.engine.exchange import Exchange
 from aggregator.fleet.membership import Membership
+from aggregator.inference.life import Life
+from aggregator.inference.prepared_shapes import PreparedShapes
 from aggregator.inference.requests import ModelRequest
 from edge_attention.core.fold import Fold
 from edge_attention.core.rounds.buffered import Buffered
@@ -33,10 +35,12 @@ MACHINES: tuple[type, ...] = (
     Exchange,
     Fold,
     Lease,
+    Life,
     Meetings,
     Membership,
     ModelRequest,
     Outbox,
+    PreparedShapes,
     Renewal,
     Round,
     Session,

@@ -31,6 +31,11 @@ MAY_BE_EMPTY: Mapping[tuple[str, str], str] = {
     ("edge-attention-fleet", "Calls refused"): "nobody was refused",
     ("edge-attention-attention", "Certified bound of partial answers"): "exact answers have no bound",
     ("edge-attention-training", "Consensus losses"): "only jobs with a probe batch have them",
+    ("edge-attention-models", "Exact"): "no model is deployed",
+    ("edge-attention-models", "Seconds by model"): "no model is deployed",
+    ("edge-attention-models", "Median by stage"): "no model is deployed",
+    ("edge-attention-models", "99% by stage"): "no model is deployed",
+    ("edge-attention-models", "Weights by node"): "no model is deployed",
     ("edge-attention-node", "Resident memory"): "it would tell of private data",
     ("edge-attention-node", "Processor"): "it would tell of private data",
 }
