@@ -98,7 +98,7 @@ def test_a_quicker_link_box_or_aggregator_never_makes_the_choice_slower(data: st
     after = choose(model, boxes, links).chosen
     if before is not None:
         assert after is not None
-        # The shares are those that are best without memory's bound: room for what that misses, 1.2% where seen.
+        # The shares are those that are best without memory's bound: room for what that misses (1.2% seen).
         assert after.seconds <= before.seconds * 1.05
 
 
