@@ -48,5 +48,8 @@ def pace_of(nodes: int, lease: float) -> Pace:
     """
     often = min(lease / 3, OFTEN_SECONDS)
     wanted = math.ceil(STEPS * nodes / BEATS_A_SECOND / often) / STEPS
-    times = max(1.0, min(wanted, SELDOM_SECONDS / often))
+    most = SELDOM_SECONDS / often
+    if wanted >= most > 1.0:
+        return Pace(SELDOM_SECONDS, lease * most)  # exactly: times `often` it is rounded
+    times = max(1.0, wanted)
     return Pace(often * times, lease * times)

@@ -98,8 +98,8 @@ def test_a_quicker_link_box_or_aggregator_never_makes_the_choice_slower(data: st
     after = choose(model, boxes, links).chosen
     if before is not None:
         assert after is not None
-        # The shares are those that are best without memory's bound: room for what that misses (1.2% seen).
-        assert after.seconds <= before.seconds * 1.05
+        # The shares are those that are best without memory's bound: a percent of room for what that misses.
+        assert after.seconds <= before.seconds * 1.01
 
 
 @given(small_models(), fleets(), st.sampled_from([1, 3, 20]))

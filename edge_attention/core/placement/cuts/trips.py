@@ -46,17 +46,19 @@ def trip_seconds(errands: Sequence[StepErrand], links: BoxLinks) -> float:
         latency = hub.latency + link.latency
         end = came + latency + seconds
         done.append((end, latency, errand))
-    taken = 0.0
+    taken = last = 0.0
     air: dict[str, float] = {}
-    for end, latency, errand in sorted(done, key=lambda one: one[0]):
+    for end, latency, errand in sorted(done, key=lambda one: one[0] + one[1]):
         link = links.to(errand.box.name)
         key = link.medium or errand.box.name
         came = max(end, air.get(key, 0.0)) + errand.up / link.up
         air[key] = came
-        # The aggregator takes bytes while they come: it is done with the last of them, not after all.
-        service = links.call_seconds / 2 + errand.up * (links.byte_seconds + 1 / hub.up)
-        taken = max(max(taken, end + latency) + service, came + latency)
-    return links.trip_seconds + taken
+        # The aggregator takes bytes while they come, of several links at once: one that is slow holds up
+        # nobody else's, and it is done with the last byte of all, not of each.
+        taken = max(taken, end + latency) + links.call_seconds / 2
+        taken += errand.up * (links.byte_seconds + 1 / hub.up)
+        last = max(last, came + latency)
+    return links.trip_seconds + max(taken, last)
 
 
 def computing(work: Sequence[tuple[ComputeBox, float]]) -> list[float]:
