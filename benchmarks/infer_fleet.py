@@ -27,7 +27,8 @@ import numpy as np
 
 from aggregator.checkup.recipe import checkup
 from aggregator.engine.recipe import Engine, Recipe
-from aggregator.inference.runner import ModelAnswer, ModelRunner
+from aggregator.inference.model_answer import ModelAnswer
+from aggregator.inference.runner import ModelRunner
 from aggregator.server import ServerSettings, running
 from benchmarks.infer_compute import forms_of
 from benchmarks.infer_models import feeds_of, whole_session

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_attention.core.schedule.meeting import FoldPlan
+from edge_attention.core.schedule.fold_plan import FoldPlan
 from edge_attention.core.schedule.schedule import (
     Collective,
     Delivery,

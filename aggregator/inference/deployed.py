@@ -144,6 +144,11 @@ class Deployed:
     def name(self) -> str:
         return self.request.name
 
+    @property
+    def digests(self) -> set[str]:
+        """Of its files."""
+        return {self.request.model, *self.request.files.values()}
+
     def change(self) -> None:
         """Whoever watches is told."""
         self.changed.set()

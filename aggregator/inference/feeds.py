@@ -15,9 +15,10 @@ import numpy as np
 from aggregator.bounds.budget import Lease
 from edge_attention.core.errors import InvalidArgument, InvalidTensor, ResourceExhausted
 from edge_attention.core.messages.inference import INFER_BYTES, PIECE_BYTES, ModelTensor, TensorPiece
+from edge_attention.core.schedule.schedule import Schedule
 from edge_attention.core.tensors import MAX_RANK, Array, DataType
 
-__all__ = ["Feeds", "pieces", "require_inputs", "shape_key", "shape_text"]
+__all__ = ["Feeds", "pieces", "require_feeds", "require_inputs", "shape_key", "shape_text"]
 
 
 TEXT = 1000
@@ -112,6 +113,21 @@ def require_inputs(inputs: Sequence[ModelTensor], arrays: Mapping[str, Array]) -
                     f"dimension {name!r} is {known} in input {where!r} and {size} in axis {axis} of "
                     f"{one.name!r}; it must be the same in both"
                 )
+
+
+def require_feeds(schedule: Schedule, feeds: Mapping[str, Array]) -> None:
+    """Raises InvalidTensor unless these are the inputs of the schedule, with its dtypes and shapes."""
+    for name, form in schedule.feeds.items():
+        array = feeds.get(name)
+        if array is None:
+            raise InvalidTensor(f"input {name!r} is missing; the model takes {', '.join(schedule.feeds)}")
+        if array.dtype != form.dtype or array.shape != form.shape:
+            raise InvalidTensor(
+                f"input {name!r} is {array.dtype} {list(array.shape)}; here it must be {form.dtype} "
+                f"{list(form.shape)}"
+            )
+    if unknown := feeds.keys() - schedule.feeds.keys():
+        raise InvalidTensor(f"{min(unknown)[:80]!r} is no input; the model takes {', '.join(schedule.feeds)}")
 
 
 def shape_text(shapes: Mapping[str, Sequence[int]]) -> str:

@@ -23,7 +23,7 @@ from edge_attention.core.placement.cuts.measures import HALF_LIFE, FleetMeasures
 
 if TYPE_CHECKING:  # the process apart, which writes WORK_FILE, needs no engine
     from aggregator.inference.measuring import NodeTimes
-    from aggregator.inference.runner import SegmentRun
+    from aggregator.inference.model_answer import SegmentRun
 
 __all__ = ["MOST_SHAPES", "WORK_FILE", "NodeMeasures", "stated_box", "work_text"]
 

@@ -20,22 +20,22 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Protocol
 
 import numpy as np
 
-from aggregator.inference.course import Course, PartSegment
+from aggregator.inference.boundary_room import RecordRoom
+from aggregator.inference.course import Course
+from aggregator.inference.left_out import holes_without, may_leave_out
+from aggregator.inference.part_of_request import PartOfRequest, PartPhase, PartsNodes
+from aggregator.inference.request_actions import Action, AskSegment, Ended, Seek, Supply
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, Unavailable
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.schedule.extents import Extent, extent_shape, place
-from edge_attention.core.schedule.meeting import Meetings, overlap
-from edge_attention.core.schedule.schedule import Collective, Delivery
+from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.tensors import Array
 from edge_attention.core.transitions import Transition, recent
 
-__all__ = ["AskSegment", "Ended", "ModelRequest", "PartPhase", "PartsNodes", "RecordRoom", "Seek", "Supply"]
+__all__ = ["ModelRequest"]
 
 RESTARTS = 3
 """Times that one request begins again from its feeds; then it is refused."""
@@ -43,112 +43,6 @@ LACKED = 3
 """Times that one node may say, in one request, that it lacks what it was given for a part."""
 AWAY = 8
 """Times that one node may be lost in the middle of one request's segments; then it is not asked again."""
-
-
-class PartPhase(Enum):
-    """How a part of a request stands."""
-
-    IDLE = "idle"
-    """Its next segment waits for boundaries, or it is through."""
-    RUNS = "runs"
-    """Its node has been asked for a segment."""
-    WAITS = "waits for a node"
-    """Its next segment could run, and no node is there for it."""
-    LEFT_OUT = "left out"
-    """The request goes on without it."""
-
-
-class PartsNodes(Protocol):
-    """What is known of nodes."""
-
-    def state(self, node: str) -> NodeState: ...
-
-    def life(self, node: str) -> str:
-        """Tells one process of the node from the next, which has kept nothing of a request."""
-
-    def holders(self, part: int) -> Sequence[str]:
-        """The nodes that have what the part needs, those to be asked first in front."""
-
-    def why(self, part: int) -> str:
-        """For a person: what became of those that are to hold the part."""
-
-    def load(self, node: str) -> int:
-        """How many parts of requests it has in hand."""
-
-
-class RecordRoom:
-    """Room for boundaries that only a node's going would need again: `limit` bytes, of all requests."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    def change(self, more: int) -> bool:
-        """Count `more` bytes, or fewer; whether they are within the limit."""
-        self.used += more
-        return self.used <= self.limit
-
-
-@dataclass(frozen=True)
-class AskSegment:
-    """Have `node` run the segment.
-
-    Attributes:
-        number: what events call it by.
-        again: it ran before, elsewhere: what it keeps is needed, and what it contributes is not.
-    """
-
-    number: int
-    node: str
-    one: PartSegment
-    again: bool = False
-
-
-@dataclass(frozen=True)
-class Seek:
-    """No node that is there holds the part: have one that is not in `without` given it."""
-
-    part: int
-    without: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Supply:
-    """The node lacks what it was given for the part: it has lost its store. Have it given that again."""
-
-    part: int
-    node: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """It is over: `error` says why there is no answer; None: there is one."""
-
-    error: EdgeAttentionError | None = None
-
-
-Action = AskSegment | Seek | Supply | Ended
-
-
-@dataclass(eq=False)
-class PartOfRequest:
-    """What a request knows of one of its parts; only the request changes it."""
-
-    part: int
-    phase: PartPhase = PartPhase.IDLE
-    node: str = ""
-    """The node that has what the part has kept; empty: none has."""
-    life: str = ""
-    next: int = 0
-    """Which of its segments is to contribute next."""
-    again: list[int] = field(default_factory=list)
-    """Earlier ones that its node is to run first."""
-    number: int = 0
-    """What its node is asked now; 0: nothing."""
-    tried: dict[str, EdgeAttentionError] = field(default_factory=dict)
-    """Nodes that are not asked again -> why."""
-    lacked: dict[str, int] = field(default_factory=dict)
-    away: dict[str, int] = field(default_factory=dict)
 
 
 class ModelRequest:
@@ -271,7 +165,8 @@ class ModelRequest:
         if self._go_on is not None and now >= self._go_on:
             self._go_on = None
             waiting = [part for part in self._parts if part.phase is PartPhase.WAITS]
-            if waiting and self._may_leave_out({part.part for part in waiting}):
+            gone = {part.part for part in waiting}
+            if gone and may_leave_out(self.course, gone, self._nexts):
                 for part in waiting:
                     self._turn(part, PartPhase.LEFT_OUT, "is left out")
                     self.meetings.leave_out(part.part)
@@ -329,7 +224,7 @@ class ModelRequest:
             array = self.meetings.whole(boundary)
             if not self.meetings.holds(boundary):
                 array = array.copy()
-                for extent in self._holes(self._left_out()).get(boundary, ()):
+                for extent in self._holes().get(boundary, ()):
                     _fill(array, extent)
             found[output] = array
         return found
@@ -348,7 +243,7 @@ class ModelRequest:
     def coverage(self) -> float:
         """How much of the model's work an answer stands on; 1.0: all of it."""
         gone = 0.0
-        for name, extents in self._holes(self._left_out()).items():
+        for name, extents in self._holes().items():
             shape = self.course.schedule.boundaries[name].spec.shape
             size = sum(_size(extent_shape(shape, extent)) for extent in extents)
             gone = max(gone, size / max(_size(shape), 1))
@@ -497,58 +392,16 @@ class ModelRequest:
 
     # Without some parts
 
+    def _holes(self) -> dict[str, list[Extent]]:
+        """What the boundaries lack without the parts that are left out."""
+        return holes_without(self.course, self._left_out(), self._nexts)
+
     def _left_out(self) -> set[int]:
         return {part.part for part in self._parts if part.phase is PartPhase.LEFT_OUT}
 
-    def _holes(self, parts: set[int]) -> dict[str, list[Extent]]:
-        """What of the boundaries is not there without what `parts` have still to contribute.
-
-        Of a MERGE that is what these parts would have been sent of it: the rows of their own queries.
-        """
-        found: dict[str, list[Extent]] = {}
-        boundaries = self.course.schedule.boundaries
-        for part in parts:
-            for one in self.course.parts[part][self._parts[part].next :]:
-                for made in one.segment.contributions:
-                    if boundaries[made.boundary].collective is not Collective.MERGE:
-                        found.setdefault(made.boundary, []).append(made.extent)
-                for source in one.segment.inputs.values():
-                    if isinstance(source, Delivery):
-                        boundary = boundaries[source.boundary]
-                        if boundary.collective is Collective.MERGE:
-                            found.setdefault(source.boundary, []).append(source.extent)
-        return found
-
-    def _may_leave_out(self, parts: set[int]) -> bool:
-        """Whether what comes without these parts still says something of the whole.
-
-        A segment that makes partials of attention and nothing else may be sent queries that are not there:
-        what comes of them nobody is sent. Nothing else may be sent what is not there.
-        """
-        if len(parts) == len(self._parts):
-            return False
-        schedule, holes = self.course.schedule, self._holes(parts)
-        for part in self._parts:
-            if part.part in parts:
-                continue
-            for one in self.course.parts[part.part][part.next :]:
-                for name, source in one.segment.inputs.items():
-                    if not isinstance(source, Delivery) or source.boundary not in holes:
-                        continue
-                    boundary = schedule.boundaries[source.boundary]
-                    shape = boundary.spec.shape
-                    whole = boundary.collective not in (Collective.GATHER, Collective.MERGE)
-                    met = whole or any(overlap(shape, h, source.extent) for h in holes[source.boundary])
-                    free = boundary.collective is Collective.GATHER and self.course.only_merges(one, name)
-                    if met and not free:
-                        return False
-        for name in schedule.results.values():
-            boundary = schedule.boundaries[name]
-            if name in holes and (
-                boundary.collective is not Collective.GATHER or np.dtype(boundary.spec.dtype).kind != "f"
-            ):
-                return False
-        return True
+    @property
+    def _nexts(self) -> list[int]:
+        return [part.next for part in self._parts]
 
 
 def _fill(array: Array, extent: Extent) -> None:

@@ -18,7 +18,7 @@ from aggregator.inference.deployed import Deployed, described_bytes
 from aggregator.inference.deployments import Deployments
 from aggregator.inference.feeds import Feeds, pieces
 from aggregator.inference.metrics import InferenceMetrics
-from aggregator.inference.runner import ModelAnswer
+from aggregator.inference.model_answer import ModelAnswer
 from aggregator.trust.callers import caller_of, owner_of
 from aggregator.trust.endpoint import AuditLine, Endpoint
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument

@@ -14,7 +14,8 @@ import onnxruntime
 from onnx import ModelProto, numpy_helper
 
 from edge_attention.core.schedule.extents import take
-from edge_attention.core.schedule.meeting import FoldPlan, Meetings
+from edge_attention.core.schedule.fold_plan import FoldPlan
+from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.schedule.schedule import (
     Constant,
     Delivery,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from aggregator.inference.runner import ModelAnswer
+from aggregator.inference.model_answer import ModelAnswer
 from aggregator.inference.service import _report
 
 

@@ -14,7 +14,7 @@ from aggregator.inference.cut_request import CutRequest, NodeTold
 from aggregator.inference.cutting import choice_of_nodes
 from aggregator.inference.measured import WORK_FILE, NodeMeasures, stated_box, work_text
 from aggregator.inference.measuring import MOVED, NodeTimes, TripTimes
-from aggregator.inference.runner import SegmentRun
+from aggregator.inference.model_answer import SegmentRun
 from edge_attention.core.placement.cuts.boxes import BoxLinks
 from edge_attention.core.placement.cuts.costs import LayerWork
 from edge_attention.core.placement.cuts.measures import HALF_LIFE

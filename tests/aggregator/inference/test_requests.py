@@ -10,16 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregator.inference.boundary_room import RecordRoom
 from aggregator.inference.course import Course, graphs_to_follow
-from aggregator.inference.requests import (
-    AskSegment,
-    Ended,
-    ModelRequest,
-    PartPhase,
-    RecordRoom,
-    Seek,
-    Supply,
-)
+from aggregator.inference.part_of_request import PartPhase
+from aggregator.inference.request_actions import AskSegment, Ended, Seek, Supply
+from aggregator.inference.requests import ModelRequest
 from edge_attention.core.errors import DeadlineExceeded, NodeFailed, NotFinite, NotFound, Unavailable
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.schedule.extents import AxisSpan

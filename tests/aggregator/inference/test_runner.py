@@ -14,8 +14,9 @@ import pytest
 from house import House, until
 from small_cut import SmallCut
 
-from aggregator.inference import calls, runner
+from aggregator.inference import calls, part_pieces, runner
 from aggregator.inference import requests as machine
+from aggregator.inference.boundary_room import BoundaryRoom
 from aggregator.inference.runner import ModelRunner
 from edge_attention.core.errors import (
     Cancelled,
@@ -163,7 +164,7 @@ def test_a_large_table_of_rows_is_bound_as_it_is_stored(tmp_path, monkeypatch):
     frozen = []
     for least in (1 << 30, 1024):
         monkeypatch.setattr(calls, "TABLE", least)
-        monkeypatch.setattr(runner, "TABLE", least)
+        monkeypatch.setattr(part_pieces, "TABLE", least)
 
         @scenario(tmp_path, "a")
         async def _(fleet):
@@ -454,7 +455,7 @@ def test_what_takes_too_much_memory_is_refused_or_waits(tmp_path, monkeypatch):
     async def _(fleet):
         await fleet.prepare({0: ["a"], 1: ["b"]})
         peak = fleet.runner._deployed["m"].shapes["s"].course.peak
-        room = fleet.runner._room = runner.BoundaryRoom(2 * peak)
+        room = fleet.runner._room = BoundaryRoom(2 * peak)
         most = 0
 
         async def ask(seed):

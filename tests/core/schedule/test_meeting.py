@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from edge_attention.core.errors import DuplicateContribution, InvalidTensor, NotFinite, NotFound
 from edge_attention.core.partial import Partial, identity, merge
 from edge_attention.core.schedule.extents import WHOLE, AxisSpan, extent_shape, place, take
-from edge_attention.core.schedule.meeting import FoldPlan, Meetings, overlap
+from edge_attention.core.schedule.fold_plan import FoldPlan, overlap
+from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.schedule.schedule import (
     Boundary,
     Collective,

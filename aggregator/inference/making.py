@@ -1,0 +1,69 @@
+"""Makes what a deployment is of: its folder with the model's files, its plan, and the model cut by it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from aggregator.engine import scratch
+from aggregator.engine.recipe import Engine
+from aggregator.inference import planner
+from aggregator.inference.cut_request import CutRequest
+from aggregator.inference.deployed import Deployed
+from aggregator.inference.feeds import shape_key, shape_text
+from aggregator.inference.placement import plan_word
+from aggregator.inference.plan_nodes import PlanNodes, Telling
+from aggregator.store.deployments import DeploymentFolder, DeploymentFolders
+from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.messages.inference import DeployProgress, DeployRequest
+
+__all__ = ["DeploymentMaking", "made_folder"]
+
+
+class DeploymentMaking:
+    """Of all deployments."""
+
+    def __init__(self, engine: Engine, nodes: PlanNodes) -> None:
+        self._directory = engine.state.directory
+        self._nodes = nodes
+
+    async def plan(self, deployed: Deployed, request: DeployRequest, say: Telling) -> None:
+        say(DeployProgress("planning", text=f"the model has {deployed.size:,} bytes"))
+        nodes = self._nodes.nodes(request.nodes)
+        if not request.plan_file and plan_word(request.plan)[0] == "auto":
+            await self._nodes.measure(nodes, say)
+            nodes = self._nodes.nodes(request.nodes)
+        async with scratch.folder(self._directory) as work:
+            file = ""
+            if request.plan_file:
+                file = str(work / "plan")
+                await asyncio.to_thread((work / "plan").write_bytes, request.plan_file)
+            into = work / "cut"
+            asked = CutRequest(
+                str(deployed.folder.model), str(into), request.plan or "auto", "", file, nodes,
+                request.replicas, {}, request.dimensions, {}, request.halves,
+            )  # fmt: skip
+            planned = await planner.make(asked, work)
+            key = shape_key(planned.shapes)
+            await asyncio.to_thread(into.rename, deployed.folder.shape(key))
+        deployed.planned = planned
+        deployed.texts[key] = shape_text(planned.shapes)
+        self._nodes.require_fits(deployed, planned)
+        deployed.life.planned(time.monotonic())
+        deployed.change()
+        say(DeployProgress("planning", text=planned.text))
+
+
+async def made_folder(
+    folders: DeploymentFolders, id: str, request: DeployRequest
+) -> tuple[DeploymentFolder, int]:
+    """The folder; gone again where whoever asked for it is."""
+    making = asyncio.ensure_future(asyncio.to_thread(folders.make, id, request.model, request.files))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        with contextlib.suppress(EdgeAttentionError):
+            folder, _ = await making
+            await asyncio.to_thread(folders.remove, folder)
+        raise

@@ -1,0 +1,55 @@
+"""What came of one request to a cut model, and each of its segments as it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edge_attention.core.tensors import Array
+
+__all__ = ["ModelAnswer", "SegmentRun"]
+
+
+@dataclass(frozen=True)
+class SegmentRun:
+    """One segment of a request, as it ran.
+
+    Attributes:
+        run: seconds in graphs, as the node says.
+        seconds: from when it was asked to its last word.
+        sent, received: bytes of tensors.
+    """
+
+    step: int
+    part: int
+    node: str
+    run: float
+    seconds: float
+    sent: int
+    received: int
+
+
+@dataclass(frozen=True, eq=False)
+class ModelAnswer:
+    """What came of one request.
+
+    Attributes:
+        results: by the model's outputs. Elements that nobody contributed are NaN.
+        exact: whether it is the whole model's answer.
+        coverage: how much of the model's work it stands on, 1.0 of an exact one; `lacking` says what is not.
+        seconds: `part 0` and so on: in graphs, as nodes say; `turn`: until it began; `wait`: for nodes;
+            `fold`: in folding; `all`.
+        sent, received: node -> bytes of tensors.
+        moves: how often a part went on on another node.
+        segments: all that ran, in the order in which they ended, step by step.
+    """
+
+    results: Mapping[str, Array]
+    exact: bool
+    coverage: float
+    lacking: str
+    seconds: Mapping[str, float]
+    sent: Mapping[str, int]
+    received: Mapping[str, int]
+    moves: int = 0
+    segments: tuple[SegmentRun, ...] = ()

@@ -1,0 +1,120 @@
+"""Gets deployments ready for shapes of inputs: cut in a process apart, and delivered to nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from aggregator.bounds.bounds import DEPLOYING
+from aggregator.engine import scratch
+from aggregator.engine.recipe import Engine
+from aggregator.inference import planner
+from aggregator.inference.cut_request import CutRequest
+from aggregator.inference.deployed import Deployed, PlannedParts, Shapes
+from aggregator.inference.feeds import shape_text
+from aggregator.inference.metrics import InferenceMetrics
+from aggregator.inference.model_answer import SegmentRun
+from aggregator.inference.plan_nodes import PlanNodes
+from aggregator.inference.runner import ModelRunner
+from aggregator.store.deployments import DeploymentFolders
+from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted
+from edge_attention.core.schedule import saved
+from edge_attention.graphs.axes.folder import CutFolder
+
+__all__ = ["DELIVERY_SECONDS", "ShapeReadiness"]
+
+DELIVERY_SECONDS = 3600.0
+"""What bringing a model's weights to nodes may take."""
+
+
+class ShapeReadiness:
+    """Of all deployments."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        folders: DeploymentFolders,
+        runner: ModelRunner,
+        nodes: PlanNodes,
+        metrics: InferenceMetrics,
+    ) -> None:
+        self._directory = engine.state.directory
+        self._budgets = engine.budgets
+        self._folders = folders
+        self._runner = runner
+        self._nodes = nodes
+        self._metrics = metrics
+
+    async def prepare(
+        self, deployed: Deployed, key: str, told: Callable[[str, int, int], None], seconds: float
+    ) -> None:
+        """Have the nodes ready for requests of this shape, which is cut."""
+        assert deployed.planned is not None
+        folder = deployed.folder.shape(key)
+        schedule = await asyncio.to_thread(lambda: saved.loads((folder / "schedule.json").read_text()))
+        files = await asyncio.to_thread(CutFolder, deployed.folder.model, folder)
+        warmed: list[SegmentRun] = []
+        await self._runner.prepare(
+            deployed.id, key, schedule, files, deployed.planned.holders, told,
+            halves=deployed.request.halves, seconds=seconds, warmed=warmed.append,
+        )  # fmt: skip
+        await self._nodes.measures.answered(folder, warmed, self._nodes.threads(), links=False)
+        deployed.shapes.add(key)
+
+    async def ready(
+        self, deployed: Deployed, key: str, shapes: Shapes, until: float, caller: str | None = None
+    ) -> None:
+        """Wait until it is prepared for a shape, which all who want it do together."""
+        task = deployed.coming.get(key)
+        if task is None:
+            if len(deployed.coming) >= DEPLOYING.total:
+                raise ResourceExhausted(
+                    f"model {deployed.name!r} is being prepared for {len(deployed.coming)} other shapes of "
+                    "inputs; send requests of few shapes, padded, or wait for these"
+                )
+            task = asyncio.create_task(self._come(deployed, key, shapes, caller), name="shape")
+            deployed.coming[key] = task
+            task.add_done_callback(lambda _: deployed.coming.pop(key, None))
+        done, _ = await asyncio.wait([task], timeout=max(until - time.monotonic(), 0.0))
+        if not done:
+            what = deployed.life.detail or "it is cut, and nodes are sent what they lack"
+            raise DeadlineExceeded(
+                f"model {deployed.name!r} is not ready for {shape_text(shapes)} yet ({what}); it goes on: "
+                "ask again, or with a longer deadline"
+            )
+        if task.cancelled():
+            raise FailedPrecondition(f"model {deployed.name!r} was undeployed meanwhile")
+        task.result()
+
+    async def _come(self, deployed: Deployed, key: str, shapes: Shapes, caller: str | None) -> None:
+        planned = deployed.planned
+        assert planned is not None
+        target = deployed.folder.shape(key)
+        if not await asyncio.to_thread((target / "schedule.json").is_file):
+            begun = time.monotonic()
+            with self._budgets.take(DEPLOYING, caller):
+                await self._cut(deployed, planned, shapes, target)
+            self._metrics.cut(time.monotonic() - begun)
+        deployed.texts[key] = shape_text(shapes)
+        await self.prepare(deployed, key, _nobody, DELIVERY_SECONDS)
+        for gone in deployed.shapes.surplus():
+            deployed.texts.pop(gone, None)
+            await self._runner.release(deployed.id, gone)
+            await asyncio.to_thread(self._folders.remove_shape, deployed.folder, gone)
+        deployed.change()
+
+    async def _cut(self, deployed: Deployed, planned: PlannedParts, shapes: Shapes, target: Path) -> None:
+        async with scratch.folder(self._directory) as work:
+            into = work / "cut"
+            asked = CutRequest(
+                str(deployed.folder.model), str(into), plan=planned.plan, holders=planned.holders,
+                shapes=shapes, halves=deployed.request.halves,
+            )  # fmt: skip
+            await planner.make(asked, work)
+            await asyncio.to_thread(into.rename, target)
+
+
+def _nobody(node: str, done: int, total: int) -> None:
+    pass
