@@ -121,7 +121,7 @@ class Prepared:
         at = 0
         for name, dtype, shape, size, encoding in self._slots:
             # A copy, at an address that is aligned; ONNX Runtime computes on it as it is.
-            part = data[at : at + size]
+            part = bytes(data[at : at + size])
             array = np.frombuffer(part, dtype).reshape(shape) if size else np.zeros(shape, dtype)
             if dtype == np.bool_ and size and array.view(np.uint8).max() > 1:
                 raise InvalidProgram(f"slot {name}: a BOOL element is one byte, 0 or 1; there are others")

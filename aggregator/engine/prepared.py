@@ -30,6 +30,7 @@ from edge_attention.core.messages.program import (
 )
 from edge_attention.core.tensors import Array, DataType, Encoding
 from edge_attention.wire.link import prepared_program
+from edge_attention.wire.tensors import elements
 
 __all__ = ["KNOWN", "PreparedData", "Repeated", "prepare"]
 
@@ -53,7 +54,7 @@ class PreparedData:
 
     def packed(self, tensors: Mapping[str, Array]) -> bytes:
         """What a call brings of `tensors`, which have the slots' shapes."""
-        return b"".join([tensors[name].tobytes() for name in self.slots])
+        return b"".join([elements(tensors[name]) for name in self.slots])
 
 
 def prepare(

@@ -12,7 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from edge_attention.core.tensors import MAX_RANK, Array, Encoded, Encoding
 from edge_attention.wire import checksum
 from edge_attention.wire.codec import MESSAGE_LIMIT, Codec
 from edge_attention.wire.frames import read_varint, varint
-from edge_attention.wire.tensors import CODES, ENCODING_CODES, ENCODINGS, TYPES
+from edge_attention.wire.tensors import CODES, ENCODING_CODES, ENCODINGS, TYPES, VIEWED, elements
 
 __all__ = ["ContributionCodec", "ProgramCodec"]
 
@@ -180,7 +180,9 @@ def _read_call(data: bytes, end: int) -> Call:
     for number, tag in enumerate((0x32, 0x3A, 0x52, 0x7A)):
         if at < end and data[at] == tag:
             size, at = read_varint(data, at + 1)
-            found[number] = data[at : at + size]
+            viewed = tag == 0x3A and size >= VIEWED
+            whole = cast(bytes, memoryview(data)) if viewed else data
+            found[number] = whole[at : at + size]
             at += size
     if at != end:
         raise LookupError
@@ -337,7 +339,7 @@ def _put_tensors(parts: list[Any], tensors: Mapping[str, Array | Encoded]) -> No
                 _keep(_headers, key, header)
         if encoding is not Encoding.RAW:
             value = to_wire(value, encoding)
-        parts += (header, value.tobytes())
+        parts += (header, elements(value))
 
 
 def _header(name: str, dtype: Any, shape: tuple[int, ...], encoding: Encoding) -> bytes:
@@ -445,8 +447,13 @@ _BITS: dict[Encoding, np.dtype[Any]] = {
 
 
 def _sealed(parts: list[Any], kind: bytes = _KIND) -> bytes | None:
-    data = b"".join([kind, varint(sum(map(len, parts))), *parts])
-    return checksum.seal(data) if len(data) <= MESSAGE_LIMIT - checksum.TRAILER else None
+    size = sum(map(len, parts))
+    parts = [kind, varint(size), *parts]
+    if size < VIEWED:
+        return checksum.seal(b"".join(parts))
+    if size > MESSAGE_LIMIT - checksum.TRAILER - sum(map(len, parts[:2])):
+        return None
+    return b"".join([*parts, checksum.trailer(parts)])  # a large one is copied once
 
 
 def _of_instructions(rest: bytes) -> bool:

@@ -22,6 +22,8 @@ ENCODING_CODES = {encoding: number for number, encoding in enumerate(Encoding, s
 ENCODINGS = {0: Encoding.RAW} | {number: encoding for encoding, number in ENCODING_CODES.items()}
 _BOOL_CODE = _NUMBERS[DataType.BOOL]
 _EMPTY_LIMIT = 2**31
+VIEWED = 64 * 1024
+"""Bytes from which elements are copied once on their way into a message or out of it; of few more is lost."""
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("tensors travel little-endian; this machine is big-endian")
@@ -77,6 +79,13 @@ def decode_tensor(message: Any, where: str = "a tensor") -> Array:
     if message.data_type == _BOOL_CODE and array.size and array.view(np.uint8).max() > 1:
         raise InvalidTensor(f"{name}: a BOOL element is one byte, 0 or 1; there are others")
     return from_wire(array, encoding)
+
+
+def elements(array: Array) -> bytes | memoryview:
+    """The elements, little-endian in C order: of a large array that lies so a view, of any other a copy."""
+    if array.nbytes < VIEWED or not array.flags.c_contiguous:
+        return array.tobytes()
+    return array.reshape(-1).view(np.uint8).data
 
 
 def check_size(name: str, shape: tuple[int, ...], itemsize: int, size: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from messages import ONEOFS
 
-from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, MessageTooLarge
+from edge_attention.core.errors import Damaged, EdgeAttentionError, InvalidArgument, MessageTooLarge
 from edge_attention.core.messages.link import Cancel, Credit, Heartbeat
 from edge_attention.core.messages.program import Call, Contribution, Drop, Fault, Program, Return, Run, Stored
 from edge_attention.core.tensors import Array, Encoded, Encoding
@@ -216,3 +216,20 @@ def test_programs_of_one_mapping_of_tensors_are_written_as_those_of_their_own() 
         assert found.tensors.keys() == tensors.keys()
         for name, array in tensors.items():
             np.testing.assert_array_equal(found.tensors[name], array)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_large_ones_are_the_same_bytes_as_protobufs_and_come_back(transposed: bool) -> None:
+    array = np.arange(60_000, dtype=np.float32).reshape(200, 300)
+    sent = array.T if transposed else array
+    contribution = Contribution("1.0.1", "s", range(0, 2), 0, 0, {"y": sent}, final=True)
+    data = link.from_node.encode(contribution)
+    assert data == FROM_NODE.encode(contribution)
+    np.testing.assert_array_equal(link.from_node.decode(data).tensors["y"], sent)
+
+    call = Call("1.0.1", "s", range(0, 2), program=b"p" * 32, slots=sent.tobytes())
+    data = link.to_node.encode(call)
+    assert data == TO_NODE.encode(call)
+    assert bytes(link.to_node.decode(data).slots) == sent.tobytes()
+    with pytest.raises(Damaged):
+        link.to_node.decode(data[:100_000] + bytes([data[100_000] ^ 1]) + data[100_001:])

@@ -187,7 +187,8 @@ class Call:
     """One task for one node: a prepared program, known by `program`, the SHA-256 of its bytes.
 
     Attributes:
-        slots: the elements of its slots, one after the other.
+        slots: the elements of its slots, one after the other. Of a large call that has come they are a view
+            of the message, so that they are copied once: `bytes(slots[a:b])`.
         prepared: the program's bytes, where the node may not know it.
         bulk_tensors: tensors of this call that are too large for a message: in no slot.
     """
