@@ -8,7 +8,7 @@ shapes of what it makes are found (`infer.py`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -62,7 +62,12 @@ _BODIES = ("If", "Loop", "Scan", "SequenceMap")
 
 
 def bind(
-    model: ModelProto, dimensions: Mapping[str, int], read: Read | None = None, *, fused: bool = False
+    model: ModelProto,
+    dimensions: Mapping[str, int],
+    read: Read | None = None,
+    *,
+    fused: bool = False,
+    changing: Collection[str] = (),
 ) -> BoundGraph:
     """The model for inputs of fixed shapes.
 
@@ -75,6 +80,8 @@ def bind(
         fused: keep fused operators and packed products as they are, for plans that cut nothing within them:
             layers, replicas. They compute what the file does to the bit; what quantises behind them, as int4
             weights do, jumps otherwise.
+        changing: initializers whose values will be others, as those that train: nothing is computed of them,
+            be they single numbers.
 
     Raises:
         InvalidArgument: a dimension has no size, or is given one it cannot have, as a text longer than the
@@ -86,14 +93,19 @@ def bind(
             model = inline_local_functions(model)
         except Exception as error:  # whatever its C++ half raises
             raise InvalidGraph(f"the model's functions cannot be inlined: {first_line(error)}") from None
-    return _Binding(model, dimensions, read, fused).bound()
+    return _Binding(model, dimensions, read, fused, changing).bound()
 
 
 class _Binding:
     """The state of it: the nodes so far, and what is known of each value."""
 
     def __init__(
-        self, model: ModelProto, dimensions: Mapping[str, int], read: Read | None, fused: bool
+        self,
+        model: ModelProto,
+        dimensions: Mapping[str, int],
+        read: Read | None,
+        fused: bool,
+        changing: Collection[str],
     ) -> None:
         self._fused = fused
         self._graph = model.graph
@@ -102,7 +114,7 @@ class _Binding:
         self._outputs = tuple(value.name for value in model.graph.output)
         self._opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
         self._ir_version = model.ir_version
-        self._known = KnownValues(model, read)
+        self._known = KnownValues(model, read, changing)
         for name, form in self._inputs.items():
             self._known.declare(name, form)
         self._alias: dict[str, str] = {}

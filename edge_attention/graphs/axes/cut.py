@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +29,11 @@ __all__ = ["analyse", "cut", "cut_model", "cuts_no_layer", "shared_ranges", "siz
 Ranges = tuple[tuple[int, int], ...]
 
 
-def analyse(model: OpenModel, dimensions: Mapping[str, int], *, fused: bool = False) -> Axes:
-    """The axes of a model for inputs of fixed sizes. Raises as `bind`, which says what `fused` is."""
-    return axes_of(bind(model.model, dimensions, model.read, fused=fused))
+def analyse(
+    model: OpenModel, dimensions: Mapping[str, int], *, fused: bool = False, changing: Collection[str] = ()
+) -> Axes:
+    """The axes of a model for inputs of fixed sizes. Raises as `bind`, which says what the options are."""
+    return axes_of(bind(model.model, dimensions, model.read, fused=fused, changing=changing))
 
 
 def cuts_no_layer(plan: CutPlan) -> bool:

@@ -39,12 +39,14 @@ class Ran:
         results: by output of the model.
         seconds: by step and part, of ONNX Runtime alone; processor time of its one thread.
         received, sent: by part, bytes.
+        kept: by part, bytes that lie on its node at the request's end.
     """
 
     results: Mapping[str, Array]
     seconds: Mapping[tuple[int, int], float]
     received: Mapping[int, int]
     sent: Mapping[int, int]
+    kept: Mapping[int, int]
 
     @property
     def slowest(self) -> float:
@@ -122,7 +124,10 @@ class InProcess:
                     meetings.add(number, segment.part, made)
                     sent[segment.part] += sum(made[one.output].nbytes for one in segment.contributions)
         results = {name: np.array(meetings.whole(b)) for name, b in self.schedule.results.items()}
-        return Ran(results, seconds, received, sent)
+        held = dict.fromkeys(range(self.schedule.parts), 0)
+        for (part, _), value in kept.items():
+            held[part] += value.nbytes
+        return Ran(results, seconds, received, sent, held)
 
     def _given(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import prod
 
 import numpy as np
@@ -42,12 +42,13 @@ class KnownValues:
         sized: names in `values` that follow from the sizes.
     """
 
-    def __init__(self, model: ModelProto, read: Read | None) -> None:
+    def __init__(self, model: ModelProto, read: Read | None, changing: Collection[str] = ()) -> None:
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, Array] = {}
         self.soft: set[str] = set()
         self.sized: set[str] = set()
         self._read = read
+        self._changing = frozenset(changing)
         self._files: Mapping[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
         for name, tensor in self._files.items():
             self.types[name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
@@ -81,7 +82,7 @@ class KnownValues:
     def is_literal(self, name: str) -> bool:
         """Whether it is an initializer that is no weight: one number, or a few whole ones."""
         tensor = self._files.get(name)
-        if tensor is None:
+        if tensor is None or name in self._changing:
             return False
         size = prod(tensor.dims)
         return size <= 1 or (tensor.data_type in _DISCRETE and size <= SMALL)
@@ -116,7 +117,7 @@ class KnownValues:
     def _readable(self, name: str) -> bool:
         """Whether it is an initializer that may be computed with: whole numbers, and vectors of floats."""
         tensor = self._files.get(name)
-        if tensor is None:
+        if tensor is None or name in self._changing:
             return False
         size = prod(tensor.dims)
         if size <= 1:
