@@ -195,9 +195,7 @@ class _Transposing:
             if output in moved:
                 self._active_kept.add((segment.part, name))
         self._active |= {one.boundary for one in segment.contributions if one.output in moved}
-        self._known[number, segment.part] = _StudiedSegment(
-            fixed, digest, key, frozenset(moving), frozenset(moved)
-        )
+        self._known[number, segment.part] = _StudiedSegment(fixed, key, frozenset(moving), frozenset(moved))
         self._drafts[number, segment.part] = SegmentDraft(
             segment.part,
             dict(segment.inputs),
