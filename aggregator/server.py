@@ -44,7 +44,6 @@ from aggregator.trust.revocations import Revocations, RevokedNodes
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidArgument
 from edge_attention.descriptors import raise_descriptors
-from edge_attention.wire.methods import CHANNEL_OPTIONS
 
 # What an aggregator without TLS, or without an HTTP port, does not load: 20 MB of memory.
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ async def running(
             trust.guard.require_roles(roles)
             handlers |= trust.handlers()
 
-        server = grpc.aio.server(options=(*CHANNEL_OPTIONS, *server_options()))
+        server = grpc.aio.server(options=server_options())
         guard = trust.guard if trust is not None else None
         generic = service_handlers(handlers, guard, metrics, subject, answer_room(budgets))
         server.add_generic_rpc_handlers(tuple(generic))

@@ -75,9 +75,13 @@ DEPLOYING = CallerBound("deploying", 8, "models being cut", "deploy one model af
 INFERENCES = CallerBound(
     "inferences", 1024, "requests to models under way", "have fewer requests under way at a time", 0.5
 )
+INFERENCE_STREAMS = CallerBound(
+    "inference-streams", 256, "streams of requests to models", "send more requests over fewer streams", 1.0
+)
+"""Of ModelStreamInfer: each may hold one message that is coming."""
 INFERENCE_BYTES = CallerBound(
     "inference-bytes",
-    2 * GIB,
+    8 * GIB,
     "bytes of inputs and outputs of requests to models",
     "have fewer requests under way at a time, or send fewer rows in one",
     0.5,

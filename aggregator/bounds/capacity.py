@@ -11,6 +11,9 @@ from typing import Any
 import grpc
 from grpc_health.v1._async import HealthServicer
 
+from edge_attention.wire.methods import CHANNEL_OPTIONS
+from edge_attention.wire.open_inference import LARGEST_MESSAGE
+
 STREAMS = 1024
 """Calls under way over one connection. Of more at once most wait at the client, some fail: UNAVAILABLE."""
 CONNECTIONS = 4096
@@ -28,8 +31,15 @@ def connections() -> int:
 
 
 def server_options() -> tuple[tuple[str, int], ...]:
-    """gRPC's options of the server alone; those of both sides are in wire/methods.py."""
+    """gRPC's options of the server: those of both sides (wire/methods.py), but for the size of messages.
+
+    gRPC has one limit for all methods of a server, and that of the Open Inference Protocol's is the largest
+    there is. So each method's codec refuses what is past its own before it is parsed.
+    """
     return (
+        *(option for option in CHANNEL_OPTIONS if not option[0].endswith("_message_length")),
+        ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+        ("grpc.max_send_message_length", LARGEST_MESSAGE),
         ("grpc.max_concurrent_streams", STREAMS),
         ("grpc.max_allowed_incoming_connections", connections()),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MILLISECONDS),

@@ -229,6 +229,10 @@ class Deployments:
 
     # Requests
 
+    def serving(self, name: str) -> Deployed | None:
+        """The version of that name that takes requests, if there is one."""
+        return self._serving.get(name)
+
     def require(self, name: str) -> Deployed:
         """The version of that name that takes requests.
 

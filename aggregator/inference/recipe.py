@@ -6,9 +6,14 @@ from pathlib import Path
 
 from aggregator.engine.recipe import Engine, Recipe
 from aggregator.inference.activity import InferenceActivity
+from aggregator.inference.asking import ModelAsker
 from aggregator.inference.deployments import Deployments
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.page import InferencePage
+from aggregator.inference.protocol.data_plane import DataPlane
+from aggregator.inference.protocol.deployed_models import DeployedModels
+from aggregator.inference.protocol.service import OpenInferenceApi
+from aggregator.inference.protocol.statistics import InferenceCounts
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.service import InferenceApi
 
@@ -17,10 +22,12 @@ def inference(engine: Engine) -> Recipe:
     """Answers with whole models. Deployments of an earlier life are back when the server resumes."""
     metrics, activity = InferenceMetrics(engine.metrics), InferenceActivity()
     deployments = Deployments(engine, ModelRunner(engine), metrics)
-    api = InferenceApi(deployments, metrics, activity, engine.budgets, engine.turns)
+    asker = ModelAsker(deployments, metrics, activity, InferenceCounts())
+    api = InferenceApi(asker, engine.budgets, engine.turns)
+    plane = DataPlane([DeployedModels(asker)], engine.budgets)
     return Recipe(
         "inference",
-        api.endpoints(),
+        (*api.endpoints(), *OpenInferenceApi(plane, engine.budgets).endpoints()),
         InferencePage(deployments, activity),
         Path(__file__).with_name("page.js"),
         unneeded=deployments.unneeded,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,15 +12,12 @@ from aggregator.bounds.budget import Budgets, Lease
 from aggregator.bounds.turns import Turns
 from aggregator.engine.listed import listed
 from aggregator.engine.waiting import each_within
-from aggregator.inference.activity import InferenceActivity
+from aggregator.inference.asking import ModelAsker
 from aggregator.inference.deployed import Deployed, described_bytes
-from aggregator.inference.deployments import Deployments
 from aggregator.inference.feeds import Feeds, pieces
-from aggregator.inference.metrics import InferenceMetrics
-from aggregator.inference.model_answer import ModelAnswer
 from aggregator.trust.callers import caller_of, owner_of
 from aggregator.trust.endpoint import AuditLine, Endpoint
-from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages import inference
 from edge_attention.core.messages.inference import (
     INFER_BYTES,
@@ -29,10 +25,9 @@ from edge_attention.core.messages.inference import (
     DeployedModel,
     DeployProgress,
     InferReport,
-    ModelTensor,
     TensorPiece,
 )
-from edge_attention.core.tensors import Array, DataType
+from edge_attention.core.tensors import Array
 from edge_attention.wire import services
 
 DEPLOYED = AuditLine("model_deployed", lambda q, r: {"model": q.name, "digest": q.model, "plan": q.plan})
@@ -49,15 +44,12 @@ INFER_IDLE_SECONDS, INFER_COMING_SECONDS = 30.0, 600.0
 class InferenceApi:
     def __init__(
         self,
-        deployments: Deployments,
-        metrics: InferenceMetrics,
-        activity: InferenceActivity,
+        asker: ModelAsker,
         budgets: Budgets | None = None,
         turns: Turns | None = None,
     ) -> None:
-        self._deployments = deployments
-        self._metrics = metrics
-        self._activity = activity
+        self._deployments = asker.deployments
+        self._asker = asker
         self._budgets = budgets or Budgets()
         self._turns = turns or Turns()
 
@@ -118,10 +110,8 @@ class InferenceApi:
     async def _infer(
         self, requests: AsyncIterator[inference.InferRequest], room: Lease, call: Any
     ) -> tuple[InferReport, Mapping[str, Array]]:
-        begun, answered = time.monotonic(), False
-        deployed: Deployed | None = None
         feeds: Feeds | None = None
-        try:
+        with self._asker.begin() as asking:
             coming = each_within(
                 requests, INFER_IDLE_SECONDS, "the next message of the request", INFER_COMING_SECONDS
             )
@@ -129,42 +119,25 @@ class InferenceApi:
             outputs: tuple[str, ...] = ()
             async with aclosing(coming):
                 async for request in coming:
-                    if deployed is None or feeds is None:
+                    if asking.deployed is None or feeds is None:
                         found = self._deployments.require(request.model)
-                        found.life.begin()
-                        deployed = found
+                        asking.to(found)
                         assert found.planned is not None
                         feeds = Feeds(found.planned.inputs, room)
                         seconds = _seconds(request.deadline_seconds)
                         outputs, partial = _outputs(found, request.outputs), request.partial
-                    elif request.model not in ("", deployed.name):
+                    elif request.model not in ("", asking.deployed.name):
                         raise InvalidArgument("one request goes to one model")
                     for piece in request.pieces:
                         feeds.take(piece)
                     del request
-            if deployed is None or feeds is None:
+            if feeds is None:
                 raise InvalidArgument("a request without a message; name the model and send its inputs")
             left = call.time_remaining()
             seconds = min(seconds, MAX_INFER_SECONDS if left is None else max(float(left), 0.0))
-            arrays = feeds.arrays()
-            answer = await self._deployments.infer(
-                deployed, arrays, seconds, caller_of(call), partial=partial
+            return await asking.answer(
+                feeds.arrays(), outputs, seconds, caller_of(call), room, most=INFER_BYTES, partial=partial
             )
-            results = {name: answer.results[name] for name in outputs if name in answer.results}
-            room.grow(sum(array.nbytes for array in results.values()))
-            report = _report(deployed, answer, results, time.monotonic() - begun)
-            self._metrics.answered(deployed.name, report)
-            self._activity.answered(deployed.name, arrays, report)
-            answered = True
-            return report, results
-        except EdgeAttentionError as error:
-            self._metrics.failed()
-            if deployed is not None:
-                self._activity.failed(deployed.name, time.monotonic() - begun, error)
-            raise
-        finally:
-            if deployed is not None:
-                self._deployments.ended(deployed, answered)
 
 
 def _in_a_message(models: Iterable[DeployedModel]) -> tuple[DeployedModel, ...]:
@@ -200,39 +173,6 @@ def _outputs(deployed: Deployed, names: tuple[str, ...]) -> tuple[str, ...]:
                 f"the model has no output {name[:80]!r}; its outputs: {', '.join(known) or 'none'}"
             )
     return tuple(dict.fromkeys(names)) or tuple(known)
-
-
-_ROUNDED = "what passes between parts is rounded to float16, as it was deployed with halves"
-
-
-def _report(
-    deployed: Deployed, answer: ModelAnswer, results: Mapping[str, Array], seconds: float
-) -> InferReport:
-    size = sum(array.nbytes for array in results.values())
-    if size > INFER_BYTES:
-        raise InvalidArgument(
-            f"bound infer-bytes: the answer has {size:,} bytes, and one has {INFER_BYTES:,} at most: ask for "
-            "fewer outputs, or send fewer rows"
-        )
-    parts = {name.removeprefix("part "): s for name, s in answer.seconds.items() if name.startswith("part ")}
-    stages = {name: s for name, s in answer.seconds.items() if not name.startswith("part ")}
-    ready = max(seconds - stages.get("all", 0.0), 0.0)
-    rounded = deployed.request.halves and len(parts) > 1
-    return InferReport(
-        deployed.version,
-        answer.exact and not rounded,
-        answer.coverage,
-        answer.lacking or (_ROUNDED if rounded else ""),
-        {**stages, "ready": ready, "all": seconds},
-        parts,
-        bytes_down=sum(answer.sent.values()),
-        bytes_up=sum(answer.received.values()),
-        again=answer.moves,
-        outputs=tuple(
-            ModelTensor(name, DataType.of(array.dtype, name), tuple(map(str, array.shape)))
-            for name, array in results.items()
-        ),
-    )
 
 
 def _grouped(found: Iterable[TensorPiece]) -> Iterator[tuple[TensorPiece, ...]]:

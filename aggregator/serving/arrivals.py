@@ -23,9 +23,10 @@ SECONDS = 30.0
 
 
 class Arrivals:
-    """Receives requests of one message."""
+    """Receives requests of one message. `name`: of the bound, for its error."""
 
-    def __init__(self, most: int = MOST, seconds: float = SECONDS) -> None:
+    def __init__(self, most: int = MOST, seconds: float = SECONDS, name: str = "arrivals") -> None:
+        self._name = name
         self._most = most
         self._seconds = seconds
         self._coming = 0
@@ -74,7 +75,7 @@ class Arrivals:
                         self._waiting.remove((who, turn))
                 if isinstance(error, TimeoutError):
                     raise Overloaded(
-                        f"bound arrivals: {self._coming} of {self._most} requests are coming; send fewer "
+                        f"bound {self._name}: {self._coming} of {self._most} requests are coming; send fewer "
                         "at a time",
                         retry_after=1.0,
                     ) from None

@@ -73,6 +73,11 @@ DRAIN_SECONDS = 2.5
 DRAIN_BYTES = 128 * 1024 * 1024
 """Refused calls whose callers' rest is taken, at a time, and of each. Less than a server takes to stop."""
 
+LARGE_ARRIVALS, LARGE_SECONDS = 16, 120.0
+"""The same as of other requests (arrivals.py), of methods whose messages are past MESSAGE_LIMIT."""
+BY_THREAD = 256 * 1024
+"""Bytes of a request to such a method from which a thread reads it."""
+
 _SERVED = Served()
 
 
@@ -107,14 +112,16 @@ def service_handlers(
 
     A handler is called with the decoded request (an async iterator of them where the method streams)
     and the call's context, and returns the response (is an async generator of them), or what it has encoded
-    itself, in a thread, because it takes long. That of a `raw` method
+    itself, in a thread, because it takes long; so may be the responses of a stream. That of a `raw` method
     reads and writes bytes itself, by the request iterator and the context, and returns at the end.
     """
     services: dict[Service, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
-    drains, answers, arrivals = _Drains(), Answers(), Arrivals()
+    drains, answers = _Drains(), Answers()
+    arrivals = {False: Arrivals(), True: Arrivals(LARGE_ARRIVALS, LARGE_SECONDS, "large-arrivals")}
 
-    async def arrived(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        return await arrivals.one(who() or context.peer(), raw, bool(_told(context, SEALED_KEY)))
+    async def arrived(method: AnyMethod, raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        sealed = bool(_told(context, SEALED_KEY))
+        return await arrivals[method.large].one(who() or context.peer(), raw, sealed)
 
     for method, handler in handlers.items():
         rpcs = services.setdefault(method.service, {})
@@ -140,20 +147,20 @@ def _rpc_handler(
     drains: _Drains,
     key: Callable[[str, str], Key],
     answers: Answers,
-    arrived: Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]],
+    arrived: Callable[[AnyMethod, Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]],
     room: AnswerRoom,
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    def requests(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def requests(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         sealed = method.request.sealed or bool(_told(context, SEALED_KEY))
         if method.streams_request:
             return _decoded(method, raw, sealed)
-        return method.request.decode(raw, sealed)
+        return await _read(method, raw, sealed)
 
     async def answered(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         with guard(method, context):
-            data = raw if method.streams_request else await arrived(raw, context)
+            data = raw if method.streams_request else await arrived(method, raw, context)
             came = time.perf_counter()
-            request = requests(data, context)
+            request = await requests(data, context)
             del data
             asked = time.perf_counter()
             if method.changes and (id := _told(context, REQUEST_KEY)):
@@ -167,7 +174,8 @@ def _rpc_handler(
                 response = await handler(request, context)
                 done = time.perf_counter()
                 data = response if isinstance(response, bytes) else method.response.encode(response)
-            room(context, len(data))
+            if not method.large:
+                room(context, len(data))
         if observer is not None and not method.streams_request:
             before, told = asked - came, observer
 
@@ -194,11 +202,12 @@ def _rpc_handler(
                 if method.raw:
                     await handler(raw, context)
                     return
-                asked = raw if method.streams_request else await arrived(raw, context)
-                async with contextlib.aclosing(handler(requests(asked, context), context)) as responses:
+                asked = raw if method.streams_request else await arrived(method, raw, context)
+                asked = await requests(asked, context)
+                async with contextlib.aclosing(handler(asked, context)) as responses:
                     del asked
                     async for response in responses:
-                        data = method.response.encode(response)
+                        data = response if isinstance(response, bytes) else method.response.encode(response)
                         del response  # it may be long until the other side has taken the bytes
                         served.away()
                         yield data
@@ -258,9 +267,16 @@ def _told(context: grpc.aio.ServicerContext[Any, Any], wanted: str) -> str:
     return next((str(value) for key, value in context.invocation_metadata() or () if key == wanted), "")
 
 
+async def _read(method: Method[Q, R], data: bytes, sealed: bool) -> Q:
+    """The request; a long one is read by a thread."""
+    if method.large and len(data) > BY_THREAD:
+        return await asyncio.to_thread(method.request.decode, data, sealed)
+    return method.request.decode(data, sealed)
+
+
 async def _decoded(method: Method[Q, R], raw: AsyncIterable[bytes], sealed: bool) -> AsyncIterator[Q]:
     async for data in raw:
-        message = method.request.decode(data, sealed)
+        message = await _read(method, data, sealed)
         # Not kept while the next one is waited for: of many streams at once that would be much.
         del data
         yield message

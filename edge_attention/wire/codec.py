@@ -100,7 +100,7 @@ class Codec(Generic[T]):
             raise TypeError(f"{message.DESCRIPTOR.full_name} has no field `{checksum.FIELD}`")
         self.sealed = sealed
         self._what = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", message.DESCRIPTOR.name).lower()
-        self._fill, self._read = _union(variants) if variants else _dataclass(cls)
+        self._fill, self._read = _union(variants) if variants else _special.get(cls) or _dataclass(cls)
 
     def encode(self, value: T) -> bytes:
         """The wire bytes of `value`.

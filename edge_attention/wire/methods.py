@@ -55,7 +55,8 @@ class Method(Generic[Q, R]):
 
     The server's handler of a `raw` method reads and writes bytes itself, message by message. What a call
     of one that `changes` something does is not done twice: the server keeps its answer
-    (aggregator/serving/answers.py).
+    (aggregator/serving/answers.py). A `large` one has messages past MESSAGE_LIMIT: fewer come at a time,
+    threads decode and encode them, and its handler counts its answers itself.
     """
 
     service: Service
@@ -66,6 +67,7 @@ class Method(Generic[Q, R]):
     streams_response: bool = False
     raw: bool = False
     changes: bool = False
+    large: bool = False
 
     @property
     def path(self) -> str:
