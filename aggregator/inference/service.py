@@ -14,6 +14,7 @@ from aggregator.engine.listed import listed
 from aggregator.engine.waiting import each_within
 from aggregator.inference.asking import ModelAsker
 from aggregator.inference.deployed import Deployed, described_bytes
+from aggregator.inference.deployments import Deployments
 from aggregator.inference.feeds import Feeds, pieces
 from aggregator.trust.callers import caller_of, owner_of
 from aggregator.trust.endpoint import AuditLine, Endpoint
@@ -48,10 +49,13 @@ class InferenceApi:
         budgets: Budgets | None = None,
         turns: Turns | None = None,
     ) -> None:
-        self._deployments = asker.deployments
         self._asker = asker
         self._budgets = budgets or Budgets()
         self._turns = turns or Turns()
+
+    @property
+    def _deployments(self) -> Deployments:
+        return self._asker.deployments
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (

@@ -433,3 +433,4 @@ SHARED_MEMORY_UNREGISTER = tuple(
 SHARED_MEMORY_REGISTER = tuple(
     _shared_memory(kind, "Register", o.SharedMemoryRegisterRequest) for kind in ("System", "Cuda")
 )
+SHARED_MEMORY = (*SHARED_MEMORY_STATUS, *SHARED_MEMORY_UNREGISTER, *SHARED_MEMORY_REGISTER)

@@ -20,6 +20,7 @@ from aggregator.api.service import Api
 from aggregator.attention.service import AttentionApi
 from aggregator.checkup.checkup import Checkup
 from aggregator.engine.link import FleetLink
+from aggregator.inference.protocol.service import OpenInferenceApi
 from aggregator.inference.service import InferenceApi
 from aggregator.serving.rpc import service_handlers
 from aggregator.training.service import TrainingApi
@@ -42,7 +43,7 @@ from edge_attention.core.messages.link import Chunk, DownloadRequest
 from edge_attention.trust.assertion import make_assertion
 from edge_attention.trust.certificates import ends, key_fingerprint, new_key, serial
 from edge_attention.trust.names import ROLES, may
-from edge_attention.wire import services
+from edge_attention.wire import open_inference, services
 from edge_attention.wire.caller import Caller
 from edge_attention.wire.link import CONNECT
 from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
@@ -50,7 +51,15 @@ from edge_attention.wire.methods import CHANNEL_OPTIONS, Method
 
 def every_endpoint():
     """What an aggregator serves: to know who may call it, its parts need not be there."""
-    served = (FleetLink, 4), (Api, 2), (AttentionApi, 5), (TrainingApi, 1), (InferenceApi, 3), (Checkup, 3)
+    served = (
+        (FleetLink, 4),
+        (Api, 2),
+        (AttentionApi, 5),
+        (TrainingApi, 1),
+        (InferenceApi, 3),
+        (OpenInferenceApi, 2),
+        (Checkup, 3),
+    )
     keywords = {FleetLink: {"welcome": None}}
     for kind, parts in served:
         yield from kind(*[None] * parts, **keywords.get(kind, {})).endpoints()
@@ -67,6 +76,10 @@ def every_method():
         for service in module.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 yield f"/{service.full_name}/{method.name}"
+    # A service of another's protocol, whose messages alone are compiled here.
+    for method in [*vars(open_inference).values(), *open_inference.SHARED_MEMORY]:
+        if isinstance(method, Method):
+            yield method.path
 
 
 def test_every_method_of_every_service_has_a_role():
