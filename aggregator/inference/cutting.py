@@ -89,6 +89,7 @@ def cut_as_asked(request: CutRequest) -> PlannedParts:
         else:
             nodes, sizes = [node.name for node in request.nodes], layer_bytes(axes, narrow_places(axes))
             plan, holders = by_word(word, crossing, nodes, sizes, request.replicas, halves=request.halves)
+    plan = replace(plan, halves=plan.halves or request.halves)
     if cuts_no_layer(plan):  # fused operators stay what they are
         axes = analyse(model, sizes_of(model, feeds), fused=True)
     emitted = cut(axes, plan, known=bool(request.plan))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 
 from aggregator.engine import scratch
 from aggregator.engine.recipe import Engine
@@ -17,6 +18,7 @@ from aggregator.inference.plan_nodes import PlanNodes, Telling
 from aggregator.store.deployments import DeploymentFolder, DeploymentFolders
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.inference import DeployProgress, DeployRequest
+from edge_attention.core.schedule.saved_plan import loads_plan
 
 __all__ = ["DeploymentMaking", "made_folder"]
 
@@ -48,6 +50,8 @@ class DeploymentMaking:
             key = shape_key(planned.shapes)
             await asyncio.to_thread(into.rename, deployed.folder.shape(key))
         deployed.planned = planned
+        if loads_plan(planned.plan).halves:  # said by a plan's file
+            deployed.request = replace(deployed.request, halves=True)
         deployed.texts[key] = shape_text(planned.shapes)
         self._nodes.require_fits(deployed, planned)
         deployed.life.planned(time.monotonic())

@@ -44,7 +44,8 @@ def dumps(schedule: Schedule) -> str:
         "feeds": {name: _spec(spec) for name, spec in schedule.feeds.items()},
         "results": dict(schedule.results),
         "boundaries": {
-            name: [_spec(b.spec), b.collective.value, b.lse] for name, b in schedule.boundaries.items()
+            name: [_spec(b.spec), b.collective.value, b.lse, *([True] if b.rounded else [])]
+            for name, b in schedule.boundaries.items()
         },
         "steps": [[_segment(segment) for segment in step.segments] for step in schedule.steps],
         "graphs": dict(schedule.graphs),
@@ -68,8 +69,8 @@ def loads(text: str) -> Schedule:
             {name: _to_spec(spec) for name, spec in data["feeds"].items()},
             {str(name): str(boundary) for name, boundary in data["results"].items()},
             {
-                n: Boundary(_to_spec(s), Collective(c), str(lse))
-                for n, (s, c, lse) in data["boundaries"].items()
+                n: Boundary(_to_spec(s), Collective(c), str(lse), rounded == [True])
+                for n, (s, c, lse, *rounded) in data["boundaries"].items()
             },
             tuple(Step(tuple(_to_segment(segment) for segment in step)) for step in data["steps"]),
             {str(name): str(digest) for name, digest in data["graphs"].items()},

@@ -77,11 +77,13 @@ class Boundary:
         spec: of the whole tensor.
         lse: of MERGE: the boundary that has the partials' `lse`, of `out`'s shape with 1 as its last size;
             that one is a MERGE, too, with `lse` empty.
+        rounded: of GATHER: segments round float32 to float16 for it, so that an Inf is a number past that.
     """
 
     spec: TensorForm
     collective: Collective = Collective.GATHER
     lse: str = ""
+    rounded: bool = False
 
 
 @dataclass(frozen=True)

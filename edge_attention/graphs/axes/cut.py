@@ -17,6 +17,7 @@ from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.emit import Emitted, emit
 from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.forms import StageCut
+from edge_attention.graphs.axes.halving import in_halves
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import narrow_places
@@ -73,7 +74,8 @@ def cut(axes: Axes, plan: CutPlan, known: bool = False) -> Emitted:
     coverage, lacking = _coverage(axes, stages)
     schedule = replace(emitted.schedule, coverage=coverage, lacking=lacking)
     schedule.check()
-    return replace(emitted, schedule=schedule)
+    made = replace(emitted, schedule=schedule)
+    return in_halves(made) if plan.halves else made
 
 
 def _require_alike(axes: Axes, plan: CutPlan) -> None:

@@ -14,6 +14,7 @@ from aggregator.inference.service import LISTED_BYTES, _in_a_message
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.messages.inference import DeployedModel, DeploymentState, ModelTensor
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
+from edge_attention.core.schedule.saved import loads
 from edge_attention.core.schedule.saved_plan import dumps_plan, loads_plan
 from edge_attention.core.tensors import DataType
 from edge_attention.graphs.axes.annotation import annotate
@@ -45,6 +46,14 @@ def test_json_and_annotation_are_the_same_plan(tmp_path, axes):
         found = planned(tmp_path, data)
         assert loads_plan(found.plan) == plan
         assert found.holders == {0: ("a",), 1: ("b",)}
+
+
+def test_a_plan_may_say_that_activations_pass_in_float16(tmp_path, axes):
+    layers = range(len(narrow_places(axes)) + 1)
+    plan = CutPlan((Stage(layers, (0, 1), Cut.TOKENS),), halves=True)
+    assert loads_plan(planned(tmp_path, dumps_plan(plan).encode()).plan) == plan
+    schedule = loads((tmp_path / "cut" / "schedule.json").read_text())
+    assert any(boundary.rounded for boundary in schedule.boundaries.values())
 
 
 def test_a_model_that_says_no_plan_and_what_is_no_plan_are_refused(tmp_path):

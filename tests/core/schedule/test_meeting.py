@@ -332,3 +332,26 @@ def test_scalars_fold_too(collective, wanted):
     for part, value in enumerate((1, 3, 2)):
         meetings.add(0, part, {"y": np.array(value, np.float32)})
     assert meetings.whole("b") == np.float32(wanted)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_of_what_was_rounded_to_float16_an_inf_is_a_number_past_it(transposed):
+    for value, rounded, error in (
+        (np.inf, True, "past float16"),
+        (-np.inf, True, "past float16"),
+        (np.nan, True, "holds nan"),
+        (np.nan, False, "holds nan"),
+        (np.inf, False, ""),
+        (65504, True, ""),
+        (-65504, True, ""),
+    ):
+        boundary = Boundary(TensorForm("float16", (4, 3)), GATHER, rounded=rounded)
+        folds = FoldPlan(schedule({"b": boundary}, [[Contributed("y", "b")]]))
+        array = np.zeros((3, 4), np.float16).T if transposed else np.zeros((4, 3), np.float16)
+        array[3, 1] = value
+        meetings = Meetings(folds)
+        if error:
+            with pytest.raises(NotFinite, match=error):
+                meetings.add(0, 0, {"y": array})
+        else:
+            assert meetings.add(0, 0, {"y": array}) == ["b"]
