@@ -86,6 +86,10 @@ INFERENCE_BYTES = CallerBound(
     "have fewer requests under way at a time, or send fewer rows in one",
     0.5,
 )
+GENERATIONS = CallerBound(
+    "generations", 256, "generations under way", "have fewer generations under way at a time", 1.0
+)
+"""Each has a session of a decoder, and its bounds besides."""
 
 # What stays.
 
@@ -131,6 +135,8 @@ PROBE_PROCESS = ProcessBound("probe", 300.0, 600, 8 * GIB)
 """In which attention on a probe batch is computed, a round."""
 CUTTING_PROCESS = ProcessBound("cutting", 600.0, 1200, 8 * GIB)
 """In which a model is looked at, its plan is made, and it is cut for inputs of one shape."""
+TOKENIZER_PROCESS = ProcessBound("tokenizer", 10.0, 600, 1 * GIB)
+"""In which a deployment's texts become tokens and back. Its seconds by the clock are of one answer."""
 EXPORT_PROCESS = ProcessBound("export", 300.0, 600, 8 * GIB)
 """In which a trained model is written as an ONNX file."""
 JOB_BYTES = 256 * 1024

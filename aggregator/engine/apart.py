@@ -19,14 +19,15 @@ import runpy
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from aggregator.bounds.bounds import ProcessBound
 from edge_attention.core.errors import GraphDied, Internal, InvalidGraph, OutOfMemory
 from edge_attention.options import OneLine
 from edge_attention.priority import give_way
 
-__all__ = ["run"]
+__all__ = ["run", "start"]
 
 _NO_MEMORY = 75
 """Exit status of work that was refused memory."""
@@ -59,14 +60,10 @@ async def run(
     # libraries than glibc have no such call.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    bounds = json.dumps([os.getpid(), bound.memory, bound.processor_seconds])
     with tempfile.TemporaryFile() as given:  # a pipe that is being connected does not end when cancelled
         given.write(data)
         given.seek(0)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "aggregator.engine.apart", bounds, module, *arguments,
-            stdin=given, env=os.environ | (environment or {}), start_new_session=True,
-        )  # fmt: skip
+        process = await _started(bound, module, arguments, environment, given, None)
     try:
         async with asyncio.timeout(bound.seconds):  # wait_for may forget a cancellation
             await process.wait()
@@ -97,6 +94,32 @@ async def run(
             "mend the model, or give the aggregator more memory"
         )
     return status
+
+
+async def start(
+    bound: ProcessBound, module: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> asyncio.subprocess.Process:
+    """`python -m module` with pipes for its standard input and output, which the caller ends.
+
+    It has `bound`'s memory and seconds of processors; those by the clock are the caller's to count.
+    """
+    pipe = asyncio.subprocess.PIPE
+    return await _started(bound, module, arguments, environment, pipe, pipe)
+
+
+async def _started(
+    bound: ProcessBound,
+    module: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None,
+    given: Any,
+    said: int | None,
+) -> asyncio.subprocess.Process:
+    bounds = json.dumps([os.getpid(), bound.memory, bound.processor_seconds])
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "aggregator.engine.apart", bounds, module, *arguments,
+        stdin=given, stdout=said, env=os.environ | (environment or {}), start_new_session=True,
+    )  # fmt: skip
 
 
 def failed(what: str, status: int) -> Internal:

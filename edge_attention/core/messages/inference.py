@@ -24,6 +24,10 @@ FILES = 1024
 """Files of a model besides the ONNX file."""
 
 
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+"""Files beside a model that say what its tokens are in words; they come with its files of weights."""
+
+
 class DeploymentState(Enum):
     """How a deployment is.
 
@@ -233,3 +237,53 @@ class InferResponse:
 
     report: InferReport | None = None
     pieces: tuple[TensorPiece, ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """See `GenerateRequest` in inference.proto: a prompt as `text`, or else as `ids`."""
+
+    model: str
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    max_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float | None = None
+    min_p: float = 0.0
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    deadline_seconds: float | None = None
+    no_speculation: bool = False
+
+
+@dataclass(frozen=True)
+class GenerateReport:
+    """What a generation took.
+
+    Attributes:
+        finish: why it ended: "stop" by a token or word that ends the text, "length" by its most tokens.
+        seed: of the draws, as asked for or as it was chosen.
+        trips: through the model, the prompt's included.
+        guessed, accepted: tokens that were verified several a trip, and those of them that were right.
+        seconds: by stage: prompt, tokens, all.
+    """
+
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+    seed: int
+    trips: int
+    guessed: int
+    accepted: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GenerateResponse:
+    """Tokens that came, and the text that is sure by now; `report` is in the last."""
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    report: GenerateReport | None = None

@@ -18,9 +18,10 @@ import onnx
 from onnx import numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.core.tensors import Float32
 from edge_attention.graphs.onnx_builder import FLOAT, Builder
 
-__all__ = ["EPSILON", "ModelBuilder", "check_sizes"]
+__all__ = ["EPSILON", "ModelBuilder", "check_sizes", "rotary_tables", "turned"]
 
 EPSILON = 1e-5  # of layer norm
 _JITTER = 0.01
@@ -59,34 +60,59 @@ class ModelBuilder(Builder):
         return self("LayerNormalization", rows, gain, bias, axis=-1, epsilon=EPSILON)
 
     def attention(
-        self, name: str, rows: str, tokens: int, dim: int, heads: int, causal: bool, scale: float
+        self,
+        name: str,
+        rows: str,
+        tokens: int,
+        dim: int,
+        heads: int,
+        causal: bool,
+        scale: float,
+        rotary: bool = False,
     ) -> tuple[str, str]:
-        """Multi-head self-attention: rows [B * T, dim] to the same, and its weights [B, heads, T, T]."""
+        """Multi-head self-attention: rows [B * T, dim] to the same, and its weights [B, heads, T, T].
+
+        `rotary`: queries and keys are turned by their places (`rotary_tables`).
+        """
         size = dim // heads
 
         def split(part: str, order: list[int]) -> str:
             projected = self.linear(f"{name}.{part}", rows, dim, dim)
-            return self("Transpose", self.reshape(projected, -1, tokens, heads, size), perm=order)
+            by_head = self.reshape(projected, -1, tokens, heads, size)
+            if rotary and part != "value":
+                cos, sin = (self.const(table[:, None]) for table in rotary_tables(tokens, size))
+                by_head = turned(self, by_head, cos, sin)
+            return self("Transpose", by_head, perm=order)
 
         queries, values = split("query", [0, 2, 1, 3]), split("value", [0, 2, 1, 3])
         scores = self("MatMul", queries, split("key", [0, 2, 3, 1]))
         scores = self("Mul", scores, self.const(np.float32(size**-0.5)))
         if causal:
-            scores = self(
-                "Add", scores, self.const(np.triu(np.full((tokens, tokens), _HIDDEN, np.float32), 1))
-            )
+            hidden = np.triu(np.full((tokens, tokens), _HIDDEN, np.float32), 1)
+            scores = self("Add", scores, self.const(hidden))
         weights = self("Softmax", scores, axis=-1)
         seen = self("Transpose", self("MatMul", weights, values), perm=[0, 2, 1, 3])
         return self.linear(f"{name}.output", self.reshape(seen, -1, dim), dim, dim, scale), weights
 
     def blocks(
-        self, rows: str, tokens: int, dim: int, heads: int, count: int, hidden: int, *, causal: bool = False
+        self,
+        rows: str,
+        tokens: int,
+        dim: int,
+        heads: int,
+        count: int,
+        hidden: int,
+        *,
+        causal: bool = False,
+        rotary: bool = False,
     ) -> tuple[str, str]:
         """`count` blocks and a last norm: rows [B * T, dim] to the same, and the first block's weights."""
         first, scale = "", (2 * count) ** -0.5
         for i in range(count):
             normed = self.norm(f"blocks.{i}.attention.norm", rows, dim)
-            seen, weights = self.attention(f"blocks.{i}.attention", normed, tokens, dim, heads, causal, scale)
+            seen, weights = self.attention(
+                f"blocks.{i}.attention", normed, tokens, dim, heads, causal, scale, rotary
+            )
             rows = self("Add", rows, seen)
             normed = self.norm(f"blocks.{i}.feed_forward.norm", rows, dim)
             inner = self("Gelu", self.linear(f"blocks.{i}.feed_forward.hidden", normed, dim, hidden))
@@ -116,6 +142,21 @@ class ModelBuilder(Builder):
         graph = super().graph()
         graph.initializer.extend(self._parameters)
         return graph
+
+
+def rotary_tables(length: int, size: int) -> tuple[Float32, Float32]:
+    """Cosines and sines by which heads of `size` numbers are turned at each of `length` places, float32
+    [length, size / 2] (Su et al., "RoFormer", 2021): scores of what is so turned know distances alone."""
+    angles = np.arange(length)[:, None] * 10_000.0 ** (-2.0 * np.arange(size // 2) / size)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def turned(g: Builder, heads: str, cos: str, sin: str) -> str:
+    """`heads` [..., size], each turned by `cos`, `sin` [..., size / 2]: pairs are a half apart."""
+    first, second = g.nodes("Split", 2, heads, axis=-1, num_outputs=2)
+    left = g("Sub", g("Mul", first, cos), g("Mul", second, sin))
+    right = g("Add", g("Mul", second, cos), g("Mul", first, sin))
+    return g("Concat", left, right, axis=-1)
 
 
 def check_sizes(what: str, dim: int, heads: int, **sizes: int) -> None:

@@ -21,6 +21,7 @@ def attention_sequences(
     blocks: int = 2,
     *,
     causal: bool = False,
+    rotary: bool = False,
     classes: int | None = None,
     hidden: int = 0,
     seed: int = 0,
@@ -31,10 +32,12 @@ def attention_sequences(
     Input `input_name` [B, length] int64, each in [0, vocabulary). Outputs, float32: `logits` [B, length,
     vocabulary], of the token after each, where `causal`; else [B, classes], from the mean of all tokens;
     and `attention` [B, heads, length, length] (the first block's weights). `hidden` is the width inside a
-    feed-forward layer, 0 for 4 * dim.
+    feed-forward layer, 0 for 4 * dim. With `rotary`, of causal ones, no parameters are of positions:
+    queries and keys are turned by them, and `attention_decoder` makes the same weights a decoder.
 
     Raises InvalidGraph for a size below 1, a `dim` that `heads` does not divide, or unless either `causal`
-    or `classes` is given.
+    or `classes` is given; `rotary` of a model that is not causal, or
+    with heads of an odd width.
     """
     if causal == (classes is not None):
         raise InvalidGraph("a model of sequences is either causal, or has classes; give one of the two")
@@ -50,11 +53,16 @@ def attention_sequences(
         classes=outputs,
         hidden=hidden,
     )
+    if rotary and (not causal or dim // heads % 2):
+        raise InvalidGraph("only causal models of sequences turn queries and keys, of heads of an even width")
     b = ModelBuilder("attention_sequences", seed)
     tokens = b.input(input_name, INT64, [BATCH, length])
     embedded = b("Gather", b.normal("embedding", (vocabulary, dim), dim**-0.5), tokens)
-    embedded = b("Add", embedded, b.normal("positions", (length, dim), dim**-0.5))
-    rows, weights = b.blocks(b.reshape(embedded, -1, dim), length, dim, heads, blocks, hidden, causal=causal)
+    if not rotary:
+        embedded = b("Add", embedded, b.normal("positions", (length, dim), dim**-0.5))
+    rows, weights = b.blocks(
+        b.reshape(embedded, -1, dim), length, dim, heads, blocks, hidden, causal=causal, rotary=rotary
+    )
     if classes is None:
         logits = b.reshape(b.linear("head", rows, dim, vocabulary), -1, length, vocabulary)
         return b.finish(logits, [BATCH, length, vocabulary], weights, heads, length)

@@ -1,0 +1,1 @@
+"""Text and tokens of deployed decoders, as a stream: over `decoding`'s sessions."""

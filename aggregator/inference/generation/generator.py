@@ -1,0 +1,230 @@
+"""Generations: the loop of a course over a session, as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from aggregator.bounds.bounds import GENERATIONS
+from aggregator.bounds.budget import Budgets
+from aggregator.engine.endings import to_the_end
+from aggregator.inference.generation.metrics import GenerationMetrics
+from aggregator.inference.generation.request import (
+    Finish,
+    GenerationEvent,
+    GenerationRequest,
+    GenerationUsage,
+)
+from aggregator.inference.generation.sessions import TokenSessions
+from aggregator.inference.generation.texts import DeploymentText, DeploymentTexts
+from aggregator.inference.generation.written_text import WrittenText
+from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from edge_attention.core.generation.course import PROMPT_ROWS, GenerationCourse
+from edge_attention.core.generation.speculation import SpeculationRule
+from edge_attention.core.tensors import Float32
+
+__all__ = ["Generator"]
+
+S = TypeVar("S")
+
+LOGIT_BYTES = 16 * 1024 * 1024
+"""Of the logits of one trip: a prompt is read in as many tokens at a time."""
+ON_THE_LOOP = 16_384
+"""Logits from which on a token is chosen by a thread: to sort 100,000 takes 10 ms."""
+RULES = 256
+"""Models whose trips are remembered."""
+
+
+class Generator(Generic[S]):
+    """Generations of all deployed decoders."""
+
+    def __init__(
+        self,
+        sessions: TokenSessions[S],
+        texts: DeploymentTexts,
+        budgets: Budgets,
+        metrics: GenerationMetrics,
+    ) -> None:
+        self._sessions = sessions
+        self._texts = texts
+        self._metrics = metrics
+        self._budgets = budgets
+        self._rules: dict[str, SpeculationRule] = {}
+
+    def models(self) -> Sequence[str]:
+        """Names of the models that can be asked."""
+        return self._sessions.models()
+
+    async def texts(self, model: str) -> DeploymentText | None:
+        """The tokenizer, template and special tokens of a model; None: it has none.
+
+        Raises:
+            NotFound, FailedPrecondition: it is not deployed, or no decoder.
+            InvalidArgument: its files are not what they should be.
+        """
+        return await self._texts.get(model, self._sessions.form(model).vocabulary)
+
+    async def generate(
+        self, request: GenerationRequest, owner: str, seconds: float
+    ) -> AsyncGenerator[GenerationEvent]:
+        """The tokens that come after the prompt, as they come. Close the iterator to end it at once.
+
+        Args:
+            owner: at whose cost the session is.
+            seconds: for all of it.
+
+        Raises:
+            InvalidArgument: names the field of the request that is wrong.
+            NotFound, FailedPrecondition: no decoder of that name is deployed; it has no tokenizer.
+            ResourceExhausted: too many go on.
+            DeadlineExceeded: the time is over; says how far it came.
+        """
+        began = time.monotonic()
+        request.check()
+        with self._budgets.take(GENERATIONS, owner or None), self._metrics.counted():
+            text = await self.texts(request.model)
+            prompt = await self._prompt(request, text)
+            seed = secrets.randbits(63) if request.seed is None else request.seed
+            running = _RunningGeneration(self._sessions, request, prompt, text, seed, began, began + seconds)
+            running.rule = self._rule(request.model) if request.speculate else None
+            async with aclosing(running.events(owner)) as events:
+                async for event in events:
+                    self._metrics.came(event)
+                    yield event
+
+    async def _prompt(self, request: GenerationRequest, text: DeploymentText | None) -> tuple[int, ...]:
+        if not isinstance(request.prompt, str):
+            known = self._sessions.form(request.model).vocabulary
+            wrong = next((one for one in request.prompt if not 0 <= one < known), None)
+            if wrong is not None:
+                raise InvalidArgument(
+                    f"the prompt has token {wrong}; model {request.model!r} knows 0 to {known - 1}"
+                )
+            return request.prompt
+        if text is None:
+            raise FailedPrecondition(
+                f"model {request.model!r} has no tokenizer: send token ids, or deploy it with --tokenizer"
+            )
+        prompt = await text.coder.encode(request.prompt, request.special)
+        if not prompt:
+            raise InvalidArgument("the prompt has no tokens; give at least one to go on from")
+        return prompt
+
+    def _rule(self, model: str) -> SpeculationRule:
+        rule = self._rules.pop(model, None) or SpeculationRule()
+        self._rules[model] = rule
+        while len(self._rules) > RULES:
+            del self._rules[next(iter(self._rules))]
+        return rule
+
+
+class _RunningGeneration(Generic[S]):
+    """One generation."""
+
+    def __init__(
+        self,
+        sessions: TokenSessions[S],
+        request: GenerationRequest,
+        prompt: tuple[int, ...],
+        text: DeploymentText | None,
+        seed: int,
+        began: float,
+        until: float,
+    ) -> None:
+        self._sessions = sessions
+        self._request = request
+        self._prompt = prompt
+        self._text = text
+        self._seed = seed
+        self._began, self._until = began, until
+        form = sessions.form(request.model)
+        self._vocabulary, longest = form.vocabulary, form.length
+        if len(prompt) >= longest:
+            raise InvalidArgument(
+                f"the prompt has {len(prompt):,} tokens, and a session of model {request.model!r} has "
+                f"{longest:,} at most"
+            )
+        # The last token that comes needs no place in the session.
+        self._most = min(request.max_tokens, longest - len(prompt) + 1)
+        self._written = WrittenText(None if text is None else text.coder, request.stop)
+        self._count = self._trips = 0
+        self.rule: SpeculationRule | None = None
+
+    async def events(self, owner: str) -> AsyncGenerator[GenerationEvent]:
+        session = await self._sessions.open(self._request.model, owner, self._left())
+        try:
+            async with aclosing(self._come(session)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            await to_the_end(self._sessions.close(session))
+
+    async def _come(self, session: S) -> AsyncGenerator[GenerationEvent]:
+        request, rule = self._request, self.rule
+        course = GenerationCourse(
+            self._prompt,
+            request.sampling(self._seed),
+            self._most,
+            self._text.ends if self._text is not None else (),
+            rule,
+            max(1, min(PROMPT_ROWS, LOGIT_BYTES // (4 * self._vocabulary))),
+        )
+        prompted, held = 0.0, 0
+        finish: Finish = ""
+        while not finish:
+            asked = course.ask()
+            sent = time.monotonic()
+            logits = await self._sessions.extend(session, np.array(asked, np.int64), self._left())
+            took = time.monotonic() - sent
+            self._trips += 1
+            held += len(asked)
+            came = await self._taken(course, logits)
+            if not came and not course.finish:
+                continue
+            if not prompted:
+                prompted = time.monotonic() - self._began
+            elif rule is not None:
+                rule.took(len(asked), took)
+            text, kept = await self._written.after(came, bool(course.finish))
+            finish = "stop" if self._written.stopped else course.finish
+            self._count += kept
+            if not finish and course.length < held:
+                back, held = time.monotonic(), course.length
+                await self._sessions.truncate(session, held)
+                if rule is not None:
+                    rule.taken_back(time.monotonic() - back)
+            usage = self._usage(course, prompted) if finish else None
+            if text or kept or finish:
+                yield GenerationEvent(text, came[:kept], finish, usage)
+
+    async def _taken(self, course: GenerationCourse, logits: Float32) -> tuple[int, ...]:
+        if logits.size < ON_THE_LOOP:
+            return course.take(logits)
+        return await asyncio.to_thread(course.take, logits)
+
+    def _usage(self, course: GenerationCourse, prompted: float) -> GenerationUsage:
+        seconds = time.monotonic() - self._began
+        return GenerationUsage(
+            len(self._prompt),
+            self._count,
+            self._seed,
+            self._trips,
+            course.guessed,
+            course.accepted,
+            {"prompt": prompted, "tokens": seconds - prompted, "all": seconds},
+        )
+
+    def _left(self) -> float:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(
+                f"model {self._request.model!r} had written {self._count:,} of {self._most:,} tokens at the "
+                "deadline; ask for fewer, or with a longer one"
+            )
+        return left

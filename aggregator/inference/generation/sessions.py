@@ -1,0 +1,48 @@
+"""What generation needs of `decoding`: sessions that hold a model's state, wherever that lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from edge_attention.core.tensors import Float32, Int64
+
+__all__ = ["TokenForm", "TokenSessions"]
+
+S = TypeVar("S")
+
+
+class TokenForm(Protocol):
+    """`vocabulary`: how many tokens the model knows, ids are below. `length`: tokens of a session at most."""
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+
+class TokenSessions(Protocol[S]):
+    """Sessions of deployed decoders. Several may go on at once."""
+
+    def models(self) -> Sequence[str]:
+        """Names of the models that have sessions."""
+
+    def form(self, model: str) -> TokenForm:
+        """What its sessions are. Raises NotFound, FailedPrecondition: it is not deployed, or no decoder."""
+
+    async def open(self, model: str, owner: str, seconds: float) -> S:
+        """A session without tokens. Raises NotFound, FailedPrecondition, ResourceExhausted."""
+
+    async def extend(self, session: S, ids: Int64, seconds: float) -> Float32:
+        """Give the model the tokens `ids` [n]: its logits after each of them, float32 [n, vocabulary].
+
+        Raises:
+            DeadlineExceeded: it took longer; says what was waited for. The session can only be closed.
+        """
+
+    async def truncate(self, session: S, length: int) -> None:
+        """Forget all tokens but the first `length`."""
+
+    async def close(self, session: S) -> None:
+        """Free what it holds, whatever is under way."""

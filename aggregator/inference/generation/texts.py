@@ -1,0 +1,75 @@
+"""The words of all deployments that have a tokenizer: read once, and kept while they are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aggregator.inference.generation.coders import BytesCoder, TextCoder, TextFiles, read_text_files
+from aggregator.inference.generation.tokenizer_process import TokenizerProcess
+
+__all__ = ["DeploymentText", "DeploymentTexts"]
+
+CODERS = 16
+"""Tokenizers that have a process at a time; then the one used longest ago ends."""
+
+
+@dataclass(frozen=True)
+class DeploymentText:
+    """What one deployment's files say, and who encodes by them. `ends`: tokens that end a text."""
+
+    files: TextFiles
+    coder: TextCoder
+    ends: frozenset[int]
+
+
+class DeploymentTexts:
+    """By deployment. `folder`: of a name's deployment that serves, its id and the folder of its files."""
+
+    def __init__(self, folder: Callable[[str], tuple[str, Path]]) -> None:
+        self._folder = folder
+        self._known: dict[str, asyncio.Future[DeploymentText | None]] = {}
+
+    async def get(self, model: str, vocabulary: int) -> DeploymentText | None:
+        """Those of the deployment; None: it has no tokenizer.
+
+        Raises:
+            NotFound: no model of that name is deployed.
+            InvalidArgument: its files are not what they should be, and why.
+        """
+        id, folder = self._folder(model)
+        reading = self._known.pop(id, None)
+        if reading is None or (reading.done() and (reading.cancelled() or reading.exception() is not None)):
+            reading = asyncio.ensure_future(_read(folder, vocabulary))
+        self._known[id] = reading  # now the last one
+        found = await asyncio.shield(reading)
+        while len(self._known) > CODERS:
+            await self._forget(next(iter(self._known)))
+        return found
+
+    async def close(self) -> None:
+        """End their processes."""
+        for id in list(self._known):
+            await self._forget(id)
+
+    async def _forget(self, id: str) -> None:
+        reading = self._known.pop(id)
+        reading.cancel()
+        await asyncio.wait([reading])
+        found = None if reading.cancelled() or reading.exception() is not None else reading.result()
+        if found is not None and isinstance(found.coder, TokenizerProcess):
+            await found.coder.close()
+
+
+async def _read(folder: Path, vocabulary: int) -> DeploymentText | None:
+    files = await asyncio.to_thread(read_text_files, folder)
+    if files is None:
+        return None
+    coder = BytesCoder() if files.tokenizer is None else TokenizerProcess(files.tokenizer, vocabulary)
+    ends = set(files.ends)
+    if not ends and "eos_token" in files.special:
+        end = await coder.token(files.special["eos_token"])
+        ends |= set() if end is None else {end}
+    return DeploymentText(files, coder, frozenset(ends))

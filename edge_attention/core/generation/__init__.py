@@ -1,0 +1,1 @@
+"""Tokens out of logits: draws that can be repeated, guesses that are verified, text that never breaks."""

@@ -1,0 +1,135 @@
+"""One generation as decisions: which tokens the model is given next, and which come of its logits.
+
+The model's state holds the tokens it was given. Whoever performs asks for `ask`, gives those tokens to the
+model, and hands its logits to `take`, which says what came. The first `length` tokens of the model's state
+still stand then: it is to be cut back to them before it is asked again.
+
+    course = GenerationCourse(prompt, sampling, 100, ends, rule)
+    while not course.finish:
+        logits = extend(course.ask())
+        tokens = course.take(logits)
+        truncate(course.length)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+from edge_attention.core.errors import InvalidArgument, InvalidTensor
+from edge_attention.core.generation.lookup import NgramLookup
+from edge_attention.core.generation.sampling import Sampling, choose
+from edge_attention.core.generation.speculation import GuessRecord, SpeculationRule
+from edge_attention.core.tensors import Float32
+
+__all__ = ["PROMPT_ROWS", "GenerationCourse"]
+
+PROMPT_ROWS = 256
+"""Tokens of a prompt that the model is given at a time: their logits are all in memory."""
+
+
+class GenerationCourse:
+    """From a prompt on.
+
+    Args:
+        prompt: token ids, at least one.
+        most: tokens that may come, at least one.
+        ends: tokens that end the text; they are not of it.
+        rule: how many guesses are worth a trip; None: no guesses.
+
+    Attributes:
+        tokens: the prompt's, and all that came.
+        length: tokens that the model has.
+        finish: "" while it goes on, "stop" after a token that ends the text, "length" after `most` tokens.
+        guessed, accepted: tokens that were verified as guesses, and those that were right.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        most: int,
+        ends: Collection[int] = (),
+        rule: SpeculationRule | None = None,
+        prompt_rows: int = PROMPT_ROWS,
+    ) -> None:
+        sampling.check()
+        if not prompt:
+            raise InvalidArgument("the prompt is empty; give at least one token to go on from")
+        if most < 1:
+            raise InvalidArgument(f"max_tokens is {most}; it must be 1 or more")
+        self._sampling = sampling
+        self._end = len(prompt) + most
+        self._ends = frozenset(ends)
+        self._rule = rule
+        self._prompt_rows = prompt_rows
+        self._lookup = NgramLookup(prompt)
+        self._record = GuessRecord()
+        self._seen = set(prompt)
+        self._asked: tuple[int, ...] = ()
+        self._guesses = 0
+        self.length = 0
+        self.finish: Literal["", "stop", "length"] = ""
+        self.guessed = 0
+        self.accepted = 0
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        return self._lookup.tokens
+
+    def ask(self) -> tuple[int, ...]:
+        """The tokens that the model is to be given next; some of them may be guesses."""
+        known = self._lookup.tokens[self.length : self.length + self._prompt_rows]
+        guess: tuple[int, ...] = ()
+        if self._rule is not None and len(known) == 1 and self.length + 1 == len(self._lookup.tokens):
+            # The last token needs no guesses: nothing comes after it.
+            size, guess = self._lookup.guess(min(self._rule.most, self._end - len(self._lookup.tokens) - 1))
+            guess = guess[: self._rule.guesses(len(guess), self._record.right(size))]
+        self._guesses = len(guess)
+        self._asked = (*known, *guess)
+        return self._asked
+
+    def take(self, logits: Float32) -> tuple[int, ...]:
+        """The tokens that come, from the logits after each token of `ask`; none while the prompt goes on.
+
+        Args:
+            logits: float32 [tokens asked, vocabulary].
+
+        Raises:
+            InvalidTensor: of another shape, or not finite.
+        """
+        if logits.ndim != 2 or len(logits) != len(self._asked):
+            raise InvalidTensor(f"logits of {len(self._asked)} tokens have shape {logits.shape}")
+        known = len(self._asked) - self._guesses
+        self.length += known
+        if self.length < len(self._lookup.tokens):
+            return ()
+        self.guessed += self._guesses
+        came: list[int] = []
+        for row in range(known - 1, len(self._asked)):
+            token = self._next(logits[row])
+            if self.finish == "stop":
+                break
+            came.append(token)
+            if self.finish or row + 1 == len(self._asked) or token != self._asked[row + 1]:
+                break
+            self.length += 1
+            self.accepted += 1
+        return tuple(came)
+
+    def _next(self, logits: Float32) -> int:
+        place = len(self._lookup.tokens)
+        before = self._seen if self._sampling.repetition_penalty != 1 else ()
+        token = choose(logits, self._sampling, place, before)
+        if token in self._ends:
+            self.finish = "stop"
+            return token
+        if self._rule is not None:
+            size, guess = self._lookup.guess(1)
+            if size:
+                self._record.fared(size, guess[0] == token)
+        self._lookup.append(token)
+        self._seen.add(token)
+        if place + 1 == self._end:
+            self.finish = "length"
+        return token

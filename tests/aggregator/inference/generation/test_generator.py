@@ -1,0 +1,223 @@
+"""Generations over sessions within the process: what comes is what one machine gives, and nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+
+from aggregator.bounds.budget import Budgets
+from aggregator.inference.generation.generator import Generator
+from aggregator.inference.generation.metrics import GenerationMetrics
+from aggregator.inference.generation.request import GenerationRequest
+from aggregator.inference.generation.texts import DeploymentTexts
+from aggregator.observe.metrics import Metrics
+from edge_attention.core.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Overloaded,
+)
+from edge_attention.core.generation.course import GenerationCourse
+from edge_attention.core.generation.sampling import Sampling
+from edge_attention.demo.local_decoder import LocalDecoder
+from tests.aggregator.inference.generation.local_sessions import LocalSessions, random_decoder
+
+PROMPT = "to be, or not to be, that is the question: to be, or not"
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return random_decoder()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"edge_attention": "bytes"}))
+    return tmp_path
+
+
+def generator_of(decoder, folder, **settings):
+    sessions = LocalSessions({"small": decoder}, **settings)
+    texts = DeploymentTexts(lambda name: ("small-1", folder))
+    return Generator(sessions, texts, Budgets(), GenerationMetrics(Metrics())), sessions
+
+
+async def everything(generator, request, seconds=60.0):
+    return [event async for event in generator.generate(request, "owner", seconds)]
+
+
+def alone(decoder, prompt, count, sampling):
+    local = LocalDecoder(decoder)
+    course = GenerationCourse(list(prompt), sampling, count)
+    while not course.finish:
+        course.take(local.extend(np.array(course.ask())))
+    return tuple(course.tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.2, "seed": 4}, {"temperature": 1.0, "top_p": 0.8, "seed": -9}]
+)
+def test_it_gives_what_one_machine_gives_with_guesses_and_without(decoder, folder, settings):
+    expected = alone(decoder, PROMPT.encode(), 120, Sampling(**settings))
+    for speculate in (True, False):
+        generator, sessions = generator_of(decoder, folder)
+        request = GenerationRequest("small", PROMPT, 120, speculate=speculate, **settings)
+        events = asyncio.run(everything(generator, request))
+        assert tuple(token for event in events for token in event.tokens) == expected
+        assert "".join(event.text for event in events) == bytes(expected).decode("utf-8", "replace")
+        usage = events[-1].usage
+        assert events[-1].finish == "length"
+        assert [event.usage for event in events[:-1]] == [None] * (len(events) - 1)
+        assert (usage.prompt_tokens, usage.completion_tokens) == (len(PROMPT), 120)
+        assert usage.trips == len(sessions.opened[0].sizes)
+        assert not sessions.opened[0].open
+        if not speculate:
+            assert usage.guessed == 0
+
+
+def test_the_seed_that_was_chosen_gives_the_same_again(decoder, folder):
+    generator, _ = generator_of(decoder, folder)
+    first = asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 40, temperature=2.0)))
+    seed = first[-1].usage.seed
+    again = asyncio.run(
+        everything(generator, GenerationRequest("small", PROMPT, 40, temperature=2.0, seed=seed))
+    )
+    tokens = [t for event in first for t in event.tokens]
+    assert tokens == [t for event in again for t in event.tokens]
+    other = asyncio.run(
+        everything(generator, GenerationRequest("small", PROMPT, 40, temperature=2.0, seed=seed ^ 1))
+    )
+    assert tokens != [t for event in other for t in event.tokens]
+
+
+def test_token_ids_need_no_tokenizer(decoder, tmp_path):
+    generator, _ = generator_of(decoder, tmp_path)
+    events = asyncio.run(everything(generator, GenerationRequest("small", tuple(PROMPT.encode()), 10)))
+    assert tuple(t for e in events for t in e.tokens) == alone(decoder, PROMPT.encode(), 10, Sampling())
+    assert {event.text for event in events} == {""}
+    with pytest.raises(FailedPrecondition, match="no tokenizer"):
+        asyncio.run(everything(generator, GenerationRequest("small", "a text", 10)))
+
+
+def test_a_stop_word_ends_it_and_is_not_given_out(decoder, folder):
+    whole = alone(decoder, PROMPT.encode(), 200, Sampling(temperature=1.5, seed=1))
+    text = bytes(whole).decode("utf-8", "replace")
+    word = text[50:53]
+    generator, sessions = generator_of(decoder, folder)
+    request = GenerationRequest("small", PROMPT, 200, temperature=1.5, seed=1, stop=(word,))
+    events = asyncio.run(everything(generator, request))
+    assert "".join(event.text for event in events) == text[: text.index(word)]
+    assert events[-1].finish == "stop"
+    assert events[-1].usage.completion_tokens < 100
+    assert not sessions.opened[0].open
+
+
+def test_a_token_that_ends_the_text_ends_it(decoder, folder):
+    whole = alone(decoder, PROMPT.encode(), 100, Sampling(temperature=1.5, seed=1))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [whole[30], 300]}))
+    generator, _ = generator_of(decoder, folder)
+    request = GenerationRequest("small", PROMPT, 100, temperature=1.5, seed=1)
+    events = asyncio.run(everything(generator, request))
+    expected = whole[: whole.index(whole[30])]
+    assert tuple(t for e in events for t in e.tokens) == expected
+    assert events[-1].finish == "stop"
+    assert "".join(e.text for e in events) == bytes(expected).decode("utf-8", "replace")
+
+
+def test_a_session_ends_at_its_longest(decoder, folder):
+    generator, _ = generator_of(decoder, folder, length=len(PROMPT) + 20)
+    events = asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 500)))
+    assert events[-1].finish == "length"
+    assert events[-1].usage.completion_tokens == 21
+    with pytest.raises(InvalidArgument, match="session of model 'small' has"):
+        asyncio.run(everything(generator, GenerationRequest("small", PROMPT * 2, 1)))
+
+
+def test_a_deadline_says_how_far_it_came(decoder, folder):
+    generator, sessions = generator_of(decoder, folder, slow=0.05)
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 1000), 0.4))
+    assert not sessions.opened[0].open
+
+
+def test_who_leaves_frees_the_session_at_once(decoder, folder):
+    generator, sessions = generator_of(decoder, folder)
+
+    async def leave():
+        async with aclosing(
+            generator.generate(GenerationRequest("small", PROMPT, 1000), "owner", 60.0)
+        ) as events:
+            async for _ in events:
+                break
+        assert not sessions.opened[0].open
+
+        async def read():
+            await everything(generator, GenerationRequest("small", PROMPT, 1000))
+
+        sessions.slow = 60.0
+        reading = asyncio.create_task(read())
+        async with asyncio.timeout(10):
+            while len(sessions.opened) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert not sessions.opened[1].open
+
+    asyncio.run(leave())
+
+
+def test_what_goes_on_at_once_has_a_bound(decoder, folder):
+    generator, _ = generator_of(decoder, folder, slow=0.01)
+
+    async def many():
+        async with asyncio.TaskGroup() as tasks:
+            found = [
+                tasks.create_task(everything(generator, GenerationRequest("small", PROMPT, 2)))
+                for _ in range(100)
+            ]
+        return found
+
+    assert len(asyncio.run(many())) == 100
+
+    async def refused():
+        streams = [
+            generator.generate(GenerationRequest("small", (1,), 100), "owner", 60.0) for _ in range(200)
+        ]
+        try:
+            for stream in streams[:128]:
+                await anext(stream)
+            with pytest.raises(Overloaded, match="generations"):
+                await anext(streams[128])
+        finally:
+            for stream in streams:
+                await stream.aclose()
+
+    asyncio.run(refused())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10**6}, "generation-tokens"),
+        ({"prompt": ""}, "empty"),
+        ({"prompt": (256,)}, "token 256"),
+        ({"prompt": (1,) * 40_000}, "prompt-tokens"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"stop": ("",)}, "stop word"),
+    ],
+)
+def test_what_no_model_could_do_is_refused(decoder, folder, settings, words):
+    generator, sessions = generator_of(decoder, folder)
+    request = GenerationRequest(**{"model": "small", "prompt": PROMPT, "max_tokens": 5, **settings})
+    with pytest.raises(InvalidArgument, match=words):
+        asyncio.run(everything(generator, request))
+    assert not sessions.opened
+    with pytest.raises(NotFound):
+        asyncio.run(everything(generator, GenerationRequest("other", PROMPT, 5)))

@@ -1,0 +1,114 @@
+"""Tokens out of logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_attention.core.errors import InvalidArgument, NotFinite
+from edge_attention.core.generation.sampling import GREEDY, Sampling, choose
+
+LOGITS = st.lists(st.floats(-20, 20, width=32) | st.just(-np.inf), min_size=1, max_size=40).filter(
+    lambda found: max(found) > -np.inf
+)
+
+
+def allowed(logits, sampling):
+    """Tokens that may be drawn, worked out one after the other."""
+    scores = {i: float(x) / sampling.temperature for i, x in enumerate(logits)}
+    order = sorted(scores, key=lambda i: (-scores[i], i))
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    top = scores[order[0]]
+    weights = {i: float(np.exp(scores[i] - top)) for i in order}
+    kept, sum_, whole = set(), 0.0, sum(weights.values())
+    for i in order:
+        if sum_ >= sampling.top_p * whole * (1 + 1e-12):
+            break
+        kept.add(i)
+        sum_ += weights[i]
+    return {i for i in kept if weights[i] >= sampling.min_p * (1 - 1e-12) and weights[i] > 0}
+
+
+@given(LOGITS)
+def test_greedy_takes_the_likeliest_and_of_several_the_first(logits):
+    array = np.array(logits, np.float32)
+    assert choose(array, GREEDY, 0) == int(array.argmax())
+
+
+@given(
+    LOGITS,
+    st.floats(0.05, 5),
+    st.integers(0, 50),
+    st.floats(0.01, 1),
+    st.floats(0, 1),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 10**6),
+)
+def test_only_what_the_filters_leave_is_drawn_and_the_same_each_time(
+    logits, temperature, top_k, top_p, min_p, seed, place
+):
+    array = np.array(logits, np.float32)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    token = choose(array, sampling, place)
+    assert token == choose(array.copy(), sampling, place)
+    assert token in allowed(array, sampling)
+
+
+def test_draws_have_the_softmax_for_their_shares():
+    logits = np.array([1.0, 0.0, -1.0, 2.0], np.float32)
+    sampling = Sampling(temperature=0.8, seed=5)
+    drawn = np.bincount([choose(logits, sampling, place) for place in range(20_000)], minlength=4)
+    shares = np.exp(logits / 0.8) / np.exp(logits / 0.8).sum()
+    assert np.abs(drawn / 20_000 - shares).max() < 0.02
+
+
+def test_each_filter():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+
+    def drawn(**settings):
+        sampling = Sampling(temperature=1.0, **settings)
+        return {choose(logits, sampling, place) for place in range(300)}
+
+    assert drawn() == {0, 1, 2, 3}
+    assert drawn(top_k=2) == {0, 1}
+    assert drawn(top_p=0.6) == {0, 1}
+    assert drawn(top_p=0.45) == {0}
+    assert drawn(min_p=0.2) == {0, 1, 2}
+    # Of equal ones those of the lowest numbers.
+    even = np.zeros(5, np.float32)
+    assert {choose(even, Sampling(temperature=1.0, top_k=2), place) for place in range(100)} == {0, 1}
+
+
+def test_a_penalty_makes_what_was_there_less_likely():
+    logits = np.array([2.0, 1.5, -1.0], np.float32)
+    assert choose(logits, Sampling(repetition_penalty=2.0), 0, [0, 0]) == 1
+    assert choose(logits, Sampling(repetition_penalty=2.0), 0, []) == 0
+    down = np.array([-1.0, -1.5, -9.0], np.float32)
+    assert choose(down, Sampling(repetition_penalty=2.0), 0, {0}) == 1
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
+def test_logits_that_say_nothing_are_refused(bad):
+    with pytest.raises(NotFinite, match="place 7"):
+        choose(np.array(bad, np.float32), GREEDY, 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"seed": 2**63}, "seed"),
+    ],
+)
+def test_settings_that_none_can_have_are_refused(settings, name):
+    with pytest.raises(InvalidArgument, match=name):
+        Sampling(**settings).check()
