@@ -129,7 +129,7 @@ class DataPlane:
         )
 
     async def unload(self, name: str, parameters: Mapping[str, RepositoryParameter] | None = None) -> None:
-        """Have a model serve no more. Requests under way end first.
+        """Have a model take no more requests of the protocol.
 
         Raises:
             NotFound: there is none of that name.

@@ -101,22 +101,40 @@ class ServedDeployment:
 
 
 class DeployedModels:
-    """All deployments, as a source of models."""
+    """All deployments, as a source of models.
+
+    To unload one is to serve it here no more: it stays deployed, with its weights on the nodes, until
+    somebody undeploys it, as no tool that unloads a model means to delete its file. A version deployed after
+    that serves, and so does the aggregator's next life.
+    """
 
     def __init__(self, asker: ModelAsker) -> None:
         self._asker = asker
         self._deployments = asker.deployments
+        self._unloaded: dict[str, int] = {}
+        """Name -> version."""
 
     def find(self, name: str, version: str) -> ServedDeployment | None:
         deployed = self._deployments.serving(name)
         if deployed is None or version not in ("", str(deployed.version)):
             return None
+        if self._unloaded.get(name) == deployed.version:
+            return None
         return ServedDeployment(deployed, self._asker)
+
+    def _forget(self) -> None:
+        """Of what has gone nothing is kept."""
+        for name, version in list(self._unloaded.items()):
+            deployed = self._deployments.serving(name)
+            if deployed is None or deployed.version != version:
+                del self._unloaded[name]
 
     def index(self) -> Iterable[ModelIndex]:
         for model in self._deployments.list():
-            state = _STATES.get(model.state, "UNAVAILABLE")
-            yield ModelIndex(model.name, str(model.version), state, model.detail)
+            state, reason = _STATES.get(model.state, "UNAVAILABLE"), model.detail
+            if _takes(model.state) and self._unloaded.get(model.name) == model.version:
+                state, reason = "UNAVAILABLE", "unloaded"
+            yield ModelIndex(model.name, str(model.version), state, reason)
 
     def statistics(self, name: str, version: str) -> Iterator[ModelStatistics]:
         for model in self._deployments.list():
@@ -128,15 +146,18 @@ class DeployedModels:
             return False
         if parameters:
             raise FailedPrecondition(
-                f"model {name[:80]!r} is loaded, and a load with parameters would change it; deploy its next "
-                "version with edge-attention deploy"
+                f"failed to load '{name[:80]}': a load with parameters would change the model; deploy its "
+                "next version with edge-attention deploy"
             )
+        self._unloaded.pop(name, None)
         return True
 
     async def unload(self, name: str) -> bool:
-        if self._deployments.serving(name) is None:
+        deployed = self._deployments.serving(name)
+        if deployed is None:
             return False
-        await self._deployments.undeploy(name)
+        self._forget()
+        self._unloaded[name] = deployed.version
         return True
 
 
