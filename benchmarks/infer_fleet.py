@@ -1,10 +1,10 @@
 """One fleet of real processes, planned for and then run: `python -m benchmarks.infer_fleet FILE`.
 
 FILE is JSON (`FleetSetting`); the answer is JSON on stdout (`FleetRan`). The aggregator is this process.
-The whole model runs on each node first, which says how quick the boxes are; a probe says how their links
-are. Then the planner picks, and the best plan of each kind runs, all in turns, the whole model on each node
-as well: so boxes are measured all along, as by the answers of a deployment, and what is compared with what
-was measured is predicted from that. Nodes get less of a processor by a control group, and all of them a
+Nodes and links are measured as before an automatic plan of a deployment, the planner picks, and the best plan
+of each kind runs, all in turns, the whole model on each node as well. Answers keep up what is known of boxes
+and links, as those of a deployment do; what is compared with what was measured is predicted from that.
+Nodes get less of a processor by a control group, and all of them a
 slower network by `tc tbf` on loopback, in a network namespace of their own.
 """
 
@@ -18,40 +18,39 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aggregator.checkup.recipe import checkup
 from aggregator.engine.recipe import Engine, Recipe
+from aggregator.inference.cutting import box_of, links_of
+from aggregator.inference.measured import WORK_FILE, work_text
 from aggregator.inference.model_answer import ModelAnswer
+from aggregator.inference.plan_nodes import PlanNodes
 from aggregator.inference.runner import ModelRunner
 from aggregator.server import ServerSettings, running
 from benchmarks.infer_compute import forms_of
 from benchmarks.infer_models import feeds_of, whole_session
-from edge_attention.client.aio import AsyncClient
-from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
+from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.choice import PlanWanted, PredictedPlan, family_of
-from edge_attention.core.placement.cuts.measures import FleetMeasures
 from edge_attention.core.schedule.plan import CutPlan, Stage
-from edge_attention.graphs.axes.costs import model_costs
-from edge_attention.graphs.axes.cut import analyse, cut_model, sizes_of
-from edge_attention.graphs.axes.folder import CutFolder
+from edge_attention.core.schedule.schedule import Schedule
+from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, sizes_of
+from edge_attention.graphs.axes.folder import CutFolder, write_cut
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
-from edge_attention.graphs.axes.planning import plan_model, repredicted
+from edge_attention.graphs.axes.planning import plan_model, repredicted, segments_work
 
 __all__ = ["FleetRan", "FleetSetting", "run_fleet"]
 
 PERIOD = 4_000
 """Microseconds of a control group's period: a node that may run half of them is half as quick all along."""
 WARM, MEASURED = 2, 5
-FLOPS = 100e9
-"""A second of one thread here; what nodes are measured to do corrects it."""
-MIB = 1 << 20
+WANTED = PlanWanted()
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class FleetRan:
     parts: plan -> by part, seconds in graphs, as its node says; the median.
     moved: plan -> bytes a request sends and receives.
     errors: plan -> largest error by the largest value.
-    boxes: node -> measured by predicted seconds of the whole model.
+    boxes: node -> measured by stated seconds of what it computed.
     links: node -> seconds of a small message there and back, bytes a second down and up.
     """
 
@@ -156,8 +155,7 @@ async def _run(setting: FleetSetting, folder: Path) -> FleetRan:
         return Recipe("benchmark")
 
     settings = ServerSettings("127.0.0.1", 0, folder / "state", "127.0.0.1", None, 10.0, 60.0)
-    async with running(settings, (capture, checkup)) as port:
-        runner = ModelRunner(engines[0])
+    async with running(settings, (capture,)) as port:
         with contextlib.ExitStack() as stack:
             for name, share in setting.nodes.items():
                 command = [sys.executable, "-c", "from edge_node.main import main; main()"]
@@ -177,17 +175,17 @@ async def _run(setting: FleetSetting, folder: Path) -> FleetRan:
                 process.stdin.flush()
             if not await engines[0].trips.all_live(list(setting.nodes), 60.0, lambda sentence: None):
                 raise SystemExit("a node of the benchmark did not come")
-            async with AsyncClient(f"127.0.0.1:{port}") as client:
-                bench = _Bench(setting, runner, client, folder)
-                await bench.measure()
-                return await bench.compare(await asyncio.to_thread(bench.plan))
+            bench = _Bench(setting, engines[0], folder)
+            await bench.measure()
+            return await bench.compare(await asyncio.to_thread(bench.plan))
 
 
 class _Bench:
     """One setting, in a fleet that is up."""
 
-    def __init__(self, setting: FleetSetting, runner: ModelRunner, client: AsyncClient, folder: Path) -> None:
-        self._setting, self._runner, self._client, self._folder = setting, runner, client, folder
+    def __init__(self, setting: FleetSetting, engine: Engine, folder: Path) -> None:
+        self._setting, self._folder = setting, folder
+        self._runner = ModelRunner(engine)
         self._model = Path(setting.model)
         self._feeds = feeds_of(self._model, setting.batch, setting.length)
         session = whole_session(self._model)
@@ -196,58 +194,24 @@ class _Bench:
         self._opened = open_model(self._model)
         self._axes = analyse(self._opened, sizes_of(self._opened, forms_of(self._feeds)))
         self._layers = range(len(narrow_places(self._axes)) + 1)
-        self._boxes = {name: ComputeBox(name, FLOPS) for name in setting.nodes}
-        self._links = BoxLinks()
+        self._nodes = PlanNodes(engine, Counter)
         self._prepared: dict[str, str] = {}
-        self._measures = FleetMeasures()
-        self._predicted: dict[str, float] = {}
-        """By node, seconds of the whole model on a box that is as quick as is stated."""
         self.found = FleetRan()
 
     async def measure(self) -> None:
-        """How quick boxes and links are: what a deployment measures of itself."""
-        measures = self._measures
+        """How quick boxes and links are, as a deployment finds it out."""
+        await self._nodes.measure(self._nodes.nodes(()), lambda progress: None)
         whole = CutPlan((Stage(self._layers, (0,)),))
-        costs = model_costs(self._axes)
-        overheads = []
-        for name, box in self._boxes.items():
+        for name in self._setting.nodes:
             await self._prepare(f"whole on {name}", whole, {0: (name,)})
-            took = []
             for _ in range(WARM + MEASURED):
-                answer, seconds = await self._request(f"whole on {name}")
-                took.append((answer.seconds["part 0"], seconds))
-            at, seconds = min(took[WARM:])
-            self._predicted[name] = sum(box.seconds(layer.work, costs.rows) for layer in costs.layers)
-            measures.computed(name, at, self._predicted[name], 0.0)
-            self.found.boxes[name] = at / self._predicted[name]
-            trips = await self._client.probe(name, round_trips=10)
-            size = 4 * MIB if not self._setting.mbit or self._setting.mbit > 100 else MIB
-            moved = await self._client.probe(name, round_trips=1, size=size)
-            assert moved.down_seconds
-            assert moved.up_seconds
-            there = min(trips.round_trip_seconds)
-            measures.moved(name, size, moved.down_seconds, 0.0, down=True)
-            measures.moved(name, size, moved.up_seconds, 0.0, down=False)
-            self.found.links[name] = there, size / moved.down_seconds, size / moved.up_seconds
-            # What a request takes beside computing and sending: a trip's own time.
-            sent = costs.feeds * moved.down_seconds / size + costs.layers[-1].out * moved.up_seconds / size
-            overheads.append(max(seconds - at - sent, there))
-        rate = self._setting.mbit * 1e6 / 8
-        hub = BoxLink(0.0, rate, rate, rate) if rate else BoxLink()
-        trip = max(min(overheads) - BoxLinks().call_seconds, 1e-4)
-        self._stated = self._boxes
-        self._links = measures.links(replace(BoxLinks(), hub=hub, trip_seconds=trip))
-        self._boxes = {name: measures.box(box) for name, box in self._boxes.items()}
+                await self._request(f"whole on {name}")
 
     def plan(self) -> list[PredictedPlan]:
         """The best plan of each kind, the chosen one first."""
+        boxes, links = self._told()
         choice = plan_model(
-            self._opened,
-            self._axes,
-            list(self._boxes.values()),
-            self._links,
-            PlanWanted(),
-            2 * self._setting.kinds,
+            self._opened, self._axes, list(boxes.values()), links, WANTED, 2 * self._setting.kinds
         )
         assert choice.chosen is not None
         self.found.chosen, self.found.says = choice.chosen.name, choice.says
@@ -267,11 +231,9 @@ class _Bench:
         for plan in plans:
             found.seconds[plan.name], parts[plan.name] = [], []
             await self._prepare(plan.name, plan.plan, plan.boxes)
-        alone: dict[str, list[float]] = {name: [] for name in self._boxes}
         for turn in range(-WARM, self._setting.turns):
-            for name in self._boxes:
-                answer, _ = await self._request(f"whole on {name}")
-                alone[name].append(answer.seconds["part 0"])
+            for name in self._setting.nodes:
+                await self._request(f"whole on {name}")
             for plan in plans:
                 answer, took = await self._request(plan.name)
                 if turn < 0:
@@ -283,12 +245,12 @@ class _Bench:
                 found.seconds[plan.name].append(took)
                 parts[plan.name].append(answer.seconds)
                 found.moved[plan.name] = sum(answer.sent.values()) + sum(answer.received.values())
-        boxes = {}
-        for name, seconds in alone.items():
-            slowness = sorted(seconds)[len(seconds) // 4] / self._predicted[name]
-            boxes[name], found.boxes[name] = replace(self._stated[name], slowness=slowness), slowness
+        boxes, links = self._told()
+        for name, box in boxes.items():
+            link = links.to(name)
+            found.boxes[name], found.links[name] = box.slowness, (2 * link.latency, link.down, link.up)
         for plan in plans:
-            again = repredicted(self._opened, self._axes, plan, boxes, self._links, PlanWanted())
+            again = repredicted(self._opened, self._axes, plan, boxes, links, WANTED)
             found.predicted[plan.name] = again.seconds
         for name, answers in parts.items():
             keys = sorted({key for one in answers for key in one})
@@ -297,19 +259,36 @@ class _Bench:
             }
         return found
 
+    def _told(self) -> tuple[dict[str, ComputeBox], BoxLinks]:
+        """Boxes and links as a deployment's plan would be made with now."""
+        nodes = self._nodes.nodes(())
+        return {node.name: box_of(node) for node in nodes}, links_of(nodes)
+
     async def _prepare(self, name: str, plan: CutPlan, holders: Mapping[int, Sequence[str]]) -> None:
         number = f"m{len(self._prepared)}"
         where = self._folder / number
-        schedule = await asyncio.to_thread(cut_model, self._model, plan, forms_of(self._feeds), where)
+        forms = forms_of(self._feeds)
+
+        def made() -> Schedule:
+            emitted = cut(
+                analyse(self._opened, sizes_of(self._opened, forms), fused=cuts_no_layer(plan)), plan
+            )
+            write_cut(emitted, self._opened, where)
+            (where / WORK_FILE).write_text(work_text(segments_work(emitted, self._opened)))
+            return emitted.schedule
+
+        schedule = await asyncio.to_thread(made)
         files = CutFolder(self._model, where)
         await self._runner.prepare(number, "s", schedule, files, holders, seconds=120.0)
         self._prepared[name] = number
 
     async def _request(self, name: str) -> tuple[ModelAnswer, float]:
+        number = self._prepared[name]
         began = time.perf_counter()
-        answer = await self._runner.infer(self._prepared[name], "s", self._feeds, 60.0)
+        answer = await self._runner.infer(number, "s", self._feeds, 60.0)
         took = time.perf_counter() - began
         assert answer.exact, answer.lacking
+        await self._nodes.measures.answered(self._folder / number, answer.segments, self._nodes.threads())
         return answer, took
 
 

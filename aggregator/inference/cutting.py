@@ -45,7 +45,7 @@ from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
 from edge_attention.graphs.axes.planning import segments_work
 
-__all__ = ["choice_of_nodes", "cut_as_asked"]
+__all__ = ["box_of", "choice_of_nodes", "cut_as_asked", "links_of"]
 
 FIRST, OTHERS = 1, (128, 64, 32, 16, 8)
 """Sizes of open dimensions that nobody says: of the first of an input, and of others, the first that fits: a
@@ -242,19 +242,20 @@ def choice_of_nodes(costs: ModelCosts, request: CutRequest) -> Choice:
 
     Of nodes that were not measured it takes one at most, if there is any other way.
     """
-    links = BoxLinks({node.name: _link(node) for node in request.nodes})
+    links = links_of(request.nodes)
     wanted = PlanWanted(halves=request.halves, gain=GAIN)
-    known = [_box(node) for node in request.nodes if node.measured]
-    others = [[_box(node)] for node in request.nodes if not node.measured]
+    known = [box_of(node) for node in request.nodes if node.measured]
+    others = [[box_of(node)] for node in request.nodes if not node.measured]
     for boxes in [known, *others] if known else others:
         choice = choose(costs, boxes, links, wanted)
         if choice.chosen is not None:
             says = f"{choice.says} (not measured: {len(others)})" if others else choice.says
             return replace(choice, says=says)
-    return choose(costs, [_box(node) for node in request.nodes], links, wanted)
+    return choose(costs, [box_of(node) for node in request.nodes], links, wanted)
 
 
-def _box(node: NodeTold) -> ComputeBox:
+def box_of(node: NodeTold) -> ComputeBox:
+    """A node as a planner sees it."""
     memory = max(USABLE * node.memory_limit - node.taken, 1)
     return replace(
         stated_box(node.name, node.threads),
@@ -270,8 +271,9 @@ def _boxes_at_once(node: NodeTold) -> float:
     return max(node.cores / max(node.threads, 1), 1.0) if node.cores else math.inf
 
 
-def _link(node: NodeTold) -> BoxLink:
-    return BoxLink(node.latency, node.down or math.inf, node.up or math.inf)
+def links_of(nodes: Sequence[NodeTold]) -> BoxLinks:
+    """Their links as a planner sees them."""
+    return BoxLinks({n.name: BoxLink(n.latency, n.down or math.inf, n.up or math.inf) for n in nodes})
 
 
 def _bytes(weight: Weight, model: OpenModel, small: Mapping[str, TensorForm]) -> int:
