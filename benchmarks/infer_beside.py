@@ -1,8 +1,8 @@
 """Beside what else one would take: `python -m benchmarks.infer_beside`, MiniLM's sizes, 128 and 512 tokens.
 
 ONNX Runtime on one box and Ray with one actor a stage, two stages, in turns: a request's milliseconds, what
-each process holds, and what a caller sees of the next request when an actor is killed. Ours over the same
-model is in `python -m benchmarks infer`. Needs `ray` (the extra `bench`).
+each process holds, and what a caller sees of the next request when an actor is killed; and ours over two
+nodes by tokens and by layers (infer_beside_ours.py). Needs `ray` (the extra `bench`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import onnxruntime
 import psutil
 from onnx import ModelProto, numpy_helper
 
+from benchmarks.infer_beside_ours import ours
 from benchmarks.infer_compute import forms_of
 from benchmarks.infer_models import MINILM, feeds_of, model_file, whole_session
 from edge_attention.core.schedule.plan import CutPlan, Stage
@@ -164,6 +165,8 @@ def compared(length: int) -> dict[str, Any]:
 
 def main() -> int:
     for length in (128, 512):
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps({"length": length, **ours(model_file(MINILM, Path(folder)), length)}, indent=1))
         print(json.dumps(compared(length), indent=1))
     return 0
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
 from edge_attention.graphs.axes.planning import plan_model, repredicted, segments_work
 
-__all__ = ["FleetRan", "FleetSetting", "run_fleet"]
+__all__ = ["FleetRan", "FleetSetting", "node_fleet", "run_fleet"]
 
 PERIOD = 4_000
 """Microseconds of a control group's period: a node that may run half of them is half as quick all along."""
@@ -147,7 +147,11 @@ def _slowed(pid: int, share: float) -> Iterator[None]:
                 time.sleep(0.1)  # until its processes are gone
 
 
-async def _run(setting: FleetSetting, folder: Path) -> FleetRan:
+@contextlib.asynccontextmanager
+async def node_fleet(
+    nodes: Mapping[str, float], folder: Path
+) -> AsyncIterator[tuple[Engine, dict[str, subprocess.Popen[bytes]]]]:
+    """An aggregator in this process, and a process a node with its share of a core; ends with them."""
     engines: list[Engine] = []
 
     def capture(engine: Engine) -> Recipe:
@@ -155,9 +159,10 @@ async def _run(setting: FleetSetting, folder: Path) -> FleetRan:
         return Recipe("benchmark")
 
     settings = ServerSettings("127.0.0.1", 0, folder / "state", "127.0.0.1", None, 10.0, 60.0)
+    processes: dict[str, subprocess.Popen[bytes]] = {}
     async with running(settings, (capture,)) as port:
         with contextlib.ExitStack() as stack:
-            for name, share in setting.nodes.items():
+            for name, share in nodes.items():
                 command = [sys.executable, "-c", "from edge_node.main import main; main()"]
                 command += ["--aggregator", f"127.0.0.1:{port}"]
                 command += ["--store", str(folder / name), "--name", name, "--threads", "1"]
@@ -167,17 +172,23 @@ async def _run(setting: FleetSetting, folder: Path) -> FleetRan:
                 process = subprocess.Popen(  # noqa: ASYNC220
                     waits, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
                 )
+                processes[name] = process
                 stack.enter_context(_slowed(process.pid, share))
                 stack.callback(process.wait)
                 stack.callback(process.kill)
                 assert process.stdin is not None
                 process.stdin.write(b"go\n")
                 process.stdin.flush()
-            if not await engines[0].trips.all_live(list(setting.nodes), 60.0, lambda sentence: None):
+            if not await engines[0].trips.all_live(list(nodes), 60.0, lambda sentence: None):
                 raise SystemExit("a node of the benchmark did not come")
-            bench = _Bench(setting, engines[0], folder)
-            await bench.measure()
-            return await bench.compare(await asyncio.to_thread(bench.plan))
+            yield engines[0], processes
+
+
+async def _run(setting: FleetSetting, folder: Path) -> FleetRan:
+    async with node_fleet(setting.nodes, folder) as (engine, _):
+        bench = _Bench(setting, engine, folder)
+        await bench.measure()
+        return await bench.compare(await asyncio.to_thread(bench.plan))
 
 
 class _Bench:
