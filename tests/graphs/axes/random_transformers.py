@@ -20,8 +20,9 @@ import numpy as np
 import onnx
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from transformer_layers import MASKED, attended, block, normalised
-from transformer_writer import FLOAT, INT64, ModelWriter
+
+from tests.graphs.axes.transformer_layers import MASKED, attended, block, normalised
+from tests.graphs.axes.transformer_writer import FLOAT, INT64, ModelWriter
 
 __all__ = ["TransformerRecipe", "feeds_of", "recipe_of", "recipes", "sizes_of", "transformer"]
 

@@ -7,8 +7,6 @@ import onnxruntime
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from random_plans import plans
-from random_transformers import feeds_of, recipe_of, recipes, sizes_of, transformer
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
@@ -23,6 +21,8 @@ from edge_attention.graphs.axes.annotation import (
 from edge_attention.graphs.axes.axes import axes_of
 from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.narrow import narrow_places
+from tests.graphs.axes.random_plans import plans
+from tests.graphs.axes.random_transformers import feeds_of, recipe_of, recipes, sizes_of, transformer
 
 PHASES = [phase for phase in Phase if phase not in (Phase.explain,)]
 PLAIN = {"memory": 0, "quantised": False, "source": "ids", "softmax": "node", "alike": False}

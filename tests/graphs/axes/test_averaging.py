@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from random_transformers import TransformerRecipe, feeds_of
-from test_random_cuts import analysed, layers_in, whole
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
 from edge_attention.core.schedule.saved import dumps, loads
 from edge_attention.graphs.axes.cut import cut
 from edge_attention.graphs.axes.in_process import InProcess
+from tests.graphs.axes.random_transformers import TransformerRecipe, feeds_of
+from tests.graphs.axes.test_random_cuts import analysed, layers_in, whole
 
 RECIPE = TransformerRecipe(layers=2, batch=2, result="both")
 

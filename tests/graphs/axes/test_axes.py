@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from random_transformers import recipe_of, transformer
 
 from edge_attention.graphs.axes.axes import axes_of
 from edge_attention.graphs.axes.bind import bind
+from tests.graphs.axes.random_transformers import recipe_of, transformer
 
 DATA = Path(__file__).parents[1] / "data"
 EXPORTS = Path(__file__).parent / "exports"

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bound_runs import assert_close, run_bound, run_model
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
@@ -16,6 +15,7 @@ from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.axes import axes_of
 from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
+from tests.graphs.axes.bound_runs import assert_close, run_bound, run_model
 
 EXPORTS = Path(__file__).parent / "exports"
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

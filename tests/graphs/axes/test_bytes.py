@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
-from random_transformers import TransformerRecipe, feeds_of, sizes_of, transformer
-from test_random_cuts import layers_in
 
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.traffic import traffic_of
@@ -19,6 +17,8 @@ from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.cut import cut
 from edge_attention.graphs.axes.in_process import InProcess
 from edge_attention.graphs.axes.model_reading import OpenModel
+from tests.graphs.axes.random_transformers import TransformerRecipe, feeds_of, sizes_of, transformer
+from tests.graphs.axes.test_random_cuts import layers_in
 
 TOKENS = 36
 HEADS = 12

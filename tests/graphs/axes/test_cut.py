@@ -9,7 +9,6 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from random_transformers import TransformerRecipe, feeds_of, recipe_of, sizes_of, transformer
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.schedule.extents import extent_shape
@@ -23,6 +22,13 @@ from edge_attention.graphs.axes.in_process import InProcess, Ran
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import narrow_places
+from tests.graphs.axes.random_transformers import (
+    TransformerRecipe,
+    feeds_of,
+    recipe_of,
+    sizes_of,
+    transformer,
+)
 
 PLAIN = recipe_of(
     3,

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from random_transformers import feeds_of, recipe_of, transformer
 
 from edge_attention.core.errors import DataLoss, NotFound
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
@@ -16,6 +15,7 @@ from edge_attention.core.schedule.schedule import TensorForm, Weight
 from edge_attention.graphs.axes.cut import cut_model
 from edge_attention.graphs.axes.folder import CutFolder
 from edge_attention.graphs.axes.in_process import InProcess
+from tests.graphs.axes.random_transformers import feeds_of, recipe_of, transformer
 
 RECIPE = recipe_of(
     3, layers=2, tokens=6, key_heads=3, memory=0, source="ids", positions="none", mask="none", quantised=False

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from random_transformers import recipe_of, transformer
 
 from edge_attention.core.errors import DataLoss, InvalidGraph, NotFound
 from edge_attention.core.schedule.extents import AxisSpan
 from edge_attention.core.schedule.schedule import Weight
 from edge_attention.graphs.axes.model_reading import KEPT_BYTES, open_model
+from tests.graphs.axes.random_transformers import recipe_of, transformer
 
 WIDE = np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32)
 

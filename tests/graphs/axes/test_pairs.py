@@ -7,13 +7,13 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from random_transformers import TransformerRecipe, feeds_of, transformer
-from test_random_cuts import analysed, layers_in, whole
 
 from edge_attention.core.schedule.pairs import plan_of_pairs
 from edge_attention.core.schedule.saved_plan import dumps_plan, loads_plan
 from edge_attention.graphs.axes.cut import cut
 from edge_attention.graphs.axes.in_process import InProcess
+from tests.graphs.axes.random_transformers import TransformerRecipe, feeds_of, transformer
+from tests.graphs.axes.test_random_cuts import analysed, layers_in, whole
 
 LAYERS = HEADS = 12
 UNITS = 20

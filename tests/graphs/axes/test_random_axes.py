@@ -6,13 +6,19 @@ from dataclasses import replace
 
 import onnx
 import pytest
-from bound_runs import assert_close, run_bound, run_model
-from random_transformers import TransformerRecipe, feeds_of, recipe_of, sizes_of, transformer
 
 from edge_attention.graphs.axes.axes import axes_of
 from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.narrow import narrow_places
+from tests.graphs.axes.bound_runs import assert_close, run_bound, run_model
+from tests.graphs.axes.random_transformers import (
+    TransformerRecipe,
+    feeds_of,
+    recipe_of,
+    sizes_of,
+    transformer,
+)
 
 
 def axes_at(recipe: TransformerRecipe, model: onnx.ModelProto | None = None) -> Axes:

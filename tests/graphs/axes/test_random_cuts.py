@@ -15,8 +15,6 @@ import onnx
 import onnxruntime
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from random_plans import plans
-from random_transformers import TransformerRecipe, feeds_of, recipes, sizes_of, transformer
 
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan
 from edge_attention.core.schedule.shares import shared_ranges
@@ -26,6 +24,8 @@ from edge_attention.graphs.axes.in_process import InProcess
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import narrow_places
+from tests.graphs.axes.random_plans import plans
+from tests.graphs.axes.random_transformers import TransformerRecipe, feeds_of, recipes, sizes_of, transformer
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "15"))
 many = settings(

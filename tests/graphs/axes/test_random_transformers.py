@@ -3,7 +3,8 @@
 import numpy as np
 import onnxruntime
 import pytest
-from random_transformers import OPTIONS, feeds_of, recipe_of, transformer
+
+from tests.graphs.axes.random_transformers import OPTIONS, feeds_of, recipe_of, transformer
 
 
 def answers(model, feeds):

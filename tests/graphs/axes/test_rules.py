@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bound_runs import run_model
 from onnx import ModelProto, helper, numpy_helper
 
 from edge_attention.core.tensors import Array
@@ -21,6 +20,7 @@ from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.bound import BoundGraph
 from edge_attention.graphs.axes.rule import Does, Rule
 from edge_attention.graphs.axes.rules import rule_of
+from tests.graphs.axes.bound_runs import run_model
 
 Side = Sequence[tuple[int, ...]]
 

@@ -14,12 +14,12 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
-from random_transformers import feeds_of, recipe_of, sizes_of, transformer
 
 from edge_attention.core.schedule.extents import AxisSpan, extent_shape, take
 from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.rule import Does
 from edge_attention.graphs.axes.rules import rule_of
+from tests.graphs.axes.random_transformers import feeds_of, recipe_of, sizes_of, transformer
 
 LOCAL = ("Reshape", "Expand")
 """Operators whose second input says the shape they make: a part's is its own."""

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ShardingSpecProto
-from random_plans import partition
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.graphs.axes.sharding import NOBODY, Sharding, owners_of, ranges_of, read_spec, write_spec
+from tests.graphs.axes.random_plans import partition
 
 PACKED = ((("batch", 2),), (("tokens", 8),), (("", 3), ("heads.0", 6), ("", 4)))
 WEIGHT = ((("", 24),), (("heads.0", 6), ("", 4)))

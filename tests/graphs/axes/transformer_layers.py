@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from transformer_writer import BOOL, FLOAT, ModelWriter
+
+from tests.graphs.axes.transformer_writer import BOOL, FLOAT, ModelWriter
 
 if TYPE_CHECKING:
     from random_transformers import TransformerRecipe
