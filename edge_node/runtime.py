@@ -86,7 +86,7 @@ class Graph:
     """A graph ready to run in this process; `size` is that of its file in bytes.
 
     `remembers`: how often its random operators ran tells in what they draw next, in a later run.
-    `ours`: it is of this project's library.
+    `ours`: it is of this project's library. `any_rank`: inputs that may have any number of dimensions.
     """
 
     def __init__(
@@ -97,8 +97,10 @@ class Graph:
         remembers: bool = False,
         ours: bool = False,
         values: Values | None = None,
+        any_rank: frozenset[str] = frozenset(),
     ) -> None:
         self.digest = digest
+        self._any_rank = any_rank
         self._values = values  # the session reads them where they lie
         self.size = len(data)
         self.remembers = remembers
@@ -111,6 +113,8 @@ class Graph:
 
     def check(self, feeds: Mapping[str, Array], outputs: Sequence[str], unsaid: Container[str] = ()) -> None:
         """Raises InvalidProgram if an input or output does not fit. Shapes of inputs `unsaid` may be any."""
+        if self._any_rank:  # ONNX Runtime says [] of them, as of a scalar
+            unsaid = self._any_rank.union(name for name in feeds if name in unsaid)
         require_feeds(self.digest, self._inputs, self._outputs, feeds, outputs, unsaid)
 
     def check_some(self, feeds: Mapping[str, Array]) -> None:
@@ -252,7 +256,7 @@ class Runtime:
         graph = read_graph(data, where)
         if self.cells is None:
             remembers = any(word in operator for _, operator in graph.operators for word in _RANDOM)
-            return self._keep(self._open(digest, graph.data, remembers))
+            return self._keep(self._open(digest, graph.data, remembers, any_rank=_any_rank(graph)))
         from edge_node.cell.calls import GraphFile
 
         return self._keep(ForeignGraph(GraphFile(digest, graph.data), self.cells, graph))
@@ -279,7 +283,7 @@ class Runtime:
         if foreign:
             assert self.cells is not None
             return ForeignGraph(GraphFile(digest, checked.data, large), self.cells, checked)
-        return self._open(digest, checked.data, graph.remembers, graph.ours, large)
+        return self._open(digest, checked.data, graph.remembers, graph.ours, large, _any_rank(checked))
 
     def _open(
         self,
@@ -288,6 +292,7 @@ class Runtime:
         remembers: bool = False,
         ours: bool = False,
         constants: Mapping[str, Array] | None = None,
+        any_rank: frozenset[str] = frozenset(),
     ) -> Graph:
         where, values = f"graph {digest[:12]}", values_of(constants or {})
 
@@ -298,7 +303,7 @@ class Runtime:
             session = open_session(data, options, self.provider, where)
         except Exception as error:
             raise translate(error, where, InvalidGraph) from None
-        return Graph(digest, session, data, remembers, ours, values)
+        return Graph(digest, session, data, remembers, ours, values, any_rank)
 
     def _keep(self, graph: AnyGraph) -> AnyGraph:
         with self._lock:
@@ -307,3 +312,8 @@ class Runtime:
             while len(self._graphs) > 1 and (len(self._graphs) > GRAPHS or size > self.limit):
                 size -= self._graphs.popitem(last=False)[1].size
         return graph
+
+
+def _any_rank(graph: CheckedGraph) -> frozenset[str]:
+    """Inputs of which the graph does not say how many dimensions they have."""
+    return frozenset(graph.inputs).difference(graph.types)

@@ -70,6 +70,7 @@ class Asking:
         *,
         most: int,
         partial: bool = False,
+        priority: int = 0,
         rows: int = 1,
     ) -> tuple[InferReport, Mapping[str, Array]]:
         """The outputs that are wanted, and what they stand on.
@@ -77,6 +78,7 @@ class Asking:
         Args:
             room: the caller's; it grows by them.
             most: bytes of them.
+            priority: as of Deployments.infer.
             rows: of the batch, for the counts.
 
         Raises:
@@ -86,7 +88,9 @@ class Asking:
         """
         deployed = self.deployed
         assert deployed is not None, "asked before it was known whom"
-        answer = await self._asker.deployments.infer(deployed, feeds, seconds, caller, partial=partial)
+        answer = await self._asker.deployments.infer(
+            deployed, feeds, seconds, caller, partial=partial, priority=priority
+        )
         results = {name: answer.results[name] for name in outputs if name in answer.results}
         report = _report(deployed, answer, results, time.monotonic() - self._begun, most)
         room.grow(sum(array.nbytes for array in results.values()))
@@ -124,7 +128,7 @@ def _report(
         )
     parts = {name.removeprefix("part "): s for name, s in answer.seconds.items() if name.startswith("part ")}
     stages = {name: s for name, s in answer.seconds.items() if not name.startswith("part ")}
-    ready = max(seconds - stages.get("all", 0.0), 0.0)
+    ready = max(seconds - stages.get("all", 0.0) - stages.get("queue", 0.0), 0.0)
     rounded = deployed.request.halves and len(parts) > 1
     return InferReport(
         deployed.version,
@@ -140,4 +144,5 @@ def _report(
             ModelTensor(name, DataType.of(array.dtype, name), tuple(map(str, array.shape)))
             for name, array in results.items()
         ),
+        rows=answer.rows,
     )

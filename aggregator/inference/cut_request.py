@@ -54,6 +54,8 @@ class CutRequest:
         holders: who holds them, of one that was planned before.
         dimensions: sizes of open dimensions, by name.
         shapes: of the inputs, of a request; {}: those that `dimensions` and defaults say.
+        whole: it is not to be cut, of a model that was planned before.
+        rows: whether it is to be found out if rows of a batch meet.
     """
 
     model: str
@@ -67,6 +69,8 @@ class CutRequest:
     dimensions: Mapping[str, int] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
     halves: bool = False
+    whole: bool = False
+    rows: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {

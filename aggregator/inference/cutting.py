@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorShapeProto, ValueInfoProto, helper
+from onnx import helper
 
 from aggregator.inference.cut_request import CutRequest, NodeTold
-from aggregator.inference.deployed import DESCRIBED_BYTES, PlannedParts, described_bytes
+from aggregator.inference.deployed import PlannedParts
 from aggregator.inference.measured import WORK_FILE, stated_box, work_text
+from aggregator.inference.model_inputs import OTHERS, feeds_of, tensors_of
 from aggregator.inference.placement import Holders, by_word, plan_word, spread
 from edge_attention.core.errors import (
     EdgeAttentionError,
@@ -25,18 +26,18 @@ from edge_attention.core.errors import (
     InvalidGraph,
     ResourceExhausted,
 )
-from edge_attention.core.messages.inference import ConsideredPlan, DeployedPart, ModelTensor
+from edge_attention.core.messages.inference import ANY_RANK, ConsideredPlan, DeployedPart, ModelTensor
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.choice import Choice, PlanWanted
 from edge_attention.core.placement.cuts.choosing import choose
 from edge_attention.core.placement.cuts.costs import ModelCosts
 from edge_attention.core.placement.cuts.plan_toml import loads_toml
 from edge_attention.core.schedule.extents import extent_shape
-from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.saved_plan import dumps_plan, loads_plan
 from edge_attention.core.schedule.schedule import Schedule, TensorForm, Weight
-from edge_attention.core.tensors import DataType
 from edge_attention.graphs.axes.annotation import loads_annotation
+from edge_attention.graphs.axes.batch_rows import rows_meet
 from edge_attention.graphs.axes.costs import model_costs
 from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, shared_ranges, sizes_of
 from edge_attention.graphs.axes.folder import write_cut
@@ -44,12 +45,10 @@ from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
 from edge_attention.graphs.axes.planning import segments_work
+from edge_attention.graphs.axes.whole import write_whole
 
 __all__ = ["box_of", "choice_of_nodes", "cut_as_asked", "links_of"]
 
-FIRST, OTHERS = 1, (128, 64, 32, 16, 8)
-"""Sizes of open dimensions that nobody says: of the first of an input, and of others, the first that fits: a
-model may have positions for fewer."""
 CONSIDERED = 8
 """Plans not taken that are told of."""
 GAIN = 1.1
@@ -59,7 +58,7 @@ USABLE = 0.85
 
 
 def cut_as_asked(request: CutRequest) -> PlannedParts:
-    """Plan the model, if it has no plan, and cut it into `request.into`.
+    """Plan the model, if it has no plan, and cut it into `request.into`; or write it there as a whole.
 
     Raises:
         InvalidGraph: it is no model that can be cut, or not so; says why.
@@ -67,29 +66,32 @@ def cut_as_asked(request: CutRequest) -> PlannedParts:
         FailedPrecondition, ResourceExhausted: too few nodes, or too small ones.
     """
     model = open_model(Path(request.model))
-    inputs = tuple(_tensor(value, model) for value in _inputs(model))
-    outputs = tuple(_tensor(value, model) for value in model.model.graph.output)
-    if (size := described_bytes((*inputs, *outputs))) > DESCRIBED_BYTES:
-        raise InvalidGraph(
-            f"the names and dimensions of the model's inputs and outputs have {size:,} bytes, and "
-            f"{DESCRIBED_BYTES:,} is the most (DESCRIBED_BYTES): export it with fewer, or shorter names"
-        )
-    feeds, axes = _analysed(model, inputs, request)
+    inputs, outputs = tensors_of(model)
+    word, crossing = ("", Crossing.GATHER) if request.plan_file else plan_word(request.word)
+    if request.whole or (word == "replicate" and not request.plan):
+        return _whole(model, inputs, outputs, request)
+    try:
+        feeds, axes = _analysed(model, inputs, request)
+    except EdgeAttentionError as error:
+        if word == "auto" and not request.plan:
+            return _whole(model, inputs, outputs, request, note=f"it is not cut: {error.message}")
+        raise
     considered: tuple[ConsideredPlan, ...] = ()
     notes: tuple[str, ...] = ()
     if request.plan:
         plan, holders = loads_plan(request.plan), request.holders
     elif request.plan_file:
         plan, holders = _of_file(Path(request.plan_file).read_bytes(), axes, request)
+    elif word == "auto":
+        plan, holders, considered, said = _chosen(axes, request)
+        notes = (said,)
     else:
-        word, crossing = plan_word(request.word)
-        if word == "auto":
-            plan, holders, considered, said = _chosen(axes, request)
-            notes = (said,)
-        else:
-            nodes, sizes = [node.name for node in request.nodes], layer_bytes(axes, narrow_places(axes))
-            plan, holders = by_word(word, crossing, nodes, sizes, request.replicas, halves=request.halves)
+        nodes, sizes = [node.name for node in request.nodes], layer_bytes(axes, narrow_places(axes))
+        plan, holders = by_word(word, crossing, nodes, sizes, request.replicas, halves=request.halves)
     plan = replace(plan, halves=plan.halves or request.halves)
+    if plan.parts == 1 and not plan.mean and not request.plan:
+        made = _whole(model, inputs, outputs, request, holders, plan.stages[0].layers)
+        return replace(made, considered=considered, notes=notes)
     if cuts_no_layer(plan):  # fused operators stay what they are
         axes = analyse(model, sizes_of(model, feeds), fused=True)
     emitted = cut(axes, plan, known=bool(request.plan))
@@ -110,6 +112,39 @@ def cut_as_asked(request: CutRequest) -> PlannedParts:
         schedule.lacking,
         considered,
         notes,
+        rows=rows_meet(model, inputs) if request.rows else "",
+    )
+
+
+def _whole(
+    model: OpenModel,
+    inputs: tuple[ModelTensor, ...],
+    outputs: tuple[ModelTensor, ...],
+    request: CutRequest,
+    holders: Holders | None = None,
+    layers: range = range(1),
+    note: str = "",
+) -> PlannedParts:
+    """The model as it is: no axis of it is looked at, but for rows of a batch that are to run together."""
+    feeds = feeds_of(inputs, request, OTHERS[0])
+    if holders is None:
+        names = [node.name for node in request.nodes]
+        holders = request.holders or by_word("replicate", Crossing.GATHER, names, [1], request.replicas)[1]
+    whole = write_whole(model, Path(request.into))
+    size = sum(model.places[name].nbytes for name in whole.weights)
+    plan = CutPlan((Stage(layers, (0,)),))
+    return PlannedParts(
+        inputs,
+        outputs,
+        {name: form.shape for name, form in feeds.items()},
+        dumps_plan(plan),
+        _in_words(plan, holders),
+        (DeployedPart(0, layers, "all", size),),
+        holders,
+        dict.fromkeys(holders[0], size),
+        notes=(note,) if note else (),
+        whole=True,
+        rows=rows_meet(model, inputs) if request.rows else "",
     )
 
 
@@ -117,10 +152,16 @@ def _analysed(
     model: OpenModel, inputs: Sequence[ModelTensor], request: CutRequest
 ) -> tuple[dict[str, TensorForm], Axes]:
     """The inputs' forms, and the model's axes for them."""
+    for one in inputs:
+        if one.shape == (ANY_RANK,):
+            raise InvalidGraph(
+                f"the model does not say how many dimensions {one.name!r} has: replicate it, or export it "
+                "with its dimensions"
+            )
     refused: EdgeAttentionError | None = None
     tried: list[dict[str, TensorForm]] = []
     for others in OTHERS:
-        feeds = _feeds(inputs, request, others)
+        feeds = feeds_of(inputs, request, others)
         if feeds in tried:
             break  # all sizes were said
         tried.append(feeds)
@@ -130,62 +171,6 @@ def _analysed(
             refused = refused or error
     assert refused is not None
     raise refused
-
-
-def _inputs(model: OpenModel) -> list[ValueInfoProto]:
-    weights = {tensor.name for tensor in model.model.graph.initializer}
-    return [value for value in model.model.graph.input if value.name not in weights]
-
-
-def _tensor(value: ValueInfoProto, model: OpenModel) -> ModelTensor:
-    tensor = value.type.tensor_type
-    try:
-        data_type = DataType(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name)
-    except (KeyError, ValueError, TypeError):
-        raise InvalidGraph(
-            f"{value.name!r} of the model is of a type that does not travel; use one of "
-            f"{', '.join(one.value for one in DataType)}"
-        ) from None
-    return ModelTensor(value.name, data_type, tuple(map(_dimension, tensor.shape.dim)))
-
-
-def _dimension(dim: TensorShapeProto.Dimension) -> str:
-    """Its size, its name, or `?`: what is called as a number is (`²` is, too) would pass for a size."""
-    if dim.HasField("dim_value") and dim.dim_value > 0:
-        return str(dim.dim_value)
-    return "?" if dim.dim_param.isdigit() else dim.dim_param or "?"
-
-
-def _feeds(inputs: Sequence[ModelTensor], request: CutRequest, others: int) -> dict[str, TensorForm]:
-    """The inputs' forms: as a request has them, or of the sizes that were said, or by default."""
-    if request.shapes:
-        return {one.name: TensorForm(one.data_type.value, tuple(request.shapes[one.name])) for one in inputs}
-    first = {one.shape[0] for one in inputs if one.shape}
-    known = {name for one in inputs for name in one.shape} | {
-        f"{one.name}.{axis}" for one in inputs for axis in range(len(one.shape))
-    }
-    for name in request.dimensions:
-        if name not in known or name.isdigit() or name == "?":
-            names = sorted({n for one in inputs for n in one.shape if n != "?" and not n.isdigit()})
-            raise InvalidArgument(
-                f"the model has no open dimension {name[:80]!r}; it has "
-                f"{', '.join(names) or 'none by name'}: one without a name is called INPUT.AXIS"
-            )
-
-    def size(one: ModelTensor, axis: int) -> int:
-        name = one.shape[axis]
-        if name.isdigit():
-            return int(name)
-        own = request.dimensions.get(f"{one.name}.{axis}")
-        said = request.dimensions.get(name) if own is None and name != "?" else own
-        if said is not None:
-            return said
-        return FIRST if axis == 0 or (name != "?" and name in first) else others
-
-    return {
-        one.name: TensorForm(one.data_type.value, tuple(size(one, a) for a in range(len(one.shape))))
-        for one in inputs
-    }
 
 
 def _of_file(data: bytes, axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders]:

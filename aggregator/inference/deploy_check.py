@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from aggregator.inference.placement import MAX_REPLICAS, plan_word
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.messages.inference import FILES, PLAN_FILE_BYTES, DeployRequest
+from edge_attention.core.messages.inference import (
+    FILES,
+    MAX_BATCH,
+    MAX_QUEUE_DELAY,
+    PLAN_FILE_BYTES,
+    DeployRequest,
+)
 from edge_attention.core.tensors import require_name
 
 __all__ = ["require_deployable"]
@@ -34,6 +40,15 @@ def require_deployable(request: DeployRequest) -> None:
         raise InvalidArgument("nodes names one twice; name each once")
     if not 0 <= request.replicas <= MAX_REPLICAS:
         raise InvalidArgument(f"replicas is {request.replicas}; it must be 1 to {MAX_REPLICAS}")
+    if request.max_batch > MAX_BATCH:
+        raise InvalidArgument(
+            f"max_batch is {request.max_batch:,}; a batch has at most {MAX_BATCH:,} rows (MAX_BATCH)"
+        )
+    if not 0 <= request.max_queue_delay <= MAX_QUEUE_DELAY:
+        raise InvalidArgument(
+            f"max_queue_delay is {request.max_queue_delay:g}; it must be 0 to {MAX_QUEUE_DELAY:g} seconds "
+            "(MAX_QUEUE_DELAY)"
+        )
     if len(request.files) > FILES:
         raise InvalidArgument(
             f"a model has at most {FILES:,} files of weights (FILES), not {len(request.files)}"

@@ -9,6 +9,8 @@ from typing import Any
 
 from aggregator.bounds.bounds import SHAPES
 from aggregator.bounds.budget import Lease
+from aggregator.inference.batching.batcher import Batcher
+from aggregator.inference.feeds import shape_key, shape_text
 from aggregator.inference.life import Life
 from aggregator.inference.placement import Holders
 from aggregator.inference.prepared_shapes import PreparedShapes
@@ -22,7 +24,10 @@ from edge_attention.core.messages.inference import (
 )
 from edge_attention.core.tensors import DataType
 
-__all__ = ["DESCRIBED_BYTES", "Deployed", "PlannedParts", "Shapes", "described_bytes"]
+__all__ = ["DESCRIBED_BYTES", "WHOLE", "Deployed", "PlannedParts", "Shapes", "described_bytes"]
+
+WHOLE = "whole"
+"""Key of what a model that is not cut is made ready for: inputs of any sizes."""
 
 DESCRIBED_BYTES = 128 * 1024
 """Of the names and dimensions of one model's inputs and outputs: what describes it fits in a message."""
@@ -49,6 +54,8 @@ class PlannedParts:
         holders: who does.
         node_bytes: of weights that each node is to hold.
         considered: plans that were not taken.
+        whole: it is not cut.
+        rows: where requests are to run together, why rows of a batch meet in the model; "": they do not.
     """
 
     inputs: tuple[ModelTensor, ...]
@@ -63,6 +70,18 @@ class PlannedParts:
     lacking: str = ""
     considered: tuple[ConsideredPlan, ...] = ()
     notes: tuple[str, ...] = ()
+    whole: bool = False
+    rows: str = ""
+
+    @property
+    def key(self) -> str:
+        """Of what it is made ready for first."""
+        return WHOLE if self.whole else shape_key(self.shapes)
+
+    @property
+    def key_text(self) -> str:
+        """The same for a person."""
+        return "inputs of any sizes" if self.whole else shape_text(self.shapes)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -78,6 +97,8 @@ class PlannedParts:
             "lacking": self.lacking,
             "considered": [[one.plan, one.seconds, one.reason] for one in self.considered],
             "notes": list(self.notes),
+            "whole": self.whole,
+            "rows": self.rows,
         }
 
     @classmethod
@@ -99,6 +120,8 @@ class PlannedParts:
             str(data["lacking"]),
             tuple(ConsideredPlan(str(p), float(s), str(why)) for p, s, why in data["considered"]),
             tuple(map(str, data["notes"])),
+            bool(data.get("whole", False)),  # of a version that cut all of them there is no such word
+            str(data.get("rows", "")),
         )
 
 
@@ -123,6 +146,7 @@ class Deployed:
         texts: by key of a shape, that for a person.
         coming: by key of a shape, the task that prepares for it.
         changed: set, and replaced, whenever it changes.
+        batcher: its queue, once it has one.
     """
 
     id: str
@@ -139,6 +163,7 @@ class Deployed:
     texts: dict[str, str] = field(default_factory=dict)
     coming: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    batcher: Batcher | None = None
 
     @property
     def name(self) -> str:
@@ -148,6 +173,24 @@ class Deployed:
     def digests(self) -> set[str]:
         """Of its files."""
         return {self.request.model, *self.request.files.values()}
+
+    @property
+    def joins(self) -> bool:
+        """Whether requests run together."""
+        return self.request.max_batch > 1 and self.planned is not None and not self.planned.rows
+
+    @property
+    def batching(self) -> str:
+        """The same for a person; "" where nobody asked."""
+        request = self.request
+        if request.max_batch <= 1 or self.planned is None:
+            return ""
+        if self.planned.rows:
+            return f"each request runs by itself: {self.planned.rows}"
+        return (
+            f"up to {request.max_batch} rows of requests run together, for which one waits at most "
+            f"{1000 * request.max_queue_delay:g} ms"
+        )
 
     def change(self) -> None:
         """Whoever watches is told."""
@@ -168,6 +211,8 @@ class Deployed:
             "replicas": request.replicas,
             "dimensions": dict(request.dimensions),
             "halves": request.halves,
+            "max_batch": request.max_batch,
+            "max_queue_delay": request.max_queue_delay,
             "owner": self.owner,
             "created": self.created,
             "size": self.size,
@@ -187,6 +232,8 @@ class Deployed:
             int(data["replicas"]),
             {str(name): int(size) for name, size in data["dimensions"].items()},
             bool(data["halves"]),
+            int(data.get("max_batch", 0)),
+            float(data.get("max_queue_delay", 0.0)),
         )
         return cls(
             folder.id,
@@ -219,6 +266,9 @@ class Deployed:
             requests=self.life.requests,
             failed=self.life.failed,
             in_flight=self.life.in_flight,
+            max_batch=request.max_batch,
+            max_queue_delay=request.max_queue_delay,
+            queued=self.batcher.queue.queued if self.batcher is not None else 0,
         )
         if planned is None:
             return found
@@ -232,6 +282,8 @@ class Deployed:
             parts=tuple(self._part(part, holds, live) for part in planned.parts),
             considered=planned.considered,
             notes=planned.notes,
+            whole=planned.whole,
+            batching=self.batching,
         )
 
     def _part(self, part: DeployedPart, holds: Holders, live: frozenset[str]) -> DeployedPart:

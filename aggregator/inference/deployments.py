@@ -20,22 +20,32 @@ from aggregator.bounds.bounds import DEPLOYING, DEPLOYMENT_BYTES, DEPLOYMENTS
 from aggregator.engine.endings import to_the_end
 from aggregator.engine.recipe import Engine
 from aggregator.fleet.membership import Member
+from aggregator.inference.batching.batch_queue import PRIORITIES, PRIORITY
 from aggregator.inference.calls import job_scope
 from aggregator.inference.deploy_check import require_deployable
 from aggregator.inference.deploy_news import DeployNews
 from aggregator.inference.deployed import Deployed
-from aggregator.inference.feeds import require_inputs, shape_key, shape_text
+from aggregator.inference.feeds import require_inputs, shape_key
 from aggregator.inference.life import Life
 from aggregator.inference.making import DeploymentMaking, made_folder
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.model_answer import ModelAnswer
 from aggregator.inference.placement import Holders
 from aggregator.inference.plan_nodes import PlanNodes, Telling
+from aggregator.inference.queues import DeploymentQueues
 from aggregator.inference.recalled import recalled
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.shape_readiness import DELIVERY_SECONDS, ShapeReadiness
+from aggregator.inference.whole.whole_runner import WholeRunner
 from aggregator.store.deployments import DeploymentFolder, DeploymentFolders
-from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, NotFound
+from edge_attention.core.errors import (
+    Cancelled,
+    EdgeAttentionError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from edge_attention.core.messages.inference import (
     DeployedModel,
     DeploymentState,
@@ -59,12 +69,15 @@ UNDEPLOY_SECONDS = 30.0
 class Deployments:
     """All of them, those that are made or end included."""
 
-    def __init__(self, engine: Engine, runner: ModelRunner, metrics: InferenceMetrics) -> None:
+    def __init__(
+        self, engine: Engine, runner: ModelRunner, wholes: WholeRunner, metrics: InferenceMetrics
+    ) -> None:
         self._state = engine.state
         self._membership = engine.membership
         self._budgets = engine.budgets
         self._folders = DeploymentFolders(engine.state)
         self._runner = runner
+        self._wholes = wholes
         self._metrics = metrics
         self._all: dict[str, Deployed] = {}
         self._serving: dict[str, Deployed] = {}
@@ -76,7 +89,8 @@ class Deployments:
         """Ids of deployments of earlier lives."""
         self._nodes = PlanNodes(engine, self._taken)
         self._maker = DeploymentMaking(engine, self._nodes)
-        self._readiness = ShapeReadiness(engine, self._folders, runner, self._nodes, metrics)
+        self._readiness = ShapeReadiness(engine, self._folders, runner, wholes, self._nodes, metrics)
+        self._queues = DeploymentQueues(self._readiness, metrics, self._go)
 
     # Calls of clients
 
@@ -145,12 +159,11 @@ class Deployments:
 
     async def _deliver(self, deployed: Deployed, say: Telling) -> None:
         assert deployed.planned is not None
-        key = shape_key(deployed.planned.shapes)
 
         def told(node: str, done: int, total: int) -> None:
             say(DeployProgress("delivering", node, done, total))
 
-        await self._readiness.prepare(deployed, key, told, DELIVERY_SECONDS)
+        await self._readiness.prepare(deployed, deployed.planned.key, told, DELIVERY_SECONDS)
         lacking = self._lacking(deployed)
         if lacking:
             raise FailedPrecondition(f"model {deployed.name!r} cannot serve: {'; '.join(lacking)}")
@@ -159,6 +172,7 @@ class Deployments:
         """It serves from now on, in place of the version before."""
         await asyncio.to_thread(self._folders.keep, deployed.folder, deployed.kept())
         deployed.life.holders((), time.monotonic())
+        self._queues.give(deployed, self._run)
         before = self._serving.get(deployed.name)
         self._serving[deployed.name] = deployed
         log.info("model %s serves as version %s: %s", deployed.name, deployed.version, deployed.life.detail)
@@ -221,8 +235,11 @@ class Deployments:
         deployed.change()
 
     async def _released(self, deployed: Deployed) -> None:
+        if deployed.batcher is not None:
+            await deployed.batcher.close(Cancelled("the model was released"))
         try:
-            await self._runner.release(deployed.id)
+            await self._runner.release(deployed.id, nodes=self._wholes.nodes(deployed.id))
+            await self._wholes.release(deployed.id)
         except EdgeAttentionError as error:
             # What a node could not be told it is told when it comes back (`unneeded`).
             log.warning("model %s: nodes keep some of it for now: %s", deployed.name, error)
@@ -252,25 +269,45 @@ class Deployments:
         seconds: float,
         caller: str,
         *,
-        partial: bool,
+        partial: bool = False,
+        priority: int = 0,
     ) -> ModelAnswer:
         """The model's answer. The caller has begun a request (`deployed.life.begin`), and ends it.
 
-        `caller`: at whose cost the model is cut where it is not ready for such inputs.
+        Args:
+            caller: at whose cost the model is cut where it is not ready for such inputs.
+            priority: 1 goes first, PRIORITIES last; 0: PRIORITY.
 
         Raises:
+            InvalidArgument: there is no such priority.
             InvalidTensor: the inputs do not go together.
-            DeadlineExceeded: says what was waited for.
+            Overloaded: too many requests of it wait.
+            DeadlineExceeded: says what was waited for, or that it cannot be answered in time.
             EdgeAttentionError: what keeps it from answering.
         """
         assert deployed.planned is not None
+        assert deployed.batcher is not None
+        if not 0 <= priority <= PRIORITIES:
+            raise InvalidArgument(f"priority is {priority}; 1 goes first, {PRIORITIES} last, 0 is {PRIORITY}")
         require_inputs(deployed.planned.inputs, feeds)
+        return await deployed.batcher.infer(
+            feeds, seconds, caller, partial=partial, priority=priority, joins=deployed.joins
+        )
+
+    async def _run(
+        self, deployed: Deployed, feeds: Mapping[str, Array], seconds: float, partial: bool, caller: str
+    ) -> ModelAnswer:
+        """The answer to a batch, or to one request."""
+        assert deployed.planned is not None
         shapes = {name: array.shape for name, array in feeds.items()}
-        key, until = shape_key(shapes), time.monotonic() + seconds
+        whole, until = deployed.planned.whole, time.monotonic() + seconds
+        key = deployed.planned.key if whole else shape_key(shapes)
         while not deployed.shapes.use(key):
             await self._readiness.ready(deployed, key, shapes, until, caller)
         try:
             left = max(until - time.monotonic(), 0.0)
+            if whole:
+                return await self._wholes.infer(deployed.id, feeds, left)
             answer = await self._runner.infer(deployed.id, key, feeds, left, partial=partial)
             folder = deployed.folder.shape(key)
             await self._nodes.measures.answered(folder, answer.segments, self._nodes.threads())
@@ -297,6 +334,8 @@ class Deployments:
 
     def _holds(self, deployed: Deployed) -> Holders:
         """Who is ready to do which part, for the shape used last."""
+        if deployed.planned is not None and deployed.planned.whole:
+            return self._wholes.holds(deployed.id)
         by_shape = self._runner.holds(deployed.id)
         return next((by_shape[key] for key in deployed.shapes.last_first if key in by_shape), {})
 
@@ -343,6 +382,7 @@ class Deployments:
             )
             deployed.life.recalled(time.monotonic(), "the aggregator was restarted")
             self._all[deployed.id] = self._serving[deployed.name] = deployed
+            self._queues.give(deployed, self._run)
         self._ended = self._folders.ended()
         self._recalled = found
         nodes = {n for one in found if one.planned for n in one.planned.node_bytes}
@@ -359,8 +399,8 @@ class Deployments:
         """Have the nodes ready for the shape it was planned for, until that is so or it goes."""
         assert deployed.planned is not None
         shapes = deployed.planned.shapes
-        key, pause = shape_key(shapes), RETRY_SECONDS[0]
-        deployed.texts[key] = shape_text(shapes)
+        key, pause = deployed.planned.key, RETRY_SECONDS[0]
+        deployed.texts[key] = deployed.planned.key_text
         while deployed.life.live and key not in deployed.shapes:
             try:
                 await self._readiness.ready(deployed, key, shapes, time.monotonic() + DELIVERY_SECONDS)
@@ -392,6 +432,10 @@ class Deployments:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for one in self._all.values():
+            if one.batcher is not None:
+                await one.batcher.close(Unavailable("the aggregator is ending"))
+        await self._wholes.close()
         await self._runner.close()
 
     def _go(self, work: Awaitable[None]) -> None:

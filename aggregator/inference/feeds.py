@@ -14,7 +14,13 @@ import numpy as np
 
 from aggregator.bounds.budget import Lease
 from edge_attention.core.errors import InvalidArgument, InvalidTensor, ResourceExhausted
-from edge_attention.core.messages.inference import INFER_BYTES, PIECE_BYTES, ModelTensor, TensorPiece
+from edge_attention.core.messages.inference import (
+    ANY_RANK,
+    INFER_BYTES,
+    PIECE_BYTES,
+    ModelTensor,
+    TensorPiece,
+)
 from edge_attention.core.schedule.schedule import Schedule
 from edge_attention.core.tensors import MAX_RANK, Array, DataType
 
@@ -104,6 +110,8 @@ def require_inputs(inputs: Sequence[ModelTensor], arrays: Mapping[str, Array]) -
     """
     sizes: dict[str, tuple[int, str]] = {}
     for one in inputs:
+        if one.shape == (ANY_RANK,):
+            continue
         for axis, (name, size) in enumerate(zip(one.shape, arrays[one.name].shape, strict=True)):
             if name == "?" or name.isdigit():
                 continue
@@ -165,8 +173,11 @@ def _require(wanted: ModelTensor, data_type: DataType, shape: Sequence[int]) -> 
             f"input {wanted.name!r} is {data_type.value}; the model wants {said(wanted)}: convert it with "
             f".astype({wanted.data_type.value!r})"
         )
-    fits = len(shape) == len(wanted.shape) and all(
-        not want.isdigit() or int(want) == have for want, have in zip(wanted.shape, shape, strict=True)
+    fits = wanted.shape == (ANY_RANK,) or (
+        len(shape) == len(wanted.shape)
+        and all(
+            not want.isdigit() or int(want) == have for want, have in zip(wanted.shape, shape, strict=True)
+        )
     )
     if not fits:
         raise InvalidTensor(f"input {wanted.name!r} is {list(shape)}; the model wants {said(wanted)}")

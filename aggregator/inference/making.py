@@ -12,7 +12,6 @@ from aggregator.engine.recipe import Engine
 from aggregator.inference import planner
 from aggregator.inference.cut_request import CutRequest
 from aggregator.inference.deployed import Deployed
-from aggregator.inference.feeds import shape_key, shape_text
 from aggregator.inference.placement import plan_word
 from aggregator.inference.plan_nodes import PlanNodes, Telling
 from aggregator.store.deployments import DeploymentFolder, DeploymentFolders
@@ -44,15 +43,14 @@ class DeploymentMaking:
             into = work / "cut"
             asked = CutRequest(
                 str(deployed.folder.model), str(into), request.plan or "auto", "", file, nodes,
-                request.replicas, {}, request.dimensions, {}, request.halves,
+                request.replicas, {}, request.dimensions, {}, request.halves, rows=request.max_batch > 1,
             )  # fmt: skip
             planned = await planner.make(asked, work)
-            key = shape_key(planned.shapes)
-            await asyncio.to_thread(into.rename, deployed.folder.shape(key))
+            await asyncio.to_thread(into.rename, deployed.folder.shape(planned.key))
         deployed.planned = planned
         if loads_plan(planned.plan).halves:  # said by a plan's file
             deployed.request = replace(deployed.request, halves=True)
-        deployed.texts[key] = shape_text(planned.shapes)
+        deployed.texts[planned.key] = planned.key_text
         self._nodes.require_fits(deployed, planned)
         deployed.life.planned(time.monotonic())
         deployed.change()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from aggregator.observe.metrics import Metrics
 from edge_attention.core.messages.inference import DeploymentState, InferReport
 
 MODELS = 200
 """Models, and nodes, that have series."""
-STAGES = ("all", "ready", "run", "turn", "wait", "fold")
+STAGES = ("all", "queue", "ready", "run", "turn", "wait", "fold")
 OUTCOMES = ("exact", "partial", "failed")
 
 
@@ -33,8 +33,9 @@ class InferenceMetrics:
         )
         self.seconds = make.histogram(
             "infer_seconds",
-            "Seconds of a request to a model by stage. ready: until nodes were ready for its shape. turn: "
-            "until it could run. run: in graphs, at the slowest part. wait: for nodes. fold: here. all.",
+            "Seconds of a request to a model by stage. queue: until it was its turn. ready: until nodes were "
+            "ready for its shape. turn: until it could run. run: in graphs, at the slowest part. wait: for "
+            "nodes. fold: here. all.",
             "stage",
         )
         self.model_seconds = make.histogram("infer_model_seconds", "Seconds of a request by model.", "model")
@@ -47,6 +48,9 @@ class InferenceMetrics:
         )
         self.cuts = make.histogram(
             "cut_seconds", "Seconds to cut a deployed model for another shape of inputs."
+        )
+        self.batches = make.histogram(
+            "infer_batch_rows", "Rows of batches in which requests to models run; 1: of one by itself."
         )
         for outcome in OUTCOMES:
             self.requests.labels(outcome)
@@ -65,6 +69,10 @@ class InferenceMetrics:
         self.bytes.labels("down").inc(report.bytes_down)
         self.bytes.labels("up").inc(report.bytes_up)
         self.again.inc(report.again)
+
+    def batched(self, requests: int, rows: int, waited: Sequence[float]) -> None:
+        """A batch of requests has begun, which waited so long."""
+        self.batches.observe(rows)
 
     def failed(self) -> None:
         """A request ended with an error."""

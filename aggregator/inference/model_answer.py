@@ -42,6 +42,7 @@ class ModelAnswer:
         sent, received: node -> bytes of tensors.
         moves: how often a part went on on another node.
         segments: all that ran, in the order in which they ended, step by step.
+        rows: of the batch that it ran in with others; 0: it ran alone.
     """
 
     results: Mapping[str, Array]
@@ -53,3 +54,4 @@ class ModelAnswer:
     received: Mapping[str, int]
     moves: int = 0
     segments: tuple[SegmentRun, ...] = ()
+    rows: int = 0

@@ -86,6 +86,8 @@ def _model(model: DeployedModel, times: ModelTimes | None) -> dict[str, Any]:
         "requests": model.requests,
         "failed": model.failed,
         "in_flight": model.in_flight,
+        "queued": model.queued,
+        "batching": model.batching,
         "seconds": {k: number(v, 3) for k, v in times.seconds.items()} if times else {},
         "part_seconds": {k: number(v, 3) for k, v in list(times.part_seconds.items())[:PARTS]}
         if times

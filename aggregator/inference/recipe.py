@@ -16,12 +16,13 @@ from aggregator.inference.protocol.service import OpenInferenceApi
 from aggregator.inference.protocol.statistics import InferenceCounts
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.service import InferenceApi
+from aggregator.inference.whole.whole_runner import WholeRunner
 
 
 def inference(engine: Engine) -> Recipe:
     """Answers with whole models. Deployments of an earlier life are back when the server resumes."""
     metrics, activity = InferenceMetrics(engine.metrics), InferenceActivity()
-    deployments = Deployments(engine, ModelRunner(engine), metrics)
+    deployments = Deployments(engine, ModelRunner(engine), WholeRunner(engine), metrics)
     asker = ModelAsker(deployments, metrics, activity, InferenceCounts())
     api = InferenceApi(asker, engine.budgets, engine.turns)
     plane = DataPlane([DeployedModels(asker)], engine.budgets)

@@ -119,7 +119,7 @@ class InferenceApi:
             coming = each_within(
                 requests, INFER_IDLE_SECONDS, "the next message of the request", INFER_COMING_SECONDS
             )
-            seconds, partial = INFER_SECONDS, False
+            seconds, partial, priority = INFER_SECONDS, False, 0
             outputs: tuple[str, ...] = ()
             async with aclosing(coming):
                 async for request in coming:
@@ -130,6 +130,7 @@ class InferenceApi:
                         feeds = Feeds(found.planned.inputs, room)
                         seconds = _seconds(request.deadline_seconds)
                         outputs, partial = _outputs(found, request.outputs), request.partial
+                        priority = request.priority
                     elif request.model not in ("", asking.deployed.name):
                         raise InvalidArgument("one request goes to one model")
                     for piece in request.pieces:
@@ -140,7 +141,14 @@ class InferenceApi:
             left = call.time_remaining()
             seconds = min(seconds, MAX_INFER_SECONDS if left is None else max(float(left), 0.0))
             return await asking.answer(
-                feeds.arrays(), outputs, seconds, caller_of(call), room, most=INFER_BYTES, partial=partial
+                feeds.arrays(),
+                outputs,
+                seconds,
+                caller_of(call),
+                room,
+                most=INFER_BYTES,
+                partial=partial,
+                priority=priority,
             )
 
 

@@ -18,9 +18,11 @@ from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.model_answer import SegmentRun
 from aggregator.inference.plan_nodes import PlanNodes
 from aggregator.inference.runner import ModelRunner
+from aggregator.inference.whole.whole_runner import WholeRunner
 from aggregator.store.deployments import DeploymentFolders
 from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted
 from edge_attention.core.schedule import saved
+from edge_attention.core.schedule.whole import WHOLE_FILE, WholeModel
 from edge_attention.graphs.axes.folder import CutFolder
 
 __all__ = ["DELIVERY_SECONDS", "ShapeReadiness"]
@@ -37,6 +39,7 @@ class ShapeReadiness:
         engine: Engine,
         folders: DeploymentFolders,
         runner: ModelRunner,
+        wholes: WholeRunner,
         nodes: PlanNodes,
         metrics: InferenceMetrics,
     ) -> None:
@@ -44,6 +47,7 @@ class ShapeReadiness:
         self._budgets = engine.budgets
         self._folders = folders
         self._runner = runner
+        self._wholes = wholes
         self._nodes = nodes
         self._metrics = metrics
 
@@ -51,13 +55,22 @@ class ShapeReadiness:
         self, deployed: Deployed, key: str, told: Callable[[str, int, int], None], seconds: float
     ) -> None:
         """Have the nodes ready for requests of this shape, which is cut."""
-        assert deployed.planned is not None
+        planned = deployed.planned
+        assert planned is not None
         folder = deployed.folder.shape(key)
+        if planned.whole:
+            whole = WholeModel.loads(await asyncio.to_thread((folder / WHOLE_FILE).read_text))
+            await self._wholes.prepare(
+                deployed.id, whole, CutFolder(deployed.folder.model, folder), planned.holders, planned.inputs,
+                planned.outputs, planned.shapes, told, seconds=seconds,
+            )  # fmt: skip
+            deployed.shapes.add(key)
+            return
         schedule = await asyncio.to_thread(lambda: saved.loads((folder / "schedule.json").read_text()))
         files = await asyncio.to_thread(CutFolder, deployed.folder.model, folder)
         warmed: list[SegmentRun] = []
         await self._runner.prepare(
-            deployed.id, key, schedule, files, deployed.planned.holders, told,
+            deployed.id, key, schedule, files, planned.holders, told,
             halves=deployed.request.halves, seconds=seconds, warmed=warmed.append,
         )  # fmt: skip
         await self._nodes.measures.answered(folder, warmed, self._nodes.threads(), links=False)
@@ -92,12 +105,13 @@ class ShapeReadiness:
         planned = deployed.planned
         assert planned is not None
         target = deployed.folder.shape(key)
-        if not await asyncio.to_thread((target / "schedule.json").is_file):
+        made = target / (WHOLE_FILE if planned.whole else "schedule.json")
+        if not await asyncio.to_thread(made.is_file):
             begun = time.monotonic()
             with self._budgets.take(DEPLOYING, caller):
                 await self._cut(deployed, planned, shapes, target)
             self._metrics.cut(time.monotonic() - begun)
-        deployed.texts[key] = shape_text(shapes)
+        deployed.texts[key] = planned.key_text if planned.whole else shape_text(shapes)
         await self.prepare(deployed, key, _nobody, DELIVERY_SECONDS)
         for gone in deployed.shapes.surplus():
             deployed.texts.pop(gone, None)
@@ -110,7 +124,7 @@ class ShapeReadiness:
             into = work / "cut"
             asked = CutRequest(
                 str(deployed.folder.model), str(into), plan=planned.plan, holders=planned.holders,
-                shapes=shapes, halves=deployed.request.halves,
+                shapes=shapes, halves=deployed.request.halves, whole=planned.whole,
             )  # fmt: skip
             await planner.make(asked, work)
             await asyncio.to_thread(into.rename, target)

@@ -23,6 +23,8 @@ from edge_attention.cli.output import (
 from edge_attention.client.models import MAX_DEADLINE, ModelResult
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.inference import (
+    MAX_BATCH,
+    MAX_QUEUE_DELAY,
     DeployedModel,
     DeploymentState,
     DeployProgress,
@@ -39,7 +41,7 @@ _DEPLOY_EPILOG = """
 \b
 Plans:
   auto       what is predicted to be fastest, one box included
-  replicate  each node has all of the model; requests go to different nodes
+  replicate  each node has all of the model, any ONNX file; requests go to different nodes
   layers     each node has some layers, one after the other: for models larger than a box
   heads      each node has some attention heads and some of each feed-forward layer
   tokens     each node has some tokens; tokens:gather, tokens:switch, tokens:merge say how they meet
@@ -74,6 +76,18 @@ Examples:
     "for the first of an input, 128 for the others; requests may have other sizes.",
 )
 @click.option("--halves", is_flag=True, help="Activations pass in float16: half the bytes, not exact.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, MAX_BATCH),
+    help="Rows of requests that run together at most, where the model's rows do not meet. By default each "
+    "request runs by itself.",
+)
+@click.option(
+    "--max-queue-delay",
+    type=click.FloatRange(0, 1000 * MAX_QUEUE_DELAY),
+    metavar="MILLISECONDS",
+    help="So long a request waits for others to run with, while others are under way; alone it never waits.",
+)
 @json_option
 @click.pass_obj
 def deploy(
@@ -85,6 +99,8 @@ def deploy(
     replicas: int | None,
     sizes: tuple[str, ...],
     halves: bool,
+    max_batch: int | None,
+    max_queue_delay: float | None,
     as_json: bool,
 ) -> None:
     """Cut the ONNX file MODEL into parts, bring them to nodes, and have it answer as one.
@@ -103,6 +119,8 @@ def deploy(
                 replicas=replicas,
                 dimensions=dimensions,
                 halves=halves,
+                max_batch=max_batch,
+                max_queue_delay=max_queue_delay / 1000 if max_queue_delay else None,
                 progress=told,
             )
         except KeyboardInterrupt:
@@ -174,6 +192,13 @@ def models(address: str, name: str | None, as_json: bool) -> None:
     help="Seconds; then it ends with an error that says what was waited for. By default 60.",
 )
 @click.option(
+    "--priority",
+    type=click.IntRange(1, 16),
+    default=8,
+    show_default=True,
+    help="Among requests of the model that wait: 1 goes first.",
+)
+@click.option(
     "--partial",
     is_flag=True,
     help="An answer that lacks parts will do at the deadline; it says so, exit code 3.",
@@ -186,13 +211,14 @@ def infer(
     inputs: tuple[str, ...],
     output: Path | None,
     deadline: float | None,
+    priority: int,
     partial: bool,
     as_json: bool,
 ) -> None:
     """Ask the deployed model NAME: its outputs, what they stand on, and where the time went."""
     arrays = _arrays(inputs)
     with connect(address) as client:
-        answer = client.model(name).infer(arrays, deadline=deadline, partial=partial)
+        answer = client.model(name).infer(arrays, deadline=deadline, partial=partial, priority=priority)
     if output is not None:
         _save(output, answer)
     if as_json:
@@ -233,6 +259,8 @@ def print_model(model: DeployedModel) -> None:
         say(f"  ready for {'; '.join(model.shapes)}")
     if model.coverage < 1:
         say(f"  NOT WHOLE: the parts do {model.coverage:.1%} of the model; lacking: {model.lacking}")
+    if model.batching:
+        say(f"  batches {model.batching}")
     for note in model.notes:
         say(f"  {note}")
     if model.parts:

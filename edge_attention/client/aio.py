@@ -222,6 +222,8 @@ class AsyncClient:
         replicas: int | None = None,
         dimensions: Mapping[str, int] | None = None,
         halves: bool = False,
+        max_batch: int | None = None,
+        max_queue_delay: float | None = None,
         progress: OnDeploy | None = None,
     ) -> AsyncServedModel:
         """Cut an ONNX model, bring its parts to nodes, and have it serve as `name`.
@@ -236,13 +238,16 @@ class AsyncClient:
             replicas: nodes that hold each part; None: one, of a model that is not cut all.
             dimensions: sizes of the model's open dimensions, by name, of the requests it is made for.
             halves: activations pass in float16, so that the answer has the error of their rounding.
+            max_batch: rows of requests that run together at most, where the model's rows do not meet;
+                None: each request by itself.
+            max_queue_delay: seconds that one waits for others to run with, while others are under way.
             progress: told how far it is.
 
         Raises:
             InvalidGraph: the model cannot be cut so; says why.
             ResourceExhausted: it does not fit; says where and by how much.
         """
-        request = request_of(name, plan, nodes, replicas, dimensions, halves)
+        request = request_of(name, plan, nodes, replicas, dimensions, halves, max_batch, max_queue_delay)
         if progress is not None and not callable(progress):
             raise InvalidArgument(f"progress is {values.said(progress)}; give what can be called")
         return await deploy(self.connection, model, request, progress or (lambda _: None))

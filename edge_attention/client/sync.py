@@ -182,6 +182,8 @@ class Client:
         replicas: int | None = None,
         dimensions: Mapping[str, int] | None = None,
         halves: bool = False,
+        max_batch: int | None = None,
+        max_queue_delay: float | None = None,
         progress: OnDeploy | None = None,
     ) -> ServedModel:
         """Cut an ONNX model, bring its parts to nodes, and have it serve as `name`; see AsyncClient.deploy.
@@ -196,6 +198,8 @@ class Client:
             replicas=replicas,
             dimensions=dimensions,
             halves=halves,
+            max_batch=max_batch,
+            max_queue_delay=max_queue_delay,
             progress=progress,
         )
         return ServedModel(self, self._wait(made))
@@ -235,10 +239,11 @@ class ServedModel:
         deadline: float | None = None,
         outputs: Sequence[str] = (),
         partial: bool = False,
+        priority: int = 0,
     ) -> ModelResult:
         """The model's answer to `inputs`, name -> array, by name; see AsyncServedModel.infer."""
         return self._client._wait(
-            self._model.infer(inputs, deadline=deadline, outputs=outputs, partial=partial)
+            self._model.infer(inputs, deadline=deadline, outputs=outputs, partial=partial, priority=priority)
         )
 
     def describe(self) -> DeployedModel:

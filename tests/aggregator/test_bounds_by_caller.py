@@ -27,11 +27,14 @@ from aggregator.bounds.budget import Budget, Budgets
 from aggregator.engine import arriving
 from aggregator.engine.counted import counted
 from aggregator.inference.activity import InferenceActivity
+from aggregator.inference.asking import ModelAsker
 from aggregator.inference.deployments import Deployments
 from aggregator.inference.feeds import pieces
 from aggregator.inference.metrics import InferenceMetrics
+from aggregator.inference.protocol.statistics import InferenceCounts
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.service import InferenceApi
+from aggregator.inference.whole.whole_runner import WholeRunner
 from aggregator.training import runs as runs_module
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
@@ -455,15 +458,15 @@ def test_models_being_cut_and_requests_to_them(tmp_path):
             bulk=house.bulk,
         )
         metrics = InferenceMetrics(house.metrics)
-        deployments = Deployments(engine, ModelRunner(engine), metrics)
-        api = InferenceApi(deployments, metrics, InferenceActivity(), b.budgets)
-        house.node("a")
+        deployments = Deployments(engine, ModelRunner(engine), WholeRunner(engine), metrics)
+        asker = ModelAsker(deployments, metrics, InferenceActivity(), InferenceCounts())
+        api = InferenceApi(asker, b.budgets)
+        for name in "ab":
+            house.node(name)
         digest = house.state.put_blob(model.SerializeToString())
 
         def deploy(name):
-            return api.deploy(
-                inference.DeployRequest(name, digest, {}, "replicate", b"", (), 0, {}, False), ME
-            )
+            return api.deploy(inference.DeployRequest(name, digest, plan="batch", dimensions={"rows": 2}), ME)
 
         async def asked(rows, gate=None):
             if gate is not None:
@@ -481,10 +484,10 @@ def test_models_being_cut_and_requests_to_them(tmp_path):
         assert [event async for event in under_way][-1].state.value == "serving"
 
         gate = asyncio.Event()
-        first = asyncio.create_task(infer(1, gate))
+        first = asyncio.create_task(infer(2, gate))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="bound inferences: there are 1 of 2"):
-            await infer(1)
+            await infer(2)
         gate.set()
         assert (await first)[0].report.exact
         # Cutting for another shape is at the cost of who asks: others' deployments go on.
@@ -492,8 +495,8 @@ def test_models_being_cut_and_requests_to_them(tmp_path):
             b.budgets.take(bounds.DEPLOYING, "me"),
             pytest.raises(Overloaded, match=r"bound deploying: .* 1 of them"),
         ):
-            await infer(3)
-        assert (await infer(3))[0].report.exact
+            await infer(4)
+        assert (await infer(4))[0].report.exact
         await api.undeploy(inference.UndeployRequest("m"), ME)
         b.nothing_held()
         await deployments.close()

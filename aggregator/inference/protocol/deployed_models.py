@@ -9,7 +9,7 @@ from aggregator.inference.deployed import Deployed
 from aggregator.inference.protocol.served import CheckedRequest, ModelAnswered
 from edge_attention.core.datatypes import datatype_of
 from edge_attention.core.errors import FailedPrecondition
-from edge_attention.core.messages.inference import DeploymentState, ModelTensor
+from edge_attention.core.messages.inference import ANY_RANK, DeploymentState, ModelTensor
 from edge_attention.core.messages.open_inference import (
     ConfiguredInput,
     ConfiguredOutput,
@@ -181,4 +181,4 @@ def _batched(tensors: Sequence[ModelTensor]) -> bool:
     """Whether all begin with one open dimension: that of a batch."""
     first = {one.shape[0] if one.shape else "?" for one in tensors}
     (name, *more) = first or {"?"}
-    return not more and name != "?" and not name.isdigit()
+    return not more and name not in ("?", ANY_RANK) and not name.isdigit()

@@ -20,6 +20,15 @@ PIECE_BYTES = 1024 * 1024
 PLAN_FILE_BYTES = 2 * 1024 * 1024
 """Bytes of a plan that is said in full."""
 
+ANY_RANK = "..."
+"""The one dimension of a tensor of which a model says none: it has any number of them."""
+
+MAX_BATCH = 1024
+"""Rows of requests that run together, at most."""
+
+MAX_QUEUE_DELAY = 10.0
+"""Seconds that a request may be made to wait for others to run with."""
+
 FILES = 1024
 """Files of a model besides the ONNX file."""
 
@@ -60,6 +69,8 @@ class DeployRequest:
     replicas: int = 0
     dimensions: Mapping[str, int] = field(default_factory=dict)
     halves: bool = False
+    max_batch: int = 0
+    max_queue_delay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class DeployProgress:
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """An input or output: by dimension a size, or the name of what is left open."""
+    """An input or output: by dimension a size, or the name of what is left open; or ANY_RANK alone."""
 
     name: str
     data_type: DataType
@@ -125,6 +136,11 @@ class DeployedModel:
         considered: plans that were not taken.
         shapes: of inputs it is prepared for, the one used last first.
         requests, failed, in_flight: answered, ended by an error, and under way, since the aggregator began.
+        whole: it is not cut: inputs of any sizes, results of whatever sizes they turn out to have.
+        max_batch, max_queue_delay: rows of requests that may run together (0 and 1: none), and seconds that
+            one may wait for others.
+        batching: in words, whether requests run together, or why not.
+        queued: of those under way, how many wait for their turn.
     """
 
     name: str
@@ -149,6 +165,11 @@ class DeployedModel:
     failed: int = 0
     in_flight: int = 0
     notes: tuple[str, ...] = ()
+    whole: bool = False
+    max_batch: int = 0
+    max_queue_delay: float = 0.0
+    batching: str = ""
+    queued: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,18 +225,25 @@ class TensorPiece:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A message of a request; all but `pieces` counts in the first."""
+    """A message of a request; all but `pieces` counts in the first.
+
+    `priority`: 1 goes first, 16 last; 0 is 8.
+    """
 
     model: str
     deadline_seconds: float | None = None
     outputs: tuple[str, ...] = ()
     partial: bool = False
     pieces: tuple[TensorPiece, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True)
 class InferReport:
-    """What an answer stands on, and what it took. Seconds by stage and, in graphs, by part."""
+    """What an answer stands on, and what it took. Seconds by stage and, in graphs, by part.
+
+    `rows`: of the batch that it ran in with others; 0: it ran alone.
+    """
 
     version: int
     exact: bool
@@ -229,6 +257,7 @@ class InferReport:
     trips: int = 0
     again: int = 0
     outputs: tuple[ModelTensor, ...] = ()
+    rows: int = 0
 
 
 @dataclass(frozen=True)

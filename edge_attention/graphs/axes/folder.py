@@ -26,7 +26,7 @@ from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.emit import Emitted
 from edge_attention.graphs.axes.model_reading import OpenModel, WeightPlace, mapped
 
-__all__ = ["CutFolder", "write_cut"]
+__all__ = ["CutFolder", "write_cut", "write_file", "write_weights"]
 
 
 def write_cut(emitted: Emitted, model: OpenModel, folder: Path) -> None:
@@ -37,25 +37,30 @@ def write_cut(emitted: Emitted, model: OpenModel, folder: Path) -> None:
     for name in ("graphs", "constants"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for digest, data in emitted.graphs.items():
-        _write(folder / "graphs" / f"{digest}.onnx", data)
+        write_file(folder / "graphs" / f"{digest}.onnx", data)
     for digest, value in emitted.constants.items():
-        _write(folder / "constants" / digest, value.tobytes())
-    needed = {
+        write_file(folder / "constants" / digest, value.tobytes())
+    needed = frozenset(
         source.name
         for step in emitted.schedule.steps
         for segment in step.segments
         for source in segment.inputs.values()
         if isinstance(source, Weight)
-    }
+    )
+    write_weights(model, needed, folder)
+    # Last: a folder that has it has all.
+    write_file(folder / "schedule.json", dumps(emitted.schedule).encode())
+
+
+def write_weights(model: OpenModel, needed: frozenset[str], folder: Path) -> None:
+    """Write where these initializers are; of small ones, what they are. Raises OSError as the disk does."""
     places = {name: _row(place) for name, place in model.places.items() if name in needed}
     small = {
         tensor.name: _held(numpy_helper.to_array(tensor))
         for tensor in model.model.graph.initializer
         if tensor.name in needed and tensor.name not in places
     }
-    _write(folder / "weights.json", json.dumps({"places": places, "small": small}).encode())
-    # Last: a folder that has it has all.
-    _write(folder / "schedule.json", dumps(emitted.schedule).encode())
+    write_file(folder / "weights.json", json.dumps({"places": places, "small": small}).encode())
 
 
 class CutFolder:
@@ -129,8 +134,8 @@ def _held(value: Array) -> list[Any]:
     return [value.dtype.name, list(value.shape), value.tobytes().hex()]
 
 
-def _write(path: Path, data: bytes) -> None:
-    """All of it or nothing."""
+def write_file(path: Path, data: bytes) -> None:
+    """All of it or nothing; what is there of a digest stays."""
     if path.exists() and path.suffix != ".json":
         return
     beside = path.with_name(f"{path.name}.part")

@@ -106,6 +106,8 @@ class DeployRequest(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     HALVES_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_DELAY_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What it is called: 1 to 64 letters, digits, '.', '_' and '-'."""
@@ -121,6 +123,10 @@ class DeployRequest(_message.Message):
     """Nodes that hold each part. 0 is 1; of a model that is not cut, all."""
     halves: _builtins.bool
     """Activations pass in float16."""
+    max_batch: _builtins.int
+    """Rows of requests that run together at most, where the model's rows do not meet. 0, 1: each request by itself."""
+    max_queue_delay: _builtins.float
+    """Seconds that a request waits for others to run with, while others are under way. One alone never waits."""
     checksum: _builtins.int
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -146,11 +152,13 @@ class DeployRequest(_message.Message):
         replicas: _builtins.int = ...,
         dimensions: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         halves: _builtins.bool = ...,
+        max_batch: _builtins.int = ...,
+        max_queue_delay: _builtins.float = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "dimensions", b"dimensions", "files", b"files", "halves", b"halves", "model", b"model", "name", b"name", "nodes", b"nodes", "plan", b"plan", "plan_file", b"plan_file", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "dimensions", b"dimensions", "files", b"files", "halves", b"halves", "max_batch", b"max_batch", "max_queue_delay", b"max_queue_delay", "model", b"model", "name", b"name", "nodes", b"nodes", "plan", b"plan", "plan_file", b"plan_file", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
@@ -242,7 +250,9 @@ class ModelTensor(_message.Message):
     data_type: _tensor_pb2.DataType.ValueType
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """By dimension a size, or the name of what the model leaves open ("?" if it has none)."""
+        """By dimension a size, or the name of what the model leaves open ("?" if it has none). "..." alone: the model
+        does not say how many dimensions there are.
+        """
 
     def __init__(
         self,
@@ -360,6 +370,11 @@ class DeployedModel(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_DELAY_FIELD_NUMBER: _builtins.int
+    BATCHING_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     """Of the deployments of this name, from 1."""
@@ -383,6 +398,14 @@ class DeployedModel(_message.Message):
     failed: _builtins.int
     in_flight: _builtins.int
     """Now under way."""
+    whole: _builtins.bool
+    """It is not cut: inputs may have any sizes, and results have those they turn out to have."""
+    max_batch: _builtins.int
+    max_queue_delay: _builtins.float
+    batching: _builtins.str
+    """For a person: whether requests run together, or why not."""
+    queued: _builtins.int
+    """Of those under way, how many wait for their turn."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelTensor]: ...
     @_builtins.property
@@ -426,10 +449,15 @@ class DeployedModel(_message.Message):
         failed: _builtins.int = ...,
         in_flight: _builtins.int = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        whole: _builtins.bool = ...,
+        max_batch: _builtins.int = ...,
+        max_queue_delay: _builtins.float = ...,
+        batching: _builtins.str = ...,
+        queued: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "considered", b"considered", "coverage", b"coverage", "created", b"created", "detail", b"detail", "digest", b"digest", "failed", b"failed", "halves", b"halves", "in_flight", b"in_flight", "inputs", b"inputs", "lacking", b"lacking", "name", b"name", "notes", b"notes", "outputs", b"outputs", "owner", b"owner", "parts", b"parts", "plan", b"plan", "plan_text", b"plan_text", "requests", b"requests", "shapes", b"shapes", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "bytes", b"bytes", "considered", b"considered", "coverage", b"coverage", "created", b"created", "detail", b"detail", "digest", b"digest", "failed", b"failed", "halves", b"halves", "in_flight", b"in_flight", "inputs", b"inputs", "lacking", b"lacking", "max_batch", b"max_batch", "max_queue_delay", b"max_queue_delay", "name", b"name", "notes", b"notes", "outputs", b"outputs", "owner", b"owner", "parts", b"parts", "plan", b"plan", "plan_text", b"plan_text", "queued", b"queued", "requests", b"requests", "shapes", b"shapes", "state", b"state", "version", b"version", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -672,6 +700,7 @@ class InferRequest(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     PARTIAL_FIELD_NUMBER: _builtins.int
     PIECES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """In the first message."""
@@ -679,6 +708,8 @@ class InferRequest(_message.Message):
     """In the first message: seconds. Absent: the server's default."""
     partial: _builtins.bool
     """In the first message: an answer that lacks parts will do, at the deadline, labelled."""
+    priority: _builtins.int
+    """In the first message: 1 goes first, 16 last; 0 is 8."""
     checksum: _builtins.int
     @_builtins.property
     def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -694,11 +725,12 @@ class InferRequest(_message.Message):
         outputs: _abc.Iterable[_builtins.str] | None = ...,
         partial: _builtins.bool = ...,
         pieces: _abc.Iterable[Global___TensorPiece] | None = ...,
+        priority: _builtins.int = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "model", b"model", "outputs", b"outputs", "partial", b"partial", "pieces", b"pieces"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "model", b"model", "outputs", b"outputs", "partial", b"partial", "pieces", b"pieces", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
@@ -820,6 +852,7 @@ class InferReport(_message.Message):
     TRIPS_FIELD_NUMBER: _builtins.int
     AGAIN_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the deployment that answered."""
     exact: _builtins.bool
@@ -833,6 +866,8 @@ class InferReport(_message.Message):
     trips: _builtins.int
     again: _builtins.int
     """Segments that were done again, as their node was gone."""
+    rows: _builtins.int
+    """Of the batch that it ran in with others; 0: it ran alone."""
     @_builtins.property
     def seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Seconds by stage: queue, prepare, run, network, fold, all."""
@@ -862,10 +897,11 @@ class InferReport(_message.Message):
         trips: _builtins.int = ...,
         again: _builtins.int = ...,
         outputs: _abc.Iterable[Global___ModelTensor] | None = ...,
+        rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "coverage", b"coverage", "exact", b"exact", "lacking", b"lacking", "nodes", b"nodes", "outputs", b"outputs", "part_seconds", b"part_seconds", "seconds", b"seconds", "trips", b"trips", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "coverage", b"coverage", "exact", b"exact", "lacking", b"lacking", "nodes", b"nodes", "outputs", b"outputs", "part_seconds", b"part_seconds", "rows", b"rows", "seconds", b"seconds", "trips", b"trips", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

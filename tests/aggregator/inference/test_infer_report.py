@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from aggregator.inference.asking import _report
 from aggregator.inference.model_answer import ModelAnswer
-from aggregator.inference.service import _report
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_what_is_rounded_between_parts_is_not_called_exact(halves, parts, covera
     lacking = "" if coverage == 1.0 else "heads 6-11"
     answer = ModelAnswer({}, coverage == 1.0, coverage, lacking, seconds, {}, {})
     deployed: Any = SimpleNamespace(version=1, request=SimpleNamespace(halves=halves))
-    report = _report(cast(Any, deployed), answer, {"y": np.zeros(2, np.float32)}, 0.2)
+    report = _report(cast(Any, deployed), answer, {"y": np.zeros(2, np.float32)}, 0.2, 1000)
     assert (report.exact, report.coverage) == (exact, coverage)
     assert bool(report.lacking) == (not exact)
     assert ("float16" in report.lacking) == (halves and not exact)

@@ -11,6 +11,7 @@ from aggregator.bounds.budget import Budgets
 from aggregator.inference.deployments import Deployments
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.runner import ModelRunner
+from aggregator.inference.whole.whole_runner import WholeRunner
 from aggregator.store.deployments import DeploymentFolders
 
 
@@ -26,7 +27,9 @@ def test_nodes_free_what_a_killed_aggregator_had_begun_to_deploy(tmp_path):
         folders = DeploymentFolders(house.state)
         folders.remove(folders.make("gone-1", house.state.put_blob(b"onnx"), {})[0])
         folders.make("killed-2", house.state.put_blob(b"onnx"), {})
-        deployments = Deployments(engine, ModelRunner(engine), InferenceMetrics(house.metrics))
+        deployments = Deployments(
+            engine, ModelRunner(engine), WholeRunner(engine), InferenceMetrics(house.metrics)
+        )
         deployments.recall()
         member = house.node("a").member
         # Each time it comes: nobody knows whether it was there.

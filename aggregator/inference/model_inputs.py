@@ -1,0 +1,123 @@
+"""A model's inputs and outputs as clients see them, and the forms inputs have where nobody says all sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, helper
+
+from aggregator.inference.cut_request import CutRequest
+from aggregator.inference.deployed import DESCRIBED_BYTES, described_bytes
+from edge_attention.core.errors import InvalidArgument, InvalidGraph
+from edge_attention.core.messages.inference import ANY_RANK, ModelTensor
+from edge_attention.core.schedule.schedule import TensorForm
+from edge_attention.core.tensors import DataType
+from edge_attention.graphs.axes.model_reading import OpenModel
+
+__all__ = ["OTHERS", "feeds_of", "tensors_of"]
+
+FIRST, OTHERS = 1, (128, 64, 32, 16, 8)
+"""Sizes of open dimensions that nobody says: of the first of an input, and of others, the first that fits: a
+model may have positions for fewer."""
+
+
+def tensors_of(model: OpenModel) -> tuple[tuple[ModelTensor, ...], tuple[ModelTensor, ...]]:
+    """The model's inputs and outputs.
+
+    Raises:
+        InvalidGraph: one is no tensor, or of elements that do not travel, or they are too long to describe.
+    """
+    weights = {tensor.name for tensor in model.model.graph.initializer}
+    inputs = tuple(_tensor(value) for value in model.model.graph.input if value.name not in weights)
+    outputs = tuple(map(_tensor, model.model.graph.output))
+    if (size := described_bytes((*inputs, *outputs))) > DESCRIBED_BYTES:
+        raise InvalidGraph(
+            f"the names and dimensions of the model's inputs and outputs have {size:,} bytes, and "
+            f"{DESCRIBED_BYTES:,} is the most (DESCRIBED_BYTES): export it with fewer, or shorter names"
+        )
+    return inputs, outputs
+
+
+def feeds_of(inputs: Sequence[ModelTensor], request: CutRequest, others: int) -> dict[str, TensorForm]:
+    """The inputs' forms: as a request has them, or of the sizes that were said, or by default.
+
+    Raises:
+        InvalidArgument: a size is said of a dimension that the model does not have.
+    """
+    if request.shapes:
+        return {one.name: TensorForm(one.data_type.value, tuple(request.shapes[one.name])) for one in inputs}
+    first = {one.shape[0] for one in inputs if one.shape}
+    known = {name for one in inputs for name in one.shape} | {
+        f"{one.name}.{axis}" for one in inputs for axis in range(len(one.shape))
+    }
+    for name in request.dimensions:
+        if name not in known or name.isdigit() or name in ("?", ANY_RANK):
+            open_names = {n for one in inputs for n in one.shape if n not in ("?", ANY_RANK)}
+            names = sorted(n for n in open_names if not n.isdigit())
+            raise InvalidArgument(
+                f"the model has no open dimension {name[:80]!r}; it has "
+                f"{', '.join(names) or 'none by name'}: one without a name is called INPUT.AXIS"
+            )
+
+    def size(one: ModelTensor, axis: int) -> int:
+        name = one.shape[axis]
+        if name.isdigit():
+            return int(name)
+        own = request.dimensions.get(f"{one.name}.{axis}")
+        said = request.dimensions.get(name) if own is None and name != "?" else own
+        if said is not None:
+            return said
+        return FIRST if axis == 0 or (name != "?" and name in first) else others
+
+    return {
+        one.name: TensorForm(
+            one.data_type.value,
+            () if one.shape == (ANY_RANK,) else tuple(size(one, a) for a in range(len(one.shape))),
+        )
+        for one in inputs
+    }
+
+
+def _tensor(value: ValueInfoProto) -> ModelTensor:
+    kind = value.type.WhichOneof("value")
+    if kind in _NO_TENSORS:
+        raise InvalidGraph(
+            f"{value.name!r} of the model is {_NO_TENSORS[kind]}; only tensors travel: export the model with "
+            "its tensors as inputs and outputs of their own"
+        )
+    tensor = value.type.tensor_type
+    if tensor.elem_type == TensorProto.STRING:
+        raise InvalidGraph(
+            f"{value.name!r} of the model is text; graphs compute with numbers here: put what makes numbers "
+            "of text (a tokenizer, say) before the model"
+        )
+    try:
+        data_type = DataType(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name)
+    except (KeyError, ValueError, TypeError):
+        raise InvalidGraph(
+            f"{value.name!r} of the model is of a type that does not travel; use one of "
+            f"{', '.join(one.value for one in DataType)}"
+        ) from None
+    return ModelTensor(value.name, data_type, _shape(tensor))
+
+
+_NO_TENSORS = {
+    "sequence_type": "a sequence",
+    "optional_type": "optional",
+    "map_type": "a map",
+    "sparse_tensor_type": "a sparse tensor",
+}
+
+
+def _shape(tensor: TypeProto.Tensor) -> tuple[str, ...]:
+    if not tensor.HasField("shape"):
+        return (ANY_RANK,)
+    return tuple(map(_dimension, tensor.shape.dim))
+
+
+def _dimension(dim: TensorShapeProto.Dimension) -> str:
+    """Its size, its name, or `?`: what is called as a number is (`²` is, too) would pass for a size."""
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return str(dim.dim_value)
+    return "?" if dim.dim_param.isdigit() or dim.dim_param == ANY_RANK else dim.dim_param or "?"
