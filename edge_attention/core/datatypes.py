@@ -49,6 +49,10 @@ _OF: dict[DataType, Datatype] = {
     DataType.INT64: Datatype.INT64,
     DataType.BOOL: Datatype.BOOL,
     DataType.FLOAT16: Datatype.FP16,
+    DataType.INT16: Datatype.INT16,
+    DataType.UINT16: Datatype.UINT16,
+    DataType.UINT32: Datatype.UINT32,
+    DataType.UINT64: Datatype.UINT64,
 }
 
 

@@ -31,6 +31,10 @@ class DataType(Enum):
     INT64 = "int64"
     BOOL = "bool"
     FLOAT16 = "float16"
+    INT16 = "int16"
+    UINT16 = "uint16"
+    UINT32 = "uint32"
+    UINT64 = "uint64"
 
     @classmethod
     def of(cls, dtype: np.dtype[Any], where: str = "a tensor") -> DataType:

@@ -23,5 +23,34 @@ def made(nodes, inputs, outputs, shape, kind):
     return model.SerializeToString()
 
 
+TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+}
+
+
+def identities():
+    """An input and output [3] of each type: `out_INT8` is `INT8`."""
+    values = [
+        [helper.make_tensor_value_info(f"{prefix}{name}", kind, [3]) for name, kind in TYPES.items()]
+        for prefix in ("", "out_")
+    ]
+    nodes = [helper.make_node("Identity", [name], [f"out_{name}"]) for name in TYPES]
+    graph = helper.make_graph(nodes, "identities", *values)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
+
+
 FIRST = np.arange(16, dtype=np.int32)[None]
 SECOND = np.ones((1, 16), np.int32)

@@ -23,11 +23,14 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from fleets import Fleet
-from open_models import FIRST, SECOND, add_sub
+from open_models import FIRST, SECOND, TYPES, add_sub, identities
 from test_deployments import MODEL, Whole, feeds
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 from tritonclient.utils import InferenceServerException
+
+from edge_attention.core.datatypes import NUMPY
+from edge_attention.core.messages.open_inference import Datatype
 
 NAME = "simple"
 
@@ -422,6 +425,33 @@ def test_a_model_that_is_cut(fleet, client, tmp_path):
     with fleet.client() as own:
         own.model("bert").undeploy()
     assert time.time() * 1000 - counted.last_inference < 60_000
+
+
+def test_every_type_raw_and_typed(fleet, client, tmp_path):
+    file = tmp_path / "types.onnx"
+    file.write_bytes(identities())
+    with fleet.client() as own:
+        own.deploy(file, "types", plan="replicate")
+    ends = {name: np.array([0, 1, 1], NUMPY[Datatype(name)]) for name in TYPES}
+    for array in ends.values():
+        if array.dtype.kind in "iu":
+            array[:2] = np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
+    inputs = [triton.InferInput(name, [3], name) for name in TYPES]
+    for one, array in zip(inputs, ends.values(), strict=True):
+        one.set_data_from_numpy(array)
+    result = client.infer("types", inputs, client_timeout=60)
+    for name, array in ends.items():
+        np.testing.assert_array_equal(result.as_numpy(f"out_{name}"), array, strict=True)
+    halves = ends.pop("FP16")
+    request = pb.ModelInferRequest(model_name="types")
+    for name, array in ends.items():
+        field = {"U": "uint", "I": "int", "B": "bool", "F": name.lower()}[name[0]]
+        field += "64" if name.endswith("INT64") else ""
+        contents = request.inputs.add(name=name, datatype=name, shape=[3]).contents
+        getattr(contents, f"{field}_contents").extend(array.tolist())
+    request.inputs.add(name="FP16", datatype="FP16", shape=[3]).contents.fp32_contents.extend(halves.tolist())
+    with pytest.raises(grpc.RpcError, match="FP16 and BF16 have no typed contents"):
+        client._client_stub.ModelInfer(request)
 
 
 @pytest.mark.may_hold("gRPC copies a message on the loop: this one has 24 MB")

@@ -19,6 +19,7 @@ __all__ = ["with_constants"]
 _TYPES = {
     DataType.FLOAT32: 1, DataType.UINT8: 2, DataType.INT8: 3, DataType.INT32: 6, DataType.INT64: 7,
     DataType.BOOL: 9, DataType.FLOAT16: 10, DataType.FLOAT64: 11,
+    DataType.UINT16: 4, DataType.INT16: 5, DataType.UINT32: 12, DataType.UINT64: 13,
 }  # fmt: skip
 _EXTERNAL = 1
 _FIRST = 4

@@ -34,6 +34,10 @@ class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.Val
     DATA_TYPE_INT64: _DataType.ValueType  # 6
     DATA_TYPE_BOOL: _DataType.ValueType  # 7
     DATA_TYPE_FLOAT16: _DataType.ValueType  # 8
+    DATA_TYPE_INT16: _DataType.ValueType  # 9
+    DATA_TYPE_UINT16: _DataType.ValueType  # 10
+    DATA_TYPE_UINT32: _DataType.ValueType  # 11
+    DATA_TYPE_UINT64: _DataType.ValueType  # 12
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
     """How one element of a tensor is represented."""
@@ -47,6 +51,10 @@ DATA_TYPE_INT32: DataType.ValueType  # 5
 DATA_TYPE_INT64: DataType.ValueType  # 6
 DATA_TYPE_BOOL: DataType.ValueType  # 7
 DATA_TYPE_FLOAT16: DataType.ValueType  # 8
+DATA_TYPE_INT16: DataType.ValueType  # 9
+DATA_TYPE_UINT16: DataType.ValueType  # 10
+DATA_TYPE_UINT32: DataType.ValueType  # 11
+DATA_TYPE_UINT64: DataType.ValueType  # 12
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
 class _Encoding:
