@@ -190,11 +190,17 @@ async def running(
             if recipe.recall is not None:
                 await asyncio.to_thread(recipe.recall)
         if settings.metrics_port is not None:
+            from aggregator.http.doors import families
             from aggregator.http.server import Parts
 
             pages = {recipe.name: recipe.page for recipe in made if recipe.page is not None}
             scripts = {recipe.name: recipe.script for recipe in made if recipe.script is not None}
-            parts = Parts(metrics, membership, pages, f"{address}:{port}", revoked, scripts)
+            offers = [one for recipe in made for one in recipe.offers]
+            parts = Parts(
+                metrics, membership, pages, f"{address}:{port}", revoked, scripts,
+                families(offers, budgets, state.directory), budgets, audit,
+                guard.serving if guard is not None else None,
+            )  # fmt: skip
             access = trust.access if trust is not None else None
             http = await _serve_http(settings.metrics_host, settings.metrics_port, parts, access)
         await server.start()

@@ -90,6 +90,15 @@ GENERATIONS = CallerBound(
     "generations", 256, "generations under way", "have fewer generations under way at a time", 1.0
 )
 """Each has a session of a decoder, and its bounds besides."""
+BODIES = CallerBound(
+    "body-bytes",
+    4 * GIB + 256 * MIB,
+    "bytes of bodies over HTTP",
+    "have fewer requests under way at a time, or send fewer rows in one",
+    0.5,
+)
+"""Of requests to models over HTTP, from their first byte until they are answered: one caller can have one of
+2 GiB."""
 
 # What stays.
 
@@ -137,6 +146,10 @@ CUTTING_PROCESS = ProcessBound("cutting", 600.0, 1200, 8 * GIB)
 """In which a model is looked at, its plan is made, and it is cut for inputs of one shape."""
 TOKENIZER_PROCESS = ProcessBound("tokenizer", 10.0, 600, 1 * GIB)
 """In which a deployment's texts become tokens and back. Its seconds by the clock are of one answer."""
+JSON_PROCESS = ProcessBound("json", 60.0, 60, 4 * GIB)
+"""In which the JSON of a request is read that is too long for the event loop."""
+TEMPLATE_PROCESS = ProcessBound("template", 5.0, 600, 512 * MIB)
+"""In which a model's chat template makes prompts. Its seconds by the clock are of one prompt."""
 EXPORT_PROCESS = ProcessBound("export", 300.0, 600, 8 * GIB)
 """In which a trained model is written as an ONNX file."""
 JOB_BYTES = 256 * 1024

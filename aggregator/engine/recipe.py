@@ -53,6 +53,7 @@ class Recipe:
         recall: reads what an earlier life left, in a thread, before anything is served.
         resume: goes on with that, once everything is served.
         close: ends what goes on; awaited before the server stops.
+        offers: what doors above recipes serve in other forms than ours (aggregator/http/doors.py).
     """
 
     name: str
@@ -63,3 +64,4 @@ class Recipe:
     recall: Callable[[], None] | None = None
     resume: Callable[[], None] | None = None
     close: Callable[[], Awaitable[None]] | None = None
+    offers: tuple[object, ...] = ()

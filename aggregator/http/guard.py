@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 from aggregator.http.sessions import Attempts, Sessions
-from edge_attention.core.errors import EdgeAttentionError, PermissionDenied
+from edge_attention.core.errors import EdgeAttentionError, NotFound, PermissionDenied
+from edge_attention.trust.names import Role
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,16 @@ RECHECK_SECONDS = 5.0
 """A session's token is looked up again after so long: one that was revoked ends its sessions."""
 OPEN = frozenset({"/healthz", "/readyz", "/signin"})
 """What needs no sign-in; nor do the page's files, which say nothing of this fleet."""
+
+REFUSED = {
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "INVALID_ARGUMENT": 400,
+    "RESOURCE_EXHAUSTED": 503,
+    "UNAVAILABLE": 503,
+}
+"""Status of gRPC -> that of HTTP; 500 for others."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -45,7 +56,7 @@ class PageAccess(Protocol):
 
     def authenticate(self, authorization: str | None, peer: str, what: str = "") -> Any: ...
 
-    def require(self, peer: Any, role: Any, address: str = "", what: str = "") -> None: ...
+    def require(self, peer: Any, role: Role, address: str = "", what: str = "") -> None: ...
 
     def refuse_handshake(self, reason: str, address: str) -> None: ...
 
@@ -63,10 +74,14 @@ class PageGuard:
     ) -> None:
         """`admitted`: told of each request of somebody who showed who it is."""
         self.access = access
-        self._admitted = admitted
+        self.admitted = admitted
         self.sessions = sessions
         self.attempts = Attempts()
         self.open = set(OPEN)
+        self.admitting: set[Handler] = set()
+        """Handlers that ask `admit` themselves, for a role of their own (endpoints.py)."""
+        self.forms: dict[str, Callable[[int, EdgeAttentionError], web.Response]] = {}
+        """First segment of a path, as `/v2` -> what makes an error's answer there."""
 
     def _comes_to_sign_in(self, request: web.Request) -> bool:
         """Whether it is a browser that looks for the page, rather than a caller to refuse."""
@@ -78,8 +93,8 @@ class PageGuard:
             and self.sessions.find(request.cookies.get(COOKIE, ""), time.monotonic()) is None
         )
 
-    def admit(self, request: web.Request) -> Any:
-        """The peer that asks; None where there is no sign-in.
+    def admit(self, request: web.Request, role: Role = "viewer") -> Any:
+        """The peer that asks, which has `role` or more; None where there is no sign-in.
 
         Raises:
             EdgeAttentionError: UNAUTHENTICATED or PERMISSION_DENIED; says why.
@@ -88,16 +103,23 @@ class PageGuard:
             return None
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         cookie = request.cookies.get(COOKIE, "")
-        if authorization is None and cookie:
-            return self._of_cookie(cookie, request)
-        return self.viewer(authorization, request)
+        if authorization is not None or not cookie:
+            return self.shown(authorization, request, role)
+        peer = self._of_cookie(cookie, request)
+        if role != "viewer":
+            self.access.require(peer, role, address_of(request), asked(request))
+        return peer
 
     def viewer(self, authorization: str | None, request: web.Request) -> Any:
         """The peer that `authorization` names, if it may look."""
+        return self.shown(authorization, request, "viewer")
+
+    def shown(self, authorization: str | None, request: web.Request, role: Role) -> Any:
+        """The peer that `authorization` names, if it has that role or more."""
         assert self.access is not None
         address, what = address_of(request), asked(request)
         peer = self.access.authenticate(authorization, address, what)
-        self.access.require(peer, "viewer", address, what)
+        self.access.require(peer, role, address, what)
         return peer
 
     def _of_cookie(self, cookie: str, request: web.Request) -> Any:
@@ -123,14 +145,27 @@ class PageGuard:
                 require_loopback_name(request.headers.get(hdrs.HOST))
             if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
                 require_same_origin(request)
-            if request.path not in self.open:
+            if request.path not in self.open and request.match_info.handler not in self.admitting:
                 if self._comes_to_sign_in(request):
                     return web.Response(status=303, headers={"Location": "/signin"})
                 self.admit(request)
-                self._admitted(request)
+                self.admitted(request)
             return await handler(request)
         except EdgeAttentionError as error:
-            return refusal(request, error)
+            form = self._form(request)
+            return refusal(request, error) if form is None else form(REFUSED.get(error.status, 500), error)
+        except web.HTTPException as error:
+            # No such path, or no such method of it: raised when the handler, which is aiohttp's, is called.
+            form = self._form(request)
+            if form is None or error.status < 400:
+                raise
+            answer = form(error.status, NotFound(f"{asked(request)}: {error.reason}"))
+            if hdrs.ALLOW in error.headers:
+                answer.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+            return answer
+
+    def _form(self, request: web.Request) -> Callable[[int, EdgeAttentionError], web.Response] | None:
+        return self.forms.get("/" + request.path.split("/", 2)[1]) if request.path.startswith("/") else None
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
@@ -147,14 +182,7 @@ def refusal(request: web.Request, error: EdgeAttentionError) -> web.StreamRespon
             return web.Response(status=303, headers={"Location": "/signin"})
         headers = {"WWW-Authenticate": 'Bearer realm="edge-attention"'}
         return web.Response(status=401, text=error.message + "\n", headers=headers)
-    codes = {
-        "PERMISSION_DENIED": 403,
-        "NOT_FOUND": 404,
-        "INVALID_ARGUMENT": 400,
-        "RESOURCE_EXHAUSTED": 503,
-        "UNAVAILABLE": 503,
-    }
-    code = codes.get(error.status, 500)
+    code = REFUSED.get(error.status, 500)
     headers = {"Retry-After": "5"} if code == 503 else {}
     return web.Response(status=code, text=error.message + "\n", headers=headers)
 

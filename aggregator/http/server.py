@@ -8,16 +8,20 @@ import os
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
+from aggregator.bounds.budget import Budgets
 from aggregator.fleet.membership import Membership
 from aggregator.http.door import Door
+from aggregator.http.endpoints import Endpoints, HttpFamily
 from aggregator.http.feed import Feed
 from aggregator.http.guard import Handler, PageAccess, PageGuard, add_headers
 from aggregator.http.live import Live
@@ -26,6 +30,7 @@ from aggregator.http.sessions import Sessions
 from aggregator.http.snapshot import Snapshots
 from aggregator.observe.metrics import Metrics
 from aggregator.observe.page import RecipePage
+from aggregator.trust.audit import Audit
 from aggregator.trust.revocations import RevokedNodes
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import InvalidArgument
@@ -43,6 +48,8 @@ class Parts:
         pages: what recipes tell the page, by their names.
         address: where nodes and clients dial.
         scripts: the JavaScript modules that draw what recipes tell, by their names.
+        families: what is served besides, in others' forms.
+        serve: see Endpoints.
     """
 
     metrics: Metrics
@@ -51,6 +58,10 @@ class Parts:
     address: str
     revoked: RevokedNodes = dict
     scripts: Mapping[str, Path] = field(default_factory=dict)
+    families: Sequence[HttpFamily] = ()
+    budgets: Budgets = field(default_factory=Budgets)
+    audit: Audit | None = None
+    serve: Callable[[Any, str, str], AbstractContextManager[Any]] | None = None
 
 
 class _Ours(logging.Filter):
@@ -92,13 +103,19 @@ class HttpServer:
         )
         self._feed = Feed(snapshots.take)
         self._add(Live(self._feed, self._guard).routes())
+        self._families = parts.families
+        endpoints = Endpoints(self._guard, parts.budgets, parts.serve, parts.audit, parts.metrics.refused)
+        for family in parts.families:
+            endpoints.add(self.app, family.endpoints, family.form)
         self._runner = web.AppRunner(
             self.app,
             access_log=None,
             keepalive_timeout=IDLE_SECONDS,
             shutdown_timeout=GRACE_SECONDS,
-            # Nobody has a reason to send a body that has to be inflated, and inflating costs.
+            # Who may send a body that has to be inflated has it inflated within bounds (bodies.py).
             auto_decompress=False,
+            # Who goes away waits for nothing any more.
+            handler_cancellation=True,
         )
         self._listening: asyncio.Server | None = None
         self._door: Door | None = None
@@ -150,6 +167,9 @@ class HttpServer:
             self._listening.close()
         self._feed.close()
         await self._runner.cleanup()
+        for family in self._families:
+            if family.close is not None:
+                await family.close()
 
     def _protocol(self) -> asyncio.BaseProtocol:
         server = self._runner.server

@@ -35,4 +35,5 @@ def inference(engine: Engine) -> Recipe:
         recall=deployments.recall,
         resume=deployments.resume,
         close=deployments.close,
+        offers=(plane,),
     )

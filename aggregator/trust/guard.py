@@ -133,6 +133,10 @@ class Guard:
             self._access.require(peer, needed, address, method)
         return GuardedCall(self._calls, peer, method, address)
 
+    def serving(self, peer: Peer, method: str, address: str) -> GuardedCall:
+        """A call of a peer that was let in elsewhere: over HTTP. Like others it ends when its token does."""
+        return GuardedCall(self._calls, peer, method, address)
+
     def require_name(self, name: str, what: str) -> None:
         """Refuse what speaks of the node `name` unless the caller's certificate does too.
 

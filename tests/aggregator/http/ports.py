@@ -11,6 +11,8 @@ import aiohttp
 from house import House
 
 from aggregator.attention.page import AttentionPage
+from aggregator.bounds.budget import Budgets
+from aggregator.http.doors import families
 from aggregator.http.server import HttpServer, Parts
 from aggregator.training.page import TrainingPage
 
@@ -47,8 +49,17 @@ class Port:
         return await self.get(path, "POST", **options)
 
 
-def run(scenario, *, access=None, tls=None, host="127.0.0.1"):
-    """Run `scenario(port)` against a server of its own."""
+async def until(condition):
+    """Wait for it, 20 seconds at most."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def run(
+    scenario, *, access=None, tls=None, host="127.0.0.1", offers=(), budgets=None, audit=None, serve=None
+):
+    """Run `scenario(port)` against a server of its own, which serves what is offered besides."""
 
     async def whole():
         with House() as house:
@@ -56,7 +67,12 @@ def run(scenario, *, access=None, tls=None, host="127.0.0.1"):
                 "attention": AttentionPage(house.contexts, house.membership, house.attend_activity),
                 "training": TrainingPage(house.runs, house.run_activity),
             }
-            parts = Parts(house.metrics, house.membership, pages, "127.0.0.1:50051")
+            budgets_here = budgets or Budgets()
+            doors = families(offers, budgets_here, house.state.directory)
+            parts = Parts(
+                house.metrics, house.membership, pages, "127.0.0.1:50051",
+                families=doors, budgets=budgets_here, audit=audit, serve=serve,
+            )  # fmt: skip
             server = HttpServer(parts, access)
             port = await server.start(host, 0)
             try:

@@ -3,52 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import ssl
-import time
-from types import SimpleNamespace
 
 import pytest
-from ports import run
 
 from aggregator.http import door, guard, live
 from aggregator.http.guard import COOKIE
 from aggregator.http.sessions import TRIES
-from aggregator.observe.metrics import Metrics
-
-trust = pytest.importorskip("aggregator.trust.trust")
-
-
-@pytest.fixture
-def house(tmp_path):
-    """Real trust in a folder of its own: its access, its tokens, and a client's TLS."""
-    from aggregator.trust.audit import Audit
-
-    audit = Audit(tmp_path / "audit.jsonl")
-    settings = trust.TrustSettings(bootstrap=tmp_path / "boot")
-    made = trust.Trust(settings, tmp_path, "127.0.0.1", Metrics(), audit)
-    tls = ssl.create_default_context(cafile=str(tmp_path / "boot" / "authority.pem"))
-    tokens = {
-        n: (tmp_path / "boot" / f"{n}-token").read_text().strip() for n in ("join", "viewer", "operator")
-    }
-
-    def audited():
-        return [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-
-    def revoke(token):
-        registry = made.registry
-        registry.revoke_token(token.split("_")[1], time.time())
-        made.access.changed()
-
-    yield SimpleNamespace(
-        run=lambda scenario: run(scenario, access=made.access, tls=tls),
-        audited=audited,
-        revoke=revoke,
-        **tokens,
-    )
-    made.close()
-    audit.close()
 
 
 def bearer(token):
