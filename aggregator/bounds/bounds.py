@@ -122,6 +122,8 @@ DEPLOYMENT_BYTES = CallerBound(
     "deployment-bytes", 256 * GIB, "bytes of deployed models", "undeploy models that nobody needs"
 )
 """On the disk of the state folder: the files as they came."""
+DECODER_SESSIONS = CallerBound("decoder-sessions", 1024, "sessions of decoders", "close some of them")
+"""What nodes store of each is bounded by their memory besides (cache-bytes)."""
 SHAPES = 16
 """Shapes of inputs that one deployment is prepared for; then the one used longest ago goes."""
 

@@ -7,6 +7,7 @@ model that somebody sent is asked of the strict reader's (edge_attention/graphs/
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from edge_attention.core.placement.cuts.choosing import choose
 from edge_attention.core.placement.cuts.costs import ModelCosts
 from edge_attention.core.placement.cuts.plan_toml import loads_toml
 from edge_attention.core.schedule.extents import extent_shape
+from edge_attention.core.schedule.pieces import dumps_decoder
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.saved_plan import dumps_plan, loads_plan
 from edge_attention.core.schedule.schedule import Schedule, TensorForm, Weight
@@ -46,11 +48,14 @@ from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
 from edge_attention.graphs.axes.planning import segments_work
 from edge_attention.graphs.axes.whole import write_whole
+from edge_attention.graphs.decoding.cutting import write_decoder
 
 __all__ = ["box_of", "choice_of_nodes", "cut_as_asked", "links_of"]
 
 CONSIDERED = 8
 """Plans not taken that are told of."""
+DECODER = "decoder"
+"""The folder of what a decoder is cut into for sessions."""
 GAIN = 1.1
 """A plan over several nodes is predicted to be so many times as quick as one node, or one node it is."""
 USABLE = 0.85
@@ -67,6 +72,21 @@ def cut_as_asked(request: CutRequest) -> PlannedParts:
     """
     model = open_model(Path(request.model))
     inputs, outputs = tensors_of(model)
+    planned = _cut(model, inputs, outputs, request)
+    if request.plan or not Path(request.into).is_dir():  # of a model that was planned before
+        return planned
+    decoder, why = _sessions(model, loads_plan(planned.plan), Path(request.into) / DECODER)
+    note = "served as sessions, too: keys and values of earlier tokens stay on the nodes" if decoder else ""
+    if not decoder and any(len(one.shape) == 4 and "past" in one.name for one in inputs):
+        note = f"no sessions: {why}"
+    notes = (*planned.notes, note) if note else planned.notes
+    return replace(planned, decoder=decoder, sessions=why, notes=notes)
+
+
+def _cut(
+    model: OpenModel, inputs: tuple[ModelTensor, ...], outputs: tuple[ModelTensor, ...], request: CutRequest
+) -> PlannedParts:
+    """The plan, and what is written into `request.into`, as an ordinary model. Raises as `cut_as_asked`."""
     word, crossing = ("", Crossing.GATHER) if request.plan_file else plan_word(request.word)
     if request.whole or (word == "replicate" and not request.plan):
         return _whole(model, inputs, outputs, request)
@@ -146,6 +166,15 @@ def _whole(
         whole=True,
         rows=rows_meet(model, inputs) if request.rows else "",
     )
+
+
+def _sessions(model: OpenModel, plan: CutPlan, folder: Path) -> tuple[str, str]:
+    """Cut a decoder for sessions, too: what serving it takes; or why that cannot be."""
+    try:
+        return dumps_decoder(write_decoder(model, plan, folder)), ""
+    except EdgeAttentionError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return "", error.message
 
 
 def _analysed(

@@ -56,6 +56,8 @@ class PlannedParts:
         considered: plans that were not taken.
         whole: it is not cut.
         rows: where requests are to run together, why rows of a batch meet in the model; "": they do not.
+        decoder: what serving it as sessions takes, as `core/schedule/pieces.py` writes it; empty: it is not
+            served so, and `sessions` says why.
     """
 
     inputs: tuple[ModelTensor, ...]
@@ -72,6 +74,8 @@ class PlannedParts:
     notes: tuple[str, ...] = ()
     whole: bool = False
     rows: str = ""
+    decoder: str = ""
+    sessions: str = ""
 
     @property
     def key(self) -> str:
@@ -99,6 +103,8 @@ class PlannedParts:
             "notes": list(self.notes),
             "whole": self.whole,
             "rows": self.rows,
+            "decoder": self.decoder,
+            "sessions": self.sessions,
         }
 
     @classmethod
@@ -122,6 +128,8 @@ class PlannedParts:
             tuple(map(str, data["notes"])),
             bool(data.get("whole", False)),  # of a version that cut all of them there is no such word
             str(data.get("rows", "")),
+            str(data.get("decoder", "")),
+            str(data.get("sessions", "")),
         )
 
 

@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from aggregator.bounds.bounds import DEPLOYING, DEPLOYMENT_BYTES, DEPLOYMENTS
@@ -87,6 +87,8 @@ class Deployments:
         self._recalled: list[Deployed] = []
         self._ended: tuple[str, ...] = ()
         """Ids of deployments of earlier lives."""
+        self.leaving: list[Callable[[Deployed], Awaitable[None]]] = []
+        """Told of a deployment that goes, before nodes forget it."""
         self._nodes = PlanNodes(engine, self._taken)
         self._maker = DeploymentMaking(engine, self._nodes)
         self._readiness = ShapeReadiness(engine, self._folders, runner, wholes, self._nodes, metrics)
@@ -237,6 +239,8 @@ class Deployments:
     async def _released(self, deployed: Deployed) -> None:
         if deployed.batcher is not None:
             await deployed.batcher.close(Cancelled("the model was released"))
+        for told in self.leaving:
+            await told(deployed)
         try:
             await self._runner.release(deployed.id, nodes=self._wholes.nodes(deployed.id))
             await self._wholes.release(deployed.id)
@@ -321,6 +325,14 @@ class Deployments:
             self._go(self._remove(deployed))
 
     # What they are
+
+    def deployed(self) -> tuple[Deployed, ...]:
+        """Those that serve."""
+        return tuple(self._serving.values())
+
+    def weight_bytes(self, node: str) -> int:
+        """Of weights that a node holds, of all deployments."""
+        return self._taken()[node]
 
     def list(self) -> tuple[DeployedModel, ...]:
         """All, by name and version."""

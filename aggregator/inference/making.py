@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from aggregator.engine import scratch
 from aggregator.engine.recipe import Engine
@@ -46,7 +47,7 @@ class DeploymentMaking:
                 request.replicas, {}, request.dimensions, {}, request.halves, rows=request.max_batch > 1,
             )  # fmt: skip
             planned = await planner.make(asked, work)
-            await asyncio.to_thread(into.rename, deployed.folder.shape(planned.key))
+            await asyncio.to_thread(_place, into, deployed.folder, planned.key)
         deployed.planned = planned
         if loads_plan(planned.plan).halves:  # said by a plan's file
             deployed.request = replace(deployed.request, halves=True)
@@ -55,6 +56,13 @@ class DeploymentMaking:
         deployed.life.planned(time.monotonic())
         deployed.change()
         say(DeployProgress("planning", text=planned.text))
+
+
+def _place(into: Path, folder: DeploymentFolder, key: str) -> None:
+    """Put what was cut where it stays. Blocks."""
+    if (into / "decoder").is_dir():
+        (into / "decoder").rename(folder.decoder)
+    into.rename(folder.shape(key))
 
 
 async def made_folder(

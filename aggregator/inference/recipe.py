@@ -7,6 +7,7 @@ from pathlib import Path
 from aggregator.engine.recipe import Engine, Recipe
 from aggregator.inference.activity import InferenceActivity
 from aggregator.inference.asking import ModelAsker
+from aggregator.inference.decoding.sessions import DecoderSessions
 from aggregator.inference.deployments import Deployments
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.page import InferencePage
@@ -26,14 +27,20 @@ def inference(engine: Engine) -> Recipe:
     asker = ModelAsker(deployments, metrics, activity, InferenceCounts())
     api = InferenceApi(asker, engine.budgets, engine.turns)
     plane = DataPlane([DeployedModels(asker)], engine.budgets)
+    sessions = DecoderSessions(engine, deployments)
+
+    async def close() -> None:
+        await sessions.shut()
+        await deployments.close()
+
     return Recipe(
         "inference",
         (*api.endpoints(), *OpenInferenceApi(plane, engine.budgets).endpoints()),
         InferencePage(deployments, activity),
         Path(__file__).with_name("page.js"),
-        unneeded=deployments.unneeded,
+        unneeded=lambda member: (*deployments.unneeded(member), *sessions.unneeded(member)),
         recall=deployments.recall,
         resume=deployments.resume,
-        close=deployments.close,
+        close=close,
         offers=(plane,),
     )

@@ -3,6 +3,7 @@
     <state>/deployments/<id>/deployment.json  what it is; it is there once the deployment serves
     <state>/deployments/<id>/model/           the files as they came: `model.onnx`, and those of its weights
     <state>/deployments/<id>/shapes/<key>/    what a model cut for one shape of inputs is
+    <state>/deployments/<id>/decoder/         what a decoder cut for sessions is
 
     <state>/deployments/ended.json            ids of those that went last, for nodes that were away
 
@@ -47,6 +48,11 @@ class DeploymentFolder:
     def model(self) -> Path:
         """The ONNX file; those of its weights lie beside it."""
         return self.path / "model" / "model.onnx"
+
+    @property
+    def decoder(self) -> Path:
+        """What a decoder is cut into for sessions, if it has any."""
+        return self.path / "decoder"
 
     def shape(self, key: str) -> Path:
         """Where what is made for this shape lies."""

@@ -65,6 +65,8 @@ class Append:
     """Grow `sequence` by `source` [tokens, heads, dim] at token `at` (None: the end).
 
     A private source needs `shape`, its shape: by how much a sequence grows is seen from outside.
+    `place`, if not empty, is the name of an int64 [3]: the first of the source's rows that are appended, how
+    many they are, and the token they begin at.
     `revision` tells a change of a context that was overtaken: it is refused. 0: none.
     """
 
@@ -74,6 +76,7 @@ class Append:
     tile: int = 0
     shape: tuple[int, ...] = ()
     revision: int = 0
+    place: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ attention_lse                lse alone, for many queries
 attention_weights            the global weights of a shard's tokens, the merged lse given
 segment_summary              key norms and value ranges, for bounds
 attention_batch_forward, attention_batch_backward    one shard of a batch of samples, in training
+cached_decode, cached_prefill    new rows over one of several stored sequences
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import onnx
 
 from edge_attention.core.errors import NotFound
 from edge_attention.graphs.attention import batch as attention_batch
+from edge_attention.graphs.attention import cached as attention_cached
 from edge_attention.graphs.attention import tiled as attention_tiled
 
 __all__ = ["GRAPHS", "build"]
@@ -30,6 +32,8 @@ _BUILDERS: tuple[Callable[[], onnx.ModelProto], ...] = (
     attention_tiled.attention_scores,
     attention_tiled.attention_values,
     attention_tiled.attention_weights,
+    attention_cached.cached_decode,
+    attention_cached.cached_prefill,
     attention_tiled.segment_summary,
 )
 

@@ -17,13 +17,19 @@ import onnx
 from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
 
 __all__ = [
+    "Queries",
     "attention_decode",
     "attention_lse",
     "attention_prefill",
     "attention_scores",
     "attention_values",
     "attention_weights",
+    "merge_tiles",
+    "scan",
     "segment_summary",
+    "softmax",
+    "tile_outs",
+    "tile_scores",
 ]
 
 # Stands for -inf while scores are in flight: exp of it is 0, and it never makes inf - inf. Rows that
@@ -32,7 +38,7 @@ HIDDEN = np.float32(-1e38)
 
 
 @dataclass(frozen=True)
-class _Queries:
+class Queries:
     """The rows all graphs start from: `rows` [Hk, R, dk] already scaled, and where each may look."""
 
     rows: str
@@ -46,7 +52,7 @@ class _Queries:
     tiles: str
 
 
-def _queries(g: Builder) -> _Queries:
+def _queries(g: Builder) -> Queries:
     q = g.input("q", FLOAT, ["N", "Hq", "dk"])
     keys = g.input("keys", FLOAT, ["tiles", "Hk", "T", "dk"])
     scale = g.input("scale", FLOAT, [])
@@ -55,30 +61,30 @@ def _queries(g: Builder) -> _Queries:
     hk, tile, tiles = g.dim(keys, 1), g.dim(keys, 2), g.dim(keys, 0)
     by_head = g("Transpose", g("Mul", q, scale), perm=[1, 0, 2])  # [Hq, N, dk]
     rows = g("Reshape", by_head, g("Concat", hk, g.ints(-1), g.dim(q, 2), axis=0))
-    return _Queries(rows, keys, lo, hi, g.dim(q, 0), g.dim(q, 1), hk, tile, tiles)
+    return Queries(rows, keys, lo, hi, g.dim(q, 0), g.dim(q, 1), hk, tile, tiles)
 
 
-def _visible(g: Builder, x: _Queries, tokens: str) -> str:
+def _visible(g: Builder, x: Queries, tokens: str) -> str:
     """Which of `tokens` (int64 [..., T]) each query sees: bool [..., N, T]."""
     at = g("Unsqueeze", tokens, g.ints(-2))
     above = g("GreaterOrEqual", at, g("Unsqueeze", x.lo, g.ints(1)))
     return g("And", above, g("Less", at, g("Unsqueeze", x.hi, g.ints(1))))
 
 
-def _all_tokens(g: Builder, x: _Queries) -> str:
+def _all_tokens(g: Builder, x: Queries) -> str:
     """The index of every token, int64 [tiles, T]."""
     count = g("Squeeze", g("Mul", x.tiles, x.tile))
     return g.reshape(g("Range", g.const(np.int64(0)), count, g.const(np.int64(1))), x.tiles, x.tile)
 
 
-def _hide(g: Builder, x: _Queries, s: str, visible: str, lead: tuple[str | int, ...]) -> str:
+def _hide(g: Builder, x: Queries, s: str, visible: str, lead: tuple[str | int, ...]) -> str:
     """`s` [*lead, Hk, R, T] with HIDDEN added where `visible` [*lead, (1, 1,) N, T] is false."""
     bias = g("Where", visible, g.const(np.float32(0)), g.const(HIDDEN))
     split = g.reshape(s, *lead, x.hq, x.n, x.tile)
     return g.reshape(g("Add", split, bias), *lead, x.hk, -1, x.tile)
 
 
-def _softmax(g: Builder, s: str) -> tuple[str, str]:
+def softmax(g: Builder, s: str) -> tuple[str, str]:
     """Softmax over the last axis and the log of its sum [..., 1].
 
     lse = max(s) - log(max(softmax(s))): two cheap reductions, where ReduceLogSumExp would take
@@ -89,27 +95,27 @@ def _softmax(g: Builder, s: str) -> tuple[str, str]:
     return p, g("Sub", top, g("Log", g("ReduceMax", p, g.ints(-1), keepdims=1)))
 
 
-def _by_query(g: Builder, x: _Queries, rows: str, *last: str | int) -> str:
+def _by_query(g: Builder, x: Queries, rows: str, *last: str | int) -> str:
     """[Hk, R, *last] to [N, Hq, *last]."""
     split = g.reshape(rows, x.hq, x.n, *last)
     return g("Transpose", split, perm=[1, 0, *range(2, 2 + len(last))])
 
 
-def _sees(g: Builder, x: _Queries) -> str:
+def _sees(g: Builder, x: Queries) -> str:
     """Which queries see any token: bool [N, 1]."""
     count = g("Mul", x.tiles, x.tile)
     first = g("Max", x.lo, g.ints(0))
     return g("Unsqueeze", g("Less", first, g("Min", x.hi, count)), g.ints(1))
 
 
-def _finish_lse(g: Builder, x: _Queries, lse: str) -> None:
+def _finish_lse(g: Builder, x: Queries, lse: str) -> None:
     """Output `lse` [Hk, R, 1] as [N, Hq], -inf where a query saw nothing."""
     flat = g("Transpose", g.reshape(lse, x.hq, x.n), perm=[1, 0])
     nothing = g.const(np.float32(-np.inf))
     g.output("lse", g("Where", _sees(g, x), flat, nothing), FLOAT, ["N", "Hq"])
 
 
-def _finish_out(g: Builder, x: _Queries, out: str, dv: str) -> None:
+def _finish_out(g: Builder, x: Queries, out: str, dv: str) -> None:
     """Output `out` [Hk, R, dv] as [N, Hq, dv], 0 where a query saw nothing."""
     sees = g("Unsqueeze", _sees(g, x), g.ints(2))
     value = g("Where", sees, _by_query(g, x, out, dv), g.const(np.float32(0)))
@@ -132,7 +138,7 @@ def _few(g: Builder, rows: str) -> str:
     return g("LessOrEqual", rows, g.ints(8))
 
 
-def _tile_scores(g: Builder, x: _Queries) -> str:
+def tile_scores(g: Builder, x: Queries) -> str:
     """Masked scores of every tile: [tiles, Hk, R, T]."""
 
     def by_row(b: Builder) -> list[str]:
@@ -149,7 +155,7 @@ def _tile_scores(g: Builder, x: _Queries) -> str:
     return _hide(g, x, s, visible, (x.tiles,))
 
 
-def _tile_outs(g: Builder, p: str, values: str) -> str:
+def tile_outs(g: Builder, p: str, values: str) -> str:
     """p [tiles, Hk, R, T] times values: [tiles, Hk, R, dv]."""
 
     def by_row(b: Builder) -> list[str]:
@@ -162,7 +168,7 @@ def _tile_outs(g: Builder, p: str, values: str) -> str:
     ]
 
 
-def _merge_tiles(g: Builder, tile_lse: str) -> tuple[str, str]:
+def merge_tiles(g: Builder, tile_lse: str) -> tuple[str, str]:
     """[tiles, Hk, R, 1] to each tile's share of the whole, the same shape, and the lse [Hk, R, 1]."""
     top = g("ReduceMax", tile_lse, g.ints(0), keepdims=1)
     weight = g("Exp", g("Sub", tile_lse, top))
@@ -180,9 +186,9 @@ def attention_decode() -> onnx.ModelProto:
     g = Builder("attention_decode")
     x = _queries(g)
     values = _values(g)
-    p, tile_lse = _softmax(g, _tile_scores(g, x))
-    weight, lse = _merge_tiles(g, tile_lse)
-    part = _tile_outs(g, p, values)
+    p, tile_lse = softmax(g, tile_scores(g, x))
+    weight, lse = merge_tiles(g, tile_lse)
+    part = tile_outs(g, p, values)
     _finish_out(g, x, g("ReduceSum", g("Mul", part, weight), g.ints(0), keepdims=0), g.dim(values, 3))
     _finish_lse(g, x, lse)
     return g.model()
@@ -196,8 +202,8 @@ def attention_scores() -> onnx.ModelProto:
     """
     g = Builder("attention_scores")
     x = _queries(g)
-    p, tile_lse = _softmax(g, _tile_scores(g, x))
-    weight, lse = _merge_tiles(g, tile_lse)
+    p, tile_lse = softmax(g, tile_scores(g, x))
+    weight, lse = merge_tiles(g, tile_lse)
     sees = g("Unsqueeze", g("Cast", _sees(g, x), to=FLOAT), g.ints(0))  # [1, N, 1]
     share = g("Mul", g.reshape(weight, x.tiles, x.hq, x.n, 1), sees)
     scaled = g("Mul", g.reshape(p, x.tiles, x.hq, x.n, x.tile), share)
@@ -218,7 +224,7 @@ def attention_values() -> onnx.ModelProto:
     values = _values(g)
     n, dv = g.dim(p, 3), g.dim(values, 3)
     rows = g.reshape(p, 0, 0, -1, g.dim(p, 4))
-    out = g("ReduceSum", _tile_outs(g, rows, values), g.ints(0), keepdims=0)
+    out = g("ReduceSum", tile_outs(g, rows, values), g.ints(0), keepdims=0)
     by_query = g("Transpose", g.reshape(out, -1, n, dv), perm=[1, 0, 2])
     g.output("out", by_query, FLOAT, ["N", "Hq", "dv"])
     return g.model()
@@ -250,14 +256,14 @@ def attention_weights() -> onnx.ModelProto:
 
 
 def _tile_partial(
-    g: Builder, x: _Queries, keys: str, values: str | None, start: str, masked: bool
+    g: Builder, x: Queries, keys: str, values: str | None, start: str, masked: bool
 ) -> list[str]:
     """(lse, out) of one tile: keys [Hk, T, dk], values [Hk, T, dv]."""
     s = g("MatMul", x.rows, g("Transpose", keys, perm=[0, 2, 1]))
     if masked:
         offsets = g("Range", g.const(np.int64(0)), g("Squeeze", x.tile), g.const(np.int64(1)))
         s = _hide(g, x, s, _visible(g, x, g("Add", offsets, start)), ())
-    p, lse = _softmax(g, s)
+    p, lse = softmax(g, s)
     return [lse] if values is None else [lse, g("MatMul", p, values)]
 
 
@@ -273,7 +279,7 @@ def _merge_two(g: Builder, a: list[str], b: list[str]) -> list[str]:
     return merged
 
 
-def _scan(g: Builder, x: _Queries, values: str | None) -> list[str]:
+def scan(g: Builder, x: Queries, values: str | None) -> list[str]:
     """Fold the tiles in order: (lse [Hk, R, 1], out [Hk, R, dv]), in the memory of one tile's scores."""
     dims: list[list[str | int]] = [["Hk", "R", 1]]
     row_count = g.dim(x.rows, 1)
@@ -321,7 +327,7 @@ def attention_prefill() -> onnx.ModelProto:
     g = Builder("attention_prefill")
     x = _queries(g)
     values = _values(g)
-    lse, out = _scan(g, x, values)
+    lse, out = scan(g, x, values)
     _finish_out(g, x, out, g.dim(values, 3))
     _finish_lse(g, x, lse)
     return g.model()
@@ -331,7 +337,7 @@ def attention_lse() -> onnx.ModelProto:
     """The lse of many queries alone: inputs as `attention_decode` without values -> lse f32 [N, Hq]."""
     g = Builder("attention_lse")
     x = _queries(g)
-    _finish_lse(g, x, _scan(g, x, None)[0])
+    _finish_lse(g, x, scan(g, x, None)[0])
     return g.model()
 
 

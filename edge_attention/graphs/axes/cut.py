@@ -25,7 +25,16 @@ from edge_attention.graphs.axes.partition import Partitioner
 from edge_attention.graphs.onnx_file import all_nodes
 from edge_attention.graphs.reading.needed import graphs_in
 
-__all__ = ["analyse", "cut", "cut_model", "cuts_no_layer", "shared_ranges", "sizes_of"]
+__all__ = [
+    "analyse",
+    "cut",
+    "cut_model",
+    "cuts_no_layer",
+    "shared_ranges",
+    "sizes_of",
+    "stage_cuts",
+    "stages_of",
+]
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -59,8 +68,8 @@ def cut(axes: Axes, plan: CutPlan, known: bool = False) -> Emitted:
             raise InvalidArgument("a plan by averaging has one stage, each of whose parts does all of it")
         return averaged(cut(axes, CutPlan((whole,))), plan.parts)
     _require_alike(axes, plan)
-    stages = [_stage(axes, number, stage, known) for number, stage in enumerate(plan.stages)]
-    stage_of = _stage_of(axes, plan)
+    stages = stage_cuts(axes, plan, known)
+    stage_of = stages_of(axes, plan)
     partitioner = Partitioner(axes, stages, stage_of)
     partition = partitioner.run()
     emitted = emit(
@@ -76,6 +85,11 @@ def cut(axes: Axes, plan: CutPlan, known: bool = False) -> Emitted:
     schedule.check()
     made = replace(emitted, schedule=schedule)
     return in_halves(made) if plan.halves else made
+
+
+def stage_cuts(axes: Axes, plan: CutPlan, known: bool = False) -> list[StageCut]:
+    """What each stage of the plan cuts, and the range of each part. Raises as `cut`."""
+    return [_stage(axes, number, stage, known) for number, stage in enumerate(plan.stages)]
 
 
 def _require_alike(axes: Axes, plan: CutPlan) -> None:
@@ -190,7 +204,7 @@ def _checked(name: str, ranges: Ranges, size: int, stage: Stage) -> Ranges:
     return ranges
 
 
-def _stage_of(axes: Axes, plan: CutPlan) -> list[int]:
+def stages_of(axes: Axes, plan: CutPlan) -> list[int]:
     """By node, the stage that does it."""
     if len(plan.stages) == 1 and not plan.stages[0].layers.start:
         return [0] * len(axes.bound.nodes)

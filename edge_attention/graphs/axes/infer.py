@@ -154,6 +154,11 @@ def _matmul_nbits(forms: _Forms, at: _Attributes) -> list[TensorForm]:
     return [TensorForm(a.dtype, (*a.shape[:-1], at["N"]))]
 
 
+def _cached_attention(forms: _Forms, at: _Attributes) -> list[TensorForm]:
+    q, v = _known(forms[0]), _known(forms[2])
+    return [TensorForm("float32", (*q.shape[:-1], v.shape[-1]))]
+
+
 _OTHERS: Mapping[tuple[str, str], Callable[[_Forms, _Attributes], Sequence[TensorForm | None]]] = {
     ("com.microsoft", "BiasGelu"): _same,
     ("com.microsoft", "DynamicQuantizeMatMul"): _quantized_matmul,
@@ -163,9 +168,11 @@ _OTHERS: Mapping[tuple[str, str], Callable[[_Forms, _Attributes], Sequence[Tenso
     ("com.microsoft", "MatMulIntegerToFloat"): _quantized_matmul,
     ("com.microsoft", "MatMulNBits"): _matmul_nbits,
     ("com.microsoft", "QuickGelu"): _same,
+    ("com.microsoft", "RotaryEmbedding"): _same,
     ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
     ("com.microsoft", "TransposeMatMul"): _fused_matmul,
+    ("edge_attention", "CachedAttention"): _cached_attention,
     # ONNX Runtime's own, in ONNX's domain.
     ("", "SimplifiedLayerNormalization"): _same,
 }

@@ -99,6 +99,11 @@ class _Naming:
             heads = tuple(axis for axis in (*p.both, *one) if axis in self._weighty)
             if heads:
                 found.setdefault(self._outer_first(heads, p.node))
+        for node in self._axes.bound.nodes:
+            if node.op_type == "CachedAttention":
+                dims = self._axes.dims[node.input[0]][1:3]
+                if heads := tuple(axis for dim in dims for axis, _ in dim if axis in self._weighty):
+                    found.setdefault(heads)
         return list(found)
 
     def _outer_first(self, heads: tuple[int, ...], number: int) -> tuple[int, ...]:

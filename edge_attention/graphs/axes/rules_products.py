@@ -239,6 +239,18 @@ def _spelled(term: str, dots: int, most: int) -> list[str]:
     return found
 
 
+def cached_attention(make: Making) -> None:
+    """Attention over stored keys and values (graphs/decoding): q [r, g, s, d], k [r, g, d], v [r, g, e]."""
+    rows = make.factor(make.x(0)[0], Does.WHOLE)
+    make.why = f"{make.label} has rows of several sequences, each stored in one place"
+    groups, shared = make.factor(make.x(0)[1]), make.factor(make.x(0)[2])
+    width, values = make.factor(make.x(0)[3], Does.WHOLE), make.factor(make.x(2)[2], Does.WHOLE)
+    make.operand(0, [rows, groups, shared, width])
+    make.operand(1, [rows, groups, width])
+    make.operand(2, [rows, groups, values])
+    make.result(0, [rows, groups, shared, values])
+
+
 PRODUCTS: Mapping[str, MakesRule] = {
     **dict.fromkeys(_EACH.split(), each),
     **dict.fromkeys(("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul"), fused_matmul),
@@ -249,4 +261,5 @@ PRODUCTS: Mapping[str, MakesRule] = {
     "com.microsoft.DynamicQuantizeMatMul": dynamic_matmul,
     "com.microsoft.MatMulIntegerToFloat": matmul_to_float,
     "com.microsoft.MatMulNBits": matmul_nbits,
+    "edge_attention.CachedAttention": cached_attention,
 }

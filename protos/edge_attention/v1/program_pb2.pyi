@@ -264,6 +264,7 @@ class Append(_message.Message):
     TILE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.str
     """A name in the store."""
     at: _builtins.int
@@ -276,6 +277,10 @@ class Append(_message.Message):
     revision: _builtins.int
     """The change this is part of, a number that only grows. A node refuses one below the highest it has seen in
     the sequence's context (`context/<id>/`): nobody waits for it any more. 0: none, below all.
+    """
+    place: _builtins.str
+    """The name of a stored int64 [3]: which row of the source is the first, how many rows are appended, and the
+    token they begin at. So a prepared program appends at another place at each call. Instead of `at`.
     """
     @_builtins.property
     def source(self) -> Global___Value:
@@ -296,10 +301,11 @@ class Append(_message.Message):
         tile: _builtins.int = ...,
         revision: _builtins.int = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
+        place: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "revision", b"revision", "sequence", b"sequence", "shape", b"shape", "source", b"source", "tile", b"tile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at", b"_at", "at", b"at", "place", b"place", "revision", b"revision", "sequence", b"sequence", "shape", b"shape", "source", b"source", "tile", b"tile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__at: _TypeAlias = _typing.Literal["at"]  # noqa: Y015
     _WhichOneofArgType__at: _TypeAlias = _typing.Literal["_at", b"_at"]  # noqa: Y015

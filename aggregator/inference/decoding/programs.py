@@ -1,0 +1,317 @@
+"""What nodes are asked on a flight: each step of a part as a call of a prepared program, made once.
+
+A program is of a part's step, for so many rows, of sessions in certain slots: it runs the segment's graphs,
+and where the segment attends it appends to each session's sequences and attends over them.
+
+    stored sequences   job/<deployment>/cache/<life>/s<slot>/p<part>/a<attention>/k and v
+    kept               job/<deployment>/cache/<life>/lane<k>/p<part>/<name>
+
+`life` tells one life of this aggregator from the next: nobody has use for what an earlier one stored.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from aggregator.engine.prepared import PreparedData, prepare
+from aggregator.engine.trip import Wanted
+from aggregator.inference.calls import FROZEN, TABLE, KnownWeight, constant_name, job_scope, weight_name
+from aggregator.inference.course import Course, PartSegment
+from aggregator.inference.decoding.flights import Flight, part_places
+from aggregator.inference.decoding.scheduling import TILE
+from edge_attention.core.errors import ResourceExhausted
+from edge_attention.core.messages.program import (
+    CALL_BYTES,
+    Append,
+    Frozen,
+    Instruction,
+    Return,
+    Run,
+    Stored,
+    Value,
+)
+from edge_attention.core.schedule.extents import extent_shape, take
+from edge_attention.core.schedule.meeting import Meetings
+from edge_attention.core.schedule.pieces import AttentionPiece, DecoderForm, GraphPiece, SegmentPieces
+from edge_attention.core.schedule.schedule import Constant, Delivery, Kept, ModelInput, Weight
+from edge_attention.core.tensors import Array
+from edge_attention.graphs.attention import library
+
+__all__ = ["FlightCall", "FlightPrograms", "cache_scope", "lane_of", "rows_shape", "slot_scope"]
+
+PROGRAMS = 4096
+"""Of one decoder that are kept here; those used longest ago are made again."""
+DECODE_ROWS = 16
+"""Rows up to which attention takes all tiles at once; of more, one tile after the other."""
+
+_NOTHING = np.zeros((1, 1, 1, 1), np.float32)
+_NOTHING_LSE = np.full((1, 1, 1, 1), -np.inf, np.float32)
+
+
+def cache_scope(deployment: str, life: str = "") -> str:
+    """What the names of all that sessions store begin with; `life`: in one life of the aggregator."""
+    return f"{job_scope(deployment)}cache/" + (f"{life}/" if life else "")
+
+
+def slot_scope(deployment: str, life: str, slot: int) -> str:
+    return f"{cache_scope(deployment, life)}s{slot}/"
+
+
+def lane_of(deployment: str, life: str, lane: int) -> str:
+    return f"{cache_scope(deployment, life)}lane{lane}/"
+
+
+def rows_shape(rows: int) -> str:
+    """What constants of a cut for so many rows are called by."""
+    return f"rows{rows}"
+
+
+@dataclass(frozen=True, eq=False)
+class FlightCall:
+    """A part's step.
+
+    Attributes:
+        sent: slot -> what of the model's inputs or of boundaries it brings.
+        places: slot -> which of `part_places` it brings; of `lo` and `hi` with the window that they are for.
+        windows: of the attentions in it.
+        empty: of `sent`, zeros.
+    """
+
+    prepared: PreparedData
+    instructions: tuple[Instruction, ...]
+    sent: Mapping[str, ModelInput | Delivery]
+    places: Mapping[str, str]
+    windows: tuple[int, ...]
+    wanted: Mapping[str, Wanted]
+    empty: Mapping[str, Array]
+
+    def zeros(self, flight: Flight, form: DecoderForm, part: int) -> dict[str, Array]:
+        """What is in its slots before there are sessions: zeros, and where the flight's rows are."""
+        return dict(self.empty) | self._where(flight, form, part)
+
+    def inline(
+        self, flight: Flight, form: DecoderForm, part: int, feeds: Mapping[str, Array], meetings: Meetings
+    ) -> dict[str, Array]:
+        """What is in its slots."""
+        found: dict[str, Array] = {}
+        for slot, source in self.sent.items():
+            if isinstance(source, ModelInput):
+                found[slot] = take(feeds[source.name], source.extent)
+            else:
+                found[slot] = meetings.take(source)
+        return found | self._where(flight, form, part)
+
+    def _where(self, flight: Flight, form: DecoderForm, part: int) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for window in self.windows:
+            places = part_places(flight, form, part, window)
+            found |= {
+                slot: places[name.removesuffix(f"/{window}")]
+                for slot, name in self.places.items()
+                if "/" not in name or name.endswith(f"/{window}")
+            }
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class RowsCut:
+    """A decoder cut for so many rows."""
+
+    rows: int
+    course: Course
+    pieces: Mapping[str, SegmentPieces]
+    tables: Mapping[str, frozenset[str]]
+    """By digest of a graph, the inputs in which it only looks up rows."""
+
+
+class FlightPrograms:
+    """The programs of one decoder.
+
+    Args:
+        weights: what is known of each weight.
+    """
+
+    def __init__(self, deployment: str, life: str, weights: Mapping[Weight, KnownWeight]) -> None:
+        self.deployment = deployment
+        self.life = life
+        self.weights = weights
+        self._made: OrderedDict[tuple[int, int, int, tuple[str, ...], int], FlightCall] = OrderedDict()
+
+    def call(self, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int) -> FlightCall:
+        """The call of a part's step; `slots`: of its sessions, in order."""
+        attends = any(isinstance(piece, AttentionPiece) for piece in cut.pieces[one.segment.graph])
+        key = cut.rows, one.part, one.index, slots if attends else (), lane
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._make(cut, one, slots if attends else (), lane)
+            if len(self._made) > PROGRAMS:
+                self._made.popitem(last=False)
+        else:
+            self._made.move_to_end(key)
+        return found
+
+    def _make(self, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int) -> FlightCall:
+        return _ProgramWriter(self, cut, one, slots, lane).written()
+
+
+class _ProgramWriter:
+    """One program, while it is written. Values of the segment are looked up in `names`."""
+
+    def __init__(
+        self, programs: FlightPrograms, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int
+    ) -> None:
+        self._all = programs
+        self._cut = cut
+        self._one = one
+        self._slots = slots
+        self._kept = f"{lane_of(programs.deployment, programs.life, lane)}p{one.part}/"
+        self._names: dict[str, Value] = {}
+        self._weights: dict[str, Weight] = {}
+        self._frozen: dict[str, KnownWeight] = {}
+        self._sent: dict[str, ModelInput | Delivery] = {}
+        self._places: dict[str, str] = {}
+        self._tensors: dict[str, Array] = {}
+        self._windows: dict[int, None] = {}
+        self._instructions: list[Instruction] = []
+        # Attentions of a part are numbered through its segments.
+        self._attention = sum(
+            isinstance(piece, AttentionPiece)
+            for before in cut.course.parts[one.part][: one.index]
+            for piece in cut.pieces[before.segment.graph]
+        )
+
+    def written(self) -> FlightCall:
+        segment, schedule = self._one.segment, self._cut.course.schedule
+        for name, source in segment.inputs.items():
+            self._source(name, source)
+        kept = {output: self._kept + name for output, name in segment.kept.items()}
+        for piece in self._cut.pieces[segment.graph]:
+            match piece:
+                case GraphPiece():
+                    self._run(piece, kept)
+                case AttentionPiece():
+                    self._attend(piece, kept)
+        wanted: dict[str, Wanted] = {}
+        for made in segment.contributions:
+            if made.output in wanted:
+                continue
+            spec = schedule.boundaries[made.boundary].spec
+            wanted[made.output] = np.dtype(spec.dtype), extent_shape(spec.shape, made.extent)
+            value = self._names[made.output]
+            assert isinstance(value, Stored)
+            self._instructions.append(Return(value.name, made.output))
+        largest = sorted(self._frozen.items(), key=lambda item: -item[1].nbytes)[:FROZEN]
+        frozen = tuple(Frozen(stored, known.digest) for stored, known in sorted(largest, key=lambda i: i[0]))
+        if (size := sum(array.nbytes for array in self._tensors.values())) > CALL_BYTES:
+            raise ResourceExhausted(
+                f"bound call-bytes: {self._cut.rows} rows bring {size:,} bytes to part {self._one.part}, and "
+                f"a call {CALL_BYTES:,} at most: cut the model into fewer parts"
+            )
+        instructions = tuple(self._instructions)
+        return FlightCall(
+            prepare(instructions, self._tensors, frozen),
+            instructions,
+            self._sent,
+            self._places,
+            tuple(self._windows),
+            wanted,
+            {slot: self._tensors[slot] for slot in self._sent},
+        )
+
+    def _source(self, name: str, source: ModelInput | Delivery | Kept | Weight | Constant) -> None:
+        schedule = self._cut.course.schedule
+        match source:
+            case Weight():
+                stored = weight_name(self._all.deployment, self._all.weights[source])
+                self._names[name] = Stored(stored)
+                self._weights[name] = source
+            case Constant(constant):
+                known = schedule.constants[constant]
+                shape = rows_shape(self._cut.rows)
+                self._names[name] = Stored(constant_name(self._all.deployment, shape, known))
+            case Kept(tensor):
+                self._names[name] = Stored(self._kept + tensor)
+            case ModelInput(of, extent):
+                form = schedule.feeds[of]
+                self._slot(name, source, form.dtype, extent_shape(form.shape, extent))
+            case Delivery(boundary, extent):
+                form = schedule.boundaries[boundary].spec
+                self._slot(name, source, form.dtype, extent_shape(form.shape, extent))
+
+    def _slot(self, name: str, source: ModelInput | Delivery, dtype: str, shape: tuple[int, ...]) -> None:
+        slot = f"task/i{len(self._sent)}"
+        self._sent[slot] = source
+        self._tensors[slot] = np.broadcast_to(np.zeros((), dtype), shape)
+        self._names[name] = Stored(slot)
+
+    def _run(self, piece: GraphPiece, kept: Mapping[str, str]) -> None:
+        tables = self._cut.tables.get(piece.graph, frozenset())
+        inputs: dict[str, Value] = {}
+        for name, of in piece.inputs.items():
+            inputs[name] = self._names[of]
+            if of in self._weights:
+                known = self._all.weights[self._weights[of]]
+                if name not in tables or known.nbytes < TABLE:
+                    self._frozen[weight_name(self._all.deployment, known)] = known
+        outputs: dict[str, str] = {}
+        for output, of in piece.outputs.items():
+            outputs[output] = kept.get(of) or f"task/v{len(self._names)}"
+            self._names[of] = Stored(outputs[output])
+        self._instructions.append(Run(piece.graph, inputs, outputs))
+
+    def _attend(self, piece: AttentionPiece, kept: Mapping[str, str]) -> None:
+        number, part = self._attention, self._one.part
+        self._attention += 1
+        self._windows[piece.window] = None
+        rows = self._cut.rows
+        lo, hi = (self._place(f"{name}/{piece.window}", (rows,)) for name in ("lo", "hi"))
+        queries, keys, values = (self._names[name] for name in (piece.queries, piece.keys, piece.values))
+        before: tuple[Value, Value] = _NOTHING, _NOTHING_LSE
+        scale = np.array(piece.scale, np.float32)
+        for at, slot in enumerate(self._slots):
+            scope = f"{slot}p{part}/a{number}/"
+            place = self._place(f"at.{at}", (3,))
+            chunk = self._place(f"rows.{at}", (2,))
+            self._instructions += [
+                Append(f"{scope}k", keys, tile=TILE, place=place),
+                Append(f"{scope}v", values, tile=TILE, place=place),
+            ]
+            last = at == len(self._slots) - 1
+            out = (kept.get(piece.out) if last else None) or f"task/o{number}.{at}"
+            lse = f"task/l{number}.{at}"
+            graph = "cached_decode" if rows <= DECODE_ROWS else "cached_prefill"
+            self._instructions.append(
+                Run(
+                    library.digest(graph),
+                    {
+                        "q": queries,
+                        "keys": Stored(f"{scope}k"),
+                        "values": Stored(f"{scope}v"),
+                        "scale": scale,
+                        "rows": Stored(chunk),
+                        "lo": Stored(lo),
+                        "hi": Stored(hi),
+                        "before": before[0],
+                        "before_lse": before[1],
+                    },
+                    {"out": out, "lse": lse},
+                )
+            )
+            before = Stored(out), Stored(lse)
+        self._names[piece.out] = before[0]
+        if piece.lse:
+            self._names[piece.lse] = before[1]
+
+    def _place(self, name: str, shape: tuple[int, ...]) -> str:
+        """The slot that brings it."""
+        for slot, known in self._places.items():
+            if known == name:
+                return slot
+        slot = f"task/p{len(self._places)}"
+        self._places[slot] = name
+        self._tensors[slot] = np.broadcast_to(np.zeros((), np.int64), shape)
+        return slot

@@ -1,0 +1,594 @@
+"""Which rows of which sessions go on the next trip, and through which nodes. A pure state machine.
+
+    idle ── extend ──> waits ──> flies ──┬──> waits      there are more of its tokens than one trip takes
+     ^                                   └──> idle       the logits of its new tokens are there
+     └── the deadline, an error, or whoever asked has gone
+
+A session is its tokens, and how many of them are stored. What a node stored that has gone is stored again
+by sending the tokens once more, through whoever takes over: to the rest of the machine that is a session
+with more new tokens. A trip takes what waits when it begins: sessions join and leave between two of them, and
+those with few rows go first, so that a long prompt holds up nobody.
+
+The shell performs the actions, and tells what came of them. Times are readings of one steady clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import numpy as np
+
+from aggregator.inference.decoding.flights import Flight, SessionRows, TokenSpan, owned_before
+from aggregator.inference.part_of_request import PartsNodes
+from edge_attention.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EdgeAttentionError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.schedule.pieces import DecoderForm
+from edge_attention.core.tensors import Array
+from edge_attention.core.transitions import Transition, recent
+
+__all__ = [
+    "CallAnswered",
+    "CallRefused",
+    "Fly",
+    "ForgetSession",
+    "SeekHolder",
+    "SessionScheduler",
+    "SupplyHolder",
+]
+
+FLIGHT_SESSIONS = 16
+"""Sessions in one trip: each is an append and a run more of every attention."""
+FEW = 8
+"""Rows up to which a session goes before those that have more."""
+CHUNK_ROWS = 64
+"""Of one session in a trip, while others wait."""
+SESSION_TRIES = 8
+"""Times that one call may lose a node in the middle; then it is refused."""
+IDLE_SECONDS = 900.0
+"""A session that nobody extends is forgotten after so long."""
+BLOCK = 64
+"""Tokens that one part stores before it is the next one's turn, where parts share them."""
+TILE = 64
+"""Tokens of a tile: what a stored sequence grows by."""
+
+
+class DecodePhase(Enum):
+    """How a session stands."""
+
+    IDLE = "idle"
+    WAITS = "waits for a trip"
+    FLIES = "is on a trip"
+
+
+@dataclass(frozen=True)
+class Fly:
+    """Take this flight, and say `landed` or `lost`."""
+
+    flight: Flight
+
+
+@dataclass(frozen=True)
+class CallAnswered:
+    """The session's logits are all there: float32 [new tokens, vocabulary]."""
+
+    session: int
+    logits: Array
+
+
+@dataclass(frozen=True)
+class CallRefused:
+    """The session's call has ended so. Its tokens are those before the call."""
+
+    session: int
+    error: EdgeAttentionError
+
+
+@dataclass(frozen=True)
+class ForgetSession:
+    """Nodes are to forget what they store of a session; then its slot is free (`freed`)."""
+
+    slot: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SeekHolder:
+    """No node that is there holds the part: have another one given it."""
+
+    part: int
+
+
+@dataclass(frozen=True)
+class SupplyHolder:
+    """The node lacks what it was given for the part: have it given that again."""
+
+    part: int
+    node: str
+
+
+Action = Fly | CallAnswered | CallRefused | ForgetSession | SeekHolder | SupplyHolder
+
+
+@dataclass(eq=False)
+class DecoderSession:
+    """A session; only the machine changes it.
+
+    Attributes:
+        owner: who may use it.
+        stored: of how many of its tokens, from the first, keys and values are stored.
+        place, lives: by part, the node that stores them, and which process of it.
+        answered: logits of its new tokens, so far; from token `asked` on they are wanted.
+    """
+
+    number: int
+    owner: str
+    slot: int
+    used: float
+    tokens: list[int] = field(default_factory=list)
+    stored: int = 0
+    place: tuple[str, ...] = ()
+    lives: tuple[str, ...] = ()
+    spans: list[TokenSpan] = field(default_factory=list)
+    phase: DecodePhase = DecodePhase.IDLE
+    asked: int = 0
+    answered: list[Array] = field(default_factory=list)
+    since: float = 0.0
+    began: float = 0.0
+    deadline: float = math.inf
+    tries: int = 0
+    alone: bool = False
+    closing: bool = False
+    nodes: set[str] = field(default_factory=set)
+    """All that may store something of it."""
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+
+class SessionScheduler:
+    """The sessions of one decoder.
+
+    Args:
+        nodes: what is known of nodes, and of who holds which part.
+        room: bytes that a node has for what sessions store.
+        lanes: trips under way at a time: with parts one behind the other several keep all of them at work.
+
+    Attributes:
+        sessions: by number.
+        transitions: the last changes, for the log.
+    """
+
+    def __init__(
+        self, form: DecoderForm, nodes: PartsNodes, room: Callable[[str], int], lanes: int = 1
+    ) -> None:
+        self.form = form
+        self.sessions: dict[int, DecoderSession] = {}
+        self.transitions: deque[Transition] = recent()
+        self._nodes = nodes
+        self._room = room
+        self._lanes = list(range(lanes))
+        self._flights: dict[int, Flight] = {}
+        self._numbers = 0
+        self._slots: list[int] = []
+        self._next_slot = 0
+        self._now = 0.0
+
+    # Events
+
+    def open(self, owner: str, now: float) -> DecoderSession:
+        """A new session, of no token."""
+        self._now = now
+        self._numbers += 1
+        slot = self._slots.pop() if self._slots else self._next_slot
+        self._next_slot = max(self._next_slot, slot + 1)
+        session = DecoderSession(self._numbers, owner, slot, now)
+        self.sessions[session.number] = session
+        return session
+
+    def extend(self, number: int, ids: Sequence[int], now: float, deadline: float) -> list[Action]:
+        """More tokens, whose logits are wanted.
+
+        Raises:
+            NotFound: there is no such session any more.
+            FailedPrecondition: it is extended already.
+            InvalidArgument: no tokens, or some that the model does not have.
+            ResourceExhausted: it would get longer than the model's positions.
+        """
+        self._now = now
+        session = self.require(number)
+        self._require_idle(session)
+        if not ids:
+            raise InvalidArgument("a session is extended by one token or more; there is none")
+        if not 0 <= min(ids) <= max(ids) < self.form.vocabulary:
+            raise InvalidArgument(
+                f"tokens are 0 to {self.form.vocabulary - 1}; {min(ids)} to {max(ids)} were sent"
+            )
+        if session.length + len(ids) > self.form.length:
+            raise ResourceExhausted(
+                f"bound session-tokens: the session has {session.length} tokens, and the model positions for "
+                f"{self.form.length}: {len(ids)} more do not fit; open another one"
+            )
+        self._require_room(session, len(ids))
+        session.asked, session.answered, session.tries = session.length, [], 0
+        session.tokens += ids
+        session.began = session.since = session.used = now
+        session.deadline = deadline
+        self._turn(session, DecodePhase.WAITS)
+        return self._go()
+
+    def truncate(self, number: int, length: int, now: float) -> None:
+        """ForgetSession all tokens but the first `length`. Raises as `extend`."""
+        self._now = now
+        session = self.require(number)
+        self._require_idle(session)
+        if not 0 <= length <= session.length:
+            raise InvalidArgument(f"the session has {session.length} tokens: it cannot keep {length}")
+        session.used = now
+        del session.tokens[length:]
+        self._keep(session, length)
+
+    def close(self, number: int, now: float) -> list[Action]:
+        """The session is not needed any more. What is asked of it ends. Nothing if there is none."""
+        self._now = now
+        session = self.sessions.get(number)
+        if session is None:
+            return []
+        found: list[Action] = []
+        if session.phase is not DecodePhase.IDLE:
+            found = self._refuse(session, Cancelled("the session was closed"), closing=True)
+        if session.closing:
+            return found  # its flight has not ended: then it goes
+        return [*found, *self._forget(session)]
+
+    def cancel(self, number: int, error: EdgeAttentionError, now: float) -> list[Action]:
+        """Nobody waits for what was asked of the session."""
+        self._now = now
+        session = self.sessions.get(number)
+        if session is None or session.phase is DecodePhase.IDLE:
+            return []
+        return self._refuse(session, error)
+
+    def landed(self, number: int, logits: Array, now: float) -> list[Action]:
+        """A flight has ended; `logits`: float32 [rows, vocabulary]."""
+        self._now = now
+        flight = self._land(number)
+        if flight is None:
+            return []
+        found: list[Action] = []
+        first = 0
+        for chunk in flight.chunks:
+            rows = logits[first : first + len(chunk.ids)]
+            first += len(chunk.ids)
+            session = self._back(chunk)
+            if session is None:
+                continue
+            if session.closing:
+                found += self._forget(session)
+                continue
+            session.stored = chunk.stop
+            session.spans = list(chunk.spans)
+            session.alone = False
+            if session.phase is not DecodePhase.FLIES:  # nobody waits for it; it may have been cut short
+                self._keep(session, min(session.stored, session.length))
+                continue
+            if chunk.stop > session.asked:
+                session.answered.append(np.array(rows[max(session.asked - chunk.start, 0) :]))
+            if session.stored < session.length:
+                session.since = now  # behind those that wait already
+                self._turn(session, DecodePhase.WAITS)
+                continue
+            session.used = now
+            self._turn(session, DecodePhase.IDLE)
+            found.append(CallAnswered(session.number, np.concatenate(session.answered)))
+            session.answered = []
+        return [*found, *self._go()]
+
+    def lost(
+        self,
+        number: int,
+        error: EdgeAttentionError,
+        now: float,
+        *,
+        again: bool,
+        lacks: tuple[int, str] | None = None,
+    ) -> list[Action]:
+        """A flight did not come to its end.
+
+        Args:
+            again: a node went, so that it may be tried again; else the error is of what was asked.
+            lacks: the part, and its node, that says it does not have what it was given, or stored.
+        """
+        self._now = now
+        flight = self._land(number)
+        if flight is None:
+            return []
+        found: list[Action] = [SupplyHolder(*lacks)] if lacks is not None else []
+        several = len(flight.chunks) > 1
+        for chunk in flight.chunks:
+            session = self._back(chunk)
+            if session is None:
+                continue
+            if session.closing:
+                found += self._forget(session)
+                continue
+            self._keep(session, min(session.stored, session.length, chunk.start))
+            if lacks is not None:
+                self._keep(session, 0)
+            if session.phase is not DecodePhase.FLIES:
+                continue
+            session.tries += 1
+            if again and session.tries < SESSION_TRIES:
+                self._turn(session, DecodePhase.WAITS, str(error))
+            elif again:
+                found += self._refuse(
+                    session, Unavailable(f"nodes went {session.tries} times meanwhile: {error.message}")
+                )
+            elif several and not session.alone:
+                session.alone = True  # whose fault it is shows alone
+                self._turn(session, DecodePhase.WAITS, str(error))
+            else:
+                found += self._refuse(session, error)
+        return [*found, *self._go()]
+
+    def freed(self, slot: int) -> None:
+        """Nodes have forgotten what was in the slot."""
+        self._slots.append(slot)
+
+    def look(self, now: float) -> list[Action]:
+        """Something has changed with the nodes: who is there, or who holds what."""
+        self._now = now
+        return self._go()
+
+    def tick(self, now: float) -> list[Action]:
+        """What is due by `now`. Call it at `wake`; earlier does no harm."""
+        self._now = now
+        found: list[Action] = []
+        for session in list(self.sessions.values()):
+            if session.phase is DecodePhase.IDLE:
+                if now >= session.used + IDLE_SECONDS and not session.closing:
+                    found += self._forget(session)
+            elif now >= session.deadline:
+                waited = self.waits(session)
+                found += self._refuse(
+                    session, DeadlineExceeded(f"no logits in {now - session.began:.3g} s: {waited}")
+                )
+        return [*found, *self._go()]
+
+    # What can be asked
+
+    @property
+    def wake(self) -> float:
+        """When to call `tick`."""
+        times = [
+            s.used + IDLE_SECONDS if s.phase is DecodePhase.IDLE else s.deadline
+            for s in self.sessions.values()
+            if not s.closing
+        ]
+        return min(times, default=math.inf)
+
+    def require(self, number: int) -> DecoderSession:
+        """Raises NotFound: there is no such session any more."""
+        session = self.sessions.get(number)
+        if session is None or session.closing:
+            raise NotFound(
+                f"there is no session {number} any more: it was closed, or nobody used it for "
+                f"{IDLE_SECONDS:.0f} s; open another one"
+            )
+        return session
+
+    def waits(self, session: DecoderSession) -> str:
+        """For a person: what a session waits for."""
+        if session.phase is DecodePhase.FLIES:
+            return f"it is on a trip over {', '.join(dict.fromkeys(session.place))}"
+        place, lacking = self._placed(session)
+        if place is None:
+            part = lacking or 0
+            return f"no node that is there holds part {part}: {self._nodes.why(part)}"
+        return f"{len(self._flights)} trips of other sessions are under way"
+
+    def stored_bytes(self, node: str) -> int:
+        """What sessions store on a node."""
+        return sum(
+            self._bytes(session, part, session.length)
+            for session in self.sessions.values()
+            for part, at in enumerate(session.place)
+            if at == node
+        )
+
+    def check(self) -> None:
+        """Raises AssertionError where what always holds does not."""
+        flying = [chunk.session for flight in self._flights.values() for chunk in flight.chunks]
+        assert len(set(flying)) == len(flying), "a session is on two trips"
+        slots = [session.slot for session in self.sessions.values()]
+        assert len(set(slots)) == len(slots), "a slot is two sessions'"
+        assert not set(slots) & set(self._slots), "a slot in use is free"
+        for session in self.sessions.values():
+            assert session.stored <= session.length or session.number in flying, (
+                "more is stored than there is"
+            )
+            if session.phase is DecodePhase.FLIES:
+                assert session.number in flying
+            if self.form.by_tokens and session.number not in flying:
+                own = sum(span.stop - span.start for span in session.spans)
+                assert own == session.stored, "spans are not of what is stored"
+
+    # Inside
+
+    def _require_idle(self, session: DecoderSession) -> None:
+        flies = any(c.session == session.number for f in self._flights.values() for c in f.chunks)
+        if session.phase is not DecodePhase.IDLE or flies:
+            raise FailedPrecondition("the session is being extended: wait for that, and then ask")
+
+    def _require_room(self, session: DecoderSession, more: int) -> None:
+        for part, node in enumerate(session.place):
+            before = self._bytes(session, part, session.length)
+            size = self._bytes(session, part, session.length + more) - before
+            used, room = self.stored_bytes(node), self._room(node)
+            if size and used + size > room:
+                raise ResourceExhausted(
+                    f"bound cache-bytes: sessions store {used:,} bytes on node {node!r}, which has {room:,} "
+                    f"for them; {size:,} more do not fit: close sessions, or start the node with a larger "
+                    "--memory-limit"
+                )
+
+    def _bytes(self, session: DecoderSession, part: int, tokens: int) -> int:
+        """What a part stores of a session of so many tokens, in whole tiles."""
+        each = self.form.token_bytes(part)
+        if self.form.by_tokens:
+            share = self.form.shares[part] / sum(self.form.shares)
+            tokens = math.ceil(tokens * share) + (BLOCK if tokens else 0)
+        return each * TILE * -(-tokens // TILE)
+
+    def _turn(self, session: DecoderSession, phase: DecodePhase, *words: str) -> None:
+        self.transitions.append((self._now, (f"session {session.number}", *words), session.phase, phase))
+        session.phase = phase
+
+    def _keep(self, session: DecoderSession, stored: int) -> None:
+        """No more than the first `stored` tokens count as stored."""
+        session.stored = min(session.stored, stored)
+        cut = [
+            replace(s, stop=min(s.stop, session.stored)) for s in session.spans if s.start < session.stored
+        ]
+        session.spans = cut
+
+    def _refuse(
+        self, session: DecoderSession, error: EdgeAttentionError, closing: bool = False
+    ) -> list[Action]:
+        """Its call ends with `error`; the session is as before it, or goes."""
+        flies = session.phase is DecodePhase.FLIES
+        del session.tokens[session.asked :]
+        session.answered, session.deadline, session.used = [], math.inf, self._now
+        self._turn(session, DecodePhase.IDLE, error.message)
+        session.alone = False
+        if not flies:
+            self._keep(session, session.length)
+        elif closing:
+            session.closing = True
+        return [CallRefused(session.number, error)]
+
+    def _forget(self, session: DecoderSession) -> list[Action]:
+        flies = any(c.session == session.number for f in self._flights.values() for c in f.chunks)
+        if flies:
+            session.closing = True
+            return []
+        del self.sessions[session.number]
+        return [ForgetSession(session.slot, tuple(sorted(session.nodes)))]
+
+    def _land(self, number: int) -> Flight | None:
+        flight = self._flights.pop(number, None)
+        if flight is not None:
+            self._lanes.append(flight.lane)
+            self._lanes.sort()
+        return flight
+
+    def _back(self, chunk: SessionRows) -> DecoderSession | None:
+        return self.sessions.get(chunk.session)
+
+    def _go(self) -> list[Action]:
+        """Have flights begin, as long as there are lanes and sessions that wait and can go."""
+        found: list[Action] = []
+        sought: set[int] = set()
+        flying = {c.session for f in self._flights.values() for c in f.chunks}
+        while self._lanes:
+            group: list[DecoderSession] = []
+            place: tuple[str, ...] = ()
+            waiting = [
+                s for s in self.sessions.values() if s.phase is DecodePhase.WAITS and s.number not in flying
+            ]
+            for session in sorted(waiting, key=lambda s: (s.length - s.stored > FEW, s.since, s.number)):
+                if len(group) >= FLIGHT_SESSIONS:
+                    break
+                own, lacking = self._placed(session)
+                if own is None:
+                    if lacking is not None and lacking not in sought:
+                        sought.add(lacking)
+                        found.append(SeekHolder(lacking))
+                    continue
+                if (group and (own != place or session.alone)) or (group and group[0].alone):
+                    continue
+                place = own
+                group.append(session)
+            if not group:
+                break
+            flight = self._flight(group, place)
+            flying.update(chunk.session for chunk in flight.chunks)
+            found.append(Fly(flight))
+        return found
+
+    def _placed(self, session: DecoderSession) -> tuple[tuple[str, ...] | None, int | None]:
+        """By part the node to ask; or None, and the part for which another node is to be found, if any."""
+        place: list[str] = []
+        for part, forms in enumerate(self.form.caches):
+            holders = self._nodes.holders(part)
+            there = [n for n in holders if self._nodes.state(n) in (NodeState.READY, NodeState.DRAINING)]
+            old = session.place[part] if session.place else ""
+            if old in there:
+                place.append(old)
+                continue
+            if old and forms and self._nodes.state(old) is NodeState.SUSPECT:
+                return None, None  # it may be back with what it stores
+            ready = [n for n in there if self._nodes.state(n) is NodeState.READY] or there
+            if not ready:
+                suspect = any(self._nodes.state(n) is NodeState.SUSPECT for n in holders)
+                return None, None if suspect else part
+            place.append(min(ready, key=lambda n: (self._loads(n), ready.index(n))))
+        return tuple(place), None
+
+    def _loads(self, node: str) -> int:
+        return sum(node in session.place for session in self.sessions.values())
+
+    def _flight(self, group: Sequence[DecoderSession], place: tuple[str, ...]) -> Flight:
+        left = self.form.rows[-1]
+        chunks: list[SessionRows] = []
+        lives = tuple(self._nodes.life(node) for node in place)
+        for number, session in enumerate(group):
+            self._settle(session, place, lives)
+            # Each of those behind has one row at least.
+            most = min(left - (len(group) - number - 1), CHUNK_ROWS if len(group) > 1 else left)
+            count = min(session.length - session.stored, most)
+            left -= count
+            start = session.stored
+            spans = self._spans(session, start, start + count) if self.form.by_tokens else ()
+            ids = tuple(session.tokens[start : start + count])
+            chunks.append(SessionRows(session.number, session.slot, start, ids, spans))
+            self._turn(session, DecodePhase.FLIES)
+        rows = next(n for n in self.form.rows if n >= sum(len(chunk.ids) for chunk in chunks))
+        self._numbers += 1
+        flight = Flight(self._numbers, self._lanes.pop(0), rows, place, tuple(chunks))
+        self._flights[flight.number] = flight
+        return flight
+
+    def _settle(self, session: DecoderSession, place: tuple[str, ...], lives: tuple[str, ...]) -> None:
+        """From now on it is stored there: what another process had of it is to be stored again."""
+        if session.place:
+            for part, forms in enumerate(self.form.caches):
+                same = session.place[part] == place[part] and session.lives[part] == lives[part]
+                if forms and not same:
+                    self._keep(session, 0)
+        session.place, session.lives = place, lives
+        session.nodes.update(place)
+
+    def _spans(self, session: DecoderSession, start: int, stop: int) -> tuple[TokenSpan, ...]:
+        """Who stores what: new tokens go to the part that stored the last ones, until it has a block."""
+        spans = [span for span in session.spans if span.start < start]
+        last = spans[-1] if spans else None
+        if last is not None and last.stop - last.start < BLOCK:
+            return (*spans[:-1], replace(last, stop=stop))
+        shares = self.form.shares
+        parts = [part for part in range(len(shares)) if shares[part] > 0]
+        part = min(parts, key=lambda p: (owned_before(spans, p, start) / shares[p], p))
+        return (*spans, TokenSpan(part, start, stop))

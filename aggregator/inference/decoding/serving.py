@@ -1,0 +1,368 @@
+"""One deployed decoder with its sessions: performs what the machine (scheduling.py) decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from aggregator.engine.recipe import Engine
+from aggregator.engine.trip import Errand
+from aggregator.inference.calls import KnownWeight
+from aggregator.inference.course import Course
+from aggregator.inference.decoding.flights import Flight, SessionRows, TokenSpan
+from aggregator.inference.decoding.flying import FlightLost, fly
+from aggregator.inference.decoding.programs import (
+    FlightPrograms,
+    RowsCut,
+    cache_scope,
+    rows_shape,
+    slot_scope,
+)
+from aggregator.inference.decoding.scheduling import (
+    Action,
+    CallAnswered,
+    CallRefused,
+    DecoderSession,
+    Fly,
+    ForgetSession,
+    SeekHolder,
+    SessionScheduler,
+    SupplyHolder,
+)
+from aggregator.inference.delivery import NodeDeliveries, StoredPiece
+from aggregator.inference.holding import Pick, ShapeHolders
+from aggregator.inference.part_pieces import pieces_of
+from aggregator.inference.placement import Holders
+from edge_attention.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EdgeAttentionError,
+    FailedPrecondition,
+    Internal,
+)
+from edge_attention.core.messages.program import Drop
+from edge_attention.core.schedule.pieces import DecoderForm, GraphPiece, loads_pieces, loads_tables
+from edge_attention.core.schedule.schedule import Weight
+from edge_attention.core.tensors import Array
+from edge_attention.core.transitions import told
+from edge_attention.graphs.axes.folder import CutFolder
+
+__all__ = ["DecoderServing"]
+
+log = logging.getLogger(__name__)
+
+CACHE_PART = 0.5
+"""Of a node's memory limit that sessions may store, at most; and no more than weights leave."""
+FORGET_SECONDS = 30.0
+FLIGHTS = 4
+"""Trips of one decoder under way at a time, where parts work one behind the other."""
+WARM_ROWS = (1, 2)
+"""Nodes load a decoder's graphs for these before there are sessions: others have mostly the same."""
+
+
+class DecoderServing:
+    """A decoder, its sessions, and the nodes that hold it.
+
+    Args:
+        folder: what `write_decoder` wrote.
+        taken: bytes of weights that a node holds, of all models.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        deployment: str,
+        model: Path,
+        folder: Path,
+        form: DecoderForm,
+        holders: Holders,
+        pick: Pick,
+        taken: Callable[[str], int],
+    ) -> None:
+        self.form = form
+        self._engine = engine
+        self._trips = engine.trips
+        self._bulk = engine.bulk
+        self._membership = engine.membership
+        self._deployment = deployment
+        self._model = model
+        self._folder = folder
+        self._assigned = holders
+        self._pick = pick
+        self._taken = taken
+        self.life = secrets.token_hex(4)
+        self._weights: dict[Weight, KnownWeight] = {}
+        self._programs = FlightPrograms(deployment, self.life, self._weights)
+        self._cuts: dict[int, RowsCut] = {}
+        self._graphs: tuple[str, ...] = ()
+        self._holders: ShapeHolders | None = None
+        self._machine: SessionScheduler | None = None
+        self._answers: dict[int, asyncio.Future[Array]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ready: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # Calls
+
+    async def ready(self, seconds: float) -> None:
+        """Wait until each part is held by a node that is there.
+
+        Raises:
+            DeadlineExceeded: says what was waited for; it goes on.
+            EdgeAttentionError: nodes that are to hold it say that they cannot.
+        """
+        if self._ready is None or (self._ready.done() and not self._serves()):
+            self._ready = asyncio.create_task(self._prepare(), name="decoder")
+        done, _ = await asyncio.wait([self._ready], timeout=seconds)
+        if not done:
+            held = self._holders
+            part = held.lacking[0] if held is not None and held.lacking else 0
+            why = held.why(part) if held is not None else "it is read"
+            raise DeadlineExceeded(f"no node holds part {part} of the decoder after {seconds:.3g} s: {why}")
+        if self._ready.cancelled():
+            raise FailedPrecondition("the model was undeployed meanwhile")
+        self._ready.result()
+
+    @property
+    def machine(self) -> SessionScheduler:
+        assert self._machine is not None
+        return self._machine
+
+    def open(self, owner: str) -> DecoderSession:
+        """A new session; `ready` has returned."""
+        session = self.machine.open(owner, time.monotonic())
+        self._set_clock()
+        return session
+
+    async def extend(self, session: int, ids: Sequence[int], seconds: float) -> Array:
+        """Logits after each of the new tokens, float32 [tokens, vocabulary]. Raises as the machine's."""
+        now = time.monotonic()
+        answer: asyncio.Future[Array] = asyncio.get_running_loop().create_future()
+        if session in self._answers:
+            raise FailedPrecondition("the session is being extended: wait for that, and then ask")
+        self._answers[session] = answer
+        try:
+            self._perform(self.machine.extend(session, ids, now, now + seconds))
+            return await answer
+        except asyncio.CancelledError:
+            self._answers.pop(session, None)
+            error = Cancelled("nobody waits for the logits")
+            self._perform(self.machine.cancel(session, error, time.monotonic()))
+            raise
+        finally:
+            self._answers.pop(session, None)
+
+    def truncate(self, session: int, length: int) -> None:
+        self.machine.truncate(session, length, time.monotonic())
+
+    def close_session(self, session: int) -> None:
+        if self._machine is not None:
+            self._perform(self._machine.close(session, time.monotonic()))
+
+    def look(self) -> None:
+        """Something has changed with the nodes."""
+        if self._closed:
+            return
+        if self._holders is not None:
+            self._holders.ensure()
+        if self._machine is not None:
+            self._perform(self._machine.look(time.monotonic()))
+
+    async def close(self, error: EdgeAttentionError) -> None:
+        """End all sessions with `error`; nodes keep nothing of them if they are there."""
+        self._closed = True
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(error)
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = [*self._tasks, *([self._ready] if self._ready is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._holders is not None:
+            await self._holders.close()
+            for node in self._holders.nodes:
+                if self._membership.live(node):
+                    self._trips.post(node, (Drop((cache_scope(self._deployment),)),))
+        for digest in self._graphs:
+            self._bulk.take_back(digest)
+        self._graphs = ()
+
+    # Getting ready
+
+    def _serves(self) -> bool:
+        return self._ready is not None and not self._ready.cancelled() and self._ready.exception() is None
+
+    async def _prepare(self) -> None:
+        if self._holders is None:
+            pieces = await asyncio.to_thread(self._read)
+            paths: dict[str, Path] = {}
+            for rows, cut in self._cuts.items():
+                for of in cut.pieces.values():
+                    for piece in of:
+                        if isinstance(piece, GraphPiece):
+                            paths[piece.graph] = self._folder / str(rows) / "graphs" / f"{piece.graph}.onnx"
+            for digest, path in paths.items():
+                self._bulk.lend_file(digest, path, 0, path.stat().st_size)
+            self._graphs = tuple(paths)
+            self._holders = ShapeHolders(
+                self._membership, NodeDeliveries(self._trips, self._bulk), pieces, self._assigned, self._pick,
+                self._warm, lambda node: 0, self.look,
+            )  # fmt: skip
+            lanes = min(len(self._cuts[self.form.rows[0]].course.schedule.steps), FLIGHTS)
+            alone = all(
+                len(step.segments) == 1 for step in self._cuts[self.form.rows[0]].course.schedule.steps
+            )
+            self._machine = SessionScheduler(self.form, self._holders, self._room, lanes if alone else 1)
+        self._holders.ensure()
+        await self._holders.settled(math.inf)
+
+    def _read(self) -> list[list[StoredPiece]]:
+        """The cuts, and by part what a node needs for all of them. Blocks."""
+        found: list[dict[str, StoredPiece]] = [{} for _ in self.form.caches]
+        for rows in self.form.rows:
+            folder = self._folder / str(rows)
+            files = CutFolder(self._model, folder)
+            course = Course(files.schedule())
+            cut = loads_pieces((folder / "pieces.json").read_text())
+            tables = loads_tables((folder / "tables.json").read_text())
+            self._cuts[rows] = RowsCut(rows, course, cut, tables)
+            for part, own in enumerate(found):
+                pieces = pieces_of(self._deployment, rows_shape(rows), course, part, files, self._weights)
+                own |= {piece.name: piece for piece in pieces}
+        return [list(own.values()) for own in found]
+
+    async def _warm(self, node: str, part: int) -> None:
+        """Have the node load the part's graphs, with its weights in them; and forget what an earlier life of
+        this aggregator had it store."""
+        scope = f"{cache_scope(self._deployment, self.life)}warm.p{part}/"
+        for rows in WARM_ROWS:
+            cut = self._cuts[rows]
+            spans = (TokenSpan(part, 0, 1),) if self.form.by_tokens else ()
+            flight = Flight(0, 0, rows, (), (SessionRows(0, 0, 0, (0,), spans),))
+            for one in cut.course.parts[part]:
+                call = self._programs.call(cut, one, (scope,), -1 - part)
+                errand = Errand(
+                    shard=f"warm.part{part}.step{one.step}",
+                    holders=(node,),
+                    coverage=range(part, part + 1),
+                    instructions=call.instructions,
+                    wanted=call.wanted,
+                    inline=call.zeros(flight, self.form, part),
+                    prepared=call.prepared,
+                )
+                outcome = await self._trips.make([errand], WARM_SECONDS, believed=())
+                for missing in outcome.missing.values():
+                    log.info("node %s, part %d, step %d: %s", node, part, one.step, missing.text)
+                    raise missing.error or missing.cause(missing.text)
+        self._trips.post(
+            node, (Drop((scope, f"{cache_scope(self._deployment, self.life)}lane{-1 - part}/")),)
+        )
+
+    def _room(self, node: str) -> int:
+        """Bytes that sessions may store on a node."""
+        member = self._membership.get(node)
+        if member is None:
+            return 0
+        limit = member.register.memory_limit
+        return int(min(CACHE_PART * limit, max(limit - self._taken(node), 0)))
+
+    # Performing
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Fly(flight):
+                    self._start(self._fly(flight))
+                case CallAnswered(session, logits):
+                    self._end(session, logits)
+                case CallRefused(session, error):
+                    log.info("a session's call ended badly: %s", told(self.machine.transitions))
+                    self._end(session, error)
+                case ForgetSession():
+                    self._start(self._forget(action))
+                case SeekHolder(part):
+                    if self._holders is not None:
+                        self._holders.seek(part, frozenset())
+                case SupplyHolder(part, node):
+                    if self._holders is not None:
+                        self._holders.supply(part, node)
+        self._set_clock()
+
+    def _end(self, session: int, answer: Array | EdgeAttentionError) -> None:
+        future = self._answers.get(session)
+        if future is None or future.done():
+            return
+        if isinstance(answer, EdgeAttentionError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    def _start(self, work) -> None:  # type: ignore[no-untyped-def]
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fly(self, flight: Flight) -> None:
+        again, lacks = False, None
+        try:
+            logits = await fly(self._trips, self._programs, self.form, self._cuts[flight.rows], flight)
+            if not np.isfinite(logits).all():
+                log.warning("a decoder's logits are not all finite")
+            self._perform(self.machine.landed(flight.number, logits, time.monotonic()))
+            return
+        except FlightLost as lost:
+            error, again, lacks = lost.error, lost.again, lost.lacks
+        except EdgeAttentionError as problem:
+            error = problem
+        except Exception as problem:
+            log.exception("a trip of sessions cannot go on")
+            error = Internal(f"a trip of sessions cannot go on: {problem!r}")
+        now = time.monotonic()
+        self._perform(self.machine.lost(flight.number, error, now, again=again, lacks=lacks))
+
+    async def _forget(self, forget: ForgetSession) -> None:
+        """Have nodes drop what they store of a session; its slot is used again where all have said so."""
+        scope = slot_scope(self._deployment, self.life, forget.slot)
+        errands = [
+            Errand(f"forget.{node}", (node,), range(at, at + 1), (Drop((scope,)),))
+            for at, node in enumerate(forget.nodes)
+        ]
+        try:
+            outcome = await self._trips.make(errands, FORGET_SECONDS, believed=(), patient=False)
+            if outcome.missing:
+                log.info("nodes keep what a session stored for now: %s", outcome.why)
+                return
+        except EdgeAttentionError as error:
+            log.info("nodes keep what a session stored for now: %s", error)
+            return
+        self.machine.freed(forget.slot)
+
+    def _set_clock(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._machine is None or self._closed:
+            return
+        wake = self._machine.wake
+        if wake < math.inf:
+            delay = max(wake - time.monotonic(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._perform(self.machine.tick(time.monotonic()))
+
+
+WARM_SECONDS = 600.0
+"""Loading one piece with its weights takes no longer."""

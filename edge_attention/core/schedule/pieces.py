@@ -1,0 +1,182 @@
+"""A segment of a decoder in pieces: graphs, and between them attention over what is stored.
+
+    GraphPiece ──> queries, new keys and values ──> AttentionPiece ──> GraphPiece ──> ...
+                                                   appends, attends
+
+Keys and values of earlier tokens are stored sequences, one of each for every attention that a part does and
+every session. A part's attentions are numbered in the order in which it comes to them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_attention.core.errors import DataLoss
+
+__all__ = [
+    "AttentionPiece",
+    "CacheForm",
+    "DecoderForm",
+    "GraphPiece",
+    "SegmentPieces",
+    "dumps_decoder",
+    "dumps_pieces",
+    "dumps_tables",
+    "loads_decoder",
+    "loads_pieces",
+    "loads_tables",
+]
+
+
+@dataclass(frozen=True)
+class GraphPiece:
+    """A graph, by digest: its inputs and outputs by what the segment calls these values."""
+
+    graph: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class AttentionPiece:
+    """Attention of new rows over the sequence of the session that each belongs to.
+
+    Attributes:
+        queries, keys, values: f32 [rows, key heads, group, dk], [rows, key heads, dk], [rows, key heads, dv].
+        out, lse: what it makes, f32 [rows, key heads, group, dv] and [..., 1]. `lse` is empty where nobody
+            asks for it.
+        window: a row sees so many tokens, its own included; 0: all before it.
+    """
+
+    queries: str
+    keys: str
+    values: str
+    out: str
+    lse: str
+    scale: float
+    window: int = 0
+
+
+SegmentPiece = GraphPiece | AttentionPiece
+SegmentPieces = tuple[SegmentPiece, ...]
+
+
+@dataclass(frozen=True)
+class CacheForm:
+    """What a part stores for one of its attentions, of each token."""
+
+    heads: int
+    key_width: int
+    value_width: int
+    window: int = 0
+
+    @property
+    def token_bytes(self) -> int:
+        return 4 * self.heads * (self.key_width + self.value_width)
+
+
+@dataclass(frozen=True)
+class DecoderForm:
+    """What serving a model as sessions takes.
+
+    Attributes:
+        ids, positions: the inputs, int64 or int32 [rows, 1], that have the new tokens and where they are.
+        logits: the output, f32 [rows, 1, vocabulary].
+        vocabulary: how many tokens there are.
+        length: tokens of a session at most: positions that the model has.
+        rows: for how many rows it is cut, ascending.
+        by_tokens: parts share the stored tokens, in proportion to `shares`; else the heads, or layers.
+        caches: by part, its attentions in order.
+    """
+
+    ids: str
+    positions: str
+    logits: str
+    vocabulary: int
+    length: int
+    rows: tuple[int, ...]
+    by_tokens: bool = False
+    shares: tuple[float, ...] = ()
+    caches: tuple[tuple[CacheForm, ...], ...] = field(default=())
+
+    def token_bytes(self, part: int) -> int:
+        """What the part stores of one token that is its own."""
+        return sum(one.token_bytes for one in self.caches[part])
+
+
+def dumps_pieces(pieces: Mapping[str, SegmentPieces]) -> str:
+    """By graph of a schedule its pieces, as JSON."""
+    return json.dumps({name: [_piece(one) for one in of] for name, of in pieces.items()})
+
+
+def loads_pieces(text: str) -> dict[str, SegmentPieces]:
+    """What `dumps_pieces` wrote. Raises DataLoss where it is none."""
+    try:
+        return {str(name): tuple(map(_to_piece, of)) for name, of in json.loads(text).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _lost(error) from None
+
+
+def dumps_tables(tables: Mapping[str, frozenset[str]]) -> str:
+    """By digest of a graph the inputs in which it only looks up rows, as JSON."""
+    return json.dumps({digest: sorted(names) for digest, names in tables.items() if names})
+
+
+def loads_tables(text: str) -> dict[str, frozenset[str]]:
+    """What `dumps_tables` wrote. Raises DataLoss where it is none."""
+    try:
+        return {str(digest): frozenset(map(str, names)) for digest, names in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _lost(error) from None
+
+
+def dumps_decoder(form: DecoderForm) -> str:
+    """The form as JSON."""
+    caches = [[[c.heads, c.key_width, c.value_width, c.window] for c in part] for part in form.caches]
+    return json.dumps({**vars(form), "caches": caches})
+
+
+def loads_decoder(text: str) -> DecoderForm:
+    """What `dumps_decoder` wrote. Raises DataLoss where it is none."""
+    try:
+        data = json.loads(text)
+        return DecoderForm(
+            str(data["ids"]),
+            str(data["positions"]),
+            str(data["logits"]),
+            int(data["vocabulary"]),
+            int(data["length"]),
+            tuple(map(int, data["rows"])),
+            bool(data["by_tokens"]),
+            tuple(map(float, data["shares"])),
+            tuple(tuple(CacheForm(*map(int, one)) for one in part) for part in data["caches"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise _lost(error) from None
+
+
+def _lost(error: Exception) -> DataLoss:
+    return DataLoss(f"what is kept of a decoder cannot be read ({error}): deploy the model again")
+
+
+def _piece(piece: SegmentPiece) -> Sequence[Any]:
+    match piece:
+        case GraphPiece(graph, inputs, outputs):
+            return [graph, dict(inputs), dict(outputs)]
+        case AttentionPiece(queries, keys, values, out, lse, scale, window):
+            return [queries, keys, values, out, lse, scale, window]
+
+
+def _to_piece(data: Any) -> SegmentPiece:
+    if len(data) == 3:
+        graph, inputs, outputs = data
+        return GraphPiece(
+            str(graph),
+            {str(k): str(v) for k, v in inputs.items()},
+            {str(k): str(v) for k, v in outputs.items()},
+        )
+    queries, keys, values, out, lse, scale, window = data
+    return AttentionPiece(str(queries), str(keys), str(values), str(out), str(lse), float(scale), int(window))

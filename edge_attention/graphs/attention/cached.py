@@ -1,0 +1,95 @@
+"""Attention of new rows over one stored sequence, for rows that belong to several.
+
+A trip of a decoder brings rows of several sessions, each with a stored sequence of its own. One run does the
+rows of one of them and gives on what the runs before it have made of others'; after the last one all rows are
+there. N rows, Hk key heads, G query heads a key head; each row sees tokens lo <= j < hi of its sequence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from edge_attention.graphs.attention.tiled import (
+    Queries,
+    merge_tiles,
+    scan,
+    softmax,
+    tile_outs,
+    tile_scores,
+)
+from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
+
+__all__ = ["cached_decode", "cached_prefill"]
+
+
+def _own_rows(g: Builder) -> tuple[Queries, str]:
+    """The sequence's rows of all, and where they begin, int64 [1]."""
+    q = g.input("q", FLOAT, ["N", "Hk", "G", "dk"])
+    keys = g.input("keys", FLOAT, ["tiles", "Hk", "T", "dk"])
+    scale = g.input("scale", FLOAT, [])
+    lo, hi = g.input("lo", INT64, ["N"]), g.input("hi", INT64, ["N"])
+    rows = g.input("rows", INT64, ["two"])
+    first = g("Slice", rows, g.ints(0), g.ints(1), g.ints(0))
+    end = g("Add", first, g("Slice", rows, g.ints(1), g.ints(2), g.ints(0)))
+
+    def own(value: str) -> str:
+        return g("Slice", value, first, end, g.ints(0))
+
+    mine = own(q)
+    hk, tile, tiles = g.dim(keys, 1), g.dim(keys, 2), g.dim(keys, 0)
+    by_head = g("Transpose", g("Mul", mine, scale), perm=[1, 2, 0, 3])
+    stacked = g("Reshape", by_head, g("Concat", hk, g.ints(-1), g.dim(q, 3), axis=0))
+    heads = g("Mul", hk, g.dim(q, 2))
+    return Queries(stacked, keys, own(lo), own(hi), g.dim(mine, 0), heads, hk, tile, tiles), first
+
+
+def _finish(g: Builder, x: Queries, first: str, out: str, lse: str, dv: str) -> None:
+    """Put the rows where they belong among all N: 0 and -inf stand elsewhere; and what was there before."""
+    before = g.input("before", FLOAT, ["Nb", "Hb", "Gb", "db"])
+    before_lse = g.input("before_lse", FLOAT, ["Nb", "Hb", "Gb", "one"])
+    behind = g("Sub", g("Sub", g.dim("q", 0), first), x.n)
+    pads = g("Concat", first, g.ints(0, 0, 0), behind, g.ints(0, 0, 0), axis=0)
+    count = g("Mul", x.tiles, x.tile)
+    some = g("Less", g("Max", x.lo, g.ints(0)), g("Min", x.hi, count))
+    sees = g("Unsqueeze", some, g.ints(1, 2, 3))
+
+    def placed(value: str, last: str | int, nothing: np.float32) -> str:
+        split = g.reshape(value, x.hk, -1, x.n, last)
+        rows = g("Transpose", split, perm=[2, 0, 1, 3])  # [n, Hk, G, last]
+        seen = g("Where", sees, rows, g.const(nothing))
+        return g("Pad", seen, pads, g.const(nothing))
+
+    whole = g("Add", placed(out, dv, np.float32(0)), before)
+    g.output("out", whole, FLOAT, ["N", "Hk", "G", "dv"])
+    top = g("Max", placed(lse, 1, np.float32(-np.inf)), before_lse)
+    g.output("lse", top, FLOAT, ["N", "Hk", "G", "one"])
+
+
+def cached_decode() -> onnx.ModelProto:
+    """Attention of few rows: every tile at once, merged in the graph.
+
+    q f32 [N, Hk, G, dk], keys f32 [tiles, Hk, T, dk], values f32 [tiles, Hk, T, dv], scale f32 [], rows i64
+    [2] (the first row of this sequence, and how many), lo, hi i64 [N], before f32 (broadcast to out),
+    before_lse f32 (broadcast to lse) -> out f32 [N, Hk, G, dv], lse f32 [N, Hk, G, 1]: those of the
+    sequence's rows, where other rows have `before`, which is 0 and -inf where nobody has made them yet.
+    """
+    g = Builder("cached_decode")
+    x, first = _own_rows(g)
+    values = g.input("values", FLOAT, ["tiles", "Hk", "T", "dv"])
+    p, tile_lse = softmax(g, tile_scores(g, x))
+    weight, lse = merge_tiles(g, tile_lse)
+    part = tile_outs(g, p, values)
+    out = g("ReduceSum", g("Mul", part, weight), g.ints(0), keepdims=0)
+    _finish(g, x, first, out, lse, g.dim(values, 3))
+    return g.model()
+
+
+def cached_prefill() -> onnx.ModelProto:
+    """Attention of many rows: tiles in order, in the memory of one tile's scores. As `cached_decode`."""
+    g = Builder("cached_prefill")
+    x, first = _own_rows(g)
+    values = g.input("values", FLOAT, ["tiles", "Hk", "T", "dv"])
+    lse, out = scan(g, x, values)
+    _finish(g, x, first, out, lse, g.dim(values, 3))
+    return g.model()

@@ -1,0 +1,1 @@
+"""Decoders with past keys and values, rewritten so that these are stored where they were made."""

@@ -1,0 +1,335 @@
+"""Attention over a past in plain operators: where it is in a file, and what it computes.
+
+A core is what lies between the keys and values, joined with those of earlier tokens, and what comes of them:
+
+    past, new ──> Concat ──> keys ───┐
+    queries ─────────────────────────┼──> ... ──> scores ... softmax ... ──> out
+    past, new ──> Concat ──> values ─┘
+
+What exporters write in there is of many kinds: scales before or behind the product, masks made of ranges or
+looked up in tables, repeated heads, an operator of its own. So it is not read but tried: it has no weights,
+is run on numbers, and what it gives is held against attention as a node computes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.tensors import Array
+from edge_attention.graphs.axes.bind import bind
+from edge_attention.graphs.axes.bound import BoundGraph
+from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
+from edge_attention.graphs.onnx_builder import IR_VERSION
+from edge_attention.graphs.onnx_file import first_line
+from edge_attention.graphs.reading.needed import reads
+
+__all__ = ["FAR", "AttentionCore", "cores_of", "sizes_at"]
+
+FAR = 8192
+"""Tokens before a row among which a window is looked for: nobody knows what the file sees beyond."""
+_FAR_BYTES = 256 * 1024 * 1024
+_NEAR = 9
+_MOST_NODES = 4096
+_CLOSE = 2e-4
+"""Of what is tried on random numbers, relative to the largest: a wrong mask or scale is off by far more."""
+_LOW = np.float32(-1e30)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCore:
+    """One attention of a file.
+
+    Attributes:
+        queries: what its queries are, as it is given them.
+        new_keys, new_values: what is joined with the past.
+        keys, values: joined.
+        node: the one that makes `out`.
+        widths: of a key and of a value.
+    """
+
+    queries: str
+    new_keys: str
+    new_values: str
+    keys: str
+    values: str
+    node: NodeProto
+    groups: int
+    widths: tuple[int, int]
+
+    @property
+    def out(self) -> str:
+        return str(self.node.output[0])
+
+
+def cores_of(graph: StepGraph, inputs: DecoderInputs) -> list[AttentionCore]:
+    """The attentions whose past is joined by a Concat, in order.
+
+    Raises:
+        FailedPrecondition: a past is used in a way that is not known here.
+    """
+    joined = _joined(graph, inputs)
+    order = {name: at for at, node in enumerate(graph.nodes) for name in node.output if name}
+    after = {name: graph.behind([name]) for name in joined}
+    found: list[AttentionCore] = []
+    left = sorted(joined, key=order.__getitem__)
+    while left:
+        one = left.pop(0)
+        makers = [
+            (min((order[n] for n in after[one] & after[two] if n not in joined), default=math.inf), two)
+            for two in left
+        ]
+        at, two = min(makers, default=(math.inf, ""))
+        if not two or at == math.inf:
+            raise FailedPrecondition(f"what {joined[one][0][:80]!r} is for is not known: nothing meets it")
+        left.remove(two)
+        found.append(_core(graph, inputs, graph.nodes[int(at)], {one: joined[one], two: joined[two]}))
+    return found
+
+
+def _joined(graph: StepGraph, inputs: DecoderInputs) -> dict[str, tuple[str, str]]:
+    """By joined value the past, and what is new."""
+    found: dict[str, tuple[str, str]] = {}
+    for node in graph.nodes:
+        for past in reads(node) & set(inputs.pasts):
+            if node.op_type == "Shape":
+                continue
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            plain = node.op_type == "Concat" and not node.domain and list(node.input)[:1] == [past]
+            if not plain or axis not in (2, -2) or len(node.input) != 2:
+                raise FailedPrecondition(
+                    f"{label(node)} takes the past {past[:80]!r}: only pasts that new keys and values are "
+                    "joined to by a Concat over tokens, or that GroupQueryAttention takes, are known"
+                )
+            found[node.output[0]] = past, node.input[1]
+    return found
+
+
+def _core(
+    graph: StepGraph, inputs: DecoderInputs, node: NodeProto, joined: dict[str, tuple[str, str]]
+) -> AttentionCore:
+    """The core that ends in `node`: which of the two are keys is told by which meets the queries."""
+    tokens = graph.behind([inputs.ids])
+    inside = graph.behind(joined)
+    queries: dict[str, NodeProto] = {}
+    for one in graph.before(node.output, joined):
+        if not inside.intersection(one.output):
+            continue
+        for name in reads(one) & tokens - inside - set(joined):
+            queries[name] = one
+    if len(queries) != 1:
+        raise FailedPrecondition(
+            f"{label(node)}: {len(queries)} values of new tokens meet keys and values where queries are one"
+        )
+    ((query, first),) = queries.items()
+    by_keys = [name for name in joined if graph.behind([name]).intersection(first.output)]
+    if len(by_keys) == 2:  # one operator does all of it: keys come before values
+        by_keys = [name for name in first.input if name in joined][:1]
+    if len(by_keys) != 1:
+        raise FailedPrecondition(f"{label(node)}: which of its pasts are keys is not known")
+    keys = by_keys[0]
+    values = next(name for name in joined if name != keys)
+    past_keys, past_values = (graph.shape(joined[name][0]) for name in (keys, values))
+    groups, key_width, value_width = past_keys[1], past_keys[3], past_values[3]
+    if not (groups and key_width and value_width) or groups != past_values[1]:
+        past = joined[keys][0][:80]
+        raise FailedPrecondition(f"the past {past!r} does not say its heads and their width")
+    return AttentionCore(
+        query, joined[keys][1], joined[values][1], keys, values, node, groups, (key_width, value_width)
+    )
+
+
+# --- what it computes -------------------------------------------------------------------------------
+
+
+class CoreTrial:
+    """One core of one model, run on numbers.
+
+    `inputs`: of the model. A row of the batch, a new token, and as many before it as each run says.
+    """
+
+    def __init__(self, graph: StepGraph, inputs: DecoderInputs, core: AttentionCore) -> None:
+        self._graph = graph
+        self._inputs = inputs
+        self._core = core
+        stops = (core.queries, core.keys, core.values)
+        nodes = graph.before([core.out], stops)
+        if len(nodes) > _MOST_NODES:
+            raise FailedPrecondition(f"{label(core.node)}: its mask takes more than {_MOST_NODES} nodes")
+        read = {name for node in nodes for name in reads(node)} | {core.out}
+        known = graph.inputs
+        self._feeds = [name for name in known if name in read]
+        infos = [known[name] for name in self._feeds]
+        infos += [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in stops if name in read
+        ]
+        self._given = [name for name in stops if name in read]
+        held = graph.opened.places
+        tensors = [
+            numpy_helper.from_array(graph.read(tensor.name), tensor.name) if tensor.name in held else tensor
+            for tensor in graph.model.graph.initializer
+            if tensor.name in read
+        ]
+        out = helper.make_tensor_value_info(core.out, TensorProto.FLOAT, None)
+        model = helper.make_model(
+            helper.make_graph(nodes, "core", infos, [out], tensors),
+            opset_imports=list(graph.model.opset_import),
+            ir_version=min(graph.model.ir_version, IR_VERSION),
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        except Exception as error:
+            raise FailedPrecondition(f"{label(core.node)} cannot be tried: {first_line(error)}") from None
+
+    def run(self, queries: Array, keys: Array, values: Array) -> Array:
+        """What comes of keys [1, groups, tokens, width] and values for the last token's queries."""
+        past = keys.shape[2] - 1
+        feeds = {name: self._feed(name, past) for name in self._feeds}
+        feeds |= dict(zip((self._core.queries, self._core.keys, self._core.values),
+                          (queries, keys, values), strict=True))  # fmt: skip
+        feeds = {name: feeds[name] for name in (*self._feeds, *self._given)}
+        try:
+            (out,) = self._session.run(None, feeds)
+        except Exception as error:
+            raise FailedPrecondition(
+                f"{label(self._core.node)} cannot be tried with {past} tokens before: {first_line(error)}"
+            ) from None
+        return np.asarray(out)
+
+    def _feed(self, name: str, past: int) -> Array:
+        sizes = sizes_at(self._graph, self._inputs, past)
+        value = self._graph.inputs[name]
+        shape = [sizes.get(f"{name}.{axis}", dim.dim_value)
+                 for axis, dim in enumerate(value.type.tensor_type.shape.dim)]  # fmt: skip
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        if name == self._inputs.mask:
+            return np.ones(shape, dtype)
+        return np.full(shape, past if name == self._inputs.positions else 0, dtype)
+
+
+def sizes_at(graph: StepGraph, inputs: DecoderInputs, past: int, rows: int = 1) -> dict[str, int]:
+    """What each open dimension of the inputs is for one new token a row, with `past` before it."""
+    sizes: dict[str, int] = {}
+    for name, value in graph.inputs.items():
+        dims = value.type.tensor_type.shape.dim
+        for axis, dim in enumerate(dims):
+            if dim.dim_value:
+                continue
+            size = rows if axis == 0 else 1
+            if name in inputs.pasts and axis == 2:
+                size = past
+            elif name == inputs.mask and axis == len(dims) - 1:
+                size = past + 1
+            sizes[f"{name}.{axis}"] = size
+    return sizes
+
+
+@dataclass(frozen=True)
+class CoreForm:
+    """What a core is: attention of so many query heads a key head, seen at distances up to `length`."""
+
+    shared: int
+    scale: float
+    window: int
+    length: int
+    out: tuple[int, ...]
+    """The shape of what it makes for one row."""
+
+
+def bound_alone(graph: StepGraph, inputs: DecoderInputs) -> BoundGraph:
+    """The model for one row of one new token: shapes of what is in it."""
+    return bind(graph.opened.model, sizes_at(graph, inputs, _NEAR), graph.opened.read, fused=True)
+
+
+def form_of(graph: StepGraph, inputs: DecoderInputs, core: AttentionCore, queries: Sequence[int]) -> CoreForm:
+    """Find out what a core computes. `queries`: the shape of its queries, for one row.
+
+    Raises:
+        FailedPrecondition: it is not attention over all tokens before, or over a window of them.
+    """
+    key_width, value_width = core.widths
+    elements = math.prod(queries)
+    if elements % (core.groups * key_width):
+        raise FailedPrecondition(
+            f"{label(core.node)}: queries {list(queries)} are not of heads of {key_width}"
+        )
+    shared = elements // (core.groups * key_width)
+    trial = CoreTrial(graph, inputs, core)
+    rng = np.random.default_rng(7)
+
+    def attended(q: Array, k: Array, v: Array, scale: float, window: int) -> Array:
+        rows = q.reshape(core.groups, shared, key_width).astype(np.float64)
+        scores = scale * np.einsum("gsd,gtd->gst", rows, k[0].astype(np.float64))
+        if window:
+            scores[..., : max(k.shape[2] - window, 0)] = -np.inf
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        return np.asarray(np.einsum("gst,gte->gse", p, v[0].astype(np.float64)))
+
+    def random(tokens: int, loud: float) -> tuple[Array, Array, Array]:
+        shapes = (queries, (1, core.groups, tokens, key_width), (1, core.groups, tokens, value_width))
+        q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+        return q * np.float32(loud), k, v
+
+    scale = _scale(core, trial, queries, shared, rng)
+    most = _FAR_BYTES // (4 * core.groups * (key_width + value_width))
+    far = max(min(FAR, most), _NEAR)
+    window = _window(core, trial, queries, far)
+    for tokens in sorted({2, _NEAR, max(window, 1), window + 1, far} - {1}):
+        q, k, v = random(tokens, 2.0)
+        wanted, found = attended(q, k, v, scale, window), trial.run(q, k, v)
+        if found.size != wanted.size:
+            raise FailedPrecondition(f"{label(core.node)} makes {list(found.shape)}, no row a query head")
+        off = np.abs(found.reshape(wanted.shape) - wanted).max() / np.abs(wanted).max()
+        if not off <= _CLOSE:
+            raise FailedPrecondition(
+                f"{label(core.node)} is not attention over all tokens before or over a window of them: tried "
+                f"with {tokens} tokens it is off by {off:.2g} (a bias by distance, caps or sinks would be)"
+            )
+    return CoreForm(shared, scale, window, far, tuple(found.shape))
+
+
+def _scale(
+    core: AttentionCore, trial: CoreTrial, queries: Sequence[int], shared: int, rng: np.random.Generator
+) -> float:
+    """By what scores are multiplied: of two tokens, how much the second outweighs the first."""
+    key_width, value_width = core.widths
+    one = rng.normal(size=key_width)
+    one /= np.linalg.norm(one)
+    q = np.tile(one, core.groups * shared).reshape(queries).astype(np.float32)
+    k = np.zeros((1, core.groups, 2, key_width), np.float32)
+    v = np.zeros((1, core.groups, 2, value_width), np.float32)
+    v[:, :, 1] = 1
+    k[:, :, 1] = 2 * one
+    weight = trial.run(q, k, v).astype(np.float64).reshape(-1)
+    if not ((weight > 0) & (weight < 1)).all():
+        raise FailedPrecondition(f"{label(core.node)} does not weigh two tokens: it is no attention")
+    scales = np.log(weight / (1 - weight)) / 2
+    scale = float(np.median(scales))
+    if np.ptp(scales) > 1e-3 * abs(scale) + 1e-6:
+        raise FailedPrecondition(
+            f"{label(core.node)} favours near tokens, or its heads have scales of their own"
+        )
+    for known in (1 / math.sqrt(key_width), 1.0, key_width**-0.25, 1 / key_width):
+        if math.isclose(scale, known, rel_tol=1e-4):
+            return float(np.float32(known))
+    return float(np.float32(scale))
+
+
+def _window(core: AttentionCore, trial: CoreTrial, queries: Sequence[int], far: int) -> int:
+    """How many tokens a row sees of `far`; 0: all of them. By the mean of their numbers."""
+    key_width, value_width = core.widths
+    k = np.zeros((1, core.groups, far, key_width), np.float32)
+    v = np.broadcast_to((np.arange(far, dtype=np.float32) / far)[:, None], (1, core.groups, far, value_width))
+    mean = trial.run(np.zeros(queries, np.float32), k, np.ascontiguousarray(v)).astype(np.float64) * far
+    seen = round(2 * (far - 1 - float(mean.mean())) + 1)
+    return 0 if seen >= far else max(seen, 1)

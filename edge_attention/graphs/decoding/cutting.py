@@ -1,0 +1,368 @@
+"""A decoder cut by a plan, for trips of several numbers of rows, and kept in a folder.
+
+decoder.json            core/schedule/pieces.py: what serving it takes
+<rows>/schedule.json    and so on, as of every cut model (graphs/axes/folder.py); graphs are those of pieces
+<rows>/pieces.json      by graph of the schedule, what it is in pieces
+<rows>/tables.json      by graph of a piece, the inputs in which it only looks up rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnx import ModelProto
+
+from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.schedule.extents import extent_shape
+from edge_attention.core.schedule.pieces import (
+    AttentionPiece,
+    CacheForm,
+    DecoderForm,
+    GraphPiece,
+    SegmentPieces,
+    dumps_decoder,
+    dumps_pieces,
+    dumps_tables,
+)
+from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.core.schedule.schedule import (
+    Boundary,
+    Collective,
+    Constant,
+    Contributed,
+    Delivery,
+    Kept,
+    ModelInput,
+    ModelSegment,
+    Schedule,
+    Source,
+    Step,
+    TensorForm,
+    Weight,
+)
+from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, stage_cuts, stages_of
+from edge_attention.graphs.axes.emit import Emitted
+from edge_attention.graphs.axes.flows import tables_of
+from edge_attention.graphs.axes.folder import write_cut
+from edge_attention.graphs.axes.infer import form_of
+from edge_attention.graphs.axes.model_axes import Axes
+from edge_attention.graphs.axes.model_reading import OpenModel
+from edge_attention.graphs.axes.narrow import narrow_places
+from edge_attention.graphs.decoding.rewriting import ROWS, SteppedModel, as_steps
+from edge_attention.graphs.decoding.splitting import split, types_in
+from edge_attention.graphs.decoding.step_graph import ATTENTION
+
+__all__ = ["ROWS_OF_TRIPS", "DecoderCut", "cut_decoder", "write_decoder"]
+
+ROWS_OF_TRIPS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""For so many rows a decoder is cut: a trip takes the next larger number."""
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderCut:
+    """A decoder cut for one number of rows: as `Emitted`, with its segments in pieces."""
+
+    emitted: Emitted
+    pieces: Mapping[str, SegmentPieces]
+
+
+def write_decoder(opened: OpenModel, plan: CutPlan, folder: Path) -> DecoderForm:
+    """Cut a decoder by `plan` for all numbers of rows, and write all of it.
+
+    Raises:
+        FailedPrecondition: it cannot be served as sessions, or not by this plan; says why.
+        EdgeAttentionError: as `cut` does.
+    """
+    stepped = as_steps(opened)
+    form: DecoderForm | None = None
+    for rows in ROWS_OF_TRIPS:
+        made, form = cut_decoder(stepped, plan, rows)
+        into = folder / str(rows)
+        write_cut(made.emitted, stepped.model, into)
+        (into / "pieces.json").write_text(dumps_pieces(made.pieces))
+        tables = {digest: tables_of(data) for digest, data in made.emitted.graphs.items()}
+        (into / "tables.json").write_text(dumps_tables(tables))
+    assert form is not None
+    (folder / "decoder.json").write_text(dumps_decoder(form))
+    return form
+
+
+def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[DecoderCut, DecoderForm]:
+    """A decoder cut for trips of `rows`, and what serving it takes. Raises as `write_decoder`."""
+    kinds = {stage.cut for stage in plan.stages}
+    if plan.mean or Cut.BATCH in kinds:
+        raise FailedPrecondition("by batch, or by averaging, no part has a session of its own: replicate it")
+    if plan.halves:
+        raise FailedPrecondition("with halves what passes between parts is rounded, and tokens would differ")
+    by_tokens = Cut.TOKENS in kinds
+    if by_tokens and len(plan.stages) > 1:
+        raise FailedPrecondition(
+            "stages that share tokens have one past each: use one stage, heads or layers"
+        )
+    if by_tokens:
+        whole = CutPlan((Stage(plan.stages[0].layers, (0,)),))
+    fused = by_tokens or cuts_no_layer(plan)
+    axes = analyse(stepped.model, {ROWS: rows}, fused=fused)
+    layers = len(narrow_places(axes)) + 1
+    last = max(stage.layers.stop for stage in plan.stages)
+    if len(plan.stages) > 1 and last != layers:
+        raise FailedPrecondition(
+            f"without its past the model has {layers} layers, and the plan is for {last}: make another plan"
+        )
+    made = _in_pieces(cut(axes, whole if by_tokens else plan), stepped.model, by_tokens)
+    if by_tokens:
+        made = _by_tokens(made, len(plan.stages[0].parts), stepped.logits, _attended(axes))
+        caches = tuple(tuple(CacheForm(*sizes) for sizes in _caches(axes)) for _ in plan.stages[0].parts)
+    else:
+        caches = _caches_of_parts(axes, plan)
+    _require_all(made, caches)
+    shares = plan.stages[0].shares or (1.0,) * len(plan.stages[0].parts) if by_tokens else ()
+    vocabulary = axes.bound.shape(stepped.logits)[-1]
+    return made, DecoderForm(
+        stepped.ids, stepped.positions, stepped.logits, vocabulary, stepped.length, ROWS_OF_TRIPS,
+        by_tokens, tuple(shares), caches,
+    )  # fmt: skip
+
+
+def _in_pieces(emitted: Emitted, model: OpenModel, with_lse: bool) -> DecoderCut:
+    schedule = emitted.schedule
+    graphs: dict[str, bytes] = {}
+    pieces: dict[str, SegmentPieces] = {}
+    kept: dict[tuple[int, str], TensorForm] = {}
+    for step in schedule.steps:
+        for segment in step.segments:
+            digest = schedule.graphs[segment.graph]
+            proto = ModelProto.FromString(emitted.graphs[digest])
+            forms = {n: _form(s, segment.part, emitted, model, kept) for n, s in segment.inputs.items()}
+            values = {
+                name: emitted.constants[schedule.constants[source.name].digest]
+                for name, source in segment.inputs.items()
+                if isinstance(source, Constant)
+            }
+            types = types_in(proto, forms, values)
+            for output, name in segment.kept.items():
+                found = form_of(types[output]) if output in types else None
+                if found is not None:
+                    kept[segment.part, name] = found
+            if segment.graph in pieces:
+                continue
+            made = split(proto, types, with_lse)
+            if made is None:
+                graphs[digest] = emitted.graphs[digest]
+                pieces[segment.graph] = (GraphPiece(digest, {}, {}),)
+            else:
+                graphs |= made.graphs
+                pieces[segment.graph] = made.pieces
+    whole = {name: _known(pieces[name], schedule, name) for name in pieces}
+    return DecoderCut(replace(emitted, graphs=graphs), whole)
+
+
+def _form(
+    source: Source, part: int, emitted: Emitted, model: OpenModel, kept: Mapping[tuple[int, str], TensorForm]
+) -> TensorForm:
+    """Of an input of a part's segment.
+
+    Raises FailedPrecondition where it is not known.
+    """
+    schedule = emitted.schedule
+    match source:
+        case ModelInput(name, extent):
+            form = schedule.feeds[name]
+        case Delivery(name, extent):
+            form = schedule.boundaries[name].spec
+        case Weight(name, extent):
+            form = _weight_form(model, name)
+        case Constant(name):
+            return schedule.constants[name].spec
+        case Kept(name):
+            if (part, name) not in kept:
+                raise FailedPrecondition(f"the form of what part {part} keeps as {name} is not known")
+            return kept[part, name]
+    return TensorForm(form.dtype, extent_shape(form.shape, extent))
+
+
+def _weight_form(model: OpenModel, name: str) -> TensorForm:
+    place = model.places.get(name)
+    if place is not None:
+        return TensorForm(place.dtype, place.shape)
+    array = model.read(name)
+    return TensorForm(array.dtype.name, array.shape)
+
+
+def _known(pieces: SegmentPieces, schedule: Schedule, graph: str) -> SegmentPieces:
+    """A graph as it is: its inputs and outputs are called as the segment calls them."""
+    if len(pieces) > 1 or not isinstance(pieces[0], GraphPiece) or pieces[0].outputs:
+        return pieces
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    for step in schedule.steps:
+        for segment in step.segments:
+            if segment.graph == graph:
+                inputs |= {name: name for name in segment.inputs}
+                outputs |= {name: name for name in segment.kept}
+                outputs |= {one.output: one.output for one in segment.contributions}
+    return (replace(pieces[0], inputs=inputs, outputs=outputs),)
+
+
+def _caches(axes: Axes) -> list[tuple[int, int, int, int]]:
+    """Of each attention, in order: key heads, widths of keys and values, window."""
+    found = []
+    for node in axes.bound.nodes:
+        if node.op_type == ATTENTION:
+            _, heads, key_width = axes.bound.shape(node.input[1])
+            window = next(a.i for a in node.attribute if a.name == "window")
+            found.append((heads, key_width, axes.bound.shape(node.input[2])[2], int(window)))
+    return found
+
+
+def _attended(axes: Axes) -> list[TensorForm]:
+    """The form of what each attention makes."""
+    return [axes.bound.specs[n.output[0]] for n in axes.bound.nodes if n.op_type == ATTENTION]
+
+
+def _caches_of_parts(axes: Axes, plan: CutPlan) -> tuple[tuple[CacheForm, ...], ...]:
+    """By part what it stores: of each attention the key heads that it has."""
+    stages, stage_of = stage_cuts(axes, plan), stages_of(axes, plan)
+    found: list[list[CacheForm]] = [[] for _ in range(plan.parts)]
+    attentions = [(at, node) for at, node in enumerate(axes.bound.nodes) if node.op_type == ATTENTION]
+    for (at, node), (heads, *widths) in zip(attentions, _caches(axes), strict=True):
+        stage = stages[stage_of[at]]
+        dims = axes.dims[node.input[0]][1:3]
+        cut_by = [(d, axis) for d, dim in enumerate(dims) for axis, _ in dim if axis in stage.ranges]
+        for number, part in enumerate(stage.parts):
+            own = heads
+            if cut_by:
+                d, axis = cut_by[0]
+                start, stop = stage.ranges[axis][number]
+                own = (stop - start if d == 0 else heads) if stop > start else 0
+            if own:
+                found[part].append(CacheForm(own, *widths))
+    return tuple(map(tuple, found))
+
+
+def _require_all(made: DecoderCut, caches: tuple[tuple[CacheForm, ...], ...]) -> None:
+    """Raises FailedPrecondition unless each part attends as often as it has something stored."""
+    for part, forms in enumerate(caches):
+        attends = sum(
+            isinstance(piece, AttentionPiece)
+            for _, segment in made.emitted.schedule.of_part(part)
+            for piece in made.pieces[segment.graph]
+        )
+        if attends != len(forms):
+            raise FailedPrecondition(
+                f"part {part} attends {attends} times and would store keys of {len(forms)} attentions: the "
+                "plan does not cut this decoder by its heads"
+            )
+
+
+# --- parts that share the stored tokens -------------------------------------------------------------
+
+
+def _by_tokens(made: DecoderCut, parts: int, logits: str, attended: list[TensorForm]) -> DecoderCut:
+    """The schedule in which each part does all the model, and attends over the tokens that it stores.
+
+    Partials are merged after each attention, so that all parts go on with the same numbers; what none of them
+    attends for the first one does alone.
+    """
+    schedule = made.emitted.schedule
+    if len(schedule.steps) != 1 or len(schedule.steps[0].segments) != 1:
+        raise FailedPrecondition(
+            "the model is not one segment where it is whole: it cannot be shared by tokens"
+        )
+    (segment,) = schedule.steps[0].segments
+    boundaries: dict[str, Boundary] = {}
+    steps: list[tuple[dict[str, Source], SegmentPieces, list[Contributed]]] = []
+    graphs: list[GraphPiece] = []
+    merged: dict[str, str] = {}
+    last = schedule.results[logits]
+    forms = iter(attended)
+    pieces = made.pieces[segment.graph]
+    for number, piece in enumerate(pieces):
+        match piece:
+            case GraphPiece():
+                graphs.append(piece)
+                if number < len(pieces) - 1:
+                    continue
+                contributed = [c for c in segment.contributions if c.boundary == last]
+                steps.append(({}, tuple(graphs), contributed))
+            case AttentionPiece(_, _, _, out, lse):
+                name, form = f"m{len(boundaries) // 2}", next(forms)
+                boundaries[name] = Boundary(form, Collective.MERGE, f"{name}.lse")
+                narrow = TensorForm(form.dtype, (*form.shape[:-1], 1))
+                boundaries[f"{name}.lse"] = Boundary(narrow, Collective.MERGE)
+                merged[out] = name
+                steps.append(
+                    ({}, (*graphs, piece), [Contributed(out, name), Contributed(lse, f"{name}.lse")])
+                )
+                graphs = []
+    boundaries[last] = schedule.boundaries[last]
+    return _tokens_schedule(made, segment, steps, merged, boundaries, parts, logits)
+
+
+def _tokens_schedule(
+    made: DecoderCut,
+    segment: ModelSegment,
+    steps: list[tuple[dict[str, Source], SegmentPieces, list[Contributed]]],
+    merged: Mapping[str, str],
+    boundaries: Mapping[str, Boundary],
+    parts: int,
+    logits: str,
+) -> DecoderCut:
+    """`merged`: value that attention makes -> the boundary where it is merged."""
+    made_in: dict[str, int] = {}
+    read_in: dict[str, list[int]] = {}
+    for number, (_, pieces, _) in enumerate(steps):
+        for piece in pieces:
+            match piece:
+                case GraphPiece(_, inputs, outputs):
+                    for name in inputs.values():
+                        read_in.setdefault(name, []).append(number)
+                    made_in |= dict.fromkeys(outputs.values(), number)
+                case AttentionPiece(queries, keys, values):
+                    for name in (queries, keys, values):
+                        read_in.setdefault(name, []).append(number)
+    found: list[Step] = []
+    graphs, by_graph = {}, {}
+    for number, (_, pieces, contributed) in enumerate(steps):
+        sources: dict[str, Source] = {}
+        for name, readers in read_in.items():
+            if number not in readers or made_in.get(name) == number:
+                continue
+            if name in merged:
+                sources[name] = Delivery(merged[name])
+            elif name in made_in:
+                sources[name] = Kept(name)
+            else:
+                sources[name] = segment.inputs[name]
+        kept = {
+            name: name
+            for name, at in made_in.items()
+            if at == number and any(reader > number for reader in read_in.get(name, ()))
+        }
+        graph = f"s{number}"
+        graphs[graph], by_graph[graph] = _digest_of(pieces), pieces
+        last = number == len(steps) - 1
+        found.append(
+            Step(
+                tuple(
+                    ModelSegment(part, graph, sources, kept, tuple(contributed))
+                    for part in range(1 if last else parts)
+                )
+            )
+        )
+    whole = replace(
+        made.emitted.schedule,
+        parts=parts,
+        results={logits: made.emitted.schedule.results[logits]},
+        boundaries=dict(boundaries),
+        steps=tuple(found),
+        graphs=graphs,
+    )
+    whole.check()
+    return DecoderCut(replace(made.emitted, schedule=whole), by_graph)
+
+
+def _digest_of(pieces: SegmentPieces) -> str:
+    return next(piece.graph for piece in pieces if isinstance(piece, GraphPiece))

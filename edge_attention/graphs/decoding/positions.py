@@ -1,0 +1,120 @@
+"""Positions that a file computes itself, from how long a past or a mask is, become an input."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnxruntime
+from onnx import NodeProto, TensorProto, helper
+
+from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.tensors import Array
+from edge_attention.graphs.decoding.cores import sizes_at
+from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph
+from edge_attention.graphs.onnx_builder import IR_VERSION
+from edge_attention.graphs.onnx_file import first_line
+from edge_attention.graphs.reading.needed import reads
+
+__all__ = ["free_of_the_past"]
+
+_TRIED = (5, 9)
+
+
+def free_of_the_past(graph: StepGraph, inputs: DecoderInputs, outputs: Collection[str]) -> str:
+    """Have what depends on the past's length take positions as an input: its name, or "" if nothing does.
+
+    Raises:
+        FailedPrecondition: something else of the past is needed where no attention is.
+    """
+    ours = inputs.where
+    allowed = {inputs.ids, ours}
+    if set(graph.needed_inputs()) <= allowed:
+        return ours if any(ours in reads(node) for node in graph.nodes) else ""
+    aside = _aside(graph, inputs)
+    values = _values(graph, inputs, aside)
+    order = [name for node in graph.nodes for name in node.output if name in values]
+    at_rows = [
+        name
+        for name in order
+        if all(
+            array.dtype.kind in "i" and array.shape == (1, 1) and int(array[0, 0]) == past
+            for past, array in zip(_TRIED, values[name], strict=True)
+        )
+    ]
+    for name in at_rows:
+        nodes = list(graph.nodes)
+        kind = values[name][0].dtype
+        if kind == np.int64 and not inputs.positions:
+            new = ours
+            graph.nodes = []
+        else:
+            new = graph.name("positions")
+            number = int(helper.np_dtype_to_tensor_dtype(kind))
+            graph.nodes = [helper.make_node("Cast", [ours], [new], name=new, to=number)]
+        for node in nodes:
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            for position, read in enumerate(copy.input):
+                if read == name:
+                    copy.input[position] = new
+            graph.nodes.append(copy)
+        graph.nodes = graph.before(outputs)
+        if set(graph.needed_inputs()) <= allowed:
+            return ours
+        graph.nodes = nodes
+    left = sorted(set(graph.needed_inputs()) - allowed)
+    raise FailedPrecondition(
+        f"{', '.join(left)[:200]} is needed beside attention, and not as positions of the new tokens"
+    )
+
+
+def _aside(graph: StepGraph, inputs: DecoderInputs) -> list[NodeProto]:
+    """The nodes on nothing but sizes, the mask, positions and small constants."""
+    there = set(graph.inputs) - {inputs.ids, *inputs.pasts}
+    there |= {name for name in graph.initializers if name not in graph.opened.places}
+    found = []
+    for node in graph.nodes:
+        sized = node.op_type in ("Shape", "Size") and node.input[0] in {inputs.ids, *inputs.pasts, *there}
+        if sized or (reads(node) <= there and not node.op_type.startswith("Random")):
+            found.append(node)
+            there.update(name for name in node.output if name)
+    return found
+
+
+def _values(graph: StepGraph, inputs: DecoderInputs, nodes: list[NodeProto]) -> dict[str, list[Array]]:
+    """What these nodes make, for each past that is tried."""
+    read = {name for node in nodes for name in reads(node)}
+    made = [name for node in nodes for name in node.output if name]
+    infos = [value for name, value in graph.inputs.items() if name in read]
+    tensors = [t for t in graph.model.graph.initializer if t.name in read]
+    outs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in made]
+    model = helper.make_model(
+        helper.make_graph(nodes, "aside", infos, outs, tensors),
+        opset_imports=list(graph.model.opset_import),
+        ir_version=min(graph.model.ir_version, IR_VERSION),
+    )
+    for value in model.graph.output:
+        value.ClearField("type")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    found: dict[str, list[Array]] = {name: [] for name in made}
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        for past in _TRIED:
+            sizes = sizes_at(graph, inputs, past)
+            feeds: dict[str, Array] = {}
+            for value in infos:
+                dims = value.type.tensor_type.shape.dim
+                shape = [sizes.get(f"{value.name}.{n}", d.dim_value) for n, d in enumerate(dims)]
+                dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+                fill = 1 if value.name == inputs.mask else past if value.name == inputs.positions else 0
+                feeds[value.name] = np.full(shape, fill, dtype)
+            for name, array in zip(made, session.run(made, feeds), strict=True):
+                found[name].append(np.asarray(array))
+    except Exception as error:
+        raise FailedPrecondition(
+            f"what the model computes of its past's length cannot be tried: {first_line(error)}"
+        ) from None
+    return found

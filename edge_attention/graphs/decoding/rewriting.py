@@ -1,0 +1,140 @@
+"""A decoder with a past, rewritten: a row for each new token, and attention over what is stored.
+
+    input_ids, mask, past keys and values --> logits, present keys and values     as it was exported
+    input_ids [rows, 1], position_ids [rows, 1] --> logits [rows, 1, vocabulary]  as it is cut and run
+
+Nothing but attention looks at earlier tokens, and attention does so where they are stored. So a row may be of
+any session at any position, a trip takes rows of several, and what it takes does not depend on the past.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx import NodeProto, TensorProto
+
+from edge_attention.core.errors import FailedPrecondition
+from edge_attention.graphs.axes.model_reading import OpenModel
+from edge_attention.graphs.decoding.cores import bound_alone, cores_of, form_of
+from edge_attention.graphs.decoding.grouped import GROUPED, rewrite_grouped
+from edge_attention.graphs.decoding.positions import free_of_the_past
+from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
+
+__all__ = ["ROWS", "SteppedModel", "as_steps"]
+
+ROWS = "rows"
+"""The name of the one open dimension of a model that was rewritten."""
+LENGTH = 1 << 20
+"""Tokens of a session at most, where nothing in the model says fewer."""
+_BETWEEN_ROWS = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "BatchNormalization"})
+
+
+@dataclass(frozen=True, eq=False)
+class SteppedModel:
+    """A decoder, rewritten.
+
+    Attributes:
+        positions: the input that has them; "" of a model that knows none.
+        length: the most tokens of one sequence: positions that it has.
+    """
+
+    model: OpenModel
+    ids: str
+    positions: str
+    logits: str
+    length: int
+
+
+def as_steps(opened: OpenModel) -> SteppedModel:
+    """Rewrite a decoder.
+
+    Raises:
+        FailedPrecondition: it is none, or one that cannot be served so, with the reason.
+        InvalidGraph: its functions cannot be inlined.
+    """
+    graph = StepGraph.of(opened)
+    inputs = graph.decoder_inputs()
+    logits = _logits(graph, inputs)
+    length = _grouped(graph, inputs)
+    length = min(length, _plain(graph, inputs))
+    graph.prune([logits])
+    positions = free_of_the_past(graph, inputs, [logits])
+    _require_by_rows(graph)
+    length = min(length, _tables(graph, positions))
+    dims: tuple[int | str, ...] = (ROWS, 1)
+    kept = {name: dims for name in (inputs.ids, positions) if name}
+    return SteppedModel(graph.finished(kept), inputs.ids, positions, logits, length)
+
+
+def _logits(graph: StepGraph, inputs: DecoderInputs) -> str:
+    """The output that is not keys or values: the only one of three dimensions, or the one called so."""
+    found = [
+        value.name
+        for value in graph.model.graph.output
+        if len(value.type.tensor_type.shape.dim) == 3
+        and value.type.tensor_type.elem_type == TensorProto.FLOAT
+    ]
+    named = [name for name in found if "logits" in name]
+    if len(named or found) != 1:
+        raise FailedPrecondition(
+            f"of its outputs {', '.join(graph.outputs)[:160]} one must have the logits, float32 of three "
+            "dimensions"
+        )
+    return (named or found)[0]
+
+
+def _grouped(graph: StepGraph, inputs: DecoderInputs) -> int:
+    """Rewrite GroupQueryAttention; for how many positions the model has tables."""
+    length = LENGTH
+    for node in [node for node in graph.nodes if node.op_type == GROUPED]:
+        rows = rewrite_grouped(graph, node, inputs.where)
+        length = min(length, rows or LENGTH)
+    return length
+
+
+def _plain(graph: StepGraph, inputs: DecoderInputs) -> int:
+    """Rewrite attention in plain operators; the most tokens that it was tried with."""
+    cores = cores_of(graph, inputs)
+    if not cores:
+        return LENGTH
+    bound = bound_alone(graph, inputs)
+    length = LENGTH
+    for core in cores:
+        if core.queries not in bound.specs:
+            raise FailedPrecondition(f"{label(core.node)}: the shape of its queries is not known")
+        form = form_of(graph, inputs, core, bound.shape(core.queries))
+        length = min(length, form.length)
+        nodes: list[NodeProto] = []
+        out = graph.attend(
+            nodes, core.queries, core.new_keys, core.new_values, core.groups, form.shared, core.widths,
+            form.scale, form.window,
+        )  # fmt: skip
+        graph.reshaped(nodes, out, -1, *form.out[1:], out=core.out)
+        graph.replace(core.node, nodes)
+    return length
+
+
+def _require_by_rows(graph: StepGraph) -> None:
+    """Refuse what makes rows depend on each other."""
+    for node in graph.nodes:
+        if node.op_type in _BETWEEN_ROWS:
+            raise FailedPrecondition(
+                f"{label(node)} looks at all rows at once: what one session is told would depend on others"
+            )
+
+
+def _tables(graph: StepGraph, positions: str) -> int:
+    """How many positions there are in tables that are looked up by them."""
+    if not positions:
+        return LENGTH
+    after = graph.behind([positions])
+    sizes = {tensor.name: list(tensor.dims) for tensor in graph.model.graph.initializer}
+    length = LENGTH
+    for node in graph.nodes:
+        if node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in after:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            if node.input[0] in sizes and axis == 0:
+                length = min(length, int(sizes[node.input[0]][0]))
+        if node.op_type == "RotaryEmbedding":
+            length = min([length, *(int(sizes[n][0]) for n in node.input[1:4] if len(sizes.get(n, ())) == 2)])
+    return length

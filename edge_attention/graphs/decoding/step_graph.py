@@ -1,0 +1,240 @@
+"""A decoder's file as it is being rewritten: who makes and who reads what, and what a value depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx.inliner import inline_local_functions
+
+from edge_attention.core.errors import FailedPrecondition, InvalidGraph
+from edge_attention.core.tensors import Array
+from edge_attention.graphs.axes.model_reading import OpenModel
+from edge_attention.graphs.onnx_file import first_line
+from edge_attention.graphs.reading.needed import reads
+
+__all__ = ["ATTENTION", "DOMAIN", "DecoderInputs", "StepGraph", "label"]
+
+DOMAIN, ATTENTION = "edge_attention", "CachedAttention"
+"""The operator that stands for attention over what is stored. No segment that nodes are sent has it."""
+
+POSITIONS = "position_ids"
+_SIZES = ("Shape", "Size")
+
+
+@dataclass(frozen=True)
+class DecoderInputs:
+    """What the inputs of a decoder are. Empty: it has none of that kind.
+
+    `where`: the input that has positions once it is rewritten, `positions` where there is one.
+    """
+
+    ids: str
+    positions: str
+    where: str
+    mask: str
+    pasts: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class StepGraph:
+    """The nodes of a model's graph, which change; `opened` is the model as it was read."""
+
+    opened: OpenModel
+    model: ModelProto
+    nodes: list[NodeProto] = field(default_factory=list)
+    made: int = 0
+
+    @classmethod
+    def of(cls, opened: OpenModel) -> StepGraph:
+        """Raises InvalidGraph: its functions cannot be inlined."""
+        model = ModelProto()
+        model.CopyFrom(opened.model)
+        if model.functions:
+            try:
+                model = inline_local_functions(model)
+            except Exception as error:  # whatever its C++ half raises
+                raise InvalidGraph(f"the model's functions cannot be inlined: {first_line(error)}") from None
+        for node in model.graph.node:
+            node.domain = "" if node.domain == "ai.onnx" else node.domain
+        return cls(opened, model, list(model.graph.node))
+
+    @property
+    def inputs(self) -> dict[str, ValueInfoProto]:
+        """By name, without those that have a value in the file."""
+        held = self.initializers
+        return {value.name: value for value in self.model.graph.input if value.name not in held}
+
+    @property
+    def initializers(self) -> set[str]:
+        return {tensor.name for tensor in self.model.graph.initializer}
+
+    @property
+    def outputs(self) -> list[str]:
+        return [value.name for value in self.model.graph.output]
+
+    def makers(self) -> dict[str, NodeProto]:
+        return {name: node for node in self.nodes for name in node.output if name}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of an input; what is open is 0."""
+        return tuple(dim.dim_value for dim in self.inputs[name].type.tensor_type.shape.dim)
+
+    def read(self, name: str) -> Array:
+        """All of an initializer."""
+        return self.opened.read(name)
+
+    def decoder_inputs(self) -> DecoderInputs:
+        """What its inputs are, by type, rank and, of whole numbers, by name.
+
+        Raises:
+            FailedPrecondition: it is no decoder with a past, or has inputs that are not known here.
+        """
+        pasts, numbers = [], []
+        for name, value in self.inputs.items():
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+            rank = len(value.type.tensor_type.shape.dim)
+            if dtype.kind == "f" and rank == 4:
+                if dtype != np.float32:
+                    raise FailedPrecondition(f"keys and values in {dtype.name} are not stored: {name[:80]!r}")
+                pasts.append(name)
+            elif rank == 4:
+                raise FailedPrecondition(
+                    f"what {name[:80]!r} has from before is {dtype.name}: caches are stored in float32 only"
+                )
+            elif dtype.kind in "ib":
+                numbers.append(name)
+        if not pasts:
+            raise FailedPrecondition("it has no inputs of keys and values of earlier tokens")
+        flat = [name for name in numbers if len(self.shape(name)) == 2]
+        masks = [name for name in flat if "mask" in name]
+        positions = [name for name in flat if "position" in name]
+        ids = [name for name in flat if name not in masks and name not in positions]
+        if len(ids) != 1 or len(positions) > 1 or len(masks) > 1:
+            raise FailedPrecondition(
+                f"it takes {', '.join(flat)[:160]}: one of them must have the tokens, and of positions and "
+                "masks there may be one each"
+            )
+        made = {name for node in self.nodes for name in node.output}
+        where = "".join(positions) or POSITIONS
+        while not positions and (where in made or where in self.initializers):
+            where += "~"
+        return DecoderInputs(ids[0], "".join(positions), where, "".join(masks), tuple(pasts))
+
+    # What depends on what
+
+    def behind(self, names: Iterable[str]) -> set[str]:
+        """The values that are computed from what `names` hold, not only from their sizes; these included."""
+        found = set(names)
+        for node in self.nodes:
+            if node.op_type not in _SIZES and reads(node) & found:
+                found.update(name for name in node.output if name)
+        return found
+
+    def before(self, names: Iterable[str], stops: Collection[str] = ()) -> list[NodeProto]:
+        """The nodes that `names` are computed with, in order, but for what is before `stops`."""
+        needed, kept = set(names) - set(stops), []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed |= reads(node) - set(stops)
+        kept.reverse()
+        return kept
+
+    def prune(self, outputs: Collection[str]) -> None:
+        """Only `outputs` are outputs from now on, and what they do not need is gone."""
+        self.nodes = self.before(outputs)
+        kept = [value for value in self.model.graph.output if value.name in outputs]
+        del self.model.graph.output[:]
+        self.model.graph.output.extend(kept)
+
+    def needed_inputs(self) -> list[str]:
+        """The inputs that nodes read."""
+        read = {name for node in self.nodes for name in reads(node)}
+        return [name for name in self.inputs if name in read]
+
+    # Changes
+
+    def name(self, like: str) -> str:
+        """A new name."""
+        self.made += 1
+        return f"{like}~s{self.made}"
+
+    def constant(self, value: Array) -> str:
+        """A new constant's name."""
+        name = self.name("constant")
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def reshaped(self, nodes: list[NodeProto], value: str, *shape: int, out: str = "") -> str:
+        """Add a Reshape of `value` to `nodes`; its result's name."""
+        out = out or self.name("rows")
+        sizes = self.constant(np.array(shape, np.int64))
+        nodes.append(helper.make_node("Reshape", [value, sizes], [out], name=out))
+        return out
+
+    def attend(
+        self,
+        nodes: list[NodeProto],
+        queries: str,
+        keys: str,
+        values: str,
+        groups: int,
+        shared: int,
+        widths: tuple[int, int],
+        scale: float,
+        window: int,
+    ) -> str:
+        """Add attention over what is stored: of queries, keys and values with one row a token."""
+        key_width, value_width = widths
+        q = self.reshaped(nodes, queries, -1, groups, shared, key_width)
+        k = self.reshaped(nodes, keys, -1, groups, key_width)
+        v = self.reshaped(nodes, values, -1, groups, value_width)
+        out = self.name("attended")
+        nodes.append(
+            helper.make_node(
+                ATTENTION, [q, k, v], [out], name=out, domain=DOMAIN, scale=float(scale), window=int(window)
+            )
+        )
+        return out
+
+    def replace(self, node: NodeProto, instead: list[NodeProto]) -> None:
+        """`instead` stands in the node's place."""
+        at = next(index for index, one in enumerate(self.nodes) if one is node)
+        self.nodes[at : at + 1] = instead
+
+    def finished(self, inputs: Mapping[str, tuple[int | str, ...]]) -> OpenModel:
+        """The model with these inputs, all int64 or as they were, and with the nodes as they are now."""
+        graph = self.model.graph
+        known = self.inputs
+        kept = []
+        for name, dims in inputs.items():
+            dtype = known[name].type.tensor_type.elem_type if name in known else numpy_type()
+            kept.append(helper.make_tensor_value_info(name, dtype, list(dims)))
+        read = {name for node in self.nodes for name in reads(node)}
+        tensors = [tensor for tensor in graph.initializer if tensor.name in read]
+        del graph.input[:]
+        graph.input.extend(kept)
+        constants = [TensorProto.FromString(tensor.SerializeToString()) for tensor in tensors]
+        del graph.initializer[:]
+        graph.initializer.extend(constants)
+        del graph.node[:]
+        graph.node.extend(self.nodes)
+        del graph.value_info[:]
+        for value in graph.output:
+            value.type.tensor_type.ClearField("shape")
+        self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+        places = {name: place for name, place in self.opened.places.items() if name in read}
+        return OpenModel(self.opened.path, self.model, places)
+
+
+def numpy_type() -> int:
+    """ONNX's number of int64."""
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(np.int64)))
+
+
+def label(node: NodeProto) -> str:
+    """A node, for a person."""
+    return f"{node.op_type} '{node.name or node.output[0]}'"[:120]

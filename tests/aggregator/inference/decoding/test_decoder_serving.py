@@ -1,0 +1,218 @@
+"""Sessions of decoders over nodes in this process: exact whatever becomes of nodes, or they say why not."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from decoder_runs import WholeDecoder
+from house import House, until
+
+from aggregator.inference.decoding import scheduling
+from aggregator.inference.decoding.programs import cache_scope
+from aggregator.inference.decoding.serving import DecoderServing
+from aggregator.inference.holding import roomiest
+from edge_attention.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.graphs.axes.model_reading import open_model
+from edge_attention.graphs.decoding.cutting import write_decoder
+
+EXPORTS = Path(__file__).parents[3] / "graphs/axes/exports"
+LAYERS = 1 << 20
+PLANS = {
+    "replicate": CutPlan((Stage(range(LAYERS), (0,)),)),
+    "heads": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.HEADS, shares=(3, 0, 2)),)),
+    "tokens": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.TOKENS, shares=(3, 0, 2)),)),
+    "layers": CutPlan((Stage(range(2), (0,)), Stage(range(2, 5), (1,)))),
+}
+
+
+class Serving:
+    """A decoder served by nodes `a`, `b`, `c` in this process."""
+
+    def __init__(self, house, folder, name, plan, replicas=1):
+        self.house = house
+        self.path = EXPORTS / f"{name}.onnx"
+        self.boxes = {node: house.node(node) for node in "abc"}
+        form = write_decoder(open_model(self.path), plan, folder)
+        engine = SimpleNamespace(trips=house.trips, bulk=house.bulk, membership=house.membership)
+        held = {part: [*"abcabc"[part : part + replicas]] for part in range(plan.parts)}
+        pick = roomiest(house.membership)
+        self.serving = DecoderServing(engine, "m", self.path, folder, form, held, pick, lambda node: 0)
+        house.trips.watch(lambda node: self.serving.look())
+        self.vocabulary = form.vocabulary
+
+    async def extend(self, session, ids, seconds=60.0):
+        return await self.serving.extend(session.number, ids, seconds)
+
+    async def generates_as_the_file(self, seed, prompt, steps, session=None):
+        """Greedy tokens, one after the other, and each logit; returns the session and its reference."""
+        rng = np.random.default_rng(seed)
+        session, whole = session or self.serving.open("me"), WholeDecoder(self.path)
+        ids = [int(token) for token in rng.integers(self.vocabulary, size=prompt)]
+        for _ in range(steps + 1):
+            found = await self.extend(session, ids)
+            wanted = np.array([whole.step(token) for token in ids])
+            assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+            ids = [int(found[-1].argmax())]
+            assert ids == [int(wanted[-1].argmax())]
+        self.serving.machine.check()
+        return session, whole
+
+    def stored(self, node):
+        """Names of what the node stores of sessions."""
+        names = (*self.boxes[node].node.store.sequences(), *self.boxes[node].node.store._held)
+        return sorted(name for name in names if name.startswith(cache_scope("m")))
+
+
+def scenario(tmp_path, name="gpt2_cached", word="heads", **options):
+    """Runs the test, a coroutine over a Serving, to its end."""
+
+    def run(test):
+        async def whole():
+            with House() as house:
+                serving = Serving(house, tmp_path, name, PLANS[word], **options)
+                await serving.serving.ready(60)
+                await test(serving)
+                await serving.serving.close(NotFound("it ends"))
+                assert not house.bulk._lent
+
+        asyncio.run(whole())
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    """Long prompts are cut, and parts take turns in storing, within the few positions of these models."""
+    monkeypatch.setattr(scheduling, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(scheduling, "BLOCK", 4)
+
+
+@pytest.mark.parametrize("word", PLANS)
+def test_sessions_at_once_are_what_the_file_says_of_each(tmp_path, word):
+    @scenario(tmp_path, word=word)
+    async def _(fleet):
+        work = (fleet.generates_as_the_file(seed, prompt, 5) for seed, prompt in enumerate((5, 20, 1)))
+        await asyncio.gather(*work)
+
+
+def test_grouped_heads(tmp_path):
+    @scenario(tmp_path, "llama_genai", "tokens")
+    async def _(fleet):
+        await fleet.generates_as_the_file(0, 20, 4)
+
+
+def test_a_session_goes_back_and_on_another_way(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, _ = await fleet.generates_as_the_file(0, 4, 0)
+        await fleet.extend(session, [1, 2, 3])
+        fleet.serving.truncate(session.number, 4)
+        again = WholeDecoder(fleet.path)
+        wanted = [again.step(token) for token in (*session.tokens, 5)][-1]
+        found = await fleet.extend(session, [5])
+        assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("word", ["heads", "tokens"])
+def test_a_node_goes_in_the_middle_and_its_part_is_stored_anew(tmp_path, word):
+    @scenario(tmp_path, word=word)
+    async def _(fleet):
+        sessions = [(await fleet.generates_as_the_file(seed, 6 + seed, 1))[0] for seed in range(2)]
+        fleet.boxes["c"].lose()
+        for session in sessions:
+            whole = WholeDecoder(fleet.path)
+            wanted = [whole.step(token) for token in (*session.tokens, 7)][-1]
+            found = await fleet.extend(session, [7])
+            assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+            assert "c" not in session.place
+
+
+def test_a_node_that_has_lost_what_it_stored_is_given_it_again(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, whole = await fleet.generates_as_the_file(0, 5, 1)
+        fleet.boxes["a"].node.store.drop(cache_scope("m"), None)
+        last = int(np.argmax(whole.step(session.tokens[-1])))
+        found = await fleet.extend(session, [last])
+        again = WholeDecoder(fleet.path)
+        wanted = [again.step(token) for token in session.tokens][-1]
+        assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_what_nodes_store_is_freed_with_the_session(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, _ = await fleet.generates_as_the_file(0, 5, 1)
+        assert any("/a0/k" in name for name in fleet.stored("a"))
+        fleet.serving.close_session(session.number)
+        await until(lambda: not any("/a0/k" in name for name in fleet.stored("a")))
+        with pytest.raises(NotFound, match="any more"):
+            await fleet.extend(session, [1])
+
+
+def test_what_is_refused_leaves_the_session_as_it_was(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, whole = await fleet.generates_as_the_file(0, 5, 0)
+        for ids, error in (
+            ([], InvalidArgument),
+            ([fleet.vocabulary], InvalidArgument),
+            ([-1], InvalidArgument),
+            ([0] * 600, ResourceExhausted),
+        ):
+            with pytest.raises(error):
+                await fleet.extend(session, ids)
+        first = asyncio.create_task(fleet.extend(session, [3]))
+        await asyncio.sleep(0)
+        with pytest.raises(FailedPrecondition, match="being extended"):
+            await fleet.extend(session, [4])
+        found, wanted = await first, whole.step(3)
+        assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_whoever_waits_for_a_node_is_told_so_at_the_deadline(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, _ = await fleet.generates_as_the_file(0, 5, 0)
+        for node in "abc":
+            fleet.boxes[node].lose()
+        with pytest.raises(DeadlineExceeded, match="no node that is there holds part"):
+            await fleet.extend(session, [1], seconds=0.3)
+
+
+def test_a_call_that_is_given_up_leaves_the_session_as_it_was(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, whole = await fleet.generates_as_the_file(0, 5, 0)
+        call = asyncio.create_task(fleet.extend(session, [1, 2, 3]))
+        await asyncio.sleep(0.001)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await until(lambda: not fleet.serving.machine._flights)
+        found, wanted = await fleet.extend(session, [9]), whole.step(9)
+        assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_closing_ends_what_is_asked(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, _ = await fleet.generates_as_the_file(0, 5, 0)
+        call = asyncio.create_task(fleet.extend(session, [1, 2, 3]))
+        await asyncio.sleep(0.001)
+        fleet.serving.close_session(session.number)
+        with pytest.raises(Cancelled, match="closed"):
+            await call
+        await until(lambda: session.number not in fleet.serving.machine.sessions)

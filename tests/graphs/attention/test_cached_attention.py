@@ -1,0 +1,63 @@
+"""Rows over one of several stored sequences: what each kernel gives, against plain float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_attention.graphs.attention import library
+
+SESSIONS = {
+    name: ort.InferenceSession(library.load(name), providers=["CPUExecutionProvider"])
+    for name in ("cached_decode", "cached_prefill")
+}
+
+
+def attended(q, keys, values, lo, hi, scale):
+    """One row [groups, shared, width] over tokens lo to hi: out and lse; nothing seen: 0 and -inf."""
+    groups, shared, _ = q.shape
+    if lo >= hi:
+        return np.zeros((groups, shared, values.shape[-1])), np.full((groups, shared, 1), -np.inf)
+    k = keys.transpose(1, 0, 2, 3).reshape(groups, -1, keys.shape[-1])[:, lo:hi].astype(np.float64)
+    v = values.transpose(1, 0, 2, 3).reshape(groups, -1, values.shape[-1])[:, lo:hi]
+    scores = scale * np.einsum("gsd,gtd->gst", q.astype(np.float64), k)
+    lse = np.log(np.exp(scores).sum(-1, keepdims=True))
+    return np.einsum("gst,gte->gse", np.exp(scores - lse), v), lse
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_each_sequence_does_its_rows_and_gives_on_those_of_others(name, data):
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    groups, shared, tile = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    width, value_width = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    counts = draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
+    padding = draw(st.integers(0, 3))
+    rows = sum(counts) + padding
+    q = rng.normal(size=(rows, groups, shared, width)).astype(np.float32)
+    out, lse = np.zeros((1, 1, 1, 1), np.float32), np.full((1, 1, 1, 1), -np.inf, np.float32)
+    wanted = np.zeros((rows, groups, shared, value_width))
+    wanted_lse = np.full((rows, groups, shared, 1), -np.inf)
+    lo, hi = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    sequences, first = [], 0
+    for count in counts:
+        tiles = draw(st.integers(1, 4))
+        keys = rng.normal(size=(tiles, groups, tile, width)).astype(np.float32)
+        values = rng.normal(size=(tiles, groups, tile, value_width)).astype(np.float32)
+        for row in range(first, first + count):
+            lo[row], hi[row] = sorted(draw(st.integers(0, tiles * tile)) for _ in range(2))
+            wanted[row], wanted_lse[row] = attended(q[row], keys, values, lo[row], hi[row], 0.3)
+        sequences.append((keys, values, np.array([first, count])))
+        first += count
+    for keys, values, where in sequences:
+        feeds = {"q": q, "keys": keys, "values": values, "scale": np.array(0.3, np.float32), "rows": where}
+        feeds |= {"lo": lo, "hi": hi, "before": out, "before_lse": lse}
+        out, lse = SESSIONS[name].run(["out", "lse"], feeds)
+    np.testing.assert_allclose(out, wanted, atol=2e-6)
+    np.testing.assert_array_equal(np.isinf(lse), np.isinf(wanted_lse))
+    np.testing.assert_allclose(lse, wanted_lse, atol=2e-6)

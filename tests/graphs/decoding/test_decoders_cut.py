@@ -1,0 +1,222 @@
+"""Decoders, rewritten and cut, give the logits of their files with their own past, whatever the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from decoder_runs import PaperDecoder, PaperSession, WholeDecoder
+
+from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.schedule.pieces import (
+    dumps_decoder,
+    dumps_pieces,
+    dumps_tables,
+    loads_decoder,
+    loads_pieces,
+    loads_tables,
+)
+from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.graphs.axes.cut import analyse
+from edge_attention.graphs.axes.model_reading import open_model
+from edge_attention.graphs.axes.narrow import narrow_places
+from edge_attention.graphs.decoding.cutting import cut_decoder, write_decoder
+from edge_attention.graphs.decoding.rewriting import as_steps
+from edge_attention.graphs.decoding.step_graph import ATTENTION
+
+EXPORTS = Path(__file__).parent.parent / "axes/exports"
+LAYERS = 1 << 20
+PLANS = {
+    "replicate": CutPlan((Stage(range(LAYERS), (0,)),)),
+    "heads": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.HEADS, shares=(3, 0, 2)),)),
+    "tokens": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.TOKENS, shares=(3, 1, 2)),)),
+}
+
+
+def layers_plan(path):
+    layers = len(narrow_places(analyse(as_steps(open_model(path)).model, {"rows": 2}))) + 1
+    return CutPlan((Stage(range(2), (0,)), Stage(range(2, layers), (1, 2), Cut.HEADS)))
+
+
+def tokens_of(path):
+    return WholeDecoder(path).step(0).size
+
+
+@pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached", "llama_genai", "qwen3_cached"])
+@pytest.mark.parametrize("word", [*PLANS, "layers"])
+def test_rows_of_several_sessions_are_what_each_is_alone(name, word):
+    path = EXPORTS / f"{name}.onnx"
+    plan = PLANS.get(word) or layers_plan(path)
+    decoder = PaperDecoder(path, plan)
+    wholes = [WholeDecoder(path) for _ in range(3)]
+    sessions = [PaperSession() for _ in range(3)]
+    rng = np.random.default_rng(0)
+    size = tokens_of(path)
+    for turn in range(6):
+        rows, wanted = [], []
+        for session, whole in zip(sessions, wholes, strict=True):
+            for _ in range(1 + (turn % 3 == 0)):
+                token = int(rng.integers(size))
+                rows.append((session, token))
+                wanted.append(whole.step(token))
+        found, expected = decoder.step(rows), np.array(wanted)
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_parts_store_their_heads_and_nothing_without_one():
+    stepped = as_steps(open_model(EXPORTS / "gpt2_cached.onnx"))
+    _, form = cut_decoder(stepped, PLANS["heads"], 2)
+    assert [len(own) for own in form.caches] == [2, 0, 2]
+    heads = [own[0].heads if own else 0 for own in form.caches]
+    whole = cut_decoder(stepped, PLANS["replicate"], 2)[1].caches[0][0].heads
+    assert sum(heads) == whole
+
+
+def test_no_segment_that_a_node_is_sent_has_our_operator(tmp_path):
+    opened = open_model(EXPORTS / "llama_genai.onnx")
+    form = write_decoder(opened, PLANS["heads"], tmp_path)
+    for path in tmp_path.rglob("*.onnx"):
+        assert all(node.op_type != ATTENTION for node in onnx.load(path).graph.node)
+    assert loads_decoder((tmp_path / "decoder.json").read_text()) == form
+    pieces = loads_pieces((tmp_path / "4/pieces.json").read_text())
+    assert loads_pieces(dumps_pieces(pieces)) == pieces
+    assert loads_decoder(dumps_decoder(form)) == form
+    tables = loads_tables((tmp_path / "4/tables.json").read_text())
+    assert loads_tables(dumps_tables(tables)) == tables
+
+
+def changed(name, change, tmp_path):
+    model = onnx.load(EXPORTS / f"{name}.onnx")
+    change(model)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    return open_model(path)
+
+
+def attribute(model, op, name, value):
+    for node in model.graph.node:
+        if node.op_type == op:
+            kept = [a for a in node.attribute if a.name != name]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+
+
+def test_what_has_no_past_is_refused():
+    for name in ("bert", "gpt2", "t5_decoder"):
+        with pytest.raises(FailedPrecondition, match="no inputs of keys and values"):
+            as_steps(open_model(EXPORTS / f"{name}.onnx"))
+
+
+def test_softcap_is_refused(tmp_path):
+    def cap(model):
+        attribute(model, "GroupQueryAttention", "softcap", 30.0)
+
+    with pytest.raises(FailedPrecondition, match="softcap"):
+        as_steps(changed("llama_genai", cap, tmp_path))
+
+
+def test_a_window_of_grouped_attention_is_kept(tmp_path):
+    def narrow(model):
+        attribute(model, "GroupQueryAttention", "local_window_size", 3)
+
+    stepped = as_steps(changed("llama_genai", narrow, tmp_path))
+    _, form = cut_decoder(stepped, PLANS["replicate"], 1)
+    assert {cache.window for own in form.caches for cache in own} == {3}
+    path = tmp_path / "model.onnx"
+    decoder, whole, session = PaperDecoder(path, PLANS["tokens"]), WholeDecoder(path), PaperSession()
+    for token in (3, 9, 27, 1, 4, 16, 5, 25):
+        found, wanted = decoder.step([(session, token)])[0], whole.step(token)
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def scores_of(model):
+    """The Add of scores and mask, of every attention in plain operators."""
+    softened = {node.input[0] for node in model.graph.node if node.op_type == "Softmax"}
+    return [node for node in model.graph.node if node.output[0] in softened]
+
+
+def test_a_bias_by_distance_is_found_by_trying(tmp_path):
+    """Scores that fall with the token's number, as ALiBi's do with distance."""
+
+    def slope(model):
+        for number, node in enumerate(scores_of(model)):
+            shape, past, far = f"shape{number}", f"past{number}", f"far{number}"
+            name = node.input[1]
+            made = [
+                onnx.helper.make_node("Shape", [name], [shape], start=-1),
+                onnx.helper.make_node("Squeeze", [shape], [f"{shape}s"]),
+                onnx.helper.make_node("Range", ["zero!", f"{shape}s", "one!"], [past]),
+                onnx.helper.make_node("Cast", [past], [f"{past}f"], to=1),
+                onnx.helper.make_node("Mul", [f"{past}f", "slope!"], [f"{past}m"]),
+                onnx.helper.make_node("Add", [name, f"{past}m"], [far]),
+            ]
+            at = list(model.graph.node).index(node)
+            node.input[1] = far
+            for offset, one in enumerate(made):
+                model.graph.node.insert(at + offset, one)
+        model.graph.initializer.extend(
+            [
+                onnx.numpy_helper.from_array(np.array(0, np.int64), "zero!"),
+                onnx.numpy_helper.from_array(np.array(1, np.int64), "one!"),
+                onnx.numpy_helper.from_array(np.array(0.25, np.float32), "slope!"),
+            ]
+        )
+
+    with pytest.raises(FailedPrecondition, match=r"near tokens|not attention over all tokens"):
+        as_steps(changed("gpt2_cached", slope, tmp_path))
+
+
+def test_activations_quantised_over_all_rows_are_refused(tmp_path):
+    def quantise(model):
+        node = next(node for node in model.graph.node if node.op_type == "Gather")
+        name = node.output[0]
+        node.output[0] = "before!"
+        at = list(model.graph.node).index(node)
+        model.graph.node.insert(
+            at + 1,
+            onnx.helper.make_node("DynamicQuantizeLinear", ["before!"], ["q!", "scale!", "zero!"]),
+        )
+        model.graph.node.insert(
+            at + 2, onnx.helper.make_node("DequantizeLinear", ["q!", "scale!", "zero!"], [name])
+        )
+
+    with pytest.raises(FailedPrecondition, match="all rows at once"):
+        as_steps(changed("gpt2_cached", quantise, tmp_path))
+
+
+def test_positions_that_the_file_counts_itself_become_an_input(tmp_path):
+    """Of the past's length, as many exports do, instead of an input of their own."""
+
+    def count(model):
+        graph = model.graph
+        past = next(value.name for value in graph.input if "past" in value.name)
+        made = [
+            onnx.helper.make_node("Shape", [past], ["length!"], start=2, end=3),
+            onnx.helper.make_node("Unsqueeze", ["length!", "axis!"], ["position_ids"]),
+        ]
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), "axis!"))
+        for offset, one in enumerate(made):
+            graph.node.insert(offset, one)
+        kept = [value for value in graph.input if value.name != "position_ids"]
+        del graph.input[:]
+        graph.input.extend(kept)
+
+    stepped = as_steps(changed("gpt2_cached", count, tmp_path))
+    assert stepped.positions == "position_ids~"
+    path = tmp_path / "model.onnx"
+    decoder, whole, session = PaperDecoder(path, PLANS["heads"]), WholeDecoder(path), PaperSession()
+    for token in (3, 9, 27, 1):
+        found, wanted = decoder.step([(session, token)])[0], whole.step(token)
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_plans_without_one_past_a_part_are_refused():
+    stepped = as_steps(open_model(EXPORTS / "gpt2_cached.onnx"))
+    batch = CutPlan((Stage(range(LAYERS), (0, 1), Cut.BATCH),))
+    halves = CutPlan((Stage(range(LAYERS), (0, 1), Cut.HEADS),), halves=True)
+    both = CutPlan((Stage(range(2), (0,)), Stage(range(2, 5), (1, 2), Cut.TOKENS)))
+    for plan, why in ((batch, "batch"), (halves, "halves"), (both, "stages")):
+        with pytest.raises(FailedPrecondition, match=why):
+            cut_decoder(stepped, plan, 1)
