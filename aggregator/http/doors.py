@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aggregator.bounds.budget import Budgets
-from aggregator.http import open_inference
+from aggregator.http import completion_answers, open_inference
+from aggregator.http.completions import Completions
 from aggregator.http.endpoints import HttpFamily
 from aggregator.http.open_inference import OpenInference
+from aggregator.inference.generation.generator import Generator
 from aggregator.inference.protocol.data_plane import DataPlane
 
 __all__ = ["families"]
@@ -21,4 +23,7 @@ def families(offers: Iterable[object], budgets: Budgets, state: Path) -> tuple[H
         if isinstance(offered, DataPlane):
             made = OpenInference(offered, budgets, state)
             found.append(HttpFamily(made.endpoints(), open_inference.error_form))
+        elif isinstance(offered, Generator):
+            text = Completions(offered, budgets)
+            found.append(HttpFamily(text.endpoints(), completion_answers.error_form, text.close))
     return tuple(found)

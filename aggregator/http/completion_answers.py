@@ -1,0 +1,115 @@
+"""Answers in OpenAI's form: whole, or as chunks of a stream. Pure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from aggregator.http.completion_requests import param_of
+from aggregator.inference.generation.request import GenerationUsage
+from edge_attention.core.errors import EdgeAttentionError
+
+__all__ = ["DONE", "AnswerForm", "error_body", "error_form", "event"]
+
+DONE = b"data: [DONE]\n\n"
+ALIVE = b": alive\n\n"
+"""A comment: clients pass over it."""
+
+_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
+          404: "invalid_request_error", 413: "invalid_request_error", 429: "rate_limit_error",
+          501: "invalid_request_error"}  # fmt: skip
+_CODES = {401: "invalid_api_key", 404: "model_not_found", 503: "overloaded", 504: "timeout"}
+
+
+def error_body(status: int, error: EdgeAttentionError) -> dict[str, Any]:
+    """An error as OpenAI says it."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": _TYPES.get(status, "server_error"),
+            "param": param_of(error),
+            "code": _CODES.get(status),
+        }
+    }
+
+
+def error_form(status: int, error: EdgeAttentionError) -> web.Response:
+    """The same as an answer."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="edge-attention"'
+    return web.json_response(error_body(status, error), status=status, headers=headers)
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """One answer's form.
+
+    Attributes:
+        created: seconds since 1970.
+        usage: whether a stream says at its end what it took, and in each other chunk that it does not yet.
+    """
+
+    id: str
+    model: str
+    created: int
+    chat: bool
+    usage: bool = False
+
+    def whole(self, text: str, finish: str, usage: GenerationUsage | None) -> dict[str, Any]:
+        """All of it at once."""
+        choice: dict[str, Any] = {"index": 0}
+        if self.chat:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        choice |= {"logprobs": None, "finish_reason": finish or None}
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._head(kind), "choices": [choice], "usage": _usage(usage)}
+
+    def begin(self) -> bytes:
+        """The chunk before any text; of a completion there is none."""
+        return self._chunk({"role": "assistant", "content": ""}, None) if self.chat else b""
+
+    def chunk(self, text: str, finish: str) -> bytes:
+        """Some text, and at last why it ended."""
+        if not self.chat:
+            return self._chunk(text, finish or None)
+        delta = {"content": text} if text else {}
+        return self._chunk(delta, finish or None)
+
+    def end(self, usage: GenerationUsage | None) -> bytes:
+        """What it took, if that was asked for, and the stream's end."""
+        if not self.usage:
+            return DONE
+        return event({**self._head(self._kind), "choices": [], "usage": _usage(usage)}) + DONE
+
+    @property
+    def _kind(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def _chunk(self, delta: Any, finish: str | None) -> bytes:
+        said = {"delta" if self.chat else "text": delta}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish}
+        usage = {"usage": None} if self.usage else {}
+        return event({**self._head(self._kind), "choices": [choice], **usage})
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def event(value: Any) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _usage(usage: GenerationUsage | None) -> dict[str, int] | None:
+    if usage is None:
+        return None
+    asked, made = usage.prompt_tokens, usage.completion_tokens
+    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}

@@ -1,0 +1,190 @@
+"""Text in OpenAI's form: what its clients ask of a server that is another's.
+
+    GET  /v1/models, /v1/models/NAME
+    POST /v1/completions, /v1/chat/completions
+
+With `"stream": true` tokens come as server-sent events, `data: [DONE]` at the end. Who goes away ends its
+generation at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+
+from aggregator.bounds.bounds import BODIES
+from aggregator.bounds.budget import Budgets
+from aggregator.http.bodies import read_body
+from aggregator.http.chat_prompts import PLAIN_STOP, ChatPrompts
+from aggregator.http.completion_answers import ALIVE, AnswerForm, error_body, event
+from aggregator.http.completion_requests import CompletionAsk, chat_of, completion_of
+from aggregator.http.endpoints import HttpCall, HttpEndpoint, http_status
+from aggregator.http.json_tensors import strict_json
+from aggregator.inference.generation.generator import Generator
+from aggregator.inference.generation.request import GenerationEvent, GenerationUsage
+from edge_attention.core.errors import EdgeAttentionError, MessageTooLarge, NotFound
+
+__all__ = ["Completions"]
+
+ASKED_BYTES = 2 * 1024 * 1024
+"""Of one request: a prompt, or a chat."""
+ASKED_VALUES = 64 * 1024
+"""Commas and brackets in it: text has few, and what has many takes the event loop long to read."""
+GENERATION_SECONDS = 600.0
+"""For all of a text."""
+ALIVE_SECONDS = 10.0
+"""A stream without a token says so often that it goes on."""
+STUCK_SECONDS = 30.0
+"""A client that takes nothing for so long is gone."""
+
+
+class Completions:
+    def __init__(self, generator: Generator[Any], budgets: Budgets) -> None:
+        self._generator = generator
+        self._budgets = budgets
+        self._prompts = ChatPrompts()
+        self._began = int(time.time())
+
+    def endpoints(self) -> tuple[HttpEndpoint, ...]:
+        return (
+            HttpEndpoint("GET", "/v1/models", self.models, "viewer"),
+            HttpEndpoint("GET", "/v1/models/{model}", self.model, "viewer"),
+            HttpEndpoint("POST", "/v1/completions", self.complete, "user"),
+            HttpEndpoint("POST", "/v1/chat/completions", self.chat, "user"),
+        )
+
+    async def close(self) -> None:
+        """End the processes that make prompts."""
+        await self._prompts.close()
+
+    async def models(self, call: HttpCall) -> web.StreamResponse:
+        data = [self._told(name) for name in self._generator.models()]
+        return web.json_response({"object": "list", "data": data})
+
+    async def model(self, call: HttpCall) -> web.StreamResponse:
+        name = call.request.match_info["model"]
+        if name not in self._generator.models():
+            known = ", ".join(self._generator.models()) or "none"
+            raise NotFound(f"the model {name[:80]!r} does not exist; models that make text here: {known}")
+        return web.json_response(self._told(name))
+
+    def _told(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._began, "owned_by": "edge-attention"}
+
+    async def complete(self, call: HttpCall) -> web.StreamResponse:
+        ask = completion_of(await self._said(call))
+        return await self._answer(call, ask, AnswerForm(*_new("cmpl", ask), chat=False, usage=ask.usage))
+
+    async def chat(self, call: HttpCall) -> web.StreamResponse:
+        ask = chat_of(await self._said(call))
+        text = await self._generator.texts(ask.generation.model)
+        template = text.files.chat_template if text is not None else None
+        special = text.files.special if text is not None else {}
+        prompt = await self._prompts.of(template, special, ask.messages or ())
+        generation = replace(ask.generation, prompt=prompt, special=template is None)
+        if template is None:
+            generation = replace(generation, stop=(*generation.stop, PLAIN_STOP))
+        ask = replace(ask, generation=generation)
+        return await self._answer(call, ask, AnswerForm(*_new("chatcmpl", ask), chat=True, usage=ask.usage))
+
+    async def _said(self, call: HttpCall) -> Any:
+        with self._budgets.take(BODIES, call.caller, 0) as lease:
+            body = await read_body(call.request, lease, ASKED_BYTES)
+            if sum(map(body.count, (b",", b"[", b"{"))) > ASKED_VALUES:
+                raise MessageTooLarge(
+                    f"bound asked-values: the body has more than {ASKED_VALUES:,} commas and brackets; send "
+                    "a shorter prompt"
+                )
+            return strict_json(body, "the body is no JSON")
+
+    async def _answer(self, call: HttpCall, ask: CompletionAsk, form: AnswerForm) -> web.StreamResponse:
+        events = self._generator.generate(ask.generation, call.caller, GENERATION_SECONDS)
+        async with aclosing(events):
+            if ask.stream:
+                return await _streamed(call, events, form)
+            text, finish = "", ""
+            usage: GenerationUsage | None = None
+            async for one in events:
+                text += one.text
+                finish, usage = one.finish or finish, one.usage or usage
+            return web.json_response(form.whole(text, finish, usage))
+
+
+async def _streamed(
+    call: HttpCall, events: AsyncGenerator[GenerationEvent], form: AnswerForm
+) -> web.StreamResponse:
+    """What goes wrong before the first token has a status of its own; behind, it is an event."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
+    usage: GenerationUsage | None = None
+    begun = False
+    try:
+        async with aclosing(_or_alive(events)) as coming:
+            async for one in coming:
+                data = ALIVE if one is None else b""
+                if one is not None and (one.text or one.finish):
+                    data = (b"" if begun else form.begin()) + form.chunk(one.text, one.finish)
+                    begun, usage = True, one.usage or usage
+                await _write(call, response, data)
+        await _write(call, response, form.end(usage))
+    except EdgeAttentionError as error:
+        if call.response is None:
+            raise
+        await _write(call, response, event(error_body(http_status(error), error)))
+    except TimeoutError:
+        call.abort()
+        return response
+    await response.write_eof()
+    return response
+
+
+async def _or_alive(events: AsyncGenerator[GenerationEvent]) -> AsyncGenerator[GenerationEvent | None]:
+    """The events; None where none has come for ALIVE_SECONDS."""
+    queue: asyncio.Queue[GenerationEvent | Exception | None] = asyncio.Queue(1)
+
+    async def pump() -> None:
+        try:
+            async with aclosing(events):
+                async for one in events:
+                    await queue.put(one)
+            await queue.put(None)
+        except Exception as error:
+            await queue.put(error)
+
+    # One task has all of the generation: its deadlines are that task's.
+    task = asyncio.create_task(pump(), name="generation")
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(ALIVE_SECONDS):
+                    found = await queue.get()
+            except TimeoutError:
+                yield None
+                continue
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                return
+            yield found
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _write(call: HttpCall, response: web.StreamResponse, data: bytes) -> None:
+    async with asyncio.timeout(STUCK_SECONDS):
+        if call.response is None:
+            call.response = response
+            await response.prepare(call.request)
+        if data:
+            await response.write(data)
+
+
+def _new(kind: str, ask: CompletionAsk) -> tuple[str, str, int]:
+    return f"{kind}-{secrets.token_hex(12)}", ask.generation.model, int(time.time())

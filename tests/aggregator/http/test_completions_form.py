@@ -1,0 +1,160 @@
+"""OpenAI's form: what is read of requests, and what answers and their chunks say."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from aggregator.http.completion_answers import DONE, AnswerForm, error_body
+from aggregator.http.completion_requests import ChatMessage, WrongParameter, chat_of, completion_of
+from aggregator.inference.generation.request import GenerationUsage
+from edge_attention.core.errors import NotFound
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def complete(**more):
+    return completion_of({"model": "m", "prompt": "a", **more})
+
+
+def chat(**more):
+    return chat_of({"model": "m", "messages": HELLO, **more})
+
+
+def test_what_is_not_said_is_as_openai_has_it():
+    asked = complete().generation
+    assert (asked.max_tokens, asked.temperature, asked.top_p) == (16, 1.0, 1.0)
+    assert (asked.seed, asked.stop) == (None, ())
+    assert not complete().stream
+    assert chat().messages == (ChatMessage("user", "hello"),)
+    assert chat(max_tokens=3, max_completion_tokens=5).generation.max_tokens == 5
+    assert complete(n=1, best_of=1, echo=False, logprobs=None, presence_penalty=0.0, user="u").stream is False
+
+
+def test_what_is_said_is_taken():
+    asked = complete(
+        max_tokens=7, temperature=0, top_p=0.5, top_k=4, min_p=0.1, seed=-1, stop="x", stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    one = asked.generation
+    assert (one.max_tokens, one.temperature, one.top_p, one.top_k, one.min_p) == (7, 0.0, 0.5, 4, 0.1)
+    assert (one.seed, one.stop) == (-1, ("x",))
+    assert (asked.stream, asked.usage) == (True, True)
+    assert complete(prompt=[1, 2]).generation.prompt == (1, 2)
+    assert complete(prompt=["a"]).generation.prompt == "a"
+    assert complete(prompt=[[3]]).generation.prompt == (3,)
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert chat(messages=[{"role": "user", "content": parts}]).messages == (ChatMessage("user", "ab"),)
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1.5]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"n": 2}, "n"),
+        ({"n": True}, "n"),
+        ({"echo": True}, "echo"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"tools": [{}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"seed": 1 << 64}, "seed"),
+        ({"stop": [1]}, "stop"),
+        ({"stop": ["x"] * 20}, "stop"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"messages": HELLO}, "messages"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_its_name(more, param):
+    with pytest.raises(WrongParameter, match=re.escape(param)) as raised:
+        complete(**more)
+    assert raised.value.param == param
+    assert error_body(400, raised.value)["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        "hello",
+        [{"role": "king", "content": "x"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+        [{"role": "assistant", "content": "", "tool_calls": [{}]}],
+        HELLO * 2000,
+    ],
+)
+def test_chats_that_are_none_are_refused(messages):
+    with pytest.raises(WrongParameter, match="messages"):
+        chat(messages=messages)
+
+
+def events(data):
+    return [json.loads(one.removeprefix("data: ")) for one in data.decode().split("\n\n") if "{" in one]
+
+
+USAGE = GenerationUsage(3, 2, 0)
+
+
+def test_a_stream_of_a_chat_says_role_text_finish_and_usage():
+    form = AnswerForm("id", "m", 7, True, usage=True)
+    data = form.begin() + form.chunk("a", "") + form.chunk("", "stop") + form.end(USAGE)
+    role, text, last, usage = events(data)
+    assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert text["choices"][0] == {
+        "index": 0,
+        "delta": {"content": "a"},
+        "logprobs": None,
+        "finish_reason": None,
+    }
+    assert last["choices"][0]["delta"] == {}
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert usage["choices"] == []
+    assert usage["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert {one["object"] for one in (role, text, last, usage)} == {"chat.completion.chunk"}
+    assert role["usage"] is None
+    assert data.endswith(DONE)
+
+
+def test_a_stream_of_a_completion_says_text_and_finish():
+    form = AnswerForm("id", "m", 7, False)
+    data = form.begin() + form.chunk("a", "") + form.chunk("b", "length") + form.end(USAGE)
+    first, last = events(data)
+    assert (first["choices"][0]["text"], first["choices"][0]["finish_reason"]) == ("a", None)
+    assert (last["choices"][0]["text"], last["choices"][0]["finish_reason"]) == ("b", "length")
+    assert first["object"] == "text_completion"
+    assert "usage" not in first
+    assert data.endswith(DONE)
+
+
+def test_whole_answers():
+    told = AnswerForm("id", "m", 7, True).whole("text", "length", USAGE)
+    assert told["choices"][0]["message"] == {"role": "assistant", "content": "text", "refusal": None}
+    assert told["choices"][0]["finish_reason"] == "length"
+    assert told["usage"]["total_tokens"] == 5
+    told = AnswerForm("id", "m", 7, False).whole("text", "stop", USAGE)
+    assert (told["object"], told["choices"][0]["text"]) == ("text_completion", "text")
+
+
+def test_errors_are_in_openais_form():
+    assert error_body(404, NotFound("no such model")) == {
+        "error": {
+            "message": "no such model",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "model_not_found",
+        }
+    }

@@ -1,0 +1,246 @@
+"""OpenAI's calls over a real socket, before a real generator: what comes is what it makes; nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+from ports import run, until
+
+from aggregator.bounds.bounds import BODIES, CALLS
+from aggregator.bounds.budget import Budgets
+from aggregator.inference.generation.generator import Generator
+from aggregator.inference.generation.metrics import GenerationMetrics
+from aggregator.inference.generation.request import GenerationRequest
+from aggregator.inference.generation.texts import DeploymentTexts
+from aggregator.observe.metrics import Metrics
+from tests.aggregator.inference.generation.local_sessions import LocalSessions, random_decoder
+
+PROMPT = "to be, or not to be: to be, or"
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return random_decoder()
+
+
+@pytest.fixture
+def made(decoder, tmp_path):
+    """Runs scenarios before a small decoder whose tokens are bytes; `config` is its tokenizer_config.json."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"edge_attention": "bytes"}))
+    budgets = Budgets()
+    sessions = LocalSessions({"small": decoder})
+    texts = DeploymentTexts(lambda name: (made.deployment, tmp_path))
+    generator = Generator(sessions, texts, budgets, GenerationMetrics(Metrics()))
+    made = SimpleNamespace(
+        deployment="small-0",
+        run=lambda scenario, **more: run(scenario, offers=(generator,), budgets=budgets, **more),
+        budgets=budgets,
+        sessions=sessions,
+        generator=generator,
+        config=lambda **said: (tmp_path / "tokenizer_config.json").write_text(json.dumps(said)),
+    )
+    return made
+
+
+async def text_of(generator, **asked):
+    events = [one async for one in generator.generate(GenerationRequest(**asked), "", 60.0)]
+    return "".join(one.text for one in events)
+
+
+def streamed(body):
+    """The events of a stream, its end left out."""
+    *events, done, empty = body.decode().split("\n\n")
+    assert (done, empty) == ("data: [DONE]", "")
+    return [json.loads(one.removeprefix("data: ")) for one in events if one.startswith("data:")]
+
+
+def test_a_completion_whole_and_streamed_is_the_same(made):
+    async def scenario(port):
+        asked = {"model": "small", "prompt": PROMPT, "max_tokens": 40, "temperature": 0.9, "seed": 7}
+        expected = await text_of(made.generator, **asked)
+        whole = (await port.post("/v1/completions", json=asked)).json
+        assert whole["choices"][0]["text"] == expected
+        assert whole["choices"][0]["finish_reason"] == "length"
+        assert whole["usage"]["completion_tokens"] == 40
+        assert whole["usage"]["prompt_tokens"] == len(PROMPT)
+        more = {"stream": True, "stream_options": {"include_usage": True}}
+        answer = await port.post("/v1/completions", json=asked | more)
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        *chunks, usage = streamed(answer.body)
+        assert "".join(one["choices"][0]["text"] for one in chunks) == expected
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+        assert len(chunks) > 5
+        assert usage["usage"] == whole["usage"]
+        assert not any(session.open for session in made.sessions.opened)
+        assert made.budgets[BODIES].used == made.budgets[CALLS].used == 0
+
+    made.run(scenario)
+
+
+def test_a_stop_word_ends_it(made):
+    async def scenario(port):
+        asked = {"model": "small", "prompt": PROMPT, "max_tokens": 60, "temperature": 0}
+        text = (await port.post("/v1/completions", json=asked)).json["choices"][0]["text"]
+        stop = text[5:7]
+        choice = (await port.post("/v1/completions", json=asked | {"stop": stop})).json["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
+
+    made.run(scenario)
+
+
+def test_models(made):
+    async def scenario(port):
+        listed = (await port.get("/v1/models")).json
+        assert [(one["id"], one["object"]) for one in listed["data"]] == [("small", "model")]
+        assert (await port.get("/v1/models/small")).json["id"] == "small"
+        answer = await port.get("/v1/models/nope")
+        assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
+
+    made.run(scenario)
+
+
+def test_a_chat_goes_by_the_models_template(made):
+    pytest.importorskip("jinja2")
+    made.config(
+        bos_token="<s>",
+        chat_template="{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}",
+    )
+
+    async def scenario(port):
+        prompt = "<s>[system]Be brief.[user]hello[assistant]"
+        expected = await text_of(made.generator, model="small", prompt=prompt, max_tokens=12)
+        messages = [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "hello"}]
+        asked = {"model": "small", "messages": messages, "max_tokens": 12, "temperature": 0}
+        whole = (await port.post("/v1/chat/completions", json=asked)).json
+        assert whole["choices"][0]["message"]["content"] == expected
+        assert whole["usage"]["prompt_tokens"] == len(prompt)
+        chunks = streamed((await port.post("/v1/chat/completions", json=asked | {"stream": True})).body)
+        assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+        assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == expected
+
+    made.run(scenario)
+
+
+def test_a_template_that_means_no_good_is_ended(made, monkeypatch):
+    pytest.importorskip("jinja2")
+    from aggregator.bounds.bounds import ProcessBound
+    from aggregator.http import chat_prompts
+
+    monkeypatch.setattr(chat_prompts, "TEMPLATE_PROCESS", ProcessBound("template", 4.0, 60, 1 << 28))
+    every = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    templates = {
+        every: "bound template-seconds",
+        "{{ raise_exception('no system role') }}": "no system role",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}": "unsafe",
+        "{{ 'a' * 400000000 }}": "template",
+        "{% for": "template",
+    }
+
+    async def scenario(port):
+        asked = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+        for number, (template, why) in enumerate(templates.items()):
+            made.config(chat_template=template)
+            made.deployment = f"small-{number}"
+            answer = await port.post("/v1/chat/completions", json=asked)
+            assert (answer.status, why in answer.json["error"]["message"]) == (400, True), answer.text
+
+    made.run(scenario)
+
+
+def test_a_chat_without_a_template_is_plain(made):
+    async def scenario(port):
+        prompt = "user: hello\nassistant:"
+        own = {"model": "small", "prompt": prompt, "max_tokens": 12, "stop": ("\nuser:",)}
+        expected = await text_of(made.generator, **own)
+        asked = {"model": "small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 12}
+        whole = (await port.post("/v1/chat/completions", json=asked | {"temperature": 0})).json
+        assert whole["choices"][0]["message"]["content"] == expected
+
+    made.run(scenario)
+
+
+def test_errors_have_openais_form(made):
+    async def scenario(port):
+        async def refused(body, status, why, path="/v1/completions"):
+            answer = await port.post(path, **body)
+            error = answer.json["error"]
+            assert (answer.status, set(error)) == (status, {"message", "type", "param", "code"}), answer.text
+            assert why in error["message"]
+
+        good = {"model": "small", "prompt": "a"}
+        await refused({"json": good | {"model": "nope"}}, 404, "nope")
+        await refused({"json": good | {"n": 2}}, 400, "n is not served")
+        await refused({"json": good | {"max_tokens": 0}}, 400, "max_tokens is 0")
+        await refused({"json": good | {"prompt": ""}}, 400, "prompt is empty")
+        await refused({"json": good | {"prompt": [99999]}}, 400, "token 99999")
+        await refused({"json": good | {"temperature": -1}}, 400, "temperature")
+        await refused({"data": b"{"}, 400, "the body is no JSON")
+        await refused({"json": good | {"prompt": [1] * 70_000}}, 413, "bound asked-values")
+        await refused({"json": good, "headers": {"Origin": "http://evil"}}, 403, "another site")
+        assert (await port.get("/v1/completions")).json["error"]["message"]
+        assert not any(session.open for session in made.sessions.opened)
+
+    made.run(scenario)
+
+
+def test_who_goes_away_ends_it_at_once(made):
+    async def scenario(port):
+        asked = {"model": "small", "prompt": PROMPT, "max_tokens": 4000, "stream": True, "temperature": 1.5}
+        url = port.base + "/v1/completions"
+        async with port.client.post(url, json=asked) as answer:
+            await answer.content.readany()
+            (session,) = made.sessions.opened
+            assert session.open
+            answer.close()
+            await until(lambda: not session.open)
+        assert made.budgets[CALLS].used == 0
+
+    made.run(scenario)
+
+
+def test_the_openai_package(made):
+    openai = pytest.importorskip("openai", reason="OpenAI's client: pip install openai")
+
+    def work(base):
+        with openai.OpenAI(base_url=base + "/v1", api_key="none", max_retries=0) as client:
+            assert [one.id for one in client.models.list()] == ["small"]
+            asked = {"model": "small", "prompt": PROMPT, "max_tokens": 20, "temperature": 0.7, "seed": 3}
+            whole = client.completions.create(**asked)
+            more = {"stream": True, "stream_options": {"include_usage": True}}
+            chunks = list(client.completions.create(**asked, **more))
+            assert "".join(one.choices[0].text for one in chunks if one.choices) == whole.choices[0].text
+            assert chunks[-1].usage == whole.usage
+            messages = [{"role": "user", "content": "hello"}]
+            asked_chat = {"model": "small", "messages": messages, "max_tokens": 8, "seed": 1}
+            chat = client.chat.completions.create(**asked_chat)
+            assert chat.choices[0].finish_reason in ("length", "stop")
+            deltas = client.chat.completions.create(**asked_chat, stream=True)
+            said = "".join(one.choices[0].delta.content or "" for one in deltas)
+            assert said == chat.choices[0].message.content
+            with pytest.raises(openai.NotFoundError, match="nope"):
+                client.completions.create(**asked | {"model": "nope"})
+            with pytest.raises(openai.BadRequestError, match="logprobs"):
+                client.completions.create(**asked, logprobs=2)
+
+    made.run(lambda port: asyncio.to_thread(work, port.base))
+
+
+def test_curl_streams(made):
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is not here: apt-get install curl")
+
+    def work(base):
+        asked = json.dumps({"model": "small", "prompt": PROMPT, "max_tokens": 8, "stream": True})
+        command = [curl, "-sSN", "--max-time", "60", base + "/v1/completions", "-d", asked]
+        done = subprocess.run(command, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert streamed(done.stdout)[-1]["choices"][0]["finish_reason"] == "length"
+
+    made.run(lambda port: asyncio.to_thread(work, port.base))
