@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-kills test-cuts test-models test-corpus check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-kills test-cuts test-models test-corpus check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,14 @@ test-hostile: .venv/dev ## 2,000 graphs that mean no good, against real nodes th
 
 fuzz: .venv/dev ## 20,000 changed messages of real sessions against real processes; SEED=7, MESSAGES=100000.
 	$(BIN)/python -m tests.fuzz --messages $(or $(MESSAGES),20000) --seed $(or $(SEED),0)
+
+test-perf-analyzer: .venv/dev ## Triton's perf_analyzer against a cut model, in a Debian trixie of its own; as root, needs debootstrap.
+	$(BIN)/python -m tests.perf_analyzer
+
+test-kserve: .venv/dev ## KServe's Python client, in an environment of its own (.venv/kserve), against a real fleet.
+	@test -x .venv/kserve/bin/python || $(PYTHON) -m venv .venv/kserve
+	@.venv/kserve/bin/python -m pip --disable-pip-version-check -q install 'kserve>=0.15'
+	$(BIN)/python -m tests.kserve .venv/kserve/bin/python
 
 test-kills: .venv/dev ## kill -9 of nodes and the aggregator at 40 random moments of 400 requests to a cut model; MOMENTS=, REQUESTS=, PLAN=.
 	$(BIN)/python -m tests.faults.models --moments $(or $(MOMENTS),40) --requests $(or $(REQUESTS),400) --plan $(or $(PLAN),tokens)

@@ -16,6 +16,7 @@ from edge_attention.core.messages.open_inference import (
     Datatype,
     ModelConfig,
     ModelConfigParameter,
+    ModelDynamicBatching,
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
@@ -76,6 +77,7 @@ class ServedDeployment:
             MAX_ROWS if batched else 0,
             tuple(ConfiguredInput(one.name, _datatype(one), _dims(one)[batched:]) for one in self._inputs),
             tuple(ConfiguredOutput(one.name, _datatype(one), _dims(one)[batched:]) for one in self._outputs),
+            dynamic_batching=_dynamic(self._deployed) if batched else None,
             parameters={"plan": ModelConfigParameter(self._deployed.request.plan or "auto")},
             backend=BACKEND,
         )
@@ -89,6 +91,7 @@ class ServedDeployment:
                 request.caller,
                 request.room,
                 most=ANSWER_BYTES_OF_ONE,
+                priority=request.priority,
                 rows=request.rows,
             )
         said: dict[str, Parameter] = {}
@@ -159,6 +162,14 @@ class DeployedModels:
         self._forget()
         self._unloaded[name] = deployed.version
         return True
+
+
+def _dynamic(deployed: Deployed) -> ModelDynamicBatching | None:
+    """How requests run together; None: each runs by itself."""
+    if not deployed.joins:
+        return None
+    request = deployed.request
+    return ModelDynamicBatching((request.max_batch,), round(1e6 * request.max_queue_delay))
 
 
 def _takes(state: DeploymentState) -> bool:

@@ -24,15 +24,15 @@ VERSIONS = 1024
 
 @dataclass
 class _Sum:
-    count: int = 0
+    count: float = 0.0
     seconds: float = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.count += 1
-        self.seconds += max(seconds, 0.0)
+    def add(self, seconds: float, share: float = 1.0) -> None:
+        self.count += share
+        self.seconds += share * max(seconds, 0.0)
 
     def told(self) -> StatisticDuration:
-        return StatisticDuration(self.count, round(self.seconds * 1e9))
+        return StatisticDuration(round(self.count), round(self.seconds * 1e9))
 
 
 @dataclass
@@ -43,17 +43,17 @@ class _Stages:
     infer: _Sum = field(default_factory=_Sum)
     output: _Sum = field(default_factory=_Sum)
 
-    def add(self, input: float, infer: float, output: float) -> None:
-        self.input.add(input)
-        self.infer.add(infer)
-        self.output.add(output)
+    def add(self, infer: float, output: float, share: float = 1.0) -> None:
+        self.input.add(0.0, share)  # what comes is what runs
+        self.infer.add(infer, share)
+        self.output.add(output, share)
 
 
 @dataclass
 class _Version:
     last: int = 0
     rows: int = 0
-    runs: int = 0
+    runs: float = 0.0
     success: _Sum = field(default_factory=_Sum)
     fail: _Sum = field(default_factory=_Sum)
     queue: _Sum = field(default_factory=_Sum)
@@ -68,23 +68,25 @@ class InferenceCounts:
         self._clock = clock
         self._of: dict[tuple[str, int], _Version] = {}
 
-    def answered(self, name: str, version: int, rows: int, report: InferReport, runs: int = 1) -> None:
-        """A request of so many rows was answered, with `runs` of the model for it alone: 0 where another
-        request's run did for it, too."""
+    def answered(self, name: str, version: int, rows: int, report: InferReport) -> None:
+        """A request of so many rows was answered. Where it ran in a batch with others, it has a share of that
+        run, by rows."""
         if (found := self._version(name, version)) is None:
             return
         stages = report.seconds
         whole = stages.get("all", 0.0)
-        queue = stages.get("ready", 0.0) + stages.get("turn", 0.0)
+        queue = stages.get("ready", 0.0) + stages.get("queue", 0.0) + stages.get("turn", 0.0)
+        batch = max(report.rows, rows)
+        share = rows / batch
         fold = stages.get("fold", 0.0)
         found.last = round(1000 * self._clock())
         found.rows += rows
-        found.runs += runs
+        found.runs += share
         found.success.add(whole)
         found.queue.add(queue)
-        found.stages.add(0.0, whole - queue - fold, fold)
-        if rows in found.batches or len(found.batches) < BATCH_SIZES:
-            found.batches.setdefault(rows, _Stages()).add(0.0, whole - queue - fold, fold)
+        found.stages.add(whole - queue - fold, fold)
+        if batch in found.batches or len(found.batches) < BATCH_SIZES:
+            found.batches.setdefault(batch, _Stages()).add(whole - queue - fold, fold, share)
 
     def failed(self, name: str, version: int, seconds: float) -> None:
         """A request ended with an error after so many seconds."""
@@ -103,7 +105,7 @@ class InferenceCounts:
             str(version),
             found.last,
             found.rows,
-            found.runs,
+            round(found.runs),
             InferStatistics(
                 found.success.told(),
                 found.fail.told(),
