@@ -100,7 +100,7 @@ class OpenInference:
         return said(self._plane.server_metadata())
 
     async def live(self, call: HttpCall) -> web.StreamResponse:
-        return web.Response()
+        return _yes(self._plane.server_live(), "live")
 
     async def ready(self, call: HttpCall) -> web.StreamResponse:
         return _yes(self._plane.server_ready())
@@ -188,8 +188,9 @@ def _model(call: HttpCall) -> tuple[str, str]:
     return told["model"], told.get("version", "")
 
 
-def _yes(ready: bool) -> web.Response:
-    return web.Response(status=200 if ready else 400)
+def _yes(yes: bool, what: str = "ready") -> web.Response:
+    """By the status, as Triton has it, and in words, which KServe's client reads."""
+    return web.json_response({what: yes}, status=200 if yes else 400)
 
 
 def said(value: Any) -> web.Response:

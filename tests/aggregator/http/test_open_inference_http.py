@@ -75,7 +75,8 @@ def test_what_there_is(made):
             assert told["name"] == "edge-attention"
             assert "binary_tensor_data" in told["extensions"]
         for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/simple/ready"):
-            assert (await port.get(path)).status == 200, path
+            answer = await port.get(path)
+            assert (answer.status, answer.json) == (200, {path.rpartition("/")[2]: True}), path
         assert (await port.get("/v2/models/simple/versions/1/ready")).status == 200
         assert (await port.get("/v2/models/nope/ready")).status == 400
         assert (await port.get("/v2/models/simple/versions/7/ready")).status == 400
