@@ -4,6 +4,8 @@ Its weights are frozen into it, by digest; its constants and what the part keeps
 it is sent comes in the call's slots, or, where that is too large for a message, is fetched by the node.
 
     weights    job/<deployment>/kept/w/<digest>       outlive a restart of the node
+    changing   job/<deployment>/p/<piece>             weights that are others from version to version: bound
+    as they are stored at each call, and not frozen
     constants  job/<deployment>/<shape>/c/<digest>
     kept       job/<deployment>/lane<k>/p<part>/<name>
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import numpy as np
@@ -25,6 +27,7 @@ from edge_attention.core.halves import to_wire
 from edge_attention.core.messages.program import (
     CALL_BYTES,
     MAX_SLOTS,
+    Batch,
     Frozen,
     Instruction,
     Return,
@@ -32,7 +35,8 @@ from edge_attention.core.messages.program import (
     Stored,
     Value,
 )
-from edge_attention.core.schedule.extents import Extent, extent_shape, take
+from edge_attention.core.messages.table import ColumnRead, TensorRead
+from edge_attention.core.schedule.extents import WHOLE, Extent, extent_shape, take
 from edge_attention.core.schedule.meeting import PAST_HALF, Meetings
 from edge_attention.core.schedule.schedule import (
     Constant,
@@ -47,9 +51,12 @@ from edge_attention.core.schedule.traffic import halved
 from edge_attention.core.tensors import Array, Encoding
 
 __all__ = [
+    "CallTerms",
     "KnownWeight",
+    "NodeRead",
     "SegmentCall",
     "SegmentCalls",
+    "changing_name",
     "constant_name",
     "job_scope",
     "lane_scope",
@@ -81,6 +88,12 @@ def weight_name(deployment: str, weight: KnownWeight) -> str:
     return f"{job_scope(deployment)}kept/w/{sha256(form.encode()).hexdigest()[:40]}"
 
 
+def changing_name(deployment: str, weight: Weight) -> str:
+    """Of a piece of a weight that changes: the same one for all versions, and for all shapes."""
+    piece = f"{weight.name}{weight.extent}"
+    return f"{job_scope(deployment)}p/{sha256(piece.encode()).hexdigest()[:40]}"
+
+
 def constant_name(deployment: str, shape: str, constant: ConstantSpec) -> str:
     """Of the same bytes there may be constants of several types and shapes."""
     form = "x".join(map(str, constant.spec.shape))
@@ -97,6 +110,40 @@ class KnownWeight:
     @property
     def nbytes(self) -> int:
         return _bytes(self.form, Encoding.RAW)
+
+
+@dataclass(frozen=True)
+class NodeRead:
+    """An input of the model that nodes read of their own data, and that nobody sends.
+
+    Attributes:
+        dataset: of the node that holds the part.
+        tensor: how its rows are read.
+        complete: rows that lack a value in one of these are not counted.
+        rows: the feed that has the numbers of the rows, int64 [rows].
+    """
+
+    dataset: str
+    tensor: TensorRead
+    rows: str
+    complete: tuple[ColumnRead, ...] = ()
+
+
+@dataclass(frozen=True)
+class CallTerms:
+    """What holds for all calls of a deployment, beside its schedule.
+
+    Attributes:
+        halves: boundaries of float32 travel in float16.
+        changing: tensors of the model's file that are others from version to version.
+        reads: input of the model -> how nodes read it themselves.
+        releases: texts of what lets leave what is computed from that.
+    """
+
+    halves: bool = False
+    changing: frozenset[str] = frozenset()
+    reads: Mapping[str, NodeRead] = field(default_factory=dict)
+    releases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +187,7 @@ class SegmentCall:
     """A segment as it is called in one lane.
 
     Attributes:
+        releases: texts that its program brings.
         slots: what comes with each call, by the names it is stored under there.
         lent: the same, of what a call has no room for.
         wanted: what comes back, by the graph's outputs; `halved` are those that come in float16.
@@ -154,6 +202,7 @@ class SegmentCall:
     halved: frozenset[str]
     down: int
     up: int
+    releases: tuple[str, ...] = ()
 
     def require_held(self, outputs: Mapping[str, Array]) -> None:
         """Raises NotFinite where what came in float16 was past it."""
@@ -168,7 +217,6 @@ class SegmentCalls:
     Args:
         weights: what is known of each weight.
         tables: by graph the inputs in which it only looks up rows.
-        halves: boundaries of float32 travel in float16.
     """
 
     def __init__(
@@ -178,15 +226,34 @@ class SegmentCalls:
         course: Course,
         weights: Mapping[Weight, KnownWeight],
         tables: Mapping[str, frozenset[str]],
-        halves: bool = False,
+        terms: CallTerms = CallTerms(),
     ) -> None:
         self._deployment = deployment
         self._shape = shape
         self._course = course
         self._weights = weights
         self._tables = tables
-        self._halved = halved(course.schedule) if halves else frozenset[str]()
+        self.terms = terms
+        self._halved = halved(course.schedule) if terms.halves else frozenset[str]()
         self._made: dict[tuple[int, int, int, bool], SegmentCall] = {}
+        self._private = {
+            one.part
+            for own in course.parts
+            for one in own
+            for source in one.segment.inputs.values()
+            if isinstance(source, ModelInput) and source.name in terms.reads
+        }
+        """Parts that work on what their nodes have read: what they return has to be released."""
+
+    @property
+    def feeds(self) -> dict[str, TensorForm]:
+        """What a request brings, and as what: the model's inputs, or the numbers of rows that nodes read."""
+        forms = self._course.schedule.feeds
+        found: dict[str, TensorForm] = {}
+        for name, form in forms.items():
+            how = self.terms.reads.get(name)
+            found |= {name: form} if how is None else {how.rows: TensorForm("int64", form.shape[:1])}
+        return found
 
     def call(self, one: PartSegment, lane: int, again: bool) -> SegmentCall:
         """The call of a segment in `lane`, or in WARM; `again`: only what it keeps is needed."""
@@ -214,8 +281,14 @@ class SegmentCalls:
         inputs: dict[str, Value] = {}
         sent: dict[str, SentTensor] = {}
         weights: dict[str, KnownWeight] = {}
+        read: dict[str, str] = {}
+        private = one.part in self._private
         for name, source in segment.inputs.items():
             match source:
+                case Weight(tensor) if tensor in self.terms.changing:
+                    inputs[name] = Stored(changing_name(self._deployment, source))
+                case ModelInput(tensor) if tensor in self.terms.reads:
+                    read[name] = tensor
                 case Weight():
                     stored = weight_name(self._deployment, self._weights[source])
                     if name not in tables or self._weights[source].nbytes < TABLE:
@@ -228,8 +301,9 @@ class SegmentCalls:
                     inputs[name] = Stored(kept + tensor)
                 case ModelInput() | Delivery():
                     sent[name] = self._sent(source)
-        slots, lent, places = _in_a_call(sent)
-        inputs |= {name: Stored(place) for name, place in places.items()}
+        batches, own, rows = self._reads(read)
+        slots, lent, places = _in_a_call({**sent, **rows})
+        inputs |= {name: Stored(place) for name, place in (places | own).items() if name in segment.inputs}
         outputs: dict[str, str] = {output: kept + name for output, name in segment.kept.items()}
         returns: dict[str, Return] = {}
         wanted: dict[str, Wanted] = {}
@@ -246,6 +320,7 @@ class SegmentCalls:
             returns[made.output] = Return(outputs[made.output], made.output, encoding)
             up += _bytes(form, encoding)
         instructions: tuple[Instruction, ...] = (
+            *(replace(batch, rows=Stored(places[feed])) for feed, batch in batches.items()),
             Run(schedule.graphs[segment.graph], inputs, outputs),
             *returns.values(),
         )
@@ -257,6 +332,7 @@ class SegmentCalls:
             instructions,
             {name: _empty(tensor.form) for name, tensor in slots.items()},
             frozen,
+            self.terms.releases if private else (),
             encodings={name: tensor.encoding for name, tensor in slots.items()},
         )
         return SegmentCall(
@@ -268,7 +344,32 @@ class SegmentCalls:
             halved=frozenset(name for name, one in returns.items() if one.encoding is not Encoding.RAW),
             down=sum(tensor.nbytes for tensor in sent.values()),
             up=up,
+            releases=self.terms.releases if private else (),
         )
+
+    def _reads(
+        self, read: Mapping[str, str]
+    ) -> tuple[dict[str, Batch], dict[str, str], dict[str, SentTensor]]:
+        """What a node reads itself for inputs of a graph (`read`: input -> the model's).
+
+        By feed of rows: the instruction, without its rows. What it stores the inputs as. The feeds, as they
+        are sent.
+        """
+        batches: dict[str, Batch] = {}
+        own: dict[str, str] = {}
+        rows: dict[str, SentTensor] = {}
+        for at, (name, tensor) in enumerate(read.items()):
+            how = self.terms.reads[tensor]
+            own[name] = f"task/d{at}"
+            of = replace(how.tensor, stored=own[name])
+            before = batches.get(how.rows)
+            tensors = (*before.tensors, of) if before is not None else (of,)
+            batches[how.rows] = Batch(how.dataset, {}, None, tensors=tensors, complete=how.complete)
+            count = self._course.schedule.feeds[tensor].shape[0]
+            rows[how.rows] = SentTensor(
+                ModelInput(how.rows, WHOLE), TensorForm("int64", (count,)), Encoding.RAW
+            )
+        return batches, own, rows
 
     def _sent(self, source: ModelInput | Delivery) -> SentTensor:
         if isinstance(source, ModelInput):

@@ -50,7 +50,15 @@ from edge_attention.graphs.axes.planning import segments_work
 from edge_attention.graphs.axes.whole import write_whole
 from edge_attention.graphs.decoding.cutting import write_decoder
 
-__all__ = ["box_of", "choice_of_nodes", "cut_as_asked", "links_of"]
+__all__ = [
+    "box_of",
+    "choice_of_nodes",
+    "cut_as_asked",
+    "links_of",
+    "plan_in_words",
+    "plan_of_file",
+    "share_in_words",
+]
 
 CONSIDERED = 8
 """Plans not taken that are told of."""
@@ -101,7 +109,10 @@ def _cut(
     if request.plan:
         plan, holders = loads_plan(request.plan), request.holders
     elif request.plan_file:
-        plan, holders = _of_file(Path(request.plan_file).read_bytes(), axes, request)
+        plan, holders = plan_of_file(
+            Path(request.plan_file).read_bytes(), axes, [node.name for node in request.nodes],
+            request.replicas
+        )
     elif word == "auto":
         plan, holders, considered, said = _chosen(axes, request)
         notes = (said,)
@@ -124,7 +135,7 @@ def _cut(
         outputs,
         {name: form.shape for name, form in feeds.items()},
         dumps_plan(plan),
-        _in_words(plan, holders),
+        plan_in_words(plan, holders),
         tuple(_parts(plan, axes, schedule, model)),
         holders,
         _node_bytes(schedule, holders, model),
@@ -158,7 +169,7 @@ def _whole(
         outputs,
         {name: form.shape for name, form in feeds.items()},
         dumps_plan(plan),
-        _in_words(plan, holders),
+        plan_in_words(plan, holders),
         (DeployedPart(0, layers, "all", size),),
         holders,
         dict.fromkeys(holders[0], size),
@@ -202,10 +213,15 @@ def _analysed(
     raise refused
 
 
-def _of_file(data: bytes, axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders]:
-    """The plan of a file (JSON, TOML, annotated ONNX), and who holds what, which it may say itself."""
+def plan_of_file(data: bytes, axes: Axes, names: Sequence[str], replicas: int) -> tuple[CutPlan, Holders]:
+    """The plan of a file (JSON, TOML, annotated ONNX), and who of `names` holds what, which it may say
+    itself.
+
+    Raises:
+        InvalidArgument: it is none, or not of this model.
+        FailedPrecondition: a node that it names is not here, or there are too few.
+    """
     layers = len(narrow_places(axes)) + 1
-    names = [node.name for node in request.nodes]
     holders: Mapping[int, tuple[str, ...]] = {}
     if data.lstrip()[:1] == b"{":
         plan = loads_plan(data, layers)
@@ -220,7 +236,7 @@ def _of_file(data: bytes, axes: Axes, request: CutRequest) -> tuple[CutPlan, Hol
             ) from None
         plan, holders = loads_toml(text, layers)
     if not holders:
-        holders = spread(plan.parts, names, max(request.replicas, 1))
+        holders = spread(plan.parts, names, max(replicas, 1))
     away = sorted({node for nodes in holders.values() for node in nodes} - set(names))
     if away:
         raise FailedPrecondition(
@@ -323,7 +339,7 @@ def _parts(plan: CutPlan, axes: Axes, schedule: Schedule, model: OpenModel) -> l
     for stage in plan.stages:
         for at, part in enumerate(stage.parts):
             size = _sizes(schedule.weights_of(part), model)
-            found.append(DeployedPart(part, stage.layers, _share(stage, at, axes), size))
+            found.append(DeployedPart(part, stage.layers, share_in_words(stage, at, axes), size))
     return sorted(found, key=lambda part: part.part)
 
 
@@ -331,7 +347,7 @@ _OF = {Cut.TOKENS: "tokens", Cut.BATCH: "batch", Cut.HEADS: "heads"}
 _CALLED = {Cut.TOKENS: "tokens", Cut.BATCH: "rows", Cut.HEADS: "heads"}
 
 
-def _share(stage: Stage, at: int, axes: Axes) -> str:
+def share_in_words(stage: Stage, at: int, axes: Axes) -> str:
     """What a stage's part does of it: `tokens 0-63 of 128`."""
     if stage.cut is Cut.NONE or len(stage.parts) == 1:
         return "all"
@@ -345,7 +361,7 @@ def _share(stage: Stage, at: int, axes: Axes) -> str:
     return f"{_CALLED[stage.cut]} {start}-{stop - 1}{of}" if stop > start else f"none{of}"
 
 
-def _in_words(plan: CutPlan, holders: Holders) -> str:
+def plan_in_words(plan: CutPlan, holders: Holders) -> str:
     """The plan, for a person."""
     if len(plan.stages) == 1:
         return _stage_in_words(plan.stages[0], holders)

@@ -32,6 +32,10 @@ GROUP_BYTES = 8 * 1024 * 1024
 """Of what a node is sent in one task, unless one piece is larger: until the task ends it is in its memory."""
 GROUP = 64
 """Pieces of one task."""
+SMALL = 256 * 1024
+"""Bytes of a piece that comes with a message, where it changes often."""
+MESSAGE_BYTES = 3 * 1024 * 1024
+"""Of such pieces in one message."""
 CHUNK = 1024 * 1024
 """Bytes that are hashed at a time."""
 
@@ -122,6 +126,44 @@ class NodeDeliveries:
                 await self._give(node, group, left)
                 done(sum(piece.nbytes for piece in group))
 
+    async def renew(self, node: str, pieces: Sequence[StoredPiece], seconds: float) -> None:
+        """Give a node what changes often, all at once: what is small comes with the message, and need not be
+        fetched.
+
+        Raises as `give`.
+        """
+        errands: list[Errand] = []
+        lent: list[str] = []
+        try:
+            for group in _messages(pieces):
+                inline: dict[str, Array] = {}
+                bulk: list[BulkTensor] = []
+                for piece in group:
+                    source = await asyncio.to_thread(piece.open)
+                    if piece.nbytes <= SMALL:
+                        data = source.read(0, source.nbytes)
+                        inline[piece.name] = np.frombuffer(data, piece.dtype).reshape(piece.shape)
+                        continue
+                    self._bulk.lend_source(piece.digest, source)
+                    lent.append(piece.digest)
+                    bulk.append(piece.bulk)
+                errands.append(
+                    Errand(
+                        shard=f"store{len(errands)}",
+                        holders=(node,),
+                        coverage=range(len(errands), len(errands) + 1),
+                        instructions=(),
+                        inline=inline,
+                        lent=tuple(bulk),
+                    )
+                )
+            outcome = await self._trips.make(errands, seconds)
+        finally:
+            for digest in lent:
+                self._bulk.take_back(digest)
+        for missing in outcome.missing.values():
+            raise (missing.error or missing.cause(missing.text))
+
     async def _give(self, node: str, group: Sequence[StoredPiece], seconds: float) -> None:
         bulk = tuple(piece.bulk for piece in group)
         lent: list[str] = []
@@ -136,6 +178,21 @@ class NodeDeliveries:
                 self._bulk.take_back(digest)
         if (missing := outcome.missing.get("store")) is not None:
             raise (missing.error or missing.cause(missing.text))
+
+
+def _messages(pieces: Iterable[StoredPiece]) -> Iterator[list[StoredPiece]]:
+    """Groups of which each is a message."""
+    group: list[StoredPiece] = []
+    size = 0
+    for piece in pieces:
+        own = piece.nbytes if piece.nbytes <= SMALL else 0
+        if group and (size + own > MESSAGE_BYTES or len(group) == GROUP):
+            yield group
+            group, size = [], 0
+        group.append(piece)
+        size += own
+    if group:
+        yield group
 
 
 def _groups(pieces: Iterable[StoredPiece]) -> Iterator[list[StoredPiece]]:

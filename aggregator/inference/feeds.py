@@ -21,7 +21,7 @@ from edge_attention.core.messages.inference import (
     ModelTensor,
     TensorPiece,
 )
-from edge_attention.core.schedule.schedule import Schedule
+from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.core.tensors import MAX_RANK, Array, DataType
 
 __all__ = ["Feeds", "pieces", "require_feeds", "require_inputs", "shape_key", "shape_text"]
@@ -123,19 +123,19 @@ def require_inputs(inputs: Sequence[ModelTensor], arrays: Mapping[str, Array]) -
                 )
 
 
-def require_feeds(schedule: Schedule, feeds: Mapping[str, Array]) -> None:
-    """Raises InvalidTensor unless these are the inputs of the schedule, with its dtypes and shapes."""
-    for name, form in schedule.feeds.items():
+def require_feeds(forms: Mapping[str, TensorForm], feeds: Mapping[str, Array]) -> None:
+    """Raises InvalidTensor unless these are what a request brings, with these dtypes and shapes."""
+    for name, form in forms.items():
         array = feeds.get(name)
         if array is None:
-            raise InvalidTensor(f"input {name!r} is missing; the model takes {', '.join(schedule.feeds)}")
+            raise InvalidTensor(f"input {name!r} is missing; the model takes {', '.join(forms)}")
         if array.dtype != form.dtype or array.shape != form.shape:
             raise InvalidTensor(
                 f"input {name!r} is {array.dtype} {list(array.shape)}; here it must be {form.dtype} "
                 f"{list(form.shape)}"
             )
-    if unknown := feeds.keys() - schedule.feeds.keys():
-        raise InvalidTensor(f"{min(unknown)[:80]!r} is no input; the model takes {', '.join(schedule.feeds)}")
+    if unknown := feeds.keys() - forms.keys():
+        raise InvalidTensor(f"{min(unknown)[:80]!r} is no input; the model takes {', '.join(forms)}")
 
 
 def shape_text(shapes: Mapping[str, Sequence[int]]) -> str:

@@ -63,6 +63,7 @@ class ShapeHolders:
         warm: has a node make ready what it was given for a part. Raises where it cannot.
         load: how many parts of requests a node has in hand.
         changed: called where somebody holds a part now who did not.
+        may: whether a node may hold a part at all.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class ShapeHolders:
         warm: Warm,
         load: Callable[[str], int],
         changed: Callable[[], None],
+        may: Callable[[int, str], bool] = lambda part, node: True,
     ) -> None:
         self._membership = membership
         self._deliveries = deliveries
@@ -83,8 +85,12 @@ class ShapeHolders:
         self._warm = warm
         self._changed = changed
         self._assigned = {part: list(assigned.get(part, ())) for part in range(len(pieces))}
-        self._given: dict[tuple[int, str], str] = {}
-        """Part and node -> the process that holds it."""
+        self._may = may
+        self._given: dict[tuple[int, str], tuple[str, int]] = {}
+        """Part and node -> the process that holds it, and with which version of what changes."""
+        self._changing: Sequence[Sequence[StoredPiece]] = [()] * len(pieces)
+        """By part, what a node needs besides, of the version that counts."""
+        self._version = 0
         self._giving: dict[str, asyncio.Task[None]] = {}
         self._progress: dict[str, tuple[int, int]] = {}
         """Node that is being given something -> bytes it has, and in all."""
@@ -108,8 +114,8 @@ class ShapeHolders:
         return tuple(node for node in self._assigned[part] if self._holds(part, node))
 
     def _holds(self, part: int, node: str) -> bool:
-        given = self._given.get((part, node))
-        return given is not None and (given == self.life(node) or not self._membership.live(node))
+        life, version = self._given.get((part, node), ("", -1))
+        return version == self._version and (life == self.life(node) or not self._membership.live(node))
 
     # What is done about it
 
@@ -163,6 +169,15 @@ class ShapeHolders:
                 self._giving[node] = task
                 task.add_done_callback(lambda done, node=node: self._gave(node))  # type: ignore[misc]
 
+    def renew(self, version: int, pieces: Sequence[Sequence[StoredPiece]]) -> None:
+        """From now on a node holds a part only with these pieces besides (by part), of that version.
+
+        Nothing may run meanwhile that is to be of the version before. What a node was given of an earlier
+        version is not taken from it: pieces of one name are written over.
+        """
+        self._version, self._changing = version, pieces
+        self.ensure()
+
     def seek(self, part: int, without: frozenset[str]) -> None:
         """No node that is there holds the part: have one that is not in `without` given it."""
         self.ensure()
@@ -174,6 +189,7 @@ class ShapeHolders:
             for member in self._membership.members()
             if member.state is NodeState.READY
             and member.name not in without
+            and self._may(part, member.name)
             and not self._holds(part, member.name)
             and self._failed.get((part, member.name), (-AGAIN_SECONDS,))[0] + AGAIN_SECONDS <= now
         ]
@@ -199,8 +215,10 @@ class ShapeHolders:
                 return errors[0]
         return None
 
-    async def settled(self, seconds: float) -> bool:
+    async def settled(self, seconds: float, *, seek: bool = False) -> bool:
         """Wait until nobody is being given anything and each part has a holder that is there; whether so.
+
+        `seek`: a part whose nodes have gone is given to another one.
 
         Raises:
             EdgeAttentionError: as `refused` says, once nobody is being given anything.
@@ -213,6 +231,9 @@ class ShapeHolders:
             if left <= 0:
                 return not self.lacking
             self.ensure()
+            for part in self.lacking if seek and not self._giving else ():
+                if not any(self._membership.state(n) is NodeState.SUSPECT for n in self._assigned[part]):
+                    self.seek(part, frozenset())
             self._news.clear()
             try:
                 async with asyncio.timeout(min(left, 0.5)):  # also to see who has come
@@ -231,10 +252,14 @@ class ShapeHolders:
             await asyncio.wait(tasks)
 
     async def _give(self, node: str, parts: Sequence[int]) -> None:
-        life = self.life(node)
+        life, version = self.life(node), self._version
         wanted: dict[str, StoredPiece] = {}
-        for part in parts:
+        changing: dict[str, StoredPiece] = {}
+        fresh = [part for part in parts if self._given.get((part, node), ("", 0))[0] != life]
+        for part in fresh:
             wanted |= {piece.name: piece for piece in self._pieces[part]}
+        for part in parts:
+            changing |= {piece.name: piece for piece in self._changing[part]}
         total, done = sum(piece.nbytes for piece in wanted.values()), 0
 
         def count(size: int) -> None:
@@ -245,8 +270,11 @@ class ShapeHolders:
 
         count(0)
         try:
-            await self._deliveries.give(node, list(wanted.values()), GIVE_SECONDS, count)
-            for part in parts:
+            if wanted:
+                await self._deliveries.give(node, list(wanted.values()), GIVE_SECONDS, count)
+            if changing:
+                await self._deliveries.renew(node, list(changing.values()), GIVE_SECONDS)
+            for part in fresh:
                 await self._warm(node, part)
         except Exception as problem:
             error = problem if isinstance(problem, EdgeAttentionError) else Internal(f"a defect: {problem!r}")
@@ -259,7 +287,7 @@ class ShapeHolders:
                     self._failed[part, node] = time.monotonic(), error
             return
         for part in parts:
-            self._given[part, node] = life
+            self._given[part, node] = life, version
             self._failed.pop((part, node), None)
 
     def _gave(self, node: str) -> None:

@@ -5,18 +5,18 @@ All of it blocks on the disk, and on hashing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from aggregator.inference.calls import TABLE, KnownWeight, constant_name, weight_name
+from aggregator.inference.calls import TABLE, KnownWeight, changing_name, constant_name, weight_name
 from aggregator.inference.course import Course, graphs_to_follow
 from aggregator.inference.delivery import ArrayBytes, CutFiles, StoredPiece, digest_of, require_travels
 from edge_attention.core.schedule.schedule import Constant, Schedule, TensorForm, Weight
 from edge_attention.core.tensors import Array
 
-__all__ = ["course_of", "pieces_of", "tables_in"]
+__all__ = ["changing_pieces", "course_of", "pieces_of", "tables_in"]
 
 
 def course_of(schedule: Schedule, files: CutFiles) -> Course:
@@ -38,7 +38,7 @@ def tables_in(
         for step in schedule.steps
         for segment in step.segments
         for source in segment.inputs.values()
-        if isinstance(source, Weight) and known[source].nbytes >= TABLE
+        if isinstance(source, Weight) and source in known and known[source].nbytes >= TABLE
     }
     if not names:
         return {}
@@ -54,10 +54,14 @@ def pieces_of(
     part: int,
     files: CutFiles,
     known: dict[Weight, KnownWeight],
+    changing: frozenset[str] = frozenset(),
 ) -> list[StoredPiece]:
-    """What a node needs for the part, each piece once. Reads every weight that is not `known`."""
+    """What a node needs for the part, each piece once, but for weights of `changing`. Reads every weight that
+    is not `known`."""
     schedule, found = course.schedule, dict[str, StoredPiece]()
     for weight in sorted(schedule.weights_of(part), key=lambda weight: (weight.name, str(weight.extent))):
+        if weight.name in changing:
+            continue
         array = files.weight(weight)
         if weight not in known:
             require_travels(weight, array)
@@ -88,6 +92,31 @@ def pieces_of(
             lambda digest=digest, spec=spec: ArrayBytes(_constant(files.constant(digest), spec)),  # type: ignore[misc]
         )
     return list(found.values())
+
+
+def changing_pieces(
+    deployment: str, course: Course, changing: frozenset[str], read: Callable[[Weight], Array]
+) -> list[list[StoredPiece]]:
+    """By part, the weights of `changing`, as `read` gives them now. Each is read, and hashed, once."""
+    made: dict[Weight, StoredPiece] = {}
+    found: list[list[StoredPiece]] = []
+    for part in range(course.schedule.parts):
+        own: list[StoredPiece] = []
+        weights = (w for w in course.schedule.weights_of(part) if w.name in changing)
+        for weight in sorted(weights, key=lambda weight: (weight.name, str(weight.extent))):
+            if weight not in made:
+                array = read(weight)
+                digest = digest_of(ArrayBytes(array))
+                made[weight] = StoredPiece(
+                    changing_name(deployment, weight),
+                    digest,
+                    array.dtype.name,
+                    array.shape,
+                    lambda weight=weight: ArrayBytes(read(weight)),  # type: ignore[misc]
+                )
+            own.append(made[weight])
+        found.append(own)
+    return found
 
 
 def _constant(path: Path, spec: TensorForm) -> Array:

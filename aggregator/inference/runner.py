@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from aggregator.engine.recipe import Engine
 from aggregator.fleet.membership import Member
 from aggregator.inference.boundary_room import BoundaryRoom, RecordRoom
-from aggregator.inference.calls import KnownWeight, SegmentCalls, job_scope, lane_scope
-from aggregator.inference.delivery import CutFiles, NodeDeliveries
+from aggregator.inference.calls import CallTerms, KnownWeight, SegmentCalls, job_scope, lane_scope
+from aggregator.inference.course import Course
+from aggregator.inference.delivery import CutFiles, NodeDeliveries, StoredPiece
 from aggregator.inference.feeds import require_feeds
 from aggregator.inference.holding import Pick, ShapeHolders, Told, roomiest
 from aggregator.inference.lanes import RequestLanes
 from aggregator.inference.model_answer import ModelAnswer, SegmentRun
-from aggregator.inference.part_pieces import course_of, pieces_of, tables_in
+from aggregator.inference.part_pieces import changing_pieces, course_of, pieces_of, tables_in
 from aggregator.inference.requests import ModelRequest
 from aggregator.inference.running_request import RunningRequest, ShapeOfModel
 from aggregator.inference.warming import warm_part
@@ -33,7 +34,7 @@ from edge_attention.core.messages.program import Drop
 from edge_attention.core.schedule.schedule import Schedule, Weight
 from edge_attention.core.tensors import Array, require_stored
 
-__all__ = ["ModelRunner"]
+__all__ = ["ChangingWeights", "ModelRunner"]
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,14 @@ class _Deployed:
     shapes: dict[str, ShapeOfModel] = field(default_factory=dict)
     weights: dict[Weight, KnownWeight] = field(default_factory=dict)
     """Those that were looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChangingWeights:
+    """A version of the weights that change. `read`: the elements of a piece of one; it may block."""
+
+    number: int
+    read: Callable[[Weight], Array]
 
 
 class ModelRunner:
@@ -87,6 +96,9 @@ class ModelRunner:
         halves: bool = False,
         seconds: float,
         warmed: Callable[[SegmentRun], None] = lambda run: None,
+        terms: CallTerms | None = None,
+        version: ChangingWeights | None = None,
+        may: Callable[[int, str], bool] = lambda part, node: True,
     ) -> None:
         """Have nodes given what they need to run `schedule`: requests of that shape can come then.
 
@@ -99,6 +111,9 @@ class ModelRunner:
             seconds: so long nodes are waited for.
             warmed: told of each segment as it ran with zeros before there are requests, also after this has
                 returned.
+            terms: in place of `halves`, where there is more to be said.
+            version: of the weights that change (`terms.changing`), the one to begin with.
+            may: whether a node may hold a part, where its own nodes have gone.
 
         Returns when each part is held by a node that is there, and by as many of its nodes as are. What is
         there of that shape already is replaced, and not sent again. Where this raises, it goes on giving
@@ -112,6 +127,7 @@ class ModelRunner:
             ValueError: the schedule does not hold together.
         """
         until = time.monotonic() + seconds
+        terms = terms or CallTerms(halves)
         require_stored(f"{job_scope(deployment)}{shape}/c/x")
         course = await asyncio.to_thread(course_of, schedule, files)
         if course.peak > PEAK_BYTES:
@@ -125,12 +141,12 @@ class ModelRunner:
             await self._end_shape(deployed, shape)
         pieces = await asyncio.to_thread(
             lambda: [
-                pieces_of(deployment, shape, course, part, files, deployed.weights)
+                pieces_of(deployment, shape, course, part, files, deployed.weights, terms.changing)
                 for part in range(schedule.parts)
             ]
         )
         tables = await asyncio.to_thread(tables_in, schedule, files, deployed.weights)
-        calls = SegmentCalls(deployment, shape, course, deployed.weights, tables, halves)
+        calls = SegmentCalls(deployment, shape, course, deployed.weights, tables, terms)
         graphs = tuple(dict.fromkeys(schedule.graphs.values()))
         for digest in graphs:
             path = files.graph(digest)
@@ -140,13 +156,35 @@ class ModelRunner:
             await warm_part(self._trips, self._bulk, course, calls, node, part, warmed)
 
         held = ShapeHolders(
-            self._membership, self._deliveries, pieces, holders, self._pick, warm, self._load, self._look
+            self._membership, self._deliveries, pieces, holders, self._pick, warm, self._load, self._look, may
         )
+        if version is not None:
+            held.renew(version.number, await _pieces_of_version(deployment, course, terms, version))
         deployed.shapes[shape] = ShapeOfModel(course, calls, held, graphs)
         held.ensure(say)
         if not await held.settled(max(until - time.monotonic(), 0.0)):
             part = held.lacking[0]
             raise DeadlineExceeded(f"no node holds part {part} after {seconds:.3g} s: {held.why(part)}")
+
+    async def renew(self, deployment: str, shape: str, version: ChangingWeights, seconds: float) -> None:
+        """Have the nodes given the weights that change, for requests of that shape from now on.
+
+        To be called when no request of that shape is under way. Returns as `prepare` does; a part whose nodes
+        have gone is given to another one.
+
+        Raises:
+            NotFound: nothing is deployed so.
+            DeadlineExceeded, ResourceExhausted, InvalidArgument, PermissionDenied: as `prepare`.
+        """
+        made = self._shape(deployment, shape)
+        until = time.monotonic() + seconds
+        pieces = await _pieces_of_version(deployment, made.course, made.calls.terms, version)
+        made.holders.renew(version.number, pieces)
+        if not await made.holders.settled(max(until - time.monotonic(), 0.0), seek=True):
+            part = made.holders.lacking[0]
+            raise DeadlineExceeded(
+                f"no node holds part {part} after {seconds:.3g} s: {made.holders.why(part)}"
+            )
 
     async def infer(
         self,
@@ -170,11 +208,9 @@ class ModelRunner:
             EdgeAttentionError: what a node says of a segment, where no other could be asked.
         """
         began = time.monotonic()
-        deployed = self._deployed.get(deployment)
-        made = deployed.shapes.get(shape) if deployed is not None else None
-        if deployed is None or made is None:
-            raise NotFound(f"nothing is deployed as {deployment[:80]!r} for inputs of shape {shape[:80]!r}")
-        require_feeds(made.course.schedule, feeds)
+        made = self._shape(deployment, shape)
+        deployed = self._deployed[deployment]
+        require_feeds(made.calls.feeds, feeds)
         peak = made.course.peak
         await self._room.take(peak, seconds)
         try:
@@ -261,11 +297,30 @@ class ModelRunner:
             for name, made in (deployed.shapes.items() if deployed is not None else ())
         }
 
+    def waits(self, deployment: str, shape: str) -> str:
+        """For a person: what requests of that shape wait for; empty: nothing that is worth a word."""
+        deployed = self._deployed.get(deployment)
+        made = deployed.shapes.get(shape) if deployed is not None else None
+        if made is None:
+            return "the parts are prepared"
+        if lacking := made.holders.lacking:
+            return f"nobody holds part {lacking[0]}: {made.holders.why(lacking[0])}"
+        found = next((request for request in self._running if request.shape is made), None)
+        return found.machine.waits() if found is not None else ""
+
     def unneeded(self, member: Member) -> tuple[str, ...]:
         """What a node that has come may forget: what was freed while it was away."""
         return tuple(self._freed.pop(member.name, ()))
 
     # Inside
+
+    def _shape(self, deployment: str, shape: str) -> ShapeOfModel:
+        """Raises NotFound."""
+        deployed = self._deployed.get(deployment)
+        made = deployed.shapes.get(shape) if deployed is not None else None
+        if made is None:
+            raise NotFound(f"nothing is deployed as {deployment[:80]!r} for inputs of shape {shape[:80]!r}")
+        return made
 
     async def _end_shape(self, deployed: _Deployed, shape: str) -> tuple[str, ...]:
         """Nothing goes on of it any more. Returns the nodes that have something of it."""
@@ -301,3 +356,9 @@ class ModelRunner:
                 made.holders.ensure()
         for request in list(self._running):
             request.look()
+
+
+async def _pieces_of_version(
+    deployment: str, course: Course, terms: CallTerms, version: ChangingWeights
+) -> list[list[StoredPiece]]:
+    return await asyncio.to_thread(changing_pieces, deployment, course, terms.changing, version.read)

@@ -181,6 +181,7 @@ class RunningRequest:
                         },
                         lent=await lend(self._bulk, self._large(call), loans) if call.lent else (),
                         prepared=call.prepared,
+                        releases=call.releases,
                     )
                 )
             outcome = await self._trips.make(

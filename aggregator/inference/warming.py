@@ -56,6 +56,7 @@ async def warm_part(
                     inline=zeros,
                     lent=await lend(bulk, {n: (t, t.zeros()) for n, t in call.lent.items()}, loans),
                     prepared=call.prepared,
+                    releases=call.releases,
                 )
                 outcome = await trips.make([errand], WARM_SECONDS, believed=())
                 if outcome.run_seconds.get(errand.shard, WARM_AGAIN) < WARM_AGAIN:

@@ -1,10 +1,11 @@
-"""The training recipes as the server adds them: runs, by fusion or federated."""
+"""The training recipes as the server adds them: runs, by fusion, federated or through the split."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from aggregator.engine.recipe import Engine, Recipe
+from aggregator.inference.runner import ModelRunner
 from aggregator.store.parameters import ParameterStore
 from aggregator.training.activity import RunActivity
 from aggregator.training.metrics import RunMetrics
@@ -18,12 +19,14 @@ def training(engine: Engine) -> Recipe:
     """Trains. Runs of an earlier life go on when the server resumes."""
     e, activity, metrics = engine, RunActivity(), RunMetrics(engine.metrics)
     parts = (e.state, ParameterStore(e.state), e.membership, e.trips, e.bulk, e.link)
-    runs = Runs(Services(*parts, metrics, e.patience, activity), e.budgets)
+    runner = ModelRunner(engine)
+    runs = Runs(Services(*parts, metrics, e.patience, runner, activity), e.budgets)
     return Recipe(
         "training",
         TrainingApi(runs, e.budgets, e.turns).endpoints(),
         TrainingPage(runs, activity),
         Path(__file__).with_name("page.js"),
+        unneeded=runner.unneeded,
         recall=runs.recall,
         resume=runs.resume,
         close=runs.close,

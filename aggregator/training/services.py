@@ -8,6 +8,7 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.link import FleetLink
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
+from aggregator.inference.runner import ModelRunner
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
 from aggregator.training.activity import RunActivity
@@ -20,6 +21,7 @@ class Services:
 
     Attributes:
         patience: seconds that a run waits for a node, unless its job says otherwise.
+        runner: takes requests through models that are cut; of training alone.
         activity: what has happened lately, for the page.
     """
 
@@ -31,4 +33,5 @@ class Services:
     link: FleetLink
     metrics: RunMetrics
     patience: float
+    runner: ModelRunner
     activity: RunActivity = field(default_factory=RunActivity)

@@ -22,6 +22,7 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.dispatch import Dispatcher
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
+from aggregator.inference.runner import ModelRunner
 from aggregator.observe.metrics import Metrics
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
@@ -63,7 +64,9 @@ class House:
         self.parameters = ParameterStore(self.state)
         link = SimpleNamespace(bytes_sent=Counter(), bytes_received=Counter())
         parts = (self.state, self.parameters, self.membership, self.trips, self.bulk, link)
-        self.runs = Runs(Services(*parts, self.run_metrics, patience, self.run_activity))
+        engine = SimpleNamespace(trips=self.trips, bulk=self.bulk, membership=self.membership)
+        self.runner = ModelRunner(engine)
+        self.runs = Runs(Services(*parts, self.run_metrics, patience, self.runner, self.run_activity))
 
     def __enter__(self):
         return self

@@ -168,7 +168,7 @@ def test_a_run_of_an_earlier_release_is_planned_once_more():
     with House() as house:
         services = Services(
             house.state, house.parameters, house.membership, house.trips, house.bulk, None,
-            house.run_metrics, 5.0,
+            house.run_metrics, 5.0, house.runner,
         )  # fmt: skip
         made = job(house)
         first, second = FusionRecipe(made, services), FusionRecipe(made, services)
