@@ -64,7 +64,9 @@ if TYPE_CHECKING:
     from edge_attention.core.messages.training import NewHead as NewHead
     from edge_attention.core.messages.training import OptimizerSpec as OptimizerSpec
     from edge_attention.core.messages.training import PushSpec as PushSpec
+    from edge_attention.core.messages.training import ScheduleSpec as ScheduleSpec
     from edge_attention.core.messages.training import SelectionSpec as SelectionSpec
+    from edge_attention.core.messages.training import SplitData as SplitData
     from edge_attention.core.messages.training import StopSpec as StopSpec
     from edge_attention.core.messages.training import StrategySpec as StrategySpec
     from edge_attention.jobs.columns import JobColumn as JobColumn
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from edge_attention.jobs.job import QueriesSpec as QueriesSpec
     from edge_attention.jobs.job_file import read_job as read_job
     from edge_attention.jobs.parameters import Parameters as Parameters
+    from edge_attention.jobs.split_job import SplitJob as SplitJob
 
 __all__ = [
     "AlreadyExists",
@@ -125,7 +128,10 @@ __all__ = [
     "QueriesSpec",
     "ResourceExhausted",
     "Revoked",
+    "ScheduleSpec",
     "SelectionSpec",
+    "SplitData",
+    "SplitJob",
     "StaleVersion",
     "StopSpec",
     "StrategySpec",
@@ -157,7 +163,10 @@ _HOME = {
     "Parameters": "jobs.parameters",
     "PushSpec": "core.messages.training",
     "QueriesSpec": "jobs.job",
+    "ScheduleSpec": "core.messages.training",
     "SelectionSpec": "core.messages.training",
+    "SplitData": "core.messages.training",
+    "SplitJob": "jobs.split_job",
     "StopSpec": "core.messages.training",
     "StrategySpec": "core.messages.training",
     "read_job": "jobs.job_file",

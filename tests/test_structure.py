@@ -272,6 +272,7 @@ SHARED_NAMES = {
     "FusionJob": USERS,
     "Head": USERS,
     "Run": USERS,
+    "SplitJob": USERS,
 }
 """Names that two classes may have, and why: those of `edge_attention` and its client, as README has them."""
 

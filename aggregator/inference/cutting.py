@@ -110,8 +110,10 @@ def _cut(
         plan, holders = loads_plan(request.plan), request.holders
     elif request.plan_file:
         plan, holders = plan_of_file(
-            Path(request.plan_file).read_bytes(), axes, [node.name for node in request.nodes],
-            request.replicas
+            Path(request.plan_file).read_bytes(),
+            axes,
+            [node.name for node in request.nodes],
+            request.replicas,
         )
     elif word == "auto":
         plan, holders, considered, said = _chosen(axes, request)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from aggregator.bounds.budget import Lease
 from aggregator.training.metrics import RunMetrics
-from edge_attention.core.messages.training import FederatedJob, FusionJob, TrainingRun
+from edge_attention.core.messages.training import FederatedJob, FusionJob, SplitJob, TrainingRun
 
 log = logging.getLogger(__name__)
 
-Job = FusionJob | FederatedJob
+Job = FusionJob | FederatedJob | SplitJob
 
 
 @dataclass

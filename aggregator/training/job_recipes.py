@@ -1,14 +1,15 @@
-"""The two ways to train, as one thing to `Runs`: plan a job, say what it releases, train it."""
+"""The ways to train, as one thing to `Runs`: plan a job, say what it releases, train it."""
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from aggregator.engine import scratch
 from aggregator.fleet.columns import TableView, row_shapes
+from aggregator.inference.cut_request import NodeTold
 from aggregator.training import planner
 from aggregator.training.active import ActiveRun, Job
 from aggregator.training.federated import planner as federated_planner
@@ -21,7 +22,13 @@ from aggregator.training.fusion.plan import FusionPlan, unseen_view
 from aggregator.training.fusion.plan import view_of as part_view
 from aggregator.training.fusion.trainer import Trainer
 from aggregator.training.services import Services
-from edge_attention.core.errors import NotFound
+from aggregator.training.split import checks as split_checks
+from aggregator.training.split import releases as split_releases
+from aggregator.training.split.on_nodes import node_views
+from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SplitPlan
+from aggregator.training.split.trainer import SplitTrainer
+from edge_attention.core.errors import FailedPrecondition, NotFound
+from edge_attention.core.messages.link import Dataset
 from edge_attention.core.messages.table import TableSpec
 from edge_attention.core.messages.training import (
     Encoder,
@@ -30,7 +37,10 @@ from edge_attention.core.messages.training import (
     Head,
     PlannedGraph,
     PlannedModel,
+    SplitJob,
 )
+from edge_attention.core.schedule.schedule import Schedule
+from edge_attention.graphs.axes.folder import CutFolder
 
 
 class JobRecipe(ABC):
@@ -48,14 +58,20 @@ class JobRecipe(ABC):
             EdgeAttentionError: the job cannot run.
         """
 
-    async def _make(self, job: Job, digests: Iterable[str], rows: planner.RowShapes) -> str:
+    async def _make(
+        self,
+        job: Job,
+        digests: Iterable[str],
+        rows: planner.RowShapes,
+        nodes: Sequence[NodeTold] = (),
+    ) -> str:
         """The plan as JSON; its files lie in a folder until they are kept or discarded."""
         state = self._services.state
         # Each is verified, which reads all of it.
         files = {digest: await asyncio.to_thread(state.blob_path, digest) for digest in digests}
         self._folder = await scratch.make(state.directory)
         try:
-            return await planner.make(job, files, self._folder, rows)
+            return await planner.make(job, files, self._folder, rows, nodes)
         except BaseException:
             await self.discard()
             raise
@@ -243,10 +259,106 @@ class FederatedRecipe(JobRecipe):
         return await FederatedTrainer(active, self._job, self._plan, self._services).train()
 
 
+class SplitRecipe(JobRecipe):
+    def __init__(self, job: SplitJob, services: Services) -> None:
+        super().__init__(services)
+        self._job = job
+        self._planned: SplitPlan | None = None
+
+    @property
+    def _plan(self) -> SplitPlan:
+        assert self._planned is not None
+        return self._planned
+
+    async def plan(self) -> None:
+        job = self._job
+        split_checks.check(job)
+        nodes = self._nodes()
+        rows: dict[str, dict[str, tuple[int, ...]]] = {}
+        if job.data.on_nodes:
+            for dataset in (job.data.inputs, job.data.labels):
+                for node in nodes:
+                    shapes = self._row_shapes(node.name, dataset, job.model.inputs, job.table)
+                    rows.setdefault(node.name, {}).update(shapes)
+        digests = filter(None, (job.model.graph, job.model.initial, job.data.file))
+        made = await self._make(job, digests, rows, nodes)
+        self._planned = SplitPlan.from_json(made)
+
+    def _nodes(self) -> tuple[NodeTold, ...]:
+        """Those that are to hold parts, in the parts' order: where samples are on nodes, theirs are the first
+        and the last."""
+        membership = self._services.membership
+        live = {m.register.name: m for m in membership.members() if m.live}
+        names = list(self._job.nodes) or sorted(live)
+        if self._job.data.on_nodes and not self._job.nodes:
+            first = self._with(self._job.data.inputs, names)
+            last = self._with(self._job.data.labels, names)
+            names = [first, *(name for name in names if name not in (first, last))]
+            names += [last] if last != first else []
+        found = []
+        for name in names:
+            member = membership.get(name)
+            limit, threads = (member.register.memory_limit, member.register.threads) if member else (0, 1)
+            # What other models' weights take there, and contexts.
+            found.append(NodeTold(name, limit, member.memory if member else 0, threads))
+        return tuple(found)
+
+    def _with(self, dataset: str, names: Sequence[str]) -> str:
+        """The first node that has it. Raises NotFound."""
+        for name in names:
+            member = self._services.membership.get(name)
+            if member is not None and any(d.name == dataset for d in member.register.datasets):
+                return name
+        raise NotFound(
+            f"no node is here with a dataset {dataset!r}; start one with --data {dataset}=FILE, or name "
+            "nodes in the job: the first is to have the inputs, the last the labels"
+        )
+
+    def _schedule(self, shape: str) -> Schedule:
+        assert self._folder is not None
+        return CutFolder(self._folder / "cut" / MODEL, self._folder / "cut" / shape).schedule()
+
+    def released(self) -> tuple[PlannedGraph, ...]:
+        plan, schedule = self._plan, self._schedule(CUT)
+        if not self._job.data.on_nodes:
+            return split_releases.planned_graphs(schedule, plan.holders, {})
+        shapes = (CUT, EVALUATE) if self._job.holdout else (CUT,)
+        views = node_views(self._job, plan, self._datasets())
+        needed = split_releases.part_releases(map(self._schedule, shapes), views)
+        return split_releases.planned_graphs(schedule, plan.holders, needed)
+
+    def _datasets(self) -> dict[str, tuple[Dataset, ...]]:
+        members = (self._services.membership.get(node) for node in self._plan.nodes)
+        return {m.register.name: m.register.datasets for m in members if m is not None and m.live}
+
+    def models(self) -> tuple[PlannedModel, ...]:
+        return (self._plan.model,)
+
+    def check_nodes(self) -> None:
+        if self._job.data.on_nodes:
+            node_views(self._job, self._plan, self._datasets())
+
+    def keep(self, run: str) -> Mapping[str, str]:
+        self._keep(run, ())
+        assert self._folder is not None
+        (self._folder / "cut").rename(self._services.parameters.folder(run) / "cut")
+        return {"split_plan": self._plan.to_json()}
+
+    async def recall(self, run: str, stored: Mapping[str, str]) -> None:
+        if "split_plan" not in stored:
+            raise FailedPrecondition(f"of run {run} its plan is not kept; start it anew")
+        self._planned = SplitPlan.from_json(stored["split_plan"])
+
+    async def train(self, active: ActiveRun) -> str:
+        return await SplitTrainer(active, self._job, self._plan, self._services).train()
+
+
 def recipe_of(job: Job | None, services: Services) -> JobRecipe:
     """The recipe for this kind of job."""
     if isinstance(job, FusionJob):
         return FusionRecipe(job, services)
     if isinstance(job, FederatedJob):
         return FederatedRecipe(job, services)
-    raise NotFound("the request holds no job; give a fusion job or a federated one")
+    if isinstance(job, SplitJob):
+        return SplitRecipe(job, services)
+    raise NotFound("the request holds no job; give a fusion job, a federated one or one through the split")

@@ -11,14 +11,15 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aggregator.bounds.bounds import PLANNING_PROCESS
 from aggregator.engine import apart
+from aggregator.inference.cut_request import NodeTold
 from edge_attention.core import errors
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.core.messages.training import FederatedJob, FusionJob, StartRunRequest
+from edge_attention.core.messages.training import FederatedJob, FusionJob, SplitJob, StartRunRequest
 from edge_attention.wire.services import START_RUN
 
 WHAT = "planning the model"
@@ -29,11 +30,16 @@ RowShapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 
 
 async def make(
-    job: FusionJob | FederatedJob, files: Mapping[str, Path], folder: Path, rows: RowShapes | None = None
+    job: FusionJob | FederatedJob | SplitJob,
+    files: Mapping[str, Path],
+    folder: Path,
+    rows: RowShapes | None = None,
+    nodes: Sequence[NodeTold] = (),
 ) -> str:
     """Plan `job` into `folder`; the plan as JSON. `files`: digest -> where the file is.
 
-    `rows`: of nodes that are here; sizes that a model leaves open are taken from them.
+    `rows`: of nodes that are here; sizes that a model leaves open are taken from them. `nodes`: that may hold
+    parts of a model that is split.
 
     Raises:
         EdgeAttentionError: what cannot be trained, and why; or what has ended its planning.
@@ -43,6 +49,7 @@ async def make(
         "job": encoded,
         "files": {digest: str(path) for digest, path in files.items()},
         "rows": rows or {},
+        "nodes": [vars(node) for node in nodes],
     }
     (folder / "request.json").write_text(json.dumps(request))
     # What is freed goes back to the system at once: a large model is handled piece after piece.
@@ -58,8 +65,10 @@ async def make(
     return (folder / "plan.json").read_text()
 
 
-def request_of(job: FusionJob | FederatedJob) -> StartRunRequest:
+def request_of(job: FusionJob | FederatedJob | SplitJob) -> StartRunRequest:
     """The request that starts it: what is kept of it, and sent."""
+    if isinstance(job, SplitJob):
+        return StartRunRequest(split=job)
     return StartRunRequest(job) if isinstance(job, FusionJob) else StartRunRequest(federated=job)
 
 
@@ -76,6 +85,11 @@ def main(folder: Path) -> int:
             from aggregator.training.fusion import planner as fusion_planner
 
             made = fusion_planner.plan(job.job, files, folder, rows).to_json()
+        elif job.split is not None:
+            from aggregator.training.split import planner as split_planner
+
+            nodes = [NodeTold(**node) for node in request["nodes"]]
+            made = split_planner.plan(job.split, files, folder, rows, nodes).to_json()
         else:
             from aggregator.training.federated import planner
 

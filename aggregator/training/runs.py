@@ -30,6 +30,7 @@ from aggregator.training.job_recipes import JobRecipe, recipe_of
 from aggregator.training.planner import request_of
 from aggregator.training.records import PAGE, record_from
 from aggregator.training.services import Services
+from aggregator.training.split.plan import SplitPlan
 from aggregator.trust.acting import context_of
 from edge_attention.core.errors import (
     DiskFull,
@@ -40,11 +41,11 @@ from edge_attention.core.errors import (
     Unavailable,
 )
 from edge_attention.core.messages.training import (
-    FederatedJob,
     FusionJob,
     PlanRunResponse,
     RunState,
     Samples,
+    SplitJob,
     TrainingRound,
     TrainingRun,
 )
@@ -313,6 +314,8 @@ class Runs:
             raise FailedPrecondition(f"run {info.id} has no version yet; {why}")
         job = self._state.get_run(info.id).job
         names = FederatedPlan.from_json(job["plan"]).names if "plan" in job else None
+        if "split_plan" in job:
+            names = SplitPlan.from_json(job["split_plan"]).names
         return self._parameters.stream(info.id, version, names)
 
     @contextlib.asynccontextmanager
@@ -325,7 +328,7 @@ class Runs:
         info = self.describe(name)
         row = await asyncio.to_thread(self._state.get_run, info.id)
         job, latest = self._job(row.job), row.version
-        if not isinstance(job, FederatedJob):
+        if isinstance(job, FusionJob):
             raise FailedPrecondition(
                 f"run {info.id} trains parts of a model on several nodes; take its parameters instead"
             )
@@ -341,7 +344,11 @@ class Runs:
         # Files are verified before they are used.
         parameters, _ = await asyncio.to_thread(self._parameters.open, info.id, chosen)
         graph = await asyncio.to_thread(self._state.blob_path, job.model.graph)
-        plan = FederatedPlan.from_json(row.job["plan"])
+        plan: FederatedPlan | SplitPlan
+        if isinstance(job, SplitJob):
+            plan = SplitPlan.from_json(row.job["split_plan"])
+        else:
+            plan = FederatedPlan.from_json(row.job["plan"])
         spec = job.model
         sizes = plan.model.dimensions if plan.model is not None else {}
         request = ExportRequest(
@@ -396,9 +403,9 @@ class Runs:
 
     # Inside
 
-    def _job(self, stored: Mapping[str, str]) -> FusionJob | FederatedJob:
+    def _job(self, stored: Mapping[str, str]) -> Job:
         request = START_RUN.request.decode(base64.b64decode(stored["job"]))
-        job = request.job or request.federated
+        job = request.any_job
         assert job is not None  # it was started
         return job
 

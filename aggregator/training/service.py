@@ -47,12 +47,12 @@ class TrainingApi:
 
     async def start(self, request: jobs.StartRunRequest, call: Any) -> jobs.StartRunResponse:
         with self._budgets.take(PLANNING, caller_of(call)):
-            run = await self._runs.start(request.job or request.federated, owner_of(call))
+            run = await self._runs.start(request.any_job, owner_of(call))
         return jobs.StartRunResponse(run)
 
     async def plan(self, request: jobs.PlanRunRequest, call: Any) -> jobs.PlanRunResponse:
         with self._budgets.take(PLANNING, caller_of(call)):
-            return await self._runs.plan(request.job or request.federated)
+            return await self._runs.plan(request.any_job)
 
     async def watch(
         self, request: jobs.WatchRunRequest, call: Any
@@ -96,5 +96,4 @@ class TrainingApi:
 
 
 def _job(request: Any) -> str:
-    job = request.job or request.federated
-    return str(getattr(job, "name", ""))
+    return str(getattr(request.any_job, "name", ""))

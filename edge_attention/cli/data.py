@@ -15,6 +15,7 @@ from edge_attention.jobs.columns import prepared
 from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
 from edge_attention.jobs.job import Encoder, FusionJob, Head
 from edge_attention.jobs.job_file import read_job
+from edge_attention.jobs.split_job import SplitJob
 from edge_attention.tables.check import check_file, differences, lines_of
 from edge_attention.tables.fit import InputFit, fit
 
@@ -76,18 +77,20 @@ def check(files: tuple[str, ...], job: Path | None, part: str | None, as_json: b
     return 1 if bad else 0
 
 
-def _whole(job: FederatedJob | FusionJob) -> frozenset[str]:
+def _whole(job: FederatedJob | FusionJob | SplitJob) -> frozenset[str]:
     """Inputs that take whole numbers, as far as the job file says."""
-    model = job.model if isinstance(job, FederatedJob) else None
+    model = None if isinstance(job, FusionJob) else job.model
     loss = model.loss if isinstance(model, FederatedModel) else None
     if not isinstance(loss, LossSpec) or loss_of(loss).name != CrossEntropy.name:
         return frozenset()
     return frozenset({loss.labels or "labels"})
 
 
-def _wanted(job: FederatedJob | FusionJob, part: str | None) -> Iterator[tuple[dict[str, str], TableSpec]]:
+def _wanted(
+    job: FederatedJob | FusionJob | SplitJob, part: str | None
+) -> Iterator[tuple[dict[str, str], TableSpec]]:
     """What the job reads of a dataset: inputs, and what is said of columns."""
-    if isinstance(job, FederatedJob):
+    if not isinstance(job, FusionJob):
         model = job.model
         inputs = model.inputs if isinstance(model, FederatedModel) else {}
         yield prepared(inputs, job.columns, job.missing_values, "model.inputs")

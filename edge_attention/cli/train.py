@@ -18,6 +18,7 @@ from edge_attention.core.errors import InvalidArgument
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job import FusionJob
 from edge_attention.jobs.job_file import read_job
+from edge_attention.jobs.split_job import SplitJob
 
 T = TypeVar("T")
 
@@ -183,7 +184,7 @@ def _touch(record: Path | None) -> None:
         record.open("a").close()
 
 
-def _of_file(call: Callable[[FusionJob | FederatedJob], T], file: Path) -> T:
+def _of_file(call: Callable[[FusionJob | FederatedJob | SplitJob], T], file: Path) -> T:
     """`call` with the job of `file`, which is named where the job is refused."""
     job = read_job(file)
     try:

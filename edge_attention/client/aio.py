@@ -34,6 +34,7 @@ from edge_attention.jobs import values
 from edge_attention.jobs.checks import require_whole
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job import FusionJob, ModelFile
+from edge_attention.jobs.split_job import SplitJob
 from edge_attention.wire import services
 from edge_attention.wire.caller import Caller
 
@@ -46,6 +47,7 @@ PLANNING = 1000.0
 class _Prepared(TypedDict, total=False):
     job: jobs.FusionJob
     federated: jobs.FederatedJob
+    split: jobs.SplitJob
 
 
 class AsyncClient:
@@ -187,14 +189,14 @@ class AsyncClient:
         reply = await self.caller.unary(services.LIST_CONTEXTS, wire.ListContextsRequest(), self.timeout)
         return list(reply.contexts)
 
-    async def train(self, job: FusionJob | FederatedJob) -> AsyncRun:
+    async def train(self, job: FusionJob | FederatedJob | SplitJob) -> AsyncRun:
         """Start a run of `job`; iterate over what is returned to follow it."""
         request = jobs.StartRunRequest(**await self._prepare(job))
         return AsyncRun(
             self.connection, (await self.caller.unary(services.START_RUN, request, self._planning)).run
         )
 
-    async def plan(self, job: FusionJob | FederatedJob) -> JobPlan:
+    async def plan(self, job: FusionJob | FederatedJob | SplitJob) -> JobPlan:
         """What `job` would run on each node, what releases that needs and what it makes of its models."""
         request = jobs.PlanRunRequest(**await self._prepare(job))
         reply = await self.caller.unary(services.PLAN_RUN, request, self._planning)
@@ -267,15 +269,19 @@ class AsyncClient:
     def _planning(self) -> float:
         return max(self.timeout, PLANNING)
 
-    async def _prepare(self, job: FusionJob | FederatedJob) -> _Prepared:
+    async def _prepare(self, job: FusionJob | FederatedJob | SplitJob) -> _Prepared:
         """The request's field for this kind of job; its files are sent."""
-        if not isinstance(job, FusionJob | FederatedJob):
+        if not isinstance(job, FusionJob | FederatedJob | SplitJob):
             raise InvalidArgument(
-                f"the job is {type(job).__name__}; give a FusionJob or a FederatedJob, or read a file of "
-                "either with edge_attention.read_job('job.toml')"
+                f"the job is {type(job).__name__}; give a FusionJob, a FederatedJob or a SplitJob, or read a "
+                "file of one with edge_attention.read_job('job.toml')"
             )
-        prepare: Callable[[], tuple[jobs.FusionJob | jobs.FederatedJob, dict[str, bytes]]] = job.prepare
+        prepare: Callable[[], tuple[jobs.FusionJob | jobs.FederatedJob | jobs.SplitJob, dict[str, bytes]]] = (
+            job.prepare
+        )
         prepared, files = await asyncio.to_thread(prepare)
         for data in files.values():
             await self.connection.upload(data)
-        return {"job": prepared} if isinstance(prepared, jobs.FusionJob) else {"federated": prepared}
+        if isinstance(prepared, jobs.FusionJob):
+            return {"job": prepared}
+        return {"split": prepared} if isinstance(prepared, jobs.SplitJob) else {"federated": prepared}

@@ -35,6 +35,7 @@ from edge_attention.jobs.columns import Columns, Inputs, WhereMissing
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job import FusionJob, ModelFile
 from edge_attention.jobs.parameters import Parameters
+from edge_attention.jobs.split_job import SplitJob
 
 __all__ = ["Client", "Context", "Run"]
 
@@ -156,11 +157,11 @@ class Client:
         """All contexts, each with its spec, its number of tokens and its segments."""
         return self._wait(self._client.contexts())
 
-    def train(self, job: FusionJob | FederatedJob) -> Run:
+    def train(self, job: FusionJob | FederatedJob | SplitJob) -> Run:
         """Start a run of `job`; iterate over what is returned to follow it."""
         return Run(self, self._wait(self._client.train(job)))
 
-    def plan(self, job: FusionJob | FederatedJob) -> JobPlan:
+    def plan(self, job: FusionJob | FederatedJob | SplitJob) -> JobPlan:
         """What `job` would run on each node and what releases that needs, without starting it."""
         return self._wait(self._client.plan(job))
 

@@ -28,6 +28,15 @@ class StrategySpec:
 
 @named_fields
 @dataclass(frozen=True)
+class ScheduleSpec:
+    """A course of the learning rate of core/learning_rates.py by name, with its options."""
+
+    name: str = "constant"
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+@named_fields
+@dataclass(frozen=True)
 class EncodingSpec:
     """An encoding of core/encodings.py by name, with its options."""
 

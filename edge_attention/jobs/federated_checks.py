@@ -23,21 +23,24 @@ from edge_attention.core.messages.training import (
     NewHead,
     OptimizerSpec,
     PushSpec,
+    ScheduleSpec,
     SelectionSpec,
     StopSpec,
     StrategySpec,
 )
 from edge_attention.jobs.checks import require_whole
-from edge_attention.jobs.values import MOST, above, finite, kind_of, number, optional_text, part, said, switch
+from edge_attention.jobs.values import MOST, above, finite, kind_of, optional_text, part, said
 from edge_attention.jobs.values import choice as choice
 from edge_attention.jobs.values import mapping as mapping
+from edge_attention.jobs.values import number as number
 from edge_attention.jobs.values import optional as optional
 from edge_attention.jobs.values import path as path
 from edge_attention.jobs.values import share_below_one as share_below_one
+from edge_attention.jobs.values import switch as switch
 from edge_attention.jobs.values import text as text
 from edge_attention.jobs.values import texts as texts
 
-Named = TypeVar("Named", OptimizerSpec, StrategySpec, EncodingSpec)
+Named = TypeVar("Named", OptimizerSpec, StrategySpec, EncodingSpec, ScheduleSpec)
 
 POOLS = ("mean", "max", "first", "last", "flatten", "none")
 MAX_OUTPUTS = 1 << 16

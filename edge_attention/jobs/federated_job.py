@@ -43,7 +43,7 @@ from edge_attention.jobs.columns import Columns, Inputs, WhereMissing, prepared
 from edge_attention.jobs.job import ModelFile, model_bytes
 from edge_attention.jobs.parameters import read_safetensors, write_safetensors
 
-__all__ = ["FederatedJob", "FederatedModel"]
+__all__ = ["FederatedJob", "FederatedModel", "sent_model"]
 
 WEIGHTINGS = ("samples", "equal")
 
@@ -149,7 +149,7 @@ class FederatedJob:
         )
         return jobs.FederatedJob(
             name=checks.text(self.name, "name"),
-            model=_model(self.model, inputs, digest),
+            model=sent_model(self.model, inputs, digest),
             dataset=checks.text(self.dataset, "dataset"),
             strategy=checks.named(self.strategy, "strategy", StrategySpec),
             local=checks.local(self.local),
@@ -171,9 +171,10 @@ class FederatedJob:
         ), files
 
 
-def _model(
+def sent_model(
     model: FederatedModel, inputs: Mapping[str, str], digest: Callable[[bytes], str]
 ) -> jobs.FederatedModel:
+    """The model as it travels. `digest`: takes a file that is to be sent, and gives its SHA-256."""
     if not isinstance(model, FederatedModel):
         raise InvalidArgument(f"model is {type(model).__name__}; give a FederatedModel, which holds the file")
     parameters = () if model.parameters is None else checks.texts(model.parameters, "model.parameters")

@@ -14,6 +14,7 @@ from edge_attention.core.messages.training import (
     NewHead,
     OptimizerSpec,
     PushSpec,
+    ScheduleSpec,
     SelectionSpec,
     StopSpec,
     StrategySpec,
@@ -23,9 +24,9 @@ from edge_attention.jobs.column_tables import columns_of
 from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
 from edge_attention.jobs.toml_table import TomlTable, names_of
 
-__all__ = ["federated_job"]
+__all__ = ["federated_job", "model_of", "named_of", "stop_of"]
 
-Named = TypeVar("Named", OptimizerSpec, StrategySpec, EncodingSpec)
+Named = TypeVar("Named", OptimizerSpec, StrategySpec, EncodingSpec, ScheduleSpec)
 
 
 def federated_job(path: Path, content: dict[str, Any]) -> FederatedJob:
@@ -33,29 +34,29 @@ def federated_job(path: Path, content: dict[str, Any]) -> FederatedJob:
     table = TomlTable(path, "", content, names_of(FederatedJob))
     return FederatedJob(
         name=table.take("name", str, path.stem),
-        model=_model(TomlTable(path, "model", table.take("model", dict), names_of(FederatedModel))),
+        model=model_of(TomlTable(path, "model", table.take("model", dict), names_of(FederatedModel))),
         dataset=table.take("dataset", str),
-        strategy=_named(table, "strategy", StrategySpec),
+        strategy=named_of(table, "strategy", StrategySpec),
         local=_local(TomlTable(path, "local", table.take("local", dict), names_of(LocalSpec))),
         rounds=table.take("rounds", int),
         nodes=table.strings("nodes"),
-        combine=_named(table, "combine", StrategySpec, StrategySpec("mean")),
+        combine=named_of(table, "combine", StrategySpec, StrategySpec("mean")),
         seed=table.take("seed", int, 0),
         weighting=table.take("weighting", str, "samples"),
         selection=_selection(table.table("selection", names_of(SelectionSpec))),
-        update=_named(table, "update", EncodingSpec, EncodingSpec()),
+        update=named_of(table, "update", EncodingSpec, EncodingSpec()),
         push=_push(table.table("push", names_of(PushSpec))),
         consensus=_consensus(table.table("consensus", names_of(ConsensusSpec))),
         holdout=table.number("holdout", 0.0),
         evaluate_every=table.take("evaluate_every", int, 0),
         patience_seconds=table.optional_number("patience_seconds"),
-        stop=_stop(table.table("stop", names_of(StopSpec))),
+        stop=stop_of(table.table("stop", names_of(StopSpec))),
         keep_versions=table.take("keep_versions", int, 10),
         **columns_of(table),
     )
 
 
-def _named(table: TomlTable, key: str, spec: type[Named], default: Named | None = None) -> Named:
+def named_of(table: TomlTable, key: str, spec: type[Named], default: Named | None = None) -> Named:
     """What `key` chooses: a table of its name and options, or the name alone."""
     if default is not None and not table.has(key):
         return default
@@ -65,12 +66,13 @@ def _named(table: TomlTable, key: str, spec: type[Named], default: Named | None 
     return spec(inner.take("name", str), inner.numbers())
 
 
-def _model(table: TomlTable) -> FederatedModel:
+def model_of(table: TomlTable, train: tuple[str, ...] | None = None) -> FederatedModel:
+    """The model of its table. `train`: its parameters, where the table does not say them."""
     return FederatedModel(
         file=table.path("file"),
         loss=_loss(table),
         inputs=table.columns("inputs"),
-        parameters=table.strings("parameters") if table.has("parameters") else None,
+        parameters=table.strings("parameters") if table.has("parameters") else train,
         initial=table.path("initial") if table.has("initial") else None,
         gradients=table.texts("gradients", "an output"),
         metrics=table.strings("metrics"),
@@ -106,7 +108,7 @@ def _loss(table: TomlTable) -> str | LossSpec:
 
 def _local(table: TomlTable) -> LocalSpec:
     return LocalSpec(
-        optimizer=_named(table, "optimizer", OptimizerSpec),
+        optimizer=named_of(table, "optimizer", OptimizerSpec),
         batch=table.take("batch", int),
         steps=table.take("steps", int, 0),
         epochs=table.number("epochs", 0.0),
@@ -126,7 +128,7 @@ def _selection(table: TomlTable) -> SelectionSpec:
 
 def _push(table: TomlTable) -> PushSpec:
     return PushSpec(
-        table.take("difference", bool, False), _named(table, "encoding", EncodingSpec, EncodingSpec())
+        table.take("difference", bool, False), named_of(table, "encoding", EncodingSpec, EncodingSpec())
     )
 
 
@@ -139,7 +141,8 @@ def _consensus(table: TomlTable) -> ConsensusSpec:
     )
 
 
-def _stop(table: TomlTable) -> StopSpec:
+def stop_of(table: TomlTable) -> StopSpec:
+    """When a run ends before its last round."""
     return StopSpec(
         table.optional_number("loss"),
         table.table("metrics", None).numbers(),

@@ -14,15 +14,18 @@ from edge_attention.jobs.column_tables import columns_of
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.federated_job_file import federated_job
 from edge_attention.jobs.job import Encoder, FusionJob, Head, QueriesSpec
+from edge_attention.jobs.split_job import SplitJob
+from edge_attention.jobs.split_job_file import split_job
 from edge_attention.jobs.toml_table import TomlTable, names_of, read_toml
 
 __all__ = ["read_job"]
 
-KINDS = ("fusion", "federated")
+KINDS = ("fusion", "federated", "split")
 
 
-def read_job(path: str | Path) -> FusionJob | FederatedJob:
-    """The job of a TOML file, of the kind its key `kind` says; without it, `[strategy]` makes it federated.
+def read_job(path: str | Path) -> FusionJob | FederatedJob | SplitJob:
+    """The job of a TOML file, of the kind its key `kind` says; without it, `split` makes it one through the
+    split, and `strategy` a federated one.
 
     Paths in the file are relative to it.
 
@@ -31,9 +34,14 @@ def read_job(path: str | Path) -> FusionJob | FederatedJob:
     """
     path = values.path(path, "path")
     content = read_toml(path)
-    kind = content.pop("kind", "federated" if "strategy" in content else "fusion")
+    likely = next(
+        (k for k, key in (("split", "split"), ("federated", "strategy")) if key in content), "fusion"
+    )
+    kind = content.pop("kind", likely)
     if kind not in KINDS:
         raise InvalidArgument(f"{path}: kind is {kind!r}; it must be {' or '.join(map(repr, KINDS))}")
+    if kind == "split":
+        return split_job(path, content)
     return federated_job(path, content) if kind == "federated" else _fusion_job(path, content)
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from edge_attention.core.errors import DataLoss
+from edge_attention.core.errors import DataLoss, InvalidTensor
 from edge_attention.core.tensors import MAX_RANK, Array
 
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
 }  # fmt: skip
+_CODES = {np.dtype(dtype).newbyteorder("="): code for code, dtype in _DTYPES.items()}
 _HEADER_LIMIT = 100_000_000  # safetensors' own
 
 
@@ -76,14 +77,23 @@ def read_safetensors(data: bytes, what: str = "the file") -> dict[str, Array]:
 
 
 def write_safetensors(arrays: Mapping[str, Array]) -> bytes:
-    """A safetensors file of float32 arrays; `read_safetensors` reads it."""
+    """A safetensors file of the arrays; `read_safetensors` reads it.
+
+    Raises:
+        InvalidTensor: a dtype that is not the format's.
+    """
     header, at = dict[str, Any](), 0
     for name, array in arrays.items():
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        code = _CODES.get(array.dtype.newbyteorder("="))
+        if code is None:
+            raise InvalidTensor(
+                f"{name[:80]!r} is {array.dtype}, which such a file does not hold: convert it"
+            )
+        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the elements are aligned
-    data = (np.ascontiguousarray(array, "<f4").tobytes() for array in arrays.values())
+    data = (np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes() for array in arrays.values())
     return len(text).to_bytes(8, "little") + text + b"".join(data)
 
 

@@ -164,7 +164,7 @@ def plan(
     encoding = encoding_from(job.update.name, **job.update.options)
     file = files[spec.graph]
     place = f"model of {job.name}"
-    given = _given(files[spec.initial].read_bytes()) if spec.initial else {}
+    given = given_values(files[spec.initial].read_bytes()) if spec.initial else {}
     if spec.gradients:
         loss = spec.loss.output or "loss"
         model, _ = load_step_graph(
@@ -201,7 +201,7 @@ def plan(
     if model.dropped:
         log.warning("%s: the exporter has left out %s", place, ", ".join(model.dropped))
     gradient = gradient_graph(model, local.batch)
-    parameters = _initial(model.parameters, given) if given else dict(model.parameters)
+    parameters = initial_values(model.parameters, given) if given else dict(model.parameters)
     shapes = tuple(array.shape for array in parameters.values())
     parameter_weight = 2 * consensus.parameter_weight if consensus.parameter_weight else 0.0
     penalty = bool(consensus.attention and consensus.attention_weight)
@@ -327,7 +327,7 @@ def _said(model: Model) -> list[str]:
     return said
 
 
-def _given(data: bytes) -> Mapping[str, Any]:
+def given_values(data: bytes) -> Mapping[str, Any]:
     """The arrays of a safetensors file that somebody has sent."""
     import safetensors.numpy
 
@@ -338,7 +338,7 @@ def _given(data: bytes) -> Mapping[str, Any]:
         raise InvalidArgument(f"initial is no safetensors file that can be read: {error}") from None
 
 
-def _initial(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def initial_values(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with the values given, which must be all of them."""
     if missing := sorted(parameters.keys() - given.keys()):
         raise InvalidArgument(f"initial lacks {', '.join(missing[:5])}; give every parameter a value")

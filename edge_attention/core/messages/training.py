@@ -15,9 +15,12 @@ from edge_attention.core.messages.federated import NewHead as NewHead
 from edge_attention.core.messages.federated import PushSpec as PushSpec
 from edge_attention.core.messages.federated import SelectionSpec as SelectionSpec
 from edge_attention.core.messages.federated import StopSpec as StopSpec
+from edge_attention.core.messages.split import SplitData as SplitData
+from edge_attention.core.messages.split import SplitJob as SplitJob
 from edge_attention.core.messages.table import TableSpec
 from edge_attention.core.specs import EncodingSpec as EncodingSpec
 from edge_attention.core.specs import OptimizerSpec as OptimizerSpec
+from edge_attention.core.specs import ScheduleSpec as ScheduleSpec
 from edge_attention.core.specs import StrategySpec as StrategySpec
 from edge_attention.core.tensors import Array
 
@@ -195,10 +198,16 @@ class TrainingRound:
 
 @dataclass(frozen=True)
 class StartRunRequest:
-    """Exactly one of the two."""
+    """Exactly one of the three."""
 
     job: FusionJob | None = None
     federated: FederatedJob | None = None
+    split: SplitJob | None = None
+
+    @property
+    def any_job(self) -> FusionJob | FederatedJob | SplitJob | None:
+        """The one that there is."""
+        return self.job or self.federated or self.split
 
 
 @dataclass(frozen=True)
@@ -208,10 +217,16 @@ class StartRunResponse:
 
 @dataclass(frozen=True)
 class PlanRunRequest:
-    """Exactly one of the two."""
+    """Exactly one of the three."""
 
     job: FusionJob | None = None
     federated: FederatedJob | None = None
+    split: SplitJob | None = None
+
+    @property
+    def any_job(self) -> FusionJob | FederatedJob | SplitJob | None:
+        """The one that there is."""
+        return self.job or self.federated or self.split
 
 
 @dataclass(frozen=True)

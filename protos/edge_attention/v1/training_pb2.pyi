@@ -1029,6 +1029,154 @@ class Stop(_message.Message):
 Global___Stop: _TypeAlias = Stop  # noqa: Y015
 
 @_typing.final
+class SplitJob(_message.Message):
+    """One model cut over nodes, none of which has all of it: each step goes forward and backward through the parts,
+    gradients come to the aggregator, whose optimizer steps.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    MICRO_BATCHES_FIELD_NUMBER: _builtins.int
+    RECOMPUTE_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    HOLDOUT_FIELD_NUMBER: _builtins.int
+    EVALUATE_EVERY_FIELD_NUMBER: _builtins.int
+    PATIENCE_SECONDS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    KEEP_VERSIONS_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    split: _builtins.str
+    """layers, heads, tokens, batch; of tokens also how attention is crossed (tokens:gather, tokens:switch,
+    tokens:merge). Empty where `plan` says it in full.
+    """
+    plan: _builtins.bytes
+    """A plan as docs/plans.md has it. Empty: as `split` says, in equal shares."""
+    batch: _builtins.int
+    """Samples of a step, and the pieces that it goes through the parts in."""
+    micro_batches: _builtins.int
+    recompute: _builtins.bool
+    """Activations are computed again on the way back instead of being kept."""
+    rounds: _builtins.int
+    seed: _builtins.int
+    """Of the order of samples and of the split."""
+    holdout: _builtins.float
+    """Share of the samples held out for evaluation, in [0, 1)."""
+    evaluate_every: _builtins.int
+    """Evaluate on them every so many rounds, and after the last. 0: after the last only."""
+    patience_seconds: _builtins.float
+    """Seconds that no step may end in before the run fails. Absent: the server's default."""
+    keep_versions: _builtins.int
+    """Versions of the parameters kept, the latest ones. Absent: 10."""
+    clip: _builtins.float
+    """Above 0: a step's gradient, over all parameters, has at most this L2 norm."""
+    @_builtins.property
+    def model(self) -> Global___FederatedModel: ...
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """That hold parts, in the parts' order. Empty: those that are there when the run starts."""
+
+    @_builtins.property
+    def optimizer(self) -> Global___Optimizer: ...
+    @_builtins.property
+    def schedule(self) -> Global___Strategy:
+        """How the learning rate changes from step to step: constant, linear, cosine, with options. Absent: constant."""
+
+    @_builtins.property
+    def data(self) -> Global___SplitData: ...
+    @_builtins.property
+    def stop(self) -> Global___Stop: ...
+    @_builtins.property
+    def table(self) -> _table_pb2.TableSpec:
+        """How the datasets' columns become the model's inputs, where the data is on nodes."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: Global___FederatedModel | None = ...,
+        split: _builtins.str = ...,
+        plan: _builtins.bytes = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        optimizer: Global___Optimizer | None = ...,
+        schedule: Global___Strategy | None = ...,
+        batch: _builtins.int = ...,
+        micro_batches: _builtins.int = ...,
+        recompute: _builtins.bool = ...,
+        rounds: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        data: Global___SplitData | None = ...,
+        holdout: _builtins.float = ...,
+        evaluate_every: _builtins.int = ...,
+        patience_seconds: _builtins.float | None = ...,
+        stop: Global___Stop | None = ...,
+        keep_versions: _builtins.int | None = ...,
+        clip: _builtins.float = ...,
+        table: _table_pb2.TableSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_patience_seconds", b"_patience_seconds", "data", b"data", "keep_versions", b"keep_versions", "model", b"model", "optimizer", b"optimizer", "patience_seconds", b"patience_seconds", "schedule", b"schedule", "stop", b"stop", "table", b"table"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_patience_seconds", b"_patience_seconds", "batch", b"batch", "clip", b"clip", "data", b"data", "evaluate_every", b"evaluate_every", "holdout", b"holdout", "keep_versions", b"keep_versions", "micro_batches", b"micro_batches", "model", b"model", "name", b"name", "nodes", b"nodes", "optimizer", b"optimizer", "patience_seconds", b"patience_seconds", "plan", b"plan", "recompute", b"recompute", "rounds", b"rounds", "schedule", b"schedule", "seed", b"seed", "split", b"split", "stop", b"stop", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_versions: _TypeAlias = _typing.Literal["keep_versions"]  # noqa: Y015
+    _WhichOneofArgType__keep_versions: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions"]  # noqa: Y015
+    _WhichOneofReturnType__patience_seconds: _TypeAlias = _typing.Literal["patience_seconds"]  # noqa: Y015
+    _WhichOneofArgType__patience_seconds: _TypeAlias = _typing.Literal["_patience_seconds", b"_patience_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_versions) -> _WhichOneofReturnType__keep_versions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__patience_seconds) -> _WhichOneofReturnType__patience_seconds | None: ...
+
+Global___SplitJob: _TypeAlias = SplitJob  # noqa: Y015
+
+@_typing.final
+class SplitData(_message.Message):
+    """Where the samples are: with the aggregator, or on nodes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    PASSES_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """Digest of a safetensors file of arrays by the model's inputs, a row a sample. Empty: on nodes."""
+    inputs: _builtins.str
+    """What the dataset with the model's inputs is called, on the node of the first layers."""
+    labels: _builtins.str
+    """What the dataset with the labels is called, on the node of the last layers. Rows are matched by their ids."""
+    @_builtins.property
+    def passes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Inputs that later layers read, too, as a mask: their rows leave the first node with its activations."""
+
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        inputs: _builtins.str = ...,
+        labels: _builtins.str = ...,
+        passes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "inputs", b"inputs", "labels", b"labels", "passes", b"passes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitData: _TypeAlias = SplitData  # noqa: Y015
+
+@_typing.final
 class TrainingRun(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1483,28 +1631,32 @@ Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
 @_typing.final
 class StartRunRequest(_message.Message):
-    """Exactly one of the two."""
+    """Exactly one of the three."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     FEDERATED_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     checksum: _builtins.int
     @_builtins.property
     def job(self) -> Global___FusionJob: ...
     @_builtins.property
     def federated(self) -> Global___FederatedJob: ...
+    @_builtins.property
+    def split(self) -> Global___SplitJob: ...
     def __init__(
         self,
         *,
         job: Global___FusionJob | None = ...,
         federated: Global___FederatedJob | None = ...,
+        split: Global___SplitJob | None = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "federated", b"federated", "job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "federated", b"federated", "job", b"job", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "federated", b"federated", "job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "federated", b"federated", "job", b"job", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
@@ -1539,28 +1691,32 @@ Global___StartRunResponse: _TypeAlias = StartRunResponse  # noqa: Y015
 
 @_typing.final
 class PlanRunRequest(_message.Message):
-    """Exactly one of the two."""
+    """Exactly one of the three."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     FEDERATED_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     checksum: _builtins.int
     @_builtins.property
     def job(self) -> Global___FusionJob: ...
     @_builtins.property
     def federated(self) -> Global___FederatedJob: ...
+    @_builtins.property
+    def split(self) -> Global___SplitJob: ...
     def __init__(
         self,
         *,
         job: Global___FusionJob | None = ...,
         federated: Global___FederatedJob | None = ...,
+        split: Global___SplitJob | None = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "federated", b"federated", "job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "federated", b"federated", "job", b"job", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "federated", b"federated", "job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "federated", b"federated", "job", b"job", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015

@@ -141,7 +141,7 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """The model of a federated run as an ONNX file with a version's parameters in it, in chunks.
+        """The model of a federated run, or of one through the split, as an ONNX file with a version's parameters in it, in chunks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,7 @@ class TrainingServiceStub:
     GetParameters: _grpc.UnaryStreamMultiCallable[_training_pb2.GetParametersRequest, _training_pb2.GetParametersResponse]
     """A version's parameters as a safetensors file, in chunks."""
     GetModel: _grpc.UnaryStreamMultiCallable[_training_pb2.GetModelRequest, _training_pb2.GetModelResponse]
-    """The model of a federated run as an ONNX file with a version's parameters in it, in chunks."""
+    """The model of a federated run, or of one through the split, as an ONNX file with a version's parameters in it, in chunks."""
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -70,7 +70,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     GetParameters: _aio.UnaryStreamMultiCallable[_training_pb2.GetParametersRequest, _training_pb2.GetParametersResponse]  # type: ignore[assignment]
     """A version's parameters as a safetensors file, in chunks."""
     GetModel: _aio.UnaryStreamMultiCallable[_training_pb2.GetModelRequest, _training_pb2.GetModelResponse]  # type: ignore[assignment]
-    """The model of a federated run as an ONNX file with a version's parameters in it, in chunks."""
+    """The model of a federated run, or of one through the split, as an ONNX file with a version's parameters in it, in chunks."""
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Training runs."""
@@ -143,6 +143,6 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.GetModelResponse], _abc.AsyncIterator[_training_pb2.GetModelResponse]]:
-        """The model of a federated run as an ONNX file with a version's parameters in it, in chunks."""
+        """The model of a federated run, or of one through the split, as an ONNX file with a version's parameters in it, in chunks."""
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,1 @@
+"""Training one model through a split of it: parts on nodes, gradients to the aggregator."""

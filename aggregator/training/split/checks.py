@@ -1,0 +1,122 @@
+"""What of a job through the split no model could mend, refused before any is looked at."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from aggregator.inference.placement import plan_word
+from aggregator.training.fusion.plan import MAX_PATIENCE
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.learning_rates import from_config as schedule_from
+from edge_attention.core.losses import loss_of
+from edge_attention.core.messages.inference import PLAN_FILE_BYTES
+from edge_attention.core.messages.training import SplitJob
+from edge_attention.core.optimizers import from_config as optimizer_from
+from edge_attention.core.table_spec import check_spec
+from edge_attention.core.tensors import require_name
+
+__all__ = ["MAX_BATCH", "check"]
+
+SPLITS = ("layers", "heads", "tokens", "batch")
+MAX_BATCH, MAX_PIECES, MAX_ROUNDS = 65_536, 1024, 10_000_000
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def check(job: SplitJob) -> None:
+    """Refuse what no model could mend.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    require_name(job.name, "run")
+    check_spec(job.table)
+    for node in job.nodes:
+        require_name(node, "node")
+    if len(set(job.nodes)) != len(job.nodes):
+        raise InvalidArgument("nodes names one twice; name each once")
+    digests = {
+        "model.graph": job.model.graph, "model.initial": job.model.initial, "data.file": job.data.file
+    }  # fmt: skip
+    for what, digest in digests.items():
+        if not _DIGEST.fullmatch(digest) and (digest or what == "model.graph"):
+            raise InvalidArgument(f"{what} is {digest[:80]!r}; it is the SHA-256 of a file that was sent")
+    if job.model.gradients:
+        raise InvalidArgument(
+            "model.gradients: a step graph has gradients of its own, and is not cut; bring the model itself"
+        )
+    _check_split(job)
+    _check_data(job)
+    optimizer_from(job.optimizer.name, **job.optimizer.options)
+    schedule_from(job.schedule.name, **job.schedule.options)
+    loss_of(job.model.loss)
+    for what, value, low, high in (
+        ("rounds", job.rounds, 1, MAX_ROUNDS),
+        ("batch", job.batch, 1, MAX_BATCH),
+        ("micro_batches", job.micro_batches, 1, MAX_PIECES),
+        ("evaluate_every", job.evaluate_every, 0, MAX_ROUNDS),
+        ("keep_versions", job.keep_versions, 1, MAX_ROUNDS),
+    ):
+        if not low <= value <= high:
+            raise InvalidArgument(f"{what} is {value}; it must be {low:,} to {high:,}")
+    if job.batch % job.micro_batches:
+        raise InvalidArgument(
+            f"batch is {job.batch} and micro_batches {job.micro_batches}: a batch is cut into so many equal "
+            "pieces"
+        )
+    if not 0 <= job.holdout < 1:
+        raise InvalidArgument(f"holdout is {job.holdout}; it is a share of the samples, 0 to below 1")
+    limits = [("stop.loss", job.stop.loss), *((f"stop.metrics {n}", v) for n, v in job.stop.metrics.items())]
+    for what, limit in limits:
+        if limit is not None and not math.isfinite(limit):
+            raise InvalidArgument(f"{what} is {limit}; it must be a finite number")
+    for what, number, zero in (
+        ("clip", job.clip, True),
+        ("patience_seconds", job.patience_seconds, False),
+        ("stop.seconds", job.stop.seconds, False),
+    ):
+        if number is not None and not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
+            raise InvalidArgument(
+                f"{what} is {number}; it must be a number {'0 or above' if zero else 'above 0'}"
+            )
+    if job.patience_seconds is not None and job.patience_seconds > MAX_PATIENCE:
+        raise InvalidArgument(f"patience_seconds is {job.patience_seconds:g}; it is at most {MAX_PATIENCE:,}")
+
+
+def _check_split(job: SplitJob) -> None:
+    if bool(job.plan) == bool(job.split):
+        raise InvalidArgument(
+            "split is a word (layers, heads, tokens, batch), or a plan is given; one of both"
+        )
+    if len(job.plan) > PLAN_FILE_BYTES:
+        raise InvalidArgument(
+            f"bound plan-file-bytes: the plan has {len(job.plan):,} bytes, and one has {PLAN_FILE_BYTES:,} "
+            "at most"
+        )
+    if job.split and job.split.partition(":")[0] not in SPLITS:
+        raise InvalidArgument(
+            f"split is {job.split[:80]!r}; it must be one of {', '.join(SPLITS)}, of tokens also how "
+            "attention is crossed (tokens:gather, tokens:switch, tokens:merge), or a plan's file"
+        )
+    if job.split:
+        plan_word(job.split)
+
+
+def _check_data(job: SplitJob) -> None:
+    data = job.data
+    if data.file:
+        if data.inputs or data.labels or data.passes:
+            raise InvalidArgument("data is a file of the job's, or names datasets on nodes; give one of both")
+        return
+    if not (data.inputs and data.labels):
+        raise InvalidArgument(
+            "data names no samples: give a file, or the datasets on nodes, data.inputs on that of the first "
+            "layers and data.labels on that of the last"
+        )
+    for name in (data.inputs, data.labels):
+        require_name(name, "dataset")
+    if job.split and job.split != "layers":
+        raise InvalidArgument(
+            f"split is {job.split!r} and the data is on nodes: by layers alone one node has all of the "
+            "inputs and one all of the labels; set split to layers"
+        )

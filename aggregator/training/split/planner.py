@@ -1,0 +1,291 @@
+"""Makes the plan of a job through the split, and cuts its model: in the process of
+aggregator/training/planner.py.
+
+Left in its folder: `cut/` (the model with its loss, and what that is cut into for steps and evaluations) and
+the initial parameters as `initial.safetensors`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import safetensors.numpy
+
+from aggregator.inference.cut_request import NodeTold
+from aggregator.inference.cutting import USABLE, plan_in_words, plan_of_file, share_in_words
+from aggregator.inference.placement import Holders, by_word, even_layers, plan_word, spread
+from aggregator.training.federated.plan import DataInput
+from aggregator.training.federated.planner import given_values, initial_values
+from aggregator.training.split.checks import check
+from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SplitPart, SplitPlan
+from aggregator.training.split.samples import check_samples, sample_shapes
+from aggregator.training.split.staying import passed_on, require_staying
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from edge_attention.core.messages.training import PlannedModel, SplitJob
+from edge_attention.core.schedule.extents import extent_shape
+from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.core.schedule.saved_plan import dumps_plan
+from edge_attention.core.schedule.schedule import Schedule, TensorForm, Weight
+from edge_attention.graphs.axes.costs import model_costs
+from edge_attention.graphs.axes.cut import cut
+from edge_attention.graphs.axes.folder import write_cut
+from edge_attention.graphs.axes.model_axes import Axes
+from edge_attention.graphs.axes.model_reading import OpenModel, open_model
+from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
+from edge_attention.graphs.backward.training import training_axes, training_cut
+from edge_attention.graphs.models.model import Model, load_model
+from edge_attention.graphs.models.training_file import training_file
+
+__all__ = ["plan"]
+
+MOVED = 0.28
+"""Bytes that other operators move in the time of one operation of a product (docs/planner.md)."""
+
+
+def plan(
+    job: SplitJob,
+    files: Mapping[str, Path],
+    folder: Path,
+    rows: Mapping[str, Mapping[str, tuple[int, ...]]],
+    nodes: Sequence[NodeTold],
+) -> SplitPlan:
+    """The plan of `job`, over `nodes`.
+
+    Args:
+        files: digest -> where the file is.
+        rows: node -> column -> the shape of one row, where the samples are on nodes.
+
+    Raises:
+        EdgeAttentionError: what cannot be trained so, and why.
+    """
+    check(job)
+    spec, place = job.model, f"model of {job.name}"
+    samples = files[job.data.file] if job.data.file else None
+    if samples is not None:
+        rows = {"data": sample_shapes(samples)}
+    model = load_model(
+        files[spec.graph].read_bytes(),
+        loss=spec.loss,
+        parameters=spec.parameters,
+        metrics=spec.metrics,
+        dimensions=spec.dimensions,
+        rows=_by_input(job, rows),
+        head=spec.head,
+        seed=job.seed,
+        place=place,
+    )
+    if spec.initial:
+        given = given_values(files[spec.initial].read_bytes())
+        model = replace(model, parameters=initial_values(model.parameters, given))
+    _require_names(job, model)
+    size = job.batch // job.micro_batches
+    inputs = tuple(
+        DataInput(name, dtype.name, tuple(n or 0 for n in shape[1:]))
+        for name, (dtype, shape) in model.inputs.items()
+    )
+    labels = _labels(job, model)
+    count = 0
+    if samples is not None:
+        count = check_samples(samples, inputs, model.label)
+        held = round(count * job.holdout) // size * size
+        if count - held < 1:
+            raise InvalidArgument("data has no sample left to train on; hold out fewer")
+    into = folder / "cut"
+    into.mkdir()
+    path = into / MODEL
+    onnx.save(training_file(model), path)
+    opened = open_model(path)
+    feeds = {one.name: TensorForm(one.dtype, (size, *one.shape)) for one in inputs}
+    axes = training_axes(opened, model.names, feeds)
+    cut_plan, holders = _planned(job, axes, nodes)
+    emitted = training_cut(opened, model.names, cut_plan, feeds, recompute=job.recompute)
+    read: dict[int, tuple[str, ...]] = {}
+    if job.data.on_nodes:
+        emitted = passed_on(emitted, [one.name for one in inputs if one.name not in labels], job.data.passes)
+        read = require_staying(emitted.schedule, labels)
+    write_cut(emitted, opened, into / CUT)
+    if job.holdout:
+        forward = cut(axes, cut_plan)
+        if job.data.on_nodes:
+            forward = passed_on(forward, [n.name for n in inputs if n.name not in labels], job.data.passes)
+            require_staying(forward.schedule, labels)
+        write_cut(forward, opened, into / EVALUATE)
+    parts = _parts(cut_plan, axes, emitted.schedule, opened, frozenset(model.names), read)
+    made = SplitPlan(
+        tuple(model.names),
+        tuple(array.shape for array in model.parameters.values()),
+        inputs,
+        labels,
+        tuple(model.metrics),
+        model.weighted,
+        dumps_plan(cut_plan),
+        plan_in_words(cut_plan, holders),
+        parts,
+        holders,
+        len(cut_plan.stages),
+        count,
+        PlannedModel(
+            place,
+            {name: math.prod(array.shape) for name, array in model.parameters.items()},
+            model.frozen,
+            model.cut,
+            model.dimensions,
+            (
+                f"{plan_in_words(cut_plan, holders)}; {job.micro_batches} pieces of {size} samples a step",
+                *(_part_note(part, holders) for part in parts),
+                *model.notes,
+            ),
+        ),
+    )
+    _require_room(made, nodes)
+    safetensors.numpy.save_file(
+        {f"p/{i}": np.ascontiguousarray(array) for i, array in enumerate(model.parameters.values())},
+        folder / "initial.safetensors",
+    )
+    return made
+
+
+def _by_input(
+    job: SplitJob, rows: Mapping[str, Mapping[str, tuple[int, ...]]]
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of rows by the model's inputs, each called as its column where nothing binds it."""
+    bound = job.model.inputs
+    return {
+        node: {**columns, **{name: columns[column] for name, column in bound.items() if column in columns}}
+        for node, columns in rows.items()
+    }
+
+
+def _labels(job: SplitJob, model: Model) -> tuple[str, ...]:
+    """The inputs that say what is right, and what a row counts."""
+    loss = job.model.loss
+    if loss.name == "output":  # whatever the file calls so
+        return tuple(name for name in (loss.labels,) if name in model.inputs)
+    return tuple(name for name in (loss.labels or "labels", loss.weights) if name)
+
+
+def _require_names(job: SplitJob, model: Model) -> None:
+    if unknown := sorted({*job.model.inputs, *job.table.inputs} - model.inputs.keys()):
+        raise InvalidArgument(
+            f"model.inputs binds {unknown[0]!r}, which is no input of the model; it has "
+            f"{', '.join(sorted(model.inputs))}"
+        )
+    if unknown := sorted(set(job.stop.metrics) - set(model.metrics)):
+        raise InvalidArgument(
+            f"stop.metrics names {unknown[0]!r}, which is no metric of the model; it has "
+            f"{', '.join(model.metrics) or 'none'}"
+        )
+
+
+def _planned(job: SplitJob, axes: Axes, nodes: Sequence[NodeTold]) -> tuple[CutPlan, Holders]:
+    """The plan, and which node holds which part."""
+    names = [node.name for node in nodes]
+    if not names:
+        raise FailedPrecondition("no node is here to hold a part of the model; start some with edge-node")
+    if job.plan:
+        cut_plan, holders = plan_of_file(job.plan, axes, names, 1)
+    else:
+        word, crossing = plan_word(job.split)
+        if word == "layers":
+            cut_plan = _by_layers(axes, nodes)
+            holders = spread(cut_plan.parts, names, 1)
+        else:
+            sizes = layer_bytes(axes, narrow_places(axes))
+            cut_plan, holders = by_word(word, crossing, names, sizes)
+    if job.data.on_nodes and any(stage.cut is not Cut.NONE for stage in cut_plan.stages):
+        raise InvalidArgument(
+            "the data is on nodes, and the plan shares a layer between parts: by layers alone one node has "
+            "all of the inputs and one all of the labels"
+        )
+    return cut_plan, holders
+
+
+def _by_layers(axes: Axes, nodes: Sequence[NodeTold]) -> CutPlan:
+    """As many stages as nodes, of about equal work; of about equal weights where those do not fit so."""
+    places = narrow_places(axes)
+    costs = model_costs(axes, places)
+    sizes = layer_bytes(axes, places)
+    work = [math.ceil(one.work.flops + one.work.moved / MOVED) for one in costs.layers]
+    rows = even_layers(work, len(nodes))
+    for row, node in zip(rows, nodes, strict=False):
+        # With its gradient, which is as large, on its way.
+        if node.memory_limit and 2 * sum(sizes[i] for i in row) > USABLE * node.memory_limit - node.taken:
+            rows = even_layers(sizes, len(nodes))
+            break
+    return CutPlan(tuple(Stage(row, (part,)) for part, row in enumerate(rows)))
+
+
+def _parts(
+    cut_plan: CutPlan,
+    axes: Axes,
+    schedule: Schedule,
+    model: OpenModel,
+    trained: frozenset[str],
+    read: Mapping[int, tuple[str, ...]],
+) -> tuple[SplitPart, ...]:
+    found: dict[int, SplitPart] = {}
+    for stage in cut_plan.stages:
+        for at, part in enumerate(stage.parts):
+            weights = schedule.weights_of(part)
+            own = {weight for weight in weights if weight.name in trained}
+            layers = stage.layers.start, stage.layers.stop
+            if part in found:  # of several stages
+                layers = found[part].layers[0], layers[1]
+            found[part] = SplitPart(
+                part,
+                layers,
+                share_in_words(stage, at, axes),
+                _bytes(weights, model),
+                _bytes(own, model),
+                read.get(part, ()),
+            )
+    return tuple(found[part] for part in sorted(found))
+
+
+def _bytes(weights: set[Weight], model: OpenModel) -> int:
+    shapes: dict[str, Any] = {t.name: (tuple(t.dims), t.data_type) for t in model.model.graph.initializer}
+    size = 0
+    for weight in weights:
+        dims, kind = shapes[weight.name]
+        size += (
+            math.prod(extent_shape(dims, weight.extent))
+            * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).itemsize
+        )
+    return size
+
+
+def _part_note(part: SplitPart, holders: Holders) -> str:
+    first, last = part.layers
+    layers = f"layer {first}" if last == first + 1 else f"layers {first}-{last - 1}"
+    read = f", reads {', '.join(part.read)} there" if part.read else ""
+    return (
+        f"part {part.part} on {', '.join(holders.get(part.part, ())) or 'any node'}: {layers}, {part.share}; "
+        f"{part.weights:,} bytes of weights, {part.trained:,} of them train{read}"
+    )
+
+
+def _require_room(made: SplitPlan, nodes: Sequence[NodeTold]) -> None:
+    """Refuse a plan whose weights, with their gradients, are past a node's memory limit; what activations
+    take besides, nodes say when they run."""
+    limits = {node.name: node for node in nodes}
+    needs: dict[str, int] = {}
+    for part in made.parts:
+        for node in made.holders.get(part.part, ()):
+            needs[node] = needs.get(node, 0) + part.weights + part.trained
+    lacking = [
+        f"{name} would hold {size:,} bytes of weights and gradients and has {limits[name].memory_limit:,}"
+        + (f", {limits[name].taken:,} of them taken" if limits[name].taken else "")
+        for name, size in needs.items()
+        if limits[name].memory_limit and size > limits[name].memory_limit - limits[name].taken
+    ]
+    if lacking:
+        raise ResourceExhausted(
+            f"the model does not fit so ({'; '.join(lacking[:8])}): name more nodes, split it by layers or "
+            "heads, or train fewer parameters"
+        )

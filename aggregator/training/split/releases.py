@@ -1,0 +1,97 @@
+"""What the nodes of a run's own samples let leave, and from what: a release a part.
+
+Of the first part: its activations, and the gradients of its parameters. Of the last: the gradient at its
+border, the loss, and the gradients of its parameters. Both are computed from what the node has read itself,
+and from what the aggregator sent; what a part keeps between its two ways stays there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from aggregator.fleet.columns import TableView
+from edge_attention.core.messages.training import PlannedGraph
+from edge_attention.core.release import GraphRule, Release, numbered, output
+from edge_attention.core.schedule.schedule import Kept, ModelInput, Schedule
+
+__all__ = ["part_releases", "planned_graphs"]
+
+
+@dataclass(frozen=True)
+class _PartOrigins:
+    """What a part's segments are to a release: graph's digest -> what it may read, and what it gives out."""
+
+    inputs: dict[str, dict[str, set[str]]]
+    leaves: dict[str, set[str]]
+
+
+def part_releases(schedules: Iterable[Schedule], views: Mapping[str, TableView]) -> dict[int, Release]:
+    """By part that reads samples on its node, its release: of all `schedules` of the run.
+
+    `views`: input of the model -> how its node reads it.
+    """
+    parts: dict[int, _PartOrigins] = {}
+    for schedule in schedules:
+        reads = {
+            segment.part
+            for step in schedule.steps
+            for segment in step.segments
+            for source in segment.inputs.values()
+            if isinstance(source, ModelInput) and source.name in views
+        }
+        for part in reads:
+            _add(parts.setdefault(part, _PartOrigins({}, {})), schedule, part, views)
+    return {
+        part: Release(
+            {
+                graph: GraphRule(
+                    {name: frozenset(sources) for name, sources in inputs.items()},
+                    frozenset(found.leaves.get(graph, ())),
+                )
+                for graph, inputs in found.inputs.items()
+            }
+        )
+        for part, found in sorted(parts.items())
+    }
+
+
+def _add(found: _PartOrigins, schedule: Schedule, part: int, views: Mapping[str, TableView]) -> None:
+    made: dict[str, str] = {}
+    """Kept -> the output of the graph that makes it."""
+    for _, segment in schedule.of_part(part):
+        graph = schedule.graphs[segment.graph]
+        inputs = found.inputs.setdefault(graph, {})
+        for name, source in segment.inputs.items():
+            match source:
+                case ModelInput(tensor) if tensor in views:
+                    inputs.setdefault(numbered(name), set()).add(views[tensor].source(tensor))
+                case Kept(tensor):
+                    inputs.setdefault(numbered(name), set()).add(made[tensor])
+        leaves = found.leaves.setdefault(graph, set())
+        leaves.update(numbered(one.output) for one in segment.contributions)
+        made |= {kept: output(graph, name) for name, kept in segment.kept.items()}
+
+
+def planned_graphs(
+    schedule: Schedule, holders: Mapping[int, tuple[str, ...]], needed: Mapping[int, Release]
+) -> tuple[PlannedGraph, ...]:
+    """What each node runs of steps, and must let leave: a graph once a node."""
+    found: dict[tuple[str, str], PlannedGraph] = {}
+    for number, step in enumerate(schedule.steps):
+        for segment in step.segments:
+            digest = schedule.graphs[segment.graph]
+            release = needed.get(segment.part)
+            for node in holders.get(segment.part, ("*",)):
+                found.setdefault(
+                    (node, digest),
+                    PlannedGraph(
+                        node,
+                        f"part {segment.part}, step {number}",
+                        digest,
+                        tuple(one.output for one in segment.contributions) if release is not None else (),
+                        f"sha256:{release.digest}" if release is not None else "",
+                        release.text if release is not None else "",
+                    ),
+                )
+    return tuple(found.values())
