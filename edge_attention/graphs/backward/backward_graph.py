@@ -5,8 +5,8 @@
 
 The segment is differentiated with its forward pass, and then parted: what the backward pass reads of the
 forward one is kept on the node, or computed again. What costs next to nothing is computed again in any case:
-views, casts, and arithmetic with one number, so that of `gelu(x)` x and erf are kept and not the four steps
-between.
+views, casts, and arithmetic with numbers and vectors, so that of `gelu(x)` x and erf are kept, and not the
+four steps between.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from enum import Enum
 from math import prod
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edge_attention.graphs.axes.stock import HEAVY
 from edge_attention.graphs.backward.fixed_graph import FixedGraph, reached
 from edge_attention.graphs.backward.merged_softmax import MergedSoftmax, find_merged, joined, taken_out
 from edge_attention.graphs.backward.ordered_names import name_in_order
-from edge_attention.graphs.gradients.gradients import differentiate
+from edge_attention.graphs.gradients.gradients import MAX_ELEMENTS, differentiate
 from edge_attention.graphs.onnx_file import (
     fixed_shapes,
     infer_shapes,
@@ -34,8 +34,16 @@ from edge_attention.graphs.reading.needed import reads
 
 __all__ = ["Asked", "BackwardGraph", "BackwardInput", "Comes", "backward_graph"]
 
-_VIEWS = frozenset({"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-_SCALED = frozenset({"Add", "Div", "Mul", "Neg", "Pow", "Sub"})
+_CHEAP = frozenset(
+    {
+        *("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+        *("IsNaN", "Neg", "Not", "Relu"),
+    }
+)
+"""Of one tensor, which is no larger than what they make."""
+_SCALED = frozenset({"Add", "Div", "Mul", "Pow", "Sub", "Where"})
+"""Of one tensor, and others of which it is `_SMALLER` times as large; Where of a condition, too."""
+_SMALLER = 8
 _NOT_LIGHT = HEAVY | {"Softmax", "LogSoftmax", "LayerNormalization"}
 
 
@@ -183,6 +191,7 @@ class _Parting:
         self._inputs: dict[str, BackwardInput] = {}
         self._light = _light(fixed, moved)
         self._held = fixed_shapes(infer_shapes(both))
+        self._tensors |= self._sizes()
 
     def parted(self, towards: Sequence[MergedSoftmax]) -> BackwardGraph:
         gradients, deltas, ends = self._ends()
@@ -194,6 +203,17 @@ class _Parting:
         }
         self._collect([*gradients.values(), *deltas.values()])
         return self._named(gradients, deltas)
+
+    def _sizes(self) -> dict[str, TensorProto]:
+        """What Shape and Size make: nothing is kept for its size."""
+        found: dict[str, TensorProto] = {}
+        for node in self._both.graph.node:
+            shape = self._held.get(node.input[0]) if node.input else None
+            if shape is None or node.attribute or node.op_type not in ("Shape", "Size"):
+                continue
+            value = np.array(shape if node.op_type == "Shape" else prod(shape), np.int64)
+            found[node.output[0]] = numpy_helper.from_array(value, node.output[0])
+        return found
 
     def _starts(self, towards: Sequence[MergedSoftmax]) -> list[NodeProto]:
         """Nodes before the backward pass: gradients that are added, and shares of merged attention."""
@@ -290,18 +310,30 @@ class _Parting:
 
     def _again(self, name: str, node: NodeProto) -> bool:
         """Whether a value of the forward pass is computed again."""
-        if self._asked.again or name in self._light or node.op_type in _VIEWS:
+        if self._asked.again or name in self._light or node.op_type in _CHEAP:
             return True
         if node.op_type not in _SCALED:
             return False
-        return len([other for other in node.input if other and not self._one_number(other)]) == 1
+        size = prod(self._fixed.forms[name].shape)
+        others = node.input[1:] if node.op_type == "Where" else node.input
+        large = [other for other in others if self._size(other) * _SMALLER > size]
+        # Instead of a product and its bias the product would be kept: as much.
+        return len(large) == 1 and not self._is_product(large[0])
 
-    def _one_number(self, name: str) -> bool:
-        tensor = self._tensors.get(name)
+    def _size(self, name: str) -> int:
+        """Elements; of what is not known, more than there are."""
+        tensor, form = self._tensors.get(name), self._fixed.forms.get(name)
         if tensor is not None:
-            return prod(tensor.dims) <= 1
-        form = self._fixed.forms.get(name)
-        return form is not None and prod(form.shape) <= 1 and name in self._light
+            return prod(tensor.dims)
+        shape = self._held.get(name) if form is None else form.shape
+        return prod(shape) if shape is not None else MAX_ELEMENTS
+
+    def _is_product(self, name: str) -> bool:
+        maker = self._makers.get(name)
+        while maker is not None and maker.op_type in _CHEAP:
+            name = maker.input[0]
+            maker = self._makers.get(name)
+        return maker is not None and maker.op_type in HEAVY
 
     # Names
 

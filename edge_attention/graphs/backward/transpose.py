@@ -211,6 +211,10 @@ class _Transposing:
         seeds, partials = self._seeds(segment, known)
         if not seeds or not known.moving:
             return None
+        # Of what waits for nobody both passes are one segment, and nothing is kept between them.
+        turns = number == len(self._schedule.steps) - 1 and not any(
+            isinstance(source, Delivery) for given in seeds.values() for source in given
+        )
         merged = {
             name
             for name, source in segment.inputs.items()
@@ -228,7 +232,7 @@ class _Transposing:
             tuple((out, lse) for out, (lse, _) in partials.items()),
             frozenset(merged & known.moving),
             frozenset(before & known.moving),
-            self._recompute,
+            self._recompute and not turns,
         )
         key = (known.key, asked)
         if key not in self._backs:
