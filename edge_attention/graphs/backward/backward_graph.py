@@ -19,6 +19,7 @@ from math import prod
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.axes.stock import HEAVY
 from edge_attention.graphs.backward.fixed_graph import FixedGraph, reached
 from edge_attention.graphs.backward.merged_softmax import MergedSoftmax, find_merged, joined, taken_out
@@ -129,7 +130,7 @@ def backward_graph(fixed: FixedGraph, asked: Asked, place: str) -> BackwardGraph
     towards = [one for one in merged if one.scores in moved]
     moving = set(asked.moving) | {one.shares for one in towards}
     seeds = {name for name, _ in asked.seeds} | {one.scores for one in towards}
-    wrt, outputs = _connected(model, fixed, moving, seeds)
+    wrt, outputs = _connected(model, fixed, moving, seeds, place)
     if not set(wrt) & asked.moving:
         return None
     ones = {name for name, count in asked.seeds if not count}
@@ -151,7 +152,7 @@ def backward_graph(fixed: FixedGraph, asked: Asked, place: str) -> BackwardGraph
 
 
 def _connected(
-    model: ModelProto, fixed: FixedGraph, moving: Collection[str], seeds: Collection[str]
+    model: ModelProto, fixed: FixedGraph, moving: Collection[str], seeds: Collection[str], place: str
 ) -> tuple[list[str], list[str]]:
     """Which of `moving` lead to which of `seeds`, by floats."""
     made = set(moving)
@@ -162,7 +163,13 @@ def _connected(
     leads = set(outputs)
     for node in reversed(model.graph.node):
         if leads.intersection(node.output):
-            leads.update(name for name in reads(node) if name in made)
+            before = {name for name in reads(node) if name in made}
+            if before and node.domain not in ("", "ai.onnx"):
+                raise InvalidGraph(
+                    f"{place}: {node.op_type} of domain '{node.domain}' has no gradient: export the model "
+                    "without fused operators, or train only what comes after it"
+                )
+            leads |= before
     return [
         value.name for value in model.graph.input if value.name in moving and value.name in leads
     ], outputs

@@ -19,6 +19,7 @@ from onnx_ad import reverse
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.gradients import convolutions, picks  # noqa: F401 -- their rules
 from edge_attention.graphs.gradients.frozen import declare, join, split
+from edge_attention.graphs.gradients.guarded import mark_guarded
 from edge_attention.graphs.gradients.runner import Runner, sample
 from edge_attention.graphs.gradients.simplify import flatten_products, squeeze_ones
 from edge_attention.graphs.gradients.windows import explicit_windows
@@ -118,6 +119,7 @@ def differentiate(
         _check_sizes(bound, place)  # before onnx-ad evaluates what is constant
         explicit_windows(bound)
         flatten_products(bound)
+        mark_guarded(bound)
         result = reverse(bound, list(wrt), list(seeds), prefix=_ADJOINT, dim="seeds", layout="onnx")
     except (InvalidGraph, MemoryError):
         raise
@@ -145,6 +147,8 @@ def differentiate(
             helper.make_node("Reshape", [_ADJOINT + name, f"{_ADJOINT}{gradient}/shape"], [gradient])
         )
         outputs.append(helper.make_tensor_value_info(gradient, TensorProto.FLOAT, shape))
+    for node in graph.node:
+        node.ClearField("doc_string")
     nodes = [*opening, *graph.node, *closing]
     inputs = [value for value in graph.input if value.name in primal_inputs]
     inputs += [
