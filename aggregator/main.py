@@ -50,6 +50,13 @@ from edge_attention.options import ADDRESS, name_sources, set_up
     default=600.0,
     help="Seconds a training run waits for a node that is away, unless its job says otherwise.",
 )
+@click.option(
+    "--plan-anew",
+    type=click.FloatRange(0, 86400),
+    default=30.0,
+    help="Seconds after which a deployed model is planned anew without a node that is gone, and after twice "
+    "as many with one that has come; 0: never.",
+)
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @trust_options
 @click.version_option(package_name="edge-attention")
@@ -62,6 +69,7 @@ def main(
     metrics_host: str,
     lease: float,
     patience: float,
+    plan_anew: float,
     log_level: str,
     trust: Mapping[str, Any],
 ) -> None:
@@ -75,8 +83,8 @@ def main(
     if ctx.invoked_subcommand is not None:
         ctx.obj = state
         return
-    if not (math.isfinite(lease) and math.isfinite(patience)):
-        raise click.BadParameter("--lease and --patience are numbers of seconds")
+    if not (math.isfinite(lease) and math.isfinite(patience) and math.isfinite(plan_anew)):
+        raise click.BadParameter("--lease, --patience and --plan-anew are numbers of seconds")
     try:
         check_options(trust, state)
     except EdgeAttentionError as error:
@@ -97,7 +105,7 @@ def main(
     if trust["tls"]:
         operators = operators_files(trust)
         trusted = TrustSettings(trust["tls_name"], life(trust), operators, trust["bootstrap"], grpc_log)
-    settings = ServerSettings(*listen, state, metrics_host, metrics_port, lease, patience, trusted)
+    settings = ServerSettings(*listen, state, metrics_host, metrics_port, lease, patience, trusted, plan_anew)
     try:
         loop.run(serve(settings))
     except EdgeAttentionError as error:

@@ -76,6 +76,7 @@ class ServerSettings:
     lease: float
     patience: float
     trust: TrustSettings | None = None  # None: without TLS, on loopback only
+    plan_anew: float = 30.0
 
 
 async def serve(settings: ServerSettings) -> None:
@@ -153,7 +154,7 @@ async def running(
         metrics.now.watch(membership.members, link.queues)
         engine = Engine(
             state, membership, trips, bulk, link, metrics, budgets, turns,
-            settings.patience, lambda: http.port if http is not None else 0,
+            settings.patience, settings.plan_anew, lambda: http.port if http is not None else 0,
         )  # fmt: skip
         made += recipes_of(engine, recipes)
         api = Api(membership, bulk, revoked, budgets, turns)

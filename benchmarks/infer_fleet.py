@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from aggregator.engine.recipe import Engine, Recipe
-from aggregator.inference.cutting import box_of, links_of
+from aggregator.inference.gained import box_of, links_of
 from aggregator.inference.measured import WORK_FILE, work_text
 from aggregator.inference.model_answer import ModelAnswer
 from aggregator.inference.plan_nodes import PlanNodes

@@ -15,8 +15,10 @@ from aggregator.bounds.admission import Admission
 from aggregator.bounds.budget import Budget, Lease
 from aggregator.engine.exchange import Exchange
 from aggregator.fleet.membership import Membership
+from aggregator.inference.batching.batch_queue import BatchQueue
 from aggregator.inference.life import Life
 from aggregator.inference.prepared_shapes import PreparedShapes
+from aggregator.inference.replanning import Replanning
 from aggregator.inference.requests import ModelRequest
 from edge_attention.core.fold import Fold
 from edge_attention.core.rounds.buffered import Buffered
@@ -29,6 +31,7 @@ from edge_node.session import Session
 
 MACHINES: tuple[type, ...] = (
     Admission,
+    BatchQueue,
     Budget,
     Buffered,
     CellState,
@@ -42,6 +45,7 @@ MACHINES: tuple[type, ...] = (
     Outbox,
     PreparedShapes,
     Renewal,
+    Replanning,
     Round,
     Session,
 )

@@ -59,6 +59,8 @@ AGGREGATOR = {
     "infer_model_seconds": "histogram_quantile(0.5, sum by (le, model) (rate(NAME_bucket[5m])))",
     "infer_bytes_total": "sum by (direction) (rate(NAME[5m]))",
     "infer_segments_again_total": "increase(NAME[15m]) > 0",
+    "deployments_planned_anew_total": "increase(NAME[1h]) > 0",
+    "infer_batch_rows": "rate(NAME_sum[5m]) / rate(NAME_count[5m])",
     "cut_seconds": "rate(NAME_sum[1h]) / rate(NAME_count[1h])",
     "runs": "NAME",
     "rounds_total": "rate(NAME[5m])",
@@ -165,7 +167,7 @@ def _aggregator() -> Any:
         dispatcher = Dispatcher(membership, metrics.tasks)
         link = FleetLink(membership, dispatcher, bulk, metrics, welcome=lambda member: ())
         trips, budgets, turns = Trips(dispatcher, bulk), Budgets(), Turns()
-        recipes_of(Engine(state, membership, trips, bulk, link, metrics, budgets, turns, 1.0, lambda: 0))
+        recipes_of(Engine(state, membership, trips, bulk, link, metrics, budgets, turns, 1.0, 0.0, lambda: 0))
         return metrics.registry
 
 

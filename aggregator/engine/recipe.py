@@ -25,6 +25,7 @@ class Engine:
     Attributes:
         metrics: a recipe makes its own with `metrics.make`; `metrics.add` has them told what else happens.
         patience: seconds to wait for a node, unless the request says otherwise.
+        plan_anew: seconds after which a model is planned without a node that is gone; 0: never.
         http_port: where metrics and the page are served; 0: nowhere, or not yet.
     """
 
@@ -37,6 +38,7 @@ class Engine:
     budgets: Budgets
     turns: Turns
     patience: float
+    plan_anew: float
     http_port: Callable[[], int]
 
 

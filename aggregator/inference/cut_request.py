@@ -52,6 +52,7 @@ class CutRequest:
         plan_file: path of a plan said in full; "" otherwise.
         nodes: that may hold parts, of a model that is planned now.
         holders: who holds them, of one that was planned before.
+        before: the plan that serves, of a model that is planned anew: it is cut where that gains enough.
         dimensions: sizes of open dimensions, by name.
         shapes: of the inputs, of a request; {}: those that `dimensions` and defaults say.
         whole: it is not to be cut, of a model that was planned before.
@@ -71,6 +72,7 @@ class CutRequest:
     halves: bool = False
     whole: bool = False
     rows: bool = False
+    before: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {

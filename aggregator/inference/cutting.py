@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from onnx import helper
 
-from aggregator.inference.cut_request import CutRequest, NodeTold
+from aggregator.inference.cut_request import CutRequest
 from aggregator.inference.deployed import PlannedParts
-from aggregator.inference.measured import WORK_FILE, stated_box, work_text
+from aggregator.inference.gained import box_of, gained, gained_whole, links_of
+from aggregator.inference.measured import WORK_FILE, work_text
 from aggregator.inference.model_inputs import OTHERS, feeds_of, tensors_of
-from aggregator.inference.placement import Holders, by_word, plan_word, spread
+from aggregator.inference.placement import GAIN, Holders, by_word, plan_word, spread
 from edge_attention.core.errors import (
     EdgeAttentionError,
     FailedPrecondition,
@@ -28,7 +29,6 @@ from edge_attention.core.errors import (
     ResourceExhausted,
 )
 from edge_attention.core.messages.inference import ANY_RANK, ConsideredPlan, DeployedPart, ModelTensor
-from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.choice import Choice, PlanWanted
 from edge_attention.core.placement.cuts.choosing import choose
 from edge_attention.core.placement.cuts.costs import ModelCosts
@@ -51,10 +51,8 @@ from edge_attention.graphs.axes.whole import write_whole
 from edge_attention.graphs.decoding.cutting import write_decoder
 
 __all__ = [
-    "box_of",
     "choice_of_nodes",
     "cut_as_asked",
-    "links_of",
     "plan_in_words",
     "plan_of_file",
     "share_in_words",
@@ -64,10 +62,6 @@ CONSIDERED = 8
 """Plans not taken that are told of."""
 DECODER = "decoder"
 """The folder of what a decoder is cut into for sessions."""
-GAIN = 1.1
-"""A plan over several nodes is predicted to be so many times as quick as one node, or one node it is."""
-USABLE = 0.85
-"""Of a node's memory limit, for weights: sessions take some besides."""
 
 
 def cut_as_asked(request: CutRequest) -> PlannedParts:
@@ -122,9 +116,14 @@ def _cut(
         nodes, sizes = [node.name for node in request.nodes], layer_bytes(axes, narrow_places(axes))
         plan, holders = by_word(word, crossing, nodes, sizes, request.replicas, halves=request.halves)
     plan = replace(plan, halves=plan.halves or request.halves)
+    gain = 0.0
+    if request.before:
+        gain = gained(model_costs(axes), plan, holders, request)
+        if gain < GAIN:
+            return _kept(inputs, outputs, gain)
     if plan.parts == 1 and not plan.mean and not request.plan:
         made = _whole(model, inputs, outputs, request, holders, plan.stages[0].layers)
-        return replace(made, considered=considered, notes=notes)
+        return replace(made, considered=considered, notes=notes, gain=gain)
     if cuts_no_layer(plan):  # fused operators stay what they are
         axes = analyse(model, sizes_of(model, feeds), fused=True)
     emitted = cut(axes, plan, known=bool(request.plan))
@@ -146,6 +145,8 @@ def _cut(
         considered,
         notes,
         rows=rows_meet(model, inputs) if request.rows else "",
+        gain=gain,
+        nodes=_names(request),
     )
 
 
@@ -159,10 +160,12 @@ def _whole(
     note: str = "",
 ) -> PlannedParts:
     """The model as it is: no axis of it is looked at, but for rows of a batch that are to run together."""
-    feeds = feeds_of(inputs, request, OTHERS[0])
+    feeds, gain = feeds_of(inputs, request, OTHERS[0]), 0.0
     if holders is None:
-        names = [node.name for node in request.nodes]
-        holders = request.holders or by_word("replicate", Crossing.GATHER, names, [1], request.replicas)[1]
+        if request.before and (gain := gained_whole(request)) < GAIN:
+            return _kept(inputs, outputs, gain)
+        holders = {} if request.before else request.holders
+        holders = holders or by_word("replicate", Crossing.GATHER, _names(request), [1], request.replicas)[1]
     whole = write_whole(model, Path(request.into))
     size = sum(model.places[name].nbytes for name in whole.weights)
     plan = CutPlan((Stage(layers, (0,)),))
@@ -178,6 +181,8 @@ def _whole(
         notes=(note,) if note else (),
         whole=True,
         rows=rows_meet(model, inputs) if request.rows else "",
+        gain=gain,
+        nodes=_names(request),
     )
 
 
@@ -188,6 +193,15 @@ def _sessions(model: OpenModel, plan: CutPlan, folder: Path) -> tuple[str, str]:
     except EdgeAttentionError as error:
         shutil.rmtree(folder, ignore_errors=True)
         return "", error.message
+
+
+def _kept(inputs: tuple[ModelTensor, ...], outputs: tuple[ModelTensor, ...], gain: float) -> PlannedParts:
+    """Of a plan made anew that gains too little: nothing was made of it."""
+    return PlannedParts(inputs, outputs, {}, "", "", (), {}, {}, gain=gain)
+
+
+def _names(request: CutRequest) -> tuple[str, ...]:
+    return tuple(node.name for node in request.nodes)
 
 
 def _analysed(
@@ -284,28 +298,6 @@ def choice_of_nodes(costs: ModelCosts, request: CutRequest) -> Choice:
             says = f"{choice.says} (not measured: {len(others)})" if others else choice.says
             return replace(choice, says=says)
     return choose(costs, [box_of(node) for node in request.nodes], links, wanted)
-
-
-def box_of(node: NodeTold) -> ComputeBox:
-    """A node as a planner sees it."""
-    memory = max(USABLE * node.memory_limit - node.taken, 1)
-    return replace(
-        stated_box(node.name, node.threads),
-        memory=memory,
-        slowness=node.slowness,
-        machine=node.machine,
-        cores=min(_boxes_at_once(node), node.at_once or math.inf),
-    )
-
-
-def _boxes_at_once(node: NodeTold) -> float:
-    """For how many nodes like it its machine computes at a time: each has as many threads at work."""
-    return max(node.cores / max(node.threads, 1), 1.0) if node.cores else math.inf
-
-
-def links_of(nodes: Sequence[NodeTold]) -> BoxLinks:
-    """Their links as a planner sees them."""
-    return BoxLinks({n.name: BoxLink(n.latency, n.down or math.inf, n.up or math.inf) for n in nodes})
 
 
 def _bytes(weight: Weight, model: OpenModel, small: Mapping[str, TensorForm]) -> int:

@@ -14,6 +14,7 @@ from aggregator.inference.feeds import shape_key, shape_text
 from aggregator.inference.life import Life
 from aggregator.inference.placement import Holders
 from aggregator.inference.prepared_shapes import PreparedShapes
+from aggregator.inference.replanning import Replanning
 from aggregator.store.deployments import DeploymentFolder
 from edge_attention.core.messages.inference import (
     ConsideredPlan,
@@ -31,6 +32,9 @@ WHOLE = "whole"
 
 DESCRIBED_BYTES = 128 * 1024
 """Of the names and dimensions of one model's inputs and outputs: what describes it fits in a message."""
+
+ANEW = "planned anew "
+"""What notes of that begin with."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Input of a model -> its shape in a request."""
@@ -58,6 +62,8 @@ class PlannedParts:
         rows: where requests are to run together, why rows of a batch meet in the model; "": they do not.
         decoder: what serving it as sessions takes, as `core/schedule/pieces.py` writes it; empty: it is not
             served so, and `sessions` says why.
+        gain: of a plan made anew, how many times as quick as the one before it is predicted to be.
+        nodes: that it was made with, those that hold nothing included.
     """
 
     inputs: tuple[ModelTensor, ...]
@@ -87,6 +93,18 @@ class PlannedParts:
         """The same for a person."""
         return "inputs of any sizes" if self.whole else shape_text(self.shapes)
 
+    gain: float = 0.0
+    nodes: tuple[str, ...] = ()
+
+    def held_by(self, holders: Holders) -> PlannedParts:
+        """The same with other holders. Bytes of a node that holds several parts are counted apart."""
+        size = {one.part: one.bytes for one in self.parts}
+        node_bytes: dict[str, int] = {}
+        for part, nodes in holders.items():
+            for node in nodes:
+                node_bytes[node] = node_bytes.get(node, 0) + size.get(part, 0)
+        return replace(self, holders=dict(holders), node_bytes=node_bytes)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "inputs": [_tensor_json(one) for one in self.inputs],
@@ -105,6 +123,8 @@ class PlannedParts:
             "rows": self.rows,
             "decoder": self.decoder,
             "sessions": self.sessions,
+            "gain": self.gain,
+            "nodes": list(self.nodes),
         }
 
     @classmethod
@@ -130,6 +150,8 @@ class PlannedParts:
             str(data.get("rows", "")),
             str(data.get("decoder", "")),
             str(data.get("sessions", "")),
+            float(data.get("gain", 0.0)),
+            tuple(map(str, data.get("nodes", ()))),
         )
 
 
@@ -153,6 +175,10 @@ class Deployed:
         leases: what it holds of bounds.
         texts: by key of a shape, that for a person.
         coming: by key of a shape, the task that prepares for it.
+        by_file: its plan came as a file: it is not planned anew.
+        anew: how often this version was planned anew before.
+        replanning: says when it is; None: it was not looked at yet.
+        successor: the same version by another plan, which serves in its place.
         changed: set, and replaced, whenever it changes.
         batcher: its queue, once it has one.
     """
@@ -172,10 +198,45 @@ class Deployed:
     coming: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     batcher: Batcher | None = None
+    by_file: bool = False
+    anew: int = 0
+    replanning: Replanning | None = None
+    successor: Deployed | None = None
 
     @property
     def name(self) -> str:
         return self.request.name
+
+    @property
+    def text(self) -> str:
+        """Its plan, for a person."""
+        return self.planned.text if self.planned is not None else ""
+
+    @property
+    def stays(self) -> str:
+        """Why its plan stays what it is whoever comes or goes; empty: it does not."""
+        if self.planned is not None and self.planned.decoder:
+            return "sessions would end"
+        return "its plan is a file's" if self.by_file else ""
+
+    def succeed(self, before: Deployed) -> None:
+        """It serves in place of `before`, the same version by another plan, from now on."""
+        self.leases, before.leases = before.leases, ()
+        self.replanning = before.replanning
+        self.life.requests, self.life.failed = before.life.requests, before.life.failed
+        before.successor = self
+
+    def notes_with(self, note: str, most: int) -> tuple[str, ...]:
+        """What is noted of its plan, and `note`: of what was planned anew the last `most`."""
+        notes = self.planned.notes if self.planned is not None else ()
+        anew = [one for one in notes if one.startswith(ANEW)]
+        return (*(one for one in notes if not one.startswith(ANEW)), *[*anew, note][-most:])
+
+    def note(self, note: str, most: int) -> None:
+        """Have it noted."""
+        if self.planned is not None:
+            self.planned = replace(self.planned, notes=self.notes_with(note, most))
+            self.change()
 
     @property
     def digests(self) -> set[str]:
@@ -224,6 +285,8 @@ class Deployed:
             "owner": self.owner,
             "created": self.created,
             "size": self.size,
+            "by_file": self.by_file,
+            "anew": self.anew,
             "planned": self.planned.to_json(),
         }
 
@@ -254,6 +317,8 @@ class Deployed:
             Life(request.name),
             (),
             PlannedParts.from_json(data["planned"]),
+            by_file=bool(data.get("by_file", False)),
+            anew=int(data.get("anew", 0)),
         )
 
     def described(self, holds: Holders, live: frozenset[str]) -> DeployedModel:
@@ -268,7 +333,7 @@ class Deployed:
             self.owner,
             request.model,
             self.size,
-            plan=request.plan or "auto",
+            plan="file" if self.by_file else request.plan or "auto",
             halves=request.halves,
             shapes=tuple(self.texts[key] for key in self.shapes.last_first),
             requests=self.life.requests,

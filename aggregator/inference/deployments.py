@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
-import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import replace
 
 from aggregator.bounds.bounds import DEPLOYING, DEPLOYMENT_BYTES, DEPLOYMENTS
@@ -27,25 +25,19 @@ from aggregator.inference.deploy_news import DeployNews
 from aggregator.inference.deployed import Deployed
 from aggregator.inference.feeds import require_inputs, shape_key
 from aggregator.inference.life import Life
-from aggregator.inference.making import DeploymentMaking, made_folder
+from aggregator.inference.making import DeploymentMaking, made_folder, new_id
+from aggregator.inference.measures_file import SAVE_SECONDS, MeasuresFile
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.model_answer import ModelAnswer
-from aggregator.inference.placement import Holders
 from aggregator.inference.plan_nodes import PlanNodes, Telling
 from aggregator.inference.queues import DeploymentQueues
 from aggregator.inference.recalled import recalled
+from aggregator.inference.registry import DeploymentRegistry
+from aggregator.inference.replanner import Replanner
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.shape_readiness import DELIVERY_SECONDS, ShapeReadiness
 from aggregator.inference.whole.whole_runner import WholeRunner
-from aggregator.store.deployments import DeploymentFolder, DeploymentFolders
-from edge_attention.core.errors import (
-    Cancelled,
-    EdgeAttentionError,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    Unavailable,
-)
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
 from edge_attention.core.messages.inference import (
     DeployedModel,
     DeploymentState,
@@ -70,29 +62,36 @@ class Deployments:
     """All of them, those that are made or end included."""
 
     def __init__(
-        self, engine: Engine, runner: ModelRunner, wholes: WholeRunner, metrics: InferenceMetrics
+        self,
+        engine: Engine,
+        runner: ModelRunner,
+        wholes: WholeRunner,
+        metrics: InferenceMetrics,
+        forgotten: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._state = engine.state
         self._membership = engine.membership
         self._budgets = engine.budgets
-        self._folders = DeploymentFolders(engine.state)
         self._runner = runner
         self._wholes = wholes
         self._metrics = metrics
-        self._all: dict[str, Deployed] = {}
-        self._serving: dict[str, Deployed] = {}
-        """By name, the version that takes requests."""
+        self._registry = DeploymentRegistry(
+            engine, runner, wholes, forgotten, lambda deployed: self._queues.give(deployed, self._run)
+        )
+        self.leaving = self._registry.leaving
         self._making: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._recalled: list[Deployed] = []
         self._ended: tuple[str, ...] = ()
         """Ids of deployments of earlier lives."""
-        self.leaving: list[Callable[[Deployed], Awaitable[None]]] = []
-        """Told of a deployment that goes, before nodes forget it."""
-        self._nodes = PlanNodes(engine, self._taken)
+        self._nodes = PlanNodes(engine, self._registry.taken)
         self._maker = DeploymentMaking(engine, self._nodes)
-        self._readiness = ShapeReadiness(engine, self._folders, runner, wholes, self._nodes, metrics)
-        self._queues = DeploymentQueues(self._readiness, metrics, self._go)
+        self._readiness = ShapeReadiness(engine, self._registry.folders, runner, wholes, self._nodes, metrics)
+        self._replanner = Replanner(
+            engine, self._registry, self._nodes, self._maker, self._readiness, metrics
+        )
+        self._queues = DeploymentQueues(self._readiness, metrics, self._registry.go)
+        runner.pick = wholes.pick = self._nodes.quickest
+        self._measures_file = MeasuresFile(engine.state.directory)
 
     # Calls of clients
 
@@ -117,7 +116,7 @@ class Deployments:
         try:
             async for progress in told.until(work):
                 yield progress
-            yield self.described(await work)
+            yield self._registry.described(await work)
         finally:
             if not work.done():
                 work.cancel()
@@ -130,34 +129,28 @@ class Deployments:
         with contextlib.ExitStack() as stack:
             leases = [stack.enter_context(self._budgets.take(DEPLOYMENTS, owner or None))]
             version = (await asyncio.to_thread(self._state.take_numbers, _numbers(request.name), 1, 1)).start
-            stem = re.sub(r"[^a-z0-9]+", "-", request.name.lower()).strip("-")[:32] or "model"
-            id = f"{stem}-{version}-{secrets.token_hex(3)}"
-            folder, size = await made_folder(self._folders, id, request)
+            id = new_id(request.name, version)
+            folder, size = await made_folder(self._registry.folders, id, request)
             deployed: Deployed | None = None
             try:
                 leases.append(stack.enter_context(self._budgets.take(DEPLOYMENT_BYTES, owner or None, size)))
                 kept = replace(request, plan_file=b"")
                 deployed = Deployed(
-                    id, version, kept, owner, time.time(), folder, size, Life(request.name), tuple(leases)
-                )
-                self._all[id] = deployed
+                    id, version, kept, owner, time.time(), folder, size, Life(request.name), tuple(leases),
+                    by_file=bool(request.plan_file),
+                )  # fmt: skip
+                self._registry.all[id] = deployed
                 with self._budgets.take(DEPLOYING, caller):
                     await self._maker.plan(deployed, request, say)
                 await self._deliver(deployed, say)
-                await to_the_end(self._go_live(deployed))
+                await to_the_end(self._registry.go_live(deployed))
                 stack.pop_all()
             except BaseException as error:
-                await to_the_end(self._undo(id, folder, deployed, str(error) or type(error).__name__))
+                await to_the_end(
+                    self._registry.undo(id, folder, deployed, str(error) or type(error).__name__)
+                )
                 raise
         return deployed
-
-    def _taken(self) -> Counter[str]:
-        """Bytes of weights by node, of all deployments."""
-        taken = Counter[str]()
-        for deployed in self._all.values():
-            if deployed.planned is not None:
-                taken.update(deployed.planned.node_bytes)
-        return taken
 
     async def _deliver(self, deployed: Deployed, say: Telling) -> None:
         assert deployed.planned is not None
@@ -166,35 +159,7 @@ class Deployments:
             say(DeployProgress("delivering", node, done, total))
 
         await self._readiness.prepare(deployed, deployed.planned.key, told, DELIVERY_SECONDS)
-        lacking = self._lacking(deployed)
-        if lacking:
-            raise FailedPrecondition(f"model {deployed.name!r} cannot serve: {'; '.join(lacking)}")
-
-    async def _go_live(self, deployed: Deployed) -> None:
-        """It serves from now on, in place of the version before."""
-        await asyncio.to_thread(self._folders.keep, deployed.folder, deployed.kept())
-        deployed.life.holders((), time.monotonic())
-        self._queues.give(deployed, self._run)
-        before = self._serving.get(deployed.name)
-        self._serving[deployed.name] = deployed
-        log.info("model %s serves as version %s: %s", deployed.name, deployed.version, deployed.life.detail)
-        deployed.change()
-        if before is not None:
-            self._leave(before, f"version {deployed.version} serves")
-
-    async def _undo(self, id: str, folder: DeploymentFolder, deployed: Deployed | None, why: str) -> None:
-        if deployed is not None and deployed.life.leave(time.monotonic(), why):
-            deployed.life.gone(time.monotonic())
-        self._all.pop(id, None)
-        if deployed is not None:
-            await self._released(deployed)
-            deployed.change()
-        blobs = deployed.digests - self._used() if deployed is not None else set()
-        await asyncio.to_thread(self._folders.remove, folder, blobs)
-
-    def _used(self) -> set[str]:
-        """Digests of the files of all deployments."""
-        return {digest for one in self._all.values() for digest in one.digests}
+        self._registry.require_held(deployed)
 
     async def undeploy(self, name: str) -> DeployedModel:
         """End the deployment of that name. Requests under way end first.
@@ -202,69 +167,25 @@ class Deployments:
         Raises:
             NotFound: there is none.
         """
-        deployed = self.require(name)
-        del self._serving[name]
-        self._leave(deployed, "undeployed")
+        deployed = self._registry.require(name)
+        del self._registry.serving[name]
+        self._registry.leave(deployed, "undeployed")
         until = time.monotonic() + UNDEPLOY_SECONDS
         while deployed.life.state is not DeploymentState.GONE and time.monotonic() < until:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(until - time.monotonic()):
                     await deployed.changed.wait()
-        return self.described(deployed)
-
-    def _leave(self, deployed: Deployed, why: str) -> None:
-        """It takes no more requests, and goes when the last has ended."""
-        idle = deployed.life.leave(time.monotonic(), why)
-        deployed.change()
-        self._go(self._unkept(deployed, idle))
-
-    async def _unkept(self, deployed: Deployed, idle: bool) -> None:
-        # Should the aggregator end now, it does not come back with it.
-        await asyncio.to_thread(self._folders.forget, deployed.folder)
-        if idle:
-            await self._remove(deployed)
-
-    async def _remove(self, deployed: Deployed) -> None:
-        for task in list(deployed.coming.values()):
-            task.cancel()
-        await self._released(deployed)
-        del self._all[deployed.id]
-        await asyncio.to_thread(self._folders.remove, deployed.folder, deployed.digests - self._used())
-        for lease in deployed.leases:
-            lease.give_back()
-        deployed.life.gone(time.monotonic())
-        log.info("model %s, version %s, is gone", deployed.name, deployed.version)
-        deployed.change()
-
-    async def _released(self, deployed: Deployed) -> None:
-        if deployed.batcher is not None:
-            await deployed.batcher.close(Cancelled("the model was released"))
-        for told in self.leaving:
-            await told(deployed)
-        try:
-            await self._runner.release(deployed.id, nodes=self._wholes.nodes(deployed.id))
-            await self._wholes.release(deployed.id)
-        except EdgeAttentionError as error:
-            # What a node could not be told it is told when it comes back (`unneeded`).
-            log.warning("model %s: nodes keep some of it for now: %s", deployed.name, error)
-
-    # Requests
+        return self._registry.described(deployed)
 
     def serving(self, name: str) -> Deployed | None:
         """The version of that name that takes requests, if there is one."""
-        return self._serving.get(name)
+        return self._registry.serving.get(name)
 
     def require(self, name: str) -> Deployed:
-        """The version of that name that takes requests.
+        """The version of that name that takes requests. Raises NotFound: there is none."""
+        return self._registry.require(name)
 
-        Raises:
-            NotFound: there is none.
-        """
-        found = self._serving.get(name)
-        if found is None:
-            known = ", ".join(sorted(self._serving)) or "none"
-            raise NotFound(f"no model {name[:80]!r} is deployed; deployed here: {known}")
-        return found
+    # Requests
 
     async def infer(
         self,
@@ -321,45 +242,42 @@ class Deployments:
 
     def ended(self, deployed: Deployed, answered: bool) -> None:
         """A request of it has ended."""
+        if deployed.successor is not None:
+            deployed.successor.life.count(answered)
         if deployed.life.end(answered):
-            self._go(self._remove(deployed))
+            self._registry.go(self._registry.remove(deployed))
 
     # What they are
 
     def deployed(self) -> tuple[Deployed, ...]:
         """Those that serve."""
-        return tuple(self._serving.values())
+        return tuple(self._registry.serving.values())
 
     def weight_bytes(self, node: str) -> int:
         """Of weights that a node holds, of all deployments."""
-        return self._taken()[node]
+        return self._registry.taken()[node]
 
     def list(self) -> tuple[DeployedModel, ...]:
         """All, by name and version."""
-        found = sorted(self._all.values(), key=lambda one: (one.name, one.version))
-        return tuple(map(self.described, found))
+        found = sorted(self._registry.all.values(), key=lambda one: (one.name, one.version))
+        return tuple(map(self._registry.described, found))
 
     def described(self, deployed: Deployed) -> DeployedModel:
         """As clients see it."""
-        live = frozenset(member.name for member in self._membership.members() if member.live)
-        return deployed.described(self._holds(deployed), live)
-
-    def _holds(self, deployed: Deployed) -> Holders:
-        """Who is ready to do which part, for the shape used last."""
-        if deployed.planned is not None and deployed.planned.whole:
-            return self._wholes.holds(deployed.id)
-        by_shape = self._runner.holds(deployed.id)
-        return next((by_shape[key] for key in deployed.shapes.last_first if key in by_shape), {})
+        return self._registry.described(deployed)
 
     async def watch(self, name: str) -> AsyncIterator[DeployedModel]:
         """The version that serves, or the one that comes, whenever it changes, until it is gone."""
-        found = [one for one in self._all.values() if one.name == name]
-        deployed = self._serving.get(name) or max(found, key=lambda one: one.version, default=None)
+        found = [one for one in self._registry.all.values() if one.name == name]
+        deployed = self._registry.serving.get(name) or max(found, key=lambda one: one.version, default=None)
         if deployed is None:
-            deployed = self.require(name)
+            deployed = self._registry.require(name)
         while True:
             changed = deployed.changed
-            yield self.described(deployed)
+            yield self._registry.described(deployed)
+            if deployed.successor is not None:  # another plan of the same version
+                deployed = deployed.successor
+                continue
             if deployed.life.state is DeploymentState.GONE:
                 return
             await changed.wait()
@@ -369,23 +287,12 @@ class Deployments:
         each time, as nobody knows whether it was there."""
         return (*self._runner.unneeded(member), *map(job_scope, self._ended))
 
-    def _lacking(self, deployed: Deployed) -> tuple[str, ...]:
-        """Which parts nobody can do now, a sentence each."""
-        assert deployed.planned is not None
-        holds = self._holds(deployed)
-        found = []
-        for part in deployed.planned.parts:
-            if any(map(self._membership.live, holds.get(part.part, ()))):
-                continue
-            holders = deployed.planned.holders.get(part.part, ())
-            found.append(f"part {part.part} waits for node {' or '.join(holders)}")
-        return tuple(found)
-
     # Over restarts
 
     def recall(self) -> None:
         """Read what an earlier life left. Blocks; call it once, before anything else is asked."""
-        found = recalled(self._folders)
+        self._measures_file.read(self._nodes.measures)
+        found = recalled(self._registry.folders)
         for deployed in found:
             owner = deployed.owner or None
             deployed.leases = (
@@ -393,19 +300,19 @@ class Deployments:
                 self._budgets[DEPLOYMENT_BYTES].keep(owner, deployed.size),
             )
             deployed.life.recalled(time.monotonic(), "the aggregator was restarted")
-            self._all[deployed.id] = self._serving[deployed.name] = deployed
+            self._registry.all[deployed.id] = self._registry.serving[deployed.name] = deployed
             self._queues.give(deployed, self._run)
-        self._ended = self._folders.ended()
+        self._ended = self._registry.folders.ended()
         self._recalled = found
         nodes = {n for one in found if one.planned for n in one.planned.node_bytes}
         self._membership.expect(nodes, time.monotonic())
 
     def resume(self) -> None:
         """Have the nodes ready for what was recalled, and look after all from now on."""
-        self._go(self._watch())
+        self._registry.go(self._watch())
         recalled, self._recalled = self._recalled, []
         for deployed in recalled:
-            self._go(self._back(deployed))
+            self._registry.go(self._back(deployed))
 
     async def _back(self, deployed: Deployed) -> None:
         """Have the nodes ready for the shape it was planned for, until that is so or it goes."""
@@ -425,42 +332,37 @@ class Deployments:
                 pause = min(2 * pause, RETRY_SECONDS[1])
 
     async def _watch(self) -> None:
+        saved = time.monotonic()
         while True:
-            for deployed in list(self._serving.values()):
+            if time.monotonic() - saved > SAVE_SECONDS:
+                await self._save()
+                saved = time.monotonic()
+            for deployed in list(self._registry.serving.values()):
+                if deployed.name not in self._making:
+                    self._replanner.look(deployed)
                 if deployed.shapes.last_first and deployed.life.holders(
-                    self._lacking(deployed), time.monotonic()
+                    self._registry.lacking(deployed), time.monotonic()
                 ):
                     log.info(
                         "model %s is %s: %s", deployed.name, deployed.life.state.value, deployed.life.detail
                     )
                     deployed.change()
-            self._metrics.deployed(Counter(one.life.state for one in self._all.values()), self._taken())
+            self._metrics.deployed(
+                Counter(one.life.state for one in self._registry.all.values()), self._registry.taken()
+            )
             await asyncio.sleep(WATCH_SECONDS)
 
     async def close(self) -> None:
         """End what goes on. Deployments stay: the next life has them."""
-        tasks = [*self._tasks, *(task for one in self._all.values() for task in one.coming.values())]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        for one in self._all.values():
-            if one.batcher is not None:
-                await one.batcher.close(Unavailable("the aggregator is ending"))
+        await self._registry.close()
         await self._wholes.close()
         await self._runner.close()
+        await self._save()
 
-    def _go(self, work: Awaitable[None]) -> None:
-        task = asyncio.create_task(_logged(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-async def _logged(work: Awaitable[None]) -> None:
-    try:
-        await work
-    except Exception:
-        log.exception("a deployment's work has failed")
+    async def _save(self) -> None:
+        text = self._measures_file.text(self._nodes.measures)
+        if text is not None:
+            await asyncio.to_thread(self._measures_file.write, text)
 
 
 def _numbers(name: str) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from aggregator.fleet.membership import Membership
 from aggregator.inference.delivery import NodeDeliveries, StoredPiece
@@ -23,7 +24,7 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.fleet import NodeState
 
-__all__ = ["Pick", "ShapeHolders", "roomiest"]
+__all__ = ["PartTaker", "Pick", "ShapeHolders", "roomiest"]
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,23 @@ GIVE_SECONDS = 3600.0
 _FINAL = (ResourceExhausted, InvalidArgument, PermissionDenied)
 """What a node says that waiting does not mend."""
 
-Pick = Callable[[int, Sequence[str]], str]
-"""Of a part, and the nodes that could be given it: the one that is."""
+
+@dataclass(frozen=True)
+class PartTaker:
+    """A node that could be given a part.
+
+    Attributes:
+        bytes: of weights and constants that it would be given for it.
+        parts: how many others it is to hold already.
+    """
+
+    node: str
+    bytes: int
+    parts: int
+
+
+Pick = Callable[[Sequence[PartTaker]], str]
+"""Of the nodes that could be given a part: the one that is."""
 
 Warm = Callable[[str, int], Awaitable[None]]
 
@@ -51,7 +67,7 @@ def roomiest(membership: Membership) -> Pick:
         member = membership.get(node)
         return 0 if member is None else member.register.memory_limit - member.memory
 
-    return lambda part, candidates: max(candidates, key=room)
+    return lambda candidates: max((one.node for one in candidates), key=room)
 
 
 class ShapeHolders:
@@ -194,11 +210,18 @@ class ShapeHolders:
             and self._failed.get((part, member.name), (-AGAIN_SECONDS,))[0] + AGAIN_SECONDS <= now
         ]
         if candidates:
-            node = self._pick(part, candidates)
+            node = self._pick([self._candidate(part, node) for node in candidates])
             if node not in self._assigned[part]:
                 self._assigned[part].append(node)
             log.info("part %d goes to node %s: no node that is there held it", part, node)
             self.ensure()
+
+    def _candidate(self, part: int, node: str) -> PartTaker:
+        """As Pick is told of it. What it is to hold of other parts it is not given again."""
+        parts = [other for other, nodes in self._assigned.items() if node in nodes and other != part]
+        has = {piece.name for other in parts for piece in self._pieces[other]}
+        size = sum(piece.nbytes for piece in self._pieces[part] if piece.name not in has)
+        return PartTaker(node, size, len(parts))
 
     def supply(self, part: int, node: str) -> None:
         """The node has lost what it was given."""

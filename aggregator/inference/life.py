@@ -109,6 +109,11 @@ class Life:
         self.detail = why
         return self.in_flight == 0
 
+    def count(self, answered: bool) -> None:
+        """A request of this version was answered, or not, by an earlier plan of it."""
+        self.requests += answered
+        self.failed += not answered
+
     def gone(self, now: float) -> None:
         """Nothing is left of it."""
         self._turn(_S.GONE, now, "nothing is left")

@@ -1,7 +1,7 @@
 """What answers say of nodes and links, for the next plan: segments' seconds by what their work should take.
 
-Kept up by every request, forgotten with the aggregator. Nodes of which no answer says anything are measured
-before an automatic plan is made (measuring.py).
+Kept up by every request, and written down (measures_file.py) for the next life of the aggregator, too.
+Nodes of which no answer has said anything for long are measured before an automatic plan (measuring.py).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aggregator.inference.cut_request import NodeTold
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
@@ -33,6 +33,10 @@ FLOPS_A_THREAD = 4e10
 """What a node is taken for of which nothing was measured."""
 MOST_SHAPES = 256
 """Of which the segments' work is kept in memory; of more the one not asked for longest is read again."""
+MOST_NODES = 1024
+"""Of which measures are kept."""
+FORGOTTEN_SECONDS = 7 * 86_400.0
+"""A node that was not measured for so long is not known any more."""
 SMALL_CALL = 16 * 1024
 """Bytes up to which a call tells of latency."""
 
@@ -64,6 +68,10 @@ class NodeMeasures:
         """Node -> when it was measured last."""
         self._at_once: dict[str, float] = {}
         """Node -> how many of its machine's nodes that one computes for at its full speed."""
+        self._like: dict[str, tuple[int, str]] = {}
+        """Node -> its threads and its machine when it was measured: with others it is another box."""
+        self.changes = 0
+        """Grows with whatever is measured."""
 
     async def answered(
         self,
@@ -118,6 +126,7 @@ class NodeMeasures:
             self._known[one.node] = now
         for node, (took, expected) in sums.items():
             self._measures.computed(node, took, expected, now)
+        self.changes += 1
 
     def probed(
         self,
@@ -152,13 +161,18 @@ class NodeMeasures:
             self._measures.moved(node, size, max(trip.down - trip.empty, 1e-6) + late, now, down=True)
             self._measures.moved(node, size, max(trip.echo - trip.down, 1e-6) + late, now, down=False)
             self._known[node] = now
+        self.changes += 1
 
     def unknown(self, nodes: Sequence[str], now: float) -> tuple[str, ...]:
         """Those of `nodes` that were not measured for HALF_LIFE."""
         return tuple(node for node in nodes if now - self._known.get(node, -inf) > HALF_LIFE)
 
     def told(self, node: NodeTold) -> NodeTold:
-        """The node with what was measured of it."""
+        """The node with what was measured of it: nothing, if it is another box than was measured."""
+        like = node.threads, node.machine
+        if self._like.setdefault(node.name, like) != like:
+            self._forget(node.name)
+            self._like[node.name] = like
         link = self._measures.links(NO_LINKS).to(node.name)
         return replace(
             node,
@@ -170,12 +184,53 @@ class NodeMeasures:
             measured=not self.unknown([node.name], time.monotonic()),
         )
 
-    def keep(self, nodes: Collection[str]) -> None:
-        """Forget all but these nodes."""
-        for name in set(self._known) - set(nodes):
-            self._measures.forget(name)
-            del self._known[name]
-            self._at_once.pop(name, None)
+    def tidy(self, now: float) -> None:
+        """Forget nodes that were not measured for long, and of more than MOST_NODES those of longest ago."""
+        old = [name for name, at in self._known.items() if now - at > FORGOTTEN_SECONDS]
+        last_first = sorted(self._known, key=lambda name: -self._known[name])
+        for name in {*old, *last_first[MOST_NODES:]}:
+            self._forget(name)
+        # Those that were only asked about.
+        self._like = {name: like for name, like in self._like.items() if name in self._known}
+
+    def _forget(self, name: str) -> None:
+        self._measures.forget(name)
+        self._known.pop(name, None)
+        self._at_once.pop(name, None)
+        self._like.pop(name, None)
+
+    def saved(self, now: float) -> dict[str, Any]:
+        """What is known, as JSON; times are ages."""
+        self.tidy(now)
+        means = self._measures.saved(now)
+        return {
+            name: {
+                "age": max(now - at, 0.0),
+                "like": list(self._like.get(name, ())),
+                "at_once": self._at_once.get(name, 0.0),
+                "means": means.get(name, {}),
+            }
+            for name, at in self._known.items()
+        }
+
+    def restore(self, data: Mapping[str, Any], aged: float, now: float) -> None:
+        """What `saved` said `aged` seconds ago. What is no such thing is left out: it is measured anew."""
+        for name, one in data.items():
+            try:
+                known = now - float(one["age"]) - aged
+                means = {what: (v, weight, age + aged) for what, (v, weight, age) in one["means"].items()}
+                at_once, like = float(one["at_once"]), one["like"]
+                if not (isfinite(known) and 0 <= at_once < inf) or known > now:
+                    continue
+                self._measures.restore(name, means, now)
+                if like:
+                    self._like[name] = int(like[0]), str(like[1])
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+                continue
+            self._known[name] = known
+            if at_once:
+                self._at_once[name] = at_once
+        self.tidy(now)
 
 
 _PREDICTED = NO_LINKS.trip_seconds + NO_LINKS.call_seconds

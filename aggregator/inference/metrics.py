@@ -52,6 +52,13 @@ class InferenceMetrics:
         self.batches = make.histogram(
             "infer_batch_rows", "Rows of batches in which requests to models run; 1: of one by itself."
         )
+        self.anew = make.counter(
+            "deployments_planned_anew_total",
+            "Deployments planned anew by reason (gone, came: nodes) and by what came of it (swapped, kept, "
+            "failed).",
+            "reason",
+            "end",
+        )
         for outcome in OUTCOMES:
             self.requests.labels(outcome)
         for direction in ("down", "up"):
@@ -77,6 +84,10 @@ class InferenceMetrics:
     def failed(self) -> None:
         """A request ended with an error."""
         self.requests.labels("failed").inc()
+
+    def planned_anew(self, reason: str, end: str) -> None:
+        """A deployment was planned anew, and what came of it."""
+        self.anew.labels(reason, end).inc()
 
     def cut(self, seconds: float) -> None:
         """A model was cut for a shape."""

@@ -14,13 +14,16 @@ from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.core.messages.inference import WORDS_OF_PLANS
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 
-__all__ = ["Holders", "by_word", "even_layers", "plan_word", "spread"]
+__all__ = ["GAIN", "Holders", "by_word", "even_layers", "plan_word", "spread"]
 
 Holders = Mapping[int, tuple[str, ...]]
 """Part -> nodes that hold it, the one that is asked first in front."""
 
 _CUTS = {"batch": Cut.BATCH, "tokens": Cut.TOKENS, "heads": Cut.HEADS}
 MAX_REPLICAS = 64
+GAIN = 1.1
+"""A plan over several nodes is predicted to be so many times as quick as one node, or one node it is; and a
+plan made anew so many times as quick as the one that serves, or that one goes on."""
 
 
 def plan_word(plan: str) -> tuple[str, Crossing]:

@@ -8,8 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from aggregator.engine.recipe import Engine
+from aggregator.fleet.membership import Member
 from aggregator.inference.cut_request import NodeTold
 from aggregator.inference.deployed import Deployed, PlannedParts
+from aggregator.inference.gained import USABLE, box_of
+from aggregator.inference.holding import PartTaker
 from aggregator.inference.measured import NodeMeasures
 from aggregator.inference.measuring import MOST_MEASURED, MOVED, NodeMeter
 from edge_attention.core.errors import FailedPrecondition, ResourceExhausted
@@ -60,20 +63,40 @@ class PlanNodes:
         if not members:
             raise FailedPrecondition("no node is here to hold the model; start one with edge-node")
         taken = self._taken()
-        self.measures.keep([member.name for member in self._membership.members()])
-        return tuple(
-            self.measures.told(
-                NodeTold(
-                    m.name,
-                    m.register.memory_limit,
-                    taken[m.name],
-                    m.register.threads,
-                    machine=m.register.box.id if m.register.box is not None else "",
-                    cores=m.register.box.cores if m.register.box is not None else 0.0,
-                )
+        return tuple(self._told(member, taken) for member in members)
+
+    def _told(self, member: Member, taken: Counter[str]) -> NodeTold:
+        box = member.register.box
+        return self.measures.told(
+            NodeTold(
+                member.name,
+                member.register.memory_limit,
+                taken[member.name],
+                member.register.threads,
+                machine=box.id if box is not None else "",
+                cores=box.cores if box is not None else 0.0,
             )
-            for m in members
         )
+
+    def quickest(self, candidates: Sequence[PartTaker]) -> str:
+        """Of the nodes that have room for a part, the one that is predicted to do it soonest.
+
+        What it holds already it does first, and takes as long as what is to come. Where none seems to have
+        room, who has most of it: the node itself knows.
+        """
+        taken = self._taken()
+        found = []
+        for one in candidates:
+            member = self._membership.get(one.node)
+            if member is None:
+                continue
+            told = self._told(member, taken)
+            box = box_of(told)
+            late = (one.parts + 1) * box.slowness / box.flops
+            room = USABLE * told.memory_limit - told.taken
+            full = room < one.bytes
+            found.append((full, -room if full else late, -room, one.node))
+        return min(found)[-1] if found else candidates[0].node
 
     def threads(self) -> dict[str, int]:
         return {member.name: member.register.threads for member in self._membership.members()}

@@ -27,7 +27,8 @@ def recalled(folders: DeploymentFolders) -> list[Deployed]:
             ) from None
         before = found.get(deployed.name)
         # It was replaced, and had not gone yet.
-        old = before if before is None or before.version < deployed.version else deployed
+        newer = before is None or (before.version, before.anew) < (deployed.version, deployed.anew)
+        old = before if newer else deployed
         if old is not None:
             replaced.append(old)
         if old is not deployed:

@@ -23,7 +23,7 @@ from aggregator.inference.whole.whole_runner import WholeRunner
 def inference(engine: Engine) -> Recipe:
     """Answers with whole models. Deployments of an earlier life are back when the server resumes."""
     metrics, activity = InferenceMetrics(engine.metrics), InferenceActivity()
-    deployments = Deployments(engine, ModelRunner(engine), WholeRunner(engine), metrics)
+    deployments = Deployments(engine, ModelRunner(engine), WholeRunner(engine), metrics, activity.forget)
     asker = ModelAsker(deployments, metrics, activity, InferenceCounts())
     api = InferenceApi(asker, engine.budgets, engine.turns)
     plane = DataPlane([DeployedModels(asker)], engine.budgets)

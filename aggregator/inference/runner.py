@@ -68,13 +68,17 @@ class ChangingWeights:
 
 
 class ModelRunner:
-    """Runs deployments. `pick`: who is given a part whose nodes have gone; None: who has most room."""
+    """Runs deployments.
+
+    Attributes:
+        pick: who is given a part whose nodes have gone; None: who has most room.
+    """
 
     def __init__(self, engine: Engine, pick: Pick | None = None) -> None:
         self._trips = engine.trips
         self._bulk = engine.bulk
         self._membership = engine.membership
-        self._pick = pick or roomiest(engine.membership)
+        self.pick = pick or roomiest(engine.membership)
         self._deliveries = NodeDeliveries(engine.trips, engine.bulk)
         self._deployed: dict[str, _Deployed] = {}
         self._record = RecordRoom(RECORDED_BYTES)
@@ -156,7 +160,7 @@ class ModelRunner:
             await warm_part(self._trips, self._bulk, course, calls, node, part, warmed)
 
         held = ShapeHolders(
-            self._membership, self._deliveries, pieces, holders, self._pick, warm, self._load, self._look, may
+            self._membership, self._deliveries, pieces, holders, self.pick, warm, self._load, self._look, may
         )
         if version is not None:
             held.renew(version.number, await _pieces_of_version(deployment, course, terms, version))
@@ -284,6 +288,13 @@ class ModelRunner:
             for name in list(deployed.shapes):
                 await self._end_shape(deployed, name)
         self._deployed.clear()
+
+    def seek(self, deployment: str) -> None:
+        """Have parts of which no holder is there given to other nodes, without a request that needs them."""
+        deployed = self._deployed.get(deployment)
+        for made in list(deployed.shapes.values()) if deployed is not None else ():
+            for part in made.holders.lacking:
+                made.holders.seek(part, frozenset())
 
     def holds(self, deployment: str) -> dict[str, dict[int, tuple[str, ...]]]:
         """By shape and part: the nodes that hold it and are there."""

@@ -456,6 +456,7 @@ def test_models_being_cut_and_requests_to_them(tmp_path):
             budgets=b.budgets,
             trips=house.trips,
             bulk=house.bulk,
+            plan_anew=0.0,
         )
         metrics = InferenceMetrics(house.metrics)
         deployments = Deployments(engine, ModelRunner(engine), WholeRunner(engine), metrics)

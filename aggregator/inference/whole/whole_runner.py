@@ -81,7 +81,10 @@ class _Served:
 
 
 class WholeRunner:
-    """Of all deployments. `pick`: who is given a model whose nodes have gone; None: who has most room.
+    """Of all deployments.
+
+    Attributes:
+        pick: who is given a model whose nodes have gone; None: who has most room.
 
     What nodes have been given is freed by `ModelRunner.release`, which knows of those that are away.
     """
@@ -90,7 +93,7 @@ class WholeRunner:
         self._trips = engine.trips
         self._bulk = engine.bulk
         self._membership = engine.membership
-        self._pick = pick or roomiest(engine.membership)
+        self.pick = pick or roomiest(engine.membership)
         self._deliveries = NodeDeliveries(engine.trips, engine.bulk)
         self._served: dict[str, _Served] = {}
         self._busy: Counter[str] = Counter()
@@ -140,7 +143,7 @@ class WholeRunner:
             await self._warm(call, node, feeds)
 
         held = ShapeHolders(
-            self._membership, self._deliveries, [pieces], holders, self._pick, warm, self._load, self._look
+            self._membership, self._deliveries, [pieces], holders, self.pick, warm, self._load, self._look
         )
         self._served[deployment] = _Served(deployment, call, held, whole.graph)
         held.ensure(say)
@@ -182,6 +185,12 @@ class WholeRunner:
         """End what goes on; nodes keep what they have."""
         for deployment in list(self._served):
             await self._end(self._served.pop(deployment))
+
+    def seek(self, deployment: str) -> None:
+        """Have the model given to another node, if no holder is there, without a request that needs it."""
+        served = self._served.get(deployment)
+        if served is not None and served.holders.lacking:
+            served.holders.seek(PART, frozenset())
 
     def holds(self, deployment: str) -> dict[int, tuple[str, ...]]:
         """The nodes that hold it and are there, as part 0."""

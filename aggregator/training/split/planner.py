@@ -18,7 +18,8 @@ import onnx
 import safetensors.numpy
 
 from aggregator.inference.cut_request import NodeTold
-from aggregator.inference.cutting import USABLE, plan_in_words, plan_of_file, share_in_words
+from aggregator.inference.cutting import plan_in_words, plan_of_file, share_in_words
+from aggregator.inference.gained import USABLE
 from aggregator.inference.placement import Holders, by_word, even_layers, plan_word, spread
 from aggregator.training.federated.plan import DataInput
 from aggregator.training.federated.planner import given_values, initial_values

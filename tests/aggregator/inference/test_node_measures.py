@@ -13,6 +13,7 @@ from aggregator.inference import measured
 from aggregator.inference.cut_request import CutRequest, NodeTold
 from aggregator.inference.cutting import choice_of_nodes
 from aggregator.inference.measured import WORK_FILE, NodeMeasures, stated_box, work_text
+from aggregator.inference.measures_file import MeasuresFile
 from aggregator.inference.measuring import MOVED, NodeTimes, TripTimes
 from aggregator.inference.model_answer import SegmentRun
 from edge_attention.core.placement.cuts.boxes import BoxLinks
@@ -46,7 +47,9 @@ def test_a_slow_node_and_a_slow_link_are_told():
     counted = BoxLinks().trip_seconds + BoxLinks().call_seconds
     assert a.latency == pytest.approx((0.004 - counted) / 2)
     assert b.down == b.up == pytest.approx(1e6 / (0.1 - counted))
-    measures.keep(["a"])
+    # By another number of threads it is another box.
+    other = replace(NODES[1], threads=4)
+    assert measures.told(other) == other
     assert measures.told(NODES[1]) == NODES[1]
 
 
@@ -73,6 +76,70 @@ def test_what_was_measured_before_any_answer_is_told():
     assert (a.measured, d.measured) == (True, False)
     assert measures.unknown("abcd", now) == ("d",)
     assert measures.unknown("abcd", now + HALF_LIFE + 1) == tuple("abcd")
+
+
+def test_what_was_measured_outlives_the_aggregator_and_ages(tmp_path):
+    measures, clock = NodeMeasures(), [1000.0]
+    file = MeasuresFile(tmp_path, lambda: clock[0])
+    for node in NODES:
+        measures.told(node)
+    measures.ran(WORK, segments(), {"a": 2, "b": 2}, time.monotonic())
+    text = file.text(measures)
+    assert text is not None
+    assert file.text(measures) is None, "nothing is new"
+    file.write(text)
+
+    def later(seconds, nodes=NODES):
+        clock[0] = 1000.0 + seconds
+        found = NodeMeasures()
+        MeasuresFile(tmp_path, lambda: clock[0]).read(found)
+        return found, [found.told(node) for node in nodes]
+
+    known = [replace(measures.told(node)) for node in NODES]
+    assert later(1)[1] == known
+    # After a while they are what is known, and are measured again before an automatic plan.
+    assert later(2 * HALF_LIFE)[1] == [replace(node, measured=False) for node in known]
+    assert later(8 * 86_400)[1] == NODES
+    assert later(-1)[1] == NODES, "of the future"
+    assert later(1, [replace(node, machine="other") for node in NODES])[1][1].slowness == 1.0
+    # A new measure weighs against the old one by how long ago that was.
+    found, _ = later(2 * HALF_LIFE)
+    found.ran(WORK, segments(slow=1.0), {"a": 2, "b": 2}, time.monotonic())
+    assert found.told(NODES[1]).slowness == pytest.approx(3.0 ** (0.25 / 1.25), rel=0.01)
+
+
+def one_node(means):
+    return f'{{"written": 1, "nodes": {{"a": {{"age": 1, "like": [], "at_once": 0, "means": {means}}}}}}}}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"written": 1}',
+        '{"written": "x", "nodes": {}}',
+        '{"written": 1, "nodes": {"a": 7}}',
+        one_node("{}").replace('"age": 1', '"age": NaN'),
+        one_node('{"up": [1, 0, 1]}'),
+        one_node('{"up": [-1, 1, 1]}'),
+        one_node('{"x": [1, 1, 1]}'),
+        one_node('{"slowness": [1e9, 1, 1]}'),
+    ],
+)
+def test_a_damaged_file_of_measures_is_as_none(tmp_path, text):
+    (tmp_path / "measures.json").write_text(text)
+    measures = NodeMeasures()
+    MeasuresFile(tmp_path, lambda: 2.0).read(measures)
+    assert [measures.told(node) for node in NODES] == NODES
+
+
+def test_of_many_nodes_those_measured_last_are_known(monkeypatch):
+    monkeypatch.setattr(measured, "MOST_NODES", 2)
+    measures = NodeMeasures()
+    for number, name in enumerate("abc"):
+        measures.ran(WORK, [replace(segments()[0], node=name)], {name: 2}, float(number))
+    assert set(measures.saved(3.0)) == {"b", "c"}
 
 
 def test_warming_says_nothing_of_links():

@@ -23,6 +23,7 @@ def test_nodes_free_what_a_killed_aggregator_had_begun_to_deploy(tmp_path):
             budgets=Budgets(),
             trips=house.trips,
             bulk=house.bulk,
+            plan_anew=0.0,
         )
         folders = DeploymentFolders(house.state)
         folders.remove(folders.make("gone-1", house.state.put_blob(b"onnx"), {})[0])

@@ -8,7 +8,7 @@ a plan that nothing has run yet.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
@@ -46,6 +46,11 @@ class _BoxMeasures:
     down: DecayedMean | None = None
     up: DecayedMean | None = None
     """Seconds a byte."""
+
+
+_MEANS = ("slowness", "latency", "down", "up")
+_MOST = 1e6
+"""Of a slowness's logarithm, far more than is; of seconds, and seconds a byte."""
 
 
 @dataclass
@@ -117,6 +122,33 @@ class FleetMeasures:
                 link.medium,
             )
         return replace(stated, of=of)
+
+    def saved(self, now: float) -> dict[str, dict[str, list[float]]]:
+        """By box what was measured of it and its link, to be kept: value, weight and age of each mean.
+
+        Segments are measured anew.
+        """
+        return {
+            name: {
+                what: [mean.value, mean.weight, max(now - mean.at, 0.0)]
+                for what in _MEANS
+                if (mean := getattr(found, what)) is not None
+            }
+            for name, found in self._boxes.items()
+        }
+
+    def restore(self, box: str, means: Mapping[str, Sequence[float]], now: float) -> None:
+        """What `saved` said of the box, in place of what is known. Nothing is restored where this raises.
+
+        Raises ValueError: it is none of that.
+        """
+        found = _BoxMeasures()
+        for what, (value, weight, age) in means.items():
+            sound = all(map(math.isfinite, (value, weight, age))) and weight > 0 and age >= 0
+            if what not in _MEANS or not sound or (what != "slowness" and value < 0) or abs(value) > _MOST:
+                raise ValueError(f"{what} of {box!r}: {value}, {weight}, {age}")
+            setattr(found, what, DecayedMean(float(value), float(weight), now - age))
+        self._boxes[box] = found
 
     @property
     def segments(self) -> Mapping[tuple[str, str], float]:
