@@ -1,0 +1,52 @@
+"""The classification extension, against NumPy's sorting of each row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from aggregator.inference.protocol.classification import classified
+from edge_attention.core.errors import InvalidArgument
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.float32, np.int8, np.uint64]),
+        st.tuples(st.integers(1, 3), st.integers(1, 6)),
+        elements=st.integers(0, 5),
+    ),
+    st.integers(1, 8),
+    st.booleans(),
+)
+def test_the_largest_of_each_row_equal_ones_in_their_order(array, classes, batched):
+    found = classified(array, classes, "y", batched=batched)
+    rows = array if batched else array.reshape(1, -1)
+    expected = [
+        [
+            f"{row[i]:f}:{i}".encode()
+            for i in sorted(range(len(row)), key=lambda i: (-float(row[i]), i))[:classes]
+        ]
+        for row in rows
+    ]
+    assert found.tolist() == (expected if batched else expected[0])
+
+
+def test_what_has_no_order_comes_last():
+    assert classified(np.array([np.nan, 1, 2]), 3, "y", batched=False).tolist()[:2] == [
+        b"2.000000:2",
+        b"1.000000:1",
+    ]
+
+
+@pytest.mark.parametrize("classes", [0, -1, True, "2", 10_001])
+def test_no_number_of_classes(classes):
+    with pytest.raises(InvalidArgument, match="'classification' of output 'y' must be 1 to 10,000"):
+        classified(np.zeros(3, np.float32), classes, "y", batched=False)
+
+
+def test_strings_have_no_classes():
+    with pytest.raises(InvalidArgument, match="cannot be classified"):
+        classified(np.array([b"x"], object), 1, "y", batched=False)
