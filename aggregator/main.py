@@ -57,6 +57,14 @@ from edge_attention.options import ADDRESS, name_sources, set_up
     help="Seconds after which a deployed model is planned anew without a node that is gone, and after twice "
     "as many with one that has come; 0: never.",
 )
+@click.option(
+    "--largest-message",
+    type=click.IntRange(8, 2048),
+    default=2048,
+    metavar="MIB",
+    help="Of gRPC, which has one limit for all: requests and answers of the Open Inference Protocol may be "
+    "as large, others have 4 MiB at most.",
+)
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @trust_options
 @click.version_option(package_name="edge-attention")
@@ -70,6 +78,7 @@ def main(
     lease: float,
     patience: float,
     plan_anew: float,
+    largest_message: int,
     log_level: str,
     trust: Mapping[str, Any],
 ) -> None:
@@ -95,6 +104,7 @@ def main(
     try:
         from aggregator.server import ServerSettings, serve
         from aggregator.trust.trust import TrustSettings
+        from edge_attention.wire.open_inference import LARGEST_MESSAGE
     except ModuleNotFoundError as error:
         print(
             f"edge-aggregator: {error.name} is not installed; pip install 'edge-attention[aggregator]'",
@@ -105,7 +115,10 @@ def main(
     if trust["tls"]:
         operators = operators_files(trust)
         trusted = TrustSettings(trust["tls_name"], life(trust), operators, trust["bootstrap"], grpc_log)
-    settings = ServerSettings(*listen, state, metrics_host, metrics_port, lease, patience, trusted, plan_anew)
+    largest = min(largest_message << 20, LARGEST_MESSAGE)
+    settings = ServerSettings(
+        *listen, state, metrics_host, metrics_port, lease, patience, trusted, plan_anew, largest
+    )
     try:
         loop.run(serve(settings))
     except EdgeAttentionError as error:

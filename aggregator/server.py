@@ -44,6 +44,7 @@ from aggregator.trust.revocations import Revocations, RevokedNodes
 from edge_attention.core.addresses import require_loopback
 from edge_attention.core.errors import EdgeAttentionError, Internal, InvalidArgument
 from edge_attention.descriptors import raise_descriptors
+from edge_attention.wire.open_inference import LARGEST_MESSAGE
 
 # What an aggregator without TLS, or without an HTTP port, does not load: 20 MB of memory.
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class ServerSettings:
     patience: float
     trust: TrustSettings | None = None  # None: without TLS, on loopback only
     plan_anew: float = 30.0
+    largest_message: int = LARGEST_MESSAGE  # bytes, of gRPC
 
 
 async def serve(settings: ServerSettings) -> None:
@@ -166,7 +168,7 @@ async def running(
             trust.guard.require_roles(roles)
             handlers |= trust.handlers()
 
-        server = grpc.aio.server(options=server_options())
+        server = grpc.aio.server(options=server_options(settings.largest_message))
         guard = trust.guard if trust is not None else None
         generic = service_handlers(handlers, guard, metrics, subject, answer_room(budgets))
         server.add_generic_rpc_handlers(tuple(generic))

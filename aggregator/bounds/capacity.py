@@ -30,16 +30,19 @@ def connections() -> int:
     return CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, soft // 2))
 
 
-def server_options() -> tuple[tuple[str, int], ...]:
+def server_options(largest: int = LARGEST_MESSAGE) -> tuple[tuple[str, int], ...]:
     """gRPC's options of the server: those of both sides (wire/methods.py), but for the size of messages.
 
     gRPC has one limit for all methods of a server, and that of the Open Inference Protocol's is the largest
     there is. So each method's codec refuses what is past its own before it is parsed.
+
+    Args:
+        largest: bytes of a message, of any method.
     """
     return (
         *(option for option in CHANNEL_OPTIONS if not option[0].endswith("_message_length")),
-        ("grpc.max_receive_message_length", LARGEST_MESSAGE),
-        ("grpc.max_send_message_length", LARGEST_MESSAGE),
+        ("grpc.max_receive_message_length", largest),
+        ("grpc.max_send_message_length", largest),
         ("grpc.max_concurrent_streams", STREAMS),
         ("grpc.max_allowed_incoming_connections", connections()),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MILLISECONDS),
