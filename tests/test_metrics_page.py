@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 ROWS = re.findall(
-    r"^\| `(edge_attention_\w+)` \| (\w+) \| (.*?) \| (.+?) \| `(.+)` \|$", PAGE, flags=re.MULTILINE
+    r"^\| `((?:edge_attention|nv_inference)_\w+)` \| (\w+) \| (.*?) \| (.+?) \| `(.+)` \|$",
+    PAGE,
+    flags=re.MULTILINE,
 )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from aggregator.inference.feeds import shape_text
+from aggregator.inference.traffic import ModelTraffic
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.inference import InferReport
 from edge_attention.core.tensors import Array
@@ -48,9 +49,14 @@ class ModelTimes:
 
 
 class InferenceActivity:
-    """`clock`: seconds since 1970."""
+    """`clock`: seconds since 1970.
+
+    Attributes:
+        traffic: what goes on with each model now.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.traffic = ModelTraffic()
         self.latest: deque[AnswerLine] = deque(maxlen=LATEST)
         self.models: dict[str, ModelTimes] = {}
         self._clock = clock
@@ -61,16 +67,20 @@ class InferenceActivity:
         shapes = shape_text({name: array.shape for name, array in feeds.items()})[:120]
         outcome = "exact" if report.exact else "partial"
         self._add(model, outcome, shapes, report.seconds, report.lacking)
+        self.traffic.add(model, "requests")
         if model in self.models or len(self.models) < MODELS:
             self.models.setdefault(model, ModelTimes()).add(report)
 
     def failed(self, model: str, seconds: float, error: EdgeAttentionError) -> None:
         """A request ended with an error."""
         self._add(model, "failed", "", {"all": seconds}, error.message)
+        self.traffic.add(model, "requests")
+        self.traffic.add(model, "failures")
 
     def forget(self, model: str) -> None:
         """The model is no longer deployed."""
         self.models.pop(model, None)
+        self.traffic.forget(model)
 
     def _add(self, model: str, outcome: str, shapes: str, seconds: Mapping[str, float], why: str) -> None:
         self._count += 1

@@ -57,19 +57,23 @@ function card(key, model, state) {
     model.coverage < 1 ? h("p", { class: "failed" }, `The parts do ${percent(model.coverage)} of the model: ${model.lacking}`) : null,
     h("dl", { class: "figures" },
       figure("requests", count(model.requests)),
-      model.failed ? figure("failed", count(model.failed)) : null,
-      figure("under way", count(model.in_flight)),
+      model.rates.requests ? figure("requests now", rate(model.rates.requests)) : null,
+      model.rates.tokens ? figure("tokens now", rate(model.rates.tokens)) : null,
+      model.failed ? figure("failed", model.rates.failures ? `${count(model.failed)}, now ${rate(model.rates.failures)}` : count(model.failed)) : null,
+      figure("under way", model.queued ? `${count(model.in_flight)}, ${count(model.queued)} of them waiting` : count(model.in_flight)),
       mean ? figure("mean", took(mean)) : null,
       model.down ? figure("activations a request", `${bytes(model.down)} down, ${bytes(model.up)} up`) : null),
     model.parts.length ? picture(model, state) : null,
     parts(model, state));
 }
 
+const rate = (number) => `${number >= 10 ? count(Math.round(number)) : number.toFixed(1)} a second`;
+
 /** The plan: layers from left to right, a row a part, in the colour of the node that holds it. */
 function picture(model, state) {
   const row = 14, gap = 3, width = 100, height = model.parts.length * (row + gap);
   const said = model.parts.map((part) => `part ${part.part}: layers ${part.layers[0]} to ${part.layers[1] - 1}, ${part.share}, on ${part.holders.join(" and ") || "no node"}`).join("; ");
-  return h("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": said, height: Math.min(height, 240) },
+  return h("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": said, width: "100%", height: Math.min(height, 240) },
     model.parts.map((part, i) => {
       const [start, stop] = part.layers;
       const node = part.live[0] ?? part.holders[0] ?? "";

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from aggregator.inference.activity import AnswerLine, InferenceActivity, ModelTimes
@@ -25,7 +25,10 @@ class InferencePage:
         return PagePart(
             sections={
                 "models": {
-                    f"{m.name}/{m.version}": _model(m, self._activity.models.get(m.name)) for m in models
+                    f"{m.name}/{m.version}": _model(
+                        m, self._activity.models.get(m.name), self._activity.traffic.rates(m.name)
+                    )
+                    for m in models
                 },
                 "infers": {str(line.number): _line(line) for line in self._activity.latest},
             },
@@ -58,7 +61,7 @@ def _troubles(models: Iterable[DeployedModel]) -> Iterator[tuple[str, Trouble]]:
             )
 
 
-def _model(model: DeployedModel, times: ModelTimes | None) -> dict[str, Any]:
+def _model(model: DeployedModel, times: ModelTimes | None, rates: Mapping[str, float]) -> dict[str, Any]:
     return {
         "name": model.name,
         "version": model.version,
@@ -88,6 +91,7 @@ def _model(model: DeployedModel, times: ModelTimes | None) -> dict[str, Any]:
         "in_flight": model.in_flight,
         "queued": model.queued,
         "batching": model.batching,
+        "rates": {kind: number(rate, 3) for kind, rate in rates.items()},
         "seconds": {k: number(v, 3) for k, v in times.seconds.items()} if times else {},
         "part_seconds": {k: number(v, 3) for k, v in list(times.part_seconds.items())[:PARTS]}
         if times

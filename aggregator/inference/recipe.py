@@ -8,6 +8,7 @@ from aggregator.engine.recipe import Engine, Recipe
 from aggregator.inference.activity import InferenceActivity
 from aggregator.inference.asking import ModelAsker
 from aggregator.inference.decoding.sessions import DecoderSessions
+from aggregator.inference.deployed import Deployed
 from aggregator.inference.deployments import Deployments
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.page import InferencePage
@@ -15,6 +16,7 @@ from aggregator.inference.protocol.data_plane import DataPlane
 from aggregator.inference.protocol.deployed_models import DeployedModels
 from aggregator.inference.protocol.service import OpenInferenceApi
 from aggregator.inference.protocol.statistics import InferenceCounts
+from aggregator.inference.protocol.triton_metrics import TritonMetrics
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.service import InferenceApi
 from aggregator.inference.whole.whole_runner import WholeRunner
@@ -24,10 +26,20 @@ def inference(engine: Engine) -> Recipe:
     """Answers with whole models. Deployments of an earlier life are back when the server resumes."""
     metrics, activity = InferenceMetrics(engine.metrics), InferenceActivity()
     deployments = Deployments(engine, ModelRunner(engine), WholeRunner(engine), metrics, activity.forget)
-    asker = ModelAsker(deployments, metrics, activity, InferenceCounts())
+    counts = InferenceCounts()
+    asker = ModelAsker(deployments, metrics, activity, counts)
     api = InferenceApi(asker, engine.budgets, engine.turns)
     plane = DataPlane([DeployedModels(asker)], engine.budgets)
     sessions = DecoderSessions(engine, deployments)
+
+    TritonMetrics(plane.model_statistics, engine.metrics.registry)
+
+    async def forget(gone: Deployed) -> None:
+        serves = deployments.serving(gone.name)
+        if serves is None or serves is gone or serves.version != gone.version:
+            counts.forget(gone.name, gone.version)
+
+    deployments.leaving.append(forget)
 
     async def close() -> None:
         await sessions.shut()

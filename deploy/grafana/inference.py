@@ -50,6 +50,35 @@ REQUESTS = Row(
     ],
 )
 
+BY_MODEL = Row(
+    "By model",
+    [
+        series(
+            "Requests by model",
+            "Answered ones a second, by the names that Triton's metrics have.",
+            Query("sum by (model) (rate(nv_inference_request_success[$__rate_interval]))", "{{model}}"),
+            unit="reqps",
+            stack=True,
+        ),
+        series(
+            "Failures by model",
+            "Requests of five minutes that ended with an error.",
+            Query("sum by (model) (increase(nv_inference_request_failure[5m]))", "{{model}}"),
+            unit="short",
+        ),
+        series(
+            "Waiting by model",
+            "Mean time that a request waited: for nodes to be ready for its shape, and for its turn.",
+            Query(
+                "sum by (model) (rate(nv_inference_queue_duration_us[$__rate_interval])) / "
+                "(sum by (model) (rate(nv_inference_request_success[$__rate_interval])) > 0)",
+                "{{model}}",
+            ),
+            unit="µs",
+        ),
+    ],
+)
+
 STAGE = Row(
     "Where the time goes",
     [
@@ -98,5 +127,5 @@ BOARD = Board(
     "models",
     "Edge Attention: models",
     "What is asked of deployed models, how long each stage takes, what nodes hold of them.",
-    [REQUESTS, STAGE, HELD],
+    [REQUESTS, BY_MODEL, STAGE, HELD],
 )

@@ -74,6 +74,8 @@ NODE = {
     "certificate_expiry_timestamp_seconds": set(),
 }
 
+TRITON = {"nv_inference_request_success", "nv_inference_request_failure", "nv_inference_queue_duration_us"}
+"""The aggregator's too, by the names that Triton's metrics have."""
 PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 PROMETHEUS = {"up", "ALERTS"}
 TARGET = {"job", "instance"}
@@ -85,6 +87,7 @@ def exposed() -> dict[str, set[str]]:
     made |= {f"edge_attention_node_{name}": labels for name, labels in NODE.items()}
     for name, labels in HISTOGRAMS.items():
         made |= {f"{name}_sum": labels, f"{name}_count": labels, f"{name}_bucket": labels | {"le"}}
+    made |= {name: {"model", "version"} for name in TRITON}
     made |= {name: set() for name in PROCESS}
     # Service discovery adds the label `node` to what comes from nodes.
     return {
@@ -96,6 +99,8 @@ def exposed() -> dict[str, set[str]]:
 def used(expr: str) -> Iterator[tuple[str, set[str]]]:
     """Metrics named in PromQL, with the labels their selectors match on."""
     without_texts = re.sub(r'"(?:[^"\\]|\\.)*"', '""', expr)
-    pattern = r"\b(edge_attention[_:][\w:]+|process_\w+|up|ALERTS)\b(?!\s*\()(?:\{([^}]*)\})?"
+    pattern = (
+        r"\b(edge_attention[_:][\w:]+|nv_inference_\w+|process_\w+|up|ALERTS)\b(?!\s*\()(?:\{([^}]*)\})?"
+    )
     for found in re.finditer(pattern, without_texts):
         yield found[1], set(re.findall(r"(\w+)\s*[=!]", found[2] or ""))
