@@ -1,9 +1,9 @@
-"""Calls of prepared programs that only run graphs and return or store what these make, step by step.
+"""Calls of prepared programs that run graphs, and return, store or append what these make, step by step.
 
 Most calls are such ones, and each is a moment of Python after milliseconds of something else, when the
 processor's caches have forgotten the code: less code is what is fast then. So what a call does is found
 once, when its program is prepared, and what is left is to run and to hand back. All else is the executor's:
-programs that append, drop or read data, and a call that meets a private tensor, before anything of it ran.
+programs that drop or read data, and a call that meets a private tensor, before anything of it ran.
 """
 
 from __future__ import annotations
@@ -13,10 +13,20 @@ from collections.abc import Callable, Generator, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from edge_attention.core.errors import InvalidArgument, InvalidTensor
+from edge_attention.core.errors import InvalidArgument, InvalidProgram, InvalidTensor
 from edge_attention.core.halves import stored_dtype
-from edge_attention.core.messages.program import Call, Contribution, Instruction, Return, Run, Slot, Stored
+from edge_attention.core.messages.program import (
+    Append,
+    Call,
+    Contribution,
+    Instruction,
+    Return,
+    Run,
+    Slot,
+    Stored,
+)
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, Encoded, Encoding, require_stored
+from edge_node.appending import placed, require_sequence
 from edge_node.runtime import ForeignGraph, Graph, Stop
 from edge_node.store.held import Held
 from edge_node.store.kept_files import KEPT
@@ -55,7 +65,8 @@ class _Step:
         graph: its digest, and `session` the graph where it has constants of its own.
         fixed: inputs that are in the program.
         own: input -> the task's tensor of that name.
-        stored: input -> what is stored.
+        stored: input -> what is stored, and `grown` what the program itself has appended to before.
+        appends: what is appended before it runs.
         outputs: the graph's outputs that are kept, and `names`: what the task calls them, or the store.
     """
 
@@ -67,6 +78,8 @@ class _Step:
     outputs: tuple[str, ...]
     names: tuple[str, ...]
     returns: tuple[Return, ...]
+    grown: tuple[tuple[str, Stored], ...] = ()
+    appends: tuple[Append, ...] = ()
 
 
 class DirectProgram:
@@ -87,9 +100,21 @@ class DirectProgram:
         if len(instructions) + len(own) > MAX_STEPS or not all(name.startswith("task/") for name in own):
             return None
         steps: list[_Step] = []
+        appends: list[Append] = []
+        grown = set[str]()
         for instruction in instructions:
-            if isinstance(instruction, Run):
+            if isinstance(instruction, Append):
+                if not _plain(instruction, own):
+                    return None
+                appends.append(instruction)
+                grown.add(instruction.sequence)
+            elif isinstance(instruction, Run):
                 step = _step(instruction, own)
+                if step is not None and (appends or grown):
+                    own_grown = tuple(item for item in step.stored if item[1].name in grown)
+                    rest = tuple(item for item in step.stored if item[1].name not in grown)
+                    step = replace(step, stored=rest, grown=own_grown, appends=tuple(appends))
+                    appends = []
                 if step is None or any(stored.name in kept for _, stored in step.stored):
                     return None  # what is stored is looked up before the first step
                 own.update(name for name in step.names if name.startswith("task/"))
@@ -104,7 +129,7 @@ class DirectProgram:
                 steps[-1] = replace(last, returns=(*last.returns, instruction))
             else:
                 return None
-        return cls(tuple(steps)) if steps else None
+        return cls(tuple(steps)) if steps and not appends else None
 
     def kind(
         self,
@@ -147,6 +172,22 @@ def _step(run: Run, own: set[str]) -> _Step | None:
         return None  # it is to be on the disk before the task is done
     outputs = tuple(run.outputs)
     return _Step(run.graph, session, fixed, tuple(tensors), tuple(stored), outputs, names, ())
+
+
+def _plain(append: Append, own: set[str]) -> bool:
+    """Whether it appends what the task has made, where the call says, to a sequence that lies in memory."""
+    source = append.source
+    return (
+        isinstance(source, Stored)
+        and source.name in own
+        and source.tiles is None
+        and append.place in own
+        and append.at is None
+        and not (append.revision or append.shape)
+        and append.sequence.startswith("job/")
+        and KEPT not in append.sequence
+        and _is_name(append.sequence)
+    )
 
 
 def _is_name(name: str) -> bool:
@@ -259,6 +300,13 @@ class DirectCall:
     ) -> dict[str, Array | Encoded]:
         """Run the step's graph; what it returns."""
         tensors = self._tensors
+        for append in step.appends:
+            self._append(append)
+        for name, stored in step.grown:
+            held = self._store.get(stored.name, stored.tiles)
+            if held.origin is not None:
+                raise InvalidProgram(f"{stored.name} is private: it is for tasks that take it from the first")
+            feeds[name] = held.array
         for name, own in step.own:
             feeds[name] = tensors[own]
         started = time.monotonic()
@@ -291,6 +339,13 @@ class DirectCall:
                 stored_dtype(encoding, array.dtype, returned.stored)  # refuses what cannot travel so
                 pending[returned.name] = Encoded(array, encoding)
         return pending
+
+    def _append(self, append: Append) -> None:
+        source = append.source
+        assert isinstance(source, Stored)
+        rows, at = placed(append, self._tensors[source.name], Held(self._tensors[append.place]))
+        require_sequence(self._store, append.sequence, at)
+        self._store.append(append.sequence, rows, at, append.tile)
 
     def _count(self, size: int) -> None:
         """Raises OutOfMemory if the store has no room for so many bytes beside what it holds."""

@@ -18,7 +18,6 @@ from edge_attention.core.errors import (
     EdgeAttentionError,
     Internal,
     InvalidProgram,
-    NotFound,
 )
 from edge_attention.core.halves import stored_dtype
 from edge_attention.core.messages import program as said
@@ -27,6 +26,7 @@ from edge_attention.core.printable import shown
 from edge_attention.core.release import Edge, every_row, numbered
 from edge_attention.core.release import column as column_source
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
+from edge_node.appending import placed, require_sequence
 from edge_node.data.datasets import LocalDataset
 from edge_node.direct import BoundRun
 from edge_node.discretion import (
@@ -424,9 +424,6 @@ class Execution:
             source, at = held.array, append.at
             if append.place:
                 source, at = placed(append, source, self._held(append.place), turn)
-                own = self._scoped(name) if name.startswith("task/") else name
-                if at and not self._store.is_sequence(own):
-                    raise NotFound(f"this node stores nothing called {name!r}, to append to at token {at}")
             elif at is not None and turn is not None:
                 at += turn * len(source)
             if name.startswith("task/"):
@@ -434,6 +431,8 @@ class Execution:
                 self._sequences.add(name)
             else:
                 self._changed.add(name)
+            if append.place:
+                require_sequence(self._store, name, at)
             self._store.append(name, source, at, append.tile, held.origin, append.revision)
 
     def _batch(self, batch: Batch, turn: int | None) -> None:
@@ -516,28 +515,6 @@ class Execution:
         stored_dtype(encoding, array.dtype, instruction.stored)  # refuses what cannot travel so
         self._pending[instruction.name] = array if encoding is Encoding.RAW else Encoded(array, encoding)
         self._pending_bytes += array.nbytes
-
-
-def placed(append: said.Append, source: Array, place: Held, turn: int | None = None) -> tuple[Array, int]:
-    """The rows of `source` that are appended, and at which token, as `place` says.
-
-    Raises InvalidProgram: it does not say that, or of other rows than there are.
-    """
-    array = place.array
-    if array.dtype != np.int64 or array.shape != (3,) or append.at is not None or turn is not None:
-        raise InvalidProgram(
-            f"{append.place} is {array.dtype} {list(array.shape)}: a place is int64 [3], of an append "
-            "without a token and outside of a Repeat"
-        )
-    if place.origin is not None:
-        raise InvalidProgram(f"{append.place} is private: where a sequence is written is seen from outside")
-    first, count, at = map(int, array)
-    if not 0 <= first <= first + count <= len(source):
-        raise InvalidProgram(
-            f"{append.place} says rows {first} to {first + count} of the source of {append.sequence}, which "
-            f"has {len(source)}"
-        )
-    return source[first : first + count], at
 
 
 @lru_cache(1024)

@@ -49,6 +49,7 @@ async def fly(
     feeds = row_inputs(flight, form, {name: spec.dtype for name, spec in schedule.feeds.items()})
     meetings = Meetings(cut.course.folds)
     slots = tuple(slot_scope(programs.deployment, programs.life, slot) for slot in flight.slots)
+    places: dict[tuple[int, int], dict[str, Array]] = {}
     for number, step in enumerate(schedule.steps):
         errands: list[Errand] = []
         parts: dict[str, int] = {}
@@ -64,7 +65,7 @@ async def fly(
                     coverage=range(segment.part, segment.part + 1),
                     instructions=call.instructions,
                     wanted=call.wanted,
-                    inline=call.inline(flight, form, segment.part, feeds, meetings),
+                    inline=call.inline(flight, form, segment.part, feeds, meetings, places),
                     prepared=call.prepared,
                 )
             )

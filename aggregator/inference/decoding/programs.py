@@ -91,24 +91,34 @@ class FlightCall:
 
     def zeros(self, flight: Flight, form: DecoderForm, part: int) -> dict[str, Array]:
         """What is in its slots before there are sessions: zeros, and where the flight's rows are."""
-        return dict(self.empty) | self._where(flight, form, part)
+        return dict(self.empty) | self._where(flight, form, part, {})
 
     def inline(
-        self, flight: Flight, form: DecoderForm, part: int, feeds: Mapping[str, Array], meetings: Meetings
+        self,
+        flight: Flight,
+        form: DecoderForm,
+        part: int,
+        feeds: Mapping[str, Array],
+        meetings: Meetings,
+        known: dict[tuple[int, int], dict[str, Array]],
     ) -> dict[str, Array]:
-        """What is in its slots."""
+        """What is in its slots. `known`: gets where the flight's rows are, by part and window."""
         found: dict[str, Array] = {}
         for slot, source in self.sent.items():
             if isinstance(source, ModelInput):
                 found[slot] = take(feeds[source.name], source.extent)
             else:
                 found[slot] = meetings.take(source)
-        return found | self._where(flight, form, part)
+        return found | self._where(flight, form, part, known)
 
-    def _where(self, flight: Flight, form: DecoderForm, part: int) -> dict[str, Array]:
+    def _where(
+        self, flight: Flight, form: DecoderForm, part: int, known: dict[tuple[int, int], dict[str, Array]]
+    ) -> dict[str, Array]:
         found: dict[str, Array] = {}
         for window in self.windows:
-            places = part_places(flight, form, part, window)
+            places = known.get((part, window))
+            if places is None:
+                places = known[part, window] = part_places(flight, form, part, window)
             found |= {
                 slot: places[name.removesuffix(f"/{window}")]
                 for slot, name in self.places.items()

@@ -222,7 +222,8 @@ class SessionScheduler:
                 f"bound session-tokens: the session has {session.length} tokens, and the model positions for "
                 f"{self.form.length}: {len(ids)} more do not fit; open another one"
             )
-        self._require_room(session, len(ids))
+        if session.place and (error := self._no_room(session, session.place, session.length + len(ids))):
+            raise error
         session.asked, session.answered, session.tries = session.length, [], 0
         session.tokens += ids
         session.began = session.since = session.used = now
@@ -400,13 +401,13 @@ class SessionScheduler:
             return f"no node that is there holds part {part}: {self._nodes.why(part)}"
         return f"{len(self._flights)} trips of other sessions are under way"
 
-    def stored_bytes(self, node: str) -> int:
-        """What sessions store on a node."""
+    def stored_bytes(self, node: str, but: DecoderSession | None = None) -> int:
+        """What sessions store on a node; `but`: without this one."""
         return sum(
             self._bytes(session, part, session.length)
             for session in self.sessions.values()
             for part, at in enumerate(session.place)
-            if at == node
+            if at == node and session is not but
         )
 
     def check(self) -> None:
@@ -433,17 +434,21 @@ class SessionScheduler:
         if session.phase is not DecodePhase.IDLE or flies:
             raise FailedPrecondition("the session is being extended: wait for that, and then ask")
 
-    def _require_room(self, session: DecoderSession, more: int) -> None:
-        for part, node in enumerate(session.place):
-            before = self._bytes(session, part, session.length)
-            size = self._bytes(session, part, session.length + more) - before
-            used, room = self.stored_bytes(node), self._room(node)
+    def _no_room(
+        self, session: DecoderSession, place: Sequence[str], tokens: int
+    ) -> ResourceExhausted | None:
+        """Why nodes cannot store so many tokens of the session, if they cannot."""
+        for node in dict.fromkeys(place):
+            parts = [part for part, at in enumerate(place) if at == node]
+            size = sum(self._bytes(session, part, tokens) for part in parts)
+            used, room = self.stored_bytes(node, session), self._room(node)
             if size and used + size > room:
-                raise ResourceExhausted(
-                    f"bound cache-bytes: sessions store {used:,} bytes on node {node!r}, which has {room:,} "
-                    f"for them; {size:,} more do not fit: close sessions, or start the node with a larger "
-                    "--memory-limit"
+                return ResourceExhausted(
+                    f"bound cache-bytes: other sessions store {used:,} bytes on node {node!r}, which has "
+                    f"{room:,} for them; {size:,} more do not fit: close sessions, or start the node with a "
+                    "larger --memory-limit"
                 )
+        return None
 
     def _bytes(self, session: DecoderSession, part: int, tokens: int) -> int:
         """What a part stores of a session of so many tokens, in whole tiles."""
@@ -518,7 +523,10 @@ class SessionScheduler:
                         sought.add(lacking)
                         found.append(SeekHolder(lacking))
                     continue
-                if (group and (own != place or session.alone)) or (group and group[0].alone):
+                if group and (own != place or session.alone or group[0].alone):
+                    continue
+                if own != session.place and (error := self._no_room(session, own, session.length)):
+                    found += self._refuse(session, error)
                     continue
                 place = own
                 group.append(session)

@@ -1,0 +1,410 @@
+"""Which rows go on the next trip: transcripts, and everything at random."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aggregator.inference.decoding import scheduling
+from aggregator.inference.decoding.flights import owned_before, part_places, row_inputs
+from aggregator.inference.decoding.scheduling import (
+    CallAnswered,
+    CallRefused,
+    Fly,
+    ForgetSession,
+    SeekHolder,
+    SessionScheduler,
+    SupplyHolder,
+)
+from edge_attention.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.schedule.pieces import CacheForm, DecoderForm
+
+CACHE = CacheForm(2, 4, 4)
+ROWS = (1, 2, 4, 8, 16)
+EVENTS = ("open", "extend", "extend", "land", "land", "lose", "restart", "close", "cut")
+
+
+class Nodes:
+    """Who is there; `held`: part -> nodes."""
+
+    def __init__(self, **held):
+        self.held = {int(part[1:]): nodes for part, nodes in held.items()}
+        self.states = {node: NodeState.READY for nodes in self.held.values() for node in nodes}
+        self.lives = Counter()
+
+    def state(self, node):
+        return self.states[node]
+
+    def life(self, node):
+        return f"{node}-{self.lives[node]}"
+
+    def holders(self, part):
+        return self.held[part]
+
+    def why(self, part):
+        return f"nobody has part {part}"
+
+    def load(self, node):
+        return 0
+
+    def restart(self, node):
+        self.lives[node] += 1
+
+
+def machine(nodes=None, lanes=1, length=100, by_tokens=False, room=1 << 30, parts=2):
+    nodes = nodes or Nodes(p0=["a"], p1=["b"])
+    form = DecoderForm(
+        "ids", "at", "logits", 10, length, ROWS, by_tokens, (1.0,) * parts, ((CACHE,),) * parts
+    )
+    return SessionScheduler(form, nodes, lambda node: room, lanes), nodes
+
+
+def flights(actions):
+    return [action.flight for action in actions if isinstance(action, Fly)]
+
+
+def logits(flight):
+    """Of each row its token, so that answers can be told."""
+    found = np.zeros((flight.rows, 10), np.float32)
+    ids = [token for chunk in flight.chunks for token in chunk.ids]
+    found[np.arange(len(ids)), ids] = 1
+    return found
+
+
+def tokens(answer):
+    return answer.logits.argmax(1).tolist()
+
+
+def test_a_call_flies_and_is_answered_by_its_new_tokens():
+    m, _ = machine()
+    session = m.open("me", 0.0)
+    (flight,) = flights(m.extend(session.number, [3, 1, 4], 0.0, 9.0))
+    assert flight.place == ("a", "b")
+    assert (flight.rows, flight.chunks[0].start, flight.chunks[0].ids) == (4, 0, (3, 1, 4))
+    (answer,) = m.landed(flight.number, logits(flight), 1.0)
+    assert tokens(answer) == [3, 1, 4]
+    (flight,) = flights(m.extend(session.number, [5], 2.0, 9.0))
+    assert (flight.rows, flight.chunks[0].start) == (1, 3)
+    (answer,) = m.landed(flight.number, logits(flight), 3.0)
+    assert tokens(answer) == [5]
+    m.check()
+
+
+def test_sessions_that_wait_go_together_and_short_ones_first(monkeypatch):
+    monkeypatch.setattr(scheduling, "CHUNK_ROWS", 4)
+    m, _ = machine()
+    long, one, two = (m.open("me", 0.0) for _ in range(3))
+    (first,) = flights(m.extend(long.number, [1] * 30, 0.0, 9.0))
+    assert len(first.chunks[0].ids) == 16, "nobody else waits"
+    assert not m.extend(one.number, [2], 0.1, 9.0)
+    assert not m.extend(two.number, [3], 0.2, 9.0)
+    (second,) = flights(m.landed(first.number, logits(first), 1.0))
+    assert [(c.session, len(c.ids)) for c in second.chunks] == [
+        (one.number, 1),
+        (two.number, 1),
+        (long.number, 4),
+    ]
+    ended = m.landed(second.number, logits(second), 2.0)
+    assert [tokens(a) for a in ended if isinstance(a, CallAnswered)] == [[2], [3]]
+    (third,) = flights(ended)
+    assert [(c.session, len(c.ids)) for c in third.chunks] == [(long.number, 10)]
+    (answer,) = m.landed(third.number, logits(third), 3.0)
+    assert tokens(answer) == [1] * 30
+
+
+def test_what_is_forgotten_is_written_over():
+    m, _ = machine()
+    session = m.open("me", 0.0)
+    (flight,) = flights(m.extend(session.number, [1, 2, 3], 0.0, 9.0))
+    m.landed(flight.number, logits(flight), 0.0)
+    m.truncate(session.number, 1, 0.0)
+    (flight,) = flights(m.extend(session.number, [7], 0.0, 9.0))
+    assert flight.chunks[0].start == 1
+    m.landed(flight.number, logits(flight), 0.0)
+    assert session.tokens == [1, 7]
+    m.check()
+
+
+def test_what_a_node_stored_that_has_gone_is_stored_again_by_who_takes_over():
+    m, nodes = machine(Nodes(p0=["a"], p1=["b", "c"]))
+    session = m.open("me", 0.0)
+    (flight,) = flights(m.extend(session.number, [1, 2, 3], 0.0, 9.0))
+    assert flight.place == ("a", "b")
+    m.landed(flight.number, logits(flight), 0.0)
+    (flight,) = flights(m.extend(session.number, [4], 0.0, 9.0))
+    nodes.states["b"] = NodeState.LOST
+    (flight,) = flights(m.lost(flight.number, Unavailable("b went"), 1.0, again=True))
+    assert flight.place == ("a", "c")
+    assert (flight.chunks[0].start, flight.chunks[0].ids) == (0, (1, 2, 3, 4))
+    (answer,) = m.landed(flight.number, logits(flight), 2.0)
+    assert tokens(answer) == [4], "only what was asked"
+    m.check()
+
+
+def test_a_new_process_of_a_node_has_stored_nothing():
+    m, nodes = machine()
+    session = m.open("me", 0.0)
+    (flight,) = flights(m.extend(session.number, [1, 2], 0.0, 9.0))
+    m.landed(flight.number, logits(flight), 0.0)
+    nodes.restart("b")
+    (flight,) = flights(m.extend(session.number, [3], 0.0, 9.0))
+    assert flight.chunks[0].ids == (1, 2, 3)
+
+
+def test_a_node_that_may_be_back_is_waited_for_and_then_another_is_sought():
+    m, nodes = machine()
+    session = m.open("me", 0.0)
+    (flight,) = flights(m.extend(session.number, [1, 2], 0.0, 9.0))
+    m.landed(flight.number, logits(flight), 0.0)
+    nodes.states["b"] = NodeState.SUSPECT
+    assert m.extend(session.number, [3], 1.0, 9.0) == []
+    nodes.states["b"] = NodeState.LOST
+    assert m.look(2.0) == [SeekHolder(1)]
+    assert "nobody has part 1" in m.waits(session)
+    nodes.held[1], nodes.states["d"] = ["b", "d"], NodeState.READY
+    (flight,) = flights(m.look(3.0))
+    assert flight.place == ("a", "d")
+    assert flight.chunks[0].ids == (1, 2, 3)
+
+
+def test_at_the_deadline_it_says_what_it_waited_for():
+    m, nodes = machine()
+    session = m.open("me", 0.0)
+    nodes.states["b"] = NodeState.LOST
+    m.extend(session.number, [1], 0.0, 5.0)
+    assert m.wake == 5.0
+    refused = next(a for a in m.tick(5.0) if isinstance(a, CallRefused))
+    assert isinstance(refused.error, DeadlineExceeded)
+    assert "nobody has part 1" in refused.error.message
+    assert session.tokens == []
+
+
+def test_a_node_that_lacks_what_it_was_given_is_given_it_again():
+    m, _ = machine()
+    session = m.open("me", 0.0)
+    (flight,) = flights(m.extend(session.number, [1], 0.0, 9.0))
+    actions = m.lost(flight.number, NotFound("gone"), 1.0, again=True, lacks=(1, "b"))
+    assert actions[0] == SupplyHolder(1, "b")
+    assert len(flights(actions)) == 1
+
+
+def test_nodes_that_go_again_and_again_end_the_call():
+    m, _ = machine()
+    session = m.open("me", 0.0)
+    actions = m.extend(session.number, [1], 0.0, 9.0)
+    for _ in range(scheduling.SESSION_TRIES):
+        (flight,) = flights(actions)
+        actions = m.lost(flight.number, Unavailable("b went"), 1.0, again=True)
+    (refused,) = actions
+    assert isinstance(refused.error, Unavailable)
+    assert session.tokens == []
+
+
+def test_whose_fault_it_is_shows_alone():
+    m, _ = machine()
+    good, bad = m.open("me", 0.0), m.open("me", 0.0)
+    (first,) = flights(m.extend(good.number, [1], 0.0, 9.0))
+    m.extend(bad.number, [2], 0.0, 9.0)
+    m.landed(first.number, logits(first), 0.0)
+    (flight,) = m._flights.values()
+    assert [c.session for c in flight.chunks] == [bad.number]
+    assert not m.extend(good.number, [3], 0.0, 9.0)
+    (refused, fly) = m.lost(flight.number, Internal("no"), 1.0, again=False)
+    assert refused.session == bad.number
+    assert fly.flight.chunks[0].session == good.number
+
+
+def test_of_several_each_is_tried_alone():
+    m, _ = machine()
+    blocker, one, two = (m.open("me", 0.0) for _ in range(3))
+    (first,) = flights(m.extend(blocker.number, [1], 0.0, 9.0))
+    m.extend(one.number, [2], 0.0, 9.0)
+    m.extend(two.number, [3], 0.0, 9.0)
+    (both,) = flights(m.landed(first.number, logits(first), 1.0))
+    assert len(both.chunks) == 2
+    (alone,) = flights(m.lost(both.number, Internal("no"), 2.0, again=False))
+    assert len(alone.chunks) == 1
+    actions = m.landed(alone.number, logits(alone), 3.0)
+    (other,) = flights(actions)
+    assert len(other.chunks) == 1
+    (refused,) = m.lost(other.number, Internal("no"), 4.0, again=False)
+    assert refused.session == two.number
+    m.check()
+
+
+def test_a_session_that_is_closed_on_its_trip_goes_when_that_ends():
+    m, _ = machine()
+    session = m.open("me", 0.0)
+    (flight,) = flights(m.extend(session.number, [1], 0.0, 9.0))
+    (refused,) = m.close(session.number, 0.5)
+    assert isinstance(refused.error, Cancelled)
+    with pytest.raises(NotFound):
+        m.require(session.number)
+    assert m.landed(flight.number, logits(flight), 1.0) == [ForgetSession(0, ("a", "b"))]
+    other = m.open("me", 2.0)
+    assert other.slot == 1, "nodes may not have forgotten it"
+    m.freed(0)
+    assert m.open("me", 2.0).slot == 0
+    m.check()
+
+
+def test_a_session_that_nobody_uses_goes():
+    m, _ = machine()
+    session = m.open("me", 0.0)
+    assert m.wake == scheduling.IDLE_SECONDS
+    assert m.tick(scheduling.IDLE_SECONDS) == [ForgetSession(0, ())]
+    with pytest.raises(NotFound, match="nobody used it"):
+        m.extend(session.number, [1], 0.0, 9.0)
+
+
+def test_bounds_have_names():
+    m, _ = machine(length=4)
+    session = m.open("me", 0.0)
+    with pytest.raises(ResourceExhausted, match="session-tokens"):
+        m.extend(session.number, [1] * 5, 0.0, 9.0)
+    m, _ = machine(room=1000)
+    session = m.open("me", 0.0)
+    (refused,) = m.extend(session.number, [1], 0.0, 9.0)
+    assert "cache-bytes" in refused.error.message
+    m, _ = machine(room=100_000)
+    session = m.open("me", 0.0)
+    (flight,) = flights(m.extend(session.number, [1], 0.0, 9.0))
+    m.landed(flight.number, logits(flight), 0.0)
+    m._room = lambda node: 1000
+    with pytest.raises(ResourceExhausted, match="cache-bytes"):
+        m.extend(session.number, [1] * 64, 0.0, 9.0)
+    assert session.tokens == [1]
+
+
+def test_two_calls_of_a_session_do_not_mix():
+    m, _ = machine()
+    session = m.open("me", 0.0)
+    m.extend(session.number, [1], 0.0, 9.0)
+    for ask in (lambda: m.extend(session.number, [2], 0.0, 9.0), lambda: m.truncate(session.number, 0, 0.0)):
+        with pytest.raises(FailedPrecondition, match="being extended"):
+            ask()
+
+
+def test_parts_in_a_row_have_several_trips_under_way():
+    m, _ = machine(lanes=2)
+    sessions = [m.open("me", 0.0) for _ in range(3)]
+    (first,) = flights(m.extend(sessions[0].number, [1], 0.0, 9.0))
+    (second,) = flights(m.extend(sessions[1].number, [2], 0.0, 9.0))
+    assert {first.lane, second.lane} == {0, 1}
+    assert not m.extend(sessions[2].number, [3], 0.0, 9.0)
+
+
+def test_rows_are_where_their_parts_store_them():
+    m, _ = machine(by_tokens=True)
+    session = m.open("me", 0.0)
+    for ids in ([1] * 16, [2] * 16, [3] * 16, [4] * 16, [5] * 4):
+        (flight,) = flights(m.extend(session.number, ids, 0.0, 9.0))
+        feeds = row_inputs(flight, m.form, {"ids": "int64", "at": "int64"})
+        assert feeds["at"][: len(ids), 0].tolist() == list(range(session.length - len(ids), session.length))
+        spans = flight.chunks[0].spans
+        for part in range(2):
+            places = part_places(flight, m.form, part, window=10)
+            for row, at in enumerate(feeds["at"][: len(ids), 0]):
+                own = [t for s in spans if s.part == part for t in range(s.start, s.stop)]
+                seen = own[places["lo"][row] : places["hi"][row]]
+                assert seen == [t for t in own if at - 10 < t <= at]
+            first, count, token = places["at.0"]
+            assert (first, token) == (0, owned_before(spans, part, flight.chunks[0].start))
+            assert count == max(owned_before(spans, part, session.length) - token, 1)
+        m.landed(flight.number, logits(flight), 0.0)
+    assert [span.part for span in session.spans] == [0, 1], "a block of 64 each"
+    m.check()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_happens_answers_are_those_of_the_tokens_asked(data):
+    """Random calls, losses, deadlines: each answer is of the call's tokens, and a row sees its own past."""
+    draw = data.draw
+    by_tokens = draw(st.booleans())
+    m, nodes = machine(Nodes(p0=["a", "c"], p1=["b", "c"]), draw(st.integers(1, 2)), by_tokens=by_tokens)
+    now, asked = 0.0, {}
+    stored: dict[tuple[int, int, str], list[int]] = {}
+    under_way = []
+
+    def perform(actions):
+        for action in actions:
+            match action:
+                case Fly(flight):
+                    under_way.append(flight)
+                case CallAnswered(session):
+                    assert tokens(action) == asked.pop(session)
+                case CallRefused(session):
+                    asked.pop(session)
+                case ForgetSession(slot):
+                    for key in [key for key in stored if key[0] == slot]:
+                        del stored[key]
+                    m.freed(slot)
+        m.check()
+
+    for _ in range(draw(st.integers(1, 40))):
+        now += 0.1
+        event = draw(
+            st.sampled_from(["open", "extend", "extend", "land", "land", "lose", "restart", "close", "cut"])
+        )
+        idle = [s for s in m.sessions.values() if s.number not in asked and not s.closing]
+        flying = {c.session for f in under_way for c in f.chunks}
+        idle = [s for s in idle if s.number not in flying]
+        if event == "open" and len(m.sessions) < 4:
+            m.open("me", now)
+        elif event == "extend" and idle:
+            session = draw(st.sampled_from(idle))
+            ids = draw(st.lists(st.integers(0, 9), min_size=1, max_size=20))
+            if session.length + len(ids) <= 100:
+                asked[session.number] = list(ids)
+                perform(m.extend(session.number, ids, now, now + 100))
+        elif event == "cut" and idle:
+            session = draw(st.sampled_from(idle))
+            m.truncate(session.number, draw(st.integers(0, session.length)), now)
+        elif event == "close" and m.sessions:
+            perform(m.close(draw(st.sampled_from(sorted(m.sessions))), now))
+        elif event in ("land", "lose") and under_way:
+            flight = under_way.pop(draw(st.integers(0, len(under_way) - 1)))
+            if event == "lose":
+                perform(m.lost(flight.number, Unavailable("gone"), now, again=True))
+                continue
+            for part, node in enumerate(flight.place):
+                places = part_places(flight, m.form, part, 0)
+                row = 0
+                for number, chunk in enumerate(flight.chunks):
+                    own = stored.setdefault((chunk.slot, part, nodes.life(node)), [])
+                    first, count, at = places[f"at.{number}"]
+                    mine = [*chunk.ids, 0][first - row : first - row + count]
+                    assert at <= len(own), "a gap"
+                    own[at : at + count] = mine
+                    for offset in range(len(chunk.ids)):
+                        seen = own[: places["hi"][row + offset]]
+                        session = m.sessions.get(chunk.session)
+                        if session is None or session.number not in asked:
+                            continue
+                        past = session.tokens[: chunk.start + offset + 1]
+                        spans = chunk.spans
+                        if by_tokens:
+                            past = [
+                                t
+                                for i, t in enumerate(past)
+                                if any(s.part == part and s.start <= i < s.stop for s in spans)
+                            ]
+                        assert seen == past
+                    row += len(chunk.ids)
+            perform(m.landed(flight.number, logits(flight), now))
+        elif event == "restart" and not under_way:
+            nodes.restart(draw(st.sampled_from("abc")))
