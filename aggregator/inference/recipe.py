@@ -10,6 +10,10 @@ from aggregator.inference.asking import ModelAsker
 from aggregator.inference.decoding.sessions import DecoderSessions
 from aggregator.inference.deployed import Deployed
 from aggregator.inference.deployments import Deployments
+from aggregator.inference.generation.generator import Generator
+from aggregator.inference.generation.metrics import GenerationMetrics
+from aggregator.inference.generation.service import GenerationApi
+from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.page import InferencePage
 from aggregator.inference.protocol.data_plane import DataPlane
@@ -41,18 +45,30 @@ def inference(engine: Engine) -> Recipe:
 
     deployments.leaving.append(forget)
 
+    def text_folder(model: str) -> tuple[str, Path]:
+        deployed = deployments.require(model)
+        return deployed.id, deployed.folder.model.parent
+
+    texts = DeploymentTexts(text_folder)
+    generator = Generator(sessions, texts, engine.budgets, GenerationMetrics(engine.metrics))
+
     async def close() -> None:
+        await texts.close()
         await sessions.shut()
         await deployments.close()
 
     return Recipe(
         "inference",
-        (*api.endpoints(), *OpenInferenceApi(plane, engine.budgets).endpoints()),
+        (
+            *api.endpoints(),
+            *GenerationApi(generator).endpoints(),
+            *OpenInferenceApi(plane, engine.budgets).endpoints(),
+        ),
         InferencePage(deployments, activity),
         Path(__file__).with_name("page.js"),
         unneeded=lambda member: (*deployments.unneeded(member), *sessions.unneeded(member)),
         recall=deployments.recall,
         resume=deployments.resume,
         close=close,
-        offers=(plane,),
+        offers=(plane, generator),
     )

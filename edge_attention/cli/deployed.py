@@ -75,6 +75,12 @@ Examples:
     help="Size of a dimension that the model leaves open, of the requests it is made ready for. By default 1 "
     "for the first of an input, 128 for the others; requests may have other sizes.",
 )
+@click.option(
+    "--tokenizer",
+    metavar="FILE|bytes",
+    help="Of a decoder that is asked for text: a tokenizer.json, or its folder, with special tokens and a "
+    "chat template beside it; or bytes, where a token is a byte of UTF-8.",
+)
 @click.option("--halves", is_flag=True, help="Activations pass in float16: half the bytes, not exact.")
 @click.option(
     "--max-batch",
@@ -98,6 +104,7 @@ def deploy(
     nodes: str | None,
     replicas: int | None,
     sizes: tuple[str, ...],
+    tokenizer: str | None,
     halves: bool,
     max_batch: int | None,
     max_queue_delay: float | None,
@@ -121,6 +128,7 @@ def deploy(
                 halves=halves,
                 max_batch=max_batch,
                 max_queue_delay=max_queue_delay / 1000 if max_queue_delay else None,
+                tokenizer=tokenizer,
                 progress=told,
             )
         except KeyboardInterrupt:

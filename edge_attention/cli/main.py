@@ -24,6 +24,7 @@ _COMMANDS = {
     "demo": "edge_attention.demo.command:demo",
     "doctor": "edge_attention.cli.doctor:doctor",
     "enrol": "edge_attention.cli.enrol:enrol",
+    "generate": "edge_attention.cli.generate:generate",
     "infer": "edge_attention.cli.deployed:infer",
     "models": "edge_attention.cli.deployed:models",
     "nodes": "edge_attention.cli.nodes:nodes",

@@ -226,6 +226,7 @@ class AsyncClient:
         halves: bool = False,
         max_batch: int | None = None,
         max_queue_delay: float | None = None,
+        tokenizer: str | Path | None = None,
         progress: OnDeploy | None = None,
     ) -> AsyncServedModel:
         """Cut an ONNX model, bring its parts to nodes, and have it serve as `name`.
@@ -243,6 +244,9 @@ class AsyncClient:
             max_batch: rows of requests that run together at most, where the model's rows do not meet;
                 None: each request by itself.
             max_queue_delay: seconds that one waits for others to run with, while others are under way.
+            tokenizer: of a decoder that is asked for text: the path of a tokenizer.json, or of its folder,
+                from which special tokens and a chat template are taken, too; or "bytes", where a token is
+                a byte.
             progress: told how far it is.
 
         Raises:
@@ -252,7 +256,7 @@ class AsyncClient:
         request = request_of(name, plan, nodes, replicas, dimensions, halves, max_batch, max_queue_delay)
         if progress is not None and not callable(progress):
             raise InvalidArgument(f"progress is {values.said(progress)}; give what can be called")
-        return await deploy(self.connection, model, request, progress or (lambda _: None))
+        return await deploy(self.connection, model, request, progress or (lambda _: None), tokenizer)
 
     async def models(self) -> list[DeployedModel]:
         """All deployed models, those that are coming or going included."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import mmap
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edge_attention.client.connection import DEADLINE_MARGIN, SLOWEST, ClientConnection
+from edge_attention.client.generation import AsyncGeneration, generate_request
 from edge_attention.core.arrays import as_array, as_float32, as_int64
 from edge_attention.core.errors import (
     Damaged,
@@ -182,6 +184,43 @@ class AsyncServedModel:
             report.rows,
         )
 
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Iterable[str] = (),
+        deadline: float | None = None,
+        speculate: bool = True,
+    ) -> AsyncGeneration:
+        """What comes after `prompt`, of a decoder: iterate over it for pieces as they come.
+
+        Args:
+            prompt: a text, where the deployment has a tokenizer; or token ids.
+            temperature: logits are divided by it; 0: always the likeliest token.
+            top_k, top_p, min_p: leave out unlikely tokens: all but so many of the likeliest, all but those
+                that together have this share, those less likely than this share of the likeliest.
+            repetition_penalty: above 1, tokens that were there before are less likely.
+            seed: the same seed, prompt and model give the same tokens; None: one is chosen.
+            stop: texts that end it.
+            deadline: seconds for all of it; None: the server's default.
+            speculate: whether tokens that the text suggests may be verified several a trip.
+
+        Raises:
+            InvalidArgument: names what is of a wrong type. What the server refuses the iteration raises.
+        """
+        request = generate_request(
+            self.name, prompt, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop,
+            deadline, speculate,
+        )  # fmt: skip
+        return AsyncGeneration(self._connection, request)
+
     async def describe(self) -> DeployedModel:
         """What it is now."""
         request = wire.DescribeModelRequest(self.name)
@@ -226,10 +265,19 @@ class AsyncServedModel:
 
 
 async def deploy(
-    connection: ClientConnection, model: ModelFile, request: wire.DeployRequest, progress: OnDeploy
+    connection: ClientConnection,
+    model: ModelFile,
+    request: wire.DeployRequest,
+    progress: OnDeploy,
+    tokenizer: str | Path | None = None,
 ) -> AsyncServedModel:
     """Bring the model's files to the aggregator, and have it deployed as `request` says."""
+    texts = {} if tokenizer is None else await asyncio.to_thread(text_files, tokenizer)
     digest, files = await _send(connection, model, progress)
+    for name, data in texts.items():
+        if name in files:
+            raise InvalidArgument(f"the model keeps weights in a file called {name}, as its tokenizer's is")
+        files[name] = await connection.upload(data)
     asked = wire.DeployRequest(**{**vars(request), "model": digest, "files": files})
     found: DeployedModel | None = None
     async for event in connection.caller.receive(services.DEPLOY, asked, silence=SILENCE):
@@ -298,6 +346,37 @@ def _delay(seconds: float | None) -> float:
     if seconds is None or seconds == 0:
         return 0.0
     return values.above(seconds, "max_queue_delay", wire.MAX_QUEUE_DELAY)
+
+
+BYTES = "bytes"
+"""A tokenizer of which a token is a byte of UTF-8."""
+
+
+def text_files(tokenizer: str | Path) -> dict[str, bytes]:
+    """The files that say what a model's tokens are in words, by their names beside it.
+
+    `tokenizer`: the path of a `tokenizer.json`, or of its folder; what `transformers` keeps beside it
+    (special tokens, tokens that end a text, a chat template) goes with it. Or BYTES.
+
+    Raises:
+        InvalidArgument: it cannot be read.
+    """
+    first, *others = wire.TEXT_FILES
+    if tokenizer == BYTES:
+        return {first: json.dumps({"edge_attention": BYTES}).encode()}
+    path = values.path(tokenizer, "tokenizer")
+    path = path / first if path.is_dir() else path
+    try:
+        found = {first: path.read_bytes()}
+        found |= {
+            name: (path.parent / name).read_bytes() for name in others if (path.parent / name).is_file()
+        }
+    except OSError as error:
+        raise InvalidArgument(
+            f"the tokenizer {str(path)!r} cannot be read: {error.strerror or error}; give a tokenizer.json, "
+            f"its folder, or {BYTES!r} where a token is a byte"
+        ) from None
+    return found
 
 
 async def _send(
@@ -374,4 +453,4 @@ class _Arriving:
         return found
 
 
-__all__ = ["AsyncServedModel", "ModelResult", "OnDeploy", "deploy", "request_of"]
+__all__ = ["AsyncServedModel", "ModelResult", "OnDeploy", "deploy", "request_of", "text_files"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from edge_attention.client.aio import AsyncClient
 from edge_attention.client.background import BACKGROUND
 from edge_attention.client.contexts import AsyncContext, OnProgress
+from edge_attention.client.generation import AsyncGeneration, GeneratedPiece
 from edge_attention.client.models import AsyncServedModel, ModelResult, OnDeploy
 from edge_attention.client.plans import JobPlan
 from edge_attention.client.results import Answer, Appended
@@ -29,7 +30,7 @@ from edge_attention.client.runs import AsyncRun, Event
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
-from edge_attention.core.messages.inference import DeployedModel
+from edge_attention.core.messages.inference import DeployedModel, GenerateReport
 from edge_attention.core.messages.training import TrainingRound, TrainingRun
 from edge_attention.jobs.columns import Columns, Inputs, WhereMissing
 from edge_attention.jobs.federated_job import FederatedJob
@@ -37,7 +38,7 @@ from edge_attention.jobs.job import FusionJob, ModelFile
 from edge_attention.jobs.parameters import Parameters
 from edge_attention.jobs.split_job import SplitJob
 
-__all__ = ["Client", "Context", "Run"]
+__all__ = ["Client", "Context", "Generation", "Run"]
 
 T = TypeVar("T")
 
@@ -113,6 +114,25 @@ class Client:
             raise
         return BACKGROUND.run(coroutine)
 
+    def _each(self, events: AsyncGenerator[T]) -> Iterator[T]:
+        """What `events` gives, from the loop; it is closed when who reads it leaves."""
+        turn = asyncio.Lock()  # after Ctrl-C the closing waits for the step that was interrupted
+
+        async def following() -> T | None:
+            async with turn:
+                return await anext(events, None)
+
+        async def close() -> None:
+            async with turn:
+                await events.aclose()
+
+        try:
+            while (event := self._wait(following())) is not None:
+                yield event
+        finally:
+            if self._open:
+                BACKGROUND.soon(close)
+
     def nodes(self) -> list[Node]:
         """The fleet's nodes: name, state, provider, threads, memory (bytes), datasets."""
         return self._wait(self._client.nodes())
@@ -185,6 +205,7 @@ class Client:
         halves: bool = False,
         max_batch: int | None = None,
         max_queue_delay: float | None = None,
+        tokenizer: str | Path | None = None,
         progress: OnDeploy | None = None,
     ) -> ServedModel:
         """Cut an ONNX model, bring its parts to nodes, and have it serve as `name`; see AsyncClient.deploy.
@@ -201,6 +222,7 @@ class Client:
             halves=halves,
             max_batch=max_batch,
             max_queue_delay=max_queue_delay,
+            tokenizer=tokenizer,
             progress=progress,
         )
         return ServedModel(self, self._wait(made))
@@ -247,6 +269,38 @@ class ServedModel:
             self._model.infer(inputs, deadline=deadline, outputs=outputs, partial=partial, priority=priority)
         )
 
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Iterable[str] = (),
+        deadline: float | None = None,
+        speculate: bool = True,
+    ) -> Generation:
+        """What comes after `prompt`, of a decoder: iterate over it for pieces as they come; see
+        AsyncServedModel.generate."""
+        generation = self._model.generate(
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            deadline=deadline,
+            speculate=speculate,
+        )
+        return Generation(self._client, generation)
+
     def describe(self) -> DeployedModel:
         """What it is now."""
         return self._client._wait(self._model.describe())
@@ -254,6 +308,38 @@ class ServedModel:
     def undeploy(self) -> DeployedModel:
         """End the deployment: requests under way end, then nodes and the aggregator forget its weights."""
         return self._client._wait(self._model.undeploy())
+
+
+class Generation:
+    """What comes after a prompt. Iterate over it once, for pieces as they come; leaving ends it at once."""
+
+    def __init__(self, client: Client, generation: AsyncGeneration) -> None:
+        self._client = client
+        self._generation = generation
+
+    @property
+    def text(self) -> str:
+        """All that is sure so far."""
+        return self._generation.text
+
+    @property
+    def tokens(self) -> list[int]:
+        """All that came so far."""
+        return self._generation.tokens
+
+    @property
+    def report(self) -> GenerateReport | None:
+        """Why it ended and what it took, once it has."""
+        return self._generation.report
+
+    def __iter__(self) -> Iterator[GeneratedPiece]:
+        return self._client._each(self._generation.pieces())
+
+    def rest(self) -> str:
+        """All of the text, once it has come."""
+        for _ in self:
+            pass
+        return self.text
 
 
 class Context:
@@ -385,23 +471,7 @@ class Run:
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """Rounds after number `after`, and the run's changes of state between them; see AsyncRun.events."""
-        events = self._run.events(after)
-        turn = asyncio.Lock()  # after Ctrl-C the closing waits for the step that was interrupted
-
-        async def following() -> Event | None:
-            async with turn:
-                return await anext(events, None)
-
-        async def close() -> None:
-            async with turn:
-                await events.aclose()
-
-        try:
-            while (event := self._client._wait(following())) is not None:
-                yield event
-        finally:
-            if self._client._open:
-                BACKGROUND.soon(close)
+        return self._client._each(self._run.events(after))
 
     def describe(self) -> TrainingRun:
         """The run's state now."""

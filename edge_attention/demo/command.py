@@ -22,6 +22,7 @@ from edge_attention.core.tensors import Array
 from edge_attention.demo import memory, one_machine, patients
 from edge_attention.demo.federated import federated
 from edge_attention.demo.figures import Accuracy, Bytes, Figures, PartialAnswer
+from edge_attention.demo.generate import generate
 from edge_attention.demo.infer import infer
 from edge_attention.demo.memory import Memory, Meter
 from edge_attention.demo.patients import LABS, Patients
@@ -52,6 +53,7 @@ def demo(json_file: Path | None, verbose: bool) -> None:
 
 
 demo.add(federated)
+demo.add(generate)
 demo.add(infer)
 
 

@@ -42,7 +42,6 @@ class LocalDecoder:
         """The logits after each of `ids` int64 [n], float32 [n, vocabulary]."""
         feeds = {
             "input_ids": np.asarray(ids, np.int64)[None],
-            "attention_mask": np.ones((1, self.length + len(ids)), np.int64),
             "position_ids": np.arange(self.length, self.length + len(ids))[None],
             **self._past,
         }

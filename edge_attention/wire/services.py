@@ -149,3 +149,4 @@ INFER = _method(
     streams_request=True,
     streams_response=True,
 )
+GENERATE = _method(INFERENCE, "Generate", i.GenerateRequest, i.GenerateResponse, i_pb, streams_response=True)

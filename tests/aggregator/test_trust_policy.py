@@ -20,6 +20,7 @@ from aggregator.api.service import Api
 from aggregator.attention.service import AttentionApi
 from aggregator.checkup.checkup import Checkup
 from aggregator.engine.link import FleetLink
+from aggregator.inference.generation.service import GenerationApi
 from aggregator.inference.protocol.service import OpenInferenceApi
 from aggregator.inference.service import InferenceApi
 from aggregator.serving.rpc import service_handlers
@@ -57,6 +58,7 @@ def every_endpoint():
         (AttentionApi, 5),
         (TrainingApi, 1),
         (InferenceApi, 3),
+        (GenerationApi, 1),
         (OpenInferenceApi, 2),
         (Checkup, 3),
     )

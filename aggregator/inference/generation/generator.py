@@ -21,7 +21,7 @@ from aggregator.inference.generation.request import (
     GenerationRequest,
     GenerationUsage,
 )
-from aggregator.inference.generation.sessions import TokenSessions
+from aggregator.inference.generation.sessions import TokenForm, TokenSessions
 from aggregator.inference.generation.texts import DeploymentText, DeploymentTexts
 from aggregator.inference.generation.written_text import WrittenText
 from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
@@ -88,33 +88,18 @@ class Generator(Generic[S]):
         began = time.monotonic()
         request.check()
         with self._budgets.take(GENERATIONS, owner or None), self._metrics.counted():
-            text = await self.texts(request.model)
-            prompt = await self._prompt(request, text)
+            form = self._sessions.form(request.model)
+            text = await self._texts.get(request.model, form.vocabulary)
+            prompt = await _prompt(request, text, form)
             seed = secrets.randbits(63) if request.seed is None else request.seed
-            running = _RunningGeneration(self._sessions, request, prompt, text, seed, began, began + seconds)
+            running = _RunningGeneration(
+                self._sessions, form, request, prompt, text, seed, began, began + seconds
+            )
             running.rule = self._rule(request.model) if request.speculate else None
             async with aclosing(running.events(owner)) as events:
                 async for event in events:
                     self._metrics.came(event)
                     yield event
-
-    async def _prompt(self, request: GenerationRequest, text: DeploymentText | None) -> tuple[int, ...]:
-        if not isinstance(request.prompt, str):
-            known = self._sessions.form(request.model).vocabulary
-            wrong = next((one for one in request.prompt if not 0 <= one < known), None)
-            if wrong is not None:
-                raise InvalidArgument(
-                    f"the prompt has token {wrong}; model {request.model!r} knows 0 to {known - 1}"
-                )
-            return request.prompt
-        if text is None:
-            raise FailedPrecondition(
-                f"model {request.model!r} has no tokenizer: send token ids, or deploy it with --tokenizer"
-            )
-        prompt = await text.coder.encode(request.prompt, request.special)
-        if not prompt:
-            raise InvalidArgument("the prompt has no tokens; give at least one to go on from")
-        return prompt
 
     def _rule(self, model: str) -> SpeculationRule:
         rule = self._rules.pop(model, None) or SpeculationRule()
@@ -130,6 +115,7 @@ class _RunningGeneration(Generic[S]):
     def __init__(
         self,
         sessions: TokenSessions[S],
+        form: TokenForm,
         request: GenerationRequest,
         prompt: tuple[int, ...],
         text: DeploymentText | None,
@@ -143,7 +129,6 @@ class _RunningGeneration(Generic[S]):
         self._text = text
         self._seed = seed
         self._began, self._until = began, until
-        form = sessions.form(request.model)
         self._vocabulary, longest = form.vocabulary, form.length
         if len(prompt) >= longest:
             raise InvalidArgument(
@@ -180,7 +165,11 @@ class _RunningGeneration(Generic[S]):
         while not finish:
             asked = course.ask()
             sent = time.monotonic()
-            logits = await self._sessions.extend(session, np.array(asked, np.int64), self._left())
+            left = self._left()
+            try:
+                logits = await self._sessions.extend(session, np.array(asked, np.int64), left)
+            except DeadlineExceeded as error:
+                raise self._late(error.message) from None
             took = time.monotonic() - sent
             self._trips += 1
             held += len(asked)
@@ -223,8 +212,32 @@ class _RunningGeneration(Generic[S]):
     def _left(self) -> float:
         left = self._until - time.monotonic()
         if left <= 0:
-            raise DeadlineExceeded(
-                f"model {self._request.model!r} had written {self._count:,} of {self._most:,} tokens at the "
-                "deadline; ask for fewer, or with a longer one"
-            )
+            raise self._late("it had just come to the next one")
         return left
+
+    def _late(self, waited: str) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"model {self._request.model!r} had written {self._count:,} of {self._most:,} tokens at the "
+            f"deadline ({waited}); ask for fewer, or with a longer one"
+        )
+
+
+async def _prompt(
+    request: GenerationRequest, text: DeploymentText | None, form: TokenForm
+) -> tuple[int, ...]:
+    if not isinstance(request.prompt, str):
+        known = form.vocabulary
+        wrong = next((one for one in request.prompt if not 0 <= one < known), None)
+        if wrong is not None:
+            raise InvalidArgument(
+                f"the prompt has token {wrong}; model {request.model!r} knows 0 to {known - 1}"
+            )
+        return request.prompt
+    if text is None:
+        raise FailedPrecondition(
+            f"model {request.model!r} has no tokenizer: send token ids, or deploy it with --tokenizer"
+        )
+    prompt = await text.coder.encode(request.prompt, request.special)
+    if not prompt:
+        raise InvalidArgument("the prompt has no tokens; give at least one to go on from")
+    return prompt

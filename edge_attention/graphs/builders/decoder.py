@@ -56,8 +56,8 @@ class _Decoder(Builder):
         return self("LayerNormalization", tokens, gain, bias, axis=-1, epsilon=EPSILON)
 
     def attention(self, layer: int, tokens: str, hidden: str, places: tuple[str, str], width: int) -> str:
-        """Multi-head attention of new tokens [B, S, width] over past and new ones, `hidden` [B, 1, S, P + S]
-        added to the scores; the layer's past is an input, and past with new an output.
+        """Multi-head attention of new tokens [B, S, width] over past and new ones, `hidden` [S, P + S] added
+        to the scores; the layer's past is an input, and past with new an output.
 
         `places`: cosines and sines of the new tokens' places, [B, S, 1, size / 2].
         """
@@ -81,16 +81,15 @@ class _Decoder(Builder):
         seen = self("Transpose", self("MatMul", self("Softmax", scores, axis=-1), values), perm=[0, 2, 1, 3])
         return self.linear(f"{name}.output", self("Reshape", seen, self.ints(0, 0, width)))
 
-    def hidden(self, ids: str, mask: str, past: str) -> str:
-        """What is added to the scores, [B, 1, S, P + S]: later tokens, and those that are none."""
+    def hidden(self, ids: str, past: str) -> str:
+        """What is added to the scores of later tokens, [S, P + S]."""
         zero, one = self.const(np.int64(0)), self.const(np.int64(1))
         known = self("Squeeze", self.dim(past, 2), self.ints(0))
         total = self("Add", known, self("Squeeze", self.dim(ids, 1), self.ints(0)))
         queries = self("Unsqueeze", self("Range", known, total, one), self.ints(1))
         keys = self("Unsqueeze", self("Range", zero, total, one), self.ints(0))
-        none = self("Unsqueeze", self("Equal", mask, zero), self.ints(1, 2))
-        either = self("Or", self("Greater", keys, queries), none)
-        return self("Where", either, self.const(_HIDDEN), self.const(np.float32(0)))
+        later = self("Greater", keys, queries)
+        return self("Where", later, self.const(_HIDDEN), self.const(np.float32(0)))
 
     def places(self, positions: str, length: int, size: int) -> tuple[str, str]:
         """Cosines and sines of the places of tokens [B, S], each [B, S, 1, size / 2]."""
@@ -118,10 +117,9 @@ def attention_decoder(weights: Mapping[str, Array], heads: int, length: int = LE
         length: tokens that a sequence may have; more than it was trained with it has not learnt to use.
 
     Returns:
-        Inputs `input_ids`, `position_ids` int64 [batch, sequence], `attention_mask` int64 [batch, past +
-        sequence] (0: a token that is none), and for each layer `past_key_values.N.key` and `.value` float32
-        [batch, heads, past, width / heads]. Outputs `logits` float32 [batch, sequence, vocabulary] and
-        `present.N.key`, `.value`, past with new.
+        Inputs `input_ids`, `position_ids` int64 [batch, sequence], and for each layer `past_key_values.N.key`
+        and `.value` float32 [batch, heads, past, width / heads]. Outputs `logits` float32 [batch, sequence,
+        vocabulary] and `present.N.key`, `.value`, past with new.
 
     Raises:
         InvalidGraph: a weight is missing, or `heads` does not divide the width.
@@ -133,9 +131,8 @@ def attention_decoder(weights: Mapping[str, Array], heads: int, length: int = LE
     if heads < 1 or width % (2 * heads) or not layers:
         raise InvalidGraph(f"a width of {width} is no even multiple of {heads} heads, or there are no layers")
     ids = g.input("input_ids", INT64, ["batch", "sequence"])
-    mask = g.input("attention_mask", INT64, ["batch", "total"])
     positions = g.input("position_ids", INT64, ["batch", "sequence"])
-    hidden = g.hidden(ids, mask, "past_key_values.0.key")
+    hidden = g.hidden(ids, "past_key_values.0.key")
     places = g.places(positions, length, width // heads)
     tokens = g("Gather", g.weight("embedding"), ids)
     for layer in range(len(layers)):

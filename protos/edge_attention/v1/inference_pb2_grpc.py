@@ -65,6 +65,11 @@ class InferenceServiceStub(object):
                 request_serializer=edge__attention_dot_v1_dot_inference__pb2.InferRequest.SerializeToString,
                 response_deserializer=edge__attention_dot_v1_dot_inference__pb2.InferResponse.FromString,
                 _registered_method=True)
+        self.Generate = channel.unary_stream(
+                '/edge_attention.v1.InferenceService/Generate',
+                request_serializer=edge__attention_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -114,6 +119,13 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Generate(self, request, context):
+        """Tokens of a deployed decoder after a prompt, as they come. Whoever ends the call ends it at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +158,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Infer,
                     request_deserializer=edge__attention_dot_v1_dot_inference__pb2.InferRequest.FromString,
                     response_serializer=edge__attention_dot_v1_dot_inference__pb2.InferResponse.SerializeToString,
+            ),
+            'Generate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=edge__attention_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +328,33 @@ class InferenceService(object):
             '/edge_attention.v1.InferenceService/Infer',
             edge__attention_dot_v1_dot_inference__pb2.InferRequest.SerializeToString,
             edge__attention_dot_v1_dot_inference__pb2.InferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/edge_attention.v1.InferenceService/Generate',
+            edge__attention_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+            edge__attention_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class InferenceServiceStub:
     """The deployment whenever it changes, until it is gone."""
     Infer: _grpc.StreamStreamMultiCallable[_inference_pb2.InferRequest, _inference_pb2.InferResponse]
     """One request: inputs in as many messages as they need, and so the answer."""
+    Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
+    """Tokens of a deployed decoder after a prompt, as they come. Whoever ends the call ends it at once."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -67,6 +69,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """The deployment whenever it changes, until it is gone."""
     Infer: _aio.StreamStreamMultiCallable[_inference_pb2.InferRequest, _inference_pb2.InferResponse]  # type: ignore[assignment]
     """One request: inputs in as many messages as they need, and so the answer."""
+    Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
+    """Tokens of a deployed decoder after a prompt, as they come. Whoever ends the call ends it at once."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Models that are cut, and answer over the nodes that hold their parts."""
@@ -120,5 +124,13 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.InferResponse], _abc.AsyncIterator[_inference_pb2.InferResponse]]:
         """One request: inputs in as many messages as they need, and so the answer."""
+
+    @_abc_1.abstractmethod
+    def Generate(
+        self,
+        request: _inference_pb2.GenerateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
+        """Tokens of a deployed decoder after a prompt, as they come. Whoever ends the call ends it at once."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -38,24 +38,6 @@ def test_it_answers_what_the_model_answers_in_any_pieces():
     np.testing.assert_allclose(np.concatenate(found), expected[0], atol=1e-5)
 
 
-def test_a_row_of_the_batch_may_be_padded():
-    _, weights = trained()
-    ids = np.random.default_rng(1).integers(0, 40, 10)
-    session = onnxruntime.InferenceSession(attention_decoder(weights, 3), providers=["CPUExecutionProvider"])
-    empty = {
-        one.name: np.zeros((2, 3, 0, 8), np.float32)
-        for one in session.get_inputs()
-        if one.name.startswith("past_key_values.")
-    }
-    rows = np.stack([ids, np.concatenate([[0] * 4, ids[:6]])])
-    mask = np.ones((2, 10), np.int64)
-    mask[1, :4] = 0
-    places = np.stack([np.arange(10), np.concatenate([[0] * 4, np.arange(6)])])
-    feeds = {"input_ids": rows, "attention_mask": mask, "position_ids": places, **empty}
-    (logits,) = session.run(["logits"], feeds)
-    np.testing.assert_allclose(logits[1, 4:], logits[0, :6], atol=1e-5)
-
-
 def test_what_cannot_be_a_decoder_is_refused():
     _, weights = trained()
     with pytest.raises(InvalidGraph, match=r"blocks\.1\.attention\.query\.weight"):

@@ -1,0 +1,80 @@
+"""Generate, as InferenceService has it: a few lines over the generator."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from aggregator.inference.generation.generator import Generator
+from aggregator.inference.generation.request import GenerationEvent, GenerationRequest
+from aggregator.trust.callers import caller_of
+from aggregator.trust.endpoint import Endpoint
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.messages.inference import GenerateReport, GenerateRequest, GenerateResponse
+from edge_attention.wire import services
+
+__all__ = ["GENERATE_SECONDS", "MAX_GENERATE_SECONDS", "GenerationApi"]
+
+GENERATE_SECONDS, MAX_GENERATE_SECONDS = 300.0, 3600.0
+"""What a generation has that names no deadline, and at most."""
+
+
+class GenerationApi:
+    def __init__(self, generator: Generator[Any]) -> None:
+        self._generator = generator
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return (Endpoint(services.GENERATE, self.generate, "user"),)
+
+    async def generate(self, request: GenerateRequest, call: Any) -> AsyncGenerator[GenerateResponse]:
+        asked, seconds = _asked(request), _seconds(request.deadline_seconds)
+        left = call.time_remaining()
+        seconds = min(seconds, MAX_GENERATE_SECONDS if left is None else max(float(left), 0.0))
+        async with aclosing(self._generator.generate(asked, caller_of(call), seconds)) as events:
+            async for event in events:
+                yield GenerateResponse(event.text, event.tokens, _report(event))
+
+
+def _asked(request: GenerateRequest) -> GenerationRequest:
+    if request.text and request.ids:
+        raise InvalidArgument("the prompt is given as text and as ids; give one of both")
+    return GenerationRequest(
+        request.model,
+        request.text or request.ids,
+        request.max_tokens,
+        request.temperature,
+        1.0 if request.top_p is None else request.top_p,
+        request.top_k,
+        request.seed,
+        request.stop,
+        request.min_p,
+        1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        not request.no_speculation,
+    )
+
+
+def _seconds(deadline: float | None) -> float:
+    if deadline is None:
+        return GENERATE_SECONDS
+    if not 0 < deadline <= MAX_GENERATE_SECONDS:
+        raise InvalidArgument(
+            f"deadline_seconds is {deadline:g}; it must be above 0 and at most {MAX_GENERATE_SECONDS:g}"
+        )
+    return deadline
+
+
+def _report(event: GenerationEvent) -> GenerateReport | None:
+    usage = event.usage
+    if usage is None:
+        return None
+    return GenerateReport(
+        event.finish,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.seed,
+        usage.trips,
+        usage.guessed,
+        usage.accepted,
+        usage.seconds,
+    )

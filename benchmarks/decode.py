@@ -1,0 +1,84 @@
+"""Tokens over real processes: what one takes above its kernels, and what guesses from the text itself save.
+
+The decoder that this project has trained, four layers of 96 numbers: its kernels take next to nothing, so
+what is left is trips. Kernels are the whole model's step on one machine; each node of a cut does less. Beside
+it stands what was published of another: distributed-llama spends 75 of 244 ms a token on transfer.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.report import Figure, Report
+from edge_attention import Client
+from edge_attention.cli.local_fleet import LocalFleet
+from edge_attention.client.sync import ServedModel
+from edge_attention.core.generation.sampling import GREEDY
+from edge_attention.demo.decoder import BLOCKS, decoder_model
+from edge_attention.demo.local_decoder import LocalDecoder
+
+LAYER_BOUND = 1.2
+"""Milliseconds a layer, two trips by heads, above the kernels."""
+GUESSES_BOUND = 1 / 1.8
+"""A token with guesses by one without, of text that repeats itself."""
+PROMPT = "The function is called with its arguments. " * 4
+NODES = ("a", "b", "c")
+
+
+def report(quick: bool) -> Report:
+    """By two and three nodes, by heads and by layers; with `quick` few tokens."""
+    tokens, turns = (60, 2) if quick else (200, 5)
+    model = decoder_model()
+    alone = LocalDecoder(model)
+    alone.generate(PROMPT, tokens, GREEDY)
+    began = time.perf_counter()
+    expected = alone.generate(PROMPT, tokens, GREEDY)
+    kernels = 1000 * (time.perf_counter() - began) / tokens
+    figures = [Figure("a token on one machine, its prompt included", kernels, "ms")]
+    with tempfile.TemporaryDirectory() as folder, LocalFleet(state=Path(folder) / "state") as fleet:
+        path = Path(folder) / "decoder.onnx"
+        path.write_bytes(model)
+        fleet.start_aggregator()
+        for node in NODES:
+            fleet.start_node(node, "--threads", "1")
+        with Client(fleet.address, timeout=300.0) as client:
+            for count in (2, 3):
+                for plan in ("heads", "layers"):
+                    served = client.deploy(path, "decoder", plan=plan, nodes=NODES[:count], tokenizer="bytes")
+                    plain, guessed = _measured(served, tokens, turns, expected)
+                    figures += _figures(f"{count} nodes by {plan}", plan, kernels, plain, guessed)
+    figures.append(Figure("distributed-llama, published: transfer by all of a token", 75 / 244, ""))
+    return Report("Decoding", tuple(figures))
+
+
+def _measured(
+    model: ServedModel, tokens: int, turns: int, expected: tuple[int, ...]
+) -> tuple[list[float], list[float]]:
+    """Milliseconds a token in turns, one token a trip and with guesses."""
+    found: dict[bool, list[float]] = {False: [], True: []}
+    model.generate(PROMPT, max_tokens=tokens).rest()  # loads what it needs, and measures its trips
+    for _ in range(turns):
+        for speculate, taken in found.items():
+            generation = model.generate(PROMPT, max_tokens=tokens, speculate=speculate)
+            generation.rest()
+            if tuple(generation.tokens) != expected or generation.report is None:
+                raise SystemExit("the fleet wrote other tokens than one machine does")
+            taken.append(1000 * generation.report.seconds["tokens"] / (tokens - 1))
+    return found[False], found[True]
+
+
+def _figures(what: str, plan: str, kernels: float, plain: list[float], guessed: list[float]) -> list[Figure]:
+    usual = statistics.median(plain)
+    above = max(usual - kernels, 0.0)
+    ratio = statistics.median(with_guesses / one for with_guesses, one in zip(guessed, plain, strict=True))
+    bound = LAYER_BOUND if plan == "heads" else None
+    return [
+        Figure(f"{what}: a token", usual, "ms"),
+        Figure(f"{what}: above its kernels", above, "ms"),
+        Figure(f"{what}: above its kernels, a layer", above / BLOCKS, "ms", bound),
+        Figure(f"{what}: above its kernels, by all of a token", above / usual, ""),
+        Figure(f"{what}: with guesses by without, text that repeats itself", ratio, "", GUESSES_BOUND),
+    ]

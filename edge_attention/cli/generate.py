@@ -1,0 +1,109 @@
+"""`edge-attention generate`: a deployed decoder goes on from a text, as its tokens come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edge_attention.cli.connection import connect
+from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.client.generation import MAX_DEADLINE
+from edge_attention.core.printable import shown
+
+
+@click.command(
+    epilog='\b\nExamples:\n  edge-attention generate writer "The function " --max-tokens 200\n  '
+    'edge-attention generate writer "The function " --temperature 0.7 --top-p 0.9 --seed 1\n  '
+    "edge-attention generate writer --ids 12,7,9 --json"
+)
+@click.argument("name")
+@click.argument("prompt", required=False)
+@click.option("--ids", metavar="ID,ID,...", help="The prompt as token ids, instead of a text.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, help="Tokens that may come.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Logits are divided by it; 0: always the likeliest token.",
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=0), default=0, help="Of so many of the likeliest; 0: of all."
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    help="Of the likeliest that together have this share.",
+)
+@click.option(
+    "--min-p",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Of those at least so likely, as a share of the likeliest.",
+)
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    help="Above 1, tokens that were there before are less likely.",
+)
+@click.option("--seed", type=int, help="The same seed, prompt and model give the same tokens.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="A text that ends it; may be repeated.")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, MAX_DEADLINE, min_open=True),
+    help="Seconds for all of it; then it ends with an error that says how far it came. By default 300.",
+)
+@click.option(
+    "--no-speculation", is_flag=True, help="One token a trip, even where the text suggests several."
+)
+@json_option
+@click.pass_obj
+def generate(
+    address: str,
+    /,
+    name: str,
+    prompt: str | None,
+    ids: str | None,
+    no_speculation: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Have the decoder NAME go on from PROMPT. Its text is printed as it comes; Ctrl-C ends it.
+
+    With --json: one object a line with `text` and `tokens` as they come, the last one with `report`: why it
+    ended, the seed, tokens, trips, and how many were verified as guesses.
+    """
+    if (prompt is None) == (ids is None):
+        raise click.UsageError("give a PROMPT, or --ids; one of both")
+    given = prompt if prompt is not None else _ids(ids or "")
+    with connect(address) as client:
+        generation = client.model(name).generate(given, speculate=not no_speculation, **options)
+        for piece in generation:
+            if as_json:
+                print_json({"text": piece.text, "tokens": piece.tokens}, indent=None)
+            elif piece.text:
+                click.echo("\n".join(map(shown, piece.text.split("\n"))), nl=False)
+            elif prompt is None:
+                click.echo("".join(f"{token} " for token in piece.tokens), nl=False)
+    report = generation.report
+    assert report is not None
+    if as_json:
+        print_json({"report": report}, indent=None)
+        return
+    say("")
+    each = 1000 * report.seconds.get("tokens", 0.0) / max(report.completion_tokens - 1, 1)
+    say(
+        f"{report.completion_tokens} tokens after {report.prompt_tokens}, ended by {report.finish}: "
+        f"{each:.1f} ms a token, {report.trips} trips, {report.accepted} of {report.guessed} guesses right; "
+        f"seed {report.seed}",
+        err=True,
+    )
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise click.BadParameter(f"{text[:80]!r} is not ID,ID,...", param_hint="--ids") from None

@@ -1,0 +1,143 @@
+"""A decoder asked as people ask it: from Python, with and without an event loop, and on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from edge_attention import AsyncClient
+from edge_attention.core.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from edge_attention.core.generation.sampling import Sampling
+from edge_attention.demo.local_decoder import LocalDecoder
+from edge_attention.graphs.builders import attention_decoder, attention_sequences
+
+PROMPT = "to be, or not to be: "
+
+
+def random_decoder():
+    file = attention_sequences(256, 8, 24, 2, 2, causal=True, rotary=True, hidden=32, seed=5)
+    initializers = onnx.load_from_string(file).graph.initializer
+    return attention_decoder({one.name: numpy_helper.to_array(one) for one in initializers}, 2, 512)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return random_decoder()
+
+
+@pytest.fixture(scope="module")
+def model(client, decoder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("decoder") / "decoder.onnx"
+    path.write_bytes(decoder)
+    served = client.deploy(path, "talker", plan="heads", nodes=["a", "b"], tokenizer="bytes")
+    yield served
+    served.undeploy()
+
+
+def command(fleet, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_attention.cli.entry", "--aggregator", fleet.address, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_tokens_come_as_one_machine_gives_them(shared, model, decoder):
+    sampling = Sampling(temperature=1.2, top_k=40, seed=11)
+    expected = LocalDecoder(decoder).generate(PROMPT, 40, sampling)
+    text = bytes(expected).decode("utf-8", "replace")
+    asked = {"max_tokens": 40, "temperature": 1.2, "top_k": 40, "seed": 11}
+    generation = model.generate(PROMPT, **asked)
+    pieces = list(generation)
+    assert len(pieces) > 20
+    assert tuple(generation.tokens) == expected == tuple(t for piece in pieces for t in piece.tokens)
+    assert generation.text == text == "".join(map(str, pieces))
+    report = generation.report
+    assert (report.finish, report.prompt_tokens, report.completion_tokens) == ("length", len(PROMPT), 40)
+    assert report.seed == 11
+    assert report.seconds["all"] > 0
+    with pytest.raises(InvalidArgument, match="once"):
+        list(generation)
+    by_ids = model.generate(list(PROMPT.encode()), **asked)
+    by_ids.rest()
+    assert tuple(by_ids.tokens) == expected
+
+    async def several():
+        async with AsyncClient(shared.address) as client:
+            other = await client.model("talker")
+            found = await asyncio.gather(
+                *(other.generate(PROMPT, **{**asked, "seed": seed}).rest() for seed in (11, 12, 11))
+            )
+            assert found[0] == found[2] == text
+            assert found[1] != text
+
+    asyncio.run(several())
+
+
+def test_the_command_prints_text_as_it_comes(shared, model, decoder):
+    expected = LocalDecoder(decoder).generate(PROMPT, 20, Sampling(temperature=1.0, seed=3))
+    flags = ("--max-tokens", "20", "--temperature", "1", "--seed", "3")
+    status, out, _ = command(shared, "generate", "talker", PROMPT, *flags, "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [token for line in lines[:-1] for token in line["tokens"]] == list(expected)
+    assert lines[-1]["report"]["completion_tokens"] == 20
+    status, out, said = command(shared, "generate", "talker", PROMPT, *flags)
+    assert status == 0
+    assert "20 tokens after 21, ended by length" in said
+    ids = ",".join(map(str, PROMPT.encode()))
+    status, out, _ = command(shared, "generate", "talker", "--ids", ids, *flags, "--json")
+    assert [token for line in out.splitlines()[:-1] for token in json.loads(line)["tokens"]] == list(expected)
+
+
+def test_what_ends_it(client, model, decoder):
+    expected = bytes(LocalDecoder(decoder).generate(PROMPT, 200, Sampling(temperature=1.5, seed=2)))
+    word = expected.decode("utf-8", "replace")[20:22]
+    stopped = model.generate(PROMPT, max_tokens=200, temperature=1.5, seed=2, stop=word)
+    assert stopped.rest() == expected.decode("utf-8", "replace").partition(word)[0]
+    assert stopped.report.finish == "stop"
+    with pytest.raises(DeadlineExceeded, match="of 400 tokens"):
+        model.generate(PROMPT, max_tokens=400, speculate=False, temperature=2.0, deadline=0.2).rest()
+    for _ in model.generate(PROMPT, max_tokens=400):
+        break  # who leaves has ended it
+    until = time.monotonic() + 30
+    while client.model("talker").info.in_flight and time.monotonic() < until:
+        time.sleep(0.05)
+    assert client.model("talker").info.in_flight == 0
+
+
+def test_what_is_refused(client, model, decoder, tmp_path):
+    with pytest.raises(InvalidArgument, match="temperature"):
+        model.generate(PROMPT, temperature=1000.0).rest()
+    with pytest.raises(InvalidArgument, match="token 256"):
+        model.generate([256]).rest()
+    with pytest.raises(InvalidArgument, match="empty"):
+        model.generate("")
+    path = tmp_path / "decoder.onnx"
+    path.write_bytes(decoder)
+    dumb = client.deploy(path, "dumb", plan="layers", nodes=["a", "b"])
+    try:
+        with pytest.raises(FailedPrecondition, match="no tokenizer"):
+            dumb.generate(PROMPT).rest()
+        assert len(LocalDecoder(decoder).generate(PROMPT, 5)) == 5
+        ids = dumb.generate(list(PROMPT.encode()), max_tokens=5)
+        assert ids.rest() == ""
+        assert tuple(ids.tokens) == LocalDecoder(decoder).generate(PROMPT, 5)
+    finally:
+        dumb.undeploy()
+    with pytest.raises(NotFound):
+        client.model("nobody")
