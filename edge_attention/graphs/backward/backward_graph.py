@@ -30,8 +30,9 @@ from edge_attention.graphs.onnx_file import (
     infer_shapes,
     ints,
     keep,
+    made_in,
 )
-from edge_attention.graphs.reading.needed import reads
+from edge_attention.graphs.reading.needed import graphs_in, reads
 
 __all__ = ["Asked", "BackwardGraph", "BackwardInput", "Comes", "backward_graph"]
 
@@ -288,7 +289,8 @@ class _Parting:
                 continue
             done.update(found.output)
             rest.append((name, found))
-            rest += [(other, None) for other in sorted(reads(found), reverse=True)]
+            own = {name for inner in graphs_in(found) for name in made_in(inner)}
+            rest += [(other, None) for other in sorted(reads(found) - own, reverse=True)]
         self._inputs = {name: one for name, one in self._inputs.items() if name in used}
         self._tensors = {name: tensor for name, tensor in self._tensors.items() if name in used}
 

@@ -10,7 +10,8 @@ from onnx import ModelProto, helper
 
 from edge_attention.core.schedule.schedule import Constant, Contributed, Kept, Source, TensorForm, Weight
 from edge_attention.graphs.backward.ordered_names import name_in_order
-from edge_attention.graphs.onnx_file import keep, rename_values, serialize
+from edge_attention.graphs.onnx_file import keep, made_in, rename_values, serialize
+from edge_attention.graphs.reading.needed import graphs_in
 
 __all__ = ["SegmentDraft", "one_of"]
 
@@ -84,6 +85,7 @@ def one_of(forward: SegmentDraft, back: SegmentDraft) -> SegmentDraft | None:
             graph.input[-1].name = f"back/{name}"
     for node in behind.graph.node:
         renamed |= {name: f"back/{name}" for name in node.output if name}
+        renamed |= {own: f"back/{own}" for inner in graphs_in(node) for own in made_in(inner)}
     renamed |= {tensor.name: f"back/{tensor.name}" for tensor in behind.graph.initializer}
     rename_values(behind.graph, renamed)
     sent = {one.output for one in forward.contributions}

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from onnx import ModelProto
 
-from edge_attention.graphs.onnx_file import rename_values
+from edge_attention.graphs.onnx_file import made_in, rename_values
+from edge_attention.graphs.reading.needed import graphs_in
 
 __all__ = ["name_in_order"]
 
@@ -35,7 +36,7 @@ def name_in_order(model: ModelProto, letters: Mapping[str, str]) -> dict[str, st
         call(value.name, "y")
     for node in graph.node:
         node.ClearField("name")
-        for name in node.output:
+        for name in (*node.output, *(own for inner in graphs_in(node) for own in made_in(inner))):
             call(name, "t")
     for tensor in graph.initializer:
         call(tensor.name, "l")

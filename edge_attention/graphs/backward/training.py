@@ -32,6 +32,7 @@ def training_cut(
     *,
     loss: str = "loss",
     recompute: bool = False,
+    axes: Axes | None = None,
 ) -> Emitted:
     """Cut a model that has its loss (models/training_file.py) into parts that train it together.
 
@@ -41,6 +42,7 @@ def training_cut(
         feeds: forms of the model's inputs, labels among them.
         loss: the output, a float32 scalar, that the gradients are of.
         recompute: see `transposed`.
+        axes: what `training_axes` found, where it is at hand.
 
     The schedule's results are the model's outputs and, of each weight that trains, `grad:<initializer>`, of
     its shape. These weights must not be frozen into sessions.
@@ -54,7 +56,7 @@ def training_cut(
         raise InvalidArgument(f"a plan with {word} is none to train by; take it without")
     if unknown := sorted(set(trained) - {tensor.name for tensor in model.model.graph.initializer}):
         raise InvalidArgument(f"the model has no weight '{unknown[0]}' that could train")
-    emitted = cut(training_axes(model, trained, feeds), plan)
+    emitted = cut(training_axes(model, trained, feeds) if axes is None else axes, plan)
     if emitted.schedule.coverage < 1:
         raise InvalidArgument(
             f"{emitted.schedule.lacking}: a model is trained as a whole; give all heads to some part"

@@ -191,6 +191,11 @@ class _Transposing:
         fixed = self._fixed[key]
         moved = reached(fixed, moving)
         for output, name in segment.kept.items():
+            if output not in fixed.forms:
+                raise InvalidGraph(
+                    f"the size of what part {segment.part} keeps in step {number} is not known: an operator "
+                    "that makes it is none that shapes can be told of; train only what comes after it"
+                )
             self._kept_forms[segment.part, name] = fixed.forms[output]
             if output in moved:
                 self._active_kept.add((segment.part, name))

@@ -23,7 +23,7 @@ from edge_attention.graphs.models.model import gradient_graph, load_model
 from edge_attention.graphs.models.training_file import training_file
 from edge_attention.graphs.onnx_file import serialize
 
-__all__ = ["TrainingCase", "case_of", "loss_for", "run_cut"]
+__all__ = ["TrainingCase", "case_of", "loss_for", "run_cut", "session"]
 
 
 @dataclass(frozen=True, eq=False)
