@@ -12,11 +12,12 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 from aggregator.trust.guard import Guard
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.wire.errors import to_status
+from edge_attention.wire.open_inference import described
 
 
 class _Guarded(ReflectionServicer):  # type: ignore[misc]
-    def __init__(self, names: Sequence[str], guard: Guard) -> None:
-        super().__init__(service_names=names)
+    def __init__(self, names: Sequence[str], guard: Guard, pool: Any) -> None:
+        super().__init__(service_names=names, pool=pool)
         self._guard = guard
 
     async def ServerReflectionInfo(self, requests: Any, context: Any) -> AsyncIterator[Any]:
@@ -31,7 +32,8 @@ class _Guarded(ReflectionServicer):  # type: ignore[misc]
 def offer_reflection(server: grpc.aio.Server, names: Sequence[str], guard: Guard | None) -> None:
     """Serve reflection of the services `names`, and of itself."""
     names = [*names, reflection.SERVICE_NAME]
+    pool = described(names)
     if guard is None:
-        reflection.enable_server_reflection(names, server)
+        reflection.enable_server_reflection(names, server, pool)
     else:
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Guarded(names, guard), server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Guarded(names, guard, pool), server)

@@ -95,6 +95,7 @@ class Codec(Generic[T]):
         self._most_fields = fields
         self._counter = Counter(message.DESCRIPTOR)
         self._message = message
+        self.message_name: str = message.DESCRIPTOR.name
         self._checked = checksum.FIELD in message.DESCRIPTOR.fields_by_name
         if sealed and not self._checked:
             raise TypeError(f"{message.DESCRIPTOR.full_name} has no field `{checksum.FIELD}`")

@@ -7,11 +7,14 @@ reading and setting a field of bytes each copy it, and hold the interpreter mean
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import Default, DescriptorPool
 from google.protobuf.message import DecodeError, Message
 
 from edge_attention.core.datatypes import NUMPY, raw_bytes
@@ -30,10 +33,10 @@ from edge_attention.core.messages.open_inference import (
 from edge_attention.core.tensors import Array
 from edge_attention.wire.codec import FIELDS, MESSAGE_LIMIT, Codec, special
 from edge_attention.wire.frames import read_varint, varint
-from edge_attention.wire.methods import Method, Service
+from edge_attention.wire.methods import AnyMethod, Method, Service
 from protos.edge_attention.open_inference.v2 import open_inference_pb2 as pb
 
-__all__ = ["LARGEST_MESSAGE", "MODEL_INFER", "OPEN_INFERENCE"]
+__all__ = ["LARGEST_MESSAGE", "METHODS", "OPEN_INFERENCE", "described"]
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -433,4 +436,74 @@ SHARED_MEMORY_UNREGISTER = tuple(
 SHARED_MEMORY_REGISTER = tuple(
     _shared_memory(kind, "Register", o.SharedMemoryRegisterRequest) for kind in ("System", "Cuda")
 )
-SHARED_MEMORY = (*SHARED_MEMORY_STATUS, *SHARED_MEMORY_UNREGISTER, *SHARED_MEMORY_REGISTER)
+METHODS: tuple[AnyMethod, ...] = (
+    SERVER_LIVE,
+    SERVER_READY,
+    MODEL_READY,
+    SERVER_METADATA,
+    MODEL_METADATA,
+    MODEL_CONFIG,
+    MODEL_STATISTICS,
+    MODEL_INFER,
+    MODEL_STREAM_INFER,
+    REPOSITORY_INDEX,
+    REPOSITORY_MODEL_LOAD,
+    REPOSITORY_MODEL_UNLOAD,
+    TRACE_SETTING,
+    LOG_SETTINGS,
+    *SHARED_MEMORY_STATUS,
+    *SHARED_MEMORY_UNREGISTER,
+    *SHARED_MEMORY_REGISTER,
+)
+
+
+def described(names: Iterable[str]) -> DescriptorPool:
+    """What gRPC's reflection tells of the services `names`, for tools that have no messages of theirs.
+
+    This one is told of under the protocol's own package, as it is called, so this is a pool by itself: in the
+    process's own the names may be another's. Of a service that is not compiled here nothing is told.
+    """
+    pool, known = DescriptorPool(), set[str]()
+
+    def add(file: Any) -> None:
+        if file.name not in known:
+            known.add(file.name)
+            for needed in file.dependencies:
+                add(needed)
+            pool.AddSerializedFile(file.serialized_pb)
+
+    for name in names:
+        if name != OPEN_INFERENCE.name:
+            with contextlib.suppress(KeyError):
+                add(Default().FindFileContainingSymbol(name))
+    pool.AddSerializedFile(_protocol_file().SerializeToString())
+    return pool
+
+
+def _protocol_file() -> FileDescriptorProto:
+    """The messages under the protocol's package, and its service."""
+    package = OPEN_INFERENCE.name.rpartition(".")[0]
+    file = FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(file)
+    ours = f".{file.package}."
+    file.name, file.package = "open_inference.proto", package
+
+    def rename(message: Any) -> None:
+        for field in message.field:
+            if field.type_name.startswith(ours):
+                field.type_name = f".{package}.{field.type_name.removeprefix(ours)}"
+        for inner in message.nested_type:
+            rename(inner)
+
+    for message in file.message_type:
+        rename(message)
+    service = file.service.add(name=OPEN_INFERENCE.name.rpartition(".")[2])
+    for method in METHODS:
+        service.method.add(
+            name=method.name,
+            input_type=f".{package}.{method.request.message_name}",
+            output_type=f".{package}.{method.response.message_name}",
+            client_streaming=method.streams_request,
+            server_streaming=method.streams_response,
+        )
+    return file

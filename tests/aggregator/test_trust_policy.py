@@ -79,9 +79,7 @@ def every_method():
             for method in service.methods:
                 yield f"/{service.full_name}/{method.name}"
     # A service of another's protocol, whose messages alone are compiled here.
-    for method in [*vars(open_inference).values(), *open_inference.SHARED_MEMORY]:
-        if isinstance(method, Method):
-            yield method.path
+    yield from (method.path for method in open_inference.METHODS)
 
 
 def test_every_method_of_every_service_has_a_role():

@@ -54,6 +54,14 @@ def test_reflection_lists_the_services_and_their_methods(reflected):
     assert "Attend" in attention.methods_by_name
 
 
+def test_the_open_inference_protocol_is_told_of_by_its_own_names(reflected):
+    service = reflected.pool.FindServiceByName("inference.GRPCInferenceService")
+    method = service.methods_by_name["ServerMetadata"]
+    response = message_factory.GetMessageClass(method.output_type)
+    call = reflected.channel.unary_unary(f"/{service.full_name}/{method.name}", None, response.FromString)
+    assert call(b"", timeout=20).name == "edge-attention"
+
+
 @pytest.mark.parametrize("service", ["", *(f"edge_attention.v1.{name}" for name in sorted(SERVICES))])
 def test_health_says_serving(reflected, service):
     stub = health_pb2_grpc.HealthStub(reflected.channel)

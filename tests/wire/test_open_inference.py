@@ -184,13 +184,10 @@ def test_the_messages_are_those_that_every_client_has():
     enum = configs.DESCRIPTOR.enum_types_by_name["DataType"].values_by_name
     for name, value in pb.DESCRIPTOR.enum_types_by_name["DataType"].values_by_name.items():
         assert enum[name].number == value.number
-    methods = {method.path for method in vars(wire).values() if isinstance(method, wire.Method)}
-    methods |= {
-        method.path for many in vars(wire).values() if isinstance(many, tuple) for method in many
-        if isinstance(method, wire.Method)
-    }  # fmt: skip
     service = theirs.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-    assert methods == {f"/{service.full_name}/{method.name}" for method in service.methods}
+    assert {method.path for method in wire.METHODS} == {
+        f"/{service.full_name}/{method.name}" for method in service.methods
+    }
 
 
 def _same(ours, theirs):
@@ -199,3 +196,17 @@ def _same(ours, theirs):
         assert (other.number, other.type, other.is_repeated) == (field.number, field.type, field.is_repeated)
     inner = sum(_same(one, theirs.nested_types_by_name[one.name]) for one in ours.nested_types)
     return len(ours.fields) + inner
+
+
+def test_reflection_tells_of_the_protocol_by_its_own_names():
+    pool = wire.described(["edge_attention.v1.FleetService", wire.OPEN_INFERENCE.name])
+    service = pool.FindServiceByName("inference.GRPCInferenceService")
+    assert {method.name for method in service.methods} == {method.name for method in wire.METHODS}
+    infer = service.methods_by_name["ModelStreamInfer"]
+    assert (infer.client_streaming, infer.server_streaming) == (True, True)
+    assert infer.input_type.full_name == "inference.ModelInferRequest"
+    answer = infer.output_type.fields_by_name["infer_response"].message_type
+    assert answer.fields_by_name["parameters"].message_type.full_name.startswith(
+        "inference.ModelInferResponse."
+    )
+    assert pool.FindServiceByName("edge_attention.v1.FleetService").methods
