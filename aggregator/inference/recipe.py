@@ -10,6 +10,9 @@ from aggregator.inference.asking import ModelAsker
 from aggregator.inference.decoding.sessions import DecoderSessions
 from aggregator.inference.deployed import Deployed
 from aggregator.inference.deployments import Deployments
+from aggregator.inference.ensembles.ensemble_models import EnsembleModels
+from aggregator.inference.ensembles.kept_ensembles import KeptEnsembles
+from aggregator.inference.ensembles.service import EnsembleApi
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
 from aggregator.inference.generation.service import GenerationApi
@@ -57,17 +60,25 @@ def inference(engine: Engine) -> Recipe:
         await sessions.shut()
         await deployments.close()
 
+    ensembles = KeptEnsembles(engine.state, plane, lambda name: deployments.serving(name) is not None)
+    plane.add(EnsembleModels(ensembles, plane, asker.counts))
+
+    def recall() -> None:
+        ensembles.recall()
+        deployments.recall()
+
     return Recipe(
         "inference",
         (
             *api.endpoints(),
             *GenerationApi(generator).endpoints(),
             *OpenInferenceApi(plane, engine.budgets).endpoints(),
+            *EnsembleApi(ensembles, plane).endpoints(),
         ),
         InferencePage(deployments, activity),
         Path(__file__).with_name("page.js"),
         unneeded=lambda member: (*deployments.unneeded(member), *sessions.unneeded(member)),
-        recall=deployments.recall,
+        recall=recall,
         resume=deployments.resume,
         close=close,
         offers=(plane, generator),

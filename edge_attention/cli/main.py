@@ -25,6 +25,7 @@ _COMMANDS = {
     "doctor": "edge_attention.cli.doctor:doctor",
     "enrol": "edge_attention.cli.enrol:enrol",
     "generate": "edge_attention.cli.generate:generate",
+    "ensemble": "edge_attention.cli.ensemble:ensemble",
     "infer": "edge_attention.cli.deployed:infer",
     "models": "edge_attention.cli.deployed:models",
     "nodes": "edge_attention.cli.nodes:nodes",

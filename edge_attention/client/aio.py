@@ -15,12 +15,15 @@ from typing import TypedDict
 
 from edge_attention.client.connection import DEADLINE_MARGIN, MAX_SECONDS, ClientConnection
 from edge_attention.client.contexts import AsyncContext
+from edge_attention.client.ensembles import AsyncEnsemble, ensemble_text
 from edge_attention.client.models import AsyncServedModel, OnDeploy, deploy, request_of
 from edge_attention.client.plans import JobPlan
 from edge_attention.client.runs import AsyncRun
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.errors import InvalidArgument, NotFound
 from edge_attention.core.messages import attention as wire
+from edge_attention.core.messages import ensembles
 from edge_attention.core.messages import training as jobs
+from edge_attention.core.messages.ensembles import DeployedEnsemble
 from edge_attention.core.messages.fleet import (
     DescribeAggregatorRequest,
     DescribeAggregatorResponse,
@@ -38,7 +41,7 @@ from edge_attention.jobs.split_job import SplitJob
 from edge_attention.wire import services
 from edge_attention.wire.caller import Caller
 
-__all__ = ["AsyncClient", "AsyncContext", "AsyncRun", "AsyncServedModel"]
+__all__ = ["AsyncClient", "AsyncContext", "AsyncEnsemble", "AsyncRun", "AsyncServedModel"]
 
 PLANNING = 1000.0
 """Seconds a job's planning may take: its models are differentiated and tried."""
@@ -268,6 +271,35 @@ class AsyncClient:
         request = DescribeModelRequest(values.text(name, "name"))
         reply = await self.caller.unary(services.DESCRIBE_MODEL, request, self.timeout)
         return AsyncServedModel(self.connection, reply.model)
+
+    async def deploy_ensemble(self, file: str | Path, name: str) -> AsyncEnsemble:
+        """Have an ensemble of deployed models serve as `name`.
+
+        Args:
+            file: in TOML, as a path, or the text itself (docs/ensembles.md).
+
+        Raises:
+            InvalidArgument: it says what cannot be, or its members do not fit together.
+            FailedPrecondition: a member's model is not deployed.
+        """
+        text = await asyncio.to_thread(ensemble_text, file)
+        request = ensembles.DeployEnsembleRequest(values.text(name, "name"), text)
+        reply = await self.caller.unary(services.DEPLOY_ENSEMBLE, request, self.timeout)
+        return AsyncEnsemble(self.connection, reply.ensemble)
+
+    async def ensembles(self) -> list[DeployedEnsemble]:
+        """All ensembles."""
+        reply = await self.caller.unary(
+            services.LIST_ENSEMBLES, ensembles.ListEnsemblesRequest(), self.timeout
+        )
+        return list(reply.ensembles)
+
+    async def ensemble(self, name: str) -> AsyncEnsemble:
+        """The ensemble of that name; NotFound if there is none."""
+        found = {one.name: one for one in await self.ensembles()}
+        if name not in found:
+            raise NotFound(f"there is no ensemble {name!r}; there are: {', '.join(found) or 'none'}")
+        return AsyncEnsemble(self.connection, found[name])
 
     @property
     def _planning(self) -> float:

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from edge_attention.client.aio import AsyncClient
 from edge_attention.client.background import BACKGROUND
 from edge_attention.client.contexts import AsyncContext, OnProgress
+from edge_attention.client.ensembles import AsyncEnsemble, EnsembleResult
 from edge_attention.client.generation import AsyncGeneration, GeneratedPiece
 from edge_attention.client.models import AsyncServedModel, ModelResult, OnDeploy
 from edge_attention.client.plans import JobPlan
@@ -29,6 +30,7 @@ from edge_attention.client.results import Answer, Appended
 from edge_attention.client.runs import AsyncRun, Event
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import attention as wire
+from edge_attention.core.messages.ensembles import DeployedEnsemble
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
 from edge_attention.core.messages.inference import DeployedModel, GenerateReport
 from edge_attention.core.messages.training import TrainingRound, TrainingRun
@@ -234,6 +236,52 @@ class Client:
     def model(self, name: str) -> ServedModel:
         """The deployed model of that name; NotFound if there is none."""
         return ServedModel(self, self._wait(self._client.model(name)))
+
+    def deploy_ensemble(self, file: str | Path, name: str) -> Ensemble:
+        """Have an ensemble of deployed models serve as `name`; see AsyncClient.deploy_ensemble."""
+        return Ensemble(self, self._wait(self._client.deploy_ensemble(file, name)))
+
+    def ensembles(self) -> list[DeployedEnsemble]:
+        """All ensembles."""
+        return self._wait(self._client.ensembles())
+
+    def ensemble(self, name: str) -> Ensemble:
+        """The ensemble of that name; NotFound if there is none."""
+        return Ensemble(self, self._wait(self._client.ensemble(name)))
+
+
+class Ensemble:
+    """An ensemble on the aggregator."""
+
+    def __init__(self, client: Client, ensemble: AsyncEnsemble) -> None:
+        self._client = client
+        self._ensemble = ensemble
+
+    @property
+    def name(self) -> str:
+        return self._ensemble.name
+
+    @property
+    def info(self) -> DeployedEnsemble:
+        """What it is, as last heard."""
+        return self._ensemble.info
+
+    def __repr__(self) -> str:
+        return repr(self._ensemble).replace("AsyncEnsemble", "Ensemble")
+
+    def infer(
+        self,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        deadline: float | None = None,
+        outputs: Sequence[str] = (),
+    ) -> EnsembleResult:
+        """The ensemble's answer to `inputs`, name -> array; see AsyncEnsemble.infer."""
+        return self._client._wait(self._ensemble.infer(inputs, deadline=deadline, outputs=outputs))
+
+    def undeploy(self) -> DeployedEnsemble:
+        """End it; its members stay."""
+        return self._client._wait(self._ensemble.undeploy())
 
 
 class ServedModel:

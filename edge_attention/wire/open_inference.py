@@ -17,7 +17,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import Default, DescriptorPool
 from google.protobuf.message import DecodeError, Message
 
-from edge_attention.core.datatypes import NUMPY, raw_bytes
+from edge_attention.core.datatypes import NUMPY, array_of, raw_bytes
 from edge_attention.core.errors import InvalidArgument, InvalidTensor, MessageTooLarge
 from edge_attention.core.messages import open_inference as o
 from edge_attention.core.messages.open_inference import (
@@ -114,6 +114,9 @@ class InferenceRequestCodec(Codec[InferenceRequest]):
         request = super().decode(rest, sealed)
         return replace(request, inputs=_with_raw(request, raw))
 
+    def encode(self, value: InferenceRequest) -> bytes:
+        return _written(super().encode(value), value.inputs, _RAW_INPUT, "the request")
+
 
 class StreamRequestCodec(InferenceRequestCodec):
     """The same of a stream: what is wrong with one request is said of it, and the stream goes on."""
@@ -161,13 +164,28 @@ def _with_raw(request: InferenceRequest, raw: Sequence[memoryview]) -> tuple[Nam
 
 
 class InferenceResponseCodec(Codec[InferenceResponse]):
-    """Writes answers, whose tensors are always raw."""
+    """Writes answers, whose tensors are always raw, and reads such."""
 
     def __init__(self) -> None:
         super().__init__(InferenceResponse, pb.ModelInferResponse)
 
     def encode(self, value: InferenceResponse) -> bytes:
-        return _written(super().encode(value), value.outputs)
+        return _written(super().encode(value), value.outputs, _RAW_OUTPUT, "the answer")
+
+    def decode(self, data: bytes, sealed: bool | None = None) -> InferenceResponse:
+        raw, rest = lifted(data, _RAW_OUTPUT, self._what)
+        answer = super().decode(rest, sealed)
+        if len(raw) != len(answer.outputs):
+            raise InvalidTensor(f"the answer has {len(answer.outputs)} outputs and {len(raw)} tensors")
+        outputs = []
+        for tensor, elements in zip(answer.outputs, raw, strict=True):
+            what = f"output '{tensor.name[:80]}'"
+            try:
+                datatype = Datatype(tensor.datatype)
+            except ValueError:
+                raise InvalidTensor(f"{what} is of a datatype that is not known here") from None
+            outputs.append(replace(tensor, data=array_of(replace(tensor, data=elements), datatype, what)))
+        return replace(answer, outputs=tuple(outputs))
 
 
 class StreamedInferenceCodec(Codec[StreamedInference]):
@@ -182,14 +200,15 @@ class StreamedInferenceCodec(Codec[StreamedInference]):
         return b"".join((head, bytes([2 << 3 | _LENGTH_DELIMITED]), varint(len(inner)), inner))
 
 
-def _written(head: bytes, outputs: Sequence[NamedTensor]) -> bytes:
+def _written(head: bytes, tensors: Sequence[NamedTensor], number: int, what: str) -> bytes:
+    """The message with its tensors raw, as field `number`."""
     parts: list[Any] = [head]
-    for tensor in outputs:
+    for tensor in tensors:
         data = raw_bytes(tensor)
-        parts += (bytes([_RAW_OUTPUT << 3 | _LENGTH_DELIMITED]), varint(len(data)), data)
+        parts += (bytes([number << 3 | _LENGTH_DELIMITED]), varint(len(data)), data)
     if (size := sum(map(len, parts))) > LARGEST_MESSAGE:
         raise MessageTooLarge(
-            f"the answer has {size:,} bytes; a message has at most {LARGEST_MESSAGE:,}: ask for fewer "
+            f"{what} has {size:,} bytes; a message has at most {LARGEST_MESSAGE:,}: ask for fewer "
             "outputs, or send fewer rows"
         )
     return b"".join(parts)
@@ -302,7 +321,17 @@ def _read_request(message: Any) -> InferenceRequest:
 
 
 def _fill_request(message: Any, request: InferenceRequest) -> None:
-    raise TypeError("nobody here sends requests of this protocol")
+    message.model_name = request.model
+    message.model_version = request.version
+    message.id = request.id
+    _fill_parameters(message.parameters, request.parameters)
+    if request.seconds is not None:
+        message.parameters["timeout"].int64_param = round(1e6 * request.seconds)  # as Triton's clients say it
+    for tensor in request.inputs:
+        made = message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        _fill_parameters(made.parameters, tensor.parameters)
+    for output in request.outputs:
+        _fill_parameters(message.outputs.add(name=output.name).parameters, output.parameters)
 
 
 def _fill_response(message: Any, response: InferenceResponse) -> None:
@@ -316,7 +345,16 @@ def _fill_response(message: Any, response: InferenceResponse) -> None:
 
 
 def _read_response(message: Any) -> InferenceResponse:
-    raise InvalidArgument("nobody here reads answers of this protocol")
+    return InferenceResponse(
+        message.model_name,
+        message.model_version,
+        message.id,
+        _parameters(message.parameters),
+        tuple(
+            NamedTensor(one.name, one.datatype, tuple(one.shape), None, _parameters(one.parameters))
+            for one in message.outputs
+        ),
+    )
 
 
 def _fill_streamed(message: Any, value: StreamedInference) -> None:

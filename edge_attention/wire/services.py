@@ -8,7 +8,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TypeVar
 
-from edge_attention.core.messages import attention, fleet, inference
+from edge_attention.core.messages import attention, ensembles, fleet, inference
 from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.inference import DeployedModel, DeployProgress
 from edge_attention.core.messages.link import DownloadRequest, UploadChunk
@@ -17,7 +17,14 @@ from edge_attention.wire.codec import FIELDS, MESSAGE_LIMIT, Codec
 from edge_attention.wire.frames import FrameCodec
 from edge_attention.wire.link import download_chunk, upload_response
 from edge_attention.wire.methods import Method, Service
-from protos.edge_attention.v1 import attention_pb2, fleet_pb2, inference_pb2, link_pb2, training_pb2
+from protos.edge_attention.v1 import (
+    attention_pb2,
+    ensembles_pb2,
+    fleet_pb2,
+    inference_pb2,
+    link_pb2,
+    training_pb2,
+)
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -27,6 +34,7 @@ BULK = Service("edge_attention.v1.BulkService")
 ATTENTION = Service("edge_attention.v1.AttentionService")
 TRAINING = Service("edge_attention.v1.TrainingService")
 INFERENCE = Service("edge_attention.v1.InferenceService")
+ENSEMBLES = Service("edge_attention.v1.EnsembleService")
 
 REQUEST_PARTS = 1 << 16
 """Bytes of a client's request: its event loop is everybody's. 65,536 names, or 4,096 encoders."""
@@ -150,3 +158,27 @@ INFER = _method(
     streams_response=True,
 )
 GENERATE = _method(INFERENCE, "Generate", i.GenerateRequest, i.GenerateResponse, i_pb, streams_response=True)
+
+DEPLOY_ENSEMBLE = _method(
+    ENSEMBLES,
+    "DeployEnsemble",
+    ensembles.DeployEnsembleRequest,
+    ensembles.DeployEnsembleResponse,
+    ensembles_pb2,
+    changes=True,
+)
+UNDEPLOY_ENSEMBLE = _method(
+    ENSEMBLES,
+    "UndeployEnsemble",
+    ensembles.UndeployEnsembleRequest,
+    ensembles.UndeployEnsembleResponse,
+    ensembles_pb2,
+    changes=True,
+)
+LIST_ENSEMBLES = _method(
+    ENSEMBLES,
+    "ListEnsembles",
+    ensembles.ListEnsemblesRequest,
+    ensembles.ListEnsemblesResponse,
+    ensembles_pb2,
+)

@@ -19,6 +19,7 @@ from edge_attention.wire import link, services
 from edge_attention.wire.methods import Method
 from protos.edge_attention.v1 import (
     attention_pb2,
+    ensembles_pb2,
     fleet_pb2,
     inference_pb2,
     link_pb2,
@@ -31,6 +32,7 @@ from protos.edge_attention.v1 import (
 FILES = (
     attention_pb2,
     fleet_pb2,
+    ensembles_pb2,
     inference_pb2,
     link_pb2,
     program_pb2,

@@ -1,0 +1,249 @@
+"""One request to an ensemble: its members are asked at once, and who has not answered in time is absent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import numpy as np
+
+from aggregator.inference.protocol.data_plane import DataPlane
+from aggregator.inference.protocol.served import CheckedRequest
+from edge_attention.core.datatypes import datatype_of
+from edge_attention.core.ensembles.ensemble import EnsembleMember, EnsembleSpec, How
+from edge_attention.core.ensembles.meeting_outputs import attended, attention_of, met
+from edge_attention.core.errors import (
+    DeadlineExceeded,
+    EdgeAttentionError,
+    InvalidArgument,
+    InvalidTensor,
+    Unavailable,
+)
+from edge_attention.core.messages.open_inference import InferenceRequest, NamedTensor, RequestedOutput
+from edge_attention.core.tensors import Array, DataType
+
+__all__ = ["MASS", "MemberAnswers", "answer", "ask_members"]
+
+MASS = "mass"
+"""The output with each member's share of attention."""
+DEPTH = 4
+"""Ensembles of ensembles: a member may be one, so many deep."""
+LEFT = 0.1
+"""Of the request's time, what is kept for its outputs to meet."""
+
+_depth: ContextVar[int] = ContextVar("ensemble depth", default=0)
+_THEIRS = (InvalidArgument, InvalidTensor)
+"""Errors of whoever sent the request, whichever member finds them."""
+
+
+@dataclass(frozen=True, eq=False)
+class MemberAnswers:
+    """Attributes:
+    outputs: member -> its outputs, of those that answered.
+    absent: member -> why it did not.
+    lacking: of those that answered, what their own answers lack.
+    """
+
+    outputs: Mapping[str, Mapping[str, Array]]
+    absent: Mapping[str, str]
+    lacking: Mapping[str, str]
+
+    @property
+    def said(self) -> str:
+        """In words, what an answer of these lacks; empty: nothing."""
+        found = [f"member {name}: {why}" for name, why in (*self.absent.items(), *self.lacking.items())]
+        return "; ".join(found)
+
+
+async def ask_members(ensemble: EnsembleSpec, plane: DataPlane, request: CheckedRequest) -> MemberAnswers:
+    """Ask them all at once.
+
+    Raises:
+        InvalidArgument, InvalidTensor: a member finds an input wrong; names it.
+        EdgeAttentionError: a member that is needed does not answer, and why; or none does.
+    """
+    if _depth.get() >= DEPTH:
+        raise InvalidArgument(
+            f"bound DEPTH: ensembles of ensembles are {DEPTH} deep at most; these are deeper, or go round"
+        )
+    until = time.monotonic() + min(ensemble.seconds or request.seconds, request.seconds * (1 - LEFT))
+    token = _depth.set(_depth.get() + 1)
+    try:
+        tasks = {
+            asyncio.create_task(_asked(ensemble, member, plane, request)): member
+            for member in ensemble.members
+        }
+    finally:
+        _depth.reset(token)
+    outputs: dict[str, Mapping[str, Array]] = {}
+    absent: dict[str, str] = {}
+    lacking: dict[str, str] = {}
+    pending = set(tasks)
+    try:
+        while pending:
+            left = until - time.monotonic()
+            done, pending = await asyncio.wait(
+                pending, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                member = tasks[task]
+                try:
+                    outputs[member.name], said = task.result()
+                except EdgeAttentionError as error:
+                    if isinstance(error, _THEIRS) or member.name in ensemble.needed:
+                        raise type(error)(f"member '{member.name}': {error.message}") from None
+                    absent[member.name] = error.message
+                else:
+                    if said:
+                        lacking[member.name] = said
+            if not done:
+                break
+        for task in pending:
+            name = tasks[task].name
+            why = f"no answer in {ensemble.seconds or request.seconds:g} s"
+            if name in ensemble.needed:
+                raise DeadlineExceeded(f"member '{name}', which is needed: {why}")
+            absent[name] = why
+    finally:
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait(tasks)
+    order = [member.name for member in ensemble.members]
+    if not outputs:
+        why = "; ".join(f"{name}: {absent[name]}" for name in order)
+        raise Unavailable(f"no member of the ensemble answered ({why})")
+    return MemberAnswers(outputs, {name: absent[name] for name in order if name in absent}, lacking)
+
+
+async def _asked(
+    ensemble: EnsembleSpec, member: EnsembleMember, plane: DataPlane, request: CheckedRequest
+) -> tuple[Mapping[str, Array], str]:
+    """The member's outputs that meet, and what its answer lacks."""
+    metadata = plane.model_metadata(member.model, member.version)
+    inputs = []
+    for one in metadata.inputs:
+        array = request.feeds[member.inputs.get(one.name, one.name)]
+        inputs.append(NamedTensor(one.name, one.datatype, tuple(array.shape), array))
+    names = outputs_of(ensemble, member, [one.name for one in metadata.outputs])
+    answered = await plane.infer(
+        InferenceRequest(
+            member.model,
+            member.version,
+            request.id,
+            inputs=tuple(inputs),
+            outputs=tuple(RequestedOutput(name) for name in names),
+            seconds=request.seconds,
+        ),
+        request.caller,
+        request.room,
+    )
+    found = {one.name: one.data for one in answered.outputs if isinstance(one.data, np.ndarray)}
+    said = answered.parameters.get("lacking", "") if not answered.parameters.get("exact", True) else ""
+    return {name: found[name] for name in names}, str(said)
+
+
+def outputs_of(ensemble: EnsembleSpec, member: EnsembleMember, known: list[str]) -> tuple[str, ...]:
+    """The member's outputs that meet.
+
+    Raises:
+        InvalidArgument: its model has none such.
+    """
+    if ensemble.how is How.ATTENTION:
+        names: tuple[str, ...] = (member.keys, member.values)
+    elif member.output:
+        names = (member.output,)
+    elif len(known) == 1:
+        names = (known[0],)
+    else:
+        raise InvalidArgument(
+            f"member '{member.name}': model '{member.model}' has the outputs {', '.join(known)}: say which "
+            "one meets the others, as output"
+        )
+    if lacking := [name for name in names if name not in known]:
+        raise InvalidArgument(
+            f"member '{member.name}': model '{member.model}' has no output '{lacking[0]}'; it has "
+            f"{', '.join(known)}"
+        )
+    return names
+
+
+async def answer(
+    ensemble: EnsembleSpec,
+    plane: DataPlane,
+    request: CheckedRequest,
+    answers: MemberAnswers,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Array]:
+    """The ensemble's outputs.
+
+    Args:
+        shapes: of CONCATENATE: by member, its output's shape; -1 where it is open.
+
+    Raises:
+        InvalidTensor: members' outputs do not fit together.
+        EdgeAttentionError: the head does not answer.
+    """
+    if ensemble.how is not How.ATTENTION:
+        found = {name: next(iter(outputs.values())) for name, outputs in answers.outputs.items()}
+        like = next(iter(found.values())).shape
+        absent = () if ensemble.how is How.MEAN else answers.absent
+        zeros = {name: _filled(shapes[name], like, ensemble.axis, name) for name in absent}
+        return {ensemble.output: await asyncio.to_thread(met, ensemble, found, zeros)}
+    queries = ensemble.queries
+    if isinstance(queries, str):
+        given = request.feeds[queries]
+        if given.ndim != 4 or given.dtype != np.float32:
+            raise InvalidTensor(
+                f"queries '{queries}' are {given.dtype} {list(given.shape)}; float32 "
+                "[batch, queries, heads, dim] they must be"
+            )
+    else:
+        batch = next(iter(next(iter(answers.outputs.values())).values())).shape[:1]
+        given = np.broadcast_to(queries, (*batch, *queries.shape))
+    fused, shares = await asyncio.to_thread(_attended, ensemble, given, answers)
+    if not ensemble.head:
+        return {ensemble.output: fused, MASS: shares}
+    (one,) = plane.model_metadata(ensemble.head).inputs
+    asked = InferenceRequest(
+        ensemble.head,
+        "",
+        request.id,
+        inputs=(NamedTensor(one.name, one.datatype, fused.shape, fused),),
+        seconds=request.seconds,
+    )
+    answered = await plane.infer(asked, request.caller, request.room)
+    return {o.name: o.data for o in answered.outputs if isinstance(o.data, np.ndarray)} | {MASS: shares}
+
+
+def _attended(ensemble: EnsembleSpec, queries: Array, answers: MemberAnswers) -> tuple[Array, Array]:
+    partials, places = [], []
+    for place, member in enumerate(ensemble.members):
+        outputs = answers.outputs.get(member.name)
+        if outputs is not None:
+            what = f"member '{member.name}'"
+            keys, values = outputs[member.keys], outputs[member.values]
+            partials.append(attention_of(queries, keys, values, ensemble.scale, what))
+            places.append(place)
+    fused, shares = attended(partials)
+    # A member that is absent received nothing.
+    masses = np.zeros((shares.shape[0], len(ensemble.members)), np.float32)
+    masses[:, places] = shares
+    return fused, masses
+
+
+def _filled(shape: tuple[int, ...], like: tuple[int, ...], axis: int, name: str) -> tuple[int, ...]:
+    """The shape of what stands for a member: where it is open, as of those that answered."""
+    if len(shape) != len(like) or shape[axis] < 0:
+        raise Unavailable(
+            f"member '{name}' is absent, and how many zeros stand for it is not known: its model leaves the "
+            "size open"
+        )
+    return tuple(size if size >= 0 else other for size, other in zip(shape, like, strict=True))
+
+
+FLOAT32 = datatype_of(DataType.FLOAT32)

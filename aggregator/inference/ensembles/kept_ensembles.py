@@ -1,0 +1,166 @@
+"""Ensembles that are deployed: a file each in the state folder, so that they are there after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aggregator.inference.ensembles.ensemble_tensors import EnsembleTensors, tensors_of
+from aggregator.inference.protocol.data_plane import DataPlane
+from aggregator.store.folder import sync, write_durably
+from aggregator.store.state import State
+from edge_attention.core.ensembles.ensemble import EnsembleSpec
+from edge_attention.core.ensembles.ensemble_file import read_ensemble
+from edge_attention.core.errors import (
+    AlreadyExists,
+    EdgeAttentionError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from edge_attention.core.messages.open_inference import TensorMetadata
+from edge_attention.core.printable import shown
+from edge_attention.core.tensors import require_name
+
+__all__ = ["MAX_ENSEMBLES", "KeptEnsemble", "KeptEnsembles"]
+
+log = logging.getLogger(__name__)
+
+FOLDER = "ensembles"
+MAX_ENSEMBLES = 256
+
+
+@dataclass(frozen=True, eq=False)
+class KeptEnsemble:
+    """One that serves. `text`: the file it came as."""
+
+    name: str
+    version: int
+    text: str
+    owner: str
+    created: float
+    ensemble: EnsembleSpec
+    tensors: EnsembleTensors
+
+
+class KeptEnsembles:
+    """All of them. `taken`: whether a deployed model has a name."""
+
+    def __init__(self, state: State, plane: DataPlane, taken: Callable[[str], bool]) -> None:
+        self._state = state
+        self._folder = state.directory / FOLDER
+        self._plane = plane
+        self._taken = taken
+        self._all: dict[str, KeptEnsemble] = {}
+        self._changing = asyncio.Lock()
+
+    async def deploy(self, name: str, text: str, owner: str) -> KeptEnsemble:
+        """Have it serve, in place of one of that name. Durable when this returns.
+
+        Raises:
+            InvalidArgument: the file says what cannot be, or its members do not fit together.
+            FailedPrecondition: a member's model is not deployed.
+            AlreadyExists: a deployed model has the name.
+            ResourceExhausted: there are too many.
+        """
+        require_name(name, "ensemble")
+        ensemble = read_ensemble(text)
+        models = {member.model for member in ensemble.members} | {ensemble.head}
+        if name in models:
+            raise InvalidArgument(f"ensemble '{name}' would ask itself: give it another name")
+        async with self._changing:
+            if self._taken(name):
+                raise AlreadyExists(f"a deployed model is called '{name}'; give the ensemble another name")
+            if name not in self._all and len(self._all) >= MAX_ENSEMBLES:
+                raise ResourceExhausted(
+                    f"bound MAX_ENSEMBLES: there are {len(self._all)}; end one with edge-attention ensemble "
+                    "undeploy"
+                )
+            tensors = tensors_of(ensemble, self._plane)
+            numbers = await asyncio.to_thread(self._state.take_numbers, f"ensemble/{name}", 1, 1)
+            made = KeptEnsemble(name, numbers.start, text, owner, time.time(), ensemble, tensors)
+            await asyncio.to_thread(self._write, made)
+            self._all[name] = made
+        log.info("ensemble %s serves as version %d", name, made.version)
+        return made
+
+    async def undeploy(self, name: str) -> KeptEnsemble:
+        """End it. Raises NotFound."""
+        async with self._changing:
+            ended = self.require(name)
+            await asyncio.to_thread(self._remove, name)
+            del self._all[name]
+        return ended
+
+    def find(self, name: str) -> KeptEnsemble | None:
+        return self._all.get(name)
+
+    def require(self, name: str) -> KeptEnsemble:
+        """Raises NotFound."""
+        found = self._all.get(name)
+        if found is None:
+            known = ", ".join(sorted(self._all)) or "none"
+            raise NotFound(f"there is no ensemble {shown(name, 80)!r}; there are: {known}")
+        return found
+
+    def __iter__(self) -> Iterator[KeptEnsemble]:
+        return iter(sorted(self._all.values(), key=lambda one: one.name))
+
+    def recall(self) -> None:
+        """Those of earlier lives serve again. Blocks on the disk; one that cannot be read is left out, and
+        logged."""
+        for path in sorted(self._folder.glob("*.json")) if self._folder.is_dir() else ():
+            try:
+                kept = _read(path)
+            except (OSError, ValueError, KeyError, TypeError, EdgeAttentionError) as error:
+                log.error("ensemble %s cannot be read, and does not serve: %s", path.stem, shown(error, 200))
+                continue
+            self._all[kept.name] = kept
+
+    def _write(self, kept: KeptEnsemble) -> None:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        data = {
+            "name": kept.name,
+            "version": kept.version,
+            "text": kept.text,
+            "owner": kept.owner,
+            "created": kept.created,
+            "inputs": [[one.name, one.datatype, one.shape] for one in kept.tensors.inputs],
+            "outputs": [[one.name, one.datatype, one.shape] for one in kept.tensors.outputs],
+            "shapes": kept.tensors.shapes,
+        }
+        write_durably(self._path(kept.name), json.dumps(data).encode())
+        sync(self._folder)
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._path(name).unlink()
+        sync(self._folder)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+
+def _read(path: Path) -> KeptEnsemble:
+    data: dict[str, Any] = json.loads(path.read_text())
+    inputs, outputs = (
+        tuple(TensorMetadata(str(name), str(kind), tuple(map(int, shape))) for name, kind, shape in data[key])
+        for key in ("inputs", "outputs")
+    )
+    shapes = {str(name): tuple(map(int, shape)) for name, shape in data["shapes"].items()}
+    return KeptEnsemble(
+        str(data["name"]),
+        int(data["version"]),
+        str(data["text"]),
+        str(data["owner"]),
+        float(data["created"]),
+        read_ensemble(data["text"]),
+        EnsembleTensors(inputs, outputs, shapes),
+    )

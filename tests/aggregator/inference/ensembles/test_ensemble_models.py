@@ -1,0 +1,339 @@
+"""Ensembles over models that answer, are late, or are not there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from aggregator.inference.ensembles.ensemble_models import EnsembleModels
+from aggregator.inference.ensembles.kept_ensembles import KeptEnsembles
+from aggregator.inference.protocol.data_plane import DataPlane
+from aggregator.inference.protocol.served import ModelAnswered
+from aggregator.inference.protocol.statistics import InferenceCounts
+from aggregator.store.state import State
+from edge_attention.core.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidTensor,
+    NotFound,
+    Unavailable,
+)
+from edge_attention.core.messages.open_inference import (
+    ConfiguredInput,
+    ConfiguredOutput,
+    Datatype,
+    InferenceRequest,
+    ModelConfig,
+    ModelMetadata,
+    ModelVersionPolicy,
+    NamedTensor,
+    TensorMetadata,
+)
+
+
+class Model:
+    """Gives `outputs` (name -> what it makes of its input) after `seconds`."""
+
+    version = "1"
+
+    def __init__(self, name, outputs, *, seconds=0.0, takes="x", shape=(-1, 2), said=None):
+        self.name, self.outputs, self.seconds, self.takes = name, outputs, seconds, takes
+        self.shape, self.said = shape, said or {}
+        self.ready, self.error, self.under_way, self.cancelled = True, None, 0, 0
+
+    def metadata(self):
+        inputs = (TensorMetadata(self.takes, "FP32", self.shape),)
+        made = {
+            name: make(np.zeros([max(n, 1) for n in self.shape], np.float32))
+            for name, make in self.outputs.items()
+        }
+        outputs = tuple(TensorMetadata(name, "FP32", (-1, *array.shape[1:])) for name, array in made.items())
+        return ModelMetadata(self.name, ("1",), "test", inputs, outputs)
+
+    def config(self):
+        metadata = self.metadata()
+        return ModelConfig(
+            self.name,
+            "test",
+            ModelVersionPolicy(),
+            0,
+            tuple(ConfiguredInput(one.name, Datatype.FP32, one.shape) for one in metadata.inputs),
+            tuple(ConfiguredOutput(one.name, Datatype.FP32, one.shape) for one in metadata.outputs),
+        )
+
+    async def infer(self, request):
+        self.under_way += 1
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.under_way -= 1
+        if self.error is not None:
+            raise self.error
+        return ModelAnswered(
+            {name: self.outputs[name](request.feeds[self.takes]) for name in request.outputs}, self.said
+        )
+
+    async def stream(self, request):
+        yield await self.infer(request)
+
+
+class Models:
+    def __init__(self, *models):
+        self.all = {model.name: model for model in models}
+
+    def find(self, name, version):
+        found = self.all.get(name)
+        return found if found is not None and version in ("", "1") else None
+
+    def index(self):
+        return ()
+
+    def statistics(self, name, version):
+        return ()
+
+    async def load(self, name, parameters, caller):
+        return False
+
+    async def unload(self, name):
+        return False
+
+
+class House:
+    """A data plane with models, and ensembles of them."""
+
+    def __init__(self, folder, *models):
+        self.models = Models(*models)
+        self.plane = DataPlane([self.models])
+        self.counts = InferenceCounts()
+        self.state = State(folder)
+        self.kept = KeptEnsembles(self.state, self.plane, lambda name: name in self.models.all)
+        self.plane.add(EnsembleModels(self.kept, self.plane, self.counts))
+
+    async def deploy(self, text, name="both"):
+        return await self.kept.deploy(name, text, "me")
+
+    async def ask(self, name="both", seconds=30.0, **inputs):
+        tensors = tuple(NamedTensor(key, "FP32", tuple(value.shape), value) for key, value in inputs.items())
+        reply = await self.plane.infer(InferenceRequest(name, inputs=tensors, seconds=seconds), "me")
+        return {one.name: one.data for one in reply.outputs}, dict(reply.parameters)
+
+
+X = np.float32([[1, 2], [3, 4]])
+MEAN = '[[member]]\nmodel = "one"\n[[member]]\nmodel = "two"\nweight = 3.0\n'
+
+
+def twice(x):
+    return 2 * x
+
+
+def same(x):
+    return x
+
+
+def test_members_are_asked_at_once_and_averaged(tmp_path):
+    async def run():
+        house = House(tmp_path, Model("one", {"y": same}), Model("two", {"y": twice}))
+        await house.deploy(MEAN)
+        metadata = house.plane.model_metadata("both")
+        assert [(one.name, one.shape) for one in metadata.inputs] == [("x", (-1, 2))]
+        assert [(one.name, one.shape) for one in metadata.outputs] == [("output", (-1, 2))]
+        outputs, said = await house.ask(x=X)
+        np.testing.assert_array_equal(outputs["output"], 1.75 * X)
+        assert not said
+        assert house.counts.of("both", 1).inference_stats.success.count == 1
+
+    asyncio.run(run())
+
+
+def test_who_is_late_is_left_out_and_named_and_ends(tmp_path):
+    async def run():
+        late = Model("two", {"y": twice}, seconds=20.0)
+        house = House(tmp_path, Model("one", {"y": same}), late)
+        await house.deploy("seconds = 0.2\n" + MEAN)
+        outputs, said = await house.ask(x=X)
+        np.testing.assert_array_equal(outputs["output"], X)
+        assert said == {"exact": False, "coverage": 0.25, "lacking": "member two: no answer in 0.2 s"}
+        assert (late.under_way, late.cancelled) == (0, 1)
+        await house.deploy('seconds = 0.2\nneeds = ["two"]\n' + MEAN)
+        with pytest.raises(DeadlineExceeded, match=r"member 'two', which is needed: no answer in 0\.2 s"):
+            await house.ask(x=X)
+        assert (late.under_way, late.cancelled) == (0, 2)
+
+    asyncio.run(run())
+
+
+def test_a_member_that_fails_is_absent_and_what_is_wrong_with_the_input_is_said(tmp_path):
+    async def run():
+        one, two = Model("one", {"y": same}), Model("two", {"y": twice})
+        house = House(tmp_path, one, two)
+        await house.deploy(MEAN)
+        two.error = Unavailable("its node went")
+        _, said = await house.ask(x=X)
+        assert said["lacking"] == "member two: its node went"
+        del house.models.all["two"]
+        _, said = await house.ask(x=X)
+        assert "two" in said["lacking"]
+        assert house.plane.model_ready("both")
+        one.error = Unavailable("gone, too")
+        with pytest.raises(Unavailable, match=r"no member of the ensemble answered .one: gone, too"):
+            await house.ask(x=X)
+        one.error = InvalidTensor("x is not finite")
+        with pytest.raises(InvalidTensor, match="member 'one': x is not finite"):
+            await house.ask(x=X)
+        with pytest.raises(InvalidArgument, match="'x'"):
+            await house.ask(y=X)
+
+    asyncio.run(run())
+
+
+def test_what_a_member_lacks_is_said(tmp_path):
+    async def run():
+        partly = Model("two", {"y": twice}, said={"exact": False, "lacking": "part 1"})
+        house = House(tmp_path, Model("one", {"y": same}), partly)
+        await house.deploy(MEAN)
+        _, said = await house.ask(x=X)
+        assert (said["exact"], said["lacking"]) == (False, "member two: part 1")
+
+    asyncio.run(run())
+
+
+def test_side_by_side_with_zeros_for_the_absent(tmp_path):
+    async def run():
+        two = Model("two", {"z": lambda x: x[:, :1], "y": twice}, takes="sound")
+        house = House(tmp_path, Model("one", {"y": same}), two)
+        text = 'how = "concatenate"\n{}[[member]]\nmodel = "one"\ninputs = {{ x = "image" }}\n'
+        text += '[[member]]\nmodel = "two"\n'
+        with pytest.raises(InvalidArgument, match="say which one meets"):
+            await house.deploy(text.format(""))
+        text += 'output = "z"\n'
+        await house.deploy(text.format(""))
+        assert {one.name for one in house.plane.model_metadata("both").inputs} == {"image", "sound"}
+        outputs, _ = await house.ask(image=X, sound=-X)
+        np.testing.assert_array_equal(outputs["output"], np.concatenate([X, -X[:, :1]], 1))
+        two.error = Unavailable("away")
+        with pytest.raises(Unavailable, match="member 'two': away"):
+            await house.ask(image=X, sound=-X)
+        await house.deploy(text.format('absent = "zeros"\n'))
+        outputs, said = await house.ask(image=X, sound=-X)
+        np.testing.assert_array_equal(outputs["output"], np.concatenate([X, np.zeros((2, 1))], 1))
+        assert said["coverage"] == 0.5
+
+    asyncio.run(run())
+
+
+def tokens(count):
+    def make(x):
+        array = np.stack([x * (n + 1) for n in range(count)], 1)  # [batch, tokens, 2]
+        return array[:, :, None, :].astype(np.float32)
+
+    return make
+
+
+def test_attention_over_members_and_a_head(tmp_path):
+    async def run():
+        one = Model("one", {"keys": tokens(2), "values": tokens(2)})
+        two = Model("two", {"keys": tokens(3), "values": tokens(3)})
+        head = Model(
+            "head", {"y": lambda fused: fused.reshape(len(fused), -1)}, takes="fused", shape=(-1, 1, 1, 2)
+        )
+        house = House(tmp_path, one, two, head)
+        text = 'how = "attention"\nqueries = [[[1.0, 0.5]]]\n{}' + MEAN
+        await house.deploy(text.format(""))
+        outputs, said = await house.ask(x=X)
+        assert not said
+        keys = np.concatenate([tokens(2)(X), tokens(3)(X)], 1).astype(np.float64)[:, :, 0]
+        scores = keys @ np.array([1.0, 0.5]) / np.sqrt(2)
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        weights /= weights.sum(1, keepdims=True)
+        np.testing.assert_allclose(outputs["output"][:, 0, 0], (weights[..., None] * keys).sum(1), atol=1e-5)
+        np.testing.assert_allclose(outputs["mass"], [[w[:2].sum(), w[2:].sum()] for w in weights], atol=1e-6)
+        await house.deploy(text.format('head = "head"\n'))
+        headed, _ = await house.ask(x=X)
+        np.testing.assert_allclose(headed["y"], outputs["output"].reshape(2, -1), atol=1e-6)
+        one.error = Unavailable("away")
+        alone, said = await house.ask(x=X)
+        np.testing.assert_allclose(alone["mass"], [[0, 1], [0, 1]])
+        assert said["lacking"] == "member one: away"
+        await house.deploy(text.replace("queries = [[[1.0, 0.5]]]", 'queries = "q"').format(""))
+        one.error = None
+        q = np.broadcast_to(np.float32([1.0, 0.5]), (2, 1, 1, 2)).copy()
+        given, _ = await house.ask(x=X, q=q)
+        np.testing.assert_allclose(given["output"], outputs["output"], atol=1e-6)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ('[[member]]\nmodel = "three"', FailedPrecondition, "model 'three' is not deployed"),
+        ('[[member]]\nmodel = "one"\nversion = "7"', FailedPrecondition, "version 7 is not deployed"),
+        ('[[member]]\nmodel = "one"\noutput = "z"', InvalidArgument, "has no output 'z'; it has y"),
+        ('[[member]]\nmodel = "one"\ninputs = { a = "b" }', InvalidArgument, "has no input 'a'; it has x"),
+        ('[[member]]\nmodel = "both"', InvalidArgument, "would ask itself"),
+        (MEAN + '[[member]]\nmodel = "wide"', InvalidArgument, r"input 'x' is FP32 \[-1, 2\]"),
+        (MEAN + '[[member]]\nmodel = "wide"\ninputs = { x = "w" }', InvalidArgument, "do not meet"),
+        ('how = "attention"\nqueries = "q"\n[[member]]\nmodel = "one"', InvalidArgument, "no output 'keys'"),
+        ('how = "concatenate"\naxis = 2\n' + MEAN, InvalidArgument, "axis is 2"),
+    ],
+)
+def test_members_that_do_not_fit_are_named_when_it_is_deployed(tmp_path, text, error, says):
+    async def run():
+        wide = Model("wide", {"y": lambda x: x[..., None]}, shape=(-1, 3))
+        house = House(tmp_path, Model("one", {"y": same}), Model("two", {"y": twice}), wide)
+        with pytest.raises(error, match=says):
+            await house.deploy(text)
+        assert house.kept.find("both") is None
+        with pytest.raises(AlreadyExists, match="'wide'"):
+            await house.deploy(MEAN, "wide")
+        with pytest.raises(InvalidArgument):
+            await house.deploy(MEAN, "../both")
+
+    asyncio.run(run())
+
+
+def test_an_ensemble_of_ensembles_and_none_that_goes_round(tmp_path):
+    async def run():
+        house = House(tmp_path, Model("one", {"y": same}), Model("two", {"y": twice}))
+        await house.deploy(MEAN)
+        await house.deploy('[[member]]\nmodel = "both"', "outer")
+        outputs, _ = await house.ask("outer", x=X)
+        np.testing.assert_array_equal(outputs["output"], 1.75 * X)
+        await house.deploy('[[member]]\nmodel = "outer"')  # round and round
+        with pytest.raises(InvalidArgument, match="DEPTH"):
+            await house.ask(x=X)
+
+    asyncio.run(run())
+
+
+def test_it_is_there_after_a_restart_and_gone_after_undeploy(tmp_path):
+    async def run():
+        house = House(tmp_path, Model("one", {"y": same}), Model("two", {"y": twice}))
+        first = await house.deploy(MEAN)
+        second = await house.deploy(MEAN)
+        assert (first.version, second.version) == (1, 2)
+        (tmp_path / "ensembles" / "torn.json").write_text('{"name": "torn"')
+        house.state.close()
+        again = House(tmp_path, Model("one", {"y": same}), Model("two", {"y": twice}))
+        again.kept.recall()
+        assert [(one.name, one.version, one.tensors) for one in again.kept] == [("both", 2, second.tensors)]
+        outputs, _ = await again.ask(x=X)
+        np.testing.assert_array_equal(outputs["output"], 1.75 * X)
+        await again.kept.undeploy("both")
+        with pytest.raises(NotFound):
+            await again.kept.undeploy("both")
+        with pytest.raises(NotFound):
+            await again.ask(x=X)
+        again.kept.recall()
+        assert Counter(one.name for one in again.kept) == Counter()
+        again.state.close()
+
+    asyncio.run(run())
