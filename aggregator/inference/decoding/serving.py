@@ -64,7 +64,7 @@ FORGET_SECONDS = 30.0
 FLIGHTS = 4
 """Trips of one decoder under way at a time, where parts work one behind the other."""
 WARM_ROWS = (1, 2)
-"""Nodes load a decoder's graphs for these before there are sessions: others have mostly the same."""
+"""Nodes load a decoder's graphs for these before there are sessions; all numbers of rows have the same."""
 
 
 class DecoderServing:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import onnxruntime
@@ -182,6 +183,7 @@ class CoreTrial:
             opset_imports=list(graph.model.opset_import),
             ir_version=min(graph.model.ir_version, IR_VERSION),
         )
+        self._model = model
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
@@ -189,6 +191,46 @@ class CoreTrial:
             self._session = onnxruntime.InferenceSession(model.SerializeToString(), options)
         except Exception as error:
             raise FailedPrecondition(f"{label(core.node)} cannot be tried: {first_line(error)}") from None
+
+    @property
+    def signature(self) -> bytes:
+        """What it computes, whatever its values are called: layers alike have the same."""
+        graph = self._model.graph
+        made = {name: node for node in graph.node for name in node.output}
+        held = {tensor.name: tensor for tensor in graph.initializer}
+        given = (self._core.queries, self._core.keys, self._core.values)
+        roles = {self._inputs.mask: "mask", self._inputs.positions: "positions", self._inputs.ids: "ids"}
+        roles |= {name: f"given {at}" for at, name in enumerate(given)}
+        numbers: dict[str, int] = {}
+        said: list[bytes] = []
+        rest = [self._core.out]
+        while rest:
+            name = rest[-1]
+            node = made.get(name)
+            read = [*node.input, *sorted(reads(node) - set(node.input))] if node is not None else []
+            lacking = [one for one in dict.fromkeys(read) if one and one not in numbers]
+            if name not in numbers and lacking:
+                rest += lacking
+                continue
+            rest.pop()
+            if name in numbers:
+                continue
+            numbers[name] = len(numbers)
+            if node is None:
+                tensor = held.get(name)
+                value = numpy_helper.to_array(tensor) if tensor is not None else None
+                told = roles.get(name, "past") if value is None else f"{value.dtype}{value.shape}"
+                said.append(told.encode() + (b"" if value is None else value.tobytes()))
+                continue
+            plain = NodeProto()
+            plain.CopyFrom(node)
+            plain.name = ""
+            for at, one in enumerate(plain.input):
+                plain.input[at] = str(numbers[one]) if one else ""
+            which = list(node.output).index(name)
+            del plain.output[:]
+            said.append(plain.SerializeToString(deterministic=True) + str(which).encode())
+        return sha256(b"|".join(said)).digest()
 
     def run(self, queries: Array, keys: Array, values: Array) -> Array:
         """What comes of keys [1, groups, tokens, width] and values for the last token's queries."""
@@ -250,8 +292,18 @@ def bound_alone(graph: StepGraph, inputs: DecoderInputs) -> BoundGraph:
     return bind(graph.opened.model, sizes_at(graph, inputs, _NEAR), graph.opened.read, fused=True)
 
 
-def form_of(graph: StepGraph, inputs: DecoderInputs, core: AttentionCore, queries: Sequence[int]) -> CoreForm:
-    """Find out what a core computes. `queries`: the shape of its queries, for one row.
+def form_of(
+    graph: StepGraph,
+    inputs: DecoderInputs,
+    core: AttentionCore,
+    queries: Sequence[int],
+    known: dict[bytes, CoreForm],
+) -> CoreForm:
+    """Find out what a core computes.
+
+    Args:
+        queries: the shape of its queries, for one row.
+        known: of cores that were tried before; gets this one.
 
     Raises:
         FailedPrecondition: it is not attention over all tokens before, or over a window of them.
@@ -264,6 +316,9 @@ def form_of(graph: StepGraph, inputs: DecoderInputs, core: AttentionCore, querie
         )
     shared = elements // (core.groups * key_width)
     trial = CoreTrial(graph, inputs, core)
+    signature = trial.signature + repr((list(queries), core.groups, core.widths)).encode()
+    if signature in known:
+        return known[signature]
     rng = np.random.default_rng(7)
 
     def attended(q: Array, k: Array, v: Array, scale: float, window: int) -> Array:
@@ -295,7 +350,8 @@ def form_of(graph: StepGraph, inputs: DecoderInputs, core: AttentionCore, querie
                 f"{label(core.node)} is not attention over all tokens before or over a window of them: tried "
                 f"with {tokens} tokens it is off by {off:.2g} (a bias by distance, caps or sinks would be)"
             )
-    return CoreForm(shared, scale, window, far, tuple(found.shape))
+    known[signature] = CoreForm(shared, scale, window, far, tuple(found.shape))
+    return known[signature]
 
 
 def _scale(

@@ -53,6 +53,7 @@ from edge_attention.graphs.axes.narrow import narrow_places
 from edge_attention.graphs.decoding.rewriting import ROWS, SteppedModel, as_steps
 from edge_attention.graphs.decoding.splitting import split, types_in
 from edge_attention.graphs.decoding.step_graph import ATTENTION
+from edge_attention.graphs.onnx_file import serialize
 
 __all__ = ["ROWS_OF_TRIPS", "DecoderCut", "cut_decoder", "write_decoder"]
 
@@ -77,8 +78,11 @@ def write_decoder(opened: OpenModel, plan: CutPlan, folder: Path) -> DecoderForm
     """
     stepped = as_steps(opened)
     form: DecoderForm | None = None
-    for rows in ROWS_OF_TRIPS:
+    known: dict[bytes, str] = {}
+    files: dict[str, bytes] = {}
+    for rows in reversed(ROWS_OF_TRIPS):
         made, form = cut_decoder(stepped, plan, rows)
+        made = _with_known(made, known, files)
         into = folder / str(rows)
         write_cut(made.emitted, stepped.model, into)
         (into / "pieces.json").write_text(dumps_pieces(made.pieces))
@@ -87,6 +91,31 @@ def write_decoder(opened: OpenModel, plan: CutPlan, folder: Path) -> DecoderForm
     assert form is not None
     (folder / "decoder.json").write_text(dumps_decoder(form))
     return form
+
+
+def _with_known(made: DecoderCut, known: dict[bytes, str], files: dict[str, bytes]) -> DecoderCut:
+    """The cut with graphs of an earlier one where they are the same but for sizes that they declare: of one
+    row a size is fixed that is open of more, and weights would be packed twice.
+
+    `known`: gets, by what a graph is without sizes, its digest; `files`: by digest its bytes.
+    """
+    instead: dict[str, str] = {}
+    for digest, data in made.emitted.graphs.items():
+        model = ModelProto.FromString(data)
+        for value in (*model.graph.input, *model.graph.output):
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()
+        instead[digest] = known.setdefault(serialize(model), digest)
+        files.setdefault(digest, data)
+    graphs = {digest: files[digest] for digest in instead.values()}
+    pieces = {
+        name: tuple(
+            replace(piece, graph=instead[piece.graph]) if isinstance(piece, GraphPiece) else piece
+            for piece in of
+        )
+        for name, of in made.pieces.items()
+    }
+    return DecoderCut(replace(made.emitted, graphs=graphs), pieces)
 
 
 def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[DecoderCut, DecoderForm]:

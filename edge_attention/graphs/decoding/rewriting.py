@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.graphs.axes.model_reading import OpenModel
-from edge_attention.graphs.decoding.cores import bound_alone, cores_of, form_of
+from edge_attention.graphs.decoding.cores import CoreForm, bound_alone, cores_of, form_of
 from edge_attention.graphs.decoding.grouped import GROUPED, rewrite_grouped
 from edge_attention.graphs.decoding.positions import free_of_the_past
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
@@ -99,10 +99,11 @@ def _plain(graph: StepGraph, inputs: DecoderInputs) -> int:
         return LENGTH
     bound = bound_alone(graph, inputs)
     length = LENGTH
+    known: dict[bytes, CoreForm] = {}
     for core in cores:
         if core.queries not in bound.specs:
             raise FailedPrecondition(f"{label(core.node)}: the shape of its queries is not known")
-        form = form_of(graph, inputs, core, bound.shape(core.queries))
+        form = form_of(graph, inputs, core, bound.shape(core.queries), known)
         length = min(length, form.length)
         nodes: list[NodeProto] = []
         out = graph.attend(

@@ -22,6 +22,7 @@ from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
 from edge_attention.graphs.axes.cut import analyse
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
+from edge_attention.graphs.decoding import cores
 from edge_attention.graphs.decoding.cutting import cut_decoder, write_decoder
 from edge_attention.graphs.decoding.rewriting import as_steps
 from edge_attention.graphs.decoding.step_graph import ATTENTION
@@ -85,6 +86,28 @@ def test_no_segment_that_a_node_is_sent_has_our_operator(tmp_path):
     assert loads_decoder(dumps_decoder(form)) == form
     tables = loads_tables((tmp_path / "4/tables.json").read_text())
     assert loads_tables(dumps_tables(tables)) == tables
+
+
+@pytest.mark.parametrize("name", ["gpt2_cached", "llama_genai"])
+@pytest.mark.parametrize("word", PLANS)
+def test_all_numbers_of_rows_have_the_same_graphs(name, word, tmp_path):
+    """So that nodes pack each weight once."""
+    write_decoder(open_model(EXPORTS / f"{name}.onnx"), PLANS[word], tmp_path)
+    graphs = {path.parent.parent.name: set() for path in tmp_path.rglob("*.onnx")}
+    for path in tmp_path.rglob("*.onnx"):
+        graphs[path.parent.parent.name].add(path.name)
+    assert len(graphs) == 8
+    assert len({frozenset(of) for of in graphs.values()}) == 1
+
+
+def test_layers_alike_are_tried_once(monkeypatch):
+    tried = []
+    run = cores.CoreTrial.run
+    monkeypatch.setattr(cores.CoreTrial, "run", lambda self, *a: tried.append(self) or run(self, *a))
+    opened = open_model(EXPORTS / "gpt2_cached.onnx")
+    stepped = as_steps(opened)
+    assert sum(node.op_type == ATTENTION for node in stepped.model.model.graph.node) == 2
+    assert len(set(map(id, tried))) == 1
 
 
 def changed(name, change, tmp_path):
