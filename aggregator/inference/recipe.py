@@ -16,6 +16,7 @@ from aggregator.inference.ensembles.service import EnsembleApi
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
 from aggregator.inference.generation.service import GenerationApi
+from aggregator.inference.generation.streamed_models import StreamedDecoders
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.page import InferencePage
@@ -27,6 +28,7 @@ from aggregator.inference.protocol.triton_metrics import TritonMetrics
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.service import InferenceApi
 from aggregator.inference.whole.whole_runner import WholeRunner
+from edge_attention.core.messages.inference import TEXT_FILES
 
 
 def inference(engine: Engine) -> Recipe:
@@ -54,6 +56,12 @@ def inference(engine: Engine) -> Recipe:
 
     texts = DeploymentTexts(text_folder)
     generator = Generator(sessions, texts, engine.budgets, GenerationMetrics(engine.metrics))
+
+    def serves(model: str) -> tuple[str, bool] | None:
+        deployed = deployments.serving(model)
+        return None if deployed is None else (str(deployed.version), TEXT_FILES[0] in deployed.request.files)
+
+    plane.add(StreamedDecoders(generator, serves))
 
     async def close() -> None:
         await texts.close()

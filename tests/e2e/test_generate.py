@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import onnx
 import pytest
@@ -23,6 +27,9 @@ from edge_attention.core.generation.sampling import Sampling
 from edge_attention.demo.local_decoder import LocalDecoder
 from edge_attention.graphs.builders import attention_decoder, attention_sequences
 
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "decoders.md").read_text()
+COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"^edge-attention .*", PAGE, re.MULTILINE)]
 PROMPT = "to be, or not to be: "
 
 
@@ -38,22 +45,37 @@ def decoder():
 
 
 @pytest.fixture(scope="module")
-def model(client, decoder, tmp_path_factory):
-    path = tmp_path_factory.mktemp("decoder") / "decoder.onnx"
-    path.write_bytes(decoder)
-    served = client.deploy(path, "talker", plan="heads", nodes=["a", "b"], tokenizer="bytes")
+def model(shared, client, decoder, tmp_path_factory):
+    """Deployed as the page says."""
+    folder = tmp_path_factory.mktemp("decoder")
+    (folder / "decoder.onnx").write_bytes(decoder)
+    status, _, said = command(shared, *COMMANDS[0], folder=folder)
+    assert status == 0, said
+    served = client.model("writer")
     yield served
     served.undeploy()
 
 
-def command(fleet, *arguments):
+def command(fleet, *arguments, folder=None):
     done = subprocess.run(
         [sys.executable, "-m", "edge_attention.cli.entry", "--aggregator", fleet.address, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def test_what_the_page_says_is_done(shared, model, capsys):
+    for words in COMMANDS[1:]:
+        status, out, said = command(shared, *words)
+        assert status == 0, said
+        assert out
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    exec(block.replace("127.0.0.1:50051", shared.address), {})
+    assert capsys.readouterr().out.endswith("length 60\n")
 
 
 def test_tokens_come_as_one_machine_gives_them(shared, model, decoder):
@@ -78,7 +100,7 @@ def test_tokens_come_as_one_machine_gives_them(shared, model, decoder):
 
     async def several():
         async with AsyncClient(shared.address) as client:
-            other = await client.model("talker")
+            other = await client.model("writer")
             found = await asyncio.gather(
                 *(other.generate(PROMPT, **{**asked, "seed": seed}).rest() for seed in (11, 12, 11))
             )
@@ -91,16 +113,16 @@ def test_tokens_come_as_one_machine_gives_them(shared, model, decoder):
 def test_the_command_prints_text_as_it_comes(shared, model, decoder):
     expected = LocalDecoder(decoder).generate(PROMPT, 20, Sampling(temperature=1.0, seed=3))
     flags = ("--max-tokens", "20", "--temperature", "1", "--seed", "3")
-    status, out, _ = command(shared, "generate", "talker", PROMPT, *flags, "--json")
+    status, out, _ = command(shared, "generate", "writer", PROMPT, *flags, "--json")
     lines = [json.loads(line) for line in out.splitlines()]
     assert status == 0
     assert [token for line in lines[:-1] for token in line["tokens"]] == list(expected)
     assert lines[-1]["report"]["completion_tokens"] == 20
-    status, out, said = command(shared, "generate", "talker", PROMPT, *flags)
+    status, out, said = command(shared, "generate", "writer", PROMPT, *flags)
     assert status == 0
     assert "20 tokens after 21, ended by length" in said
     ids = ",".join(map(str, PROMPT.encode()))
-    status, out, _ = command(shared, "generate", "talker", "--ids", ids, *flags, "--json")
+    status, out, _ = command(shared, "generate", "writer", "--ids", ids, *flags, "--json")
     assert [token for line in out.splitlines()[:-1] for token in json.loads(line)["tokens"]] == list(expected)
 
 
@@ -115,9 +137,9 @@ def test_what_ends_it(client, model, decoder):
     for _ in model.generate(PROMPT, max_tokens=400):
         break  # who leaves has ended it
     until = time.monotonic() + 30
-    while client.model("talker").info.in_flight and time.monotonic() < until:
+    while client.model("writer").info.in_flight and time.monotonic() < until:
         time.sleep(0.05)
-    assert client.model("talker").info.in_flight == 0
+    assert client.model("writer").info.in_flight == 0
 
 
 def test_what_is_refused(client, model, decoder, tmp_path):

@@ -1,0 +1,182 @@
+"""Decoders as models of the Open Inference Protocol that answer token by token: `NAME.generate`.
+
+Beside the decoder NAME itself, with its own inputs and outputs, a decoupled model for ModelStreamInfer:
+
+    inputs    text_input BYTES [1], of a deployment with a tokenizer; else input_ids INT64 [-1]
+    outputs   text_output BYTES [1], output_ids INT64 [-1]: what has come since the answer before
+    parameters of the request: max_tokens (128), temperature, top_k, top_p, min_p, repetition_penalty, seed,
+              stop (one text), speculate, as of Generate
+    parameters of the last answer: finish_reason, prompt_tokens, completion_tokens, seed
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+
+from aggregator.inference.generation.generator import Generator
+from aggregator.inference.generation.request import GenerationEvent, GenerationRequest
+from aggregator.inference.protocol.served import CheckedRequest, ModelAnswered
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from edge_attention.core.messages.open_inference import (
+    ConfiguredInput,
+    ConfiguredOutput,
+    Datatype,
+    ModelConfig,
+    ModelIndex,
+    ModelMetadata,
+    ModelStatistics,
+    ModelTransactionPolicy,
+    ModelVersionPolicy,
+    Parameter,
+    RepositoryParameter,
+    TensorMetadata,
+)
+from edge_attention.core.tensors import Array
+
+__all__ = ["SUFFIX", "StreamedDecoder", "StreamedDecoders"]
+
+SUFFIX = ".generate"
+PLATFORM = "edge_attention_generate"
+DEFAULT_TOKENS = 128
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+_WHOLE = ("max_tokens", "top_k", "seed")
+_OWN = ("timeout", "priority")
+"""Parameters that the data plane has read."""
+
+Version = Callable[[str], tuple[str, bool] | None]
+"""Of a deployment's name: its version, and whether it has a tokenizer; None: it does not serve."""
+
+
+class StreamedDecoder:
+    """One decoder; `text`: whether it takes text."""
+
+    def __init__(self, generator: Generator[Any], decoder: str, version: str, text: bool) -> None:
+        self._generator = generator
+        self._decoder = decoder
+        self._version = version
+        self._text = text
+
+    @property
+    def name(self) -> str:
+        return self._decoder + SUFFIX
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @property
+    def ready(self) -> bool:
+        return True
+
+    def metadata(self) -> ModelMetadata:
+        inputs, outputs = self._tensors()
+        return ModelMetadata(self.name, (self.version,), PLATFORM, inputs, outputs)
+
+    def config(self) -> ModelConfig:
+        inputs, outputs = self._tensors()
+        return ModelConfig(
+            self.name,
+            PLATFORM,
+            ModelVersionPolicy(),
+            0,
+            tuple(ConfiguredInput(one.name, Datatype(one.datatype), one.shape) for one in inputs),
+            tuple(ConfiguredOutput(one.name, Datatype(one.datatype), one.shape) for one in outputs),
+            backend="edge_attention",
+            model_transaction_policy=ModelTransactionPolicy(decoupled=True),
+        )
+
+    def _tensors(self) -> tuple[tuple[TensorMetadata, ...], tuple[TensorMetadata, ...]]:
+        text, ids = Datatype.BYTES.value, Datatype.INT64.value
+        given = TensorMetadata("text_input", text, (1,))
+        if not self._text:
+            given = TensorMetadata("input_ids", ids, (-1,))
+        return (given,), (TensorMetadata("text_output", text, (1,)), TensorMetadata("output_ids", ids, (-1,)))
+
+    async def infer(self, request: CheckedRequest) -> ModelAnswered:
+        raise FailedPrecondition(f"model '{self.name}' answers token by token; ask it with ModelStreamInfer")
+
+    async def stream(self, request: CheckedRequest) -> AsyncGenerator[ModelAnswered]:
+        asked = _generation(self._decoder, request)
+        async with aclosing(self._generator.generate(asked, request.caller, request.seconds)) as events:
+            async for event in events:
+                results = _results(event)
+                yield ModelAnswered({name: results[name] for name in request.outputs}, _said(event))
+
+
+class StreamedDecoders:
+    """All deployed decoders, as a source of such models."""
+
+    def __init__(self, generator: Generator[Any], version: Version) -> None:
+        self._generator = generator
+        self._version = version
+
+    def find(self, name: str, version: str) -> StreamedDecoder | None:
+        decoder = name.removesuffix(SUFFIX)
+        if decoder == name or decoder not in self._generator.models():
+            return None
+        found = self._version(decoder)
+        if found is None or version not in ("", found[0]):
+            return None
+        return StreamedDecoder(self._generator, decoder, *found)
+
+    def index(self) -> Iterable[ModelIndex]:
+        for decoder in self._generator.models():
+            if (found := self._version(decoder)) is not None:
+                yield ModelIndex(decoder + SUFFIX, found[0], "READY")
+
+    def statistics(self, name: str, version: str) -> Iterable[ModelStatistics]:
+        return ()
+
+    async def load(self, name: str, parameters: Mapping[str, RepositoryParameter], caller: str) -> bool:
+        return not parameters and self.find(name, "") is not None
+
+    async def unload(self, name: str) -> bool:
+        return False  # it goes with its decoder
+
+
+def _generation(decoder: str, request: CheckedRequest) -> GenerationRequest:
+    """Raises InvalidArgument: names the parameter."""
+    settings: dict[str, Any] = {"max_tokens": DEFAULT_TOKENS}
+    for name, value in request.parameters.items():
+        if name in _WHOLE and type(value) is int:
+            settings[name] = value
+        elif name in _NUMBERS and type(value) in (int, float):
+            settings[name] = float(value)
+        elif name == "speculate" and isinstance(value, bool):
+            settings[name] = value
+        elif name == "stop" and isinstance(value, str):
+            settings[name] = (value,)
+        elif name not in _OWN:
+            known = ", ".join((*_WHOLE, *_NUMBERS, "stop", "speculate"))
+            raise InvalidArgument(f"parameter '{name[:80]}' is none of {known}, or of another type than its")
+    return GenerationRequest(decoder, _prompt(request.feeds), **settings)
+
+
+def _prompt(feeds: Mapping[str, Array]) -> str | tuple[int, ...]:
+    if "input_ids" in feeds:
+        return tuple(feeds["input_ids"].tolist())
+    try:
+        return bytes(feeds["text_input"][0]).decode()
+    except UnicodeDecodeError:
+        raise InvalidArgument("input 'text_input' is not UTF-8") from None
+
+
+def _results(event: GenerationEvent) -> dict[str, Array]:
+    text = np.empty(1, object)
+    text[0] = event.text.encode()
+    return {"text_output": text, "output_ids": np.array(event.tokens, np.int64)}
+
+
+def _said(event: GenerationEvent) -> dict[str, Parameter]:
+    if event.usage is None:
+        return {}
+    return {
+        "finish_reason": event.finish,
+        "prompt_tokens": event.usage.prompt_tokens,
+        "completion_tokens": event.usage.completion_tokens,
+        "seed": event.usage.seed,
+    }
