@@ -28,6 +28,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "split_training.md"
 START, END = "<!-- table: python -m tests.models.training -->", "<!-- end of table -->"
 LARGE = 50.0
 """MB of a file that is tried over 3 parts only, with activations kept."""
+LITTLE = 1e-3
+"""Where a loss is less, as labels are what the model says, gradients are rounding: others are taken."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,12 @@ def row(path: Path) -> TrainedRow:
     """Try one model by everything."""
     model = onnx.load(path)
     size = path.stat().st_size / 1e6
+    feeds = feeds_for(model.graph, LENGTHS[0])
     try:
-        case = case_of(path.read_bytes(), feeds_for(model.graph, LENGTHS[0]), loss_for(model))
+        for seed in range(4):
+            case = case_of(path.read_bytes(), feeds, loss_for(model), seed=seed)
+            if case.loss > LITTLE:
+                break
     except EdgeAttentionError as error:
         return TrainedRow(path.stem, size, 0, dict.fromkeys(PLANS, Tried(None, error.message)))
     return TrainedRow(path.stem, size, len(case.trained), {plan: _tried(case, plan, size) for plan in PLANS})

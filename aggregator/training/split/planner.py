@@ -41,7 +41,7 @@ from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
 from edge_attention.graphs.backward.training import training_axes, training_cut
 from edge_attention.graphs.models.model import Model, load_model
-from edge_attention.graphs.models.training_file import training_file
+from edge_attention.graphs.models.training_file import tied_weights, training_file
 
 __all__ = ["plan"]
 
@@ -105,7 +105,7 @@ def plan(
     feeds = {one.name: TensorForm(one.dtype, (size, *one.shape)) for one in inputs}
     axes = training_axes(opened, model.names, feeds)
     cut_plan, holders = _planned(job, axes, nodes)
-    emitted = training_cut(opened, model.names, cut_plan, feeds, recompute=job.recompute)
+    emitted = training_cut(opened, model.names, cut_plan, feeds, recompute=job.recompute, axes=axes)
     read: dict[int, tuple[str, ...]] = {}
     if job.data.on_nodes:
         emitted = passed_on(emitted, [one.name for one in inputs if one.name not in labels], job.data.passes)
@@ -141,6 +141,7 @@ def plan(
                 f"{plan_in_words(cut_plan, holders)}; {job.micro_batches} pieces of {size} samples a step",
                 *(_part_note(part, holders) for part in parts),
                 *model.notes,
+                *tied_weights(opened.model, model.names),
             ),
         ),
     )

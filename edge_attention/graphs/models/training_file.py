@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from onnx import ModelProto, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.models.model import pruned
 from edge_attention.graphs.models.model_form import LOSS_WEIGHT, METRIC, Model
-from edge_attention.graphs.onnx_file import keep, rename_values, values_of
+from edge_attention.graphs.onnx_file import all_nodes, keep, rename_values, values_of
 
-__all__ = ["training_file"]
+__all__ = ["tied_weights", "training_file"]
+
+_SHOWN = 4
+"""Weights, and readers of one, that a note names."""
 
 
 def training_file(model: Model) -> ModelProto:
@@ -38,3 +43,25 @@ def training_file(model: Model) -> ModelProto:
     rename_values(graph, held)
     graph.initializer.extend(numpy_helper.from_array(model.parameters[name], name) for name in model.names)
     return file
+
+
+def tied_weights(file: ModelProto, names: Collection[str]) -> tuple[str, ...]:
+    """Sentences on those of `names` that several operators read: one weight, whose gradient is the sum."""
+    readers: dict[str, list[str]] = {}
+    for node in all_nodes(file.graph):
+        for name in set(node.input) & set(names):
+            readers.setdefault(name, []).append(f"{node.op_type} '{node.name or node.output[0]}'")
+    tied = {name: nodes for name, nodes in readers.items() if len(nodes) > 1}
+    notes = [
+        f"'{name}' is one weight that {_listed(nodes)} read: it trains by all of them"
+        for name, nodes in list(tied.items())[:_SHOWN]
+    ]
+    if len(tied) > _SHOWN:
+        notes.append(f"{len(tied) - _SHOWN} more weights are read in several places, and are one each")
+    return tuple(notes)
+
+
+def _listed(words: list[str]) -> str:
+    if len(words) > _SHOWN:
+        return f"{', '.join(words[:_SHOWN])} and {len(words) - _SHOWN} more"
+    return f"{', '.join(words[:-1])} and {words[-1]}"

@@ -13,6 +13,7 @@ from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import Delivery, ModelInput, Schedule, Weight
 from edge_attention.graphs.axes.narrow import narrow_places
 from edge_attention.graphs.backward.transpose import GRADIENT
+from edge_attention.graphs.models.training_file import tied_weights
 from tests.graphs.axes.random_transformers import TransformerRecipe, feeds_of, transformer
 from tests.graphs.axes.transformer_layers import MASKED
 from tests.graphs.backward.bare_models import bare_case
@@ -120,6 +121,9 @@ def test_a_table_that_is_the_last_weight_too_has_the_sum_of_both_uses() -> None:
     emitted = case.cut(by_layers(case, 3))
     assert case.worst(run_cut(case, emitted))[0] < 2e-6
     assert gradients_sent(emitted.schedule)["embeddings"] == [2, 0]
+    (note,) = tied_weights(case.model.model, case.trained)
+    assert note.startswith("'embeddings' is one weight that Gather '")
+    assert "and Transpose '" in note
 
 
 def test_a_part_sends_one_gradient_of_what_its_layers_share() -> None:
