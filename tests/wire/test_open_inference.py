@@ -18,6 +18,7 @@ from edge_attention.core.messages.open_inference import (
     StreamedInference,
 )
 from edge_attention.wire import open_inference as wire
+from edge_attention.wire import services
 from edge_attention.wire.codec import FIELDS, MESSAGE_LIMIT
 from protos.edge_attention.open_inference.v2 import open_inference_pb2 as pb
 
@@ -199,7 +200,7 @@ def _same(ours, theirs):
 
 
 def test_reflection_tells_of_the_protocol_by_its_own_names():
-    pool = wire.described(["edge_attention.v1.FleetService", wire.OPEN_INFERENCE.name])
+    pool = wire.described([services.FLEET.name, wire.OPEN_INFERENCE.name])
     service = pool.FindServiceByName("inference.GRPCInferenceService")
     assert {method.name for method in service.methods} == {method.name for method in wire.METHODS}
     infer = service.methods_by_name["ModelStreamInfer"]
@@ -209,4 +210,4 @@ def test_reflection_tells_of_the_protocol_by_its_own_names():
     assert answer.fields_by_name["parameters"].message_type.full_name.startswith(
         "inference.ModelInferResponse."
     )
-    assert pool.FindServiceByName("edge_attention.v1.FleetService").methods
+    assert pool.FindServiceByName(services.FLEET.name).methods
