@@ -75,7 +75,7 @@ DRAIN_BYTES = 128 * 1024 * 1024
 
 LARGE_ARRIVALS, LARGE_SECONDS = 16, 120.0
 """The same as of other requests (arrivals.py), of methods whose messages are past MESSAGE_LIMIT."""
-BY_THREAD = 256 * 1024
+BY_THREAD = 64 * 1024
 """Bytes of a request to such a method from which a thread reads it."""
 
 _SERVED = Served()

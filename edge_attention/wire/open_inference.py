@@ -46,6 +46,8 @@ OPEN_INFERENCE = Service("inference.GRPCInferenceService")
 LARGEST_MESSAGE = (1 << 31) - 1
 """Bytes of a request and of an answer: protobuf's own limit, and gRPC's. What is not raw tensors has
 MESSAGE_LIMIT at most."""
+MESSAGE_FIELDS = 4096
+"""Of a request's own: its inputs, raw tensors and parameters together."""
 _RAW_INPUT, _RAW_OUTPUT = 7, 6
 """Numbers of the fields of raw tensors."""
 _LENGTH_DELIMITED = 2
@@ -56,14 +58,14 @@ def lifted(data: bytes, number: int, what: str) -> tuple[list[memoryview], bytes
 
     Raises:
         InvalidArgument: the bytes are no message.
-        MessageTooLarge: it has more than FIELDS fields.
+        MessageTooLarge: it has more than MESSAGE_FIELDS fields.
     """
     view, end = memoryview(data), len(data)
     found: list[memoryview] = []
     rest: list[memoryview] = []
     at = kept = 0
     try:
-        for _ in range(FIELDS):
+        for _ in range(MESSAGE_FIELDS + 1):
             if at >= end:
                 break
             begun = at
@@ -83,7 +85,10 @@ def lifted(data: bytes, number: int, what: str) -> tuple[list[memoryview], bytes
             else:
                 raise LookupError
         else:
-            raise MessageTooLarge(f"the {what} has over {FIELDS:,} fields (FIELDS); send tensors raw")
+            raise MessageTooLarge(
+                f"the {what} has over {MESSAGE_FIELDS:,} fields of its own, as inputs and raw tensors "
+                "(MESSAGE_FIELDS): send fewer"
+            )
         if at != end:
             raise LookupError
     except LookupError:

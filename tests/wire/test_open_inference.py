@@ -19,7 +19,7 @@ from edge_attention.core.messages.open_inference import (
 )
 from edge_attention.wire import open_inference as wire
 from edge_attention.wire import services
-from edge_attention.wire.codec import FIELDS, MESSAGE_LIMIT
+from edge_attention.wire.codec import MESSAGE_LIMIT
 from protos.edge_attention.open_inference.v2 import open_inference_pb2 as pb
 
 DECODE = wire.MODEL_INFER.request.decode
@@ -139,8 +139,10 @@ def test_raw_and_typed_together():
 
 
 def test_a_message_of_no_end_of_fields_is_not_walked():
-    with pytest.raises(MessageTooLarge, match="FIELDS"):
-        DECODE(b"\x3a\x00" * (FIELDS + 1))
+    with pytest.raises(MessageTooLarge, match="MESSAGE_FIELDS"):
+        DECODE(b"\x3a\x00" * (wire.MESSAGE_FIELDS + 1))
+    with pytest.raises(InvalidArgument, match="has 4096 tensors"):
+        DECODE(b"\x3a\x00" * wire.MESSAGE_FIELDS)
 
 
 def test_what_is_not_raw_has_a_limit_of_its_own():

@@ -38,7 +38,6 @@ def checked(
     Raises:
         InvalidArgument, InvalidTensor: names the input or output, and what the model has.
         NotFound: an input lies in shared memory.
-        Overloaded: the caller has too much under way.
     """
     where = f"for model '{metadata.name}'"
     told = f"[request id: {request.id[:80] or '<id_unknown>'}] "
@@ -52,7 +51,6 @@ def checked(
             )
     rows = _rows(request.inputs, config, told)
     feeds = {one.name: _feed(inputs[one.name], one, where, told) for one in metadata.inputs}
-    room.grow(sum(array.nbytes for array in feeds.values()))
     wanted = tuple(dict.fromkeys(one.name for one in request.outputs)) or tuple(known)
     return CheckedRequest(
         request.id,

@@ -6,6 +6,7 @@ something, or take long, say for whom (`caller`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from importlib.metadata import version
@@ -35,6 +36,8 @@ from edge_attention.core.tensors import Array
 
 __all__ = ["DataPlane"]
 
+BY_THREAD = 64 * 1024
+"""Bytes of a request from which a thread checks it, and of an answer from which one classifies it."""
 EXTENSIONS = (
     "classification",
     "model_repository",
@@ -161,13 +164,13 @@ class DataPlane:
             EdgeAttentionError: what keeps it from answering.
         """
         async with AsyncExitStack() as stack:
-            model, config, asked = self._asked(request, caller, room, stack)
+            model, config, asked = await self._asked(request, caller, room, stack)
             if config.model_transaction_policy.decoupled:
                 raise FailedPrecondition(
                     f"model '{model.name}' may give several answers to a request; ask it with "
                     "ModelStreamInfer"
                 )
-            return _response(model, config, request, await model.infer(asked))
+            return await _response(model, config, request, await model.infer(asked))
 
     async def stream(
         self, request: InferenceRequest, caller: str, room: Lease | None = None
@@ -175,12 +178,12 @@ class DataPlane:
         """The answers to a request as they come: one, of a model that is not decoupled. Raises as `infer`;
         close it where it is left early."""
         async with AsyncExitStack() as stack:
-            model, config, asked = self._asked(request, caller, room, stack)
+            model, config, asked = await self._asked(request, caller, room, stack)
             answers = await stack.enter_async_context(aclosing(model.stream(asked)))
             async for answer in answers:
-                yield _response(model, config, request, answer)
+                yield await _response(model, config, request, answer)
 
-    def _asked(
+    async def _asked(
         self, request: InferenceRequest, caller: str, room: Lease | None, stack: AsyncExitStack
     ) -> tuple[OfferedModel, ModelConfig, CheckedRequest]:
         model = self.require(request.model, request.version)
@@ -188,7 +191,12 @@ class DataPlane:
         stack.enter_context(self._budgets.take(INFERENCES, caller))
         if room is None:
             room = stack.enter_context(self.room(caller))
-        return model, config, checked(request, model.metadata(), config, caller, room)
+        size = sum(tensor.nbytes for tensor in request.inputs)
+        room.grow(size)
+        asked = (request, model.metadata(), config, caller, room)
+        # All elements are looked at, of some types.
+        found = await asyncio.to_thread(checked, *asked) if size > BY_THREAD else checked(*asked)
+        return model, config, found
 
     # Settings, which are what they are
 
@@ -247,15 +255,21 @@ class DataPlane:
         return found
 
 
-def _response(
+async def _response(
     model: OfferedModel, config: ModelConfig, request: InferenceRequest, answer: ModelAnswered
 ) -> InferenceResponse:
     asked = {one.name: one for one in request.outputs}
     datatypes = {one.name: one.data_type for one in config.output}
-    outputs = tuple(
-        _output(name, array, datatypes.get(name), asked.get(name), batched=bool(config.max_batch_size))
-        for name, array in answer.results.items()
-    )
+
+    def make() -> tuple[NamedTensor, ...]:
+        return tuple(
+            _output(name, array, datatypes.get(name), asked.get(name), batched=bool(config.max_batch_size))
+            for name, array in answer.results.items()
+        )
+
+    sorts = any("classification" in one.parameters for one in request.outputs)
+    size = sum(array.nbytes for array in answer.results.values())
+    outputs = await asyncio.to_thread(make) if sorts and size > BY_THREAD else make()
     return InferenceResponse(model.name, model.version, request.id, answer.parameters, outputs)
 
 

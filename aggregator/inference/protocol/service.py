@@ -107,15 +107,18 @@ class OpenInferenceApi:
         del request
         if response.nbytes < BY_THREAD:
             return response
-        return await asyncio.to_thread(wire.MODEL_INFER.response.encode, response)
+        return await asyncio.to_thread(wire.RESPONSE.encode, response)
 
     async def stream(
         self, requests: AsyncIterator[InferenceRequest], call: Any
-    ) -> AsyncGenerator[StreamedInference]:
+    ) -> AsyncGenerator[StreamedInference | bytes]:
         stream = RequestStream(self._plane, self._budgets, caller_of(call))
         async with aclosing(stream.answers(_each_within(requests, call))) as answers:
             async for answer in answers:
-                yield answer
+                if answer.response.nbytes < BY_THREAD:
+                    yield answer
+                else:
+                    yield await asyncio.to_thread(wire.STREAMED.encode, answer)
                 del answer
 
 
