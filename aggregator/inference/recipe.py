@@ -55,7 +55,9 @@ def inference(engine: Engine) -> Recipe:
         return deployed.id, deployed.folder.model.parent
 
     texts = DeploymentTexts(text_folder)
-    generator = Generator(sessions, texts, engine.budgets, GenerationMetrics(engine.metrics))
+    generator = Generator(
+        sessions, texts, engine.budgets, GenerationMetrics(engine.metrics), activity.traffic
+    )
 
     def serves(model: str) -> tuple[str, bool] | None:
         deployed = deployments.serving(model)

@@ -58,6 +58,7 @@ BY_MODEL = Row(
             "Answered ones a second, by the names that Triton's metrics have.",
             Query("sum by (model) (rate(nv_inference_request_success[$__rate_interval]))", "{{model}}"),
             unit="reqps",
+            span=6,
             stack=True,
         ),
         series(
@@ -65,6 +66,7 @@ BY_MODEL = Row(
             "Requests of five minutes that ended with an error.",
             Query("sum by (model) (increase(nv_inference_request_failure[5m]))", "{{model}}"),
             unit="short",
+            span=6,
         ),
         series(
             "Waiting by model",
@@ -75,6 +77,14 @@ BY_MODEL = Row(
                 "{{model}}",
             ),
             unit="µs",
+            span=6,
+        ),
+        series(
+            "Tokens",
+            "Of generations, a second: prompt tokens that were read, and completion tokens that came.",
+            Query(f"sum by (kind) (rate({A}generation_tokens_total[$__rate_interval]))", "{{kind}}"),
+            unit="short",
+            span=6,
         ),
     ],
 )

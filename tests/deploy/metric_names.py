@@ -37,6 +37,7 @@ AGGREGATOR = {
     "infers_total": {"outcome"},
     "infer_bytes_total": {"direction"},
     "infer_segments_again_total": set(),
+    "generation_tokens_total": {"kind"},
     "runs": set(),
     "rounds_total": set(),
     "run_round": {"run"},

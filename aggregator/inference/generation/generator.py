@@ -24,6 +24,7 @@ from aggregator.inference.generation.request import (
 from aggregator.inference.generation.sessions import TokenForm, TokenSessions
 from aggregator.inference.generation.texts import DeploymentText, DeploymentTexts
 from aggregator.inference.generation.written_text import WrittenText
+from aggregator.inference.traffic import ModelTraffic
 from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from edge_attention.core.generation.course import PROMPT_ROWS, GenerationCourse
 from edge_attention.core.generation.speculation import SpeculationRule
@@ -50,10 +51,12 @@ class Generator(Generic[S]):
         texts: DeploymentTexts,
         budgets: Budgets,
         metrics: GenerationMetrics,
+        traffic: ModelTraffic | None = None,
     ) -> None:
         self._sessions = sessions
         self._texts = texts
         self._metrics = metrics
+        self._traffic = traffic or ModelTraffic()
         self._budgets = budgets
         self._rules: dict[str, SpeculationRule] = {}
 
@@ -99,6 +102,7 @@ class Generator(Generic[S]):
             async with aclosing(running.events(owner)) as events:
                 async for event in events:
                     self._metrics.came(event)
+                    self._traffic.add(request.model, "tokens", len(event.tokens))
                     yield event
 
     def _rule(self, model: str) -> SpeculationRule:

@@ -17,6 +17,7 @@ from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
 from aggregator.inference.generation.request import GenerationRequest
 from aggregator.inference.generation.texts import DeploymentTexts
+from aggregator.inference.traffic import SECONDS, ModelTraffic
 from aggregator.observe.metrics import Metrics
 from tests.aggregator.inference.generation.local_sessions import LocalSessions, random_decoder
 
@@ -35,9 +36,12 @@ def made(decoder, tmp_path):
     budgets = Budgets()
     sessions = LocalSessions({"small": decoder})
     texts = DeploymentTexts(lambda name: (made.deployment, tmp_path))
-    generator = Generator(sessions, texts, budgets, GenerationMetrics(Metrics()))
+    traffic = ModelTraffic(lambda: made.now)
+    generator = Generator(sessions, texts, budgets, GenerationMetrics(Metrics()), traffic)
     made = SimpleNamespace(
         deployment="small-0",
+        now=100.0,
+        traffic=traffic,
         run=lambda scenario, **more: run(scenario, offers=(generator,), budgets=budgets, **more),
         budgets=budgets,
         sessions=sessions,
@@ -68,6 +72,8 @@ def test_a_completion_whole_and_streamed_is_the_same(made):
         assert whole["choices"][0]["finish_reason"] == "length"
         assert whole["usage"]["completion_tokens"] == 40
         assert whole["usage"]["prompt_tokens"] == len(PROMPT)
+        made.now += 1
+        assert made.traffic.rates("small")["tokens"] == (40 + 40) / SECONDS
         more = {"stream": True, "stream_options": {"include_usage": True}}
         answer = await port.post("/v1/completions", json=asked | more)
         assert answer.headers["Content-Type"].startswith("text/event-stream")
