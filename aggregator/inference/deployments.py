@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from aggregator.bounds.bounds import DEPLOYING, DEPLOYMENT_BYTES, DEPLOYMENTS
@@ -79,6 +79,8 @@ class Deployments:
             engine, runner, wholes, forgotten, lambda deployed: self._queues.give(deployed, self._run)
         )
         self.leaving = self._registry.leaving
+        self.checks: list[Callable[[Deployed], Awaitable[None]]] = []
+        """Asked of a deployment before its model is planned; what one raises ends it."""
         self._making: set[str] = set()
         self._recalled: list[Deployed] = []
         self._ended: tuple[str, ...] = ()
@@ -141,6 +143,8 @@ class Deployments:
                 )  # fmt: skip
                 self._registry.all[id] = deployed
                 with self._budgets.take(DEPLOYING, caller):
+                    for check in self.checks:
+                        await check(deployed)
                     await self._maker.plan(deployed, request, say)
                 await self._deliver(deployed, say)
                 await to_the_end(self._registry.go_live(deployed))

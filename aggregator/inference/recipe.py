@@ -54,6 +54,10 @@ def inference(engine: Engine) -> Recipe:
         deployed = deployments.require(model)
         return deployed.id, deployed.folder.model.parent
 
+    async def check_texts(deployed: Deployed) -> None:
+        await DeploymentTexts.check(deployed.folder.model.parent)
+
+    deployments.checks.append(check_texts)
     texts = DeploymentTexts(text_folder)
     generator = Generator(
         sessions, texts, engine.budgets, GenerationMetrics(engine.metrics), activity.traffic

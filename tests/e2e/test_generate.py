@@ -56,6 +56,12 @@ def model(shared, client, decoder, tmp_path_factory):
     served.undeploy()
 
 
+def no_tokenizer(folder):
+    path = folder / "tokenizer.json"
+    path.write_text('{"model": {"type": "BPE", "vocab": 3}}')
+    return path
+
+
 def command(fleet, *arguments, folder=None):
     done = subprocess.run(
         [sys.executable, "-m", "edge_attention.cli.entry", "--aggregator", fleet.address, *arguments],
@@ -151,6 +157,9 @@ def test_what_is_refused(client, model, decoder, tmp_path):
         model.generate("")
     path = tmp_path / "decoder.onnx"
     path.write_bytes(decoder)
+    with pytest.raises(InvalidArgument, match=r"tokenizer.json|tokenizer: "):
+        client.deploy(path, "dumb", plan="layers", nodes=["a", "b"], tokenizer=no_tokenizer(tmp_path))
+    assert "dumb" not in [one.name for one in client.models()]
     dumb = client.deploy(path, "dumb", plan="layers", nodes=["a", "b"])
     try:
         with pytest.raises(FailedPrecondition, match="no tokenizer"):

@@ -12,6 +12,7 @@ from aggregator.inference.generation.tokenizer_process import TokenizerProcess
 
 __all__ = ["DeploymentText", "DeploymentTexts"]
 
+_ANY_VOCABULARY = 1 << 31
 CODERS = 16
 """Tokenizers that have a process at a time; then the one used longest ago ends."""
 
@@ -48,6 +49,20 @@ class DeploymentTexts:
         while len(self._known) > CODERS:
             await self._forget(next(iter(self._known)))
         return found
+
+    @staticmethod
+    async def check(folder: Path) -> None:
+        """Look whether the files beside a model that is being deployed are what they should be.
+
+        Raises:
+            InvalidArgument: they are not, and why.
+        """
+        found = await _read(folder, _ANY_VOCABULARY)
+        if found is not None and isinstance(found.coder, TokenizerProcess):
+            try:
+                await found.coder.token("")
+            finally:
+                await found.coder.close()
 
     async def close(self) -> None:
         """End their processes."""
