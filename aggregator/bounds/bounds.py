@@ -126,6 +126,10 @@ DECODER_SESSIONS = CallerBound("decoder-sessions", 1024, "sessions of decoders",
 """What nodes store of each is bounded by their memory besides (cache-bytes)."""
 SHAPES = 16
 """Shapes of inputs that one deployment is prepared for; then the one used longest ago goes."""
+SHAPES_KEPT = 64
+"""Of those, and others that it was prepared for, whose schedules are kept on the disk."""
+SHAPE_SECONDS = 7 * 86400.0
+"""A schedule that nobody has used for so long is not kept."""
 
 ALL = tuple(value for value in vars().copy().values() if isinstance(value, CallerBound))
 

@@ -35,6 +35,8 @@ _BADNESS = "700"
 """Where the system's memory is short, this process is ended before the aggregator."""
 _NICENESS = 10
 """Calls of others come first."""
+_ANSWERING = 3
+"""Of a process that is kept: a call waits for what it answers, which is a moment's work."""
 _GRACE_SECONDS = 5
 _PR_SET_PDEATHSIG = 1
 
@@ -104,7 +106,7 @@ async def start(
     It has `bound`'s memory and seconds of processors; those by the clock are the caller's to count.
     """
     pipe = asyncio.subprocess.PIPE
-    return await _started(bound, module, arguments, environment, pipe, pipe)
+    return await _started(bound, module, arguments, environment, pipe, pipe, _ANSWERING)
 
 
 async def _started(
@@ -114,8 +116,9 @@ async def _started(
     environment: Mapping[str, str] | None,
     given: Any,
     said: int | None,
+    niceness: int = _NICENESS,
 ) -> asyncio.subprocess.Process:
-    bounds = json.dumps([os.getpid(), bound.memory, bound.processor_seconds])
+    bounds = json.dumps([os.getpid(), bound.memory, bound.processor_seconds, niceness])
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "aggregator.engine.apart", bounds, module, *arguments,
         stdin=given, stdout=said, env=os.environ | (environment or {}), start_new_session=True,
@@ -127,7 +130,7 @@ def failed(what: str, status: int) -> Internal:
     return Internal(f"{what} ended with {status}; the aggregator's log says more")
 
 
-def _bind(parent: int, memory: int, processor_seconds: int) -> None:
+def _bind(parent: int, memory: int, processor_seconds: int, niceness: int) -> None:
     """Take the bounds upon this process. What a system does not know is left out."""
     with contextlib.suppress(OSError, AttributeError):  # Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
@@ -135,7 +138,7 @@ def _bind(parent: int, memory: int, processor_seconds: int) -> None:
             os._exit(1)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_BADNESS)
-    give_way(_NICENESS)
+    give_way(niceness)
     for which, soft, hard in (
         (resource.RLIMIT_DATA, memory, memory),
         (resource.RLIMIT_CPU, processor_seconds, processor_seconds + _GRACE_SECONDS),

@@ -13,7 +13,7 @@ it is sent comes in the call's slots, or, where that is too large for a message,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
@@ -192,6 +192,7 @@ class SegmentCall:
         lent: the same, of what a call has no room for.
         wanted: what comes back, by the graph's outputs; `halved` are those that come in float16.
         down, up: bytes of tensors.
+        session: the graph, and what is frozen into it.
     """
 
     prepared: PreparedData
@@ -202,6 +203,7 @@ class SegmentCall:
     halved: frozenset[str]
     down: int
     up: int
+    session: tuple[str, tuple[str, ...]]
     releases: tuple[str, ...] = ()
 
     def require_held(self, outputs: Mapping[str, Array]) -> None:
@@ -345,6 +347,7 @@ class SegmentCalls:
             down=sum(tensor.nbytes for tensor in sent.values()),
             up=up,
             releases=self.terms.releases if private else (),
+            session=(schedule.graphs[segment.graph], _frozen_in(inputs, frozen)),
         )
 
     def _reads(
@@ -403,6 +406,13 @@ def _in_a_call(
         else:
             lent[place] = tensor
     return slots, lent, places
+
+
+def _frozen_in(inputs: Mapping[str, Value], frozen: Sequence[Frozen]) -> tuple[str, ...]:
+    """Which inputs have which of the frozen tensors, as texts."""
+    names = {one.stored for one in frozen}
+    found = {i: value.name for i, value in inputs.items() if isinstance(value, Stored)}
+    return tuple(sorted(f"{i}={name}" for i, name in found.items() if name in names))
 
 
 def _keeps(one: PartSegment) -> bool:

@@ -64,15 +64,17 @@ DECODER = "decoder"
 """The folder of what a decoder is cut into for sessions."""
 
 
-def cut_as_asked(request: CutRequest) -> PlannedParts:
+def cut_as_asked(request: CutRequest, opened: OpenModel | None = None) -> PlannedParts:
     """Plan the model, if it has no plan, and cut it into `request.into`; or write it there as a whole.
+
+    `opened`: the model, where it was read before.
 
     Raises:
         InvalidGraph: it is no model that can be cut, or not so; says why.
         InvalidArgument: the plan, or a size, is not of this model.
         FailedPrecondition, ResourceExhausted: too few nodes, or too small ones.
     """
-    model = open_model(Path(request.model))
+    model = opened or open_model(Path(request.model))
     inputs, outputs = tensors_of(model)
     planned = _cut(model, inputs, outputs, request)
     if request.plan or not Path(request.into).is_dir():  # of a model that was planned before
@@ -92,8 +94,10 @@ def _cut(
     word, crossing = ("", Crossing.GATHER) if request.plan_file else plan_word(request.word)
     if request.whole or (word == "replicate" and not request.plan):
         return _whole(model, inputs, outputs, request)
+    # Of a plan that is known to cut no layer fused operators stay what they are, here and below.
+    fused = bool(request.plan) and cuts_no_layer(loads_plan(request.plan))
     try:
-        feeds, axes = _analysed(model, inputs, request)
+        feeds, axes = _analysed(model, inputs, request, fused)
     except EdgeAttentionError as error:
         if word == "auto" and not request.plan:
             return _whole(model, inputs, outputs, request, note=f"it is not cut: {error.message}")
@@ -124,7 +128,7 @@ def _cut(
     if plan.parts == 1 and not plan.mean and not request.plan:
         made = _whole(model, inputs, outputs, request, holders, plan.stages[0].layers)
         return replace(made, considered=considered, notes=notes, gain=gain)
-    if cuts_no_layer(plan):  # fused operators stay what they are
+    if cuts_no_layer(plan) and not fused:  # fused operators stay what they are
         axes = analyse(model, sizes_of(model, feeds), fused=True)
     emitted = cut(axes, plan, known=bool(request.plan))
     write_cut(emitted, model, Path(request.into))
@@ -205,7 +209,7 @@ def _names(request: CutRequest) -> tuple[str, ...]:
 
 
 def _analysed(
-    model: OpenModel, inputs: Sequence[ModelTensor], request: CutRequest
+    model: OpenModel, inputs: Sequence[ModelTensor], request: CutRequest, fused: bool
 ) -> tuple[dict[str, TensorForm], Axes]:
     """The inputs' forms, and the model's axes for them."""
     for one in inputs:
@@ -222,7 +226,7 @@ def _analysed(
             break  # all sizes were said
         tried.append(feeds)
         try:
-            return feeds, analyse(model, sizes_of(model, feeds))
+            return feeds, analyse(model, sizes_of(model, feeds), fused=fused)
         except InvalidArgument as error:
             refused = refused or error
     assert refused is not None

@@ -107,23 +107,44 @@ class NodeDeliveries:
         self._trips = trips
         self._bulk = bulk
         self._free = asyncio.Semaphore(at_once)
+        self._had: dict[str, tuple[str, dict[str, str]]] = {}
+        """Node -> its process, and what that one has been given: name -> digest."""
 
     async def give(
-        self, node: str, pieces: Sequence[StoredPiece], seconds: float, done: Callable[[int], None]
+        self,
+        node: str,
+        life: str,
+        pieces: Sequence[StoredPiece],
+        seconds: float,
+        done: Callable[[int], None],
     ) -> None:
         """Returns when the node has stored them all; `done` is told of the bytes of each group that it has.
+
+        What its process `life` has been given before, and not lost since (`lost`, `freed`), it has: a name
+        stands for the digest of what is stored under it.
 
         Raises:
             EdgeAttentionError: what the node says, or DeadlineExceeded, Unavailable: it is not there, or not
                 in time.
         """
         until = time.monotonic() + seconds
+        known, had = self._had.get(node, ("", dict[str, str]()))
+        if known != life:
+            had = {}
+            self._had[node] = life, had
+        there = [piece for piece in pieces if had.get(piece.name) == piece.digest]
+        if there:
+            done(sum(piece.nbytes for piece in there))
+        lacking = [piece for piece in pieces if had.get(piece.name) != piece.digest]
+        if not lacking:
+            return
         async with self._free:
-            for group in _groups(pieces):
+            for group in _groups(lacking):
                 left = until - time.monotonic()
                 if left <= 0:
                     raise DeadlineExceeded(f"node {node!r} was not given all it needs in {seconds:.3g} s")
                 await self._give(node, group, left)
+                had.update((piece.name, piece.digest) for piece in group)
                 done(sum(piece.nbytes for piece in group))
 
     async def renew(self, node: str, pieces: Sequence[StoredPiece], seconds: float) -> None:
@@ -163,6 +184,16 @@ class NodeDeliveries:
                 self._bulk.take_back(digest)
         for missing in outcome.missing.values():
             raise (missing.error or missing.cause(missing.text))
+
+    def lost(self, node: str) -> None:
+        """The node lacks something that it was given."""
+        self._had.pop(node, None)
+
+    def freed(self, scope: str) -> None:
+        """Nodes drop what begins so."""
+        for _, had in self._had.values():
+            for name in [name for name in had if name.startswith(scope)]:
+                del had[name]
 
     async def _give(self, node: str, group: Sequence[StoredPiece], seconds: float) -> None:
         bulk = tuple(piece.bulk for piece in group)

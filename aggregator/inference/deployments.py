@@ -75,9 +75,7 @@ class Deployments:
         self._runner = runner
         self._wholes = wholes
         self._metrics = metrics
-        self._registry = DeploymentRegistry(
-            engine, runner, wholes, forgotten, lambda deployed: self._queues.give(deployed, self._run)
-        )
+        self._registry = DeploymentRegistry(engine, runner, wholes, forgotten, self._served)
         self.leaving = self._registry.leaving
         self.checks: list[Callable[[Deployed], Awaitable[None]]] = []
         """Asked of a deployment before its model is planned; what one raises ends it."""
@@ -88,6 +86,7 @@ class Deployments:
         self._nodes = PlanNodes(engine, self._registry.taken)
         self._maker = DeploymentMaking(engine, self._nodes)
         self._readiness = ShapeReadiness(engine, self._registry.folders, runner, wholes, self._nodes, metrics)
+        self.leaving.append(self._readiness.end)
         self._replanner = Replanner(
             engine, self._registry, self._nodes, self._maker, self._readiness, metrics
         )
@@ -180,6 +179,11 @@ class Deployments:
                 async with asyncio.timeout(until - time.monotonic()):
                     await deployed.changed.wait()
         return self._registry.described(deployed)
+
+    def _served(self, deployed: Deployed) -> None:
+        """It serves from now on."""
+        self._queues.give(deployed, self._run)
+        self._registry.go(self._readiness.begin(deployed))
 
     def serving(self, name: str) -> Deployed | None:
         """The version of that name that takes requests, if there is one."""
@@ -359,6 +363,7 @@ class Deployments:
     async def close(self) -> None:
         """End what goes on. Deployments stay: the next life has them."""
         await self._registry.close()
+        await self._readiness.close()
         await self._wholes.close()
         await self._runner.close()
         await self._save()

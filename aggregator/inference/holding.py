@@ -225,6 +225,7 @@ class ShapeHolders:
 
     def supply(self, part: int, node: str) -> None:
         """The node has lost what it was given."""
+        self._deliveries.lost(node)
         for key in [key for key in self._given if key[1] == node]:
             del self._given[key]
         self.ensure()
@@ -294,7 +295,7 @@ class ShapeHolders:
         count(0)
         try:
             if wanted:
-                await self._deliveries.give(node, list(wanted.values()), GIVE_SECONDS, count)
+                await self._deliveries.give(node, life, list(wanted.values()), GIVE_SECONDS, count)
             if changing:
                 await self._deliveries.renew(node, list(changing.values()), GIVE_SECONDS)
             for part in fresh:

@@ -13,24 +13,23 @@ import numpy as np
 from aggregator.inference.calls import TABLE, KnownWeight, changing_name, constant_name, weight_name
 from aggregator.inference.course import Course, graphs_to_follow
 from aggregator.inference.delivery import ArrayBytes, CutFiles, StoredPiece, digest_of, require_travels
+from aggregator.inference.known_graphs import KnownGraphs
 from edge_attention.core.schedule.schedule import Constant, Schedule, TensorForm, Weight
 from edge_attention.core.tensors import Array
 
 __all__ = ["changing_pieces", "course_of", "pieces_of", "tables_in"]
 
 
-def course_of(schedule: Schedule, files: CutFiles) -> Course:
+def course_of(schedule: Schedule, files: CutFiles, graphs: KnownGraphs) -> Course:
     """The course, with what is to be known of its graphs. Blocks."""
-    names = graphs_to_follow(schedule)
-    if not names:
-        return Course(schedule)
-    from edge_attention.graphs.axes.flows import flows_of  # onnx, which few plans need here
-
-    return Course(schedule, {n: flows_of(files.graph(schedule.graphs[n]).read_bytes()) for n in names})
+    digests = {name: schedule.graphs[name] for name in graphs_to_follow(schedule)}
+    return Course(
+        schedule, {name: graphs.flow(one, files.graph(one).read_bytes) for name, one in digests.items()}
+    )
 
 
 def tables_in(
-    schedule: Schedule, files: CutFiles, known: Mapping[Weight, KnownWeight]
+    schedule: Schedule, files: CutFiles, known: Mapping[Weight, KnownWeight], graphs: KnownGraphs
 ) -> dict[str, frozenset[str]]:
     """By graph the inputs in which rows are looked up, of those that have large weights. Blocks."""
     names = {
@@ -40,11 +39,8 @@ def tables_in(
         for source in segment.inputs.values()
         if isinstance(source, Weight) and source in known and known[source].nbytes >= TABLE
     }
-    if not names:
-        return {}
-    from edge_attention.graphs.axes.flows import tables_of
-
-    return {name: tables_of(files.graph(schedule.graphs[name]).read_bytes()) for name in names}
+    digests = {name: schedule.graphs[name] for name in names}
+    return {name: graphs.table(one, files.graph(one).read_bytes) for name, one in digests.items()}
 
 
 def pieces_of(
@@ -62,8 +58,8 @@ def pieces_of(
     for weight in sorted(schedule.weights_of(part), key=lambda weight: (weight.name, str(weight.extent))):
         if weight.name in changing:
             continue
-        array = files.weight(weight)
         if weight not in known:
+            array = files.weight(weight)
             require_travels(weight, array)
             form = TensorForm(array.dtype.name, array.shape)
             known[weight] = KnownWeight(digest_of(ArrayBytes(array)), form)
@@ -71,8 +67,8 @@ def pieces_of(
         found[name] = StoredPiece(
             name,
             known[weight].digest,
-            array.dtype.name,
-            array.shape,
+            known[weight].form.dtype,
+            known[weight].form.shape,
             lambda weight=weight: ArrayBytes(files.weight(weight)),  # type: ignore[misc]
         )
     constants = {

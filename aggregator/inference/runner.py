@@ -23,6 +23,7 @@ from aggregator.inference.course import Course
 from aggregator.inference.delivery import CutFiles, NodeDeliveries, StoredPiece
 from aggregator.inference.feeds import require_feeds
 from aggregator.inference.holding import Pick, ShapeHolders, Told, roomiest
+from aggregator.inference.known_graphs import KnownGraphs, LoadedSessions, SessionOfNode
 from aggregator.inference.lanes import RequestLanes
 from aggregator.inference.model_answer import ModelAnswer, SegmentRun
 from aggregator.inference.part_pieces import changing_pieces, course_of, pieces_of, tables_in
@@ -57,6 +58,8 @@ class _Deployed:
     shapes: dict[str, ShapeOfModel] = field(default_factory=dict)
     weights: dict[Weight, KnownWeight] = field(default_factory=dict)
     """Those that were looked at."""
+    graphs: KnownGraphs = field(default_factory=KnownGraphs)
+    loaded: LoadedSessions = field(default_factory=LoadedSessions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,14 +136,14 @@ class ModelRunner:
         until = time.monotonic() + seconds
         terms = terms or CallTerms(halves)
         require_stored(f"{job_scope(deployment)}{shape}/c/x")
-        course = await asyncio.to_thread(course_of, schedule, files)
+        deployed = self._deployed.setdefault(deployment, _Deployed())
+        course = await asyncio.to_thread(course_of, schedule, files, deployed.graphs)
         if course.peak > PEAK_BYTES:
             raise ResourceExhausted(
                 f"bound request-boundaries: what passes the aggregator in one request takes {course.peak:,} "
                 f"bytes at a time, and {PEAK_BYTES:,} is the most: cut the model into fewer parts, or by "
                 "layers, or send less at a time"
             )
-        deployed = self._deployed.setdefault(deployment, _Deployed())
         if shape in deployed.shapes:
             await self._end_shape(deployed, shape)
         pieces = await asyncio.to_thread(
@@ -149,7 +152,7 @@ class ModelRunner:
                 for part in range(schedule.parts)
             ]
         )
-        tables = await asyncio.to_thread(tables_in, schedule, files, deployed.weights)
+        tables = await asyncio.to_thread(tables_in, schedule, files, deployed.weights, deployed.graphs)
         calls = SegmentCalls(deployment, shape, course, deployed.weights, tables, terms)
         graphs = tuple(dict.fromkeys(schedule.graphs.values()))
         for digest in graphs:
@@ -157,7 +160,13 @@ class ModelRunner:
             self._bulk.lend_file(digest, path, 0, path.stat().st_size)
 
         async def warm(node: str, part: int) -> None:
-            await warm_part(self._trips, self._bulk, course, calls, node, part, warmed)
+            life = held.life(node)
+
+            def loaded(session: SessionOfNode) -> bool:
+                return (node, life, session) in deployed.loaded
+
+            sessions = await warm_part(self._trips, self._bulk, course, calls, node, part, warmed, loaded)
+            deployed.loaded.add(node, life, sessions)
 
         held = ShapeHolders(
             self._membership, self._deliveries, pieces, holders, self.pick, warm, self._load, self._look, may
@@ -347,6 +356,7 @@ class ModelRunner:
 
     def _free(self, nodes: Sequence[str], scope: str) -> None:
         """Have nodes drop what begins so: now, or when they are back."""
+        self._deliveries.freed(scope)
         for node in nodes:
             if self._membership.live(node):
                 self._trips.post(node, (Drop((scope,)),))

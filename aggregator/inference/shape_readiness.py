@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aggregator.bounds.bounds import DEPLOYING
+from aggregator.bounds.bounds import DEPLOYING, SHAPE_SECONDS, SHAPES_KEPT
 from aggregator.engine import scratch
 from aggregator.engine.recipe import Engine
-from aggregator.inference import planner
 from aggregator.inference.cut_request import CutRequest
+from aggregator.inference.cutters import Cutters
 from aggregator.inference.deployed import Deployed, PlannedParts, Shapes
 from aggregator.inference.feeds import shape_text
 from aggregator.inference.metrics import InferenceMetrics
@@ -50,6 +50,7 @@ class ShapeReadiness:
         self._wholes = wholes
         self._nodes = nodes
         self._metrics = metrics
+        self._cutters = Cutters()
 
     async def prepare(
         self, deployed: Deployed, key: str, told: Callable[[str, int, int], None], seconds: float
@@ -111,12 +112,17 @@ class ShapeReadiness:
             with self._budgets.take(DEPLOYING, caller):
                 await self._cut(deployed, planned, shapes, target)
             self._metrics.cut(time.monotonic() - begun)
+        else:
+            await asyncio.to_thread(self._folders.used_shape, deployed.folder, key)
         deployed.texts[key] = planned.key_text if planned.whole else shape_text(shapes)
         await self.prepare(deployed, key, _nobody, DELIVERY_SECONDS)
         for gone in deployed.shapes.surplus():
             deployed.texts.pop(gone, None)
             await self._runner.release(deployed.id, gone)
-            await asyncio.to_thread(self._folders.remove_shape, deployed.folder, gone)
+        in_use = (planned.key, *deployed.shapes.last_first, *deployed.coming)
+        await asyncio.to_thread(
+            self._folders.keep_shapes, deployed.folder, in_use, SHAPES_KEPT, SHAPE_SECONDS, time.time()
+        )
         deployed.change()
 
     async def _cut(self, deployed: Deployed, planned: PlannedParts, shapes: Shapes, target: Path) -> None:
@@ -126,8 +132,23 @@ class ShapeReadiness:
                 str(deployed.folder.model), str(into), plan=planned.plan, holders=planned.holders,
                 shapes=shapes, halves=deployed.request.halves, whole=planned.whole,
             )  # fmt: skip
-            await planner.make(asked, work)
+            await self._cutters.cut(deployed.id, asked, work)
             await asyncio.to_thread(into.rename, target)
+
+    async def begin(self, deployed: Deployed) -> None:
+        """It serves: have ready what cuts it for other shapes, if there may be such."""
+        assert deployed.planned is not None
+        sizes = {size for one in deployed.planned.inputs for size in one.shape}
+        if not deployed.planned.whole and not all(map(str.isdigit, sizes)):
+            await self._cutters.begin(deployed.id, str(deployed.folder.model))
+
+    async def end(self, deployed: Deployed) -> None:
+        """It is not deployed any more."""
+        await self._cutters.forget(deployed.id)
+
+    async def close(self) -> None:
+        """Nothing is cut any more."""
+        await self._cutters.close()
 
 
 def _nobody(node: str, done: int, total: int) -> None:

@@ -9,6 +9,7 @@ from aggregator.engine.bulk import Bulk
 from aggregator.engine.trip import Errand, Trips
 from aggregator.inference.calls import WARM, SegmentCalls
 from aggregator.inference.course import Course
+from aggregator.inference.known_graphs import SessionOfNode
 from aggregator.inference.lending import lend
 from aggregator.inference.model_answer import SegmentRun
 from edge_attention.core.errors import InvalidGraph, OutOfMemory
@@ -32,18 +33,23 @@ async def warm_part(
     node: str,
     part: int,
     warmed: Callable[[SegmentRun], None],
-) -> None:
-    """Have the node load the part's graphs, with its weights in them, before anybody waits for that.
+    loaded: Callable[[SessionOfNode], bool],
+) -> set[SessionOfNode]:
+    """Have the node load the part's graphs, with its weights in them, before anybody waits for that; those
+    that it has loaded now.
 
     Each segment is called once, with zeros; what comes of zeros, and whether it can be computed, says
-    nothing of what is to come.
+    nothing of what is to come. One whose session is `loaded` already is not called.
 
     Raises:
         OutOfMemory, InvalidGraph: the node cannot hold it.
     """
+    found: set[SessionOfNode] = set()
     try:
         for one in course.parts[part]:
             call = calls.call(one, WARM, False)
+            if loaded(call.session):
+                continue
             zeros = {name: tensor.zeros() for name, tensor in call.slots.items()}
             loans: list[str] = []
             try:
@@ -72,5 +78,9 @@ async def warm_part(
                 log.info("node %s, part %d, step %d: %s", node, part, one.step, missing.text)
                 if isinstance(missing.error, OutOfMemory | InvalidGraph) or not missing.said:
                     raise (missing.error or missing.cause(missing.text))
+            if not outcome.missing:
+                found.add(call.session)
     finally:
-        trips.post(node, (Drop((f"{calls.warm_scope}p{part}/",)),))
+        if found:
+            trips.post(node, (Drop((f"{calls.warm_scope}p{part}/",)),))
+    return found

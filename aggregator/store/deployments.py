@@ -155,9 +155,25 @@ class DeploymentFolders:
             return ()
         return tuple(id for id in found if isinstance(id, str)) if isinstance(found, list) else ()
 
-    def remove_shape(self, folder: DeploymentFolder, key: str) -> None:
-        """Forget what was made for this shape."""
-        shutil.rmtree(folder.shape(key), ignore_errors=True)
+    def used_shape(self, folder: DeploymentFolder, key: str) -> None:
+        """What was made for this shape is used now."""
+        with contextlib.suppress(OSError):
+            os.utime(folder.shape(key))
+
+    def keep_shapes(
+        self, folder: DeploymentFolder, in_use: Collection[str], most: int, seconds: float, now: float
+    ) -> None:
+        """Forget what was made for shapes beyond `most`, those used longest ago, or not used for `seconds`.
+
+        `in_use`: stay in any case. `now`: seconds since 1970.
+        """
+        found: list[tuple[float, Path]] = []
+        with contextlib.suppress(OSError):
+            found = [(path.stat().st_mtime, path) for path in (folder.path / "shapes").iterdir()]
+        found.sort(key=lambda one: one[0], reverse=True)
+        for number, (used, path) in enumerate(found):
+            if path.name not in in_use and (number >= most or used < now - seconds):
+                shutil.rmtree(path, ignore_errors=True)
 
     def recall(self) -> list[KeptDeployment]:
         """Those that served; what else is there is removed, with blobs that only it was made of.

@@ -21,7 +21,7 @@ from aggregator.engine.recipe import Engine
 from aggregator.engine.returned import Returned
 from aggregator.engine.spool import SpooledTensor
 from aggregator.engine.trip import Errand
-from aggregator.inference.calls import KnownWeight, weight_name
+from aggregator.inference.calls import KnownWeight, job_scope, weight_name
 from aggregator.inference.delivery import (
     ArrayBytes,
     CutFiles,
@@ -180,6 +180,7 @@ class WholeRunner:
         served = self._served.pop(deployment, None)
         if served is not None:
             await self._end(served)
+        self._deliveries.freed(job_scope(deployment))
 
     async def close(self) -> None:
         """End what goes on; nodes keep what they have."""

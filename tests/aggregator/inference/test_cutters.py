@@ -1,0 +1,180 @@
+"""Processes that cut deployed models for further shapes are kept, few of them; what they cut is the same."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from aggregator.inference import cutters
+from aggregator.inference.cut_request import CutRequest, NodeTold
+from aggregator.inference.cutters import Cutters
+from aggregator.inference.cutting import cut_as_asked
+from aggregator.inference.delivery import NodeDeliveries, StoredPiece
+from aggregator.inference.known_graphs import LoadedSessions
+from aggregator.store.deployments import DeploymentFolder, DeploymentFolders
+from aggregator.store.state import State
+from edge_attention.core.errors import InvalidArgument
+
+EXPORTS = Path(__file__).parents[2] / "graphs/axes/exports"
+NODES = tuple(NodeTold(name, 1 << 30, 0, 1) for name in "ab")
+
+
+def asked(folder, name, length, word="tokens"):
+    model = str(EXPORTS / f"{name}.onnx")
+    first = cut_as_asked(CutRequest(model, str(folder / "first"), word, nodes=NODES))
+    shapes = {one.name: (1, length) for one in first.inputs}
+    return CutRequest(model, str(folder / "cut"), plan=first.plan, holders=first.holders, shapes=shapes)
+
+
+def written(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_what_a_kept_process_cuts_is_what_a_new_one_does_whatever_it_cut_before(tmp_path):
+    async def run():
+        kept = Cutters()
+        await kept.begin("d", str(EXPORTS / "bert.onnx"))
+        process = kept._kept["d"]._process
+        for number, (length, word) in enumerate(
+            [(9, "tokens"), (14, "tokens"), (9, "layers"), (14, "tokens")]
+        ):
+            work = tmp_path / f"work{number}"
+            work.mkdir()
+            request = asked(work, "bert", length, word)
+            made = await kept.cut("d", request, work)
+            found = written(work / "cut")
+            anew = work / "anew"
+            expected = cut_as_asked(CutRequest(**{**vars(request), "into": str(anew)}))
+            assert made == expected
+            assert found == written(anew)
+        assert kept._kept["d"]._process is process, "the same process has cut all of them"
+        await kept.close()
+        assert process.returncode is not None
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_is_said_as_by_a_process_of_its_own_and_it_goes_on(tmp_path):
+    async def run():
+        kept = Cutters()
+        work = tmp_path / "long"
+        work.mkdir()
+        request = asked(work, "bert", 5000)
+        with pytest.raises(InvalidArgument, match="does not hold together"):
+            await kept.cut("d", request, work)
+        work = tmp_path / "work"
+        work.mkdir()
+        assert (await kept.cut("d", asked(work, "bert", 9), work)).coverage == 1.0
+        # One that is killed is another one's to answer.
+        kept._kept["d"]._process.kill()
+        work = tmp_path / "again"
+        work.mkdir()
+        assert (await kept.cut("d", asked(work, "bert", 9), work)).coverage == 1.0
+        await kept.close()
+
+    asyncio.run(run())
+
+
+def test_few_are_kept_and_none_that_took_much_memory(tmp_path, monkeypatch):
+    async def run():
+        kept = Cutters(most=1)
+        model = str(EXPORTS / "bert.onnx")
+        await kept.begin("one", model)
+        first = kept._kept["one"]._process
+        await kept.begin("two", model)
+        assert list(kept._kept) == ["two"]
+        await first.wait()
+        monkeypatch.setattr(cutters, "KEPT_BYTES", 1)
+        work = tmp_path / "work"
+        work.mkdir()
+        await kept.cut("two", asked(work, "bert", 9), work)
+        assert not kept._kept
+        await kept.begin("three", model)
+        third = kept._kept["three"]._process
+        await kept.forget("three")
+        assert third.returncode is not None
+        await kept.close()
+
+    asyncio.run(run())
+
+
+def test_a_process_that_cannot_begin_is_no_reason_not_to_cut(tmp_path):
+    async def run():
+        kept = Cutters()
+        work = tmp_path / "work"
+        work.mkdir()
+        request = asked(work, "bert", 9)
+        await kept.begin("d", "no such file")
+        assert (await kept.cut("d", request, work)).coverage == 1.0
+        await kept.close()
+
+    asyncio.run(run())
+
+
+def test_a_node_is_not_offered_again_what_its_process_was_given():
+    given = []
+
+    class Deliveries(NodeDeliveries):
+        async def _give(self, node, group, seconds):
+            given.append((node, [piece.name for piece in group]))
+
+    def piece(name, digest="0"):
+        return StoredPiece(name, digest, "int64", (2,), lambda: None)
+
+    async def run():
+        deliveries = Deliveries(None, None)
+
+        async def give(node, life, *pieces):
+            given.clear()
+            done = []
+            await deliveries.give(node, life, list(pieces), 10.0, done.append)
+            assert sum(done) == 16 * len(pieces), "all of it is there then"
+            return [names for _, names in given]
+
+        assert await give("a", "1", piece("job/m/w"), piece("job/m/c")) == [["job/m/w", "job/m/c"]]
+        assert await give("a", "1", piece("job/m/w"), piece("job/m/d")) == [["job/m/d"]]
+        assert await give("a", "1", piece("job/m/w")) == []
+        assert await give("b", "1", piece("job/m/w")) == [["job/m/w"]]
+        assert await give("a", "1", piece("job/m/w", "other")) == [["job/m/w"]]
+        assert await give("a", "2", piece("job/m/w", "other")) == [["job/m/w"]], "a new process has nothing"
+        deliveries.freed("job/m/")
+        assert await give("a", "2", piece("job/m/w", "other")) == [["job/m/w"]]
+        deliveries.lost("a")
+        assert await give("a", "2", piece("job/m/w", "other")) == [["job/m/w"]]
+
+    asyncio.run(run())
+
+
+def test_sessions_are_of_one_process():
+    loaded = LoadedSessions()
+    session = ("graph", ("w0=job/m/w",))
+    loaded.add("a", "1", [session])
+    assert ("a", "1", session) in loaded
+    assert ("a", "1", ("graph", ())) not in loaded
+    assert ("b", "1", session) not in loaded
+    loaded.add("a", "2", [("other", ())])
+    assert ("a", "1", session) not in loaded
+    assert ("a", "2", session) not in loaded
+
+
+def test_schedules_stay_on_the_disk_few_and_not_for_ever(tmp_path):
+    folder = DeploymentFolder(tmp_path / "deployments" / "m-1")
+    state = State(tmp_path)
+    folders, now = DeploymentFolders(state), time.time()
+    for number in range(6):
+        folder.shape(f"s{number}").mkdir(parents=True)
+        os.utime(folder.shape(f"s{number}"), (now - number, now - number))
+    folders.used_shape(folder, "s4")
+    folders.keep_shapes(folder, ["s5"], 3, 100.0, time.time())
+    assert sorted(path.name for path in (folder.path / "shapes").iterdir()) == ["s0", "s1", "s4", "s5"]
+    folders.keep_shapes(folder, ["s5"], 3, 100.0, time.time() + 1000.0)
+    assert [path.name for path in (folder.path / "shapes").iterdir()] == ["s5"]
+    state.close()
