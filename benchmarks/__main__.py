@@ -32,6 +32,7 @@ NAMES = (
     "many",
     "infer",
     "infer_memory",
+    "serve",
     "decode",
 )
 RESULTS = Path(__file__).parent / "results.json"

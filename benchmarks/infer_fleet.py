@@ -121,7 +121,7 @@ def _shape_network(mbit: float) -> None:
 
 
 @contextlib.contextmanager
-def _slowed(pid: int, share: float) -> Iterator[None]:
+def slowed(pid: int, share: float) -> Iterator[None]:
     """The process, with its children to come, may use so much of a core."""
     if share >= 1:
         yield
@@ -173,7 +173,7 @@ async def node_fleet(
                     waits, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
                 )
                 processes[name] = process
-                stack.enter_context(_slowed(process.pid, share))
+                stack.enter_context(slowed(process.pid, share))
                 stack.callback(process.wait)
                 stack.callback(process.kill)
                 assert process.stdin is not None

@@ -1,0 +1,83 @@
+"""Many clients at once: how many requests a second three boxes answer, by three times one box.
+
+Boxes are node processes in control groups of a share of a core each, so that two cores stand for three of
+them, the aggregator and the clients; for that one must be root. One box has the whole model; then all three
+have it, and then each has a third of its layers, with enough requests under way that all of them compute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.infer_models import MINILM, feeds_of, model_file
+from benchmarks.report import Figure, Report
+from benchmarks.serve_fleet import ServeFleet, serve_fleet
+from edge_attention.client.models import AsyncServedModel
+from edge_attention.core.tensors import Array
+
+CLIENTS, LENGTH, SHARE = 16, 128, 0.4
+SCALING_BOUND = 0.9
+"""Of three times one box: at least."""
+NODES = ("a", "b", "c")
+
+
+def report(quick: bool) -> Report:
+    """Requests a second, one box, replicas and layers in turns; with `quick` fewer turns, shorter."""
+    if os.geteuid():
+        return Report("Many clients at once", (), ("boxes that are a share of a core need root",))
+    with tempfile.TemporaryDirectory() as folder:
+        rates = asyncio.run(_measured(Path(folder), 1 if quick else 3, 10.0 if quick else 20.0))
+    one = max(rates["one"])
+    figures = [Figure("one box", one, "requests/s")]
+    for name, what in (("replicas", "3 replicas"), ("layers", "3 boxes by layers")):
+        best = max(rates[name])
+        figures.append(Figure(what, best, "requests/s"))
+        # A bound is an upper one: three times one box by what was answered.
+        lost = 3 * one / best
+        figures.append(Figure(f"3 times one box by {what}", lost, "times", 1 / SCALING_BOUND))
+    return Report(
+        f"{CLIENTS} clients at once, MiniLM at {LENGTH} tokens", tuple(figures), (), {"rates": rates}
+    )
+
+
+async def _measured(folder: Path, turns: int, seconds: float) -> dict[str, list[float]]:
+    path = model_file(MINILM, folder)
+    feeds = feeds_of(path, 1, LENGTH)
+    async with serve_fleet(folder, dict.fromkeys(NODES, SHARE)) as fleet:
+        models = {
+            "one": await _deployed(fleet, path, "one", "replicate", NODES[:1]),
+            "replicas": await _deployed(fleet, path, "replicas", "replicate", NODES),
+            "layers": await _deployed(fleet, path, "layers", "layers", NODES),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(turns):
+            for name, model in models.items():
+                rates[name].append(await _rate(model, feeds, seconds))
+        return rates
+
+
+async def _deployed(
+    fleet: ServeFleet, path: Path, name: str, plan: str, nodes: tuple[str, ...]
+) -> AsyncServedModel:
+    sizes = {"batch": 1, "sequence": LENGTH}
+    return await fleet.client.deploy(path, name, plan=plan, nodes=nodes, dimensions=sizes)
+
+
+async def _rate(model: AsyncServedModel, feeds: dict[str, Array], seconds: float) -> float:
+    """Requests a second that CLIENTS at once are answered, once all of them have been."""
+    ends: list[float] = []
+    until = time.monotonic() + seconds
+
+    async def ask() -> None:
+        while time.monotonic() < until:
+            await model.infer(feeds, deadline=60.0)
+            ends.append(time.monotonic())
+
+    await asyncio.gather(*(ask() for _ in range(CLIENTS)))
+    ends.sort()
+    steady = [end for end in ends if ends[CLIENTS] < end <= until]
+    return (len(steady) - 1) / (steady[-1] - steady[0])
