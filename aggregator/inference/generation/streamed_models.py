@@ -47,7 +47,7 @@ _WHOLE = ("max_tokens", "top_k", "seed")
 _OWN = ("timeout", "priority")
 """Parameters that the data plane has read."""
 
-Version = Callable[[str], tuple[str, bool] | None]
+ServesDecoder = Callable[[str], tuple[str, bool] | None]
 """Of a deployment's name: its version, and whether it has a tokenizer; None: it does not serve."""
 
 
@@ -110,7 +110,7 @@ class StreamedDecoder:
 class StreamedDecoders:
     """All deployed decoders, as a source of such models."""
 
-    def __init__(self, generator: Generator[Any], version: Version) -> None:
+    def __init__(self, generator: Generator[Any], version: ServesDecoder) -> None:
         self._generator = generator
         self._version = version
 
