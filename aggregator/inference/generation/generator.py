@@ -141,7 +141,7 @@ class _RunningGeneration(Generic[S]):
             )
         # The last token that comes needs no place in the session.
         self._most = min(request.max_tokens, longest - len(prompt) + 1)
-        self._written = WrittenText(None if text is None else text.coder, request.stop)
+        self._written = WrittenText(None if text is None else text.coder, request.stop, prompt)
         self._count = self._trips = 0
         self.rule: SpeculationRule | None = None
 

@@ -12,11 +12,14 @@ __all__ = ["WrittenText"]
 
 
 class WrittenText:
-    """`coder`: None where tokens have no text. `stopped`: a stop word was there; no more will come."""
+    """`coder`: None where tokens have no text. `before`: tokens that it goes on from.
 
-    def __init__(self, coder: TextCoder | None, stop: Sequence[str]) -> None:
+    `stopped`: a stop word was there; no more will come.
+    """
+
+    def __init__(self, coder: TextCoder | None, stop: Sequence[str], before: Sequence[int] = ()) -> None:
         self._coder = coder
-        self._detokeniser = Detokeniser()
+        self._detokeniser = Detokeniser(before)
         self._stops = StopWords(stop)
 
     @property

@@ -7,6 +7,8 @@ does not end in the middle. Decoding itself is the caller's: this says of which 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = ["Detokeniser"]
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -15,13 +17,21 @@ MOST_HELD = 16
 """Tokens that are held back at most: bytes that never are a character are not waited for."""
 
 
-class Detokeniser:
-    """The windows of one sequence. For each token `push`, decode both `windows`, and give them to `read`."""
+CONTEXT = 6
+"""Tokens before the first that are decoded with it."""
 
-    def __init__(self) -> None:
-        self._tokens: list[int] = []
+
+class Detokeniser:
+    """The windows of one sequence. For each token `push`, decode both `windows`, and give them to `read`.
+
+    `before`: tokens that it goes on from. Their text is not given out, but a space that belongs to the first
+    word may depend on them.
+    """
+
+    def __init__(self, before: Sequence[int] = ()) -> None:
+        self._tokens = list(before[-CONTEXT:])
         """Those that are decoded again; of the first `_given` the text was given out."""
-        self._given = 0
+        self._given = len(self._tokens)
 
     def push(self, token: int) -> None:
         """The next token."""

@@ -13,9 +13,9 @@ from edge_attention.core.generation.detokenise import MOST_HELD, UNFINISHED, Det
 from edge_attention.core.generation.stops import StopWords
 
 
-def pieces(tokens, decode):
+def pieces(tokens, decode, before=()):
     """The text that is given out after each token."""
-    detokeniser = Detokeniser()
+    detokeniser = Detokeniser(before)
     for number, token in enumerate(tokens, start=1):
         detokeniser.push(token)
         given_, whole = detokeniser.windows
@@ -47,6 +47,12 @@ def test_bytes_in_any_tokens_give_whole_characters(text, random):
 @given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=1))
 def test_spaces_that_belong_to_words_are_kept(words):
     assert "".join(pieces(words, as_words)) == " ".join(words)
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=1), st.integers(1, 20))
+def test_the_first_word_has_the_space_that_its_prompt_gives_it(words, count):
+    found = "".join(pieces(words, as_words, ["prompt"] * count))
+    assert found == " " + " ".join(words)
 
 
 def test_bytes_that_never_are_a_character_are_not_waited_for():
