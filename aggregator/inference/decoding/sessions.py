@@ -148,7 +148,7 @@ class DecoderSessions:
         return tuple(
             cache_scope(deployed.id)
             for deployed in self._deployments.deployed()
-            if deployed.id not in self._serving
+            if deployed.id not in self._serving and deployed.planned is not None and deployed.planned.decoder
         )
 
     async def shut(self) -> None:
