@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -35,7 +35,10 @@ from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.tensors import Array
 from edge_attention.core.transitions import Transition, recent
 
-__all__ = ["ModelRequest"]
+__all__ = ["FoldOutputs", "ModelRequest"]
+
+FoldOutputs = Callable[[Mapping[str, Array]], Sequence[str]]
+"""Folds a segment's outputs; returns the boundaries that are complete by it."""
 
 RESTARTS = 3
 """Times that one request begins again from its feeds; then it is refused."""
@@ -102,14 +105,29 @@ class ModelRequest:
         Raises:
             EdgeAttentionError: it is not what was asked for. Nothing has changed: tell of it by `failed`.
         """
+        fold = self.folding(number)
+        return [] if fold is None else self.folded(number, fold(outputs), now)
+
+    def folding(self, number: int) -> FoldOutputs | None:
+        """The first half of `came`: what folds the outputs, in any thread, and raises as `came`.
+
+        Until `folded` is told what it returned there must be no other event: boundaries change meanwhile.
+        None: nobody waits for that any more.
+        """
+        _, ask = self._asked.get(number, (None, None))
+        if ask is None or self.over is not None:
+            return None
+        if ask.again or not ask.one.contributes:
+            return lambda outputs: []
+        meetings, one = self.meetings, ask.one
+        return lambda outputs: meetings.add(one.step, one.part, outputs)
+
+    def folded(self, number: int, complete: Sequence[str], now: float) -> list[Action]:
+        """The other half: what was asked as `number` is folded, and these boundaries are complete by it."""
         self._now = now
-        part, ask = self._asked.get(number, (None, None))
+        part, ask = self._asked.pop(number, (None, None))
         if part is None or ask is None or self.over is not None:
             return []
-        complete: list[str] = []
-        if ask.one.contributes and not ask.again:
-            complete = self.meetings.add(ask.one.step, ask.one.part, outputs)
-        del self._asked[number]
         part.number = 0
         self._turn(part, PartPhase.IDLE, f"has run step {ask.one.step}")
         if ask.again:

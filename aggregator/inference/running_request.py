@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aggregator.engine.bulk import Bulk
@@ -21,7 +22,7 @@ from aggregator.inference.holding import ShapeHolders
 from aggregator.inference.lending import lend
 from aggregator.inference.model_answer import SegmentRun
 from aggregator.inference.request_actions import Action, AskSegment, Ended, Seek, Supply
-from aggregator.inference.requests import ModelRequest
+from aggregator.inference.requests import FoldOutputs, ModelRequest
 from edge_attention.core.errors import (
     Cancelled,
     EdgeAttentionError,
@@ -30,12 +31,17 @@ from edge_attention.core.errors import (
     InvalidTensor,
     NotFound,
 )
+from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.tensors import Array
 from edge_attention.core.transitions import told
 
 __all__ = ["RunningRequest", "ShapeOfModel"]
 
 log = logging.getLogger(__name__)
+
+BESIDE = 2 * 1024 * 1024
+"""Bytes of a segment's boundaries from which they are checked, folded and made beside the loop: on it they
+would hold it for a millisecond or more, and a thread costs 0.1."""
 
 
 @dataclass(eq=False)
@@ -77,6 +83,11 @@ class RunningRequest:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._lost = False
+        self._turn = asyncio.Lock()
+        """Whoever folds beside the loop holds it."""
+        self._folds = False
+        self._later: deque[Callable[[], Sequence[Action]]] = deque()
+        """Events that wait until it has."""
 
     async def run(self) -> None:
         """Returns when there is an answer. Raises what the request ended with."""
@@ -102,20 +113,24 @@ class RunningRequest:
 
     def look(self) -> None:
         """Something has changed with the nodes."""
-        self._perform(self.machine.look(time.monotonic()))
+        self._event(lambda: self.machine.look(time.monotonic()))
 
     def end(self, error: EdgeAttentionError) -> None:
         """End it with `error`."""
-        self._perform(self.machine.end(error))
+        self._event(lambda: self.machine.end(error))
 
     def _set_clock(self) -> None:
         delay = max(self.machine.wake - time.monotonic(), 0.0)
         self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def _tick(self) -> None:
-        self._perform(self.machine.tick(time.monotonic()))
+        self._event(self._ticked)
+
+    def _ticked(self) -> Sequence[Action]:
+        actions = self.machine.tick(time.monotonic())
         if self.machine.over is None:
             self._set_clock()
+        return actions
 
     def _perform(self, actions: Sequence[Action]) -> None:
         asks: list[AskSegment] = []
@@ -152,22 +167,25 @@ class RunningRequest:
 
     async def _ask(self, calls: Mapping[AskSegment, SegmentCall]) -> None:
         """Have segments run that can run at once."""
-        feeds, meetings = self._feeds, self.machine.meetings
+        meetings = self.machine.meetings
         asks = {f"part{ask.one.part}.step{ask.one.step}": ask for ask in calls}
         loans: list[str] = []
 
         def take(answer: Returned) -> None:
             ask = asks[answer.shard]
-            self.received[ask.node] += calls[ask].up
-            if any(isinstance(tensor, SpooledTensor) for tensor in answer.tensors.values()):
-                self._start(self._read(ask, calls[ask], answer))
+            call = calls[ask]
+            self.received[ask.node] += call.up
+            on_disk = any(isinstance(tensor, SpooledTensor) for tensor in answer.tensors.values())
+            if on_disk or call.up >= BESIDE or self._folds:
+                self._start(self._fold_beside(ask, call, answer))
                 return
-            self._came(ask, calls[ask], {name: answer.array(name) for name in answer.tensors})
+            self._came(ask, call, {name: answer.array(name) for name in answer.tensors})
 
         try:
             errands: list[Errand] = []
             for shard, ask in asks.items():
                 call, part = calls[ask], ask.one.part
+                large = await self._large(call, meetings)
                 self.sent[ask.node] += call.down
                 errands.append(
                     Errand(
@@ -176,10 +194,8 @@ class RunningRequest:
                         coverage=range(part, part + 1),
                         instructions=call.instructions,
                         wanted=call.wanted,
-                        inline={
-                            name: tensor.elements(feeds, meetings) for name, tensor in call.slots.items()
-                        },
-                        lent=await lend(self._bulk, self._large(call), loans) if call.lent else (),
+                        inline=await self._inline(call, meetings),
+                        lent=await lend(self._bulk, large, loans) if large else (),
                         prepared=call.prepared,
                         releases=call.releases,
                     )
@@ -206,21 +222,59 @@ class RunningRequest:
         self.seconds["fold"] += time.monotonic() - began
         self._perform(actions)
 
-    async def _read(self, ask: AskSegment, call: SegmentCall, answer: Returned) -> None:
-        """What came is on the disk: it is read beside the loop."""
+    async def _fold_beside(self, ask: AskSegment, call: SegmentCall, answer: Returned) -> None:
+        """The same of what is large, or on the disk: it is read, checked and folded beside the loop.
+
+        One at a time of a request: what folds first is the machine's to say, and it hears of nothing else
+        meanwhile.
+        """
+
+        def read() -> dict[str, Array]:
+            return {name: answer.array(name) for name in answer.tensors}
+
         try:
-            names = list(answer.tensors)
-            arrays = await asyncio.to_thread(lambda: [answer.array(name) for name in names])
-            self._came(ask, call, dict(zip(names, arrays, strict=True)))
+            async with self._turn:
+                outputs = await asyncio.to_thread(read)
+                fold = self.machine.folding(ask.number)
+                if fold is None:
+                    return
+                began = time.monotonic()
+                self._folds = True
+                try:
+                    complete = await asyncio.to_thread(_folded, fold, call, outputs)
+                finally:
+                    self._folds = False
+                self.seconds["fold"] += time.monotonic() - began
+                self._perform(self.machine.folded(ask.number, complete, time.monotonic()))
         except EdgeAttentionError as error:
             named = type(error)(f"node {ask.node!r}: {error.message}")
-            self._perform(self.machine.failed(ask.number, named, time.monotonic()))
+            self._event(lambda: self.machine.failed(ask.number, named, time.monotonic()))
         finally:
             answer.close()
+            self._catch_up()
 
-    def _large(self, call: SegmentCall) -> dict[str, tuple[SentTensor, Array]]:
-        feeds, meetings = self._feeds, self.machine.meetings
-        return {name: (tensor, tensor.elements(feeds, meetings)) for name, tensor in call.lent.items()}
+    def _event(self, event: Callable[[], Sequence[Action]]) -> None:
+        """Tell the machine of something: now, or once what folds beside the loop has been folded."""
+        if self._folds:
+            self._later.append(event)
+        else:
+            self._perform(event())
+
+    def _catch_up(self) -> None:
+        while self._later and not self._folds:
+            self._perform(self._later.popleft()())
+
+    async def _inline(self, call: SegmentCall, meetings: Meetings) -> dict[str, Array]:
+        """What comes with the call, as it travels: made beside the loop where it is large."""
+        if sum(tensor.nbytes for tensor in call.slots.values()) < BESIDE:
+            return _elements(call.slots, self._feeds, meetings)
+        return await asyncio.to_thread(_elements, call.slots, self._feeds, meetings)
+
+    async def _large(self, call: SegmentCall, meetings: Meetings) -> dict[str, tuple[SentTensor, Array]]:
+        if not call.lent:
+            return {}
+        made = await asyncio.to_thread(_elements, call.lent, self._feeds, meetings)
+        return {name: (tensor, made[name]) for name, tensor in call.lent.items()}
 
     def _missed(self, asks: Mapping[str, AskSegment], outcome: Outcome) -> None:
         for shard, missing in outcome.missing.items():
@@ -233,8 +287,19 @@ class RunningRequest:
                 error = InvalidTensor(f"the model cannot be computed of these inputs: {error.message}")
             away, lacks = missing.kind is MissingKind.LOST, isinstance(missing.error, NotFound)
             number = asks[shard].number
-            self._perform(self.machine.failed(number, error, time.monotonic(), away=away, lacks=lacks))
+            self._event(partial(self.machine.failed, number, error, time.monotonic(), away=away, lacks=lacks))
 
     @property
     def _left(self) -> float:
         return max(self.machine.deadline - time.monotonic(), 0.001)
+
+
+def _folded(fold: FoldOutputs, call: SegmentCall, outputs: Mapping[str, Array]) -> Sequence[str]:
+    call.require_held(outputs)
+    return fold(outputs)
+
+
+def _elements(
+    tensors: Mapping[str, SentTensor], feeds: Mapping[str, Array], meetings: Meetings
+) -> dict[str, Array]:
+    return {name: tensor.elements(feeds, meetings) for name, tensor in tensors.items()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import pytest
 from house import House, until
 from small_cut import SmallCut
 
-from aggregator.inference import calls, part_pieces, runner
+from aggregator.inference import calls, part_pieces, runner, running_request
 from aggregator.inference import requests as machine
 from aggregator.inference.boundary_room import BoundaryRoom
 from aggregator.inference.runner import ModelRunner
@@ -30,6 +32,7 @@ from edge_attention.core.errors import (
     ResourceExhausted,
 )
 from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.graphs.axes.cut import analyse, cut_model, sizes_of
@@ -448,6 +451,64 @@ def test_halves_halve_what_travels_and_cost_their_rounding(tmp_path, monkeypatch
             feeds = {"x": fleet.cut.feeds()["x"] * np.float32(scale)}
             with pytest.raises(NotFinite, match="past float16"):
                 await fleet.runner.infer("m", "s", feeds, 30.0)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_what_is_large_is_checked_folded_and_made_beside_the_loop_with_the_same_bits(
+    tmp_path, monkeypatch, halves
+):
+    def by_thread(of, name, threads):
+        method = getattr(of, name)
+
+        def noted(self, *arguments):
+            threads[name].add(threading.get_ident())
+            return method(self, *arguments)
+
+        monkeypatch.setattr(of, name, noted)
+
+    threads = defaultdict(set)
+    by_thread(Meetings, "add", threads)
+    by_thread(calls.SegmentCall, "require_held", threads)
+    by_thread(calls.SentTensor, "elements", threads)
+
+    @scenario(tmp_path, names="abc", parts=3)
+    async def _(fleet):
+        await fleet.prepare({0: ["a"], 1: ["b"], 2: ["c"]}, halves=halves)
+        loop, bits = threading.get_ident(), set()
+        for beside, many in ((1 << 40, 1), (1, 1), (1, 4)):
+            monkeypatch.setattr(running_request, "BESIDE", beside)
+            threads.clear()
+            for answer in await asyncio.gather(*(fleet.infer() for _ in range(many))):
+                assert answer.seconds["fold"] > 0
+                bits.add(answer.results["out"].tobytes())
+            assert set(threads) == {"add", "require_held", "elements"}
+            for name, idents in threads.items():
+                assert (loop in idents) == (beside > 1), name
+        assert len(bits) == 1, "folds in another order"
+
+
+def test_nan_in_what_is_large_is_refused_and_a_node_may_go_while_it_folds(tmp_path, monkeypatch):
+    monkeypatch.setattr(running_request, "BESIDE", 1)
+    add = Meetings.add
+
+    @scenario(tmp_path, names="abc")
+    async def _(fleet):
+        await fleet.prepare({0: ["a", "c"], 1: ["b", "c"]})
+        loop = asyncio.get_running_loop()
+
+        def gone(meetings, step, part, outputs):
+            monkeypatch.setattr(Meetings, "add", add)
+            # The loop hears of it in the middle of the fold, and acts on it afterwards.
+            loop.call_soon_threadsafe(fleet.boxes["b"].lose)
+            time.sleep(0.05)
+            return add(meetings, step, part, outputs)
+
+        monkeypatch.setattr(Meetings, "add", gone)
+        await fleet.exact()
+        feeds = {"x": np.full_like(fleet.cut.feeds()["x"], np.nan)}
+        with pytest.raises(NotFinite, match="holds nan"):
+            await fleet.runner.infer("m", "s", feeds, 30.0)
+        await fleet.exact()
 
 
 def test_what_takes_too_much_memory_is_refused_or_waits(tmp_path, monkeypatch):
