@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aggregator.bounds.bounds import SHAPES
 from aggregator.bounds.budget import Lease
@@ -24,6 +24,10 @@ from edge_attention.core.messages.inference import (
     ModelTensor,
 )
 from edge_attention.core.tensors import DataType
+
+if TYPE_CHECKING:  # the process apart needs no engine
+    from aggregator.inference.calls import KnownWeight
+    from edge_attention.core.schedule.schedule import Weight
 
 __all__ = ["DESCRIBED_BYTES", "WHOLE", "Deployed", "PlannedParts", "Shapes", "described_bytes"]
 
@@ -175,6 +179,8 @@ class Deployed:
         leases: what it holds of bounds.
         texts: by key of a shape, that for a person.
         coming: by key of a shape, the task that prepares for it.
+        known: digests of its weights that were hashed, in this life of the aggregator or before.
+        digested: whether those of before were read.
         by_file: its plan came as a file: it is not planned anew.
         anew: how often this version was planned anew before.
         replanning: says when it is; None: it was not looked at yet.
@@ -198,6 +204,8 @@ class Deployed:
     coming: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     batcher: Batcher | None = None
+    known: dict[Weight, KnownWeight] = field(default_factory=dict)
+    digested: bool = False
     by_file: bool = False
     anew: int = 0
     replanning: Replanning | None = None

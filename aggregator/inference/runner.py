@@ -106,6 +106,7 @@ class ModelRunner:
         terms: CallTerms | None = None,
         version: ChangingWeights | None = None,
         may: Callable[[int, str], bool] = lambda part, node: True,
+        known: dict[Weight, KnownWeight] | None = None,
     ) -> None:
         """Have nodes given what they need to run `schedule`: requests of that shape can come then.
 
@@ -120,6 +121,7 @@ class ModelRunner:
                 returned.
             terms: in place of `halves`, where there is more to be said.
             version: of the weights that change (`terms.changing`), the one to begin with.
+            known: weights that need not be hashed; those that were hashed now are put there.
             may: whether a node may hold a part, where its own nodes have gone.
 
         Returns when each part is held by a node that is there, and by as many of its nodes as are. What is
@@ -144,6 +146,9 @@ class ModelRunner:
                 f"bytes at a time, and {PEAK_BYTES:,} is the most: cut the model into fewer parts, or by "
                 "layers, or send less at a time"
             )
+        if known is not None:
+            known.update(deployed.weights)
+            deployed.weights = known
         if shape in deployed.shapes:
             await self._end_shape(deployed, shape)
         pieces = await asyncio.to_thread(

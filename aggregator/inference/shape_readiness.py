@@ -14,6 +14,7 @@ from aggregator.inference.cut_request import CutRequest
 from aggregator.inference.cutters import Cutters
 from aggregator.inference.deployed import Deployed, PlannedParts, Shapes
 from aggregator.inference.feeds import shape_text
+from aggregator.inference.kept_digests import read_digests, write_digests
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.model_answer import SegmentRun
 from aggregator.inference.plan_nodes import PlanNodes
@@ -59,13 +60,32 @@ class ShapeReadiness:
         planned = deployed.planned
         assert planned is not None
         folder = deployed.folder.shape(key)
+        if key not in deployed.shapes and not deployed.digested:
+            deployed.known |= await asyncio.to_thread(read_digests, deployed.folder)
+            deployed.digested = True
+        hashed = len(deployed.known)
+        try:
+            await self._prepared(deployed, planned, key, folder, told, seconds)
+        finally:
+            if len(deployed.known) > hashed and deployed.folder.path.is_dir():
+                await asyncio.to_thread(write_digests, deployed.folder, dict(deployed.known))
+        deployed.shapes.add(key)
+
+    async def _prepared(
+        self,
+        deployed: Deployed,
+        planned: PlannedParts,
+        key: str,
+        folder: Path,
+        told: Callable[[str, int, int], None],
+        seconds: float,
+    ) -> None:
         if planned.whole:
             whole = WholeModel.loads(await asyncio.to_thread((folder / WHOLE_FILE).read_text))
             await self._wholes.prepare(
                 deployed.id, whole, CutFolder(deployed.folder.model, folder), planned.holders, planned.inputs,
-                planned.outputs, planned.shapes, told, seconds=seconds,
+                planned.outputs, planned.shapes, told, seconds=seconds, known=deployed.known,
             )  # fmt: skip
-            deployed.shapes.add(key)
             return
         schedule = await asyncio.to_thread(lambda: saved.loads((folder / "schedule.json").read_text()))
         files = await asyncio.to_thread(CutFolder, deployed.folder.model, folder)
@@ -73,9 +93,9 @@ class ShapeReadiness:
         await self._runner.prepare(
             deployed.id, key, schedule, files, planned.holders, told,
             halves=deployed.request.halves, seconds=seconds, warmed=warmed.append,
+            known=deployed.known,
         )  # fmt: skip
         await self._nodes.measures.answered(folder, warmed, self._nodes.threads(), links=False)
-        deployed.shapes.add(key)
 
     async def ready(
         self, deployed: Deployed, key: str, shapes: Shapes, until: float, caller: str | None = None

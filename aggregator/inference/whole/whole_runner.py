@@ -115,11 +115,13 @@ class WholeRunner:
         say: Told = lambda node, done, total: None,
         *,
         seconds: float,
+        known: dict[Weight, KnownWeight] | None = None,
     ) -> None:
         """Have nodes given the model, and load it.
 
         Args:
             holders: of part 0, those that are to hold it.
+            known: weights that need not be hashed; those that were hashed now are put there.
             shapes: of inputs with which it is called once, as nothing is loaded before.
 
         Returns when one of them holds it that is there, and as many of its nodes as are. Called again it
@@ -133,7 +135,9 @@ class WholeRunner:
         until = time.monotonic() + seconds
         if (before := self._served.pop(deployment, None)) is not None:
             await self._end(before)
-        weights, pieces = await asyncio.to_thread(_pieces, deployment, whole, files)
+        weights, pieces = await asyncio.to_thread(
+            _pieces, deployment, whole, files, {} if known is None else known
+        )
         call = WholeCall.of(deployment, whole, weights, inputs, outputs)
         path = files.graph(whole.graph)
         self._bulk.lend_file(whole.graph, path, 0, path.stat().st_size)
@@ -382,17 +386,19 @@ class _WholeRequest:
 
 
 def _pieces(
-    deployment: str, whole: WholeModel, files: CutFiles
+    deployment: str, whole: WholeModel, files: CutFiles, hashed: dict[Weight, KnownWeight]
 ) -> tuple[dict[str, KnownWeight], list[StoredPiece]]:
-    """What is known of each weight, and what a node needs. Reads all of them; blocks."""
+    """What is known of each weight, and what a node needs. Reads those that are not `hashed`; blocks."""
     known: dict[str, KnownWeight] = {}
     found: dict[str, StoredPiece] = {}
     for name in whole.weights:
         weight = Weight(name)
         array = files.weight(weight)
-        require_travels(weight, array)
         form = TensorForm(array.dtype.name, array.shape)
-        known[name] = KnownWeight(digest_of(ArrayBytes(array)), form)
+        if weight not in hashed:
+            require_travels(weight, array)
+            hashed[weight] = KnownWeight(digest_of(ArrayBytes(array)), form)
+        known[name] = hashed[weight]
         stored = weight_name(deployment, known[name])
         found[stored] = StoredPiece(
             stored,
