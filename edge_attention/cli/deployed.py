@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ from edge_attention.cli.output import (
     size,
 )
 from edge_attention.client.models import MAX_DEADLINE, ModelResult
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.client.sync import Client
+from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.core.messages.inference import (
     MAX_BATCH,
     MAX_QUEUE_DELAY,
@@ -35,6 +37,8 @@ from edge_attention.core.tensors import Array
 from edge_attention.jobs.array_files import load_npy, load_npz
 
 NOT_EXACT = 3
+LEFT_SECONDS = 10.0
+"""So long it is waited, after Ctrl-C, for what becomes of a deployment."""
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _DEPLOY_EPILOG = """
@@ -117,6 +121,7 @@ def deploy(
     """
     dimensions = dict(_size(text) for text in sizes)
     with connect(address) as client, _progress(as_json) as told:
+        before = max((one.version for one in client.models() if one.name == name), default=0)
         try:
             deployed = client.deploy(
                 model,
@@ -132,7 +137,7 @@ def deploy(
                 progress=told,
             )
         except KeyboardInterrupt:
-            say("", f"interrupted: nothing of this version of {name} stays", err=True)
+            say("", f"interrupted: {_left(client, name, before)}", err=True)
             raise click.exceptions.Exit(130) from None
     if as_json:
         print_json(deployed.info, indent=None)
@@ -140,6 +145,31 @@ def deploy(
     print_model(deployed.info)
     inputs = " ".join(f"--input {one.name}={one.name}.npy" for one in deployed.info.inputs)
     say(f"ask it: edge-attention infer {name} {inputs}")
+
+
+def _left(client: Client, name: str, before: int) -> str:
+    """What became of the version that was being deployed, which may just have begun to serve.
+
+    `before`: the last version that there was.
+    """
+    look = f"look with: edge-attention models {name}"
+    until = time.monotonic() + LEFT_SECONDS
+    try:
+        while True:
+            newer = [one for one in client.models() if one.name == name and one.version > before]
+            if not newer:
+                return f"nothing of this version of {name} stays"
+            last = max(newer, key=lambda one: one.version)
+            if last.state in (DeploymentState.SERVING, DeploymentState.WAITING):
+                return (
+                    f"version {last.version} of {name} serves already; take it back with: "
+                    f"edge-attention undeploy {name}"
+                )
+            if time.monotonic() > until:
+                return f"version {last.version} of {name} is {last.state.value}; {look}"
+            time.sleep(0.2)
+    except EdgeAttentionError as error:
+        return f"what became of it cannot be said ({error.message}); {look}"
 
 
 @click.command(epilog="Example: edge-attention models minilm")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from edge_attention.client.arriving_outputs import ArrivingOutputs
 from edge_attention.client.connection import DEADLINE_MARGIN, SLOWEST, ClientConnection
 from edge_attention.client.generation import AsyncGeneration, generate_request
 from edge_attention.core.arrays import as_array, as_float32, as_int64
@@ -161,15 +162,17 @@ class AsyncServedModel:
                 first = False
 
         report: wire.InferReport | None = None
-        found = _Arriving()
+        found = ArrivingOutputs(self.name)
         timeout = max(until - time.monotonic(), 0.1)
         async for response in self._connection.caller.receive(services.INFER, requests(), timeout):
-            report = response.report or report
+            if response.report is not None:
+                report = response.report
+                found.begin(report.outputs)
             for piece in response.pieces:
                 found.take(piece)
         if report is None:
             raise DataLoss(f"the answer of model {self.name!r} did not come whole; ask again")
-        taken = found.arrays([one.name for one in report.outputs], self.name)
+        taken = found.arrays()
         return ModelResult(
             taken,
             report.exact,
@@ -428,29 +431,6 @@ def _groups(arrays: Mapping[str, Array]) -> Iterator[tuple[wire.TensorPiece, ...
             group.append(wire.TensorPiece(name, data_type, array.shape, at, piece.tobytes()))
             size += piece.nbytes
     yield tuple(group)
-
-
-class _Arriving:
-    """The outputs of an answer as they come."""
-
-    def __init__(self) -> None:
-        self._pieces: dict[str, list[wire.TensorPiece]] = {}
-
-    def take(self, piece: wire.TensorPiece) -> None:
-        self._pieces.setdefault(piece.name, []).append(piece)
-
-    def arrays(self, names: Sequence[str], model: str) -> dict[str, Array]:
-        """The outputs; DataLoss if one is not whole."""
-        found: dict[str, Array] = {}
-        for name in names:
-            pieces = self._pieces.get(name, [])
-            try:
-                first, data = pieces[0], b"".join(piece.data for piece in pieces)
-                array = np.frombuffer(data, first.data_type.value).reshape(first.shape)
-            except (IndexError, ValueError):
-                raise DataLoss(f"output {name!r} of model {model!r} did not come whole; ask again") from None
-            found[name] = array
-        return found
 
 
 __all__ = ["AsyncServedModel", "ModelResult", "OnDeploy", "deploy", "request_of", "text_files"]

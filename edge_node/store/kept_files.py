@@ -8,11 +8,13 @@ not at all, also after a power cut.
 What is private, or small, is read as it was, if its checksum says so; who was to say that it is not needed
 any more may never have come: old files are removed at start. A large tensor that is not private is mapped,
 and takes no memory: its line is as long as whole pages, and has the SHA-256 of the bytes, which are compared
-when it is first asked for. It goes when the disk is needed (store.py).
+when it is first asked for. It goes when the disk is needed (store.py), or once nobody has asked for it for
+half a year.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -39,6 +41,8 @@ KEPT = "/kept/"
 """What the name of such a tensor has in it."""
 MAX_AGE = 30 * 86_400.0
 """Seconds after which a file that nobody wrote anew is removed, unless it is mapped."""
+MAPPED_AGE = 180 * 86_400.0
+"""The same of one that is mapped, and that nobody has asked for: being asked for makes it new."""
 MAPPED = shared_memory.LEAST
 """Bytes from which a tensor that is not private is mapped."""
 SPARE = 256 * 1024 * 1024
@@ -83,6 +87,8 @@ class MappedFile:
                 except OSError as error:
                     log.warning("%s cannot be read: %s", self._path, error.strerror)
                 self.checked = found.hexdigest() == self.digest
+                with contextlib.suppress(OSError):
+                    os.utime(self._path)
             return self.checked
 
 
@@ -104,7 +110,7 @@ class KeptFiles:
             try:
                 if path.suffix != ".tensor":
                     raise ValueError("it was never finished")
-                found = _read(path, path.stat().st_mtime < time.time() - MAX_AGE)
+                found = _read(path, time.time() - path.stat().st_mtime)
                 if path != self._path(found[0]):  # the sum is of the bytes alone
                     raise ValueError("it is another's")
                 yield found
@@ -160,7 +166,7 @@ class KeptFiles:
         return self._folder / (sha256(name.encode()).hexdigest()[:32] + ".tensor")
 
 
-def _read(path: Path, old: bool) -> KeptTensor:
+def _read(path: Path, age: float) -> KeptTensor:
     with open(path, "rb") as file:
         line = file.readline(_LINE)
         head = json.loads(line)
@@ -168,11 +174,11 @@ def _read(path: Path, old: bool) -> KeptTensor:
         dtype = np.dtype(DataType(head["dtype"]).value)
         if KEPT not in name or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError("it is damaged")
+        if age > (MAPPED_AGE if "digest" in head else MAX_AGE):
+            raise ValueError("it is old")
         if "digest" in head:
             mapped = MappedFile(path, len(line), str(head["digest"]))
             return name, mapped.array(dtype, shape), None, mapped
-        if old:
-            raise ValueError("it is old")
         data = file.read()
     if zlib.crc32(data) != head.get("sum", zlib.crc32(data)):  # one of before there were sums has none
         raise ValueError("its bytes are not those that were written")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
@@ -15,7 +16,7 @@ from edge_attention.core.errors import NotFound, OutOfMemory
 from edge_node import shared_memory
 from edge_node.store import kept_files
 from edge_node.store.disk import Disk
-from edge_node.store.kept_files import MAPPED, MAX_AGE, KeptFiles
+from edge_node.store.kept_files import MAPPED, MAPPED_AGE, MAX_AGE, KeptFiles
 from edge_node.store.sequence_files import Files
 from edge_node.store.store import DISK_TIMES, Origin, Store
 
@@ -192,19 +193,32 @@ def kept_as(number):
     return f"job/r/kept/w/{number}"
 
 
+def test_what_is_mapped_and_nobody_has_asked_for_in_half_a_year_is_removed(tmp_path):
+    store = large(tmp_path)
+    store.commit([NAME])
+    (path,) = (tmp_path / "kept").iterdir()
+    for age, stays in ((MAPPED_AGE - 1000, True), (MAPPED_AGE + 1000, False)):
+        os.utime(path, (0, time.time() - age))
+        store = reopened(tmp_path, store)
+        assert path.exists() == stays
+        if stays:
+            store.get(NAME)  # which makes it new
+            assert path.stat().st_mtime > time.time() - 1000
+
+
 def test_the_disk_that_it_takes_is_bounded_and_what_nobody_asked_for_makes_room(tmp_path):
-    limit = LARGE.nbytes
+    limit, begun = LARGE.nbytes, time.time() - 1000
     store = Store(limit, Files(tmp_path))
     for number in range(DISK_TIMES):
         store.put(kept_as(number), LARGE)
         store.commit([kept_as(number)])
         path = store._files.kept._path(kept_as(number))
-        os.utime(path, (0, number))
+        os.utime(path, (0, begun + number))
     with pytest.raises(OutOfMemory, match="4 times --memory-limit, and take"):
         store.put(kept_as(9), LARGE)
     store.put(kept_as(0), LARGE)  # in its own place
     store.commit([kept_as(0)])
-    os.utime(store._files.kept._path(kept_as(0)), (0, 0))
+    os.utime(store._files.kept._path(kept_as(0)), (0, begun))
     store = reopened(tmp_path, store, limit)
     store.get(kept_as(0))
     assert store.has(kept_as(1), DIGEST, LARGE.dtype, LARGE.shape)
