@@ -49,8 +49,9 @@ test-kserve: .venv/dev ## KServe's Python client, in an environment of its own (
 	@.venv/kserve/bin/python -m pip --disable-pip-version-check -q install 'kserve>=0.15'
 	$(BIN)/python -m tests.kserve .venv/kserve/bin/python
 
-test-kills: .venv/dev ## kill -9 of nodes and the aggregator at 40 random moments of 400 requests to a cut model; MOMENTS=, REQUESTS=, PLAN=.
+test-kills: .venv/dev ## kill -9 of nodes and the aggregator at 40 random moments of 400 requests to a cut model, and of 12 deployments; MOMENTS=, REQUESTS=, PLAN=, DEPLOYMENTS=.
 	$(BIN)/python -m tests.faults.models --moments $(or $(MOMENTS),40) --requests $(or $(REQUESTS),400) --plan $(or $(PLAN),tokens)
+	$(BIN)/python -m tests.faults.deploying --moments $(or $(DEPLOYMENTS),12)
 
 test-cuts: .venv/dev ## Random transformers by random plans in random uneven parts, against the whole; EXAMPLES=500.
 	EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest tests/graphs/axes/test_random_cuts.py tests/graphs/axes/test_annotation.py

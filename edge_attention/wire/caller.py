@@ -25,6 +25,7 @@ from edge_attention.core.errors import (
     Unavailable,
     Unreachable,
 )
+from edge_attention.core.printable import shown
 from edge_attention.wire import checksum
 from edge_attention.wire.errors import from_rpc
 from edge_attention.wire.lines import QUIET_PART, QUIET_SECONDS, STREAM_QUIET_SECONDS, Line, Lines, Open
@@ -109,7 +110,7 @@ class Caller:
                     answer: bytes = await call
                 line.hear()
                 return answer
-            except (grpc.RpcError, asyncio.CancelledError) as error:
+            except (grpc.RpcError, grpc.aio.BaseError, asyncio.CancelledError) as error:
                 raise await self._failure(error, ends, line) from None
             finally:
                 watch.stop()
@@ -148,7 +149,7 @@ class Caller:
                     answer: bytes = await call
                 line.hear()
                 return answer
-            except (grpc.RpcError, asyncio.CancelledError) as error:
+            except (grpc.RpcError, grpc.aio.BaseError, asyncio.CancelledError) as error:
                 failure = failed[0] if failed else await self._failure(error, ends, line)
                 if isinstance(failure, Unavailable) and ends.over:
                     # A write that fails hides that too.
@@ -227,7 +228,7 @@ class Caller:
                     line.hear()
                     yield method.response.decode(data)
                     watch.moved()  # what is done with a message is not the server's silence
-        except (grpc.RpcError, asyncio.CancelledError) as error:
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.CancelledError) as error:
             if silent and not _cancelling():
                 raise DeadlineExceeded(f"{self._where} has sent nothing for {silence:g} s") from None
             failure = await self._failure(error, ends, line)
@@ -252,8 +253,10 @@ class Caller:
         return (*self._metadata(), (SEALED_KEY, "1"))
 
     async def _failure(
-        self, error: grpc.RpcError | asyncio.CancelledError, ends: _Ends, line: Line
+        self, error: grpc.RpcError | grpc.aio.BaseError | asyncio.CancelledError, ends: _Ends, line: Line
     ) -> BaseException:
+        if isinstance(error, grpc.aio.BaseError):
+            return _broken(self._where, error)
         call: Any = error
         error.__traceback__ = None  # gRPC's frames, which have the call
         ours = isinstance(error, asyncio.CancelledError)
@@ -291,6 +294,11 @@ def _cancelling() -> bool:
     return task is not None and bool(task.cancelling())
 
 
+def _broken(where: str, error: Exception) -> Unavailable:
+    """What gRPC raises that is no status: in the middle of a call its connection broke under its own code."""
+    return Unavailable(f"the connection to {where} broke: {type(error).__name__}: {shown(error, 200)}")
+
+
 class Duplex(Generic[Q, R]):
     """An open stream both ways: `write`, iterate to read, `cancel`."""
 
@@ -310,7 +318,7 @@ class Duplex(Generic[Q, R]):
         """Returns when gRPC has taken the message; raises when the stream has ended."""
         try:
             await self._raw.write(self._method.request.encode(request))
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
             raise await self._error(error) from None
 
     def writer(self, next: Callable[[], bytes | None], written: Callable[[int], None]) -> StreamWriter:
@@ -321,12 +329,14 @@ class Duplex(Generic[Q, R]):
         try:
             async for data in self._raw:
                 yield self._method.response.decode(data)
-        except grpc.RpcError as error:
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
             raise await self._error(error) from None
 
     async def _error(self, error: Exception) -> EdgeAttentionError:
         if isinstance(error, grpc.RpcError):
             return await self._explained(from_rpc(error, self._where))
+        if isinstance(error, grpc.aio.BaseError):
+            return _broken(self._where, error)
         code = await self._raw.code()
         return Unavailable(f"the stream to {self._where} has ended with {code.name}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.faults import deploying
 from tests.faults.models import run
 
 pytestmark = pytest.mark.e2e
@@ -16,3 +17,8 @@ def test_every_answer_is_exact_or_refused_in_time_and_the_model_serves_again(tmp
     assert tally.late == []
     assert tally.exact + sum(tally.refused.values()) == requests
     assert tally.exact > requests // 2
+
+
+def test_nothing_stays_by_half_of_a_deployment_in_whose_middle_something_was_killed(tmp_path):
+    course = deploying.run(2, 1, tmp_path)
+    assert sum(course.ends.values()) == 2

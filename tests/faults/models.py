@@ -172,11 +172,11 @@ def run(order: Sequence[str], requests: int, plan: str, seed: int, folder: Path)
         began = time.monotonic()
         served = Asking(fleet.address, 1)
         with Client(fleet.address) as client:
-            until(lambda: _serves(client, served), "the model serves", AGAIN)
+            until(lambda: serves(client, served), "the model serves", AGAIN)
         return asking.tally, time.monotonic() - began
 
 
-def _serves(client: Client, asking: Asking) -> bool:
+def serves(client: Client, asking: Asking) -> bool:
     feeds = {"input_ids": np.full((1, TOKENS), 7), "attention_mask": np.ones((1, TOKENS), np.int64)}
     try:
         answer = client.model("bert").infer(feeds, deadline=10)
