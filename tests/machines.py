@@ -16,10 +16,12 @@ from aggregator.bounds.budget import Budget, Lease
 from aggregator.engine.exchange import Exchange
 from aggregator.fleet.membership import Membership
 from aggregator.inference.batching.batch_queue import BatchQueue
+from aggregator.inference.decoding.scheduling import SessionScheduler
 from aggregator.inference.life import Life
 from aggregator.inference.prepared_shapes import PreparedShapes
 from aggregator.inference.replanning import Replanning
 from aggregator.inference.requests import ModelRequest
+from aggregator.training.split.step import SplitStep
 from edge_attention.core.fold import Fold
 from edge_attention.core.rounds.buffered import Buffered
 from edge_attention.core.rounds.credit import Outbox
@@ -48,6 +50,8 @@ MACHINES: tuple[type, ...] = (
     Replanning,
     Round,
     Session,
+    SessionScheduler,
+    SplitStep,
 )
 
 
