@@ -259,7 +259,9 @@ class Runtime:
             return self._keep(self._open(digest, graph.data, remembers, any_rank=_any_rank(graph)))
         from edge_node.cell.calls import GraphFile
 
-        return self._keep(ForeignGraph(GraphFile(digest, graph.data), self.cells, graph))
+        return self._keep(
+            ForeignGraph(GraphFile(digest, graph.data, any_rank=_any_rank(graph)), self.cells, graph)
+        )
 
     def frozen(
         self, graph: Graph | ForeignGraph, digest: str, constants: Mapping[str, Array]
@@ -282,7 +284,8 @@ class Runtime:
         checked = with_constants(graph.data, constants, where, large.keys())
         if foreign:
             assert self.cells is not None
-            return ForeignGraph(GraphFile(digest, checked.data, large), self.cells, checked)
+            file = GraphFile(digest, checked.data, large, _any_rank(checked))
+            return ForeignGraph(file, self.cells, checked)
         return self._open(digest, checked.data, graph.remembers, graph.ours, large, _any_rank(checked))
 
     def _open(

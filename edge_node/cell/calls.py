@@ -82,11 +82,19 @@ class GraphFile:
     """A graph's bytes where every cell can read them; `digest` is of the file that was sent.
 
     `constants`: what is not in the file, as `within_reach` has found it; `weight`: bytes of all of it.
+    `any_rank`: inputs that may have any number of dimensions: ONNX Runtime says [] of them, as of a scalar.
     """
 
-    def __init__(self, digest: str, data: bytes, constants: Mapping[str, Array] = _NOTHING) -> None:
+    def __init__(
+        self,
+        digest: str,
+        data: bytes,
+        constants: Mapping[str, Array] = _NOTHING,
+        any_rank: frozenset[str] = frozenset(),
+    ) -> None:
         """Raises OutOfMemory."""
         self.digest = digest
+        self.any_rank = any_rank
         self.size = len(data)
         self.constants = constants
         self.weight = len(data) + sum([array.nbytes for array in constants.values()])

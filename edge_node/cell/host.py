@@ -142,7 +142,7 @@ class Cell:
             try:
                 if known is None:
                     known = self._load(process, channel, number, graph, forgotten, stop)
-                require_feeds(digest, known.inputs, known.outputs, feeds, outputs)
+                require_feeds(digest, known.inputs, known.outputs, feeds, outputs, graph.any_rank)
                 return run(channel, number, digest, known, feeds, outputs, stop, self._settings.limit)
             finally:
                 with self._lock:
