@@ -21,11 +21,12 @@ import onnx
 
 from edge_attention.core.errors import EdgeAttentionError
 from tests.graphs.axes.export_feeds import LENGTHS, feeds_for
-from tests.graphs.axes.model_plans import PLANS, Tried, plan_of
+from tests.graphs.axes.model_plans import PLANS, SHARES, Tried, plan_of
 from tests.graphs.backward.training_cases import TrainingCase, case_of, loss_for, run_cut
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "split_training.md"
 START, END = "<!-- table: python -m tests.models.training -->", "<!-- end of table -->"
+PARTS = (2, 3)
 LARGE = 50.0
 """MB of a file that is tried over 3 parts only, with activations kept."""
 LITTLE = 1e-3
@@ -39,6 +40,7 @@ class TrainedRow:
     name: str
     megabytes: float
     weights: int
+    parts: tuple[int, ...]
     cells: dict[str, Tried]
 
 
@@ -46,6 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.models.training", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*")
+    parser.add_argument("--parts", type=int, nargs="+", choices=SHARES, default=PARTS, help="of these only")
     parser.add_argument("--write", action="store_true", help="put the table in docs/split_training.md")
     said = parser.parse_intermixed_args()
     kept = said.folder / "trained.json"
@@ -54,7 +57,7 @@ def main() -> int:
         if said.names and path.stem not in said.names:
             continue
         began = time.perf_counter()
-        found = rows[path.stem] = row(path)
+        found = rows[path.stem] = row(path, tuple(said.parts))
         kept.write_text(json.dumps([asdict(one) for one in rows.values()], indent=1) + "\n")
         shown = " | ".join(f"{name} {cell.said}" for name, cell in found.cells.items())
         print(f"{path.stem} ({time.perf_counter() - began:.0f} s): {shown}", flush=True)
@@ -75,13 +78,14 @@ def _read(path: Path) -> dict[str, TrainedRow]:
             one["name"],
             one["megabytes"],
             one["weights"],
+            tuple(one.get("parts", PARTS)),
             {name: Tried(**cell) for name, cell in one["cells"].items()},
         )
         for one in json.loads(path.read_text())
     }
 
 
-def row(path: Path) -> TrainedRow:
+def row(path: Path, parts: tuple[int, ...]) -> TrainedRow:
     """Try one model by everything."""
     model = onnx.load(path)
     size = path.stat().st_size / 1e6
@@ -92,15 +96,17 @@ def row(path: Path) -> TrainedRow:
             if case.loss > LITTLE:
                 break
     except EdgeAttentionError as error:
-        return TrainedRow(path.stem, size, 0, dict.fromkeys(PLANS, Tried(None, error.message)))
-    return TrainedRow(path.stem, size, len(case.trained), {plan: _tried(case, plan, size) for plan in PLANS})
+        return TrainedRow(path.stem, size, 0, parts, dict.fromkeys(PLANS, Tried(None, error.message)))
+    parts = (3,) if size > LARGE else parts
+    cells = {plan: _tried(case, plan, parts, (False,) if size > LARGE else (False, True)) for plan in PLANS}
+    return TrainedRow(path.stem, size, len(case.trained), parts, cells)
 
 
-def _tried(case: TrainingCase, plan: str, megabytes: float) -> Tried:
+def _tried(case: TrainingCase, plan: str, numbers: Sequence[int], words: Sequence[bool]) -> Tried:
     axes = case.axes()
     worst = 0.0
-    for parts in (3,) if megabytes > LARGE else (2, 3):
-        for recompute in (False,) if megabytes > LARGE else (False, True):
+    for parts in numbers:
+        for recompute in words:
             try:
                 emitted = case.cut(plan_of(plan, axes, parts), recompute=recompute)
             except EdgeAttentionError as error:
@@ -125,7 +131,8 @@ def table(rows: Sequence[TrainedRow]) -> str:
             else:
                 number = reasons.setdefault(cell.why, len(reasons) + 1)
                 shown.append(f"{'**fault**' if cell.fault else 'no'} ({number})")
-        lines.append(f"| {one.name} | {one.megabytes:.1f} | {one.weights} | {' | '.join(shown)} |")
+        tried = "" if one.parts == PARTS else f" (of {', '.join(map(str, one.parts))})"
+        lines.append(f"| {one.name}{tried} | {one.megabytes:.1f} | {one.weights} | {' | '.join(shown)} |")
     lines.append("")
     lines += [f"{number}. {why}" for why, number in reasons.items()]
     counts = ", ".join(
