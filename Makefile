@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-kills test-cuts test-models test-corpus check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-kills test-cuts test-models test-split test-corpus check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test-cuts: .venv/dev ## Random transformers by random plans in random uneven par
 
 test-models: .venv/dev ## Every model of a FOLDER that tools.exports has written, cut by every plan: docs/models.md's table.
 	$(BIN)/python -m tests.models $(FOLDER) --write
+
+test-split: .venv/dev ## A BERT and a Llama trained over three nodes by layers, heads and tokens, 100 steps, against one machine; STEPS=.
+	$(BIN)/python -m tests.split_training --steps $(or $(STEPS),100)
 
 test-corpus: .venv/dev ## Every CSV file of six packages of data, downloaded, read as a node reads it: how many load, why not, memory.
 	$(BIN)/python -m tests.corpus --names

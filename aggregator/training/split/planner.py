@@ -94,9 +94,6 @@ def plan(
     count = 0
     if samples is not None:
         count = check_samples(samples, inputs, model.label)
-        held = round(count * job.holdout) // size * size
-        if count - held < 1:
-            raise InvalidArgument("data has no sample left to train on; hold out fewer")
     into = folder / "cut"
     into.mkdir()
     path = into / MODEL

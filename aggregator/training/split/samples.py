@@ -128,8 +128,8 @@ class SampleTurns:
 
     @property
     def held(self) -> int:
-        """Samples held out: as many whole pieces as the share has."""
-        return round(self.count * self.holdout) // self.piece * self.piece
+        """Samples held out: as many whole pieces as the share has, and not all."""
+        return min(round(self.count * self.holdout), self.count - 1) // self.piece * self.piece
 
     @property
     def samples(self) -> Samples:

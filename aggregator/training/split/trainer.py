@@ -105,8 +105,6 @@ class SplitTrainer:
         samples, zeroth = await self._samples()
         turns = SampleTurns(samples.count, job.batch, self._piece, job.holdout, job.seed)
         if self._state.record(self._id, 0) is None:
-            if turns.count - turns.held < 1:
-                raise FailedPrecondition("no sample is left to train on; hold out fewer")
             await to_the_end(
                 asyncio.to_thread(self._versions.begin, {**zeroth, "samples": vars(turns.samples)})
             )

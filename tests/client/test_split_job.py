@@ -1,0 +1,119 @@
+"""Jobs through the split as people write them, in Python and TOML: what they travel as, and what is
+refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edge_attention import (
+    FederatedModel,
+    LossSpec,
+    OptimizerSpec,
+    ScheduleSpec,
+    SplitData,
+    SplitJob,
+    read_job,
+)
+from edge_attention.core.errors import InvalidArgument, InvalidTensor
+from edge_attention.core.messages.training import StartRunRequest
+from edge_attention.graphs.builders.sequences import attention_sequences
+from edge_attention.jobs.parameters import read_safetensors
+from edge_attention.wire.services import START_RUN
+
+MODEL = attention_sequences(8, 4, dim=8, heads=2, blocks=1, causal=True)
+ROWS = {"tokens": np.zeros((6, 4), np.int64), "labels": np.ones((6, 4), np.int64)}
+
+
+def job(**changed):
+    fields = {
+        "name": "small",
+        "model": FederatedModel(MODEL, LossSpec("cross_entropy", "logits")),
+        "split": "layers",
+        "data": ROWS,
+        "optimizer": OptimizerSpec("adam", {"lr": 0.01}),
+        "rounds": 3,
+        "batch": 4,
+    }
+    return SplitJob(**(fields | changed))
+
+
+def test_it_travels_with_its_model_and_its_samples():
+    sent, files = job(
+        schedule=ScheduleSpec("cosine", {"warmup": 2}),
+        micro_batches=2,
+        recompute=True,
+        clip=1.0,
+        nodes=("a", "b"),
+    ).prepare()
+    assert files[sent.model.graph] == MODEL
+    samples = read_safetensors(files[sent.data.file])
+    assert {name: array.dtype for name, array in samples.items()} == dict.fromkeys(ROWS, np.int64)
+    request = START_RUN.request.decode(START_RUN.request.encode(StartRunRequest(split=sent)))
+    assert request.any_job == sent
+
+
+TOML = """
+name = "reviews"
+split = "heads"
+steps = 5
+batch = 4
+micro_batches = 2
+train = ["block.*"]
+data = {data}
+
+[model]
+file = "model.onnx"
+loss = {{ name = "cross_entropy", output = "logits" }}
+
+[optimizer]
+name = "adam"
+lr = 0.01
+
+[schedule]
+name = "linear"
+warmup = 2
+"""
+
+
+def test_the_same_as_a_file(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(MODEL)
+    np.savez(tmp_path / "rows.npz", **ROWS)
+    (tmp_path / "job.toml").write_text(TOML.format(data='"rows.npz"'))
+    sent, files = read_job(tmp_path / "job.toml").prepare()
+    assert (sent.split, sent.rounds, sent.model.parameters) == ("heads", 5, ("block.*",))
+    assert sent.schedule == ScheduleSpec("linear", {"warmup": 2.0})
+    assert set(files) == {sent.model.graph, sent.data.file}
+    (tmp_path / "job.toml").write_text(
+        TOML.format(data='{ inputs = "texts", labels = "marks", passes = ["m"] }')
+    )
+    sent, files = read_job(tmp_path / "job.toml").prepare()
+    assert sent.data == SplitData("", "texts", "marks", ("m",))
+    assert set(files) == {sent.model.graph}
+
+
+def test_steps_and_rounds_are_one_thing(tmp_path):
+    (tmp_path / "job.toml").write_text("rounds = 3\n" + TOML.format(data='"rows.npz"'))
+    with pytest.raises(InvalidArgument, match="steps is the same as rounds"):
+        read_job(tmp_path / "job.toml")
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"batch": 5, "micro_batches": 2}, InvalidArgument, "equal pieces"),
+        (
+            {"data": {"tokens": ROWS["tokens"], "labels": ROWS["labels"][:3]}},
+            InvalidTensor,
+            "tokens 6, labels 3",
+        ),
+        ({"data": SplitData(inputs="texts")}, InvalidArgument, "data.labels"),
+        ({"data": "nowhere.npz"}, InvalidArgument, "nowhere.npz cannot be read"),
+        ({"split": "plan.json"}, InvalidArgument, "layers, heads, tokens or batch, or a plan's file"),
+        ({"rounds": 0}, InvalidArgument, "rounds is 0"),
+        ({"schedule": 3}, InvalidArgument, "schedule is 3"),
+    ],
+)
+def test_what_cannot_be_such_a_job_is_refused_by_its_field(changed, error, said):
+    with pytest.raises(error, match=said):
+        job(**changed).prepare()

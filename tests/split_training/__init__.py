@@ -1,0 +1,1 @@
+"""Models trained through the split over real nodes, against one machine: 100 steps each."""
