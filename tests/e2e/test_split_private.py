@@ -151,9 +151,9 @@ def test_neither_inputs_nor_labels_cross_the_wire_and_it_is_the_run_that_has_the
 def test_a_model_that_no_node_has_room_for_trains_over_three(fleet):
     own = fleet("--lease", "3", state=True)
     inputs = np.random.default_rng(0).integers(0, 500, (16, 8))
-    model = attention_sequences(500, 8, dim=128, heads=4, blocks=6, causal=True, seed=3)
-    assert len(model) > 5_000_000
-    own.nodes(*NODES, flags=("--memory-limit", "8MB"))
+    model = attention_sequences(500, 8, dim=128, heads=4, blocks=8, causal=True, seed=3)
+    assert len(model) > 6_500_000
+    own.nodes(*NODES, flags=("--memory-limit", "12MB"))
 
     def large(nodes):
         return SplitJob(
@@ -161,17 +161,17 @@ def test_a_model_that_no_node_has_room_for_trains_over_three(fleet):
             model=FederatedModel(model, LossSpec("cross_entropy", "logits")),
             split="layers",
             data={"tokens": inputs, "labels": inputs},
-            optimizer=OptimizerSpec("sgd", {"lr": 0.5}),
-            rounds=4,
-            batch=4,
-            micro_batches=2,
+            optimizer=OptimizerSpec("sgd", {"lr": 0.1}),
+            rounds=3,
+            batch=16,  # all there are, in each step
+            micro_batches=4,
             nodes=nodes,
             patience_seconds=60,
         )
 
     with own.client() as client:
         with pytest.raises(
-            ResourceExhausted, match=r"a would hold .* bytes of weights and gradients and has 8,"
+            ResourceExhausted, match=r"a would hold .* bytes of weights and gradients and has 12,"
         ):
             client.train(large(("a",)))
         run = client.train(large(NODES))
@@ -179,4 +179,4 @@ def test_a_model_that_no_node_has_room_for_trains_over_three(fleet):
         assert losses[-1] < losses[0]
         assert run.describe().state is RunState.FINISHED
         for node in client.nodes():
-            assert 0 < node.memory < 8_000_000
+            assert 0 < node.memory < 12_000_000

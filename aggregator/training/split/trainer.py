@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -95,12 +96,29 @@ class SplitTrainer:
             await self._forget()
             raise
         await self._forget()
+        # It is not resumed any more; until that is written down, `_done` says so.
+        await asyncio.to_thread(shutil.rmtree, self._cut, ignore_errors=True)
         return why
 
     # Rounds
 
+    def _done(self) -> bool:
+        """Whether all was done in an earlier life, which ended before it could say so. Blocks."""
+        if self._state.record(self._id, 0) is None:
+            return False
+        number = self._versions.latest().number
+        if number < self._job.rounds and not self._cut.exists():
+            return True  # it had ended early
+        held = self._state.record(self._id, 0) or {}
+        due = bool(held["samples"]["holdout"]) and evaluation_due(self._job, number)
+        return number >= self._job.rounds and not (due and self._record(number).evaluation is None)
+
     async def _all_rounds(self) -> str:
         active, job = self._active, self._job
+        if await asyncio.to_thread(self._done):
+            current = await asyncio.to_thread(self._versions.latest)
+            active.update(round=current.number, version=current.number)
+            return ""
         self._schedules = await asyncio.to_thread(self._load)
         samples, zeroth = await self._samples()
         turns = SampleTurns(samples.count, job.batch, self._piece, job.holdout, job.seed)
@@ -141,6 +159,8 @@ class SplitTrainer:
     async def _round(self, current: SplitVersion, turns: SampleTurns, samples: StepSamples) -> SplitVersion:
         """One step: gradients, the optimizer's step, a durable commit; then, and only then, it is known."""
         number = current.number + 1
+        link = self._services.link
+        sent, received = dict(link.bytes_sent), dict(link.bytes_received)
         began = time.perf_counter()
         positions = turns.of_step(number)
         done = await self._gradients(current, positions, samples, CUT, gradients=True)
@@ -155,7 +175,9 @@ class SplitTrainer:
             seconds["optimizer"] = now - stepping
             seconds["all"] = now - began  # the commit's own time cannot be part of what it commits
             nonlocal record
-            record = done.record(number, loss, norm, positions, seconds, self._job.batch)
+            down = {n: link.bytes_sent[n] - sent.get(n, 0) for n in done.nodes}
+            up = {n: link.bytes_received[n] - received.get(n, 0) for n in done.nodes}
+            record = done.record(number, loss, norm, positions, seconds, self._job.batch, down, up)
             return to_json(record)
 
         async def commit() -> SplitVersion:
@@ -415,10 +437,7 @@ class _Pass:
         self.metrics = dict.fromkeys(plan.metrics, 0.0)
         self.seconds: dict[str, float] = {}
         self._loss = self._count = 0.0
-        self._sent: Counter[str] = Counter()
-        self._received: Counter[str] = Counter()
-        self._runs: Counter[str] = Counter()
-        self._moves = 0
+        self._runs: defaultdict[str, float] = defaultdict(float)
 
     def add(self, answer: ModelAnswer) -> None:
         """Fold the next piece in. Blocks for as long as adding takes.
@@ -435,15 +454,17 @@ class _Pass:
             self.metrics[name] += _number(results, METRIC + name)
         if self._wants:
             self.sum.add(loss, {name: results[grad(name)] for name in plan.names}, count)
-        self._sent.update(answer.sent)
-        self._received.update(answer.received)
-        self._moves += answer.moves
         for run in answer.segments:
-            self._runs[run.node] += run.run  # type: ignore[assignment]
+            self._runs[run.node] += run.run
             self.seconds["graphs"] = self.seconds.get("graphs", 0.0) + run.run
 
     def lap(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Those that ran something."""
+        return tuple(sorted(self._runs))
 
     @property
     def mean_loss(self) -> float:
@@ -457,18 +478,21 @@ class _Pass:
         positions: Array,
         seconds: Mapping[str, float],
         batch: int,
+        down: Mapping[str, int],
+        up: Mapping[str, int],
     ) -> TrainingRound:
+        """The step's. `down`, `up`: bytes by node, of all that went over the link meanwhile."""
         return TrainingRound(
             number=number,
             version=number,
             loss=loss,
             samples=tuple(positions.tolist()),
             seconds=dict(seconds),
-            bytes_sent=dict(self._sent),
-            bytes_received=dict(self._received),
+            bytes_sent=down,
+            bytes_received=up,
             mass={},
             nodes={
-                node: NodeRound(batch, 1, loss, float(run), 0, norm, self._received[node], self._sent[node])
+                node: NodeRound(batch, 1, loss, run, 0, norm, up[node], down[node])
                 for node, run in sorted(self._runs.items())
             },
         )
