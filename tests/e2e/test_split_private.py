@@ -164,7 +164,7 @@ def test_a_model_that_no_node_has_room_for_trains_over_three(fleet):
             optimizer=OptimizerSpec("sgd", {"lr": 0.1}),
             rounds=3,
             batch=16,  # all there are, in each step
-            micro_batches=4,
+            micro_batches=2,
             nodes=nodes,
             patience_seconds=60,
         )

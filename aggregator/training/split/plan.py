@@ -17,13 +17,32 @@ from aggregator.training.federated.plan import DataInput
 from aggregator.training.fusion.plan import model_from
 from edge_attention.core.messages.training import PlannedModel
 
-__all__ = ["CUT", "EVALUATE", "LOSS", "LOSS_WEIGHT", "METRIC", "MODEL", "SplitPart", "SplitPlan", "grad"]
+__all__ = [
+    "CUT",
+    "EVALUATE",
+    "LOSS",
+    "LOSS_WEIGHT",
+    "METRIC",
+    "MODEL",
+    "SplitPart",
+    "SplitPlan",
+    "grad",
+    "pieces_at_once",
+]
 
 MODEL, CUT, EVALUATE = "model.onnx", "train", "evaluate"
 """In the folder of a run's cut: the model with its loss, and what it is cut into for steps and
 evaluations."""
 LOSS, LOSS_WEIGHT, METRIC = "loss", "loss/weight", "metric/"
 """Outputs of that model, as graphs call them: what defines them brings onnx."""
+
+MOST_AT_ONCE = 8
+"""Pieces under way: as many lanes as a deployment has (aggregator/inference/lanes.py)."""
+
+
+def pieces_at_once(stages: int, pieces: int) -> int:
+    """How many of a step's pieces are under way at a time: as many as keep all stages at work."""
+    return min(stages + 1 if stages > 1 else 2, MOST_AT_ONCE, pieces)
 
 
 def grad(name: str) -> str:

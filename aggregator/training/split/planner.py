@@ -24,7 +24,7 @@ from aggregator.inference.placement import Holders, by_word, even_layers, plan_w
 from aggregator.training.federated.plan import DataInput
 from aggregator.training.federated.planner import given_values, initial_values
 from aggregator.training.split.checks import check
-from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SplitPart, SplitPlan
+from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SplitPart, SplitPlan, pieces_at_once
 from aggregator.training.split.samples import check_samples, sample_shapes
 from aggregator.training.split.staying import passed_on, require_staying
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
@@ -142,7 +142,7 @@ def plan(
             ),
         ),
     )
-    _require_room(made, nodes)
+    _require_room(made, nodes, pieces_at_once(made.stages, job.micro_batches))
     safetensors.numpy.save_file(
         {f"p/{i}": np.ascontiguousarray(array) for i, array in enumerate(model.parameters.values())},
         folder / "initial.safetensors",
@@ -269,14 +269,14 @@ def _part_note(part: SplitPart, holders: Holders) -> str:
     )
 
 
-def _require_room(made: SplitPlan, nodes: Sequence[NodeTold]) -> None:
-    """Refuse a plan whose weights, with their gradients, are past a node's memory limit; what activations
-    take besides, nodes say when they run."""
+def _require_room(made: SplitPlan, nodes: Sequence[NodeTold], at_once: int) -> None:
+    """Refuse a plan whose weights, and gradients of `at_once` pieces, are past a node's memory limit; what
+    activations take besides, nodes say when they run."""
     limits = {node.name: node for node in nodes}
     needs: dict[str, int] = {}
     for part in made.parts:
         for node in made.holders.get(part.part, ()):
-            needs[node] = needs.get(node, 0) + part.weights + part.trained
+            needs[node] = needs.get(node, 0) + part.weights + at_once * part.trained
     lacking = [
         f"{name} would hold {size:,} bytes of weights and gradients and has {limits[name].memory_limit:,}"
         + (f", {limits[name].taken:,} of them taken" if limits[name].taken else "")

@@ -23,7 +23,17 @@ from aggregator.training.active import ActiveRun, evaluation_due
 from aggregator.training.records import RecordFile, record_from, to_json
 from aggregator.training.services import Services
 from aggregator.training.split.on_nodes import OnNodes, reads_of
-from aggregator.training.split.plan import CUT, EVALUATE, LOSS, LOSS_WEIGHT, METRIC, MODEL, SplitPlan, grad
+from aggregator.training.split.plan import (
+    CUT,
+    EVALUATE,
+    LOSS,
+    LOSS_WEIGHT,
+    METRIC,
+    MODEL,
+    SplitPlan,
+    grad,
+    pieces_at_once,
+)
 from aggregator.training.split.releases import part_releases
 from aggregator.training.split.samples import OwnSamples, SampleTurns, StepSamples
 from aggregator.training.split.step import (
@@ -56,8 +66,6 @@ log = logging.getLogger(__name__)
 
 SAY_SECONDS = 2.0
 """After so long without a piece those who watch are told what is waited for."""
-MOST_AT_ONCE = 8
-"""Pieces under way: as many lanes as a deployment has (aggregator/inference/lanes.py)."""
 
 
 class SplitTrainer:
@@ -78,7 +86,6 @@ class SplitTrainer:
         self._lines = RecordFile(self._state, self._id, folder / "record.jsonl")
         self._versions = SplitVersions(self._id, job, plan, services.parameters)
         self._piece = job.batch // job.micro_batches
-        self._at_once = min(plan.stages + 1, MOST_AT_ONCE) if plan.stages > 1 else 2
         self._prepared: set[str] = set()
         self._lives: tuple[str, ...] = ()
 
@@ -228,7 +235,8 @@ class SplitTrainer:
             EdgeAttentionError: what time does not mend, or has not within the run's patience.
         """
         count = len(positions) // self._piece
-        machine = SplitStep(count, self._at_once, self._patience, time.monotonic())
+        at_once = pieces_at_once(self._plan.stages, count)
+        machine = SplitStep(count, at_once, self._patience, time.monotonic())
         running = _Pass(self._plan, gradients)
         answers: dict[int, ModelAnswer] = {}
         news: asyncio.Queue[tuple[str, int, Any]] = asyncio.Queue()
