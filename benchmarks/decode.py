@@ -24,13 +24,14 @@ LAYER_BOUND = 1.2
 """Milliseconds a layer, two trips by heads, above the kernels."""
 GUESSES_BOUND = 1 / 1.8
 """A token with guesses by one without, of text that repeats itself."""
-PROMPT = "The function is called with its arguments. " * 4
+PROMPT = "The class object is called to the first of the form the contained by " * 3
+"""What it writes after that, the likeliest tokens, repeats it and itself."""
 NODES = ("a", "b", "c")
 
 
 def report(quick: bool) -> Report:
     """By two and three nodes, by heads and by layers; with `quick` few tokens."""
-    tokens, turns = (60, 2) if quick else (200, 5)
+    tokens, turns = (100, 3) if quick else (200, 5)
     model = decoder_model()
     alone = LocalDecoder(model)
     alone.generate(PROMPT, tokens, GREEDY)

@@ -24,6 +24,8 @@ _FARED = 0.1
 """How much a guess weighs in the share that was right."""
 _PRIOR = 0.5
 """The share that is right, before there were any."""
+_GUESSED = 0.05
+"""What a further row is taken for, by a trip of one, before one was measured, or where that was long ago."""
 _FORGET = 64
 """Trips after which what further rows took is doubted, if there were none meanwhile."""
 
@@ -63,7 +65,9 @@ class SpeculationRule:
         """
         if self._first is None or not known:
             return 0
-        further = 0.0 if self._further is None or self._since >= _FORGET else self._further
+        further = _GUESSED * self._first
+        if self._further is not None and (self._since < _FORGET or self._further < further):
+            further = self._further
         best, rate = 0, GAIN / self._first
         for rows in self._rows[1:]:
             k = min(rows - 1, known)
