@@ -1,0 +1,117 @@
+"""Plans of jobs through the split: who holds what, what is refused, and what stays where samples are on
+nodes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import one_machine
+import pytest
+import safetensors.numpy
+
+from aggregator.inference.cut_request import NodeTold
+from aggregator.training.split.on_nodes import node_views
+from aggregator.training.split.plan import CUT, MODEL, SplitPlan
+from aggregator.training.split.planner import plan
+from aggregator.training.split.releases import part_releases
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument, InvalidTensor, ResourceExhausted
+from edge_attention.core.messages.training import FederatedModel, OptimizerSpec, SplitData, SplitJob
+from edge_attention.core.schedule.schedule import ModelInput
+from edge_attention.graphs.axes.folder import CutFolder
+
+NODES = tuple(NodeTold(name, 1 << 28, 0, 1) for name in "abc")
+ROWS = {"a": {"input_ids": (12,), "attention_mask": (12,)}, "c": {"labels": ()}}
+
+
+class Job:
+    """A job, and its files."""
+
+    def __init__(self, folder, kind="bert"):
+        data, loss, parameters, head = one_machine.model_of(kind)
+        digest = hashlib.sha256(data).hexdigest()
+        self.folder = folder
+        (folder / digest).write_bytes(data)
+        safetensors.numpy.save_file(one_machine.samples(kind), folder / "samples")
+        self.files = {digest: folder / digest, "0" * 64: folder / "samples"}
+        model = FederatedModel(digest, loss, parameters, head=head)
+        self.job = SplitJob(
+            "job", model, "layers", OptimizerSpec("sgd"), 2, 8, SplitData("0" * 64), micro_batches=2
+        )
+
+    def plan(self, nodes=NODES, **changed):
+        into = self.folder / "into"
+        into.mkdir()
+        try:
+            made = plan(replace(self.job, **changed), self.files, into, ROWS, nodes)
+            return SplitPlan.from_json(made.to_json()), CutFolder(
+                into / "cut" / MODEL, into / "cut" / CUT
+            ).schedule()
+        finally:
+            into.rename(self.folder / f"into{len(list(self.folder.iterdir()))}")
+
+
+@pytest.fixture
+def made(tmp_path):
+    return Job(tmp_path)
+
+
+def test_layers_go_to_the_nodes_in_their_order_and_every_parameter_has_its_gradient(made):
+    found, schedule = made.plan()
+    assert found.holders == {0: ("a",), 1: ("b",), 2: ("c",)}
+    assert found.stages == 3
+    assert found.samples == 96
+    assert {f"grad:{name}" for name in found.names} <= schedule.results.keys()
+    assert sum(part.trained for part in found.parts) >= 4 * sum(found.sizes)
+    assert found.text.startswith("layers 0-")
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"nodes": ()}, FailedPrecondition, "no node is here"),
+        ({"nodes": tuple(replace(n, memory_limit=20_000) for n in NODES)}, ResourceExhausted, "a would hold"),
+        ({"split": "head"}, InvalidArgument, "split is 'head'"),
+        ({"split": "", "plan": b"{}"}, InvalidArgument, "plan"),
+        ({"batch": 7}, InvalidArgument, "equal pieces"),
+    ],
+)
+def test_what_cannot_be_split_so_is_refused(made, changed, error, said):
+    with pytest.raises(error, match=said):
+        made.plan(**changed)
+
+
+def test_samples_of_another_type_are_refused_by_their_input(made):
+    samples = one_machine.samples("bert")
+    samples["input_ids"] = samples["input_ids"].astype("float32")
+    safetensors.numpy.save_file(samples, made.files["0" * 64])
+    with pytest.raises(InvalidTensor, match="'input_ids' is float32"):
+        made.plan()
+
+
+def test_a_mask_that_later_layers_read_is_passed_on_only_where_the_job_says_so(made):
+    data = SplitData(inputs="texts", labels="marks")
+    with pytest.raises(InvalidArgument, match=r"data\.passes = \['attention_mask'\]"):
+        made.plan(data=data)
+    with pytest.raises(InvalidArgument, match="set split to layers"):
+        made.plan(data=data, split="heads")
+    job = replace(made.job, data=replace(data, passes=("attention_mask",)))
+    found, schedule = made.plan(data=job.data)
+    reads = {
+        (segment.part, source.name)
+        for step in schedule.steps
+        for segment in step.segments
+        for source in segment.inputs.values()
+        if isinstance(source, ModelInput)
+    }
+    assert reads == {(0, "input_ids"), (0, "attention_mask"), (2, "labels")}
+    assert [part.read for part in found.parts] == [("input_ids", "attention_mask"), (), ("labels",)]
+    needed = part_releases([schedule], node_views(job, found, {}))
+    assert needed.keys() == {0, 2}
+    leaves = {name for rule in needed[0].graphs.values() for name in rule.leaves}
+    assert "passed/attention_mask" in leaves
+    assert needed[0].columns == (
+        'column "attention_mask" of dataset "texts"',
+        'column "input_ids" of dataset "texts"',
+    )
+    assert needed[2].columns == ('column "labels" of dataset "marks"',)
