@@ -80,12 +80,11 @@ def passed_on(emitted: Emitted, inputs: Sequence[str], passes: Collection[str]) 
             segments.append(segment)
         steps.append(replace(step, segments=tuple(segments)))
     boundaries = dict(schedule.boundaries) | {PASSED + n: Boundary(schedule.feeds[n]) for n in names}
-    made = replace(schedule, steps=tuple(steps), boundaries=boundaries, graphs=digests)
-    used = {made.graphs[segment.graph] for step in made.steps for segment in step.segments}
+    used = {segment.graph for step in steps for segment in step.segments}
+    named = {name: digest for name, digest in digests.items() if name in used}
+    made = replace(schedule, steps=tuple(steps), boundaries=boundaries, graphs=named)
     made.check()
-    return replace(
-        emitted, schedule=made, graphs={digest: data for digest, data in graphs.items() if digest in used}
-    )
+    return replace(emitted, schedule=made, graphs={digest: graphs[digest] for digest in named.values()})
 
 
 def require_staying(schedule: Schedule, labels: Collection[str]) -> dict[int, tuple[str, ...]]:

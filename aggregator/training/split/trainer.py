@@ -52,6 +52,7 @@ from edge_attention.core.errors import (
     DiskFull,
     EdgeAttentionError,
     FailedPrecondition,
+    Internal,
     InvalidTensor,
 )
 from edge_attention.core.messages.training import Evaluation, NodeRound, SplitJob, StopSpec, TrainingRound
@@ -257,6 +258,9 @@ class SplitTrainer:
                 await news.put((kind, piece, answer))
             except EdgeAttentionError as error:
                 await news.put((kind, piece, error))
+            except Exception as problem:  # whatever it is, the step ends with it
+                log.exception("run %s: a step cannot go on", self._id)
+                await news.put((kind, piece, Internal(f"a defect in the aggregator: {problem!r}")))
 
         def perform(actions: list[SplitAction]) -> list[int]:
             folds: list[int] = []

@@ -44,6 +44,8 @@ class Job:
         into.mkdir()
         try:
             made = plan(replace(self.job, **changed), self.files, into, ROWS, nodes)
+            files = CutFolder(into / "cut" / MODEL, into / "cut" / CUT)
+            assert all(files.graph(digest).exists() for digest in files.schedule().graphs.values())
             return SplitPlan.from_json(made.to_json()), CutFolder(
                 into / "cut" / MODEL, into / "cut" / CUT
             ).schedule()
