@@ -60,10 +60,11 @@ from edge_attention.options import ADDRESS, name_sources, set_up
 @click.option(
     "--largest-message",
     type=click.IntRange(8, 2048),
-    default=2048,
+    default=256,
+    show_default=True,
     metavar="MIB",
     help="Of gRPC, which has one limit for all: requests and answers of the Open Inference Protocol may be "
-    "as large, others have 4 MiB at most.",
+    "as large, others have 4 MiB at most. A large one holds up everybody while it comes.",
 )
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @trust_options
