@@ -74,7 +74,9 @@ def inference(engine: Engine) -> Recipe:
         await sessions.shut()
         await deployments.close()
 
-    ensembles = KeptEnsembles(engine.state, plane, lambda name: deployments.serving(name) is not None)
+    ensembles = KeptEnsembles(
+        engine.state, plane, lambda name: deployments.serving(name) is not None, counts.forget
+    )
     plane.add(EnsembleModels(ensembles, plane, asker.counts))
 
     def recall() -> None:

@@ -8,22 +8,31 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from aggregator.inference.protocol.data_plane import DataPlane
 from aggregator.inference.protocol.served import CheckedRequest
-from edge_attention.core.datatypes import datatype_of
+from edge_attention.core.datatypes import NUMPY, datatype_of
 from edge_attention.core.ensembles.ensemble import EnsembleMember, EnsembleSpec, How
 from edge_attention.core.ensembles.meeting_outputs import attended, attention_of, met
 from edge_attention.core.errors import (
     DeadlineExceeded,
     EdgeAttentionError,
+    FailedPrecondition,
     InvalidArgument,
+    InvalidGraph,
+    InvalidProgram,
     InvalidTensor,
     Unavailable,
 )
-from edge_attention.core.messages.open_inference import InferenceRequest, NamedTensor, RequestedOutput
+from edge_attention.core.messages.open_inference import (
+    Datatype,
+    InferenceRequest,
+    NamedTensor,
+    RequestedOutput,
+)
 from edge_attention.core.tensors import Array, DataType
 
 __all__ = ["MASS", "MemberAnswers", "answer", "ask_members"]
@@ -35,9 +44,13 @@ DEPTH = 4
 LEFT = 0.1
 """Of the request's time, what is kept for its outputs to meet."""
 
+_CHANGED = "{what} was deployed anew, with other inputs or outputs: deploy the ensemble again"
+
 _depth: ContextVar[int] = ContextVar("ensemble depth", default=0)
 _THEIRS = (InvalidArgument, InvalidTensor)
 """Errors of whoever sent the request, whichever member finds them."""
+_OURS = (InvalidGraph, InvalidProgram)
+"""Of these, a model's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +83,12 @@ async def ask_members(ensemble: EnsembleSpec, plane: DataPlane, request: Checked
         raise InvalidArgument(
             f"bound DEPTH: ensembles of ensembles are {DEPTH} deep at most; these are deeper, or go round"
         )
-    until = time.monotonic() + min(ensemble.seconds or request.seconds, request.seconds * (1 - LEFT))
+    seconds = min(ensemble.seconds or request.seconds, request.seconds * (1 - LEFT))
+    until = time.monotonic() + seconds
     token = _depth.set(_depth.get() + 1)
     try:
         tasks = {
-            asyncio.create_task(_asked(ensemble, member, plane, request)): member
+            asyncio.create_task(_asked(ensemble, member, plane, request, seconds)): member
             for member in ensemble.members
         }
     finally:
@@ -94,8 +108,11 @@ async def ask_members(ensemble: EnsembleSpec, plane: DataPlane, request: Checked
                 try:
                     outputs[member.name], said = task.result()
                 except EdgeAttentionError as error:
-                    if isinstance(error, _THEIRS) or member.name in ensemble.needed:
-                        raise type(error)(f"member '{member.name}': {error.message}") from None
+                    theirs = isinstance(error, _THEIRS) and not isinstance(error, _OURS)
+                    if theirs or member.name in ensemble.needed:
+                        named = type(error)(f"member '{member.name}': {error.message}")
+                        named.retry_after = error.retry_after
+                        raise named from None
                     absent[member.name] = error.message
                 else:
                     if said:
@@ -113,6 +130,9 @@ async def ask_members(ensemble: EnsembleSpec, plane: DataPlane, request: Checked
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait(tasks)
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.exception()  # of several that failed the first was told
     order = [member.name for member in ensemble.members]
     if not outputs:
         why = "; ".join(f"{name}: {absent[name]}" for name in order)
@@ -121,13 +141,15 @@ async def ask_members(ensemble: EnsembleSpec, plane: DataPlane, request: Checked
 
 
 async def _asked(
-    ensemble: EnsembleSpec, member: EnsembleMember, plane: DataPlane, request: CheckedRequest
+    ensemble: EnsembleSpec, member: EnsembleMember, plane: DataPlane, request: CheckedRequest, seconds: float
 ) -> tuple[Mapping[str, Array], str]:
     """The member's outputs that meet, and what its answer lacks."""
     metadata = plane.model_metadata(member.model, member.version)
     inputs = []
     for one in metadata.inputs:
-        array = request.feeds[member.inputs.get(one.name, one.name)]
+        array = request.feeds.get(member.inputs.get(one.name, one.name))
+        if array is None or _numpy(one.datatype) != array.dtype:
+            raise FailedPrecondition(_CHANGED.format(what=f"model '{member.model}'"))
         inputs.append(NamedTensor(one.name, one.datatype, tuple(array.shape), array))
     names = outputs_of(ensemble, member, [one.name for one in metadata.outputs])
     answered = await plane.infer(
@@ -137,7 +159,7 @@ async def _asked(
             request.id,
             inputs=tuple(inputs),
             outputs=tuple(RequestedOutput(name) for name in names),
-            seconds=request.seconds,
+            seconds=seconds,
         ),
         request.caller,
         request.room,
@@ -178,11 +200,13 @@ async def answer(
     request: CheckedRequest,
     answers: MemberAnswers,
     shapes: Mapping[str, tuple[int, ...]],
+    seconds: float,
 ) -> dict[str, Array]:
     """The ensemble's outputs.
 
     Args:
         shapes: of CONCATENATE: by member, its output's shape; -1 where it is open.
+        seconds: that are left, for a head.
 
     Raises:
         InvalidTensor: members' outputs do not fit together.
@@ -208,13 +232,16 @@ async def answer(
     fused, shares = await asyncio.to_thread(_attended, ensemble, given, answers)
     if not ensemble.head:
         return {ensemble.output: fused, MASS: shares}
-    (one,) = plane.model_metadata(ensemble.head).inputs
+    inputs = plane.model_metadata(ensemble.head).inputs
+    if len(inputs) != 1:
+        raise FailedPrecondition(_CHANGED.format(what=f"head '{ensemble.head}'"))
+    (one,) = inputs
     asked = InferenceRequest(
         ensemble.head,
         "",
         request.id,
         inputs=(NamedTensor(one.name, one.datatype, fused.shape, fused),),
-        seconds=request.seconds,
+        seconds=seconds,
     )
     answered = await plane.infer(asked, request.caller, request.room)
     return {o.name: o.data for o in answered.outputs if isinstance(o.data, np.ndarray)} | {MASS: shares}
@@ -247,3 +274,7 @@ def _filled(shape: tuple[int, ...], like: tuple[int, ...], axis: int, name: str)
 
 
 FLOAT32 = datatype_of(DataType.FLOAT32)
+
+
+def _numpy(datatype: str) -> np.dtype[Any]:
+    return NUMPY[Datatype(datatype)]

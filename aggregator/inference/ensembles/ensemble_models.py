@@ -10,6 +10,7 @@ from aggregator.inference.ensembles.kept_ensembles import KeptEnsemble, KeptEnse
 from aggregator.inference.protocol.data_plane import DataPlane
 from aggregator.inference.protocol.served import CheckedRequest, ModelAnswered
 from aggregator.inference.protocol.statistics import InferenceCounts
+from edge_attention.core.datatypes import NUMPY
 from edge_attention.core.ensembles.ensemble import EnsembleSpec, How
 from edge_attention.core.errors import FailedPrecondition, NotFound
 from edge_attention.core.messages.inference import InferReport
@@ -77,7 +78,14 @@ class ServedEnsemble:
         kept, began = self._kept, time.monotonic()
         try:
             answers = await ask_members(kept.ensemble, self._plane, request)
-            results = await answer(kept.ensemble, self._plane, request, answers, kept.tensors.shapes)
+            left = max(request.seconds - (time.monotonic() - began), 1e-3)
+            results = await answer(kept.ensemble, self._plane, request, answers, kept.tensors.shapes, left)
+            for one in kept.tensors.outputs:
+                if one.name not in results or results[one.name].dtype != NUMPY[Datatype(one.datatype)]:
+                    raise FailedPrecondition(
+                        f"output '{one.name}' is not {one.datatype} any more: a model of the ensemble was "
+                        "deployed anew; deploy the ensemble again"
+                    )
         except BaseException:
             self._counts.failed(kept.name, kept.version, time.monotonic() - began)
             raise

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aggregator.inference.ensembles.asking_members import DEPTH
 from aggregator.inference.ensembles.ensemble_tensors import EnsembleTensors, tensors_of
 from aggregator.inference.protocol.data_plane import DataPlane
 from aggregator.store.folder import sync, write_durably
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = "ensembles"
 MAX_ENSEMBLES = 256
+MAX_ASKED = 256
+"""Models that one request asks, those of ensembles that are members included."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +54,20 @@ class KeptEnsemble:
 
 
 class KeptEnsembles:
-    """All of them. `taken`: whether a deployed model has a name."""
+    """All of them. `taken`: whether a deployed model has a name. `gone`: told of each version that ends."""
 
-    def __init__(self, state: State, plane: DataPlane, taken: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        state: State,
+        plane: DataPlane,
+        taken: Callable[[str], bool],
+        gone: Callable[[str, int], None] = lambda name, version: None,
+    ) -> None:
         self._state = state
         self._folder = state.directory / FOLDER
         self._plane = plane
         self._taken = taken
+        self._gone = gone
         self._all: dict[str, KeptEnsemble] = {}
         self._changing = asyncio.Lock()
 
@@ -83,13 +93,40 @@ class KeptEnsembles:
                     f"bound MAX_ENSEMBLES: there are {len(self._all)}; end one with edge-attention ensemble "
                     "undeploy"
                 )
+            self._require_bounded(name, ensemble)
             tensors = tensors_of(ensemble, self._plane)
             numbers = await asyncio.to_thread(self._state.take_numbers, f"ensemble/{name}", 1, 1)
             made = KeptEnsemble(name, numbers.start, text, owner, time.time(), ensemble, tensors)
             await asyncio.to_thread(self._write, made)
+            before = self._all.get(name)
             self._all[name] = made
+            if before is not None:
+                self._gone(name, before.version)
         log.info("ensemble %s serves as version %d", name, made.version)
         return made
+
+    def _require_bounded(self, name: str, ensemble: EnsembleSpec) -> None:
+        """Refuse one that would ask itself, or more models than MAX_ASKED.
+
+        Raises:
+            InvalidArgument: says which.
+        """
+        asked, level = 0, [ensemble]
+        for _ in range(DEPTH):
+            models = [
+                model for one in level for model in (*(m.model for m in one.members), one.head) if model
+            ]
+            asked += len(models)
+            if name in models:
+                raise InvalidArgument(f"ensemble '{name}' would ask itself, by way of another one")
+            if asked > MAX_ASKED:
+                raise InvalidArgument(
+                    f"bound MAX_ASKED: a request of ensemble '{name}' would ask {asked:,} models, and "
+                    f"{MAX_ASKED} is the most"
+                )
+            level = [kept.ensemble for model in models if (kept := self._all.get(model)) is not None]
+        if level:
+            raise InvalidArgument(f"bound DEPTH: ensembles of ensembles are {DEPTH} deep at most")
 
     async def undeploy(self, name: str) -> KeptEnsemble:
         """End it. Raises NotFound."""
@@ -97,6 +134,7 @@ class KeptEnsembles:
             ended = self.require(name)
             await asyncio.to_thread(self._remove, name)
             del self._all[name]
+            self._gone(name, ended.version)
         return ended
 
     def find(self, name: str) -> KeptEnsemble | None:

@@ -18,7 +18,10 @@ from edge_attention.core.errors import InvalidTensor
 from edge_attention.core.partial import Partial, identity, mass, merge
 from edge_attention.core.tensors import Array, Float32
 
-__all__ = ["attended", "attention_of", "met"]
+__all__ = ["SCORES_BYTES", "attended", "attention_of", "met"]
+
+SCORES_BYTES = 64 * 1024 * 1024
+"""Of the scores of one member that are there at a time."""
 
 
 def met(
@@ -86,16 +89,23 @@ def attention_of(queries: Float32, keys: Array, values: Array, scale: float | No
         )
     if not keys.shape[1]:
         return identity((*queries.shape[:3], values.shape[3]))
-    factor = 1 / math.sqrt(dim) if scale is None else scale
-    scores = np.einsum("bqhd,bthd->bqht", queries, keys.astype(np.float32), optimize=True) * np.float32(
-        factor
-    )
+    shape = (*queries.shape[:3], values.shape[3])
+    # So many queries at a time that their scores have SCORES_BYTES.
+    rows = max(SCORES_BYTES // max(4 * batch * heads * keys.shape[1], 1), 1)
+    if rows < queries.shape[1]:
+        blocks = [
+            attention_of(queries[:, at : at + rows], keys, values, scale, what)
+            for at in range(0, queries.shape[1], rows)
+        ]
+        out, lse = (np.concatenate([getattr(one, name) for one in blocks], 1) for name in ("out", "lse"))
+        return Partial(out, lse).check(shape, what)
+    factor = np.float32(1 / math.sqrt(dim) if scale is None else scale)
+    scores = factor * np.einsum("bqhd,bthd->bqht", queries, keys.astype(np.float32), optimize=True)
     top = scores.max(-1, keepdims=True)
     weights = np.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
     out = np.einsum("bqht,bthd->bqhd", weights / total, values.astype(np.float32), optimize=True)
     lse = (top + np.log(total))[..., 0]
-    shape = (*queries.shape[:3], values.shape[3])
     return Partial(out.astype(np.float32), lse.astype(np.float32)).check(shape, what)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_attention.core.ensembles import meeting_outputs
 from edge_attention.core.ensembles.ensemble import Absent, EnsembleMember, EnsembleSpec, How
 from edge_attention.core.ensembles.ensemble_file import MAX_MEMBERS, read_ensemble
 from edge_attention.core.ensembles.meeting_outputs import attended, attention_of, met
@@ -124,6 +125,17 @@ def test_attention_over_members_is_attention_over_all_their_keys(tokens, seed):
     for n, share in zip(tokens, shares.T, strict=True):
         np.testing.assert_allclose(share, weights[..., at : at + n].sum(-1).mean((1, 2)), atol=1e-5)
         at += n
+
+
+def test_many_queries_are_done_a_block_at_a_time(monkeypatch):
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((2, 7, 2, 4)).astype(np.float32)
+    keys, values = (rng.standard_normal((2, 5, 2, 4)).astype(np.float32) for _ in range(2))
+    whole = attention_of(queries, keys, values, None, "m")
+    monkeypatch.setattr(meeting_outputs, "SCORES_BYTES", 4 * 2 * 2 * 5 * 3)  # of three queries
+    found = attention_of(queries, keys, values, None, "m")
+    np.testing.assert_allclose(found.out, whole.out, atol=1e-6)
+    np.testing.assert_allclose(found.lse, whole.lse, atol=1e-6)
 
 
 def test_keys_that_do_not_fit_the_queries_name_the_member():

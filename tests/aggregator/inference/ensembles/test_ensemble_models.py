@@ -307,8 +307,30 @@ def test_an_ensemble_of_ensembles_and_none_that_goes_round(tmp_path):
         await house.deploy('[[member]]\nmodel = "both"', "outer")
         outputs, _ = await house.ask("outer", x=X)
         np.testing.assert_array_equal(outputs["output"], 1.75 * X)
-        await house.deploy('[[member]]\nmodel = "outer"')  # round and round
+        with pytest.raises(InvalidArgument, match="ask itself, by way of another"):
+            await house.deploy('[[member]]\nmodel = "outer"')
+        await house.deploy('[[member]]\nmodel = "outer"', "third")
+        await house.deploy('[[member]]\nmodel = "third"', "fourth")
         with pytest.raises(InvalidArgument, match="DEPTH"):
+            await house.deploy('[[member]]\nmodel = "fourth"', "fifth")
+        many = "".join(f'[[member]]\nname = "m{n}"\nmodel = "both"\n' for n in range(32))
+        await house.deploy(many, "many")
+        more = "".join(f'[[member]]\nname = "m{n}"\nmodel = "many"\n' for n in range(8))
+        with pytest.raises(InvalidArgument, match="MAX_ASKED"):
+            await house.deploy(more, "more")
+
+    asyncio.run(run())
+
+
+def test_a_member_that_was_deployed_anew_with_other_tensors_is_no_crash(tmp_path):
+    async def run():
+        house = House(tmp_path, Model("one", {"y": same}), Model("two", {"y": twice}))
+        await house.deploy(MEAN)
+        house.models.all["two"] = Model("two", {"y": twice}, takes="z")
+        _, said = await house.ask(x=X)
+        assert "deployed anew" in said["lacking"]
+        house.models.all["one"] = Model("one", {"y": lambda x: x.astype(np.float64)})
+        with pytest.raises(FailedPrecondition, match="is not FP32 any more"):
             await house.ask(x=X)
 
     asyncio.run(run())
