@@ -225,7 +225,7 @@ class DecoderServing:
             )
             self._machine = SessionScheduler(self.form, self._holders, self._room, lanes if alone else 1)
         self._holders.ensure()
-        await self._holders.settled(math.inf)
+        await self._holders.settled(math.inf, seek=True)
 
     def _read(self) -> list[list[StoredPiece]]:
         """The cuts, and by part what a node needs for all of them. Blocks."""

@@ -20,7 +20,8 @@ from edge_attention.core.tensors import Array, Float32
 __all__ = ["GREEDY", "Sampling", "choose"]
 
 MAX_TEMPERATURE = 100.0
-MAX_PENALTY = 100.0
+LEAST_PENALTY, MAX_PENALTY = 0.01, 100.0
+"""Beyond them logits, times or over the penalty, leave what floats can say."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Sampling:
     def check(self) -> None:
         """Raises InvalidArgument for a value that none can have; it names it."""
         for name, value, low, high, above in (
-            ("repetition_penalty", self.repetition_penalty, 0.0, MAX_PENALTY, True),
+            ("repetition_penalty", self.repetition_penalty, LEAST_PENALTY, MAX_PENALTY, False),
             ("temperature", self.temperature, 0.0, MAX_TEMPERATURE, False),
             ("top_p", self.top_p, 0.0, 1.0, True),
             ("min_p", self.min_p, 0.0, 1.0, False),

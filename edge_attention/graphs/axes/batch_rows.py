@@ -22,7 +22,7 @@ from edge_attention.graphs.axes.model_axes import Axes, Dim
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.axes.rule import Does
 
-__all__ = ["rows_meet"]
+__all__ = ["rows_meet", "rows_meet_in"]
 
 ROWS = 3
 """Rows of the batch that the model is bound to."""
@@ -62,13 +62,17 @@ def rows_meet(model: OpenModel, inputs: Sequence[ModelTensor]) -> str:
             for one in inputs
         }
         try:
-            return _meet(analyse(model, sizes_of(model, feeds)))
+            return rows_meet_in(analyse(model, sizes_of(model, feeds)))
         except EdgeAttentionError as error:
             why = error.message
     return why
 
 
-def _meet(axes: Axes) -> str:
+def rows_meet_in(axes: Axes, but: Container[str] = ()) -> str:
+    """Why rows of a bound model's inputs meet, in words; "": they do not.
+
+    `but`: operators that look at all rows and are known to keep them apart.
+    """
     bound = axes.bound
     if bound.unknown:
         return next(iter(bound.unknown.values()))
@@ -87,6 +91,8 @@ def _meet(axes: Axes) -> str:
             if rows.intersection(made_of)
         ]
         where = f"{node.op_type} {(node.name or node.output[0])[:80]!r}"
+        if node.op_type in but:
+            continue
         if Does.PICK in found and _picks_own(axes, node, rows):
             own.add(number)
             continue

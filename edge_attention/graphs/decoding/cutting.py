@@ -42,6 +42,7 @@ from edge_attention.core.schedule.schedule import (
     TensorForm,
     Weight,
 )
+from edge_attention.graphs.axes.batch_rows import rows_meet_in
 from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, stage_cuts, stages_of
 from edge_attention.graphs.axes.emit import Emitted
 from edge_attention.graphs.axes.flows import tables_of
@@ -61,6 +62,10 @@ ROWS_OF_TRIPS = (1, 2, 4, 8, 16, 32, 64, 128)
 """For so many rows a decoder is cut: a trip takes the next larger number."""
 
 
+ROWS_APART = 3
+"""Rows that a decoder is bound to, to see whether they meet."""
+
+
 @dataclass(frozen=True, eq=False)
 class DecoderCut:
     """A decoder cut for one number of rows: as `Emitted`, with its segments in pieces."""
@@ -77,6 +82,7 @@ def write_decoder(opened: OpenModel, plan: CutPlan, folder: Path) -> DecoderForm
         EdgeAttentionError: as `cut` does.
     """
     stepped = as_steps(opened)
+    _require_rows_apart(stepped)
     form: DecoderForm | None = None
     known: dict[bytes, str] = {}
     files: dict[str, bytes] = {}
@@ -91,6 +97,12 @@ def write_decoder(opened: OpenModel, plan: CutPlan, folder: Path) -> DecoderForm
     assert form is not None
     (folder / "decoder.json").write_text(dumps_decoder(form))
     return form
+
+
+def _require_rows_apart(stepped: SteppedModel) -> None:
+    """Refuse a model in which rows meet but in attention, which looks at each row's own sequence."""
+    if why := rows_meet_in(analyse(stepped.model, {ROWS: ROWS_APART}), (ATTENTION,)):
+        raise FailedPrecondition(f"what one session is told would depend on others: {why}; replicate it")
 
 
 def _with_known(made: DecoderCut, known: dict[bytes, str], files: dict[str, bytes]) -> DecoderCut:

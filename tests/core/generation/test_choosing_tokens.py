@@ -101,6 +101,8 @@ def test_logits_that_say_nothing_are_refused(bad):
     [
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"repetition_penalty": 1e-310}, r"repetition_penalty is 1e-310; it must be at least 0\.01"),
+        ({"repetition_penalty": 100.5}, "repetition_penalty"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"min_p": -0.1}, "min_p"),
@@ -112,3 +114,11 @@ def test_logits_that_say_nothing_are_refused(bad):
 def test_settings_that_none_can_have_are_refused(settings, name):
     with pytest.raises(InvalidArgument, match=name):
         Sampling(**settings).check()
+
+
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+def test_the_least_and_the_largest_penalty_leave_numbers(penalty):
+    sampling = Sampling(repetition_penalty=penalty, temperature=1.0)
+    sampling.check()
+    largest = float(np.finfo(np.float32).max)
+    assert choose(np.array([largest, -largest, 0.0], np.float32), sampling, 0, [0, 1]) in range(3)

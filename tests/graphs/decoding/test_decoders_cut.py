@@ -209,6 +209,44 @@ def test_activations_quantised_over_all_rows_are_refused(tmp_path):
         as_steps(changed("gpt2_cached", quantise, tmp_path))
 
 
+def over_rows(op, **attributes):
+    """Change a model: take from its embeddings what `op` finds over all rows, or have that in their place."""
+
+    def change(model):
+        node = next(node for node in model.graph.node if node.op_type == "Gather")
+        name = node.output[0]
+        node.output[0] = "before!"
+        at = list(model.graph.node).index(node)
+        inputs, out = ["before!"], [f"{op}!"]
+        if op == "CumSum":
+            inputs.append("axis!")
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int64), "axis!"))
+        elif op in ("ReduceMean", "ReduceMax"):
+            inputs.append("axis!")
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), "axis!"))
+        model.graph.node.insert(at + 1, onnx.helper.make_node(op, inputs, out, **attributes))
+        model.graph.node.insert(at + 2, onnx.helper.make_node("Add", ["before!", *out], [name]))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [("ReduceMean", {}), ("ReduceMax", {}), ("Softmax", {"axis": 0}), ("CumSum", {})],
+)
+def test_a_model_in_which_rows_meet_is_refused(op, attributes, tmp_path):
+    """What one session is told would depend on the others of its trip."""
+    opened = changed("gpt2_cached", over_rows(op, **attributes), tmp_path)
+    with pytest.raises(FailedPrecondition, match=r"would depend on others: .*rows of the batch"):
+        write_decoder(opened, PLANS["replicate"], tmp_path / "cut")
+
+
+@pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached", "llama_genai", "qwen3_cached"])
+def test_a_model_whose_rows_do_not_meet_is_written(name, tmp_path):
+    write_decoder(open_model(EXPORTS / f"{name}.onnx"), PLANS["replicate"], tmp_path)
+    assert (tmp_path / "decoder.json").exists()
+
+
 def test_positions_that_the_file_counts_itself_become_an_input(tmp_path):
     """Of the past's length, as many exports do, instead of an input of their own."""
 

@@ -107,6 +107,21 @@ def test_sessions_at_once_are_what_the_file_says_of_each(tmp_path, word):
         await asyncio.gather(*work)
 
 
+def test_a_part_whose_node_has_gone_before_all_began_is_given_to_another(tmp_path):
+    """As after the aggregator was started again, and one node never came back."""
+
+    async def whole():
+        with House() as house:
+            serving = Serving(house, tmp_path, "gpt2_cached", PLANS["replicate"])
+            serving.boxes["a"].lose()
+            await serving.serving.ready(60)
+            session, _ = await serving.generates_as_the_file(0, 3, 1)
+            assert "a" not in session.place
+            await serving.serving.close(NotFound("it ends"))
+
+    asyncio.run(whole())
+
+
 def test_grouped_heads(tmp_path):
     @scenario(tmp_path, "llama_genai", "tokens")
     async def _(fleet):

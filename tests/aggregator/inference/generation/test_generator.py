@@ -210,6 +210,7 @@ def test_what_goes_on_at_once_has_a_bound(decoder, folder):
         ({"prompt": (256,)}, "token 256"),
         ({"prompt": (1,) * 40_000}, "prompt-tokens"),
         ({"temperature": -1.0}, "temperature"),
+        ({"repetition_penalty": 1e-310}, "repetition_penalty"),
         ({"stop": ("",)}, "stop word"),
     ],
 )
