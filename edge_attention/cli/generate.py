@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.cli.output import json_option, print_json, say, say_on
 from edge_attention.client.generation import MAX_DEADLINE
-from edge_attention.core.printable import shown
 
 
 @click.command(
@@ -84,9 +83,9 @@ def generate(
             if as_json:
                 print_json({"text": piece.text, "tokens": piece.tokens}, indent=None)
             elif piece.text:
-                click.echo("\n".join(map(shown, piece.text.split("\n"))), nl=False)
+                say_on(piece.text)
             elif prompt is None:
-                click.echo("".join(f"{token} " for token in piece.tokens), nl=False)
+                say_on("".join(f"{token} " for token in piece.tokens))
     report = generation.report
     assert report is not None
     if as_json:

@@ -25,6 +25,11 @@ def say(*lines: object, err: bool = False) -> None:
     click.echo("\n".join(map(shown, lines)), err=err)
 
 
+def say_on(text: str) -> None:
+    """Print a piece of a text, which goes on where the last one ended. Its line feeds stay."""
+    click.echo("\n".join(map(shown, text.split("\n"))), nl=False)
+
+
 def say_error(message: str) -> None:
     """Print an error to stderr. Lines after its first are indented: none passes for another error."""
     first, *more = message.split("\n")

@@ -282,8 +282,9 @@ class AsyncClient:
             InvalidArgument: it says what cannot be, or its members do not fit together.
             FailedPrecondition: a member's model is not deployed.
         """
+        called = values.text(name, "name")
         text = await asyncio.to_thread(ensemble_text, file)
-        request = ensembles.DeployEnsembleRequest(values.text(name, "name"), text)
+        request = ensembles.DeployEnsembleRequest(called, text)
         reply = await self.caller.unary(services.DEPLOY_ENSEMBLE, request, self.timeout)
         return AsyncEnsemble(self.connection, reply.ensemble)
 
@@ -296,6 +297,7 @@ class AsyncClient:
 
     async def ensemble(self, name: str) -> AsyncEnsemble:
         """The ensemble of that name; NotFound if there is none."""
+        values.text(name, "name")
         found = {one.name: one for one in await self.ensembles()}
         if name not in found:
             raise NotFound(f"there is no ensemble {name!r}; there are: {', '.join(found) or 'none'}")

@@ -59,14 +59,19 @@ class EnsembleResult(Mapping[str, Array]):
 
 
 def ensemble_text(file: str | Path) -> str:
-    """The text of an ensemble's file, which may be given as such. Blocks."""
+    """The text of an ensemble's file, which may be given as such. Blocks.
+
+    Raises:
+        InvalidArgument: it is neither a text nor a path, or cannot be read.
+    """
     if isinstance(file, str) and "\n" in file:
-        return file
+        return values.text(file, "file")
+    path = values.path(file, "file")
     try:
-        return Path(file).read_text()
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise InvalidArgument(f"the ensemble's file {file} cannot be read: {why}") from None
+        raise InvalidArgument(f"the ensemble's file {str(path)!r} cannot be read: {why}") from None
 
 
 class AsyncEnsemble:

@@ -346,9 +346,8 @@ def request_of(
 
 
 def _delay(seconds: float | None) -> float:
-    if seconds is None or seconds == 0:
-        return 0.0
-    return values.above(seconds, "max_queue_delay", wire.MAX_QUEUE_DELAY)
+    delay = 0.0 if seconds is None else values.number(seconds, "max_queue_delay")
+    return values.above(delay, "max_queue_delay", wire.MAX_QUEUE_DELAY) if delay else 0.0
 
 
 BYTES = "bytes"
@@ -365,7 +364,7 @@ def text_files(tokenizer: str | Path) -> dict[str, bytes]:
         InvalidArgument: it cannot be read.
     """
     first, *others = wire.TEXT_FILES
-    if tokenizer == BYTES:
+    if isinstance(tokenizer, str) and tokenizer == BYTES:
         return {first: json.dumps({"edge_attention": BYTES}).encode()}
     path = values.path(tokenizer, "tokenizer")
     path = path / first if path.is_dir() else path

@@ -40,14 +40,14 @@ class Sequences:
     @classmethod
     def of(cls, text: str, length: int) -> Sequences:
         """Cut `text` in rows of `length` characters; each row's labels reach one character further."""
-        return cls.of_tokens(encode(text), length)
+        return cls.of_tokens(encode(text), length, "characters")
 
     @classmethod
-    def of_tokens(cls, numbers: Int64, length: int) -> Sequences:
-        """Cut `numbers` int64 [tokens] in such rows."""
+    def of_tokens(cls, numbers: Int64, length: int, unit: str = "tokens") -> Sequences:
+        """Cut `numbers` int64 [tokens] in such rows. `unit`: what an error calls them."""
         rows = (len(numbers) - 1) // length
         if not rows:
-            raise ValueError(f"a text of {len(numbers)} tokens has no row of {length} and one more")
+            raise ValueError(f"a text of {len(numbers)} {unit} has no row of {length} and one more")
         ends = rows * length
         return cls(numbers[:ends].reshape(rows, length), numbers[1 : ends + 1].reshape(rows, length))
 

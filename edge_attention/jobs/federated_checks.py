@@ -29,11 +29,12 @@ from edge_attention.core.messages.training import (
     StrategySpec,
 )
 from edge_attention.jobs.checks import require_whole
-from edge_attention.jobs.values import MOST, above, finite, kind_of, optional_text, part, said
+from edge_attention.jobs.values import MOST, above, finite, kind_of, part, said
 from edge_attention.jobs.values import choice as choice
 from edge_attention.jobs.values import mapping as mapping
 from edge_attention.jobs.values import number as number
 from edge_attention.jobs.values import optional as optional
+from edge_attention.jobs.values import optional_text as optional_text
 from edge_attention.jobs.values import path as path
 from edge_attention.jobs.values import share_below_one as share_below_one
 from edge_attention.jobs.values import switch as switch

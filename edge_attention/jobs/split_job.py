@@ -163,7 +163,7 @@ def _split(given: Any) -> tuple[str, bytes]:
 
 def _data(given: Any, digest: Callable[[bytes], str]) -> SplitData:
     if isinstance(given, SplitData):
-        if given.file:
+        if checks.optional_text(given.file, "data.file"):
             raise InvalidArgument(
                 "data.file is a digest that a job gets when it is sent; give data as a path, or as arrays"
             )
@@ -197,12 +197,13 @@ def _data(given: Any, digest: Callable[[bytes], str]) -> SplitData:
 
 
 def _of_file(file: Path) -> dict[str, Array]:
-    if file.suffix != ".safetensors":
-        return {name: as_numbers(array, f"{file}: {name}") for name, array in load_npz(file).items()}
     try:
-        found = read_safetensors(file.read_bytes(), str(file))
+        if file.suffix == ".safetensors":
+            found = read_safetensors(file.read_bytes(), str(file))
+        else:
+            found = load_npz(file)
     except OSError as error:
-        raise InvalidArgument(f"{file} cannot be read: {error.strerror}") from None
-    except DataLoss as error:
-        raise InvalidArgument(error.message) from None
+        raise InvalidArgument(f"data: {file} cannot be read: {error.strerror}") from None
+    except (DataLoss, InvalidArgument) as error:
+        raise InvalidArgument(f"data: {error.message}") from None
     return {name: as_numbers(array, f"{file}: {name}") for name, array in found.items()}

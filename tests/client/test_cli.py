@@ -409,13 +409,14 @@ def test_what_a_node_says_of_itself_is_not_obeyed_by_the_terminal(run, fake, mon
 def test_what_a_terminal_would_obey_is_escaped_in_every_way_of_printing(capsys):
     bad = "a\x1b[31m\x00\x7f\x85\r\tb"
     output.say(bad, "second\nline")
+    output.say_on(f"{bad}\n")
     output.print_table(("of", "what"), [(bad, 1)], title=bad)
     output.say_error(f"{bad}\nedge-attention: another")
     out, err = capsys.readouterr()
     assert (out + err).replace("\n", "").isprintable()
     good = r"a\x1b[31m\x00\x7f\x85\r\tb"
-    assert out.splitlines()[:2] == [good, r"second\nline"]
-    assert out.count(good) == 3
+    assert out.splitlines()[:3] == [good, r"second\nline", good]
+    assert out.count(good) == 4
     assert err == f"{good}\n    edge-attention: another\n"
 
 

@@ -193,7 +193,12 @@ def test_the_kind_is_in_the_file(file):
     with pytest.raises(InvalidArgument, match="is unknown"):
         read_job(file)
     file.write_text('kind = "split"\n' + TOML)
-    with pytest.raises(InvalidArgument, match=r"kind is 'split'; it must be 'fusion' or 'federated'"):
+    with pytest.raises(InvalidArgument, match="is unknown"):
+        read_job(file)
+    file.write_text('kind = "splits"\n' + TOML)
+    with pytest.raises(
+        InvalidArgument, match=r"kind is 'splits'; it must be 'fusion' or 'federated' or 'split'"
+    ):
         read_job(file)
     file.write_text("rounds = 3\nencoders = []\nqueries = {count = 1, heads = 1, dim = 1}\nbatch = 1\n")
     with pytest.raises(InvalidArgument, match="the key 'head' is missing"):
@@ -315,7 +320,7 @@ def test_the_client_trains_either_kind(client, fake):
     assert rounds[-1].left_out == {"b": "the deadline of 2 s passed"}
     assert rounds[-1].consensus == {"global": 0.125}
     assert client.plan(job())[0].release == "fusion"
-    with pytest.raises(InvalidArgument, match="give a FusionJob or a FederatedJob"):
+    with pytest.raises(InvalidArgument, match="give a FusionJob, a FederatedJob or a SplitJob"):
         client.train("job.toml")
 
 

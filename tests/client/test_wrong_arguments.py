@@ -10,8 +10,10 @@ from test_wrong_values import FEDERATED, WRONG
 import edge_attention
 from edge_attention import AsyncClient, Client, EdgeAttentionError, InvalidArgument, InvalidTensor, read_job
 from edge_attention.client.contexts import AsyncContext
+from edge_attention.client.ensembles import AsyncEnsemble
+from edge_attention.client.models import AsyncServedModel
 from edge_attention.client.runs import AsyncRun
-from edge_attention.client.sync import Context, Run
+from edge_attention.client.sync import Context, Ensemble, Run, ServedModel
 
 ONES = np.ones((2, 2, 8), np.float32)
 QUERIES = np.ones((2, 4, 8), np.float32)
@@ -24,6 +26,7 @@ RIGHT = {
     "events": {}, "parameters": {}, "save_parameters": {"file": "FILE"}, "onnx": {},
     "save_onnx": {"file": "FILE"}, "model": {"name": "m"},
     "deploy": {"model": b"m", "name": "m", "plan": "tokens"},
+    "deploy_ensemble": {"file": 'how = "mean"\n', "name": "m"}, "ensemble": {"name": "m"},
 }  # fmt: skip
 CALLS = [
     (cls, name, argument)
@@ -44,7 +47,14 @@ def held(client, tmp_path, monkeypatch):
 
 
 def test_both_clients_take_the_same_arguments():
-    for one, other in ((Client, AsyncClient), (Context, AsyncContext), (Run, AsyncRun)):
+    pairs = (
+        (Client, AsyncClient),
+        (Context, AsyncContext),
+        (Run, AsyncRun),
+        (ServedModel, AsyncServedModel),
+        (Ensemble, AsyncEnsemble),
+    )
+    for one, other in pairs:
         for name, method in inspect.getmembers(one, inspect.isfunction):
             if not name.startswith("_"):
                 mine, its = inspect.signature(method), inspect.signature(getattr(other, name))

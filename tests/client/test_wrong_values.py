@@ -25,7 +25,10 @@ from edge_attention import (
     OptimizerSpec,
     PushSpec,
     QueriesSpec,
+    ScheduleSpec,
     SelectionSpec,
+    SplitData,
+    SplitJob,
     StopSpec,
     StrategySpec,
 )
@@ -76,6 +79,21 @@ FUSION = FusionJob(
     rounds=1,
     batch=4,
 )
+SPLIT = SplitJob(
+    name="reviews",
+    model=FederatedModel(b"model", LossSpec("cross_entropy", "logits", "y"), inputs={"x": "words"}),
+    split="layers",
+    data=SplitData(inputs="reviews", labels="stars", passes=("mask",)),
+    optimizer=OptimizerSpec("adamw", {"lr": 0.1}),
+    rounds=1,
+    batch=4,
+    schedule=ScheduleSpec("linear", {"warmup": 1}),
+    nodes=("a", "b"),
+    micro_batches=2,
+    columns={"stars": JobColumn(("one", "two"), one_hot=True)},
+)
+FIELDS = {FusionJob: "job", FederatedJob: "federated", SplitJob: "split"}
+"""The request's field for each kind of job."""
 
 
 def places(value, path=()):
@@ -102,19 +120,18 @@ def changed(value, path, wrong):
     return dataclasses.replace(value, **{name: changed(getattr(value, name), rest, wrong) if rest else wrong})
 
 
-CASES = [(job, path) for job in (FEDERATED, FUSION) for path in places(job)]
+CASES = [(job, path) for job in (FEDERATED, FUSION, SPLIT) for path in places(job)]
 
 
 def travels(job):
     prepared, _ = job.prepare()
-    START_RUN.request.encode(
-        jobs.StartRunRequest(**{"job" if isinstance(job, FusionJob) else "federated": prepared})
-    )
+    START_RUN.request.encode(jobs.StartRunRequest(**{FIELDS[type(job)]: prepared}))
 
 
 def test_the_jobs_are_right_and_every_class_is_among_their_parts():
     FEDERATED.prepare()
     FUSION.prepare()
+    SPLIT.prepare()
     parts = {
         cls
         for name in edge_attention.__all__
@@ -131,6 +148,7 @@ def test_the_jobs_are_right_and_every_class_is_among_their_parts():
 
     see(FEDERATED)
     see(FUSION)
+    see(SPLIT)
     assert parts <= seen
 
 
@@ -161,6 +179,9 @@ def test_a_wrong_value_raises_the_catalogue_s_error_and_names_the_field(job, pat
         NewHead,
         type(FEDERATED),
         type(FUSION),
+        SplitJob,
+        SplitData,
+        ScheduleSpec,
         FederatedModel,
         LocalSpec,
         LossSpec,
