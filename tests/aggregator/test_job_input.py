@@ -127,7 +127,7 @@ def test_a_model_that_nobody_sent_is_said(digest):
 def test_initial_values_that_are_no_safetensors_are_said():
     for data in (b"", b"x" * 100, b"\x00" * 8, (2**62).to_bytes(8, "little")):
         with pytest.raises(InvalidArgument, match="no safetensors"):
-            planner._given(data)
+            planner.given_values(data)
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), math.nan, "1", None])

@@ -20,6 +20,7 @@ from aggregator.api.service import Api
 from aggregator.attention.service import AttentionApi
 from aggregator.checkup.checkup import Checkup
 from aggregator.engine.link import FleetLink
+from aggregator.inference.ensembles.service import EnsembleApi
 from aggregator.inference.generation.service import GenerationApi
 from aggregator.inference.protocol.service import OpenInferenceApi
 from aggregator.inference.service import InferenceApi
@@ -59,6 +60,7 @@ def every_endpoint():
         (TrainingApi, 1),
         (InferenceApi, 3),
         (GenerationApi, 1),
+        (EnsembleApi, 2),
         (OpenInferenceApi, 2),
         (Checkup, 3),
     )
