@@ -30,6 +30,8 @@ IDLE_SECONDS = 300.0
 """Without being asked; then the process ends until it is."""
 _WORDS = 500
 """Characters of what it says is wrong."""
+_NO_MEMORY = {"lacks": "memory"}
+"""Said in place of an answer by a process that ends as it was refused memory."""
 
 
 class KeptProcess:
@@ -58,7 +60,7 @@ class KeptProcess:
         """The answer to `question`; both are what JSON can say. The answer's form is the caller's to check.
 
         Raises:
-            InvalidArgument: it says that it cannot, and why; or it took longer than its bound.
+            InvalidArgument: it says that it cannot, and why; or it took longer or more memory than it may.
             Unavailable: it ends whenever it is asked.
         """
         async with self._turn:
@@ -86,12 +88,21 @@ class KeptProcess:
             await self._end()
 
     async def _asked(self, question: Any) -> Any:
-        for _ in range(2):  # one that has used up its seconds of processors has ended: the next one answers
+        lacked = False
+        for _ in range(
+            2
+        ):  # one that has used up its seconds of processors, or its memory, ends: the next answers
             process = await self._running()
             answer = await _answered(process, json.dumps(question).encode())
-            if answer is not None:
+            lacked = answer == _NO_MEMORY
+            if answer is not None and not lacked:
                 return self._said(answer)
             await self._end()
+        if lacked:  # by one that had answered nothing before: it is the question
+            raise InvalidArgument(
+                f"bound {self._bound.name}-memory: {self._what} takes more than {self._bound.memory:,} bytes "
+                "of memory to answer; send less, or deploy the model with other files"
+            )
         raise Unavailable(f"{self._what} ends whenever it is asked; the aggregator's log says more")
 
     async def _running(self) -> asyncio.subprocess.Process:
@@ -159,6 +170,7 @@ def serve(hello: Callable[[], Callable[[Any], Any]]) -> int:
         try:
             said = {"answer": answer(question[0])}
         except MemoryError:
+            _write(out, _NO_MEMORY)
             raise
         except BaseException as error:
             said = {"error": str(error)[:_WORDS]}

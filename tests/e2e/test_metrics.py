@@ -221,6 +221,7 @@ def test_no_label_has_what_a_client_made_up(fleet):
     assert page.values("outcome") <= {
         *("exact", "partial", "failed", "new", "resumed", "refused", "left_out"),
         *("folded", "duplicate", "late", "stale", "damaged"),
+        *("stop", "length", "left"),
     }
     assert len(page.values("reason")) < 10
     assert len(page.samples) < 600

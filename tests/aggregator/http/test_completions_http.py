@@ -144,7 +144,7 @@ def test_a_template_that_means_no_good_is_ended(made, monkeypatch):
         every: "bound template-seconds",
         "{{ raise_exception('no system role') }}": "no system role",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}": "unsafe",
-        "{{ 'a' * 400000000 }}": "template",
+        "{{ 'a' * 400000000 }}": "bound template-",  # memory, or seconds where much else runs
         "{% for": "template",
     }
 

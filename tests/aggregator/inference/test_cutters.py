@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aggregator.inference import cutters
@@ -101,6 +102,20 @@ def test_few_are_kept_and_none_that_took_much_memory(tmp_path, monkeypatch):
         third = kept._kept["three"]._process
         await kept.forget("three")
         assert third.returncode is not None
+        await kept.close()
+
+    asyncio.run(run())
+
+
+def test_what_the_aggregator_takes_is_not_counted_as_a_process_s_own(tmp_path):
+    async def run():
+        kept = Cutters()
+        work = tmp_path / "work"
+        work.mkdir()
+        request = asked(work, "bert", 9)
+        large = np.ones(cutters.KEPT_BYTES, np.uint8)
+        await kept.cut("d", request, work)
+        assert list(kept._kept) == ["d"], large.size
         await kept.close()
 
     asyncio.run(run())
