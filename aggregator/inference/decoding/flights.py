@@ -60,6 +60,7 @@ class Flight:
         lane: apart from other flights under way.
         rows: for how many rows it is cut: at least as many as there are.
         place: by part, the node that has what its sessions store.
+        chunks: by their slots, in order: the same sessions have one program, in whatever order they came.
     """
 
     number: int

@@ -11,7 +11,7 @@ from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips
 from aggregator.inference.decoding.flights import Flight, row_inputs
 from aggregator.inference.decoding.programs import FlightPrograms, RowsCut, slot_scope
-from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, NotFound
+from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, NotFound, Unavailable
 from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.schedule.pieces import DecoderForm
 from edge_attention.core.tensors import Array
@@ -27,13 +27,17 @@ class FlightLost(Exception):
 
     Attributes:
         again: a node went; else what was asked cannot be done.
+        clean: all nodes have said that what they were asked has ended.
         lacks: the part, and its node, that lacks what it was given or stored.
     """
 
-    def __init__(self, error: EdgeAttentionError, again: bool, lacks: tuple[int, str] | None = None) -> None:
+    def __init__(
+        self, error: EdgeAttentionError, again: bool, clean: bool, lacks: tuple[int, str] | None = None
+    ) -> None:
         super().__init__(error.message)
         self.error = error
         self.again = again
+        self.clean = clean
         self.lacks = lacks
 
 
@@ -78,20 +82,22 @@ async def fly(
         try:
             outcome = await trips.make(errands, FLIGHT_SECONDS, take, believed=(), patient=False)
         except EdgeAttentionError as error:
-            raise FlightLost(error, False) from None
+            raise FlightLost(error, False, False) from None
         _require_whole(outcome, parts, flight)
     logits = np.array(meetings.whole(schedule.results[form.logits]))
     return logits.reshape(flight.rows, -1)
 
 
 def _require_whole(outcome: Outcome, parts: Mapping[str, int], flight: Flight) -> None:
+    clean = all(missing.said for missing in outcome.missing.values())
     for shard, missing in outcome.missing.items():
         part = parts[shard]
         error = missing.error or missing.cause(missing.text)
         if missing.kind is MissingKind.LOST:
-            raise FlightLost(error, True)
+            raise FlightLost(error, True, clean)
         if missing.kind is MissingKind.LATE:
-            raise FlightLost(DeadlineExceeded(f"part {part}: {missing.text}"), True)
+            raise FlightLost(DeadlineExceeded(f"part {part}: {missing.text}"), True, clean)
         if isinstance(missing.error, NotFound):
-            raise FlightLost(error, True, (part, flight.place[part]))
-        raise FlightLost(error, False)
+            raise FlightLost(error, True, clean, (part, flight.place[part]))
+        # Unavailable: it drains, say. Another one is asked.
+        raise FlightLost(error, isinstance(missing.error, Unavailable), clean)

@@ -45,6 +45,10 @@ __all__ = ["FlightCall", "FlightPrograms", "cache_scope", "lane_of", "rows_shape
 
 PROGRAMS = 4096
 """Of one decoder that are kept here; those used longest ago are made again."""
+PROGRAMS_BYTES = 128 * 1024 * 1024
+"""Of them together."""
+INSTRUCTION_BYTES = 2048
+"""What an instruction takes here, about, beside what is sent of it."""
 DECODE_ROWS = 16
 """Rows up to which attention takes all tiles at once; of more, one tile after the other."""
 
@@ -88,6 +92,11 @@ class FlightCall:
     windows: tuple[int, ...]
     wanted: Mapping[str, Wanted]
     empty: Mapping[str, Array]
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes to keep it, about."""
+        return len(self.prepared.data) + INSTRUCTION_BYTES * len(self.instructions)
 
     def zeros(self, flight: Flight, form: DecoderForm, part: int) -> dict[str, Array]:
         """What is in its slots before there are sessions: zeros, and where the flight's rows are."""
@@ -150,6 +159,7 @@ class FlightPrograms:
         self.life = life
         self.weights = weights
         self._made: OrderedDict[tuple[int, int, int, tuple[str, ...], int], FlightCall] = OrderedDict()
+        self._bytes = 0
 
     def call(self, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int) -> FlightCall:
         """The call of a part's step; `slots`: of its sessions, in order."""
@@ -158,8 +168,9 @@ class FlightPrograms:
         found = self._made.get(key)
         if found is None:
             found = self._made[key] = self._make(cut, one, slots if attends else (), lane)
-            if len(self._made) > PROGRAMS:
-                self._made.popitem(last=False)
+            self._bytes += found.nbytes
+            while len(self._made) > 1 and (len(self._made) > PROGRAMS or self._bytes > PROGRAMS_BYTES):
+                self._bytes -= self._made.popitem(last=False)[1].nbytes
         else:
             self._made.move_to_end(key)
         return found

@@ -43,6 +43,7 @@ __all__ = [
     "CallAnswered",
     "CallRefused",
     "Fly",
+    "ForgetLane",
     "ForgetSession",
     "SeekHolder",
     "SessionScheduler",
@@ -105,6 +106,14 @@ class ForgetSession:
 
 
 @dataclass(frozen=True)
+class ForgetLane:
+    """Nodes are to forget what a flight in this lane left there. The lane is not used again."""
+
+    lane: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class SeekHolder:
     """No node that is there holds the part: have another one given it."""
 
@@ -119,7 +128,7 @@ class SupplyHolder:
     node: str
 
 
-Action = Fly | CallAnswered | CallRefused | ForgetSession | SeekHolder | SupplyHolder
+Action = Fly | CallAnswered | CallRefused | ForgetSession | ForgetLane | SeekHolder | SupplyHolder
 
 
 @dataclass(eq=False)
@@ -181,10 +190,13 @@ class SessionScheduler:
         self._nodes = nodes
         self._room = room
         self._lanes = list(range(lanes))
+        self._next_lane = lanes
         self._flights: dict[int, Flight] = {}
         self._numbers = 0
         self._slots: list[int] = []
         self._next_slot = 0
+        self._spent: set[int] = set()
+        """Slots in which a lost flight may still write: they are nobody's again."""
         self._now = 0.0
 
     # Events
@@ -193,9 +205,7 @@ class SessionScheduler:
         """A new session, of no token."""
         self._now = now
         self._numbers += 1
-        slot = self._slots.pop() if self._slots else self._next_slot
-        self._next_slot = max(self._next_slot, slot + 1)
-        session = DecoderSession(self._numbers, owner, slot, now)
+        session = DecoderSession(self._numbers, owner, self._new_slot(), now)
         self.sessions[session.number] = session
         return session
 
@@ -305,12 +315,15 @@ class SessionScheduler:
         now: float,
         *,
         again: bool,
+        clean: bool,
         lacks: tuple[int, str] | None = None,
     ) -> list[Action]:
         """A flight did not come to its end.
 
         Args:
             again: a node went, so that it may be tried again; else the error is of what was asked.
+            clean: nothing of it can still run on a node. Else its lane and its sessions' slots are numbered
+                anew: what it may still write is looked for by nobody.
             lacks: the part, and its node, that says it does not have what it was given, or stored.
         """
         self._now = now
@@ -318,14 +331,25 @@ class SessionScheduler:
         if flight is None:
             return []
         found: list[Action] = [SupplyHolder(*lacks)] if lacks is not None else []
+        if not clean:
+            self._lanes[self._lanes.index(flight.lane)] = self._next_lane
+            self._next_lane += 1
+            found.append(ForgetLane(flight.lane, tuple(sorted({*flight.place}))))
         several = len(flight.chunks) > 1
         for chunk in flight.chunks:
             session = self._back(chunk)
             if session is None:
                 continue
+            if not clean:
+                self._spent.add(chunk.slot)
             if session.closing:
                 found += self._forget(session)
                 continue
+            if not clean:
+                found.append(ForgetSession(chunk.slot, tuple(sorted(session.nodes))))
+                session.slot, session.place, session.lives = self._new_slot(), (), ()
+                session.nodes.clear()
+                self._keep(session, 0)
             self._keep(session, min(session.stored, session.length, chunk.start))
             if lacks is not None:
                 self._keep(session, 0)
@@ -347,7 +371,10 @@ class SessionScheduler:
 
     def freed(self, slot: int) -> None:
         """Nodes have forgotten what was in the slot."""
-        self._slots.append(slot)
+        if slot in self._spent:
+            self._spent.discard(slot)
+        else:
+            self._slots.append(slot)
 
     def look(self, now: float) -> list[Action]:
         """Something has changed with the nodes: who is there, or who holds what."""
@@ -401,13 +428,13 @@ class SessionScheduler:
             return f"no node that is there holds part {part}: {self._nodes.why(part)}"
         return f"{len(self._flights)} trips of other sessions are under way"
 
-    def stored_bytes(self, node: str, but: DecoderSession | None = None) -> int:
-        """What sessions store on a node; `but`: without this one."""
+    def stored_bytes(self, node: str, but: DecoderSession | None = None, owner: str | None = None) -> int:
+        """What sessions store on a node; `but`: without this one; `owner`: only that one's."""
         return sum(
             self._bytes(session, part, session.length)
             for session in self.sessions.values()
             for part, at in enumerate(session.place)
-            if at == node and session is not but
+            if at == node and session is not but and owner in (None, session.owner)
         )
 
     def check(self) -> None:
@@ -417,6 +444,9 @@ class SessionScheduler:
         slots = [session.slot for session in self.sessions.values()]
         assert len(set(slots)) == len(slots), "a slot is two sessions'"
         assert not set(slots) & set(self._slots), "a slot in use is free"
+        assert not self._spent & {*slots, *self._slots}, "a slot that a lost flight writes in is used again"
+        lanes = [*self._lanes, *(flight.lane for flight in self._flights.values())]
+        assert len(set(lanes)) == len(lanes), "a lane is two flights'"
         for session in self.sessions.values():
             assert session.stored <= session.length or session.number in flying, (
                 "more is stored than there is"
@@ -429,6 +459,11 @@ class SessionScheduler:
 
     # Inside
 
+    def _new_slot(self) -> int:
+        slot = self._slots.pop() if self._slots else self._next_slot
+        self._next_slot = max(self._next_slot, slot + 1)
+        return slot
+
     def _require_idle(self, session: DecoderSession) -> None:
         flies = any(c.session == session.number for f in self._flights.values() for c in f.chunks)
         if session.phase is not DecodePhase.IDLE or flies:
@@ -437,7 +472,10 @@ class SessionScheduler:
     def _no_room(
         self, session: DecoderSession, place: Sequence[str], tokens: int
     ) -> ResourceExhausted | None:
-        """Why nodes cannot store so many tokens of the session, if they cannot."""
+        """Why nodes cannot store so many tokens of the session, if they cannot.
+
+        An owner may have as much of a node as is left free after it, as of other bounds (bounds/budget.py).
+        """
         for node in dict.fromkeys(place):
             parts = [part for part, at in enumerate(place) if at == node]
             size = sum(self._bytes(session, part, tokens) for part in parts)
@@ -447,6 +485,13 @@ class SessionScheduler:
                     f"bound cache-bytes: other sessions store {used:,} bytes on node {node!r}, which has "
                     f"{room:,} for them; {size:,} more do not fit: close sessions, or start the node with a "
                     "larger --memory-limit"
+                )
+            own = self.stored_bytes(node, session, session.owner) + size
+            if session.owner and size and own > (free := room - used - size):
+                return ResourceExhausted(
+                    f"bound cache-bytes: your sessions would store {own:,} bytes on node {node!r}, and leave "
+                    f"{free:,} free; one may have as much as it leaves: close sessions, or start the node "
+                    "with a larger --memory-limit"
                 )
         return None
 
@@ -542,14 +587,13 @@ class SessionScheduler:
         place: list[str] = []
         for part, forms in enumerate(self.form.caches):
             holders = self._nodes.holders(part)
-            there = [n for n in holders if self._nodes.state(n) in (NodeState.READY, NodeState.DRAINING)]
+            ready = [n for n in holders if self._nodes.state(n) is NodeState.READY]
             old = session.place[part] if session.place else ""
-            if old in there:
+            if old in ready:
                 place.append(old)
                 continue
             if old and forms and self._nodes.state(old) is NodeState.SUSPECT:
                 return None, None  # it may be back with what it stores
-            ready = [n for n in there if self._nodes.state(n) is NodeState.READY] or there
             if not ready:
                 suspect = any(self._nodes.state(n) is NodeState.SUSPECT for n in holders)
                 return None, None if suspect else part
@@ -576,7 +620,9 @@ class SessionScheduler:
             self._turn(session, DecodePhase.FLIES)
         rows = next(n for n in self.form.rows if n >= sum(len(chunk.ids) for chunk in chunks))
         self._numbers += 1
-        flight = Flight(self._numbers, self._lanes.pop(0), rows, place, tuple(chunks))
+        flight = Flight(
+            self._numbers, self._lanes.pop(0), rows, place, tuple(sorted(chunks, key=lambda c: c.slot))
+        )
         self._flights[flight.number] = flight
         return flight
 

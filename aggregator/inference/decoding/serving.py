@@ -22,6 +22,7 @@ from aggregator.inference.decoding.programs import (
     FlightPrograms,
     RowsCut,
     cache_scope,
+    lane_of,
     rows_shape,
     slot_scope,
 )
@@ -31,6 +32,7 @@ from aggregator.inference.decoding.scheduling import (
     CallRefused,
     DecoderSession,
     Fly,
+    ForgetLane,
     ForgetSession,
     SeekHolder,
     SessionScheduler,
@@ -106,6 +108,11 @@ class DecoderServing:
         self._machine: SessionScheduler | None = None
         self._answers: dict[int, asyncio.Future[Array]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._owed: dict[str, dict[str, str]] = {}
+        """Scope that nodes are to drop -> node that has not said that it has -> its life then."""
+        self._slots_owed: dict[str, int] = {}
+        """Of a session's scope: its slot, which is free once nobody owes it any more."""
+        self._dropping: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._ready: asyncio.Task[None] | None = None
         self._closed = False
@@ -173,6 +180,9 @@ class DecoderServing:
             return
         if self._holders is not None:
             self._holders.ensure()
+        for scope in [scope for scope in self._owed if scope not in self._dropping]:
+            if any(self._membership.live(node) for node in self._owed[scope]):
+                self._start(self._drop(scope))
         if self._machine is not None:
             self._perform(self._machine.look(time.monotonic()))
 
@@ -289,8 +299,12 @@ class DecoderServing:
                 case CallRefused(session, error):
                     log.info("a session's call ended badly: %s", told(self.machine.transitions))
                     self._end(session, error)
-                case ForgetSession():
-                    self._start(self._forget(action))
+                case ForgetSession(slot, nodes):
+                    scope = slot_scope(self._deployment, self.life, slot)
+                    self._slots_owed[scope] = slot
+                    self._owe(scope, nodes)
+                case ForgetLane(lane, nodes):
+                    self._owe(lane_of(self._deployment, self.life, lane), nodes)
                 case SeekHolder(part):
                     if self._holders is not None:
                         self._holders.seek(part, frozenset())
@@ -314,7 +328,7 @@ class DecoderServing:
         task.add_done_callback(self._tasks.discard)
 
     async def _fly(self, flight: Flight) -> None:
-        again, lacks = False, None
+        again, clean, lacks = False, False, None
         try:
             logits = await fly(self._trips, self._programs, self.form, self._cuts[flight.rows], flight)
             if not np.isfinite(logits).all():
@@ -322,31 +336,51 @@ class DecoderServing:
             self._perform(self.machine.landed(flight.number, logits, time.monotonic()))
             return
         except FlightLost as lost:
-            error, again, lacks = lost.error, lost.again, lost.lacks
+            error, again, clean, lacks = lost.error, lost.again, lost.clean, lost.lacks
         except EdgeAttentionError as problem:
             error = problem
         except Exception as problem:
             log.exception("a trip of sessions cannot go on")
             error = Internal(f"a trip of sessions cannot go on: {problem!r}")
         now = time.monotonic()
-        self._perform(self.machine.lost(flight.number, error, now, again=again, lacks=lacks))
+        self._perform(self.machine.lost(flight.number, error, now, again=again, clean=clean, lacks=lacks))
 
-    async def _forget(self, forget: ForgetSession) -> None:
-        """Have nodes drop what they store of a session; its slot is used again where all have said so."""
-        scope = slot_scope(self._deployment, self.life, forget.slot)
-        errands = [
-            Errand(f"forget.{node}", (node,), range(at, at + 1), (Drop((scope,)),))
-            for at, node in enumerate(forget.nodes)
-        ]
+    def _owe(self, scope: str, nodes: Sequence[str]) -> None:
+        """Have nodes drop what they store in a scope, whether they are there now or come back."""
+        members = ((node, self._membership.get(node)) for node in nodes)
+        self._owed[scope] = {node: member.register.instance for node, member in members if member is not None}
+        self._start(self._drop(scope))
+
+    async def _drop(self, scope: str) -> None:
+        """Have those that are there drop it; who is not, or does not say that it has, is asked again later
+        (`look`). A new process of a node has nothing of it."""
+        owed = self._owed[scope]
+        self._dropping.add(scope)
         try:
-            outcome = await self._trips.make(errands, FORGET_SECONDS, believed=(), patient=False)
-            if outcome.missing:
-                log.info("nodes keep what a session stored for now: %s", outcome.why)
-                return
+            for node, life in list(owed.items()):
+                member = self._membership.get(node)
+                if member is None or member.register.instance != life:
+                    del owed[node]
+            errands = [
+                Errand(f"forget.{node}", (node,), range(at, at + 1), (Drop((scope,)),))
+                for at, node in enumerate(owed)
+                if self._membership.live(node)
+            ]
+            if errands:
+                outcome = await self._trips.make(errands, FORGET_SECONDS, believed=(), patient=False)
+                for node in outcome.answered.values():
+                    owed.pop(node, None)
         except EdgeAttentionError as error:
             log.info("nodes keep what a session stored for now: %s", error)
+        finally:
+            self._dropping.discard(scope)
+        if owed:
+            log.info("nodes %s keep what a session stored for now", ", ".join(owed))
             return
-        self.machine.freed(forget.slot)
+        del self._owed[scope]
+        slot = self._slots_owed.pop(scope, None)
+        if slot is not None:
+            self.machine.freed(slot)
 
     def _set_clock(self) -> None:
         if self._timer is not None:

@@ -15,6 +15,7 @@ from aggregator.inference.decoding.scheduling import (
     CallAnswered,
     CallRefused,
     Fly,
+    ForgetLane,
     ForgetSession,
     SeekHolder,
     SessionScheduler,
@@ -34,7 +35,7 @@ from edge_attention.core.schedule.pieces import CacheForm, DecoderForm
 
 CACHE = CacheForm(2, 4, 4)
 ROWS = (1, 2, 4, 8, 16)
-EVENTS = ("open", "extend", "extend", "land", "land", "lose", "restart", "close", "cut")
+EVENTS = ("open", "extend", "extend", "land", "land", "lose", "late", "restart", "close", "cut")
 
 
 class Nodes:
@@ -113,10 +114,10 @@ def test_sessions_that_wait_go_together_and_short_ones_first(monkeypatch):
     assert not m.extend(two.number, [3], 0.2, 9.0)
     (second,) = flights(m.landed(first.number, logits(first), 1.0))
     assert [(c.session, len(c.ids)) for c in second.chunks] == [
+        (long.number, 4),
         (one.number, 1),
         (two.number, 1),
-        (long.number, 4),
-    ]
+    ], "by their slots"
     ended = m.landed(second.number, logits(second), 2.0)
     assert [tokens(a) for a in ended if isinstance(a, CallAnswered)] == [[2], [3]]
     (third,) = flights(ended)
@@ -146,7 +147,7 @@ def test_what_a_node_stored_that_has_gone_is_stored_again_by_who_takes_over():
     m.landed(flight.number, logits(flight), 0.0)
     (flight,) = flights(m.extend(session.number, [4], 0.0, 9.0))
     nodes.states["b"] = NodeState.LOST
-    (flight,) = flights(m.lost(flight.number, Unavailable("b went"), 1.0, again=True))
+    (flight,) = flights(m.lost(flight.number, Unavailable("b went"), 1.0, again=True, clean=False))
     assert flight.place == ("a", "c")
     assert (flight.chunks[0].start, flight.chunks[0].ids) == (0, (1, 2, 3, 4))
     (answer,) = m.landed(flight.number, logits(flight), 2.0)
@@ -196,7 +197,7 @@ def test_a_node_that_lacks_what_it_was_given_is_given_it_again():
     m, _ = machine()
     session = m.open("me", 0.0)
     (flight,) = flights(m.extend(session.number, [1], 0.0, 9.0))
-    actions = m.lost(flight.number, NotFound("gone"), 1.0, again=True, lacks=(1, "b"))
+    actions = m.lost(flight.number, NotFound("gone"), 1.0, again=True, clean=True, lacks=(1, "b"))
     assert actions[0] == SupplyHolder(1, "b")
     assert len(flights(actions)) == 1
 
@@ -207,8 +208,9 @@ def test_nodes_that_go_again_and_again_end_the_call():
     actions = m.extend(session.number, [1], 0.0, 9.0)
     for _ in range(scheduling.SESSION_TRIES):
         (flight,) = flights(actions)
-        actions = m.lost(flight.number, Unavailable("b went"), 1.0, again=True)
-    (refused,) = actions
+        actions = m.lost(flight.number, Unavailable("b went"), 1.0, again=True, clean=False)
+    assert [type(action) for action in actions] == [ForgetLane, ForgetSession, CallRefused]
+    refused = actions[-1]
     assert isinstance(refused.error, Unavailable)
     assert session.tokens == []
 
@@ -222,7 +224,7 @@ def test_whose_fault_it_is_shows_alone():
     (flight,) = m._flights.values()
     assert [c.session for c in flight.chunks] == [bad.number]
     assert not m.extend(good.number, [3], 0.0, 9.0)
-    (refused, fly) = m.lost(flight.number, Internal("no"), 1.0, again=False)
+    (refused, fly) = m.lost(flight.number, Internal("no"), 1.0, again=False, clean=True)
     assert refused.session == bad.number
     assert fly.flight.chunks[0].session == good.number
 
@@ -235,12 +237,12 @@ def test_of_several_each_is_tried_alone():
     m.extend(two.number, [3], 0.0, 9.0)
     (both,) = flights(m.landed(first.number, logits(first), 1.0))
     assert len(both.chunks) == 2
-    (alone,) = flights(m.lost(both.number, Internal("no"), 2.0, again=False))
+    (alone,) = flights(m.lost(both.number, Internal("no"), 2.0, again=False, clean=True))
     assert len(alone.chunks) == 1
     actions = m.landed(alone.number, logits(alone), 3.0)
     (other,) = flights(actions)
     assert len(other.chunks) == 1
-    (refused,) = m.lost(other.number, Internal("no"), 4.0, again=False)
+    (refused,) = m.lost(other.number, Internal("no"), 4.0, again=False, clean=True)
     assert refused.session == two.number
     m.check()
 
@@ -329,6 +331,61 @@ def test_rows_are_where_their_parts_store_them():
     m.check()
 
 
+def test_what_a_lost_flight_still_writes_is_looked_for_by_nobody():
+    """Its node was cut off in the middle of it, and goes on when it is back."""
+    m, _ = machine()
+    session, other = m.open("me", 0.0), m.open("you", 0.0)
+    (first,) = flights(m.extend(session.number, [1, 2], 0.0, 9.0))
+    m.landed(first.number, logits(first), 0.0)
+    (lost,) = flights(m.extend(session.number, [3], 0.0, 9.0))
+    actions = m.lost(lost.number, Unavailable("b went"), 1.0, again=True, clean=False)
+    assert actions[:2] == [ForgetLane(lost.lane, ("a", "b")), ForgetSession(lost.slots[0], ("a", "b"))]
+    (again,) = flights(actions)
+    assert again.lane != lost.lane
+    assert again.slots != lost.slots
+    assert again.chunks[0].ids == (1, 2, 3), "all of it is stored anew"
+    m.freed(lost.slots[0])
+    assert m.open("me", 1.0).slot not in (*lost.slots, *again.slots, other.slot)
+    m.check()
+
+
+def test_a_flight_whose_nodes_all_said_that_it_ended_leaves_lane_and_slot_as_they_were():
+    m, _ = machine()
+    session = m.open("me", 0.0)
+    (first,) = flights(m.extend(session.number, [1, 2], 0.0, 9.0))
+    (again,) = flights(m.lost(first.number, Unavailable("b drains"), 1.0, again=True, clean=True))
+    assert (again.lane, again.slots) == (first.lane, first.slots)
+
+
+def test_sessions_of_a_node_that_drains_go_on_elsewhere():
+    m, nodes = machine(Nodes(p0=["a"], p1=["b", "c"]))
+    session = m.open("me", 0.0)
+    (flight,) = flights(m.extend(session.number, [1, 2], 0.0, 9.0))
+    m.landed(flight.number, logits(flight), 0.0)
+    nodes.states["b"] = NodeState.DRAINING
+    (flight,) = flights(m.extend(session.number, [3], 0.0, 9.0))
+    assert flight.place == ("a", "c")
+    assert flight.chunks[0].ids == (1, 2, 3)
+    m.landed(flight.number, logits(flight), 0.0)
+    nodes.states["c"] = NodeState.DRAINING
+    assert m.extend(session.number, [4], 0.0, 9.0) == [SeekHolder(1)]
+
+
+def test_one_owner_has_as_much_of_a_node_as_is_left_free():
+    m, _ = machine()
+    each = m.form.token_bytes(0) * scheduling.TILE
+    m, _ = machine(room=4 * each)
+    sessions = [m.open("me", 0.0) for _ in range(3)]
+    for session in sessions[:2]:
+        (flight,) = flights(m.extend(session.number, [1], 0.0, 9.0))
+        m.landed(flight.number, logits(flight), 0.0)
+    (refused,) = m.extend(sessions[2].number, [1], 0.0, 9.0)
+    assert isinstance(refused.error, ResourceExhausted)
+    assert "bound cache-bytes: your sessions" in refused.error.message
+    other = m.open("you", 0.0)
+    assert flights(m.extend(other.number, [1], 0.0, 9.0)), "another has what it left"
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_whatever_happens_answers_are_those_of_the_tokens_asked(data):
@@ -338,7 +395,8 @@ def test_whatever_happens_answers_are_those_of_the_tokens_asked(data):
     m, nodes = machine(Nodes(p0=["a", "c"], p1=["b", "c"]), draw(st.integers(1, 2)), by_tokens=by_tokens)
     now, asked = 0.0, {}
     stored: dict[tuple[int, int, str], list[int]] = {}
-    under_way = []
+    under_way, still = [], []
+    """`still`: lost ones, whose nodes may go on with them."""
 
     def perform(actions):
         for action in actions:
@@ -355,11 +413,36 @@ def test_whatever_happens_answers_are_those_of_the_tokens_asked(data):
                     m.freed(slot)
         m.check()
 
+    def write(flight, lives):
+        """Nodes store its rows, and, where it `lives`, look at what there is."""
+        for part, node in enumerate(flight.place):
+            places = part_places(flight, m.form, part, 0)
+            row = 0
+            for number, chunk in enumerate(flight.chunks):
+                own = stored.setdefault((chunk.slot, part, nodes.life(node)), [])
+                first, count, at = places[f"at.{number}"]
+                mine = [*chunk.ids, 0][first - row : first - row + count]
+                assert at <= len(own) or not lives, "a gap"
+                own[at : at + count] = mine
+                for offset in range(len(chunk.ids) if lives else 0):
+                    seen = own[: places["hi"][row + offset]]
+                    session = m.sessions.get(chunk.session)
+                    if session is None or session.number not in asked:
+                        continue
+                    past = session.tokens[: chunk.start + offset + 1]
+                    spans = chunk.spans
+                    if by_tokens:
+                        past = [
+                            t
+                            for i, t in enumerate(past)
+                            if any(s.part == part and s.start <= i < s.stop for s in spans)
+                        ]
+                    assert seen == past
+                row += len(chunk.ids)
+
     for _ in range(draw(st.integers(1, 40))):
         now += 0.1
-        event = draw(
-            st.sampled_from(["open", "extend", "extend", "land", "land", "lose", "restart", "close", "cut"])
-        )
+        event = draw(st.sampled_from(EVENTS))
         idle = [s for s in m.sessions.values() if s.number not in asked and not s.closing]
         flying = {c.session for f in under_way for c in f.chunks}
         idle = [s for s in idle if s.number not in flying]
@@ -376,35 +459,17 @@ def test_whatever_happens_answers_are_those_of_the_tokens_asked(data):
             m.truncate(session.number, draw(st.integers(0, session.length)), now)
         elif event == "close" and m.sessions:
             perform(m.close(draw(st.sampled_from(sorted(m.sessions))), now))
+        elif event == "late" and still:
+            write(still.pop(draw(st.integers(0, len(still) - 1))), False)
         elif event in ("land", "lose") and under_way:
             flight = under_way.pop(draw(st.integers(0, len(under_way) - 1)))
             if event == "lose":
-                perform(m.lost(flight.number, Unavailable("gone"), now, again=True))
+                clean = draw(st.booleans())
+                perform(m.lost(flight.number, Unavailable("gone"), now, again=True, clean=clean))
+                if not clean:
+                    still.append(flight)
                 continue
-            for part, node in enumerate(flight.place):
-                places = part_places(flight, m.form, part, 0)
-                row = 0
-                for number, chunk in enumerate(flight.chunks):
-                    own = stored.setdefault((chunk.slot, part, nodes.life(node)), [])
-                    first, count, at = places[f"at.{number}"]
-                    mine = [*chunk.ids, 0][first - row : first - row + count]
-                    assert at <= len(own), "a gap"
-                    own[at : at + count] = mine
-                    for offset in range(len(chunk.ids)):
-                        seen = own[: places["hi"][row + offset]]
-                        session = m.sessions.get(chunk.session)
-                        if session is None or session.number not in asked:
-                            continue
-                        past = session.tokens[: chunk.start + offset + 1]
-                        spans = chunk.spans
-                        if by_tokens:
-                            past = [
-                                t
-                                for i, t in enumerate(past)
-                                if any(s.part == part and s.start <= i < s.stop for s in spans)
-                            ]
-                        assert seen == past
-                    row += len(chunk.ids)
+            write(flight, True)
             perform(m.landed(flight.number, logits(flight), now))
         elif event == "restart" and not under_way:
             nodes.restart(draw(st.sampled_from("abc")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from decoder_runs import WholeDecoder
 from house import House, until
 
-from aggregator.inference.decoding import scheduling
+from aggregator.inference.decoding import programs, scheduling
 from aggregator.inference.decoding.programs import cache_scope
 from aggregator.inference.decoding.serving import DecoderServing
 from aggregator.inference.holding import roomiest
@@ -175,6 +176,64 @@ def test_what_nodes_store_is_freed_with_the_session(tmp_path):
         await until(lambda: not any("/a0/k" in name for name in fleet.stored("a")))
         with pytest.raises(NotFound, match="any more"):
             await fleet.extend(session, [1])
+
+
+def test_a_node_that_is_away_forgets_a_session_when_it_is_back(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, _ = await fleet.generates_as_the_file(0, 5, 1)
+        fleet.boxes["a"].disconnect()
+        fleet.serving.close_session(session.number)
+        await until(lambda: not any("/a0/k" in name for name in fleet.stored("c")))
+        assert any("/a0/k" in name for name in fleet.stored("a"))
+        assert fleet.serving.machine.open("me", 0.0).slot != session.slot, "it is not free yet"
+        fleet.boxes["a"].connect()
+        await until(lambda: not any("/a0/k" in name for name in fleet.stored("a")))
+        await until(lambda: not fleet.serving._owed)
+        assert fleet.serving.machine.open("me", 0.0).slot == session.slot
+
+
+def test_a_node_that_goes_on_with_a_lost_trip_changes_nobodys_numbers(tmp_path):
+    """Its stream broke in the middle; back again it runs what it was asked, beside the next trips."""
+
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, _ = await fleet.generates_as_the_file(0, 5, 1)
+        box, tokens = fleet.boxes["a"], list(session.tokens)
+        box.mute, asked = True, len(box.programs)
+        call = asyncio.create_task(fleet.extend(session, [1, 2, 3]))
+        await until(lambda: len(box.programs) > asked)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        lost = box.programs[asked:]
+        box.disconnect()
+        await until(lambda: not fleet.serving.machine._flights)
+        box.connect()
+        box.mute = False
+        whole = WholeDecoder(fleet.path)
+        wanted = [whole.step(token) for token in (*tokens, 9)][-1]
+        found = await fleet.extend(session, [9])
+        assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+        for program in lost:
+            list(box.execute(program))
+        wanted, found = whole.step(4), await fleet.extend(session, [4])
+        assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_programs_of_the_same_sessions_are_one_and_have_a_bound_in_bytes(tmp_path, monkeypatch):
+    @scenario(tmp_path)
+    async def _(fleet):
+        made = fleet.serving._programs._made
+        sessions = [fleet.serving.open("me") for _ in range(3)]
+        for order in itertools.permutations(range(3)):
+            await asyncio.gather(*(fleet.extend(sessions[at], [at]) for at in order))
+        known = {slots for _, _, _, slots, _ in made}
+        assert all(list(slots) == sorted(slots) for slots in known)
+        assert fleet.serving._programs._bytes == sum(call.nbytes for call in made.values())
+        monkeypatch.setattr(programs, "PROGRAMS_BYTES", 1)
+        await fleet.extend(fleet.serving.open("me"), [1])
+        assert len(made) == 1
 
 
 def test_what_is_refused_leaves_the_session_as_it_was(tmp_path):
