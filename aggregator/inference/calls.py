@@ -89,7 +89,8 @@ def weight_name(deployment: str, weight: KnownWeight) -> str:
 
 
 def changing_name(deployment: str, weight: Weight) -> str:
-    """Of a piece of a weight that changes: the same one for all versions, and for all shapes."""
+    """Of a piece of a weight that changes: the same one for all versions, and for all shapes, of which one
+    at a time has nodes given it (runner.py)."""
     piece = f"{weight.name}{weight.extent}"
     return f"{job_scope(deployment)}p/{sha256(piece.encode()).hexdigest()[:40]}"
 

@@ -33,6 +33,7 @@ AGAIN_SECONDS = 30.0
 GIVE_SECONDS = 3600.0
 """What a node is given takes no longer: it is a model's weights, over a slow link."""
 
+_NO_VERSION = -1
 _FINAL = (ResourceExhausted, InvalidArgument, PermissionDenied)
 """What a node says that waiting does not mend."""
 
@@ -114,6 +115,7 @@ class ShapeHolders:
         self._say: Told = lambda node, done, total: None
         self._news = asyncio.Event()
         self._closed = False
+        self._resting = False
         self.load = load
 
     # PartsNodes
@@ -130,7 +132,7 @@ class ShapeHolders:
         return tuple(node for node in self._assigned[part] if self._holds(part, node))
 
     def _holds(self, part: int, node: str) -> bool:
-        life, version = self._given.get((part, node), ("", -1))
+        life, version = self._given.get((part, node), ("", _NO_VERSION))
         return version == self._version and (life == self.life(node) or not self._membership.live(node))
 
     # What is done about it
@@ -167,7 +169,7 @@ class ShapeHolders:
     def ensure(self, say: Told | None = None) -> None:
         """Have every node that is there given what it is to hold and does not."""
         self._say = say or self._say
-        if self._closed:
+        if self._closed or self._resting:
             return
         for node in self.nodes:
             if node in self._giving or not self._membership.live(node):
@@ -191,11 +193,28 @@ class ShapeHolders:
         Nothing may run meanwhile that is to be of the version before. What a node was given of an earlier
         version is not taken from it: pieces of one name are written over.
         """
+        self._resting = False
         self._version, self._changing = version, pieces
         self.ensure()
 
+    async def rest(self, seconds: float) -> bool:
+        """Give nobody anything until `renew`: what changes is another shape's from now on.
+
+        What is under way is waited for, not called back: a node may store what it was sent already, and must
+        not after what it is sent for that other shape. Whether that is over, in `seconds` at most. Then
+        nobody holds a part of this shape.
+        """
+        self._resting = True
+        tasks = list(self._giving.values())
+        if tasks and (await asyncio.wait(tasks, timeout=seconds))[1]:
+            return False
+        self._given = {key: (life, _NO_VERSION) for key, (life, _) in self._given.items()}
+        return True
+
     def seek(self, part: int, without: frozenset[str]) -> None:
         """No node that is there holds the part: have one that is not in `without` given it."""
+        if self._resting:
+            return
         self.ensure()
         if any(node in self._giving for node in self._assigned[part] if node not in without):
             return

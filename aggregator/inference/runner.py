@@ -107,6 +107,7 @@ class ModelRunner:
         version: ChangingWeights | None = None,
         may: Callable[[int, str], bool] = lambda part, node: True,
         known: dict[Weight, KnownWeight] | None = None,
+        seek: bool = False,
     ) -> None:
         """Have nodes given what they need to run `schedule`: requests of that shape can come then.
 
@@ -120,9 +121,11 @@ class ModelRunner:
             warmed: told of each segment as it ran with zeros before there are requests, also after this has
                 returned.
             terms: in place of `halves`, where there is more to be said.
-            version: of the weights that change (`terms.changing`), the one to begin with.
+            version: of the weights that change (`terms.changing`), the one to begin with. Shapes of one
+                deployment share these, too: the others of its shapes rest, until they are renewed.
             known: weights that need not be hashed; those that were hashed now are put there.
             may: whether a node may hold a part, where its own nodes have gone.
+            seek: a part whose nodes have gone is given to another one now, and not when a request needs it.
 
         Returns when each part is held by a node that is there, and by as many of its nodes as are. What is
         there of that shape already is replaced, and not sent again. Where this raises, it goes on giving
@@ -149,6 +152,8 @@ class ModelRunner:
         if known is not None:
             known.update(deployed.weights)
             deployed.weights = known
+        if version is not None:
+            await self._rest(deployed, tuple(deployed.shapes), until)
         if shape in deployed.shapes:
             await self._end_shape(deployed, shape)
         pieces = await asyncio.to_thread(
@@ -180,15 +185,17 @@ class ModelRunner:
             held.renew(version.number, await _pieces_of_version(deployment, course, terms, version))
         deployed.shapes[shape] = ShapeOfModel(course, calls, held, graphs)
         held.ensure(say)
-        if not await held.settled(max(until - time.monotonic(), 0.0)):
+        if not await held.settled(max(until - time.monotonic(), 0.0), seek=seek):
             part = held.lacking[0]
             raise DeadlineExceeded(f"no node holds part {part} after {seconds:.3g} s: {held.why(part)}")
 
     async def renew(self, deployment: str, shape: str, version: ChangingWeights, seconds: float) -> None:
         """Have the nodes given the weights that change, for requests of that shape from now on.
 
-        To be called when no request of that shape is under way. Returns as `prepare` does; a part whose nodes
-        have gone is given to another one.
+        To be called when no request of the deployment is under way, and no other call of this or of
+        `prepare`. The deployment's other shapes of such weights rest until they are renewed: a node has one
+        copy, and it is this shape's. Returns as `prepare` does; a part whose nodes have gone is given to
+        another one.
 
         Raises:
             NotFound: nothing is deployed so.
@@ -197,6 +204,8 @@ class ModelRunner:
         made = self._shape(deployment, shape)
         until = time.monotonic() + seconds
         pieces = await _pieces_of_version(deployment, made.course, made.calls.terms, version)
+        deployed = self._deployed[deployment]
+        await self._rest(deployed, [name for name in deployed.shapes if name != shape], until)
         made.holders.renew(version.number, pieces)
         if not await made.holders.settled(max(until - time.monotonic(), 0.0), seek=True):
             part = made.holders.lacking[0]
@@ -346,6 +355,18 @@ class ModelRunner:
         if made is None:
             raise NotFound(f"nothing is deployed as {deployment[:80]!r} for inputs of shape {shape[:80]!r}")
         return made
+
+    async def _rest(self, deployed: _Deployed, shapes: Sequence[str], until: float) -> None:
+        """Have no version of these shapes' given to nodes. Raises DeadlineExceeded."""
+        for name in shapes:
+            made = deployed.shapes.get(name)
+            if made is None or not made.calls.terms.changing:
+                continue
+            if not await made.holders.rest(max(until - time.monotonic(), 0.0)):
+                raise DeadlineExceeded(
+                    f"nodes are still being given weights for inputs of shape {name[:80]!r}: they are given "
+                    "those of another shape after that"
+                )
 
     async def _end_shape(self, deployed: _Deployed, shape: str) -> tuple[str, ...]:
         """Nothing goes on of it any more. Returns the nodes that have something of it."""

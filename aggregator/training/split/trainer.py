@@ -128,9 +128,13 @@ class SplitTrainer:
             active.update(round=current.number, version=current.number)
             return ""
         self._schedules = await asyncio.to_thread(self._load)
+        begun = await asyncio.to_thread(self._state.record, self._id, 0) is not None
+        if begun:
+            # Its nodes are expected back, before their parts go to others.
+            self._services.membership.expect(self._plan.nodes, time.monotonic())
         samples, zeroth = await self._samples()
         turns = SampleTurns(samples.count, job.batch, self._piece, job.holdout, job.seed)
-        if self._state.record(self._id, 0) is None:
+        if not begun:
             await to_the_end(
                 asyncio.to_thread(self._versions.begin, {**zeroth, "samples": vars(turns.samples)})
             )
@@ -170,7 +174,7 @@ class SplitTrainer:
         link = self._services.link
         sent, received = dict(link.bytes_sent), dict(link.bytes_received)
         began = time.perf_counter()
-        positions = turns.of_step(number)
+        positions = await asyncio.to_thread(turns.of_step, number)
         done = await self._gradients(current, positions, samples, CUT, gradients=True)
         loss, gradients, norm = await asyncio.to_thread(done.sum.mean, self._job.clip)
         require_finite(loss, number)
@@ -360,6 +364,7 @@ class SplitTrainer:
             terms=self._terms,
             version=changing,
             may=may,
+            seek=True,
         )
         self._prepared.add(shape)
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from house import House
+from house import House, until
 from small_cut import SmallCut
 
 from aggregator.inference import delivery
@@ -31,26 +31,61 @@ class Trained:
         weights = {name: array.copy() for name, array in self.cut.weights.items()}
         return ChangingWeights(self.version, lambda weight: take(weights[weight.name], weight.extent))
 
-    async def prepare(self, holders, **options):
+    async def prepare(self, holders, shape="s", **options):
         terms = CallTerms(changing=CHANGING)
         await self.house.runner.prepare(
-            "m", "s", self.cut.schedule, self.cut, holders, seconds=30.0, terms=terms, version=self.changing,
-            **options,
+            "m", shape, self.cut.schedule, self.cut, holders, seconds=30.0, terms=terms,
+            version=self.changing, **options,
         )  # fmt: skip
 
-    async def next(self, seconds=30.0):
+    async def next(self, seconds=30.0, shape="s"):
         """The next version: all that changes is another."""
         self.version += 1
         rng = np.random.default_rng(self.version)
         for name in CHANGING:
             array = self.cut.weights[name]
             array += rng.standard_normal(array.shape).astype(np.float32) / 10
-        await self.house.runner.renew("m", "s", self.changing, seconds)
+        await self.house.runner.renew("m", shape, self.changing, seconds)
 
-    async def exact(self, seed=0):
-        answer = await self.house.runner.infer("m", "s", self.cut.feeds(seed), 30.0)
+    async def exact(self, seed=0, shape="s"):
+        answer = await self.house.runner.infer("m", shape, self.cut.feeds(seed), 30.0)
         np.testing.assert_allclose(answer.results["out"], self.cut.whole(self.cut.feeds(seed)), atol=2e-5)
         return answer
+
+
+class Gate:
+    """What changes is held on its way to nodes until it is let through."""
+
+    def __init__(self, house):
+        self.held, self._runner = [], house.runner
+        self._renew = house.runner._deliveries.renew
+        house.runner._deliveries.renew = self._gated
+
+    async def _gated(self, node, pieces, seconds):
+        self.held.append((turn := asyncio.Event(), over := asyncio.Event()))
+        await turn.wait()
+        try:
+            await self._renew(node, pieces, seconds)
+        finally:
+            over.set()
+
+    def giving(self):
+        return sum(len(s.holders._giving) for s in self._runner._deployed["m"].shapes.values())
+
+    async def full(self):
+        """All that is being given is held."""
+        await until(lambda: self.giving() and len(self.held) == self.giving())
+
+    async def open(self, which=0):
+        """One after the other, each over before the next: the first of those held, or the last (-1)."""
+        while self.giving():
+            await self.full()
+            turn, over = self.held.pop(which)
+            turn.set()
+            await over.wait()
+            left = len(self.held)
+            await until(lambda left=left: self.giving() == left or len(self.held) > left)
+        self._runner._deliveries.renew = self._renew
 
 
 @asynccontextmanager
@@ -127,5 +162,71 @@ def test_a_part_goes_to_nobody_who_may_not_hold_it_and_the_wait_says_for_whom(tm
             with pytest.raises(DeadlineExceeded, match=r"part 1 after 0\.3 s: node 'b' is lost"):
                 await model.next(0.3)
             assert "job/m/" not in " ".join(model.boxes["c"].node.store._held)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("order", [0, -1])
+@pytest.mark.parametrize(("before", "after"), [("evaluate", "s"), ("s", "evaluate")])
+def test_a_new_life_is_given_the_weights_of_the_shape_that_was_renewed_last(tmp_path, before, after, order):
+    async def scenario():
+        async with trained(tmp_path) as model:
+            for shape in (after, before):
+                await model.prepare({0: ["a"], 1: ["b"]}, shape)
+            for _ in range(5):
+                await model.next(shape=before)
+            await model.exact(shape=before)
+            for _ in range(4):
+                await model.next(shape=after)
+            await model.exact(shape=after)
+            gate = Gate(model.house)
+            model.boxes["b"].disconnect()
+            model.boxes["b"].connect(fresh=True)
+            await gate.full()
+            await gate.open(order)
+            await model.exact(shape=after)
+            await model.next(shape=before)
+            await model.exact(1, shape=before)
+
+    asyncio.run(scenario())
+
+
+def test_a_shape_is_renewed_once_the_other_shapes_weights_are_on_no_way_any_more(tmp_path):
+    async def scenario():
+        async with trained(tmp_path) as model:
+            for shape in ("s", "evaluate"):
+                await model.prepare({0: ["a"], 1: ["b"]}, shape)
+            gate = Gate(model.house)
+            model.boxes["b"].disconnect()
+            model.boxes["b"].connect(fresh=True)
+            await gate.full()
+            waiting = asyncio.create_task(model.next())
+            await until(lambda: model.house.runner._deployed["m"].shapes["evaluate"].holders._resting)
+            assert gate.giving() == 1, "nothing is given for the other shape meanwhile"
+            await gate.open()
+            await waiting
+            await model.exact()
+
+            gate = Gate(model.house)
+            model.boxes["b"].disconnect()
+            model.boxes["b"].connect(fresh=True)
+            await gate.full()
+            with pytest.raises(DeadlineExceeded, match="still being given weights for inputs of shape 's'"):
+                await model.next(0.05, "evaluate")
+            await gate.open()
+            await model.next(shape="evaluate")
+            await model.exact(shape="evaluate")
+
+    asyncio.run(scenario())
+
+
+def test_a_shape_that_is_prepared_after_a_node_has_gone_has_its_part_elsewhere(tmp_path):
+    async def scenario():
+        async with trained(tmp_path, "abc") as model:
+            await model.prepare({0: ["a"], 1: ["b"]})
+            model.boxes["b"].lose()
+            await model.prepare({0: ["a"], 1: ["b"]}, "evaluate", seek=True)
+            answer = await model.exact(shape="evaluate")
+            assert "b" not in {one.node for one in answer.segments}
 
     asyncio.run(scenario())
