@@ -65,6 +65,8 @@ __all__ = ["SplitTrainer"]
 
 log = logging.getLogger(__name__)
 
+PASSES = 8
+"""Tries at one step, each spoiled by the restart of a node that reads samples; more are not made."""
 SAY_SECONDS = 2.0
 """After so long without a piece those who watch are told what is waited for."""
 
@@ -88,7 +90,9 @@ class SplitTrainer:
         self._versions = SplitVersions(self._id, job, plan, services.parameters)
         self._piece = job.batch // job.micro_batches
         self._prepared: set[str] = set()
+        self._known: StepSamples | None = None
         self._lives: tuple[str, ...] = ()
+        """Of the nodes that read samples, the processes whose rows are `_known`."""
 
     async def train(self) -> str:
         """Why it ended before its last round, or nothing. Raises EdgeAttentionError if it cannot go on."""
@@ -152,7 +156,7 @@ class SplitTrainer:
                 and (await asyncio.to_thread(self._record, number)).evaluation is None
             ):
                 active.evaluating = True
-                await self._evaluate(current, turns, samples)
+                await self._evaluate(current, turns)
             if number > 0 and active.evaluating:
                 active.evaluating = False
                 active.update()
@@ -162,20 +166,19 @@ class SplitTrainer:
                 spent = time.monotonic() - began
                 if why := await asyncio.to_thread(self._stops, number, spent, turns):
                     return why
-            samples, _ = await self._samples(samples)
-            current = await self._round(current, turns, samples)
+            current = await self._round(current, turns)
 
     def _due(self, number: int, turns: SampleTurns) -> bool:
         return turns.held > 0 and evaluation_due(self._job, number)
 
-    async def _round(self, current: SplitVersion, turns: SampleTurns, samples: StepSamples) -> SplitVersion:
+    async def _round(self, current: SplitVersion, turns: SampleTurns) -> SplitVersion:
         """One step: gradients, the optimizer's step, a durable commit; then, and only then, it is known."""
         number = current.number + 1
         link = self._services.link
         sent, received = dict(link.bytes_sent), dict(link.bytes_received)
         began = time.perf_counter()
         positions = await asyncio.to_thread(turns.of_step, number)
-        done = await self._gradients(current, positions, samples, CUT, gradients=True)
+        done = await self._pass(current, positions, CUT, gradients=True)
         loss, gradients, norm = await asyncio.to_thread(done.sum.mean, self._job.clip)
         require_finite(loss, number)
         seconds = dict(done.seconds)
@@ -212,10 +215,10 @@ class SplitTrainer:
         active.evaluating = self._due(record.number, turns)
         active.update(round=record.number, version=record.version)
 
-    async def _evaluate(self, current: SplitVersion, turns: SampleTurns, samples: StepSamples) -> None:
+    async def _evaluate(self, current: SplitVersion, turns: SampleTurns) -> None:
         began = time.perf_counter()
         held = await asyncio.to_thread(turns.held_out)
-        done = await self._gradients(current, held, samples, EVALUATE, gradients=False)
+        done = await self._pass(current, held, EVALUATE, gradients=False)
         evaluation = Evaluation(len(held), done.mean_loss, done.metrics)
         number, spent = current.number, time.perf_counter() - began
 
@@ -230,6 +233,27 @@ class SplitTrainer:
         self._metrics.evaluated(self._id, evaluation)
 
     # One pass of some samples through the parts
+
+    async def _pass(self, version: SplitVersion, positions: Int64, shape: str, *, gradients: bool) -> _Pass:
+        """As `_gradients`, of rows that were matched as they were read, from the first piece to the last.
+
+        A node that reads samples and was restarted meanwhile may have another file: what came of it counts
+        no more, its rows are matched again, and all pieces are run again.
+
+        Raises:
+            FailedPrecondition: the samples are others now; or a node was restarted in each of PASSES.
+        """
+        for _ in range(PASSES):
+            samples, _ = await self._samples()
+            done = await self._gradients(version, positions, samples, shape, gradients=gradients)
+            if self._lives == (lives := self._lives_now()):
+                return done
+            log.warning("run %s: a node that reads samples was restarted in a step: again", self._id)
+        restarted = [n for n, old, new in zip(self._readers, self._lives, lives, strict=True) if old != new]
+        raise FailedPrecondition(
+            f"node {', '.join(restarted)}, which reads samples, was restarted in each of {PASSES} tries at "
+            "one step: see in its log why it ends, and start the run anew"
+        )
 
     async def _gradients(
         self, version: SplitVersion, positions: Int64, samples: StepSamples, shape: str, *, gradients: bool
@@ -374,20 +398,30 @@ class SplitTrainer:
         names = (CUT, EVALUATE) if self._job.holdout else (CUT,)
         return {name: CutFolder(self._cut / MODEL, self._cut / name).schedule() for name in names}
 
-    async def _samples(self, known: StepSamples | None = None) -> tuple[StepSamples, dict[str, Any]]:
-        """The samples, and what the run's record 0 says of them; `known`, while that is what they are."""
+    @property
+    def _readers(self) -> tuple[str, ...]:
+        """The nodes that read samples of their own."""
+        if not self._job.data.on_nodes:
+            return ()
+        read = [self._plan.holders.get(part.part, ()) for part in self._plan.parts if part.read]
+        return tuple(dict.fromkeys(node for nodes in read for node in nodes))
+
+    def _lives_now(self) -> tuple[str, ...]:
+        members = (self._services.membership.get(node) for node in self._readers)
+        return tuple(member.register.instance if member is not None else "" for member in members)
+
+    async def _samples(self) -> tuple[StepSamples, dict[str, Any]]:
+        """The samples, and what the run's record 0 says of them; those of before, while they are that."""
         plan, job = self._plan, self._job
+        lives = self._lives_now()
+        if self._known is not None and lives == self._lives:
+            return self._known, {}
         terms = CallTerms(changing=frozenset(plan.names))
         if not job.data.on_nodes:
             self._terms = terms
-            if known is not None:
-                return known, {}
             path = await asyncio.to_thread(self._state.blob_path, job.data.file)
-            return await asyncio.to_thread(OwnSamples, path, plan.inputs), {}
-        members = (self._services.membership.get(node) for node in plan.nodes)
-        lives = tuple(member.register.instance if member is not None else "" for member in members)
-        if known is not None and lives == self._lives:
-            return known, {}
+            self._known = await asyncio.to_thread(OwnSamples, path, plan.inputs)
+            return self._known, {}
         where = OnNodes(
             self._id, job, plan, self._services, self._active.identity_key, self._patience, self._tell
         )
@@ -399,7 +433,7 @@ class SplitTrainer:
                     "the samples on the nodes are no longer those the run began with; start a new run"
                 )
             views = {name: TableView.from_json(view) for name, view in zeroth["views"].items()}
-        self._lives = lives
+        self._known, self._lives = samples, lives
         releases = part_releases(self._schedules.values(), views)
         texts = tuple(release.text for release in releases.values())
         self._terms = replace(terms, reads=reads_of(views, plan.labels), releases=texts)

@@ -1,0 +1,84 @@
+"""Rows of nodes that are restarted while a step is under way: none is taken for another one's."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from aggregator.training.split import trainer
+from aggregator.training.split.plan import CUT
+from aggregator.training.split.samples import INPUT_ROWS, LABEL_ROWS, AlignedSamples
+from edge_attention.core.errors import FailedPrecondition
+
+NODES = ("a", "b", "c")
+
+
+class Run(trainer.SplitTrainer):
+    """A run whose nodes a and c read samples. `restarts`: who is restarted in its next passes, and what its
+    file is then."""
+
+    def __init__(self, monkeypatch, *restarts):
+        self.restarts, self.passed, self.file = list(restarts), [], np.arange(4)
+        self.fingerprint = "as it began"
+        lives = {name: SimpleNamespace(instance=f"{name}0") for name in NODES}
+        self.members = {name: SimpleNamespace(register=life) for name, life in lives.items()}
+        monkeypatch.setattr(trainer, "OnNodes", lambda *_: self)
+        monkeypatch.setattr(trainer, "part_releases", lambda *_: {})
+        monkeypatch.setattr(trainer, "reads_of", lambda *_: {})
+        self._id, self._patience, self._known, self._lives, self._schedules = "run", 1.0, None, (), {}
+        self._active = SimpleNamespace(identity_key=b"")
+        self._job = SimpleNamespace(data=SimpleNamespace(on_nodes=True))
+        parts = [SimpleNamespace(part=at, read=read) for at, read in enumerate((("x",), (), ("y",)))]
+        holders = {at: (name,) for at, name in enumerate(NODES)}
+        self._plan = SimpleNamespace(nodes=NODES, parts=parts, holders=holders, names=("w",), labels=("y",))
+        self._services = SimpleNamespace(membership=self.members)
+        zeroth = {"fingerprint": self.fingerprint, "views": {}}
+        self._state = SimpleNamespace(record=lambda run, number: zeroth)
+
+    async def samples(self):
+        rows = {INPUT_ROWS: self.file, LABEL_ROWS: np.arange(4)}
+        return AlignedSamples(rows), SimpleNamespace(fingerprint=self.fingerprint), {}
+
+    async def _gradients(self, version, positions, samples, shape, *, gradients):
+        self.passed.append(samples.feeds(positions)[INPUT_ROWS].tolist())
+        if self.restarts:
+            node, file, self.fingerprint = self.restarts.pop(0)
+            register = self.members[node].register
+            register.instance += "'"
+            self.file = np.array(file)
+        return f"pass {len(self.passed)}"
+
+    def step(self):
+        return asyncio.run(self._pass(None, np.arange(4), CUT, gradients=True))
+
+
+AS_BEGUN = "as it began"
+
+
+def test_rows_that_were_reordered_in_the_middle_are_matched_again_and_all_pieces_run_again(monkeypatch):
+    run = Run(monkeypatch, ("a", [3, 2, 1, 0], AS_BEGUN))
+    assert run.step() == "pass 2"
+    assert run.passed == [[0, 1, 2, 3], [3, 2, 1, 0]]
+    run.step()
+    assert run.passed[2] == [3, 2, 1, 0], "the next step has the rows as they are now"
+
+
+def test_other_samples_after_a_restart_in_the_middle_end_the_run(monkeypatch):
+    run = Run(monkeypatch, ("c", [0, 1, 2, 3], "others"))
+    with pytest.raises(FailedPrecondition, match="no longer those the run began with"):
+        run.step()
+
+
+def test_the_restart_of_a_node_that_reads_nothing_costs_no_pass(monkeypatch):
+    run = Run(monkeypatch, ("b", [0, 1, 2, 3], AS_BEGUN))
+    assert run.step() == "pass 1"
+
+
+def test_a_node_that_is_restarted_in_each_pass_is_named(monkeypatch):
+    run = Run(monkeypatch, *[("c", [0, 1, 2, 3], AS_BEGUN)] * trainer.PASSES)
+    with pytest.raises(FailedPrecondition, match="node c, which reads samples, was restarted in each of"):
+        run.step()
+    assert len(run.passed) == trainer.PASSES
