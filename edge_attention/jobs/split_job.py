@@ -39,7 +39,7 @@ from edge_attention.jobs.federated_job import FederatedModel, sent_model
 from edge_attention.jobs.parameters import read_safetensors, write_safetensors
 from edge_attention.jobs.values import said
 
-__all__ = ["SplitJob"]
+__all__ = ["SplitJob", "is_plan_file"]
 
 MAX_DATA = 1 << 30
 """Bytes of a job's own samples."""
@@ -141,9 +141,14 @@ class SplitJob:
         ), files
 
 
+def is_plan_file(split: str) -> bool:
+    """Whether it is the path of a plan's file, and no word: a word has no dot and no separator in it."""
+    return "." in split or os.sep in split
+
+
 def _split(given: Any) -> tuple[str, bytes]:
-    """A word, or what a plan's file holds: a word has no dot in it, a file's name has."""
-    if isinstance(given, str) and "." not in given and os.sep not in given:
+    """A word, or what a plan's file holds."""
+    if isinstance(given, str) and not is_plan_file(given):
         return checks.text(given, "split"), b""
     file = checks.path(given, "split")
     try:

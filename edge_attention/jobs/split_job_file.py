@@ -11,7 +11,7 @@ from edge_attention.core.messages.training import OptimizerSpec, ScheduleSpec, S
 from edge_attention.jobs.column_tables import columns_of
 from edge_attention.jobs.federated_job import FederatedModel
 from edge_attention.jobs.federated_job_file import model_of, named_of, stop_of
-from edge_attention.jobs.split_job import Data, SplitJob
+from edge_attention.jobs.split_job import Data, SplitJob, is_plan_file
 from edge_attention.jobs.toml_table import TomlTable, names_of
 
 __all__ = ["split_job"]
@@ -53,7 +53,7 @@ def split_job(path: Path, content: dict[str, Any]) -> SplitJob:
 def _split(table: TomlTable, path: Path) -> str | Path:
     """A word, or a plan's file relative to the job's."""
     given = table.take("split", str)
-    return path.parent / given if "." in given else given
+    return path.parent / given if is_plan_file(given) else given
 
 
 def _data(table: TomlTable, path: Path) -> Data:

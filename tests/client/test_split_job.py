@@ -92,6 +92,19 @@ def test_the_same_as_a_file(tmp_path):
     assert set(files) == {sent.model.graph}
 
 
+@pytest.mark.parametrize("name", ["plan.json", "plans/mine", "plans.d/mine"])
+def test_a_plans_file_is_beside_the_jobs_whatever_it_is_called(tmp_path, name):
+    (tmp_path / "model.onnx").write_bytes(MODEL)
+    np.savez(tmp_path / "rows.npz", **ROWS)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"a plan")
+    text = TOML.format(data='"rows.npz"').replace('split = "heads"', f'split = "{name}"')
+    (tmp_path / "job.toml").write_text(text)
+    sent, _ = read_job(tmp_path / "job.toml").prepare()
+    assert (sent.split, sent.plan) == ("", b"a plan")
+    assert job(split=str(tmp_path / name)).prepare()[0].plan == b"a plan"
+
+
 def test_steps_and_rounds_are_one_thing(tmp_path):
     (tmp_path / "job.toml").write_text("rounds = 3\n" + TOML.format(data='"rows.npz"'))
     with pytest.raises(InvalidArgument, match="steps is the same as rounds"):
