@@ -22,7 +22,10 @@ from edge_attention.core.schedule.schedule import (
     TensorForm,
 )
 
-__all__ = ["Course", "Flow", "PartSegment", "graphs_to_follow"]
+__all__ = ["PEAK_BYTES", "Course", "Flow", "PartSegment", "graphs_to_follow"]
+
+PEAK_BYTES = 512 * 1024 * 1024
+"""Of the boundaries of one request at a time (Course.peak): more is not deployed."""
 
 Flow = Mapping[str, frozenset[str]]
 _NONE: Mapping[str, Flow] = {}

@@ -19,7 +19,7 @@ from aggregator.engine.recipe import Engine
 from aggregator.fleet.membership import Member
 from aggregator.inference.boundary_room import BoundaryRoom, RecordRoom
 from aggregator.inference.calls import CallTerms, KnownWeight, SegmentCalls, job_scope, lane_scope
-from aggregator.inference.course import Course
+from aggregator.inference.course import PEAK_BYTES, Course
 from aggregator.inference.delivery import CutFiles, NodeDeliveries, StoredPiece
 from aggregator.inference.feeds import require_feeds
 from aggregator.inference.holding import Pick, ShapeHolders, Told, roomiest
@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 RECORDED_BYTES = 256 * 1024 * 1024
 """Boundaries of all requests that are kept only in case a node goes. What is beyond it is forgotten: a
 request that needs it then begins again from its feeds."""
-PEAK_BYTES = 512 * 1024 * 1024
-"""Of the boundaries of one request at a time."""
 BOUNDARY_BYTES = 1024 * 1024 * 1024
 """Of all requests' at a time: more wait."""
 FREED = 256

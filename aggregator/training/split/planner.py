@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import safetensors.numpy
 
+from aggregator.inference.course import PEAK_BYTES, Course
 from aggregator.inference.cut_request import NodeTold
 from aggregator.inference.cutting import plan_in_words, plan_of_file, share_in_words
 from aggregator.inference.gained import USABLE
@@ -107,12 +108,15 @@ def plan(
     if job.data.on_nodes:
         emitted = passed_on(emitted, [one.name for one in inputs if one.name not in labels], job.data.passes)
         read = require_staying(emitted.schedule, labels)
+    trained = sum(array.nbytes for array in model.parameters.values())
+    _require_modest(emitted.schedule, size, trained)
     write_cut(emitted, opened, into / CUT)
     if job.holdout:
         forward = cut(axes, cut_plan)
         if job.data.on_nodes:
             forward = passed_on(forward, [n.name for n in inputs if n.name not in labels], job.data.passes)
             require_staying(forward.schedule, labels)
+        _require_modest(forward.schedule, size, 0)
         write_cut(forward, opened, into / EVALUATE)
     parts = _parts(cut_plan, axes, emitted.schedule, opened, frozenset(model.names), read)
     made = SplitPlan(
@@ -266,6 +270,21 @@ def _part_note(part: SplitPart, holders: Holders) -> str:
     return (
         f"part {part.part} on {', '.join(holders.get(part.part, ())) or 'any node'}: {layers}, {part.share}; "
         f"{part.weights:,} bytes of weights, {part.trained:,} of them train{read}"
+    )
+
+
+def _require_modest(schedule: Schedule, size: int, trained: int) -> None:
+    """Refuse a cut of which more passes the aggregator at a time than it would run. `trained`: bytes of
+    parameters whose gradients are among that."""
+    peak = Course(schedule).peak
+    if peak <= PEAK_BYTES:
+        return
+    gradients = f", gradients of {trained:,} bytes of parameters among them" if trained else ""
+    fewer = "train fewer parameters (model.parameters), " if trained else ""
+    raise ResourceExhausted(
+        f"bound request-boundaries: what passes the aggregator for a piece of {size} samples takes {peak:,} "
+        f"bytes at a time{gradients}, and {PEAK_BYTES:,} is the most: {fewer}have smaller pieces (more "
+        "micro_batches), or split it by layers"
     )
 
 

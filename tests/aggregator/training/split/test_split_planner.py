@@ -10,7 +10,9 @@ import one_machine
 import pytest
 import safetensors.numpy
 
+from aggregator.inference.course import Course
 from aggregator.inference.cut_request import NodeTold
+from aggregator.training.split import planner
 from aggregator.training.split.on_nodes import node_views
 from aggregator.training.split.plan import CUT, MODEL, SplitPlan
 from aggregator.training.split.planner import plan
@@ -81,6 +83,16 @@ def test_layers_go_to_the_nodes_in_their_order_and_every_parameter_has_its_gradi
 def test_what_cannot_be_split_so_is_refused(made, changed, error, said):
     with pytest.raises(error, match=said):
         made.plan(**changed)
+
+
+def test_what_would_be_refused_as_too_much_at_a_time_once_the_run_starts_has_no_plan(made, monkeypatch):
+    _, schedule = made.plan()
+    peak = Course(schedule).peak
+    monkeypatch.setattr(planner, "PEAK_BYTES", peak)
+    made.plan()
+    monkeypatch.setattr(planner, "PEAK_BYTES", peak - 1)
+    with pytest.raises(ResourceExhausted, match=f"takes {peak:,} bytes at a time.*train fewer parameters"):
+        made.plan()
 
 
 def test_samples_of_another_type_are_refused_by_their_input(made):
