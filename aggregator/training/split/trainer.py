@@ -252,7 +252,7 @@ class SplitTrainer:
         restarted = [n for n, old, new in zip(self._readers, self._lives, lives, strict=True) if old != new]
         raise FailedPrecondition(
             f"node {', '.join(restarted)}, which reads samples, was restarted in each of {PASSES} tries at "
-            "one step: see in its log why it ends, and start the run anew"
+            "one step: see in its log why it ends, and resume the run"
         )
 
     async def _gradients(
