@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from edge_attention.client.connection import DEADLINE_MARGIN, ClientConnection
+from edge_attention.core.arrays import as_dtype
 from edge_attention.core.datatypes import NUMPY
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
 from edge_attention.core.messages import ensembles as wire
@@ -102,15 +102,20 @@ class AsyncEnsemble:
             outputs: those that are wanted; (): all.
 
         Raises:
-            InvalidTensor, InvalidArgument: an input is missing, or not what a member takes; names it.
+            InvalidTensor, InvalidArgument: an input is missing, or not what a member takes; names it. float64
+                is rounded to float32.
             DeadlineExceeded: a member that is needed has not answered.
             Unavailable: no member has.
         """
+        if not isinstance(inputs, Mapping):
+            raise InvalidArgument(f"inputs is {values.said(inputs)}; give a mapping of names to arrays")
         seconds = INFER_SECONDS
         if deadline is not None:
             seconds = values.above(deadline, "deadline", MAX_DEADLINE)
-        tensors = tuple(self._tensor(name, value) for name, value in inputs.items())
-        wanted = tuple(RequestedOutput(values.text(name, "outputs")) for name in outputs)
+        tensors = tuple(
+            self._tensor(values.text(name, "a name in inputs"), value) for name, value in inputs.items()
+        )
+        wanted = tuple(map(RequestedOutput, values.several(outputs, "outputs")))
         request = InferenceRequest(self.name, "", "", {}, tensors, wanted, seconds)
         reply = await self._connection.caller.unary(MODEL_INFER, request, seconds + DEADLINE_MARGIN)
         said = reply.parameters
@@ -136,13 +141,9 @@ class AsyncEnsemble:
         if wanted is None:
             known = ", ".join(one.name for one in self.info.inputs) or "none"
             raise InvalidTensor(f"ensemble {self.name!r} has no input {name!r}; its inputs: {known}")
-        array: Any = np.asarray(value)
-        if array.dtype != object:
-            kind = NUMPY[Datatype(wanted.datatype)]
-            found = np.ascontiguousarray(array, kind)
-            if not np.array_equal(found.astype(array.dtype), array, equal_nan=array.dtype.kind == "f"):
-                raise InvalidTensor(
-                    f"input {name!r} has dtype {array.dtype}, and {wanted.datatype} cannot hold all of it"
-                )
-            array = found
+        what = f"input {name!r} of ensemble {self.name!r}"
+        kind = NUMPY[Datatype(wanted.datatype)]
+        array = np.asarray(
+            np.asarray(value, object) if kind.hasobject else as_dtype(value, kind, what), order="C"
+        )
         return NamedTensor(name, wanted.datatype, tuple(array.shape), array)

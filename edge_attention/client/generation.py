@@ -122,7 +122,7 @@ def generate_request(
         values.number(min_p, "min_p"),
         values.number(repetition_penalty, "repetition_penalty"),
         None if seed is None else require_whole(seed, "seed", -(2**63), 2**63 - 1),
-        values.texts((stop,) if isinstance(stop, str) else tuple(stop), "stop"),
+        values.several((stop,) if isinstance(stop, str) else stop, "stop"),
         None if deadline is None else values.above(deadline, "deadline", MAX_DEADLINE),
         not values.switch(speculate, "speculate"),
     )

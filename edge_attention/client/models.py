@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from edge_attention.client.arriving_outputs import ArrivingOutputs
 from edge_attention.client.connection import DEADLINE_MARGIN, SLOWEST, ClientConnection
 from edge_attention.client.generation import AsyncGeneration, generate_request
-from edge_attention.core.arrays import as_array, as_float32, as_int64
+from edge_attention.core.arrays import as_dtype
 from edge_attention.core.errors import (
     Damaged,
     DataLoss,
@@ -123,18 +123,19 @@ class AsyncServedModel:
         seconds = self._connection.timeout if deadline is None else deadline
         seconds = min(values.above(seconds, "deadline", MAX_DEADLINE), MAX_DEADLINE)
         arrays = {
-            values.text(name, "an input's name"): self._converted(name, value)
+            values.text(name, "a name in inputs"): self._converted(name, value)
             for name, value in inputs.items()
         }
-        wanted = values.texts(tuple(outputs), "outputs")
+        wanted = values.several(outputs, "outputs")
         level = require_whole(priority, "priority", 0, 16)
+        lacking = values.switch(partial, "partial")
         begun = time.monotonic()
         size = sum(array.nbytes for array in arrays.values())
         until = begun + seconds + DEADLINE_MARGIN + size / SLOWEST
         for attempt in range(3):
             try:
                 return await self._connection.patiently(
-                    lambda: self._infer(arrays, seconds, wanted, partial, level, begun, until),
+                    lambda: self._infer(arrays, seconds, wanted, lacking, level, begun, until),
                     begun + seconds,
                 )
             except Damaged:  # on its way back: nothing is changed by asking again
@@ -253,18 +254,7 @@ class AsyncServedModel:
         if wanted is None:
             known = ", ".join(one.name for one in self.info.inputs) or "none"
             raise InvalidTensor(f"{what}: the model has no such input; its inputs: {known}")
-        dtype = np.dtype(wanted.data_type.value)
-        if dtype == np.float32:
-            return as_float32(value, what)
-        if dtype == np.int64:
-            return as_int64(value, what)
-        array = as_array(value, what)
-        found = array.astype(dtype)
-        if not np.array_equal(found.astype(array.dtype), array):
-            raise InvalidTensor(
-                f"{what} has dtype {array.dtype}, and {dtype} cannot hold all of it: round it"
-            )
-        return found
+        return as_dtype(value, np.dtype(wanted.data_type.value), what)
 
 
 async def deploy(

@@ -13,7 +13,7 @@ import numpy as np
 from edge_attention.core.errors import InvalidTensor, NotFinite
 from edge_attention.core.tensors import Array, Float32, Int64
 
-__all__ = ["as_array", "as_float32", "as_int64", "as_numbers"]
+__all__ = ["as_array", "as_dtype", "as_float32", "as_int64", "as_numbers"]
 
 EXACT_FLOAT32 = 1 << 24
 """Whole numbers to this are exact in float32."""
@@ -113,6 +113,23 @@ def as_int64(value: Any, what: str) -> Int64:
             f"{what} holds {array[tuple(place)]} at {place}; it must be whole numbers that int64 holds"
         )
     return array.astype(np.int64)
+
+
+def as_dtype(value: Any, dtype: np.dtype[Any], what: str) -> Array:
+    """`value` as `dtype`: float32 and int64 as above; into any other only what it holds all of.
+
+    Raises:
+        InvalidTensor: it is no array of numbers, or does not fit.
+    """
+    if dtype == np.float32:
+        return as_float32(value, what)
+    if dtype == np.int64:
+        return as_int64(value, what)
+    array = as_array(value, what)
+    found = array.astype(dtype)
+    if not np.array_equal(found.astype(array.dtype), array, equal_nan=array.dtype.kind == "f"):
+        raise InvalidTensor(f"{what} has dtype {array.dtype}, and {dtype} cannot hold all of it: round it")
+    return found
 
 
 def as_numbers(value: Any, what: str) -> Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ __all__ = [
     "part",
     "path",
     "said",
+    "several",
     "share_below_one",
     "switch",
     "text",
@@ -85,6 +86,17 @@ def texts(values: Any, what: str) -> tuple[str, ...]:
     if len(set(found := tuple(text(value, f"an entry of {what}") for value in values))) < len(found):
         raise InvalidArgument(f"{what} names one twice; name each once")
     return found
+
+
+def several(values: Any, what: str) -> tuple[str, ...]:
+    """`values` if they are strings, each there once, in whatever can be gone through but is no string."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidArgument(f"{what} is {said(values)}; it must be a list of strings")
+    try:
+        found = tuple(values)
+    except TypeError:  # as of an array of no axis
+        raise InvalidArgument(f"{what} is {said(values)}; it must be a list of strings") from None
+    return texts(found, what)
 
 
 def mapping(values: Any, what: str) -> dict[str, str]:

@@ -86,6 +86,7 @@ class Fake:
             s.RESUME_RUN: self.resume_run,
             s.GET_PARAMETERS: self.parameters,
             s.GET_MODEL: self.model,
+            s.INFER: self.infer,
         }
 
     async def nodes(self, request, context):
@@ -282,6 +283,11 @@ class Fake:
         size = len(self.trained) + self.lost
         for at in range(0, len(self.trained), 100):
             yield jobs.ModelChunk(version, size, self.trained[at : at + 100])
+
+    async def infer(self, messages, context):
+        first, *_ = [message async for message in messages]
+        raise errors.NotFound(f"there is no model {first.model!r}")
+        yield
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from edge_attention.client.ensembles import AsyncEnsemble
 from edge_attention.client.models import AsyncServedModel
 from edge_attention.client.runs import AsyncRun
 from edge_attention.client.sync import Context, Ensemble, Run, ServedModel
+from edge_attention.core.messages.ensembles import DeployedEnsemble, EnsembleTensor
+from edge_attention.core.messages.inference import DeployedModel, DeploymentState, ModelTensor
+from edge_attention.core.tensors import DataType
 
 ONES = np.ones((2, 2, 8), np.float32)
 QUERIES = np.ones((2, 4, 8), np.float32)
@@ -27,10 +30,14 @@ RIGHT = {
     "save_onnx": {"file": "FILE"}, "model": {"name": "m"},
     "deploy": {"model": b"m", "name": "m", "plan": "tokens"},
     "deploy_ensemble": {"file": 'how = "mean"\n', "name": "m"}, "ensemble": {"name": "m"},
+    "infer": {"inputs": {"x": ONES}}, "generate": {"prompt": [1, 2]},
 }  # fmt: skip
+TENSOR = ModelTensor("x", DataType.FLOAT32, tuple(map(str, ONES.shape)))
+MODEL = DeployedModel("m", 1, DeploymentState.SERVING, inputs=(TENSOR,))
+ENSEMBLE = DeployedEnsemble("e", 1, "mean", inputs=(EnsembleTensor("x", "FP32", ONES.shape),))
 CALLS = [
     (cls, name, argument)
-    for cls in (Client, Context, Run)
+    for cls in (Client, Context, Run, ServedModel, Ensemble)
     for name, method in inspect.getmembers(cls, inspect.isfunction)
     if not name.startswith("_") and name != "close"
     for argument in list(inspect.signature(method).parameters)[1:]
@@ -43,7 +50,13 @@ def held(client, tmp_path, monkeypatch):
     sizes = {"query_heads": 4, "key_heads": 2, "key_dim": 8, "value_dim": 8}
     context = client.create_context("c", **sizes)
     context.append(ONES, ONES)
-    return {Client: client, Context: context, Run: client.run("r1")}
+    return {
+        Client: client,
+        Context: context,
+        Run: client.run("r1"),
+        ServedModel: ServedModel(client, AsyncServedModel(client._client.connection, MODEL)),
+        Ensemble: Ensemble(client, AsyncEnsemble(client._client.connection, ENSEMBLE)),
+    }
 
 
 def test_both_clients_take_the_same_arguments():

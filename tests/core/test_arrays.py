@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as of_numpy
 
-from edge_attention.core.arrays import as_array, as_float32, as_int64, as_numbers
+from edge_attention.core.arrays import as_array, as_dtype, as_float32, as_int64, as_numbers
 from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, NotFinite
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -147,6 +147,19 @@ def test_whole_numbers_are_int64(given):
 def test_what_is_not_whole_is_refused(given):
     with pytest.raises(InvalidTensor, match="positions"):
         as_int64(given, "positions")
+
+
+def test_another_dtype_holds_all_of_it_or_refuses():
+    for dtype in (np.uint8, np.int32, np.float16, np.float64, np.bool_):
+        found = as_dtype([0, 1], np.dtype(dtype), "x")
+        assert found.dtype == dtype
+        assert found.tolist() == [0, 1]
+    assert as_dtype(0.1, np.dtype(np.float32), "x") == np.float32(0.1)
+    lacking = as_dtype([1.5, np.nan], np.dtype(np.float64), "x")
+    np.testing.assert_array_equal(lacking, [1.5, np.nan])
+    for value, dtype in (([300], np.uint8), ([1.5], np.int32), ([0.1], np.float16), ([2], np.bool_)):
+        with pytest.raises(InvalidTensor, match=r"x has dtype .* cannot hold all of it"):
+            as_dtype(value, np.dtype(dtype), "x")
 
 
 def test_arrays_of_any_kind_travel_in_their_own_dtype_but_floats():
