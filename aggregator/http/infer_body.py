@@ -26,12 +26,23 @@ from edge_attention.core.messages.open_inference import (
 )
 from edge_attention.core.tensors import Array
 
-__all__ = ["HEADER_LENGTH", "InferAnswer", "InferWishes", "answer_of", "request_of", "split", "tensor_head"]
+__all__ = [
+    "HEADER_LENGTH",
+    "InferAnswer",
+    "InferWishes",
+    "answer_of",
+    "request_of",
+    "require_64_bits",
+    "split",
+    "tensor_head",
+]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 TENSORS = 1024
 """Inputs of one request, and outputs it names."""
 PARAMETERS = 64
+MOST_WHOLE = 1 << 63
+"""Whole numbers of parameters are less, and no less than the negative of it: gRPC's have 64 bits."""
 JOINED_ELEMENTS = 32 * 1024
 """Of outputs as JSON, up to which an answer is written before it is sent; behind, as it is sent."""
 NAME_LENGTH = 256
@@ -283,7 +294,21 @@ def _parameters(value: Any, what: str) -> Mapping[str, Parameter]:
             raise InvalidArgument(
                 f"parameter {name[:80]!r} of {what}: a parameter is a string, a number, or true or false"
             )
+        require_64_bits(name, one, what)
     return value
+
+
+def require_64_bits(name: str, value: Any, what: str) -> None:
+    """Refuse a parameter that is a whole number of more bits.
+
+    Raises:
+        InvalidArgument: names the parameter.
+    """
+    if type(value) is int and not -MOST_WHOLE <= value < MOST_WHOLE:
+        raise InvalidArgument(
+            f"parameter {name[:80]!r} of {what} has {value.bit_length()} bits; a whole number has 64, one of "
+            "them its sign"
+        )
 
 
 def _true(value: Any, what: str) -> bool:

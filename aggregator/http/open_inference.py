@@ -31,7 +31,7 @@ from aggregator.bounds.bounds import BODIES
 from aggregator.bounds.budget import Budgets
 from aggregator.http.bodies import BODY_BYTES, read_body, send
 from aggregator.http.endpoints import HttpCall, HttpEndpoint
-from aggregator.http.infer_body import HEADER_LENGTH, answer_of, request_of, split
+from aggregator.http.infer_body import HEADER_LENGTH, answer_of, request_of, require_64_bits, split
 from aggregator.http.json_apart import read_json
 from aggregator.http.json_tensors import strict_json
 from aggregator.inference.protocol.data_plane import DataPlane
@@ -180,6 +180,8 @@ class OpenInference:
         types = {type(one) for one in parameters.values()} if isinstance(parameters, dict) else {dict}
         if types - {bool, int, str}:
             raise InvalidArgument("`parameters` is an object of strings, whole numbers, true and false")
+        for name, one in parameters.items():
+            require_64_bits(name, one, "the request")
         return dict(parameters)
 
 

@@ -46,16 +46,20 @@ class Cutters:
     async def cut(self, deployment: str, request: CutRequest, folder: Path) -> PlannedParts:
         """As `planner.make`, for a model that is deployed."""
         await asyncio.to_thread(planner.ask, request, folder)
+        process = self._of(deployment, request.model)
         try:
-            used = await self._of(deployment, request.model).ask(str(folder))
+            used = await process.ask(str(folder))
         except EdgeAttentionError as error:
             # Another one, by itself, says what is wrong: its bounds, or the model.
             log.info(
                 "a model is cut by a process of its own, as the one that is kept says: %s", error.message
             )
-            await self.forget(deployment)
+            if self._kept.get(deployment) is process:
+                del self._kept[deployment]
+                await process.close()
             return await planner.make(request, folder)
-        if not isinstance(used, int) or used > KEPT_BYTES:
+        # Others may have taken its place meanwhile, and one of its own model may have begun anew.
+        if (not isinstance(used, int) or used > KEPT_BYTES) and self._kept.get(deployment) is process:
             self._end(deployment)
         return await asyncio.to_thread(planner.said, folder)
 

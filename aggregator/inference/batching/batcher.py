@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import itertools
 import logging
 import math
@@ -53,8 +54,20 @@ class _QueuedRequest:
     partial: bool
     answer: asyncio.Future[ModelAnswer]
     context: contextvars.Context
-    batch: asyncio.Task[None] | None = None
+    batch: asyncio.Task[_BatchEnd] | None = None
     waited: float = 0.0
+
+
+@dataclass(frozen=True)
+class _BatchEnd:
+    """What came of a batch: an answer for each of its requests, or an error.
+
+    `again`: each of them is to be run by itself.
+    """
+
+    answers: Sequence[ModelAnswer] = ()
+    error: EdgeAttentionError | None = None
+    again: bool = False
 
 
 class Batcher:
@@ -80,7 +93,7 @@ class Batcher:
         self._observe = observe
         self._numbers = itertools.count()
         self._all: dict[int, _QueuedRequest] = {}
-        self._batches: dict[int, asyncio.Task[None]] = {}
+        self._batches: dict[int, asyncio.Task[_BatchEnd]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -178,34 +191,38 @@ class Batcher:
         self._batches[start.batch] = task
         for one in requests:
             one.batch = task
-        task.add_done_callback(lambda _: self._batches.pop(start.batch, None))
+        # A task that is cancelled before its first step runs none of its own code: its slot is free all the
+        # same.
+        task.add_done_callback(functools.partial(self._ended, start, requests), context=requests[0].context)
 
-    async def _answer(self, start: StartBatch, requests: Sequence[_QueuedRequest]) -> None:
-        answered = again = False
-        error: EdgeAttentionError | None = None
-        answers: list[ModelAnswer] = []
+    def _ended(
+        self, start: StartBatch, requests: Sequence[_QueuedRequest], task: asyncio.Task[_BatchEnd]
+    ) -> None:
+        """A batch is over, however it ended: its requests are told, and its slot is free."""
+        self._batches.pop(start.batch, None)
+        end = _BatchEnd(error=Cancelled("the model was released")) if task.cancelled() else task.result()
+        again = end.again and not self._closed
+        for number, one in enumerate(requests):
+            if again:
+                one.batch = None
+            elif one.answer.done():
+                continue
+            elif end.error is not None:
+                one.answer.set_exception(end.error)
+            else:
+                one.answer.set_result(end.answers[number])
+        answered = end.error is None
+        self._perform(self.queue.done(start.batch, time.monotonic(), answered=answered, again=again))
+
+    async def _answer(self, start: StartBatch, requests: Sequence[_QueuedRequest]) -> _BatchEnd:
         try:
-            answers = await self._answers(start, requests)
-            answered = True
+            return _BatchEnd(await self._answers(start, requests))
         except EdgeAttentionError as problem:
-            error = problem
             # It may be of one request alone; the others are not to suffer for it.
-            again = len(requests) > 1 and not isinstance(problem, _NO_FAULT)
+            return _BatchEnd(error=problem, again=len(requests) > 1 and not isinstance(problem, _NO_FAULT))
         except Exception as problem:
             log.exception("a batch of model %s cannot go on", self.queue.model)
-            error = Internal(f"the batch cannot go on: {problem!r}")
-        finally:
-            if not again:
-                for number, one in enumerate(requests):
-                    if one.answer.done():
-                        continue
-                    if answered:
-                        one.answer.set_result(answers[number])
-                    else:
-                        one.answer.set_exception(error or Cancelled("the model was released"))
-            for one in requests:
-                one.batch = None if again else one.batch
-            self._perform(self.queue.done(start.batch, time.monotonic(), answered=answered, again=again))
+            return _BatchEnd(error=Internal(f"the batch cannot go on: {problem!r}"))
 
     async def _answers(self, start: StartBatch, requests: Sequence[_QueuedRequest]) -> list[ModelAnswer]:
         feeds = [one.feeds for one in requests]

@@ -26,6 +26,8 @@ __all__ = ["INFER_SECONDS", "MAX_INFER_SECONDS", "checked"]
 
 INFER_SECONDS, MAX_INFER_SECONDS = 60.0, 3600.0
 """What a request has that says nothing, and at most."""
+MOST_WHOLE = 1 << 63
+"""Whole numbers of parameters are less."""
 _NAMES = 16
 """That an error lists."""
 
@@ -155,9 +157,9 @@ def _number(request: InferenceRequest, name: str, told: str) -> int:
     value = request.parameters.get(name, 0)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MOST_WHOLE:
         raise InvalidArgument(
-            f"{told}parameter '{name}' must be a whole number from 0, not {str(value)[:80]!r}"
+            f"{told}parameter '{name}' must be a whole number from 0, of 63 bits, not {str(value)[:80]!r}"
         )
     return value
 

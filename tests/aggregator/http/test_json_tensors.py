@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aggregator.http.json_tensors import (
     ELEMENTS_A_PIECE,
+    _once,
     array_of_json,
     json_pieces,
     require_json,
@@ -129,3 +130,20 @@ def test_outputs_that_json_cannot_say_are_refused():
     with pytest.raises(InvalidArgument, match="FP16 data via JSON"):
         require_json("y", "FP16", np.zeros(1, np.float16))
     require_json("y", "FP64", np.array([1e308]))
+
+
+def test_each_name_of_an_object_is_looked_at_once():
+    class Name(str):
+        compared = 0
+
+        def __eq__(self, other):
+            Name.compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    pairs = [(Name(f"n{number}"), number) for number in range(2000)]
+    assert len(_once(pairs)) == 2000
+    with pytest.raises(ValueError, match="'n1999' is there twice"):
+        _once([*pairs, (Name("n1999"), 0)])
+    assert Name.compared < 10 * len(pairs)

@@ -193,3 +193,54 @@ def test_schedules_stay_on_the_disk_few_and_not_for_ever(tmp_path):
     folders.keep_shapes(folder, ["s5"], 3, 100.0, time.time() + 1000.0)
     assert [path.name for path in (folder.path / "shapes").iterdir()] == ["s5"]
     state.close()
+
+
+def test_a_process_that_lost_its_place_while_it_cut_ends_no_other(tmp_path, monkeypatch):
+    class Process:
+        """Has taken much memory, or says what is wrong, once it is let."""
+
+        def __init__(self, *command, **options):
+            self.free, self.closed, self.error = asyncio.Event(), 0, None
+            made.append(self)
+
+        async def ask(self, question):
+            await self.free.wait()
+            if self.error is not None:
+                raise self.error
+            return cutters.KEPT_BYTES + 1
+
+        async def close(self):
+            self.closed += 1
+
+    async def run(error, returns):
+        made.clear()
+        kept = Cutters(most=1)
+        cut = asyncio.create_task(kept.cut("one", CutRequest("one", ""), tmp_path))
+        while not made:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        first, first.error = made[0], error
+        others = [asyncio.create_task(kept.begin("two", "two"))]
+        await asyncio.sleep(0)
+        if returns:
+            others.append(asyncio.create_task(kept.begin("one", "one")))
+            await asyncio.sleep(0)
+        first.free.set()
+        assert await cut == "cut"
+        assert list(kept._kept) == ["one" if returns else "two"]
+        assert (made[-1].closed, first.closed) == (0, 1)
+        for one in made:
+            one.free.set()
+        await asyncio.gather(*others)
+        await kept.close()
+
+    async def alone(request, folder):
+        return "cut"
+
+    made = []
+    monkeypatch.setattr(cutters, "KeptProcess", Process)
+    monkeypatch.setattr(cutters.planner, "ask", lambda request, folder: None)
+    monkeypatch.setattr(cutters.planner, "said", lambda folder: "cut")
+    monkeypatch.setattr(cutters.planner, "make", alone)
+    for error in (None, InvalidArgument("no")):
+        for returns in (False, True):
+            asyncio.run(run(error, returns))

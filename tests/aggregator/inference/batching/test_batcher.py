@@ -172,3 +172,36 @@ def test_too_many_are_refused_and_closing_tells_who_waits():
                 await one
         with pytest.raises(Unavailable, match="takes no requests any more"):
             await model.ask(5)
+
+
+def test_a_batch_that_ends_before_it_has_begun_gives_its_slot_back():
+    never_begun = []
+    for steps in range(8):  # at one of them its batch is a task that has not run yet
+
+        @scenario()
+        async def _(model, steps=steps):
+            first = await held(model, 0)
+            gone = model.ask(1)
+            await asyncio.sleep(0)
+            model.free.set()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            gone.cancel()
+            await asyncio.wait([first, gone])
+            async with asyncio.timeout(30):
+                assert (await model.ask(2)).results["y"].tolist() == [4]
+            started = model.batcher.queue._numbers
+            never_begun.append(started - len(model.ran))
+
+    assert max(never_begun) == 1
+
+    @scenario()
+    async def _(model):
+        refused = model.ask(3)
+        await asyncio.sleep(0)
+        assert model.batcher.queue.under_way == 1
+        await model.batcher.close(Unavailable("the aggregator is ending"))
+        with pytest.raises(Cancelled, match="released"):
+            await refused
+        assert model.ran == []
+        assert model.batcher.queue.under_way == 0

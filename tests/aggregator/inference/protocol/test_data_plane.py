@@ -65,6 +65,8 @@ def test_an_answer_and_what_it_holds_meanwhile():
         (asked(version="4"), NotFound, "'doubler' version 4 is not found"),
         (asked(version="x"), InvalidArgument, "integral value"),
         (asked(parameters={"timeout": -1}), InvalidArgument, "'timeout' must be a whole number"),
+        (asked(parameters={"timeout": 1 << 63}), InvalidArgument, "'timeout' must be a whole number"),
+        (asked(parameters={"timeout": 10**400}), InvalidArgument, "'timeout' must be a whole number"),
         (asked(parameters={"priority": True}), InvalidArgument, "'priority' must be a whole number"),
         (asked(values=()), InvalidArgument, "is empty"),
         (asked(model="counting"), FailedPrecondition, "ask it with ModelStreamInfer"),
