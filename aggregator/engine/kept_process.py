@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 
 from aggregator.bounds.bounds import ProcessBound
 from aggregator.engine import apart
-from edge_attention.core.errors import InvalidArgument, Unavailable
+from edge_attention.core.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from edge_attention.core.printable import shown
 
 __all__ = ["FRAME_BYTES", "KeptProcess", "serve"]
@@ -56,13 +57,28 @@ class KeptProcess:
         self._turn = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
 
-    async def ask(self, question: Any) -> Any:
+    async def ask(self, question: Any, seconds: float = math.inf) -> Any:
         """The answer to `question`; both are what JSON can say. The answer's form is the caller's to check.
+
+        `seconds`: the caller waits no longer, for its turn and the answer.
 
         Raises:
             InvalidArgument: it says that it cannot, and why; or it took longer or more memory than it may.
             Unavailable: it ends whenever it is asked.
+            DeadlineExceeded: others' questions, or this one, took all of `seconds`.
         """
+        try:
+            async with asyncio.timeout(seconds if seconds < math.inf else None) as clock:
+                return await self._in_turn(question)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            raise DeadlineExceeded(
+                f"{self._what} had not answered after {max(seconds, 0.0):.3g} s: others may ask it, too; try "
+                "again, or with a longer deadline"
+            ) from None
+
+    async def _in_turn(self, question: Any) -> Any:
         async with self._turn:
             if self._idle is not None:
                 self._idle.cancel()

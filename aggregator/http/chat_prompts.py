@@ -10,6 +10,7 @@ The plain one is a line a message, and the assistant's turn:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
@@ -39,12 +40,17 @@ class ChatPrompts:
         self._processes: OrderedDict[str, KeptProcess] = OrderedDict()
 
     async def of(
-        self, template: str | None, special: Mapping[str, str], messages: Sequence[ChatMessage]
+        self,
+        template: str | None,
+        special: Mapping[str, str],
+        messages: Sequence[ChatMessage],
+        seconds: float = math.inf,
     ) -> str:
         """The prompt of a chat. `special`: the model's special tokens, as `bos_token`.
 
         Raises:
             InvalidArgument: the template says so, or cannot be rendered within its bounds.
+            DeadlineExceeded: nor in `seconds`, the turn of other chats included.
         """
         if template is None:
             return plain_prompt(messages)
@@ -58,7 +64,7 @@ class ChatPrompts:
             for one in messages
         ]
         variables = {**special, "messages": said, "add_generation_prompt": True, "tools": None}
-        text = await (await self._process(template)).ask([template, variables])
+        text = await (await self._process(template)).ask([template, variables], seconds)
         if not isinstance(text, str):
             raise InvalidArgument("the model's chat template makes no text")
         return text

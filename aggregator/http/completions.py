@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from aggregator.bounds.bounds import BODIES
+from aggregator.bounds.bounds import BODIES, GENERATIONS
 from aggregator.bounds.budget import Budgets
 from aggregator.http.bodies import read_body
 from aggregator.http.chat_prompts import PLAIN_STOP, ChatPrompts
@@ -80,19 +80,27 @@ class Completions:
 
     async def complete(self, call: HttpCall) -> web.StreamResponse:
         ask = completion_of(await self._said(call))
-        return await self._answer(call, ask, AnswerForm(*_new("cmpl", ask), chat=False, usage=ask.usage))
+        until = time.monotonic() + GENERATION_SECONDS
+        return await self._answer(
+            call, ask, AnswerForm(*_new("cmpl", ask), chat=False, usage=ask.usage), until
+        )
 
     async def chat(self, call: HttpCall) -> web.StreamResponse:
         ask = chat_of(await self._said(call))
-        text = await self._generator.texts(ask.generation.model)
-        template = text.files.chat_template if text is not None else None
-        special = text.files.special if text is not None else {}
-        prompt = await self._prompts.of(template, special, ask.messages or ())
+        until = time.monotonic() + GENERATION_SECONDS
+        with self._budgets.take(GENERATIONS, call.caller or None):  # a template takes its time, too
+            text = await self._generator.texts(ask.generation.model)
+            template = text.files.chat_template if text is not None else None
+            special = text.files.special if text is not None else {}
+            left = until - time.monotonic()
+            prompt = await self._prompts.of(template, special, ask.messages or (), left)
         generation = replace(ask.generation, prompt=prompt, special=template is None)
         if template is None:
             generation = replace(generation, stop=(*generation.stop, PLAIN_STOP))
         ask = replace(ask, generation=generation)
-        return await self._answer(call, ask, AnswerForm(*_new("chatcmpl", ask), chat=True, usage=ask.usage))
+        return await self._answer(
+            call, ask, AnswerForm(*_new("chatcmpl", ask), chat=True, usage=ask.usage), until
+        )
 
     async def _said(self, call: HttpCall) -> Any:
         with self._budgets.take(BODIES, call.caller, 0) as lease:
@@ -104,8 +112,10 @@ class Completions:
                 )
             return strict_json(body, "the body is no JSON")
 
-    async def _answer(self, call: HttpCall, ask: CompletionAsk, form: AnswerForm) -> web.StreamResponse:
-        events = self._generator.generate(ask.generation, call.caller, GENERATION_SECONDS)
+    async def _answer(
+        self, call: HttpCall, ask: CompletionAsk, form: AnswerForm, until: float
+    ) -> web.StreamResponse:
+        events = self._generator.generate(ask.generation, call.caller, until - time.monotonic())
         async with aclosing(events):
             if ask.stream:
                 return await _streamed(call, events, form)

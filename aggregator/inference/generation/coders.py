@@ -9,6 +9,7 @@ chat_template.jinja     a chat template of its own
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,15 +32,16 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls
 class TextCoder(Protocol):
     """Text to tokens and back, of one deployment."""
 
-    async def encode(self, text: str, special: bool = True) -> tuple[int, ...]:
+    async def encode(self, text: str, special: bool = True, seconds: float = math.inf) -> tuple[int, ...]:
         """The text's tokens; with `special` and those that the tokenizer puts around a text.
 
         Raises:
             InvalidArgument: it cannot be encoded within its time.
+            DeadlineExceeded: nor in `seconds`, the turn of others included.
         """
 
-    async def decode(self, windows: Sequence[Sequence[int]]) -> tuple[str, ...]:
-        """The text of each; half a character is U+FFFD."""
+    async def decode(self, windows: Sequence[Sequence[int]], seconds: float = math.inf) -> tuple[str, ...]:
+        """The text of each; half a character is U+FFFD. Raises as `encode`."""
 
     async def token(self, text: str) -> int | None:
         """The one token that is written so, if there is one."""
@@ -48,10 +50,10 @@ class TextCoder(Protocol):
 class BytesCoder:
     """A token is a byte of UTF-8. Ids past 255 are no text."""
 
-    async def encode(self, text: str, special: bool = True) -> tuple[int, ...]:
+    async def encode(self, text: str, special: bool = True, seconds: float = math.inf) -> tuple[int, ...]:
         return tuple(text.encode("utf-8", "surrogatepass"))
 
-    async def decode(self, windows: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    async def decode(self, windows: Sequence[Sequence[int]], seconds: float = math.inf) -> tuple[str, ...]:
         return tuple(bytes(t for t in window if t < 256).decode("utf-8", "replace") for window in windows)
 
     async def token(self, text: str) -> int | None:

@@ -93,7 +93,7 @@ class Generator(Generic[S]):
         with self._budgets.take(GENERATIONS, owner or None), self._metrics.counted():
             form = self._sessions.form(request.model)
             text = await self._texts.get(request.model, form.vocabulary)
-            prompt = await _prompt(request, text, form)
+            prompt = await _prompt(request, text, form, began + seconds - time.monotonic())
             seed = secrets.randbits(63) if request.seed is None else request.seed
             running = _RunningGeneration(
                 self._sessions, form, request, prompt, text, seed, began, began + seconds
@@ -184,7 +184,10 @@ class _RunningGeneration(Generic[S]):
                 prompted = time.monotonic() - self._began
             elif rule is not None:
                 rule.took(len(asked), took)
-            text, kept = await self._written.after(came, bool(course.finish))
+            try:
+                text, kept = await self._written.after(came, bool(course.finish), self._until)
+            except DeadlineExceeded as error:
+                raise self._late(error.message) from None
             finish = "stop" if self._written.stopped else course.finish
             self._count += kept
             if not finish and course.length < held:
@@ -227,7 +230,7 @@ class _RunningGeneration(Generic[S]):
 
 
 async def _prompt(
-    request: GenerationRequest, text: DeploymentText | None, form: TokenForm
+    request: GenerationRequest, text: DeploymentText | None, form: TokenForm, seconds: float
 ) -> tuple[int, ...]:
     if not isinstance(request.prompt, str):
         known = form.vocabulary
@@ -241,7 +244,7 @@ async def _prompt(
         raise FailedPrecondition(
             f"model {request.model!r} has no tokenizer: send token ids, or deploy it with --tokenizer"
         )
-    prompt = await text.coder.encode(request.prompt, request.special)
+    prompt = await text.coder.encode(request.prompt, request.special, seconds)
     if not prompt:
         raise InvalidArgument("the prompt has no tokens; give at least one to go on from")
     return prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -18,6 +19,8 @@ __all__ = ["GENERATE_SECONDS", "MAX_GENERATE_SECONDS", "GenerationApi"]
 
 GENERATE_SECONDS, MAX_GENERATE_SECONDS = 300.0, 3600.0
 """What a generation has that names no deadline, and at most."""
+UNREAD_SECONDS = 30.0
+"""After its deadline, a stream whose caller takes nothing ends, and with it what it holds."""
 
 
 class GenerationApi:
@@ -31,9 +34,16 @@ class GenerationApi:
         asked, seconds = _asked(request), _seconds(request.deadline_seconds)
         left = call.time_remaining()
         seconds = min(seconds, MAX_GENERATE_SECONDS if left is None else max(float(left), 0.0))
-        async with aclosing(self._generator.generate(asked, caller_of(call), seconds)) as events:
-            async for event in events:
-                yield GenerateResponse(event.text, event.tokens, _report(event))
+        task = asyncio.current_task()
+        assert task is not None
+        # While a response waits to be read nothing else here looks at the clock.
+        ending = asyncio.get_running_loop().call_later(seconds + UNREAD_SECONDS, task.cancel)
+        try:
+            async with aclosing(self._generator.generate(asked, caller_of(call), seconds)) as events:
+                async for event in events:
+                    yield GenerateResponse(event.text, event.tokens, _report(event))
+        finally:
+            ending.cancel()
 
 
 def _asked(request: GenerateRequest) -> GenerationRequest:

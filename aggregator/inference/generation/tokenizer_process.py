@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ class TokenizerProcess:
         )
         self._vocabulary = vocabulary
 
-    async def encode(self, text: str, special: bool = True) -> tuple[int, ...]:
+    async def encode(self, text: str, special: bool = True, seconds: float = math.inf) -> tuple[int, ...]:
         """Raises InvalidArgument: it took too long, or gives tokens that are none of the model's."""
         text = text.encode("utf-8", "replace").decode()  # the library takes no half surrogates
-        ids = await self._process.ask(["encode" if special else "encode_plain", text])
+        ids = await self._process.ask(["encode" if special else "encode_plain", text], seconds)
         if not _is_ids(ids, self._vocabulary):
             raise InvalidArgument(
                 f"the tokenizer gives tokens that the model, of {self._vocabulary:,}, does not know: "
@@ -38,8 +39,8 @@ class TokenizerProcess:
             )
         return tuple(ids)
 
-    async def decode(self, windows: Sequence[Sequence[int]]) -> tuple[str, ...]:
-        texts = await self._process.ask(["decode", [list(window) for window in windows]])
+    async def decode(self, windows: Sequence[Sequence[int]], seconds: float = math.inf) -> tuple[str, ...]:
+        texts = await self._process.ask(["decode", [list(window) for window in windows]], seconds)
         if not (
             isinstance(texts, list) and len(texts) == len(windows) and all(isinstance(t, str) for t in texts)
         ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 
 from aggregator.inference.generation.coders import TextCoder
@@ -26,23 +28,26 @@ class WrittenText:
     def stopped(self) -> bool:
         return self._stops.found
 
-    async def after(self, came: Sequence[int], last: bool) -> tuple[str, int]:
+    async def after(self, came: Sequence[int], last: bool, until: float = math.inf) -> tuple[str, int]:
         """The text that is sure once these tokens came, and how many of them are of it: a stop word may end
-        it among them. `last`: no more will come."""
+        it among them. `last`: no more will come.
+
+        Raises DeadlineExceeded: it could not be told until then, by the steady clock.
+        """
         if self._coder is None:
             return "", len(came)
         parts = []
         for number, token in enumerate(came, start=1):
             self._detokeniser.push(token)
-            parts.append(await self._read(self._coder, last and number == len(came)))
+            parts.append(await self._read(self._coder, last and number == len(came), until))
             if self.stopped:
                 return "".join(parts), number
         if last:
             if not came:  # a token that ends the text came alone
-                parts.append(await self._read(self._coder, True))
+                parts.append(await self._read(self._coder, True, until))
             parts.append(self._stops.end())
         return "".join(parts), len(came)
 
-    async def _read(self, coder: TextCoder, last: bool) -> str:
-        given, whole = await coder.decode(self._detokeniser.windows)
+    async def _read(self, coder: TextCoder, last: bool, until: float) -> str:
+        given, whole = await coder.decode(self._detokeniser.windows, until - time.monotonic())
         return self._stops.take(self._detokeniser.read(given, whole, last))

@@ -10,13 +10,16 @@ from contextlib import aclosing
 from aggregator.bounds.bounds import INFERENCE_STREAMS
 from aggregator.bounds.budget import Budgets
 from aggregator.inference.protocol.data_plane import DataPlane
-from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError
 from edge_attention.core.messages.open_inference import InferenceRequest, InferenceResponse, StreamedInference
 
 __all__ = ["AT_ONCE", "RequestStream"]
 
 AT_ONCE = 64
 """Requests of one stream under way, and answers that wait to be read: the next is read when one has gone."""
+
+UNREAD_SECONDS = 60.0
+"""An answer that nobody takes for so long ends its request, and with it what that holds."""
 
 
 class RequestStream:
@@ -79,9 +82,17 @@ class RequestStream:
                 raise request.refused
             async with aclosing(self._plane.stream(request, self._caller)) as responses:
                 async for response in responses:
-                    await answers.put(StreamedInference(response))
+                    async with asyncio.timeout(UNREAD_SECONDS):
+                        await answers.put(StreamedInference(response))
+        except TimeoutError:
+            late = f"nobody has read an answer of the stream for {UNREAD_SECONDS:g} s: read it as it comes"
+            await answers.put(self._refusal(request, DeadlineExceeded(late)))
         except EdgeAttentionError as error:
-            empty = InferenceResponse(request.model, request.version, request.id)
-            await answers.put(StreamedInference(empty, error.message))
+            await answers.put(self._refusal(request, error))
         finally:
             room.release()
+
+    @staticmethod
+    def _refusal(request: InferenceRequest, error: EdgeAttentionError) -> StreamedInference:
+        empty = InferenceResponse(request.model, request.version, request.id)
+        return StreamedInference(empty, error.message)

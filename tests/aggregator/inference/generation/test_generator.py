@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from aggregator.bounds.budget import Budgets
+from aggregator.inference.generation import texts as generation_texts
+from aggregator.inference.generation.coders import BytesCoder
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
 from aggregator.inference.generation.request import GenerationRequest
@@ -49,6 +51,29 @@ def generator_of(decoder, folder, **settings):
 
 async def everything(generator, request, seconds=60.0):
     return [event async for event in generator.generate(request, "owner", seconds)]
+
+
+def test_what_is_left_is_told_to_who_encodes_and_decodes(decoder, folder, monkeypatch):
+    left = []
+
+    class Told(BytesCoder):
+        async def encode(self, text, special=True, seconds=0.0):
+            left.append(seconds)
+            return await super().encode(text, special)
+
+        async def decode(self, windows, seconds=0.0):
+            left.append(seconds)
+            if len(left) > 5:
+                raise DeadlineExceeded("others ask it, too")
+            return await super().decode(windows)
+
+    monkeypatch.setattr(generation_texts, "BytesCoder", Told)
+    generator, sessions = generator_of(decoder, folder)
+    with pytest.raises(DeadlineExceeded, match=r"had written 4 of 40 tokens at the deadline \(others ask"):
+        asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 40, speculate=False)))
+    assert all(0 < seconds <= 60 for seconds in left)
+    assert left == sorted(left, reverse=True)
+    assert not any(session.open for session in sessions.opened)
 
 
 def alone(decoder, prompt, count, sampling):

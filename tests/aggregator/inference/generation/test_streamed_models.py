@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import aclosing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from house import until
 
+from aggregator.bounds.bounds import GENERATIONS
 from aggregator.bounds.budget import Budgets
+from aggregator.inference.generation import service
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
 from aggregator.inference.generation.streamed_models import StreamedDecoders
 from aggregator.inference.generation.texts import DeploymentTexts
+from aggregator.inference.protocol import streaming
 from aggregator.inference.protocol.data_plane import DataPlane
+from aggregator.inference.protocol.streaming import RequestStream
 from aggregator.observe.metrics import Metrics
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound
 from edge_attention.core.generation.sampling import Sampling
+from edge_attention.core.messages.inference import GenerateRequest
 from edge_attention.core.messages.open_inference import InferenceRequest, NamedTensor
 from edge_attention.demo.local_decoder import LocalDecoder
 from tests.aggregator.inference.generation.local_sessions import LocalSessions, random_decoder
@@ -26,13 +34,20 @@ PROMPT = "to be, or not"
 
 def plane(folder, text):
     decoder = random_decoder()
+    return parts(folder, text, decoder)[0], decoder
+
+
+def parts(folder, text, decoder=None):
+    """The plane, the generator behind it, its sessions and the budgets."""
+    decoder = decoder or random_decoder()
     if text:
         (folder / "tokenizer.json").write_text(json.dumps({"edge_attention": "bytes"}))
     budgets = Budgets()
     texts = DeploymentTexts(lambda name: ("small-1", folder))
-    generator = Generator(LocalSessions({"small": decoder}), texts, budgets, GenerationMetrics(Metrics()))
+    sessions = LocalSessions({"small": decoder})
+    generator = Generator(sessions, texts, budgets, GenerationMetrics(Metrics()))
     source = StreamedDecoders(generator, lambda name: ("3", text))
-    return DataPlane([source], budgets), decoder
+    return DataPlane([source], budgets), generator, sessions, budgets
 
 
 def text_of(prompt):
@@ -44,6 +59,51 @@ def text_of(prompt):
 async def answers(made, tensor, **parameters):
     request = InferenceRequest("small.generate", inputs=(tensor,), id="7", parameters=parameters)
     return [answer async for answer in made.stream(request, "me")]
+
+
+async def gone(sessions):
+    """Until the session of the generation is closed."""
+    await until(lambda: sessions.opened and not any(session.open for session in sessions.opened))
+
+
+def test_a_stream_that_nobody_reads_ends_and_gives_back_what_it_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "UNREAD_SECONDS", 0.05)
+    monkeypatch.setattr(streaming, "AT_ONCE", 2)
+    made, _, sessions, budgets = parts(tmp_path, text=True)
+
+    async def requests():
+        asked = {"max_tokens": 100, "speculate": False}
+        yield InferenceRequest("small.generate", inputs=(text_of(PROMPT),), id="7", parameters=asked)
+
+    async def run():
+        stream = RequestStream(made, budgets, "me")
+        async with aclosing(stream.answers(requests())) as answers:
+            await anext(answers)
+            await gone(sessions)  # while nobody reads
+            rest = [answer async for answer in answers]
+        assert "nobody has read" in rest[-1].error
+        assert not budgets[GENERATIONS].used
+
+    asyncio.run(run())
+
+
+def test_a_generation_that_nobody_reads_ends_after_its_deadline(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "UNREAD_SECONDS", 0.05)
+    _, generator, sessions, _ = parts(tmp_path, text=True)
+    call = SimpleNamespace(time_remaining=lambda: None, peer=lambda: "me")
+    request = GenerateRequest("small", PROMPT, max_tokens=100, deadline_seconds=0.2)
+
+    async def unread():
+        async for _ in service.GenerationApi(generator).generate(request, call):
+            await asyncio.Event().wait()
+
+    async def run():
+        reader = asyncio.create_task(unread())
+        await asyncio.wait([reader], timeout=10)
+        assert reader.cancelled()
+        await gone(sessions)
+
+    asyncio.run(run())
 
 
 def outputs(found, name):

@@ -16,7 +16,7 @@ from aggregator.inference.generation.coders import BytesCoder, read_text_files
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.generation.tokenizer_process import TokenizerProcess
 from aggregator.inference.generation.written_text import WrittenText
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.errors import DeadlineExceeded, InvalidArgument
 
 TEXT = "The quick brown fox jumps over the lazy dög, naïvely: 日本 🦊🦊!"
 
@@ -97,6 +97,22 @@ def test_one_that_takes_for_ever_is_ended_and_the_next_question_answered(tmp_pat
             assert await process.decode([()]) == ("",)
             with pytest.raises(InvalidArgument, match="tokenizer-seconds"):
                 await process.encode("x" * 1_000_000)
+            assert await process.token("</s>") == 1
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_its_turn_waits_until_its_own_deadline(tmp_path):
+    """Whatever others ask of the process."""
+    trained(tmp_path)
+
+    async def run():
+        async with asked(tmp_path) as process:
+            async with process._process._turn:  # somebody else's text
+                with pytest.raises(DeadlineExceeded, match="had not answered"):
+                    await process.encode("a", seconds=0.01)
+                with pytest.raises(DeadlineExceeded, match="longer deadline"):
+                    await process.decode([(5,)], seconds=-1.0)
             assert await process.token("</s>") == 1
 
     asyncio.run(run())
