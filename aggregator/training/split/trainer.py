@@ -49,6 +49,7 @@ from aggregator.training.split.step import (
 )
 from aggregator.training.split.versions import GradientSum, SplitVersion, SplitVersions
 from edge_attention.core.errors import (
+    DeadlineExceeded,
     DiskFull,
     EdgeAttentionError,
     FailedPrecondition,
@@ -245,8 +246,15 @@ class SplitTrainer:
         """
         for _ in range(PASSES):
             samples, _ = await self._samples()
-            done = await self._gradients(version, positions, samples, shape, gradients=gradients)
-            if self._lives == (lives := self._lives_now()):
+            done: _Pass | None = None
+            try:
+                done = await self._gradients(version, positions, samples, shape, gradients=gradients)
+            except EdgeAttentionError as error:
+                # Of rows that are another file's there may be any: what is wrong is said of the samples.
+                if isinstance(error, DeadlineExceeded) or self._lives == self._lives_now():
+                    raise
+            lives = self._lives_now()
+            if done is not None and self._lives == lives:
                 return done
             log.warning("run %s: a node that reads samples was restarted in a step: again", self._id)
         restarted = [n for n, old, new in zip(self._readers, self._lives, lives, strict=True) if old != new]

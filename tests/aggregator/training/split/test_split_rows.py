@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from aggregator.training.split import trainer
 from aggregator.training.split.plan import CUT
 from aggregator.training.split.samples import INPUT_ROWS, LABEL_ROWS, AlignedSamples
-from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 
 NODES = ("a", "b", "c")
 
@@ -49,10 +50,16 @@ class Run(trainer.SplitTrainer):
             register = self.members[node].register
             register.instance += "'"
             self.file = np.array(file)
+            if len(file) < 4:
+                raise InvalidArgument("there is no row 3")
         return f"pass {len(self.passed)}"
 
     def step(self):
         return asyncio.run(self._pass(None, np.arange(4), CUT, gradients=True))
+
+
+class Over(Exception):
+    """Far enough."""
 
 
 AS_BEGUN = "as it began"
@@ -72,6 +79,15 @@ def test_other_samples_after_a_restart_in_the_middle_end_the_run(monkeypatch):
         run.step()
 
 
+def test_rows_that_are_not_there_after_a_restart_are_said_to_be_other_samples(monkeypatch):
+    run = Run(monkeypatch, ("a", [0, 1, 2], "others"))
+    with pytest.raises(FailedPrecondition, match="no longer those the run began with"):
+        run.step()
+    run = Run(monkeypatch, ("b", [0, 1, 2], AS_BEGUN))
+    with pytest.raises(InvalidArgument, match="there is no row 3"):
+        run.step()
+
+
 def test_the_restart_of_a_node_that_reads_nothing_costs_no_pass(monkeypatch):
     run = Run(monkeypatch, ("b", [0, 1, 2, 3], AS_BEGUN))
     assert run.step() == "pass 1"
@@ -82,3 +98,16 @@ def test_a_node_that_is_restarted_in_each_pass_is_named(monkeypatch):
     with pytest.raises(FailedPrecondition, match="node c, which reads samples, was restarted in each of"):
         run.step()
     assert len(run.passed) == trainer.PASSES
+
+
+def test_which_samples_a_step_takes_is_found_beside_the_loop(monkeypatch):
+    run, found = Run(monkeypatch), []
+    run._services.link = SimpleNamespace(bytes_sent={}, bytes_received={})
+
+    def of_step(number):
+        found.append((number, threading.current_thread() is threading.main_thread()))
+        raise Over
+
+    with pytest.raises(Over):
+        asyncio.run(run._round(SimpleNamespace(number=4), SimpleNamespace(of_step=of_step)))
+    assert found == [(5, False)]
