@@ -105,9 +105,8 @@ class KeptProcess:
 
     async def _asked(self, question: Any) -> Any:
         lacked = False
-        for _ in range(
-            2
-        ):  # one that has used up its seconds of processors, or its memory, ends: the next answers
+        # One that has used up its seconds of processors, or its memory, has ended: the next one answers.
+        for _ in range(2):
             process = await self._running()
             answer = await _answered(process, json.dumps(question).encode())
             lacked = answer == _NO_MEMORY

@@ -13,6 +13,8 @@ MODELS = 200
 """Models, and nodes, that have series."""
 STAGES = ("all", "queue", "ready", "run", "turn", "wait", "fold")
 OUTCOMES = ("exact", "partial", "failed")
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Bounds of the buckets of a batch's rows: cut models' batches have a power of two."""
 
 
 class InferenceMetrics:
@@ -50,7 +52,9 @@ class InferenceMetrics:
             "cut_seconds", "Seconds to cut a deployed model for another shape of inputs."
         )
         self.batches = make.histogram(
-            "infer_batch_rows", "Rows of batches in which requests to models run; 1: of one by itself."
+            "infer_batch_rows",
+            "Rows of batches in which requests to models run; 1: of one by itself.",
+            buckets=ROWS,
         )
         self.anew = make.counter(
             "deployments_planned_anew_total",
