@@ -36,12 +36,14 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.tensors import Array
 
-__all__ = ["JSON_BYTES", "SaidInJson", "read_json"]
+__all__ = ["JSON_BYTES", "JSON_PROCESSES", "SaidInJson", "read_json"]
 
 JSON_BYTES = 64 * 1024 * 1024
 """Of JSON in one request; tensors as binary data are no part of it."""
 INLINE_BYTES = 128 * 1024
 """Parsed here: a few milliseconds."""
+JSON_PROCESSES = 4
+"""That read at a time, of all callers; each may take JSON_PROCESS."""
 WHAT = "reading the JSON of a request"
 
 
@@ -53,13 +55,16 @@ class SaidInJson:
     arrays: Mapping[int, Array | bytes] = field(default_factory=dict)
 
 
-async def read_json(text: memoryview, what: str, lease: Lease, state: Path) -> SaidInJson:
+async def read_json(
+    text: memoryview, what: str, lease: Lease, state: Path, processes: asyncio.Semaphore
+) -> SaidInJson:
     """Parse it.
 
     Args:
         what: it is; begins each message.
         lease: the caller's; grows by what it takes.
         state: the state folder, to work in.
+        processes: JSON_PROCESSES of it; who comes when they are at work waits.
 
     Raises:
         InvalidArgument, InvalidTensor: it is none, or says what an input cannot be.
@@ -73,7 +78,7 @@ async def read_json(text: memoryview, what: str, lease: Lease, state: Path) -> S
             "send tensors as binary data"
         )
     lease.grow(4 * len(text))  # an element takes two characters or more, and up to 8 bytes
-    async with scratch.folder(state) as folder:
+    async with processes, scratch.folder(state) as folder:
         await asyncio.to_thread((folder / "request.json").write_bytes, text)
         try:
             status = await apart.run(JSON_PROCESS, WHAT, "aggregator.http.json_apart", str(folder), what)

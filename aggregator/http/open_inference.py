@@ -32,7 +32,7 @@ from aggregator.bounds.budget import Budgets
 from aggregator.http.bodies import BODY_BYTES, read_body, send
 from aggregator.http.endpoints import HttpCall, HttpEndpoint
 from aggregator.http.infer_body import HEADER_LENGTH, answer_of, request_of, require_64_bits, split
-from aggregator.http.json_apart import read_json
+from aggregator.http.json_apart import JSON_PROCESSES, read_json
 from aggregator.http.json_tensors import strict_json
 from aggregator.inference.protocol.data_plane import DataPlane
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
@@ -65,6 +65,7 @@ class OpenInference:
         self._plane = plane
         self._budgets = budgets
         self._state = state
+        self._processes = asyncio.Semaphore(JSON_PROCESSES)
 
     def endpoints(self) -> tuple[HttpEndpoint, ...]:
         def models(rest: str) -> tuple[str, str]:
@@ -153,7 +154,7 @@ class OpenInference:
         with self._budgets.take(BODIES, caller, 0) as lease, self._plane.room(caller) as room:
             body = await read_body(call.request, lease, BODY_BYTES)
             head, binary = split(body, call.request.headers.get(HEADER_LENGTH))
-            read = await read_json(head, PARSING, lease, self._state)
+            read = await read_json(head, PARSING, lease, self._state, self._processes)
             request, wishes = request_of(model, version, read.said, binary, read.arrays)
             del body, head, binary, read
             response = await self._plane.infer(request, caller, room)

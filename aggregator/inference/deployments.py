@@ -22,7 +22,7 @@ from aggregator.inference.batching.batch_queue import PRIORITIES, PRIORITY
 from aggregator.inference.calls import job_scope
 from aggregator.inference.deploy_check import require_deployable
 from aggregator.inference.deploy_news import DeployNews
-from aggregator.inference.deployed import Deployed
+from aggregator.inference.deployed import Deployed, PlannedParts, Shapes
 from aggregator.inference.feeds import require_inputs, shape_key
 from aggregator.inference.life import Life
 from aggregator.inference.making import DeploymentMaking, made_folder, new_id
@@ -223,6 +223,11 @@ class Deployments:
         if not 0 <= priority <= PRIORITIES:
             raise InvalidArgument(f"priority is {priority}; 1 goes first, {PRIORITIES} last, 0 is {PRIORITY}")
         require_inputs(deployed.planned.inputs, feeds)
+        until = time.monotonic() + seconds
+        key, shapes = _shape_of(deployed.planned, feeds)
+        if key not in deployed.shapes:  # to be waited for here: in the queue it would hold up all others
+            await self._readiness.ready(deployed, key, shapes, until, caller)
+            seconds = max(until - time.monotonic(), 0.0)
         return await deployed.batcher.infer(
             feeds, seconds, caller, partial=partial, priority=priority, joins=deployed.joins
         )
@@ -232,9 +237,9 @@ class Deployments:
     ) -> ModelAnswer:
         """The answer to a batch, or to one request."""
         assert deployed.planned is not None
-        shapes = {name: array.shape for name, array in feeds.items()}
         whole, until = deployed.planned.whole, time.monotonic() + seconds
-        key = deployed.planned.key if whole else shape_key(shapes)
+        key, shapes = _shape_of(deployed.planned, feeds)
+        # One that was prepared when the request came may have gone for others meanwhile.
         while not deployed.shapes.use(key):
             await self._readiness.ready(deployed, key, shapes, until, caller)
         try:
@@ -372,6 +377,12 @@ class Deployments:
         text = self._measures_file.text(self._nodes.measures)
         if text is not None:
             await asyncio.to_thread(self._measures_file.write, text)
+
+
+def _shape_of(planned: PlannedParts, feeds: Mapping[str, Array]) -> tuple[str, Shapes]:
+    """What a deployment is to be prepared for, for such inputs: its key, and their shapes."""
+    shapes = {name: array.shape for name, array in feeds.items()}
+    return planned.key if planned.whole else shape_key(shapes), shapes
 
 
 def _numbers(name: str) -> str:

@@ -351,6 +351,34 @@ def test_long_json_is_read_elsewhere_to_the_same_end(made, monkeypatch):
     made.run(scenario)
 
 
+def test_few_processes_read_json_at_a_time(made, monkeypatch):
+    monkeypatch.setattr(json_apart, "INLINE_BYTES", 1024)
+    at_work = most = 0
+    run = json_apart.apart.run
+
+    async def counted(*asked):
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        try:
+            return await run(*asked)
+        finally:
+            at_work -= 1
+
+    monkeypatch.setattr(json_apart.apart, "run", counted)
+
+    async def scenario(port):
+        values = [n / 8 for n in range(2000)]
+        ask = [
+            port.post("/v2/models/floats/infer", json=floats(values))
+            for _ in range(2 * json_apart.JSON_PROCESSES)
+        ]
+        assert {answer.status for answer in await asyncio.gather(*ask)} == {200}
+        assert most == json_apart.JSON_PROCESSES
+
+    made.run(scenario)
+
+
 def test_a_connection_is_kept_for_the_next_request(made):
     async def scenario(port):
         reader, writer = await asyncio.open_connection(*port.where)
