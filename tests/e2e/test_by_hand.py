@@ -401,7 +401,7 @@ def test_metrics_of_both_daemons_are_prometheus_text(shared):
         assert any(sample.value > 0 for sample in families[some].samples)
         for family in families.values():
             assert family.documentation
-            if family.type == "histogram":
+            if family.type == "histogram" and family.name.endswith("_seconds"):  # others count rows
                 bounds = [s.labels["le"] for s in family.samples if s.name.endswith("_bucket")]
                 assert bounds == [] or float(bounds[0]) <= 1e-4
 
