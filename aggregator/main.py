@@ -60,7 +60,7 @@ from edge_attention.options import ADDRESS, name_sources, set_up
 @click.option(
     "--largest-message",
     type=click.IntRange(8, 2048),
-    default=8,
+    default=256,
     show_default=True,
     metavar="MIB",
     help="Of gRPC, which has one limit for all: requests and answers of the Open Inference Protocol may be "

@@ -31,6 +31,7 @@ from aggregator.trust.endpoint import AuditLine, Endpoint
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
 from edge_attention.core.messages import attention
 from edge_attention.core.messages.program import Drop
+from edge_attention.core.tensors import Encoded
 from edge_attention.wire import services
 
 CREATED = AuditLine("context_created", lambda q, r: {"context": q.spec.name})
@@ -41,6 +42,8 @@ AT_ONCE = 4096
 MANY_PARTS = 256
 """Segments from which it is; masses, missing segments and stretches of an answer from which that is encoded
 in one."""
+LARGE_ANSWER = 512 * 1024
+"""Bytes of its arrays from which, too: they are copied several times on their way into a message."""
 
 
 class AttentionApi:
@@ -129,7 +132,7 @@ class AttentionApi:
         with self._budgets.take(REQUEST_BYTES, caller, size):
             response = await self._attender.attend(request, caller, _left(call, math.inf))
         parts = len(response.mass) + len(response.missing) + len(response.coverage)
-        if parts < MANY_PARTS:
+        if parts < MANY_PARTS and _bytes(response) < LARGE_ANSWER:
             return response
         return await asyncio.to_thread(services.ATTEND.response.encode, response)
 
@@ -171,6 +174,12 @@ class AttentionApi:
         await self._contexts.drop(context)
         for node in {name for segment in context.segments for name in segment.holders}:
             self._trips.post(node, (Drop((f"context/{context.id}/",), revision),))
+
+
+def _bytes(response: attention.AttendResponse) -> int:
+    out = response.out.array if isinstance(response.out, Encoded) else response.out
+    bound = response.bound.error if response.bound is not None else None
+    return sum(array.nbytes for array in (out, response.weights, bound) if array is not None)
 
 
 def _left(call: Any, most: float) -> float:

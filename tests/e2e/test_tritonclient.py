@@ -41,7 +41,7 @@ def fleet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("open-inference")
     file = folder / "simple.onnx"
     file.write_bytes(add_sub())
-    with Fleet(folder, "--largest-message", "64", state=True) as fleet:
+    with Fleet(folder, state=True) as fleet:
         fleet.nodes("a", "b")
         with fleet.client() as client:
             client.deploy(file, NAME, plan="replicate")
