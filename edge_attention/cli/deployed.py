@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
+from edge_attention.cli.array_files import read_inputs, write_outputs
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import (
     json_option,
@@ -23,7 +22,7 @@ from edge_attention.cli.output import (
 )
 from edge_attention.client.models import MAX_DEADLINE, ModelResult
 from edge_attention.client.sync import Client
-from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
+from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.inference import (
     MAX_BATCH,
     MAX_QUEUE_DELAY,
@@ -33,8 +32,6 @@ from edge_attention.core.messages.inference import (
     ModelTensor,
 )
 from edge_attention.core.printable import shown
-from edge_attention.core.tensors import Array
-from edge_attention.jobs.array_files import load_npy, load_npz
 
 NOT_EXACT = 3
 LEFT_SECONDS = 10.0
@@ -254,11 +251,11 @@ def infer(
     as_json: bool,
 ) -> None:
     """Ask the deployed model NAME: its outputs, what they stand on, and where the time went."""
-    arrays = _arrays(inputs)
+    arrays = read_inputs(inputs)
     with connect(address) as client:
         answer = client.model(name).infer(arrays, deadline=deadline, partial=partial, priority=priority)
     if output is not None:
-        _save(output, answer)
+        write_outputs(output, answer)
     if as_json:
         print_json(_summary(name, answer))
     else:
@@ -373,31 +370,6 @@ def _size(text: str) -> tuple[str, int]:
     if not (name and equals and number.isdigit() and int(number) > 0):
         raise click.BadParameter(f"{text!r} is not NAME=SIZE, as sequence=128", param_hint="--dimensions")
     return name, int(number)
-
-
-def _arrays(inputs: tuple[str, ...]) -> dict[str, Array]:
-    found: dict[str, Array] = {}
-    for text in inputs:
-        name, equals, file = text.partition("=")
-        if not equals and text.endswith(".npz"):
-            found |= load_npz(Path(text))
-        elif name and file:
-            found[name] = load_npy(Path(file))
-        else:
-            raise click.BadParameter(f"{text!r} is neither INPUT=FILE.npy nor FILE.npz", param_hint="--input")
-    return found
-
-
-def _save(output: Path, answer: ModelResult) -> None:
-    try:
-        with zipfile.ZipFile(
-            output, "w"
-        ) as archive:  # savez has words of its own that no output may be called
-            for name, array in answer.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
-    except OSError as error:
-        raise InvalidArgument(f"--output {output} cannot be written: {error.strerror}") from None
 
 
 def _summary(name: str, answer: ModelResult) -> dict[str, Any]:

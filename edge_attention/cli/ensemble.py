@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import click
-import numpy as np
 
+from edge_attention.cli.array_files import read_inputs, write_outputs
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say
-from edge_attention.client.ensembles import MAX_DEADLINE, EnsembleResult
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.client.ensembles import MAX_DEADLINE
 from edge_attention.core.messages.ensembles import DeployedEnsemble, EnsembleTensor
-from edge_attention.core.tensors import Array
-from edge_attention.jobs.array_files import load_npy, load_npz
 
 __all__ = ["ensemble"]
 
@@ -121,9 +117,9 @@ def infer(
 ) -> None:
     """Ask the ensemble NAME. An answer that lacks a member says so, exit code 3."""
     with connect(ctx.obj) as client:
-        answer = client.ensemble(name).infer(_arrays(inputs), deadline=deadline)
+        answer = client.ensemble(name).infer(read_inputs(inputs), deadline=deadline)
     if output is not None:
-        _save(output, answer)
+        write_outputs(output, answer)
     if as_json:
         print_json(
             {
@@ -148,29 +144,6 @@ def infer(
         )
     if not answer.exact:
         ctx.exit(NOT_EXACT)
-
-
-def _arrays(inputs: tuple[str, ...]) -> dict[str, Array]:
-    found: dict[str, Array] = {}
-    for text in inputs:
-        name, equals, file = text.partition("=")
-        if not equals and text.endswith(".npz"):
-            found |= load_npz(Path(text))
-        elif name and file:
-            found[name] = load_npy(Path(file))
-        else:
-            raise click.BadParameter(f"{text!r} is neither INPUT=FILE.npy nor FILE.npz", param_hint="--input")
-    return found
-
-
-def _save(output: Path, answer: EnsembleResult) -> None:
-    try:
-        with zipfile.ZipFile(output, "w") as archive:
-            for name, array in answer.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
-    except OSError as error:
-        raise InvalidArgument(f"--output {output} cannot be written: {error.strerror}") from None
 
 
 def _print(info: DeployedEnsemble) -> None:

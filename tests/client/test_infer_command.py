@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_attention.cli.deployed import _print_answer, _save
+from edge_attention.cli.array_files import write_outputs
+from edge_attention.cli.deployed import _print_answer
 from edge_attention.client.models import ModelResult
 
 OUTPUTS = {
@@ -19,7 +20,7 @@ ANSWER = ModelResult(OUTPUTS, True, 1.0, "", 1, {"client": 0.1, "all": 0.1})
 
 
 def test_an_answer_is_written_whatever_its_outputs_are_called(tmp_path):
-    _save(tmp_path / "answer.npz", ANSWER)
+    write_outputs(tmp_path / "answer.npz", ANSWER)
     with np.load(tmp_path / "answer.npz") as found:
         assert set(found) == set(OUTPUTS)
         for name, array in OUTPUTS.items():

@@ -7,10 +7,24 @@ import numpy as np
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
 
-__all__ = ["MAX_CLASSES", "classified"]
+__all__ = ["MAX_CLASSES", "MAX_CLASSIFIED", "classified", "classified_bytes"]
 
 MAX_CLASSES = 10_000
 """Classes that are asked for."""
+MAX_CLASSIFIED = 256 * 1024
+"""Objects of one output: its rows times the classes of each."""
+_OBJECT_BYTES = 128
+"""What one takes, with what it is made of meanwhile."""
+
+
+def classified_bytes(array: Array, classes: object, name: str, *, batched: bool) -> int:
+    """Bytes that `classified` takes for what it makes.
+
+    Raises:
+        InvalidArgument: as `classified`.
+    """
+    rows, most = _asked(array, classes, name, batched=batched)
+    return int(rows.shape[0] * min(most, rows.shape[1]) * _OBJECT_BYTES + rows.size * 8)
 
 
 def classified(array: Array, classes: object, name: str, *, batched: bool) -> Array:
@@ -19,8 +33,21 @@ def classified(array: Array, classes: object, name: str, *, batched: bool) -> Ar
     Shape [rows, k] or [k]; equal elements in the order they have; labels are not known here.
 
     Raises:
-        InvalidArgument: `classes` is no number, or elements have no order.
+        InvalidArgument: `classes` is no number, they are too many of all rows, or elements have no order.
     """
+    rows, most = _asked(array, classes, name, batched=batched)
+    # A stable sort of what is largest first, NaN last.
+    keys = np.where(np.isnan(rows), -np.inf, rows) if rows.dtype.kind == "f" else rows
+    order = np.argsort(keys[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :most]
+    order = rows.shape[1] - 1 - order
+    found = np.empty(order.shape, object)
+    for row, indices in enumerate(order):
+        found[row] = [f"{float(rows[row, i]):f}:{i}".encode() for i in indices]
+    return found if batched and array.ndim else found[0]
+
+
+def _asked(array: Array, classes: object, name: str, *, batched: bool) -> tuple[Array, int]:
+    """The rows, and how many classes of each are asked for. Raises as `classified`."""
     if isinstance(classes, bool) or not isinstance(classes, int) or not 0 < classes <= MAX_CLASSES:
         raise InvalidArgument(
             f"parameter 'classification' of output '{name}' must be 1 to {MAX_CLASSES:,}, not "
@@ -29,11 +56,10 @@ def classified(array: Array, classes: object, name: str, *, batched: bool) -> Ar
     if array.dtype.kind not in "iuf":
         raise InvalidArgument(f"output '{name}' is {array.dtype}, which cannot be classified")
     rows = array.reshape(array.shape[0], -1) if batched and array.ndim else array.reshape(1, -1)
-    # A stable sort of what is largest first, NaN last.
-    keys = np.where(np.isnan(rows), -np.inf, rows) if rows.dtype.kind == "f" else rows
-    order = np.argsort(keys[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :classes]
-    order = rows.shape[1] - 1 - order
-    found = np.empty(order.shape, object)
-    for row, indices in enumerate(order):
-        found[row] = [f"{float(rows[row, i]):f}:{i}".encode() for i in indices]
-    return found if batched and array.ndim else found[0]
+    made = rows.shape[0] * min(classes, rows.shape[1])
+    if made > MAX_CLASSIFIED:
+        raise InvalidArgument(
+            f"bound classified: output '{name}' would have {made:,} classes of {rows.shape[0]:,} rows, and "
+            f"may have {MAX_CLASSIFIED:,}; ask for fewer classes, or send fewer rows at a time"
+        )
+    return rows, classes

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from aggregator.bounds.bounds import INFERENCE_BYTES, INFERENCES
 from aggregator.bounds.budget import Budgets, Lease
 from aggregator.inference.protocol.checking import checked
-from aggregator.inference.protocol.classification import classified
+from aggregator.inference.protocol.classification import classified, classified_bytes
 from aggregator.inference.protocol.served import CheckedRequest, ModelAnswered, ModelSource, OfferedModel
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from edge_attention.core.messages.open_inference import (
@@ -170,7 +170,7 @@ class DataPlane:
                     f"model '{model.name}' may give several answers to a request; ask it with "
                     "ModelStreamInfer"
                 )
-            return await _response(model, config, request, await model.infer(asked))
+            return await _response(config, request, asked, model, await model.infer(asked))
 
     async def stream(
         self, request: InferenceRequest, caller: str, room: Lease | None = None
@@ -181,7 +181,7 @@ class DataPlane:
             model, config, asked = await self._asked(request, caller, room, stack)
             answers = await stack.enter_async_context(aclosing(model.stream(asked)))
             async for answer in answers:
-                yield await _response(model, config, request, answer)
+                yield await _response(config, request, asked, model, answer)
 
     async def _asked(
         self, request: InferenceRequest, caller: str, room: Lease | None, stack: AsyncExitStack
@@ -256,18 +256,27 @@ class DataPlane:
 
 
 async def _response(
-    model: OfferedModel, config: ModelConfig, request: InferenceRequest, answer: ModelAnswered
+    config: ModelConfig,
+    request: InferenceRequest,
+    accepted: CheckedRequest,
+    model: OfferedModel,
+    answer: ModelAnswered,
 ) -> InferenceResponse:
-    asked = {one.name: one for one in request.outputs}
+    wanted = {one.name: one for one in request.outputs}
     datatypes = {one.name: one.data_type for one in config.output}
 
     def make() -> tuple[NamedTensor, ...]:
         return tuple(
-            _output(name, array, datatypes.get(name), asked.get(name), batched=bool(config.max_batch_size))
+            _output(name, array, datatypes.get(name), wanted.get(name), batched=bool(config.max_batch_size))
             for name, array in answer.results.items()
         )
 
     sorts = any("classification" in one.parameters for one in request.outputs)
+    for name, array in answer.results.items():
+        classes = wanted[name].parameters.get("classification") if name in wanted else None
+        if classes is not None:
+            batched = bool(config.max_batch_size)
+            accepted.room.grow(classified_bytes(array, classes, name, batched=batched))
     size = sum(array.nbytes for array in answer.results.values())
     outputs = await asyncio.to_thread(make) if sorts and size > BY_THREAD else make()
     return InferenceResponse(model.name, model.version, request.id, answer.parameters, outputs)

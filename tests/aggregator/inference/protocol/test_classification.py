@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from aggregator.inference.protocol.classification import classified
+from aggregator.inference.protocol.classification import MAX_CLASSIFIED, classified, classified_bytes
 from edge_attention.core.errors import InvalidArgument
 
 
@@ -50,3 +50,16 @@ def test_no_number_of_classes(classes):
 def test_strings_have_no_classes():
     with pytest.raises(InvalidArgument, match="cannot be classified"):
         classified(np.array([b"x"], object), 1, "y", batched=False)
+
+
+def test_classes_of_all_rows_are_bounded_and_counted_before_they_are_made():
+    array = np.zeros((1024, 10_000), np.int8)
+    for asked in (classified, classified_bytes):
+        with pytest.raises(InvalidArgument, match=r"bound classified: .* 10,240,000 classes of 1,024 rows"):
+            asked(array, 10_000, "y", batched=True)
+    few = MAX_CLASSIFIED // 1024
+    assert classified_bytes(array, few, "y", batched=True) >= few * 1024
+    few_columns = np.zeros((1024, 2), np.int8)
+    made = classified(few_columns, 10_000, "y", batched=True)
+    assert made.shape == (1024, 2)
+    assert classified_bytes(few_columns, 10_000, "y", batched=True) >= sum(map(len, made.reshape(-1)))

@@ -19,7 +19,7 @@ from edge_attention.core.errors import (
     Overloaded,
     Unimplemented,
 )
-from edge_attention.core.messages.open_inference import InferenceRequest, TraceSetting
+from edge_attention.core.messages.open_inference import InferenceRequest, RequestedOutput, TraceSetting
 
 
 def plane(*models):
@@ -209,5 +209,20 @@ def test_a_request_may_have_many_answers():
         assert [one.response.parameters["last"] for one in answers] == [False, False, True]
         assert {one.response.id for one in answers} == {"7"}
         assert np.all([one.error == "" for one in answers])
+
+    asyncio.run(scenario())
+
+
+def test_classes_take_room_as_long_as_the_answer_does():
+    async def scenario():
+        model = Doubler()
+        made, budgets = plane(model)
+        model.event("1").set()
+        outputs = (RequestedOutput("y", {"classification": 2}),)
+        with made.room("me") as room:
+            answer = await made.infer(asked(outputs=outputs), "me", room)
+            assert answer.outputs[0].data.tolist() == [b"4.000000:1", b"2.000000:0"]
+            assert room.amount > 8 + sum(map(len, answer.outputs[0].data))
+        assert unused(budgets)
 
     asyncio.run(scenario())

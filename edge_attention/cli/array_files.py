@@ -1,0 +1,51 @@
+"""Arrays that commands are given as files, and leave in one."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import click
+import numpy as np
+
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.tensors import Array
+from edge_attention.jobs.array_files import load_npy, load_npz
+
+__all__ = ["read_inputs", "write_outputs"]
+
+
+def read_inputs(inputs: Iterable[str]) -> dict[str, Array]:
+    """The arrays of `--input INPUT=FILE.npy` and `--input FILE.npz`, by input.
+
+    Raises:
+        click.BadParameter: one is written otherwise.
+        InvalidArgument: a file cannot be read.
+    """
+    found: dict[str, Array] = {}
+    for text in inputs:
+        name, equals, file = text.partition("=")
+        if not equals and text.endswith(".npz"):
+            found |= load_npz(Path(text))
+        elif name and file:
+            found[name] = load_npy(Path(file))
+        else:
+            raise click.BadParameter(f"{text!r} is neither INPUT=FILE.npy nor FILE.npz", param_hint="--input")
+    return found
+
+
+def write_outputs(output: Path, answer: Mapping[str, Array]) -> None:
+    """Write an answer's arrays to an .npz file, by name.
+
+    Raises:
+        InvalidArgument: it cannot be written.
+    """
+    try:
+        # savez has words of its own that no output may be called
+        with zipfile.ZipFile(output, "w") as archive:
+            for name, array in answer.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+    except OSError as error:
+        raise InvalidArgument(f"--output {output} cannot be written: {error.strerror}") from None
