@@ -88,7 +88,7 @@ def choose(logits: Float32, sampling: Sampling, place: int, before: Collection[i
         scores[known] = np.where(scores[known] > 0, scores[known] / penalty, scores[known] * penalty)
     if not sampling.temperature:
         return int(scores.argmax())
-    weights = _weights((scores - scores.max()) / sampling.temperature, sampling)
+    weights = _weights(scores, sampling)
     # Sums one after the other: NumPy's pairwise ones would be as exact, but in an order of its own.
     sums = np.cumsum(weights)
     drawn = int(np.searchsorted(sums, uniform(sampling.seed, place) * sums[-1], side="right"))
@@ -98,16 +98,18 @@ def choose(logits: Float32, sampling: Sampling, place: int, before: Collection[i
 def _weights(scores: Array, sampling: Sampling) -> Array:
     """Weights in proportion to the probabilities of those that may be drawn; 0 for the others.
 
-    `scores`: float64 [vocabulary], at most 0, over the temperature.
+    Which of two is the likelier is asked of the scores: where these differ, weights may still be one float.
+
+    `scores`: float64 [vocabulary], before the temperature.
     """
+    weights = exp((scores - scores.max()) / sampling.temperature)
     if 0 < sampling.top_k < len(scores):
         least = np.partition(scores, -sampling.top_k)[-sampling.top_k]
         kept = scores > least
         kept[np.flatnonzero(scores == least)[: sampling.top_k - int(kept.sum())]] = True
-        scores = np.where(kept, scores, -np.inf)
-    weights = exp(scores)
+        weights[~kept] = 0.0
     if sampling.top_p < 1:
-        order = np.argsort(-weights, kind="stable")
+        order = np.argsort(-scores, kind="stable")
         sums = np.cumsum(weights[order])
         last = int(np.searchsorted(sums, sampling.top_p * sums[-1], side="left"))
         weights[order[last + 1 :]] = 0.0

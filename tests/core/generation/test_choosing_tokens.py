@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument, NotFinite
-from edge_attention.core.generation.sampling import GREEDY, Sampling, choose
+from edge_attention.core.generation.sampling import GREEDY, MAX_TEMPERATURE, Sampling, choose
 
 LOGITS = st.lists(st.floats(-20, 20, width=32) | st.just(-np.inf), min_size=1, max_size=40).filter(
     lambda found: max(found) > -np.inf
@@ -77,6 +77,12 @@ def test_each_filter():
     assert drawn(top_p=0.6) == {0, 1}
     assert drawn(top_p=0.45) == {0}
     assert drawn(min_p=0.2) == {0, 1, 2}
+    # Likelier by less than a weight can say is likelier all the same.
+    close = np.array([0.0, 1e-30, 20.0], np.float32)
+    hot = Sampling(temperature=MAX_TEMPERATURE, top_k=2)
+    assert {choose(close, hot, place) for place in range(300)} == {1, 2}
+    near = Sampling(temperature=1.0, top_p=0.25)
+    assert {choose(close[:2], near, place) for place in range(300)} == {1}
     # Of equal ones those of the lowest numbers.
     even = np.zeros(5, np.float32)
     assert {choose(even, Sampling(temperature=1.0, top_k=2), place) for place in range(100)} == {0, 1}
