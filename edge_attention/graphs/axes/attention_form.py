@@ -92,12 +92,15 @@ def attention(
         biases: as `AttentionForm.bias` gives them.
         softcap: c of `c * tanh(scores / c)`, before biases are added; 0: none.
     """
-    scaled = query if scale == 1.0 else write("Mul", query, write.const(scale, np.float32))
     turned = write("Transpose", key, perm=[0, 1, 3, 2])
     if form.shared > 1:
         turned = write("Unsqueeze", turned, write.const([2], np.int64))
         value = write("Unsqueeze", value, write.const([2], np.int64))
-    scores = write("MatMul", scaled, turned)
+    scores = write("MatMul", query, turned)
+    if (
+        scale != 1.0
+    ):  # After the product, where ONNX Runtime's kernels have it: the same bits. It fuses the two.
+        scores = write("Mul", scores, write.const(scale, np.float32))
     if softcap:
         cap = write.const(softcap, np.float32)
         scores = write("Mul", write("Tanh", write("Div", scores, cap)), cap)

@@ -16,7 +16,7 @@ import onnxruntime
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan
+from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.shares import shared_ranges
 from edge_attention.core.schedule.traffic import traffic_of
 from edge_attention.graphs.axes.cut import analyse, cut
@@ -142,3 +142,15 @@ def test_int8_is_the_whole_bit_for_bit(recipe: TransformerRecipe, data: st.DataO
     _, axes = analysed(recipe)
     plan = data.draw(plans(layers_in(axes), sizes_in(axes), cuts_of(axes)))
     check(recipe, plan)
+
+
+def test_int8_beside_attention_written_out_is_the_whole_bit_for_bit() -> None:
+    """The scale, of no power of two here, is multiplied where ONNX Runtime's own kernel does it."""
+    for seed in range(6):
+        for dim in (2, 6):
+            recipe = TransformerRecipe(
+                seed=seed, opset=23, dim=dim, bias=True, softmax="attention", placement="post", quantised=True
+            )
+            layers = range(layers_in(analysed(recipe)[1]))
+            check(recipe, CutPlan((Stage(layers, (0,)),)))
+            check(recipe, CutPlan((Stage(layers, (0, 1), Cut.TOKENS, Crossing.GATHER, (2.0, 3.0)),)))
