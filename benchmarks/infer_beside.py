@@ -2,11 +2,13 @@
 
 ONNX Runtime on one box and Ray with one actor a stage, two stages, in turns: a request's milliseconds, what
 each process holds, and what a caller sees of the next request when an actor is killed; and ours over two
-nodes by tokens and by layers (infer_beside_ours.py). Needs `ray` (the extra `bench`).
+nodes by tokens and by layers (infer_beside_ours.py). Needs `ray` (the extra `bench`). With
+`--llama-cpp FOLDER --gguf FILE` llama.cpp over RPC as well (infer_beside_llama.py).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -23,6 +25,7 @@ import onnxruntime
 import psutil
 from onnx import ModelProto, numpy_helper
 
+from benchmarks.infer_beside_llama import llama_cpp
 from benchmarks.infer_beside_ours import ours
 from benchmarks.infer_compute import forms_of
 from benchmarks.infer_models import MINILM, feeds_of, model_file, whole_session
@@ -164,7 +167,15 @@ def compared(length: int) -> dict[str, Any]:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="MiniLM over two processes: ours, Ray, llama.cpp, by turns.")
+    parser.add_argument("--llama-cpp", type=Path, help="folder of llama-bench and ggml-rpc-server")
+    parser.add_argument("--gguf", type=Path, help="MiniLM as llama.cpp reads it, float32")
+    wanted = parser.parse_args()
+    if (wanted.llama_cpp is None) != (wanted.gguf is None):
+        parser.error("--llama-cpp and --gguf go together: programs and the model that they run")
     for length in (128, 512):
+        if wanted.llama_cpp is not None:
+            print(json.dumps({"llama.cpp": llama_cpp(wanted.llama_cpp, wanted.gguf, length)}, indent=1))
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps({"length": length, **ours(model_file(MINILM, Path(folder)), length)}, indent=1))
         print(json.dumps(compared(length), indent=1))
