@@ -1,8 +1,8 @@
 """llama.cpp over RPC beside ONNX Runtime, by turns: two servers of one thread, layers shared between them.
 
-The two programs come from llama.cpp's build with `-DGGML_RPC=ON` (docs/performance.md says how it is had), and
-the model from its `convert_hf_to_gguf.py`. `llama-bench` loads the model anew for each turn and times only
-requests.
+The two programs come from llama.cpp's build with `-DGGML_RPC=ON` (docs/performance.md says how it is had),
+and the model from its `convert_hf_to_gguf.py`. `llama-bench` loads the model anew each turn and times
+only requests.
 """
 
 from __future__ import annotations
