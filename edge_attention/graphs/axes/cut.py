@@ -52,11 +52,14 @@ def cuts_no_layer(plan: CutPlan) -> bool:
     return all(stage.cut is Cut.NONE for stage in plan.stages)
 
 
-def cut(axes: Axes, plan: CutPlan, known: bool = False) -> Emitted:
+def cut(axes: Axes, plan: CutPlan, known: bool = False, attention: bool = False) -> Emitted:
     """The schedule of `plan`, with its graphs and constants.
 
-    `known`: the plan is of this model at other sizes. Of a single token nothing is an axis, so that there is
-    nothing to share: one part of such a stage does all of it.
+    Args:
+        known: the plan is of this model at other sizes. Of a single token nothing is an axis, so that there
+            is nothing to share: one part of such a stage does all of it.
+        attention: parts that share heads share attention alone. What their heads make is gathered, and each
+            does all that lies between two attentions: one meeting a layer in place of two, for more work.
 
     Raises:
         InvalidArgument: the plan is not of this model: layers, axes or ranges that it has not; or the model
@@ -68,7 +71,7 @@ def cut(axes: Axes, plan: CutPlan, known: bool = False) -> Emitted:
             raise InvalidArgument("a plan by averaging has one stage, each of whose parts does all of it")
         return averaged(cut(axes, CutPlan((whole,))), plan.parts)
     _require_alike(axes, plan)
-    stages = stage_cuts(axes, plan, known)
+    stages = stage_cuts(axes, plan, known, attention)
     stage_of = stages_of(axes, plan)
     partitioner = Partitioner(axes, stages, stage_of)
     partition = partitioner.run()
@@ -87,9 +90,9 @@ def cut(axes: Axes, plan: CutPlan, known: bool = False) -> Emitted:
     return in_halves(made) if plan.halves else made
 
 
-def stage_cuts(axes: Axes, plan: CutPlan, known: bool = False) -> list[StageCut]:
-    """What each stage of the plan cuts, and the range of each part. Raises as `cut`."""
-    return [_stage(axes, number, stage, known) for number, stage in enumerate(plan.stages)]
+def stage_cuts(axes: Axes, plan: CutPlan, known: bool = False, attention: bool = False) -> list[StageCut]:
+    """What each stage of the plan cuts, and the range of each part. Arguments and errors as of `cut`."""
+    return [_stage(axes, number, stage, known, attention) for number, stage in enumerate(plan.stages)]
 
 
 def _require_alike(axes: Axes, plan: CutPlan) -> None:
@@ -154,8 +157,9 @@ def sizes_of(model: OpenModel, feeds: Mapping[str, TensorForm]) -> dict[str, int
 _FAMILIES = {Cut.TOKENS: ("tokens",), Cut.BATCH: ("batch",), Cut.HEADS: ("heads", "feedforward")}
 
 
-def _stage(axes: Axes, number: int, stage: Stage, known: bool) -> StageCut:
+def _stage(axes: Axes, number: int, stage: Stage, known: bool, attention: bool) -> StageCut:
     names = _names(axes, stage.cut)
+    attention = attention and stage.cut is Cut.HEADS
     if stage.cut is not Cut.NONE and not any(name.startswith(_FAMILIES[stage.cut][0]) for name in names):
         word = _FAMILIES[stage.cut][0]
         if known and word not in axes.named:
@@ -174,11 +178,16 @@ def _stage(axes: Axes, number: int, stage: Stage, known: bool) -> StageCut:
         for name in names:
             axis = axes.named[name][0]
             given = stage.ranges.get(name)
+            if attention and not name.startswith("heads"):
+                continue
             if given is None:
                 ranges[axis] = shared_ranges(axes.sizes[axis], shares)
             else:
                 ranges[axis] = _checked(name, given, axes.sizes[axis], stage)
-    return StageCut(number, stage.parts, stage.cut, stage.crossing, ranges, frozenset(home & set(ranges)))
+    home &= set(ranges)
+    return StageCut(
+        number, stage.parts, stage.cut, stage.crossing, ranges, frozenset(home), sums=not attention
+    )
 
 
 def _names(axes: Axes, cut: Cut) -> list[str]:

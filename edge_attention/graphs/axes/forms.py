@@ -137,6 +137,8 @@ class StageCut:
         parts: that do it, by number.
         ranges: axis of the model -> by part of the stage its range; the axes that may be cut.
         home: the axes that tensors are cut by outside of attention; of a stage by heads the same as all.
+        sums: whether parts may have a summand each. Else what they have of a tensor is gathered where it is
+            to be summed over, and each does all that comes then.
     """
 
     number: int
@@ -145,6 +147,7 @@ class StageCut:
     crossing: Crossing
     ranges: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     home: frozenset[int] = frozenset()
+    sums: bool = True
 
     def range_of(self, axis: int, part: int) -> tuple[int, int]:
         return self.ranges[axis][self.parts.index(part)]

@@ -118,7 +118,7 @@ class Partitioner:
                     if all(r is not None for r, name in zip(way.results, node.output, strict=True) if name):
                         found.append(way)
                 case Does.SUM:
-                    if node.op_type in _SUMS:
+                    if node.op_type in _SUMS and stage.sums:
                         found.append(way)
                 case Does.MEAN | Does.MAX | Does.MIN:
                     if node.op_type.startswith("Reduce"):

@@ -8,10 +8,12 @@ decoder.json            core/schedule/pieces.py: what serving it takes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from onnx import ModelProto
 
 from edge_attention.core.errors import FailedPrecondition
@@ -62,6 +64,11 @@ ROWS_OF_TRIPS = (1, 2, 4, 8, 16, 32, 64, 128)
 """For so many rows a decoder is cut: a trip takes the next larger number."""
 
 
+TRIP_BYTES = 4 * 1024 * 1024
+"""Of weights that a part reads in the time that a trip takes, about: a millisecond at 4 GB a second. Where it
+is so many more a layer, parts that share heads each do all between two attentions: one trip, not two."""
+ALONE_BYTES = 64 * 1024 * 1024
+"""Of weights that each part holds for that, in all layers together."""
 ROWS_APART = 3
 """Rows that a decoder is bound to, to see whether they meet."""
 
@@ -152,7 +159,8 @@ def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[Decode
         raise FailedPrecondition(
             f"without its past the model has {layers} layers, and the plan is for {last}: make another plan"
         )
-    made = _in_pieces(cut(axes, whole if by_tokens else plan), stepped.model, by_tokens)
+    emitted = cut(axes, whole if by_tokens else plan, attention=_attention_alone(axes, plan))
+    made = _in_pieces(emitted, stepped.model, by_tokens)
     if by_tokens:
         made = _by_tokens(made, len(plan.stages[0].parts), stepped.logits, _attended(axes))
         caches = tuple(tuple(CacheForm(*sizes) for sizes in _caches(axes)) for _ in plan.stages[0].parts)
@@ -165,6 +173,25 @@ def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[Decode
         stepped.ids, stepped.positions, stepped.logits, vocabulary, stepped.length, ROWS_OF_TRIPS,
         by_tokens, tuple(shares), caches,
     )  # fmt: skip
+
+
+def _attention_alone(axes: Axes, plan: CutPlan) -> bool:
+    """Whether parts that share heads share attention alone, as the rest takes no longer than a trip."""
+    parts = max(len(stage.parts) for stage in plan.stages)
+    if any(name.startswith("feedforward") for stage in plan.stages for name in stage.ranges):
+        return False  # it is said who does what of it
+    bound, nodes = axes.bound, axes.bound.nodes
+    widths = {axis for name, ids in axes.named.items() if name.startswith("feedforward") for axis in ids}
+    folds = {n for name, at in axes.crossed.items() if name.startswith("heads") for n in at}
+    folded = {name for n in folds if nodes[n].op_type != ATTENTION for name in nodes[n].input}
+    size = sum(
+        math.prod(bound.shape(name)) * np.dtype(bound.specs[name].dtype).itemsize
+        for name in bound.weights
+        if name in folded or any(axis in widths for dim in axes.dims[name] for axis, _ in dim)
+    )
+    attentions = sum(node.op_type == ATTENTION for node in nodes)
+    more = size * (parts - 1) / parts
+    return more <= ALONE_BYTES and more <= TRIP_BYTES * attentions
 
 
 def _in_pieces(emitted: Emitted, model: OpenModel, with_lse: bool) -> DecoderCut:

@@ -22,7 +22,7 @@ from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
 from edge_attention.graphs.axes.cut import analyse
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
-from edge_attention.graphs.decoding import cores
+from edge_attention.graphs.decoding import cores, cutting
 from edge_attention.graphs.decoding.cutting import cut_decoder, write_decoder
 from edge_attention.graphs.decoding.rewriting import as_steps
 from edge_attention.graphs.decoding.step_graph import ATTENTION
@@ -46,9 +46,12 @@ def tokens_of(path):
 
 
 @pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached", "llama_genai", "qwen3_cached"])
-@pytest.mark.parametrize("word", [*PLANS, "layers"])
-def test_rows_of_several_sessions_are_what_each_is_alone(name, word):
+@pytest.mark.parametrize("word", [*PLANS, "layers", "heads and widths"])
+def test_rows_of_several_sessions_are_what_each_is_alone(name, word, monkeypatch):
     path = EXPORTS / f"{name}.onnx"
+    if word == "heads and widths":  # as of a model too large for each part to do what lies between attentions
+        monkeypatch.setattr(cutting, "TRIP_BYTES", 0)
+        word = "heads"
     plan = PLANS.get(word) or layers_plan(path)
     decoder = PaperDecoder(path, plan)
     wholes = [WholeDecoder(path) for _ in range(3)]
@@ -64,6 +67,24 @@ def test_rows_of_several_sessions_are_what_each_is_alone(name, word):
                 wanted.append(whole.step(token))
         found, expected = decoder.step(rows), np.array(wanted)
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached", "llama_genai", "qwen3_cached"])
+def test_parts_that_share_heads_meet_once_a_layer_where_the_rest_is_small(name, monkeypatch):
+    stepped = as_steps(open_model(EXPORTS / f"{name}.onnx"))
+    layers = len(cut_decoder(stepped, PLANS["replicate"], 2)[1].caches[0])
+    once, form = cut_decoder(stepped, PLANS["heads"], 2)
+    assert len(once.emitted.schedule.steps) == layers + 1
+    for bound in ("TRIP_BYTES", "ALONE_BYTES"):
+        with monkeypatch.context() as m:
+            m.setattr(cutting, bound, 0)
+            twice, same = cut_decoder(stepped, PLANS["heads"], 2)
+        assert len(twice.emitted.schedule.steps) == 2 * layers + 1
+        assert same == form  # what each part stores does not depend on it
+    said = {"feedforward.0": ((0, 1), (1, 2), (2, 8))}
+    stage = Stage(range(LAYERS), (0, 1, 2), Cut.HEADS, shares=(3, 0, 2), ranges=said)
+    as_said, _ = cut_decoder(stepped, CutPlan((stage,)), 2)
+    assert len(as_said.emitted.schedule.steps) == 2 * layers + 1
 
 
 def test_parts_store_their_heads_and_nothing_without_one():
