@@ -20,7 +20,7 @@ from aggregator.inference.deployed import PlannedParts
 from aggregator.inference.gained import box_of, gained, gained_whole, links_of
 from aggregator.inference.measured import WORK_FILE, work_text
 from aggregator.inference.model_inputs import OTHERS, feeds_of, tensors_of
-from aggregator.inference.placement import GAIN, Holders, by_word, plan_word, spread
+from aggregator.inference.placement import GAIN, Holders, LayerSeconds, by_word, plan_word, spread
 from edge_attention.core.errors import (
     EdgeAttentionError,
     FailedPrecondition,
@@ -118,7 +118,10 @@ def _cut(
         notes = (said,)
     else:
         nodes, sizes = [node.name for node in request.nodes], layer_bytes(axes, narrow_places(axes))
-        plan, holders = by_word(word, crossing, nodes, sizes, request.replicas, halves=request.halves)
+        plan, holders = by_word(
+            word, crossing, nodes, sizes, request.replicas,
+            halves=request.halves, seconds=_layer_seconds(axes, request) if word == "layers" else None,
+        )  # fmt: skip
     plan = replace(plan, halves=plan.halves or request.halves)
     gain = 0.0
     if request.before:
@@ -264,6 +267,18 @@ def plan_of_file(data: bytes, axes: Axes, names: Sequence[str], replicas: int) -
             f"{', '.join(names)}"
         )
     return plan, holders
+
+
+def _layer_seconds(axes: Axes, request: CutRequest) -> dict[str, LayerSeconds]:
+    """Node -> what each layer of the model takes there, as is predicted of what was measured of it."""
+    costs = model_costs(axes)
+    found = {}
+    for node in request.nodes:
+        box = box_of(node)
+        took = tuple(box.seconds(layer.work, costs.rows) for layer in costs.layers)
+        stated = tuple(one / box.slowness for one in took)
+        found[node.name] = LayerSeconds(took, stated, box.memory)
+    return found
 
 
 def _chosen(axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders, tuple[ConsideredPlan, ...], str]:

@@ -14,10 +14,10 @@ from collections import deque
 
 from edge_attention.core.errors import Overloaded
 
-__all__ = ["RequestLanes"]
+__all__ = ["LANES", "RequestLanes"]
 
-LANES = 8
-"""Requests of one deployment that are under way at a time."""
+LANES = 32
+"""Requests of one deployment that are under way at a time, however many stages it has."""
 WAITING = 64
 """Requests of one deployment that wait for a lane; then more are refused."""
 

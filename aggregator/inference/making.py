@@ -23,6 +23,9 @@ from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.inference import DeployProgress, DeployRequest
 from edge_attention.core.schedule.saved_plan import loads_plan
 
+MEASURED = ("auto", "layers")
+"""Words of plans that are made by what boxes take: a stage that takes longer than others has them wait."""
+
 __all__ = ["DeploymentMaking", "made_folder", "new_id"]
 
 
@@ -42,7 +45,7 @@ class DeploymentMaking:
     async def plan(self, deployed: Deployed, request: DeployRequest, say: Telling) -> None:
         say(DeployProgress("planning", text=f"the model has {deployed.size:,} bytes"))
         nodes = self._nodes.nodes(request.nodes)
-        if not request.plan_file and plan_word(request.plan)[0] == "auto":
+        if not request.plan_file and plan_word(request.plan)[0] in MEASURED:
             await self._nodes.measure(nodes, say)
             nodes = self._nodes.nodes(request.nodes)
         async with scratch.folder(self._directory) as work:

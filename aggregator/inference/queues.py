@@ -11,6 +11,7 @@ from aggregator.inference.batching.batcher import Batcher
 from aggregator.inference.batching.rows import padded_rows, shapes_of
 from aggregator.inference.deployed import Deployed, PlannedParts
 from aggregator.inference.feeds import shape_key
+from aggregator.inference.lanes import LANES
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.model_answer import ModelAnswer
 from aggregator.inference.shape_readiness import DELIVERY_SECONDS, ShapeReadiness
@@ -21,8 +22,11 @@ from edge_attention.core.tensors import Array
 __all__ = ["ALONE", "DeploymentQueues", "RunDeployed", "slots_of"]
 
 ALONE = 8
-"""Requests of a model that run at a time where each is by itself: as many as one that is cut has lanes; of
-one that is not, on each node that has it."""
+"""Requests of a model that run at a time where each is by itself; of one that is not cut, on each node that
+has it."""
+A_STAGE = 4
+"""The same of one that is cut, for each of its stages if that makes more: as many as a node works at at a
+time. With 8 in all, three stages were at work for 0.92 of the time, with 12 for 0.98."""
 TOGETHER = 2
 """Batches for each node, or stage, that several requests share: none is idle, and more would be smaller."""
 
@@ -81,7 +85,9 @@ class DeploymentQueues:
 
 
 def slots_of(planned: PlannedParts, together: bool) -> int:
-    """Batches that are under way at a time; `together`: several requests share one."""
+    """Batches that are under way at a time, at most LANES of a model that is cut; `together`: several
+    requests share one."""
     if planned.whole:
         return (TOGETHER if together else ALONE) * max(len(planned.holders[0]), 1)
-    return TOGETHER * len(loads_plan(planned.plan).stages) if together else ALONE
+    stages = len(loads_plan(planned.plan).stages)
+    return min(TOGETHER * stages if together else max(A_STAGE * stages, ALONE), LANES)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass, field
 
 from aggregator.bounds.bounds import INFERENCE_STREAMS
 from aggregator.bounds.budget import Budgets
@@ -16,10 +17,19 @@ from edge_attention.core.messages.open_inference import InferenceRequest, Infere
 __all__ = ["AT_ONCE", "RequestStream"]
 
 AT_ONCE = 64
-"""Requests of one stream under way, and answers that wait to be read: the next is read when one has gone."""
+"""Requests of one stream of which an answer is to come, or waits to be read: the next is read when one has
+gone."""
 
 UNREAD_SECONDS = 60.0
 """An answer that nobody takes for so long ends its request, and with it what that holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class _UnreadAnswer:
+    """An answer that waits to be read. `taken`: set once it was, and the next one is asked for."""
+
+    answer: StreamedInference
+    taken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class RequestStream:
@@ -40,12 +50,13 @@ class RequestStream:
         """
         with self._budgets.take(INFERENCE_STREAMS, self._caller):
             room = asyncio.Semaphore(AT_ONCE)
-            answers: asyncio.Queue[StreamedInference | None] = asyncio.Queue(AT_ONCE)
+            answers: asyncio.Queue[_UnreadAnswer | None] = asyncio.Queue(AT_ONCE)
             reading = asyncio.create_task(self._read(requests, room, answers), name="requests of a stream")
             try:
-                while (answer := await answers.get()) is not None:
-                    yield answer
-                    del answer
+                while (waiting := await answers.get()) is not None:
+                    yield waiting.answer
+                    waiting.taken.set()
+                    del waiting
                 await reading
             finally:
                 reading.cancel()
@@ -56,7 +67,7 @@ class RequestStream:
         self,
         requests: AsyncGenerator[InferenceRequest],
         room: asyncio.Semaphore,
-        answers: asyncio.Queue[StreamedInference | None],
+        answers: asyncio.Queue[_UnreadAnswer | None],
     ) -> None:
         """Begin requests as they come; None in `answers` when all have been answered."""
         try:
@@ -75,20 +86,31 @@ class RequestStream:
         self,
         request: InferenceRequest,
         room: asyncio.Semaphore,
-        answers: asyncio.Queue[StreamedInference | None],
+        answers: asyncio.Queue[_UnreadAnswer | None],
     ) -> None:
+        """Answer a request. What it holds of bounds is held until the last of its answers was taken."""
+        last: _UnreadAnswer | None = None
         try:
-            if request.refused is not None:
-                raise request.refused
-            async with aclosing(self._plane.stream(request, self._caller)) as responses:
-                async for response in responses:
-                    async with asyncio.timeout(UNREAD_SECONDS):
-                        await answers.put(StreamedInference(response))
-        except TimeoutError:
-            late = f"nobody has read an answer of the stream for {UNREAD_SECONDS:g} s: read it as it comes"
-            await answers.put(self._refusal(request, DeadlineExceeded(late)))
-        except EdgeAttentionError as error:
-            await answers.put(self._refusal(request, error))
+            with self._plane.room(self._caller) as held:
+                try:
+                    if request.refused is not None:
+                        raise request.refused
+                    async with aclosing(self._plane.stream(request, self._caller, held)) as responses:
+                        async for response in responses:
+                            last = _UnreadAnswer(StreamedInference(response))
+                            del response
+                            async with asyncio.timeout(UNREAD_SECONDS):
+                                await answers.put(last)
+                except TimeoutError:
+                    late = f"nobody has read an answer of the stream for {UNREAD_SECONDS:g} s: read it"
+                    last = _UnreadAnswer(self._refusal(request, DeadlineExceeded(f"{late} as it comes")))
+                    await answers.put(last)
+                except EdgeAttentionError as error:
+                    last = _UnreadAnswer(self._refusal(request, error))
+                    await answers.put(last)
+                del request
+                if last is not None:
+                    await last.taken.wait()
         finally:
             room.release()
 

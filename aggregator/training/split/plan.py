@@ -37,7 +37,7 @@ LOSS, LOSS_WEIGHT, METRIC = "loss", "loss/weight", "metric/"
 """Outputs of that model, as graphs call them: what defines them brings onnx."""
 
 MOST_AT_ONCE = 8
-"""Pieces under way: as many lanes as a deployment has (aggregator/inference/lanes.py)."""
+"""Pieces under way, each of which keeps its activations on nodes meanwhile."""
 
 
 def pieces_at_once(stages: int, pieces: int) -> int:

@@ -19,6 +19,7 @@ from small_cut import SmallCut
 from aggregator.inference import calls, part_pieces, runner, running_request
 from aggregator.inference import requests as machine
 from aggregator.inference.boundary_room import BoundaryRoom
+from aggregator.inference.lanes import LANES
 from aggregator.inference.runner import ModelRunner
 from edge_attention.core.errors import (
     Cancelled,
@@ -543,7 +544,7 @@ def test_many_more_than_there_are_lanes_wait_for_their_turn(tmp_path):
         await fleet.prepare({0: ["a"], 1: ["b"]})
         await asyncio.gather(*(fleet.exact(seed % 5) for seed in range(50)))
         lanes = {name.split("/")[2] for name in fleet.stored("a") if "/lane" in name}
-        assert lanes == {f"lane{n}" for n in range(8)}
+        assert lanes == {f"lane{n}" for n in range(LANES)}
 
 
 def test_when_nothing_may_be_recorded_a_lost_node_makes_the_request_begin_again(tmp_path):

@@ -226,3 +226,30 @@ def test_classes_take_room_as_long_as_the_answer_does():
         assert unused(budgets)
 
     asyncio.run(scenario())
+
+
+def test_answers_that_nobody_has_taken_are_counted():
+    async def unread():
+        model = Doubler()
+        made, budgets = plane(model)
+        read = 0
+
+        async def coming():
+            nonlocal read
+            for number in range(2 * AT_ONCE):
+                read += 1
+                model.event(str(number)).set()
+                yield asked(str(number))
+
+        answers = RequestStream(made, budgets, "me").answers(coming())
+        await anext(answers)
+        await until(lambda: len(model.asked) == AT_ONCE and not budgets[INFERENCES].used)
+        await asyncio.sleep(0.01)
+        assert read == AT_ONCE, "no more are read than may wait"
+        assert budgets[INFERENCE_BYTES].of("me") == 8 * AT_ONCE
+        await anext(answers)
+        await until(lambda: read == AT_ONCE + 1)
+        await answers.aclose()
+        assert unused(budgets)
+
+    asyncio.run(unread())
