@@ -55,6 +55,7 @@ from edge_attention.core.errors import (
 if TYPE_CHECKING:
     from edge_attention.client.aio import AsyncClient as AsyncClient
     from edge_attention.client.results import Answer as Answer
+    from edge_attention.client.results import PartialAnswer as PartialAnswer
     from edge_attention.client.sync import Client as Client
     from edge_attention.core.messages.training import ConsensusSpec as ConsensusSpec
     from edge_attention.core.messages.training import EncodingSpec as EncodingSpec
@@ -121,6 +122,7 @@ __all__ = [
     "Overloaded",
     "Overtaken",
     "Parameters",
+    "PartialAnswer",
     "PermissionDenied",
     "PrivateLimit",
     "PrivateTensor",
@@ -145,6 +147,7 @@ __all__ = [
 
 _HOME = {
     "Answer": "client.results",
+    "PartialAnswer": "client.results",
     "AsyncClient": "client.aio",
     "Client": "client.sync",
     "ConsensusSpec": "core.messages.training",

@@ -22,7 +22,7 @@ from aggregator.attention.attend_plan import (
     make_plan,
     require_answer,
 )
-from aggregator.attention.contexts import Contexts, StoredContext, StoredSegment
+from aggregator.attention.contexts import Contexts, StoredContext
 from aggregator.attention.metrics import AttendMetrics
 from aggregator.bounds.turns import Turns
 from aggregator.engine.outcome import MissingKind, Outcome
@@ -229,7 +229,7 @@ class Attender:
             for id, node in outcome.answered.items()
             for at in (parts[id].segment.positions,)
         )
-        missing = tuple(_missing(parts[id].segment, why.text) for id, why in outcome.missing.items())
+        missing = tuple(_missing(parts[id], why.text) for id, why in outcome.missing.items())
         bound = None
         if missing:
             bounds = [
@@ -247,9 +247,7 @@ class Attender:
             out=Encoded(merged.out, plan.encoding),
             lse=merged.lse,
             exact=not missing,
-            coverage=joined([parts[id].segment.positions for id in outcome.answered])
-            if missing
-            else plan.coverage,
+            coverage=joined([parts[id].seen for id in outcome.answered]) if missing else plan.coverage,
             mass=masses,
             tokens=plan.tokens,
             bound=bound,
@@ -306,8 +304,8 @@ class Attender:
         return weights
 
 
-def _missing(segment: StoredSegment, why: str) -> Missing:
-    at = segment.positions
+def _missing(part: PlanPart, why: str) -> Missing:
+    at, segment = part.seen, part.segment
     return Missing(segment.id, at.hull, segment.holders, why, at.count, at.bounds if at.number > 1 else ())
 
 

@@ -32,9 +32,9 @@ from edge_attention.core.messages.attention import (
     attend_bytes,
 )
 from edge_attention.core.messages.program import Instruction, Return, Run, Stored, Value
-from edge_attention.core.positions import joined
+from edge_attention.core.positions import Positions, joined
 from edge_attention.core.tensors import Array, Encoding, require
-from edge_attention.core.visibility import SegmentView, of_segment, visible
+from edge_attention.core.visibility import SegmentView, of_segment, seen_by_any, visible
 from edge_attention.graphs.attention import library
 from edge_attention.wire.codec import MESSAGE_LIMIT
 
@@ -58,11 +58,13 @@ class PlanPart:
     """A segment the queries see something of, and what is run over it.
 
     `cover`: its tokens' numbers where all segments' lie one after the other; where none of them has tokens
-    between those of another these are its positions. What covers what is told so, and checked.
+    between those of another these are its positions. What covers what is told so, and checked. `seen`: those
+    of its positions that some query sees.
     """
 
     segment: StoredSegment
     cover: range
+    seen: Positions
     view: SegmentView
     attend: tuple[Instruction, ...]
     weigh: tuple[Instruction, ...]
@@ -72,9 +74,9 @@ class PlanPart:
 class Plan:
     """A checked request but for its queries and how long it may take, and what all answers to it share.
 
-    `spec` is the context's, `shape` that of `out`, `tokens` the context's then, `stretches` the parts'
-    positions. What follows from these is found out once, and not on the way of every answer. `used` tells
-    which plans were asked for longest ago.
+    `spec` is the context's, `shape` that of `out`, `tokens` the context's then, `stretches` how many
+    ranges the parts' seen positions are. What follows from these is found out once, and not on the way of
+    every answer. `used` tells which plans were asked for longest ago.
     """
 
     spec: ContextSpec
@@ -106,7 +108,10 @@ class Plan:
     @cached_property
     def nbytes(self) -> int:
         """Bytes that the plan takes while it is kept, roughly."""
-        return sum(1024 + part.view.lo.nbytes + part.view.hi.nbytes for part in self.parts.values())
+        return sum(
+            1024 + part.view.lo.nbytes + part.view.hi.nbytes + part.seen.nbytes
+            for part in self.parts.values()
+        )
 
     @cached_property
     def work(self) -> float:
@@ -136,7 +141,7 @@ class Plan:
     @cached_property
     def coverage(self) -> tuple[range, ...]:
         """The positions that an answer of all parts stands on."""
-        return joined([part.segment.positions for part in self.parts.values()])
+        return joined([part.seen for part in self.parts.values()])
 
     @cached_property
     def wanted(self) -> Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]:
@@ -308,14 +313,19 @@ def make_plan(context: StoredContext, request: AttendRequest) -> Plan:
     # With a deadline each node returns its lse before its out: a certificate, should it be late.
     early = request.deadline_seconds is not None
     parts: dict[str, PlanPart] = {}
+    any_sees = seen_by_any(view)
     covered = 0
     for segment in context.segments:
         cover = range(covered, covered + segment.positions.count)
         covered = cover.stop
-        if (seen := of_segment(view, segment.positions, library.TILE)) is not None:
-            parts[segment.id] = _part(context, segment, cover, seen, graph, scale, early, request.encoding)
+        at = of_segment(view, segment.positions, library.TILE)
+        if at is not None and any_sees is not None:
+            seen = segment.positions.within(any_sees)
+            parts[segment.id] = _part(
+                context, segment, cover, seen, at, graph, scale, early, request.encoding
+            )
     shape = (count, spec.query_heads, spec.value_dim)
-    stretches = sum(part.segment.positions.number for part in parts.values())
+    stretches = sum(part.seen.number for part in parts.values())
     return Plan(spec, shape, context.tokens, scale, request.encoding, parts, stretches)
 
 
@@ -323,6 +333,7 @@ def _part(
     context: StoredContext,
     segment: StoredSegment,
     cover: range,
+    seen: Positions,
     view: SegmentView,
     graph: str,
     scale: float,
@@ -355,4 +366,4 @@ def _part(
     weights = Run(
         library.digest("attention_weights"), {**inputs, "lse": Stored(LSE)}, {"weights": "task/weights"}
     )
-    return PlanPart(segment, cover, view, attend, (weights, Return("task/weights", "weights")))
+    return PlanPart(segment, cover, seen, view, attend, (weights, Return("task/weights", "weights")))

@@ -8,6 +8,7 @@ import click
 
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
+from edge_attention.cli.progress import append_progress
 from edge_attention.client.results import Appended
 from edge_attention.core.errors import InvalidTensor
 from edge_attention.core.messages.attention import Context
@@ -27,7 +28,7 @@ def contexts(ctx: click.Context, as_json: bool) -> None:
     with connect(ctx.obj) as client:
         found = client.contexts()
     if as_json:
-        print_json(found)
+        print_json([context.info for context in found])
     elif not found:
         say("no contexts; make one with: edge-attention contexts create NAME")
     else:
@@ -105,8 +106,18 @@ def append(address: str, name: str, file: Path, node: str | None, as_json: bool)
     arrays = load_npz(file, ("keys", "values"))
     with connect(address) as client:
         context = client.context(name)
+        before = context.tokens
         try:
-            appended = context.append(arrays["keys"], arrays["values"], node=node)
+            with append_progress(as_json) as told:
+                appended = context.append(arrays["keys"], arrays["values"], node=node, progress=told)
+        except KeyboardInterrupt:
+            now = context.describe(timeout=5.0).tokens
+            say(
+                f"stopped: context {name} has {now:,} tokens, {now - before:,} more than before; an append "
+                f"stores its tokens in order, so what is left of {file} begins there",
+                err=True,
+            )
+            raise
         except InvalidTensor as error:
             raise InvalidTensor(f"{file}, for context {name!r}: {error.message}") from None
     _print_appended(name, appended, as_json)

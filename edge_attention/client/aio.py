@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import TypedDict
 
 from edge_attention.client.connection import DEADLINE_MARGIN, MAX_SECONDS, ClientConnection
-from edge_attention.client.contexts import AsyncContext
+from edge_attention.client.contexts import AsyncContext, require_alike
 from edge_attention.client.ensembles import AsyncEnsemble, ensemble_text
 from edge_attention.client.models import AsyncServedModel, OnDeploy, deploy, request_of
 from edge_attention.client.plans import JobPlan
 from edge_attention.client.runs import AsyncRun
-from edge_attention.core.errors import InvalidArgument, NotFound
+from edge_attention.core.errors import AlreadyExists, InvalidArgument, NotFound
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages import ensembles
 from edge_attention.core.messages import training as jobs
@@ -156,12 +156,16 @@ class AsyncClient:
         key_dim: int,
         value_dim: int,
         replicas: int = 1,
+        exist_ok: bool = False,
     ) -> AsyncContext:
         """A new, empty context. Query head h uses key head h // (query_heads // key_heads).
 
+        Args:
+            exist_ok: where there is one of that name, of the same sizes, that one, with what it holds.
+
         Raises:
             InvalidArgument: a bad name or size, or heads that do not divide.
-            AlreadyExists: the name is taken.
+            AlreadyExists: the name is taken; with `exist_ok`, by one of other sizes, which it names.
         """
         sizes = {
             "query_heads": query_heads,
@@ -175,22 +179,30 @@ class AsyncClient:
             for what, size in sizes.items()
         }
         spec = wire.ContextSpec(values.text(name, "name"), **whole).check()
-        reply = await self.caller.unary(
-            services.CREATE_CONTEXT, wire.CreateContextRequest(spec), self.timeout
-        )
-        return AsyncContext(self.connection, reply.context.spec)
+        exist_ok = values.switch(exist_ok, "exist_ok")
+        try:
+            reply = await self.caller.unary(
+                services.CREATE_CONTEXT, wire.CreateContextRequest(spec), self.timeout
+            )
+        except AlreadyExists:
+            if not exist_ok:
+                raise
+            there = await self.context(name)
+            require_alike(there.spec, spec)
+            return there
+        return AsyncContext(self.connection, reply.context)
 
     async def context(self, name: str, *, timeout: float | None = None) -> AsyncContext:
         """The context of that name; NotFound if there is none. `timeout`: seconds; None: the client's."""
         request = wire.DescribeContextRequest(values.text(name, "name"))
         seconds = self.connection.seconds(timeout)
         reply = await self.caller.unary(services.DESCRIBE_CONTEXT, request, seconds)
-        return AsyncContext(self.connection, reply.context.spec)
+        return AsyncContext(self.connection, reply.context)
 
-    async def contexts(self) -> list[wire.Context]:
-        """All contexts, each with its spec, its number of tokens and its segments."""
+    async def contexts(self) -> list[AsyncContext]:
+        """All contexts, each with its spec, its number of tokens and its segments, to be used as they are."""
         reply = await self.caller.unary(services.LIST_CONTEXTS, wire.ListContextsRequest(), self.timeout)
-        return list(reply.contexts)
+        return [AsyncContext(self.connection, context) for context in reply.contexts]
 
     async def train(self, job: FusionJob | FederatedJob | SplitJob) -> AsyncRun:
         """Start a run of `job`; iterate over what is returned to follow it."""

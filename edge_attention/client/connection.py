@@ -63,6 +63,12 @@ class ClientConnection:
             raise InvalidArgument(
                 f"the address is {values.said(address)}; it must be a string, as '127.0.0.1:50051'"
             )
+        if "://" in address:
+            rest = address.partition("://")[2].rstrip("/")
+            raise InvalidArgument(
+                f"{address!r} is a web address; an aggregator's is HOST:PORT, as "
+                f"{rest if ':' in rest else (rest or '127.0.0.1') + ':50051'!r}"
+            )
         host, colon, port = address.rpartition(":")
         if not (colon and host and port.isdigit() and int(port) < 65536):
             raise InvalidArgument(f"{address!r} is not HOST:PORT, as 127.0.0.1:50051")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -21,9 +22,16 @@ from edge_attention.client.connection import (
     SLOWEST,
     ClientConnection,
 )
-from edge_attention.client.results import Answer, Appended, join
-from edge_attention.core.arrays import as_float32, as_int64
-from edge_attention.core.errors import EdgeAttentionError, InvalidArgument, InvalidGraph, InvalidTensor
+from edge_attention.client.layouts import Layout, arranged_queries, arranged_tokens
+from edge_attention.client.results import Answer, Appended, PartialAnswer, join, lacking
+from edge_attention.core.arrays import as_float32
+from edge_attention.core.errors import (
+    AlreadyExists,
+    EdgeAttentionError,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidTensor,
+)
 from edge_attention.core.fold import join as joined
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.tensors import Encoding, Float32, Int64, require, require_name
@@ -47,18 +55,43 @@ OnProgress = Callable[[int, int], None]
 
 
 class AsyncContext:
-    """A context on the aggregator. `spec` holds its name, heads and dimensions."""
+    """A context on the aggregator, whether it was created, asked for by name, or listed.
 
-    def __init__(self, connection: ClientConnection, spec: wire.ContextSpec) -> None:
+    Attributes:
+        info: what it was when it was last heard of: made, described or listed. `spec`, `tokens` and
+            `segments` are read from it; `describe` asks anew.
+    """
+
+    def __init__(self, connection: ClientConnection, info: wire.Context) -> None:
         self._connection = connection
-        self.spec = spec
+        self.info = info
+
+    @property
+    def spec(self) -> wire.ContextSpec:
+        """Its name, heads and dimensions, which never change."""
+        return self.info.spec
 
     @property
     def name(self) -> str:
-        return self.spec.name
+        return self.info.spec.name
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it had when it was last heard of."""
+        return self.info.tokens
+
+    @property
+    def segments(self) -> tuple[wire.Segment, ...]:
+        """Its segments and their holders, as last heard of."""
+        return self.info.segments
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} at {self._connection.address}>"
+        spec = self.spec
+        return (
+            f"<{type(self).__name__} {self.name!r}: {self.tokens:,} tokens in {len(self.segments):,} "
+            f"segments, {spec.query_heads} query heads on {spec.key_heads} of {spec.key_dim} and "
+            f"{spec.value_dim}, at {self._connection.address}>"
+        )
 
     async def append(
         self,
@@ -68,6 +101,7 @@ class AsyncContext:
         node: str | None = None,
         progress: OnProgress | None = None,
         request_id: str | None = None,
+        layout: Layout = "tokens",
     ) -> Appended:
         """Append tokens: keys [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
 
@@ -81,6 +115,7 @@ class AsyncContext:
             request_id: what this append is called, 1 to 48 letters, digits, '.', '_' and '-', unlike any
                 other of the context: called again with it and the same arrays, nothing is appended twice.
                 None: one is made up.
+            layout: "torch": keys and values are [heads, tokens, dim] (see layouts.py).
 
         Where the connection breaks after all was sent the aggregator is asked what became of the append. The
         error says that it was not appended, or that this is not known and how to learn it.
@@ -89,6 +124,9 @@ class AsyncContext:
             InvalidTensor: no numbers, a wrong shape, NaN or infinity.
         """
         spec = self.spec
+        values_of.choice(layout, "layout", ("tokens", "torch"))
+        keys = arranged_tokens(keys, "keys", layout)
+        values = arranged_tokens(values, "values", layout)
         keys = _float32(keys, "keys", ("tokens", spec.key_heads, spec.key_dim))
         values = _float32(values, "values", (len(keys), spec.key_heads, spec.value_dim))
         if not len(keys):
@@ -195,22 +233,29 @@ class AsyncContext:
         weights: bool = False,
         encoding: Literal["float32", "float16"] = "float32",
         until: int | None = None,
+        require_exact: bool = False,
+        layout: Layout = "tokens",
     ) -> Answer:
         """Exact attention of `queries` over the context, or what the deadline left of it, labelled.
 
         Many queries travel in several calls, all of which see the context as it was at the first.
 
         Args:
-            queries: [queries, query_heads, key_dim]; float32, or what core/arrays.py converts to it.
+            queries: [queries, query_heads, key_dim], or with a batch before them, whose rows all attend to
+                this context; float32, or what core/arrays.py converts to it.
             causal: a query sees positions up to and with its own.
             positions: whole numbers [queries], each query's own position, for causal and window; None: the
-                last positions of the context.
+                last positions of the context. Of a batch for all rows alike, or [batch, queries].
             window: a query sees only so many last positions up to and with its own.
             scale: multiplies the scores; None: 1 / sqrt(key_dim).
             deadline: seconds after which the answer is given with what arrived; None: the server's default.
             weights: also return every token's global attention weight.
             encoding: how `out` travels; float16 halves the bytes for an error of about 2e-4.
             until: attend to positions below this one only; None: all there are now.
+            require_exact: raise `PartialAnswer` where the answer does not stand on every token that the
+                queries may see, instead of giving it labelled; its `answer` has it all the same.
+            layout: "torch": queries are [heads, queries, dim] or [batch, heads, queries, dim], and so is
+                what comes back (see layouts.py).
 
         Raises:
             InvalidTensor: no numbers, a wrong shape, NaN or infinity.
@@ -220,10 +265,12 @@ class AsyncContext:
             Overloaded: the aggregator cannot answer it in time, also when asked again (see `AsyncClient`).
         """
         began = time.monotonic()
-        queries = _float32(queries, "queries", ("queries", self.spec.query_heads, self.spec.key_dim))
+        values_of.choice(layout, "layout", ("tokens", "torch"))
+        flat, form = arranged_queries(queries, layout)
+        queries = _float32(flat, "queries", ("queries", self.spec.query_heads, self.spec.key_dim))
         count = len(queries)
         if positions is not None:
-            positions = as_int64(positions, "positions")
+            positions = form.positions(positions)
             require(positions, "positions", shape=(count,), dtype=np.int64)
         if deadline is not None:
             require_number(deadline, "deadline", 0, MAX_DEADLINE)
@@ -234,7 +281,13 @@ class AsyncContext:
                 require_whole(whole, what, low, MAX_POSITION)
         values_of.choice(encoding, "encoding", ("float32", "float16"))
         causal, weights = values_of.switch(causal, "causal"), values_of.switch(weights, "weights")
+        require_exact = values_of.switch(require_exact, "require_exact")
         step = max(count, 1)
+        if positions is None and form.batch is not None and (causal or window is not None):
+            # Each row's queries sit on the last positions, not all rows' one after another.
+            tokens = (await self.describe(timeout=deadline)).tokens
+            until = tokens if until is None else min(until, tokens)
+            positions = form.repeated(last_positions(form.count, until))
         # What a small call's reply cannot exceed needs no plan; a larger one is planned by a description.
         if weights or self._reply_bytes(count, segments=256) > ATTEND_REPLY:
             context = await self.describe(timeout=deadline)
@@ -269,7 +322,10 @@ class AsyncContext:
             return await self._connection.patiently(lambda: part(at), began + most)
 
         parts = await _all([patient(at) for at in range(0, max(count, 1), step)])
-        return join(parts, time.monotonic() - began)
+        answer = form.answer(join(parts, time.monotonic() - began))
+        if require_exact and not answer.exact:
+            raise PartialAnswer(lacking(answer, self.name), answer)
+        return answer
 
     def _reply_bytes(self, queries: int, segments: int) -> int:
         """At most so many bytes in the larger of request and reply, weights apart."""
@@ -295,6 +351,7 @@ class AsyncContext:
         reply = await self._connection.caller.unary(
             services.DESCRIBE_CONTEXT, request, self._connection.seconds(timeout)
         )
+        self.info = reply.context
         return reply.context
 
     async def drop(self) -> None:
@@ -314,6 +371,20 @@ async def _all(calls: Sequence[Coroutine[Any, Any, wire.AttendResponse]]) -> lis
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def require_alike(there: wire.ContextSpec, wanted: wire.ContextSpec) -> None:
+    """AlreadyExists where a context that is there has other sizes than the one that is wanted."""
+    pairs = [
+        (field.name, getattr(there, field.name), getattr(wanted, field.name))
+        for field in dataclasses.fields(wire.ContextSpec)
+    ]
+    other = [f"{name} is {has}, not {wants}" for name, has, wants in pairs if has != wants]
+    if other:
+        raise AlreadyExists(
+            f"context {there.name!r} is there with other sizes: {'; '.join(other)}. Use it as it is "
+            "(client.context), drop it, or choose another name"
+        )
 
 
 def last_positions(count: int, tokens: int) -> Int64:

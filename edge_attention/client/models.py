@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from edge_attention.client.arriving_outputs import ArrivingOutputs
 from edge_attention.client.connection import DEADLINE_MARGIN, SLOWEST, ClientConnection
 from edge_attention.client.generation import AsyncGeneration, generate_request
+from edge_attention.client.results import form, milliseconds
 from edge_attention.core.arrays import as_dtype
 from edge_attention.core.errors import (
     Damaged,
@@ -70,6 +71,17 @@ class ModelResult(Mapping[str, Array]):
     bytes_up: int = 0
     again: int = 0
     rows: int = 0
+
+    def __repr__(self) -> str:
+        """A few lines; no numbers of arrays, but their forms."""
+        outputs = ", ".join(f"{name} {form(array)}" for name, array in self.outputs.items())
+        said = "exact" if self.exact else f"stands on {self.coverage:.1%} of the model, lacks {self.lacking}"
+        lines = [f"ModelResult: {outputs}", f"  {said}; version {self.version}"]
+        if self.seconds:
+            lines.append(
+                f"  {milliseconds(self.seconds)}; {self.bytes_down:,} bytes down, {self.bytes_up:,} up"
+            )
+        return "\n".join(lines)
 
     def __getitem__(self, name: str) -> Array:
         return self.outputs[name]

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edge_attention.core.errors import DataLoss
+from edge_attention.core.errors import DataLoss, Unavailable
 from edge_attention.core.fold import join as joined
 from edge_attention.core.messages.attention import AttendResponse, Bound, Missing, Segment, ShardMass
-from edge_attention.core.tensors import Encoded, Float32
+from edge_attention.core.tensors import Array, Encoded, Float32
 
-__all__ = ["Answer", "Appended", "join"]
+__all__ = ["Answer", "Appended", "PartialAnswer", "form", "join", "lacking", "milliseconds"]
+
+_RANGES = 4
+"""Of ranges and gaps, shown at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,7 @@ class Answer:
         out: float32 [queries, query_heads, value_dim].
         lse: natural logarithm of the sum of exp(score), float32 [queries, query_heads].
         exact: it stands on every token the queries may see.
-        coverage: the position ranges it stands on.
+        coverage: the position ranges it stands on, of those that some query may see (causal, window, until).
         mass: node -> float32 [queries, query_heads], the share of global attention the node's tokens
             received; sums to 1 over nodes, for queries that see a token.
         shards: the same by shard.
@@ -50,6 +53,67 @@ class Answer:
     seconds: Mapping[str, float] = field(default_factory=dict)
     calls: int = 1
 
+    def __repr__(self) -> str:
+        """A few lines; no numbers of arrays, but their forms."""
+        said = "exact" if self.exact else "partial"
+        lines = [
+            f"Answer: {said}, out {form(self.out)}, lse {form(self.lse)}"
+            + ("" if self.weights is None else f", weights {form(self.weights)}"),
+            f"  stands on {sum(map(len, self.coverage)):,} of {self.tokens:,} tokens: "
+            f"{_ranges(self.coverage)}",
+        ]
+        if self.mass:
+            shares = {node: float(np.mean(mass)) for node, mass in self.mass.items() if mass.size}
+            lines.append("  attention by node: " + ", ".join(f"{n} {s:.1%}" for n, s in shares.items()))
+        if self.missing:
+            lines.append("  missing: " + "; ".join(_gaps(self.missing)))
+        if self.bound is not None and self.bound.error.size:
+            lines.append(f"  at most {float(self.bound.error.max()):.3g} off")
+        if self.seconds:
+            lines.append(f"  {milliseconds(self.seconds)}")
+        return "\n".join(lines)
+
+
+class PartialAnswer(Unavailable):
+    """What `attend(require_exact=True)` raises. `answer`: what there was of it, labelled."""
+
+    def __init__(self, message: str, answer: Answer) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
+def lacking(answer: Answer, context: str) -> str:
+    """One sentence: what a partial answer over `context` does not stand on, why, and what to do."""
+    return (
+        f"the answer over context {context!r} is partial, and an exact one was required; it lacks "
+        f"{'; '.join(_gaps(answer.missing)) or 'tokens that its queries may see'}. Give it a longer "
+        "deadline, have the nodes back, or take it as it is (require_exact=False)"
+    )
+
+
+def form(array: Array) -> str:
+    """An array in words, without its numbers."""
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def milliseconds(seconds: Mapping[str, float]) -> str:
+    """Times by name, in milliseconds."""
+    return ", ".join(f"{name} {1e3 * spent:.1f} ms" for name, spent in seconds.items())
+
+
+def _ranges(ranges: Sequence[range]) -> str:
+    shown = ", ".join(f"{part.start:,} to {part.stop - 1:,}" for part in ranges[:_RANGES])
+    more = len(ranges) - _RANGES
+    return (shown or "none") + (f" and {more:,} more ranges" if more > 0 else "")
+
+
+def _gaps(missing: Sequence[Missing]) -> list[str]:
+    gaps = [
+        f"{gap.count:,} tokens of {' and '.join(gap.holders)} ({gap.reason})" for gap in missing[:_RANGES]
+    ]
+    more = len(missing) - _RANGES
+    return [*gaps, f"{more:,} more shards"] if more > 0 else gaps
+
 
 @dataclass(frozen=True)
 class Appended:
@@ -61,6 +125,10 @@ class Appended:
     @property
     def tokens(self) -> int:
         return sum(map(len, self.ranges))
+
+    def __repr__(self) -> str:
+        nodes = sorted({holder for segment in self.segments for holder in segment.holders})
+        return f"Appended: {self.tokens:,} tokens as positions {_ranges(self.ranges)}, on {', '.join(nodes)}"
 
 
 def join(parts: Sequence[AttendResponse], client_seconds: float) -> Answer:

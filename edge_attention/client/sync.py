@@ -24,6 +24,7 @@ from edge_attention.client.background import BACKGROUND
 from edge_attention.client.contexts import AsyncContext, OnProgress
 from edge_attention.client.ensembles import AsyncEnsemble, EnsembleResult
 from edge_attention.client.generation import AsyncGeneration, GeneratedPiece
+from edge_attention.client.layouts import Layout
 from edge_attention.client.models import AsyncServedModel, ModelResult, OnDeploy
 from edge_attention.client.plans import JobPlan
 from edge_attention.client.results import Answer, Appended
@@ -114,7 +115,11 @@ class Client:
             coroutine.close()
             BACKGROUND.stand_still()
             raise
-        return BACKGROUND.run(coroutine)
+        try:
+            return BACKGROUND.run(coroutine)
+        except EdgeAttentionError as error:
+            # What it passed through on the other thread says nothing to who reads it: the sentence does.
+            raise error.with_traceback(None) from None
 
     def _each(self, events: AsyncGenerator[T]) -> Iterator[T]:
         """What `events` gives, from the loop; it is closed when who reads it leaves."""
@@ -159,8 +164,10 @@ class Client:
         key_dim: int,
         value_dim: int,
         replicas: int = 1,
+        exist_ok: bool = False,
     ) -> Context:
-        """A new, empty context, each segment of which `replicas` nodes will hold."""
+        """A new, empty context, each segment of which `replicas` nodes will hold; see
+        AsyncClient.create_context."""
         made = self._client.create_context(
             name,
             query_heads=query_heads,
@@ -168,6 +175,7 @@ class Client:
             key_dim=key_dim,
             value_dim=value_dim,
             replicas=replicas,
+            exist_ok=exist_ok,
         )
         return Context(self, self._wait(made))
 
@@ -175,9 +183,9 @@ class Client:
         """The context of that name; NotFound if there is none. `timeout`: seconds; None: the client's."""
         return Context(self, self._wait(self._client.context(name, timeout=timeout)))
 
-    def contexts(self) -> list[wire.Context]:
-        """All contexts, each with its spec, its number of tokens and its segments."""
-        return self._wait(self._client.contexts())
+    def contexts(self) -> list[Context]:
+        """All contexts, each with its spec, its number of tokens and its segments, to be used as they are."""
+        return [Context(self, context) for context in self._wait(self._client.contexts())]
 
     def train(self, job: FusionJob | FederatedJob | SplitJob) -> Run:
         """Start a run of `job`; iterate over what is returned to follow it."""
@@ -391,19 +399,38 @@ class Generation:
 
 
 class Context:
-    """A context on the aggregator. `spec` holds its name, heads and dimensions."""
+    """A context on the aggregator, whether it was created, asked for by name, or listed."""
 
     def __init__(self, client: Client, context: AsyncContext) -> None:
         self._client = client  # keeps the connection open while the handle lives
         self._context = context
-        self.spec = context.spec
+
+    @property
+    def info(self) -> wire.Context:
+        """What it was when it was last heard of: made, described or listed."""
+        return self._context.info
+
+    @property
+    def spec(self) -> wire.ContextSpec:
+        """Its name, heads and dimensions, which never change."""
+        return self._context.spec
 
     @property
     def name(self) -> str:
-        return self.spec.name
+        return self._context.name
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it had when it was last heard of; `describe` asks anew."""
+        return self._context.tokens
+
+    @property
+    def segments(self) -> tuple[wire.Segment, ...]:
+        """Its segments and their holders, as last heard of."""
+        return self._context.segments
 
     def __repr__(self) -> str:
-        return f"<Context {self.name!r} at {self._client.address}>"
+        return repr(self._context).replace("AsyncContext", "Context", 1)
 
     def append(
         self,
@@ -413,6 +440,7 @@ class Context:
         node: str | None = None,
         progress: OnProgress | None = None,
         request_id: str | None = None,
+        layout: Layout = "tokens",
     ) -> Appended:
         """Append tokens: keys [tokens, key_heads, key_dim], values [tokens, key_heads, value_dim].
 
@@ -420,8 +448,27 @@ class Context:
         tokens done and in all, on the client's thread: it must not call the client. Called again with the
         same `request_id` it appends nothing twice; see AsyncContext.append.
         """
-        append = self._context.append(keys, values, node=node, progress=progress, request_id=request_id)
-        return self._client._wait(append)
+        stored = total = 0
+
+        def told(done: int, all_: int) -> None:
+            nonlocal stored, total
+            stored, total = done, all_
+            if progress is not None:
+                progress(done, all_)
+
+        follow = told if progress is None or callable(progress) else progress
+        append = self._context.append(
+            keys, values, node=node, progress=follow, request_id=request_id, layout=layout
+        )
+        try:
+            return self._client._wait(append)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(
+                f"the first {stored:,} tokens were stored in context {self.name!r}"
+                + (f", of {total:,}" if total else "")
+                + "; what was under way may be, too: describe() says how many there are"
+            )
+            raise
 
     def append_dataset(
         self,
@@ -466,6 +513,8 @@ class Context:
         weights: bool = False,
         encoding: Literal["float32", "float16"] = "float32",
         until: int | None = None,
+        require_exact: bool = False,
+        layout: Layout = "tokens",
     ) -> Answer:
         """Exact attention of queries [queries, query_heads, key_dim]; see AsyncContext.attend."""
         attended = self._context.attend(
@@ -478,6 +527,8 @@ class Context:
             weights=weights,
             encoding=encoding,
             until=until,
+            require_exact=require_exact,
+            layout=layout,
         )
         return self._client._wait(attended)
 

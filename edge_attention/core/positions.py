@@ -102,6 +102,22 @@ class Positions:
         found: Int64 = self._before[at] + np.clip(positions, start, self._stops[at]) - start
         return found
 
+    def within(self, others: Positions) -> Positions:
+        """Those of these that are among `others`, which some are.
+
+        Raises:
+            InvalidArgument: none is.
+        """
+        if others.number == 1 and others.start <= self.start and self.stop <= others.stop:
+            return self
+        # Each stretch meets a run of the others' stretches.
+        first = np.searchsorted(others._stops, self._starts, side="right")
+        met = np.searchsorted(others._starts, self._stops, side="left") - first
+        mine = np.repeat(np.arange(len(met)), met)
+        theirs = np.arange(len(mine)) - np.repeat(np.cumsum(met) - met, met) + np.repeat(first, met)
+        starts = np.maximum(self._starts[mine], others._starts[theirs])
+        return Positions(starts, np.minimum(self._stops[mine], others._stops[theirs]))
+
     def at(self, stored: range) -> Int64:
         """The positions of the tokens that are stored as numbers `stored`, which are all there."""
         numbers = np.arange(stored.start, stored.stop, dtype=np.int64)

@@ -63,6 +63,17 @@ def visible(tokens: int, positions: Int64, *, causal: bool = False, window: int 
     return Visibility(np.minimum(start, stop), stop)
 
 
+def seen_by_any(view: Visibility) -> Positions | None:
+    """The positions that some query sees; None if there are none."""
+    some = view.stop > view.start
+    if not some.any():
+        return None
+    order = np.argsort(view.start[some], kind="stable")
+    starts, stops = view.start[some][order], np.maximum.accumulate(view.stop[some][order])
+    apart = starts[1:] > stops[:-1]
+    return Positions(starts[np.append(True, apart)], stops[np.append(apart, True)])
+
+
 def of_segment(view: Visibility, segment: Positions, tile: int) -> SegmentView | None:
     """What the queries see of `segment`, kept in tiles of `tile` tokens; None if they see nothing of it.
 

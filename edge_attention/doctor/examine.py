@@ -139,7 +139,7 @@ async def examine_fleet(client: AsyncClient, asked: Questions, tell: Tell, busy:
         tell(connection_findings.idle(asked.idle, survived, after, problem))
     try:
         nodes = await client.nodes()
-        contexts = await client.contexts()
+        contexts = [context.info for context in await client.contexts()]
     except EdgeAttentionError as error:
         tell(_refused("nodes", "fleet", error))
         return

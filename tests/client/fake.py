@@ -117,6 +117,8 @@ class Fake:
         return a.Context(spec, tokens, (a.Segment("s0", range(tokens), ("a",), ("a",)),))
 
     async def create(self, request, context):
+        if request.spec.name in self.contexts:
+            raise errors.AlreadyExists(f"context {request.spec.name!r} is there")
         self.contexts[request.spec.name] = (request.spec, [], [])
         return a.CreateContextResponse(self.told(request.spec.name))
 

@@ -2,10 +2,13 @@
 
 import asyncio
 import hashlib
+import re
 import subprocess
 import sys
 import threading
+import traceback
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from fake import Fake, attention, serving
 import edge_attention
 from edge_attention import AsyncClient, Client, Encoder, FusionJob, Head, QueriesSpec
 from edge_attention.client import contexts
+from edge_attention.client.results import PartialAnswer
 from edge_attention.client.sync import Context
 from edge_attention.core import errors
 from edge_attention.core.errors import (
@@ -132,7 +136,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(filled, fake, monkeypat
 
     monkeypatch.setattr(contexts, "DEADLINE_MARGIN", 0.2)
     with serving(fake_with(never)) as address, Client(address) as other:
-        slow = contexts.AsyncContext(other._client.connection, context.spec)
+        slow = contexts.AsyncContext(other._client.connection, context.info)
         with pytest.raises(edge_attention.DeadlineExceeded, match="did not answer in time"):
             Context(other, slow).attend(queries, deadline=0.1)
 
@@ -249,6 +253,68 @@ def test_a_model_the_node_refuses_is_named(client, fake, tmp_path, monkeypatch):
         context = other.create_context("memory", **SIZES)
         with pytest.raises(edge_attention.InvalidGraph, match=r"m\.onnx: the graph is no ONNX"):
             context.append_dataset("a", "d", tmp_path / "m.onnx", {})
+
+
+def test_a_context_is_the_same_thing_created_found_or_listed(filled, client):
+    context, _keys, _values, queries = filled
+    made = client.create_context("memory", **SIZES, exist_ok=True)
+    (listed,) = client.contexts()
+    for one in (made, listed, client.context("memory")):
+        assert (one.name, one.tokens, one.spec) == ("memory", 1000, context.spec)
+        np.testing.assert_array_equal(one.attend(queries).out, context.attend(queries).out)
+    assert repr(listed).startswith("<Context 'memory': 1,000 tokens in ")
+    with pytest.raises(edge_attention.AlreadyExists):
+        client.create_context("memory", **SIZES)
+    other = {**SIZES, "key_dim": 16}
+    with pytest.raises(edge_attention.AlreadyExists, match=r"key_dim is 8, not 16.*Use it as it is"):
+        client.create_context("memory", **other, exist_ok=True)
+
+
+def test_an_exact_answer_can_be_required(filled, fake):
+    context, *_, queries = filled
+    assert context.attend(queries, require_exact=True).exact
+    fake.missing = range(600, 700)
+    with pytest.raises(PartialAnswer, match=r"it lacks 100 tokens of b .node 'b' is lost.*longer") as raised:
+        context.attend(queries, require_exact=True)
+    assert raised.value.answer.missing[0].count == 100
+    assert isinstance(raised.value, edge_attention.Unavailable)
+
+
+def test_what_comes_back_is_shown_in_a_few_lines(filled, fake):
+    context, keys, values, queries = filled
+    lines = repr(context.attend(queries)).splitlines()
+    assert lines[0] == "Answer: exact, out float32 [50, 4, 6], lse float32 [50, 4]"
+    assert lines[1] == "  stands on 1,000 of 1,000 tokens: 0 to 999"
+    assert lines[2].startswith("  attention by node: a ")
+    fake.missing = range(600, 700)
+    shown = repr(context.attend(queries))
+    assert "partial" in shown
+    assert "missing: 100 tokens of b (node 'b' is lost)" in shown
+    assert len(shown.splitlines()) <= 7
+    assert repr(context.append(keys, values)).startswith("Appended: 1,000 tokens as positions 1,000 to 1,999")
+
+
+def test_an_error_shows_the_callers_line_and_no_event_loop(client):
+    with pytest.raises(edge_attention.NotFound) as raised:
+        client.context("nobody")
+    frames = traceback.extract_tb(raised.value.__traceback__)
+    assert [Path(frame.filename).name for frame in frames] == ["test_client.py", "sync.py", "sync.py"]
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("http://127.0.0.1:50051", "127.0.0.1:50051"),
+        ("https://box.local/", "box.local:50051"),
+        ("grpc://[::1]:5", "[::1]:5"),
+        ("http://", "127.0.0.1:50051"),
+    ],
+)
+def test_a_web_address_is_told_what_an_address_looks_like(given, meant):
+    with pytest.raises(InvalidArgument, match=re.escape(f"is HOST:PORT, as '{meant}'")):
+        Client(given)
 
 
 def test_contexts_and_nodes(client):

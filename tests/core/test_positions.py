@@ -88,3 +88,16 @@ def test_one_range_is_stored_as_releases_before_wrote_it_and_many_are_not_taken_
 def test_what_a_stretch_takes_on_the_disk_is_little():
     positions, _ = built([(1, 1)] * 4096)
     assert len(json.dumps(positions.to_json())) < 4096
+
+
+@given(stretches, stretches)
+def test_those_within_others(some, others):
+    mine, listed = built(some)
+    seen, listed_too = built(others)
+    both = [p for p in listed if p in set(listed_too)]
+    if both:
+        found = mine.within(seen)
+        assert [p for part in found.stretches for p in part] == both
+    else:
+        with pytest.raises(InvalidArgument):
+            mine.within(seen)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.positions import Positions
-from edge_attention.core.visibility import of_segment, visible
+from edge_attention.core.visibility import of_segment, seen_by_any, visible
 
 positions_of = st.lists(
     st.one_of(st.integers(0, 60), st.integers(2**63 - 3, 2**63 - 1)), min_size=1, max_size=5
@@ -118,3 +118,15 @@ def test_segments_appended_to_in_turn_see_the_same_and_no_more(owners, positions
             assert stored.stop <= len(mine) or not stored
             have[query, [mine[i] for i in stored]] = True
     np.testing.assert_array_equal(have, mask(tokens, positions, causal, window))
+
+
+@given(positions_of, windows, st.booleans(), st.integers(1, 60))
+def test_what_any_query_sees(positions, window, causal, tokens):
+    view = visible(tokens, np.array(positions, np.int64), causal=causal, window=window)
+    seen = {p for lo, hi in zip(view.start.tolist(), view.stop.tolist(), strict=True) for p in range(lo, hi)}
+    found = seen_by_any(view)
+    if found is None:
+        assert not seen
+        return
+    assert [p for part in found.stretches for p in part] == sorted(seen)
+    assert all(a.stop < b.start for a, b in itertools.pairwise(found.stretches))

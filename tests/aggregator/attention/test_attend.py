@@ -66,6 +66,26 @@ def certified(response, missing):
     assert (np.abs(out_of(response) - OUT) <= response.bound.error).all()
 
 
+def test_coverage_is_of_what_the_queries_may_see():
+    positions = np.array([10, 12, 700, 1400, 1499])
+
+    async def scenario(house):
+        await filled(house, "a", "b")
+        ask = house.attender.attend
+        return (
+            await ask(request(until=900)),
+            await ask(request(window=5, positions=positions)),
+            await ask(request(causal=True, positions=np.array([3, 4, 5, 6, 99]))),
+        )
+
+    with House() as house:
+        until, window, causal = asyncio.run(scenario(house))
+    assert until.coverage == (range(900),)
+    assert window.coverage == (range(6, 13), range(696, 701), range(1396, 1401), range(1495, 1500))
+    assert causal.coverage == (range(100),)
+    assert all(response.exact for response in (until, window, causal))
+
+
 @pytest.mark.parametrize("nodes", ["a", "ab", "abc"])
 @pytest.mark.parametrize("deadline", [None, 5.0])
 def test_an_attend_over_any_number_of_nodes_is_exact(nodes, deadline):
