@@ -31,8 +31,12 @@ log = logging.getLogger(__name__)
 BACKOFF = (0.25, 10.0)
 
 
-def node_dial(given: JoinOptions, address: str, name: str | None, store: Path | None) -> tuple[Dial, str]:
+def node_dial(
+    given: JoinOptions, address: str, name: str | None, store: Path | None, suggested: str = ""
+) -> tuple[Dial, str]:
     """How to reach the aggregator at `address`, and this node's name; enrols first if need be.
+
+    `suggested`: without a `name`, what to be called where nobody else is; the host's name of itself.
 
     An identity kept already is used as it is, unless the token is of another aggregator. While the
     aggregator is away this waits.
@@ -58,7 +62,8 @@ def node_dial(given: JoinOptions, address: str, name: str | None, store: Path | 
         log.info("%s; the identity kept needs none", error.message)
         token = None
     if token is None and (folder is None or not folder.exists()):
-        return Dial(address, authorities=authorities), require_name(name or socket.gethostname(), "--name")
+        called = name or suggested or socket.gethostname()
+        return Dial(address, authorities=authorities), require_name(called, "--name")
     if folder is None:
         raise InvalidArgument(
             "--join-token needs a folder to keep the identity in: give --identity DIR, or --store DIR"
@@ -68,10 +73,10 @@ def node_dial(given: JoinOptions, address: str, name: str | None, store: Path | 
     enrolled: Callable[[], Identity] | None = None
     if token is not None:
         joins = token
-        wanted, suggested = name or "", "" if name else socket.gethostname()
+        wanted, hint = name or "", "" if name else suggested or socket.gethostname()
 
         def enrolled() -> Identity:
-            return enrol(address, joins, kept, wanted, suggested, authorities)
+            return enrol(address, joins, kept, wanted, hint, authorities)
 
         if identity is None:
             identity = _patiently(enrolled)

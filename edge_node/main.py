@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ import click
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, name_sources, read_secret, set_up
 from edge_node.options import JoinOptions, join_options
+from edge_node.replica import PLACE, numbered
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,12 @@ way, the second leaves at once.
 )
 @click.option("--aggregator", type=ADDRESS, default="127.0.0.1:50051", help="Where the aggregator listens.")
 @click.option("--name", help="What the aggregator calls this node; no two may share it.  [default: hostname]")
+@click.option(
+    "--replica",
+    type=click.IntRange(0),
+    help="This node's number among others of the same settings: it replaces {replica} in --name, --store, "
+    "--identity and --data.  [default: that in the container's name]",
+)
 @click.option(
     "--data",
     multiple=True,
@@ -112,6 +120,7 @@ way, the second leaves at once.
 def main(
     aggregator: tuple[str, int],
     name: str | None,
+    replica: int | None,
     data: tuple[str, ...],
     check_data: bool,
     allow_release: tuple[str, ...],
@@ -135,6 +144,18 @@ def main(
     from its datasets leaves only if --allow-release says so.
     """
     set_up(log_level)
+    suggested = ""
+    try:
+        data = tuple(numbered(spec, replica) for spec in data)
+        store = None if store is None else Path(numbered(str(store), replica))
+        if join.identity is not None:
+            join = replace(join, identity=Path(numbered(str(join.identity), replica)))
+        if name is not None and PLACE in name:
+            # A suggestion: where the identity of that number was lost its name is taken, and another does.
+            name, suggested = None, numbered(name, replica)
+    except EdgeAttentionError as error:
+        click.echo(f"edge-node: {error}", err=True)
+        sys.exit(2)
     if check_data:
         sys.exit(_check_data(data))
     from edge_attention import loop  # these after --help and --version
@@ -179,11 +200,12 @@ def main(
         )
         address = f"{aggregator[0]}:{aggregator[1]}"
         if join.plain(store):
-            dial, name = Dial(address), require_name(name or socket.gethostname(), "--name")
+            called = name or suggested or socket.gethostname()
+            dial, name = Dial(address), require_name(called, "--name")
         else:
             from edge_node.identity import node_dial  # knows certificates, which takes 10 MB
 
-            dial, name = node_dial(join, address, name, store)
+            dial, name = node_dial(join, address, name, store, suggested)
         daemon = link.NodeLink(dial, name, node, engine)
         if metrics_port is not None:
             log.info("metrics on %s", serve(daemon.metrics.registry, metrics_host, metrics_port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def read_table(path: Path, options: TableOptions | None = None, *, private: bool
         table = reader(path, options)
     except InvalidArgument:
         raise
+    except PermissionError:
+        who = f"user {os.geteuid()}, group {os.getegid()}"
+        raise InvalidArgument(
+            f"{path} cannot be read: this process runs as {who}, which may not: `chmod o+r` the file and "
+            "`chmod o+x` its folders, or give them to that user"
+        ) from None
     except (OSError, ValueError, EOFError) as error:
         raise InvalidArgument(f"{path} cannot be read: {error}") from None
     _check(table, path, private)

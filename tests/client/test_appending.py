@@ -57,7 +57,9 @@ def test_what_cannot_be_learned_is_said_with_the_id_to_call_again_with(client, f
 
 def test_an_aggregator_that_is_not_there_is_not_asked():
     with Client("127.0.0.1:1", timeout=20) as client:
-        context = contexts.AsyncContext(client._client.connection, contexts.wire.Context(contexts.wire.ContextSpec("c", 2, 2, 3, 2), 0))
+        context = contexts.AsyncContext(
+            client._client.connection, contexts.wire.Context(contexts.wire.ContextSpec("c", 2, 2, 3, 2), 0)
+        )
         with pytest.raises(Unreachable, match="it was not appended"):
             BACKGROUND.run(context.append(KEYS, VALUES))
 

@@ -87,6 +87,7 @@ def make_variables(folder: Path) -> dict[str, str]:
         "PROMETHEUS_PORT": str(free_port()),
         "GRAFANA_PORT": str(free_port()),
         "LEASE_SECONDS": "5",
+        "NODES": "3",
     }
 
 

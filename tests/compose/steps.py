@@ -115,14 +115,12 @@ def up(world: World) -> None:
     healthy(world.fleet, "aggregator", "edge-node", "prometheus")
     wait_for("three nodes", lambda: len(world.ready()) == 3, 60)
     world.names = sorted(world.nodes())
-    need("each replica has a name of its own", len(set(world.names)) == 3, world.names)
-    volumes = {
-        mount["Name"]
+    called = {
+        f"edge-node-{world.number_of(container)}": world.name_of(container)
         for container in world.fleet.containers("edge-node")
-        for mount in world.fleet.inspect(container)["Mounts"]
-        if mount["Destination"] == "/var/lib/edge-attention"
     }
-    need("each replica has a volume of its own", len(volumes) == 3, volumes)
+    need("each replica is called by its number", all(map(str.__eq__, called, called.values())), called)
+    need("these are the three", world.names == [f"edge-node-{n}" for n in (1, 2, 3)], world.names)
     world.engine.docker("cp", f"{world.fleet.containers('aggregator')[0]}:/run/edge-attention", world.trust)
     world.said.address = f"{own_address(world.fleet)}:{world.variables['AGGREGATOR_PORT']}"
 
@@ -230,13 +228,16 @@ def trained(world: World) -> None:
     world.data.mkdir()
     data.write(world.data)
     releases = world.client("releases")["releases"]
-    for number, container in enumerate(world.fleet.containers("edge-node")):
-        copy_into(world.engine, world.data / str(number), container, "/var/lib/edge-attention/data")
-    files = [f"{name}=/var/lib/edge-attention/data/{file}" for name, file in data.FILES.items()]
+    for container in world.fleet.containers("edge-node"):
+        number = world.number_of(container)
+        copy_into(
+            world.engine, world.data / str(number - 1), container, f"/var/lib/edge-attention/data-{number}"
+        )
+    files = [f"{name}=/var/lib/edge-attention/data-{{replica}}/{file}" for name, file in data.FILES.items()]
     world.fleet.env["NODE_DATA"] = " ".join(files)
     world.fleet.env["NODE_ALLOW_RELEASE"] = " ".join([*releases, "attention"])
     say("  the nodes' containers are made anew, with data; names and volumes stay")
-    world.fleet("up", "-d", "--scale", "edge-node=3")
+    world.fleet("up", "-d")
     wait_for("the three nodes, under the same names", lambda: world.ready() == world.names, 90)
     say(f"  {world.client('train', *world.names)}")
 
@@ -265,6 +266,24 @@ def attended(world: World) -> None:
     figures = world.client("attend", "memory")
     need("exact, over all three nodes", figures["exact"] and len(figures["mass"]) == 3, figures)
     say(f"  {figures}")
+
+
+def upgraded(world: World) -> None:
+    """An upgrade's `up -d`, a `down`, fewer nodes and more again: names, contexts and data are found again"""
+    for what, steps in (
+        ("the upgrade's command", [("up", "-d", "--force-recreate", "edge-node")]),
+        ("down and up", [("down", "--timeout", "20"), ("up", "-d")]),
+        ("one node, and three again", [("up", "-d", "--scale", "edge-node=1"), ("up", "-d")]),
+    ):
+        for words in steps:
+            world.fleet(*words, deadline=180)
+        wait_for(f"the three nodes after {what}", lambda: world.ready() == world.names, 120)
+        figures = world.client("attend", "memory")
+        exact = figures["exact"] and len(figures["mass"]) == 3
+        need(f"exact, over the same three, after {what}", exact, figures)
+        data_left = world.fleet.execute("aggregator", "edge-attention", "nodes", "--json")
+        sets = [set(node["datasets"]) for node in json.loads(data_left)]
+        need(f"each has its datasets after {what}", all(found >= set(data.FILES) for found in sets), sets)
 
 
 def fourth(world: World) -> None:
@@ -360,8 +379,8 @@ def own_certificates(world: World) -> None:
 
 
 STEPS: list[Callable[[World], None]] = [
-    bases, valid, built, images, up, confined, pages, password, scraped, trained, contained, attended, fourth,
-    panels, lost, drained, own_certificates,
+    bases, valid, built, images, up, confined, pages, password, scraped, trained, contained, attended, upgraded,
+    fourth, panels, lost, drained, own_certificates,
 ]  # fmt: skip
 
 

@@ -36,6 +36,7 @@ class World:
             skipped={
                 "apt-get install": "what it installs is here: the engine runs",
                 "git clone": "the test runs in a checkout",
+                "NODES=3/ .env": "the checkout's file stays as it is: the variable is set",
                 "exec grafana": "Grafana cannot be had here; its dashboards' queries are run instead",
             },
         )
@@ -75,6 +76,11 @@ class World:
 
     def ready(self) -> list[str]:
         return sorted(name for name, state in self.nodes().items() if state == "ready")
+
+    def number_of(self, container: str) -> int:
+        """A replica's number, as Compose counts."""
+        labels = self.fleet.inspect(container)["Config"]["Labels"]
+        return int(labels["com.docker.compose.container-number"])
 
     def name_of(self, container: str) -> str:
         """What the aggregator calls the node in a container: the name in its certificate."""

@@ -18,7 +18,7 @@ def over(compose: list[str], **more: str) -> Substitution:
 
 def test_ten_commands_and_no_comments():
     found = [command for block in BLOCKS for command in commands(block)]
-    assert len(found) == 10
+    assert len(found) == 11
     assert not any("#" in command for command in found)
 
 

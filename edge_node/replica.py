@@ -1,0 +1,48 @@
+"""A replica's number, so that what is kept for it is found again by its next container.
+
+`docker compose` tells a container nothing of it but a name, `edge-attention-edge-node-2`, and that only its DNS
+server: `getent -s dns` asks there and nowhere else, as /etc/hosts has the container's id.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+
+from edge_attention.core.errors import FailedPrecondition
+
+__all__ = ["PLACE", "numbered"]
+
+PLACE = "{replica}"
+"""Stands for the number in --name, --store, --identity and --data."""
+ASKED_SECONDS = 10.0
+_NAME = re.compile(r"^\S+\s+\S*?[-_](\d+)\.\S+")
+
+
+def numbered(text: str, number: int | None) -> str:
+    """`text` with the number in its place. `number`: None: that of this container.
+
+    Raises:
+        FailedPrecondition: the text has a place and the number is not known.
+    """
+    if PLACE not in text:
+        return text
+    return text.replace(PLACE, str(_container_number() if number is None else number))
+
+
+def _container_number() -> int:
+    try:
+        address = socket.gethostbyname(socket.gethostname())
+        asked = ["getent", "-s", "dns", "hosts", address]
+        said = subprocess.run(
+            asked, capture_output=True, text=True, timeout=ASKED_SECONDS, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said, address = "", f"this host ({error})"
+    if (found := _NAME.match(said)) is None:
+        raise FailedPrecondition(
+            f"{PLACE} is a replica's number, and the network does not say which this is: of {address} it says "
+            f"{said.strip()!r}, which is no container's name that ends in a number; give --replica N"
+        )
+    return int(found[1])
