@@ -1,7 +1,7 @@
 """A replica's number, so that what is kept for it is found again by its next container.
 
-`docker compose` tells a container nothing of it but a name, `edge-attention-edge-node-2`, and that only its DNS
-server: `getent -s dns` asks there and nowhere else, as /etc/hosts has the container's id.
+`docker compose` tells a container nothing of it but a name, `edge-attention-edge-node-2`, and that only its
+DNS server: `getent -s dns` asks there and nowhere else, as /etc/hosts has the container's id.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _container_number() -> int:
         said, address = "", f"this host ({error})"
     if (found := _NAME.match(said)) is None:
         raise FailedPrecondition(
-            f"{PLACE} is a replica's number, and the network does not say which this is: of {address} it says "
-            f"{said.strip()!r}, which is no container's name that ends in a number; give --replica N"
+            f"{PLACE} is a replica's number, and the network does not say which this is: of {address} it "
+            f"says {said.strip()!r}, which is no container's name that ends in a number; give --replica N"
         )
     return int(found[1])

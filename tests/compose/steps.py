@@ -282,8 +282,9 @@ def upgraded(world: World) -> None:
         exact = figures["exact"] and len(figures["mass"]) == 3
         need(f"exact, over the same three, after {what}", exact, figures)
         data_left = world.fleet.execute("aggregator", "edge-attention", "nodes", "--json")
-        sets = [set(node["datasets"]) for node in json.loads(data_left)]
-        need(f"each has its datasets after {what}", all(found >= set(data.FILES) for found in sets), sets)
+        sets = [{one["name"] for one in node["datasets"]} for node in json.loads(data_left)]
+        whole = all(found >= set(data.FILES) for found in sets)
+        need(f"each has its datasets after {what}", whole, sets)
 
 
 def fourth(world: World) -> None:

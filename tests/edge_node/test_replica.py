@@ -36,7 +36,7 @@ def test_the_number_is_that_of_the_containers_name(monkeypatch, text, number):
 @pytest.mark.parametrize("text", ["", "172.18.0.4 loft\n", "172.18.0.4 box.example\n"])
 def test_a_network_that_does_not_say_it_is_told_of(monkeypatch, text):
     said(monkeypatch, text)
-    with pytest.raises(FailedPrecondition, match="of 172.18.0.4 it says .*give --replica N"):
+    with pytest.raises(FailedPrecondition, match=r"of 172.18.0.4 it says .*give --replica N"):
         numbered("edge-node-{replica}", None)
 
 
