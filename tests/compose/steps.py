@@ -380,8 +380,8 @@ def own_certificates(world: World) -> None:
 
 
 STEPS: list[Callable[[World], None]] = [
-    bases, valid, built, images, up, confined, pages, password, scraped, trained, contained, attended, upgraded,
-    fourth, panels, lost, drained, own_certificates,
+    bases, valid, built, images, up, confined, pages, password, scraped, trained, contained, attended,
+    upgraded, fourth, panels, lost, drained, own_certificates,
 ]  # fmt: skip
 
 
