@@ -152,7 +152,8 @@ def main(
             join = replace(join, identity=Path(numbered(str(join.identity), replica)))
         if name is not None and PLACE in name:
             # A suggestion: where the identity of that number was lost its name is taken, and another does.
-            name, suggested = None, numbered(name, replica)
+            suggested = numbered(name, replica)
+            name = None
     except EdgeAttentionError as error:
         click.echo(f"edge-node: {error}", err=True)
         sys.exit(2)
