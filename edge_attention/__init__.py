@@ -55,7 +55,7 @@ from edge_attention.core.errors import (
 if TYPE_CHECKING:
     from edge_attention.client.aio import AsyncClient as AsyncClient
     from edge_attention.client.results import Answer as Answer
-    from edge_attention.client.results import PartialAnswer as PartialAnswer
+    from edge_attention.client.results import InexactAnswer as InexactAnswer
     from edge_attention.client.sync import Client as Client
     from edge_attention.core.messages.training import ConsensusSpec as ConsensusSpec
     from edge_attention.core.messages.training import EncodingSpec as EncodingSpec
@@ -103,6 +103,7 @@ __all__ = [
     "FusionJob",
     "GraphDied",
     "Head",
+    "InexactAnswer",
     "Internal",
     "InvalidArgument",
     "InvalidGraph",
@@ -122,7 +123,6 @@ __all__ = [
     "Overloaded",
     "Overtaken",
     "Parameters",
-    "PartialAnswer",
     "PermissionDenied",
     "PrivateLimit",
     "PrivateTensor",
@@ -147,7 +147,7 @@ __all__ = [
 
 _HOME = {
     "Answer": "client.results",
-    "PartialAnswer": "client.results",
+    "InexactAnswer": "client.results",
     "AsyncClient": "client.aio",
     "Client": "client.sync",
     "ConsensusSpec": "core.messages.training",

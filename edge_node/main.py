@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,7 +18,6 @@ import click
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, name_sources, read_secret, set_up
 from edge_node.options import JoinOptions, join_options
-from edge_node.replica import PLACE, numbered
 
 log = logging.getLogger(__name__)
 
@@ -145,18 +143,15 @@ def main(
     """
     set_up(log_level)
     suggested = ""
-    try:
-        data = tuple(numbered(spec, replica) for spec in data)
-        store = None if store is None else Path(numbered(str(store), replica))
-        if join.identity is not None:
-            join = replace(join, identity=Path(numbered(str(join.identity), replica)))
-        if name is not None and PLACE in name:
-            # A suggestion: where the identity of that number was lost its name is taken, and another does.
-            suggested = numbered(name, replica)
-            name = None
-    except EdgeAttentionError as error:
-        click.echo(f"edge-node: {error}", err=True)
-        sys.exit(2)
+    if any("{replica}" in str(text) for text in (name, store, join.identity, *data)):
+        from edge_node.replica import Replica  # which a node that is one of a kind spares
+
+        try:
+            found = Replica(replica, name, store, data, join)
+        except EdgeAttentionError as error:
+            click.echo(f"edge-node: {error}", err=True)
+            sys.exit(2)
+        name, suggested, store, data, join = found.name, found.suggested, found.store, found.data, found.join
     if check_data:
         sys.exit(_check_data(data))
     from edge_attention import loop  # these after --help and --version

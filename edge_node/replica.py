@@ -9,15 +9,56 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from edge_attention.core.errors import FailedPrecondition
+from edge_node.options import JoinOptions
 
-__all__ = ["PLACE", "numbered"]
+__all__ = ["Replica", "numbered"]
 
 PLACE = "{replica}"
 """Stands for the number in --name, --store, --identity and --data."""
 ASKED_SECONDS = 10.0
 _NAME = re.compile(r"^\S+\s+\S*?[-_](\d+)\.\S+")
+
+
+@dataclass(init=False)
+class Replica:
+    """What the command line says, with the replica's number in its places.
+
+    Attributes:
+        name: as given; None where it had a place: it is a suggestion then, as the name may be taken where the
+            identity of that number was lost.
+        suggested: the name with the number; empty: none.
+    """
+
+    name: str | None
+    suggested: str
+    store: Path | None
+    data: tuple[str, ...]
+    join: JoinOptions
+
+    def __init__(
+        self,
+        number: int | None,
+        name: str | None,
+        store: Path | None,
+        data: tuple[str, ...],
+        join: JoinOptions,
+    ) -> None:
+        """`number`: None: that of this container.
+
+        Raises:
+            FailedPrecondition: it is not known.
+        """
+        self.name, self.suggested = name, ""
+        if name is not None and PLACE in name:
+            self.name, self.suggested = None, numbered(name, number)
+        self.store = None if store is None else Path(numbered(str(store), number))
+        self.data = tuple(numbered(spec, number) for spec in data)
+        identity = None if join.identity is None else Path(numbered(str(join.identity), number))
+        self.join = replace(join, identity=identity)
 
 
 def numbered(text: str, number: int | None) -> str:

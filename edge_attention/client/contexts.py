@@ -23,7 +23,7 @@ from edge_attention.client.connection import (
     ClientConnection,
 )
 from edge_attention.client.layouts import Layout, arranged_queries, arranged_tokens
-from edge_attention.client.results import Answer, Appended, PartialAnswer, join, lacking
+from edge_attention.client.results import Answer, Appended, InexactAnswer, join, lacking
 from edge_attention.core.arrays import as_float32
 from edge_attention.core.errors import (
     AlreadyExists,
@@ -252,7 +252,7 @@ class AsyncContext:
             weights: also return every token's global attention weight.
             encoding: how `out` travels; float16 halves the bytes for an error of about 2e-4.
             until: attend to positions below this one only; None: all there are now.
-            require_exact: raise `PartialAnswer` where the answer does not stand on every token that the
+            require_exact: raise `InexactAnswer` where the answer does not stand on every token that the
                 queries may see, instead of giving it labelled; its `answer` has it all the same.
             layout: "torch": queries are [heads, queries, dim] or [batch, heads, queries, dim], and so is
                 what comes back (see layouts.py).
@@ -324,7 +324,7 @@ class AsyncContext:
         parts = await _all([patient(at) for at in range(0, max(count, 1), step)])
         answer = form.answer(join(parts, time.monotonic() - began))
         if require_exact and not answer.exact:
-            raise PartialAnswer(lacking(answer, self.name), answer)
+            raise InexactAnswer(lacking(answer, self.name), answer)
         return answer
 
     def _reply_bytes(self, queries: int, segments: int) -> int:

@@ -12,7 +12,7 @@ from edge_attention.core.fold import join as joined
 from edge_attention.core.messages.attention import AttendResponse, Bound, Missing, Segment, ShardMass
 from edge_attention.core.tensors import Array, Encoded, Float32
 
-__all__ = ["Answer", "Appended", "PartialAnswer", "form", "join", "lacking", "milliseconds"]
+__all__ = ["Answer", "Appended", "InexactAnswer", "form", "join", "lacking", "milliseconds"]
 
 _RANGES = 4
 """Of ranges and gaps, shown at most."""
@@ -74,7 +74,7 @@ class Answer:
         return "\n".join(lines)
 
 
-class PartialAnswer(Unavailable):
+class InexactAnswer(Unavailable):
     """What `attend(require_exact=True)` raises. `answer`: what there was of it, labelled."""
 
     def __init__(self, message: str, answer: Answer) -> None:

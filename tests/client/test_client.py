@@ -17,7 +17,7 @@ from fake import Fake, attention, serving
 import edge_attention
 from edge_attention import AsyncClient, Client, Encoder, FusionJob, Head, QueriesSpec
 from edge_attention.client import contexts
-from edge_attention.client.results import PartialAnswer
+from edge_attention.client.results import InexactAnswer
 from edge_attention.client.sync import Context
 from edge_attention.core import errors
 from edge_attention.core.errors import (
@@ -274,7 +274,7 @@ def test_an_exact_answer_can_be_required(filled, fake):
     context, *_, queries = filled
     assert context.attend(queries, require_exact=True).exact
     fake.missing = range(600, 700)
-    with pytest.raises(PartialAnswer, match=r"it lacks 100 tokens of b .node 'b' is lost.*longer") as raised:
+    with pytest.raises(InexactAnswer, match=r"it lacks 100 tokens of b .node 'b' is lost.*longer") as raised:
         context.attend(queries, require_exact=True)
     assert raised.value.answer.missing[0].count == 100
     assert isinstance(raised.value, edge_attention.Unavailable)

@@ -232,11 +232,12 @@ def test_nodes_with_and_without_a_gpu_share_no_machine():
 # What compose says too.
 
 PAIRS = {"edge-aggregator": ("StatefulSet", "aggregator"), "edge-node": ("DaemonSet", "edge-node")}
-# Names differ by where one is. Compose hands a volume over; here the files stay with the state.
+# Names differ by where one is, and a replica of compose has a folder by its number. Compose hands a volume over; here the files stay with the state.
 ELSEWHERE = {
     "EDGE_NODE_AGGREGATOR",
     "EDGE_AGGREGATOR_TLS_NAME",
     "EDGE_NODE_NAME",
+    "EDGE_NODE_STORE",
     "EDGE_AGGREGATOR_BOOTSTRAP",
     "EDGE_ATTENTION_TOKEN_FILE",
 }

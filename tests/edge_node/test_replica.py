@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_node import replica
-from edge_node.replica import numbered
+from edge_node.options import JoinOptions
+from edge_node.replica import Replica, numbered
 
 
 def said(monkeypatch, text):
@@ -44,3 +46,12 @@ def test_what_is_given_goes_first_and_a_text_without_a_place_asks_nobody(monkeyp
     monkeypatch.setattr(replica.subprocess, "run", lambda *_, **__: pytest.fail("asked"))
     assert numbered("edge-node-{replica}-{replica}", 0) == "edge-node-0-0"
     assert numbered("samples=/data/{id}.csv", None) == "samples=/data/{id}.csv"
+
+
+def test_a_name_with_a_number_is_a_suggestion():
+    found = Replica(3, "edge-node-{replica}", Path("/s/{replica}"), ("a=/d/{replica}.csv",), JoinOptions())
+    assert (found.name, found.suggested, found.store) == (None, "edge-node-3", Path("/s/3"))
+    assert (found.data, found.join) == (("a=/d/3.csv",), JoinOptions())
+    plain = Replica(3, "loft", None, (), JoinOptions(identity=Path("/i/{replica}")))
+    assert (plain.name, plain.suggested, plain.store) == ("loft", "", None)
+    assert plain.join.identity == Path("/i/3")
