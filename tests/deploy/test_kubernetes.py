@@ -232,8 +232,8 @@ def test_nodes_with_and_without_a_gpu_share_no_machine():
 # What compose says too.
 
 PAIRS = {"edge-aggregator": ("StatefulSet", "aggregator"), "edge-node": ("DaemonSet", "edge-node")}
-# Names differ by where one is, and a replica of compose has a folder by its number. Compose hands a volume over;
-# here the files stay with the state.
+# Names differ by where one is, and a replica of compose has a folder by its number. Compose hands a volume
+# over; here the files stay with the state.
 ELSEWHERE = {
     "EDGE_NODE_AGGREGATOR",
     "EDGE_AGGREGATOR_TLS_NAME",
