@@ -11,6 +11,8 @@ import argparse
 import importlib
 import json
 import sys
+from functools import partial
+from inspect import signature
 from pathlib import Path
 
 from benchmarks.report import Report, machine
@@ -57,14 +59,21 @@ def main() -> int:
     except (ValueError, TypeError) as error:
         parser.error(f"{target} has no benchmarks' figures ({error}); remove it, or give another --json")
     reports: dict[str, Report] = {}
-    for name in args.names or NAMES:
-        # Imported one at a time: each needs extras of its own.
-        reports[name] = importlib.import_module(f"benchmarks.{name}").report(args.quick)
-        print(reports[name].table(), flush=True)
-        found[name] = {"machine": described, "quick": args.quick} | reports[name].json()
-        # At once: the next one may take half an hour, or fail.
+
+    def keep(name: str, report: Report) -> None:
+        """At once: the next one may take half an hour, or fail."""
+        found[name] = {"machine": described, "quick": args.quick} | report.json()
         if target:
             target.write_text(json.dumps(found, indent=1) + "\n")
+
+    for name in args.names or NAMES:
+        # Imported one at a time: each needs extras of its own.
+        made = importlib.import_module(f"benchmarks.{name}").report
+        # One that takes long says what it has by and by, so that a run that is ended keeps it.
+        long = {"keep": partial(keep, name)} if "keep" in signature(made).parameters else {}
+        reports[name] = made(args.quick, **long)
+        print(reports[name].table(), flush=True)
+        keep(name, reports[name])
     return 0 if all(report.met for report in reports.values()) else 1
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
+import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.infer_compute import by_heads, by_tokens, computed
-from benchmarks.infer_fleet import FleetRan, FleetSetting, run_fleet
+from benchmarks.infer_fleet import FleetFailed, FleetRan, FleetSetting, run_fleet
 from benchmarks.infer_models import BASE, MINILM, EncoderSizes, model_file
 from benchmarks.report import Figure, Report
 from benchmarks.turns import median_ratio
@@ -27,6 +29,10 @@ TOKENS_BOUNDS = {512: 0.30, 128: 0.40}
 NETWORK_BOUND = 0.65
 """Two nodes by tokens, by one node, at 512 tokens."""
 PICK_BOUND, PREDICTION_BOUND = 1.10, 0.20
+SETTINGS_BOUND = 12
+"""Settings at least."""
+SECONDS, MOST_SECONDS, LEAST_SECONDS = 840.0, 180.0, 30.0
+"""Of all, at most; of a setting at most; and what one is begun with at least."""
 KINDS = 5
 """Plans that run in each setting, the best of each kind."""
 
@@ -52,40 +58,66 @@ SETTINGS: Sequence[Setting] = (
 )
 
 
-def report(quick: bool) -> Report:
-    """Everything; with `quick` few turns, and the first settings."""
+def report(quick: bool, keep: Callable[[Report], None] = lambda report: None) -> Report:
+    """Everything; with `quick` few turns, and the first settings. `keep`: gets what there is, by setting."""
+    until = time.monotonic() + SECONDS
     turns = 5 if quick else 15
-    figures: list[Figure] = []
-    skipped: list[str] = []
+    compute: list[Figure] = []
+    asked = SETTINGS[:2] if quick else SETTINGS
+    skipped = dict.fromkeys(range(len(asked)), "not yet")
+    ran: list[tuple[Setting, FleetRan]] = []
+
+    def made() -> Report:
+        network = [_network(found) for setting, found in ran if setting == SETTINGS[0]]
+        lacking = [f"{describe(asked[number])}: {why}" for number, why in skipped.items()]
+        details = {"settings": [{"setting": describe(setting), **asdict(found)} for setting, found in ran]}
+        return Report(
+            "Cut models, by the whole and by what was predicted",
+            (*compute, *network, *_planner(ran), *_settings(len(asked), len(ran), quick)),
+            tuple(lacking),
+            details,
+        )
+
     with tempfile.TemporaryDirectory() as folder:
         files = {sizes.name: model_file(sizes, Path(folder)) for sizes in (MINILM, BASE)}
         for length, bound in TOKENS_BOUNDS.items():
+            _say(f"computing alone, {length} tokens")
             one = computed(files[MINILM.name], by_tokens(1), 1, length, turns)
             four = computed(files[MINILM.name], by_tokens(4), 1, length, turns)
             heads = computed(files[MINILM.name], by_heads(4), 1, length, turns)
-            figures += [
+            compute += [
                 Figure(f"cut for one node, {length} tokens, by the whole", one.ratio, "times", WHOLE_BOUND),
                 Figure(f"slowest of 4 by tokens, {length}, by the whole", four.ratio, "times", bound),
                 Figure(f"slowest of 4 by heads, {length}, by the whole", heads.ratio, "times"),
                 Figure(f"the whole, {length} tokens", one.whole, "ms"),
                 Figure(f"largest error, {length} tokens", max(four.error, heads.error), "", 1e-5),
             ]
-        ran: list[tuple[Setting, FleetRan]] = []
-        for setting in SETTINGS[:2] if quick else SETTINGS:
+        keep(made())
+        for number, setting in enumerate(asked):
             sizes, length, nodes, mbit = setting
-            if why := _lacking(nodes, mbit):
-                skipped.append(f"{describe(setting)}: {why}")
+            left = until - time.monotonic()
+            if why := _lacking(nodes, mbit) or ("no time was left" if left < LEAST_SECONDS else ""):
+                skipped[number] = why
                 continue
-            asked = FleetSetting(str(files[sizes.name]), 1, length, nodes, mbit, KINDS, 7 if quick else 15)
-            found = run_fleet(asked)
+            began = time.monotonic()
+            _say(f"{number + 1} of {len(asked)}: {describe(setting)}")
+            fleet = FleetSetting(str(files[sizes.name]), 1, length, nodes, mbit, KINDS, 7 if quick else 15)
+            try:
+                found = run_fleet(fleet, min(left, MOST_SECONDS))
+            except FleetFailed as problem:
+                skipped[number] = str(problem)
+                _say(skipped[number])
+                continue
+            del skipped[number]
             ran.append((setting, found))
             print(_line(setting, found), flush=True)
-    figures += [_network(found) for setting, found in ran if setting == SETTINGS[0]]
-    figures += _planner(ran)
-    details = {"settings": [{"setting": describe(setting), **asdict(found)} for setting, found in ran]}
-    return Report(
-        "Cut models, by the whole and by what was predicted", tuple(figures), tuple(skipped), details
-    )
+            _say(f"  {time.monotonic() - began:.0f} s; {found.says}")
+            keep(made())
+    return made()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def describe(setting: Setting) -> str:
@@ -103,11 +135,6 @@ def _lacking(nodes: dict[str, float], mbit: float) -> str:
     return ""
 
 
-def usual(seconds: Sequence[float]) -> float:
-    """The lower quartile: what else the machine does makes requests longer, never shorter."""
-    return sorted(seconds)[len(seconds) // 4]
-
-
 def _network(found: FleetRan) -> Figure:
     one = next(seconds for name, seconds in found.seconds.items() if name.startswith("on "))
     tokens = [seconds for name, seconds in found.seconds.items() if name.startswith("tokens")]
@@ -120,8 +147,9 @@ def _planner(ran: Sequence[tuple[Setting, FleetRan]]) -> list[Figure]:
         return []
     picks, misses = [], []
     for _, found in ran:
-        took = {name: usual(seconds) for name, seconds in found.seconds.items()}
-        picks.append(took[found.chosen] / min(took.values()))
+        took = {name: statistics.median(seconds) for name, seconds in found.seconds.items()}
+        best = min(took, key=lambda name: took[name])
+        picks.append(median_ratio(found.seconds[found.chosen], found.seconds[best]))
         misses += [abs(found.predicted[name] / took[name] - 1) for name in took]
     return [
         Figure("settings that the planner was tried in", len(ran), ""),
@@ -129,13 +157,19 @@ def _planner(ran: Sequence[tuple[Setting, FleetRan]]) -> list[Figure]:
         Figure("the same, the median", statistics.median(picks), "times"),
         Figure("predictions off by, all plans, the worst", max(misses), "", PREDICTION_BOUND),
         Figure("the same, the median", statistics.median(misses), ""),
+        Figure("predictions off by more than the bound", sum(miss > PREDICTION_BOUND for miss in misses), ""),
+        Figure("predictions", len(misses), ""),
     ]
+
+
+def _settings(asked: int, ran: int, quick: bool) -> list[Figure]:
+    return [] if quick else [Figure("settings not measured", asked - ran, "", asked - SETTINGS_BOUND)]
 
 
 def _line(setting: Setting, found: FleetRan) -> str:
     """A setting for a terminal."""
     plans = "; ".join(
-        f"{name} {1e3 * usual(seconds):.1f} ({1e3 * found.predicted[name]:.1f})"
+        f"{name} {1e3 * statistics.median(seconds):.1f} ({1e3 * found.predicted[name]:.1f})"
         for name, seconds in found.seconds.items()
     )
     return f"  {describe(setting)}: ms measured (predicted): {plans}"

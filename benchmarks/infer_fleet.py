@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from aggregator.engine.recipe import Engine, Recipe
 from aggregator.inference.gained import box_of, links_of
 from aggregator.inference.measured import WORK_FILE, work_text
 from aggregator.inference.model_answer import ModelAnswer
+from aggregator.inference.placement import GAIN
 from aggregator.inference.plan_nodes import PlanNodes
 from aggregator.inference.runner import ModelRunner
 from aggregator.server import ServerSettings, running
@@ -45,12 +47,15 @@ from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
 from edge_attention.graphs.axes.planning import plan_model, repredicted, segments_work
 
-__all__ = ["FleetRan", "FleetSetting", "node_fleet", "run_fleet"]
+__all__ = ["FleetFailed", "FleetRan", "FleetSetting", "node_fleet", "run_fleet"]
 
 PERIOD = 4_000
 """Microseconds of a control group's period: a node that may run half of them is half as quick all along."""
 WARM, MEASURED = 2, 5
-WANTED = PlanWanted()
+LEAST_TURNS, TURNS_SECONDS = 5, 25.0
+"""Turns there are at least, and no more after so many seconds."""
+ENDING_SECONDS = 20.0
+WANTED = PlanWanted(gain=GAIN)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class FleetSetting:
     nodes: name -> its share of one core.
     mbit: of loopback, for all together; 0: as it is.
     kinds: how many plans run, one of each kind, the best predicted first, one box among them.
-    turns: requests of each plan, one after another by turns.
+    turns: requests of each plan, one after another by turns; at most.
     """
 
     model: str
@@ -96,8 +101,15 @@ class FleetRan:
     links: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
-def run_fleet(setting: FleetSetting) -> FleetRan:
-    """Run the setting in a process of its own, in a network namespace where its links are slower."""
+class FleetFailed(Exception):
+    """A setting came to no end; says how."""
+
+
+def run_fleet(setting: FleetSetting, seconds: float = 600.0) -> FleetRan:
+    """Run the setting in a process of its own, in a network namespace where its links are slower.
+
+    Raises FleetFailed: it ended badly, or had not ended after `seconds`.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(asdict(setting), file)
         file.flush()
@@ -105,10 +117,21 @@ def run_fleet(setting: FleetSetting) -> FleetRan:
         if setting.mbit:
             command = ["unshare", "-n", *command]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GRPC_VERBOSITY": "ERROR"}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"a fleet of the benchmark ended with {done.returncode}; its error is above")
-    return FleetRan(**json.loads(done.stdout.splitlines()[-1]))
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                said, _ = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)  # it ends its nodes, which a kill would leave
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.communicate(timeout=ENDING_SECONDS)
+                process.kill()
+                raise FleetFailed(f"it had not ended after {seconds:.0f} s") from None
+            except BaseException:
+                process.send_signal(signal.SIGINT)
+                raise
+    if process.returncode:
+        raise FleetFailed(f"it ended with {process.returncode}; its error is above")
+    return FleetRan(**json.loads(said.splitlines()[-1]))
 
 
 def _shape_network(mbit: float) -> None:
@@ -242,7 +265,10 @@ class _Bench:
         for plan in plans:
             found.seconds[plan.name], parts[plan.name] = [], []
             await self._prepare(plan.name, plan.plan, plan.boxes)
+        began = time.monotonic()
         for turn in range(-WARM, self._setting.turns):
+            if turn >= LEAST_TURNS and time.monotonic() - began > TURNS_SECONDS:
+                break
             for name in self._setting.nodes:
                 await self._request(f"whole on {name}")
             for plan in plans:
@@ -273,7 +299,7 @@ class _Bench:
     def _told(self) -> tuple[dict[str, ComputeBox], BoxLinks]:
         """Boxes and links as a deployment's plan would be made with now."""
         nodes = self._nodes.nodes(())
-        return {node.name: box_of(node) for node in nodes}, links_of(nodes)
+        return {node.name: box_of(node) for node in nodes}, links_of(nodes, self._nodes.hub())
 
     async def _prepare(self, name: str, plan: CutPlan, holders: Mapping[int, Sequence[str]]) -> None:
         number = f"m{len(self._prepared)}"
@@ -299,7 +325,12 @@ class _Bench:
         answer = await self._runner.infer(number, "s", self._feeds, 60.0)
         took = time.perf_counter() - began
         assert answer.exact, answer.lacking
-        await self._nodes.measures.answered(self._folder / number, answer.segments, self._nodes.threads())
+        await self._nodes.measures.answered(
+            self._folder / number,
+            answer.segments,
+            self._nodes.threads(),
+            took=answer.seconds["all"] - answer.seconds["turn"],
+        )
         return answer, took
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aggregator.inference.deployed import Shapes
 
-__all__ = ["CutRequest", "NodeTold"]
+__all__ = ["CutRequest", "HubTold", "NodeTold"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class NodeTold:
     Attributes:
         memory_limit, taken: bytes it may hold, and those of other models that it holds.
         slowness: measured seconds by predicted ones.
+        call_seconds: what a segment takes beside its work.
         machine, cores: of boxes of one machine, which share its cores; "" and 0: not known.
         at_once: how many of its machine's nodes that one was measured to compute for at their full speed; 0:
             it was not.
@@ -38,6 +39,24 @@ class NodeTold:
     down: float = 0.0
     up: float = 0.0
     measured: bool = False
+    call_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class HubTold:
+    """What a plan is made with, of the aggregator.
+
+    Attributes:
+        request_seconds: what a request takes beside its steps.
+        trip_seconds: and a step beside its calls; below 0: not measured.
+        bandwidth: bytes a second of all links together; 0: not measured, or no less than of each.
+        both: whether that is of both ways together.
+    """
+
+    request_seconds: float = 0.0
+    trip_seconds: float = -1.0
+    bandwidth: float = 0.0
+    both: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,7 @@ class CutRequest:
         plan: the plan as it is kept, of a model that was planned before; "" otherwise.
         plan_file: path of a plan said in full; "" otherwise.
         nodes: that may hold parts, of a model that is planned now.
+        hub: how they are reached, all together.
         holders: who holds them, of one that was planned before.
         before: the plan that serves, of a model that is planned anew: it is cut where that gains enough.
         dimensions: sizes of open dimensions, by name.
@@ -73,11 +93,13 @@ class CutRequest:
     whole: bool = False
     rows: bool = False
     before: str = ""
+    hub: HubTold = HubTold()
 
     def to_json(self) -> dict[str, Any]:
         return {
             **vars(self),
             "nodes": [vars(node) for node in self.nodes],
+            "hub": vars(self.hub),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
         }
 
@@ -87,6 +109,7 @@ class CutRequest:
             **{
                 **data,
                 "nodes": tuple(NodeTold(**node) for node in data["nodes"]),
+                "hub": HubTold(**data["hub"]),
                 "holders": {int(part): tuple(nodes) for part, nodes in data["holders"].items()},
                 "shapes": {name: tuple(shape) for name, shape in data["shapes"].items()},
             }

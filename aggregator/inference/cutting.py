@@ -307,7 +307,7 @@ def choice_of_nodes(costs: ModelCosts, request: CutRequest) -> Choice:
 
     Of nodes that were not measured it takes one at most, if there is any other way.
     """
-    links = links_of(request.nodes)
+    links = links_of(request.nodes, request.hub)
     wanted = PlanWanted(halves=request.halves, gain=GAIN)
     known = [box_of(node) for node in request.nodes if node.measured]
     others = [[box_of(node)] for node in request.nodes if not node.measured]

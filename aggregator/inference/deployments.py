@@ -248,7 +248,9 @@ class Deployments:
                 return await self._wholes.infer(deployed.id, feeds, left)
             answer = await self._runner.infer(deployed.id, key, feeds, left, partial=partial)
             folder = deployed.folder.shape(key)
-            await self._nodes.measures.answered(folder, answer.segments, self._nodes.threads())
+            took = answer.seconds["all"] - answer.seconds["turn"] if not answer.moves else 0.0
+            measures = self._nodes.measures
+            await measures.answered(folder, answer.segments, self._nodes.threads(), took=took)
             return answer
         finally:
             deployed.shapes.done(key)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from aggregator.inference.cut_request import CutRequest, NodeTold
+from aggregator.inference.cut_request import CutRequest, HubTold, NodeTold
 from aggregator.inference.measured import stated_box
 from aggregator.inference.placement import Holders
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
@@ -29,7 +29,7 @@ _UNITS = 1000
 
 def gained(costs: ModelCosts, plan: CutPlan, holders: Holders, request: CutRequest) -> float:
     """Of `plan`, over `request.before` with `request.holders`, by which a part may be nobody's."""
-    boxes, links = {node.name: box_of(node) for node in request.nodes}, links_of(request.nodes)
+    boxes, links = {node.name: box_of(node) for node in request.nodes}, links_of(request.nodes, request.hub)
     before = loads_plan(request.before)
     was = predicted_seconds(costs, before, request.holders, boxes, links)
     if math.isinf(was):
@@ -80,11 +80,15 @@ def _seconds(costs: ModelCosts, stages: Sequence[StagePlanned], links: BoxLinks,
     return predict_stages(costs, stages, links, PlanWanted(halves=plan.halves)).seconds
 
 
-def links_of(nodes: Sequence[NodeTold]) -> BoxLinks:
+def links_of(nodes: Sequence[NodeTold], hub: HubTold = HubTold()) -> BoxLinks:  # noqa: B008
     """How they are reached."""
-    return BoxLinks(
-        {node.name: BoxLink(node.latency, node.down or math.inf, node.up or math.inf) for node in nodes}
+    together = hub.bandwidth or math.inf
+    links = BoxLinks(
+        {node.name: BoxLink(node.latency, node.down or math.inf, node.up or math.inf) for node in nodes},
+        BoxLink(0.0, together, together, hub.bandwidth if hub.both else 0.0),
+        request_seconds=hub.request_seconds,
     )
+    return links if hub.trip_seconds < 0 else replace(links, trip_seconds=hub.trip_seconds)
 
 
 def box_of(node: NodeTold) -> ComputeBox:
@@ -94,6 +98,7 @@ def box_of(node: NodeTold) -> ComputeBox:
         stated_box(node.name, node.threads),
         memory=memory,
         slowness=node.slowness,
+        call_seconds=node.call_seconds,
         machine=node.machine,
         cores=min(_boxes_at_once(node), node.at_once or math.inf),
     )

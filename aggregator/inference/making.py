@@ -57,6 +57,7 @@ class DeploymentMaking:
             asked = CutRequest(
                 str(deployed.folder.model), str(into), request.plan or "auto", "", file, nodes,
                 request.replicas, {}, request.dimensions, {}, request.halves, rows=request.max_batch > 1,
+                hub=self._nodes.hub(),
             )  # fmt: skip
             planned = await planner.make(asked, work)
             await self._planned(deployed, planned, into)
@@ -84,6 +85,7 @@ class DeploymentMaking:
                 str(deployed.folder.model), str(into), word, nodes=nodes, replicas=before.request.replicas,
                 holders=holders, shapes=before.planned.shapes, halves=before.request.halves,
                 before=before.planned.plan, rows=before.request.max_batch > 1,
+                hub=self._nodes.hub(),
             )  # fmt: skip
             planned = await planner.make(asked, work)
             if planned.gain >= GAIN:

@@ -10,16 +10,20 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aggregator.inference.cut_request import NodeTold
+from aggregator.inference.cut_request import HubTold, NodeTold
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.costs import LayerWork
-from edge_attention.core.placement.cuts.measures import HALF_LIFE, FleetMeasures
+from edge_attention.core.placement.cuts.measured_lines import HALF_LIFE
+from edge_attention.core.placement.cuts.measures import FleetMeasures
+from edge_attention.core.placement.cuts.trips import shared_seconds
 
 if TYPE_CHECKING:  # the process apart, which writes WORK_FILE, needs no engine
     from aggregator.inference.measuring import NodeTimes
@@ -37,9 +41,17 @@ MOST_NODES = 1024
 """Of which measures are kept."""
 FORGOTTEN_SECONDS = 7 * 86_400.0
 """A node that was not measured for so long is not known any more."""
-SMALL_CALL = 16 * 1024
-"""Bytes up to which a call tells of latency."""
-
+SHORTEST_WAY = 50e-6
+"""Seconds of a call and its answer: no link is quicker."""
+SHARED_BYTE = 2e-9
+"""Seconds that a byte of one link makes another wait from which they share one that is slower than the
+aggregator."""
+ALIKE, LONG_ENOUGH = 0.5, 1e-3
+"""Boxes of one machine say how many it computes for at a time where the shortest takes such a part of the
+longest, and that so many seconds."""
+PRODUCTS_AT_ONCE = 0.85
+"""Of as many boxes of a machine as it computes products for at a time it computes models for: those pass on
+more than products do, and the aggregator may be there as well."""
 TOGETHER = 1.25
 """Nodes that take so many times as long together as alone disturb each other; what is less is chance."""
 NO_LINKS = BoxLinks()
@@ -51,6 +63,16 @@ SegmentsWork = Mapping[tuple[int, int], LayerWork]
 def stated_box(name: str, threads: int) -> ComputeBox:
     """A node as it is taken for before it was measured."""
     return ComputeBox(name, FLOPS_A_THREAD * max(threads, 1))
+
+
+def boxes_at_once(alone: Sequence[float], together: float) -> float:
+    """For how many boxes alike its machine computes at a time, if what takes each so long takes all so long.
+
+    While all are at work each takes as many times as long as there are more of them than that.
+    """
+    first, last = min(alone), max(alone)
+    slowed = max(together - (last - first), 1e-9)
+    return min(max(len(alone) * first / slowed, 1.0), float(len(alone)))
 
 
 def work_text(work: SegmentsWork) -> str:
@@ -66,8 +88,6 @@ class NodeMeasures:
         self._work: OrderedDict[Path, SegmentsWork] = OrderedDict()
         self._known: dict[str, float] = {}
         """Node -> when it was measured last."""
-        self._at_once: dict[str, float] = {}
-        """Node -> how many of its machine's nodes that one computes for at its full speed."""
         self._like: dict[str, tuple[int, str]] = {}
         """Node -> its threads and its machine when it was measured: with others it is another box."""
         self.changes = 0
@@ -80,12 +100,14 @@ class NodeMeasures:
         threads: Mapping[str, int],
         *,
         links: bool = True,
+        took: float = 0.0,
     ) -> None:
         """A request was answered by these segments of the schedule in `folder`.
 
         Args:
             threads: of each node.
             links: whether their time on the way says something; not where nodes were sent programs as well.
+            took: seconds of all of it; 0: they say nothing, as of one that had to wait.
         """
         path = folder / WORK_FILE
         if path not in self._work:
@@ -93,7 +115,7 @@ class NodeMeasures:
             while len(self._work) > MOST_SHAPES:
                 self._work.popitem(last=False)
         self._work.move_to_end(path)
-        self.ran(self._work[path], segments, threads, time.monotonic(), links=links)
+        self.ran(self._work[path], segments, threads, time.monotonic(), links=links, took=took)
 
     def ran(
         self,
@@ -103,30 +125,90 @@ class NodeMeasures:
         now: float,
         *,
         links: bool = True,
+        took: float = 0.0,
     ) -> None:
         """As `answered`, at `now`."""
-        sums: dict[str, tuple[float, float]] = {}
+        steps: dict[int, list[SegmentRun]] = {}
         for one in segments:
-            if one.node not in threads:
-                continue
-            known = work.get((one.step, one.part))
-            if known is not None:
-                took, expected = sums.get(one.node, (0.0, 0.0))
-                predicted = stated_box(one.node, threads[one.node]).seconds(known, inf)
-                sums[one.node] = took + one.run, expected + predicted
-            if not links:
-                continue
-            size, way = one.sent + one.received, max(one.seconds - one.run - _PREDICTED, 0.0)
-            if size <= SMALL_CALL:
-                self._measures.round_trip(one.node, way, now)
-            else:
-                # Which way took how long is not known: as quick the one as the other.
-                self._measures.moved(one.node, size, way, now, down=True)
-                self._measures.moved(one.node, size, way, now, down=False)
-            self._known[one.node] = now
-        for node, (took, expected) in sums.items():
-            self._measures.computed(node, took, expected, now)
+            steps.setdefault(one.step, []).append(one)
+        computed: dict[str, list[tuple[float, float]]] = {}
+        beside: dict[str, list[tuple[int, float]]] = {}
+        called: dict[str, list[tuple[float, float, float]]] = {}
+        for asked in steps.values():
+            for machine in self._by_machine(work, asked, threads):
+                self._computed(machine, computed, beside)
+            if links:
+                self._called(asked, called)
+        for node, times in computed.items():
+            self._measures.computed(node, times, now)
+        for node, shared in beside.items():
+            at_once = sum(count for count, _ in shared) / sum(each for _, each in shared)
+            self._measures.beside(node, at_once, now)
+        for node in {one.node for one in segments} & set(threads) if links else ():
+            self._measures.called(node, called.get(node, ()), now)
+            self._known[node] = now
+        longest = sum(max(one.seconds for one in asked) for asked in steps.values())
+        if links and took > longest:
+            self._measures.requested(took - longest, len(steps), now)
         self.changes += 1
+
+    def _by_machine(
+        self, work: SegmentsWork, asked: Sequence[SegmentRun], threads: Mapping[str, int]
+    ) -> Iterable[list[tuple[SegmentRun, float]]]:
+        """Segments of one step, with what each should take."""
+        found: dict[str, list[tuple[SegmentRun, float]]] = {}
+        for one in asked:
+            known = work.get((one.step, one.part))
+            if known is not None and one.node in threads:
+                expected = stated_box(one.node, threads[one.node]).seconds(known, inf)
+                machine = self._like.get(one.node, (0, ""))[1]
+                found.setdefault(machine or f"node {one.node}", []).append((one, expected))
+        return found.values()
+
+    def _computed(
+        self,
+        beside: Sequence[tuple[SegmentRun, float]],
+        computed: dict[str, list[tuple[float, float]]],
+        shared: dict[str, list[tuple[int, float]]],
+    ) -> None:
+        """What segments that boxes of one machine did at once say.
+
+        `computed`, `shared`: get by node what a segment should take and took, as if it had been alone; and of
+        boxes alike how many there were, and how many times as long each took.
+        """
+        if len(beside) == 1:
+            ((one, expected),) = beside
+            computed.setdefault(one.node, []).append((expected, one.run))
+            return
+        if len({one.node for one, _ in beside}) < len(beside):
+            return  # a box did several: which of them waited is not known
+        alone = [self._measures.segment_seconds(one.node, expected) for one, expected in beside]
+        longest = max(alone)
+        if min(alone) >= ALIKE * longest >= ALIKE * LONG_ENOUGH:
+            at_once = boxes_at_once(alone, max(one.run for one, _ in beside))
+            for one, _ in beside:
+                shared.setdefault(one.node, []).append((len(beside), len(beside) / at_once))
+        ended = shared_seconds(alone, self._measures.at_once(beside[0][0].node) or inf)
+        for (one, expected), own, took in zip(beside, alone, ended, strict=True):
+            if own >= ALIKE * longest:  # of less, others take its time while it computes
+                computed.setdefault(one.node, []).append((expected, one.run * own / took))
+
+    def _called(
+        self, asked: Sequence[SegmentRun], called: dict[str, list[tuple[float, float, float]]]
+    ) -> None:
+        """What a step took beside computing: its last call, without what the others made it wait."""
+        last = max(asked, key=lambda one: one.seconds)
+        size = sum(one.sent + one.received for one in asked)
+        waited = len(asked) * NO_LINKS.call_seconds
+        waited += size * (NO_LINKS.byte_seconds + self._measures.shared_byte)
+        longest = max(one.run for one in asked)
+        # Of parts alike it is chance who computed longest; one that did little was late by its link.
+        computed = longest if last.run >= ALIKE * longest else last.run
+        way = max(last.seconds - computed - waited, SHORTEST_WAY)
+        called.setdefault(last.node, []).append((last.sent, last.received, way))
+
+    def _links(self) -> BoxLinks:
+        return self._measures.links(NO_LINKS)
 
     def probed(
         self,
@@ -141,27 +223,53 @@ class NodeMeasures:
 
         `machines`: by node, the one it shares with those of the same; "" is nobody's.
         """
+        byte, call = NO_LINKS.byte_seconds, NO_LINKS.call_seconds
+        if len(times) > 1:
+            self._shared(list(times.values()), size, now)
+        shared = self._measures.shared_byte
         for node, one in times.items():
             beside = [other for other in times if machines[node] and machines[other] == machines[node]]
             seconds = one.alone.compute
             if len(beside) > 1:
-                longest = max(times[other].together.compute for other in beside)
-                at_once = sum(times[other].alone.compute for other in beside) / max(longest, 1e-9)
-                self._at_once[node] = min(max(at_once, 1.0), len(beside))
-            else:
-                self._at_once.pop(node, None)
-                if one.together.compute > TOGETHER * seconds:
-                    seconds = one.together.compute  # machines that are none of their own, and do not say so
+                at_once = boxes_at_once(
+                    [times[other].alone.compute for other in beside],
+                    max(times[other].together.compute for other in beside),
+                )
+                self._measures.beside(node, PRODUCTS_AT_ONCE * at_once, now)
+            elif one.together.compute > TOGETHER * seconds:
+                seconds = one.together.compute  # machines that are none of their own, and do not say so
             stated = stated_box(node, threads[node])
-            self._measures.computed(node, seconds, stated.seconds(work, inf), now)
-            trip = max((one.alone, one.together), key=lambda trip: trip.echo)
-            self._measures.round_trip(node, max(trip.empty - _PREDICTED, 0.0), now)
-            # Its latency is not in what is left, so it is put back: `moved` takes it off.
-            late = self._measures.links(NO_LINKS).to(node).latency
-            self._measures.moved(node, size, max(trip.down - trip.empty, 1e-6) + late, now, down=True)
-            self._measures.moved(node, size, max(trip.echo - trip.down, 1e-6) + late, now, down=False)
+            self._measures.computed(node, [(stated.seconds(work, inf), seconds)], now)
+            down, up = (
+                max(far - near, 1e-6)
+                for near, far in pairwise((one.alone.empty, one.alone.down, one.alone.echo))
+            )
+            self._measures.skewed(node, up / down, now)
+            for took, to, back in (
+                (one.alone.way, 0, 0),
+                (one.alone.down, size, 0),
+                (one.alone.echo, size, size),
+            ):
+                way = took - call - (to + back) * (byte + shared)
+                self._measures.called(node, [(to, back, max(way, SHORTEST_WAY))], now)
             self._known[node] = now
         self.changes += 1
+
+    def _shared(self, times: Sequence[NodeTimes], size: int, now: float) -> None:
+        """What all links share, by how much longer `size` bytes took to all than to each: to the last of all,
+        as to the first the others' made no difference."""
+        count = len(times)
+        last = max(times, key=lambda one: one.together.down - one.alone.down)
+        longer = (last.together.down - last.alone.down) / ((count - 1) * size)
+        if longer - NO_LINKS.byte_seconds < SHARED_BYTE:
+            self._measures.not_shared()
+            return
+        each = max(longer, (last.together.down - last.together.empty) / (count * size))
+        # One way at a time has all bytes there and back one after another; both ways at once answers only
+        # wait for each other: `count` + 1 times as long as one way.
+        there_and_back = max(one.together.echo - one.together.empty for one in times) / (each * size)
+        both = there_and_back > (3 * count + 1) / 2
+        self._measures.shared(each - NO_LINKS.byte_seconds, both, now)
 
     def unknown(self, nodes: Sequence[str], now: float) -> tuple[str, ...]:
         """Those of `nodes` that were not measured for HALF_LIFE."""
@@ -173,16 +281,25 @@ class NodeMeasures:
         if self._like.setdefault(node.name, like) != like:
             self._forget(node.name)
             self._like[node.name] = like
-        link = self._measures.links(NO_LINKS).to(node.name)
+        link = self._links().to(node.name)
+        box = self._measures.box(stated_box(node.name, node.threads))
         return replace(
             node,
-            slowness=self._measures.box(stated_box(node.name, node.threads)).slowness,
+            slowness=box.slowness,
+            call_seconds=box.call_seconds,
             latency=link.latency,
             down=0.0 if link.down == inf else link.down,
             up=0.0 if link.up == inf else link.up,
-            at_once=self._at_once.get(node.name, 0.0),
+            at_once=self._measures.at_once(node.name),
             measured=not self.unknown([node.name], time.monotonic()),
         )
+
+    def hub(self) -> HubTold:
+        """How all nodes are reached together."""
+        links = self._links()
+        hub = links.hub
+        bandwidth = 0.0 if hub.down == inf else hub.down
+        return HubTold(links.request_seconds, links.trip_seconds, bandwidth, hub.both > 0)
 
     def tidy(self, now: float) -> None:
         """Forget nodes that were not measured for long, and of more than MOST_NODES those of longest ago."""
@@ -196,45 +313,48 @@ class NodeMeasures:
     def _forget(self, name: str) -> None:
         self._measures.forget(name)
         self._known.pop(name, None)
-        self._at_once.pop(name, None)
         self._like.pop(name, None)
 
     def saved(self, now: float) -> dict[str, Any]:
         """What is known, as JSON; times are ages."""
         self.tidy(now)
-        means = self._measures.saved(now)
-        return {
+        nodes = {
             name: {
                 "age": max(now - at, 0.0),
                 "like": list(self._like.get(name, ())),
-                "at_once": self._at_once.get(name, 0.0),
-                "means": means.get(name, {}),
+                "lines": self._measures.saved_box(name, now),
             }
             for name, at in self._known.items()
         }
+        return {"nodes": nodes, "fleet": self._measures.saved(now)}
 
     def restore(self, data: Mapping[str, Any], aged: float, now: float) -> None:
-        """What `saved` said `aged` seconds ago. What is no such thing is left out: it is measured anew."""
-        for name, one in data.items():
+        """What `saved` said `aged` seconds ago. What is no such thing is left out: it is measured anew.
+
+        Of an earlier version there are means in place of lines, and nothing of the fleet.
+        """
+        for name, one in data["nodes"].items():
             try:
                 known = now - float(one["age"]) - aged
-                means = {what: (v, weight, age + aged) for what, (v, weight, age) in one["means"].items()}
-                at_once, like = float(one["at_once"]), one["like"]
-                if not (isfinite(known) and 0 <= at_once < inf) or known > now:
+                like = one["like"]
+                if not isfinite(known) or known > now:
                     continue
-                self._measures.restore(name, means, now)
+                if "lines" in one:
+                    self._measures.restore_box(name, one["lines"], aged, now)
+                else:
+                    self._measures.restore_means(name, one["means"], aged, now)
                 if like:
                     self._like[name] = int(like[0]), str(like[1])
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            except _UNSOUND:
                 continue
             self._known[name] = known
-            if at_once:
-                self._at_once[name] = at_once
+        with suppress(*_UNSOUND):
+            self._measures.restore(data["fleet"], aged, now)
         self.tidy(now)
 
 
-_PREDICTED = NO_LINKS.trip_seconds + NO_LINKS.call_seconds
-"""Of a trip to one node, what a plan counts beside its link: it is not counted again as latency."""
+_UNSOUND = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+"""What reading raises of what is no measure."""
 
 
 def _read(path: Path) -> SegmentsWork:

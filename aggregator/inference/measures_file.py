@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 60.0
 """Between two times that it is written, at least."""
-MOST_BYTES = 1 << 20
+VERSION = 2
+"""1, which did not say so, kept means where this one keeps lines: it is read, too."""
+MOST_BYTES = 4 << 20
 """Of the file: MOST_NODES with their names have less."""
 
 
@@ -40,9 +42,11 @@ class MeasuresFile:
             with open(self._path, "rb") as file:
                 data = json.loads(file.read(MOST_BYTES))
             aged = self._clock() - float(data["written"])
+            if data.get("version", 1) > VERSION:
+                raise ValueError("a later version wrote it")
             if not 0 <= aged < math.inf:
                 raise ValueError("it was written in the future")
-            measures.restore(data["nodes"], aged, time.monotonic())
+            measures.restore(data, aged, time.monotonic())
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -53,8 +57,8 @@ class MeasuresFile:
         if measures.changes == self._written:
             return None
         self._written = measures.changes
-        nodes = measures.saved(time.monotonic())
-        return json.dumps({"written": self._clock(), "nodes": nodes}).encode()
+        known = measures.saved(time.monotonic())
+        return json.dumps({"version": VERSION, "written": self._clock(), **known}).encode()
 
     def write(self, text: bytes) -> None:
         """Write it, in a thread. A disk that is full is no reason to end anything."""

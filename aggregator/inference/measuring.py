@@ -4,8 +4,8 @@
     alone      node by node: the products, an empty trip, 1 MiB there, 1 MiB there and back
     together   the same with all nodes at once: boxes of one machine share its processors, and a Wi-Fi its air
 
-Both are done in turn, ROUNDS times, and the quickest of each counts: what disturbs it only makes it slower,
-and what goes on for a while disturbs both.
+Both are done in turn, ROUNDS times, and the quickest computing counts: what disturbs it only makes it slower,
+and what goes on for a while disturbs both. Of trips the usual counts, as requests have it so, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from math import inf
+from statistics import median
 
 import numpy as np
 
@@ -49,28 +49,30 @@ _BACK = (Return("task/x", "y"),)
 
 @dataclass(frozen=True)
 class TripTimes:
-    """Seconds of the quickest.
+    """Seconds.
 
     Attributes:
         compute: of the products, in graphs, as the node says.
+        way: of their call beside that: a node that computes takes longer to answer than one that does not.
         empty, down, echo: from call to last word, of a few bytes; with MOVED bytes there; and back as well.
     """
 
     compute: float
+    way: float
     empty: float
     down: float
     echo: float
 
-    def quickest(self, other: TripTimes) -> TripTimes:
-        return TripTimes(
-            min(self.compute, other.compute),
-            min(self.empty, other.empty),
-            min(self.down, other.down),
-            min(self.echo, other.echo),
+    @classmethod
+    def of(cls, rounds: Sequence[TripTimes]) -> TripTimes:
+        """The quickest computing, and of each kind of trip the usual."""
+        return cls(
+            min(one.compute for one in rounds),
+            median(one.way for one in rounds),
+            median(one.empty for one in rounds),
+            median(one.down for one in rounds),
+            median(one.echo for one in rounds),
         )
-
-
-_NONE = TripTimes(inf, inf, inf, inf)
 
 
 @dataclass(frozen=True)
@@ -128,36 +130,34 @@ class NodeMeter:
         self._bulk.lend_source(digest, data)
         try:
             here = list(await self._once(compute, nodes, until))
-            found = dict.fromkeys(here, (_NONE, _NONE))
+            found: dict[str, tuple[list[TripTimes], list[TripTimes]]] = {node: ([], []) for node in here}
             for number in range(ROUNDS):
                 if number and time.monotonic() > until - MEASURING_SECONDS / 2:
                     break  # they are slow, or many: once has to do
-                for node in list(found):
-                    took = (await self._all(kinds, [node], until)).get(node)
-                    alone, together = found[node]
-                    if took is not None:
-                        found[node] = alone.quickest(took), together
-                    elif not number:
-                        del found[node]
-                beside = await self._all(kinds, list(found), until)
-                for node, (alone, together) in list(found.items()):
-                    if node in beside:
-                        found[node] = alone, together.quickest(beside[node])
-                    elif not number:
-                        del found[node]
+                for node in here:
+                    for took in (await self._all(kinds, [node], until)).values():
+                        found[node][0].append(took)
+                here = [node for node in here if found[node][0]]
+                for node, took in (await self._all(kinds, here, until)).items():
+                    found[node][1].append(took)
+                here = [node for node in here if found[node][1]]
         finally:
             self._bulk.take_back(digest)
-        return {node: NodeTimes(*times) for node, times in found.items()}
+        return {node: NodeTimes(*map(TripTimes.of, rounds)) for node, rounds in found.items() if all(rounds)}
 
     async def _all(self, kinds: Sequence[_Kind], nodes: Sequence[str], until: float) -> dict[str, TripTimes]:
         """Each kind once, by those of the nodes that do them all."""
         found: dict[str, list[float]] = {node: [] for node in nodes}
         for kind in kinds:
             took = await self._once(kind, list(found), until)
-            found = {node: [*found[node], seconds] for node, seconds in took.items()}
+            found = {
+                node: [*found[node], *((run, all - run) if kind.in_graphs else (all,))]
+                for node, (run, all) in took.items()
+            }
         return {node: TripTimes(*seconds) for node, seconds in found.items()}
 
-    async def _once(self, kind: _Kind, nodes: Sequence[str], until: float) -> dict[str, float]:
+    async def _once(self, kind: _Kind, nodes: Sequence[str], until: float) -> dict[str, tuple[float, float]]:
+        """By node that answered: seconds in graphs, and of all."""
         left = min(until - time.monotonic(), TRIP_SECONDS)
         if not nodes or left <= 0:
             return {}
@@ -169,14 +169,12 @@ class NodeMeter:
             return {}
         for missing in outcome.missing.values():
             log.info("node %s is not measured: %s", missing.node, missing.text)
-        taken = {node: outcome.seconds.get(shard, left) for shard, node in outcome.answered.items()}
-        if not kind.in_graphs:
-            return taken
-        # It has not computed for longer than it was waited for, whatever it says.
-        return {
-            node: min(outcome.run_seconds.get(shard, left), taken[node])
-            for shard, node in outcome.answered.items()
-        }
+        found = {}
+        for shard, node in outcome.answered.items():
+            taken = outcome.seconds.get(shard, left)
+            # It has not computed for longer than it was waited for, whatever it says.
+            found[node] = min(outcome.run_seconds.get(shard, left), taken), taken
+        return found
 
 
 def _graph() -> tuple[str, ArrayBytes]:

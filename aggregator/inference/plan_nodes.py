@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from aggregator.engine.recipe import Engine
 from aggregator.fleet.membership import Member
-from aggregator.inference.cut_request import NodeTold
+from aggregator.inference.cut_request import HubTold, NodeTold
 from aggregator.inference.deployed import Deployed, PlannedParts
 from aggregator.inference.gained import USABLE, box_of
 from aggregator.inference.holding import PartTaker
@@ -64,6 +64,10 @@ class PlanNodes:
             raise FailedPrecondition("no node is here to hold the model; start one with edge-node")
         taken = self._taken()
         return tuple(self._told(member, taken) for member in members)
+
+    def hub(self) -> HubTold:
+        """How the nodes are reached, all together."""
+        return self.measures.hub()
 
     def _told(self, member: Member, taken: Counter[str]) -> NodeTold:
         box = member.register.box

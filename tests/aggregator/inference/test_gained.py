@@ -72,7 +72,7 @@ def test_a_part_goes_to_who_has_room_and_is_predicted_to_do_it_soonest(tmp_path)
         asked = [PartTaker("a", 1000, 1), PartTaker("b", 1000, 0), PartTaker("c", 1000, 0)]
         assert nodes.quickest(asked) in "bc"
         for name, slowness in (("a", 1.0), ("b", 3.0), ("c", 1.5)):
-            nodes.measures._measures.computed(name, slowness, 1.0, 0.0)
+            nodes.measures._measures.computed(name, [(1.0, slowness)], 0.0)
         # a has another part to do first.
         assert nodes.quickest(asked) == "c"
         assert nodes.quickest([PartTaker("a", 1000, 0), *asked[1:]]) == "a"

@@ -1,70 +1,76 @@
-"""Estimates follow what is measured, forget what is old, and stay bounded."""
+"""Estimates follow what is measured, and stay bounded."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edge_attention.core.placement.cuts import measures
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
-from edge_attention.core.placement.cuts.measures import HALF_LIFE, DecayedMean, FleetMeasures
-
-
-@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0, 1e4)), min_size=1, max_size=20))
-def test_a_mean_stays_between_its_values(given: list[tuple[float, float]]) -> None:
-    mean = DecayedMean(given[0][0], 1.0, given[0][1])
-    for value, at in given[1:]:
-        mean = mean.plus(value, at)
-    assert min(v for v, _ in given) - 1e-9 <= mean.value <= max(v for v, _ in given) + 1e-9
-
-
-def test_after_a_half_life_the_old_weighs_half() -> None:
-    mean = DecayedMean(0.0, 1.0, 0.0).plus(3.0, HALF_LIFE)
-    assert mean.value == pytest.approx(2.0)
-    # A clock that is read out of order weighs the value as one of now.
-    assert DecayedMean(0.0, 1.0, 50.0).plus(2.0, 20.0) == DecayedMean(1.0, 2.0, 50.0)
+from edge_attention.core.placement.cuts.measures import FleetMeasures
 
 
 def test_a_slow_box_is_found_and_a_box_that_left_is_forgotten() -> None:
     fleet = FleetMeasures()
     stated = ComputeBox("a", 1e9)
     assert fleet.box(stated) == stated
-    for now in range(4):
-        fleet.computed("a", 0.3, 0.1, float(now))
+    for now in range(40):
+        fleet.computed("a", [(0.1, 0.302), (0.001, 0.005)], float(now))
         fleet.segment("a", "digest", 0.02, float(now))
-    assert fleet.box(stated).slowness == pytest.approx(3.0)
+        fleet.beside("a", 1.5, float(now))
+    found = fleet.box(stated)
+    assert found.slowness == pytest.approx(3.0, rel=0.01)
+    assert found.call_seconds == pytest.approx(0.002, rel=0.03)
+    assert fleet.segment_seconds("a", 0.1) == pytest.approx(0.302, rel=0.01)
+    assert fleet.at_once("a") == pytest.approx(1.5)
     assert fleet.box(ComputeBox("b", 1e9)).slowness == 1.0
     assert fleet.segments == {("a", "digest"): pytest.approx(0.02)}
     fleet.forget("a")
     assert fleet.box(stated) == stated
     assert not fleet.segments
+    assert fleet.at_once("a") == 0.0
 
 
 def test_measured_links_take_the_place_of_stated_ones() -> None:
     fleet = FleetMeasures()
     stated = BoxLinks({"a": BoxLink(0.1, 1e3, 1e3, medium="air")}, BoxLink(0.0, 1e9, 1e9))
     assert fleet.links(stated) == stated
-    fleet.round_trip("a", 0.004, 0.0)
-    fleet.moved("a", 10_000_000, 1.002, 0.0, down=True)
-    fleet.moved("a", 100, 1.0, 0.0, down=False)  # too few to say anything
-    link = fleet.links(stated).to("a")
-    assert link.latency == pytest.approx(0.002)
-    assert link.down == pytest.approx(1e7)
-    assert (link.up, link.medium) == (1e3, "air")
+    fleet.requested(0.001, 2, 0.0)
+    fleet.shared(1e-8, False, 0.0)
+    assert fleet.links(stated) == stated, "no link of which anything is known"
+    fleet.skewed("a", 4.0, 0.0)
+    for _ in range(40):
+        fleet.called("a", [(0, 0, 0.004), (1_000_000, 0, 0.104), (1_000_000, 1_000_000, 0.504)], 0.0)
+        fleet.requested(0.001 + 0.0005, 1, 0.0)
+        fleet.requested(0.001 + 8 * 0.0005, 8, 0.0)
+    links = fleet.links(stated)
+    link = links.to("a")
+    assert link.latency == pytest.approx(0.002, rel=0.02)
+    assert link.down == pytest.approx(1e7, rel=0.02)
+    assert link.up == pytest.approx(2.5e6, rel=0.02)
+    assert link.medium == "air"
+    assert links.request_seconds == pytest.approx(0.001, rel=0.1)
+    assert links.trip_seconds == pytest.approx(0.0005, rel=0.1)
+    assert (links.hub.down, links.hub.up, links.hub.both) == (pytest.approx(1e8), pytest.approx(1e8), 0.0)
+    fleet.shared(1e-8, True, 0.0)
+    assert fleet.links(stated).hub.both == pytest.approx(1e8)
+    fleet.not_shared()
+    assert fleet.links(stated).hub == stated.hub
 
 
 def test_nonsense_changes_nothing() -> None:
     fleet = FleetMeasures()
-    fleet.computed("a", 0.0, 1.0, 0.0)
-    fleet.computed("a", 1.0, 0.0, 0.0)
+    fleet.computed("a", [(1.0, 0.0), (0.0, 1.0)], 0.0)
     fleet.segment("a", "g", -1.0, 0.0)
-    fleet.round_trip("a", -1.0, 0.0)
-    fleet.moved("a", 1 << 20, 0.0, 0.0, down=True)
+    fleet.called("a", [(0, 0, 0.0), (-1, 0, 1.0), (0, -1, 1.0)], 0.0)
+    fleet.requested(0.0, 1, 0.0)
+    fleet.requested(1.0, 0, 0.0)
+    fleet.shared(0.0, True, 0.0)
+    fleet.skewed("b", 0.0, 0.0)
     assert fleet.box(ComputeBox("a", 1.0)).slowness == 1.0
     assert not fleet.segments
+    assert fleet.links(BoxLinks()) == BoxLinks()
     assert math.isinf(fleet.links(BoxLinks()).to("a").down)
 
 

@@ -2,6 +2,7 @@
 
     box seconds = flops / (flops a second * efficiency(rows)) + bytes moved / (bytes a second)
                   + operators * seconds an operator
+    of a segment, which is one call of a graph, and once more call_seconds
 
 Everything passes the aggregator, so its own link and its processor are shared by all.
 """
@@ -33,6 +34,7 @@ class ComputeBox:
         operator_seconds: what each operator costs beside.
         memory: bytes it has for weights; a session's copy is what counts.
         slowness: measured seconds by predicted ones; 1 where nothing was measured.
+        call_seconds: what a segment takes there beside its work, however small it is.
         machine: boxes of one machine share its `cores`; empty: a machine of its own.
         cores: boxes with less than one core to themselves wait for each other.
     """
@@ -45,10 +47,13 @@ class ComputeBox:
     slowness: float = 1.0
     machine: str = ""
     cores: float = math.inf
+    call_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.flops > 0 and self.moved >= 0 and self.slowness > 0 and self.cores > 0):
             raise ValueError(f"box {self.name!r}: speeds, slowness and cores are numbers above 0")
+        if self.call_seconds < 0:
+            raise ValueError(f"box {self.name!r}: a call takes 0 seconds or more")
 
     def seconds(self, work: LayerWork, rows: float) -> float:
         """What the work takes with products of so many rows; infinitely many: flops count what few lose."""
@@ -96,7 +101,9 @@ class BoxLinks:
         hub: the aggregator's own link, which all bytes pass.
         byte_seconds: what its processor needs for each byte that comes or goes.
         call_seconds: what its processor needs to ask one part and take its answer.
-        trip_seconds: what a step takes beside all that, the node's side of a call included.
+        trip_seconds: what a step takes beside all that, with the node's side of a call where no latency of
+            its link was measured, as that has it.
+        request_seconds: what a request takes beside its steps.
     """
 
     of: Mapping[str, BoxLink] = field(default_factory=dict)
@@ -104,6 +111,7 @@ class BoxLinks:
     byte_seconds: float = 0.7e-9
     call_seconds: float = 0.2e-3
     trip_seconds: float = 0.7e-3
+    request_seconds: float = 0.0
 
     def to(self, box: str) -> BoxLink:
         return self.of.get(box, BoxLink())

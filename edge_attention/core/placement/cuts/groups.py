@@ -34,9 +34,11 @@ class BoxKinds:
 
     @classmethod
     def of(cls, boxes: Sequence[ComputeBox], links: BoxLinks, model: ModelCosts) -> BoxKinds:
-        found: dict[tuple[float, float, float, float, float, str, float, BoxLink], list[ComputeBox]] = {}
+        found: dict[
+            tuple[float, float, float, float, float, float, str, float, BoxLink], list[ComputeBox]
+        ] = {}
         for box in boxes:
-            speed = box.flops, box.moved, box.operator_seconds, box.memory, box.slowness
+            speed = box.flops, box.moved, box.operator_seconds, box.call_seconds, box.memory, box.slowness
             found.setdefault((*speed, box.machine, box.cores, links.to(box.name)), []).append(box)
         ordered = sorted(
             found.values(),
@@ -200,7 +202,7 @@ class _Costing:
                 took[start, stop] += end.seconds
                 occupied[start, stop] = max(
                     max(
-                        busy[start, stop, n],
+                        busy[start, stop, n] + end.busy[n],
                         self._links.to(box.name).busy(
                             down[start, stop, n] + end.down[n], up[start, stop, n] + end.up[n]
                         ),

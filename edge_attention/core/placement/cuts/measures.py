@@ -1,56 +1,47 @@
-"""What a fleet was measured to do, kept up by every answer: speeds of boxes, segments' seconds, links.
+"""What a fleet was measured to do, kept up by every answer: boxes, segments' seconds, links, requests.
 
-Pure: whoever measures says when. An estimate forgets: what was measured HALF_LIFE seconds ago weighs half.
-A box's slowness is measured by predicted seconds, so that what one model's segments took says something of
-a plan that nothing has run yet.
+Pure: whoever measures says when. Of a box it keeps two lines (measured_lines.py): seconds of a segment by
+what its work should take, so that what one model's segments took says something of a plan that nothing has
+run yet; and seconds of a call beside that, by bytes. Of requests a third: what they take beside their calls,
+by steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
+from edge_attention.core.placement.cuts.measured_lines import DecayedMean, FittedLine, MeasuredLine
 
-__all__ = ["HALF_LIFE", "MOST_SEGMENTS", "DecayedMean", "FleetMeasures"]
+__all__ = ["MOST_SEGMENTS", "FleetMeasures"]
 
-HALF_LIFE = 600.0
-"""Seconds."""
 MOST_SEGMENTS = 20_000
 """Of all boxes whose seconds are kept; of more, the one that was not measured for longest goes."""
-SMALL_BYTES = 64 * 1024
-"""Bytes up to which a transfer says something of latency and nothing of bandwidth."""
 
+SEGMENT_BEFORE = FittedLine(0.3e-3, 1.0)
+"""Seconds of a segment by what its work should take, as on a daemon of this project on a x86 core."""
+WAY_BEFORE = FittedLine(1.0e-3, 0.0)
+"""Seconds of a call and its answer by bytes, on loopback."""
+REQUEST_BEFORE = FittedLine(0.3e-3, 0.3e-3)
+"""Seconds of a request beside its calls, by steps."""
 
-@dataclass(frozen=True)
-class DecayedMean:
-    """A mean whose older values weigh less."""
-
-    value: float
-    weight: float
-    at: float
-
-    def plus(self, value: float, at: float, weight: float = 1.0) -> DecayedMean:
-        """With another value, measured at `at`; one from before the last counts as of the same time."""
-        kept = self.weight * math.pow(0.5, max(at - self.at, 0.0) / HALF_LIFE)
-        total = kept + weight
-        return DecayedMean((kept * self.value + weight * value) / total, total, max(at, self.at))
+_LEAST_SLOWNESS = 1e-6
+_MOST_SKEW = 6.0
+"""Of the logarithm of how many times as long a byte takes up as down."""
 
 
 @dataclass
 class _BoxMeasures:
-    slowness: DecayedMean | None = None
-    """Logarithm of measured by predicted seconds: a mean of ratios would lean to the slow side."""
-    latency: DecayedMean | None = None
-    down: DecayedMean | None = None
-    up: DecayedMean | None = None
-    """Seconds a byte."""
-
-
-_MEANS = ("slowness", "latency", "down", "up")
-_MOST = 1e6
-"""Of a slowness's logarithm, far more than is; of seconds, and seconds a byte."""
+    segments: MeasuredLine = field(default_factory=lambda: MeasuredLine(SEGMENT_BEFORE, 1e-5))
+    way: MeasuredLine = field(default_factory=lambda: MeasuredLine(WAY_BEFORE, 1024.0))
+    """By bytes down and, as many times as long as one takes more there, up."""
+    skew: DecayedMean | None = None
+    """The logarithm of that."""
+    beside: DecayedMean | None = None
+    """The logarithm of how many of its machine's boxes that one computes for at their full speed."""
 
 
 @dataclass
@@ -62,12 +53,51 @@ class FleetMeasures:
 
     _boxes: dict[str, _BoxMeasures] = field(default_factory=dict)
     _segments: dict[tuple[str, str], DecayedMean] = field(default_factory=dict)
+    _requests: MeasuredLine = field(default_factory=lambda: MeasuredLine(REQUEST_BEFORE, 0.5))
+    _hub: DecayedMean | None = None
+    """Logarithm of seconds a byte of all links together."""
+    _both: bool = False
+    """Whether what they share has one way at a time, as a Wi-Fi."""
 
-    def computed(self, box: str, seconds: float, predicted: float, now: float) -> None:
-        """Work took `seconds` on the box where `ComputeBox.seconds`, slowness 1, says `predicted`."""
-        if seconds > 0 and predicted > 0:
+    def computed(self, box: str, segments: Iterable[tuple[float, float]], now: float) -> None:
+        """Segments of one request, on the box: what `ComputeBox.seconds`, slowness 1, says of each, and the
+        seconds it took."""
+        found = [(predicted, seconds) for predicted, seconds in segments if seconds > 0 and predicted > 0]
+        if found:
+            self._of(box).segments.add(found, now)
+
+    def called(self, box: str, calls: Iterable[tuple[float, float, float]], now: float) -> None:
+        """Calls of one request and their answers: bytes down, bytes up, seconds without the box's own."""
+        found = [call for call in calls if call[0] >= 0 and call[1] >= 0 and call[2] > 0]
+        if found:
             of = self._of(box)
-            of.slowness = _plus(of.slowness, math.log(seconds / predicted), now, predicted)
+            skew = math.exp(of.skew.value if of.skew else 0.0)
+            of.way.add([(down + skew * up, seconds) for down, up, seconds in found], now)
+
+    def skewed(self, box: str, times: float, now: float) -> None:
+        """A byte from the box takes so many times as long as one to it."""
+        if times > 0:
+            of, value = self._of(box), math.log(times)
+            of.skew = _plus(of.skew, min(max(value, -_MOST_SKEW), _MOST_SKEW), now)
+
+    def beside(self, box: str, boxes: float, now: float) -> None:
+        """So many boxes of its machine seemed to compute at their full speed beside each other."""
+        of, value = self._of(box), math.log(max(boxes, 1.0))
+        of.beside = DecayedMean(value, 1.0, now) if of.beside is None else of.beside.near(value, now)
+
+    def requested(self, seconds: float, steps: int, now: float) -> None:
+        """A request of so many steps took `seconds` beside the longest call of each of them."""
+        if seconds > 0 and steps > 0:
+            self._requests.add([(steps, seconds)], now)
+
+    def shared(self, byte_seconds: float, both: bool, now: float) -> None:
+        """A byte of one link made the others wait for so long; `both`: one of the other way, too."""
+        if byte_seconds > 0:
+            self._hub, self._both = _plus(self._hub, math.log(byte_seconds), now), both
+
+    def not_shared(self) -> None:
+        """Links did not wait for each other, other than for the aggregator's processor."""
+        self._hub = None
 
     def segment(self, box: str, segment: str, seconds: float, now: float) -> None:
         """A segment took `seconds` on the box. `segment`: any name for what does the same each time."""
@@ -79,23 +109,6 @@ class FleetMeasures:
         if len(self._segments) > MOST_SEGMENTS:
             del self._segments[next(iter(self._segments))]
 
-    def round_trip(self, box: str, seconds: float, now: float) -> None:
-        """A message to the box and its answer, both small, took `seconds`, the box's own time left out."""
-        if seconds >= 0:
-            of = self._of(box)
-            of.latency = _plus(of.latency, seconds / 2, now)
-
-    def moved(self, box: str, size: int, seconds: float, now: float, *, down: bool) -> None:
-        """So many bytes took `seconds` one way. Few of them say nothing."""
-        if size <= SMALL_BYTES or seconds <= 0:
-            return
-        of = self._of(box)
-        each = max(seconds - (of.latency.value if of.latency else 0.0), 1e-9) / size
-        if down:
-            of.down = _plus(of.down, each, now, size)
-        else:
-            of.up = _plus(of.up, each, now, size)
-
     def forget(self, box: str) -> None:
         """The box is gone, or has become another one."""
         self._boxes.pop(box, None)
@@ -103,51 +116,112 @@ class FleetMeasures:
             del self._segments[key]
 
     def box(self, stated: ComputeBox) -> ComputeBox:
-        """The box with its measured slowness, where there is one."""
+        """The box with what was measured of it, if anything was."""
         found = self._boxes.get(stated.name)
-        if found is None or found.slowness is None:
+        if found is None or not found.segments.measured:
             return stated
-        return replace(stated, slowness=math.exp(found.slowness.value))
+        line = found.segments.line
+        return replace(stated, slowness=max(line.each, _LEAST_SLOWNESS), call_seconds=line.fixed)
+
+    def at_once(self, box: str) -> float:
+        """How many of its machine's boxes that one computes for at their full speed; 0: not measured."""
+        found = self._boxes.get(box)
+        return math.exp(found.beside.value) if found is not None and found.beside is not None else 0.0
+
+    def segment_seconds(self, box: str, predicted: float) -> float:
+        """What a segment takes on the box where `ComputeBox.seconds`, slowness 1, says `predicted`."""
+        found = self._boxes.get(box)
+        return (found.segments.line if found is not None else SEGMENT_BEFORE).at(predicted)
+
+    @property
+    def shared_byte(self) -> float:
+        """Seconds that a byte of one link makes the others wait; 0: not measured, or none."""
+        return math.exp(self._hub.value) if self._hub is not None else 0.0
 
     def links(self, stated: BoxLinks) -> BoxLinks:
-        """The links with what was measured of each in place of what is stated."""
+        """The links with what was measured of each in place of what is stated.
+
+        With latencies that were measured a step takes beside them what requests say, and not what is stated.
+        """
         of = dict(stated.of)
         for name, found in self._boxes.items():
-            link = stated.to(name)
+            if not found.way.measured:
+                continue
+            link, line = stated.to(name), found.way.line
+            skew = math.exp(found.skew.value if found.skew else 0.0)
             of[name] = BoxLink(
-                found.latency.value if found.latency else link.latency,
-                1 / found.down.value if found.down else link.down,
-                1 / found.up.value if found.up else link.up,
+                line.fixed / 2,
+                1 / line.each if line.each else math.inf,
+                1 / (skew * line.each) if line.each else math.inf,
                 link.both,
                 link.medium,
             )
-        return replace(stated, of=of)
+        if not any(found.way.measured for found in self._boxes.values()):
+            return stated
+        requests = self._requests.line
+        each = self.shared_byte
+        hub = stated.hub
+        if each:
+            hub = replace(hub, down=1 / each, up=1 / each, both=1 / each if self._both else 0.0)
+        return replace(stated, of=of, hub=hub, request_seconds=requests.fixed, trip_seconds=requests.each)
 
-    def saved(self, now: float) -> dict[str, dict[str, list[float]]]:
-        """By box what was measured of it and its link, to be kept: value, weight and age of each mean.
-
-        Segments are measured anew.
-        """
+    def saved(self, now: float) -> dict[str, Any]:
+        """What was measured of requests, to be kept. Of boxes: `saved_box`. Segments are measured anew."""
         return {
-            name: {
-                what: [mean.value, mean.weight, max(now - mean.at, 0.0)]
-                for what in _MEANS
-                if (mean := getattr(found, what)) is not None
-            }
-            for name, found in self._boxes.items()
+            "requests": self._requests.saved(now),
+            "hub": _saved(self._hub, now),
+            "both": self._both,
         }
 
-    def restore(self, box: str, means: Mapping[str, Sequence[float]], now: float) -> None:
-        """What `saved` said of the box, in place of what is known. Nothing is restored where this raises.
+    def saved_box(self, box: str, now: float) -> dict[str, Any]:
+        """What was measured of the box and its link, to be kept."""
+        found = self._boxes.get(box, _BoxMeasures())
+        return {
+            "segments": found.segments.saved(now),
+            "way": found.way.saved(now),
+            "skew": _saved(found.skew, now),
+            "beside": _saved(found.beside, now),
+        }
 
-        Raises ValueError: it is none of that.
+    def restore(self, data: Mapping[str, Any], aged: float, now: float) -> None:
+        """What `saved` said `aged` seconds ago. Raises ValueError: it is none of that; nothing is changed."""
+        requests = MeasuredLine(REQUEST_BEFORE, 0.5)
+        requests.restore(_aged(data["requests"], aged), now)
+        hub = _restored(data["hub"], aged, now)
+        self._requests, self._hub, self._both = requests, hub, bool(data["both"])
+
+    def restore_box(self, box: str, data: Mapping[str, Any], aged: float, now: float) -> None:
+        """What `saved_box` said of the box `aged` seconds ago, in place of what is known.
+
+        Raises ValueError, KeyError, TypeError: it is none of that; nothing is changed.
         """
         found = _BoxMeasures()
-        for what, (value, weight, age) in means.items():
-            sound = all(map(math.isfinite, (value, weight, age))) and weight > 0 and age >= 0
-            if what not in _MEANS or not sound or (what != "slowness" and value < 0) or abs(value) > _MOST:
-                raise ValueError(f"{what} of {box!r}: {value}, {weight}, {age}")
-            setattr(found, what, DecayedMean(float(value), float(weight), now - age))
+        found.segments.restore(_aged(data["segments"], aged), now)
+        found.way.restore(_aged(data["way"], aged), now)
+        found.skew = _restored(data["skew"], aged, now)
+        found.beside = _restored(data["beside"], aged, now)
+        self._boxes[box] = found
+
+    def restore_means(self, box: str, means: Mapping[str, Sequence[float]], aged: float, now: float) -> None:
+        """What the version before lines kept of a box: logarithm of slowness, latency, seconds a byte.
+
+        Raises as `restore_box`.
+        """
+        if unknown := set(means) - {"slowness", "latency", "down", "up"}:
+            raise ValueError(f"{unknown} of {box!r}")
+        found = _BoxMeasures()
+        kept = {what: _restored(mean, aged, now) for what, mean in means.items()}
+        if any(mean is None or (what != "slowness" and mean.value < 0) for what, mean in kept.items()):
+            raise ValueError(f"{means} of {box!r}")
+        slow, late, down, up = (kept.get(what) for what in ("slowness", "latency", "down", "up"))
+        if slow is not None:
+            found.segments.add([(_MEANT_FOR, math.exp(slow.value) * _MEANT_FOR)], slow.at)
+        if late is not None:
+            found.way.add([(0.0, 2 * late.value + WAY_BEFORE.fixed)], late.at)
+        if down is not None and down.value > 0:
+            found.way.add([(2**20, 2**20 * down.value + WAY_BEFORE.fixed)], down.at)
+        if down is not None and up is not None and min(down.value, up.value) > 0:
+            found.skew = DecayedMean(math.log(up.value / down.value), 1.0, up.at)
         self._boxes[box] = found
 
     @property
@@ -159,5 +233,27 @@ class FleetMeasures:
         return self._boxes.setdefault(box, _BoxMeasures())
 
 
+_MEANT_FOR = 0.03
+"""Seconds of work that an older version's slowness was of, about: its products that were measured."""
+
+
 def _plus(mean: DecayedMean | None, value: float, now: float, weight: float = 1.0) -> DecayedMean:
     return DecayedMean(value, weight, now) if mean is None else mean.plus(value, now, weight)
+
+
+def _saved(mean: DecayedMean | None, now: float) -> list[float]:
+    """Value, weight and age; nothing of none."""
+    return [] if mean is None else [mean.value, mean.weight, max(now - mean.at, 0.0)]
+
+
+def _restored(data: Sequence[float], aged: float, now: float) -> DecayedMean | None:
+    if not data:
+        return None
+    value, weight, age = map(float, data)
+    if not all(map(math.isfinite, (value, weight, age))) or weight <= 0 or age < 0 or abs(value) > 40:
+        raise ValueError(f"no measure: {value}, {weight}, {age}")
+    return DecayedMean(value, weight, now - age - aged)
+
+
+def _aged(bins: Sequence[Sequence[float]], aged: float) -> list[tuple[float, float, float, float]]:
+    return [(amount, value, weight, age + aged) for amount, value, weight, age in bins]

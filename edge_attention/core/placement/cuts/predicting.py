@@ -34,7 +34,7 @@ def predict_stages(
 ) -> PredictedPlan:
     """The plan of these stages, parts numbered in their order; it has a problem where weights do not fit."""
     scale = 0.5 if wanted.halves else 1.0
-    seconds, trips, calls = 0.0, 0, 0
+    seconds, trips, calls = links.request_seconds, 0, 0
     busy: dict[str, float] = {}
     down: dict[str, float] = {}
     up: dict[str, float] = {}
@@ -72,15 +72,16 @@ def predict_replicas(
     """The whole model on each of `boxes`; whole requests go to whichever is free, a lone one to the first."""
     layers, manner = range(len(model.layers)), Manner()
     alone = [stage_costs(model, layers, manner, (box,), (1.0,), links) for box in boxes]
-    rate = sum(1 / costs.seconds for costs in alone)
+    took = [links.request_seconds + costs.seconds for costs in alone]
+    rate = sum(1 / each for each in took)
     names = tuple(box.name for box in boxes)
-    seconds = min(costs.seconds for costs in alone)
-    shares = [1 / costs.seconds / rate for costs in alone]
+    seconds = min(took)
+    shares = [1 / each / rate for each in took]
     busy = {name: share * costs.busy[0] for name, share, costs in zip(names, shares, alone, strict=True)}
     down = {name: share * costs.down[0] for name, share, costs in zip(names, shares, alone, strict=True)}
     up = {name: share * costs.up[0] for name, share, costs in zip(names, shares, alone, strict=True)}
     # More requests in flight than replicas wait for one; fewer leave the slowest without any.
-    quickest = sorted(costs.seconds for costs in alone)[: wanted.in_flight]
+    quickest = sorted(took)[: wanted.in_flight]
     together = 1 / sum(1 / each for each in quickest)
     hub = occupied({box.name: box for box in boxes}, busy, down, up, 1, links)
     return PredictedPlan(

@@ -73,7 +73,7 @@ def predict_schedule(
             box = boxes[segment.part]
             seconds = measured.get((number, segment.part))
             if seconds is None:
-                seconds = box.seconds(work[number, segment.part], math.inf)
+                seconds = box.call_seconds + box.seconds(work[number, segment.part], math.inf)
             errand = StepErrand(box, seconds, *segment_bytes(schedule, segment, short))
             errands.append(errand)
             busy[segment.part] += seconds
@@ -87,7 +87,8 @@ def predict_schedule(
 
     calls = sum(len(step.segments) for step in schedule.steps)
     each = occupied(by_box, by_name(busy), by_name(down), by_name(up), calls, links)
-    return PredictedRun(sum(steps), each, tuple(steps), tuple(busy), tuple(down), tuple(up))
+    alone = links.request_seconds + sum(steps)
+    return PredictedRun(alone, each, tuple(steps), tuple(busy), tuple(down), tuple(up))
 
 
 def weights_held(schedule: Schedule, sizes: Mapping[str, TensorForm]) -> tuple[int, ...]:

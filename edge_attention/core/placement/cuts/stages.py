@@ -8,7 +8,8 @@ Per layer, with share s of a part, K the bytes of keys and values, Q of queries,
     heads            a trip a sum of M:     up M, down M
     batch, none      none
 
-and one more trip for the stage, in which its input comes and its output goes.
+and one more trip for the stage, in which its input comes and its output goes. Each trip has a segment of each
+part, which costs its box what a call does.
 """
 
 from __future__ import annotations
@@ -98,11 +99,12 @@ def layer_costs(
     """One layer's part of it: its work, in as many trips as it has crossings."""
     cut = manner.cut
     by_rows = cut in (Cut.TOKENS, Cut.BATCH)
+    crossings = list(_crossings(layer, manner))
     busy = tuple(
         box.seconds(layer.part_work(cut, share), rows * share if by_rows else rows)
+        + len(crossings) * box.call_seconds
         for box, share in zip(boxes, shares, strict=True)
     )
-    crossings = list(_crossings(layer, manner))
     down, up = (0.0,) * len(boxes), (0.0,) * len(boxes)
     seconds = 0.0 if crossings else max(computing(list(zip(boxes, busy, strict=True))))
     for crossing in crossings:
@@ -136,13 +138,17 @@ def ends_costs(
     # What was summed last is whole with each part by heads: one of them gives it on.
     errands = [
         StepErrand(
-            box, 0.0, comes if whole else comes * share, (goes if n == 0 else 0.0) if whole else goes * share
+            box,
+            box.call_seconds,
+            comes if whole else comes * share,
+            (goes if n == 0 else 0.0) if whole else goes * share,
         )
         for n, (box, share) in enumerate(zip(boxes, shares, strict=True))
     ]
     nothing = (0.0,) * len(boxes)
     down, up = tuple(e.down for e in errands), tuple(e.up for e in errands)
-    return StageCosts(trip_seconds(errands, links), 1, nothing, down, up, nothing)
+    busy = tuple(e.seconds for e in errands)
+    return StageCosts(trip_seconds(errands, links), 1, busy, down, up, nothing)
 
 
 def _added(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:

@@ -5,7 +5,7 @@
     part 1                     | compute                    |
     part 2                            | compute      |
 
-Calls go out one after another; answers are taken as they come, one after another. A quicker link, processor
+Calls are made one after another; answers are taken as they come, one after another. A quicker link, processor
 or box never makes a step longer: that is a test.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 
-__all__ = ["StepErrand", "computing", "trip_seconds"]
+__all__ = ["StepErrand", "computing", "shared_seconds", "trip_seconds"]
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,25 @@ def trip_seconds(errands: Sequence[StepErrand], links: BoxLinks) -> float:
     """Seconds from the first call to the last answer."""
     hub = links.hub
     times = computing([(errand.box, errand.seconds) for errand in errands])
-    sent = 0.0
+    sent = carried = 0.0
+    # A link of one way at a time is an air: all calls are in it at once, and it takes answers after them.
+    shares = [errand.down / hub.down for errand in errands]
+    if hub.both:
+        shares = shared_seconds(shares, 1.0)
     free: dict[str, float] = {}
     """By medium, or box, when its link is free again."""
     done: list[tuple[float, float, StepErrand]] = []
-    for errand, seconds in zip(errands, times, strict=True):
+    for errand, seconds, share in zip(errands, times, shares, strict=True):
         link = links.to(errand.box.name)
-        sent += links.call_seconds / 2 + errand.down * (links.byte_seconds + 1 / hub.down)
+        sent += links.call_seconds / 2 + errand.down * links.byte_seconds
+        carried = share if hub.both else carried + share
         key = link.medium or errand.box.name
-        came = max(sent, free.get(key, 0.0) + errand.down / link.down)
+        came = max(sent + carried, free.get(key, 0.0) + errand.down / link.down)
         free[key] = came
         latency = hub.latency + link.latency
         end = came + latency + seconds
         done.append((end, latency, errand))
-    taken = last = 0.0
+    taken, last = sent + max(shares, default=0.0) if hub.both else 0.0, 0.0
     air: dict[str, float] = {}
     for end, latency, errand in sorted(done, key=lambda one: one[0] + one[1]):
         link = links.to(errand.box.name)
@@ -62,11 +67,28 @@ def trip_seconds(errands: Sequence[StepErrand], links: BoxLinks) -> float:
 
 
 def computing(work: Sequence[tuple[ComputeBox, float]]) -> list[float]:
-    """Each box's seconds, longer where boxes of one machine have too few cores."""
-    by_machine: dict[str, float] = {}
-    for box, seconds in work:
+    """When each box has done its seconds of work, all beginning at once.
+
+    Boxes of one machine share its cores: while more are at work than it has cores for, each is slower.
+    """
+    found = [seconds for _, seconds in work]
+    machines: dict[str, list[int]] = {}
+    for number, (box, _) in enumerate(work):
         if box.machine:
-            by_machine[box.machine] = by_machine.get(box.machine, 0.0) + seconds
-    return [
-        max(seconds, by_machine[box.machine] / box.cores) if box.machine else seconds for box, seconds in work
-    ]
+            machines.setdefault(box.machine, []).append(number)
+    for numbers in machines.values():
+        ended = shared_seconds([found[number] for number in numbers], work[numbers[0]][0].cores)
+        for number, seconds in zip(numbers, ended, strict=True):
+            found[number] = seconds
+    return found
+
+
+def shared_seconds(alone: Sequence[float], cores: float) -> list[float]:
+    """When each ends of what would take `alone`, all beginning at once on so many cores, evenly shared."""
+    ended, now, done = [0.0] * len(alone), 0.0, 0.0
+    order = sorted(range(len(alone)), key=lambda number: alone[number])
+    for at, number in enumerate(order):
+        now += (alone[number] - done) * max((len(alone) - at) / cores, 1.0)
+        done = alone[number]
+        ended[number] = now
+    return ended
