@@ -49,7 +49,7 @@ aggregator."""
 ALIKE, LONG_ENOUGH = 0.5, 1e-3
 """Boxes of one machine say how many it computes for at a time where the shortest takes such a part of the
 longest, and that so many seconds."""
-PRODUCTS_AT_ONCE = 0.85
+PRODUCTS_AT_ONCE = 0.8
 """Of as many boxes of a machine as it computes products for at a time it computes models for: those pass on
 more than products do, and the aggregator may be there as well."""
 TOGETHER = 1.25
@@ -348,8 +348,9 @@ class NodeMeasures:
             except _UNSOUND:
                 continue
             self._known[name] = known
-        with suppress(*_UNSOUND):
-            self._measures.restore(data["fleet"], aged, now)
+        if aged <= FORGOTTEN_SECONDS:
+            with suppress(*_UNSOUND):
+                self._measures.restore(data["fleet"], aged, now)
         self.tidy(now)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +67,23 @@ def test_a_quick_runs_figures_are_written_only_where_one_says(
     monkeypatch.setattr(sys, "argv", ["benchmarks", "idle"])
     assert command.main() == 0
     assert not json.loads(results.read_text())["idle"]["quick"]
+
+
+def test_what_a_long_one_has_is_kept_where_it_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def ended(quick: bool, keep: Callable[[Report], None]) -> Report:
+        keep(Report("title", (Figure("first", 1.0, "times"),), ("the second: not yet",)))
+        raise KeyboardInterrupt
+
+    results = tmp_path / "results.json"
+    monkeypatch.setitem(sys.modules, "benchmarks.idle", SimpleNamespace(report=ended))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "idle", "--json", str(results)])
+    with pytest.raises(KeyboardInterrupt):
+        command.main()
+    found = json.loads(results.read_text())["idle"]
+    assert [figure["name"] for figure in found["figures"]] == ["first"]
+    assert found["skipped"] == ["the second: not yet"]
 
 
 def test_an_unknown_benchmark_is_refused(
