@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-kills test-cuts test-models test-split test-corpus check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-torch test-kills test-cuts test-models test-split test-corpus check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,11 @@ test-kserve: .venv/dev ## KServe's Python client, in an environment of its own (
 	@test -x .venv/kserve/bin/python || $(PYTHON) -m venv .venv/kserve
 	@.venv/kserve/bin/python -m pip --disable-pip-version-check -q install 'kserve>=0.15'
 	$(BIN)/python -m tests.kserve .venv/kserve/bin/python
+
+test-torch: ## What needs PyTorch, in an environment of its own (.venv/torch): modules out, trained, and back; docs/pytorch.md.
+	@test -x .venv/torch/bin/python || $(PYTHON) -m venv .venv/torch
+	@.venv/torch/bin/python -m pip --disable-pip-version-check -q install -e '.[demo,parquet,torch]' transformers pytest hypothesis psutil
+	.venv/torch/bin/python -m pytest -p no:cacheprovider tests/with_torch tests/test_torch_extra.py
 
 test-kills: .venv/dev ## kill -9 of nodes and the aggregator at 40 random moments of 400 requests to a cut model, and of 12 deployments; MOMENTS=, REQUESTS=, PLAN=, DEPLOYMENTS=.
 	$(BIN)/python -m tests.faults.models --moments $(or $(MOMENTS),40) --requests $(or $(REQUESTS),400) --plan $(or $(PLAN),tokens)

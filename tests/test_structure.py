@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIENT = ("client", "jobs", "cli", "demo", "doctor")
+CLIENT = ("client", "jobs", "cli", "demo", "doctor", "torch")
 
 
 def python(folder: str) -> list[Path]:

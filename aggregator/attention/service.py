@@ -11,6 +11,7 @@ from typing import Any
 from aggregator.attention.append import APPEND_SECONDS, Appender
 from aggregator.attention.attend import Attender
 from aggregator.attention.contexts import Contexts, StoredContext
+from aggregator.attention.gradients import AttendGradients
 from aggregator.bounds.bounds import (
     APPEND_BYTES,
     APPEND_COMING_SECONDS,
@@ -64,6 +65,7 @@ class AttentionApi:
         self._attender = attender
         self._budgets = budgets or Budgets()
         self._turns = turns or Turns()
+        self._gradients = AttendGradients(contexts, trips, self._turns)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (
@@ -71,6 +73,7 @@ class AttentionApi:
             Endpoint(services.APPEND, self.append, "user"),
             Endpoint(services.APPEND_DATASET, self.append_dataset, "user"),
             Endpoint(services.ATTEND, self.attend, "user"),
+            Endpoint(services.ATTEND_GRADIENTS, self.attend_gradients, "user"),
             Endpoint(services.DESCRIBE_CONTEXT, self.describe_context, "viewer"),
             Endpoint(services.LIST_CONTEXTS, self.list_contexts, "viewer"),
             Endpoint(services.DROP_CONTEXT, self.drop_context, "operator", DROPPED),
@@ -135,6 +138,14 @@ class AttentionApi:
         if parts < MANY_PARTS and _bytes(response) < LARGE_ANSWER:
             return response
         return await asyncio.to_thread(services.ATTEND.response.encode, response)
+
+    async def attend_gradients(self, request: attention.AttendGradientsRequest, call: Any) -> bytes:
+        caller = caller_of(call)
+        arrays = (request.queries, request.lse, request.dout, request.delta, request.positions)
+        size = sum(array.nbytes for array in arrays if array is not None)
+        with self._budgets.take(REQUEST_BYTES, caller, size):
+            response = await self._gradients.find(request, caller, _left(call, math.inf))
+        return await asyncio.to_thread(services.ATTEND_GRADIENTS.response.encode, response)
 
     async def describe_context(
         self, request: attention.DescribeContextRequest, call: Any

@@ -22,9 +22,10 @@ from edge_attention.client.connection import (
     SLOWEST,
     ClientConnection,
 )
+from edge_attention.client.gradients import Gradients, find_gradients
 from edge_attention.client.layouts import Layout, arranged_queries, arranged_tokens
 from edge_attention.client.results import Answer, Appended, InexactAnswer, join, lacking
-from edge_attention.core.arrays import as_float32
+from edge_attention.core.arrays import as_float32, as_int64
 from edge_attention.core.errors import (
     AlreadyExists,
     EdgeAttentionError,
@@ -326,6 +327,72 @@ class AsyncContext:
         if require_exact and not answer.exact:
             raise InexactAnswer(lacking(answer, self.name), answer)
         return answer
+
+    async def gradients(
+        self,
+        queries: ArrayLike,
+        out: ArrayLike,
+        lse: ArrayLike,
+        dout: ArrayLike,
+        *,
+        causal: bool = False,
+        positions: ArrayLike | None = None,
+        window: int | None = None,
+        scale: float | None = None,
+        deadline: float | None = None,
+        until: int | None = None,
+        tokens: bool = True,
+    ) -> Gradients:
+        """The gradients of a loss by what was attended: the way back through `attend`.
+
+        Args:
+            queries: as they were attended, [queries, query_heads, key_dim].
+            out, lse: of the answer, which was exact.
+            dout: the loss's gradient by `out`, of its shape.
+            causal, positions, window, scale, until: as of the attend; with a mask the positions too.
+            deadline: seconds for all of it; None: the client's timeout.
+            tokens: whether the gradients by keys and values are wanted, too, by position from 0 on.
+
+        Raises:
+            Unavailable: a node that holds tokens is away: gradients are whole or none.
+            PrivateTensor: a node has computed tokens from its own data: their gradients stay there; ask
+                with `tokens=False`.
+        """
+        spec = self.spec
+        queries = _float32(queries, "queries", ("queries", spec.query_heads, spec.key_dim))
+        rows = (len(queries), spec.query_heads, spec.value_dim)
+        out, dout = _float32(out, "out", rows), _float32(dout, "dout", rows)
+        lse = as_float32(lse, "lse")
+        if lse.shape != rows[:2]:
+            raise InvalidTensor(f"lse has shape {list(lse.shape)}; it must be {list(rows[:2])}")
+        if positions is not None:
+            positions = as_int64(positions, "positions")
+            require(positions, "positions", shape=(len(queries),), dtype=np.int64)
+        if deadline is not None:
+            require_number(deadline, "deadline", 0, MAX_DEADLINE)
+        if scale is not None:
+            require_number(scale, "scale", -MAX_SCALE, MAX_SCALE)
+        for what, whole, low in (("window", window, 1), ("until", until, 1)):
+            if whole is not None:
+                require_whole(whole, what, low, MAX_POSITION)
+        seconds = self._connection.timeout if deadline is None else deadline
+        began = time.monotonic()
+        stored = (await self.describe(timeout=deadline)).tokens
+        request = wire.AttendGradientsRequest(
+            self.name,
+            queries,
+            lse,
+            dout,
+            np.einsum("qhd,qhd->qh", dout, out),
+            positions,
+            values_of.switch(causal, "causal"),
+            window,
+            scale,
+            until=stored if until is None else min(until, stored),
+            tokens=values_of.switch(tokens, "tokens"),
+        )
+        left = max(1e-3, seconds - (time.monotonic() - began))
+        return await find_gradients(self._connection, spec, request, left)
 
     def _reply_bytes(self, queries: int, segments: int) -> int:
         """At most so many bytes in the larger of request and reply, weights apart."""

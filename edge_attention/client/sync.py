@@ -24,6 +24,7 @@ from edge_attention.client.background import BACKGROUND
 from edge_attention.client.contexts import AsyncContext, OnProgress
 from edge_attention.client.ensembles import AsyncEnsemble, EnsembleResult
 from edge_attention.client.generation import AsyncGeneration, GeneratedPiece
+from edge_attention.client.gradients import Gradients
 from edge_attention.client.layouts import Layout
 from edge_attention.client.models import AsyncServedModel, ModelResult, OnDeploy
 from edge_attention.client.plans import JobPlan
@@ -531,6 +532,37 @@ class Context:
             layout=layout,
         )
         return self._client._wait(attended)
+
+    def gradients(
+        self,
+        queries: ArrayLike,
+        out: ArrayLike,
+        lse: ArrayLike,
+        dout: ArrayLike,
+        *,
+        causal: bool = False,
+        positions: ArrayLike | None = None,
+        window: int | None = None,
+        scale: float | None = None,
+        deadline: float | None = None,
+        until: int | None = None,
+        tokens: bool = True,
+    ) -> Gradients:
+        """The gradients of a loss by what was attended; see AsyncContext.gradients."""
+        found = self._context.gradients(
+            queries,
+            out,
+            lse,
+            dout,
+            causal=causal,
+            positions=positions,
+            window=window,
+            scale=scale,
+            deadline=deadline,
+            until=until,
+            tokens=tokens,
+        )
+        return self._client._wait(found)
 
     def describe(self, *, timeout: float | None = None) -> wire.Context:
         """The context's spec, tokens and segments, with their holders. `timeout`: seconds."""

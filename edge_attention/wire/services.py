@@ -100,6 +100,9 @@ APPEND_DATASET = _method(
     ATTENTION, "AppendDataset", a.AppendDatasetRequest, a.AppendResponse, a_pb, changes=True
 )
 ATTEND = _method(ATTENTION, "Attend", a.AttendRequest, a.AttendResponse, a_pb)
+ATTEND_GRADIENTS = _method(
+    ATTENTION, "AttendGradients", a.AttendGradientsRequest, a.AttendGradientsResponse, a_pb
+)
 DESCRIBE_CONTEXT = _method(
     ATTENTION, "DescribeContext", a.DescribeContextRequest, a.DescribeContextResponse, a_pb
 )

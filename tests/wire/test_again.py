@@ -332,7 +332,15 @@ def test_of_a_large_answer_it_is_known_that_it_was_given():
 
 
 def test_every_call_that_changes_something_says_so():
-    reading = {"ListNodes", "DescribeAggregator", "ProbeNode", "Attend", "DescribeContext", "ListContexts"}
+    reading = {
+        "ListNodes",
+        "DescribeAggregator",
+        "ProbeNode",
+        "Attend",
+        "AttendGradients",
+        "DescribeContext",
+        "ListContexts",
+    }
     reading |= {"PlanRun", "WatchRun", "DescribeRun", "ListRuns", "GetParameters", "GetModel"}
     reading |= {"Upload", "Download"}  # by digest: twice is once
     reading |= {"Infer", "Generate", "DescribeModel", "ListModels", "WatchModel"}

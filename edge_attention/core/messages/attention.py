@@ -22,6 +22,9 @@ ATTEND_QUERIES = 65_536
 ATTEND_BYTES = 128 * 1024 * 1024
 """What one attend may take of the aggregator's memory (`attend_bytes`)."""
 
+GRADIENT_SCORES = 1 << 24
+"""Scores, queries times heads times tokens, of one call for gradients: a node has five of them at a time."""
+
 
 @dataclass(frozen=True)
 class ContextSpec:
@@ -201,6 +204,34 @@ class AttendRequest:
     encoding: Encoding = Encoding.RAW
     weights: bool = False
     until: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AttendGradientsRequest:
+    """See `AttendGradientsRequest` in attention.proto for shapes and formulae."""
+
+    context: str
+    queries: Array
+    lse: Array
+    dout: Array
+    delta: Array
+    positions: Array | None = None
+    causal: bool = False
+    window: int | None = None
+    scale: float | None = None
+    deadline_seconds: float | None = None
+    first: int = 0
+    until: int | None = None
+    tokens: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class AttendGradientsResponse:
+    """float32 [queries, query_heads, key_dim]; if asked for [tokens, key_heads, key_dim], [.., value_dim]."""
+
+    dqueries: Array
+    dkeys: Array | None = None
+    dvalues: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ attention_decode, _prefill   out and lse over tiles, for few and for many querie
 attention_scores, _values    decode in two halves, so that lse leaves first
 attention_lse                lse alone, for many queries
 attention_weights            the global weights of a shard's tokens, the merged lse given
+attention_backward           gradients over a shard's tokens, the merged lse given
 segment_summary              key norms and value ranges, for bounds
 attention_batch_forward, attention_batch_backward    one shard of a batch of samples, in training
 cached_decode, cached_prefill    new rows over one of several stored sequences
@@ -26,6 +27,7 @@ __all__ = ["GRAPHS", "build"]
 _BUILDERS: tuple[Callable[[], onnx.ModelProto], ...] = (
     attention_batch.attention_batch_backward,
     attention_batch.attention_batch_forward,
+    attention_tiled.attention_backward,
     attention_tiled.attention_decode,
     attention_tiled.attention_lse,
     attention_tiled.attention_prefill,

@@ -18,6 +18,7 @@ from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
 
 __all__ = [
     "Queries",
+    "attention_backward",
     "attention_decode",
     "attention_lse",
     "attention_prefill",
@@ -249,6 +250,54 @@ def attention_weights() -> onnx.ModelProto:
     shown = g("And", visible, g("Unsqueeze", known, g.ints(2)))
     weights = g("Where", shown, p, g.const(np.float32(0)))
     g.output("weights", weights, FLOAT, ["N", "Hq", "tokens"])
+    return g.model()
+
+
+def attention_backward() -> onnx.ModelProto:
+    """Gradients over a shard's tokens, from the merged lse: the tokens' whole, of the queries' a share.
+
+    q, keys, values, scale, lo, hi as `attention_decode`, lse f32 [N, Hq] (merged over all shards), dout f32
+    [N, Hq, dv], delta f32 [N, Hq] = rowsum(dout * out) of the merged out -> dq f32 [N, Hq, dk], summed over
+    these tokens, dkeys f32 [tiles * T, Hk, dk], dvalues f32 [tiles * T, Hk, dv]. A token out of a query's
+    range, and a query whose lse is -inf, add exactly 0. Takes the memory of all scores. Formulas:
+    FlashAttention-2 (Dao, 2023), algorithm 2, untiled.
+    """
+    g = Builder("attention_backward")
+    x = _queries(g)
+    values = _values(g)
+    lse = g.input("lse", FLOAT, ["N", "Hq"])
+    dout = g.input("dout", FLOAT, ["N", "Hq", "dv"])
+    delta = g.input("delta", FLOAT, ["N", "Hq"])
+    dk, dv = g.dim(x.keys, 3), g.dim(values, 3)
+    last = g.ints(2)
+
+    def rows(value: str, width: str | int) -> str:
+        """[N, Hq, width] to [Hk, R, width]."""
+        return g.reshape(g("Transpose", value, perm=[1, 0, 2]), x.hk, -1, width)
+
+    def swap(value: str) -> str:
+        return g("Transpose", value, perm=[0, 1, 3, 2])
+
+    # As in `attention_weights`: s - -inf would be inf.
+    known = g("Greater", lse, g.const(np.float32(-np.inf)))
+    against = g("Transpose", g("Where", known, lse, g.const(-HIDDEN)), perm=[1, 0])  # [Hq, N]
+    s = g.reshape(g("MatMul", x.rows, swap(x.keys)), x.tiles, x.hq, x.n, x.tile)
+    p = g("Exp", g("Sub", s, g("Unsqueeze", against, last)))
+    visible = g("Unsqueeze", _visible(g, x, _all_tokens(g, x)), g.ints(1))  # [tiles, 1, N, T]
+    sees = g("Unsqueeze", g("Transpose", known, perm=[1, 0]), last)  # [Hq, N, 1]
+    # What is stored past the last token may be anything: its p is chosen away, not multiplied.
+    p = g("Where", g("And", visible, sees), p, g.const(np.float32(0)))
+    p = g.reshape(p, x.tiles, x.hk, -1, x.tile)
+    dout_rows = rows(dout, dv)
+    dvalues = g("MatMul", swap(p), dout_rows)  # [tiles, Hk, T, dv]
+    dp = g("MatMul", dout_rows, swap(values))
+    ds = g("Mul", p, g("Sub", dp, rows(g("Unsqueeze", delta, last), 1)))
+    dkeys = g("MatMul", swap(ds), x.rows)  # the rows bring the scale
+    dq = g("Mul", g("ReduceSum", g("MatMul", ds, x.keys), g.ints(0), keepdims=0), "scale")
+    g.output("dq", _by_query(g, x, dq, dk), FLOAT, ["N", "Hq", "dk"])
+    for name, value, width, of in (("dkeys", dkeys, dk, "dk"), ("dvalues", dvalues, dv, "dv")):
+        by_token = g.reshape(g("Transpose", value, perm=[0, 2, 1, 3]), -1, x.hk, width)
+        g.output(name, by_token, FLOAT, ["tokens", "Hk", of])
     return g.model()
 
 

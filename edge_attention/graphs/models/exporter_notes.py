@@ -1,4 +1,7 @@
-"""What PyTorch's exporters note in a file: which initializers train, whence they are, whose a node is."""
+"""What exporters note in a file: which initializers train, whence they are, whose a node is.
+
+PyTorch's exporters, and ours over them (module_note.py).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import ast
 import re
 
 from onnx import GraphProto, ModelProto, NodeProto
+
+from edge_attention.graphs.models.module_note import module_note
 
 __all__ = ["folded_sources", "noted_kinds", "scope"]
 
@@ -32,6 +37,9 @@ def noted_kinds(model: ModelProto) -> tuple[dict[str, bool], set[str]]:
                 sources = parameters.intersection(_strings(note.value))
                 noted[value.name] = bool(sources)
                 gone -= sources
+    if (own := module_note(model.graph)) is not None:
+        noted |= dict.fromkeys(own.trained, True) | dict.fromkeys((*own.frozen, *own.buffers), False)
+        gone |= set(own.unused)
     return noted, gone
 
 

@@ -42,6 +42,7 @@ from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.models.constant_weights import lift_constants
 from edge_attention.graphs.models.exporter_notes import folded_sources, noted_kinds, scope
 from edge_attention.graphs.models.floats import FLOATS
+from edge_attention.graphs.models.module_note import module_note
 from edge_attention.graphs.onnx_file import all_nodes, keep, prune, values_of
 
 __all__ = ["FileParameters", "find_parameters"]
@@ -105,6 +106,8 @@ def find_parameters(model: ModelProto, named: Collection[str], place: str) -> Fi
     whole = _tie_folded(model.graph, named)
     kinds, gone = noted_kinds(model)
     whole |= {name for name, trains in kinds.items() if not trains}
+    if (own := module_note(model.graph)) is not None:
+        whole |= set(own.trained)  # each is one weight, whoever reads it
     untied = _untie(model, aliases, whole, gone, named, patterns, place)
     _tie_transposed(model.graph, named)
     tensors = {t.name: t for t in model.graph.initializer if t.data_type in FLOATS}

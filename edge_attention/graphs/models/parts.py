@@ -5,7 +5,8 @@ and turns the parameters into graph inputs, because ONNX Runtime prepacks an ini
 ignores an in-place update of it.
 
 Trap: some exporters merge initializers of equal value (two all-zero biases become one), which ties two
-parameters for good; nothing in the file tells. Give such parameters different values before exporting.
+parameters for good; nothing in the file tells. Give such parameters different values before exporting, or
+export with `edge_attention.torch.export`, which merges nothing and notes what trains.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.models.constant_weights import lift_constants
 from edge_attention.graphs.models.dimensions import RowShapes
 from edge_attention.graphs.models.model_file import frozen_weights, read_model
+from edge_attention.graphs.models.module_note import module_note
 from edge_attention.graphs.models.value_specs import output_specs
 from edge_attention.graphs.onnx_file import (
     BATCH,
@@ -62,7 +64,8 @@ def load_part(
     An encoder turns data columns (dimension 0 = batch, symbolic) into `keys` [B, T, Hk, dk] and `values`
     [B, T, Hk, dv], float32; further outputs are dropped. A head turns `fused` [B, N, Hq, dv] float32 and
     labels into `loss`, a float32 scalar that is the mean over the batch, and whatever else it reports.
-    `trainable` names the float32 initializers that train; by default all that reach an output do.
+    `trainable` names the float32 initializers that train; by default all that reach an output do, or those
+    that the file notes to be a module's parameters (module_note.py).
     `outputs`: those of a head that are wanted besides its loss; empty: all. What nothing wanted needs is cut
     off and not looked at. `dimensions`, `rows`: see `bind_dimensions`.
     `where` (a file name, a node's name) goes into messages. The same arguments give the same bytes.
@@ -107,6 +110,7 @@ def _load(
         raise InvalidGraph(f"{place}: trainable {lost} reach no output; leave them out")
     lift_constants(graph, trainable or (), by_use=trainable is None and model.producer_name != "pytorch")
     _check_names(graph, place)
+    own = module_note(graph)
     strip(model)
     if kind == "encoder":
         graph.output.sort(key=lambda value: value.name)
@@ -115,7 +119,8 @@ def _load(
     for name in trainable or ():
         if name not in floats:
             raise InvalidGraph(f"{place}: trainable '{name}' is no float32 initializer; there are {floats}")
-    chosen = set(floats if trainable is None else trainable)
+    by_default = floats if own is None else [name for name in floats if name in own.trained]
+    chosen = set(by_default if trainable is None else trainable)
     check_operators(graph, place, chosen)
     # An initializer may also be listed as an input (its default value); here it is one or the other.
     initialized = {tensor.name for tensor in graph.initializer}

@@ -512,7 +512,7 @@ class AttendResponse(_message.Message):
 
     @_builtins.property
     def coverage(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Range]:
-        """The position ranges it stands on, merged and in order."""
+        """The position ranges it stands on, of those that some query may see, merged and in order."""
 
     @_builtins.property
     def mass(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardMass]: ...
@@ -554,6 +554,145 @@ class AttendResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
 
 Global___AttendResponse: _TypeAlias = AttendResponse  # noqa: Y015
+
+@_typing.final
+class AttendGradientsRequest(_message.Message):
+    """An attend's queries and what came of them, and the gradient of what came. With P = exp(s - lse) and
+    dS = P * (dout V^T - delta): dvalues = P^T dout, dkeys = scale dS^T q, dqueries = scale dS K.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    LSE_FIELD_NUMBER: _builtins.int
+    DOUT_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    CAUSAL_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    context: _builtins.str
+    causal: _builtins.bool
+    window: _builtins.int
+    scale: _builtins.float
+    deadline_seconds: _builtins.float
+    first: _builtins.int
+    """The tokens whose gradients, and whose share of the queries' gradient, are wanted: positions from `first` on
+    below `until`. Absent until: all there are. The shares of ranges that make up all tokens sum to the gradient.
+    """
+    until: _builtins.int
+    tokens: _builtins.bool
+    """Also the gradients of keys and values; else of the queries alone."""
+    checksum: _builtins.int
+    @_builtins.property
+    def queries(self) -> _tensor_pb2.Tensor:
+        """As the attend's, float32 [queries, query_heads, key_dim]."""
+
+    @_builtins.property
+    def lse(self) -> _tensor_pb2.Tensor:
+        """Of the attend's answer, natural logarithm, float32 [queries, query_heads]: over all tokens it saw."""
+
+    @_builtins.property
+    def dout(self) -> _tensor_pb2.Tensor:
+        """The gradient of the attend's out, float32 [queries, query_heads, value_dim]."""
+
+    @_builtins.property
+    def delta(self) -> _tensor_pb2.Tensor:
+        """The sum of dout times out over value_dim, float32 [queries, query_heads]."""
+
+    @_builtins.property
+    def positions(self) -> _tensor_pb2.Tensor:
+        """As the attend's."""
+
+    def __init__(
+        self,
+        *,
+        context: _builtins.str = ...,
+        queries: _tensor_pb2.Tensor | None = ...,
+        lse: _tensor_pb2.Tensor | None = ...,
+        dout: _tensor_pb2.Tensor | None = ...,
+        delta: _tensor_pb2.Tensor | None = ...,
+        positions: _tensor_pb2.Tensor | None = ...,
+        causal: _builtins.bool = ...,
+        window: _builtins.int | None = ...,
+        scale: _builtins.float | None = ...,
+        deadline_seconds: _builtins.float | None = ...,
+        first: _builtins.int = ...,
+        until: _builtins.int | None = ...,
+        tokens: _builtins.bool = ...,
+        checksum: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_scale", b"_scale", "_until", b"_until", "_window", b"_window", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "delta", b"delta", "dout", b"dout", "lse", b"lse", "positions", b"positions", "queries", b"queries", "scale", b"scale", "until", b"until", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_scale", b"_scale", "_until", b"_until", "_window", b"_window", "causal", b"causal", "checksum", b"checksum", "context", b"context", "deadline_seconds", b"deadline_seconds", "delta", b"delta", "dout", b"dout", "first", b"first", "lse", b"lse", "positions", b"positions", "queries", b"queries", "scale", b"scale", "tokens", b"tokens", "until", b"until", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
+    _WhichOneofReturnType__deadline_seconds: _TypeAlias = _typing.Literal["deadline_seconds"]  # noqa: Y015
+    _WhichOneofArgType__deadline_seconds: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
+    _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
+    _WhichOneofReturnType__until: _TypeAlias = _typing.Literal["until"]  # noqa: Y015
+    _WhichOneofArgType__until: _TypeAlias = _typing.Literal["_until", b"_until"]  # noqa: Y015
+    _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
+    _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_seconds) -> _WhichOneofReturnType__deadline_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until) -> _WhichOneofReturnType__until | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
+
+Global___AttendGradientsRequest: _TypeAlias = AttendGradientsRequest  # noqa: Y015
+
+@_typing.final
+class AttendGradientsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DQUERIES_FIELD_NUMBER: _builtins.int
+    DKEYS_FIELD_NUMBER: _builtins.int
+    DVALUES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    checksum: _builtins.int
+    @_builtins.property
+    def dqueries(self) -> _tensor_pb2.Tensor:
+        """Float32 [queries, query_heads, key_dim]."""
+
+    @_builtins.property
+    def dkeys(self) -> _tensor_pb2.Tensor:
+        """Float32 [until - first, key_heads, key_dim], summed over these queries. Only if asked for."""
+
+    @_builtins.property
+    def dvalues(self) -> _tensor_pb2.Tensor:
+        """Float32 [until - first, key_heads, value_dim]."""
+
+    def __init__(
+        self,
+        *,
+        dqueries: _tensor_pb2.Tensor | None = ...,
+        dkeys: _tensor_pb2.Tensor | None = ...,
+        dvalues: _tensor_pb2.Tensor | None = ...,
+        checksum: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "dkeys", b"dkeys", "dqueries", b"dqueries", "dvalues", b"dvalues"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "dkeys", b"dkeys", "dqueries", b"dqueries", "dvalues", b"dvalues"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
+
+Global___AttendGradientsResponse: _TypeAlias = AttendGradientsResponse  # noqa: Y015
 
 @_typing.final
 class ShardMass(_message.Message):

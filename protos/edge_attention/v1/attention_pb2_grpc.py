@@ -55,6 +55,11 @@ class AttentionServiceStub(object):
                 request_serializer=edge__attention_dot_v1_dot_attention__pb2.AttendRequest.SerializeToString,
                 response_deserializer=edge__attention_dot_v1_dot_attention__pb2.AttendResponse.FromString,
                 _registered_method=True)
+        self.AttendGradients = channel.unary_unary(
+                '/edge_attention.v1.AttentionService/AttendGradients',
+                request_serializer=edge__attention_dot_v1_dot_attention__pb2.AttendGradientsRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_attention__pb2.AttendGradientsResponse.FromString,
+                _registered_method=True)
         self.DescribeContext = channel.unary_unary(
                 '/edge_attention.v1.AttentionService/DescribeContext',
                 request_serializer=edge__attention_dot_v1_dot_attention__pb2.DescribeContextRequest.SerializeToString,
@@ -102,6 +107,13 @@ class AttentionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttendGradients(self, request, context):
+        """The way back through an attend: gradients of its queries, and of keys and values of the context.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeContext(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -142,6 +154,11 @@ def add_AttentionServiceServicer_to_server(servicer, server):
                     servicer.Attend,
                     request_deserializer=edge__attention_dot_v1_dot_attention__pb2.AttendRequest.FromString,
                     response_serializer=edge__attention_dot_v1_dot_attention__pb2.AttendResponse.SerializeToString,
+            ),
+            'AttendGradients': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttendGradients,
+                    request_deserializer=edge__attention_dot_v1_dot_attention__pb2.AttendGradientsRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_attention__pb2.AttendGradientsResponse.SerializeToString,
             ),
             'DescribeContext': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeContext,
@@ -268,6 +285,33 @@ class AttentionService(object):
             '/edge_attention.v1.AttentionService/Attend',
             edge__attention_dot_v1_dot_attention__pb2.AttendRequest.SerializeToString,
             edge__attention_dot_v1_dot_attention__pb2.AttendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttendGradients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_attention.v1.AttentionService/AttendGradients',
+            edge__attention_dot_v1_dot_attention__pb2.AttendGradientsRequest.SerializeToString,
+            edge__attention_dot_v1_dot_attention__pb2.AttendGradientsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class AttentionServiceStub:
     AppendDataset: _grpc.UnaryUnaryMultiCallable[_attention_pb2.AppendDatasetRequest, _attention_pb2.AppendDatasetResponse]
     """Appends what a node computes from its own dataset through a graph: the tokens never leave it."""
     Attend: _grpc.UnaryUnaryMultiCallable[_attention_pb2.AttendRequest, _attention_pb2.AttendResponse]
+    AttendGradients: _grpc.UnaryUnaryMultiCallable[_attention_pb2.AttendGradientsRequest, _attention_pb2.AttendGradientsResponse]
+    """The way back through an attend: gradients of its queries, and of keys and values of the context."""
     DescribeContext: _grpc.UnaryUnaryMultiCallable[_attention_pb2.DescribeContextRequest, _attention_pb2.DescribeContextResponse]
     ListContexts: _grpc.UnaryUnaryMultiCallable[_attention_pb2.ListContextsRequest, _attention_pb2.ListContextsResponse]
     DropContext: _grpc.UnaryUnaryMultiCallable[_attention_pb2.DropContextRequest, _attention_pb2.DropContextResponse]
@@ -54,6 +56,8 @@ class AttentionServiceAsyncStub(AttentionServiceStub):
     AppendDataset: _aio.UnaryUnaryMultiCallable[_attention_pb2.AppendDatasetRequest, _attention_pb2.AppendDatasetResponse]  # type: ignore[assignment]
     """Appends what a node computes from its own dataset through a graph: the tokens never leave it."""
     Attend: _aio.UnaryUnaryMultiCallable[_attention_pb2.AttendRequest, _attention_pb2.AttendResponse]  # type: ignore[assignment]
+    AttendGradients: _aio.UnaryUnaryMultiCallable[_attention_pb2.AttendGradientsRequest, _attention_pb2.AttendGradientsResponse]  # type: ignore[assignment]
+    """The way back through an attend: gradients of its queries, and of keys and values of the context."""
     DescribeContext: _aio.UnaryUnaryMultiCallable[_attention_pb2.DescribeContextRequest, _attention_pb2.DescribeContextResponse]  # type: ignore[assignment]
     ListContexts: _aio.UnaryUnaryMultiCallable[_attention_pb2.ListContextsRequest, _attention_pb2.ListContextsResponse]  # type: ignore[assignment]
     DropContext: _aio.UnaryUnaryMultiCallable[_attention_pb2.DropContextRequest, _attention_pb2.DropContextResponse]  # type: ignore[assignment]
@@ -90,6 +94,14 @@ class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attention_pb2.AttendRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attention_pb2.AttendResponse, _abc.Awaitable[_attention_pb2.AttendResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AttendGradients(
+        self,
+        request: _attention_pb2.AttendGradientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attention_pb2.AttendGradientsResponse, _abc.Awaitable[_attention_pb2.AttendGradientsResponse]]:
+        """The way back through an attend: gradients of its queries, and of keys and values of the context."""
 
     @_abc_1.abstractmethod
     def DescribeContext(

@@ -32,6 +32,7 @@ RELEASES: Mapping[str, Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "attention": MappingProxyType(
             {
+                "attention_backward": frozenset({"dq"}),
                 "attention_batch_backward": frozenset({"dq"}),
                 "attention_batch_forward": frozenset({"out", "lse"}),
                 "attention_decode": frozenset({"out", "lse"}),

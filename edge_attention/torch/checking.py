@@ -1,0 +1,116 @@
+"""Whether a file answers what its module answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.onnx_file import first_line
+
+__all__ = ["answer", "differs"]
+
+
+def answer(
+    module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> tuple[list[Tensor], Any]:
+    """The tensors that `module` returns, in order, and what it returns them in.
+
+    Raises:
+        InvalidGraph: it cannot be called so, or returns no tensor.
+    """
+    try:
+        returned = module(*arguments, **keywords)
+    except Exception as error:
+        raise InvalidGraph(
+            f"{type(module).__name__}: it cannot be called with the example: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+    tensors = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise InvalidGraph(f"{type(module).__name__}: it returns no tensor; return what is to be an output")
+    return tensors, returned
+
+
+def differs(
+    file: Path,
+    module: nn.Module,
+    called: tuple[tuple[Any, ...], dict[str, Any]],
+    feeds: Mapping[str, Tensor],
+    axes: Sequence[Mapping[int, str]],
+    batch: str,
+) -> float:
+    """The largest difference of the file's answers and the module's, relative to the largest value.
+
+    To the example and, where dimension 0 is open, to one with a row more: what was taken for constant shows.
+
+    Raises:
+        InvalidGraph: ONNX Runtime cannot run the file.
+    """
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        read = {value.name for value in session.get_inputs()}
+        found = _difference(session, module, called, feeds, read)
+        leaves, shape = pytree.tree_flatten(called)
+        if batch and any(of.get(0) == batch for of in axes):
+            longer = [
+                torch.cat([leaf, leaf[:1]]) if of.get(0) == batch else leaf
+                for leaf, of in zip(leaves, axes, strict=True)
+            ]
+            names = iter(feeds)
+            more = {next(names): leaf for leaf in longer if isinstance(leaf, Tensor)}
+            again = pytree.tree_unflatten(longer, shape)
+            try:
+                module(*again[0], **again[1])
+            except Exception as error:
+                raise InvalidGraph(
+                    f"{type(module).__name__}: axis 0 of its inputs was to be open, as '{batch}', and with a "
+                    f"row more than it fails: {type(error).__name__}: {first_line(error)}; look for "
+                    "a view, reshape or loop with the example's number, or export it fixed, with batch=''"
+                ) from error
+            found = max(found, _difference(session, module, again, more, read))
+    except InvalidGraph:
+        raise
+    except Exception as error:  # ONNX Runtime's own
+        raise InvalidGraph(
+            f"{type(module).__name__}: ONNX Runtime cannot run the file: {first_line(error)}"
+        ) from error
+    return found
+
+
+def _difference(
+    session: Any,
+    module: nn.Module,
+    called: tuple[tuple[Any, ...], dict[str, Any]],
+    feeds: Mapping[str, Tensor],
+    read: set[str],
+) -> float:
+    expected, _ = answer(module, *called)
+    given = {name: _array(tensor) for name, tensor in feeds.items() if name in read}
+    worst = 0.0
+    for one, other in zip(session.run(None, given), expected, strict=True):
+        theirs = _array(other)
+        if one.shape != theirs.shape:
+            return float("inf")
+        if not one.size:
+            continue
+        ours, theirs = one.astype(np.float64), theirs.astype(np.float64)
+        both = np.isfinite(ours) & np.isfinite(theirs)
+        if not np.array_equal(ours[~both], theirs[~both], equal_nan=True):
+            return float("inf")
+        if both.any():
+            scale = max(float(np.abs(theirs[both]).max()), 1e-6)
+            worst = max(worst, float(np.abs(ours[both] - theirs[both]).max()) / scale)
+    return worst
+
+
+def _array(tensor: Tensor) -> Any:
+    plain = tensor.detach().cpu()
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
