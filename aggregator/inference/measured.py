@@ -190,7 +190,7 @@ class NodeMeasures:
                 shared.setdefault(one.node, []).append((len(beside), len(beside) / at_once))
         ended = shared_seconds(alone, self._measures.at_once(beside[0][0].node) or inf)
         for (one, expected), own, took in zip(beside, alone, ended, strict=True):
-            if own >= ALIKE * longest:  # of less, others take its time while it computes
+            if own >= ALIKE * longest > 0:  # of less, others take its time while it computes
                 computed.setdefault(one.node, []).append((expected, one.run * own / took))
 
     def _called(

@@ -111,6 +111,20 @@ def test_two_of_one_machine_are_slow_together_and_not_each():
         assert box_of(node).cores == node.at_once
 
 
+def test_segments_without_work_and_times_that_are_none_do_no_harm():
+    work = {(step, part): LayerWork() for step in (0, 1) for part in (0, 1)}
+    measures, nodes = NodeMeasures(), [replace(node, machine="m") for node in NODES]
+    for node in nodes:
+        measures.told(node)
+    measures._measures.computed("a", [(1e-3, 1e-4), (1.0, 1.0)], 0.0)  # a call that costs nothing
+    measures._measures.computed("b", [(1e-3, 1e-4), (1.0, 1.0)], 0.0)
+    runs = [SegmentRun(0, part, "ab"[part], 0.0, 0.0, 0, 0) for part in (0, 1)]
+    measures.ran(work, runs, {"a": 2, "b": 2}, 1.0, took=1.0)
+    measures.ran({}, runs, {"a": 2, "b": 2}, 2.0)
+    measures.ran(work, [], {"a": 2}, 3.0, took=1.0)
+    assert 0 < measures.told(nodes[0]).slowness < 2
+
+
 def test_what_was_measured_before_any_answer_is_told():
     measures = NodeMeasures()
     nodes = [NodeTold(name, 1 << 30, 0, 2, cores=2.0) for name in "abcd"]
