@@ -38,6 +38,8 @@ LOGIT_BYTES = 16 * 1024 * 1024
 """Of the logits of one trip: a prompt is read in as many tokens at a time."""
 ON_THE_LOOP = 16_384
 """Logits from which on a token is chosen by a thread: to sort 100,000 takes 10 ms."""
+TURNS = 2
+"""Of the loop, in which the next trip's programs are sent before what came is."""
 RULES = 256
 """Models whose trips are remembered."""
 
@@ -166,38 +168,58 @@ class _RunningGeneration(Generic[S]):
         )
         prompted, held = 0.0, 0
         finish: Finish = ""
-        while not finish:
-            asked = course.ask()
-            sent = time.monotonic()
-            left = self._left()
-            try:
-                logits = await self._sessions.extend(session, np.array(asked, np.int64), left)
-            except DeadlineExceeded as error:
-                raise self._late(error.message) from None
-            took = time.monotonic() - sent
-            self._trips += 1
-            held += len(asked)
-            came = await self._taken(course, logits)
-            if not came and not course.finish:
-                continue
-            if not prompted:
-                prompted = time.monotonic() - self._began
-            elif rule is not None:
-                rule.took(len(asked), took)
-            try:
-                text, kept = await self._written.after(came, bool(course.finish), self._until)
-            except DeadlineExceeded as error:
-                raise self._late(error.message) from None
-            finish = "stop" if self._written.stopped else course.finish
-            self._count += kept
-            if not finish and course.length < held:
-                back, held = time.monotonic(), course.length
-                await self._sessions.truncate(session, held)
-                if rule is not None:
-                    rule.taken_back(time.monotonic() - back)
-            usage = self._usage(course, prompted) if finish else None
-            if text or kept or finish:
-                yield GenerationEvent(text, came[:kept], finish, usage)
+        asked: tuple[int, ...] = ()
+        ahead: asyncio.Task[tuple[Float32, float]] | None = None
+        try:
+            while not finish:
+                asked = course.ask() if ahead is None else asked
+                try:
+                    trip, ahead = ahead or self._trip(session, asked, self._left()), None
+                    logits, took = await trip
+                except DeadlineExceeded as error:
+                    raise self._late(error.message) from None
+                self._trips += 1
+                held += len(asked)
+                came = await self._taken(course, logits)
+                if not came and not course.finish:
+                    continue
+                if not prompted:
+                    prompted = time.monotonic() - self._began
+                elif rule is not None:
+                    rule.took(len(asked), took)
+                if not course.finish and course.length < held:
+                    back, held = time.monotonic(), course.length
+                    await self._sessions.truncate(session, held)
+                    if rule is not None:
+                        rule.taken_back(time.monotonic() - back)
+                left = self._until - time.monotonic()
+                if not (course.finish or request.stop) and left > 0:
+                    # What came is told while the next trip is under way.
+                    asked = course.ask()
+                    ahead = asyncio.create_task(self._trip(session, asked, left))
+                    for _ in range(TURNS):
+                        await asyncio.sleep(0)
+                try:
+                    text, kept = await self._written.after(came, bool(course.finish), self._until)
+                except DeadlineExceeded as error:
+                    raise self._late(error.message) from None
+                finish = "stop" if self._written.stopped else course.finish
+                self._count += kept
+                usage = self._usage(course, prompted) if finish else None
+                if text or kept or finish:
+                    yield GenerationEvent(text, came[:kept], finish, usage)
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await to_the_end(asyncio.wait([ahead]))
+                if not ahead.cancelled():
+                    ahead.exception()  # nobody is to be told
+
+    async def _trip(self, session: S, asked: Sequence[int], left: float) -> tuple[Float32, float]:
+        """The logits of these tokens, and how long they took."""
+        sent = time.monotonic()
+        logits = await self._sessions.extend(session, np.array(asked, np.int64), left)
+        return logits, time.monotonic() - sent
 
     async def _taken(self, course: GenerationCourse, logits: Float32) -> tuple[int, ...]:
         if logits.size < ON_THE_LOOP:

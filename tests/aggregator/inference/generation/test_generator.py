@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from contextlib import aclosing
 
@@ -195,6 +196,52 @@ def test_who_leaves_frees_the_session_at_once(decoder, folder):
         assert not sessions.opened[1].open
 
     asyncio.run(leave())
+
+
+@pytest.mark.parametrize("settings", [{}, {"speculate": True}, {"temperature": 1.0, "seed": 3}])
+def test_the_next_trip_is_under_way_when_a_token_is_told(decoder, folder, settings):
+    generator, sessions = generator_of(decoder, folder, slow=0.01)
+    begun: list[int] = []
+    extend = sessions.extend
+
+    async def counted(session, ids, seconds):
+        begun.append(len(ids))
+        return await extend(session, ids, seconds)
+
+    sessions.extend = counted
+
+    async def read(request):
+        found, behind = [], []
+        begun.clear()
+        async with aclosing(generator.generate(request, "owner", 60.0)) as events:
+            async for event in events:
+                found.append(event)
+                behind.append(len(begun) - len(sessions.opened[-1].sizes))
+        return found, behind
+
+    _, behind = asyncio.run(read(GenerationRequest("small", PROMPT, 30, **settings)))
+    assert behind[-1] == 0, "the last one has none behind it"
+    assert sum(behind[:-1]) == len(behind) - 1
+    # What it has to look for in the text may end it: then no trip is made that may be for nothing.
+    _, behind = asyncio.run(read(GenerationRequest("small", PROMPT, 30, stop=("no such text",), **settings)))
+    assert not any(behind)
+
+
+def test_a_trip_that_nobody_waits_for_any_more_may_fail(decoder, folder, caplog):
+    generator, sessions = generator_of(decoder, folder)
+
+    async def leave():
+        async with aclosing(
+            generator.generate(GenerationRequest("small", PROMPT, 1000), "owner", 60.0)
+        ) as events:
+            async for _ in events:
+                sessions.opened[0].open = False  # the trip under way meets an error
+                await asyncio.sleep(0.01)
+                break
+        gc.collect()
+
+    asyncio.run(leave())
+    assert not caplog.records
 
 
 def test_what_goes_on_at_once_has_a_bound(decoder, folder):
