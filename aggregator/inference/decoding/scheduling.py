@@ -296,8 +296,10 @@ class SessionScheduler:
             if session.phase is not DecodePhase.FLIES:  # nobody waits for it; it may have been cut short
                 self._keep(session, min(session.stored, session.length))
                 continue
-            if chunk.stop > session.asked:
-                session.answered.append(np.array(rows[max(session.asked - chunk.start, 0) :]))
+            # What is stored anew was answered before, in part.
+            wanted = session.asked + sum(map(len, session.answered))
+            if chunk.stop > wanted:
+                session.answered.append(np.array(rows[max(wanted - chunk.start, 0) :]))
             if session.stored < session.length:
                 session.since = now  # behind those that wait already
                 self._turn(session, DecodePhase.WAITS)

@@ -349,6 +349,21 @@ def test_what_a_lost_flight_still_writes_is_looked_for_by_nobody():
     m.check()
 
 
+def test_what_was_answered_before_a_loss_is_not_answered_again():
+    m, _ = machine()
+    session, most = m.open("me", 0.0), m.form.rows[-1]
+    ids = [number % 10 for number in range(2 * most)]
+    (first,) = flights(m.extend(session.number, ids, 0.0, 9.0))
+    (second,) = flights(m.landed(first.number, logits(first), 0.0))
+    actions = m.lost(second.number, Unavailable("b went"), 1.0, again=True, clean=False)
+    answers = []
+    while flying := flights(actions):
+        actions = m.landed(flying[0].number, logits(flying[0]), 1.0)
+        answers += [action for action in actions if isinstance(action, CallAnswered)]
+    m.check()
+    assert [tokens(answer) for answer in answers] == [ids]
+
+
 def test_a_flight_whose_nodes_all_said_that_it_ended_leaves_lane_and_slot_as_they_were():
     m, _ = machine()
     session = m.open("me", 0.0)
