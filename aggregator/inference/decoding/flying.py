@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from aggregator.engine.outcome import MissingKind, Outcome
 from aggregator.engine.returned import Returned
-from aggregator.engine.trip import Errand, Trips
+from aggregator.engine.trip import Trips
 from aggregator.inference.decoding.flights import Flight, row_inputs
-from aggregator.inference.decoding.programs import FlightPrograms, RowsCut, slot_scope
+from aggregator.inference.decoding.programs import RowsCut
+from aggregator.inference.decoding.routes import FlightRoute, FlightRoutes
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, NotFound, Unavailable
 from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.schedule.pieces import DecoderForm
@@ -41,9 +40,7 @@ class FlightLost(Exception):
         self.lacks = lacks
 
 
-async def fly(
-    trips: Trips, programs: FlightPrograms, form: DecoderForm, cut: RowsCut, flight: Flight
-) -> Array:
+async def fly(trips: Trips, routes: FlightRoutes, form: DecoderForm, cut: RowsCut, flight: Flight) -> Array:
     """The logits of a flight's rows, float32 [rows, vocabulary].
 
     Raises:
@@ -52,46 +49,34 @@ async def fly(
     schedule = cut.course.schedule
     feeds = row_inputs(flight, form, {name: spec.dtype for name, spec in schedule.feeds.items()})
     meetings = Meetings(cut.course.folds)
-    slots = tuple(slot_scope(programs.deployment, programs.life, slot) for slot in flight.slots)
+    route = routes.route(cut, flight)
     places: dict[tuple[int, int], dict[str, Array]] = {}
-    for number, step in enumerate(schedule.steps):
-        errands: list[Errand] = []
-        parts: dict[str, int] = {}
-        for segment in step.segments:
-            one = next(one for one in cut.course.parts[segment.part] if one.step == number)
-            call = programs.call(cut, one, slots, flight.lane)
-            shard = f"part{segment.part}.step{number}"
-            parts[shard] = segment.part
-            errands.append(
-                Errand(
-                    shard=shard,
-                    holders=(flight.place[segment.part],),
-                    coverage=range(segment.part, segment.part + 1),
-                    instructions=call.instructions,
-                    wanted=call.wanted,
-                    inline=call.inline(flight, form, segment.part, feeds, meetings, places),
-                    prepared=call.prepared,
-                )
-            )
 
-        def take(answer: Returned, number: int = number, parts: Mapping[str, int] = parts) -> None:
-            outputs = {name: answer.array(name) for name in answer.tensors}
-            if outputs:
-                meetings.add(number, parts[answer.shard], outputs)
+    def take(answer: Returned) -> None:
+        if answer.tensors:
+            step, part = route.parts[answer.shard]
+            meetings.add(step, part, {name: answer.array(name) for name in answer.tensors})
 
+    for step in route.steps:
+        tensors: dict[str, Array] = {}
+        for part, call in step.calls:
+            tensors |= call.inline(flight, form, part, feeds, meetings, places)
         try:
-            outcome = await trips.make(errands, FLIGHT_SECONDS, take, believed=(), patient=False)
+            outcome = await trips.make(
+                step.errands, FLIGHT_SECONDS, take, tensors=tensors, believed=(), patient=False
+            )
         except EdgeAttentionError as error:
             raise FlightLost(error, False, False) from None
-        _require_whole(outcome, parts, flight)
+        if outcome.missing:
+            _require_whole(outcome, route, flight)
     logits = np.array(meetings.whole(schedule.results[form.logits]))
     return logits.reshape(flight.rows, -1)
 
 
-def _require_whole(outcome: Outcome, parts: Mapping[str, int], flight: Flight) -> None:
+def _require_whole(outcome: Outcome, route: FlightRoute, flight: Flight) -> None:
     clean = all(missing.said for missing in outcome.missing.values())
     for shard, missing in outcome.missing.items():
-        part = parts[shard]
+        _, part = route.parts[shard]
         error = missing.error or missing.cause(missing.text)
         if missing.kind is MissingKind.LOST:
             raise FlightLost(error, True, clean)

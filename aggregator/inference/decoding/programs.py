@@ -41,7 +41,14 @@ from edge_attention.core.schedule.schedule import Constant, Delivery, Kept, Mode
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.attention import library
 
-__all__ = ["FlightCall", "FlightPrograms", "cache_scope", "lane_of", "rows_shape", "slot_scope"]
+__all__ = [
+    "FlightCall",
+    "FlightPrograms",
+    "cache_scope",
+    "lane_of",
+    "rows_shape",
+    "slot_scope",
+]
 
 PROGRAMS = 4096
 """Of one decoder that are kept here; those used longest ago are made again."""
@@ -264,7 +271,7 @@ class _ProgramWriter:
                 self._slot(name, source, form.dtype, extent_shape(form.shape, extent))
 
     def _slot(self, name: str, source: ModelInput | Delivery, dtype: str, shape: tuple[int, ...]) -> None:
-        slot = f"task/i{len(self._sent)}"
+        slot = f"task/{self._one.part}.i{len(self._sent)}"  # all parts of a step are sent one mapping
         self._sent[slot] = source
         self._tensors[slot] = np.broadcast_to(np.zeros((), dtype), shape)
         self._names[name] = Stored(slot)
@@ -332,7 +339,7 @@ class _ProgramWriter:
         for slot, known in self._places.items():
             if known == name:
                 return slot
-        slot = f"task/p{len(self._places)}"
+        slot = f"task/{self._one.part}.p{len(self._places)}"
         self._places[slot] = name
         self._tensors[slot] = np.broadcast_to(np.zeros((), np.int64), shape)
         return slot

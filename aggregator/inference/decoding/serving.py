@@ -27,6 +27,7 @@ from aggregator.inference.decoding.programs import (
     rows_shape,
     slot_scope,
 )
+from aggregator.inference.decoding.routes import FlightRoutes
 from aggregator.inference.decoding.scheduling import (
     Action,
     CallAnswered,
@@ -103,6 +104,7 @@ class DecoderServing:
         self.life = secrets.token_hex(4)
         self._weights: dict[Weight, KnownWeight] = {}
         self._programs = FlightPrograms(deployment, self.life, self._weights)
+        self._routes = FlightRoutes(self._programs)
         self._cuts: dict[int, RowsCut] = {}
         self._graphs: tuple[str, ...] = ()
         self._holders: ShapeHolders | None = None
@@ -331,7 +333,7 @@ class DecoderServing:
     async def _fly(self, flight: Flight) -> None:
         again, clean, lacks = False, False, None
         try:
-            logits = await fly(self._trips, self._programs, self.form, self._cuts[flight.rows], flight)
+            logits = await fly(self._trips, self._routes, self.form, self._cuts[flight.rows], flight)
             if not np.isfinite(logits).all():
                 log.warning("a decoder's logits are not all finite")
             self._perform(self.machine.landed(flight.number, logits, time.monotonic()))

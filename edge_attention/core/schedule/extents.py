@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from edge_attention.core.tensors import Array
 
@@ -59,43 +61,62 @@ def extent_shape(shape: Sequence[int], extent: Extent) -> tuple[int, ...]:
 
 
 def take(array: Array, extent: Extent) -> Array:
-    """The elements of `array` in `extent`: a view where each span is one range of its axis, else a copy."""
-    for span in extent:
-        array = _within(array, span).reshape(extent_shape(array.shape, (span,)))
-    return array
+    """The elements of `array` in `extent`: a view where each span is one range of its axis, else a copy.
+
+    Raises:
+        ValueError: a span is of an axis of another size.
+    """
+    if not extent:
+        return array
+    where = _where(array.shape, extent)
+    return array.reshape(where.apart)[where.chosen].reshape(where.shape)
 
 
 def place(array: Array, extent: Extent, piece: Array) -> None:
     """Write `piece` where `extent` is in `array`.
 
     Raises:
-        ValueError: `piece` has another shape than the extent.
+        ValueError: `piece` has another shape than the extent, or a span is of an axis of another size.
     """
-    if piece.shape != extent_shape(array.shape, extent):
-        raise ValueError(f"an extent of {extent_shape(array.shape, extent)} is given {piece.shape}")
     if not extent:
+        if piece.shape != array.shape:
+            raise ValueError(f"an extent of {array.shape} is given {piece.shape}")
         array[...] = piece
         return
-    # All spans at once, so that it is a view of `array`: each of the spans' axes becomes three.
-    shape: list[int] = []
-    index: list[slice] = []
-    spans = {span.axis: span for span in extent}
-    for axis, size in enumerate(array.shape):
-        span = spans.get(axis)
-        shape += [size] if span is None else [span.outer, span.size, span.inner]
-        whole = slice(None)
-        index += [whole] if span is None else [whole, slice(span.start, span.stop), whole]
+    where = _where(array.shape, extent)
+    if piece.shape != where.shape:
+        raise ValueError(f"an extent of {where.shape} is given {piece.shape}")
     view = array.view()
-    view.shape = tuple(shape)  # raises where it would copy
-    part = view[tuple(index)]
+    view.shape = where.apart  # raises where it would copy
+    part = view[where.chosen]
     part[...] = piece.reshape(part.shape)
 
 
-def _within(array: Array, span: AxisSpan) -> Array:
-    shape = array.shape
-    if shape[span.axis] != math.prod((span.outer, span.size, span.inner)):
-        raise ValueError(f"{span} is of another axis than {shape[span.axis]} elements")
-    before, after = shape[: span.axis], shape[span.axis + 1 :]
-    parts = array.reshape(*before, span.outer, span.size, span.inner, *after)
-    index = (slice(None),) * (span.axis + 1)
-    return parts[(*index, slice(span.start, span.stop))]
+class _Where(NamedTuple):
+    """An extent in arrays of one shape: each of the spans' axes becomes three, so that all spans at once are
+    one index."""
+
+    shape: tuple[int, ...]
+    apart: tuple[int, ...]
+    chosen: tuple[slice, ...]
+
+
+@lru_cache(4096)
+def _where(shape: tuple[int, ...], extent: Extent) -> _Where:
+    spans = {span.axis: span for span in extent}
+    apart: list[int] = []
+    index: list[slice] = []
+    whole = slice(None)
+    for axis, size in enumerate(shape):
+        span = spans.pop(axis, None)
+        if span is None:
+            apart.append(size)
+            index.append(whole)
+            continue
+        if size != math.prod((span.outer, span.size, span.inner)):
+            raise ValueError(f"{span} is of another axis than {size} elements")
+        apart += [span.outer, span.size, span.inner]
+        index += [whole, slice(span.start, span.stop), whole]
+    if spans:
+        raise ValueError(f"{extent} is of more axes than {shape} has")
+    return _Where(extent_shape(shape, extent), tuple(apart), tuple(index))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -321,7 +322,7 @@ def _has_nan(array: Array) -> bool:
     if array.dtype == np.float16:  # NumPy widens each to compare it: 30 times as slow as its bits
         return _largest_half(array) > _HALF_INF
     # NaN makes a minimum NaN; nothing is written down for it.
-    return bool(np.isnan(array.min()))
+    return bool(np.isnan(np.minimum.reduce(array, axis=None)))
 
 
 _HALF_INF = 0xF800
@@ -337,9 +338,9 @@ def _checked(
 ) -> tuple[Array, Array | None]:
     """The piece, and the lse of a partial, without its last dimension of 1."""
     spec = boundary.spec
-    shape = extent_shape(spec.shape, piece.extent)
+    form = spec if not piece.extent else _form_of(spec, piece.extent)
+    shape = form.shape
     if not piece.lse:
-        form = spec if piece.extent == WHOLE else TensorForm(spec.dtype, shape)
         array = outputs.get(piece.output)
         require_form(array, form, piece.output)
         assert array is not None
@@ -353,6 +354,12 @@ def _checked(
         raise InvalidTensor(f"{what} came as {found}; partials are {list(shape)} and {[*shape[:-1], 1]}")
     partial = Partial(out, lse[..., 0]).check(shape, f"{piece.output} and {piece.lse}")
     return partial.out, partial.lse
+
+
+@lru_cache(4096)
+def _form_of(spec: TensorForm, extent: Extent) -> TensorForm:
+    """The form of a piece of a boundary."""
+    return TensorForm(spec.dtype, extent_shape(spec.shape, extent))
 
 
 def _identity(spec: TensorForm, collective: Collective) -> Array:
