@@ -36,6 +36,7 @@ NAMES = (
     "infer_memory",
     "serve",
     "decode",
+    "split",
 )
 RESULTS = Path(__file__).parent / "results.json"
 

@@ -175,6 +175,12 @@ def main(
         sets = [datasets.read(spec) for spec in data]
         if len({dataset.name for dataset in sets}) < len(sets):
             raise InvalidArgument("two --data have one name; give each its own")
+        if sets:
+            from edge_node.data.digests import digest_key
+
+            if key := digest_key(store, secret):
+                for dataset in sets:
+                    dataset.tell_changes(key)
         apart = limit // 2 if sets else 0
         held = stores.Store(limit - apart, Files(store) if store else None, apart)
         refused = None if no_cell else RefusedGraphs(store, allow_graph)

@@ -53,8 +53,13 @@ def model_of(kind):
     return data, LossSpec("cross_entropy"), ("*",), NewHead(of="last_hidden_state", outputs=4, pool="mean")
 
 
-def trained(kind, arrays, optimizer, schedule, steps, batch, *, seed=0, train=None):
-    """Losses and parameters after `steps` steps, each on a whole batch."""
+def trained(
+    kind, arrays, optimizer, schedule, steps, batch, *, seed=0, train=None, values=None, first=1, total=None
+):
+    """Losses and parameters after `steps` steps, each on a whole batch.
+
+    From `values` on and step `first` of `total`, with an optimizer that begins anew, where they are given.
+    """
     data, loss, parameters, head = model_of(kind)
     rows = {"data": {name: array.shape[1:] for name, array in arrays.items()}}
     model = load_model(
@@ -66,19 +71,19 @@ def trained(kind, arrays, optimizer, schedule, steps, batch, *, seed=0, train=No
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     taken = [value.name for value in session.get_inputs()]
     made = [value.name for value in session.get_outputs()]
-    values = dict(model.parameters)
+    values = dict(values or model.parameters)
     rates = schedule_from(schedule[0], **schedule[1])
     state = optimizer_from(optimizer[0], **optimizer[1]).init(values)
     count = len(arrays["labels"])
     losses = []
-    for step in range(1, steps + 1):
+    for step in range(first, first + steps):
         rows_of = training_rows(count, 0.0, batch, 1, seed, "", step)[0]
         feeds = {name: array[rows_of] for name, array in arrays.items()}
         feeds |= {f"x/{i}": value for i, value in enumerate(values.values())}
         found = dict(zip(made, session.run(made, {n: feeds[n] for n in taken}), strict=True))
         losses.append(float(found["loss"]))
         gradients = {name: found[f"grad/{i}"] for i, name in enumerate(values)}
-        lr = optimizer[1]["lr"] * rates.factor(step, steps)
+        lr = optimizer[1]["lr"] * rates.factor(step, total or steps)
         stepped = optimizer_from(optimizer[0], **{**optimizer[1], "lr": lr})
         values, state = stepped.step(values, gradients, state)
     return losses, values

@@ -52,6 +52,7 @@ def _require_dataset(dataset: Dataset, who: str) -> None:
     require_name(dataset.name, f"{who}: dataset")
     what = f"{who}: dataset {dataset.name!r}: columns"
     _require_count(dataset.columns, what, COLUMNS)
+    _require_text(dataset.digest, f"{who}: dataset {dataset.name!r}: its digest", 64)
     for column in dataset.columns:
         _require_text(column.name, f"{what}: a name", WORDS)
         if len(column.shape) > MAX_RANK:
@@ -77,7 +78,7 @@ def description_bytes(register: Register) -> int:
     size = _ITEM + 12 * _NUMBER + _text(register.name) + _text(register.software) + _text(register.provider)
     size += sum(map(_text, register.releases))
     for dataset in register.datasets:
-        size += _ITEM + _text(dataset.name) + 2 * _NUMBER
+        size += _ITEM + _text(dataset.name) + _text(dataset.digest) + 2 * _NUMBER
         for column in dataset.columns:
             size += 2 * _ITEM + _text(column.name) + _NUMBER * (1 + len(column.shape))
     return size + (_box(register.box) if register.box is not None else 0)

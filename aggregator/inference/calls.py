@@ -59,6 +59,7 @@ __all__ = [
     "changing_name",
     "constant_name",
     "job_scope",
+    "kept_scope",
     "lane_scope",
     "weight_name",
 ]
@@ -80,6 +81,11 @@ def job_scope(deployment: str) -> str:
 
 def lane_scope(deployment: str, lane: int) -> str:
     return f"{job_scope(deployment)}lane{lane}/"
+
+
+def kept_scope(deployment: str, lane: int, part: int) -> str:
+    """What the names of all that a part keeps of a request begin with."""
+    return f"{lane_scope(deployment, lane)}p{part}/"
 
 
 def weight_name(deployment: str, weight: KnownWeight) -> str:

@@ -12,7 +12,8 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from aggregator.engine.recipe import Engine
@@ -35,7 +36,7 @@ from edge_attention.core.messages.program import Drop
 from edge_attention.core.schedule.schedule import Schedule, Weight
 from edge_attention.core.tensors import Array, require_stored
 
-__all__ = ["ChangingWeights", "ModelRunner"]
+__all__ = ["ChangingWeights", "HeldRequest", "ModelRunner"]
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,21 @@ class ChangingWeights:
 
     number: int
     read: Callable[[Weight], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldRequest:
+    """A request that has its results, whose lane on the nodes nobody else has yet.
+
+    Attributes:
+        nodes: part -> the node that ran it.
+        moves: how often a part went on on another node: what that one kept only is not there.
+    """
+
+    lane: int
+    nodes: Mapping[int, str]
+    moves: int
+    results: Mapping[str, Array]
 
 
 class ModelRunner:
@@ -219,8 +235,12 @@ class ModelRunner:
         seconds: float,
         *,
         partial: bool = False,
+        then: Callable[[HeldRequest], Awaitable[None]] | None = None,
     ) -> ModelAnswer:
         """The model's outputs for `feeds`, in `seconds` at most.
+
+        `then`: what is still to be done with what nodes keep of it; so long nobody else has its lane. What it
+        raises is raised.
 
         `partial`: after half of that time it goes on without parts that no node holds, where the rest still
         says something (partials of attention); the answer tells what it lacks.
@@ -238,10 +258,9 @@ class ModelRunner:
         require_feeds(made.calls.feeds, feeds)
         peak = made.course.peak
         await self._room.take(peak, seconds)
-        try:
-            return await self._infer(deployment, deployed, made, feeds, began, seconds, partial)
-        finally:
-            self._room.give_back(peak)
+        with ExitStack() as room:
+            room.callback(self._room.give_back, peak)
+            return await self._infer(deployment, deployed, made, feeds, began, seconds, partial, then, room)
 
     async def _infer(
         self,
@@ -252,6 +271,8 @@ class ModelRunner:
         began: float,
         seconds: float,
         partial: bool,
+        then: Callable[[HeldRequest], Awaitable[None]] | None,
+        room: ExitStack,
     ) -> ModelAnswer:
         lane = await deployed.lanes.take(max(began + seconds - time.monotonic(), 0.0))
         clean = False
@@ -266,6 +287,12 @@ class ModelRunner:
                 clean = request.clean
             finally:
                 self._running.discard(request)
+            if then is not None:
+                room.close()  # its boundaries are results now, and whoever waits may be waited for by `then`
+                clean = False
+                nodes = {part: machine.of(part)[1] for part in range(made.course.schedule.parts)}
+                await then(HeldRequest(lane, nodes, machine.moves, machine.results()))
+                clean = request.clean
         finally:
             if not clean:
                 for shared in deployed.shapes.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,9 @@ from aggregator.training.fusion.trainer import Trainer
 from aggregator.training.services import Services
 from aggregator.training.split import checks as split_checks
 from aggregator.training.split import releases as split_releases
+from aggregator.training.split.groups import group_jobs
 from aggregator.training.split.on_nodes import node_views
-from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SplitPlan
+from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SplitPlan, cut_folder, sums_of
 from aggregator.training.split.trainer import SplitTrainer
 from edge_attention.core.errors import FailedPrecondition, NotFound
 from edge_attention.core.messages.link import Dataset
@@ -260,20 +262,27 @@ class FederatedRecipe(JobRecipe):
 
 
 class SplitRecipe(JobRecipe):
+    """A plan for each group of nodes, or one for all nodes."""
+
     def __init__(self, job: SplitJob, services: Services) -> None:
         super().__init__(services)
         self._job = job
-        self._planned: SplitPlan | None = None
-
-    @property
-    def _plan(self) -> SplitPlan:
-        assert self._planned is not None
-        return self._planned
+        self._jobs = group_jobs(job)
+        self._plans: list[SplitPlan] = []
+        self._folders: list[Path] = []
 
     async def plan(self) -> None:
-        job = self._job
-        split_checks.check(job)
-        nodes = self._nodes()
+        split_checks.check(self._job)
+        try:
+            for job in self._jobs:
+                await self._plan_of(job)
+        except BaseException:
+            await self.discard()
+            raise
+        split_checks.require_alike(self._plans)
+
+    async def _plan_of(self, job: SplitJob) -> None:
+        nodes = self._nodes(job)
         rows: dict[str, dict[str, tuple[int, ...]]] = {}
         if job.data.on_nodes:
             for dataset in (job.data.inputs, job.data.labels):
@@ -282,17 +291,25 @@ class SplitRecipe(JobRecipe):
                     rows.setdefault(node.name, {}).update(shapes)
         digests = filter(None, (job.model.graph, job.model.initial, job.data.file))
         made = await self._make(job, digests, rows, nodes)
-        self._planned = SplitPlan.from_json(made)
+        assert self._folder is not None
+        self._folders.append(self._folder)
+        self._folder = None
+        self._plans.append(SplitPlan.from_json(made))
 
-    def _nodes(self) -> tuple[NodeTold, ...]:
+    async def discard(self) -> None:
+        await super().discard()
+        while self._folders:
+            await scratch.remove(self._folders.pop())
+
+    def _nodes(self, job: SplitJob) -> tuple[NodeTold, ...]:
         """Those that are to hold parts, in the parts' order: where samples are on nodes, theirs are the first
         and the last."""
         membership = self._services.membership
         live = {m.register.name: m for m in membership.members() if m.live}
-        names = list(self._job.nodes) or sorted(live)
-        if self._job.data.on_nodes and not self._job.nodes:
-            first = self._with(self._job.data.inputs, names)
-            last = self._with(self._job.data.labels, names)
+        names = list(job.nodes) or sorted(live)
+        if job.data.on_nodes and not job.nodes:
+            first = self._with(job.data.inputs, names)
+            last = self._with(job.data.labels, names)
             names = [first, *(name for name in names if name not in (first, last))]
             names += [last] if last != first else []
         found = []
@@ -314,43 +331,56 @@ class SplitRecipe(JobRecipe):
             "nodes in the job: the first is to have the inputs, the last the labels"
         )
 
-    def _schedule(self, shape: str) -> Schedule:
-        assert self._folder is not None
-        return CutFolder(self._folder / "cut" / MODEL, self._folder / "cut" / shape).schedule()
+    def _schedule(self, group: int, shape: str) -> Schedule:
+        cut = self._folders[group] / "cut"
+        return CutFolder(cut / MODEL, cut / shape).schedule()
 
     def released(self) -> tuple[PlannedGraph, ...]:
-        plan, schedule = self._plan, self._schedule(CUT)
-        if not self._job.data.on_nodes:
+        return tuple(graph for group in range(len(self._jobs)) for graph in self._released(group))
+
+    def _released(self, group: int) -> tuple[PlannedGraph, ...]:
+        job, plan, schedule = self._jobs[group], self._plans[group], self._schedule(group, CUT)
+        if not job.data.on_nodes:
             return split_releases.planned_graphs(schedule, plan.holders, {})
-        shapes = (CUT, EVALUATE) if self._job.holdout else (CUT,)
-        views = node_views(self._job, plan, self._datasets())
-        needed = split_releases.part_releases(map(self._schedule, shapes), views)
+        shapes = (CUT, EVALUATE) if job.holdout else (CUT,)
+        views = node_views(job, plan, self._datasets(plan))
+        schedules = [self._schedule(group, shape) for shape in shapes]
+        sums = sums_of(self._folders[group] / "cut")
+        needed = split_releases.part_releases(schedules, views, sums)
         return split_releases.planned_graphs(schedule, plan.holders, needed)
 
-    def _datasets(self) -> dict[str, tuple[Dataset, ...]]:
-        members = (self._services.membership.get(node) for node in self._plan.nodes)
+    def _datasets(self, plan: SplitPlan) -> dict[str, tuple[Dataset, ...]]:
+        members = (self._services.membership.get(node) for node in plan.nodes)
         return {m.register.name: m.register.datasets for m in members if m is not None and m.live}
 
     def models(self) -> tuple[PlannedModel, ...]:
-        return (self._plan.model,)
+        return tuple(plan.model for plan in self._plans)
 
     def check_nodes(self) -> None:
-        if self._job.data.on_nodes:
-            node_views(self._job, self._plan, self._datasets())
+        for job, plan in zip(self._jobs, self._plans, strict=True):
+            if job.data.on_nodes:
+                node_views(job, plan, self._datasets(plan))
 
     def keep(self, run: str) -> Mapping[str, str]:
+        self._folder = self._folders[0]
         self._keep(run, ())
-        assert self._folder is not None
-        (self._folder / "cut").rename(self._services.parameters.folder(run) / "cut")
-        return {"split_plan": self._plan.to_json()}
+        self._folder = None
+        cut = self._services.parameters.folder(run) / "cut"
+        for group, folder in enumerate(self._folders):
+            into = cut_folder(cut, self._job, group)
+            into.parent.mkdir(mode=0o700, exist_ok=True)
+            (folder / "cut").rename(into)
+        plans = [plan.to_json() for plan in self._plans]
+        return {"split_plan": plans[0], **({"split_plans": json.dumps(plans)} if self._job.groups else {})}
 
     async def recall(self, run: str, stored: Mapping[str, str]) -> None:
         if "split_plan" not in stored:
             raise FailedPrecondition(f"of run {run} its plan is not kept; start it anew")
-        self._planned = SplitPlan.from_json(stored["split_plan"])
+        plans = json.loads(stored["split_plans"]) if self._job.groups else [stored["split_plan"]]
+        self._plans = [SplitPlan.from_json(text) for text in plans]
 
     async def train(self, active: ActiveRun) -> str:
-        return await SplitTrainer(active, self._job, self._plan, self._services).train()
+        return await SplitTrainer(active, self._job, self._plans, self._services).train()
 
 
 def recipe_of(job: Job | None, services: Services) -> JobRecipe:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,14 @@ from edge_attention.core.errors import DataLoss, InvalidArgument, InvalidTensor
 from edge_attention.core.keywords import named_fields
 from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.inference import PLAN_FILE_BYTES
-from edge_attention.core.messages.training import OptimizerSpec, ScheduleSpec, SplitData, StopSpec
+from edge_attention.core.messages.training import (
+    OptimizerSpec,
+    ScheduleSpec,
+    SplitData,
+    SplitGroup,
+    StopSpec,
+    StrategySpec,
+)
 from edge_attention.core.tensors import Array
 from edge_attention.jobs import federated_checks as checks
 from edge_attention.jobs.array_files import load_npz
@@ -47,6 +54,7 @@ MAX_DATA = 1 << 30
 Data = str | Path | Mapping[str, Array] | SplitData
 """An .npz or .safetensors file of arrays by the model's inputs, a row a sample; the arrays; or where on nodes
 the samples are."""
+MAX_GROUPS, MAX_LOCAL_STEPS = 64, 100_000
 
 
 @named_fields
@@ -68,12 +76,18 @@ class SplitJob:
         clip: above 0: the L2 norm of a step's gradient, over all parameters, is at most that.
         seed, holdout, evaluate_every, patience_seconds, stop, keep_versions: as of a federated job.
         columns, missing_values: as of a federated job, where the samples are on nodes.
+        groups: of nodes that hold the whole model each and train it on their own data: the names of each, or
+            how many groups of equal size `nodes` make, in their order. `data` is then a list, one a group, or
+            the datasets that each group's own nodes have.
+        local_steps: that a group takes in a round, of `batch` samples each, with an optimizer that begins
+            anew; then what groups have come to is folded.
+        strategy: how, as of a federated job: a name of core/strategies, or one with options.
     """
 
     name: str
     model: FederatedModel
     split: str | Path
-    data: Data
+    data: Data | Sequence[Data]
     optimizer: str | OptimizerSpec
     rounds: int
     batch: int
@@ -90,6 +104,9 @@ class SplitJob:
     keep_versions: int = 10
     columns: Columns = field(default_factory=dict)
     missing_values: WhereMissing | None = None
+    groups: int | Sequence[Sequence[str]] = ()
+    local_steps: int = 1
+    strategy: str | StrategySpec = "fedavg"
 
     def prepare(self) -> tuple[jobs.SplitJob, dict[str, bytes]]:
         """The job as it travels, and its files by SHA-256.
@@ -111,6 +128,9 @@ class SplitJob:
             "model.inputs",
         )
         split, plan = _split(self.split)
+        nodes = checks.texts(self.nodes, "nodes")
+        members = _groups(self.groups, nodes)
+        data, own = _data_of(self.data, len(members), digest)
         batch = require_whole(self.batch, "batch", 1, 65_536)
         pieces = require_whole(self.micro_batches, "micro_batches", 1, 1024)
         if batch % pieces:
@@ -122,12 +142,12 @@ class SplitJob:
             model=sent_model(self.model, inputs, digest),
             split=split,
             plan=plan,
-            data=_data(self.data, digest),
+            data=data,
             optimizer=checks.named(self.optimizer, "optimizer", OptimizerSpec),
             schedule=checks.named(self.schedule, "schedule", ScheduleSpec),
             rounds=require_whole(self.rounds, "rounds", 1, 10_000_000),
             batch=batch,
-            nodes=checks.texts(self.nodes, "nodes"),
+            nodes=() if members else nodes,
             micro_batches=pieces,
             recompute=checks.switch(self.recompute, "recompute"),
             clip=checks.number(self.clip, "clip"),
@@ -138,6 +158,9 @@ class SplitJob:
             stop=checks.stop(self.stop),
             keep_versions=require_whole(self.keep_versions, "keep_versions", 1),
             table=table,
+            groups=tuple(SplitGroup(names, file) for names, file in zip(members, own, strict=True)),
+            local_steps=require_whole(self.local_steps, "local_steps", 1, MAX_LOCAL_STEPS),
+            strategy=checks.named(self.strategy, "strategy", StrategySpec),
         ), files
 
 
@@ -164,6 +187,50 @@ def _split(given: Any) -> tuple[str, bytes]:
             "(PLAN_FILE_BYTES)"
         )
     return "", data
+
+
+def _groups(given: Any, nodes: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The nodes of each group; none: no groups."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        count = require_whole(given, "groups", 1, MAX_GROUPS)
+        if not nodes or len(nodes) % count:
+            raise InvalidArgument(
+                f"groups is {count} and nodes names {len(nodes)}: they are cut into so many groups of equal "
+                'size; name as many, or the groups, as groups = [["a", "b"], ["c", "d"]]'
+            )
+        size = len(nodes) // count
+        return tuple(nodes[at : at + size] for at in range(0, len(nodes), size))
+    if not isinstance(given, list | tuple):
+        raise InvalidArgument(f"groups is {said(given)}; give a number, or a list of each group's nodes")
+    if given and nodes:
+        raise InvalidArgument("nodes and groups name nodes; give one of both")
+    if len(given) > MAX_GROUPS:
+        raise InvalidArgument(f"groups has {len(given)}; there are {MAX_GROUPS} at most (MAX_GROUPS)")
+    found = tuple(checks.texts(names, f"groups, number {at},") for at, names in enumerate(given))
+    for at, names in enumerate(found):
+        if not names:
+            raise InvalidArgument(f"groups, number {at}, names no node")
+    named = [name for names in found for name in names]
+    if twice := next((name for name in named if named.count(name) > 1), ""):
+        raise InvalidArgument(f"groups names {twice!r} twice: a node is of one group")
+    return found
+
+
+def _data_of(given: Any, groups: int, digest: Callable[[bytes], str]) -> tuple[SplitData, tuple[str, ...]]:
+    """Where the samples are, and the file of each group's own."""
+    if not groups:
+        return _data(given, digest), ()
+    if isinstance(given, SplitData):
+        return _data(given, digest), ("",) * groups
+    if not isinstance(given, list | tuple) or len(given) != groups:
+        raise InvalidArgument(
+            f"data is {said(given)} and there are {groups} groups: give a list of one file a group, or the "
+            "datasets that the groups' nodes have"
+        )
+    found = [_data(one, digest) for one in given]
+    if any(one.on_nodes for one in found):
+        raise InvalidArgument("data is a list, of a file a group; datasets on nodes are named once for all")
+    return SplitData(), tuple(one.file for one in found)
 
 
 def _data(given: Any, digest: Callable[[bytes], str]) -> SplitData:

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.messages.training import OptimizerSpec, ScheduleSpec, SplitData, StopSpec
+from edge_attention.core.messages.training import (
+    OptimizerSpec,
+    ScheduleSpec,
+    SplitData,
+    StopSpec,
+    StrategySpec,
+)
 from edge_attention.jobs.column_tables import columns_of
 from edge_attention.jobs.federated_job import FederatedModel
 from edge_attention.jobs.federated_job_file import model_of, named_of, stop_of
@@ -46,6 +52,9 @@ def split_job(path: Path, content: dict[str, Any]) -> SplitJob:
         patience_seconds=table.optional_number("patience_seconds"),
         stop=stop_of(table.table("stop", names_of(StopSpec))),
         keep_versions=table.take("keep_versions", int, 10),
+        groups=_groups(table),
+        local_steps=table.take("local_steps", int, 1),
+        strategy=named_of(table, "strategy", StrategySpec, StrategySpec("fedavg")),
         **columns_of(table),
     )
 
@@ -56,7 +65,16 @@ def _split(table: TomlTable, path: Path) -> str | Path:
     return path.parent / given if is_plan_file(given) else given
 
 
-def _data(table: TomlTable, path: Path) -> Data:
+def _groups(table: TomlTable) -> int | list[list[str]]:
+    """How many, or the nodes of each."""
+    if table.is_whole("groups"):
+        return table.take("groups", int)
+    return table.take("groups", list, [])
+
+
+def _data(table: TomlTable, path: Path) -> Data | list[Data]:
+    if table.is_list("data"):
+        return [path.parent / file for file in table.strings("data")]
     if table.is_text("data"):
         return path.parent / table.take("data", str)
     inner = table.table("data", {"inputs", "labels", "passes"})

@@ -70,6 +70,13 @@ class TomlTable:
     def is_text(self, key: str) -> bool:
         return isinstance(self._values.get(key), str)
 
+    def is_list(self, key: str) -> bool:
+        return isinstance(self._values.get(key), list)
+
+    def is_whole(self, key: str) -> bool:
+        value = self._values.get(key)
+        return isinstance(value, int) and not isinstance(value, bool)
+
     def take(self, key: str, kind: type[T], default: T | None = None) -> T:
         """The value of `key`, which must be of `kind`; without a default it must be there."""
         if key not in self._values and default is not None:

@@ -80,6 +80,12 @@ class LocalDataset:
         """What the aggregator may know of it."""
         return self.described
 
+    def tell_changes(self, key: bytes) -> None:
+        """Have the description say when anything of it is another. `key`: this node's alone."""
+        from edge_node.data.digests import data_digest  # which a node without datasets spares
+
+        self.described = replace(self.described, digest=data_digest(self._table, key))
+
     def column(self, name: str) -> Array:
         """The column [rows, ...] as it is. Raises InvalidArgument if there is none, or it is not whole."""
         held = self.held(name)

@@ -13,6 +13,7 @@ from edge_attention import (
     ScheduleSpec,
     SplitData,
     SplitJob,
+    StrategySpec,
     read_job,
 )
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
@@ -103,6 +104,49 @@ def test_a_plans_file_is_beside_the_jobs_whatever_it_is_called(tmp_path, name):
     sent, _ = read_job(tmp_path / "job.toml").prepare()
     assert (sent.split, sent.plan) == ("", b"a plan")
     assert job(split=str(tmp_path / name)).prepare()[0].plan == b"a plan"
+
+
+def test_groups_by_name_and_by_number(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(MODEL)
+    np.savez(tmp_path / "north.npz", **ROWS)
+    np.savez(tmp_path / "south.npz", **{name: rows[:4] for name, rows in ROWS.items()})
+    more = 'local_steps = 5\nstrategy = { name = "fedavgm", momentum = 0.5 }\n'
+    for groups in ('groups = [["a", "b"], ["c", "d"]]', 'groups = 2\nnodes = ["a", "b", "c", "d"]'):
+        text = more + groups + TOML.format(data='["north.npz", "south.npz"]')
+        (tmp_path / "job.toml").write_text(text)
+        sent, files = read_job(tmp_path / "job.toml").prepare()
+        assert [group.nodes for group in sent.groups] == [("a", "b"), ("c", "d")]
+        assert [len(read_safetensors(files[group.file])["tokens"]) for group in sent.groups] == [6, 4]
+        assert (sent.nodes, sent.data, sent.local_steps) == ((), SplitData(), 5)
+        assert sent.strategy == StrategySpec("fedavgm", {"momentum": 0.5})
+        request = START_RUN.request.decode(START_RUN.request.encode(StartRunRequest(split=sent)))
+        assert request.any_job == sent
+    own = job(data=SplitData(inputs="texts", labels="marks"), groups=[["a"], ["b"]]).prepare()[0]
+    assert own.data == SplitData("", "texts", "marks")
+    assert [group.file for group in own.groups] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"groups": 2}, "groups is 2 and nodes names 0"),
+        ({"groups": 2, "nodes": ("a", "b", "c")}, "groups is 2 and nodes names 3"),
+        ({"groups": True}, "groups is True; give a number, or a list"),
+        ({"groups": [["a"], []]}, "groups, number 1, names no node"),
+        ({"groups": [["a"], ["a"]]}, "groups names 'a' twice"),
+        ({"groups": [["a"], ["b"]], "nodes": ("c",)}, "nodes and groups name nodes"),
+        ({"groups": [["a"], ["b"]]}, "there are 2 groups: give a list of one file a group"),
+        ({"groups": [["a"], ["b"]], "data": [ROWS]}, "there are 2 groups: give a list of one file a group"),
+        (
+            {"groups": [["a"]], "data": [SplitData(inputs="x", labels="y")]},
+            "datasets on nodes are named once",
+        ),
+        ({"local_steps": 0}, "local_steps is 0"),
+    ],
+)
+def test_what_cannot_be_groups_is_refused(changed, said):
+    with pytest.raises(InvalidArgument, match=said):
+        job(**changed).prepare()
 
 
 def test_steps_and_rounds_are_one_thing(tmp_path):

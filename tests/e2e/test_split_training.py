@@ -62,6 +62,22 @@ def test_it_follows_the_same_run_on_one_machine(own, kind, split):
         assert run.describe().state is RunState.FINISHED
 
 
+@pytest.mark.parametrize("split", ["layers", "heads"])
+def test_nodes_add_the_gradients_of_pieces_and_send_the_sum_once(own, split):
+    """As many bytes come up of eight pieces as of one: but for what the pieces count."""
+    came, losses = {}, {}
+    with own.client() as client:
+        for pieces in (1, 8):
+            run = client.train(job("bert", split, steps=2, batch=16, pieces=pieces, name=f"{split}-{pieces}"))
+            rounds = list(run)
+            came[pieces] = sum(rounds[-1].bytes_received.values())
+            losses[pieces] = [one.loss for one in rounds]
+            trained = 4 * sum(array.size for array in run.parameters().values())
+    np.testing.assert_allclose(losses[8], losses[1], atol=1e-5)
+    assert came[1] > trained
+    assert came[8] < came[1] + 0.5 * trained, "sent piece by piece it was seven times the gradients more"
+
+
 def test_kills_of_the_aggregator_and_of_a_node_leave_the_bits_of_a_run_without(own):
     with own.client() as client:
         whole = client.train(job("llama", "layers", name="whole"))

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from aggregator.inference.placement import plan_word
 from aggregator.training.fusion.plan import MAX_PATIENCE
+from aggregator.training.split.groups import group_jobs
+from aggregator.training.split.plan import SplitPlan
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.learning_rates import from_config as schedule_from
 from edge_attention.core.losses import loss_of
 from edge_attention.core.messages.inference import PLAN_FILE_BYTES
 from edge_attention.core.messages.training import SplitJob
 from edge_attention.core.optimizers import from_config as optimizer_from
+from edge_attention.core.strategies import from_config as strategy_from
 from edge_attention.core.table_spec import check_spec
 from edge_attention.core.tensors import require_name
 
-__all__ = ["MAX_BATCH", "check"]
+__all__ = ["MAX_BATCH", "check", "require_alike"]
 
 SPLITS = ("layers", "heads", "tokens", "batch")
+MAX_GROUPS, MAX_LOCAL_STEPS = 64, 100_000
 MAX_BATCH, MAX_PIECES, MAX_ROUNDS = 65_536, 1024, 10_000_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -31,12 +36,15 @@ def check(job: SplitJob) -> None:
     """
     require_name(job.name, "run")
     check_spec(job.table)
-    for node in job.nodes:
+    _check_groups(job)
+    nodes = [*job.nodes, *(node for group in job.groups for node in group.nodes)]
+    for node in nodes:
         require_name(node, "node")
-    if len(set(job.nodes)) != len(job.nodes):
-        raise InvalidArgument("nodes names one twice; name each once")
+    if len(set(nodes)) != len(nodes):
+        raise InvalidArgument("nodes names one twice; name each once, and in one group")
     digests = {
-        "model.graph": job.model.graph, "model.initial": job.model.initial, "data.file": job.data.file
+        "model.graph": job.model.graph, "model.initial": job.model.initial, "data.file": job.data.file,
+        **{f"groups[{at}].file": group.file for at, group in enumerate(job.groups)},
     }  # fmt: skip
     for what, digest in digests.items():
         if not _DIGEST.fullmatch(digest) and (digest or what == "model.graph"):
@@ -46,7 +54,8 @@ def check(job: SplitJob) -> None:
             "model.gradients: a step graph has gradients of its own, and is not cut; bring the model itself"
         )
     _check_split(job)
-    _check_data(job)
+    for one in group_jobs(job):
+        _check_data(one)
     optimizer_from(job.optimizer.name, **job.optimizer.options)
     schedule_from(job.schedule.name, **job.schedule.options)
     loss_of(job.model.loss)
@@ -100,6 +109,43 @@ def _check_split(job: SplitJob) -> None:
         )
     if job.split:
         plan_word(job.split)
+
+
+def _check_groups(job: SplitJob) -> None:
+    if not job.groups:
+        if job.local_steps != 1 or job.strategy.name != "fedavg" or job.strategy.options:
+            raise InvalidArgument(
+                "local_steps and strategy are of groups, and there are none: a round is a step of all nodes"
+            )
+        return
+    if job.nodes or job.data.file:
+        raise InvalidArgument("groups have nodes and data of their own; give none besides")
+    if len(job.groups) > MAX_GROUPS:
+        raise InvalidArgument(f"there are {len(job.groups)} groups; there may be {MAX_GROUPS} (MAX_GROUPS)")
+    if not all(group.nodes for group in job.groups):
+        raise InvalidArgument("a group names no node")
+    if not 1 <= job.local_steps <= MAX_LOCAL_STEPS:
+        raise InvalidArgument(f"local_steps is {job.local_steps}; it must be 1 to {MAX_LOCAL_STEPS:,}")
+    strategy = strategy_from(job.strategy.name, **job.strategy.options)
+    if strategy.gradients or strategy.asynchronous or strategy.controls:
+        raise InvalidArgument(
+            f"strategy is {strategy.name}; of groups it is one that folds what local steps have come to, all "
+            "of one version: fedavg, fedavgm, fedprox, fedadam, fedadagrad, fedyogi"
+        )
+
+
+def require_alike(plans: Sequence[SplitPlan]) -> None:
+    """Refuse groups whose parameters cannot be folded: their samples make another model of the file.
+
+    Raises:
+        InvalidArgument: naming the first group that differs.
+    """
+    for at, one in enumerate(plans):
+        if (one.names, one.shapes) != (plans[0].names, plans[0].shapes):
+            raise InvalidArgument(
+                f"groups, number {at}: its samples make other parameters of the model than those of number "
+                "0; give rows of the same shapes"
+            )
 
 
 def _check_data(job: SplitJob) -> None:

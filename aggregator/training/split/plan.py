@@ -11,11 +11,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from aggregator.training.federated.plan import DataInput
 from aggregator.training.fusion.plan import model_from
-from edge_attention.core.messages.training import PlannedModel
+from edge_attention.core.messages.training import PlannedModel, SplitJob
+from edge_attention.core.schedule.saved import loads
+from edge_attention.core.schedule.schedule import Schedule
 
 __all__ = [
     "CUT",
@@ -24,10 +27,13 @@ __all__ = [
     "LOSS_WEIGHT",
     "METRIC",
     "MODEL",
+    "SUMS",
     "SplitPart",
     "SplitPlan",
+    "cut_folder",
     "grad",
     "pieces_at_once",
+    "sums_of",
 ]
 
 MODEL, CUT, EVALUATE = "model.onnx", "train", "evaluate"
@@ -36,6 +42,9 @@ evaluations."""
 LOSS, LOSS_WEIGHT, METRIC = "loss", "loss/weight", "metric/"
 """Outputs of that model, as graphs call them: what defines them brings onnx."""
 
+SUMS = "sums.json"
+"""In the same folder: the schedule of what is sent of sums."""
+
 MOST_AT_ONCE = 8
 """Pieces under way, each of which keeps its activations on nodes meanwhile."""
 
@@ -43,6 +52,17 @@ MOST_AT_ONCE = 8
 def pieces_at_once(stages: int, pieces: int) -> int:
     """How many of a step's pieces are under way at a time: as many as keep all stages at work."""
     return min(stages + 1 if stages > 1 else 2, MOST_AT_ONCE, pieces)
+
+
+def cut_folder(cut: Path, job: SplitJob, group: int) -> Path:
+    """In the folder of what a run's model is cut into, that of a group."""
+    return cut / str(group) if job.groups else cut
+
+
+def sums_of(cut: Path) -> Schedule | None:
+    """What is sent of the sums that nodes make of gradients; None: these are sent piece by piece. Blocks."""
+    file = cut / SUMS
+    return loads(file.read_text()) if file.exists() else None
 
 
 def grad(name: str) -> str:
@@ -59,6 +79,7 @@ class SplitPart:
         share: what it does of them: `all`, `heads 0-3 of 12`.
         weights, trained: bytes of weights, and those of them that train.
         read: inputs of the model that its node reads itself.
+        kept: bytes of what its node keeps of one piece, activations above all.
     """
 
     part: int
@@ -67,6 +88,7 @@ class SplitPart:
     weights: int
     trained: int
     read: tuple[str, ...] = ()
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,9 +153,7 @@ class SplitPlan:
             str(data["plan"]),
             str(data["text"]),
             tuple(
-                SplitPart(
-                    p["part"], tuple(p["layers"]), p["share"], p["weights"], p["trained"], tuple(p["read"])
-                )
+                SplitPart(**{"kept": 0, **p, "layers": tuple(p["layers"]), "read": tuple(p["read"])})
                 for p in data["parts"]
             ),
             {int(part): tuple(nodes) for part, nodes in data["holders"].items()},

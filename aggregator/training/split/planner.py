@@ -8,7 +8,7 @@ the initial parameters as `initial.safetensors`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,24 @@ from aggregator.inference.placement import Holders, by_word, even_layers, plan_w
 from aggregator.training.federated.plan import DataInput
 from aggregator.training.federated.planner import given_values, initial_values
 from aggregator.training.split.checks import check
-from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SplitPart, SplitPlan, pieces_at_once
+from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SUMS, SplitPart, SplitPlan, pieces_at_once
 from aggregator.training.split.samples import check_samples, sample_shapes
 from aggregator.training.split.staying import passed_on, require_staying
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from edge_attention.core.messages.training import PlannedModel, SplitJob
 from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.core.schedule.saved import dumps
 from edge_attention.core.schedule.saved_plan import dumps_plan
 from edge_attention.core.schedule.schedule import Schedule, TensorForm, Weight
 from edge_attention.graphs.axes.costs import model_costs
 from edge_attention.graphs.axes.cut import cut
+from edge_attention.graphs.axes.emit import Emitted
 from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
+from edge_attention.graphs.backward.summed import summed
 from edge_attention.graphs.backward.training import training_axes, training_cut
 from edge_attention.graphs.models.model import Model, load_model
 from edge_attention.graphs.models.training_file import tied_weights, training_file
@@ -109,7 +112,12 @@ def plan(
         emitted = passed_on(emitted, [one.name for one in inputs if one.name not in labels], job.data.passes)
         read = require_staying(emitted.schedule, labels)
     trained = sum(array.nbytes for array in model.parameters.values())
-    _require_modest(emitted.schedule, size, trained)
+    sums: Schedule | None = None
+    if job.micro_batches > 1:
+        emitted, sums = summed(emitted)
+        _require_modest(sums, job.batch, trained)
+        (into / SUMS).write_text(dumps(sums))
+    _require_modest(emitted.schedule, size, 0 if sums else trained)
     write_cut(emitted, opened, into / CUT)
     if job.holdout:
         forward = cut(axes, cut_plan)
@@ -118,7 +126,7 @@ def plan(
             require_staying(forward.schedule, labels)
         _require_modest(forward.schedule, size, 0)
         write_cut(forward, opened, into / EVALUATE)
-    parts = _parts(cut_plan, axes, emitted.schedule, opened, frozenset(model.names), read)
+    parts = _parts(cut_plan, axes, emitted, opened, frozenset(model.names), read)
     made = SplitPlan(
         tuple(model.names),
         tuple(array.shape for array in model.parameters.values()),
@@ -146,7 +154,11 @@ def plan(
             ),
         ),
     )
-    _require_room(made, nodes, pieces_at_once(made.stages, job.micro_batches))
+
+    def recomputed() -> Mapping[int, int]:
+        return training_cut(opened, model.names, cut_plan, feeds, recompute=True, axes=axes).kept
+
+    _require_room(job, made, nodes, recomputed)
     safetensors.numpy.save_file(
         {f"p/{i}": np.ascontiguousarray(array) for i, array in enumerate(model.parameters.values())},
         folder / "initial.safetensors",
@@ -227,7 +239,7 @@ def _by_layers(axes: Axes, nodes: Sequence[NodeTold]) -> CutPlan:
 def _parts(
     cut_plan: CutPlan,
     axes: Axes,
-    schedule: Schedule,
+    emitted: Emitted,
     model: OpenModel,
     trained: frozenset[str],
     read: Mapping[int, tuple[str, ...]],
@@ -235,7 +247,7 @@ def _parts(
     found: dict[int, SplitPart] = {}
     for stage in cut_plan.stages:
         for at, part in enumerate(stage.parts):
-            weights = schedule.weights_of(part)
+            weights = emitted.schedule.weights_of(part)
             own = {weight for weight in weights if weight.name in trained}
             layers = stage.layers.start, stage.layers.stop
             if part in found:  # of several stages
@@ -247,6 +259,7 @@ def _parts(
                 _bytes(weights, model),
                 _bytes(own, model),
                 read.get(part, ()),
+                emitted.kept.get(part, 0),
             )
     return tuple(found[part] for part in sorted(found))
 
@@ -269,7 +282,8 @@ def _part_note(part: SplitPart, holders: Holders) -> str:
     read = f", reads {', '.join(part.read)} there" if part.read else ""
     return (
         f"part {part.part} on {', '.join(holders.get(part.part, ())) or 'any node'}: {layers}, {part.share}; "
-        f"{part.weights:,} bytes of weights, {part.trained:,} of them train{read}"
+        f"{part.weights:,} bytes of weights, {part.trained:,} of them train; of a piece it keeps "
+        f"{part.kept:,}{read}"
     )
 
 
@@ -288,22 +302,43 @@ def _require_modest(schedule: Schedule, size: int, trained: int) -> None:
     )
 
 
-def _require_room(made: SplitPlan, nodes: Sequence[NodeTold], at_once: int) -> None:
-    """Refuse a plan whose weights, and gradients of `at_once` pieces, are past a node's memory limit; what
-    activations take besides, nodes say when they run."""
+def _require_room(
+    job: SplitJob, made: SplitPlan, nodes: Sequence[NodeTold], recomputed: Callable[[], Mapping[int, int]]
+) -> None:
+    """Refuse a plan whose weights, with gradients and activations of the pieces under way, are past a node's
+    memory limit; what a graph takes besides while it runs, nodes say.
+
+    `recomputed`: by part what is kept of a piece where activations are computed again.
+    """
+    pieces = pieces_at_once(made.stages, job.micro_batches)
     limits = {node.name: node for node in nodes}
-    needs: dict[str, int] = {}
-    for part in made.parts:
-        for node in made.holders.get(part.part, ()):
-            needs[node] = needs.get(node, 0) + part.weights + at_once * part.trained
-    lacking = [
-        f"{name} would hold {size:,} bytes of weights and gradients and has {limits[name].memory_limit:,}"
-        + (f", {limits[name].taken:,} of them taken" if limits[name].taken else "")
-        for name, size in needs.items()
-        if limits[name].memory_limit and size > limits[name].memory_limit - limits[name].taken
-    ]
-    if lacking:
+
+    def lacking(kept: Mapping[int, int]) -> list[str]:
+        needs: dict[str, int] = {}
+        for part in made.parts:
+            for node in made.holders.get(part.part, ()):
+                # Of sums the one before goes when the next is made.
+                gradients = pieces + (2 if job.micro_batches > 1 else 0)
+                size = part.weights + gradients * part.trained + pieces * kept[part.part]
+                needs[node] = needs.get(node, 0) + size
+        return [
+            f"{name} would hold {size:,} bytes of weights, gradients and activations and has "
+            f"{limits[name].memory_limit:,}"
+            + (f", {limits[name].taken:,} of them taken" if limits[name].taken else "")
+            for name, size in needs.items()
+            if limits[name].memory_limit and size > limits[name].memory_limit - limits[name].taken
+        ]
+
+    kept = {part.part: part.kept for part in made.parts}
+    if not (found := lacking(kept)):
+        return
+    said = f"the model does not fit so ({'; '.join(found[:8])}), with {pieces} pieces under way"
+    if not job.recompute and any(kept.values()) and not lacking(recomputed()):
         raise ResourceExhausted(
-            f"the model does not fit so ({'; '.join(lacking[:8])}): name more nodes, split it by layers or "
-            "heads, or train fewer parameters"
+            f"{said}: it does where activations are computed again: set recompute = true, or have smaller "
+            "pieces (more micro_batches)"
         )
+    raise ResourceExhausted(
+        f"{said}: name more nodes, split it by layers or heads, have smaller pieces (more micro_batches), or "
+        "train fewer parameters"
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from aggregator.fleet.columns import TableView
 from edge_attention.core.messages.training import PlannedGraph
 from edge_attention.core.release import GraphRule, Release, numbered, output
-from edge_attention.core.schedule.schedule import Kept, ModelInput, Schedule
+from edge_attention.core.schedule.schedule import Kept, ModelInput, ModelSegment, Schedule
 
 __all__ = ["part_releases", "planned_graphs"]
 
@@ -26,10 +26,14 @@ class _PartOrigins:
     leaves: dict[str, set[str]]
 
 
-def part_releases(schedules: Iterable[Schedule], views: Mapping[str, TableView]) -> dict[int, Release]:
+def part_releases(
+    schedules: Iterable[Schedule], views: Mapping[str, TableView], sums: Schedule | None = None
+) -> dict[int, Release]:
     """By part that reads samples on its node, its release: of all `schedules` of the run.
 
-    `views`: input of the model -> how its node reads it.
+    Args:
+        views: input of the model -> how its node reads it.
+        sums: of gradients, which leave instead of these (graphs/backward/summed.py).
     """
     parts: dict[int, _PartOrigins] = {}
     for schedule in schedules:
@@ -41,7 +45,11 @@ def part_releases(schedules: Iterable[Schedule], views: Mapping[str, TableView])
             if isinstance(source, ModelInput) and source.name in views
         }
         for part in reads:
-            _add(parts.setdefault(part, _PartOrigins({}, {})), schedule, part, views)
+            found = parts.setdefault(part, _PartOrigins({}, {}))
+            made = _add(found, schedule, part, views)
+            for segment in sums.steps[0].segments if sums is not None else ():
+                if segment.part == part and segment.graph in schedule.graphs:
+                    _add_sums(found, schedule, segment, made)
     return {
         part: Release(
             {
@@ -56,7 +64,10 @@ def part_releases(schedules: Iterable[Schedule], views: Mapping[str, TableView])
     }
 
 
-def _add(found: _PartOrigins, schedule: Schedule, part: int, views: Mapping[str, TableView]) -> None:
+def _add(
+    found: _PartOrigins, schedule: Schedule, part: int, views: Mapping[str, TableView]
+) -> dict[str, str]:
+    """The part's segments, of one schedule; by what it keeps the output that makes it."""
     made: dict[str, str] = {}
     """Kept -> the output of the graph that makes it."""
     for _, segment in schedule.of_part(part):
@@ -71,6 +82,21 @@ def _add(found: _PartOrigins, schedule: Schedule, part: int, views: Mapping[str,
         leaves = found.leaves.setdefault(graph, set())
         leaves.update(numbered(one.output) for one in segment.contributions)
         made |= {kept: output(graph, name) for name, kept in segment.kept.items()}
+    return made
+
+
+def _add_sums(
+    found: _PartOrigins, schedule: Schedule, segment: ModelSegment, made: Mapping[str, str]
+) -> None:
+    """What adds the part's gradients, and gives out their sums. `segment`: of the schedule of sums."""
+    first, following = (schedule.graphs[f"sum/{segment.part}/{which}"] for which in ("first", "next"))
+    gradients = {made[one.output] for one in segment.contributions}
+    for graph in (first, following):
+        inputs = found.inputs.setdefault(graph, {})
+        inputs.setdefault(numbered("g/0"), set()).update(gradients)
+        found.leaves.setdefault(graph, set()).add(numbered("t/0"))
+    before = {output(graph, "t/0") for graph in (first, following)}
+    found.inputs[following].setdefault(numbered("s/0"), set()).update(before)
 
 
 def planned_graphs(

@@ -1,14 +1,15 @@
 """One step of a model that trains through the split. A pure state machine; times are seconds of one clock.
 
-    renews ──> runs ──> (all pieces folded) over
-      ^         |
-      |         v  a piece, or the renewal, has failed
+    renews ──> runs ──> (all pieces folded) ──> over
+      ^         |                └─ collects ─────^    where nodes have the sums of gradients
+      |         v  a piece, the renewal, or what is collected has failed
     waits <── drains (what is under way ends first)
 
 A step's samples go through the parts in pieces, several at a time, which is what fills the pipeline. Their
 gradients fold in the pieces' order, whatever the order in which they come: the same bits. A piece that fails
 is run again, and nothing that was folded is folded a second time: all of it is of the same version. Before
-that the parts are renewed, so that whoever took over has that version.
+that the parts are renewed, so that whoever took over has that version. Where nodes have the sums of the
+gradients, what a node had of them may be gone with it: the step begins again, with its first piece.
 
 The shell performs the actions, tells what became of them, and calls `tick` at `wake`.
 """
@@ -30,6 +31,8 @@ from edge_attention.core.errors import (
 from edge_attention.core.transitions import Transition, recent
 
 __all__ = [
+    "BeginAgain",
+    "CollectSums",
     "FoldPiece",
     "GiveUp",
     "RenewParts",
@@ -62,6 +65,14 @@ class FoldPiece(NamedTuple):
     piece: int
 
 
+class BeginAgain(NamedTuple):
+    """Forget what was folded, and what nodes have added."""
+
+
+class CollectSums(NamedTuple):
+    """Have the sums sent that nodes have. Tell of it by `collected` or `collection_failed`."""
+
+
 class StepOver(NamedTuple):
     """All pieces are folded: step the optimizer, and commit."""
 
@@ -72,7 +83,7 @@ class GiveUp(NamedTuple):
     error: EdgeAttentionError
 
 
-SplitAction = RenewParts | RunPiece | FoldPiece | StepOver | GiveUp
+SplitAction = RenewParts | RunPiece | FoldPiece | BeginAgain | CollectSums | StepOver | GiveUp
 
 
 class StepPhase(Enum):
@@ -81,6 +92,8 @@ class StepPhase(Enum):
     RENEWS = "renews"
     """Parts are given the version's weights."""
     RUNS = "runs"
+    COLLECTS = "collects"
+    """All pieces are folded, and what nodes have added comes."""
     DRAINS = "drains"
     """Something has failed: what is under way comes to its end."""
     WAITS = "waits"
@@ -92,7 +105,8 @@ class SplitStep:
     """One step, of `pieces` pieces of which `at_once` are under way, or wait to be folded, at a time.
 
     Args:
-        patience: seconds in which no piece has ended after which it gives up.
+        patience: seconds in which no further piece has ended after which it gives up.
+        sums: whether nodes have the sums of what pieces come to.
 
     Attributes:
         phase: how it stands.
@@ -100,13 +114,16 @@ class SplitStep:
         transitions: the last changes, for the log.
     """
 
-    def __init__(self, pieces: int, at_once: int, patience: float, now: float) -> None:
+    def __init__(self, pieces: int, at_once: int, patience: float, now: float, *, sums: bool = False) -> None:
         self.phase = StepPhase.RENEWS
         self.tries = 0
         self.transitions: deque[Transition] = recent()
         self._pieces = pieces
         self._at_once = max(at_once, 1)
         self._patience = patience
+        self._sums = sums
+        self._most = 0
+        """Pieces that have come in one try, at most."""
         self._since = now
         self._now = now
         self._folded = 0
@@ -145,16 +162,36 @@ class SplitStep:
             return []
         self._running.discard(piece)
         self._came.add(piece)
-        self._since = now
+        if (come := self._folded + len(self._came)) > self._most:
+            self._most = come
+            self._since = now
         actions: list[SplitAction] = []
         while self._folded in self._came:
             self._came.discard(self._folded)
             actions.append(FoldPiece(self._folded))
             self._folded += 1
         if self._folded == self._pieces:
+            if self._sums:
+                self._turn(StepPhase.COLLECTS, "all pieces are folded")
+                return [*actions, CollectSums()]
             self._turn(StepPhase.OVER, "all pieces are folded")
             return [*actions, StepOver()]
         return [*actions, *self._next()]
+
+    def collected(self, now: float) -> list[SplitAction]:
+        """The sums have come."""
+        self._now = now
+        if self.phase is not StepPhase.COLLECTS:
+            return []
+        self._turn(StepPhase.OVER, "the sums have come")
+        return [StepOver()]
+
+    def collection_failed(self, error: EdgeAttentionError, now: float) -> list[SplitAction]:
+        """They have not."""
+        self._now = now
+        if self.phase is not StepPhase.COLLECTS:
+            return []
+        return self._failed(error)
 
     def failed(self, piece: int, error: EdgeAttentionError, now: float) -> list[SplitAction]:
         """The piece has not gone through."""
@@ -198,6 +235,9 @@ class SplitStep:
         assert len(self._running) + len(self._came) <= self._at_once
         if self.phase in (StepPhase.RENEWS, StepPhase.WAITS):
             assert not self._running, "parts change while pieces are under way"
+            assert not self._sums or not (self._folded or self._came), "sums may be gone"
+        if self.phase is StepPhase.COLLECTS:
+            assert self._folded == self._pieces
         if self.phase is StepPhase.RUNS:
             assert self._running, "nothing goes on"
         if self.phase is StepPhase.DRAINS:
@@ -230,13 +270,17 @@ class SplitStep:
     def _wait(self) -> list[SplitAction]:
         assert self._trouble is not None
         if self._now >= self.deadline:
-            said = f"no piece of the step has ended for {self._now - self._since:.0f} s"
+            said = f"no further piece of the step has ended for {self._now - self._since:.0f} s"
             return self._end(DeadlineExceeded(f"{said}: {self._trouble.message}"))
         first, most = PAUSE_SECONDS
         self._until = min(self._now + min(most, first * 2.0 ** min(self.tries, 16)), self.deadline)
         self.tries += 1
         self._turn(StepPhase.WAITS, type(self._trouble).__name__)
-        return []
+        if not self._sums:
+            return []
+        self._folded = 0
+        self._came.clear()
+        return [BeginAgain()]
 
     def _end(self, error: EdgeAttentionError) -> list[SplitAction]:
         self._running.clear()

@@ -1,7 +1,8 @@
 """A run's versions on the disk, and the step of the optimizer from one to the next, piece by piece.
 
 p/<i>            parameter i, in the order of the plan
-o/<slot>/<i>     the optimizer's state
+o/<slot>/<i>     the optimizer's state; of groups
+s/<slot>/<i>     the server's
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 
 from aggregator.store.behind import Behind
 from aggregator.store.parameters import ParameterStore
-from aggregator.store.tensor_file import Spec, TensorFile
+from aggregator.store.tensor_file import Spec, TensorFile, TensorFileWriter
 from aggregator.training.federated.updates import pieces
 from aggregator.training.split.plan import SplitPlan
+from edge_attention.core.combine import Mean
 from edge_attention.core.errors import InvalidTensor
 from edge_attention.core.learning_rates import from_config as schedule_from
 from edge_attention.core.messages.training import SplitJob
@@ -27,11 +29,31 @@ from edge_attention.core.optimizers import Optimizer
 from edge_attention.core.optimizers import from_config as optimizer_from
 from edge_attention.core.schedule.extents import take
 from edge_attention.core.schedule.schedule import Weight
+from edge_attention.core.strategies import Strategy
+from edge_attention.core.strategies import from_config as strategy_from
 from edge_attention.core.tensors import Array, Float32
 
-__all__ = ["GradientSum", "SplitVersion", "SplitVersions"]
+__all__ = [
+    "GradientSum",
+    "Pull",
+    "SplitVersion",
+    "SplitVersions",
+    "optimizer_at",
+    "piece_of_version",
+    "state_specs",
+    "take_step",
+]
 
 FLOAT32 = np.dtype(np.float32)
+MEAN = Mean()
+
+
+@dataclass(frozen=True, eq=False)
+class Pull:
+    """A proximal term: `by (x - to)` is added to gradients."""
+
+    by: float
+    to: TensorFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +100,12 @@ class GradientSum:
         self._loss += loss * count
         self._count += count
 
+    def take(self, loss: float, sums: Mapping[str, Array], count: float) -> None:
+        """All pieces at once: the sum of their losses, and of their gradients, each by what it counts; what
+        they count."""
+        self._sums = [np.array(sums[name], np.float32) for name in self._names]
+        self._loss, self._count, self._alone = loss, count, False
+
     def mean(self, clip: float = 0.0) -> tuple[float, list[Float32], float]:
         """The mean loss, the gradients of that in the names' order, and their norm before it is clipped.
 
@@ -106,9 +134,6 @@ class SplitVersions:
         self._job = job
         self._plan = plan
         self._store = store
-        self._optimizer = optimizer_from(job.optimizer.name, **job.optimizer.options)
-        self._rates = schedule_from(job.schedule.name, **job.schedule.options)
-        self._index = {name: i for i, name in enumerate(plan.names)}
 
     def latest(self) -> SplitVersion:
         """The version last committed; every step commits one."""
@@ -146,59 +171,154 @@ class SplitVersions:
         draft = self._store.draft(self._run, number, number, self._specs(), self._state_specs(optimizer))
         with ExitStack() as undo:
             undo.callback(draft.abort)
-            with Behind() as behind:
-                new = behind.writer(draft.parameters)
-                held = behind.writer(draft.state) if draft.state is not None else None
-                for index, gradient in enumerate(gradients):
-                    flat = gradient.reshape(-1)
-                    for start, stop in pieces(flat.size):
-                        p = before.parameters.read(f"p/{index}", start, stop)
-                        slots = [
-                            before.state.read(f"o/{slot}/{index}", start, stop)
-                            if before.state is not None
-                            else np.zeros(stop - start, np.float32)
-                            for slot in optimizer.slots
-                        ]
-                        with np.errstate(
-                            all="ignore"
-                        ):  # an overflow is found below, with the name it deserves
-                            after = optimizer.update(number, p, flat[start:stop], *slots)
-                        if not all(np.isfinite(array).all() for array in after):
-                            raise InvalidTensor(
-                                f"step {number} of {optimizer.name} makes {self._plan.names[index]} "
-                                "overflow; lower the learning rate, or clip gradients"
-                            )
-                        new.write_at(f"p/{index}", start, np.asarray(after[0], np.float32))
-                        for slot, array in zip(optimizer.slots, after[1:], strict=True):
-                            assert held is not None
-                            held.write_at(f"o/{slot}/{index}", start, np.asarray(array, np.float32))
+            take_step(
+                optimizer, number, self._plan, before.parameters, before.state, gradients, draft.parameters,
+                draft.state,
+            )  # fmt: skip
             self._store.commit_draft(draft, recorded())
             undo.pop_all()
         self._store.prune(self._run, max(2, self._job.keep_versions))
         return self.latest()
 
+    def merge(
+        self,
+        before: SplitVersion,
+        trained: Sequence[TensorFile],
+        samples: Sequence[float],
+        recorded: Callable[[], Mapping[str, Any]],
+    ) -> SplitVersion:
+        """Fold what groups have trained from `before`, in their order, take the server's step, and commit.
+
+        `samples`: what each group's count in the mean.
+
+        Raises:
+            InvalidTensor: the step overflows; names the parameter.
+        """
+        number = before.number + 1
+        strategy = self.strategy
+        # Where no label counts, all weigh alike: none of them moves anything.
+        counted = samples if any(samples) else [1.0] * len(samples)
+        weights = MEAN.weights(np.array([strategy.weight(n, 0) for n in counted], np.float64), None, None)
+        slots = {
+            f"s/{slot}/{i}": (FLOAT32, shape)
+            for i, shape in enumerate(self._plan.shapes)
+            for slot in strategy.slots
+        }
+        draft = self._store.draft(self._run, number, number, self._specs(), slots)
+        with ExitStack() as undo:
+            undo.callback(draft.abort)
+            with Behind() as behind:
+                new = behind.writer(draft.parameters)
+                kept = behind.writer(draft.state) if draft.state is not None else None
+                for index, size in enumerate(self._plan.sizes):
+                    for start, stop in pieces(size):
+                        p = before.parameters.read(f"p/{index}", start, stop)
+                        rows = np.stack([p - file.read(f"p/{index}", start, stop) for file in trained])
+                        held = [
+                            before.state.read(f"s/{slot}/{index}", start, stop)
+                            if before.state is not None
+                            else np.full(stop - start, strategy.initial(slot), np.float32)
+                            for slot in strategy.slots
+                        ]
+                        with np.errstate(all="ignore"):  # as in take_step
+                            after = strategy.step(number, p, MEAN.fold(rows, weights), *held)
+                        if not all(np.isfinite(array).all() for array in after):
+                            raise InvalidTensor(
+                                f"the server's step makes {self._plan.names[index]} overflow; lower the "
+                                "learning rates"
+                            )
+                        new.write_at(f"p/{index}", start, after[0])
+                        for slot, array in zip(strategy.slots, after[1:], strict=True):
+                            assert kept is not None
+                            kept.write_at(f"s/{slot}/{index}", start, array)
+            self._store.commit_draft(draft, recorded())
+            undo.pop_all()
+        self._store.prune(self._run, max(2, self._job.keep_versions))
+        return self.latest()
+
+    @property
+    def strategy(self) -> Strategy:
+        """What becomes of what groups have trained."""
+        return strategy_from(self._job.strategy.name, **self._job.strategy.options)
+
     def optimizer_at(self, number: int) -> Optimizer:
         """With the learning rate of step `number`."""
-        factor = self._rates.factor(number, self._job.rounds)
-        # A rate of 0 is none that an optimizer takes.
-        if factor == 1.0:
-            return self._optimizer
-        options = self._job.optimizer.options
-        lr = max(getattr(self._optimizer, "lr") * factor, 1e-30)  # noqa: B009  # each has one of its own
-        return optimizer_from(self._job.optimizer.name, **{**options, "lr": lr})
-
-    def piece(self, version: SplitVersion, weight: Weight) -> Array:
-        """What of a parameter the extent takes, as a part is given it."""
-        index = self._index[weight.name]
-        whole = version.parameters.read(f"p/{index}").reshape(self._plan.shapes[index])
-        return np.ascontiguousarray(take(whole, weight.extent))
+        return optimizer_at(self._job, number)
 
     def _specs(self) -> dict[str, Spec]:
         return {f"p/{i}": (FLOAT32, shape) for i, shape in enumerate(self._plan.shapes)}
 
     def _state_specs(self, optimizer: Optimizer) -> dict[str, Spec]:
-        return {
-            f"o/{slot}/{i}": (FLOAT32, shape)
-            for i, shape in enumerate(self._plan.shapes)
-            for slot in optimizer.slots
-        }
+        return state_specs(self._plan, optimizer)
+
+
+def optimizer_at(job: SplitJob, number: int) -> Optimizer:
+    """With the learning rate of step `number` of all the run's, of a group's local ones."""
+    optimizer = optimizer_from(job.optimizer.name, **job.optimizer.options)
+    rates = schedule_from(job.schedule.name, **job.schedule.options)
+    factor = rates.factor(number, job.rounds * job.local_steps)
+    # A rate of 0 is none that an optimizer takes.
+    if factor == 1.0:
+        return optimizer
+    lr = max(getattr(optimizer, "lr") * factor, 1e-30)  # noqa: B009  # each has one of its own
+    return optimizer_from(job.optimizer.name, **{**job.optimizer.options, "lr": lr})
+
+
+def state_specs(plan: SplitPlan, optimizer: Optimizer) -> dict[str, Spec]:
+    """Of the optimizer's state, by the names in files."""
+    return {
+        f"o/{slot}/{i}": (FLOAT32, shape) for i, shape in enumerate(plan.shapes) for slot in optimizer.slots
+    }
+
+
+def take_step(
+    optimizer: Optimizer,
+    count: int,
+    plan: SplitPlan,
+    before: TensorFile,
+    state: TensorFile | None,
+    gradients: Sequence[Float32],
+    parameters: TensorFileWriter,
+    new_state: TensorFileWriter | None,
+    pull: Pull | None = None,
+) -> None:
+    """Write what step `count` of the optimizer, from 1, makes of `before` and its `state` (None: the first).
+
+    Raises:
+        InvalidTensor: the step overflows; names the parameter.
+    """
+    with Behind() as behind:
+        new = behind.writer(parameters)
+        held = behind.writer(new_state) if new_state is not None else None
+        for index, gradient in enumerate(gradients):
+            flat = gradient.reshape(-1)
+            for start, stop in pieces(flat.size):
+                p = before.read(f"p/{index}", start, stop)
+                down = flat[start:stop]
+                if pull is not None:
+                    apart = p - pull.to.read(f"p/{index}", start, stop)
+                    down = np.asarray(down + np.float32(pull.by) * apart, np.float32)
+                slots = [
+                    state.read(f"o/{slot}/{index}", start, stop)
+                    if state is not None
+                    else np.zeros(stop - start, np.float32)
+                    for slot in optimizer.slots
+                ]
+                with np.errstate(all="ignore"):  # an overflow is found below, with the name it deserves
+                    after = optimizer.update(count, p, down, *slots)
+                if not all(np.isfinite(array).all() for array in after):
+                    raise InvalidTensor(
+                        f"step {count} of {optimizer.name} makes {plan.names[index]} overflow; lower the "
+                        "learning rate, or clip gradients"
+                    )
+                new.write_at(f"p/{index}", start, np.asarray(after[0], np.float32))
+                for slot, array in zip(optimizer.slots, after[1:], strict=True):
+                    assert held is not None
+                    held.write_at(f"o/{slot}/{index}", start, np.asarray(array, np.float32))
+
+
+def piece_of_version(plan: SplitPlan, parameters: TensorFile, weight: Weight) -> Array:
+    """What of a parameter the extent takes, as a part is given it."""
+    index = plan.names.index(weight.name)
+    whole = parameters.read(f"p/{index}").reshape(plan.shapes[index])
+    return np.ascontiguousarray(take(whole, weight.extent))

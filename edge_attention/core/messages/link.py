@@ -34,12 +34,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a dataset outside its node: never its rows."""
+    """What is known of a dataset outside its node: never its rows.
+
+    `digest`: another one where anything of it is another, with a key of the node's alone; empty: unknown.
+    """
 
     name: str
     rows: int
     columns: tuple[Column, ...]
     identified: bool
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from edge_attention.core.keywords import named_fields
 from edge_attention.core.messages.federated import FederatedModel, StopSpec
 from edge_attention.core.messages.table import TableSpec
-from edge_attention.core.specs import OptimizerSpec, ScheduleSpec
+from edge_attention.core.specs import OptimizerSpec, ScheduleSpec, StrategySpec
 
 
 @named_fields
@@ -33,6 +33,15 @@ class SplitData:
     @property
     def on_nodes(self) -> bool:
         return not self.file
+
+
+@named_fields
+@dataclass(frozen=True)
+class SplitGroup:
+    """Nodes that hold the whole model together; `file`: the digest of their samples, empty: on nodes."""
+
+    nodes: tuple[str, ...]
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,3 +68,6 @@ class SplitJob:
     keep_versions: int = 10
     clip: float = 0.0
     table: TableSpec = field(default_factory=TableSpec)
+    groups: tuple[SplitGroup, ...] = ()
+    local_steps: int = 1
+    strategy: StrategySpec = field(default_factory=lambda: StrategySpec("fedavg"))

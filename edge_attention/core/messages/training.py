@@ -16,6 +16,7 @@ from edge_attention.core.messages.federated import PushSpec as PushSpec
 from edge_attention.core.messages.federated import SelectionSpec as SelectionSpec
 from edge_attention.core.messages.federated import StopSpec as StopSpec
 from edge_attention.core.messages.split import SplitData as SplitData
+from edge_attention.core.messages.split import SplitGroup as SplitGroup
 from edge_attention.core.messages.split import SplitJob as SplitJob
 from edge_attention.core.messages.table import TableSpec
 from edge_attention.core.specs import EncodingSpec as EncodingSpec

@@ -6,7 +6,7 @@ A graph is known by the digest of its bytes: layers alike share one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_attention.core.schedule.schedule import Schedule, Step, TensorForm
 from edge_attention.core.tensors import Array
@@ -21,11 +21,16 @@ __all__ = ["Emitted", "emit"]
 
 @dataclass(frozen=True, eq=False)
 class Emitted:
-    """A schedule, and the files it speaks of, by digest."""
+    """A schedule, and the files it speaks of, by digest.
+
+    Attributes:
+        kept: of a training schedule, by part: bytes that its node keeps of one request between its segments.
+    """
 
     schedule: Schedule
     graphs: Mapping[str, bytes]
     constants: Mapping[str, Array]
+    kept: Mapping[int, int] = field(default_factory=dict)
 
 
 def emit(

@@ -12,6 +12,7 @@ each part adds what its own use of a tensor gives, and the loss is contributed o
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -117,6 +118,8 @@ class _Transposing:
         self._recompute = recompute
         self._names = {"b": len(self._schedule.boundaries), "k": self._kept_before()}
         self._kept_forms: dict[tuple[int, str], TensorForm] = {}
+        self._sizes: dict[tuple[int, str], int] = {}
+        """Bytes of what a part keeps, by its name."""
         self._active_kept: set[tuple[int, str]] = set()
         self._active: set[str] = set()
         self._known: dict[tuple[int, int], _StudiedSegment] = {}
@@ -196,7 +199,8 @@ class _Transposing:
                     f"the size of what part {segment.part} keeps in step {number} is not known: an operator "
                     "that makes it is none that shapes can be told of; train only what comes after it"
                 )
-            self._kept_forms[segment.part, name] = fixed.forms[output]
+            form = self._kept_forms[segment.part, name] = fixed.forms[output]
+            self._sizes[segment.part, name] = _nbytes(form)
             if output in moved:
                 self._active_kept.add((segment.part, name))
         self._active |= {one.boundary for one in segment.contributions if one.output in moved}
@@ -315,18 +319,23 @@ class _Transposing:
                 weight = segment.inputs[one.name]
                 assert isinstance(weight, Weight)
                 last, output = self._pending[segment.part, weight]
-                return Kept(last.kept.setdefault(output, self._name("k")))
+                name = last.kept.setdefault(output, self._name("k"))
+                self._sizes[segment.part, name] = _nbytes(self._weight(weight))
+                return Kept(name)
 
     def _keep(self, number: int, part: int, value: str) -> str:
         """Have a value of a segment kept; the name."""
         form = self._known[number, part].fixed.forms[value]
-        return self._drafts[number, part].keep(value, form, self._name("k"))
+        name = self._drafts[number, part].keep(value, form, self._name("k"))
+        self._sizes[part, name] = _nbytes(form)
+        return name
 
     def _hand_on(self, draft: SegmentDraft, source: Source, output: str, delta: str) -> None:
         """What becomes of a gradient: kept for the part's own earlier segment, or sent."""
         match source:
             case Kept(of):
                 name = draft.kept[output] = self._name("k")
+                self._sizes[draft.part, name] = self._sizes[draft.part, of]
                 self._kept_gradients.setdefault((draft.part, of), []).append(name)
             case Delivery(of, extent):
                 spec = self._schedule.boundaries[of].spec
@@ -401,7 +410,15 @@ class _Transposing:
             graphs={name: digest for digest, name in names.items()},
         )
         schedule.check()
-        return Emitted(schedule, graphs, self._forward.constants)
+        kept = dict.fromkeys(range(schedule.parts), 0)
+        for segment in (segment for step in steps for segment in step.segments):
+            for name in segment.kept.values():
+                kept[segment.part] += self._sizes[segment.part, name]
+        return Emitted(schedule, graphs, self._forward.constants, kept)
+
+
+def _nbytes(form: TensorForm) -> int:
+    return math.prod(form.shape) * np.dtype(form.dtype).itemsize
 
 
 def _within(form: TensorForm, extent: Extent) -> TensorForm:

@@ -1056,6 +1056,9 @@ class SplitJob(_message.Message):
     KEEP_VERSIONS_FIELD_NUMBER: _builtins.int
     CLIP_FIELD_NUMBER: _builtins.int
     TABLE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    LOCAL_STEPS_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     split: _builtins.str
     """layers, heads, tokens, batch; of tokens also how attention is crossed (tokens:gather, tokens:switch,
@@ -1081,6 +1084,8 @@ class SplitJob(_message.Message):
     """Versions of the parameters kept, the latest ones. Absent: 10."""
     clip: _builtins.float
     """Above 0: a step's gradient, over all parameters, has at most this L2 norm."""
+    local_steps: _builtins.int
+    """Steps that a group takes in a round, between two folds of what groups have come to. Absent: 1."""
     @_builtins.property
     def model(self) -> Global___FederatedModel: ...
     @_builtins.property
@@ -1100,6 +1105,16 @@ class SplitJob(_message.Message):
     @_builtins.property
     def table(self) -> _table_pb2.TableSpec:
         """How the datasets' columns become the model's inputs, where the data is on nodes."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___SplitGroup]:
+        """Groups of nodes that hold the whole model each, and train it on their own data. Empty: one, of all nodes;
+        otherwise `nodes` and `data.file` are empty.
+        """
+
+    @_builtins.property
+    def strategy(self) -> Global___Strategy:
+        """What becomes of these: a strategy of federated jobs. Absent: fedavg."""
 
     def __init__(
         self,
@@ -1124,21 +1139,56 @@ class SplitJob(_message.Message):
         keep_versions: _builtins.int | None = ...,
         clip: _builtins.float = ...,
         table: _table_pb2.TableSpec | None = ...,
+        groups: _abc.Iterable[Global___SplitGroup] | None = ...,
+        local_steps: _builtins.int | None = ...,
+        strategy: Global___Strategy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_patience_seconds", b"_patience_seconds", "data", b"data", "keep_versions", b"keep_versions", "model", b"model", "optimizer", b"optimizer", "patience_seconds", b"patience_seconds", "schedule", b"schedule", "stop", b"stop", "table", b"table"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_local_steps", b"_local_steps", "_patience_seconds", b"_patience_seconds", "data", b"data", "keep_versions", b"keep_versions", "local_steps", b"local_steps", "model", b"model", "optimizer", b"optimizer", "patience_seconds", b"patience_seconds", "schedule", b"schedule", "stop", b"stop", "strategy", b"strategy", "table", b"table"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_patience_seconds", b"_patience_seconds", "batch", b"batch", "clip", b"clip", "data", b"data", "evaluate_every", b"evaluate_every", "holdout", b"holdout", "keep_versions", b"keep_versions", "micro_batches", b"micro_batches", "model", b"model", "name", b"name", "nodes", b"nodes", "optimizer", b"optimizer", "patience_seconds", b"patience_seconds", "plan", b"plan", "recompute", b"recompute", "rounds", b"rounds", "schedule", b"schedule", "seed", b"seed", "split", b"split", "stop", b"stop", "table", b"table"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_local_steps", b"_local_steps", "_patience_seconds", b"_patience_seconds", "batch", b"batch", "clip", b"clip", "data", b"data", "evaluate_every", b"evaluate_every", "groups", b"groups", "holdout", b"holdout", "keep_versions", b"keep_versions", "local_steps", b"local_steps", "micro_batches", b"micro_batches", "model", b"model", "name", b"name", "nodes", b"nodes", "optimizer", b"optimizer", "patience_seconds", b"patience_seconds", "plan", b"plan", "recompute", b"recompute", "rounds", b"rounds", "schedule", b"schedule", "seed", b"seed", "split", b"split", "stop", b"stop", "strategy", b"strategy", "table", b"table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_versions: _TypeAlias = _typing.Literal["keep_versions"]  # noqa: Y015
     _WhichOneofArgType__keep_versions: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions"]  # noqa: Y015
+    _WhichOneofReturnType__local_steps: _TypeAlias = _typing.Literal["local_steps"]  # noqa: Y015
+    _WhichOneofArgType__local_steps: _TypeAlias = _typing.Literal["_local_steps", b"_local_steps"]  # noqa: Y015
     _WhichOneofReturnType__patience_seconds: _TypeAlias = _typing.Literal["patience_seconds"]  # noqa: Y015
     _WhichOneofArgType__patience_seconds: _TypeAlias = _typing.Literal["_patience_seconds", b"_patience_seconds"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_versions) -> _WhichOneofReturnType__keep_versions | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__local_steps) -> _WhichOneofReturnType__local_steps | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__patience_seconds) -> _WhichOneofReturnType__patience_seconds | None: ...
 
 Global___SplitJob: _TypeAlias = SplitJob  # noqa: Y015
+
+@_typing.final
+class SplitGroup(_message.Message):
+    """One group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """Digest of its samples, as SplitData.file. Empty: `data` says where on its nodes they are."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """That hold its parts, in the parts' order."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitGroup: _TypeAlias = SplitGroup  # noqa: Y015
 
 @_typing.final
 class SplitData(_message.Message):

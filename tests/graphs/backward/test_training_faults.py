@@ -197,7 +197,9 @@ def test_a_part_is_asked_once_for_both_passes_of_the_last_stage(recompute: bool)
 def test_computed_again_less_is_kept_and_nothing_is_sent_twice() -> None:
     case = bare_case(transformer(RECIPE), feeds_of(RECIPE, 0), "hidden")
     for plan in (by_layers(case, 3), one_stage(case, Cut.HEADS), one_stage(case, Cut.TOKENS)):
-        stored, again = (run_cut(case, case.cut(plan, recompute=word)) for word in (False, True))
+        cuts = [case.cut(plan, recompute=word) for word in (False, True)]
+        stored, again = (run_cut(case, one) for one in cuts)
+        assert [one.kept for one in cuts] == [stored.kept, again.kept], "it is known before it runs"
         assert case.worst(again)[0] < 2e-6
         assert sum(again.kept.values()) < 0.7 * sum(stored.kept.values())
         assert again.received == stored.received

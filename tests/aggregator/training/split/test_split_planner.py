@@ -14,7 +14,7 @@ from aggregator.inference.course import Course
 from aggregator.inference.cut_request import NodeTold
 from aggregator.training.split import planner
 from aggregator.training.split.on_nodes import node_views
-from aggregator.training.split.plan import CUT, MODEL, SplitPlan
+from aggregator.training.split.plan import CUT, MODEL, SplitPlan, sums_of
 from aggregator.training.split.planner import plan
 from aggregator.training.split.releases import part_releases
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, InvalidTensor, ResourceExhausted
@@ -48,6 +48,7 @@ class Job:
             made = plan(replace(self.job, **changed), self.files, into, ROWS, nodes)
             files = CutFolder(into / "cut" / MODEL, into / "cut" / CUT)
             assert all(files.graph(digest).exists() for digest in files.schedule().graphs.values())
+            self.sums = sums_of(into / "cut")
             return SplitPlan.from_json(made.to_json()), CutFolder(
                 into / "cut" / MODEL, into / "cut" / CUT
             ).schedule()
@@ -65,6 +66,10 @@ def test_layers_go_to_the_nodes_in_their_order_and_every_parameter_has_its_gradi
     assert found.holders == {0: ("a",), 1: ("b",), 2: ("c",)}
     assert found.stages == 3
     assert found.samples == 96
+    assert {f"grad:{name}" for name in found.names} == made.sums.results.keys()
+    assert not made.sums.results.keys() & schedule.results.keys(), "of two pieces the nodes send the sum"
+    _, schedule = made.plan(micro_batches=1)
+    assert made.sums is None
     assert {f"grad:{name}" for name in found.names} <= schedule.results.keys()
     assert sum(part.trained for part in found.parts) >= 4 * sum(found.sizes)
     assert found.text.startswith("layers 0-")
@@ -87,12 +92,37 @@ def test_what_cannot_be_split_so_is_refused(made, changed, error, said):
 
 def test_what_would_be_refused_as_too_much_at_a_time_once_the_run_starts_has_no_plan(made, monkeypatch):
     _, schedule = made.plan()
-    peak = Course(schedule).peak
+    peak = Course(made.sums).peak
+    assert peak > Course(schedule).peak
     monkeypatch.setattr(planner, "PEAK_BYTES", peak)
     made.plan()
     monkeypatch.setattr(planner, "PEAK_BYTES", peak - 1)
     with pytest.raises(ResourceExhausted, match=f"takes {peak:,} bytes at a time.*train fewer parameters"):
         made.plan()
+
+
+def test_activations_of_the_pieces_under_way_count_and_computing_them_again_is_proposed(made):
+    found, _ = made.plan(batch=32, micro_batches=4)
+    again, _ = made.plan(batch=32, micro_batches=4, recompute=True)
+
+    def needs(plan):
+        return max(part.weights + 6 * part.trained + 4 * part.kept for part in plan.parts)
+
+    assert all(part.kept > 0 for part in found.parts[:2])
+    assert found.parts[2].kept == 0, "its two passes are one"
+    assert needs(again) < needs(found)
+
+    def of(size):
+        return tuple(replace(node, memory_limit=size) for node in NODES)
+
+    made.plan(of(needs(found)), batch=32, micro_batches=4)
+    with pytest.raises(ResourceExhausted, match=r"with 4 pieces under way: .* set recompute = true"):
+        made.plan(of(needs(found) - 1), batch=32, micro_batches=4)
+    made.plan(of(needs(again)), batch=32, micro_batches=4, recompute=True)
+    with pytest.raises(ResourceExhausted, match=r"would hold .*: name more nodes"):
+        made.plan(of(needs(again) - 1), batch=32, micro_batches=4, recompute=True)
+    with pytest.raises(ResourceExhausted, match=r"would hold .*: name more nodes"):
+        made.plan(of(needs(again) - 1), batch=32, micro_batches=4)
 
 
 def test_samples_of_another_type_are_refused_by_their_input(made):
@@ -120,10 +150,25 @@ def test_a_mask_that_later_layers_read_is_passed_on_only_where_the_job_says_so(m
     }
     assert reads == {(0, "input_ids"), (0, "attention_mask"), (2, "labels")}
     assert [part.read for part in found.parts] == [("input_ids", "attention_mask"), (), ("labels",)]
-    needed = part_releases([schedule], node_views(job, found, {}))
+    needed = part_releases([schedule], node_views(job, found, {}), made.sums)
     assert needed.keys() == {0, 2}
     leaves = {name for rule in needed[0].graphs.values() for name in rule.leaves}
     assert "passed/attention_mask" in leaves
+    first, following = (needed[0].graphs[schedule.graphs[f"sum/0/{name}"]] for name in ("first", "next"))
+    assert first.leaves == following.leaves == {"t/*"}
+    assert following.inputs["s/*"] == {f"{schedule.graphs[f'sum/0/{n}']}:t/*" for n in ("first", "next")}
+    trained = {one.output for one in made.sums.steps[0].segments[0].contributions}
+    kept = {n for step in schedule.steps for s in step.segments for n, to in s.kept.items() if to in trained}
+    assert kept, "of gradients of a piece nothing leaves"
+    assert not any(
+        name in rule.leaves
+        for step in schedule.steps
+        for s in step.segments
+        for name, to in s.kept.items()
+        if to in trained
+        for rule in (needed.get(s.part, needed[0]).graphs.get(schedule.graphs[s.graph]),)
+        if rule is not None
+    )
     assert needed[0].columns == (
         'column "attention_mask" of dataset "texts"',
         'column "input_ids" of dataset "texts"',

@@ -9,15 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from aggregator.training.split import trainer
+from aggregator.training.split import passes
 from aggregator.training.split.plan import CUT
 from aggregator.training.split.samples import INPUT_ROWS, LABEL_ROWS, AlignedSamples
+from aggregator.training.split.trainer import SplitTrainer
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 
 NODES = ("a", "b", "c")
 
 
-class Run(trainer.SplitTrainer):
+class Run(passes.SplitPasses):
     """A run whose nodes a and c read samples. `restarts`: who is restarted in its next passes, and what its
     file is then."""
 
@@ -26,18 +27,25 @@ class Run(trainer.SplitTrainer):
         self.fingerprint = "as it began"
         lives = {name: SimpleNamespace(instance=f"{name}0") for name in NODES}
         self.members = {name: SimpleNamespace(register=life) for name, life in lives.items()}
-        monkeypatch.setattr(trainer, "OnNodes", lambda *_: self)
-        monkeypatch.setattr(trainer, "part_releases", lambda *_: {})
-        monkeypatch.setattr(trainer, "reads_of", lambda *_: {})
+        monkeypatch.setattr(passes, "OnNodes", lambda *_: self)
+        monkeypatch.setattr(passes, "part_releases", lambda *_: {})
+        monkeypatch.setattr(passes, "reads_of", lambda *_: {})
         self._id, self._patience, self._known, self._lives, self._schedules = "run", 1.0, None, (), {}
-        self._active = SimpleNamespace(identity_key=b"")
+        self._sums = None
+        self._key = b""
         self._job = SimpleNamespace(data=SimpleNamespace(on_nodes=True))
         parts = [SimpleNamespace(part=at, read=read) for at, read in enumerate((("x",), (), ("y",)))]
         holders = {at: (name,) for at, name in enumerate(NODES)}
         self._plan = SimpleNamespace(nodes=NODES, parts=parts, holders=holders, names=("w",), labels=("y",))
         self._services = SimpleNamespace(membership=self.members)
         zeroth = {"fingerprint": self.fingerprint, "views": {}}
-        self._state = SimpleNamespace(record=lambda run, number: zeroth)
+        self._begun = lambda: zeroth
+
+    def digests(self):
+        return {}
+
+    def require_same(self, digests):
+        assert digests == {}
 
     async def samples(self):
         rows = {INPUT_ROWS: self.file, LABEL_ROWS: np.arange(4)}
@@ -55,7 +63,7 @@ class Run(trainer.SplitTrainer):
         return f"pass {len(self.passed)}"
 
     def step(self):
-        return asyncio.run(self._pass(None, np.arange(4), CUT, gradients=True))
+        return asyncio.run(self.run(None, np.arange(4), CUT, gradients=True))
 
 
 class Over(Exception):
@@ -94,20 +102,21 @@ def test_the_restart_of_a_node_that_reads_nothing_costs_no_pass(monkeypatch):
 
 
 def test_a_node_that_is_restarted_in_each_pass_is_named(monkeypatch):
-    run = Run(monkeypatch, *[("c", [0, 1, 2, 3], AS_BEGUN)] * trainer.PASSES)
+    run = Run(monkeypatch, *[("c", [0, 1, 2, 3], AS_BEGUN)] * passes.PASSES)
     with pytest.raises(FailedPrecondition, match="node c, which reads samples, was restarted in each of"):
         run.step()
-    assert len(run.passed) == trainer.PASSES
+    assert len(run.passed) == passes.PASSES
 
 
-def test_which_samples_a_step_takes_is_found_beside_the_loop(monkeypatch):
-    run, found = Run(monkeypatch), []
-    run._services.link = SimpleNamespace(bytes_sent={}, bytes_received={})
+def test_which_samples_a_step_takes_is_found_beside_the_loop():
+    run, found = SplitTrainer.__new__(SplitTrainer), []
+    run._services = SimpleNamespace(link=SimpleNamespace(bytes_sent={}, bytes_received={}))
+    run._groups = None
 
     def of_step(number):
         found.append((number, threading.current_thread() is threading.main_thread()))
         raise Over
 
     with pytest.raises(Over):
-        asyncio.run(run._round(SimpleNamespace(number=4), SimpleNamespace(of_step=of_step)))
+        asyncio.run(run._round(SimpleNamespace(number=4), [SimpleNamespace(of_step=of_step)]))
     assert found == [(5, False)]

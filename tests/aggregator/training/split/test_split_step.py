@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.training.split.step import (
+    BeginAgain,
+    CollectSums,
     FoldPiece,
     GiveUp,
     RenewParts,
@@ -83,10 +85,49 @@ def test_it_gives_up_when_no_piece_has_ended_for_its_patience_and_says_what_it_w
     assert "part 1 waits for node 'b'" in actions[0].error.message
 
 
+def test_where_nodes_have_the_sums_a_failure_begins_the_step_again():
+    step = SplitStep(3, 2, 10.0, 0.0, sums=True)
+    step.start()
+    step.renewed(1.0)
+    assert step.came(0, 2.0) == [FoldPiece(0), RunPiece(2)]
+    assert step.failed(1, Unavailable("node b has gone"), 3.0) == []
+    assert step.came(2, 4.0) == [BeginAgain()]
+    step.check()
+    assert step.tick(step.wake) == [RenewParts()]
+    assert step.renewed(5.0) == [RunPiece(0), RunPiece(1)]
+    assert step.came(0, 6.0) == [FoldPiece(0), RunPiece(2)]
+    assert step.came(1, 6.0) == [FoldPiece(1)]
+    assert step.came(2, 7.0) == [FoldPiece(2), CollectSums()]
+    assert step.phase is StepPhase.COLLECTS
+    assert step.collection_failed(NotFound("node a was restarted"), 8.0) == [BeginAgain()]
+    step.tick(step.wake)
+    step.renewed(9.0)
+    for piece in range(3):
+        step.came(piece, 9.5)
+    assert step.collected(9.7) == [StepOver()]
+    assert step.collected(9.8) == []
+
+
+def test_pieces_that_come_again_and_again_are_no_progress():
+    step = SplitStep(2, 1, 10.0, 0.0, sums=True)
+    step.start()
+    now = 0.0
+    while now < 60:
+        now += 1.0
+        step.tick(now)
+        step.renewed(now)
+        step.came(0, now)
+        actions = step.failed(1, Unavailable("node b goes each time"), now)
+        step.check()
+        if actions and isinstance(actions[0], GiveUp):
+            break
+    assert 10.0 <= now <= 17.0
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 4), st.data())
-def test_every_piece_is_folded_once_and_in_order(pieces, at_once, data):
-    step = SplitStep(pieces, at_once, 1e9, 0.0)
+@given(st.integers(1, 6), st.integers(1, 4), st.booleans(), st.data())
+def test_every_piece_is_folded_once_and_in_order(pieces, at_once, sums, data):
+    step = SplitStep(pieces, at_once, 1e9, 0.0, sums=sums)
     folded, running, now, waiting = [], set(), 0.0, list(step.start())
     for _ in range(500):
         for action in waiting:
@@ -96,6 +137,8 @@ def test_every_piece_is_folded_once_and_in_order(pieces, at_once, data):
                     running.add(piece)
                 case FoldPiece(piece):
                     folded.append(piece)
+                case BeginAgain():
+                    folded.clear()
         step.check()
         if step.phase is StepPhase.OVER:
             break
@@ -105,6 +148,8 @@ def test_every_piece_is_folded_once_and_in_order(pieces, at_once, data):
             waiting = step.renewal_failed(Unavailable("away"), now) if fails else step.renewed(now)
         elif step.phase is StepPhase.WAITS:
             waiting = step.tick(now + 10)
+        elif step.phase is StepPhase.COLLECTS:
+            waiting = step.collection_failed(NotFound("gone"), now) if fails else step.collected(now)
         else:
             piece = data.draw(st.sampled_from(sorted(running)))
             running.discard(piece)

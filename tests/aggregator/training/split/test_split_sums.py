@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import safetensors.numpy
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from aggregator.training.federated.plan import DataInput
 from aggregator.training.split.samples import OwnSamples, SampleTurns, check_samples
 from aggregator.training.split.versions import GradientSum
 from edge_attention.core.errors import InvalidTensor, NotFinite
+from edge_attention.graphs.backward.summed import COUNT, adding_graph
 
 NAMES = ("w", "b")
 
@@ -49,6 +51,29 @@ def test_pieces_count_by_what_their_labels_count(counts, seed):
     for name, array in zip(NAMES, found, strict=True):
         wanted = sum(c * g[name].astype(np.float64) for g, c in zip(pieces, counts, strict=True)) / whole
         np.testing.assert_allclose(array, wanted, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from([1.0, 0.5, 3.0, 7.0]), min_size=2, max_size=5), st.integers(0, 100))
+def test_graphs_that_add_on_nodes_make_the_bits_that_adding_here_makes(counts, seed):
+    rng = np.random.default_rng(seed)
+    shapes = [(3, 2), (2,)]
+    first, following = (
+        ort.InferenceSession(adding_graph(shapes, begins).SerializeToString()) for begins in (True, False)
+    )
+    here, sums = GradientSum(NAMES), []
+    for count in counts:
+        gradients = piece(rng)
+        here.add(1.0, gradients, count)
+        feeds = {f"g/{i}": gradients[name] for i, name in enumerate(NAMES)}
+        feeds |= {f"s/{i}": array for i, array in enumerate(sums)} | {COUNT: np.array(count, np.float32)}
+        sums = (following if sums else first).run(["t/0", "t/1"], feeds)
+    there = GradientSum(NAMES)
+    there.take(sum(counts), dict(zip(NAMES, sums, strict=True)), sum(counts))
+    (loss, wanted, norm), (other, found, same) = here.mean(clip=0.5), there.mean(clip=0.5)
+    assert (loss, norm) == (other, same)
+    for one, two in zip(wanted, found, strict=True):
+        assert one.tobytes() == two.tobytes()
 
 
 def test_a_norm_past_clip_is_clip():
