@@ -17,7 +17,7 @@ from edge_attention.core.schedule.pieces import AttentionPiece, DecoderForm, Gra
 from edge_attention.core.schedule.plan import CutPlan
 from edge_attention.core.schedule.schedule import Constant, Delivery, Kept, ModelInput, ModelSegment, Weight
 from edge_attention.core.tensors import Array
-from edge_attention.graphs.axes.model_reading import open_model
+from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.decoding.cutting import ROWS_OF_TRIPS, DecoderCut, cut_decoder
 from edge_attention.graphs.decoding.rewriting import as_steps
 
@@ -34,29 +34,77 @@ class PaperSession:
     """What parts store of one session: by part and attention, keys and values of its own tokens in order."""
 
     length: int = 0
+    memory: Array | None = None
     stored: dict[tuple[int, int], tuple[Array, Array]] = field(default_factory=dict)
-    places: dict[int, list[int]] = field(default_factory=dict)
-    """By part, the positions of the tokens that it stores."""
+    places: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    """By part and attention, the positions of the tokens that are stored."""
 
 
 class PaperDecoder:
     """A cut decoder, run in this process. With parts that share tokens each new token is the next part's."""
 
-    def __init__(self, path: Path, plan: CutPlan) -> None:
-        self.opened = open_model(path)
+    def __init__(self, path: Path | OpenModel, plan: CutPlan) -> None:
+        self.opened = path if isinstance(path, OpenModel) else open_model(path)
         self.stepped = as_steps(self.opened)
         self.plan = plan
         self._cuts: dict[int, DecoderCut] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self.form: DecoderForm | None = None
 
+    def remember(self, session: PaperSession, states: Array) -> None:
+        """Store keys and values of the memory, some rows at a time, by parts in turns where they share it."""
+        for start in range(0, len(states), 5):
+            rows = states[start : start + 5]
+            size = next(n for n in ROWS_OF_TRIPS if n >= len(rows))
+            made, form = self._cut(size)
+            feeds = {form.states: np.zeros((size, 1, form.states_width), np.float32)}
+            feeds[form.states][: len(rows), 0] = rows
+            schedule = made.emitted.schedule
+            kept: dict[tuple[int, str], Array] = {}
+            attended = dict.fromkeys(range(schedule.parts), 0)
+            for step in schedule.steps:
+                for segment in step.segments:
+                    pieces = made.pieces[segment.graph]
+                    values = self._sources(made, segment, feeds, kept, None)
+                    for piece in pieces:
+                        if isinstance(piece, GraphPiece):
+                            if piece.memory:
+                                self._run(made, piece, values)
+                            continue
+                        at = attended[segment.part]
+                        attended[segment.part] += 1
+                        if not piece.memory:
+                            continue
+                        mine = np.arange(start, start + len(rows)) % schedule.parts == segment.part
+                        mine |= not form.by_tokens
+                        k, v = (values[name][: len(rows)][mine] for name in (piece.keys, piece.values))
+                        old = session.stored.get((segment.part, at), (k[:0], v[:0]))
+                        session.stored[segment.part, at] = tuple(
+                            map(np.concatenate, zip(old, (k, v), strict=True))
+                        )
+                    kept |= {
+                        (segment.part, name): values[out]
+                        for out, name in segment.kept.items()
+                        if out in values
+                    }
+
+    def _cut(self, size: int) -> tuple[DecoderCut, DecoderForm]:
+        if size not in self._cuts:
+            self._cuts[size], self.form = cut_decoder(self.stepped, self.plan, size)
+        assert self.form is not None
+        return self._cuts[size], self.form
+
+    def _run(self, made: DecoderCut, piece: GraphPiece, values: dict[str, Array]) -> None:
+        if piece.graph not in self._sessions:
+            self._sessions[piece.graph] = session_of(made.emitted.graphs[piece.graph])
+        given = {name: values[of] for name, of in piece.inputs.items()}
+        found = self._sessions[piece.graph].run(list(piece.outputs), given)
+        values |= dict(zip(piece.outputs.values(), found, strict=True))
+
     def step(self, rows: Sequence[tuple[PaperSession, int]]) -> Array:
         """Logits [rows, vocabulary] of new tokens, each of one session, in order."""
         size = next(n for n in ROWS_OF_TRIPS if n >= len(rows))
-        if size not in self._cuts:
-            self._cuts[size], self.form = cut_decoder(self.stepped, self.plan, size)
-        made, form = self._cuts[size], self.form
-        assert form is not None
+        made, form = self._cut(size)
         schedule = made.emitted.schedule
         places, owners = [], []
         for session, _ in rows:
@@ -78,20 +126,23 @@ class PaperDecoder:
                 values = self._sources(made, segment, feeds, kept, meetings)
                 for piece in made.pieces[segment.graph]:
                     match piece:
-                        case GraphPiece(graph, inputs, outputs):
-                            if graph not in self._sessions:
-                                self._sessions[graph] = session_of(made.emitted.graphs[graph])
-                            given = {name: values[of] for name, of in inputs.items()}
-                            found = self._sessions[graph].run(list(outputs), given)
-                            values |= dict(zip(outputs.values(), found, strict=True))
+                        case GraphPiece():
+                            if not piece.memory:
+                                self._run(made, piece, values)
                         case AttentionPiece():
                             at = attended[segment.part]
                             attended[segment.part] += 1
                             cache = form.caches[segment.part][at]
-                            assert values[piece.keys].shape == (size, cache.heads, cache.key_width)
-                            assert values[piece.values].shape == (size, cache.heads, cache.value_width)
+                            assert cache.memory is piece.memory
+                            if not piece.memory:
+                                assert values[piece.keys].shape == (size, cache.heads, cache.key_width)
+                                assert values[piece.values].shape == (size, cache.heads, cache.value_width)
                             self._attend(piece, values, rows, places, owners, segment.part, at)
-                kept |= {(segment.part, name): values[output] for output, name in segment.kept.items()}
+                kept |= {
+                    (segment.part, name): values[output]
+                    for output, name in segment.kept.items()
+                    if output in values
+                }
                 if segment.contributions:
                     wanted = {one.output: values[one.output] for one in segment.contributions}
                     meetings.add(number, segment.part, wanted)
@@ -107,26 +158,37 @@ class PaperDecoder:
         part: int,
         at: int,
     ) -> None:
-        q, k, v = values[piece.queries], values[piece.keys], values[piece.values]
+        q = values[piece.queries]
+        if piece.memory:
+            k, v = next(session for session, _ in rows).stored[part, at]
+        else:
+            k, v = values[piece.keys], values[piece.values]
         out = np.zeros((*q.shape[:-1], v.shape[-1]), np.float32)
         lse = np.full((*q.shape[:-1], 1), -np.inf, np.float32)
         for row, (session, _) in enumerate(rows):
             old = session.stored.get((part, at), (k[:0], v[:0]))
-            known = session.places.setdefault(part, [])
-            if owners[row] in (-1, part):
+            known = session.places.setdefault((part, at), [])
+            if not piece.memory and owners[row] in (-1, part):
                 new = np.concatenate([old[0], k[row : row + 1]]), np.concatenate([old[1], v[row : row + 1]])
                 session.stored[part, at] = new
-                if at == 0:
-                    known.append(places[row])
+                known.append(places[row])
             keys, held = session.stored.get((part, at), old)
-            seen = [
-                i
-                for i, place in enumerate(known)
-                if place <= places[row] and not (piece.window and place <= places[row] - piece.window)
-            ]
+            seen = (
+                list(range(len(keys)))
+                if piece.memory
+                else [
+                    i
+                    for i, place in enumerate(known)
+                    if place <= places[row] and not (piece.window and place <= places[row] - piece.window)
+                ]
+            )
             if not seen:
                 continue
             scores = piece.scale * np.einsum("gsd,tgd->gst", q[row].astype(np.float64), keys[seen])
+            if piece.bias:
+                bias = values[piece.bias]
+                away = places[row] - np.array([known[i] for i in seen])
+                scores += bias[:, :, np.minimum(away, bias.shape[-1] - 1)]
             top = scores.max(-1, keepdims=True)
             p = np.exp(scores - top)
             total = p.sum(-1, keepdims=True)
@@ -142,16 +204,17 @@ class PaperDecoder:
         segment: ModelSegment,
         feeds: Mapping[str, Array],
         kept: Mapping[tuple[int, str], Array],
-        meetings: Meetings,
+        meetings: Meetings | None,
     ) -> dict[str, Array]:
+        """What is not there of rows of memories, or of tokens, is left out."""
         found: dict[str, Array] = {}
         for name, source in segment.inputs.items():
             match source:
-                case ModelInput(of, extent):
+                case ModelInput(of, extent) if of in feeds:
                     found[name] = np.ascontiguousarray(take(feeds[of], extent))
-                case Delivery():
+                case Delivery() if meetings is not None:
                     found[name] = np.ascontiguousarray(meetings.take(source))
-                case Kept(of):
+                case Kept(of) if (segment.part, of) in kept:
                     found[name] = kept[segment.part, of]
                 case Weight():
                     found[name] = self.stepped.model.piece(source)
@@ -203,3 +266,39 @@ class WholeDecoder:
     def _present(self, past: str) -> str:
         wanted = past.replace("past_key_values", "present").replace("past", "present")
         return next(name for name in self._outputs if name == wanted)
+
+
+class WholeEncoderDecoder:
+    """An encoder's file and its decoder's two, as exporters write them, one token at a time."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._encoder, self._first, self._step = (
+            session_of(str(folder / f"{name}_{kind}.onnx"))
+            for kind in ("encoder", "decoder", "decoder_with_past")
+        )
+        self._past: dict[str, Array] = {}
+        self.states = np.zeros((1, 0, 0), np.float32)
+
+    def encode(self, given: Array) -> Array:
+        """What the encoder makes of ids or features, each of one row."""
+        name, *mask = [one.name for one in self._encoder.get_inputs()]
+        feeds = {name: given} | {one: np.ones(given.shape, np.int64) for one in mask}
+        (self.states,) = self._encoder.run(None, feeds)
+        self._past = {}
+        return np.asarray(self.states[0])
+
+    def step(self, token: int) -> Array:
+        """Logits [vocabulary] after one more token."""
+        session = self._step if self._past else self._first
+        mask = np.ones(self.states.shape[:2], np.int64)
+        feeds = {"input_ids": np.array([[token]]), "encoder_hidden_states": self.states}
+        feeds |= {"encoder_attention_mask": mask} | self._past
+        names = [one.name for one in session.get_inputs()]
+        outputs = [one.name for one in session.get_outputs()]
+        made = dict(zip(outputs, session.run(None, {name: feeds[name] for name in names}), strict=True))
+        self._past |= {
+            name.replace("present", "past_key_values"): array
+            for name, array in made.items()
+            if name.startswith("present")
+        }
+        return np.asarray(made["logits"][0, -1])

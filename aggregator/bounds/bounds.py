@@ -124,6 +124,10 @@ DEPLOYMENT_BYTES = CallerBound(
 """On the disk of the state folder: the files as they came."""
 DECODER_SESSIONS = CallerBound("decoder-sessions", 1024, "sessions of decoders", "close some of them")
 """What nodes store of each is bounded by their memory besides (cache-bytes)."""
+ENCODER_BYTES = CallerBound(
+    "encoder-bytes", 1 * GIB, "bytes that encoders made for sessions", "close some of the sessions"
+)
+"""Kept here as long as the session is: of it nodes store keys and values, and again where one has gone."""
 SHAPES = 16
 """Shapes of inputs that one deployment is prepared for; then the one used longest ago goes."""
 SHAPES_KEPT = 64

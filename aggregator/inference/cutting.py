@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from onnx import helper
 
+from aggregator.inference.beside_encoder import write_beside
 from aggregator.inference.cut_request import CutRequest
+from aggregator.inference.decoder_files import decoder_files
 from aggregator.inference.deployed import PlannedParts
 from aggregator.inference.gained import box_of, gained, gained_whole, links_of
 from aggregator.inference.measured import WORK_FILE, work_text
@@ -79,6 +81,8 @@ def cut_as_asked(request: CutRequest, opened: OpenModel | None = None) -> Planne
     planned = _cut(model, inputs, outputs, request)
     if request.plan or not Path(request.into).is_dir():  # of a model that was planned before
         return planned
+    if files := decoder_files(Path(request.model).parent):
+        return _with_decoder(planned, files, Path(request.into) / DECODER)
     decoder, why = _sessions(model, loads_plan(planned.plan), Path(request.into) / DECODER)
     note = "served as sessions, too: keys and values of earlier tokens stay on the nodes" if decoder else ""
     if not decoder and any(len(one.shape) == 4 and "past" in one.name for one in inputs):
@@ -200,6 +204,23 @@ def _sessions(model: OpenModel, plan: CutPlan, folder: Path) -> tuple[str, str]:
     except EdgeAttentionError as error:
         shutil.rmtree(folder, ignore_errors=True)
         return "", error.message
+
+
+def _with_decoder(planned: PlannedParts, files: list[Path], folder: Path) -> PlannedParts:
+    """The same with the decoder beside it, for the same nodes. Raises where that cannot be served."""
+    form, model, schedule = write_beside(files, loads_plan(planned.plan), folder)
+    more = _node_bytes(schedule, {p: planned.holders[p] for p in range(len(form.caches))}, model)
+    parts = tuple(
+        replace(one, bytes=one.bytes + _sizes(schedule.weights_of(one.part), model))
+        if one.part < len(form.caches)
+        else one
+        for one in planned.parts
+    )
+    node_bytes = {n: planned.node_bytes.get(n, 0) + more.get(n, 0) for n in {*planned.node_bytes, *more}}
+    note = "an encoder; its decoder is served as sessions, by the same plan"
+    return replace(
+        planned, decoder=dumps_decoder(form), parts=parts, node_bytes=node_bytes, notes=(*planned.notes, note)
+    )
 
 
 def _kept(inputs: tuple[ModelTensor, ...], outputs: tuple[ModelTensor, ...], gain: float) -> PlannedParts:

@@ -24,7 +24,7 @@ from edge_attention.core.messages.inference import (
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.core.tensors import MAX_RANK, Array, DataType
 
-__all__ = ["Feeds", "pieces", "require_feeds", "require_inputs", "shape_key", "shape_text"]
+__all__ = ["Feeds", "pieces", "require_feeds", "require_inputs", "shape_key", "shape_text", "whole_arrays"]
 
 
 TEXT = 1000
@@ -100,6 +100,34 @@ class Feeds:
         self._size += size
         self._arrays[piece.name] = np.empty(piece.shape, dtype)
         self._filled[piece.name] = 0
+
+
+def whole_arrays(coming: Sequence[TensorPiece]) -> dict[str, Array]:
+    """The arrays of one message, which has all of each, in order: views of what came.
+
+    Raises:
+        InvalidTensor: pieces of one do not follow each other, or are not as many bytes as its shape says.
+    """
+    found: dict[str, list[TensorPiece]] = {}
+    for piece in coming:
+        found.setdefault(piece.name, []).append(piece)
+    arrays: dict[str, Array] = {}
+    for name, parts in found.items():
+        first, at = parts[0], 0
+        dtype = np.dtype(first.data_type.value)
+        for piece in parts:
+            if (piece.data_type, piece.shape, piece.offset) != (first.data_type, first.shape, at):
+                raise InvalidTensor(f"input {name[:80]!r}: its pieces do not follow each other")
+            at += len(piece.data)
+        size = math.prod(first.shape) * dtype.itemsize
+        if len(first.shape) > MAX_RANK or min(first.shape, default=1) < 1 or size != at:
+            raise InvalidTensor(
+                f"input {name[:80]!r}: {at:,} bytes came of {dtype.name} {list(first.shape)[:16]}; send all "
+                "of it"
+            )
+        data = b"".join(piece.data for piece in parts)
+        arrays[name] = np.frombuffer(data, dtype).reshape(first.shape)
+    return arrays
 
 
 def require_inputs(inputs: Sequence[ModelTensor], arrays: Mapping[str, Array]) -> None:

@@ -16,19 +16,19 @@ from aggregator.inference.ensembles.service import EnsembleApi
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
 from aggregator.inference.generation.service import GenerationApi
-from aggregator.inference.generation.streamed_models import StreamedDecoders
+from aggregator.inference.generation.streamed_models import ServedDecoder, StreamedDecoders
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.page import InferencePage
 from aggregator.inference.protocol.data_plane import DataPlane
-from aggregator.inference.protocol.deployed_models import DeployedModels
+from aggregator.inference.protocol.deployed_models import DeployedModels, described_tensors
 from aggregator.inference.protocol.service import OpenInferenceApi
 from aggregator.inference.protocol.statistics import InferenceCounts
 from aggregator.inference.protocol.triton_metrics import TritonMetrics
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.service import InferenceApi
 from aggregator.inference.whole.whole_runner import WholeRunner
-from edge_attention.core.messages.inference import TEXT_FILES
+from edge_attention.core.messages.inference import DECODER_FILES, TEXT_FILES
 
 
 def inference(engine: Engine) -> Recipe:
@@ -63,9 +63,14 @@ def inference(engine: Engine) -> Recipe:
         sessions, texts, engine.budgets, GenerationMetrics(engine.metrics), activity.traffic
     )
 
-    def serves(model: str) -> tuple[str, bool] | None:
+    def serves(model: str) -> ServedDecoder | None:
         deployed = deployments.serving(model)
-        return None if deployed is None else (str(deployed.version), TEXT_FILES[0] in deployed.request.files)
+        if deployed is None or deployed.planned is None:
+            return None
+        files, inputs = deployed.request.files, deployed.planned.inputs
+        arrays = DECODER_FILES[0] in files and any(one.data_type.value.startswith("float") for one in inputs)
+        taken = described_tensors(inputs) if arrays else ()
+        return ServedDecoder(str(deployed.version), TEXT_FILES[0] in files, taken)
 
     plane.add(StreamedDecoders(generator, serves))
 

@@ -54,6 +54,7 @@ Examples:
   edge-attention deploy minilm.onnx --name minilm
   edge-attention deploy minilm.onnx --name minilm --plan tokens --dimensions sequence=128
   edge-attention deploy large.onnx --name large --plan layers --nodes a,b,c --replicas 1
+  edge-attention deploy encoder_model.onnx --decoder decoder_model_merged.onnx --name t5 --tokenizer .
   edge-attention plan minilm.onnx --boxes boxes.toml     what it would take, without a fleet
 """
 
@@ -82,6 +83,13 @@ Examples:
     help="Of a decoder that is asked for text: a tokenizer.json, or its folder, with special tokens and a "
     "chat template beside it; or bytes, where a token is a byte of UTF-8.",
 )
+@click.option(
+    "--decoder",
+    "decoders",
+    multiple=True,
+    type=_file,
+    help="Where MODEL is an encoder: its decoder's file, a merged one; or twice, without and with a past.",
+)
 @click.option("--halves", is_flag=True, help="Activations pass in float16: half the bytes, not exact.")
 @click.option(
     "--max-batch",
@@ -106,6 +114,7 @@ def deploy(
     replicas: int | None,
     sizes: tuple[str, ...],
     tokenizer: str | None,
+    decoders: tuple[Path, ...],
     halves: bool,
     max_batch: int | None,
     max_queue_delay: float | None,
@@ -131,6 +140,7 @@ def deploy(
                 max_batch=max_batch,
                 max_queue_delay=max_queue_delay / 1000 if max_queue_delay else None,
                 tokenizer=tokenizer,
+                decoder=decoders,
                 progress=told,
             )
         except KeyboardInterrupt:

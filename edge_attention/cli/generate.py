@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from edge_attention.cli.array_files import read_inputs
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, say, say_on
 from edge_attention.client.generation import MAX_DEADLINE
@@ -19,6 +20,14 @@ from edge_attention.client.generation import MAX_DEADLINE
 @click.argument("name")
 @click.argument("prompt", required=False)
 @click.option("--ids", metavar="ID,ID,...", help="The prompt as token ids, instead of a text.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="INPUT=FILE.npy",
+    help="Of a model with an encoder: an input of that, as of infer. Then the prompt, if there is one, is "
+    "what the decoder begins with.",
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), default=128, help="Tokens that may come.")
 @click.option(
     "--temperature",
@@ -65,6 +74,7 @@ def generate(
     name: str,
     prompt: str | None,
     ids: str | None,
+    inputs: tuple[str, ...],
     no_speculation: bool,
     as_json: bool,
     **options: Any,
@@ -74,11 +84,13 @@ def generate(
     With --json: one object a line with `text` and `tokens` as they come, the last one with `report`: why it
     ended, the seed, tokens, trips, and how many were verified as guesses.
     """
-    if (prompt is None) == (ids is None):
+    if (prompt is None) == (ids is None) and not (inputs and prompt is None):
         raise click.UsageError("give a PROMPT, or --ids; one of both")
     given = prompt if prompt is not None else _ids(ids or "")
+    arrays = read_inputs(inputs) if inputs else None
     with connect(address) as client:
-        generation = client.model(name).generate(given, speculate=not no_speculation, **options)
+        model = client.model(name)
+        generation = model.generate(given, inputs=arrays, speculate=not no_speculation, **options)
         for piece in generation:
             if as_json:
                 print_json({"text": piece.text, "tokens": piece.tokens}, indent=None)

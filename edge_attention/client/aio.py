@@ -242,6 +242,7 @@ class AsyncClient:
         max_batch: int | None = None,
         max_queue_delay: float | None = None,
         tokenizer: str | Path | None = None,
+        decoder: str | Path | Sequence[str | Path] = (),
         progress: OnDeploy | None = None,
     ) -> AsyncServedModel:
         """Cut an ONNX model, bring its parts to nodes, and have it serve as `name`.
@@ -262,6 +263,8 @@ class AsyncClient:
             tokenizer: of a decoder that is asked for text: the path of a tokenizer.json, or of its folder,
                 from which special tokens and a chat template are taken, too; or "bytes", where a token is
                 a byte.
+            decoder: of an encoder, the file of its decoder: a merged one, or two, without and with a past.
+                Then what is generated comes of that, and `infer` asks the encoder.
             progress: told how far it is.
 
         Raises:
@@ -271,7 +274,7 @@ class AsyncClient:
         request = request_of(name, plan, nodes, replicas, dimensions, halves, max_batch, max_queue_delay)
         if progress is not None and not callable(progress):
             raise InvalidArgument(f"progress is {values.said(progress)}; give what can be called")
-        return await deploy(self.connection, model, request, progress or (lambda _: None), tokenizer)
+        return await deploy(self.connection, model, request, progress or (lambda _: None), tokenizer, decoder)
 
     async def models(self) -> list[DeployedModel]:
         """All deployed models, those that are coming or going included."""

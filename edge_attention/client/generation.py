@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 
 from edge_attention.client.connection import DEADLINE_MARGIN, ClientConnection
 from edge_attention.core.errors import DataLoss, InvalidArgument
-from edge_attention.core.messages.inference import GenerateReport, GenerateRequest, GenerateResponse
+from edge_attention.core.messages.inference import (
+    GenerateReport,
+    GenerateRequest,
+    GenerateResponse,
+    TensorPiece,
+)
+from edge_attention.core.tensors import Array, DataType
 from edge_attention.jobs import values
 from edge_attention.jobs.checks import require_whole
 from edge_attention.wire import services
@@ -102,14 +108,15 @@ def generate_request(
     stop: str | Iterable[str],
     deadline: float | None,
     speculate: bool,
+    arrays: Mapping[str, Array],
 ) -> GenerateRequest:
-    """The request.
+    """The request; `arrays`: the encoder's inputs.
 
     Raises:
         InvalidArgument: names what is of a wrong type.
     """
     text, ids = (prompt, ()) if isinstance(prompt, str) else ("", _ids(prompt))
-    if not text and not ids:
+    if not text and not ids and not arrays:
         raise InvalidArgument("the prompt is empty; give at least one token to go on from")
     return GenerateRequest(
         model,
@@ -125,6 +132,10 @@ def generate_request(
         values.several((stop,) if isinstance(stop, str) else stop, "stop"),
         None if deadline is None else values.above(deadline, "deadline", MAX_DEADLINE),
         not values.switch(speculate, "speculate"),
+        tuple(
+            TensorPiece(name, DataType.of(array.dtype, name), array.shape, 0, array.tobytes())
+            for name, array in arrays.items()
+        ),
     )
 
 

@@ -202,8 +202,9 @@ class AsyncServedModel:
 
     def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] = "",
         *,
+        inputs: Mapping[str, ArrayLike] | None = None,
         max_tokens: int = 128,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -218,7 +219,10 @@ class AsyncServedModel:
         """What comes after `prompt`, of a decoder: iterate over it for pieces as they come.
 
         Args:
-            prompt: a text, where the deployment has a tokenizer; or token ids.
+            prompt: a text, where the deployment has a tokenizer; or token ids. Of an encoder with a decoder
+                it is the encoder's; with `inputs` it is what the decoder begins with, if that is not said in
+                the deployment's generation_config.json.
+            inputs: of an encoder, by name, one row of each: {"input_features": array}, say.
             temperature: logits are divided by it; 0: always the likeliest token.
             top_k, top_p, min_p: leave out unlikely tokens: all but so many of the likeliest, all but those
                 that together have this share, those less likely than this share of the likeliest.
@@ -231,9 +235,15 @@ class AsyncServedModel:
         Raises:
             InvalidArgument: names what is of a wrong type. What the server refuses the iteration raises.
         """
+        if inputs is not None and not isinstance(inputs, Mapping):
+            raise InvalidArgument(f"inputs is {values.said(inputs)}; give a mapping of names to arrays")
+        arrays = {
+            values.text(name, "a name in inputs"): self._converted(name, value)
+            for name, value in (inputs or {}).items()
+        }
         request = generate_request(
             self.name, prompt, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop,
-            deadline, speculate,
+            deadline, speculate, arrays,
         )  # fmt: skip
         return AsyncGeneration(self._connection, request)
 
@@ -275,10 +285,23 @@ async def deploy(
     request: wire.DeployRequest,
     progress: OnDeploy,
     tokenizer: str | Path | None = None,
+    decoder: str | Path | Sequence[str | Path] = (),
 ) -> AsyncServedModel:
     """Bring the model's files to the aggregator, and have it deployed as `request` says."""
     texts = {} if tokenizer is None else await asyncio.to_thread(text_files, tokenizer)
+    decoders = [decoder] if isinstance(decoder, str | Path) else list(decoder)
+    if len(decoders) > len(wire.DECODER_FILES):
+        raise InvalidArgument(
+            f"decoder names {len(decoders)} files; give one, or two: without and with a past"
+        )
     digest, files = await _send(connection, model, progress)
+    for name, one in zip(wire.DECODER_FILES, decoders, strict=False):
+        own, weights = await _send(connection, values.path(one, "decoder"), progress)
+        for location, sent in {name: own, **weights}.items():
+            if files.setdefault(location, sent) != sent:
+                raise InvalidArgument(
+                    f"two of the files keep weights in {location}: export encoder and decoder into one folder"
+                )
     for name, data in texts.items():
         if name in files:
             raise InvalidArgument(f"the model keeps weights in a file called {name}, as its tokenizer's is")

@@ -217,6 +217,7 @@ class Client:
         max_batch: int | None = None,
         max_queue_delay: float | None = None,
         tokenizer: str | Path | None = None,
+        decoder: str | Path | Sequence[str | Path] = (),
         progress: OnDeploy | None = None,
     ) -> ServedModel:
         """Cut an ONNX model, bring its parts to nodes, and have it serve as `name`; see AsyncClient.deploy.
@@ -234,6 +235,7 @@ class Client:
             max_batch=max_batch,
             max_queue_delay=max_queue_delay,
             tokenizer=tokenizer,
+            decoder=decoder,
             progress=progress,
         )
         return ServedModel(self, self._wait(made))
@@ -328,8 +330,9 @@ class ServedModel:
 
     def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] = "",
         *,
+        inputs: Mapping[str, ArrayLike] | None = None,
         max_tokens: int = 128,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -345,6 +348,7 @@ class ServedModel:
         AsyncServedModel.generate."""
         generation = self._model.generate(
             prompt,
+            inputs=inputs,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,

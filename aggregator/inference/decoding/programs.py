@@ -3,7 +3,7 @@
 A program is of a part's step, for so many rows, of sessions in certain slots: it runs the segment's graphs,
 and where the segment attends it appends to each session's sequences and attends over them.
 
-    stored sequences   job/<deployment>/cache/<life>/s<slot>/p<part>/a<attention>/k and v
+    stored sequences   job/<deployment>/cache/<life>/s<slot>/p<part>/a<attention>/k and v, and p: positions
     kept               job/<deployment>/cache/<life>/lane<k>/p<part>/<name>
 
 `life` tells one life of this aggregator from the next: nobody has use for what an earlier one stored.
@@ -165,16 +165,22 @@ class FlightPrograms:
         self.deployment = deployment
         self.life = life
         self.weights = weights
-        self._made: OrderedDict[tuple[int, int, int, tuple[str, ...], int], FlightCall] = OrderedDict()
+        self._made: OrderedDict[tuple[int, int, int, tuple[str, ...], int, bool], FlightCall] = OrderedDict()
         self._bytes = 0
 
-    def call(self, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int) -> FlightCall:
-        """The call of a part's step; `slots`: of its sessions, in order."""
+    def remembers(self, cut: RowsCut, one: PartSegment) -> bool:
+        """Whether a part's step has to do with rows of memories."""
+        return any(piece.memory for piece in cut.pieces[one.segment.graph])
+
+    def call(
+        self, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int, memory: bool = False
+    ) -> FlightCall:
+        """The call of a part's step; `slots`: of its sessions, in order; `memory`: for rows of memories."""
         attends = any(isinstance(piece, AttentionPiece) for piece in cut.pieces[one.segment.graph])
-        key = cut.rows, one.part, one.index, slots if attends else (), lane
+        key = cut.rows, one.part, one.index, slots if attends else (), lane, memory
         found = self._made.get(key)
         if found is None:
-            found = self._made[key] = self._make(cut, one, slots if attends else (), lane)
+            found = self._made[key] = self._make(cut, one, slots if attends else (), lane, memory)
             self._bytes += found.nbytes
             while len(self._made) > 1 and (len(self._made) > PROGRAMS or self._bytes > PROGRAMS_BYTES):
                 self._bytes -= self._made.popitem(last=False)[1].nbytes
@@ -182,20 +188,29 @@ class FlightPrograms:
             self._made.move_to_end(key)
         return found
 
-    def _make(self, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int) -> FlightCall:
-        return _ProgramWriter(self, cut, one, slots, lane).written()
+    def _make(
+        self, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int, memory: bool
+    ) -> FlightCall:
+        return _ProgramWriter(self, cut, one, slots, lane, memory).written()
 
 
 class _ProgramWriter:
     """One program, while it is written. Values of the segment are looked up in `names`."""
 
     def __init__(
-        self, programs: FlightPrograms, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int
+        self,
+        programs: FlightPrograms,
+        cut: RowsCut,
+        one: PartSegment,
+        slots: tuple[str, ...],
+        lane: int,
+        memory: bool,
     ) -> None:
         self._all = programs
         self._cut = cut
         self._one = one
         self._slots = slots
+        self._memory = memory
         self._kept = f"{lane_of(programs.deployment, programs.life, lane)}p{one.part}/"
         self._names: dict[str, Value] = {}
         self._weights: dict[str, Weight] = {}
@@ -214,17 +229,22 @@ class _ProgramWriter:
 
     def written(self) -> FlightCall:
         segment, schedule = self._one.segment, self._cut.course.schedule
+        pieces = self._cut.pieces[segment.graph]
+        read = _read_by(pieces, self._memory)
         for name, source in segment.inputs.items():
-            self._source(name, source)
+            if name in read:
+                self._source(name, source)
         kept = {output: self._kept + name for output, name in segment.kept.items()}
-        for piece in self._cut.pieces[segment.graph]:
+        for piece in pieces:
             match piece:
-                case GraphPiece():
+                case GraphPiece() if piece.memory is self._memory:
                     self._run(piece, kept)
+                case AttentionPiece() if self._memory:
+                    self._remember(piece)
                 case AttentionPiece():
                     self._attend(piece, kept)
         wanted: dict[str, Wanted] = {}
-        for made in segment.contributions:
+        for made in () if self._memory else segment.contributions:
             if made.output in wanted:
                 continue
             spec = schedule.boundaries[made.boundary].spec
@@ -296,22 +316,32 @@ class _ProgramWriter:
         self._attention += 1
         self._windows[piece.window] = None
         rows = self._cut.rows
-        lo, hi = (self._place(f"{name}/{piece.window}", (rows,)) for name in ("lo", "hi"))
-        queries, keys, values = (self._names[name] for name in (piece.queries, piece.keys, piece.values))
+        lo, hi = (
+            self._place(name if piece.memory else f"{name}/{piece.window}", (rows,))
+            for name in (("mlo", "mhi") if piece.memory else ("lo", "hi"))
+        )
+        queries = self._names[piece.queries]
         before: tuple[Value, Value] = _NOTHING, _NOTHING_LSE
         scale = np.array(piece.scale, np.float32)
         for at, slot in enumerate(self._slots):
             scope = f"{slot}p{part}/a{number}/"
-            place = self._place(f"at.{at}", (3,))
+            place = "" if piece.memory else self._place(f"at.{at}", (3,))
             chunk = self._place(f"rows.{at}", (2,))
-            self._instructions += [
-                Append(f"{scope}k", keys, tile=TILE, place=place),
-                Append(f"{scope}v", values, tile=TILE, place=place),
-            ]
+            if not piece.memory:
+                self._append(piece, scope, place)
             last = at == len(self._slots) - 1
             out = (kept.get(piece.out) if last else None) or f"task/o{number}.{at}"
             lse = f"task/l{number}.{at}"
             graph = "cached_decode" if rows <= DECODE_ROWS else "cached_prefill"
+            biased: dict[str, Value] = {}
+            if piece.bias:
+                graph, where = "cached_biased", self._place("where", (rows, 1, 1), "float32")
+                self._instructions.append(Append(f"{scope}p", Stored(where), tile=TILE, place=place))
+                biased = {
+                    "bias": self._names[piece.bias],
+                    "where": Stored(where),
+                    "places": Stored(f"{scope}p"),
+                }
             self._instructions.append(
                 Run(
                     library.digest(graph),
@@ -325,6 +355,7 @@ class _ProgramWriter:
                         "hi": Stored(hi),
                         "before": before[0],
                         "before_lse": before[1],
+                        **biased,
                     },
                     {"out": out, "lse": lse},
                 )
@@ -334,12 +365,40 @@ class _ProgramWriter:
         if piece.lse:
             self._names[piece.lse] = before[1]
 
-    def _place(self, name: str, shape: tuple[int, ...]) -> str:
+    def _remember(self, piece: AttentionPiece) -> None:
+        """Store rows of the memory; nobody asks for anything."""
+        number = self._attention
+        self._attention += 1
+        if piece.memory:
+            self._windows[0] = None
+            for at, slot in enumerate(self._slots):
+                self._append(piece, f"{slot}p{self._one.part}/a{number}/", self._place(f"at.{at}", (3,)))
+
+    def _append(self, piece: AttentionPiece, scope: str, place: str) -> None:
+        self._instructions += [
+            Append(f"{scope}k", self._names[piece.keys], tile=TILE, place=place),
+            Append(f"{scope}v", self._names[piece.values], tile=TILE, place=place),
+        ]
+
+    def _place(self, name: str, shape: tuple[int, ...], dtype: str = "int64") -> str:
         """The slot that brings it."""
         for slot, known in self._places.items():
             if known == name:
                 return slot
         slot = f"task/{self._one.part}.p{len(self._places)}"
         self._places[slot] = name
-        self._tensors[slot] = np.broadcast_to(np.zeros((), np.int64), shape)
+        self._tensors[slot] = np.broadcast_to(np.zeros((), dtype), shape)
         return slot
+
+
+def _read_by(pieces: SegmentPieces, memory: bool) -> set[str]:
+    """What of a segment's values these pieces read: for rows of memories, or for tokens."""
+    found: set[str] = set()
+    for piece in pieces:
+        match piece:
+            case GraphPiece(_, inputs, _, of):
+                found.update(inputs.values() if of is memory else ())
+            case AttentionPiece(queries, keys, values, memory=of, bias=bias):
+                found.update((keys, values) if of is memory else ())
+                found.update(filter(None, () if memory else (queries, bias)))
+    return found

@@ -48,14 +48,14 @@ class FlightRoutes:
 
     def __init__(self, programs: FlightPrograms) -> None:
         self._programs = programs
-        self._made: OrderedDict[tuple[int, tuple[int, ...], int, tuple[str, ...]], FlightRoute] = (
+        self._made: OrderedDict[tuple[int, tuple[int, ...], int, tuple[str, ...], bool], FlightRoute] = (
             OrderedDict()
         )
         self._bytes = 0
 
     def route(self, cut: RowsCut, flight: Flight) -> FlightRoute:
         """What `flight` asks; of one like it before, the same."""
-        key = flight.rows, flight.slots, flight.lane, flight.place
+        key = flight.rows, flight.slots, flight.lane, flight.place, flight.memory
         found = self._made.get(key)
         if found is not None:
             self._made.move_to_end(key)
@@ -77,7 +77,9 @@ class FlightRoutes:
             for segment in step.segments:
                 part = segment.part
                 one = next(one for one in cut.course.parts[part] if one.step == number)
-                call = programs.call(cut, one, slots, flight.lane)
+                if flight.memory and not programs.remembers(cut, one):
+                    continue
+                call = programs.call(cut, one, slots, flight.lane, flight.memory)
                 shard = f"part{part}.step{number}"
                 parts[shard] = number, part
                 calls.append((part, call))
@@ -91,5 +93,6 @@ class FlightRoutes:
                         prepared=call.prepared,
                     )
                 )
-            steps.append(RouteStep(Errands(errands), tuple(calls)))
+            if errands:
+                steps.append(RouteStep(Errands(errands), tuple(calls)))
         return FlightRoute(tuple(steps), parts)

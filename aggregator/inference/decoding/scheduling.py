@@ -9,6 +9,9 @@ by sending the tokens once more, through whoever takes over: to the rest of the 
 with more new tokens. A trip takes what waits when it begins: sessions join and leave between two of them, and
 those with few rows go first, so that a long prompt holds up nobody.
 
+A session beside an encoder has a memory, too: what that made. It is stored before the first token goes, by
+trips of its own, and again, as the tokens are, where a node that stored it has gone.
+
 The shell performs the actions, and tells what came of them. Times are readings of one steady clock.
 """
 
@@ -22,7 +25,13 @@ from enum import Enum
 
 import numpy as np
 
-from aggregator.inference.decoding.flights import Flight, SessionRows, TokenSpan, owned_before
+from aggregator.inference.decoding.flights import (
+    Flight,
+    SessionRows,
+    TokenSpan,
+    memory_range,
+    owned_before,
+)
 from aggregator.inference.part_of_request import PartsNodes
 from edge_attention.core.errors import (
     Cancelled,
@@ -36,7 +45,7 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.schedule.pieces import DecoderForm
-from edge_attention.core.tensors import Array
+from edge_attention.core.tensors import Array, Float32
 from edge_attention.core.transitions import Transition, recent
 
 __all__ = [
@@ -138,6 +147,8 @@ class DecoderSession:
     Attributes:
         owner: who may use it.
         stored: of how many of its tokens, from the first, keys and values are stored.
+        memory: what an encoder made of its input, float32 [tokens, width]; None: there is no encoder.
+        remembered: of how many tokens of that, from the first, keys and values are stored.
         place, lives: by part, the node that stores them, and which process of it.
         answered: logits of its new tokens, so far; from token `asked` on they are wanted.
     """
@@ -148,6 +159,8 @@ class DecoderSession:
     used: float
     tokens: list[int] = field(default_factory=list)
     stored: int = 0
+    memory: Float32 | None = None
+    remembered: int = 0
     place: tuple[str, ...] = ()
     lives: tuple[str, ...] = ()
     spans: list[TokenSpan] = field(default_factory=list)
@@ -166,6 +179,15 @@ class DecoderSession:
     @property
     def length(self) -> int:
         return len(self.tokens)
+
+    @property
+    def memory_length(self) -> int:
+        return 0 if self.memory is None else len(self.memory)
+
+    @property
+    def forgets(self) -> int:
+        """Tokens of its memory that are not stored."""
+        return self.memory_length - self.remembered
 
 
 class SessionScheduler:
@@ -201,11 +223,28 @@ class SessionScheduler:
 
     # Events
 
-    def open(self, owner: str, now: float) -> DecoderSession:
-        """A new session, of no token."""
+    def open(self, owner: str, now: float, memory: Float32 | None = None) -> DecoderSession:
+        """A new session, of no token; `memory`: what an encoder made, of a decoder beside one.
+
+        Raises:
+            FailedPrecondition: it is beside an encoder, and there is no memory, or the other way round.
+            InvalidArgument: the memory is of another width, or has no tokens.
+        """
         self._now = now
+        if (memory is None) == bool(self.form.states):
+            raise FailedPrecondition(
+                "the decoder is beside an encoder: a session begins with that one's input"
+                if memory is None
+                else "the decoder has no encoder: a session begins with tokens"
+            )
+        if memory is not None and (
+            memory.ndim != 2 or memory.shape[1] != self.form.states_width or not len(memory)
+        ):
+            raise InvalidArgument(
+                f"the encoder made {list(memory.shape)}; the decoder takes [tokens, {self.form.states_width}]"
+            )
         self._numbers += 1
-        session = DecoderSession(self._numbers, owner, self._new_slot(), now)
+        session = DecoderSession(self._numbers, owner, self._new_slot(), now, memory=memory)
         self.sessions[session.number] = session
         return session
 
@@ -282,17 +321,22 @@ class SessionScheduler:
         found: list[Action] = []
         first = 0
         for chunk in flight.chunks:
-            rows = logits[first : first + len(chunk.ids)]
-            first += len(chunk.ids)
+            rows = logits[first : first + chunk.count]
+            first += chunk.count
             session = self._back(chunk)
             if session is None:
                 continue
             if session.closing:
                 found += self._forget(session)
                 continue
+            session.alone = False
+            if chunk.states is not None:
+                session.remembered = chunk.stop
+                if session.phase is DecodePhase.FLIES:
+                    self._turn(session, DecodePhase.WAITS)
+                continue
             session.stored = chunk.stop
             session.spans = list(chunk.spans)
-            session.alone = False
             if session.phase is not DecodePhase.FLIES:  # nobody waits for it; it may have been cut short
                 self._keep(session, min(session.stored, session.length))
                 continue
@@ -351,10 +395,11 @@ class SessionScheduler:
                 found.append(ForgetSession(chunk.slot, tuple(sorted(session.nodes))))
                 session.slot, session.place, session.lives = self._new_slot(), (), ()
                 session.nodes.clear()
-                self._keep(session, 0)
-            self._keep(session, min(session.stored, session.length, chunk.start))
-            if lacks is not None:
-                self._keep(session, 0)
+            if not clean or lacks is not None:
+                self._lose(session)
+            if chunk.states is None:
+                self._keep(session, chunk.start)
+            self._keep(session, min(session.stored, session.length))
             if session.phase is not DecodePhase.FLIES:
                 continue
             session.tries += 1
@@ -503,11 +548,18 @@ class SessionScheduler:
         if self.form.by_tokens:
             share = self.form.shares[part] / sum(self.form.shares)
             tokens = math.ceil(tokens * share) + (BLOCK if tokens else 0)
-        return each * TILE * -(-tokens // TILE)
+        start, stop = memory_range(self.form, part, session.memory_length)
+        of_memory = self.form.token_bytes(part, memory=True) * TILE * -(-max(stop - start, 1) // TILE)
+        return each * TILE * -(-tokens // TILE) + (of_memory if session.memory is not None else 0)
 
     def _turn(self, session: DecoderSession, phase: DecodePhase, *words: str) -> None:
         self.transitions.append((self._now, (f"session {session.number}", *words), session.phase, phase))
         session.phase = phase
+
+    def _lose(self, session: DecoderSession) -> None:
+        """Nothing of it counts as stored."""
+        self._keep(session, 0)
+        session.remembered = 0
 
     def _keep(self, session: DecoderSession, stored: int) -> None:
         """No more than the first `stored` tokens count as stored."""
@@ -558,6 +610,7 @@ class SessionScheduler:
         while self._lanes:
             group: list[DecoderSession] = []
             place: tuple[str, ...] = ()
+            remembering = False
             waiting = [
                 s for s in self.sessions.values() if s.phase is DecodePhase.WAITS and s.number not in flying
             ]
@@ -572,10 +625,14 @@ class SessionScheduler:
                     continue
                 if group and (own != place or session.alone or group[0].alone):
                     continue
+                lost = self._moved(session, own)
+                forgets = session.memory is not None and (lost or session.forgets > 0)
+                if group and forgets is not remembering:
+                    continue  # a trip is of rows of memories, or of tokens
                 if own != session.place and (error := self._no_room(session, own, session.length)):
                     found += self._refuse(session, error)
                     continue
-                place = own
+                place, remembering = own, forgets
                 group.append(session)
             if not group:
                 break
@@ -613,14 +670,26 @@ class SessionScheduler:
             self._settle(session, place, lives)
             # Each of those behind has one row at least.
             most = min(left - (len(group) - number - 1), CHUNK_ROWS if len(group) > 1 else left)
+            memory = session.memory
+            if memory is not None and session.forgets:
+                start, stop = session.remembered, min(session.remembered + most, len(memory))
+                left -= stop - start
+                chunks.append(
+                    SessionRows(
+                        session.number, session.slot, start, (), memory=len(memory), states=memory[start:stop]
+                    )
+                )
+                self._turn(session, DecodePhase.FLIES)
+                continue
             count = min(session.length - session.stored, most)
             left -= count
             start = session.stored
             spans = self._spans(session, start, start + count) if self.form.by_tokens else ()
             ids = tuple(session.tokens[start : start + count])
-            chunks.append(SessionRows(session.number, session.slot, start, ids, spans))
+            length = session.memory_length
+            chunks.append(SessionRows(session.number, session.slot, start, ids, spans, length))
             self._turn(session, DecodePhase.FLIES)
-        rows = next(n for n in self.form.rows if n >= sum(len(chunk.ids) for chunk in chunks))
+        rows = next(n for n in self.form.rows if n >= sum(chunk.count for chunk in chunks))
         self._numbers += 1
         flight = Flight(
             self._numbers, self._lanes.pop(0), rows, place, tuple(sorted(chunks, key=lambda c: c.slot))
@@ -628,13 +697,18 @@ class SessionScheduler:
         self._flights[flight.number] = flight
         return flight
 
+    def _moved(self, session: DecoderSession, place: tuple[str, ...]) -> bool:
+        """Whether some of what is stored of it is not there any more, once it is stored at `place`."""
+        return bool(session.place) and any(
+            forms
+            and (session.place[part], session.lives[part]) != (place[part], self._nodes.life(place[part]))
+            for part, forms in enumerate(self.form.caches)
+        )
+
     def _settle(self, session: DecoderSession, place: tuple[str, ...], lives: tuple[str, ...]) -> None:
         """From now on it is stored there: what another process had of it is to be stored again."""
-        if session.place:
-            for part, forms in enumerate(self.form.caches):
-                same = session.place[part] == place[part] and session.lives[part] == lives[part]
-                if forms and not same:
-                    self._keep(session, 0)
+        if self._moved(session, place):
+            self._lose(session)
         session.place, session.lives = place, lives
         session.nodes.update(place)
 

@@ -54,7 +54,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.program import Drop
 from edge_attention.core.schedule.pieces import DecoderForm, GraphPiece, loads_pieces, loads_tables
 from edge_attention.core.schedule.schedule import Weight
-from edge_attention.core.tensors import Array
+from edge_attention.core.tensors import Array, Float32
 from edge_attention.core.transitions import told
 from edge_attention.graphs.axes.folder import CutFolder
 
@@ -146,9 +146,9 @@ class DecoderServing:
         assert self._machine is not None
         return self._machine
 
-    def open(self, owner: str) -> DecoderSession:
-        """A new session; `ready` has returned."""
-        session = self.machine.open(owner, time.monotonic())
+    def open(self, owner: str, memory: Float32 | None = None) -> DecoderSession:
+        """A new session; `ready` has returned. `memory`, and what is raised, as the machine's."""
+        session = self.machine.open(owner, time.monotonic(), memory)
         self._set_clock()
         return session
 
@@ -260,27 +260,36 @@ class DecoderServing:
         this aggregator had it store."""
         scope = f"{cache_scope(self._deployment, self.life)}warm.p{part}/"
         for rows in WARM_ROWS:
-            cut = self._cuts[rows]
             spans = (TokenSpan(part, 0, 1),) if self.form.by_tokens else ()
-            flight = Flight(0, 0, rows, (), (SessionRows(0, 0, 0, (0,), spans),))
-            for one in cut.course.parts[part]:
-                call = self._programs.call(cut, one, (scope,), -1 - part)
-                errand = Errand(
-                    shard=f"warm.part{part}.step{one.step}",
-                    holders=(node,),
-                    coverage=range(part, part + 1),
-                    instructions=call.instructions,
-                    wanted=call.wanted,
-                    inline=call.zeros(flight, self.form, part),
-                    prepared=call.prepared,
-                )
-                outcome = await self._trips.make([errand], WARM_SECONDS, believed=())
-                for missing in outcome.missing.values():
-                    log.info("node %s, part %d, step %d: %s", node, part, one.step, missing.text)
-                    raise missing.error or missing.cause(missing.text)
+            chunk = SessionRows(0, 0, 0, (0,), spans, memory=1)
+            if self.form.states:
+                states = np.zeros((1, self.form.states_width), np.float32)
+                remembered = SessionRows(0, 0, 0, (), memory=1, states=states)
+                await self._warm_up(node, part, scope, Flight(0, 0, rows, (), (remembered,)))
+            await self._warm_up(node, part, scope, Flight(0, 0, rows, (), (chunk,)))
         self._trips.post(
             node, (Drop((scope, f"{cache_scope(self._deployment, self.life)}lane{-1 - part}/")),)
         )
+
+    async def _warm_up(self, node: str, part: int, scope: str, flight: Flight) -> None:
+        cut = self._cuts[flight.rows]
+        for one in cut.course.parts[part]:
+            if flight.memory and not self._programs.remembers(cut, one):
+                continue
+            call = self._programs.call(cut, one, (scope,), -1 - part, flight.memory)
+            errand = Errand(
+                shard=f"warm.part{part}.step{one.step}",
+                holders=(node,),
+                coverage=range(part, part + 1),
+                instructions=call.instructions,
+                wanted=call.wanted,
+                inline=call.zeros(flight, self.form, part),
+                prepared=call.prepared,
+            )
+            outcome = await self._trips.make([errand], WARM_SECONDS, believed=())
+            for missing in outcome.missing.values():
+                log.info("node %s, part %d, step %d: %s", node, part, one.step, missing.text)
+                raise missing.error or missing.cause(missing.text)
 
     def _room(self, node: str) -> int:
         """Bytes that sessions may store on a node."""

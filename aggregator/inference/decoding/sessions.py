@@ -1,6 +1,6 @@
 """Sessions of deployed decoders: what generation works with.
 
-    session = await sessions.open("gpt2", owner, seconds)
+    session = await sessions.open("gpt2", owner, seconds)     # of a decoder beside an encoder with its input
     logits = await sessions.extend(session, ids, seconds)     # float32 [len(ids), vocabulary]
     await sessions.truncate(session, length)                  # forget what was guessed wrong
     await sessions.close(session)
@@ -12,16 +12,18 @@ Calls of several sessions run at once, and share trips. What a node stored that 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from aggregator.bounds.bounds import DECODER_SESSIONS
+from aggregator.bounds.bounds import DECODER_SESSIONS, ENCODER_BYTES
 from aggregator.bounds.budget import Lease
 from aggregator.engine.recipe import Engine
 from aggregator.fleet.membership import Member
+from aggregator.inference.decoder_files import decoder_model
+from aggregator.inference.decoding.encoder_inputs import encoder_feeds, states_of
 from aggregator.inference.decoding.programs import cache_scope
 from aggregator.inference.decoding.serving import DecoderServing
 from aggregator.inference.deployed import Deployed
@@ -29,7 +31,7 @@ from aggregator.inference.deployments import Deployments
 from aggregator.inference.holding import roomiest
 from edge_attention.core.errors import FailedPrecondition, NotFound
 from edge_attention.core.schedule.pieces import DecoderForm, loads_decoder
-from edge_attention.core.tensors import Float32
+from edge_attention.core.tensors import Array, Float32
 
 __all__ = ["DecoderSessions", "OpenSession"]
 
@@ -54,6 +56,7 @@ class OpenSession:
     deployed: Deployed
     lease: Lease | None
     length: int = 0
+    states: Lease | None = None
 
 
 class DecoderSessions:
@@ -83,11 +86,22 @@ class DecoderSessions:
         """
         return self._of(self._deployments.require(model)).form
 
-    async def open(self, model: str, owner: str, seconds: float) -> OpenSession:
+    async def open(
+        self,
+        model: str,
+        owner: str,
+        seconds: float,
+        inputs: Mapping[str, Array] | None = None,
+        ids: Sequence[int] = (),
+    ) -> OpenSession:
         """A new session. The first one of a model waits until nodes are ready for it.
+
+        Args:
+            inputs: of the encoder, of a decoder beside one; or `ids`, tokens of its text.
 
         Raises:
             NotFound, FailedPrecondition: as `form`.
+            InvalidTensor: the inputs are not what the encoder takes.
             ResourceExhausted: too many sessions are open.
             DeadlineExceeded: nodes are not ready in time; says what was waited for.
         """
@@ -97,13 +111,39 @@ class DecoderSessions:
         lease = self._budgets[DECODER_SESSIONS].take(owner or None)
         try:
             await serving.ready(max(until - time.monotonic(), 0.0))
-            opened = serving.open(owner)
+            memory = None
+            if serving.form.states:
+                memory = await self._encoded(deployed, inputs or {}, ids, owner, until)
+            states = self._budgets.take(ENCODER_BYTES, owner or None, 0 if memory is None else memory.nbytes)
+            try:
+                opened = serving.open(owner, memory)
+            except BaseException:
+                states.give_back()
+                raise
         except BaseException:
             lease.give_back()
             raise
         return OpenSession(
-            deployed.name, deployed.version, owner, serving.form, opened.number, serving, deployed, lease
-        )
+            deployed.name, deployed.version, owner, serving.form, opened.number, serving, deployed, lease,
+            states=states,
+        )  # fmt: skip
+
+    async def _encoded(
+        self, deployed: Deployed, inputs: Mapping[str, Array], ids: Sequence[int], owner: str, until: float
+    ) -> Float32:
+        """What the deployment's encoder makes of an input, float32 [tokens, width]."""
+        planned = deployed.planned
+        assert planned is not None
+        feeds = encoder_feeds(planned.inputs, inputs, ids, not planned.whole)
+        deployed.life.begin()
+        answered = False
+        try:
+            left = max(until - time.monotonic(), 0.0)
+            answer = await self._deployments.infer(deployed, feeds.arrays, left, owner)
+            answered = True
+        finally:
+            self._deployments.ended(deployed, answered)
+        return states_of(answer.results, feeds.tokens)
 
     async def extend(self, session: OpenSession, ids: npt.ArrayLike, seconds: float) -> Float32:
         """Logits after each of the new tokens, float32 [tokens, vocabulary], in `seconds` at most.
@@ -160,9 +200,11 @@ class DecoderSessions:
     # Inside
 
     def _over(self, session: OpenSession) -> None:
-        lease, session.lease = session.lease, None
-        if lease is not None:
-            lease.give_back()
+        leases = session.lease, session.states
+        session.lease = session.states = None
+        for lease in leases:
+            if lease is not None:
+                lease.give_back()
 
     def _of(self, deployed: Deployed) -> DecoderServing:
         found = self._serving.get(deployed.id)
@@ -175,8 +217,9 @@ class DecoderSessions:
             raise FailedPrecondition(f"model {deployed.name!r} has no sessions: {why}")
         if not deployed.life.live:
             raise NotFound(_GONE)
+        model = decoder_model(deployed.folder.model, deployed.folder.decoder)
         serving = DecoderServing(
-            self._engine, deployed.id, deployed.folder.model, deployed.folder.decoder,
+            self._engine, deployed.id, model, deployed.folder.decoder,
             loads_decoder(planned.decoder), planned.holders, self._pick, self._deployments.weight_bytes,
         )  # fmt: skip
         self._serving[deployed.id] = serving

@@ -2,7 +2,8 @@
 
 tokenizer.json          of the library `tokenizers`; or `{"edge_attention": "bytes"}`: a token is a byte
 tokenizer_config.json   special tokens by role, and a chat template (as `transformers` writes it)
-generation_config.json  eos_token_id: tokens that end a text
+generation_config.json  eos_token_id: tokens that end a text; decoder_start_token_id: the one that a decoder
+                        beside an encoder begins with, and forced_decoder_ids, those after it
 chat_template.jinja     a chat template of its own
 """
 
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.inference import TEXT_FILES
 
-__all__ = ["BytesCoder", "TextCoder", "TextFiles", "read_text_files"]
+__all__ = ["BytesCoder", "TextCoder", "TextFiles", "read_begins", "read_text_files"]
 
 FILE_BYTES = 64 * 1024 * 1024
 """Of a tokenizer.json."""
@@ -117,6 +118,28 @@ def read_text_files(folder: Path) -> TextFiles | None:
     return TextFiles(
         None if ours else tokenizer, special, ends, template if isinstance(template, str) else None
     )
+
+
+def read_begins(folder: Path) -> tuple[int, ...]:
+    """The tokens that a decoder beside an encoder begins with; () where nothing says so. Blocks on the disk.
+
+    Raises:
+        InvalidArgument: what says so is not what it should be.
+    """
+    said = _object(folder / "generation_config.json")
+    first, forced = said.get("decoder_start_token_id"), said.get("forced_decoder_ids") or []
+    if first is None:
+        return ()
+    found = [first]
+    for pair in forced if isinstance(forced, list) else []:
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] != len(found) or pair[1] is None:
+            break  # which language, say: whoever asks says it
+        found.append(pair[1])
+    if len(found) > MAX_ENDS or not all(type(one) is int and 0 <= one < 2**31 for one in found):
+        raise InvalidArgument(
+            "generation_config.json: decoder_start_token_id or forced_decoder_ids are no token ids"
+        )
+    return tuple(found)
 
 
 def _text(path: Path) -> str:

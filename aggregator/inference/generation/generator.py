@@ -95,17 +95,42 @@ class Generator(Generic[S]):
         with self._budgets.take(GENERATIONS, owner or None), self._metrics.counted():
             form = self._sessions.form(request.model)
             text = await self._texts.get(request.model, form.vocabulary)
-            prompt = await _prompt(request, text, form, began + seconds - time.monotonic())
+            prompt: tuple[int, ...] = ()
+            if request.prompt:
+                prompt = await _prompt(request, text, form, began + seconds - time.monotonic())
+            encoded: tuple[int, ...] = ()
+            if form.states:
+                encoded, prompt = await self._beside_encoder(request, form, prompt)
+            elif request.inputs:
+                raise InvalidArgument(
+                    f"model {request.model!r} has no encoder that takes inputs: give a prompt alone"
+                )
             seed = secrets.randbits(63) if request.seed is None else request.seed
             running = _RunningGeneration(
                 self._sessions, form, request, prompt, text, seed, began, began + seconds
             )
+            running.encoded = encoded
             running.rule = self._rule(request.model) if request.speculate else None
             async with aclosing(running.events(owner)) as events:
                 async for event in events:
                     self._metrics.came(event)
                     self._traffic.add(request.model, "tokens", len(event.tokens))
                     yield event
+
+    async def _beside_encoder(
+        self, request: GenerationRequest, form: TokenForm, prompt: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The encoder's tokens, and those that the decoder begins with."""
+        if request.inputs and prompt:
+            return (), prompt
+        begins = await self._texts.begins(request.model)
+        if not begins or max(begins) >= form.vocabulary:
+            raise FailedPrecondition(
+                f"with which token the decoder of model {request.model!r} begins is not known: give inputs "
+                "of the encoder, and the decoder's first tokens as the prompt; or deploy it with a "
+                "tokenizer's folder whose generation_config.json says decoder_start_token_id"
+            )
+        return prompt, begins
 
     def _rule(self, model: str) -> SpeculationRule:
         rule = self._rules.pop(model, None) or SpeculationRule()
@@ -146,9 +171,17 @@ class _RunningGeneration(Generic[S]):
         self._written = WrittenText(None if text is None else text.coder, request.stop, prompt)
         self._count = self._trips = 0
         self.rule: SpeculationRule | None = None
+        self.encoded: tuple[int, ...] = ()
+        """Tokens of the encoder's text, where it has one."""
 
     async def events(self, owner: str) -> AsyncGenerator[GenerationEvent]:
-        session = await self._sessions.open(self._request.model, owner, self._left())
+        inputs = self._request.inputs or None
+        if inputs is None and not self.encoded:
+            session = await self._sessions.open(self._request.model, owner, self._left())
+        else:
+            session = await self._sessions.open(
+                self._request.model, owner, self._left(), inputs, self.encoded
+            )
         try:
             async with aclosing(self._come(session)) as events:
                 async for event in events:
@@ -229,7 +262,7 @@ class _RunningGeneration(Generic[S]):
     def _usage(self, course: GenerationCourse, prompted: float) -> GenerationUsage:
         seconds = time.monotonic() - self._began
         return GenerationUsage(
-            len(self._prompt),
+            len(self.encoded) + len(self._prompt),
             self._count,
             self._seed,
             self._trips,

@@ -9,6 +9,7 @@ from typing import Literal
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.generation.sampling import Sampling
 from edge_attention.core.generation.stops import StopWords
+from edge_attention.core.tensors import Array
 
 __all__ = [
     "MAX_TOKENS",
@@ -35,7 +36,9 @@ class GenerationRequest:
 
     Attributes:
         model: name of a deployed decoder.
-        prompt: a text, where the deployment has a tokenizer; or token ids.
+        prompt: a text, where the deployment has a tokenizer; or token ids. Of a decoder beside an encoder it
+            is the encoder's, or, with `inputs`, the decoder's first tokens, if not those that it always has.
+        inputs: the encoder's, of one row, by name.
         max_tokens: that may come.
         seed: of the draws; None: one is chosen, and the usage says which.
         stop: texts that end it; they are not given out. Of token ids without a tokenizer there is no text.
@@ -59,6 +62,7 @@ class GenerationRequest:
     repetition_penalty: float = 1.0
     speculate: bool = True
     special: bool = True
+    inputs: Mapping[str, Array] = field(default_factory=dict)
 
     def sampling(self, seed: int) -> Sampling:
         """How tokens are chosen, with `seed` where the request names none."""
@@ -81,7 +85,7 @@ class GenerationRequest:
             raise InvalidArgument(
                 f"bound generation-tokens: max_tokens is {self.max_tokens}; it must be 1 to {MAX_TOKENS:,}"
             )
-        if not self.prompt:
+        if not self.prompt and not self.inputs:
             raise InvalidArgument("the prompt is empty; give at least one token to go on from")
         most = PROMPT_CHARACTERS if isinstance(self.prompt, str) else PROMPT_TOKENS
         if len(self.prompt) > most:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from aggregator.inference.feeds import whole_arrays
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.request import GenerationEvent, GenerationRequest
 from aggregator.trust.callers import caller_of
@@ -61,6 +62,7 @@ def _asked(request: GenerateRequest) -> GenerationRequest:
         request.min_p,
         1.0 if request.repetition_penalty is None else request.repetition_penalty,
         not request.no_speculation,
+        inputs=whole_arrays(request.inputs),
     )
 
 

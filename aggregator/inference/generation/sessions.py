@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from edge_attention.core.tensors import Float32, Int64
+from edge_attention.core.tensors import Array, Float32, Int64
 
 __all__ = ["TokenForm", "TokenSessions"]
 
@@ -13,13 +13,17 @@ S = TypeVar("S")
 
 
 class TokenForm(Protocol):
-    """`vocabulary`: how many tokens the model knows, ids are below. `length`: tokens of a session at most."""
+    """`vocabulary`: how many tokens the model knows, ids are below. `length`: tokens of a session at most.
+    `states`: not empty of a decoder beside an encoder, whose sessions begin with that one's input."""
 
     @property
     def vocabulary(self) -> int: ...
 
     @property
     def length(self) -> int: ...
+
+    @property
+    def states(self) -> str: ...
 
 
 class TokenSessions(Protocol[S]):
@@ -31,8 +35,18 @@ class TokenSessions(Protocol[S]):
     def form(self, model: str) -> TokenForm:
         """What its sessions are. Raises NotFound, FailedPrecondition: it is not deployed, or no decoder."""
 
-    async def open(self, model: str, owner: str, seconds: float) -> S:
-        """A session without tokens. Raises NotFound, FailedPrecondition, ResourceExhausted."""
+    async def open(
+        self,
+        model: str,
+        owner: str,
+        seconds: float,
+        inputs: Mapping[str, Array] | None = None,
+        ids: Sequence[int] = (),
+    ) -> S:
+        """A session without tokens; `inputs` of an encoder, or its `ids`, where there is one.
+
+        Raises NotFound, FailedPrecondition, InvalidTensor, ResourceExhausted.
+        """
 
     async def extend(self, session: S, ids: Int64, seconds: float) -> Float32:
         """Give the model the tokens `ids` [n]: its logits after each of them, float32 [n, vocabulary].

@@ -2,10 +2,12 @@
 
 Beside the decoder NAME itself, with its own inputs and outputs, a decoupled model for ModelStreamInfer:
 
-    inputs    text_input BYTES [1], of a deployment with a tokenizer; else input_ids INT64 [-1]
+    inputs    text_input BYTES [1], of a deployment with a tokenizer; else input_ids INT64 [-1]. Of a decoder
+              beside an encoder these are the encoder's; where that takes arrays, they are its own inputs
     outputs   text_output BYTES [1], output_ids INT64 [-1]: what has come since the answer before
     parameters of the request: max_tokens (128), temperature, top_k, top_p, min_p, repetition_penalty, seed,
-              stop (one text), speculate, as of Generate
+              stop (one text), speculate, as of Generate; decoder_input_ids, "1,2", that a decoder beside an
+              encoder of arrays begins with
     parameters of the last answer: finish_reason, prompt_tokens, completion_tokens, seed
 """
 
@@ -13,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from aggregator.inference.generation.generator import Generator
-from aggregator.inference.generation.request import GenerationEvent, GenerationRequest
+from aggregator.inference.generation.request import PROMPT_TOKENS, GenerationEvent, GenerationRequest
 from aggregator.inference.protocol.served import CheckedRequest, ModelAnswered
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.core.messages.open_inference import (
@@ -37,7 +40,7 @@ from edge_attention.core.messages.open_inference import (
 )
 from edge_attention.core.tensors import Array
 
-__all__ = ["SUFFIX", "StreamedDecoder", "StreamedDecoders"]
+__all__ = ["SUFFIX", "ServedDecoder", "StreamedDecoder", "StreamedDecoders"]
 
 SUFFIX = ".generate"
 PLATFORM = "edge_attention_generate"
@@ -47,18 +50,32 @@ _WHOLE = ("max_tokens", "top_k", "seed")
 _OWN = ("timeout", "priority")
 """Parameters that the data plane has read."""
 
-ServesDecoder = Callable[[str], tuple[str, bool] | None]
-"""Of a deployment's name: its version, and whether it has a tokenizer; None: it does not serve."""
+
+@dataclass(frozen=True)
+class ServedDecoder:
+    """A deployment that serves.
+
+    Attributes:
+        text: whether it has a tokenizer.
+        arrays: inputs of its encoder, where that takes no tokens.
+    """
+
+    version: str
+    text: bool
+    arrays: tuple[TensorMetadata, ...] = ()
+
+
+ServesDecoder = Callable[[str], ServedDecoder | None]
+"""Of a deployment's name what serves; None: it does not."""
 
 
 class StreamedDecoder:
-    """One decoder; `text`: whether it takes text."""
+    """One decoder, as it is `served`."""
 
-    def __init__(self, generator: Generator[Any], decoder: str, version: str, text: bool) -> None:
+    def __init__(self, generator: Generator[Any], decoder: str, served: ServedDecoder) -> None:
         self._generator = generator
         self._decoder = decoder
-        self._version = version
-        self._text = text
+        self._served = served
 
     @property
     def name(self) -> str:
@@ -66,7 +83,7 @@ class StreamedDecoder:
 
     @property
     def version(self) -> str:
-        return self._version
+        return self._served.version
 
     @property
     def ready(self) -> bool:
@@ -91,16 +108,18 @@ class StreamedDecoder:
 
     def _tensors(self) -> tuple[tuple[TensorMetadata, ...], tuple[TensorMetadata, ...]]:
         text, ids = Datatype.BYTES.value, Datatype.INT64.value
-        given = TensorMetadata("text_input", text, (1,))
-        if not self._text:
-            given = TensorMetadata("input_ids", ids, (-1,))
-        return (given,), (TensorMetadata("text_output", text, (1,)), TensorMetadata("output_ids", ids, (-1,)))
+        given: tuple[TensorMetadata, ...] = (TensorMetadata("text_input", text, (1,)),)
+        if self._served.arrays:
+            given = self._served.arrays
+        elif not self._served.text:
+            given = (TensorMetadata("input_ids", ids, (-1,)),)
+        return given, (TensorMetadata("text_output", text, (1,)), TensorMetadata("output_ids", ids, (-1,)))
 
     async def infer(self, request: CheckedRequest) -> ModelAnswered:
         raise FailedPrecondition(f"model '{self.name}' answers token by token; ask it with ModelStreamInfer")
 
     async def stream(self, request: CheckedRequest) -> AsyncGenerator[ModelAnswered]:
-        asked = _generation(self._decoder, request)
+        asked = _generation(self._decoder, request, bool(self._served.arrays))
         async with aclosing(self._generator.generate(asked, request.caller, request.seconds)) as events:
             async for event in events:
                 results = _results(event)
@@ -119,14 +138,14 @@ class StreamedDecoders:
         if decoder == name or decoder not in self._generator.models():
             return None
         found = self._version(decoder)
-        if found is None or version not in ("", found[0]):
+        if found is None or version not in ("", found.version):
             return None
-        return StreamedDecoder(self._generator, decoder, *found)
+        return StreamedDecoder(self._generator, decoder, found)
 
     def index(self) -> Iterable[ModelIndex]:
         for decoder in self._generator.models():
             if (found := self._version(decoder)) is not None:
-                yield ModelIndex(decoder + SUFFIX, found[0], "READY")
+                yield ModelIndex(decoder + SUFFIX, found.version, "READY")
 
     def statistics(self, name: str, version: str) -> Iterable[ModelStatistics]:
         return ()
@@ -138,9 +157,10 @@ class StreamedDecoders:
         return False  # it goes with its decoder
 
 
-def _generation(decoder: str, request: CheckedRequest) -> GenerationRequest:
+def _generation(decoder: str, request: CheckedRequest, arrays: bool) -> GenerationRequest:
     """Raises InvalidArgument: names the parameter."""
     settings: dict[str, Any] = {"max_tokens": DEFAULT_TOKENS}
+    begins: tuple[int, ...] = ()
     for name, value in request.parameters.items():
         if name in _WHOLE and type(value) is int:
             settings[name] = value
@@ -150,10 +170,21 @@ def _generation(decoder: str, request: CheckedRequest) -> GenerationRequest:
             settings[name] = value
         elif name == "stop" and isinstance(value, str):
             settings[name] = (value,)
+        elif name == "decoder_input_ids" and isinstance(value, str) and arrays:
+            begins = _ids(value)
         elif name not in _OWN:
             known = ", ".join((*_WHOLE, *_NUMBERS, "stop", "speculate"))
             raise InvalidArgument(f"parameter '{name[:80]}' is none of {known}, or of another type than its")
+    if arrays:
+        return GenerationRequest(decoder, begins, **settings, inputs=request.feeds)
     return GenerationRequest(decoder, _prompt(request.feeds), **settings)
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text[: 20 * PROMPT_TOKENS].split(","))
+    except ValueError:
+        raise InvalidArgument("parameter 'decoder_input_ids' is no list of token ids, as '1,2'") from None
 
 
 def _prompt(feeds: Mapping[str, Array]) -> str | tuple[int, ...]:

@@ -7,7 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator.inference.generation.coders import BytesCoder, TextCoder, TextFiles, read_text_files
+from aggregator.inference.generation.coders import (
+    BytesCoder,
+    TextCoder,
+    TextFiles,
+    read_begins,
+    read_text_files,
+)
 from aggregator.inference.generation.tokenizer_process import TokenizerProcess
 
 __all__ = ["DeploymentText", "DeploymentTexts"]
@@ -50,6 +56,12 @@ class DeploymentTexts:
             await self._forget(next(iter(self._known)))
         return found
 
+    async def begins(self, model: str) -> tuple[int, ...]:
+        """The tokens that the deployment's decoder begins with, where it is beside an encoder; () if none is
+        said. Raises as `get`."""
+        _, folder = self._folder(model)
+        return await asyncio.to_thread(read_begins, folder)
+
     @staticmethod
     async def check(folder: Path) -> None:
         """Look whether the files beside a model that is being deployed are what they should be.
@@ -57,6 +69,7 @@ class DeploymentTexts:
         Raises:
             InvalidArgument: they are not, and why.
         """
+        await asyncio.to_thread(read_begins, folder)
         found = await _read(folder, _ANY_VOCABULARY)
         if found is not None and isinstance(found.coder, TokenizerProcess):
             try:

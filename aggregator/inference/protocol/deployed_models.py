@@ -26,7 +26,7 @@ from edge_attention.core.messages.open_inference import (
     TensorMetadata,
 )
 
-__all__ = ["ANSWER_BYTES_OF_ONE", "MAX_ROWS", "DeployedModels", "ServedDeployment"]
+__all__ = ["ANSWER_BYTES_OF_ONE", "MAX_ROWS", "DeployedModels", "ServedDeployment", "described_tensors"]
 
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 """What serving tools know ONNX files by."""
@@ -65,7 +65,11 @@ class ServedDeployment:
 
     def metadata(self) -> ModelMetadata:
         return ModelMetadata(
-            self.name, (self.version,), PLATFORM, _described(self._inputs), _described(self._outputs)
+            self.name,
+            (self.version,),
+            PLATFORM,
+            described_tensors(self._inputs),
+            described_tensors(self._outputs),
         )
 
     def config(self) -> ModelConfig:
@@ -184,7 +188,7 @@ def _dims(tensor: ModelTensor) -> tuple[int, ...]:
     return tuple(int(size) if size.isdigit() else -1 for size in tensor.shape)
 
 
-def _described(tensors: Sequence[ModelTensor]) -> tuple[TensorMetadata, ...]:
+def described_tensors(tensors: Sequence[ModelTensor]) -> tuple[TensorMetadata, ...]:
     return tuple(TensorMetadata(one.name, _datatype(one).value, _dims(one)) for one in tensors)
 
 

@@ -36,6 +36,9 @@ FILES = 1024
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 """Files beside a model that say what its tokens are in words; they come with its files of weights."""
 
+DECODER_FILES = ("decoder.onnx", "decoder_with_past.onnx")
+"""Files beside an encoder that are the decoder's, in any order; they come with its files of weights."""
+
 
 class DeploymentState(Enum):
     """How a deployment is.
@@ -270,7 +273,7 @@ class InferResponse:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """See `GenerateRequest` in inference.proto: a prompt as `text`, or else as `ids`."""
+    """See `GenerateRequest` in inference.proto: a prompt as `text`, or as `ids`; or an encoder's inputs."""
 
     model: str
     text: str = ""
@@ -285,6 +288,7 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     deadline_seconds: float | None = None
     no_speculation: bool = False
+    inputs: tuple[TensorPiece, ...] = ()
 
 
 @dataclass(frozen=True)

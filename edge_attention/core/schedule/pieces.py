@@ -5,6 +5,9 @@
 
 Keys and values of earlier tokens are stored sequences, one of each for every attention that a part does and
 every session. A part's attentions are numbered in the order in which it comes to them.
+
+A decoder beside an encoder attends to the **memory**, too: what the encoder made of its input. Its keys and
+values are stored once a session, by pieces of their own, and new tokens add nothing to them.
 """
 
 from __future__ import annotations
@@ -33,11 +36,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class GraphPiece:
-    """A graph, by digest: its inputs and outputs by what the segment calls these values."""
+    """A graph, by digest: its inputs and outputs by what the segment calls these values.
+
+    `memory`: it runs for rows of the memory, and for no token.
+    """
 
     graph: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+    memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ class AttentionPiece:
         out, lse: what it makes, f32 [rows, key heads, group, dv] and [..., 1]. `lse` is empty where nobody
             asks for it.
         window: a row sees so many tokens, its own included; 0: all before it.
+        memory: over the session's memory, all of which each row sees.
+        bias: what is added to scores by distance, f32 [key heads, group, distances], the last for all beyond;
+            empty: nothing.
     """
 
     queries: str
@@ -58,6 +68,8 @@ class AttentionPiece:
     lse: str
     scale: float
     window: int = 0
+    memory: bool = False
+    bias: str = ""
 
 
 SegmentPiece = GraphPiece | AttentionPiece
@@ -66,16 +78,21 @@ SegmentPieces = tuple[SegmentPiece, ...]
 
 @dataclass(frozen=True)
 class CacheForm:
-    """What a part stores for one of its attentions, of each token."""
+    """What a part stores for one of its attentions, of each token; `memory`: of each token of the memory.
+
+    `biased`: with its position, by which scores are biased.
+    """
 
     heads: int
     key_width: int
     value_width: int
     window: int = 0
+    memory: bool = False
+    biased: bool = False
 
     @property
     def token_bytes(self) -> int:
-        return 4 * self.heads * (self.key_width + self.value_width)
+        return 4 * self.heads * (self.key_width + self.value_width) + 4 * self.biased
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,7 @@ class DecoderForm:
         rows: for how many rows it is cut, ascending.
         by_tokens: parts share the stored tokens, in proportion to `shares`; else the heads, or layers.
         caches: by part, its attentions in order.
+        states: the input that has the memory, f32 [rows, 1, `states_width`]; empty: there is none.
     """
 
     ids: str
@@ -101,10 +119,12 @@ class DecoderForm:
     by_tokens: bool = False
     shares: tuple[float, ...] = ()
     caches: tuple[tuple[CacheForm, ...], ...] = field(default=())
+    states: str = ""
+    states_width: int = 0
 
-    def token_bytes(self, part: int) -> int:
-        """What the part stores of one token that is its own."""
-        return sum(one.token_bytes for one in self.caches[part])
+    def token_bytes(self, part: int, memory: bool = False) -> int:
+        """What the part stores of one token that is its own; `memory`: of one of the memory."""
+        return sum(one.token_bytes for one in self.caches[part] if one.memory is memory)
 
 
 def dumps_pieces(pieces: Mapping[str, SegmentPieces]) -> str:
@@ -135,7 +155,7 @@ def loads_tables(text: str) -> dict[str, frozenset[str]]:
 
 def dumps_decoder(form: DecoderForm) -> str:
     """The form as JSON."""
-    caches = [[[c.heads, c.key_width, c.value_width, c.window] for c in part] for part in form.caches]
+    caches = [[list(vars(one).values()) for one in part] for part in form.caches]
     return json.dumps({**vars(form), "caches": caches})
 
 
@@ -152,10 +172,18 @@ def loads_decoder(text: str) -> DecoderForm:
             tuple(map(int, data["rows"])),
             bool(data["by_tokens"]),
             tuple(map(float, data["shares"])),
-            tuple(tuple(CacheForm(*map(int, one)) for one in part) for part in data["caches"]),
+            tuple(tuple(_to_cache(one) for one in part) for part in data["caches"]),
+            str(data.get("states", "")),
+            int(data.get("states_width", 0)),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise _lost(error) from None
+
+
+def _to_cache(data: Sequence[int]) -> CacheForm:
+    heads, key_width, value_width, window, *more = map(int, data)
+    memory, biased = (*more, 0, 0)[:2]  # earlier releases wrote four numbers
+    return CacheForm(heads, key_width, value_width, window, bool(memory), bool(biased))
 
 
 def _lost(error: Exception) -> DataLoss:
@@ -164,19 +192,23 @@ def _lost(error: Exception) -> DataLoss:
 
 def _piece(piece: SegmentPiece) -> Sequence[Any]:
     match piece:
-        case GraphPiece(graph, inputs, outputs):
-            return [graph, dict(inputs), dict(outputs)]
-        case AttentionPiece(queries, keys, values, out, lse, scale, window):
-            return [queries, keys, values, out, lse, scale, window]
+        case GraphPiece(graph, inputs, outputs, memory):
+            return [graph, dict(inputs), dict(outputs), memory]
+        case AttentionPiece():
+            return list(vars(piece).values())
 
 
 def _to_piece(data: Any) -> SegmentPiece:
-    if len(data) == 3:
-        graph, inputs, outputs = data
+    if len(data) < 5:  # earlier releases knew no memory, nor biases
+        graph, inputs, outputs, memory = (*data, False)[:4]
         return GraphPiece(
             str(graph),
             {str(k): str(v) for k, v in inputs.items()},
             {str(k): str(v) for k, v in outputs.items()},
+            bool(memory),
         )
-    queries, keys, values, out, lse, scale, window = data
-    return AttentionPiece(str(queries), str(keys), str(values), str(out), str(lse), float(scale), int(window))
+    queries, keys, values, out, lse, scale, window, memory, bias = (*data, False, "")[:9]
+    return AttentionPiece(
+        str(queries), str(keys), str(values), str(out), str(lse), float(scale), int(window), bool(memory),
+        str(bias),
+    )  # fmt: skip

@@ -8,6 +8,7 @@ attention_backward           gradients over a shard's tokens, the merged lse giv
 segment_summary              key norms and value ranges, for bounds
 attention_batch_forward, attention_batch_backward    one shard of a batch of samples, in training
 cached_decode, cached_prefill    new rows over one of several stored sequences
+cached_biased    the same with biases by distance
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _BUILDERS: tuple[Callable[[], onnx.ModelProto], ...] = (
     attention_tiled.attention_scores,
     attention_tiled.attention_values,
     attention_tiled.attention_weights,
+    attention_cached.cached_biased,
     attention_cached.cached_decode,
     attention_cached.cached_prefill,
     attention_tiled.segment_summary,

@@ -20,7 +20,7 @@ from edge_attention.graphs.attention.tiled import (
 )
 from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
 
-__all__ = ["cached_decode", "cached_prefill"]
+__all__ = ["cached_biased", "cached_decode", "cached_prefill"]
 
 
 def _own_rows(g: Builder) -> tuple[Queries, str]:
@@ -93,3 +93,34 @@ def cached_prefill() -> onnx.ModelProto:
     lse, out = scan(g, x, values)
     _finish(g, x, first, out, lse, g.dim(values, 3))
     return g.model()
+
+
+def cached_biased() -> onnx.ModelProto:
+    """As `cached_decode`, with what is added to scores by distance.
+
+    bias f32 [Hk, G, D], the last for all distances from D - 1 on; where f32 [N, 1, 1], the position of each
+    row; places f32 [tiles, 1, T, 1], that of each token. Takes the memory of all scores.
+    """
+    g = Builder("cached_biased")
+    x, first = _own_rows(g)
+    values = g.input("values", FLOAT, ["tiles", "Hk", "T", "dv"])
+    bias = g.input("bias", FLOAT, ["Hk", "G", "D"])
+    where, places = (g.input(name, FLOAT, dims) for name, dims in _POSITIONS.items())
+    own = g("Slice", where, first, g("Add", first, x.n), g.ints(0))  # [n, 1, 1]
+    token = g.reshape(places, x.tiles, 1, x.tile)
+    away = g("Sub", g.reshape(own, 1, x.n, 1), token)  # [tiles, n, T]
+    last = g("Cast", g("Sub", g.dim(bias, 2), g.ints(1)), to=FLOAT)
+    near = g("Max", g("Min", away, last), g.const(np.zeros(1, np.float32)))
+    added = g("Gather", bias, g("Cast", near, to=INT64), axis=2)  # [Hk, G, tiles, n, T]
+    by_tile = g.reshape(g("Transpose", added, perm=[2, 0, 1, 3, 4]), x.tiles, x.hk, -1, x.tile)
+    p, tile_lse = softmax(g, g("Add", tile_scores(g, x), by_tile))
+    weight, lse = merge_tiles(g, tile_lse)
+    out = g("ReduceSum", g("Mul", tile_outs(g, p, values), weight), g.ints(0), keepdims=0)
+    _finish(g, x, first, out, lse, g.dim(values, 3))
+    return g.model()
+
+
+_POSITIONS: dict[str, list[str | int]] = {
+    "where": ["N", "one", "wide"],
+    "places": ["tiles", "one", "T", "wide"],
+}

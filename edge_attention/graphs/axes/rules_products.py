@@ -240,7 +240,10 @@ def _spelled(term: str, dots: int, most: int) -> list[str]:
 
 
 def cached_attention(make: Making) -> None:
-    """Attention over stored keys and values (graphs/decoding): q [r, g, s, d], k [r, g, d], v [r, g, e]."""
+    """Attention over stored keys and values (graphs/decoding): q [r, g, s, d], k [r, g, d], v [r, g, e].
+
+    With biases by distance [g, s, n], if there are any.
+    """
     rows = make.factor(make.x(0)[0], Does.WHOLE)
     make.why = f"{make.label} has rows of several sequences, each stored in one place"
     groups, shared = make.factor(make.x(0)[1]), make.factor(make.x(0)[2])
@@ -248,6 +251,8 @@ def cached_attention(make: Making) -> None:
     make.operand(0, [rows, groups, shared, width])
     make.operand(1, [rows, groups, width])
     make.operand(2, [rows, groups, values])
+    if len(make.node.input) > 3:
+        make.operand(3, [groups, shared, make.factor(make.x(3)[2], Does.WHOLE)])
     make.result(0, [rows, groups, shared, values])
 
 

@@ -7,15 +7,15 @@ A core is what lies between the keys and values, joined with those of earlier to
     past, new ──> Concat ──> values ─┘
 
 What exporters write in there is of many kinds: scales before or behind the product, masks made of ranges or
-looked up in tables, repeated heads, an operator of its own. So it is not read but tried: it has no weights,
-is run on numbers, and what it gives is held against attention as a node computes it.
+looked up in tables, repeated heads, an operator of its own. So it is not read but tried: it has no weights
+but biases by distance, is run on numbers, and what it gives is held against attention as a node computes it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
@@ -31,12 +31,20 @@ from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import first_line
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["FAR", "AttentionCore", "cores_of", "sizes_at"]
+__all__ = ["FAR", "MEMORY", "AttentionCore", "cores_of", "memory_cores_of", "sizes_at"]
 
 FAR = 8192
 """Tokens before a row among which a window is looked for: nobody knows what the file sees beyond."""
 _FAR_BYTES = 256 * 1024 * 1024
 _NEAR = 9
+_BIASED_FAR = 2048
+"""The same of biases by distance: some files make a table of all tokens by all tokens."""
+_BIASED = 1024
+"""Distances that have biases of their own at most."""
+_LEANS = 1e-3
+"""By so much one of two tokens alike outweighs the other where there is a bias."""
+MEMORY = 13
+"""Tokens of a memory, where a model is bound alone to see the shapes in it: nothing else is of that size."""
 _MOST_NODES = 4096
 _CLOSE = 2e-4
 """Of what is tried on random numbers, relative to the largest: a wrong mask or scale is off by far more."""
@@ -53,6 +61,8 @@ class AttentionCore:
         keys, values: joined.
         node: the one that makes `out`.
         widths: of a key and of a value.
+        memory: keys and values are of what an encoder made, and nothing is joined.
+        tokens: of the memory, where the file fixes how many there are; else 0.
     """
 
     queries: str
@@ -63,6 +73,8 @@ class AttentionCore:
     node: NodeProto
     groups: int
     widths: tuple[int, int]
+    memory: bool = False
+    tokens: int = 0
 
     @property
     def out(self) -> str:
@@ -76,9 +88,61 @@ def cores_of(graph: StepGraph, inputs: DecoderInputs) -> list[AttentionCore]:
         FailedPrecondition: a past is used in a way that is not known here.
     """
     joined = _joined(graph, inputs)
+    return [_core(graph, inputs, node, pair) for node, pair in _pairs(graph, joined)]
+
+
+def memory_cores_of(graph: StepGraph, inputs: DecoderInputs, bound: BoundGraph) -> list[AttentionCore]:
+    """The attentions over what an encoder made: their keys and values are of it alone.
+
+    Raises FailedPrecondition: what is made of it is used in another way.
+    """
+    found = memory_values(graph, inputs, bound)
+    fixed = graph.shape(inputs.states)[1]
+    cores = []
+    for node, pair in _pairs(graph, {name: (name, name) for name in found}):
+        core = _core(graph, inputs, node, pair, {name: bound.shape(name) for name in pair})
+        cores.append(replace(core, memory=True, tokens=fixed))
+    return cores
+
+
+def memory_values(graph: StepGraph, inputs: DecoderInputs, bound: BoundGraph) -> list[str]:
+    """The keys and values of what an encoder made, each [1, heads, tokens, width], in order.
+
+    They are the last of that form before tokens meet them.
+    """
+    made, tokens = graph.behind([inputs.states]), graph.behind([inputs.ids])
+    makers = graph.makers()
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        if not tokens.intersection(node.output):
+            continue
+        for name in sorted(reads(node) & made - tokens):
+            at = name
+            while not _is_memory(at, graph.shape(inputs.states)[1] or MEMORY, bound):
+                maker = makers.get(at)
+                before = sorted(reads(maker) & made) if maker is not None else []
+                if len(before) != 1:
+                    raise FailedPrecondition(
+                        f"{label(node)}: {name[:80]!r} is of what the encoder made, and no keys or values "
+                        "[batch, heads, tokens, width] are found that it is made of"
+                    )
+                at = before[0]
+            found[at] = None
+    return list(found)
+
+
+def _is_memory(name: str, tokens: int, bound: BoundGraph) -> bool:
+    shape = bound.specs[name].shape if name in bound.specs else ()
+    return len(shape) == 4 and shape[0] == 1 and shape[2] == tokens
+
+
+def _pairs(
+    graph: StepGraph, joined: Mapping[str, tuple[str, str]]
+) -> list[tuple[NodeProto, dict[str, tuple[str, str]]]]:
+    """Of keys and values, which go together, and the node where they meet."""
     order = {name: at for at, node in enumerate(graph.nodes) for name in node.output if name}
     after = {name: graph.behind([name]) for name in joined}
-    found: list[AttentionCore] = []
+    found = []
     left = sorted(joined, key=order.__getitem__)
     while left:
         one = left.pop(0)
@@ -90,7 +154,7 @@ def cores_of(graph: StepGraph, inputs: DecoderInputs) -> list[AttentionCore]:
         if not two or at == math.inf:
             raise FailedPrecondition(f"what {joined[one][0][:80]!r} is for is not known: nothing meets it")
         left.remove(two)
-        found.append(_core(graph, inputs, graph.nodes[int(at)], {one: joined[one], two: joined[two]}))
+        found.append((graph.nodes[int(at)], {one: joined[one], two: joined[two]}))
     return found
 
 
@@ -113,7 +177,11 @@ def _joined(graph: StepGraph, inputs: DecoderInputs) -> dict[str, tuple[str, str
 
 
 def _core(
-    graph: StepGraph, inputs: DecoderInputs, node: NodeProto, joined: dict[str, tuple[str, str]]
+    graph: StepGraph,
+    inputs: DecoderInputs,
+    node: NodeProto,
+    joined: dict[str, tuple[str, str]],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> AttentionCore:
     """The core that ends in `node`: which of the two are keys is told by which meets the queries."""
     tokens = graph.behind([inputs.ids])
@@ -136,7 +204,9 @@ def _core(
         raise FailedPrecondition(f"{label(node)}: which of its pasts are keys is not known")
     keys = by_keys[0]
     values = next(name for name in joined if name != keys)
-    past_keys, past_values = (graph.shape(joined[name][0]) for name in (keys, values))
+    past_keys, past_values = (
+        graph.shape(joined[name][0]) if shapes is None else shapes[name] for name in (keys, values)
+    )
     groups, key_width, value_width = past_keys[1], past_keys[3], past_values[3]
     if not (groups and key_width and value_width) or groups != past_values[1]:
         past = joined[keys][0][:80]
@@ -234,8 +304,8 @@ class CoreTrial:
 
     def run(self, queries: Array, keys: Array, values: Array) -> Array:
         """What comes of keys [1, groups, tokens, width] and values for the last token's queries."""
-        past = keys.shape[2] - 1
-        feeds = {name: self._feed(name, past) for name in self._feeds}
+        memory, past = (keys.shape[2], _NEAR) if self._core.memory else (_NEAR, keys.shape[2] - 1)
+        feeds = {name: self._feed(name, past, memory) for name in self._feeds}
         feeds |= dict(zip((self._core.queries, self._core.keys, self._core.values),
                           (queries, keys, values), strict=True))  # fmt: skip
         feeds = {name: feeds[name] for name in (*self._feeds, *self._given)}
@@ -243,39 +313,42 @@ class CoreTrial:
             (out,) = self._session.run(None, feeds)
         except Exception as error:
             raise FailedPrecondition(
-                f"{label(self._core.node)} cannot be tried with {past} tokens before: {first_line(error)}"
+                f"{label(self._core.node)} cannot be tried with {keys.shape[2]} tokens: {first_line(error)}"
             ) from None
         return np.asarray(out)
 
-    def _feed(self, name: str, past: int) -> Array:
-        sizes = sizes_at(self._graph, self._inputs, past)
+    def _feed(self, name: str, past: int, memory: int) -> Array:
+        sizes = sizes_at(self._graph, self._inputs, past, memory)
         value = self._graph.inputs[name]
         shape = [sizes.get(f"{name}.{axis}", dim.dim_value)
                  for axis, dim in enumerate(value.type.tensor_type.shape.dim)]  # fmt: skip
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        if name == self._inputs.mask:
+        if name in (self._inputs.mask, self._inputs.states_mask):
             return np.ones(shape, dtype)
         return np.full(shape, past if name == self._inputs.positions else 0, dtype)
 
 
-def sizes_at(graph: StepGraph, inputs: DecoderInputs, past: int, rows: int = 1) -> dict[str, int]:
-    """What each open dimension of the inputs is for one new token a row, with `past` before it."""
+def sizes_at(graph: StepGraph, inputs: DecoderInputs, past: int, memory: int = _NEAR) -> dict[str, int]:
+    """What each open dimension of the inputs is for one new token, with `past` before it, and so many of the
+    memory."""
     sizes: dict[str, int] = {}
     for name, value in graph.inputs.items():
         dims = value.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):
             if dim.dim_value:
                 continue
-            size = rows if axis == 0 else 1
+            size = 1
             if name in inputs.pasts and axis == 2:
                 size = past
+            elif name in (inputs.states, inputs.states_mask) and axis == 1:
+                size = memory
             elif name == inputs.mask and axis == len(dims) - 1:
                 size = past + 1
             sizes[f"{name}.{axis}"] = size
     return sizes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CoreForm:
     """What a core is: attention of so many query heads a key head, seen at distances up to `length`."""
 
@@ -285,11 +358,14 @@ class CoreForm:
     length: int
     out: tuple[int, ...]
     """The shape of what it makes for one row."""
+    bias: Array | None = None
+    """What is added to scores by distance, f32 [groups, shared, distances]; the last is for all beyond."""
 
 
 def bound_alone(graph: StepGraph, inputs: DecoderInputs) -> BoundGraph:
     """The model for one row of one new token: shapes of what is in it."""
-    return bind(graph.opened.model, sizes_at(graph, inputs, _NEAR), graph.opened.read, fused=True)
+    sizes = sizes_at(graph, inputs, _NEAR, MEMORY)
+    return bind(graph.opened.model, sizes, graph.opened.read, fused=True)
 
 
 def form_of(
@@ -308,84 +384,149 @@ def form_of(
     Raises:
         FailedPrecondition: it is not attention over all tokens before, or over a window of them.
     """
-    key_width, value_width = core.widths
     elements = math.prod(queries)
-    if elements % (core.groups * key_width):
+    if elements % (core.groups * core.widths[0]):
         raise FailedPrecondition(
-            f"{label(core.node)}: queries {list(queries)} are not of heads of {key_width}"
+            f"{label(core.node)}: queries {list(queries)} are not of heads of {core.widths[0]}"
         )
-    shared = elements // (core.groups * key_width)
+    shared = elements // (core.groups * core.widths[0])
     trial = CoreTrial(graph, inputs, core)
-    signature = trial.signature + repr((list(queries), core.groups, core.widths)).encode()
-    if signature in known:
-        return known[signature]
-    rng = np.random.default_rng(7)
+    signature = trial.signature + repr((list(queries), core.groups, core.widths, core.memory)).encode()
+    if signature not in known:
+        known[signature] = _Finding(core, trial, tuple(queries), shared).form()
+    return known[signature]
 
-    def attended(q: Array, k: Array, v: Array, scale: float, window: int) -> Array:
-        rows = q.reshape(core.groups, shared, key_width).astype(np.float64)
+
+class _Finding:
+    """What one core computes, as it is found out by trying."""
+
+    def __init__(self, core: AttentionCore, trial: CoreTrial, queries: tuple[int, ...], shared: int) -> None:
+        self._core, self._trial = core, trial
+        self._queries, self._shared = queries, shared
+        self._rng = np.random.default_rng(7)
+
+    def form(self) -> CoreForm:
+        core = self._core
+        scale, leans = self._scale()
+        if leans:
+            if core.memory:
+                raise FailedPrecondition(f"{label(core.node)} favours some tokens of what the encoder made")
+            bias = self._bias()
+            out = self._tried(scale, 0, {2, _NEAR, bias.shape[-1], bias.shape[-1] + 1, _BIASED_FAR}, bias)
+            return CoreForm(self._shared, scale, 0, _BIASED_FAR, out, bias)
+        most = _FAR_BYTES // (4 * core.groups * sum(core.widths))
+        far = core.tokens or max(min(FAR, most), _NEAR)
+        window = self._window(far)
+        if core.memory and window:
+            raise FailedPrecondition(f"{label(core.node)} does not see all of what the encoder made")
+        lengths = {core.tokens or 2, core.tokens or _NEAR, max(window, 1), window + 1, far}
+        out = self._tried(scale, window, lengths)
+        return CoreForm(self._shared, scale, window, far, out)
+
+    def _tried(
+        self, scale: float, window: int, lengths: set[int], bias: Array | None = None
+    ) -> tuple[int, ...]:
+        """Hold it against attention over so many tokens each; the shape of what it makes."""
+        core = self._core
+        at = f"{label(core.node)}"
+        found = np.zeros(0)
+        for tokens in sorted(n for n in lengths if n > 1 and core.tokens in (0, n)):
+            q, k, v = self._random(tokens)
+            wanted, found = self._attended(q, k, v, scale, window, bias), self._trial.run(q, k, v)
+            if found.size != wanted.size:
+                raise FailedPrecondition(f"{at} makes {list(found.shape)}, no row a query head")
+            off = np.abs(found.reshape(wanted.shape) - wanted).max() / np.abs(wanted).max()
+            if not off <= _CLOSE:
+                raise FailedPrecondition(
+                    f"{at} is not attention over all tokens before or over a window of them: tried with "
+                    f"{tokens} tokens it is off by {off:.2g} (caps, sinks, or a bias by distance that goes "
+                    "on would be)"
+                )
+        return tuple(found.shape)
+
+    def _attended(self, q: Array, k: Array, v: Array, scale: float, window: int, bias: Array | None) -> Array:
+        core, tokens = self._core, k.shape[2]
+        rows = q.reshape(core.groups, self._shared, core.widths[0]).astype(np.float64)
         scores = scale * np.einsum("gsd,gtd->gst", rows, k[0].astype(np.float64))
+        if bias is not None:
+            scores += bias[..., np.minimum(np.arange(tokens)[::-1], bias.shape[-1] - 1)]
         if window:
-            scores[..., : max(k.shape[2] - window, 0)] = -np.inf
+            scores[..., : max(tokens - window, 0)] = -np.inf
         p = np.exp(scores - scores.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
         return np.asarray(np.einsum("gst,gte->gse", p, v[0].astype(np.float64)))
 
-    def random(tokens: int, loud: float) -> tuple[Array, Array, Array]:
-        shapes = (queries, (1, core.groups, tokens, key_width), (1, core.groups, tokens, value_width))
-        q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
-        return q * np.float32(loud), k, v
+    def _random(self, tokens: int) -> tuple[Array, Array, Array]:
+        groups, (key_width, value_width) = self._core.groups, self._core.widths
+        shapes = (self._queries, (1, groups, tokens, key_width), (1, groups, tokens, value_width))
+        q, k, v = (self._rng.normal(size=shape).astype(np.float32) for shape in shapes)
+        return q * np.float32(2.0), k, v
 
-    scale = _scale(core, trial, queries, shared, rng)
-    most = _FAR_BYTES // (4 * core.groups * (key_width + value_width))
-    far = max(min(FAR, most), _NEAR)
-    window = _window(core, trial, queries, far)
-    for tokens in sorted({2, _NEAR, max(window, 1), window + 1, far} - {1}):
-        q, k, v = random(tokens, 2.0)
-        wanted, found = attended(q, k, v, scale, window), trial.run(q, k, v)
-        if found.size != wanted.size:
-            raise FailedPrecondition(f"{label(core.node)} makes {list(found.shape)}, no row a query head")
-        off = np.abs(found.reshape(wanted.shape) - wanted).max() / np.abs(wanted).max()
-        if not off <= _CLOSE:
+    def _scale(self) -> tuple[float, bool]:
+        """By what scores are multiplied; and whether tokens alike weigh differently.
+
+        Of two tokens (or of as many as there are), how much one outweighs the others, as its key is along
+        the query or against it.
+        """
+        core, tokens = self._core, self._core.tokens or 2
+        key_width, value_width = core.widths
+        one = self._rng.normal(size=key_width)
+        one /= np.linalg.norm(one)
+        q = np.tile(one, core.groups * self._shared).reshape(self._queries).astype(np.float32)
+        k = np.zeros((1, core.groups, tokens, key_width), np.float32)
+        v = np.zeros((1, core.groups, tokens, value_width), np.float32)
+        v[:, :, 1] = 1
+        odds = []
+        for sign in (2, -2):
+            k[:, :, 1] = sign * one
+            weight = self._trial.run(q, k, v).astype(np.float64).reshape(-1)
+            if not ((weight > 0) & (weight < 1)).all():
+                raise FailedPrecondition(f"{label(core.node)} does not weigh tokens: it is no attention")
+            odds.append(np.log(weight / (1 - weight) * (tokens - 1)))
+        scales, leanings = (odds[0] - odds[1]) / 4, (odds[0] + odds[1]) / 2
+        scale = float(np.median(scales))
+        if np.ptp(scales) > 1e-3 * abs(scale) + 1e-6:
+            raise FailedPrecondition(f"{label(core.node)} has heads with scales of their own")
+        leans = bool(np.abs(leanings).max() > _LEANS)
+        for known in (1 / math.sqrt(key_width), 1.0, key_width**-0.25, 1 / key_width):
+            if math.isclose(scale, known, rel_tol=1e-4):
+                return float(np.float32(known)), leans
+        return float(np.float32(scale)), leans
+
+    def _bias(self) -> Array:
+        """Biases by distance, of tokens that are alike but for it: how much each weighs, by parts."""
+        core, tokens, width = self._core, _BIASED, self._core.widths[1]
+        q = np.zeros(self._queries, np.float32)
+        k = np.zeros((1, core.groups, tokens, core.widths[0]), np.float32)
+        weights = np.zeros((core.groups, self._shared, tokens))
+        for start in range(0, tokens, width):
+            count = min(width, tokens - start)
+            v = np.zeros((1, core.groups, tokens, width), np.float32)
+            v[:, :, np.arange(start, start + count), np.arange(count)] = 1
+            found = self._trial.run(q, k, v).reshape(core.groups, self._shared, width)
+            weights[..., start : start + count] = found[..., :count]
+        if not (weights > 0).all():
             raise FailedPrecondition(
-                f"{label(core.node)} is not attention over all tokens before or over a window of them: tried "
-                f"with {tokens} tokens it is off by {off:.2g} (a bias by distance, caps or sinks would be)"
+                f"{label(core.node)} favours near tokens so much that others weigh nothing: ALiBi does"
             )
-    known[signature] = CoreForm(shared, scale, window, far, tuple(found.shape))
-    return known[signature]
+        by_distance = np.log(weights)[..., ::-1]
+        by_distance = by_distance - by_distance[..., -1:]
+        own = np.flatnonzero((np.abs(by_distance) > 1e-5).any(axis=(0, 1)))
+        count = int(own[-1]) + 2 if own.size else 1
+        if count >= tokens:
+            raise FailedPrecondition(
+                f"{label(core.node)} has a bias by distance that goes on beyond {tokens} tokens, as ALiBi's "
+                "does: only those that end are known"
+            )
+        return np.ascontiguousarray(by_distance[..., :count].astype(np.float32))
 
-
-def _scale(
-    core: AttentionCore, trial: CoreTrial, queries: Sequence[int], shared: int, rng: np.random.Generator
-) -> float:
-    """By what scores are multiplied: of two tokens, how much the second outweighs the first."""
-    key_width, value_width = core.widths
-    one = rng.normal(size=key_width)
-    one /= np.linalg.norm(one)
-    q = np.tile(one, core.groups * shared).reshape(queries).astype(np.float32)
-    k = np.zeros((1, core.groups, 2, key_width), np.float32)
-    v = np.zeros((1, core.groups, 2, value_width), np.float32)
-    v[:, :, 1] = 1
-    k[:, :, 1] = 2 * one
-    weight = trial.run(q, k, v).astype(np.float64).reshape(-1)
-    if not ((weight > 0) & (weight < 1)).all():
-        raise FailedPrecondition(f"{label(core.node)} does not weigh two tokens: it is no attention")
-    scales = np.log(weight / (1 - weight)) / 2
-    scale = float(np.median(scales))
-    if np.ptp(scales) > 1e-3 * abs(scale) + 1e-6:
-        raise FailedPrecondition(
-            f"{label(core.node)} favours near tokens, or its heads have scales of their own"
-        )
-    for known in (1 / math.sqrt(key_width), 1.0, key_width**-0.25, 1 / key_width):
-        if math.isclose(scale, known, rel_tol=1e-4):
-            return float(np.float32(known))
-    return float(np.float32(scale))
-
-
-def _window(core: AttentionCore, trial: CoreTrial, queries: Sequence[int], far: int) -> int:
-    """How many tokens a row sees of `far`; 0: all of them. By the mean of their numbers."""
-    key_width, value_width = core.widths
-    k = np.zeros((1, core.groups, far, key_width), np.float32)
-    v = np.broadcast_to((np.arange(far, dtype=np.float32) / far)[:, None], (1, core.groups, far, value_width))
-    mean = trial.run(np.zeros(queries, np.float32), k, np.ascontiguousarray(v)).astype(np.float64) * far
-    seen = round(2 * (far - 1 - float(mean.mean())) + 1)
-    return 0 if seen >= far else max(seen, 1)
+    def _window(self, far: int) -> int:
+        """How many tokens a row sees of `far`; 0: all of them. By the mean of their numbers."""
+        key_width, value_width = self._core.widths
+        k = np.zeros((1, self._core.groups, far, key_width), np.float32)
+        numbers = (np.arange(far, dtype=np.float32) / far)[:, None]
+        v = np.broadcast_to(numbers, (1, self._core.groups, far, value_width))
+        given = np.zeros(self._queries, np.float32), k, np.ascontiguousarray(v)
+        mean = self._trial.run(*given).astype(np.float64) * far
+        seen = round(2 * (far - 1 - float(mean.mean())) + 1)
+        return 0 if seen >= far else max(seen, 1)

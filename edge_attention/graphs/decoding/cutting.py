@@ -52,13 +52,13 @@ from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.infer import form_of
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel
-from edge_attention.graphs.axes.narrow import narrow_places
+from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
 from edge_attention.graphs.decoding.rewriting import ROWS, SteppedModel, as_steps
-from edge_attention.graphs.decoding.splitting import split, types_in
+from edge_attention.graphs.decoding.splitting import made_of_memory, split, types_in
 from edge_attention.graphs.decoding.step_graph import ATTENTION
 from edge_attention.graphs.onnx_file import serialize
 
-__all__ = ["ROWS_OF_TRIPS", "DecoderCut", "cut_decoder", "write_decoder"]
+__all__ = ["ROWS_OF_TRIPS", "DecoderCut", "cut_decoder", "layers_of", "write_decoder", "write_steps"]
 
 ROWS_OF_TRIPS = (1, 2, 4, 8, 16, 32, 64, 128)
 """For so many rows a decoder is cut: a trip takes the next larger number."""
@@ -88,10 +88,14 @@ def write_decoder(opened: OpenModel, plan: CutPlan, folder: Path) -> DecoderForm
         FailedPrecondition: it cannot be served as sessions, or not by this plan; says why.
         EdgeAttentionError: as `cut` does.
     """
-    stepped = as_steps(opened)
+    return write_steps(as_steps(opened), plan, folder)
+
+
+def write_steps(stepped: SteppedModel, plan: CutPlan, folder: Path) -> DecoderForm:
+    """As `write_decoder`, of one that was rewritten."""
     _require_rows_apart(stepped)
     form: DecoderForm | None = None
-    known: dict[bytes, str] = {}
+    known: dict[bytes, list[tuple[str, ModelProto]]] = {}
     files: dict[str, bytes] = {}
     for rows in reversed(ROWS_OF_TRIPS):
         made, form = cut_decoder(stepped, plan, rows)
@@ -106,25 +110,37 @@ def write_decoder(opened: OpenModel, plan: CutPlan, folder: Path) -> DecoderForm
     return form
 
 
+def layers_of(stepped: SteppedModel) -> tuple[int, ...]:
+    """Bytes of the weights of each layer that a plan may name."""
+    axes = analyse(stepped.model, {ROWS: ROWS_APART})
+    return layer_bytes(axes, narrow_places(axes))
+
+
 def _require_rows_apart(stepped: SteppedModel) -> None:
     """Refuse a model in which rows meet but in attention, which looks at each row's own sequence."""
     if why := rows_meet_in(analyse(stepped.model, {ROWS: ROWS_APART}), (ATTENTION,)):
         raise FailedPrecondition(f"what one session is told would depend on others: {why}; replicate it")
 
 
-def _with_known(made: DecoderCut, known: dict[bytes, str], files: dict[str, bytes]) -> DecoderCut:
+def _with_known(
+    made: DecoderCut, known: dict[bytes, list[tuple[str, ModelProto]]], files: dict[str, bytes]
+) -> DecoderCut:
     """The cut with graphs of an earlier one where they are the same but for sizes that they declare: of one
     row a size is fixed that is open of more, and weights would be packed twice.
 
-    `known`: gets, by what a graph is without sizes, its digest; `files`: by digest its bytes.
+    `known`: gets, by what a graph is without sizes, those that there are; `files`: by digest its bytes.
     """
     instead: dict[str, str] = {}
     for digest, data in made.emitted.graphs.items():
-        model = ModelProto.FromString(data)
-        for value in (*model.graph.input, *model.graph.output):
+        model, bare = ModelProto.FromString(data), ModelProto.FromString(data)
+        for value in (*bare.graph.input, *bare.graph.output):
             for dim in value.type.tensor_type.shape.dim:
                 dim.Clear()
-        instead[digest] = known.setdefault(serialize(model), digest)
+        alike = known.setdefault(serialize(bare), [])
+        fits = next((of for of, one in alike if _takes(one, model)), None)
+        if fits is None:  # of parts with other shares, say, that differ in nothing else
+            alike.append((digest, model))
+        instead[digest] = fits or digest
         files.setdefault(digest, data)
     graphs = {digest: files[digest] for digest in instead.values()}
     pieces = {
@@ -135,6 +151,21 @@ def _with_known(made: DecoderCut, known: dict[bytes, str], files: dict[str, byte
         for name, of in made.pieces.items()
     }
     return DecoderCut(replace(made.emitted, graphs=graphs), pieces)
+
+
+def _takes(one: ModelProto, other: ModelProto) -> bool:
+    """Whether a graph takes and gives whatever another one does, which is the same but for sizes."""
+    mine_and_theirs = (
+        *zip(one.graph.input, other.graph.input, strict=True),
+        *zip(one.graph.output, other.graph.output, strict=True),
+    )
+    return all(
+        not mine.HasField("dim_value") or mine.dim_value == theirs.dim_value
+        for value, than in mine_and_theirs
+        for mine, theirs in zip(
+            value.type.tensor_type.shape.dim, than.type.tensor_type.shape.dim, strict=True
+        )
+    )
 
 
 def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[DecoderCut, DecoderForm]:
@@ -160,10 +191,10 @@ def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[Decode
             f"without its past the model has {layers} layers, and the plan is for {last}: make another plan"
         )
     emitted = cut(axes, whole if by_tokens else plan, attention=_attention_alone(axes, plan))
-    made = _in_pieces(emitted, stepped.model, by_tokens)
+    made = _in_pieces(emitted, stepped.model, by_tokens, stepped.states)
     if by_tokens:
         made = _by_tokens(made, len(plan.stages[0].parts), stepped.logits, _attended(axes))
-        caches = tuple(tuple(CacheForm(*sizes) for sizes in _caches(axes)) for _ in plan.stages[0].parts)
+        caches = tuple(tuple(_caches(axes)) for _ in plan.stages[0].parts)
     else:
         caches = _caches_of_parts(axes, plan)
     _require_all(made, caches)
@@ -171,7 +202,7 @@ def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[Decode
     vocabulary = axes.bound.shape(stepped.logits)[-1]
     return made, DecoderForm(
         stepped.ids, stepped.positions, stepped.logits, vocabulary, stepped.length, ROWS_OF_TRIPS,
-        by_tokens, tuple(shares), caches,
+        by_tokens, tuple(shares), caches, stepped.states, stepped.states_width,
     )  # fmt: skip
 
 
@@ -194,11 +225,13 @@ def _attention_alone(axes: Axes, plan: CutPlan) -> bool:
     return more <= ALONE_BYTES and more <= TRIP_BYTES * attentions
 
 
-def _in_pieces(emitted: Emitted, model: OpenModel, with_lse: bool) -> DecoderCut:
+def _in_pieces(emitted: Emitted, model: OpenModel, with_lse: bool, states: str) -> DecoderCut:
     schedule = emitted.schedule
     graphs: dict[str, bytes] = {}
     pieces: dict[str, SegmentPieces] = {}
     kept: dict[tuple[int, str], TensorForm] = {}
+    kept_memory: set[tuple[int, str]] = set()
+    memories: dict[str, frozenset[str]] = {}
     for step in schedule.steps:
         for segment in step.segments:
             digest = schedule.graphs[segment.graph]
@@ -214,9 +247,24 @@ def _in_pieces(emitted: Emitted, model: OpenModel, with_lse: bool) -> DecoderCut
                 found = form_of(types[output]) if output in types else None
                 if found is not None:
                     kept[segment.part, name] = found
+            memory = frozenset(
+                name
+                for name, source in segment.inputs.items()
+                if (isinstance(source, ModelInput) and source.name == states)
+                or (isinstance(source, Kept) and (segment.part, source.name) in kept_memory)
+            )
+            if memory:
+                of_memory = made_of_memory(proto, memory)
+                kept_memory |= {(segment.part, n) for out, n in segment.kept.items() if out in of_memory}
+                if any(one.output in of_memory for one in segment.contributions):
+                    raise FailedPrecondition(
+                        "parts meet in what is made of the encoder's states: use layers, or replicate it"
+                    )
+            if memories.setdefault(segment.graph, memory) != memory:
+                raise FailedPrecondition("parts that are alike have what the encoder made in other places")
             if segment.graph in pieces:
                 continue
-            made = split(proto, types, with_lse)
+            made = split(proto, types, with_lse, memory)
             if made is None:
                 graphs[digest] = emitted.graphs[digest]
                 pieces[segment.graph] = (GraphPiece(digest, {}, {}),)
@@ -274,14 +322,16 @@ def _known(pieces: SegmentPieces, schedule: Schedule, graph: str) -> SegmentPiec
     return (replace(pieces[0], inputs=inputs, outputs=outputs),)
 
 
-def _caches(axes: Axes) -> list[tuple[int, int, int, int]]:
-    """Of each attention, in order: key heads, widths of keys and values, window."""
+def _caches(axes: Axes) -> list[CacheForm]:
+    """What is stored for each attention, in order, of all heads."""
     found = []
     for node in axes.bound.nodes:
         if node.op_type == ATTENTION:
             _, heads, key_width = axes.bound.shape(node.input[1])
-            window = next(a.i for a in node.attribute if a.name == "window")
-            found.append((heads, key_width, axes.bound.shape(node.input[2])[2], int(window)))
+            at = {a.name: a.i for a in node.attribute}
+            value_width = axes.bound.shape(node.input[2])[2]
+            memory, biased = bool(at.get("memory", 0)), len(node.input) > 3
+            found.append(CacheForm(heads, key_width, value_width, at["window"], memory, biased))
     return found
 
 
@@ -295,18 +345,18 @@ def _caches_of_parts(axes: Axes, plan: CutPlan) -> tuple[tuple[CacheForm, ...], 
     stages, stage_of = stage_cuts(axes, plan), stages_of(axes, plan)
     found: list[list[CacheForm]] = [[] for _ in range(plan.parts)]
     attentions = [(at, node) for at, node in enumerate(axes.bound.nodes) if node.op_type == ATTENTION]
-    for (at, node), (heads, *widths) in zip(attentions, _caches(axes), strict=True):
+    for (at, node), cache in zip(attentions, _caches(axes), strict=True):
         stage = stages[stage_of[at]]
         dims = axes.dims[node.input[0]][1:3]
         cut_by = [(d, axis) for d, dim in enumerate(dims) for axis, _ in dim if axis in stage.ranges]
         for number, part in enumerate(stage.parts):
-            own = heads
+            own = cache.heads
             if cut_by:
                 d, axis = cut_by[0]
                 start, stop = stage.ranges[axis][number]
-                own = (stop - start if d == 0 else heads) if stop > start else 0
+                own = (stop - start if d == 0 else cache.heads) if stop > start else 0
             if own:
-                found[part].append(CacheForm(own, *widths))
+                found[part].append(replace(cache, heads=own))
     return tuple(map(tuple, found))
 
 
@@ -355,7 +405,7 @@ def _by_tokens(made: DecoderCut, parts: int, logits: str, attended: list[TensorF
                     continue
                 contributed = [c for c in segment.contributions if c.boundary == last]
                 steps.append(({}, tuple(graphs), contributed))
-            case AttentionPiece(_, _, _, out, lse):
+            case AttentionPiece(out=out, lse=lse):
                 name, form = f"m{len(boundaries) // 2}", next(forms)
                 boundaries[name] = Boundary(form, Collective.MERGE, f"{name}.lse")
                 narrow = TensorForm(form.dtype, (*form.shape[:-1], 1))
@@ -388,8 +438,8 @@ def _tokens_schedule(
                     for name in inputs.values():
                         read_in.setdefault(name, []).append(number)
                     made_in |= dict.fromkeys(outputs.values(), number)
-                case AttentionPiece(queries, keys, values):
-                    for name in (queries, keys, values):
+                case AttentionPiece(queries, keys, values, bias=bias):
+                    for name in filter(None, (queries, keys, values, bias)):
                         read_in.setdefault(name, []).append(number)
     found: list[Step] = []
     graphs, by_graph = {}, {}

@@ -28,7 +28,7 @@ def free_of_the_past(graph: StepGraph, inputs: DecoderInputs, outputs: Collectio
         FailedPrecondition: something else of the past is needed where no attention is.
     """
     ours = inputs.where
-    allowed = {inputs.ids, ours}
+    allowed = {inputs.ids, ours, *filter(None, (inputs.states,))}
     if set(graph.needed_inputs()) <= allowed:
         return ours if any(ours in reads(node) for node in graph.nodes) else ""
     aside = _aside(graph, inputs)
@@ -71,11 +71,12 @@ def free_of_the_past(graph: StepGraph, inputs: DecoderInputs, outputs: Collectio
 
 def _aside(graph: StepGraph, inputs: DecoderInputs) -> list[NodeProto]:
     """The nodes on nothing but sizes, the mask, positions and small constants."""
-    there = set(graph.inputs) - {inputs.ids, *inputs.pasts}
+    there = set(graph.inputs) - {inputs.ids, inputs.states, *inputs.pasts}
     there |= {name for name in graph.initializers if name not in graph.opened.places}
     found = []
+    large = {inputs.ids, inputs.states, *inputs.pasts}
     for node in graph.nodes:
-        sized = node.op_type in ("Shape", "Size") and node.input[0] in {inputs.ids, *inputs.pasts, *there}
+        sized = node.op_type in ("Shape", "Size") and node.input[0] in {*large, *there}
         if sized or (reads(node) <= there and not node.op_type.startswith("Random")):
             found.append(node)
             there.update(name for name in node.output if name)
@@ -109,7 +110,7 @@ def _values(graph: StepGraph, inputs: DecoderInputs, nodes: list[NodeProto]) -> 
                 dims = value.type.tensor_type.shape.dim
                 shape = [sizes.get(f"{value.name}.{n}", d.dim_value) for n, d in enumerate(dims)]
                 dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-                fill = 1 if value.name == inputs.mask else past if value.name == inputs.positions else 0
+                fill = 1 if "mask" in value.name else past if value.name == inputs.positions else 0
                 feeds[value.name] = np.full(shape, fill, dtype)
             for name, array in zip(made, session.run(made, feeds), strict=True):
                 found[name].append(np.asarray(array))

@@ -3,6 +3,9 @@
     input_ids, mask, past keys and values --> logits, present keys and values     as it was exported
     input_ids [rows, 1], position_ids [rows, 1] --> logits [rows, 1, vocabulary]  as it is cut and run
 
+A decoder beside an encoder has what that made as an input, too, [rows, 1, width]: a row brings a token of it,
+whose keys and values are stored, or a new token; no row does both.
+
 Nothing but attention looks at earlier tokens, and attention does so where they are stored. So a row may be of
 any session at any position, a trip takes rows of several, and what it takes does not depend on the past.
 """
@@ -15,8 +18,9 @@ from onnx import NodeProto, TensorProto
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.graphs.axes.model_reading import OpenModel
-from edge_attention.graphs.decoding.cores import CoreForm, bound_alone, cores_of, form_of
+from edge_attention.graphs.decoding.cores import CoreForm, bound_alone, cores_of, form_of, memory_cores_of
 from edge_attention.graphs.decoding.grouped import GROUPED, rewrite_grouped
+from edge_attention.graphs.decoding.memory import require_token_by_token
 from edge_attention.graphs.decoding.positions import free_of_the_past
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
 
@@ -36,6 +40,9 @@ class SteppedModel:
     Attributes:
         positions: the input that has them; "" of a model that knows none.
         length: the most tokens of one sequence: positions that it has.
+        states: the input that has what an encoder made; "" of a model without.
+        states_width: of one token of that.
+        memory: tokens of that, where the file fixes how many there are; else 0.
     """
 
     model: OpenModel
@@ -43,6 +50,9 @@ class SteppedModel:
     positions: str
     logits: str
     length: int
+    states: str = ""
+    states_width: int = 0
+    memory: int = 0
 
 
 def as_steps(opened: OpenModel) -> SteppedModel:
@@ -58,12 +68,21 @@ def as_steps(opened: OpenModel) -> SteppedModel:
     length = _grouped(graph, inputs)
     length = min(length, _plain(graph, inputs))
     graph.prune([logits])
+    if inputs.states:
+        graph.in_reading_order([logits])
     positions = free_of_the_past(graph, inputs, [logits])
     _require_by_rows(graph)
     length = min(length, _tables(graph, positions))
     dims: tuple[int | str, ...] = (ROWS, 1)
     kept = {name: dims for name in (inputs.ids, positions) if name}
-    return SteppedModel(graph.finished(kept), inputs.ids, positions, logits, length)
+    if not inputs.states:
+        return SteppedModel(graph.finished(kept), inputs.ids, positions, logits, length)
+    _, memory, width = graph.shape(inputs.states)
+    if not width:
+        raise FailedPrecondition(f"{inputs.states[:80]!r} does not say how wide what the encoder made is")
+    kept[inputs.states] = (ROWS, 1, width)
+    finished = graph.finished(kept)
+    return SteppedModel(finished, inputs.ids, positions, logits, length, inputs.states, width, memory)
 
 
 def _logits(graph: StepGraph, inputs: DecoderInputs) -> str:
@@ -95,20 +114,24 @@ def _grouped(graph: StepGraph, inputs: DecoderInputs) -> int:
 def _plain(graph: StepGraph, inputs: DecoderInputs) -> int:
     """Rewrite attention in plain operators; the most tokens that it was tried with."""
     cores = cores_of(graph, inputs)
-    if not cores:
+    if not cores and not inputs.states:
         return LENGTH
     bound = bound_alone(graph, inputs)
+    if inputs.states:
+        found = memory_cores_of(graph, inputs, bound)
+        require_token_by_token(graph, inputs, [name for core in found for name in (core.keys, core.values)])
+        cores += found
     length = LENGTH
     known: dict[bytes, CoreForm] = {}
     for core in cores:
         if core.queries not in bound.specs:
             raise FailedPrecondition(f"{label(core.node)}: the shape of its queries is not known")
         form = form_of(graph, inputs, core, bound.shape(core.queries), known)
-        length = min(length, form.length)
+        length = length if core.memory else min(length, form.length)
         nodes: list[NodeProto] = []
         out = graph.attend(
             nodes, core.queries, core.new_keys, core.new_values, core.groups, form.shared, core.widths,
-            form.scale, form.window,
+            form.scale, form.window, core.memory, form.bias,
         )  # fmt: skip
         graph.reshaped(nodes, out, -1, *form.out[1:], out=core.out)
         graph.replace(core.node, nodes)

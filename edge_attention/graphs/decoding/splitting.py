@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, helper, numpy_helper
@@ -18,7 +19,7 @@ from edge_attention.graphs.decoding.step_graph import ATTENTION, DOMAIN, label
 from edge_attention.graphs.onnx_file import serialize
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["SplitSegment", "split", "types_in"]
+__all__ = ["SplitSegment", "made_of_memory", "split", "types_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,36 +30,88 @@ class SplitSegment:
     graphs: Mapping[str, bytes]
 
 
-def split(model: ModelProto, known: Mapping[str, TypeProto], with_lse: bool = False) -> SplitSegment | None:
-    """A segment in pieces; None: it does not attend, and is one graph as it is.
+def split(
+    model: ModelProto,
+    known: Mapping[str, TypeProto],
+    with_lse: bool = False,
+    memory: frozenset[str] = frozenset(),
+) -> SplitSegment | None:
+    """A segment in pieces; None: it has to do with no attention, and is one graph as it is.
 
     Args:
         known: as `types_in` has found.
         with_lse: what attention makes is to be merged, so that its lse is asked for.
+        memory: inputs that rows of the memory bring, and no tokens.
     """
     attentions = [node for node in model.graph.node if node.op_type == ATTENTION]
-    if not attentions:
+    of_memory = made_of_memory(model, memory) if memory else frozenset()
+    ends = [value.name for value in model.graph.output]
+    kept = [name for name in ends if name in of_memory]
+    if not attentions and not kept:
         return None
     levels = _levels(model)
     types = value_infos(model, known)
     pieces: list[GraphPiece | AttentionPiece] = []
     graphs: dict[str, bytes] = {}
-    for level in range(len(attentions) + 1):
-        nodes = [
-            node for node in model.graph.node if node.op_type != ATTENTION and levels[node.output[0]] == level
-        ]
+
+    def add(nodes: Sequence[NodeProto], wanted: Collection[str], of: bool = False) -> None:
         if nodes:
-            piece, graph = _graph_piece(model, nodes, levels, level, types)
+            piece, graph = _graph_piece(model, nodes, wanted, types, of)
             pieces.append(piece)
             graphs[piece.graph] = graph
+
+    add(_before(model, kept), kept, True)
+    asked = [name for name in ends if name not in of_memory]
+    for node in attentions:
+        asked += [name for at, name in enumerate(node.input) if not (_at(node)["memory"] and at in (1, 2))]
+    own = [node for node in _before(model, asked, through=True) if node.op_type != ATTENTION]
+    for level in range(len(attentions) + 1):
+        nodes = [node for node in own if levels[node.output[0]] == level]
+        elsewhere = {name for node in own if levels[node.output[0]] != level for name in reads(node)}
+        add(nodes, {*asked, *elsewhere})
         if level < len(attentions):
-            node = attentions[level]
-            at = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            node, at = attentions[level], _at(attentions[level])
+            if at["memory"]:
+                if unknown := [name for name in node.input[1:3] if name not in of_memory]:
+                    raise FailedPrecondition(f"{label(node)}: {unknown[0]!r} is not of the memory alone")
+                add(_before(model, node.input[1:3]), node.input[1:3], True)
             lse = f"{node.output[0]}.lse" if with_lse else ""
-            queries, keys, values = node.input
+            queries, keys, values, *bias = node.input
             scale, window = float(at["scale"]), int(at["window"])
-            pieces.append(AttentionPiece(queries, keys, values, node.output[0], lse, scale, window))
+            pieces.append(
+                AttentionPiece(
+                    queries, keys, values, node.output[0], lse, scale, window, bool(at["memory"]),
+                    "".join(bias),
+                )
+            )  # fmt: skip
     return SplitSegment(tuple(pieces), graphs)
+
+
+def _at(node: NodeProto) -> dict[str, Any]:
+    return {"memory": 0} | {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def made_of_memory(model: ModelProto, names: Collection[str]) -> frozenset[str]:
+    """What is made of `names`, these included, without attention."""
+    found = set(names)
+    for node in model.graph.node:
+        if node.op_type != ATTENTION and reads(node) & found:
+            found.update(name for name in node.output if name)
+    return frozenset(found)
+
+
+def _before(model: ModelProto, names: Collection[str], through: bool = False) -> list[NodeProto]:
+    """The nodes that make `names`; `through`: those before an attention's queries, too, where that is."""
+    needed, found = set(names), []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            found.append(node)
+            if node.op_type != ATTENTION:
+                needed |= reads(node)
+            elif through:
+                needed |= set(node.input[:1] if _at(node)["memory"] else node.input)
+    found.reverse()
+    return found
 
 
 def _levels(model: ModelProto) -> dict[str, int]:
@@ -111,25 +164,20 @@ def value_infos(model: ModelProto, types: Mapping[str, TypeProto]) -> dict[str, 
 def _graph_piece(
     model: ModelProto,
     nodes: Sequence[NodeProto],
-    levels: Mapping[str, int],
-    level: int,
+    wanted: Collection[str],
     types: Mapping[str, ValueInfoProto],
+    memory: bool,
 ) -> tuple[GraphPiece, bytes]:
+    """`wanted`: by others."""
     made = {name for node in nodes for name in node.output if name}
     read = [name for node in nodes for name in sorted(reads(node)) if name not in made]
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     ends = {value.name for value in model.graph.output}
-    elsewhere = {
-        name
-        for node in model.graph.node
-        if node.op_type == ATTENTION or levels[node.output[0]] != level
-        for name in reads(node)
-    }
     inner = {
         name for node in nodes for name in reads(node) if name not in types and name not in made
     }  # names of graphs inside nodes
     inputs = list(dict.fromkeys(name for name in read if name not in held and name not in inner))
-    outputs = [name for node in nodes for name in node.output if name in ends or name in elsewhere]
+    outputs = [name for node in nodes for name in node.output if name in wanted]
     if unknown := [name for name in (*inputs, *outputs) if name not in types]:
         maker = next((label(node) for node in nodes if unknown[0] in node.output), "attention")
         raise FailedPrecondition(f"the type of what {maker} makes is not known: it cannot leave a piece")
@@ -164,7 +212,7 @@ def _graph_piece(
     opsets = [one for one in model.opset_import if one.domain != DOMAIN and one.domain in {"", *domains}]
     data = serialize(helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version))
     digest = hashlib.sha256(data).hexdigest()
-    piece = GraphPiece(digest, {names[n]: n for n in inputs}, {names[n]: n for n in outputs})
+    piece = GraphPiece(digest, {names[n]: n for n in inputs}, {names[n]: n for n in outputs}, memory)
     return piece, data
 
 

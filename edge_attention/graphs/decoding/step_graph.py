@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,7 +28,9 @@ _SIZES = ("Shape", "Size")
 class DecoderInputs:
     """What the inputs of a decoder are. Empty: it has none of that kind.
 
-    `where`: the input that has positions once it is rewritten, `positions` where there is one.
+    Attributes:
+        where: the input that has positions once it is rewritten, `positions` where there is one.
+        states: what an encoder made, f32 [batch, tokens, width], and `states_mask`, which of it is padding.
     """
 
     ids: str
@@ -36,6 +38,8 @@ class DecoderInputs:
     where: str
     mask: str
     pasts: tuple[str, ...]
+    states: str = ""
+    states_mask: str = ""
 
 
 @dataclass(eq=False)
@@ -92,7 +96,7 @@ class StepGraph:
         Raises:
             FailedPrecondition: it is no decoder with a past, or has inputs that are not known here.
         """
-        pasts, numbers = [], []
+        pasts, numbers, states = [], [], []
         for name, value in self.inputs.items():
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
             rank = len(value.type.tensor_type.shape.dim)
@@ -104,15 +108,21 @@ class StepGraph:
                 raise FailedPrecondition(
                     f"what {name[:80]!r} has from before is {dtype.name}: caches are stored in float32 only"
                 )
+            elif dtype == np.float32 and rank == 3:
+                states.append(name)
             elif dtype.kind in "ib":
                 numbers.append(name)
         if not pasts:
             raise FailedPrecondition("it has no inputs of keys and values of earlier tokens")
         flat = [name for name in numbers if len(self.shape(name)) == 2]
+        if len(states) > 1:
+            raise FailedPrecondition(f"of {', '.join(states)[:160]} one may be what an encoder made")
+        beside = [name for name in flat if states and "mask" in name and "encoder_" in _plain(name)]
+        flat = [name for name in flat if name not in beside]
         masks = [name for name in flat if "mask" in name]
         positions = [name for name in flat if "position" in name]
         ids = [name for name in flat if name not in masks and name not in positions]
-        if len(ids) != 1 or len(positions) > 1 or len(masks) > 1:
+        if len(ids) != 1 or len(positions) > 1 or len(masks) > 1 or len(beside) > 1:
             raise FailedPrecondition(
                 f"it takes {', '.join(flat)[:160]}: one of them must have the tokens, and of positions and "
                 "masks there may be one each"
@@ -121,7 +131,9 @@ class StepGraph:
         where = "".join(positions) or POSITIONS
         while not positions and (where in made or where in self.initializers):
             where += "~"
-        return DecoderInputs(ids[0], "".join(positions), where, "".join(masks), tuple(pasts))
+        return DecoderInputs(
+            ids[0], "".join(positions), where, "".join(masks), tuple(pasts), "".join(states), "".join(beside)
+        )
 
     # What depends on what
 
@@ -155,6 +167,24 @@ class StepGraph:
         read = {name for node in self.nodes for name in reads(node)}
         return [name for name in self.inputs if name in read]
 
+    def in_reading_order(self, outputs: Sequence[str]) -> None:
+        """Nodes stand behind what they read, and no earlier than that: what only the memory's attention reads
+        stands in its layer, wherever the file had it."""
+        makers, order, done = self.makers(), dict[int, NodeProto](), set[int]()
+        rest = [makers[name] for name in reversed(outputs) if name in makers]
+        while rest:
+            node = rest[-1]
+            names = [*node.input, *sorted(reads(node) - set(node.input))]
+            before = [makers[n] for n in names if n in makers and id(makers[n]) not in done]
+            if id(node) in done or not before:
+                rest.pop()
+                if id(node) not in done:
+                    done.add(id(node))
+                    order[id(node)] = node
+                continue
+            rest += reversed(before)
+        self.nodes = list(order.values())
+
     # Changes
 
     def name(self, like: str) -> str:
@@ -186,18 +216,27 @@ class StepGraph:
         widths: tuple[int, int],
         scale: float,
         window: int,
+        memory: bool = False,
+        bias: Array | None = None,
     ) -> str:
-        """Add attention over what is stored: of queries, keys and values with one row a token."""
+        """Add attention over what is stored: of queries, keys and values with one row a token.
+
+        Args:
+            memory: over the session's memory, whose rows the keys and values are.
+            bias: what is added to scores by distance, f32 [groups, shared, distances].
+        """
         key_width, value_width = widths
         q = self.reshaped(nodes, queries, -1, groups, shared, key_width)
         k = self.reshaped(nodes, keys, -1, groups, key_width)
         v = self.reshaped(nodes, values, -1, groups, value_width)
         out = self.name("attended")
+        biases = [] if bias is None else [self.constant(bias)]
         nodes.append(
             helper.make_node(
-                ATTENTION, [q, k, v], [out], name=out, domain=DOMAIN, scale=float(scale), window=int(window)
+                ATTENTION, [q, k, v, *biases], [out], name=out, domain=DOMAIN,
+                scale=float(scale), window=int(window), memory=int(memory),
             )
-        )
+        )  # fmt: skip
         return out
 
     def replace(self, node: NodeProto, instead: list[NodeProto]) -> None:
@@ -228,6 +267,11 @@ class StepGraph:
         self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         places = {name: place for name, place in self.opened.places.items() if name in read}
         return OpenModel(self.opened.path, self.model, places)
+
+
+def _plain(name: str) -> str:
+    """Without what has `encoder` in it and means something else."""
+    return name.replace("decoder", "")
 
 
 def numpy_type() -> int:

@@ -924,6 +924,7 @@ class GenerateRequest(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     NO_SPECULATION_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     text: _builtins.str
@@ -953,6 +954,12 @@ class GenerateRequest(_message.Message):
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end it; they are not given out."""
 
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorPiece]:
+        """Of a decoder beside an encoder: the encoder's inputs, each of one row, whole or its pieces in order. Then
+        the prompt is the decoder's first tokens; without them it is the encoder's input.
+        """
+
     def __init__(
         self,
         *,
@@ -969,11 +976,12 @@ class GenerateRequest(_message.Message):
         stop: _abc.Iterable[_builtins.str] | None = ...,
         deadline_seconds: _builtins.float | None = ...,
         no_speculation: _builtins.bool = ...,
+        inputs: _abc.Iterable[Global___TensorPiece] | None = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "ids", b"ids", "max_tokens", b"max_tokens", "min_p", b"min_p", "model", b"model", "no_speculation", b"no_speculation", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "ids", b"ids", "inputs", b"inputs", "max_tokens", b"max_tokens", "min_p", b"min_p", "model", b"model", "no_speculation", b"no_speculation", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015

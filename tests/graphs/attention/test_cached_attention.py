@@ -12,18 +12,22 @@ from edge_attention.graphs.attention import library
 
 SESSIONS = {
     name: ort.InferenceSession(library.load(name), providers=["CPUExecutionProvider"])
-    for name in ("cached_decode", "cached_prefill")
+    for name in ("cached_biased", "cached_decode", "cached_prefill")
 }
 
 
-def attended(q, keys, values, lo, hi, scale):
-    """One row [groups, shared, width] over tokens lo to hi: out and lse; nothing seen: 0 and -inf."""
+def attended(q, keys, values, lo, hi, scale, biases=0.0):
+    """One row [groups, shared, width] over tokens lo to hi: out and lse; nothing seen: 0 and -inf.
+
+    `biases`: of all tokens, [groups, shared, tokens].
+    """
     groups, shared, _ = q.shape
     if lo >= hi:
         return np.zeros((groups, shared, values.shape[-1])), np.full((groups, shared, 1), -np.inf)
     k = keys.transpose(1, 0, 2, 3).reshape(groups, -1, keys.shape[-1])[:, lo:hi].astype(np.float64)
     v = values.transpose(1, 0, 2, 3).reshape(groups, -1, values.shape[-1])[:, lo:hi]
     scores = scale * np.einsum("gsd,gtd->gst", q.astype(np.float64), k)
+    scores += biases if np.isscalar(biases) else biases[..., lo:hi]
     lse = np.log(np.exp(scores).sum(-1, keepdims=True))
     return np.einsum("gst,gte->gse", np.exp(scores - lse), v), lse
 
@@ -44,19 +48,27 @@ def test_each_sequence_does_its_rows_and_gives_on_those_of_others(name, data):
     wanted = np.zeros((rows, groups, shared, value_width))
     wanted_lse = np.full((rows, groups, shared, 1), -np.inf)
     lo, hi = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    bias = rng.normal(size=(groups, shared, draw(st.integers(1, 5)))).astype(np.float32)
+    at = rng.integers(0, 9, size=rows).astype(np.float32)
+    biased = name == "cached_biased"
     sequences, first = [], 0
     for count in counts:
         tiles = draw(st.integers(1, 4))
         keys = rng.normal(size=(tiles, groups, tile, width)).astype(np.float32)
         values = rng.normal(size=(tiles, groups, tile, value_width)).astype(np.float32)
+        places = rng.integers(0, 9, size=(tiles, 1, tile, 1)).astype(np.float32)
         for row in range(first, first + count):
+            away = np.clip(at[row] - places.reshape(-1), 0, bias.shape[-1] - 1).astype(int)
             lo[row], hi[row] = sorted(draw(st.integers(0, tiles * tile)) for _ in range(2))
-            wanted[row], wanted_lse[row] = attended(q[row], keys, values, lo[row], hi[row], 0.3)
-        sequences.append((keys, values, np.array([first, count])))
+            wanted[row], wanted_lse[row] = attended(
+                q[row], keys, values, lo[row], hi[row], 0.3, bias[..., away] if biased else 0.0
+            )
+        sequences.append((keys, values, np.array([first, count]), places))
         first += count
-    for keys, values, where in sequences:
+    for keys, values, where, places in sequences:
         feeds = {"q": q, "keys": keys, "values": values, "scale": np.array(0.3, np.float32), "rows": where}
         feeds |= {"lo": lo, "hi": hi, "before": out, "before_lse": lse}
+        feeds |= {"bias": bias, "where": at[:, None, None], "places": places} if biased else {}
         out, lse = SESSIONS[name].run(["out", "lse"], feeds)
     np.testing.assert_allclose(out, wanted, atol=2e-6)
     np.testing.assert_array_equal(np.isinf(lse), np.isinf(wanted_lse))

@@ -228,7 +228,7 @@ def test_programs_of_the_same_sessions_are_one_and_have_a_bound_in_bytes(tmp_pat
         sessions = [fleet.serving.open("me") for _ in range(3)]
         for order in itertools.permutations(range(3)):
             await asyncio.gather(*(fleet.extend(sessions[at], [at]) for at in order))
-        known = {slots for _, _, _, slots, _ in made}
+        known = {slots for _, _, _, slots, *_ in made}
         assert all(list(slots) == sorted(slots) for slots in known)
         assert fleet.serving._programs._bytes == sum(call.nbytes for call in made.values())
         monkeypatch.setattr(programs, "PROGRAMS_BYTES", 1)

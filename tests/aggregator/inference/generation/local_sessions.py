@@ -47,7 +47,7 @@ class LocalSessions:
     def form(self, model):
         if model not in self._models:
             raise NotFound(f"no model {model!r} is deployed")
-        return SimpleNamespace(vocabulary=self._vocabulary[model], length=self._length)
+        return SimpleNamespace(vocabulary=self._vocabulary[model], length=self._length, states="")
 
     async def open(self, model, owner, seconds):
         session = LocalSession(LocalDecoder(self._models[model]))

@@ -16,7 +16,7 @@ from aggregator.bounds.budget import Budgets
 from aggregator.inference.generation import service
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
-from aggregator.inference.generation.streamed_models import StreamedDecoders
+from aggregator.inference.generation.streamed_models import ServedDecoder, StreamedDecoders
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.protocol import streaming
 from aggregator.inference.protocol.data_plane import DataPlane
@@ -46,7 +46,7 @@ def parts(folder, text, decoder=None):
     texts = DeploymentTexts(lambda name: ("small-1", folder))
     sessions = LocalSessions({"small": decoder})
     generator = Generator(sessions, texts, budgets, GenerationMetrics(Metrics()))
-    source = StreamedDecoders(generator, lambda name: ("3", text))
+    source = StreamedDecoders(generator, lambda name: ServedDecoder("3", text))
     return DataPlane([source], budgets), generator, sessions, budgets
 
 
