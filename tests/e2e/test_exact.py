@@ -11,6 +11,8 @@ import pytest
 from fleets import SPEC, exact, queries, tokens, truth
 from onnx import TensorProto, helper
 
+from edge_attention import PrivateTensor
+
 COUNT = 20_000
 KEYS, VALUES = tokens(COUNT)
 
@@ -157,7 +159,13 @@ def test_a_node_appends_its_own_rows_which_never_leave(client, context, data, ro
     assert appended.tokens == len(x)
     keys = np.concatenate([KEYS[:100], x.reshape(-1, 2, 16)])
     values = np.concatenate([VALUES[:100], x[:, :16].reshape(-1, 2, 8)])
-    exact(context.attend(queries(3)), queries(3), keys, values)
+    answer = context.attend(queries(3))
+    exact(answer, queries(3), keys, values)
+    # The way back: a sum over tokens leaves, as an answer does; what lies by token does not.
+    back = queries(3), answer.out, answer.lse, np.ones_like(answer.out)
+    assert np.isfinite(context.gradients(*back, tokens=False).queries).all()
+    with pytest.raises(PrivateTensor):
+        context.gradients(*back)
 
 
 def test_twenty_clients_attend_while_appends_go_on(shared, client, context):
@@ -204,3 +212,25 @@ def test_many_alike_answers_too_large_for_a_message(shared, client):
         assert answer.exact, answer.missing
         np.testing.assert_allclose(answer.out, out, atol=2e-3)
     context.drop()
+
+
+@pytest.mark.parametrize("mask", [{}, {"causal": True, "positions": POSITIONS}])
+def test_the_way_back_is_exact_and_divided_where_it_is_large(long, mask):
+    """Gradients of queries, keys and values by the formulae in float64, over 20,000 tokens of two nodes."""
+    asked, dout = queries(6), np.random.default_rng(7).standard_normal((6, 4, 8)).astype(np.float32)
+    sees = POSITIONS[:, None] >= SEEN if mask else np.ones((6, COUNT), bool)
+    answer = long.attend(asked, **mask)
+    found = long.gradients(asked, answer.out, answer.lse, dout, **mask)
+    assert found.calls > 1
+    out, lse = truth(asked, KEYS, VALUES, sees)
+    keys, values = (np.repeat(a.astype(np.float64), 2, axis=1) for a in (KEYS, VALUES))
+    scores = np.einsum("qhd,thd->qht", asked, keys) / 4
+    p = np.exp(np.where(sees[:, None], scores, -np.inf) - lse[..., None])
+    ds = p * (np.einsum("qhd,thd->qht", dout, values) - (dout * out).sum(2)[..., None])
+    by_key = lambda a: a.reshape(COUNT, 2, 2, -1).sum(2)  # noqa: E731
+    np.testing.assert_allclose(found.queries, np.einsum("qht,thd->qhd", ds, keys) / 4, atol=1e-5)
+    np.testing.assert_allclose(found.keys, by_key(np.einsum("qht,qhd->thd", ds, asked)) / 4, atol=1e-5)
+    np.testing.assert_allclose(found.values, by_key(np.einsum("qht,qhd->thd", p, dout)), atol=1e-5)
+    alone = long.gradients(asked, answer.out, answer.lse, dout, tokens=False, **mask)
+    assert alone.keys is None
+    np.testing.assert_allclose(alone.queries, found.queries, atol=1e-6)

@@ -323,7 +323,10 @@ def _said(model: Model) -> list[str]:
     """What the exporter has done to the file, a sentence each."""
     said = [f"{new} was one with {old} in the file and trains by itself" for new, old in model.untied.items()]
     if model.dropped:
-        said.append(f"the exporter has left out {', '.join(model.dropped)}")
+        said.append(
+            f"the file does not have {', '.join(model.dropped)}, which do not train: an exporter leaves out "
+            "what it finds without effect, as biases that are zero; edge_attention.torch.export keeps those"
+        )
     return said
 
 
