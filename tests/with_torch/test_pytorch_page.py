@@ -103,9 +103,7 @@ def test_from_a_class_and_four_csv_files_to_a_trained_state_dict(tmp_path, envir
     assert "dropout is off" in said["model.py"]
     *_, loaded, accuracy = said["result.py"].strip().splitlines()
     state = torch.load(tmp_path / "trained.pt")
-    assert loaded == f"{len(state)} tensors loaded from run churn" or loaded.startswith(
-        f"{len(state)} tensors"
-    )
+    assert loaded.startswith(f"{len(state)} tensors loaded from run churn")
     assert float(accuracy.removeprefix("accuracy ").rstrip("%")) > 70  # guessing gets a third
     sys.path.insert(0, str(tmp_path))
     try:
