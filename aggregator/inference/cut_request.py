@@ -77,6 +77,7 @@ class CutRequest:
         shapes: of the inputs, of a request; {}: those that `dimensions` and defaults say.
         whole: it is not to be cut, of a model that was planned before.
         rows: whether it is to be found out if rows of a batch meet.
+        rows_whole: the same of a model that is not cut.
     """
 
     model: str
@@ -92,6 +93,7 @@ class CutRequest:
     halves: bool = False
     whole: bool = False
     rows: bool = False
+    rows_whole: bool = False
     before: str = ""
     hub: HubTold = HubTold()
 

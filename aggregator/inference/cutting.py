@@ -178,6 +178,8 @@ def _whole(
         holders = {} if request.before else request.holders
         holders = holders or by_word("replicate", Crossing.GATHER, _names(request), [1], request.replicas)[1]
     whole = write_whole(model, Path(request.into))
+    looks = request.rows or request.rows_whole
+    meet = rows_meet(model, inputs) if looks else ""
     size = sum(model.places[name].nbytes for name in whole.weights)
     plan = CutPlan((Stage(layers, (0,)),))
     return PlannedParts(
@@ -191,7 +193,8 @@ def _whole(
         dict.fromkeys(holders[0], size),
         notes=(note,) if note else (),
         whole=True,
-        rows=rows_meet(model, inputs) if request.rows else "",
+        rows=meet,
+        apart=looks and not meet,
         gain=gain,
         nodes=_names(request),
     )

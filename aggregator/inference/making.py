@@ -58,6 +58,7 @@ class DeploymentMaking:
                 str(deployed.folder.model), str(into), request.plan or "auto", "", file, nodes,
                 request.replicas, {}, request.dimensions, {}, request.halves, rows=request.max_batch > 1,
                 hub=self._nodes.hub(),
+                rows_whole=request.max_batch != 1,
             )  # fmt: skip
             planned = await planner.make(asked, work)
             await self._planned(deployed, planned, into)
@@ -86,6 +87,7 @@ class DeploymentMaking:
                 holders=holders, shapes=before.planned.shapes, halves=before.request.halves,
                 before=before.planned.plan, rows=before.request.max_batch > 1,
                 hub=self._nodes.hub(),
+                rows_whole=before.request.max_batch != 1,
             )  # fmt: skip
             planned = await planner.make(asked, work)
             if planned.gain >= GAIN:

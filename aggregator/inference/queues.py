@@ -55,19 +55,21 @@ class DeploymentQueues:
 
         def size(kind: Hashable, rows: int) -> int | None:
             # Of a cut model batches have a power of two of rows, so that few shapes are made.
-            padded = padded_rows(rows, request.max_batch)
+            padded = padded_rows(rows, most)
             return padded if shape_key(shapes_of(kind, padded)) in deployed.shapes else None
 
         def want(rows: int, feeds: Mapping[str, Array]) -> None:
-            self._start(self._prepare(deployed, padded_rows(rows, request.max_batch), feeds))
+            self._start(self._prepare(deployed, padded_rows(rows, most), feeds))
 
-        together = deployed.joins
+        most = deployed.most_rows
+        together = most > 1 and (request.max_batch > 0 or request.max_queue_delay > 0)
         queue = BatchQueue(
             request.name,
             slots_of(planned, together),
-            request.max_batch if together else 1,
+            most,
             request.max_queue_delay if together else 0.0,
             None if planned.whole else size,
+            0 if together or most == 1 else slots_of(planned, True),
         )
         deployed.batcher = Batcher(queue, answer, want, self._metrics.batched)
 

@@ -94,8 +94,8 @@ Examples:
 @click.option(
     "--max-batch",
     type=click.IntRange(1, MAX_BATCH),
-    help="Rows of requests that run together at most, where the model's rows do not meet. By default each "
-    "request runs by itself.",
+    help="Rows of requests that run together at most, where the model's rows do not meet. By default "
+    "those that wait while others run, up to 16, of a model that is not cut.",
 )
 @click.option(
     "--max-queue-delay",

@@ -257,8 +257,8 @@ class AsyncClient:
             replicas: nodes that hold each part; None: one, of a model that is not cut all.
             dimensions: sizes of the model's open dimensions, by name, of the requests it is made for.
             halves: activations pass in float16, so that the answer has the error of their rounding.
-            max_batch: rows of requests that run together at most, where the model's rows do not meet;
-                None: each request by itself.
+            max_batch: rows of requests that run together at most, where the model's rows do not meet; 1: each
+                request by itself; None: of a model that is not cut those that wait while others run.
             max_queue_delay: seconds that one waits for others to run with, while others are under way.
             tokenizer: of a decoder that is asked for text: the path of a tokenizer.json, or of its folder,
                 from which special tokens and a chat template are taken, too; or "bytes", where a token is

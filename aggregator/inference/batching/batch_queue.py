@@ -6,8 +6,11 @@
 
 Requests that are alike but for their rows may share a batch. What is queued goes as soon as a slot is free;
 only while others run does a batch that is not full wait for more to come, `delay` at most: who is alone never
-waits for company. First those of the first priority, among them in order of arrival; others, of any
-priority, fill up a batch that goes anyway.
+waits for company. With `gathers` that is measured: while so many batches run, one that is not full waits as
+long as the quickest like it took, and all that is alike is shared out among so many.
+
+First those of the first priority, among them in order of arrival; others, of any priority, fill up a batch
+that goes anyway.
 
 A batch that failed says nothing of one request: each of its requests is then run by itself.
 """
@@ -146,6 +149,7 @@ class BatchQueue:
         max_batch: rows of a batch; 1: each request goes by itself.
         delay: seconds that a batch which is not full waits for more, while others are under way.
         sizes: which batches there may be; None: all up to `max_batch`.
+        gathers: batches that keep whoever runs them at work; 0: nobody waits or shares for that.
 
     Events return actions, to be performed in order. Call `tick` at `wake`.
 
@@ -160,6 +164,7 @@ class BatchQueue:
         max_batch: int = 1,
         delay: float = 0.0,
         sizes: BatchSizes | None = None,
+        gathers: int = 0,
         most: int = QUEUED,
         most_bytes: int = QUEUED_BYTES,
     ) -> None:
@@ -167,6 +172,7 @@ class BatchQueue:
         self.slots = slots
         self.max_batch = max_batch
         self.delay = delay
+        self.gathers = gathers
         self.transitions: deque[Transition] = recent()
         self._sizes = sizes or (lambda kind, rows: rows)
         self._most = most
@@ -337,8 +343,8 @@ class BatchQueue:
             found, rows, full, wanted = self._joined(first)
             if wanted is not None:
                 actions.append(wanted)
-            ready = first.arrived + self.delay
-            if self._batches and not full and self.delay and now < ready:
+            ready = first.arrived + self._patience(first)
+            if self._batches and not full and now < ready:
                 held.update(one.number for one in found)
                 self._wake = min(self._wake, ready)
                 continue
@@ -360,6 +366,7 @@ class BatchQueue:
         come, can join; and a size that would be of use."""
         if not first.joins or first.rows >= self.max_batch:
             return [first], first.rows, True, None
+        limit = self._share(first)
         found, rows = [first], first.rows
         best, best_rows = [first], first.rows
         wanted: WantSize | None = None
@@ -370,6 +377,8 @@ class BatchQueue:
             if rows + one.rows > self.max_batch:
                 full = True
                 continue
+            if rows + one.rows > limit:
+                continue
             found.append(one)
             rows += one.rows
             size = self._sizes(first.kind, rows)
@@ -378,6 +387,23 @@ class BatchQueue:
             else:
                 wanted = WantSize(first.kind, rows)
         return best, best_rows, full or rows >= self.max_batch, wanted
+
+    def _patience(self, first: Queued) -> float:
+        """Seconds that a batch which is not full waits for more, while others are under way."""
+        if not self.gathers:
+            return self.delay
+        known = self._took.get(first.kind)
+        return known.least if known is not None and len(self._batches) >= self.gathers else 0.0
+
+    def _share(self, first: Queued) -> int:
+        """Rows that a batch with `first` has at most."""
+        if not self.gathers:
+            return self.max_batch
+        alike = sum(one.rows for one in self._waiting() if one.joins and one.kind == first.kind)
+        alike += sum(
+            one.rows for batch in self._batches.values() if batch.kind == first.kind for one in batch.requests
+        )
+        return min(max(-(-alike // self.gathers), 1), self.max_batch)
 
     def check(self) -> None:
         """Raises AssertionError unless what must always hold does; for tests."""

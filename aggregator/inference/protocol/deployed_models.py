@@ -173,7 +173,7 @@ def _dynamic(deployed: Deployed) -> ModelDynamicBatching | None:
     if not deployed.joins:
         return None
     request = deployed.request
-    return ModelDynamicBatching((request.max_batch,), round(1e6 * request.max_queue_delay))
+    return ModelDynamicBatching((deployed.most_rows,), round(1e6 * request.max_queue_delay))
 
 
 def _takes(state: DeploymentState) -> bool:

@@ -7,7 +7,6 @@ that goes in the middle costs the request another call; where none is left, anot
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import Counter
@@ -33,6 +32,7 @@ from aggregator.inference.delivery import (
 from aggregator.inference.holding import Pick, ShapeHolders, Told, roomiest
 from aggregator.inference.model_answer import ModelAnswer, SegmentRun
 from aggregator.inference.whole.whole_calls import WholeCall
+from aggregator.inference.whole.work_in_hand import WorkInHand
 from edge_attention.core.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -97,9 +97,7 @@ class WholeRunner:
         self._deliveries = NodeDeliveries(engine.trips, engine.bulk)
         self._served: dict[str, _Served] = {}
         self._busy: Counter[str] = Counter()
-        self._turns: dict[str, int] = {}
-        """Node -> when it was asked last, counted: of those with as much in hand not the same again."""
-        self._clock = itertools.count()
+        self._work = WorkInHand()
         self._news = asyncio.Event()
         engine.trips.watch(lambda name: self._look())
 
@@ -184,6 +182,7 @@ class WholeRunner:
         served = self._served.pop(deployment, None)
         if served is not None:
             await self._end(served)
+        self._work.forget(deployment)
         self._deliveries.freed(job_scope(deployment))
 
     async def close(self) -> None:
@@ -242,7 +241,7 @@ class WholeRunner:
 
     async def _infer(self, served: _Served, feeds: Mapping[str, Array], seconds: float) -> ModelAnswer:
         began = time.monotonic()
-        asked = _WholeRequest(began + seconds)
+        asked = _WholeRequest(began + seconds, sum(array.size for array in feeds.values()))
         waited = 0.0
         while True:
             node = self._choose(served, asked)
@@ -261,13 +260,13 @@ class WholeRunner:
             self._missed(served, asked, node, found)
 
     def _choose(self, served: _Served, asked: _WholeRequest) -> str:
-        """Of the holders that are there, and have not failed at this request, who has least in hand."""
+        """Of the holders that are there, and have not failed at this request, who is through first."""
         holders = served.holders
         there = [n for n in holders.holders(PART) if asked.tried.get(n) != holders.life(n)]
         for states in ((NodeState.READY,), (NodeState.DRAINING,)):
             found = [n for n in there if holders.state(n) in states]
             if found:
-                return min(found, key=lambda n: (self._busy[n], self._turns.get(n, 0)))
+                return self._work.soonest(served.id, found, asked.size)
         return ""
 
     async def _wait(self, served: _Served, asked: _WholeRequest, now: float) -> None:
@@ -304,7 +303,7 @@ class WholeRunner:
             came.append(answer)
 
         self._busy[node] += 1
-        self._turns[node] = next(self._clock)
+        expected = self._work.begin(served.id, node, asked.size)
         try:
             outcome = await self._trips.make(
                 [self._errand("model", call, node, feeds)],
@@ -328,8 +327,10 @@ class WholeRunner:
             self._busy[node] -= 1
             if not self._busy[node]:
                 del self._busy[node]
+            self._work.end(node, expected)
         down, up = (sum(a.nbytes for a in of) for of in (feeds.values(), arrays))
         run, took = outcome.run_seconds.get("model", 0.0), outcome.seconds.get("model", 0.0)
+        self._work.took(served.id, node, asked.size, run)
         return ModelAnswer(
             dict(zip(names, arrays, strict=True)), True, 1.0, "", {f"part {PART}": run},
             {node: down}, {node: up}, 0, (SegmentRun(0, PART, node, run, took, down, up),),
@@ -363,6 +364,7 @@ class WholeRunner:
 
     def _look(self) -> None:
         """Something has changed with the nodes."""
+        self._work.keep([member.name for member in self._membership.members()])
         for served in self._served.values():
             served.holders.ensure()
         self._news.set()
@@ -374,10 +376,12 @@ class _WholeRequest:
     """What became of one request so far.
 
     Attributes:
+        size: elements of its inputs.
         tried: node -> its process, which could not compute it.
     """
 
     until: float
+    size: int
     tried: dict[str, str] = field(default_factory=dict)
     refused: EdgeAttentionError | None = None
     refusals: int = 0

@@ -140,8 +140,8 @@ class DeployedModel:
         shapes: of inputs it is prepared for, the one used last first.
         requests, failed, in_flight: answered, ended by an error, and under way, since the aggregator began.
         whole: it is not cut: inputs of any sizes, results of whatever sizes they turn out to have.
-        max_batch, max_queue_delay: rows of requests that may run together (0 and 1: none), and seconds that
-            one may wait for others.
+        max_batch, max_queue_delay: rows of requests that may run together (1: none; 0: nobody said), and
+            seconds that one may wait for others.
         batching: in words, whether requests run together, or why not.
         queued: of those under way, how many wait for their turn.
     """

@@ -252,3 +252,47 @@ def test_whatever_happens_each_request_starts_once_or_is_refused_and_nobody_is_f
         perform(q.tick(now))
     assert not q.queued
     assert not q.under_way
+
+
+def gathering(**options):
+    """Two nodes' queue where nobody asked for batches: 16 at a time, four of which keep them at work."""
+    return queue(slots=16, max_batch=16, delay=0.0, gathers=4, **options)
+
+
+def test_unasked_few_go_at_once_and_then_who_comes_waits_as_long_as_the_quickest_took():
+    q = gathering()
+    for number in range(4):
+        assert started(q.came(asked(number), 0.0)) == [(number,)]
+    assert started(q.came(asked(4), 0.0)) == [(4,)], "nobody knows how long that may be"
+    assert started(q.done(1, 0.02)) == []
+    q.came(asked(5, 0.02), 0.02)
+    assert started(q.came(asked(6, 0.021), 0.021)) == [], "four run"
+    assert q.wake == pytest.approx(0.04), "the quickest took 20 ms, and number 5 has waited for company since"
+    assert started(q.came(asked(7, 0.022), 0.022)) == []
+    assert started(q.tick(0.04)) == [(5, 6)], "of seven one of four has two"
+    q.check()
+
+
+def test_unasked_what_waits_is_shared_out_among_those_that_run():
+    q = gathering()
+    for number in range(4):
+        q.came(asked(number), 0.0)
+    q.done(1, 0.1)
+    for number in range(4, 13):
+        q.came(asked(number, 0.1), 0.1)
+    assert q.under_way == 4
+    assert q.queued == 8
+    assert started(q.done(2, 0.11)) == [(5, 6, 7)], "eleven alike by four"
+    assert started(q.done(3, 0.12)) == [(8, 9, 10)]
+    q.check()
+
+
+def test_unasked_a_full_batch_waits_for_nobody():
+    q = gathering()
+    for number in range(4):
+        q.came(asked(number), 0.0)
+    q.done(1, 1.0)
+    q.came(asked(4, 1.0), 1.0)
+    assert started(q.came(asked(5, 1.0, rows=16), 1.0)) == [(5,)]
+    assert started(q.came(asked(6, 1.0, kind="j"), 1.0)) == [(6,)], "of its kind nothing is known"
+    q.check()
