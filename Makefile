@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-torch test-kills test-cuts test-models test-split test-corpus check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-torch test-kills test-cuts test-models test-split test-corpus test-upgrade test-year check compat bench protos graphs dashboards format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,12 @@ test-split: .venv/dev ## A BERT and a Llama trained over three nodes by layers, 
 
 test-corpus: .venv/dev ## Every CSV file of six packages of data, downloaded, read as a node reads it: how many load, why not, memory.
 	$(BIN)/python -m tests.corpus --names
+
+test-upgrade: .venv/dev ## States written by the release before open with this code, and nodes and aggregators of both work together; REF=.
+	$(BIN)/python -m tests.compat $(REF)
+
+test-year: .venv/dev ## A fleet of a year in an hour: runs, rounds, contexts, nodes that come and go; RUNS=500, ROUNDS=40, CONTEXTS=200.
+	$(BIN)/python -m tests.year --runs $(or $(RUNS),500) --rounds $(or $(ROUNDS),40) --contexts $(or $(CONTEXTS),200)
 
 check: .venv/dev ## Linters, types, import rules, freshness of generated files.
 	$(BIN)/ruff check .

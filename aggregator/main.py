@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
+from aggregator.trust.backup_commands import backup, restore
 from aggregator.trust.commands import certificate, token
 from aggregator.trust.options import check_options, life, log_grpc, operators_files, trust_options
 from edge_attention import loop
 from edge_attention.core.errors import EdgeAttentionError
-from edge_attention.options import ADDRESS, name_sources, set_up
+from edge_attention.options import ADDRESS, BYTES, name_sources, set_up
 
 
 @click.group(
@@ -66,6 +67,35 @@ from edge_attention.options import ADDRESS, name_sources, set_up
     help="Of gRPC, which has one limit for all: requests and answers of the Open Inference Protocol may be "
     "as large, others have 4 MiB at most. A large one holds up everybody while it comes.",
 )
+@click.option(
+    "--keep-runs",
+    type=click.IntRange(0),
+    default=0,
+    metavar="COUNT",
+    help="Runs that have ended which are kept; beyond that the oldest are deleted. 0: all. What goes on, and "
+    "what was deployed, stays in any case.",
+)
+@click.option(
+    "--keep-run-days",
+    type=click.FloatRange(0, 36500),
+    default=0.0,
+    metavar="DAYS",
+    help="Days after its last commit for which a run that has ended is kept; 0: for ever.",
+)
+@click.option(
+    "--keep-run-bytes",
+    type=BYTES,
+    metavar="SIZE",
+    help="Bytes that runs that have ended may take, as 50GB; beyond that the oldest are deleted.  "
+    "[default: any]",
+)
+@click.option(
+    "--keep-blob-days",
+    type=click.FloatRange(0.1, 36500),
+    default=30.0,
+    metavar="DAYS",
+    help="Days for which a file that clients sent is kept after its last use, if no run names it.",
+)
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @trust_options
 @click.version_option(package_name="edge-attention")
@@ -80,6 +110,10 @@ def main(
     patience: float,
     plan_anew: float,
     largest_message: int,
+    keep_runs: int,
+    keep_run_days: float,
+    keep_run_bytes: int | None,
+    keep_blob_days: float,
     log_level: str,
     trust: Mapping[str, Any],
 ) -> None:
@@ -95,6 +129,8 @@ def main(
         return
     if not (math.isfinite(lease) and math.isfinite(patience) and math.isfinite(plan_anew)):
         raise click.BadParameter("--lease, --patience and --plan-anew are numbers of seconds")
+    if not (math.isfinite(keep_run_days) and math.isfinite(keep_blob_days)):
+        raise click.BadParameter("--keep-run-days and --keep-blob-days are numbers of days")
     try:
         check_options(trust, state)
     except EdgeAttentionError as error:
@@ -104,6 +140,7 @@ def main(
     set_up(log_level)
     try:
         from aggregator.server import ServerSettings, serve
+        from aggregator.store.retention import DAY, Retention
         from aggregator.trust.trust import TrustSettings
         from edge_attention.wire.open_inference import LARGEST_MESSAGE
     except ModuleNotFoundError as error:
@@ -117,8 +154,9 @@ def main(
         operators = operators_files(trust)
         trusted = TrustSettings(trust["tls_name"], life(trust), operators, trust["bootstrap"], grpc_log)
     largest = min(largest_message << 20, LARGEST_MESSAGE)
+    retention = Retention(keep_runs, keep_run_days * DAY, keep_run_bytes or 0, keep_blob_days * DAY)
     settings = ServerSettings(
-        *listen, state, metrics_host, metrics_port, lease, patience, trusted, plan_anew, largest
+        *listen, state, metrics_host, metrics_port, lease, patience, trusted, plan_anew, largest, retention
     )
     try:
         loop.run(serve(settings))
@@ -132,6 +170,8 @@ def main(
 name_sources(main)
 main.add_command(token)
 main.add_command(certificate)
+main.add_command(backup)
+main.add_command(restore)
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ import logging
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ from aggregator.fleet.membership import Membership
 from aggregator.inference.recipe import inference
 from aggregator.observe.metrics import Metrics
 from aggregator.serving.rpc import service_handlers
+from aggregator.store.retention import Retention
 from aggregator.store.state import State
 from aggregator.training.recipe import training
 from aggregator.trust.actions import audited
@@ -79,6 +80,7 @@ class ServerSettings:
     trust: TrustSettings | None = None  # None: without TLS, on loopback only
     plan_anew: float = 30.0
     largest_message: int = LARGEST_MESSAGE  # bytes, of gRPC
+    retention: Retention = field(default_factory=Retention)
 
 
 async def serve(settings: ServerSettings) -> None:
@@ -140,6 +142,7 @@ async def running(
         trips = Trips(dispatcher, bulk)
         budgets, turns = Budgets(metrics.bound_refused), Turns(metrics.bound_refused)
         metrics.watch_bounds(budgets, turns)
+        metrics.watch_disk(state.directory)
         http: HttpServer | None = None
         made: list[Recipe] = []
         link = FleetLink(
@@ -157,9 +160,10 @@ async def running(
         engine = Engine(
             state, membership, trips, bulk, link, metrics, budgets, turns,
             settings.patience, settings.plan_anew, lambda: http.port if http is not None else 0,
+            settings.retention,
         )  # fmt: skip
         made += recipes_of(engine, recipes)
-        api = Api(membership, bulk, revoked, budgets, turns)
+        api = Api(membership, bulk, revoked, budgets, turns, made)
         served = (*link.endpoints(), *api.endpoints())
         endpoints = [*served, *(endpoint for recipe in made for endpoint in recipe.endpoints)]
         roles = roles_of(endpoints)

@@ -8,8 +8,8 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -202,8 +202,11 @@ class Contexts:
         request_id: str = "",
         tokens: range = range(0),
         sessions: Mapping[str, str] | None = None,
+        removed: Collection[str] = (),
     ) -> None:
         """Make grown and new segments part of the context: in the state first, by a thread, then here.
+
+        Those with the ids `removed` are no longer part of it.
 
         With the `request_id` of the append the state remembers that these `tokens` are its answer. The caller
         holds the context's lock, and lets nothing cancel this (`engine.endings`).
@@ -216,14 +219,15 @@ class Contexts:
         """
         before = {segment.id: segment.nbytes for segment in context.segments}
         new = sum(segment.nbytes - before.get(segment.id, 0) for segment in segments)
-        context.leases[1].grow(new)
+        context.leases[1].grow(max(new, 0))
         try:
-            await asyncio.to_thread(self._write, context, segments, request_id, tokens)
+            await asyncio.to_thread(self._write, context, segments, request_id, tokens, removed)
         except BaseException:
-            context.leases[1].shrink(new)
+            context.leases[1].shrink(max(new, 0))
             raise
+        context.leases[1].shrink(max(-new, 0) + sum(before.get(id, 0) for id in removed))
         self._tokens -= context.tokens
-        by_id = {s.id: s for s in context.segments} | {s.id: s for s in segments}
+        by_id = {s.id: s for s in context.segments if s.id not in removed} | {s.id: s for s in segments}
         context.segments = sorted(by_id.values(), key=lambda s: s.positions.start)
         context.revision += 1
         self._tokens += context.tokens
@@ -236,9 +240,16 @@ class Contexts:
         self._gauge()
 
     def _write(
-        self, context: StoredContext, segments: Sequence[StoredSegment], request_id: str, tokens: range
+        self,
+        context: StoredContext,
+        segments: Sequence[StoredSegment],
+        request_id: str,
+        tokens: range,
+        removed: Collection[str],
     ) -> None:
         with self._state.transaction():
+            for id in removed:
+                self._state.delete_segment(context.id, id)
             for segment in segments:
                 self._state.put_segment(context.id, segment.id, segment.to_json())
             if request_id:
@@ -283,6 +294,29 @@ class Contexts:
         for lease in context.leases:
             lease.give_back()
         self._gauge()
+
+    def only_on(self, node: str) -> tuple[str, ...]:
+        """What no other node has a copy of, a sentence a context."""
+        found = []
+        for context in self.list():
+            tokens = sum(s.positions.count for s in context.segments if s.holders == (node,))
+            if tokens:
+                found.append(f"{tokens:,} tokens of context {context.spec.name!r}")
+        return tuple(found)
+
+    async def forget_node(self, node: str) -> None:
+        """Have no segment name `node` of which others have copies. Let nothing cancel this."""
+        for context in self.list():
+            async with context.lock:
+                if self._contexts.get(context.spec.name) is not context:
+                    continue  # it was dropped meanwhile
+                changed = [
+                    replace(s, holders=tuple(name for name in s.holders if name != node))
+                    for s in context.segments
+                    if node in s.holders and len(s.holders) > 1
+                ]
+                if changed:
+                    await self.commit(context, changed, sessions={})
 
     def held(self, context: StoredContext, node: str) -> int:
         """Tokens of `context` that `node` holds."""

@@ -1,4 +1,4 @@
-"""The attention recipe as the server adds it: contexts, appends, attends."""
+"""The attention recipe as the server adds it: contexts, appends, attends, and their upkeep."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from aggregator.attention.contexts import Contexts
 from aggregator.attention.metrics import AttendMetrics
 from aggregator.attention.page import AttentionPage
 from aggregator.attention.service import AttentionApi
+from aggregator.attention.upkeep import Upkeep
+from aggregator.attention.upkeep_service import UpkeepApi
 from aggregator.engine.recipe import Engine, Recipe
 
 
@@ -24,6 +26,15 @@ def attention(engine: Engine) -> Recipe:
     appender = Appender(contexts, e.membership, e.trips, e.bulk, e.turns)
     attender = Attender(contexts, e.trips, metrics, activity, e.turns)
     api = AttentionApi(e.trips, e.bulk, contexts, appender, attender, e.budgets, e.turns)
+    upkeep = UpkeepApi(Upkeep(contexts, e.membership, e.trips), e.budgets)
     page = AttentionPage(contexts, e.membership, activity)
     script = Path(__file__).with_name("page.js")
-    return Recipe("attention", api.endpoints(), page, script, unneeded=contexts.unknown)
+    return Recipe(
+        "attention",
+        (*api.endpoints(), *upkeep.endpoints()),
+        page,
+        script,
+        unneeded=contexts.unknown,
+        only_on=contexts.only_on,
+        forget=contexts.forget_node,
+    )

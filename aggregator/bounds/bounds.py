@@ -115,7 +115,9 @@ CONTEXT_SEGMENTS = 2048
 CONTEXT_STRETCHES = 131_072
 """Ranges of positions of all segments of one context: an answer that is not whole names what it stands on."""
 RUNS = CallerBound("runs", 64, "runs going on", "stop one, or wait for one to end")
-RUNS_KEPT = CallerBound("runs-kept", 4096, "runs kept", "begin a new --state")
+RUNS_KEPT = CallerBound(
+    "runs-kept", 4096, "runs kept", "delete runs that nobody needs, or have --keep-runs do it"
+)
 """Those that have ended, too: their jobs, records and versions stay."""
 DEPLOYMENTS = CallerBound("deployments", 128, "deployed models", "undeploy models that nobody needs")
 DEPLOYMENT_BYTES = CallerBound(

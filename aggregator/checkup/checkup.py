@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Membership
+from aggregator.store.disk import room
 from aggregator.trust.endpoint import Endpoint
 from edge_attention import box
 from edge_attention.core.errors import (
@@ -80,6 +82,7 @@ class Checkup:
 
     Args:
         http_port: where metrics are served; 0: nowhere, or not yet.
+        folder: of the state, of whose disk it tells; None: of none.
     """
 
     def __init__(
@@ -88,7 +91,9 @@ class Checkup:
         trips: Trips,
         http_port: Callable[[], int] = int,
         clock: Callable[[], float] = time.monotonic,
+        folder: Path | None = None,
     ) -> None:
+        self._folder = folder
         self._membership = membership
         self._trips = trips
         self._http_port = http_port
@@ -104,6 +109,7 @@ class Checkup:
         )
 
     async def describe(self, request: DescribeAggregatorRequest, call: Any) -> DescribeAggregatorResponse:
+        free, size = (0, 0) if self._folder is None else room(self._folder)
         return DescribeAggregatorResponse(
             software=box.software(),
             protocol=PROTOCOL,
@@ -114,6 +120,8 @@ class Checkup:
             least_ping_seconds=LEAST_PING_SECONDS,
             http_port=self._http_port(),
             box=box.describe(),
+            disk_free=free,
+            disk_size=size,
         )
 
     async def probe(self, request: ProbeNodeRequest, call: Any) -> ProbeNodeResponse:

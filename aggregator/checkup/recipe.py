@@ -9,5 +9,5 @@ from aggregator.engine.recipe import Engine, Recipe
 def checkup(engine: Engine) -> Recipe:
     """Says what this aggregator is, and how the way to a node is."""
     e = engine
-    made = Checkup(e.membership, e.trips, e.http_port)
+    made = Checkup(e.membership, e.trips, e.http_port, folder=e.state.directory)
     return Recipe("checkup", made.endpoints())

@@ -25,7 +25,7 @@ from edge_attention.core.errors import (
     UnknownProgram,
 )
 from edge_attention.core.messages.link import (
-    PROTOCOL,
+    SPOKEN,
     Chunk,
     Credit,
     DownloadRequest,
@@ -234,7 +234,7 @@ class FleetLink:
                 message = from_node.decode(data, sealed=False)
             except EdgeAttentionError:
                 raise damage from None
-            if not isinstance(message, Register) or message.protocol == PROTOCOL:
+            if not isinstance(message, Register) or message.protocol in SPOKEN:
                 raise
             return message  # of an earlier release, which sends no checksums: it is told so
         if not isinstance(message, Register):

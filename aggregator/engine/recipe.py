@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aggregator.bounds.budget import Budgets
@@ -14,6 +14,7 @@ from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Member, Membership
 from aggregator.observe.metrics import Metrics
 from aggregator.observe.page import RecipePage
+from aggregator.store.retention import Retention
 from aggregator.store.state import State
 from aggregator.trust.endpoint import Endpoint
 
@@ -26,6 +27,7 @@ class Engine:
         metrics: a recipe makes its own with `metrics.make`; `metrics.add` has them told what else happens.
         patience: seconds to wait for a node, unless the request says otherwise.
         plan_anew: seconds after which a model is planned without a node that is gone; 0: never.
+        retention: what is kept of runs that have ended.
         http_port: where metrics and the page are served; 0: nowhere, or not yet.
     """
 
@@ -40,6 +42,7 @@ class Engine:
     patience: float
     plan_anew: float
     http_port: Callable[[], int]
+    retention: Retention = field(default_factory=Retention)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Recipe:
         page: tells its part of the page.
         script: the JavaScript module that draws that part (aggregator/http/page/app.js says what it exports).
         unneeded: of what a node that has come says it keeps, what this recipe gave it and nobody needs.
+        only_on: what of this recipe's no other node than this one has, a few words each.
+        forget: a node is forgotten: have nothing name it that others have, too.
         recall: reads what an earlier life left, in a thread, before anything is served.
         resume: goes on with that, once everything is served.
         close: ends what goes on; awaited before the server stops.
@@ -63,6 +68,8 @@ class Recipe:
     page: RecipePage | None = None
     script: Path | None = None
     unneeded: Callable[[Member], tuple[str, ...]] | None = None
+    only_on: Callable[[str], Sequence[str]] | None = None
+    forget: Callable[[str], Awaitable[None]] | None = None
     recall: Callable[[], None] | None = None
     resume: Callable[[], None] | None = None
     close: Callable[[], Awaitable[None]] | None = None

@@ -11,7 +11,7 @@ from aggregator.fleet.pace import SELDOM_SECONDS, Pace, pace_of
 from aggregator.fleet.registration import description_bytes, require_modest
 from edge_attention.core.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from edge_attention.core.messages.fleet import Node, NodeState
-from edge_attention.core.messages.link import PROTOCOL, Heartbeat, Register
+from edge_attention.core.messages.link import PROTOCOL, SPOKEN, Heartbeat, Register
 from edge_attention.core.transitions import Transition, recent
 
 MEMBERS = 10_000
@@ -117,7 +117,7 @@ class Membership:
             AlreadyExists: the name belongs to another live node.
             ResourceExhausted: there are too many nodes, or they have too much to say of themselves.
         """
-        if register.protocol != PROTOCOL:
+        if register.protocol not in SPOKEN:
             raise FailedPrecondition(
                 f"node {register.name[:80]!r} speaks version {register.protocol} of the protocol, this "
                 f"aggregator speaks {PROTOCOL}: install the same release on both"
@@ -185,6 +185,29 @@ class Membership:
         for gone in forgotten:
             del self._members[gone]
             self._by_name = None
+
+    def forget(self, name: str) -> None:
+        """Forget a node that is lost, or expected and has not come.
+
+        Raises:
+            NotFound: there is none of that name.
+            FailedPrecondition: it is connected, or may come back within its lease.
+        """
+        self.require_forgettable(name)
+        self._expected.pop(name, None)
+        if self._members.pop(name, None) is not None:
+            self._by_name = None
+
+    def require_forgettable(self, name: str) -> None:
+        """Raises as `forget`, and changes nothing."""
+        member = self._members.get(name)
+        if member is None and name not in self._expected:
+            known = ", ".join(sorted(self._members)[:20]) or "none"
+            raise NotFound(f"no node {name[:80]!r}; nodes seen: {known}")
+        if member is not None and member.state is not NodeState.LOST:
+            raise FailedPrecondition(
+                f"node {name!r} is {member.state.value}; stop it, and forget it when it is lost"
+            )
 
     def heard(self, name: str, now: float, heartbeat: Heartbeat | None = None) -> None:
         """Something came from the node, which renews its lease; with `heartbeat` it says how it is."""

@@ -65,6 +65,7 @@ class Snapshots:
             float(int(self._status.started)),
             days,
             self._revoked(),
+            disk_of(self._metrics),
         )
         parts = {name: page(fleet) for name, page in self._pages.items()}
         found: Sections = {
@@ -120,6 +121,13 @@ def certificate_days(metrics: Metrics, now: float) -> dict[str, float]:
         for family in gauge.collect()
         for sample in family.samples
     }
+
+
+def disk_of(metrics: Metrics) -> tuple[int, int]:
+    """(bytes left, bytes in all) of the state folder's disk."""
+    gauges = (metrics.disk_free, metrics.disk_size)
+    free, size = (int(sample.value) for gauge in gauges for f in gauge.collect() for sample in f.samples)
+    return free, size
 
 
 def _node(node: Node, now: float, quiet: float) -> dict[str, Any]:

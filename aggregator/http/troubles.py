@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from aggregator.observe.page import Fleet, PagePart, Trouble
+from aggregator.store import disk
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.trust.certificates import moment
 
@@ -26,7 +27,13 @@ def troubles(fleet: Fleet, parts: Iterable[PagePart]) -> dict[str, dict[str, obj
     parts = tuple(parts)
     found = {
         key: trouble
-        for part in (_away(fleet, parts), _memory(fleet), _versions(fleet), _certificates(fleet))
+        for part in (
+            _away(fleet, parts),
+            _memory(fleet),
+            _disk(fleet),
+            _versions(fleet),
+            _certificates(fleet),
+        )
         for key, trouble in part
     }
     for told in parts:
@@ -81,6 +88,19 @@ def _memory(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
             text = f"Node {node.name} has stored {node.memory / node.memory_limit:.0%} of what it may."
             remedy = "Drop contexts nobody needs, give it a larger --memory-limit, or add a node."
             yield f"memory/{node.name}", Trouble("warn", text, remedy)
+
+
+def _disk(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
+    free, size = fleet.disk
+    if size and free < disk.FULL * size:
+        severity = "bad" if free < disk.FULL * size / 2 else "warn"
+        # Rounded: the sentence is news only where it says something else.
+        text = f"The disk of the aggregator's state is {1 - free / size:.0%} full."
+        remedy = (
+            "Free space there: delete runs nobody needs (edge-attention runs delete), or start the "
+            "aggregator with --keep-runs or --keep-run-bytes. Appends are refused before it is full."
+        )
+        yield "disk", Trouble(severity, text, remedy)
 
 
 def _versions(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:

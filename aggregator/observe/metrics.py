@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from prometheus_client import PlatformCollector
 
@@ -20,6 +21,7 @@ from aggregator.observe.maker import SECONDS as SECONDS
 from aggregator.observe.maker import Maker
 from aggregator.observe.metrics_nodes import NodesNow, name_of, shown
 from aggregator.observe.metrics_tasks import TaskMetrics
+from aggregator.store.disk import room
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.wire.methods import AnyMethod
@@ -57,6 +59,8 @@ class Metrics:
             # From zero on: of a counter that begins with 1 nobody sees the first refusal as an increase.
             self.bounds.labels(bound.name)
         self.bound_used = make.gauge("bound_used_ratio", "How much of a bound is used, by its name.", "bound")
+        self.disk_free = make.gauge("state_disk_free_bytes", "Bytes left on the disk of the state folder.")
+        self.disk_size = make.gauge("state_disk_bytes", "Bytes in all of the disk of the state folder.")
         self.turns = make.gauge(
             "turns",
             "Calls by kind: that run, that wait for their turn, that may run at once.",
@@ -98,6 +102,11 @@ class Metrics:
         for kind, gate in turns.kinds.items():
             for what in ("running", "waiting", "limit"):
                 self.turns.labels(kind, what).set_function(partial(getattr, gate.admission, what))
+
+    def watch_disk(self, folder: Path) -> None:
+        """Show how much room the disk of the state folder has."""
+        self.disk_free.set_function(lambda: room(folder)[0])
+        self.disk_size.set_function(lambda: room(folder)[1])
 
     # What a server's edge tells (serving/rpc.py)
 

@@ -30,7 +30,8 @@ class Trouble:
 class Fleet:
     """The fleet at one moment. Times are seconds since 1970.
 
-    `days`: of certificates, by node. `revoked`: when a node's certificate was, by node.
+    `days`: of certificates, by node. `revoked`: when a node's certificate was, by node. `disk`: bytes left,
+    and in all, of the state folder's; (0, 0): not known.
     """
 
     now: float
@@ -39,6 +40,7 @@ class Fleet:
     started: float
     days: Mapping[str, float]
     revoked: Mapping[str, float] = field(default_factory=dict)
+    disk: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

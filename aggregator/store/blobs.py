@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import threading
+import time
 from pathlib import Path
 
 from aggregator.store.folder import TEMPORARY, sync, unwritable, write_durably
@@ -31,6 +33,7 @@ class Blobs:
         with self._mutex:
             try:
                 self.get(digest)
+                self.has(digest)
             except (NotFound, DataLoss):  # a damaged blob is healed by putting it again
                 write_durably(self._folder / digest, data)
                 sync(self._folder)
@@ -79,15 +82,40 @@ class Blobs:
         return path
 
     def has(self, digest: str) -> bool:
-        """Whether there is such a blob; its bytes are not looked at."""
-        return self._path(digest).is_file()
+        """Whether there is such a blob; its bytes are not looked at. Who asks is about to use it."""
+        path = self._path(digest)
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return False
+        # Not when it was changed: deployments, which have links of it, go by that.
+        with contextlib.suppress(OSError):  # gone just now, or a file system without times
+            os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
+        return True
 
-    def drop(self, digest: str) -> None:
-        """Removes the blob, if there is one. What is linked to elsewhere stays there."""
+    def drop(self, digest: str, unused_seconds: float = 0.0) -> int:
+        """Removes the blob, if there is one; the bytes it had. What is linked to elsewhere stays there.
+
+        `unused_seconds`: one that was put, or asked for by `has`, in so many last seconds stays.
+        """
         path = self._path(digest)
         with self._mutex:
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                return 0
+            if unused_seconds and _used(found) > time.time() - unused_seconds:
+                return 0
             self._verified.discard(digest)
             path.unlink(missing_ok=True)
+            return found.st_size
+
+    def unused(self, seconds: float) -> list[str]:
+        """Those that nobody has put, or asked for by `has`, in so many last seconds."""
+        before = time.time() - seconds
+        with os.scandir(self._folder) as entries:
+            files = [entry for entry in entries if not entry.name.endswith(TEMPORARY)]
+            return [entry.name for entry in files if _used(entry.stat()) <= before]
 
     def _path(self, digest: str) -> Path:
         require_digest(digest)
@@ -102,6 +130,11 @@ def require_digest(digest: str) -> None:
     """
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise InvalidArgument(f"{digest[:80]!r} is no SHA-256 digest; give 64 lower-case hexadecimal digits")
+
+
+def _used(found: os.stat_result) -> float:
+    """When a blob was put, asked for or read last, in seconds since 1970."""
+    return max(found.st_atime, found.st_mtime)
 
 
 def _missing(digest: str) -> NotFound:

@@ -14,6 +14,7 @@ safetensors' own `__metadata__`.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 import time
 from collections import OrderedDict
@@ -92,12 +93,16 @@ class ParameterStore:
         self._clean()
 
     def _clean(self) -> None:
-        """Removes the files that an interrupted commit left."""
+        """Removes the files that an interrupted commit, or an interrupted deletion, left."""
         named = {file for v in self._state.list_versions() for file in (v.file, v.optimizer_file)}
         for suffix in (".safetensors", TEMPORARY):
             for path in self._runs.glob(f"*/*{suffix}"):
                 if str(path.relative_to(self._state.directory)) not in named:
                     path.unlink()
+        runs = {row.id for row in self._state.list_runs()}
+        for folder in self._runs.iterdir():
+            if folder.name not in runs:  # of one that was deleted, or had not begun
+                shutil.rmtree(folder, ignore_errors=True)
 
     def commit(
         self,
@@ -222,6 +227,15 @@ class ParameterStore:
         latest = self.latest(run)
         if latest is not None:
             self._remove(self._state.forget_versions(run, before=latest - max(keep, 1) + 1))
+
+    def remove(self, run: str) -> None:
+        """Removes the files of a run that is no longer in the state."""
+        folder = self.folder(run)
+        prefix = f"{folder.relative_to(self._state.directory)}/"
+        with self._mutex:
+            for name in [name for name in self._verified if name.startswith(prefix)]:
+                del self._verified[name]
+            shutil.rmtree(folder, ignore_errors=True)
 
     def latest(self, run: str) -> int | None:
         """The run's latest committed version, None before the first; `NotFound` for an unknown run."""

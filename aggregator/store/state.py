@@ -23,7 +23,7 @@ import secrets
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,8 @@ __all__ = [
     "sync",
     "write_durably",
 ]
+
+_DIGEST = re.compile(rb"(?=([0-9a-f]{64}))")  # looked for at every place: letters may stand before one
 
 SCHEMA = 3  # kept in the database's user_version; 3 is 2 with sums beside it, which earlier releases forget
 
@@ -303,6 +305,11 @@ class State:
                 (context, id, text),
             )
 
+    def delete_segment(self, context: str, id: str) -> None:
+        """Deletes a segment; nothing if there is none."""
+        with self.transaction():
+            self._database.execute("DELETE FROM segments WHERE context = ? AND id = ?", (context, id))
+
     def list_segments(self, context: str) -> list[SegmentRow]:
         """The context's segments in the order in which they were added; none for an unknown context."""
         rows = self._rows("SELECT context, id, spec FROM segments WHERE context = ? ORDER BY rowid", context)
@@ -345,6 +352,19 @@ class State:
                 raise AlreadyExists(f"there is a run {id!r} already; take another id")
             values = (id, name, created, text, status)
             self._database.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, '', 0, NULL)", values)
+
+    def delete_run(self, id: str) -> frozenset[str]:
+        """Forgets the run, its records and versions; the digests of blobs that it named.
+
+        The caller removes its files, and `drop_blobs` what nothing else has a use for. `NotFound` if there is
+        none.
+        """
+        with self.transaction():
+            named = _named(self.get_run(id).job)
+            for table in ("records", "versions"):
+                self._database.execute(f"DELETE FROM {table} WHERE run = ?", (id,))
+            self._database.execute("DELETE FROM runs WHERE id = ?", (id,))
+        return named
 
     def set_run_status(self, id: str, status: str, detail: str = "") -> None:
         """Writes down how the run is, and why; `NotFound` if there is none."""
@@ -410,6 +430,13 @@ class State:
         rows = self._rows(f"SELECT * FROM versions WHERE {where} ORDER BY run, version", run, run)
         return [Version(*row) for row in rows]
 
+    def last_commits(self) -> dict[str, float]:
+        """Run -> when its latest version was committed, in seconds since 1970."""
+        return {
+            str(run): float(at)
+            for run, at in self._rows("SELECT run, MAX(created) FROM versions GROUP BY run")
+        }
+
     def add_record(self, run: str, round: int, record: Mapping[str, Any]) -> None:
         """Adds what is to be remembered of a round."""
         text = _to_json(f"the record of round {round} of run {run}", record)
@@ -469,12 +496,31 @@ class State:
 
     def drop_blob(self, digest: str) -> None:
         """Removes the blob, unless a run that is kept has a use for it; nothing if there is none."""
-        name = digest.encode()
-        for (job,) in self._rows("SELECT job FROM runs"):
-            # A job is kept as protobuf's bytes, in which a digest is as it is.
-            if name in base64.b64decode(json.loads(job).get("job", "")):
-                return
-        self._blobs.drop(digest)
+        self.drop_blobs({digest})
+
+    def drop_blobs(self, digests: Collection[str], unused_seconds: float = 0.0) -> int:
+        """Removes those of the blobs that no run that is kept has a use for; the bytes they had.
+
+        `unused_seconds`: those that were put, or asked for by `has_blob`, in so many last seconds stay:
+        somebody may be about to name them.
+        """
+        rows = self._rows("SELECT job FROM runs") if digests else []
+        used = frozenset().union(*(_named(json.loads(job)) for (job,) in rows))
+        return sum(self._blobs.drop(digest, unused_seconds) for digest in digests if digest not in used)
+
+    def unused_blobs(self, seconds: float) -> list[str]:
+        """Blobs that nobody has put or asked for in so many last seconds, whoever may name them."""
+        return self._blobs.unused(seconds)
+
+
+def _named(job: Mapping[str, Any]) -> frozenset[str]:
+    """The digests that a run's job and plan name, and whatever else looks like one."""
+    found: set[str] = set()
+    for key, value in job.items():
+        # A job is kept as protobuf's bytes, in which a digest is as it is.
+        data = base64.b64decode(value) if key == "job" else str(value).encode()
+        found.update(digest.decode() for digest in _DIGEST.findall(data))
+    return frozenset(found)
 
 
 def check_run_id(id: str) -> None:

@@ -76,6 +76,13 @@ class RunActivity:
         if record.evaluation is not None:
             self.evaluated(run, record.number, record.evaluation)
 
+    def forget(self, run: str) -> None:
+        """Nothing is known of the run any more."""
+        self.runs.pop(run, None)
+        kept = [line for line in self.rounds if line.run != run]
+        self.rounds.clear()
+        self.rounds.extend(kept)
+
     def _run(self, run: str) -> RunCurves:
         curves = self.runs.setdefault(run, RunCurves())
         self.runs.move_to_end(run)

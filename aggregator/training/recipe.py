@@ -8,6 +8,7 @@ from aggregator.engine.recipe import Engine, Recipe
 from aggregator.inference.runner import ModelRunner
 from aggregator.store.parameters import ParameterStore
 from aggregator.training.activity import RunActivity
+from aggregator.training.housekeeping import Housekeeping
 from aggregator.training.metrics import RunMetrics
 from aggregator.training.page import TrainingPage
 from aggregator.training.runs import Runs
@@ -21,6 +22,16 @@ def training(engine: Engine) -> Recipe:
     parts = (e.state, ParameterStore(e.state), e.membership, e.trips, e.bulk, e.link)
     runner = ModelRunner(engine)
     runs = Runs(Services(*parts, metrics, e.patience, runner, activity), e.budgets)
+    housekeeping = Housekeeping(e.state, runs, e.retention, e.metrics)
+
+    def resume() -> None:
+        runs.resume()
+        housekeeping.begin()
+
+    async def close() -> None:
+        await housekeeping.close()
+        await runs.close()
+
     return Recipe(
         "training",
         TrainingApi(runs, e.budgets, e.turns).endpoints(),
@@ -28,6 +39,6 @@ def training(engine: Engine) -> Recipe:
         Path(__file__).with_name("page.js"),
         unneeded=runner.unneeded,
         recall=runs.recall,
-        resume=runs.resume,
-        close=runs.close,
+        resume=resume,
+        close=close,
     )

@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from aggregator.bounds.bounds import JOB_BYTES, RUNS, RUNS_KEPT
 from aggregator.bounds.budget import Budgets, Lease
 from aggregator.engine import scratch
 from aggregator.engine.endings import to_the_end
-from aggregator.store.folder import FULL
+from aggregator.store.folder import FULL, is_full, require_space, unwritable
 from aggregator.store.parameters import Stream
 from aggregator.store.state import RunRow
 from aggregator.training.active import ActiveRun, Job, evaluation_due
@@ -36,6 +36,8 @@ from edge_attention.core.errors import (
     DiskFull,
     EdgeAttentionError,
     FailedPrecondition,
+    GraphDied,
+    Internal,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -56,6 +58,10 @@ log = logging.getLogger(__name__)
 STOPPED = "stopped on request"
 RECALLED = 8
 """Runs whose curves are drawn again after a restart."""
+
+UNUSED_SECONDS = 3600.0
+"""A blob that was asked for within so many seconds is not removed with a run: somebody may be about to name
+it in another. It goes when the retention next looks."""
 
 ROOM_SECONDS = 600.0
 """How long a run waits for room on the state's disk without a round between, before it has failed."""
@@ -85,13 +91,16 @@ class Runs:
         self._earlier: dict[str, TrainingRun] | None = None
         self._going: list[_Going] | None = None
         self._resuming: set[str] = set()
+        self._deleting: set[str] = set()
+        self._kept: dict[str, Lease] = {}
+        """What each run takes of those that may be kept."""
         self._closing = False
         self._unsaved: dict[str, tuple[RunState, str]] = {}
         self._saving = asyncio.Lock()
         """Held by whoever writes down states of runs: they get there in the order in which they were so."""
         self._saver: asyncio.Task[None] | None = None
         for row in self._state.list_runs():
-            self._budgets[RUNS_KEPT].keep(row.job.get("owner") or None)
+            self._kept[row.id] = self._budgets[RUNS_KEPT].keep(row.job.get("owner") or None)
         # What a process that was killed was at.
         shutil.rmtree(self._state.directory / scratch.SCRATCH, ignore_errors=True)
 
@@ -100,7 +109,7 @@ class Runs:
     async def plan(self, job: Job | None) -> PlanRunResponse:
         """What the job would run and what has to be released for it; what it makes of its models."""
         recipe = recipe_of(job, self._services)
-        await recipe.plan()
+        await self._plan(recipe)
         try:
             return PlanRunResponse(recipe.released(), recipe.models())
         finally:
@@ -117,13 +126,19 @@ class Runs:
         assert job is not None  # or there is no recipe
         with contextlib.ExitStack() as stack:
             going = stack.enter_context(self._budgets.take(RUNS, owner or None))
-            stack.enter_context(self._budgets.take(RUNS_KEPT, owner or None))
-            return await self._start(job, recipe, owner, going, stack)
+            kept = stack.enter_context(self._budgets.take(RUNS_KEPT, owner or None))
+            return await self._start(job, recipe, owner, (going, kept), stack)
 
     async def _start(
-        self, job: Job, recipe: JobRecipe, owner: str, going: Lease, taken: contextlib.ExitStack
+        self,
+        job: Job,
+        recipe: JobRecipe,
+        owner: str,
+        leases: tuple[Lease, Lease],
+        taken: contextlib.ExitStack,
     ) -> TrainingRun:
-        await recipe.plan()
+        """`leases`: of the runs that go on, and of those that are kept."""
+        await self._plan(recipe)
         try:
             recipe.check_nodes()
             stem = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-") or "run"
@@ -139,14 +154,38 @@ class Runs:
 
             async def begin() -> None:
                 await asyncio.to_thread(self._put, recipe, info, stored)
-                self._begin(ActiveRun(info, job, key, owner, going=going), recipe, None)
-                taken.pop_all()  # one is given back when the run ends, the other never
+                self._begin(ActiveRun(info, job, key, owner, going=leases[0]), recipe, None)
+                self._kept[info.id] = leases[1]
+                taken.pop_all()  # one is given back when the run ends, the other when it is deleted
 
             # What is written down has begun, whether its caller still waits or not.
             await to_the_end(begin())
+        except OSError as error:
+            raise self._unwritable(error) from error
         finally:
             await recipe.discard()
         return info
+
+    async def _plan(self, recipe: JobRecipe) -> None:
+        """Have the recipe's plan made, or say that there is no room to make it.
+
+        Raises:
+            DiskFull: there is no room for it, or for what the run would commit.
+            EdgeAttentionError: the job cannot run.
+        """
+        await asyncio.to_thread(require_space, self._state.directory, 0)
+        try:
+            await recipe.plan()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        except EdgeAttentionError as error:
+            # The process that plans may die of it, and cannot say why.
+            if isinstance(error, GraphDied | Internal) and is_full(self._state.directory):
+                raise DiskFull(f"{self._state.directory}: the disk is full; free space there") from error
+            raise
+
+    def _unwritable(self, error: OSError) -> EdgeAttentionError:
+        return unwritable(Path(error.filename or self._state.directory), error)
 
     def _put(self, recipe: JobRecipe, info: TrainingRun, stored: dict[str, str]) -> None:
         """Write down a run that begins; all or nothing. Blocks."""
@@ -169,8 +208,9 @@ class Runs:
             raise FailedPrecondition(
                 f"run {info.id} is {info.state.value}; only a run that was stopped, or failed, is resumed"
             )
-        if info.id in self._resuming:
-            raise FailedPrecondition(f"run {info.id} is just being resumed")
+        if info.id in self._resuming or info.id in self._deleting:
+            what = "resumed" if info.id in self._resuming else "deleted"
+            raise FailedPrecondition(f"run {info.id} is just being {what}")
         self._resuming.add(info.id)
         try:
             await to_the_end(self._resume(info.id))
@@ -212,6 +252,47 @@ class Runs:
         if not active.ending and not task.cancelling():
             task.cancel()
         await asyncio.wait([task])
+
+    async def delete(self, name: str) -> TrainingRun:
+        """Forget a run that has ended: its job, records, versions and files; the run as it was.
+
+        What was deployed from it serves on, and blobs that other runs name stay. Durable when this returns.
+
+        Raises:
+            FailedPrecondition: it goes on.
+        """
+        info = self.describe(name)
+        active = self._active.get(info.id)
+        if info.state is RunState.RUNNING or (active is not None and active.task is not None):
+            raise FailedPrecondition(
+                f"run {info.id} goes on; stop it first: edge-attention train stop {info.id}"
+            )
+        if info.id in self._resuming or info.id in self._deleting:
+            what = "resumed" if info.id in self._resuming else "deleted"
+            raise FailedPrecondition(f"run {info.id} is just being {what}")
+        self._deleting.add(info.id)
+        try:
+            await to_the_end(self._delete(info.id))
+        finally:
+            self._deleting.discard(info.id)
+        return info
+
+    async def _delete(self, id: str) -> None:
+        async with self._saving:
+            named = await asyncio.to_thread(self._state.delete_run, id)
+            self._unsaved.pop(id, None)
+        self._active.pop(id, None)
+        if self._earlier is not None:
+            self._earlier.pop(id, None)
+        if (kept := self._kept.pop(id, None)) is not None:
+            kept.give_back()
+        self._services.activity.forget(id)
+        await asyncio.to_thread(self._remove, id, named)
+
+    def _remove(self, id: str, named: Collection[str]) -> None:
+        """Remove the files of a run that is forgotten. What is left goes at the next start. Blocks."""
+        self._parameters.remove(id)
+        self._state.drop_blobs(named, UNUSED_SECONDS)
 
     def describe(self, name: str) -> TrainingRun:
         """The run with this id, or the latest of this name.
@@ -257,6 +338,12 @@ class Runs:
                 going.append(self._read(row, job))
         self._earlier = earlier
         self._going = going
+
+    def ended(self) -> tuple[TrainingRun, ...]:
+        """Those that do not go on, and nobody is about to have go on."""
+        going = {id for id, active in list(self._active.items()) if active.task is not None}
+        busy = going | self._resuming | self._deleting
+        return tuple(r for r in self.list() if r.state is not RunState.RUNNING and r.id not in busy)
 
     def overview(self, count: int) -> tuple[TrainingRun, ...]:
         """Those going on, then the latest, at most `count`; cheap enough to be asked every second."""

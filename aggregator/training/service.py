@@ -22,6 +22,7 @@ CHUNK = 1024 * 1024
 STARTED = AuditLine("run_started", lambda q, r: {"run": r.run.id if r else "", "job": _job(q)})
 STOPPED = AuditLine("run_stopped", lambda q, r: {"run": q.run})
 RESUMED = AuditLine("run_resumed", lambda q, r: {"run": q.run})
+DELETED = AuditLine("run_deleted", lambda q, r: {"run": r.run.id if r else q.run})
 READ = AuditLine("parameters_read", lambda q, r: {"run": q.run, "version": q.version})
 MODEL_READ = AuditLine("model_read", lambda q, r: {"run": q.run, "version": q.version})
 
@@ -39,6 +40,7 @@ class TrainingApi:
             Endpoint(services.WATCH_RUN, self.watch, "viewer"),
             Endpoint(services.STOP_RUN, self.stop, "operator", STOPPED),
             Endpoint(services.RESUME_RUN, self.resume, "operator", RESUMED),
+            Endpoint(services.DELETE_RUN, self.delete, "operator", DELETED),
             Endpoint(services.DESCRIBE_RUN, self.describe, "viewer"),
             Endpoint(services.LIST_RUNS, self.list, "viewer"),
             Endpoint(services.GET_PARAMETERS, self.parameters, "user", READ),
@@ -66,6 +68,9 @@ class TrainingApi:
 
     async def resume(self, request: jobs.ResumeRunRequest, call: Any) -> jobs.ResumeRunResponse:
         return jobs.ResumeRunResponse(await self._runs.resume_run(request.run))
+
+    async def delete(self, request: jobs.DeleteRunRequest, call: Any) -> jobs.DeleteRunResponse:
+        return jobs.DeleteRunResponse(await self._runs.delete(request.run))
 
     async def describe(self, request: jobs.DescribeRunRequest, call: Any) -> jobs.DescribeRunResponse:
         return jobs.DescribeRunResponse(self._runs.describe(request.run))

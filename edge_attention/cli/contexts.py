@@ -1,4 +1,4 @@
-"""`edge-attention contexts`: list, create, append, append-dataset, describe, drop."""
+"""`edge-attention contexts`: list, create, append, describe, trim, repair, export, import, drop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @json_option
 @click.pass_context
 def contexts(ctx: click.Context, as_json: bool) -> None:
-    """List contexts, or create, append to, describe and drop them."""
+    """List contexts, or create, append to, describe, trim, repair, export, import and drop them."""
     if ctx.invoked_subcommand is not None:
         return
     with connect(ctx.obj) as client:
@@ -187,6 +187,81 @@ def describe(address: str, name: str, as_json: bool) -> None:
     print_json(context) if as_json else _print_context(context)
 
 
+@contexts.command(epilog="Example: edge-attention contexts trim memory 0:100000")
+@click.argument("name")
+@click.argument("positions", metavar="START:STOP")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, help="Seconds.")
+@json_option
+@click.pass_obj
+def trim(address: str, name: str, positions: str, timeout: float, as_json: bool) -> None:
+    """Forget the tokens of context NAME at the positions START up to, without, STOP. The others keep theirs.
+
+    Tokens of a node's own data go by whole segments: contexts describe NAME.
+    """
+    span = _range(positions, "START:STOP")
+    with connect(address) as client:
+        trimmed = client.context(name).trim(span, timeout=timeout)
+    if as_json:
+        print_json(trimmed)
+    else:
+        say(f"trimmed {trimmed.trimmed:,} tokens of {name}; it has {_count(trimmed.context):,}")
+
+
+@contexts.command()
+@click.argument("name")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, help="Seconds.")
+@json_option
+@click.pass_obj
+def repair(address: str, name: str, timeout: float, as_json: bool) -> int:
+    """Make the copies of context NAME whole: what fewer nodes hold than it has replicas goes to others.
+
+    Exit code 3 where some are still not whole; what there was no time for the next repair does.
+    """
+    with connect(address) as client:
+        repaired = client.context(name).repair(timeout=timeout)
+    if as_json:
+        print_json(repaired)
+    else:
+        say(f"copied {repaired.copied:,} tokens of {repaired.segments:,} segments of {name}")
+        for one in repaired.missing:
+            say(f"  segment {one.shard}, {one.count:,} tokens, is not whole: {one.reason}")
+    return 3 if repaired.missing else 0
+
+
+@contexts.command(epilog="Example: edge-attention contexts export memory memory.safetensors")
+@click.argument("name")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@json_option
+@click.pass_obj
+def export(address: str, name: str, file: Path, as_json: bool) -> None:
+    """Write the tokens of context NAME to FILE, as safetensors: keys, values, positions.
+
+    Tokens of a node's own data do not leave it: such a context is not exported.
+    """
+    with connect(address) as client:
+        tokens = client.context(name).export(file)
+    if as_json:
+        print_json({"context": name, "tokens": tokens, "file": str(file)})
+    else:
+        say(f"wrote {tokens:,} tokens of {name} to {file}")
+
+
+@contexts.command("import", epilog="Example: edge-attention contexts import memory.safetensors memory-2")
+@click.argument("file", type=_file)
+@click.argument("name", required=False)
+@click.option("--replicas", type=_size, help="Nodes that hold each segment.  [default: as it had]")
+@json_option
+@click.pass_obj
+def import_(address: str, file: Path, name: str | None, replicas: int | None, as_json: bool) -> None:
+    """Make a context of FILE, which `contexts export` has written: as NAME, or as it was called.
+
+    Positions are given anew, from 0 on without gaps.
+    """
+    with connect(address) as client:
+        made = client.import_context(file, name, replicas=replicas).describe()
+    print_json(made) if as_json else say(f"imported {made.tokens:,} tokens as {made.spec.name}")
+
+
 @contexts.command()
 @click.argument("name")
 @json_option
@@ -239,8 +314,12 @@ def _pair(text: str) -> tuple[str, str]:
     return name, column
 
 
-def _range(text: str) -> range:
+def _count(context: Context) -> int:
+    return sum(segment.count for segment in context.segments)
+
+
+def _range(text: str, hint: str = "--rows") -> range:
     start, colon, stop = text.partition(":")
     if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-        raise click.BadParameter(f"{text!r} is not START:STOP, as 0:1000", param_hint="--rows")
+        raise click.BadParameter(f"{text!r} is not START:STOP, as 0:1000", param_hint=hint)
     return range(int(start), int(stop))

@@ -31,6 +31,7 @@ _COMMANDS = {
     "nodes": "edge_attention.cli.nodes:nodes",
     "parameters": "edge_attention.cli.parameters:parameters",
     "plan": "edge_attention.cli.plan_command:plan",
+    "runs": "edge_attention.cli.runs:runs",
     "train": "edge_attention.cli.train:train",
     "undeploy": "edge_attention.cli.deployed:undeploy",
     "up": "edge_attention.cli.up:up",

@@ -1,4 +1,4 @@
-"""`edge-attention nodes`: list the fleet."""
+"""`edge-attention nodes`: list the fleet, forget a node."""
 
 from __future__ import annotations
 
@@ -8,10 +8,41 @@ from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say, size
 
 
-@click.command(epilog="Example: edge-attention --aggregator aggregator.example:50051 nodes")
+@click.group(
+    invoke_without_command=True, epilog="Example: edge-attention --aggregator aggregator.example:50051 nodes"
+)
+@json_option
+@click.pass_context
+def nodes(ctx: click.Context, as_json: bool) -> None:
+    """List the fleet's nodes: state, memory, datasets, releases. Or forget one that is lost."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_nodes, as_json=as_json)
+
+
+@nodes.command()
+@click.argument("node")
+@click.option(
+    "--even-alone", is_flag=True, help="Also where only NODE has tokens of a context: these stay missing."
+)
 @json_option
 @click.pass_obj
-def nodes(address: str, as_json: bool) -> None:
+def forget(address: str, node: str, even_alone: bool, as_json: bool) -> None:
+    """Forget NODE, which is lost for good: it is listed no more, nor named for what others have, too.
+
+    Its certificate stays good: edge-aggregator certificate revoke NODE.
+    """
+    with connect(address) as client:
+        lost = client.forget_node(node, even_alone=even_alone)
+    if as_json:
+        print_json({"forgotten": node, "lost": lost})
+    else:
+        say(f"forgot node {node}", *(f"  no other node has {what}" for what in lost))
+
+
+@nodes.command("list")
+@json_option
+@click.pass_obj
+def list_nodes(address: str, as_json: bool) -> None:
     """List the fleet's nodes: state, memory, datasets, releases."""
     with connect(address) as client:
         found = client.nodes()

@@ -74,7 +74,7 @@ def train(
     if sum(map(bool, (job, stopped, listed))) != 1 or (plan and not job):
         raise click.UsageError(
             "give one of: JOB.toml, JOB.toml --plan, or one of the commands list, watch RUN, stop RUN, "
-            "resume RUN, export RUN"
+            "resume RUN, delete RUN, export RUN"
         )
     if sum((plan, table, detach)) > 1 or (record and (plan or detach)):
         raise click.UsageError("--plan, --detach and following (--watch, --record) exclude each other")
@@ -144,6 +144,18 @@ def resume_run(address: str, run: str, table: bool, detach: bool, record: Path |
         found = client.run(run)
         at = found.resume().round
         _left(found, as_json) if detach else watch(found, record, as_json, table=table, after=at)
+
+
+@train.add
+@click.command("delete")
+@click.argument("run")
+@json_option
+@click.pass_obj
+def delete_run(address: str, run: str, as_json: bool) -> None:
+    """Forget RUN, which has ended: its job, records and versions. The same as: runs delete RUN."""
+    with connect(address) as client:
+        deleted = client.run(run).delete()
+    print_json(deleted) if as_json else say(f"deleted run {deleted.id}, which was {deleted.state.value}")
 
 
 @train.add

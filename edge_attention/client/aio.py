@@ -8,18 +8,20 @@ async with AsyncClient("127.0.0.1:50051") as client:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
 
 from edge_attention.client.connection import DEADLINE_MARGIN, MAX_SECONDS, ClientConnection
-from edge_attention.client.contexts import AsyncContext, require_alike
+from edge_attention.client.context_files import read_context
+from edge_attention.client.contexts import AsyncContext, OnProgress, require_alike
 from edge_attention.client.ensembles import AsyncEnsemble, ensemble_text
 from edge_attention.client.models import AsyncServedModel, OnDeploy, deploy, request_of
 from edge_attention.client.plans import JobPlan
 from edge_attention.client.runs import AsyncRun
-from edge_attention.core.errors import AlreadyExists, InvalidArgument, NotFound
+from edge_attention.core.errors import AlreadyExists, EdgeAttentionError, InvalidArgument, NotFound
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages import ensembles
 from edge_attention.core.messages import training as jobs
@@ -27,6 +29,7 @@ from edge_attention.core.messages.ensembles import DeployedEnsemble
 from edge_attention.core.messages.fleet import (
     DescribeAggregatorRequest,
     DescribeAggregatorResponse,
+    ForgetNodeRequest,
     ListNodesRequest,
     Node,
     ProbeNodeRequest,
@@ -203,6 +206,59 @@ class AsyncClient:
         """All contexts, each with its spec, its number of tokens and its segments, to be used as they are."""
         reply = await self.caller.unary(services.LIST_CONTEXTS, wire.ListContextsRequest(), self.timeout)
         return [AsyncContext(self.connection, context) for context in reply.contexts]
+
+    async def import_context(
+        self,
+        file: str | Path,
+        name: str | None = None,
+        *,
+        replicas: int | None = None,
+        progress: OnProgress | None = None,
+    ) -> AsyncContext:
+        """A new context with the tokens of a file that `AsyncContext.export` has written.
+
+        All of it is there, or nothing is. Positions are given anew, without gaps.
+
+        Args:
+            name: what it is called; None: as it was.
+            replicas: nodes that hold each segment; None: as many as it had.
+
+        Raises:
+            InvalidArgument: it is no such file.
+            AlreadyExists: the name is taken.
+        """
+        found = await asyncio.to_thread(read_context, values.path(file, "file"))
+        spec = found.spec
+        context = await self.create_context(
+            spec.name if name is None else name,
+            query_heads=spec.query_heads,
+            key_heads=spec.key_heads,
+            key_dim=spec.key_dim,
+            value_dim=spec.value_dim,
+            replicas=spec.replicas if replicas is None else replicas,
+        )
+        try:
+            if len(found.positions):
+                await context.append(found.keys, found.values, progress=progress)
+        except BaseException:
+            with contextlib.suppress(EdgeAttentionError):
+                await context.drop()
+            raise
+        return context
+
+    async def forget_node(self, node: str, *, even_alone: bool = False) -> tuple[str, ...]:
+        """Forget a node that is lost: it is listed no more, and is named for nothing that others have, too.
+
+        Args:
+            even_alone: also where no other node has what it had, which is returned, a few words each, and
+                stays missing.
+
+        Raises:
+            NotFound: there is none of that name.
+            FailedPrecondition: it is connected, or only it has what is needed.
+        """
+        request = ForgetNodeRequest(values.text(node, "node"), values.switch(even_alone, "even_alone"))
+        return (await self.caller.unary(services.FORGET_NODE, request, self.timeout)).lost
 
     async def train(self, job: FusionJob | FederatedJob | SplitJob) -> AsyncRun:
         """Start a run of `job`; iterate over what is returned to follow it."""

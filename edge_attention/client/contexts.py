@@ -22,6 +22,7 @@ from edge_attention.client.connection import (
     SLOWEST,
     ClientConnection,
 )
+from edge_attention.client.context_files import ContextWriter
 from edge_attention.client.gradients import Gradients, find_gradients
 from edge_attention.client.layouts import Layout, arranged_queries, arranged_tokens
 from edge_attention.client.results import Answer, Appended, InexactAnswer, join, lacking
@@ -420,6 +421,62 @@ class AsyncContext:
         )
         self.info = reply.context
         return reply.context
+
+    async def trim(self, positions: range, *, timeout: float | None = None) -> wire.TrimContextResponse:
+        """Forget the tokens at `positions`, on the nodes, too; the others keep theirs.
+
+        `timeout`: seconds; segments of which some tokens stay are stored anew.
+
+        Raises:
+            FailedPrecondition: a segment of a node's own data would be trimmed in part.
+            Unavailable: nobody is there who has a segment that is to be trimmed in part.
+        """
+        if not isinstance(positions, range) or positions.step != 1 or positions.start < 0 or not positions:
+            raise InvalidArgument(
+                f"positions is {values_of.said(positions)}; give a range of consecutive positions from 0 on"
+            )
+        if positions.stop > MAX_POSITION:
+            raise InvalidArgument(f"positions is {positions}; no context has one past {MAX_POSITION:,}")
+        seconds = self._connection.seconds(timeout)
+        request = wire.TrimContextRequest(self.name, positions)
+        reply = await self._connection.caller.unary(services.TRIM_CONTEXT, request, seconds)
+        self.info = reply.context
+        return reply
+
+    async def repair(self, *, timeout: float = 600.0) -> wire.RepairContextResponse:
+        """Copy segments that have fewer holders than the context has replicas to other nodes.
+
+        What `timeout` seconds are too short for is named among what is missing: repair again.
+        """
+        seconds = values_of.above(timeout, "timeout", MAX_SECONDS)
+        request = wire.RepairContextRequest(self.name)
+        reply = await self._connection.caller.unary(services.REPAIR_CONTEXT, request, seconds)
+        self.info = reply.context
+        return reply
+
+    async def export(self, file: str | Path, *, progress: OnProgress | None = None) -> int:
+        """Write the context's tokens to a safetensors file; how many they are.
+
+        Raises:
+            PrivateTensor: some are of a node's own data, and do not leave it.
+            Unavailable: nobody is there who has some of them.
+        """
+        writer = ContextWriter(values_of.path(file, "file"))
+        request = wire.ExportContextRequest(self.name)
+        done = total = 0
+        try:
+            pieces = self._connection.caller.receive(
+                services.EXPORT_CONTEXT, request, silence=self._connection.timeout
+            )
+            async for piece in pieces:
+                await asyncio.to_thread(writer.add, piece)
+                total = total or piece.count
+                done += len(piece.positions)
+                if progress is not None:
+                    progress(done, total)
+            return await asyncio.to_thread(writer.finish)
+        finally:
+            await asyncio.to_thread(writer.close)
 
     async def drop(self) -> None:
         """Forget the context on the aggregator and its tokens on the nodes."""

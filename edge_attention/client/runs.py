@@ -117,6 +117,18 @@ class AsyncRun:
                 f"run {self.id} failed after round {self.info.round}: {self.info.detail or 'no reason given'}"
             )
 
+    async def delete(self) -> TrainingRun:
+        """Forget the run, which has ended: job, records and versions. What was deployed from it serves on.
+
+        Raises:
+            FailedPrecondition: it goes on.
+        """
+        request = jobs.DeleteRunRequest(self.id)
+        self.info = (
+            await self._connection.caller.unary(services.DELETE_RUN, request, self._connection.timeout)
+        ).run
+        return self.info
+
     async def describe(self) -> TrainingRun:
         """The run's state now."""
         request = jobs.DescribeRunRequest(self.id)

@@ -188,6 +188,25 @@ class Client:
         """All contexts, each with its spec, its number of tokens and its segments, to be used as they are."""
         return [Context(self, context) for context in self._wait(self._client.contexts())]
 
+    def import_context(
+        self,
+        file: str | Path,
+        name: str | None = None,
+        *,
+        replicas: int | None = None,
+        progress: OnProgress | None = None,
+    ) -> Context:
+        """A new context with the tokens of an exported file; see AsyncClient.import_context.
+
+        `progress` is called on the client's thread: it must not call the client.
+        """
+        made = self._client.import_context(file, name, replicas=replicas, progress=progress)
+        return Context(self, self._wait(made))
+
+    def forget_node(self, node: str, *, even_alone: bool = False) -> tuple[str, ...]:
+        """Forget a node that is lost; see AsyncClient.forget_node."""
+        return self._wait(self._client.forget_node(node, even_alone=even_alone))
+
     def train(self, job: FusionJob | FederatedJob | SplitJob) -> Run:
         """Start a run of `job`; iterate over what is returned to follow it."""
         return Run(self, self._wait(self._client.train(job)))
@@ -572,6 +591,21 @@ class Context:
         """The context's spec, tokens and segments, with their holders. `timeout`: seconds."""
         return self._client._wait(self._context.describe(timeout=timeout))
 
+    def trim(self, positions: range, *, timeout: float | None = None) -> wire.TrimContextResponse:
+        """Forget the tokens at `positions`; the others keep theirs. See AsyncContext.trim."""
+        return self._client._wait(self._context.trim(positions, timeout=timeout))
+
+    def repair(self, *, timeout: float = 600.0) -> wire.RepairContextResponse:
+        """Copy segments that have fewer holders than the context has replicas; see AsyncContext.repair."""
+        return self._client._wait(self._context.repair(timeout=timeout))
+
+    def export(self, file: str | Path, *, progress: OnProgress | None = None) -> int:
+        """Write the context's tokens to a safetensors file; how many they are. See AsyncContext.export.
+
+        `progress` is called on the client's thread: it must not call the client.
+        """
+        return self._client._wait(self._context.export(file, progress=progress))
+
     def drop(self) -> None:
         """Forget the context on the aggregator and its tokens on the nodes."""
         self._client._wait(self._context.drop())
@@ -615,6 +649,10 @@ class Run:
     def stop(self) -> TrainingRun:
         """End the run. What it committed stays; a round under way is dropped."""
         return self._client._wait(self._run.stop())
+
+    def delete(self) -> TrainingRun:
+        """Forget the run, which has ended; FailedPrecondition if it goes on. Its deployments serve on."""
+        return self._client._wait(self._run.delete())
 
     def resume(self) -> TrainingRun:
         """Let a run that was stopped, or failed, go on; FailedPrecondition if it is neither."""

@@ -92,6 +92,13 @@ class Positions:
             return Positions(self._starts, stops)
         return Positions(np.append(self._starts, tokens.start), np.append(self._stops, tokens.stop))
 
+    def without(self, gone: range) -> Positions | None:
+        """These but for the positions `gone`; None: nothing is left."""
+        left, right = self._starts < gone.start, self._stops > gone.stop
+        starts = np.concatenate([self._starts[left], np.maximum(self._starts[right], gone.stop)])
+        stops = np.concatenate([np.minimum(self._stops[left], gone.start), self._stops[right]])
+        return Positions(starts, stops) if len(starts) else None
+
     def before(self, positions: Int64) -> Int64:
         """How many of these are below each of `positions`, int64 of the same shape."""
         if len(self._starts) == 1:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse
-from edge_attention.doctor.finding import Finding, duration, failed, ok, skipped, warning
+from edge_attention.doctor.finding import Finding, duration, failed, ok, size, skipped, warning
 
 CLOCK_WARNING, CLOCK_FAILED = 2.0, 60.0
+DISK_WARNING, DISK_FAILED = 0.1, 0.03
+"""Shares of a disk that are left: below the second nothing more is committed soon."""
 """Seconds two clocks may differ. A peer's token is good for minutes, a certificate from five minutes back."""
 
 SLOW_CONNECT = 1.0
@@ -179,6 +181,26 @@ def software(about: DescribeAggregatorResponse | None, here: str, protocol: int)
         fix = "install the same release on both"
         return warning("version", "aggregator", f"{said}; this box has {here}", fix, **data)
     return ok("version", "aggregator", said, **data)
+
+
+def state_disk(about: DescribeAggregatorResponse) -> Finding | None:
+    """Whether the disk of the aggregator's state has room; None: it does not tell."""
+    if not about.disk_size:
+        return None
+    share = about.disk_free / about.disk_size
+    said = (
+        f"{size(about.disk_free)} of {size(about.disk_size)} are left on the disk of its state, {share:.0%}"
+    )
+    data = {"free": about.disk_free, "size": about.disk_size}
+    fix = (
+        "free space there: delete runs (edge-attention runs delete), undeploy models, or start the "
+        "aggregator with --keep-runs, --keep-run-days or --keep-run-bytes"
+    )
+    if share < DISK_FAILED:
+        return failed("disk", "aggregator", said, fix, **data)
+    if share < DISK_WARNING:
+        return warning("disk", "aggregator", said, fix, **data)
+    return ok("disk", "aggregator", said, **data)
 
 
 def keepalive(here: float, here_least: float, about: DescribeAggregatorResponse) -> Finding:

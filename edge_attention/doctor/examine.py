@@ -177,6 +177,8 @@ async def _aggregator(client: AsyncClient, asked: Questions, tell: Tell) -> Desc
     tell(connection_findings.software(about, here, PROTOCOL))
     tell(box_findings.packages("aggregator", about.box.versions, measure_box.required()))
     tell(connection_findings.clock("aggregator", reading))
+    if (disk := connection_findings.state_disk(about)) is not None:
+        tell(disk)
     tell(connection_findings.keepalive(KEEPALIVE_SECONDS, LEAST_PING_SECONDS, about))
     return about
 

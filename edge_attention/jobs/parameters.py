@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Parameters(Mapping[str, Array]):
         return f"<Parameters of run {self.run!r}, version {self.version}: {len(self)} arrays>"
 
 
-def read_safetensors(data: bytes, what: str = "the file") -> dict[str, Array]:
+def read_safetensors(data: bytes | mmap, what: str = "the file") -> dict[str, Array]:
     """The arrays of a safetensors file, read-only views of `data`.
 
     The format (https://github.com/huggingface/safetensors): 8 bytes of header length, little-endian; a
@@ -74,6 +75,13 @@ def read_safetensors(data: bytes, what: str = "the file") -> dict[str, Array]:
     if end != len(body):
         raise DataLoss(f"{what} has {len(body) - end:,} bytes that belong to no tensor")
     return {name: arrays[name] for name in header}
+
+
+def safetensors_metadata(data: bytes | mmap) -> dict[str, str]:
+    """What a safetensors file, which `read_safetensors` has read, says of itself: its `__metadata__`."""
+    size = int.from_bytes(data[:8], "little")
+    found = json.loads(data[8 : 8 + size].decode("utf-8")).get("__metadata__", {})
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def write_safetensors(arrays: Mapping[str, Array]) -> bytes:

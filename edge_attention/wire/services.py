@@ -79,6 +79,10 @@ DESCRIBE_AGGREGATOR = _method(
 )
 PROBE_NODE = _method(FLEET, "ProbeNode", fleet.ProbeNodeRequest, fleet.ProbeNodeResponse, fleet_pb2)
 
+FORGET_NODE = _method(
+    FLEET, "ForgetNode", fleet.ForgetNodeRequest, fleet.ForgetNodeResponse, fleet_pb2, changes=True
+)
+
 BULK_UPLOAD = Method(
     BULK, "Upload", FrameCodec(UploadChunk, link_pb2.UploadRequest), upload_response, streams_request=True
 )
@@ -110,6 +114,15 @@ LIST_CONTEXTS = _method(ATTENTION, "ListContexts", a.ListContextsRequest, a.List
 DROP_CONTEXT = _method(
     ATTENTION, "DropContext", a.DropContextRequest, a.DropContextResponse, a_pb, changes=True
 )
+TRIM_CONTEXT = _method(
+    ATTENTION, "TrimContext", a.TrimContextRequest, a.TrimContextResponse, a_pb, changes=True
+)
+EXPORT_CONTEXT = _method(
+    ATTENTION, "ExportContext", a.ExportContextRequest, a.ContextPiece, a_pb, streams_response=True
+)
+REPAIR_CONTEXT = _method(
+    ATTENTION, "RepairContext", a.RepairContextRequest, a.RepairContextResponse, a_pb, changes=True
+)
 
 START_RUN = _method(
     TRAINING, "StartRun", j.StartRunRequest, j.StartRunResponse, j_pb, changes=True, limit=RUN_LIMIT
@@ -126,6 +139,7 @@ WATCH_RUN = Method(
 )
 STOP_RUN = _method(TRAINING, "StopRun", j.StopRunRequest, j.StopRunResponse, j_pb, changes=True)
 RESUME_RUN = _method(TRAINING, "ResumeRun", j.ResumeRunRequest, j.ResumeRunResponse, j_pb, changes=True)
+DELETE_RUN = _method(TRAINING, "DeleteRun", j.DeleteRunRequest, j.DeleteRunResponse, j_pb, changes=True)
 DESCRIBE_RUN = _method(TRAINING, "DescribeRun", j.DescribeRunRequest, j.DescribeRunResponse, j_pb)
 LIST_RUNS = _method(TRAINING, "ListRuns", j.ListRunsRequest, j.ListRunsResponse, j_pb)
 GET_PARAMETERS = _method(

@@ -18,6 +18,7 @@ import pytest
 import protos.edge_attention.v1
 from aggregator.api.service import Api
 from aggregator.attention.service import AttentionApi
+from aggregator.attention.upkeep_service import UpkeepApi
 from aggregator.checkup.checkup import Checkup
 from aggregator.engine.link import FleetLink
 from aggregator.inference.ensembles.service import EnsembleApi
@@ -57,6 +58,7 @@ def every_endpoint():
         (FleetLink, 4),
         (Api, 2),
         (AttentionApi, 5),
+        (UpkeepApi, 1),
         (TrainingApi, 1),
         (InferenceApi, 3),
         (GenerationApi, 1),

@@ -22,6 +22,7 @@ ALERTS = {
     "EdgeNoQuorum",
     "EdgeNodeLost",
     "EdgeNotFinite",
+    "EdgeStateDiskFilling",
     "EdgeStragglers",
     "EdgeTrainingStalled",
 }

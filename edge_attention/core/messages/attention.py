@@ -316,3 +316,53 @@ class DropContextRequest:
 @dataclass(frozen=True)
 class DropContextResponse:
     pass
+
+
+@dataclass(frozen=True)
+class TrimContextRequest:
+    """Forget the tokens at the positions `tokens`."""
+
+    context: str
+    tokens: range
+
+
+@dataclass(frozen=True)
+class TrimContextResponse:
+    """How many tokens are gone, and the context without them."""
+
+    trimmed: int
+    context: Context
+
+
+@dataclass(frozen=True)
+class ExportContextRequest:
+    context: str
+
+
+@dataclass(frozen=True, eq=False)
+class ContextPiece:
+    """Some of a context's tokens: `positions` int64 [tokens], ascending; keys and values as an append's.
+
+    In the first one also the context's `spec`, and of how many tokens all pieces together are.
+    """
+
+    spec: ContextSpec | None
+    count: int
+    positions: Array
+    keys: Array
+    values: Array
+
+
+@dataclass(frozen=True)
+class RepairContextRequest:
+    context: str
+
+
+@dataclass(frozen=True)
+class RepairContextResponse:
+    """What was copied, what is still not whole and why, and the context as it is now."""
+
+    segments: int
+    copied: int
+    missing: tuple[Missing, ...]
+    context: Context

@@ -62,7 +62,10 @@ class DescribeAggregatorRequest:
 
 @dataclass(frozen=True)
 class DescribeAggregatorResponse:
-    """The aggregator, its machine and clock (`box`), and its terms. Times in seconds; port 0: none known."""
+    """The aggregator, its machine and clock (`box`), and its terms. Times in seconds; port 0: none known.
+
+    `disk_free`, `disk_size`: bytes of the disk of its state folder; 0: not known.
+    """
 
     software: str
     protocol: int
@@ -73,6 +76,23 @@ class DescribeAggregatorResponse:
     least_ping_seconds: float
     http_port: int
     box: Box
+    disk_free: int = 0
+    disk_size: int = 0
+
+
+@dataclass(frozen=True)
+class ForgetNodeRequest:
+    """`even_alone`: also where only this node has what something needs."""
+
+    node: str
+    even_alone: bool = False
+
+
+@dataclass(frozen=True)
+class ForgetNodeResponse:
+    """`lost`: what only this node had, a sentence each."""
+
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from edge_attention.core.messages.program import Call, Contribution, Program
 from edge_attention.core.tensors import DataType
 
 PROTOCOL = 4
+SPOKEN = frozenset({PROTOCOL})
+"""Protocols of nodes that an aggregator of this release takes. A release that raises PROTOCOL keeps the one
+before it here: while a fleet is upgraded nodes and aggregator are one apart (docs/life_cycle.md)."""
 
 
 @dataclass(frozen=True)

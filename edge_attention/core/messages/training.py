@@ -316,6 +316,18 @@ class ListRunsResponse:
 
 
 @dataclass(frozen=True)
+class DeleteRunRequest:
+    run: str
+
+
+@dataclass(frozen=True)
+class DeleteRunResponse:
+    """The run as it was."""
+
+    run: TrainingRun
+
+
+@dataclass(frozen=True)
 class GetParametersRequest:
     run: str
     version: int | None = None

@@ -7,6 +7,7 @@ attention_weights            the global weights of a shard's tokens, the merged 
 attention_backward           gradients over a shard's tokens, the merged lse given
 segment_summary              key norms and value ranges, for bounds
 attention_batch_forward, attention_batch_backward    one shard of a batch of samples, in training
+stored_tiles                 some of what is stored, for exports and copies
 cached_decode, cached_prefill    new rows over one of several stored sequences
 cached_biased    the same with biases by distance
 """
@@ -39,6 +40,7 @@ _BUILDERS: tuple[Callable[[], onnx.ModelProto], ...] = (
     attention_cached.cached_decode,
     attention_cached.cached_prefill,
     attention_tiled.segment_summary,
+    attention_tiled.stored_tiles,
 )
 
 GRAPHS: Mapping[str, Callable[[], onnx.ModelProto]] = MappingProxyType({b.__name__: b for b in _BUILDERS})

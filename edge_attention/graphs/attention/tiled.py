@@ -407,3 +407,17 @@ def segment_summary() -> onnx.ModelProto:
     g.output("value_min", g("ReduceMin", values, g.ints(0), keepdims=0), FLOAT, ["Hk", "dv"])
     g.output("value_max", g("ReduceMax", values, g.ints(0), keepdims=0), FLOAT, ["Hk", "dv"])
     return g.model()
+
+
+# --- what is stored, as it is -----------------------------------------------------------------------
+
+
+def stored_tiles() -> onnx.ModelProto:
+    """Some tiles of a sequence, to be returned: an export or a copy reads them a few at a time.
+
+    tiles f32 [n, H, t, d] -> out, the same. No release has it: of private tiles nothing leaves.
+    """
+    g = Builder("stored_tiles")
+    dims = ["n", "H", "t", "d"]
+    g.output("out", g.input("tiles", FLOAT, dims), FLOAT, dims)
+    return g.model()

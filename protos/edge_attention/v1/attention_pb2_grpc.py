@@ -75,6 +75,21 @@ class AttentionServiceStub(object):
                 request_serializer=edge__attention_dot_v1_dot_attention__pb2.DropContextRequest.SerializeToString,
                 response_deserializer=edge__attention_dot_v1_dot_attention__pb2.DropContextResponse.FromString,
                 _registered_method=True)
+        self.TrimContext = channel.unary_unary(
+                '/edge_attention.v1.AttentionService/TrimContext',
+                request_serializer=edge__attention_dot_v1_dot_attention__pb2.TrimContextRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_attention__pb2.TrimContextResponse.FromString,
+                _registered_method=True)
+        self.ExportContext = channel.unary_stream(
+                '/edge_attention.v1.AttentionService/ExportContext',
+                request_serializer=edge__attention_dot_v1_dot_attention__pb2.ExportContextRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_attention__pb2.ExportContextResponse.FromString,
+                _registered_method=True)
+        self.RepairContext = channel.unary_unary(
+                '/edge_attention.v1.AttentionService/RepairContext',
+                request_serializer=edge__attention_dot_v1_dot_attention__pb2.RepairContextRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_attention__pb2.RepairContextResponse.FromString,
+                _registered_method=True)
 
 
 class AttentionServiceServicer(object):
@@ -132,6 +147,28 @@ class AttentionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TrimContext(self, request, context):
+        """Forgets the tokens at some positions, here and on the nodes; the others keep theirs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportContext(self, request, context):
+        """The tokens themselves, a piece a message. Tokens of a node's own data do not leave it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepairContext(self, request, context):
+        """Copies segments that have fewer live holders than the context has replicas to other nodes. What one call has
+        no time for the next one does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttentionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -174,6 +211,21 @@ def add_AttentionServiceServicer_to_server(servicer, server):
                     servicer.DropContext,
                     request_deserializer=edge__attention_dot_v1_dot_attention__pb2.DropContextRequest.FromString,
                     response_serializer=edge__attention_dot_v1_dot_attention__pb2.DropContextResponse.SerializeToString,
+            ),
+            'TrimContext': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrimContext,
+                    request_deserializer=edge__attention_dot_v1_dot_attention__pb2.TrimContextRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_attention__pb2.TrimContextResponse.SerializeToString,
+            ),
+            'ExportContext': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportContext,
+                    request_deserializer=edge__attention_dot_v1_dot_attention__pb2.ExportContextRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_attention__pb2.ExportContextResponse.SerializeToString,
+            ),
+            'RepairContext': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepairContext,
+                    request_deserializer=edge__attention_dot_v1_dot_attention__pb2.RepairContextRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_attention__pb2.RepairContextResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -393,6 +445,87 @@ class AttentionService(object):
             '/edge_attention.v1.AttentionService/DropContext',
             edge__attention_dot_v1_dot_attention__pb2.DropContextRequest.SerializeToString,
             edge__attention_dot_v1_dot_attention__pb2.DropContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrimContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_attention.v1.AttentionService/TrimContext',
+            edge__attention_dot_v1_dot_attention__pb2.TrimContextRequest.SerializeToString,
+            edge__attention_dot_v1_dot_attention__pb2.TrimContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/edge_attention.v1.AttentionService/ExportContext',
+            edge__attention_dot_v1_dot_attention__pb2.ExportContextRequest.SerializeToString,
+            edge__attention_dot_v1_dot_attention__pb2.ExportContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepairContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_attention.v1.AttentionService/RepairContext',
+            edge__attention_dot_v1_dot_attention__pb2.RepairContextRequest.SerializeToString,
+            edge__attention_dot_v1_dot_attention__pb2.RepairContextResponse.FromString,
             options,
             channel_credentials,
             insecure,

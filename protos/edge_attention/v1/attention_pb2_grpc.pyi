@@ -44,6 +44,14 @@ class AttentionServiceStub:
     DescribeContext: _grpc.UnaryUnaryMultiCallable[_attention_pb2.DescribeContextRequest, _attention_pb2.DescribeContextResponse]
     ListContexts: _grpc.UnaryUnaryMultiCallable[_attention_pb2.ListContextsRequest, _attention_pb2.ListContextsResponse]
     DropContext: _grpc.UnaryUnaryMultiCallable[_attention_pb2.DropContextRequest, _attention_pb2.DropContextResponse]
+    TrimContext: _grpc.UnaryUnaryMultiCallable[_attention_pb2.TrimContextRequest, _attention_pb2.TrimContextResponse]
+    """Forgets the tokens at some positions, here and on the nodes; the others keep theirs."""
+    ExportContext: _grpc.UnaryStreamMultiCallable[_attention_pb2.ExportContextRequest, _attention_pb2.ExportContextResponse]
+    """The tokens themselves, a piece a message. Tokens of a node's own data do not leave it."""
+    RepairContext: _grpc.UnaryUnaryMultiCallable[_attention_pb2.RepairContextRequest, _attention_pb2.RepairContextResponse]
+    """Copies segments that have fewer live holders than the context has replicas to other nodes. What one call has
+    no time for the next one does.
+    """
 
 @_typing.type_check_only
 class AttentionServiceAsyncStub(AttentionServiceStub):
@@ -61,6 +69,14 @@ class AttentionServiceAsyncStub(AttentionServiceStub):
     DescribeContext: _aio.UnaryUnaryMultiCallable[_attention_pb2.DescribeContextRequest, _attention_pb2.DescribeContextResponse]  # type: ignore[assignment]
     ListContexts: _aio.UnaryUnaryMultiCallable[_attention_pb2.ListContextsRequest, _attention_pb2.ListContextsResponse]  # type: ignore[assignment]
     DropContext: _aio.UnaryUnaryMultiCallable[_attention_pb2.DropContextRequest, _attention_pb2.DropContextResponse]  # type: ignore[assignment]
+    TrimContext: _aio.UnaryUnaryMultiCallable[_attention_pb2.TrimContextRequest, _attention_pb2.TrimContextResponse]  # type: ignore[assignment]
+    """Forgets the tokens at some positions, here and on the nodes; the others keep theirs."""
+    ExportContext: _aio.UnaryStreamMultiCallable[_attention_pb2.ExportContextRequest, _attention_pb2.ExportContextResponse]  # type: ignore[assignment]
+    """The tokens themselves, a piece a message. Tokens of a node's own data do not leave it."""
+    RepairContext: _aio.UnaryUnaryMultiCallable[_attention_pb2.RepairContextRequest, _attention_pb2.RepairContextResponse]  # type: ignore[assignment]
+    """Copies segments that have fewer live holders than the context has replicas to other nodes. What one call has
+    no time for the next one does.
+    """
 
 class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Contexts: named, growing sequences of keys and values whose segments live on nodes."""
@@ -123,5 +139,31 @@ class AttentionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attention_pb2.DropContextRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attention_pb2.DropContextResponse, _abc.Awaitable[_attention_pb2.DropContextResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def TrimContext(
+        self,
+        request: _attention_pb2.TrimContextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attention_pb2.TrimContextResponse, _abc.Awaitable[_attention_pb2.TrimContextResponse]]:
+        """Forgets the tokens at some positions, here and on the nodes; the others keep theirs."""
+
+    @_abc_1.abstractmethod
+    def ExportContext(
+        self,
+        request: _attention_pb2.ExportContextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_attention_pb2.ExportContextResponse], _abc.AsyncIterator[_attention_pb2.ExportContextResponse]]:
+        """The tokens themselves, a piece a message. Tokens of a node's own data do not leave it."""
+
+    @_abc_1.abstractmethod
+    def RepairContext(
+        self,
+        request: _attention_pb2.RepairContextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attention_pb2.RepairContextResponse, _abc.Awaitable[_attention_pb2.RepairContextResponse]]:
+        """Copies segments that have fewer live holders than the context has replicas to other nodes. What one call has
+        no time for the next one does.
+        """
 
 def add_AttentionServiceServicer_to_server(servicer: AttentionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

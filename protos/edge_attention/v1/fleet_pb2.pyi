@@ -210,6 +210,8 @@ class DescribeAggregatorResponse(_message.Message):
     LEAST_PING_SECONDS_FIELD_NUMBER: _builtins.int
     HTTP_PORT_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
+    DISK_FREE_FIELD_NUMBER: _builtins.int
+    DISK_SIZE_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     software: _builtins.str
     protocol: _builtins.int
@@ -224,6 +226,9 @@ class DescribeAggregatorResponse(_message.Message):
     least_ping_seconds: _builtins.float
     http_port: _builtins.int
     """Where it serves metrics over HTTP; 0: nowhere, or a port that was left to the system."""
+    disk_free: _builtins.int
+    """Of the disk of its state folder: bytes left, and in all. 0: it does not know."""
+    disk_size: _builtins.int
     checksum: _builtins.int
     @_builtins.property
     def box(self) -> _link_pb2.Box:
@@ -241,17 +246,74 @@ class DescribeAggregatorResponse(_message.Message):
         least_ping_seconds: _builtins.float = ...,
         http_port: _builtins.int = ...,
         box: _link_pb2.Box | None = ...,
+        disk_free: _builtins.int = ...,
+        disk_size: _builtins.int = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "box", b"box", "checksum", b"checksum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "box", b"box", "checksum", b"checksum", "heartbeat_seconds", b"heartbeat_seconds", "http_port", b"http_port", "keepalive_seconds", b"keepalive_seconds", "lease_seconds", b"lease_seconds", "least_ping_seconds", b"least_ping_seconds", "protocol", b"protocol", "software", b"software", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "box", b"box", "checksum", b"checksum", "disk_free", b"disk_free", "disk_size", b"disk_size", "heartbeat_seconds", b"heartbeat_seconds", "http_port", b"http_port", "keepalive_seconds", b"keepalive_seconds", "lease_seconds", b"lease_seconds", "least_ping_seconds", b"least_ping_seconds", "protocol", b"protocol", "software", b"software", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
 
 Global___DescribeAggregatorResponse: _TypeAlias = DescribeAggregatorResponse  # noqa: Y015
+
+@_typing.final
+class ForgetNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    EVEN_ALONE_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    even_alone: _builtins.bool
+    """Also where only this node has what something needs: that stays missing."""
+    checksum: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        even_alone: _builtins.bool = ...,
+        checksum: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "even_alone", b"even_alone", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
+
+Global___ForgetNodeRequest: _TypeAlias = ForgetNodeRequest  # noqa: Y015
+
+@_typing.final
+class ForgetNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOST_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    checksum: _builtins.int
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What only this node had, a sentence each. Empty unless `even_alone`."""
+
+    def __init__(
+        self,
+        *,
+        lost: _abc.Iterable[_builtins.str] | None = ...,
+        checksum: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "lost", b"lost"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
+
+Global___ForgetNodeResponse: _TypeAlias = ForgetNodeResponse  # noqa: Y015
 
 @_typing.final
 class ProbeNodeRequest(_message.Message):

@@ -46,6 +46,11 @@ class FleetServiceStub(object):
                 request_serializer=edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorRequest.SerializeToString,
                 response_deserializer=edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorResponse.FromString,
                 _registered_method=True)
+        self.ForgetNode = channel.unary_unary(
+                '/edge_attention.v1.FleetService/ForgetNode',
+                request_serializer=edge__attention_dot_v1_dot_fleet__pb2.ForgetNodeRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_fleet__pb2.ForgetNodeResponse.FromString,
+                _registered_method=True)
         self.ProbeNode = channel.unary_unary(
                 '/edge_attention.v1.FleetService/ProbeNode',
                 request_serializer=edge__attention_dot_v1_dot_fleet__pb2.ProbeNodeRequest.SerializeToString,
@@ -70,6 +75,14 @@ class FleetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetNode(self, request, context):
+        """Forgets a node that is lost: it is listed no more, and segments of which others have copies do not name it.
+        One that comes back is a new node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ProbeNode(self, request, context):
         """Times round trips to one node, and a transfer to it and back. One probe at a time, and so many bytes a minute.
         """
@@ -89,6 +102,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.DescribeAggregator,
                     request_deserializer=edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorRequest.FromString,
                     response_serializer=edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorResponse.SerializeToString,
+            ),
+            'ForgetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetNode,
+                    request_deserializer=edge__attention_dot_v1_dot_fleet__pb2.ForgetNodeRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_fleet__pb2.ForgetNodeResponse.SerializeToString,
             ),
             'ProbeNode': grpc.unary_unary_rpc_method_handler(
                     servicer.ProbeNode,
@@ -151,6 +169,33 @@ class FleetService(object):
             '/edge_attention.v1.FleetService/DescribeAggregator',
             edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorRequest.SerializeToString,
             edge__attention_dot_v1_dot_fleet__pb2.DescribeAggregatorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_attention.v1.FleetService/ForgetNode',
+            edge__attention_dot_v1_dot_fleet__pb2.ForgetNodeRequest.SerializeToString,
+            edge__attention_dot_v1_dot_fleet__pb2.ForgetNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

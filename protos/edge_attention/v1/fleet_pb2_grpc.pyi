@@ -37,6 +37,10 @@ class FleetServiceStub:
     ListNodes: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListNodesRequest, _fleet_pb2.ListNodesResponse]
     DescribeAggregator: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DescribeAggregatorRequest, _fleet_pb2.DescribeAggregatorResponse]
     """Who the aggregator is, what its clock says, and on which terms it takes connections."""
+    ForgetNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ForgetNodeRequest, _fleet_pb2.ForgetNodeResponse]
+    """Forgets a node that is lost: it is listed no more, and segments of which others have copies do not name it.
+    One that comes back is a new node.
+    """
     ProbeNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ProbeNodeRequest, _fleet_pb2.ProbeNodeResponse]
     """Times round trips to one node, and a transfer to it and back. One probe at a time, and so many bytes a minute."""
 
@@ -48,6 +52,10 @@ class FleetServiceAsyncStub(FleetServiceStub):
     ListNodes: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListNodesRequest, _fleet_pb2.ListNodesResponse]  # type: ignore[assignment]
     DescribeAggregator: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DescribeAggregatorRequest, _fleet_pb2.DescribeAggregatorResponse]  # type: ignore[assignment]
     """Who the aggregator is, what its clock says, and on which terms it takes connections."""
+    ForgetNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ForgetNodeRequest, _fleet_pb2.ForgetNodeResponse]  # type: ignore[assignment]
+    """Forgets a node that is lost: it is listed no more, and segments of which others have copies do not name it.
+    One that comes back is a new node.
+    """
     ProbeNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ProbeNodeRequest, _fleet_pb2.ProbeNodeResponse]  # type: ignore[assignment]
     """Times round trips to one node, and a transfer to it and back. One probe at a time, and so many bytes a minute."""
 
@@ -68,6 +76,16 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.DescribeAggregatorResponse, _abc.Awaitable[_fleet_pb2.DescribeAggregatorResponse]]:
         """Who the aggregator is, what its clock says, and on which terms it takes connections."""
+
+    @_abc_1.abstractmethod
+    def ForgetNode(
+        self,
+        request: _fleet_pb2.ForgetNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ForgetNodeResponse, _abc.Awaitable[_fleet_pb2.ForgetNodeResponse]]:
+        """Forgets a node that is lost: it is listed no more, and segments of which others have copies do not name it.
+        One that comes back is a new node.
+        """
 
     @_abc_1.abstractmethod
     def ProbeNode(

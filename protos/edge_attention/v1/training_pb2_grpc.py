@@ -60,6 +60,11 @@ class TrainingServiceStub(object):
                 request_serializer=edge__attention_dot_v1_dot_training__pb2.ResumeRunRequest.SerializeToString,
                 response_deserializer=edge__attention_dot_v1_dot_training__pb2.ResumeRunResponse.FromString,
                 _registered_method=True)
+        self.DeleteRun = channel.unary_unary(
+                '/edge_attention.v1.TrainingService/DeleteRun',
+                request_serializer=edge__attention_dot_v1_dot_training__pb2.DeleteRunRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_training__pb2.DeleteRunResponse.FromString,
+                _registered_method=True)
         self.DescribeRun = channel.unary_unary(
                 '/edge_attention.v1.TrainingService/DescribeRun',
                 request_serializer=edge__attention_dot_v1_dot_training__pb2.DescribeRunRequest.SerializeToString,
@@ -121,6 +126,13 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRun(self, request, context):
+        """Forgets a run that has ended: its job, records and versions. What was deployed from it serves on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeRun(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -174,6 +186,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ResumeRun,
                     request_deserializer=edge__attention_dot_v1_dot_training__pb2.ResumeRunRequest.FromString,
                     response_serializer=edge__attention_dot_v1_dot_training__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'DeleteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRun,
+                    request_deserializer=edge__attention_dot_v1_dot_training__pb2.DeleteRunRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_training__pb2.DeleteRunResponse.SerializeToString,
             ),
             'DescribeRun': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeRun,
@@ -332,6 +349,33 @@ class TrainingService(object):
             '/edge_attention.v1.TrainingService/ResumeRun',
             edge__attention_dot_v1_dot_training__pb2.ResumeRunRequest.SerializeToString,
             edge__attention_dot_v1_dot_training__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_attention.v1.TrainingService/DeleteRun',
+            edge__attention_dot_v1_dot_training__pb2.DeleteRunRequest.SerializeToString,
+            edge__attention_dot_v1_dot_training__pb2.DeleteRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class TrainingServiceStub:
     """Ends a run now: a round under way is dropped unless its commit has begun."""
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeRunRequest, _training_pb2.ResumeRunResponse]
     """Lets a run that was stopped, or failed, go on after its last committed round."""
+    DeleteRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.DeleteRunRequest, _training_pb2.DeleteRunResponse]
+    """Forgets a run that has ended: its job, records and versions. What was deployed from it serves on."""
     DescribeRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.DescribeRunRequest, _training_pb2.DescribeRunResponse]
     ListRuns: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListRunsRequest, _training_pb2.ListRunsResponse]
     GetParameters: _grpc.UnaryStreamMultiCallable[_training_pb2.GetParametersRequest, _training_pb2.GetParametersResponse]
@@ -65,6 +67,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Ends a run now: a round under way is dropped unless its commit has begun."""
     ResumeRun: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeRunRequest, _training_pb2.ResumeRunResponse]  # type: ignore[assignment]
     """Lets a run that was stopped, or failed, go on after its last committed round."""
+    DeleteRun: _aio.UnaryUnaryMultiCallable[_training_pb2.DeleteRunRequest, _training_pb2.DeleteRunResponse]  # type: ignore[assignment]
+    """Forgets a run that has ended: its job, records and versions. What was deployed from it serves on."""
     DescribeRun: _aio.UnaryUnaryMultiCallable[_training_pb2.DescribeRunRequest, _training_pb2.DescribeRunResponse]  # type: ignore[assignment]
     ListRuns: _aio.UnaryUnaryMultiCallable[_training_pb2.ListRunsRequest, _training_pb2.ListRunsResponse]  # type: ignore[assignment]
     GetParameters: _aio.UnaryStreamMultiCallable[_training_pb2.GetParametersRequest, _training_pb2.GetParametersResponse]  # type: ignore[assignment]
@@ -114,6 +118,14 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.ResumeRunResponse, _abc.Awaitable[_training_pb2.ResumeRunResponse]]:
         """Lets a run that was stopped, or failed, go on after its last committed round."""
+
+    @_abc_1.abstractmethod
+    def DeleteRun(
+        self,
+        request: _training_pb2.DeleteRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.DeleteRunResponse, _abc.Awaitable[_training_pb2.DeleteRunResponse]]:
+        """Forgets a run that has ended: its job, records and versions. What was deployed from it serves on."""
 
     @_abc_1.abstractmethod
     def DescribeRun(

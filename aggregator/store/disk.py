@@ -1,0 +1,40 @@
+"""How much room the state folder takes, by what it is of, and how much is left on its disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["FULL", "folder_bytes", "room", "state_bytes"]
+
+FULL = 0.1
+"""Share of the disk that is left from which it is said: appends and uploads are refused a little later."""
+_KINDS = {"runs": "runs", "blobs": "blobs", "deployments": "deployments", "spool": "spool"}
+
+
+def room(folder: Path) -> tuple[int, int]:
+    """(bytes that are left, bytes in all) of the disk that holds `folder`; (0, 0) where it does not say."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return 0, 0
+    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files below `folder`; 0 if there is none. Blocks."""
+    size = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                size += os.lstat(os.path.join(path, name)).st_size
+            except OSError:  # it has just gone
+                continue
+    return size
+
+
+def state_bytes(state: Path) -> dict[str, int]:
+    """What the state folder takes by kind. Files that two kinds have count twice. Blocks."""
+    found = {kind: folder_bytes(state / folder) for folder, kind in _KINDS.items()}
+    whole = folder_bytes(state)
+    return {**found, "other": max(whole - sum(found.values()), 0)}

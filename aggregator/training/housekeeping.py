@@ -1,0 +1,103 @@
+"""Keeps the state folder as the settings say: old runs go that have ended, and files that nobody names."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from aggregator.observe.metrics import Metrics
+from aggregator.store.disk import folder_bytes, state_bytes
+from aggregator.store.retention import EndedRun, Retention, surplus
+from aggregator.store.state import State
+from aggregator.training.runs import Runs
+from edge_attention.core.errors import EdgeAttentionError
+
+__all__ = ["Housekeeping"]
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 60.0
+"""Between two looks."""
+AT_ONCE = 100
+"""Runs that one look deletes: others want the disk, too."""
+
+
+class Housekeeping:
+    """Looks now and then. `clock`: seconds since 1970."""
+
+    def __init__(
+        self,
+        state: State,
+        runs: Runs,
+        retention: Retention,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._state = state
+        self._runs = runs
+        self._retention = retention
+        self._clock = clock
+        self._sizes: dict[str, tuple[int, int]] = {}
+        """Run that has ended -> (its round, bytes of its files): these do not change."""
+        make = metrics.make
+        self._bytes = make.gauge("state_bytes", "Bytes of the state folder by what they are of.", "kind")
+        self._deleted = make.counter(
+            "runs_deleted_total", "Runs deleted because a setting of the aggregator says so.", "setting"
+        )
+        self._freed = make.counter("blob_bytes_freed_total", "Bytes of files removed that no run named.")
+        for setting in ("--keep-runs", "--keep-run-days", "--keep-run-bytes"):
+            self._deleted.labels(setting)
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Look from now on."""
+        self._task = asyncio.create_task(self._watch(), name="housekeeping")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def look(self) -> None:
+        """Have what is too much go."""
+        ended = await asyncio.to_thread(self._ended)
+        for id, setting in surplus(ended, self._retention, self._clock())[:AT_ONCE]:
+            try:
+                await self._runs.delete(id)
+            except EdgeAttentionError as error:  # somebody has resumed it, or deleted it, meanwhile
+                log.info("run %s stays: %s", id, error.message)
+                continue
+            self._sizes.pop(id, None)
+            self._deleted.labels(setting).inc()
+            log.info("run %s is deleted, as %s says", id, setting)
+        freed = await asyncio.to_thread(self._sweep)
+        if freed:
+            self._freed.inc(freed)
+            log.info("%d bytes of files that no run names are removed", freed)
+        for kind, size in (await asyncio.to_thread(state_bytes, self._state.directory)).items():
+            self._bytes.labels(kind).set(size)
+
+    def _ended(self) -> list[EndedRun]:
+        last = self._state.last_commits()
+        found = []
+        for run in self._runs.ended():
+            known = self._sizes.get(run.id)
+            if known is None or known[0] != run.round:
+                size = folder_bytes(self._state.directory / "runs" / run.id)
+                known = self._sizes[run.id] = (run.round, size)
+            found.append(EndedRun(run.id, max(last.get(run.id, 0.0), run.created), known[1]))
+        return found
+
+    def _sweep(self) -> int:
+        seconds = self._retention.blob_seconds
+        return self._state.drop_blobs(self._state.unused_blobs(seconds), seconds)
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except (EdgeAttentionError, OSError) as error:
+                log.warning("the state folder cannot be looked after now: %s", error)
+            await asyncio.sleep(LOOK_SECONDS)

@@ -1,0 +1,42 @@
+"""`edge-attention runs`: list and delete runs. What trains, and is trained, is under `train`."""
+
+from __future__ import annotations
+
+import click
+
+from edge_attention.cli.connection import connect
+from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.cli.train import list_runs
+
+
+@click.group(
+    invoke_without_command=True, epilog="Example: edge-attention runs delete patients-1f3a9c patients-77e0b2"
+)
+@json_option
+@click.pass_context
+def runs(ctx: click.Context, as_json: bool) -> None:
+    """List the runs, or delete some. To stop, resume, watch or export one: train --help."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_runs, as_json=as_json)
+
+
+@runs.command("list")
+@json_option
+@click.pass_context
+def list_all(ctx: click.Context, as_json: bool) -> None:
+    """List the runs."""
+    ctx.invoke(list_runs, as_json=as_json)
+
+
+@runs.command()
+@click.argument("run", nargs=-1, required=True)
+@json_option
+@click.pass_obj
+def delete(address: str, run: tuple[str, ...], as_json: bool) -> None:
+    """Forget each RUN, which has ended: job, records and versions. What was deployed from it serves on."""
+    with connect(address) as client:
+        deleted = [client.run(name).delete() for name in run]
+    if as_json:
+        print_json(deleted)
+    else:
+        say(*(f"deleted run {one.id}, which was {one.state.value}" for one in deleted))

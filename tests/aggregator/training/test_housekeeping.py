@@ -1,0 +1,108 @@
+"""The state folder kept as the settings say, over real runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import types
+from dataclasses import replace
+
+import pytest
+from house import House, until
+from test_fusion import ended, started
+
+from aggregator.observe.metrics import Metrics
+from aggregator.store.disk import folder_bytes, room, state_bytes
+from aggregator.store.retention import Retention
+from aggregator.training.housekeeping import Housekeeping
+from edge_attention.core.errors import DiskFull
+from edge_attention.core.messages.training import RunState
+
+
+def test_runs_that_have_ended_go_as_the_settings_say_and_those_that_go_on_stay(tmp_path):
+    async def scenario(house):
+        first, _ = await started(house, rounds=2)
+        await ended(house, first)
+        job = house.runs._active[first].job
+        ids = [first]
+        for _ in range(2):
+            ids.append((await house.runs.start(job)).id)
+            await ended(house, ids[-1])
+        going = (await house.runs.start(replace(job, rounds=100_000))).id
+        await until(lambda: house.runs.describe(going).round >= 1)
+        keeping = Housekeeping(house.state, house.runs, Retention(runs=1), house.metrics)
+        await keeping.look()
+        assert [run.id for run in house.runs.list()] == [ids[-1], going]
+        assert house.runs.describe(going).state is RunState.RUNNING
+        read = house.metrics.registry.get_sample_value
+        assert read("edge_attention_aggregator_runs_deleted_total", {"setting": "--keep-runs"}) == 2
+        assert read("edge_attention_aggregator_state_bytes", {"kind": "runs"}) > 0
+        await house.runs.stop(going)
+        # Nothing is younger than in a hundred days, and it says so of everything.
+        late = Housekeeping(
+            house.state,
+            house.runs,
+            Retention(run_seconds=86400.0),
+            Metrics(),
+            lambda: time.time() + 1e7,
+        )
+        await late.look()
+        assert house.runs.list() == ()
+        assert list((tmp_path / "runs").iterdir()) == []
+
+    with House(tmp_path) as house:
+        asyncio.run(scenario(house))
+
+
+def test_files_that_nobody_names_go_after_their_days(tmp_path):
+    async def scenario(house):
+        digest = house.state.put_blob(b"sent, and never used")
+        await Housekeeping(house.state, house.runs, Retention(), house.metrics).look()
+        assert house.state.has_blob(digest)
+        await asyncio.sleep(0.02)
+        await Housekeeping(house.state, house.runs, Retention(blob_seconds=0.01), Metrics()).look()
+        assert not house.state.has_blob(digest)
+
+    with House(tmp_path) as house:
+        asyncio.run(scenario(house))
+
+
+def test_a_run_is_refused_where_its_disk_has_no_room(tmp_path, monkeypatch):
+    async def scenario(house):
+        run, _ = await started(house, rounds=1)
+        await ended(house, run)
+        job = house.runs._active[run].job
+        before = {run.id for run in house.runs.list()}
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device", str(tmp_path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr("tempfile.mkdtemp", full)
+            with pytest.raises(DiskFull, match="No space left on device; free space there"):
+                await house.runs.start(job)
+        with monkeypatch.context() as patch:
+            small = types.SimpleNamespace(f_blocks=1000, f_bavail=10, f_frsize=4096, f_files=0)
+            patch.setattr("os.statvfs", lambda _: small)
+            with pytest.raises(DiskFull, match="bound disk-reserve: the disk of"):
+                await house.runs.start(job)
+            with pytest.raises(DiskFull, match="bound disk-reserve"):
+                await house.runs.plan(job)
+        assert {run.id for run in house.runs.list()} == before
+        assert (await house.runs.start(job)).state is RunState.RUNNING
+        await house.runs.close()
+
+    with House(tmp_path) as house:
+        asyncio.run(scenario(house))
+
+
+def test_what_a_folder_takes(tmp_path):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "x").write_bytes(b"12345")
+    (tmp_path / "state.db").write_bytes(b"123")
+    assert folder_bytes(tmp_path) == 8
+    assert folder_bytes(tmp_path / "none") == 0
+    assert state_bytes(tmp_path) == {"runs": 5, "blobs": 0, "deployments": 0, "spool": 0, "other": 3}
+    free, size = room(tmp_path)
+    assert 0 < free <= size
+    assert room(tmp_path / "none" / "below") == (0, 0)
