@@ -25,6 +25,7 @@ RIGHT = {
     "create_context": {"name": "n", "query_heads": 4, "key_heads": 2, "key_dim": 8, "value_dim": 8},
     "train": {"job": FEDERATED}, "plan": {"job": FEDERATED},
     "append": {"keys": ONES, "values": ONES}, "attend": {"queries": QUERIES},
+    "gradients": {"queries": QUERIES, "out": QUERIES, "dout": QUERIES, "lse": np.ones((2, 4), np.float32)},
     "append_dataset": {"node": "a", "dataset": "d", "model": b"m", "inputs": {"x": "x"}},
     "events": {}, "parameters": {}, "save_parameters": {"file": "FILE"}, "onnx": {},
     "save_onnx": {"file": "FILE"}, "model": {"name": "m"},
