@@ -78,6 +78,7 @@ AGGREGATOR = {
     "nv_inference_compute_input_duration_us": "rate(NAME[5m])",
     "nv_inference_compute_infer_duration_us": "rate(NAME[5m]) / rate(nv_inference_exec_count[5m])",
     "nv_inference_compute_output_duration_us": "rate(NAME[5m])",
+    "nv_inference_pending_request_count": "max by (model) (max_over_time(NAME[5m])) > 0",
     "infer_segments_again_total": "increase(NAME[15m]) > 0",
     "deployments_planned_anew_total": "increase(NAME[1h]) > 0",
     "cut_seconds": "rate(NAME_sum[1h]) / rate(NAME_count[1h])",

@@ -268,6 +268,13 @@ class Deployments:
         """Those that serve."""
         return tuple(self._registry.serving.values())
 
+    def waiting(self, name: str, version: str) -> int:
+        """Requests of a version that serves which wait for their turn."""
+        deployed = self._registry.serving.get(name)
+        if deployed is None or deployed.batcher is None or str(deployed.version) != version:
+            return 0
+        return deployed.batcher.queue.queued
+
     def weight_bytes(self, node: str) -> int:
         """Of weights that a node holds, of all deployments."""
         return self._registry.taken()[node]

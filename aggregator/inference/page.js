@@ -54,6 +54,7 @@ function card(key, model, state) {
       h("span", { class: "soft small push" }, `version ${model.version} · ${bytes(model.bytes)} · plan ${model.plan}`)),
     model.detail ? h("p", { class: "waits" }, `${model.detail[0].toUpperCase()}${model.detail.slice(1)}.`) : null,
     model.text ? h("p", { class: "soft" }, model.text) : null,
+    model.batching ? h("p", { class: "soft small" }, `${model.batching[0].toUpperCase()}${model.batching.slice(1)}.`) : null,
     model.coverage < 1 ? h("p", { class: "failed" }, `The parts do ${percent(model.coverage)} of the model: ${model.lacking}`) : null,
     h("dl", { class: "figures" },
       figure("requests", count(model.requests)),
@@ -62,6 +63,7 @@ function card(key, model, state) {
       model.failed ? figure("failed", model.rates.failures ? `${count(model.failed)}, now ${rate(model.rates.failures)}` : count(model.failed)) : null,
       figure("under way", model.queued ? `${count(model.in_flight)}, ${count(model.queued)} of them waiting` : count(model.in_flight)),
       mean ? figure("mean", took(mean)) : null,
+      model.seconds.queue > 0.001 ? figure("of that waiting", took(model.seconds.queue)) : null,
       model.down ? figure("activations a request", `${bytes(model.down)} down, ${bytes(model.up)} up`) : null),
     model.parts.length ? picture(model, state) : null,
     parts(model, state));

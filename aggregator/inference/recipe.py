@@ -41,7 +41,7 @@ def inference(engine: Engine) -> Recipe:
     plane = DataPlane([DeployedModels(asker)], engine.budgets)
     sessions = DecoderSessions(engine, deployments)
 
-    TritonMetrics(plane.model_statistics, engine.metrics.registry)
+    TritonMetrics(plane.model_statistics, engine.metrics.registry, deployments.waiting)
 
     async def forget(gone: Deployed) -> None:
         serves = deployments.serving(gone.name)

@@ -42,8 +42,8 @@ __all__ = [
 
 PRIORITIES, PRIORITY = 16, 8
 """Levels, of which 1 goes first; and that of who says none."""
-QUEUED = 512
-"""Requests of one model that wait."""
+QUEUED = 1024
+"""Requests of one model that wait: with `inferences` as many, this is never reached before that is."""
 QUEUED_BYTES = 512 * 1024 * 1024
 """Bytes of their inputs."""
 _REMEMBERED = 8

@@ -157,6 +157,7 @@ async def _asked(
             member.model,
             member.version,
             request.id,
+            {"priority": request.priority},
             inputs=tuple(inputs),
             outputs=tuple(RequestedOutput(name) for name in names),
             seconds=seconds,
@@ -240,6 +241,7 @@ async def answer(
         ensemble.head,
         "",
         request.id,
+        {"priority": request.priority},
         inputs=(NamedTensor(one.name, one.datatype, fused.shape, fused),),
         seconds=seconds,
     )

@@ -16,6 +16,7 @@ __all__ = ["TritonMetrics"]
 VERSIONS = 200
 """Of models that have series."""
 
+PENDING = "nv_inference_pending_request_count", "Requests that wait for their turn.", "gauge"
 _COUNTS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
     ("request_success", "Requests that were answered.", lambda one: one.inference_stats.success.count),
     ("request_failure", "Requests that ended with an error.", lambda one: one.inference_stats.fail.count),
@@ -54,16 +55,26 @@ _COUNTS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
 
 
 class TritonMetrics:
-    """A collector of `statistics`, which are asked for at each scrape."""
+    """A collector of `statistics`, which are asked for at each scrape.
+
+    `pending`: how many requests of a model's version wait for their turn.
+    """
 
     _labelnames = ("model", "version")
 
-    def __init__(self, statistics: Callable[[], Iterable[ModelStatistics]], registry: Registers) -> None:
+    def __init__(
+        self,
+        statistics: Callable[[], Iterable[ModelStatistics]],
+        registry: Registers,
+        pending: Callable[[str, str], int] = lambda name, version: 0,
+    ) -> None:
         self._statistics = statistics
+        self._pending = pending
         registry.register(self)
 
     def describe(self) -> list[Family]:
-        return [Family(f"nv_inference_{name}", text, "gauge") for name, text, _ in _COUNTS]
+        found = [Family(f"nv_inference_{name}", text, "gauge") for name, text, _ in _COUNTS]
+        return [*found, Family(*PENDING)]
 
     def collect(self) -> Iterator[Family]:
         found = sorted(self._statistics(), key=lambda one: (-one.last_inference, one.name))[:VERSIONS]
@@ -73,3 +84,7 @@ class TritonMetrics:
             for one in found:
                 family.add("", read(one), {"model": one.name, "version": one.version})
             yield family
+        waiting = Family(*PENDING, self._labelnames)
+        for one in found:
+            waiting.add("", self._pending(one.name, one.version), {"model": one.name, "version": one.version})
+        yield waiting

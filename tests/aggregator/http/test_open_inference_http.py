@@ -406,3 +406,18 @@ def test_without_tls_another_sites_page_gets_nothing(made):
             assert (answer.status, "error" in answer.json) == (403, True)
 
     made.run(scenario)
+
+
+def test_what_is_said_of_priority_and_time_is_what_the_model_is_asked_with(made):
+    async def asked(port):
+        told = await port.post(
+            "/v2/models/simple/infer", json=sums(parameters={"priority": 3, "timeout": 2_500_000})
+        )
+        assert told.status == 200
+        (request,) = made.models["simple"].asked
+        assert (request.priority, request.seconds) == (3, 2.5)
+        told = await port.post("/v2/models/simple/infer", json=sums(parameters={"priority": -1}))
+        assert told.status == 400
+        assert "'priority' must be a whole number" in told.json["error"]
+
+    made.run(asked)

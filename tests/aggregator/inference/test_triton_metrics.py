@@ -16,7 +16,9 @@ def report(whole, queue):
 
 def test_what_is_counted_is_what_is_told():
     counts, registry = InferenceCounts(), CollectorRegistry()
-    TritonMetrics(lambda: [counts.of("bert", 2)], registry)
+    TritonMetrics(
+        lambda: [counts.of("bert", 2)], registry, lambda name, version: 5 * (name, version).count("bert")
+    )
     counts.answered("bert", 2, 3, report(2.0, 0.5))
     counts.answered("bert", 2, 1, report(1.0, 0.25))
     counts.failed("bert", 2, 4.0)
@@ -31,6 +33,7 @@ def test_what_is_counted_is_what_is_told():
     assert told("compute_infer_duration_us") == (2.0 - 0.75 + 1.0 - 0.5) * 1e6
     assert told("compute_input_duration_us") == 0
     assert told("compute_output_duration_us") == 0.5e6
+    assert told("pending_request_count") == 5
     assert b"nv_inference_count{" in generate_latest(registry)
 
 

@@ -45,6 +45,7 @@ class Model:
         self.name, self.outputs, self.seconds, self.takes = name, outputs, seconds, takes
         self.shape, self.said = shape, said or {}
         self.ready, self.error, self.under_way, self.cancelled = True, None, 0, 0
+        self.priority = None
 
     def metadata(self):
         inputs = (TensorMetadata(self.takes, "FP32", self.shape),)
@@ -68,6 +69,7 @@ class Model:
 
     async def infer(self, request):
         self.under_way += 1
+        self.priority = request.priority
         try:
             await asyncio.sleep(self.seconds)
         except asyncio.CancelledError:
@@ -148,7 +150,10 @@ def test_members_are_asked_at_once_and_averaged(tmp_path):
         outputs, said = await house.ask(x=X)
         np.testing.assert_array_equal(outputs["output"], 1.75 * X)
         assert not said
-        assert house.counts.of("both", 1).inference_stats.success.count == 1
+        given = (NamedTensor("x", "FP32", (2, 2), X),)
+        await house.plane.infer(InferenceRequest("both", parameters={"priority": 2}, inputs=given), "me")
+        assert house.models.all["one"].priority == house.models.all["two"].priority == 2
+        assert house.counts.of("both", 1).inference_stats.success.count == 2
 
     asyncio.run(run())
 
