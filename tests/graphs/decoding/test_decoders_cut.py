@@ -10,7 +10,9 @@ import pytest
 from decoder_runs import PaperDecoder, PaperSession, WholeDecoder
 
 from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.pieces import (
+    GraphPiece,
     dumps_decoder,
     dumps_pieces,
     dumps_tables,
@@ -19,7 +21,10 @@ from edge_attention.core.schedule.pieces import (
     loads_tables,
 )
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.core.schedule.schedule import Delivery
+from edge_attention.demo.decoder import decoder_model
 from edge_attention.graphs.axes.cut import analyse
+from edge_attention.graphs.axes.folder import CutFolder
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
 from edge_attention.graphs.decoding import cores, cutting
@@ -32,6 +37,7 @@ LAYERS = 1 << 20
 PLANS = {
     "replicate": CutPlan((Stage(range(LAYERS), (0,)),)),
     "heads": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.HEADS, shares=(3, 0, 2)),)),
+    "heads of three": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.HEADS),)),
     "tokens": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.TOKENS, shares=(3, 1, 2)),)),
 }
 
@@ -119,6 +125,29 @@ def test_all_numbers_of_rows_have_the_same_graphs(name, word, tmp_path):
         graphs[path.parent.parent.name].add(path.name)
     assert len(graphs) == 8
     assert len({frozenset(of) for of in graphs.values()}) == 1
+
+
+def test_a_graph_of_several_parts_takes_what_each_of_them_is_sent(tmp_path):
+    """Of three parts the first and the last are sent twice as many heads as the one between has of each."""
+    path = tmp_path / "decoder.onnx"
+    path.write_bytes(decoder_model())
+    write_decoder(open_model(path), PLANS["heads of three"], tmp_path / "cut")
+    looked = 0
+    for rows in (1, 4):
+        folder = tmp_path / "cut" / str(rows)
+        schedule = CutFolder(path, folder).schedule()
+        pieces = loads_pieces((folder / "pieces.json").read_text())
+        for segment in (segment for step in schedule.steps for segment in step.segments):
+            for piece in (one for one in pieces[segment.graph] if isinstance(one, GraphPiece)):
+                for value in onnx.load(folder / f"graphs/{piece.graph}.onnx").graph.input:
+                    source = segment.inputs.get(piece.inputs.get(value.name, value.name))
+                    if isinstance(source, Delivery):
+                        form = schedule.boundaries[source.boundary].spec
+                        sent = extent_shape(form.shape, source.extent)
+                        declared = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+                        assert all(size in (0, own) for size, own in zip(declared, sent, strict=True))
+                        looked += 1
+    assert looked > 20
 
 
 def test_layers_alike_are_tried_once(monkeypatch):

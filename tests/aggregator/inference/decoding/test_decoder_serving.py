@@ -33,6 +33,7 @@ LAYERS = 1 << 20
 PLANS = {
     "replicate": CutPlan((Stage(range(LAYERS), (0,)),)),
     "heads": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.HEADS, shares=(3, 0, 2)),)),
+    "heads of three": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.HEADS),)),
     "tokens": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.TOKENS, shares=(3, 0, 2)),)),
     "layers": CutPlan((Stage(range(2), (0,)), Stage(range(2, 5), (1,)))),
 }
