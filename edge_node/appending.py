@@ -26,7 +26,7 @@ def placed(append: Append, source: Array, place: Held, turn: int | None = None) 
         )
     if place.origin is not None:
         raise InvalidProgram(f"{append.place} is private: where a sequence is written is seen from outside")
-    first, count, at = map(int, array)
+    first, count, at = array.tolist()
     if not 0 <= first <= first + count <= len(source):
         raise InvalidProgram(
             f"{append.place} says rows {first} to {first + count} of the source of {append.sequence}, which "
