@@ -26,7 +26,7 @@ from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.bound import BoundGraph
-from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
+from edge_attention.graphs.decoding.step_graph import BESIDE, DecoderInputs, StepGraph, label
 from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import first_line
 from edge_attention.graphs.reading.needed import reads
@@ -168,9 +168,11 @@ def _joined(graph: StepGraph, inputs: DecoderInputs) -> dict[str, tuple[str, str
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
             plain = node.op_type == "Concat" and not node.domain and list(node.input)[:1] == [past]
             if not plain or axis not in (2, -2) or len(node.input) != 2:
+                of_encoder = any("encoder" in name.replace("decoder", "") for name in inputs.pasts)
+                beside = f"; {BESIDE}" if of_encoder else ""
                 raise FailedPrecondition(
                     f"{label(node)} takes the past {past[:80]!r}: only pasts that new keys and values are "
-                    "joined to by a Concat over tokens, or that GroupQueryAttention takes, are known"
+                    f"joined to by a Concat over tokens, or that GroupQueryAttention takes, are known{beside}"
                 )
             found[node.output[0]] = past, node.input[1]
     return found

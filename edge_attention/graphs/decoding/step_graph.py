@@ -15,11 +15,12 @@ from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.onnx_file import first_line
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["ATTENTION", "DOMAIN", "DecoderInputs", "StepGraph", "label"]
+__all__ = ["ATTENTION", "BESIDE", "DOMAIN", "DecoderInputs", "StepGraph", "label"]
 
 DOMAIN, ATTENTION = "edge_attention", "CachedAttention"
 """The operator that stands for attention over what is stored. No segment that nodes are sent has it."""
 
+BESIDE = "a decoder beside an encoder is deployed with that: edge-attention deploy ENCODER --decoder FILE"
 POSITIONS = "position_ids"
 _SIZES = ("Shape", "Size")
 
@@ -113,7 +114,8 @@ class StepGraph:
             elif dtype.kind in "ib":
                 numbers.append(name)
         if not pasts:
-            raise FailedPrecondition("it has no inputs of keys and values of earlier tokens")
+            beside = f"; {BESIDE}" if states else ""
+            raise FailedPrecondition(f"it has no inputs of keys and values of earlier tokens{beside}")
         flat = [name for name in numbers if len(self.shape(name)) == 2]
         if len(states) > 1:
             raise FailedPrecondition(f"of {', '.join(states)[:160]} one may be what an encoder made")

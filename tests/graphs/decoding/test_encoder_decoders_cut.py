@@ -21,6 +21,7 @@ from edge_attention.core.schedule.pieces import (
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import Delivery
 from edge_attention.graphs.axes.folder import CutFolder
+from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.decoding.cutting import cut_decoder, layers_of, write_steps
 from edge_attention.graphs.decoding.joining import joined_decoder
 from edge_attention.graphs.decoding.rewriting import as_steps
@@ -129,6 +130,12 @@ def test_files_that_do_not_go_together_are_refused_with_the_remedy(tmp_path):
     ):
         with pytest.raises(FailedPrecondition, match=why):
             as_steps(joined_decoder(files, tmp_path / "joined"))
+
+
+def test_a_decoders_file_alone_says_that_it_goes_with_its_encoder():
+    for name in ("t5_decoder", "t5_decoder_with_past", "t5_decoder_merged", "whisper_decoder_with_past"):
+        with pytest.raises(FailedPrecondition, match="deploy ENCODER --decoder"):
+            as_steps(open_model(EXPORTS / f"{name}.onnx"))
 
 
 def renamed(model):

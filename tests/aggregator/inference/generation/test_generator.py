@@ -6,13 +6,15 @@ import asyncio
 import gc
 import json
 from contextlib import aclosing
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from aggregator.bounds.budget import Budgets
 from aggregator.inference.generation import texts as generation_texts
-from aggregator.inference.generation.coders import BytesCoder
+from aggregator.inference.generation.coders import BytesCoder, read_begins
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
 from aggregator.inference.generation.request import GenerationRequest
@@ -294,3 +296,60 @@ def test_what_no_model_could_do_is_refused(decoder, folder, settings, words):
     assert not sessions.opened
     with pytest.raises(NotFound):
         asyncio.run(everything(generator, GenerationRequest("other", PROMPT, 5)))
+
+
+def test_with_what_a_decoder_beside_an_encoder_begins_is_said_by_its_files(tmp_path):
+    config = tmp_path / "generation_config.json"
+    assert read_begins(tmp_path) == ()
+    for said, begins in (
+        ({"eos_token_id": 1}, ()),
+        ({"decoder_start_token_id": 7}, (7,)),
+        ({"decoder_start_token_id": 7, "forced_decoder_ids": [[1, 3], [2, 4]]}, (7, 3, 4)),
+        ({"decoder_start_token_id": 7, "forced_decoder_ids": [[1, None], [2, 4]]}, (7,)),
+        ({"decoder_start_token_id": 7, "forced_decoder_ids": [[2, 4]]}, (7,)),
+    ):
+        config.write_text(json.dumps(said))
+        assert read_begins(tmp_path) == begins
+    for wrong in (-1, "7", 1.5, True):
+        config.write_text(json.dumps({"decoder_start_token_id": wrong}))
+        with pytest.raises(InvalidArgument, match="decoder_start_token_id"):
+            read_begins(tmp_path)
+
+
+def test_a_prompt_or_inputs_go_to_the_encoder_and_the_decoder_begins_as_it_must(decoder, folder):
+    generator, sessions = generator_of(decoder, folder)
+    opened, form, sessions_open = [], sessions.form, sessions.open
+    sessions.form = lambda model: SimpleNamespace(**{**vars(form(model)), "states": "encoder_hidden_states"})
+
+    async def opens(model, owner, seconds, inputs=None, ids=()):
+        opened.append((inputs, tuple(ids)))
+        return await sessions_open(model, owner, seconds)
+
+    sessions.open = opens
+    features = np.zeros((8, 24), np.float32)
+
+    async def scenario():
+        request = GenerationRequest("small", PROMPT, 5)
+        with pytest.raises(FailedPrecondition, match="decoder_start_token_id"):
+            await everything(generator, request)
+        (folder / "generation_config.json").write_text('{"decoder_start_token_id": 65}')
+        begun = LocalDecoder(decoder).generate("A", 5, Sampling())
+        (*_, last) = events = await everything(generator, request)
+        assert tuple(t for event in events for t in event.tokens) == begun
+        assert last.usage.prompt_tokens == len(PROMPT) + 1
+        assert opened.pop() == (None, tuple(PROMPT.encode()))
+        asked = GenerationRequest("small", "", 5, inputs={"input_features": features})
+        events = await everything(generator, asked)
+        assert tuple(t for event in events for t in event.tokens) == begun
+        assert opened.pop() == ({"input_features": features}, ())
+        events = await everything(generator, replace(asked, prompt=(66, 67)))
+        assert tuple(t for event in events for t in event.tokens) == LocalDecoder(decoder).generate(
+            "BC", 5, Sampling()
+        )
+        sessions.form = form
+        with pytest.raises(InvalidArgument, match="no encoder"):
+            await everything(generator, replace(asked, prompt=(66, 67)))
+        with pytest.raises(InvalidArgument, match="prompt is empty"):
+            await everything(generator, replace(asked, inputs={}))
+
+    asyncio.run(scenario())

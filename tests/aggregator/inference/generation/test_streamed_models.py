@@ -25,7 +25,7 @@ from aggregator.observe.metrics import Metrics
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound
 from edge_attention.core.generation.sampling import Sampling
 from edge_attention.core.messages.inference import GenerateRequest
-from edge_attention.core.messages.open_inference import InferenceRequest, NamedTensor
+from edge_attention.core.messages.open_inference import InferenceRequest, NamedTensor, TensorMetadata
 from edge_attention.demo.local_decoder import LocalDecoder
 from tests.aggregator.inference.generation.local_sessions import LocalSessions, random_decoder
 
@@ -150,3 +150,30 @@ def test_it_is_for_streams_alone(tmp_path):
     for name in ("small", "other.generate"):
         with pytest.raises(NotFound):
             made.require(name, "")
+
+
+def test_where_an_encoder_takes_arrays_these_are_the_inputs(tmp_path):
+    """And how the decoder begins is a parameter, or its files say so."""
+    decoder = random_decoder()
+    _, generator, sessions, budgets = parts(tmp_path, text=False, decoder=decoder)
+    form, sessions_open, opened = sessions.form, sessions.open, []
+    sessions.form = lambda model: SimpleNamespace(**{**vars(form(model)), "states": "states"})
+
+    async def opens(model, owner, seconds, inputs=None, ids=()):
+        opened.append(inputs)
+        return await sessions_open(model, owner, seconds)
+
+    sessions.open = opens
+    features = TensorMetadata("input_features", "FP32", (-1, 8, 24))
+    source = StreamedDecoders(generator, lambda name: ServedDecoder("3", False, (features,)))
+    made = DataPlane([source], budgets)
+    given = NamedTensor("input_features", "FP32", (1, 8, 24), np.ones((1, 8, 24), np.float32))
+    assert source.find("small.generate", "").metadata().inputs == (features,)
+    begun = LocalDecoder(decoder).generate("BC", 6, Sampling())
+    found = asyncio.run(answers(made, given, max_tokens=6, decoder_input_ids="66,67"))
+    assert tuple(int(t) for one in outputs(found, "output_ids") for t in one) == begun
+    assert opened[0]["input_features"].shape == (1, 8, 24)
+    with pytest.raises(InvalidArgument, match="no list of token ids"):
+        asyncio.run(answers(made, given, decoder_input_ids="x"))
+    with pytest.raises(FailedPrecondition, match="decoder_start_token_id"):
+        asyncio.run(answers(made, given))
