@@ -289,14 +289,10 @@ async def deploy(
 ) -> AsyncServedModel:
     """Bring the model's files to the aggregator, and have it deployed as `request` says."""
     texts = {} if tokenizer is None else await asyncio.to_thread(text_files, tokenizer)
-    decoders = [decoder] if isinstance(decoder, str | Path) else list(decoder)
-    if len(decoders) > len(wire.DECODER_FILES):
-        raise InvalidArgument(
-            f"decoder names {len(decoders)} files; give one, or two: without and with a past"
-        )
+    decoders = await asyncio.to_thread(_decoders, decoder)
     digest, files = await _send(connection, model, progress)
     for name, one in zip(wire.DECODER_FILES, decoders, strict=False):
-        own, weights = await _send(connection, values.path(one, "decoder"), progress)
+        own, weights = await _send(connection, one, progress)
         for location, sent in {name: own, **weights}.items():
             if files.setdefault(location, sent) != sent:
                 raise InvalidArgument(
@@ -368,6 +364,19 @@ def request_of(
         0 if max_batch is None else require_whole(max_batch, "max_batch", 1, wire.MAX_BATCH),
         _delay(max_queue_delay),
     )
+
+
+def _decoders(decoder: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files of an encoder's decoder. Raises InvalidArgument where they are none."""
+    several = [decoder] if isinstance(decoder, str | os.PathLike) else decoder
+    if not isinstance(several, list | tuple):
+        raise InvalidArgument(f"decoder is {values.said(decoder)}; give the path of a file, or of two")
+    found = [values.path(one, "decoder") for one in several]
+    if lacking := [path for path in found if not path.is_file()]:
+        raise InvalidArgument(f"the decoder's file {str(lacking[0])!r} is not there")
+    if len(found) > len(wire.DECODER_FILES):
+        raise InvalidArgument(f"decoder names {len(found)} files; give one, or two: without and with a past")
+    return found
 
 
 def _delay(seconds: float | None) -> float:
