@@ -124,7 +124,9 @@ class DeployRequest(_message.Message):
     halves: _builtins.bool
     """Activations pass in float16."""
     max_batch: _builtins.int
-    """Rows of requests that run together at most, where the model's rows do not meet. 0, 1: each request by itself."""
+    """Rows of requests that run together at most, where the model's rows do not meet. 1: each request
+    by itself. 0: of a model that is not cut as many as wait while others run, up to 16; else each by itself.
+    """
     max_queue_delay: _builtins.float
     """Seconds that a request waits for others to run with, while others are under way. One alone never waits."""
     checksum: _builtins.int
