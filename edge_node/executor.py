@@ -20,6 +20,7 @@ from edge_attention.core.errors import (
     InvalidProgram,
 )
 from edge_attention.core.halves import stored_dtype
+from edge_attention.core.job_release import ALIGNMENT
 from edge_attention.core.messages import program as said
 from edge_attention.core.messages.program import Batch, Contribution, Fault, Program, Return, Run, Stored
 from edge_attention.core.printable import shown
@@ -38,7 +39,7 @@ from edge_node.discretion import (
     words,
 )
 from edge_node.failures import Failures
-from edge_node.release import ALIGNMENT, Releases
+from edge_node.release import Releases
 from edge_node.runtime import ForeignGraph, Graph, Stop
 from edge_node.shared_memory import gather
 from edge_node.store.origin import Origin, bounded

@@ -63,10 +63,17 @@ way, the second leaves at once.
     "--allow-release",
     multiple=True,
     metavar="WHAT",
-    help="What computed from private data may leave: a release's digest, as `edge-attention train --plan` "
-    "prints it; `attention`: results of attention, @GRAPH: over what this encoder made; `alignment`: keyed "
-    "hashes of ids; GRAPH[:OUTPUT,...]@DATASET/COLUMN[,...]: what a graph makes of columns. GRAPH: its "
+    help="What computed from private data may leave: `job:` and a fingerprint, all that a job needs, as "
+    "`edge-attention train --plan` prints it; a release's digest, one of that; `attention`: results of "
+    "attention, @GRAPH: over what this encoder made; `alignment`: keyed hashes of ids; "
+    "GRAPH[:OUTPUT,...]@DATASET/COLUMN[,...]: what a graph makes of columns. GRAPH: its "
     "SHA-256 or .onnx file. Repeatable.",
+)
+@click.option(
+    "--allow-own-data",
+    is_flag=True,
+    help="For development on one machine: whatever a program brings a release of may leave, of all --data. "
+    "Refused unless the aggregator is at a loopback address.",
 )
 @click.option(
     "--id-key",
@@ -122,6 +129,7 @@ def main(
     data: tuple[str, ...],
     check_data: bool,
     allow_release: tuple[str, ...],
+    allow_own_data: bool,
     id_key: Path | None,
     private_failures: int,
     threads: int | None,
@@ -156,6 +164,7 @@ def main(
         sys.exit(_check_data(data))
     from edge_attention import loop  # these after --help and --version
     from edge_attention.box import usable_memory
+    from edge_attention.core.addresses import is_loopback
     from edge_attention.core.tensors import require_name
     from edge_attention.descriptors import raise_descriptors
     from edge_attention.trust.dial import Dial
@@ -172,6 +181,17 @@ def main(
     limit = memory_limit or usable_memory() // 2
     try:
         secret = read_secret(id_key, "--id-key")
+        if allow_own_data:
+            if not is_loopback(aggregator[0]):
+                raise InvalidArgument(
+                    f"--allow-own-data lets leave whatever a program asks for, and the aggregator is at "
+                    f"{aggregator[0]}, not on this machine: use --allow-release, whose value `edge-attention "
+                    "train JOB --plan` prints"
+                )
+            log.warning(
+                "--allow-own-data: whatever a program of anybody who reaches the aggregator computes from "
+                "this node's data may leave it; for development alone"
+            )
         sets = [datasets.read(spec) for spec in data]
         if len({dataset.name for dataset in sets}) < len(sets):
             raise InvalidArgument("two --data have one name; give each its own")
@@ -195,7 +215,7 @@ def main(
         node = executor.LocalNode(
             held,
             {dataset.name: dataset for dataset in sets},
-            release.Releases(allow_release),
+            release.Releases(allow_release, allow_own_data),
             secret,
             failures.Failures(private_failures, store / "private-failures" if store else None),
             log_place=log_place(),

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from edge_attention.core.errors import InvalidArgument, PrivateTensor
+from edge_attention.core.job_release import ALIGNMENT, JOB, OWN_DATA, JobRelease
 from edge_attention.core.release import (
     ANY,
     Edge,
@@ -25,9 +26,6 @@ from edge_node.store.store import Held
 
 log = logging.getLogger(__name__)
 
-ALIGNMENT = "alignment"
-"""The release of the keyed hashes of rows' ids, by which nodes find the rows they share."""
-
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 _HOW = "GRAPH[:OUTPUT,...]@DATASET/COLUMN[,...]"
 
@@ -39,22 +37,27 @@ class Releases:
 
         attention            a release of the library's, by name; attention@GRAPH: of what this encoder made
         alignment            keyed hashes of ids
+        job:FINGERPRINT      all releases of a job, by the SHA-256 of their list, which programs bring
         DIGEST               a release, by the SHA-256 of its text, which programs bring
         GRAPH[:OUTPUT,...]@DATASET/COLUMN[,...]
                              outputs (or all) of a graph, of these columns' rows; by its digest or .onnx file
 
-    InvalidArgument for anything else. `announced`: what the aggregator is told of it, which is no path.
-    Thread-safe.
+    InvalidArgument for anything else. `own_data`: besides, whatever programs bring releases of.
+    `announced`: what the aggregator is told of it, which is no path. Thread-safe.
     """
 
-    def __init__(self, allowed: Iterable[str] = ()) -> None:
-        names = dict.fromkeys(allowed)
-        self.alignment = ALIGNMENT in names
+    def __init__(self, allowed: Iterable[str] = (), own_data: bool = False) -> None:
+        names = dict.fromkeys((*allowed, *(library.RELEASES if own_data else ())))
+        self._own = own_data
+        self.alignment = own_data or ALIGNMENT in names
         self._active: dict[str, Release] = {}
         """What is in force, by digest."""
         self._digests: set[str] = set()
         """Allowed digests, of releases whose texts are still to come too."""
-        self.announced = tuple(dict.fromkeys(map(self._allow, names)))
+        self._jobs: set[str] = set()
+        """Allowed fingerprints of jobs, whose texts are still to come."""
+        announced = map(self._allow, names)
+        self.announced = tuple(dict.fromkeys((*((OWN_DATA,) if own_data else ()), *announced)))
 
     def _allow(self, value: str) -> str:
         if value == ALIGNMENT:
@@ -65,6 +68,9 @@ class Releases:
         if match := _DIGEST.fullmatch(value):
             self._digests.add(match[1].lower())
             return match[1].lower()
+        if value.startswith(JOB) and (match := _DIGEST.fullmatch(value.removeprefix(JOB))):
+            self._jobs.add(match[1].lower())
+            return f"{JOB}{match[1].lower()}"
         if what in library.RELEASES:
             encoder = _graph(origins, value) if at else ANY
             self._add(library.release(what, encoder))
@@ -92,9 +98,13 @@ class Releases:
 
     def learn(self, texts: Iterable[str]) -> None:
         """Put in force what the operator has allowed of these texts of releases; others change nothing."""
+        texts = tuple(texts)
+        for text in texts if self._jobs else ():
+            self._learn_job(text)
         for text in texts:
             digest = sha256(text.encode()).hexdigest()
-            if digest not in self._digests or digest in self._active:
+            allowed = digest in self._digests or (self._own and JobRelease.of_text(text) is None)
+            if not allowed or digest in self._active:
                 continue
             try:
                 release = Release.parse(text)
@@ -106,6 +116,22 @@ class Releases:
             columns = "; ".join(release.columns)
             log.info("release %s is in force: results of %s from %s", digest[:12], graphs, columns)
             self._add(release)
+
+    def _learn_job(self, text: str) -> None:
+        """Allow all releases of a job that the operator has allowed, if this is its list."""
+        fingerprint = sha256(text.encode()).hexdigest()
+        if fingerprint not in self._jobs:
+            return
+        self._jobs.discard(fingerprint)
+        try:
+            job = JobRelease.parse(text)
+        except InvalidArgument as error:
+            log.warning("--allow-release %s%s is not in force: %s", JOB, fingerprint, error.message)
+            return
+        self._digests |= job.releases
+        self.alignment = self.alignment or job.alignment
+        hashes = ", and keyed hashes of ids" if job.alignment else ""
+        log.info("job %s is allowed: %d releases%s", fingerprint[:12], len(job.releases), hashes)
 
     def allowed(self, digest: str, flow: Collection[Edge] | None, outputs: Iterable[str]) -> frozenset[str]:
         """Those of `outputs` of the graph that may leave, computed by `flow`; None: nobody knows by what."""
@@ -130,7 +156,10 @@ class Releases:
                 f"{what}private data; {self._remedy(origin.digest, origin.output, origin.flow, offered)}"
             )
         if origin.output == ALIGNMENT:
-            raise PrivateTensor(f"{name} is private: hashes of ids leave with --allow-release {ALIGNMENT}")
+            jobs = [job.flag for job in _jobs(offered) if job.alignment]
+            raise PrivateTensor(
+                f"{name} is private: hashes of ids leave with --allow-release {(jobs or [ALIGNMENT])[0]}"
+            )
         raise PrivateTensor(
             f"{name} is private: it is {origin.output}; only results computed from it may leave"
         )
@@ -139,11 +168,14 @@ class Releases:
         """What would let an output of a graph leave that was computed by `flow`."""
         stranger: Edge | None = None
         known = {name: library.release(name) for name in library.RELEASES}
+        whole = _jobs(offered)
         for flag, release in [*_parsed(offered), *known.items(), *self._active.items()]:
             if flow is None or not release.leaves(digest, output):
                 continue
             stranger = release.stranger(flow)
             if stranger is None:
+                # Of a job's releases each would be asked for in its turn: all of them at once.
+                flag = next((job.flag for job in whole if release.digest in job.releases), flag)
                 return f"the node's operator can let it leave with --allow-release {flag}"
         if stranger is not None:
             graph, name, source = stranger
@@ -178,6 +210,11 @@ def _column(origin: str, value: str) -> str:
     if not (dataset and slash and name):
         raise InvalidArgument(f"--allow-release {value}: {origin!r} is not DATASET/COLUMN; use {_HOW}")
     return column(dataset, name)
+
+
+def _jobs(texts: Iterable[str]) -> list[JobRelease]:
+    """The lists of jobs' releases among the texts that a program brings."""
+    return [job for text in texts if (job := JobRelease.of_text(text)) is not None]
 
 
 def _parsed(texts: Iterable[str]) -> Iterable[tuple[str, Release]]:

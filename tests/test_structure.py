@@ -56,14 +56,15 @@ print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(
 
 
 def test_the_node_is_small():
-    """What the daemon loads of ours, in lines, and what it takes in memory. Measured: 11,930 and 68.
+    """What the daemon loads of ours, in lines, and what it takes in memory. Measured: 12,190 and 68.
 
     Of these 350 are how columns are asked for and what releases say of them: each program names columns. 150
     are what keeps large tensors on the disk, mapped, over restarts: they lie there when a node starts. 80
-    have a prepared program append where each call says. 100 say what a replica is called.
+    have a prepared program append where each call says. 100 say what a replica is called. 190 let an operator
+    allow a whole job by one name, or on one machine all that programs ask for, and say so.
     """
     files, megabytes = loaded_by_the_daemon()
-    assert 1_000 < sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 12_150
+    assert 1_000 < sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 12_400
     assert 20 < megabytes < 80
 
 

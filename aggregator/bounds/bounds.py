@@ -164,6 +164,8 @@ TEMPLATE_PROCESS = ProcessBound("template", 5.0, 600, 512 * MIB)
 """In which a model's chat template makes prompts. Its seconds by the clock are of one prompt."""
 EXPORT_PROCESS = ProcessBound("export", 300.0, 600, 8 * GIB)
 """In which a trained model is written as an ONNX file."""
+PREDICTED_SAMPLES = 4096
+"""Ids of one call that asks a fusion run's model about samples on nodes."""
 JOB_BYTES = 256 * 1024
 """Of one job as it is kept."""
 DISK_RESERVE = 256 * MIB

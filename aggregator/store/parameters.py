@@ -222,11 +222,12 @@ class ParameterStore:
             with suppress(OSError):  # it is committed all the same; the file goes at the next opening
                 (self._state.directory / name).unlink()
 
-    def prune(self, run: str, keep: int) -> None:
-        """Forgets versions older than the newest `keep`; version 0, what the run began with, stays."""
+    def prune(self, run: str, keep: int, besides: int | None = None) -> None:
+        """Forgets versions older than the newest `keep`; version 0, what the run began with, and version
+        `besides` stay."""
         latest = self.latest(run)
         if latest is not None:
-            self._remove(self._state.forget_versions(run, before=latest - max(keep, 1) + 1))
+            self._remove(self._state.forget_versions(run, latest - max(keep, 1) + 1, besides))
 
     def remove(self, run: str) -> None:
         """Removes the files of a run that is no longer in the state."""

@@ -402,12 +402,14 @@ class State:
             )
         return [file for (file,) in struck]
 
-    def forget_versions(self, run: str, before: int) -> list[str]:
-        """Strikes versions below `before`, but never version 0; the caller deletes the files returned."""
-        where = "run = ? AND version > 0 AND version < ?"
+    def forget_versions(self, run: str, before: int, besides: int | None = None) -> list[str]:
+        """Strikes versions below `before`, but never version 0, nor `besides`; the caller deletes the files
+        returned."""
+        where = "run = ? AND version > 0 AND version < ? AND version <> ?"
+        which = run, before, besides or 0
         with self.transaction():
-            struck = self._rows(f"SELECT file, optimizer_file FROM versions WHERE {where}", run, before)
-            self._database.execute(f"DELETE FROM versions WHERE {where}", (run, before))
+            struck = self._rows(f"SELECT file, optimizer_file FROM versions WHERE {where}", *which)
+            self._database.execute(f"DELETE FROM versions WHERE {where}", which)
         return [file for files in struck for file in files if file is not None]
 
     def get_version(self, run: str, version: int) -> Version:

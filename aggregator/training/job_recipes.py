@@ -6,6 +6,8 @@ import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from aggregator.engine import scratch
@@ -22,6 +24,14 @@ from aggregator.training.fusion import releases as fusion_releases
 from aggregator.training.fusion.plan import FusionPlan, unseen_view
 from aggregator.training.fusion.plan import view_of as part_view
 from aggregator.training.fusion.trainer import Trainer
+from aggregator.training.plan_check import (
+    Findings,
+    Look,
+    datasets_of,
+    federated_findings,
+    label_findings,
+    part_findings,
+)
 from aggregator.training.services import Services
 from aggregator.training.split import checks as split_checks
 from aggregator.training.split import releases as split_releases
@@ -29,7 +39,7 @@ from aggregator.training.split.groups import group_jobs
 from aggregator.training.split.on_nodes import node_views
 from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SplitPlan, cut_folder, sums_of
 from aggregator.training.split.trainer import SplitTrainer
-from edge_attention.core.errors import FailedPrecondition, NotFound
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound
 from edge_attention.core.messages.link import Dataset
 from edge_attention.core.messages.table import TableSpec
 from edge_attention.core.messages.training import (
@@ -117,6 +127,10 @@ class JobRecipe(ABC):
         """What the plan makes of the job's files."""
 
     @abstractmethod
+    async def findings(self) -> Findings:
+        """What a run would be refused for, by what nodes that are here have. After `plan`."""
+
+    @abstractmethod
     def check_nodes(self) -> None:
         """Refuse a job that does not fit the nodes that are here."""
 
@@ -159,13 +173,16 @@ class FusionRecipe(JobRecipe):
         found: dict[str, TableView] = {}
         for part in self._plan.parts:
             member = self._services.membership.get(part.node)
-            there = member is not None and member.live
-            found[part.prefix] = (
-                part_view(self._plan, part, member.register.datasets)
-                if member is not None and there
-                else unseen_view(self._plan, part)
-            )
+            found[part.prefix] = unseen_view(self._plan, part)
+            if member is not None and member.live:
+                with suppress(NotFound, InvalidArgument):  # which are among the findings
+                    found[part.prefix] = part_view(self._plan, part, member.register.datasets)
         return fusion_releases.planned(self._plan, found)
+
+    async def findings(self) -> Findings:
+        plan = self._plan
+        here = datasets_of(self._services.membership, plan.nodes)
+        return part_findings(((part.node, partial(part_view, plan, part)) for part in plan.parts), here)
 
     def models(self) -> tuple[PlannedModel, ...]:
         return tuple(part.model for part in self._plan.parts if part.model is not None)
@@ -195,8 +212,7 @@ class FusionRecipe(JobRecipe):
             self.keep(run)
 
     async def train(self, active: ActiveRun) -> str:
-        await Trainer(active, self._job, self._plan, self._services).train()
-        return ""
+        return await Trainer(active, self._job, self._plan, self._services).train()
 
 
 class FederatedRecipe(JobRecipe):
@@ -223,7 +239,20 @@ class FederatedRecipe(JobRecipe):
 
     def released(self) -> tuple[PlannedGraph, ...]:
         nodes = self._job.nodes or self._candidates() or ("*",)
-        return federated_releases.planned(self._plan, self._job, self._view(), nodes)
+        try:
+            view = self._view()
+        except (NotFound, InvalidArgument):  # which are among the findings
+            view = view_of(self._plan, self._job, {})
+        return federated_releases.planned(self._plan, self._job, view, nodes)
+
+    async def findings(self) -> Findings:
+        services = self._services
+        assert self._folder is not None
+        found = federated_findings(self._plan, self._job, services.membership)
+        await label_findings(
+            self._plan, self._job, services.membership, services.trips, services.bulk, self._folder, found
+        )
+        return found
 
     def _view(self) -> TableView:
         """As the nodes that are here have it."""
@@ -343,11 +372,30 @@ class SplitRecipe(JobRecipe):
         if not job.data.on_nodes:
             return split_releases.planned_graphs(schedule, plan.holders, {})
         shapes = (CUT, EVALUATE) if job.holdout else (CUT,)
-        views = node_views(job, plan, self._datasets(plan))
+        try:
+            views = node_views(job, plan, self._datasets(plan))
+        except (NotFound, InvalidArgument):  # which are among the findings
+            views = node_views(job, plan, {})
         schedules = [self._schedule(group, shape) for shape in shapes]
         sums = sums_of(self._folders[group] / "cut")
         needed = split_releases.part_releases(schedules, views, sums)
         return split_releases.planned_graphs(schedule, plan.holders, needed)
+
+    async def findings(self) -> Findings:
+        found = Findings()
+        for job, plan in zip(self._jobs, self._plans, strict=True):
+            if not job.data.on_nodes:
+                continue
+            here = self._datasets(plan)
+
+            def look(node: str, job: SplitJob = job, plan: SplitPlan = plan) -> Look:
+                return lambda datasets: node_views(job, plan, {node: datasets})
+
+            readers = [node for part in plan.parts if part.read for node in plan.holders.get(part.part, ())]
+            each = part_findings(((node, look(node)) for node in readers), here)
+            found.problems += each.problems
+            found.unchecked += each.unchecked
+        return found
 
     def _datasets(self, plan: SplitPlan) -> dict[str, tuple[Dataset, ...]]:
         members = (self._services.membership.get(node) for node in plan.nodes)

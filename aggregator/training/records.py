@@ -50,6 +50,19 @@ def every_record(state: State, run: str, after: int = 0) -> Iterator[TrainingRou
         after = page[-1].round
 
 
+def mark_best(state: State, run: str, version: int | None, loss: float) -> None:
+    """Write down, with what the run began with, which of its versions is the best. Blocks."""
+    zeroth = state.record(run, 0)
+    if zeroth is not None and version is not None:
+        state.replace_record(run, 0, {**zeroth, "best": {"version": version, "loss": loss}})
+
+
+def best_of(zeroth: Mapping[str, Any] | None) -> tuple[int | None, float | None]:
+    """The version that `mark_best` has written down, and its loss."""
+    best = (zeroth or {}).get("best")
+    return (int(best["version"]), float(best["loss"])) if best else (None, None)
+
+
 class RecordFile:
     """`record.jsonl` beside a run's parameters: a JSON line a round, for people and scripts.
 

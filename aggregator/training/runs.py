@@ -24,13 +24,13 @@ from aggregator.store.parameters import Stream
 from aggregator.store.state import RunRow
 from aggregator.training.active import ActiveRun, Job, evaluation_due
 from aggregator.training.curve import POINTS
-from aggregator.training.federated.export import ExportRequest, export
 from aggregator.training.federated.plan import FederatedPlan
 from aggregator.training.job_recipes import JobRecipe, recipe_of
 from aggregator.training.planner import request_of
-from aggregator.training.records import PAGE, record_from
+from aggregator.training.records import PAGE, best_of, record_from
 from aggregator.training.services import Services
 from aggregator.training.split.plan import SplitPlan
+from aggregator.training.trained import best_version, chosen_version, predicted, written_model
 from aggregator.trust.acting import context_of
 from edge_attention.core.errors import (
     DiskFull,
@@ -42,9 +42,10 @@ from edge_attention.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from edge_attention.core.job_release import job_release_of
 from edge_attention.core.messages.training import (
-    FusionJob,
     PlanRunResponse,
+    PredictResponse,
     RunState,
     Samples,
     SplitJob,
@@ -107,11 +108,22 @@ class Runs:
     # Calls of clients
 
     async def plan(self, job: Job | None) -> PlanRunResponse:
-        """What the job would run and what has to be released for it; what it makes of its models."""
+        """What the job would run and what has to be released for it; what it makes of its models; and what a
+        run would be refused for."""
         recipe = recipe_of(job, self._services)
         await self._plan(recipe)
         try:
-            return PlanRunResponse(recipe.released(), recipe.models())
+            graphs, found = recipe.released(), await recipe.findings()
+            # Of a split each part needs one of its own, and its programs bring no list of them.
+            split = isinstance(job, SplitJob)
+            whole = None if split else job_release_of(graph.release for graph in graphs)
+            return PlanRunResponse(
+                graphs,
+                recipe.models(),
+                whole.flag if whole is not None else "",
+                tuple(found.problems),
+                tuple(found.unchecked),
+            )
         finally:
             await recipe.discard()
 
@@ -330,9 +342,12 @@ class Runs:
             if row.id in self._active:
                 continue
             job = self._job(row.job)
+            zeroth = self._state.record(row.id, 0)
+            samples = Samples(**zeroth["samples"]) if zeroth is not None else None
+            best, loss = best_of(zeroth)
             earlier[row.id] = TrainingRun(
                 row.id, row.name, RunState(row.status), row.detail, row.round, job.rounds,
-                row.version or 0, row.created, "", self._samples(row.id),
+                row.version or 0, row.created, "", samples, best_version=best, best_loss=loss,
             )  # fmt: skip
             if row.status == RunState.RUNNING.value:
                 going.append(self._read(row, job))
@@ -392,7 +407,7 @@ class Runs:
             if self._closing:
                 raise Unavailable("the aggregator is stopping; the run goes on when it is started again")
 
-    def parameters(self, name: str, version: int | None) -> Stream:
+    def parameters(self, name: str, version: int | None, best: bool = False) -> Stream:
         """A version's parameters as a safetensors file, in pieces."""
         info = self.describe(name)
         latest = self._parameters.latest(info.id)
@@ -403,48 +418,38 @@ class Runs:
         names = FederatedPlan.from_json(job["plan"]).names if "plan" in job else None
         if "split_plan" in job:
             names = SplitPlan.from_json(job["split_plan"]).names
-        return self._parameters.stream(info.id, version, names)
+        return self._parameters.stream(info.id, best_version(info) if best else version, names)
 
     @contextlib.asynccontextmanager
-    async def model(self, name: str, version: int | None) -> AsyncIterator[tuple[int, Path]]:
+    async def model(
+        self, name: str, version: int | None, best: bool = False
+    ) -> AsyncIterator[tuple[int, Path]]:
         """A version's number and the trained model as an ONNX file, which is there meanwhile.
 
         Raises:
-            FailedPrecondition: the run trains parts on several nodes, or has no version yet.
+            FailedPrecondition: the run trains a step graph, or has no version yet.
+            InvalidGraph: the head of a fusion run says nothing without labels.
         """
         info = self.describe(name)
         row = await asyncio.to_thread(self._state.get_run, info.id)
-        job, latest = self._job(row.job), row.version
-        if isinstance(job, FusionJob):
-            raise FailedPrecondition(
-                f"run {info.id} trains parts of a model on several nodes; take its parameters instead"
-            )
-        if job.model.gradients:
-            raise FailedPrecondition(
-                f"run {info.id} trains a step graph, which is none to serve; take its parameters instead"
-            )
-        if latest is None:
-            raise FailedPrecondition(
-                f"run {info.id} has no version yet; it waits for {info.waiting or 'nodes'}"
-            )
-        chosen = latest if version is None else version
-        # Files are verified before they are used.
-        parameters, _ = await asyncio.to_thread(self._parameters.open, info.id, chosen)
-        graph = await asyncio.to_thread(self._state.blob_path, job.model.graph)
-        plan: FederatedPlan | SplitPlan
-        if isinstance(job, SplitJob):
-            plan = SplitPlan.from_json(row.job["split_plan"])
-        else:
-            plan = FederatedPlan.from_json(row.job["plan"])
-        spec = job.model
-        sizes = plan.model.dimensions if plan.model is not None else {}
-        request = ExportRequest(
-            plan.names, spec.loss.output or ("loss" if spec.loss.name == "output" else ""), spec.head, sizes
-        )
+        chosen = chosen_version(info, row, version, best)
         async with scratch.folder(self._state.directory) as folder:
-            out = folder / "model.onnx"
-            await export(graph, parameters.path, request, out)
-            yield chosen, out
+            yield chosen, await written_model(row, self._job(row.job), chosen, self._services, folder)
+
+    async def predict(
+        self, name: str, version: int | None, best: bool, ids: tuple[str, ...]
+    ) -> PredictResponse:
+        """What a fusion run's model says of samples whose rows are on the nodes.
+
+        Raises:
+            FailedPrecondition: it is no fusion run, or has no version yet.
+            Unavailable, NotFound, InvalidGraph: see fusion/predict.py.
+        """
+        info = self.describe(name)
+        row = await asyncio.to_thread(self._state.get_run, info.id)
+        chosen = chosen_version(info, row, version, best)
+        async with scratch.folder(self._state.directory) as folder:
+            return await predicted(row, self._job(row.job), chosen, ids, self._services, folder)
 
     # Of the process
 
@@ -495,10 +500,6 @@ class Runs:
         job = request.any_job
         assert job is not None  # it was started
         return job
-
-    def _samples(self, id: str) -> Samples | None:
-        zeroth = self._state.record(id, 0)
-        return Samples(**zeroth["samples"]) if zeroth is not None else None
 
     def _begin(self, active: ActiveRun, recipe: JobRecipe, stored: Mapping[str, str] | None) -> None:
         self._active[active.info.id] = active

@@ -7,13 +7,14 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
-from aggregator.bounds.bounds import DOWNLOADS, EXPORTS, PLANNING, WATCHES
+from aggregator.bounds.bounds import DOWNLOADS, EXPORTS, PLANNING, PREDICTED_SAMPLES, WATCHES
 from aggregator.bounds.budget import Budgets
 from aggregator.bounds.turns import Turns
 from aggregator.engine.listed import listed
 from aggregator.training.runs import Runs
 from aggregator.trust.callers import caller_of, owner_of
 from aggregator.trust.endpoint import AuditLine, Endpoint
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages import training as jobs
 from edge_attention.wire import services
 
@@ -25,6 +26,7 @@ RESUMED = AuditLine("run_resumed", lambda q, r: {"run": q.run})
 DELETED = AuditLine("run_deleted", lambda q, r: {"run": r.run.id if r else q.run})
 READ = AuditLine("parameters_read", lambda q, r: {"run": q.run, "version": q.version})
 MODEL_READ = AuditLine("model_read", lambda q, r: {"run": q.run, "version": q.version})
+PREDICTED = AuditLine("samples_predicted", lambda q, r: {"run": q.run, "samples": len(q.ids)})
 
 
 class TrainingApi:
@@ -45,6 +47,7 @@ class TrainingApi:
             Endpoint(services.LIST_RUNS, self.list, "viewer"),
             Endpoint(services.GET_PARAMETERS, self.parameters, "user", READ),
             Endpoint(services.GET_MODEL, self.model, "user", MODEL_READ),
+            Endpoint(services.PREDICT, self.predict, "user", PREDICTED),
         )
 
     async def start(self, request: jobs.StartRunRequest, call: Any) -> jobs.StartRunResponse:
@@ -86,18 +89,29 @@ class TrainingApi:
     ) -> AsyncIterator[jobs.ParametersChunk]:
         with self._budgets.take(DOWNLOADS, caller_of(call)):
             # A file is verified before its first byte leaves, and all of it is read: neither by the loop.
-            stream = await asyncio.to_thread(self._runs.parameters, request.run, request.version)
+            stream = await asyncio.to_thread(
+                self._runs.parameters, request.run, request.version, request.best
+            )
             while (piece := await asyncio.to_thread(next, stream.pieces, None)) is not None:
                 yield jobs.ParametersChunk(stream.version, stream.size, piece)
 
     async def model(self, request: jobs.GetModelRequest, call: Any) -> AsyncIterator[jobs.ModelChunk]:
         with self._budgets.take(EXPORTS, caller_of(call)):
-            async with self._runs.model(request.run, request.version) as (version, path):
+            async with self._runs.model(request.run, request.version, request.best) as (version, path):
                 file = await asyncio.to_thread(path.open, "rb")
                 with file:
                     size = os.fstat(file.fileno()).st_size
                     while data := await asyncio.to_thread(file.read, CHUNK):
                         yield jobs.ModelChunk(version, size, data)
+
+    async def predict(self, request: jobs.PredictRequest, call: Any) -> jobs.PredictResponse:
+        if not 0 < len(request.ids) <= PREDICTED_SAMPLES:
+            raise InvalidArgument(
+                f"bound predicted-samples: {len(request.ids):,} ids, and one call takes 1 to "
+                f"{PREDICTED_SAMPLES:,}; ask in several"
+            )
+        with self._budgets.take(EXPORTS, caller_of(call)):
+            return await self._runs.predict(request.run, request.version, request.best, request.ids)
 
 
 def _job(request: Any) -> str:

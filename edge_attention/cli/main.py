@@ -32,6 +32,7 @@ _COMMANDS = {
     "parameters": "edge_attention.cli.parameters:parameters",
     "plan": "edge_attention.cli.plan_command:plan",
     "runs": "edge_attention.cli.runs:runs",
+    "predict": "edge_attention.cli.predict:predict",
     "train": "edge_attention.cli.train:train",
     "undeploy": "edge_attention.cli.deployed:undeploy",
     "up": "edge_attention.cli.up:up",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -67,6 +69,20 @@ def require_rich() -> None:
         raise FailedPrecondition(
             "tables need the package rich: pip install 'edge-attention[cli]', or give --json"
         ) from None
+
+
+def print_list(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A line a row, whatever is in it: on a terminal as wide as that, the last column cut where it must be;
+    else columns and rows with tabs between, for `cut` and `awk`."""
+    lines = [[*columns], *([_cell(value).replace("\n", " ") for value in row] for row in rows)]
+    if not sys.stdout.isatty():
+        click.echo("\n".join("\t".join(line) for line in lines))
+        return
+    width = shutil.get_terminal_size().columns
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) - 1)]
+    for line in lines:
+        text = "  ".join((*(cell.ljust(size) for cell, size in zip(line, widths, strict=False)), line[-1]))
+        click.echo(text if len(text) <= width else text[: width - 1] + "…")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:

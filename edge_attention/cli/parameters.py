@@ -9,26 +9,31 @@ import numpy as np
 
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say
+from edge_attention.cli.versions import best_option, chosen_version, version_option
 
 
 @click.command(epilog="Example: edge-attention parameters patients --output patients.safetensors")
 @click.argument("run")
-@click.option("--version", type=click.IntRange(min=0), help="By default the latest; 0: the initial ones.")
+@version_option
+@best_option
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write them as a safetensors file."
 )
 @json_option
 @click.pass_obj
-def parameters(address: str, run: str, version: int | None, output: Path | None, as_json: bool) -> None:
+def parameters(
+    address: str, run: str, version: int | None, best: bool, output: Path | None, as_json: bool
+) -> None:
     """Show or export the parameters of RUN, an id or a name."""
     with connect(address) as client:
         found = client.run(run)
+        chosen = chosen_version(version, best)
         if output:
-            written = found.save_parameters(output, version)
+            written = found.save_parameters(output, chosen)
             shown = {"run": found.id, "version": written, "file": str(output)}
             print_json(shown) if as_json else say(f"wrote version {written} of run {found.id} to {output}")
             return
-        arrays = found.parameters(version)
+        arrays = found.parameters(chosen)
     rows = [
         (name, array.dtype.name, list(array.shape), float(np.linalg.norm(array.astype(np.float64))))
         for name, array in arrays.items()

@@ -68,12 +68,21 @@ def _named(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
-def print_plan(plan: JobPlan, job: Path, as_json: bool) -> None:
-    """The plan of the job file `job`, as a table and as flags of `edge-node`."""
+def print_plan(plan: JobPlan, job: Path, as_json: bool) -> bool:
+    """The plan of the job file `job`, as a table and as flags of `edge-node`; whether a run would begin."""
     graphs, needed = list(plan), release_flags(plan)
     if as_json:
-        print_json({"graphs": graphs, "models": plan.models, "allow_release": needed})
-        return
+        print_json(
+            {
+                "graphs": graphs,
+                "models": plan.models,
+                "allow_release": needed,
+                "job_release": plan.job_release,
+                "problems": plan.problems,
+                "unchecked": plan.unchecked,
+            }
+        )
+        return not plan.problems
     for model in plan.models:
         say(*describe(model))
     print_table(
@@ -86,5 +95,16 @@ def print_plan(plan: JobPlan, job: Path, as_json: bool) -> None:
     )
     say("What the nodes' operators allow for it:")
     for node, releases in needed.items():
-        flags = "".join(f" --allow-release {shlex.quote(release)}" for release in releases)
+        # An aggregator of an earlier release says nothing of the whole.
+        values = [plan.job_release] if plan.job_release and releases else releases
+        flags = "".join(f" --allow-release {shlex.quote(value)}" for value in values)
         say(f"  edge-node --name {node}{flags} ..." if flags else f"  {node}: nothing")
+    if plan.job_release:
+        say("That is all of the job in one; its releases one by one: add --json, allow_release.")
+    for text in plan.unchecked:
+        say(f"not checked: {text}")
+    if not plan.problems:
+        return True
+    say(f"A run of {job} would be refused:")
+    say(*(f"  {problem.node or 'the fleet'}: {problem.text}" for problem in plan.problems))
+    return False

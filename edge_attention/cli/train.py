@@ -10,8 +10,9 @@ import click
 
 from edge_attention.cli.commands import Commands
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, say
+from edge_attention.cli.output import json_option, print_json, print_list, say, waiting
 from edge_attention.cli.plan import print_plan
+from edge_attention.cli.versions import best_option, chosen_version, version_option
 from edge_attention.cli.watch import watch
 from edge_attention.client.sync import Client, Run
 from edge_attention.core.errors import InvalidArgument
@@ -46,7 +47,10 @@ _detach_option: Callable[[Any], Any] = click.option(
 @click.command(cls=Commands, epilog=_EPILOG)
 @click.argument("job", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--plan", is_flag=True, help="Show what JOB would run where, and the releases it needs; no start."
+    "--plan",
+    is_flag=True,
+    help="Show what JOB would run where, the release it needs, and what of the nodes' data a run would be "
+    "refused for (then the exit code is 1); no start.",
 )
 @click.option("--watch", "table", is_flag=True, help="Follow it as a table of the nodes, a line each.")
 @_detach_option
@@ -86,7 +90,8 @@ def train(
         elif stopped:
             _stop(client, stopped, as_json)
         elif job and plan:
-            print_plan(_of_file(client.plan, job), job, as_json)
+            if not print_plan(_of_file(client.plan, job), job, as_json):
+                raise click.exceptions.Exit(1)
         elif job:
             _touch(record)  # before the run starts
             run = _of_file(client.train, job) if job.is_file() else client.run(str(job))
@@ -162,33 +167,43 @@ def delete_run(address: str, run: str, as_json: bool) -> None:
 @click.command("export")
 @click.argument("run")
 @click.option(
-    "--onnx", type=click.Path(dir_okay=False, path_type=Path), help="Write the trained model as ONNX."
+    "--onnx",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the trained model as ONNX; of a fusion run encoders, attention and head in one file.",
 )
 @click.option(
     "--parameters",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the parameters as a safetensors file.",
 )
-@click.option("--version", type=click.IntRange(min=0), help="By default the latest; 0: the initial ones.")
+@version_option
+@best_option
 @json_option
 @click.pass_obj
 def export_run(
-    address: str, run: str, onnx: Path | None, parameters: Path | None, version: int | None, as_json: bool
+    address: str,
+    run: str,
+    onnx: Path | None,
+    parameters: Path | None,
+    version: int | None,
+    best: bool,
+    as_json: bool,
 ) -> None:
     """Write what RUN has trained to a file."""
     if onnx is None and parameters is None:
         raise click.UsageError("give --onnx FILE, --parameters FILE, or both")
     with connect(address) as client:
         found = client.run(run)
+        chosen = chosen_version(version, best)
         if onnx is not None:
-            version = found.save_onnx(onnx, version)
+            chosen = found.save_onnx(onnx, chosen)
         if parameters is not None:
-            version = found.save_parameters(parameters, version)
+            chosen = found.save_parameters(parameters, chosen)
     files = [str(file) for file in (onnx, parameters) if file is not None]
     if as_json:
-        print_json({"run": found.id, "version": version, "files": files})
+        print_json({"run": found.id, "version": chosen, "files": files})
     else:
-        say(f"wrote version {version} of run {found.id} to {' and '.join(files)}")
+        say(f"wrote version {chosen} of run {found.id} to {' and '.join(files)}")
 
 
 def _touch(record: Path | None) -> None:
@@ -233,10 +248,17 @@ def _list(client: Client, as_json: bool) -> None:
     elif not runs:
         say("no runs; start one with: edge-attention train JOB.toml")
     else:
-        print_table(
-            ("run", "name", "state", "round", "of", "version", "waits for", "detail"),
+        print_list(
+            ("run", "state", "round", "version", "best", "what it waits for, or how it ended"),
             (
-                (r.id, r.name, r.state.value, r.round, r.rounds, r.version, r.waiting or "-", r.detail or "-")
+                (
+                    r.id,
+                    r.state.value,
+                    f"{r.round} of {r.rounds}",
+                    str(r.version),
+                    "-" if r.best_version is None else str(r.best_version),
+                    (waiting(r.waiting) if r.waiting else r.detail).partition("\n")[0] or "-",
+                )
                 for r in runs
             ),
         )

@@ -37,6 +37,11 @@ Example:
 )
 @click.option("--allow-release", multiple=True, help="What every node lets leave; see edge-node --help.")
 @click.option(
+    "--allow-own-data",
+    is_flag=True,
+    help="For development: of all --data may leave whatever programs bring releases of. Said loudly.",
+)
+@click.option(
     "--state", type=click.Path(file_okay=False, path_type=Path), help="Folder for what survives a restart."
 )
 @json_option
@@ -45,6 +50,7 @@ def up(
     port: int,
     data: tuple[str, ...],
     allow_release: tuple[str, ...],
+    allow_own_data: bool,
     state: Path | None,
     as_json: bool,
 ) -> None:
@@ -59,11 +65,19 @@ def up(
             for name in names:
                 if stop.asked:
                     return
-                fleet.start_node(name, data=datasets[name], allow_release=allow_release, wait=False)
+                own = ("--allow-own-data",) if allow_own_data else ()
+                fleet.start_node(name, *own, data=datasets[name], allow_release=allow_release, wait=False)
             for name in names:
                 if not stop.asked:
                     fleet.wait_ready(name)
             _print_ready(fleet, as_json)
+            if allow_own_data:
+                say(
+                    "WARNING: --allow-own-data: whatever is computed from these nodes' data may leave them, "
+                    "for anybody on this machine who asks. On boxes with data of others allow a job: "
+                    "edge-attention train JOB.toml --plan says how.",
+                    err=True,
+                )
             _watch(fleet, stop)
     finally:
         for number, handler in before.items():

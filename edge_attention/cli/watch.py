@@ -179,6 +179,8 @@ def _ended(run: Run) -> None:
     info = run.info
     why = f" ({info.detail})" if info.detail else ""
     say(f"run {info.id} {info.state.value}{why} after round {info.round}, version {info.version}")
+    if info.best_version is not None and info.best_loss is not None:
+        say(f"  the best on the held-out samples: version {info.best_version}, loss {info.best_loss:.4f}")
     say(f"  its parameters: edge-attention parameters {info.id}")
     if info.state is RunState.STOPPED:
         say(f"  let it go on:   edge-attention train resume {info.id}")

@@ -268,10 +268,11 @@ class AsyncClient:
         )
 
     async def plan(self, job: FusionJob | FederatedJob | SplitJob) -> JobPlan:
-        """What `job` would run on each node, what releases that needs and what it makes of its models."""
+        """What `job` would run on each node, what releases that needs, what it makes of its models, and what
+        a run of it would be refused for by what nodes have."""
         request = jobs.PlanRunRequest(**await self._prepare(job))
         reply = await self.caller.unary(services.PLAN_RUN, request, self._planning)
-        return JobPlan(reply.graphs, reply.models)
+        return JobPlan(reply)
 
     async def run(self, run: str) -> AsyncRun:
         """The run of that id or name; NotFound if there is none."""

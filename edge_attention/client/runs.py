@@ -6,11 +6,12 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from edge_attention.client.connection import ClientConnection
+from edge_attention.client.predictions import Prediction, Rows, joined, predicted
 from edge_attention.core.errors import (
     Cancelled,
     DataLoss,
@@ -32,6 +33,12 @@ from edge_attention.jobs.parameters import Parameters, read_safetensors
 from edge_attention.wire import services
 
 Event = TrainingRound | TrainingRun
+BEST = "best"
+WhichVersion = int | str | None
+"""A version by its number; None: the latest; BEST: of those evaluated the one with the lowest loss."""
+IDS = 1024
+"""Of samples on nodes, asked about in one call."""
+PREDICT_SECONDS = 180.0
 
 
 class AsyncRun:
@@ -43,6 +50,7 @@ class AsyncRun:
 
     def __init__(self, connection: ClientConnection, info: TrainingRun) -> None:
         self._connection = connection
+        self._model_held: tuple[int, bytes] | None = None
         self.info = info
 
     @property
@@ -157,13 +165,14 @@ class AsyncRun:
         ).run
         return self.info
 
-    async def parameters(self, version: int | None = None) -> Parameters:
-        """The parameters of `version` (None: the latest; 0: the initial ones), name -> array."""
+    async def parameters(self, version: WhichVersion = None) -> Parameters:
+        """The parameters of `version` (None: the latest; 0: the initial ones; "best": of those evaluated the
+        one with the lowest loss), name -> array."""
         data, version = await self._parameters(version)
         arrays = read_safetensors(data, f"version {version} of run {self.id}")
         return Parameters(arrays, version, self.id)
 
-    async def save_parameters(self, file: str | Path, version: int | None = None) -> int:
+    async def save_parameters(self, file: str | Path, version: WhichVersion = None) -> int:
         """Write the parameters of `version` as a safetensors file; returns the version written."""
         file = values.path(file, "file")
         data, version = await self._parameters(version)
@@ -171,38 +180,83 @@ class AsyncRun:
         await asyncio.to_thread(_write, file, data)
         return version
 
-    async def onnx(self, version: int | None = None) -> bytes:
-        """A federated run's model with the parameters of `version` in it: an ONNX file, ready to serve.
+    async def onnx(self, version: WhichVersion = None) -> bytes:
+        """The run's model with the parameters of `version` in it: an ONNX file, ready to serve.
+
+        Of a fusion run it has all encoders, the attention and the head: inputs `<node>/<input>`, outputs
+        those of the head that need no labels.
 
         Raises:
-            FailedPrecondition: the run has no such model: a fusion run, or one of a step graph.
+            FailedPrecondition: the run has no such model: it is one of a step graph.
+            InvalidGraph: the head says nothing without labels.
         """
         return (await self._model(version))[0]
 
-    async def save_onnx(self, file: str | Path, version: int | None = None) -> int:
+    async def save_onnx(self, file: str | Path, version: WhichVersion = None) -> int:
         """Write what `onnx` gives to a file; returns the version written."""
         file = values.path(file, "file")
         data, version = await self._model(version)
         await asyncio.to_thread(_write, file, data)
         return version
 
-    async def _parameters(self, version: int | None) -> tuple[bytes, int]:
-        request = jobs.GetParametersRequest(self.id, _checked(version))
+    async def predict(self, rows: Rows | Sequence[str], version: WhichVersion = None) -> Prediction:
+        """What the trained model says of `rows`: its outputs by name, a row a sample; `.version`.
+
+        `rows`: input -> array, a row a sample, of a fusion run node -> input -> array, or `<node>/<input>`.
+        They stay here: the model comes, and is run. A node that is left out counts as one that lacks all
+        samples, where the job has `missing = "attend"`. Or, of a fusion run, the ids of samples whose rows
+        are on the nodes: these work on them as in training, and their rows stay there.
+
+        Raises:
+            InvalidArgument, InvalidTensor: rows that the model does not take: which, and what it takes.
+            NotFound: no node has a row of an id.
+            Unavailable: a node with rows is not here.
+            FailedPrecondition: no version yet; or ids, and no fusion run.
+        """
+        if isinstance(rows, Mapping):
+            number, data = await self._loaded(version)
+            outputs = await asyncio.to_thread(predicted, data, rows)
+            return Prediction(outputs, number)
+        ids = values.texts(rows, "rows, which are ids,")
+        if not ids:
+            raise InvalidArgument("rows is empty; give ids of samples, or arrays by input")
+        return joined([await self._asked(ids[at : at + IDS], version) for at in range(0, len(ids), IDS)])
+
+    async def _asked(self, ids: tuple[str, ...], version: WhichVersion) -> tuple[int, jobs.PredictResponse]:
+        request = jobs.PredictRequest(self.id, *_checked(version), ids)
+        reply = await self._connection.caller.unary(services.PREDICT, request, PREDICT_SECONDS)
+        return len(ids), reply
+
+    async def _loaded(self, version: WhichVersion) -> tuple[int, bytes]:
+        """The model of `version`; the last one that was asked for, without asking again, where it is that."""
+        if self._model_held is not None and self._model_held[0] == version:
+            return self._model_held
+        data, number = await self._model(version)
+        self._model_held = number, data
+        return self._model_held
+
+    async def _parameters(self, version: WhichVersion) -> tuple[bytes, int]:
+        request = jobs.GetParametersRequest(self.id, *_checked(version))
         chunks = self._connection.caller.receive(
             services.GET_PARAMETERS, request, silence=self._connection.timeout
         )
         return await _joined(chunks, f"the parameters of run {self.id}")
 
-    async def _model(self, version: int | None) -> tuple[bytes, int]:
-        request = jobs.GetModelRequest(self.id, _checked(version))
+    async def _model(self, version: WhichVersion) -> tuple[bytes, int]:
+        request = jobs.GetModelRequest(self.id, *_checked(version))
         chunks = self._connection.caller.receive(
             services.GET_MODEL, request, silence=self._connection.timeout
         )
         return await _joined(chunks, f"the model of run {self.id}")
 
 
-def _checked(version: int | None) -> int | None:
-    return None if version is None else require_whole(version, "version")
+def _checked(version: WhichVersion) -> tuple[int | None, bool]:
+    """Its number, and whether it is the best that is asked for."""
+    if version == BEST:
+        return None, True
+    if isinstance(version, str):
+        raise InvalidArgument(f"version is {values.said(version)}; give its number, or {BEST!r}")
+    return None if version is None else require_whole(version, "version"), False
 
 
 async def _joined(chunks: AsyncIterator[ParametersChunk | ModelChunk], what: str) -> tuple[bytes, int]:

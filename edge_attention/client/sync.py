@@ -28,8 +28,9 @@ from edge_attention.client.gradients import Gradients
 from edge_attention.client.layouts import Layout
 from edge_attention.client.models import AsyncServedModel, ModelResult, OnDeploy
 from edge_attention.client.plans import JobPlan
+from edge_attention.client.predictions import Prediction, Rows
 from edge_attention.client.results import Answer, Appended
-from edge_attention.client.runs import AsyncRun, Event
+from edge_attention.client.runs import AsyncRun, Event, WhichVersion
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages.ensembles import DeployedEnsemble
@@ -658,18 +659,25 @@ class Run:
         """Let a run that was stopped, or failed, go on; FailedPrecondition if it is neither."""
         return self._client._wait(self._run.resume())
 
-    def parameters(self, version: int | None = None) -> Parameters:
-        """The parameters of `version` (None: the latest; 0: the initial ones): name -> array, `.version`."""
+    def parameters(self, version: WhichVersion = None) -> Parameters:
+        """The parameters of `version` (None: the latest; 0: the initial ones; "best": of those evaluated the
+        one with the lowest loss): name -> array, `.version`."""
         return self._client._wait(self._run.parameters(version))
 
-    def save_parameters(self, file: str | Path, version: int | None = None) -> int:
+    def save_parameters(self, file: str | Path, version: WhichVersion = None) -> int:
         """Write the parameters of `version` as a safetensors file; returns the version written."""
         return self._client._wait(self._run.save_parameters(file, version))
 
-    def onnx(self, version: int | None = None) -> bytes:
-        """A federated run's model with the parameters of `version` in it: an ONNX file, ready to serve."""
+    def onnx(self, version: WhichVersion = None) -> bytes:
+        """The run's model with the parameters of `version` in it: an ONNX file, ready to serve; see
+        AsyncRun.onnx."""
         return self._client._wait(self._run.onnx(version))
 
-    def save_onnx(self, file: str | Path, version: int | None = None) -> int:
+    def save_onnx(self, file: str | Path, version: WhichVersion = None) -> int:
         """Write what `onnx` gives to a file; returns the version written."""
         return self._client._wait(self._run.save_onnx(file, version))
+
+    def predict(self, rows: Rows | Sequence[str], version: WhichVersion = None) -> Prediction:
+        """What the trained model says of `rows`: arrays by input, which stay here, or of a fusion run the ids
+        of samples on the nodes; see AsyncRun.predict."""
+        return self._client._wait(self._run.predict(rows, version))

@@ -9,11 +9,13 @@ write a frozen dataclass here: `name`, its options, `course`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from edge_attention.core.optimizers import Optimizer
 from edge_attention.core.options import (
     COUNT,
     COUNT_OR_ZERO,
@@ -24,10 +26,13 @@ from edge_attention.core.options import (
     option,
 )
 from edge_attention.core.options import find as find_named
+from edge_attention.core.specs import ScheduleSpec
 
-__all__ = ["LearningRates", "from_config"]
+__all__ = ["LearningRates", "factor_at", "from_config", "optimizer_at"]
 
 _BY_NAME: dict[str, type[LearningRates]] = {}
+LEAST_RATE = 1e-30
+"""Stands for a learning rate of 0."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,27 @@ class StairsRate(LearningRates):
 
     def course(self, done: float, step: int) -> float:
         return min(float(self.gamma ** ((step - self.warmup - 1) // self.every)), 1.0)
+
+
+@dataclass(frozen=True)
+class StepRate(StairsRate):
+    """The same by the name that PyTorch's `StepLR` has given it."""
+
+    name: ClassVar[str] = "step"
+
+
+def factor_at(spec: ScheduleSpec, step: int, steps: int) -> float:
+    """The factor of step `step` (1, 2, ...) of `steps` by the course that `spec` names."""
+    return from_config(spec.name, **spec.options).factor(step, steps)
+
+
+def optimizer_at(optimizer: Optimizer, factor: float) -> Optimizer:
+    """`optimizer` with its learning rate times `factor`; 1 gives the very same."""
+    if factor == 1.0:
+        return optimizer
+    # A rate of 0 is none that an optimizer takes.
+    lr = max(getattr(optimizer, "lr") * factor, LEAST_RATE)  # noqa: B009  # each has one of its own
+    return dataclasses.replace(optimizer, lr=lr)  # type: ignore[call-arg]
 
 
 def from_config(name: str, /, **options: float) -> LearningRates:

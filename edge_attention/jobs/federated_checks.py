@@ -123,6 +123,8 @@ def local(given: Any) -> LocalSpec:
         steps=steps,
         epochs=epochs,
         clip=number(spec.clip, "local.clip"),
+        schedule=named(spec.schedule, "local.schedule", ScheduleSpec),
+        clip_gradients=number(spec.clip_gradients, "local.clip_gradients"),
     )
 
 
@@ -185,4 +187,6 @@ def stop(given: Any) -> StopSpec:
             for name, value in spec.metrics.items()
         },
         optional(spec.seconds, "stop.seconds"),
+        require_whole(spec.patience, "stop.patience", 0, 10_000_000),
+        number(spec.min_delta, "stop.min_delta"),
     )

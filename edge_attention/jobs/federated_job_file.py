@@ -113,6 +113,8 @@ def _local(table: TomlTable) -> LocalSpec:
         steps=table.take("steps", int, 0),
         epochs=table.number("epochs", 0.0),
         clip=table.number("clip", 0.0),
+        schedule=named_of(table, "schedule", ScheduleSpec, ScheduleSpec()),
+        clip_gradients=table.number("clip_gradients", 0.0),
     )
 
 
@@ -147,4 +149,6 @@ def stop_of(table: TomlTable) -> StopSpec:
         table.optional_number("loss"),
         table.table("metrics", None).numbers(),
         table.optional_number("seconds"),
+        table.take("patience", int, 0),
+        table.number("min_delta", 0.0),
     )

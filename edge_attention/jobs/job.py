@@ -29,7 +29,7 @@ from edge_attention.core.arrays import as_float32
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.keywords import named_fields
 from edge_attention.core.messages import training as jobs
-from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
+from edge_attention.core.messages.training import MissingSamples, OptimizerSpec, ScheduleSpec, StopSpec
 from edge_attention.core.tensors import Array, require
 from edge_attention.graphs.reading.bounds import MAX_BYTES
 from edge_attention.jobs import federated_checks as checks
@@ -165,6 +165,9 @@ class FusionJob:
         holdout: share of the samples kept for evaluation, in [0, 1).
         evaluate_every: rounds between evaluations; 0: after the last only.
         patience_seconds: how long a round may wait for a node; None: the server's default.
+        schedule: of the learning rate, a name of core/learning_rates.py, or one with options.
+        clip: above 0: the L2 norm of a round's gradient, over all parameters, is at most that.
+        stop: when the run ends before its last round.
     """
 
     name: str
@@ -180,6 +183,9 @@ class FusionJob:
     holdout: float = 0.0
     evaluate_every: int = 0
     patience_seconds: float | None = None
+    schedule: str | ScheduleSpec = "constant"
+    clip: float = 0.0
+    stop: StopSpec = field(default_factory=StopSpec)
 
     def prepare(self) -> tuple[jobs.FusionJob, dict[str, bytes]]:
         """The job as it travels, and its ONNX files by SHA-256.
@@ -215,6 +221,9 @@ class FusionJob:
             holdout=values.share_below_one(self.holdout, "holdout"),
             evaluate_every=require_whole(self.evaluate_every, "evaluate_every"),
             patience_seconds=values.optional(self.patience_seconds, "patience_seconds"),
+            schedule=checks.named(self.schedule, "schedule", ScheduleSpec),
+            clip=checks.number(self.clip, "clip"),
+            stop=checks.stop(self.stop),
         ), files
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.messages.training import MissingSamples, OptimizerSpec
+from edge_attention.core.messages.training import MissingSamples, OptimizerSpec, ScheduleSpec, StopSpec
 from edge_attention.core.tensors import Array
 from edge_attention.jobs import values
 from edge_attention.jobs.array_files import load_npy
 from edge_attention.jobs.column_tables import columns_of
 from edge_attention.jobs.federated_job import FederatedJob
-from edge_attention.jobs.federated_job_file import federated_job
+from edge_attention.jobs.federated_job_file import federated_job, named_of, stop_of
 from edge_attention.jobs.job import Encoder, FusionJob, Head, QueriesSpec
 from edge_attention.jobs.split_job import SplitJob
 from edge_attention.jobs.split_job_file import split_job
@@ -60,13 +60,12 @@ def _fusion_job(path: Path, content: dict[str, Any]) -> FusionJob:
     queries = TomlTable(
         path, "queries", given, {"file"} if "file" in given else names_of(QueriesSpec) | {"file"}
     )
-    optimizer = TomlTable(path, "optimizer", table.take("optimizer", dict), None)
     return FusionJob(
         name=table.take("name", str, path.stem),
         encoders=encoders,
         head=Head(**_part(head_table), metrics=metrics),
         queries=_queries(queries),
-        optimizer=OptimizerSpec(optimizer.take("name", str), optimizer.numbers()),
+        optimizer=named_of(table, "optimizer", OptimizerSpec),
         rounds=table.take("rounds", int),
         batch=table.take("batch", int),
         seed=table.take("seed", int, 0),
@@ -75,6 +74,9 @@ def _fusion_job(path: Path, content: dict[str, Any]) -> FusionJob:
         holdout=table.number("holdout", 0.0),
         evaluate_every=table.take("evaluate_every", int, 0),
         patience_seconds=table.optional_number("patience_seconds"),
+        schedule=named_of(table, "schedule", ScheduleSpec, ScheduleSpec()),
+        clip=table.number("clip", 0.0),
+        stop=stop_of(table.table("stop", names_of(StopSpec))),
     )
 
 

@@ -145,6 +145,7 @@ LIST_RUNS = _method(TRAINING, "ListRuns", j.ListRunsRequest, j.ListRunsResponse,
 GET_PARAMETERS = _method(
     TRAINING, "GetParameters", j.GetParametersRequest, j.ParametersChunk, j_pb, streams_response=True
 )
+PREDICT = _method(TRAINING, "Predict", j.PredictRequest, j.PredictResponse, j_pb)
 GET_MODEL = _method(TRAINING, "GetModel", j.GetModelRequest, j.ModelChunk, j_pb, streams_response=True)
 
 DEPLOY = Method(

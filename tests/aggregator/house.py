@@ -109,7 +109,7 @@ class Box:
         described = tuple(dataset.describe() for dataset in self.datasets.values())
         register = Register(
             PROTOCOL, "0", self.name, f"{self.name}-{self.lives}", "", "CPU", 1, self.node.store.limit,
-            described, sequences, (),
+            described, sequences, self.node.releases.announced,
         )  # fmt: skip
         now = asyncio.get_running_loop().time()
         self.member = self.house.membership.register(register, now).member

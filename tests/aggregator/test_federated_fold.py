@@ -33,7 +33,9 @@ def test_a_pushed_difference_is_what_the_server_added(tmp_path, monkeypatch, nam
     monkeypatch.setattr(Folder, "_piece", lambda self, updates: 128)
     push = encoding(name, **options)
     plan = FederatedPlan(NAMES, SHAPES, (), (), (), {})
-    folder = Folder(plan, strategy("fedavg"), combine("mean"), encoding("float32"), NAMES, 0.1, True, push)
+    folder = Folder(
+        plan, strategy("fedavg"), combine("mean"), encoding("float32"), NAMES, lambda number: 0.1, True, push
+    )
     p = {f"p/{i}": (np.dtype(np.float32), shape) for i, shape in enumerate(SHAPES)}
     old = written(tmp_path / "old", p, {f"p/{i}": array for i, array in enumerate(BEFORE)})
     new, state = TensorFileWriter(tmp_path / "new", p, {}), folder.state_specs()

@@ -138,7 +138,7 @@ def test_a_node_that_does_not_tell_is_named_and_what_would_let_it():
         assert found.info.state is RunState.FAILED
         assert not found.rounds
         assert f"node 'a' does not tell {what}: " in found.info.detail
-        assert "--allow-release sha256:" in found.info.detail
+        assert "--allow-release job:" in found.info.detail
 
 
 def test_a_node_without_a_whole_row_is_named_before_the_first_round():

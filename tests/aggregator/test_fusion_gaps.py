@@ -157,4 +157,4 @@ def test_a_node_that_does_not_tell_is_named_with_what_would_let_it(rule, role):
     found = trained(rule, columns, untold=(role,), patience=1.0)
     assert found.info.state is RunState.FAILED
     assert not found.rounds
-    assert "--allow-release sha256:" in found.info.detail
+    assert "--allow-release job:" in found.info.detail

@@ -16,6 +16,7 @@ import pytest
 
 from edge_attention.cli import main as cli_main
 from edge_attention.cli import output
+from edge_attention.cli.output import print_list
 from edge_attention.core.messages import fleet
 from edge_attention.core.messages.training import RunState
 
@@ -183,8 +184,26 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_run(run, job, tmp_pat
 def test_list_tells_waiting_from_detail(run, fake):
     fake.end = replace(fake.end, state=RunState.FAILED, detail="node 'b' stayed away")
     lines = run("train", "--list")[1].splitlines()
-    head, row = (next(line for line in lines if word in line) for word in ("detail", "r1 "))
-    assert head.index("detail") == row.index("node 'b' stayed away")
+    assert lines[0].split("\t") == [
+        "run", "state", "round", "version", "best", "what it waits for, or how it ended"
+    ]  # fmt: skip
+    assert lines[1].split("\t") == ["r1", "failed", "5 of 5", "5", "-", "node 'b' stayed away"]
+    long = "round 3 waits for " + ", ".join(f"node-{n}" for n in range(200)) + "\nand more"
+    fake.end = replace(fake.end, state=RunState.RUNNING, detail="", waiting=long, best_version=3)
+    line = run("train", "--list")[1].splitlines()[1].split("\t")
+    assert (len(line), line[4]) == (6, "3"), "a line a run, whatever is in it"
+
+
+def test_a_list_fits_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    print_list(("run", "what"), [("a-run-0001", "waits " * 40), ("b", "\x1b[2J")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "run         what"
+    assert len(lines[1]) == 60
+    assert lines[1].startswith("a-run-0001  waits waits")
+    assert lines[1].endswith("…")
+    assert "\x1b" not in lines[2]
 
 
 def test_every_option_is_an_environment_variable(run, memory, monkeypatch, tmp_path):

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.learning_rates import from_config
+from edge_attention.core.learning_rates import LEAST_RATE, factor_at, from_config, optimizer_at
+from edge_attention.core.optimizers import AdamW
+from edge_attention.core.specs import ScheduleSpec
 
-KINDS = ("constant", "linear", "cosine", "stairs")
+KINDS = ("constant", "linear", "cosine", "stairs", "step")
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,7 @@ KINDS = ("constant", "linear", "cosine", "stairs")
             [1, 0.2 + 0.4 * (1 + math.sqrt(0.5)), 0.6, 0.2 + 0.4 * (1 - math.sqrt(0.5))],
         ),
         ("stairs", {"every": 2, "gamma": 0.1}, 5, [1, 1, 0.1, 0.1, 0.01]),
+        ("step", {"every": 2, "gamma": 0.5, "warmup": 1}, 5, [0.5, 1, 1, 0.5, 0.5]),
     ],
 )
 def test_courses(name, options, steps, factors):
@@ -50,3 +53,12 @@ def test_no_factor_is_past_1_or_below_0(name, warmup, steps, data):
 def test_what_there_is_not_is_refused_by_its_name(name, options, said):
     with pytest.raises(InvalidArgument, match=said):
         from_config(name, **options)
+
+
+def test_an_optimizer_keeps_all_but_its_rate():
+    optimizer = AdamW(lr=0.25, weight_decay=0.125)
+    assert optimizer_at(optimizer, 1.0) is optimizer
+    assert optimizer_at(optimizer, 0.5) == AdamW(lr=0.125, weight_decay=0.125)
+    # A course may end at 0, which no optimizer takes.
+    assert optimizer_at(optimizer, 0.0) == AdamW(lr=LEAST_RATE, weight_decay=0.125)
+    assert factor_at(ScheduleSpec("linear", {"warmup": 1.0}), 1, 10) == 0.5

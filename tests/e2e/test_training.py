@@ -9,6 +9,7 @@ import threading
 
 import labs
 import numpy as np
+import onnxruntime
 import pytest
 from fleets import command, states, until
 from labs import LABS
@@ -34,7 +35,7 @@ class Lab:
             own.wait_ready(lab)
 
     def start(self, lab, wait=True):
-        released = labs.releases(self.client, lab, self.planned)
+        released = [self.planned.job_release]
         self.fleet.start_node(lab, "--threads", "1", data=self.files[lab], allow_release=released, wait=wait)
 
 
@@ -202,10 +203,35 @@ def test_a_rate_so_large_that_the_loss_is_no_number_fails_the_run_and_nothing_el
     assert len(list(again)) == 3
 
 
+def test_what_was_trained_is_used_from_the_command_line(lab, uninterrupted, tmp_path):
+    def cli(*arguments):
+        done = command("edge_attention.cli.main", "--aggregator", lab.fleet.address, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run = lab.client.runs()[0].id
+    ids = ("P7", "P0", "P31")
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    said = json.loads(cli("predict", run, "--ids", str(tmp_path / "ids.txt"), "--best", "--json"))
+    assert (said["run"], said["ids"], said["absent"]) == (run, list(ids), {})
+    flags = []
+    for each in LABS:
+        np.save(tmp_path / f"{each}.npy", labs.X[each][[7, 0, 31]])
+        flags += ["--input", f"{each}/x={tmp_path / each}.npy"]
+    here = json.loads(cli("predict", run, *flags, "--json"))
+    np.testing.assert_allclose(said["outputs"]["probabilities"], here["outputs"]["probabilities"], atol=1e-5)
+    file = tmp_path / "labs.onnx"
+    cli("train", "export", run, "--onnx", str(file))
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {f"{each}/x": labs.X[each][[7, 0, 31]] for each in LABS})
+    np.testing.assert_allclose(found, here["outputs"]["probabilities"], atol=1e-5)
+    assert "P31" in cli("predict", run, "--id", "P31")
+
+
 def test_a_node_that_does_not_release_its_gradient_names_digest_and_flag(lab, uninterrupted):
     lab.fleet.terminate("b")
     lab.fleet.start_node("b", data=lab.files["b"], allow_release=["attention", "alignment"])
-    release = next(g.release for g in lab.planned if (g.node, g.role) == ("b", "encoder_gradient"))
+    release = lab.planned.job_release
     run = lab.client.train(labs.job(ROUNDS))
     with pytest.raises(FailedPrecondition, match=rf"node 'b'.*private.*--allow-release {release}"):
         list(run)

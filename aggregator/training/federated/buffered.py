@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from aggregator.training.federated.collect import PATIENT_SECONDS, Collected, Collector
+from aggregator.training.federated.collect import PATIENT_SECONDS, Collected, Collector, Divergence
 from aggregator.training.federated.updates import Update
 from aggregator.training.federated.work import Basis
 from edge_attention.core.errors import (
@@ -16,6 +16,7 @@ from edge_attention.core.errors import (
     EdgeAttentionError,
     FailedPrecondition,
     InvalidTensor,
+    NotFinite,
 )
 from edge_attention.core.rounds.buffered import (
     Again,
@@ -48,6 +49,8 @@ class Buffer(Collector):
         self._asked: dict[str, float] = {}
         self._updates: dict[tuple[str, int], Update] = {}
         self._hopeless = ""
+        self._nonfinite: dict[str, str] = {}
+        """Nodes in quarantine because what they returned was not finite."""
 
     async def collect(self, basis: Basis) -> Collected:
         began = now = time.monotonic()
@@ -76,6 +79,8 @@ class Buffer(Collector):
                             self._updates.pop(key).close()
                     case Again(reason):
                         log.info("run %s: it came to this so: %s", self.run, told(state.transitions))
+                        if self._nonfinite.keys() == set(self._nodes):
+                            raise Divergence(self._nonfinite, self._nonfinite.keys() <= self._without_loss)
                         raise FailedPrecondition(reason) if self._hopeless else DeadlineExceeded(reason)
                     case TakeStep(contributions):
                         self.say("", "")
@@ -127,8 +132,10 @@ class Buffer(Collector):
         try:
             update = await self._work.update(node, basis, connection, turn)
         except InvalidTensor as error:
-            self.count(error)
+            self.count(node, error)
             reason = error.message
+            if isinstance(error, NotFinite):
+                self._nonfinite[node] = reason
             put(lambda now: state.refused(node, reason, now))
         except EdgeAttentionError as error:
             reason = error.message

@@ -16,7 +16,7 @@ from aggregator.training.active import ActiveRun
 from aggregator.training.federated.asker import Refused
 from aggregator.training.federated.plan import asked_of
 from aggregator.training.federated.samples import NodeSamples
-from aggregator.training.federated.updates import Update
+from aggregator.training.federated.updates import NotFiniteLoss, Update
 from aggregator.training.federated.work import Basis, Work
 from aggregator.training.services import Services
 from edge_attention.core.combine import Combine, from_config
@@ -36,6 +36,7 @@ from edge_attention.core.rounds.synchronous import (
     Again,
     Ask,
     Close,
+    Diverge,
     LeaveOut,
     Quarantine,
     Round,
@@ -69,6 +70,14 @@ class Collected:
     dropped: int = 0
 
 
+class Divergence(EdgeAttentionError):
+    """What each node returned of a round is not finite. `loss`: so were the losses."""
+
+    def __init__(self, reasons: Mapping[str, str], loss: bool) -> None:
+        super().__init__("; ".join(f"{node}: {reason}" for node, reason in reasons.items()))
+        self.loss = loss
+
+
 class Collector(ABC):
     """Has the nodes of one run work. `quarantined`: those that may not any more, and why."""
 
@@ -89,6 +98,8 @@ class Collector(ABC):
         self._patience = patience
         self._events: asyncio.Queue[Callable[[float], Sequence[Any]]] = asyncio.Queue()
         self.quarantined: dict[str, str] = {}
+        self._without_loss: set[str] = set()
+        """Nodes whose loss was not finite."""
 
     @property
     def run(self) -> str:
@@ -100,6 +111,7 @@ class Collector(ABC):
 
         Raises:
             DeadlineExceeded: not enough of them come.
+            Divergence: none of them is finite.
         """
 
     @abstractmethod
@@ -129,10 +141,12 @@ class Collector(ABC):
         """Whether the node is connected; one that is asked may not be, and come."""
         return self._services.membership.live(node)
 
-    def count(self, error: InvalidTensor) -> None:
-        """What a node returned of a round is refused."""
+    def count(self, node: str, error: InvalidTensor) -> None:
+        """What the node returned of a round is refused."""
         if isinstance(error, NotFinite):
             self._services.metrics.nonfinite_updates.inc()
+        if isinstance(error, NotFiniteLoss):
+            self._without_loss.add(node)
 
     def quarantine(self, node: str, reason: str) -> str:
         """The node works for this run no more; what records say of it."""
@@ -266,6 +280,8 @@ class Synchronous(Collector):
                             tasks[node].cancel()
                         case Quarantine(node, reason):
                             left_out[node] = self.quarantine(node, reason)
+                        case Diverge(reasons):
+                            raise Divergence(reasons, reasons.keys() <= self._without_loss)
                         case Close(participants):
                             closed = participants
                         case Again(reason):
@@ -324,9 +340,10 @@ class Synchronous(Collector):
         try:
             update = await self._work.update(node, basis, state)
         except InvalidTensor as error:
-            self.count(error)
+            self.count(node, error)
             reason = error.message
-            put(lambda now: round.refused(node, reason, now))
+            found = round.diverged if isinstance(error, NotFinite) else round.refused
+            put(lambda now: found(node, reason, now))
         except EdgeAttentionError as error:
             reason = error.message
             if isinstance(error, Refused) and error.wrong:

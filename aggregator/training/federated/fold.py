@@ -8,7 +8,7 @@ updates give the same bits whenever they came.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 from aggregator.store.behind import Writer
 from aggregator.training.federated.plan import PIECE, FederatedPlan
 from aggregator.training.federated.updates import Update, piece_of, pieces
+from edge_attention.core.clipping import clip_factor, global_norm, squared_norm
 from edge_attention.core.combine import Combine
 from edge_attention.core.encodings import Int8, UpdateEncoding
 from edge_attention.core.errors import InvalidTensor
@@ -39,16 +40,22 @@ class Folded:
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """Folds the rounds of one run. `nodes`: all of the run's, in order (SCAFFOLD keeps a control of each)."""
+    """Folds the rounds of one run. `nodes`: all of the run's, in order (SCAFFOLD keeps a control of each).
+
+    `strategy_at`, `local_lr`: the server's strategy, and the learning rate of nodes' steps, of a round.
+    `clip`: above 0: the L2 norm of what is folded, over all parameters, is at most that.
+    """
 
     plan: FederatedPlan
     strategy: Strategy
     combine: Combine
     encoding: UpdateEncoding
     nodes: tuple[str, ...]
-    local_lr: float
+    local_lr: Callable[[int], float]
     equal: bool
     push: UpdateEncoding | None = None
+    strategy_at: Callable[[int], Strategy] | None = None
+    clip: float = 0.0
 
     def difference_specs(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         """The difference to the version before, as it is pushed: name -> (dtype, shape)."""
@@ -100,6 +107,8 @@ class Folder:
         squares = self._distances(updates) if self.combine.needs == "distances" else None
         weights = self.combine.weights(given, norms, squares)
         damping = np.float32(self.strategy.damping(samples, staleness))
+        damping *= np.float32(self._clip_factor(updates, weights, damping))
+        strategy = self.strategy if self.strategy_at is None else self.strategy_at(count)
         apart = np.zeros(len(updates))
         piece = self._piece(len(updates))
         room = np.empty((len(updates), min(piece, max(self.plan.sizes, default=1))), np.float32)
@@ -116,7 +125,7 @@ class Folder:
                     for slot in self.strategy.slots
                 ]  # fmt: skip
                 with np.errstate(all="ignore"):  # an overflow is found below, with the name it deserves
-                    after, *slots = self.strategy.step(count, before, folded, *held)
+                    after, *slots = strategy.step(count, before, folded, *held)
                 if not all(np.isfinite(array).all() for array in (after, *slots)):
                     raise InvalidTensor(
                         f"the server's step makes {self.plan.names[index]} overflow; lower the learning rates"
@@ -131,7 +140,7 @@ class Folder:
                     for slot, array in zip(self.strategy.slots, slots, strict=True):
                         new_state.write_at(f"s/{slot}/{index}", start, array)
                     if self.strategy.controls:
-                        self._controls(updates, rows, index, start, stop, state, new_state)
+                        self._controls(updates, rows, index, start, stop, state, new_state, count)
                 if distances:
                     # O_i - O' = (before - u_i) - after
                     apart += [float(np.square(before - row - after, dtype=np.float64).sum()) for row in rows]
@@ -140,6 +149,17 @@ class Folder:
             dict(zip(nodes, (float(w) for w in weights), strict=True)),
             dict(zip(nodes, apart.tolist(), strict=True)) if distances else {},
         )
+
+    def _clip_factor(self, updates: Sequence[Update], weights: Array, damping: np.float32) -> float:
+        """What the folded update is multiplied by so that it is no longer than `clip`: it is folded twice."""
+        if not self.clip:
+            return 1.0
+        squares = []
+        for index, size in enumerate(self.plan.sizes):
+            for start, stop in pieces(size, self._piece(len(updates))):
+                rows = np.stack([piece_of(u, self.plan, self.encoding, index, start, stop) for u in updates])
+                squares.append(squared_norm(damping * self.combine.fold(rows, weights)))
+        return clip_factor(global_norm(squares), self.clip)
 
     def control(self, node: str, state: Reader | None, index: int, start: int, stop: int) -> Array:
         """c - c_i, what SCAFFOLD's nodes add to their gradients; zero before the first round."""
@@ -183,7 +203,7 @@ class Folder:
 
     def _controls(
         self, updates: Sequence[Update], rows: Array, index: int, start: int, stop: int,
-        state: Reader | None, new_state: Writer,
+        state: Reader | None, new_state: Writer, count: int,
     ) -> None:  # fmt: skip
         """SCAFFOLD's c_i of those who took part, and c; of the others as they were."""
         size = stop - start
@@ -199,7 +219,7 @@ class Folder:
             own = held(f"ci/{node}/{index}")
             if node in by_node:
                 update, row = by_node[node]
-                after = next_control(own, c, row, update.steps, self.local_lr)
+                after = next_control(own, c, row, update.steps, self.local_lr(count))
                 changes += after.astype(np.float64) - own
                 own = after
             new_state.write_at(f"ci/{node}/{index}", start, own)

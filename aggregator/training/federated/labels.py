@@ -62,6 +62,23 @@ async def check_labels(
     wanted = programs.plan.label
     if wanted is None or "labels" not in programs.plan.graphs:
         return ""
+    found, untold = await ask_labels(asker, programs, samples, seconds, say)
+    for node, why in untold.items():
+        log.warning("run %s: labels of node %s are not checked: %s", run, node, why)
+    if wrong := [text for node in found if (text := wrong_labels(programs.job, wanted, node))]:
+        more = f"; and {len(wrong) - MAX_SHOWN} more nodes" if len(wrong) > MAX_SHOWN else ""
+        raise InvalidArgument("; ".join(wrong[:MAX_SHOWN]) + more)
+    return "" if untold else missing_classes(wanted, found)
+
+
+async def ask_labels(
+    asker: Asker,
+    programs: Programs,
+    samples: Mapping[str, NodeSamples],
+    seconds: float,
+    say: Callable[[str], None],
+) -> tuple[list[NodeLabels], dict[str, str]]:
+    """What nodes tell of their labels; and, by node, why others do not. The plan has a graph for it."""
     tasks = [asyncio.create_task(_ask(asker, programs, s), name=s.node) for s in samples.values()]
     try:
         await asyncio.wait(tasks, timeout=min(1.0, seconds))
@@ -75,18 +92,15 @@ async def check_labels(
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
-    found, untold = [], []
+    found: list[NodeLabels] = []
+    untold: dict[str, str] = {}
     for task, result in zip(tasks, ended, strict=True):
         if isinstance(result, NodeLabels):
             found.append(result)
             continue
-        untold.append(task.get_name())
-        why = result.message if isinstance(result, EdgeAttentionError) else "it did not answer in time"
-        log.warning("run %s: labels of node %s are not checked: %s", run, task.get_name(), why)
-    if wrong := [text for node in found if (text := wrong_labels(programs.job, wanted, node))]:
-        more = f"; and {len(wrong) - MAX_SHOWN} more nodes" if len(wrong) > MAX_SHOWN else ""
-        raise InvalidArgument("; ".join(wrong[:MAX_SHOWN]) + more)
-    return "" if untold else missing_classes(wanted, found)
+        told = result.message if isinstance(result, EdgeAttentionError) else "it did not answer in time"
+        untold[task.get_name()] = told
+    return found, untold
 
 
 def wrong_labels(job: FederatedJob, wanted: LabelPlan, found: NodeLabels) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -19,11 +19,13 @@ from aggregator.training.fusion.plan import model_from
 from edge_attention.core.encodings import Int8, UpdateEncoding
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.learning_rates import factor_at, optimizer_at
 from edge_attention.core.messages.link import Dataset
 from edge_attention.core.messages.training import FederatedJob, PlannedModel
 from edge_attention.core.rounds.selection import share_of
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.strategies import from_config as strategy_from
+from edge_attention.core.strategies.gradient_averaging import GradientAveraging
 
 PIECE = 1 << 18
 """Elements of a parameter that are in memory at a time, of each update."""
@@ -160,6 +162,14 @@ def strategy_of(job: FederatedJob) -> Strategy:
         optimizer = job.local.optimizer
         return strategy_from(job.strategy.name, optimizer=optimizer.name, **optimizer.options)
     return strategy_from(job.strategy.name, **job.strategy.options)
+
+
+def strategy_at(job: FederatedJob, strategy: Strategy, number: int) -> Strategy:
+    """`strategy` as it steps in round `number`: where it averages gradients, by the job's schedule."""
+    if not isinstance(strategy, GradientAveraging):
+        return strategy
+    factor = factor_at(job.local.schedule, number, job.rounds)
+    return replace(strategy, optimizer=optimizer_at(strategy.optimizer, factor))
 
 
 def push_encoding(job: FederatedJob) -> UpdateEncoding:

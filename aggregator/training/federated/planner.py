@@ -28,6 +28,7 @@ from aggregator.training.gap_reads import COMPLETE, MEANS
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
+from edge_attention.core.learning_rates import from_config as schedule_from
 from edge_attention.core.losses import MAX_LOSS_WEIGHT, loss_of
 from edge_attention.core.messages.table import MissingRule
 from edge_attention.core.messages.training import FederatedJob, LossSpec, PlannedModel
@@ -73,6 +74,7 @@ def check(job: FederatedJob) -> None:
     encoding = encoding_from(job.update.name, **job.update.options)
     push_encoding(job)
     optimizer_from(job.local.optimizer.name, **job.local.optimizer.options)
+    schedule_from(job.local.schedule.name, **job.local.schedule.options)
     loss_of(job.model.loss)
     for what, value, low, high in (
         ("rounds", job.rounds, 1, MAX_ROUNDS),
@@ -96,6 +98,8 @@ def check(job: FederatedJob) -> None:
     for what, number, zero in (
         ("local.epochs", job.local.epochs, True),
         ("local.clip", job.local.clip, True),
+        ("local.clip_gradients", job.local.clip_gradients, True),
+        ("stop.min_delta", job.stop.min_delta, True),
         ("selection.deadline_seconds", job.selection.deadline_seconds, False),
         ("selection.adaptive", job.selection.adaptive, True),
         ("consensus.attention_weight", job.consensus.attention_weight, True),
@@ -113,11 +117,12 @@ def check(job: FederatedJob) -> None:
         raise InvalidArgument(f"weighting is {job.weighting!r}; it must be 'samples' or 'equal'")
     if not 0 <= job.holdout < 1:
         raise InvalidArgument(f"holdout is {job.holdout}; it is a share of each node's rows, 0 to below 1")
-    bent = job.local.clip or job.consensus.parameter_weight or job.consensus.attention_weight
+    local, consensus = job.local, job.consensus
+    bent = local.clip or local.clip_gradients or consensus.parameter_weight or consensus.attention_weight
     if strategy.controls and (bent or encoding.name == "topk"):
         raise InvalidArgument(
-            f"{strategy.name} reads a node's gradients off its update; leave out local.clip, consensus "
-            "weights and topk"
+            f"{strategy.name} reads a node's gradients off its update; leave out local.clip, "
+            "local.clip_gradients, consensus weights and topk"
         )
     if strategy.controls and combine.name != "mean":
         raise InvalidArgument(
@@ -224,6 +229,7 @@ def plan(
             control=strategy.controls,
             penalty=penalty,
             weighted=model.weighted,
+            clip=bool(local.clip_gradients),
         )
     graphs["update"] = update_graph(
         shapes, source="gradient" if strategy.gradients else "difference", clip=bool(local.clip),

@@ -18,6 +18,7 @@ from aggregator.training.federated.plan import (
     LabelPlan,
 )
 from edge_attention.core.encodings import UpdateEncoding
+from edge_attention.core.learning_rates import factor_at, optimizer_at
 from edge_attention.core.messages.program import Batch, Drop, Instruction, Repeat, Return, Run, Stored, Value
 from edge_attention.core.messages.training import FederatedJob
 from edge_attention.core.optimizers import SGD, Adagrad, Adam, Momentum, from_config
@@ -42,10 +43,13 @@ At = Callable[[int], str]
 """Where a node finds parameter i of the version it is to start from."""
 
 
-def local_lr(job: FederatedJob) -> float:
-    """The learning rate of nodes' steps: the job's, or the optimizer's default."""
-    spec = job.local.optimizer
-    optimizer = from_config(spec.name, **spec.options)
+def local_lr(job: FederatedJob, number: int) -> float:
+    """The learning rate of nodes' steps in round `number` (1, 2, ...): the job's, or the optimizer's default,
+    by the job's schedule."""
+    optimizer = optimizer_at(
+        from_config(job.local.optimizer.name, **job.local.optimizer.options),
+        factor_at(job.local.schedule, number, job.rounds),
+    )
     assert isinstance(optimizer, SGD | Momentum | Adagrad | Adam)
     return optimizer.lr
 
@@ -85,9 +89,11 @@ class Programs:
         residual: int | None = None,
         forgotten: Iterable[int] = (),
         alpha: Array | None = None,
+        step: int = 0,
     ) -> ProgramParts:
         """One round on one node. `rows` int64 [steps, batch].
 
+        `step`: that of the server which this is for, where nodes do not go by rounds; else it is `number`.
         `residual`: the round whose residuals the node goes on from; without one they begin at zero.
         `forgotten`: rounds whose residuals it need not keep any longer.
         `alpha`: the global attention weights on the probe batch, for the penalty.
@@ -95,6 +101,10 @@ class Programs:
         tensors: dict[str, Array] = {}
         instructions: list[Instruction] = []
         single: Mapping[str, Value] = {}
+        if not self.strategy.gradients:
+            tensors["task/lr"] = np.asarray(local_lr(self.job, step or number), np.float32)
+            if self.job.local.clip_gradients:
+                tensors["task/max_gradient"] = np.asarray(self.job.local.clip_gradients, np.float32)
         if self.strategy.gradients:
             instructions += self._gradient(rows, at, tensors)
         elif "step" in self.plan.graphs:
@@ -219,7 +229,6 @@ class Programs:
         self, rows: Int64, at: At, tensors: dict[str, Array], alpha: Array | None
     ) -> list[Instruction]:
         count, slots = range(len(self.plan.names)), self.plan.slots
-        tensors["task/lr"] = np.asarray(local_lr(self.job), np.float32)
         tensors["task/mu"] = np.asarray(self.proximal, np.float32)
         x = {f"x/{i}": f"task/x/{i}" for i in count}
         state = {f"slot/{slot}/{i}": f"task/slot/{slot}/{i}" for slot in slots for i in count}
@@ -254,6 +263,7 @@ class Programs:
                 **penalty,
                 "lr": Stored("task/lr"),
                 "mu": Stored("task/mu"),
+                "max_gradient": Stored("task/max_gradient"),
             }
             graph = self.plan.graphs["step"]
             outputs = {
@@ -293,13 +303,12 @@ class Programs:
         count = range(len(self.plan.names))
         tensors |= {
             "task/rows": rows[0],
-            "task/lr": np.asarray(local_lr(self.job), np.float32),
             "task/mu": np.asarray(self.proximal, np.float32),
             "task/loss_sum": np.zeros((), np.float32),
             "task/count": np.zeros((), np.int64),
         }
         scalars: dict[str, Value] = {
-            name: Stored(f"task/{name}") for name in ("lr", "mu", "loss_sum", "count")
+            name: Stored(f"task/{name}") for name in ("lr", "mu", "max_gradient", "loss_sum", "count")
         }
         if self.plan.weighted:
             tensors["task/weight_sum"] = np.zeros((), np.float32)

@@ -8,6 +8,7 @@ from aggregator.fleet.columns import TableView
 from aggregator.training import gap_reads
 from aggregator.training.federated.plan import FederatedPlan
 from edge_attention.core.encodings import from_config as encoding_from
+from edge_attention.core.job_release import JobRelease
 from edge_attention.core.messages.training import FederatedJob, PlannedGraph
 from edge_attention.core.release import GraphRule, Release, every_row, numbered, output, table_source
 
@@ -35,8 +36,9 @@ def releases(plan: FederatedPlan, job: FederatedJob, view: TableView) -> Mapping
 
 
 def texts(plan: FederatedPlan, job: FederatedJob, view: TableView) -> tuple[str, ...]:
-    """What a program of the job brings."""
-    return tuple(release.text for release in releases(plan, job, view).values())
+    """What a program of the job brings: each release, and that of the whole job."""
+    needed = tuple(releases(plan, job, view).values())
+    return (JobRelease(frozenset(one.digest for one in needed)).text, *(one.text for one in needed))
 
 
 def planned(

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,32 @@ import numpy as np
 from aggregator.engine.endings import to_the_end
 from aggregator.fleet.columns import TableView
 from aggregator.training.active import ActiveRun, evaluation_due
+from aggregator.training.divergence import diverged
 from aggregator.training.federated.arrivals import arrivals
 from aggregator.training.federated.asker import Asker
 from aggregator.training.federated.buffered import Buffer
-from aggregator.training.federated.collect import Collected, Collector, Synchronous
+from aggregator.training.federated.collect import Collected, Collector, Divergence, Synchronous
 from aggregator.training.federated.consensus import Consensus
 from aggregator.training.federated.evaluate import Evaluator
 from aggregator.training.federated.fold import Folded, Folder
 from aggregator.training.federated.gaps import without_gaps
 from aggregator.training.federated.labels import check_labels
-from aggregator.training.federated.plan import FederatedPlan, asked_of, push_encoding, strategy_of
+from aggregator.training.federated.plan import (
+    FederatedPlan,
+    asked_of,
+    push_encoding,
+    strategy_at,
+    strategy_of,
+)
 from aggregator.training.federated.programs import Programs, local_lr
 from aggregator.training.federated.releases import texts
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.updates import close_all
 from aggregator.training.federated.versions import Current, Versions
 from aggregator.training.federated.work import Basis, Work
-from aggregator.training.records import RecordFile, every_record, record_from, to_json
+from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
+from aggregator.training.stopping import Stopping
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import DiskFull, FailedPrecondition
@@ -41,7 +50,6 @@ from edge_attention.core.messages.training import (
     FederatedJob,
     NodeRound,
     Samples,
-    StopSpec,
     TrainingRound,
 )
 
@@ -89,6 +97,8 @@ class FederatedTrainer:
         samples = {n: NodeSamples(self._job, self._strategy, n, rows[n]) for n in sorted(rows)}
         for node in samples.values():
             node.check()
+        self._held = sum(s.rows - s.training for s in samples.values())
+        self._stopping = Stopping(self._job.stop, bool(self._held))
         self._put_together(samples)
         if zeroth is None:
             seconds = min(self._patience, self._job.selection.deadline_seconds or self._patience)
@@ -108,7 +118,6 @@ class FederatedTrainer:
             await to_the_end(asyncio.to_thread(self._versions.begin, first))
         else:
             counts = Samples(**zeroth["samples"])
-        self._held = counts.holdout
         if self._job.holdout and not self._held:
             log.warning(
                 "run %s: a share of %g holds out no row of so few; nothing is evaluated",
@@ -118,6 +127,7 @@ class FederatedTrainer:
         self._active.update(samples=counts, round=current.round, version=current.version)
         self._metrics.at(self._id, current.round, current.version)
         await to_the_end(asyncio.to_thread(self._take_up, current.round))
+        self._tell_best()
         try:
             why = await self._all_rounds(current)
         except (asyncio.CancelledError, DiskFull):
@@ -145,10 +155,12 @@ class FederatedTrainer:
         push = push_encoding(job) if job.push.difference else None
         equal = job.weighting == "equal"
         folder = Folder(
-            plan, self._strategy, self._combine, encoding, tuple(samples), local_lr(job), equal, push
-        )
+            plan, self._strategy, self._combine, encoding, tuple(samples), partial(local_lr, job), equal,
+            push, partial(strategy_at, job, self._strategy),
+            job.local.clip_gradients if self._strategy.gradients else 0.0,
+        )  # fmt: skip
         self._nodes = tuple(samples)
-        self._versions = Versions(self._id, job, services.parameters, folder)
+        self._versions = Versions(self._id, job, services.parameters, folder, self._stopping)
         self._programs = programs = Programs(self._id, job, plan, self._view, self._strategy, encoding)
         self._asker = asker = Asker(
             services.trips, services.membership, self._patience, texts(plan, job, self._view)
@@ -172,6 +184,7 @@ class FederatedTrainer:
         """
         quarantined: dict[str, str] = {}
         for record in every_record(self._state, self._id):
+            self._stopping.hear(record)
             quarantined = {node: record.left_out[node] for node in record.quarantined}
             for node, part in record.nodes.items():
                 # Residuals of buffered rounds go by turns, which begin anew: they begin at zero.
@@ -179,6 +192,7 @@ class FederatedTrainer:
                     self._work.took_part(node, record.number)
                 self._collector.took(node, part.seconds)
         self._collector.quarantined |= quarantined
+        mark_best(self._state, self._id, self._stopping.version, self._stopping.loss)
         waits = self._due(number) and self._record(number).evaluation is None
         self._lines.write(number - waits)
 
@@ -223,9 +237,9 @@ class FederatedTrainer:
                 active.update()
             if current.round >= job.rounds:
                 return ""
-            if current.round and job.stop != StopSpec():
-                spent = time.monotonic() - began
-                if why := await asyncio.to_thread(self._stops, current.round, spent):
+            if current.round and self._stopping.looks:
+                record = await asyncio.to_thread(self._record, current.round)
+                if why := self._stopping.why(record, time.monotonic() - began):
                     return why
             current = await self._round(current, basis)
 
@@ -234,7 +248,11 @@ class FederatedTrainer:
         link = self._services.link
         sent, received = dict(link.bytes_sent), dict(link.bytes_received)
         began = time.perf_counter()
-        collected = await self._collector.collect(basis)
+        try:
+            collected = await self._collector.collect(basis)
+        except Divergence as error:
+            log.error("run %s: %s", self._id, error.message)
+            raise await asyncio.to_thread(self._diverged, current.round, error.loss) from None
         seconds = {"collect": time.perf_counter() - began}
 
         def recorded(folded: Folded) -> tuple[TrainingRound, dict[str, object]]:
@@ -308,25 +326,15 @@ class FederatedTrainer:
         await to_the_end(asyncio.to_thread(self._evaluated, number, evaluation, spent))
         self._services.activity.evaluated(self._id, number, evaluation)
         self._metrics.evaluated(self._id, evaluation)
+        self._tell_best()
+
+    def _tell_best(self) -> None:
+        if self._stopping.version is not None:
+            self._active.update(best_version=self._stopping.version, best_loss=self._stopping.loss)
 
     def _due(self, number: int) -> bool:
         """Whether the held-out rows, if there are any, are evaluated after this round."""
         return bool(self._held) and evaluation_due(self._job, number)
-
-    def _stops(self, number: int, seconds: float) -> str:
-        """Why the run ends after round `number`, or nothing."""
-        stop, record = self._job.stop, self._record(number)
-        evaluation = record.evaluation
-        loss = evaluation.loss if evaluation is not None else record.loss
-        if stop.loss is not None and loss <= stop.loss and (evaluation is not None or not self._held):
-            return f"its loss is {loss:.6g}, at most {stop.loss:g} was wanted"
-        if evaluation is not None and evaluation.samples and stop.metrics:
-            shares = {name: evaluation.share(name) for name in stop.metrics}
-            if all(shares[name] >= wanted for name, wanted in stop.metrics.items()):
-                return ", ".join(f"{name} is {share:.2%}" for name, share in shares.items())
-        if stop.seconds is not None and seconds >= stop.seconds:
-            return f"it has trained for {stop.seconds:g} s"
-        return ""
 
     # What blocks, in threads
 
@@ -337,6 +345,7 @@ class FederatedTrainer:
         recorded: Callable[[Folded], tuple[TrainingRound, dict[str, object]]],
     ) -> tuple[Current, TrainingRound]:
         after, record = self._versions.commit(current, collected, self._consensus.wanted, recorded)
+        self._stopping.hear(record)
         if not self._due(after.round):
             self._lines.write(after.round)
         return after, record
@@ -345,7 +354,21 @@ class FederatedTrainer:
         record = self._record(number)
         record = replace(record, evaluation=evaluation, seconds={**record.seconds, "evaluate": seconds})
         self._state.replace_record(self._id, number, to_json(record))
+        if self._stopping.hear(record):
+            mark_best(self._state, self._id, self._stopping.version, self._stopping.loss)
         self._lines.write(number)
+
+    def _diverged(self, number: int, loss: bool) -> FailedPrecondition:
+        """Why it ends after round `number`."""
+        job = self._job
+        # Where nodes take no step, the first gradients are of the parameters that the run began with.
+        rate = None if self._strategy.gradients and not number else local_lr(job, number + 1)
+        last = self._record(number) if number else None
+        clip = "" if job.local.clip_gradients else ", or set local.clip_gradients"
+        return diverged(
+            f"the {'loss' if loss else 'update'} of every node",
+            number + 1, rate, last, f"lower local.optimizer.lr{clip}",
+        )  # fmt: skip
 
     def _record(self, number: int) -> TrainingRound:
         record = self._state.record(self._id, number)

@@ -19,6 +19,10 @@ _ROUNDING = 1e-3
 """A node adds up in float32."""
 
 
+class NotFiniteLoss(NotFinite):
+    """Not only what local training made of the parameters: the loss is no number."""
+
+
 @dataclass(eq=False)
 class Update:
     """What `node` returned of a round. `weight`: what a row of its batches counted, the mean."""
@@ -111,5 +115,6 @@ def check(update: Update, plan: FederatedPlan, encoding: UpdateEncoding, batch: 
 def _scalar(update: Update, name: str, where: str) -> float:
     value = float(update.read(name, 0, 1)[0])
     if not math.isfinite(value):
-        raise NotFinite(f"{where} returned a {name} that is not finite: {value}")
+        kind = NotFiniteLoss if name == "loss" else NotFinite
+        raise kind(f"{where} returned a {name} that is not finite: {value}")
     return value

@@ -17,6 +17,7 @@ from aggregator.store.tensor_file import TensorFile, TensorFileWriter
 from aggregator.training.federated.collect import Collected
 from aggregator.training.federated.fold import Folded, Folder
 from aggregator.training.federated.updates import pieces
+from aggregator.training.stopping import Stopping
 from edge_attention.core.messages.training import FederatedJob, TrainingRound
 
 
@@ -37,8 +38,11 @@ class Current:
 class Versions:
     """The versions of one run on the disk: the initial one, and those that its rounds commit."""
 
-    def __init__(self, run: str, job: FederatedJob, store: ParameterStore, folder: Folder) -> None:
+    def __init__(
+        self, run: str, job: FederatedJob, store: ParameterStore, folder: Folder, stopping: Stopping
+    ) -> None:
         self._run = run
+        self._stopping = stopping
         self._job = job
         self._store = store
         self._folder = folder
@@ -103,7 +107,7 @@ class Versions:
             record, encoded = recorded(folded)
             self._store.commit_draft(draft, encoded)
             undo.pop_all()
-        self._store.prune(self._run, max(2, self._job.keep_versions))
+        self._store.prune(self._run, max(2, self._job.keep_versions), self._stopping.version)
         self._difference_path(version - 1).unlink(missing_ok=True)
         return self.latest(TensorFile(path, digests) if writer is not None else None), record
 

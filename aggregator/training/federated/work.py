@@ -104,7 +104,7 @@ class Work:
             # One that has been restarted without --store has lost its residuals: they begin at zero again.
             kept = None if forgotten else residual
             return self._programs.train(
-                number, rows, at, residual=kept, forgotten=old, alpha=basis.alpha
+                number, rows, at, residual=kept, forgotten=old, alpha=basis.alpha, step=basis.version + 1
             )  # fmt: skip
 
         wanted = self._programs.plan.specs(self._programs.encoding)

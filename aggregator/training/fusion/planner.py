@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from aggregator.fleet.columns import rules_of
 from aggregator.training.fusion.plan import MAX_PATIENCE, FusionPlan, Input, PlanGraph, PlannedPart
 from aggregator.training.gap_reads import MEANS, PRESENCE
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
+from edge_attention.core.learning_rates import from_config as schedule_from
 from edge_attention.core.messages.table import MissingRule
 from edge_attention.core.messages.training import Encoder, FusionJob, Head, PlannedModel
 from edge_attention.core.optimizers import from_config
@@ -59,6 +61,19 @@ def check(job: FusionJob) -> None:
         check_spec(spec.table, f"{what}: ")
     require(job.queries, "queries", shape=("queries", "query_heads", "key_dim"))
     from_config(job.optimizer.name, **job.optimizer.options)
+    schedule_from(job.schedule.name, **job.schedule.options)
+    for what, number in (("clip", job.clip), ("stop.min_delta", job.stop.min_delta)):
+        if not (math.isfinite(number) and number >= 0):
+            raise InvalidArgument(f"{what} is {number}; it must be a number 0 or above")
+    if job.stop.loss is not None and not math.isfinite(job.stop.loss):
+        raise InvalidArgument(f"stop.loss is {job.stop.loss}; it must be a finite number")
+    if unknown := sorted(set(job.stop.metrics) - set(job.head.metrics)):
+        raise InvalidArgument(
+            f"stop.metrics names {unknown[0]!r}, which is no metric of the head; it has "
+            f"{', '.join(job.head.metrics) or 'none'}"
+        )
+    if (seconds := job.stop.seconds) is not None and not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidArgument(f"stop.seconds is {seconds}; it must be a number above 0")
     if job.scale is not None and not abs(job.scale) <= np.finfo(np.float32).max:
         raise InvalidArgument(f"scale is {job.scale}; it must be a finite number")
 

@@ -118,11 +118,12 @@ class FusionRounds:
         if views != self._views:
             plan = self._plan
             self._views = views
-            self._releases = {id(part): texts(plan, part, views[part.prefix]) for part in plan.parts}
+            brought = texts(plan, views)
+            self._releases = {id(part): brought[part.prefix] for part in plan.parts}
             self._programs = FusionPrograms(self._scope, plan, views)
 
-    async def identities(self) -> dict[str, Array]:
-        """The keyed hashes of every source's ids: uint8 [rows, 16]."""
+    async def identities(self, of: Sequence[PlannedPart] | None = None) -> dict[str, Array]:
+        """The keyed hashes of every source's ids (`of`: of those of these parts): uint8 [rows, 16]."""
         found: dict[str, Array] = {}
 
         def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
@@ -132,14 +133,17 @@ class FusionRounds:
         def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
             found[part.source] = tensors["ids"]
 
-        sources = list(self._plan.sources.values())
+        sources = list({part.source: part for part in (self._plan.parts if of is None else of)}.values())
         wanted: dict[str, Wanted] = {"ids": (np.dtype(np.uint8), ("rows", 16))}
         parts = [(part.source, part) for part in sources]
         await self._trip(parts, program, lambda part: wanted, on, 0, Timer())
         return found
 
-    async def told(self, role: str) -> dict[str, Mapping[str, Array]]:
-        """What the parts' datasets lack, by prefix, of those whose views need that role (releases.TOLD)."""
+    async def told(
+        self, role: str, of: Sequence[PlannedPart] | None = None
+    ) -> dict[str, Mapping[str, Array]]:
+        """What the parts' datasets lack, by prefix, of those whose views need that role (releases.TOLD).
+        `of`: of these parts alone."""
         found: dict[str, Mapping[str, Array]] = {}
 
         def program(part: PlannedPart) -> tuple[tuple[Instruction, ...], Mapping[str, Array]]:
@@ -153,7 +157,8 @@ class FusionRounds:
         def on(part: PlannedPart, tensors: Mapping[str, Array]) -> None:
             found[part.prefix] = tensors
 
-        parts = [(p.prefix, p) for p in self._plan.parts if role in reads(self._views[p.prefix], PRESENCE)]
+        asked = self._plan.parts if of is None else of
+        parts = [(p.prefix, p) for p in asked if role in reads(self._views[p.prefix], PRESENCE)]
         if parts:
             await self._trip(parts, program, wanted, on, 0, Timer())
         return found
@@ -209,6 +214,27 @@ class FusionRounds:
                 metrics[name] += float(head[name].reshape(-1)[0])
         return Evaluation(len(batch), loss / max(len(batch), 1), metrics)
 
+    async def fused(
+        self, batch: FusionSamples, parameters: Mapping[str, Array], version: int
+    ) -> tuple[Partial, dict[str, Float32]]:
+        """What the queries see of the tokens of `batch` on all nodes, `out` [B, N, Hq, dv]; by node the lse.
+
+        Raises:
+            Interrupted: a node went away.
+        """
+        size, timer = max(self._plan.job.batch, 256), Timer()
+        outs, lses = [], []
+        by_node: dict[str, list[Float32]] = {}
+        for start in range(0, len(batch), size):
+            some = replace(batch, positions=batch.positions[start : start + size])
+            merged, each = await self._forward(some, parameters, version, timer)
+            outs.append(merged.out)
+            lses.append(merged.lse)
+            for node, lse in each.items():
+                by_node.setdefault(node, []).append(lse)
+        whole = Partial(np.concatenate(outs), np.concatenate(lses))
+        return whole, {node: np.concatenate(found) for node, found in by_node.items()}
+
     async def push(self, parameters: Mapping[str, Array], version: int) -> None:
         """Give every node the committed parameters and free what the run has stored besides."""
 
@@ -223,7 +249,11 @@ class FusionRounds:
     def forget(self) -> None:
         """Have the nodes free all the run has stored."""
         for node in self._plan.nodes:
-            self._trips.post(node, (Drop((f"{self._scope}/",)),))
+            self.forget_on(node)
+
+    def forget_on(self, node: str) -> None:
+        """Have one node do so."""
+        self._trips.post(node, (Drop((f"{self._scope}/",)),))
 
     # The three trips
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from aggregator.fleet.columns import TableView
 from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
 from aggregator.training.gap_reads import MEANS, PRESENCE, reads
+from edge_attention.core.job_release import JobRelease
 from edge_attention.core.messages.training import PlannedGraph
 from edge_attention.core.release import GraphRule, Release, every_row, numbered, output, table_source
 from edge_attention.graphs.attention import library
@@ -59,9 +60,13 @@ def _of_part(plan: FusionPlan, part: PlannedPart, view: TableView) -> Mapping[st
     return found
 
 
-def texts(plan: FusionPlan, part: PlannedPart, view: TableView) -> tuple[str, ...]:
-    """What a program for the part's node brings."""
-    return tuple(release.text for release in releases(plan, part, view).values())
+def texts(plan: FusionPlan, views: Mapping[str, TableView]) -> dict[str, tuple[str, ...]]:
+    """What a program for the node of each part brings, by the part's prefix: its releases, and that of the
+    whole job."""
+    needed = {part.prefix: tuple(releases(plan, part, views[part.prefix]).values()) for part in plan.parts}
+    digests = frozenset(one.digest for some in needed.values() for one in some)
+    whole = JobRelease(digests, alignment=True).text
+    return {prefix: (whole, *(one.text for one in some)) for prefix, some in needed.items()}
 
 
 def planned(plan: FusionPlan, views: Mapping[str, TableView]) -> tuple[PlannedGraph, ...]:

@@ -6,21 +6,30 @@ import asyncio
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from aggregator.engine.endings import to_the_end
 from aggregator.store.parameters import Committed
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.active import ActiveRun, evaluation_due
+from aggregator.training.divergence import diverged
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan
 from aggregator.training.fusion.recipe import FusionRounds, FusionSamples, Interrupted, Timer
 from aggregator.training.fusion.sampling import Split
 from aggregator.training.readiness import Readiness
-from aggregator.training.records import RecordFile, record_from, to_json
+from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
+from aggregator.training.stopping import Stopping
+from edge_attention.core.clipping import clip_factor, global_norm, squared_norm
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, NotFinite
+from edge_attention.core.learning_rates import factor_at, optimizer_at
 from edge_attention.core.messages.training import Evaluation, FusionJob, TrainingRound
+from edge_attention.core.optimizers import Optimizer
 from edge_attention.core.tensors import Array, Int64
 
 log = logging.getLogger(__name__)
@@ -50,10 +59,10 @@ class Trainer:
         )
         self._ready = Readiness(services, self._id, planned, self._rounds, patience, self._say)
 
-    async def train(self) -> None:
-        """Raises EdgeAttentionError if the run cannot go on."""
+    async def train(self) -> str:
+        """Why it ended before its last round, or nothing. Raises EdgeAttentionError if it cannot go on."""
         try:
-            await self._all_rounds()
+            return await self._all_rounds()
         finally:
             self._rounds.forget()
 
@@ -61,10 +70,12 @@ class Trainer:
         away = sum(not self._membership.live(node) for node in self._planned.nodes) if sentence else 0
         self._active.say(sentence, self._metrics, missing=away)
 
-    async def _all_rounds(self) -> None:
+    async def _all_rounds(self) -> str:
         active, job, rounds, ready = self._active, self._job, self._rounds, self._ready
         current = await self._first()
         await to_the_end(asyncio.to_thread(self._take_up, current.round))
+        self._tell_best()
+        began = time.monotonic()
         while True:
             number = current.round + 1
             due = evaluation_due(self._job, current.round)
@@ -80,12 +91,17 @@ class Trainer:
                     await to_the_end(asyncio.to_thread(self._evaluated, current.round, evaluation, spent))
                     self._activity.evaluated(self._id, current.round, evaluation)
                     self._metrics.evaluated(self._id, evaluation)
+                    self._tell_best()
                 if current.round > 0 and active.evaluating | due:
                     active.evaluating = False
                     active.update()
-                if number > job.rounds:
+                why = ""
+                if current.round > 0 and self._stopping.looks:
+                    record = await asyncio.to_thread(self._record, current.round)
+                    why = self._stopping.why(record, time.monotonic() - began)
+                if number > job.rounds or why:
                     await rounds.push(current.parameters, current.version)
-                    return
+                    return why if number <= job.rounds else ""
                 current = await self._round(aligned, parts, current)
                 ready.progress()
             except Interrupted as interruption:
@@ -102,6 +118,7 @@ class Trainer:
             except Interrupted as interruption:
                 await self._ready.pause(interruption)
         samples = parts.samples(aligned)
+        self._stopping = Stopping(job.stop, samples.holdout > 0)
         folder = self._parameters.folder(id) / "plan"
         latest = await asyncio.to_thread(self._parameters.latest, id)
         if latest is None:
@@ -129,12 +146,14 @@ class Trainer:
         sent, received = dict(self._link.bytes_sent), dict(self._link.bytes_received)
         began, timer = time.perf_counter(), Timer()
         positions = await self._batch(parts, number)
-        step = await self._rounds.step(
-            FusionSamples(positions, aligned), current.parameters, current.version, timer
-        )
-        parameters, optimizer_state = await asyncio.to_thread(
-            planned.optimizer.step, current.parameters, step.gradients, current.optimizer_state
-        )
+        try:
+            step = await self._rounds.step(
+                FusionSamples(positions, aligned), current.parameters, current.version, timer
+            )
+            parameters, optimizer_state = await asyncio.to_thread(self._stepped, current, step.gradients)
+        except NotFinite as error:
+            log.error("run %s: %s", self._id, error.message)
+            raise await asyncio.to_thread(self._diverged, current.round, error) from None
         timer.lap("optimizer")
         record = TrainingRound(
             number=number,
@@ -156,6 +175,44 @@ class Trainer:
             await commit  # a commit under way cannot be called back: what it commits must be known
             raise
         return committed
+
+    def _stepped(
+        self, current: Committed, gradients: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Parameters and the optimizer's state after a step down `gradients`, which is clipped as the job
+        says. Blocks."""
+        job = self._job
+        factor = 1.0
+        if job.clip:
+            norm = global_norm(squared_norm(gradients[name]) for name in sorted(gradients))
+            factor = clip_factor(norm, job.clip)
+        if factor != 1.0:
+            gradients = {name: array * np.float32(factor) for name, array in gradients.items()}
+        optimizer = self._optimizer_at(current.round + 1)
+        return optimizer.step(current.parameters, gradients, current.optimizer_state)
+
+    def _optimizer_at(self, number: int) -> Optimizer:
+        """With the learning rate of round `number`."""
+        return optimizer_at(self._planned.optimizer, factor_at(self._job.schedule, number, self._job.rounds))
+
+    def _diverged(self, number: int, error: NotFinite) -> EdgeAttentionError:
+        """Why it ends after round `number`: the model's doing, or, before any step, a node's data. Blocks."""
+        if not number:
+            return FailedPrecondition(
+                f"{error.message}, in round 1, before any step: look for NaN, infinity or very large numbers "
+                "in its data, and in the model's initial values"
+            )
+        rate = getattr(self._optimizer_at(number), "lr")  # noqa: B009  # each has one of its own
+        clip = "" if self._job.clip else ", or set clip"
+        # Its parts share one loss, and what one of them returns, the others' parameters have made as well.
+        return diverged(
+            f"what the model gives ({error.message})", number + 1, rate, self._record(number),
+            f"lower optimizer.lr{clip}",
+        )  # fmt: skip
+
+    def _tell_best(self) -> None:
+        if self._stopping.version is not None:
+            self._active.update(best_version=self._stopping.version, best_loss=self._stopping.loss)
 
     async def _batch(self, parts: Split, number: int) -> Int64:
         if len(parts.train) <= _MANY:
@@ -180,6 +237,7 @@ class Trainer:
         self._parameters.commit(
             self._id, c.version, c.round, c.parameters, c.optimizer_state, to_json(record)
         )
+        self._stopping.hear(record)
         if not evaluation_due(self._job, c.round):
             self._lines.write(c.round)
 
@@ -187,10 +245,15 @@ class Trainer:
         record = self._record(number)
         record = replace(record, evaluation=evaluation, seconds={**record.seconds, "evaluate": seconds})
         self._state.replace_record(self._id, number, to_json(record))
+        if self._stopping.hear(record):
+            mark_best(self._state, self._id, self._stopping.version, self._stopping.loss)
         self._lines.write(number)
 
     def _take_up(self, number: int) -> None:
-        """What the file of records lacks after an end in the middle, up to round `number`."""
+        """What the file of records lacks after an end in the middle, up to round `number`; and what is best
+        so far."""
+        self._stopping.recall(every_record(self._state, self._id))
+        mark_best(self._state, self._id, self._stopping.version, self._stopping.loss)
         waits = evaluation_due(self._job, number) and self._record(number).evaluation is None
         self._lines.write(number - waits)
 

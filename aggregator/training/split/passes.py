@@ -54,6 +54,7 @@ from edge_attention.core.errors import (
     FailedPrecondition,
     Internal,
     InvalidTensor,
+    NotFinite,
 )
 from edge_attention.core.messages.training import Evaluation, NodeRound, SplitJob, TrainingRound
 from edge_attention.core.schedule.schedule import Schedule
@@ -436,7 +437,7 @@ class PassOfSamples:
         """Fold the next piece in. Blocks for as long as adding takes.
 
         Raises:
-            InvalidTensor: what came is not finite.
+            NotFinite: what came is not.
         """
         results, plan = answer.results, self._plan
         loss = _number(results, LOSS)
@@ -527,5 +528,5 @@ def round_record(
 def _number(results: Mapping[str, Array], name: str) -> float:
     value = float(np.asarray(results[name]).reshape(-1)[0])
     if not np.isfinite(value):
-        raise InvalidTensor(f"{name} is {value}: lower the learning rate, or clip gradients")
+        raise NotFinite(f"{name} is {value}")
     return value

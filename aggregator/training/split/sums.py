@@ -20,7 +20,7 @@ from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips
 from aggregator.inference.calls import job_scope, kept_scope
 from aggregator.inference.runner import HeldRequest
-from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, Unavailable
+from edge_attention.core.errors import EdgeAttentionError, NotFinite, Unavailable
 from edge_attention.core.messages.program import Drop, Instruction, Return, Run, Stored
 from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.fold_plan import FoldPlan
@@ -146,7 +146,7 @@ class NodeSums:
             names: result -> what it is the gradient of.
 
         Raises:
-            InvalidTensor: one is not finite; names it.
+            NotFinite: one is not; names it.
             EdgeAttentionError: a node has not sent what it has, or not in `seconds`.
         """
         meetings = Meetings(FoldPlan(self._sums))
@@ -180,10 +180,7 @@ class NodeSums:
                 for i, one in enumerate(segment.contributions):
                     outputs[one.output] = array = answer.array(f"t/{i}")
                     if not np.isfinite(array).all():
-                        raise InvalidTensor(
-                            f"the gradient of {named[one.boundary]} is not finite: lower the learning rate, "
-                            "or clip gradients"
-                        )
+                        raise NotFinite(f"the gradient of {named[one.boundary]} is not finite")
                 meetings.add(0, segment.part, outputs)
             return {result: meetings.whole(boundary) for result, boundary in self._sums.results.items()}
 

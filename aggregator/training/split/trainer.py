@@ -13,7 +13,8 @@ from typing import Any
 
 from aggregator.engine.endings import to_the_end
 from aggregator.training.active import ActiveRun, evaluation_due
-from aggregator.training.records import RecordFile, record_from, to_json
+from aggregator.training.divergence import diverged
+from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
 from aggregator.training.split.grouped import GroupRounds
 from aggregator.training.split.groups import deployment_of, group_jobs, together
@@ -27,10 +28,10 @@ from aggregator.training.split.passes import (
 )
 from aggregator.training.split.plan import CUT, EVALUATE, SplitPlan, cut_folder
 from aggregator.training.split.samples import SampleTurns
-from aggregator.training.split.step import require_finite
 from aggregator.training.split.versions import SplitVersion, SplitVersions
-from edge_attention.core.errors import DiskFull
-from edge_attention.core.messages.training import Samples, SplitJob, StopSpec, TrainingRound
+from aggregator.training.stopping import Stopping
+from edge_attention.core.errors import DiskFull, FailedPrecondition, NotFinite
+from edge_attention.core.messages.training import Samples, SplitJob, TrainingRound
 
 __all__ = ["SplitTrainer"]
 
@@ -54,7 +55,10 @@ class SplitTrainer:
         folder = services.parameters.folder(self._id)
         self._cut = folder / "cut"
         self._lines = RecordFile(self._state, self._id, folder / "record.jsonl")
-        self._versions = SplitVersions(self._id, job, self._plans[0], services.parameters)
+        self._stopping = Stopping(job.stop, held=False)
+        self._versions = SplitVersions(
+            self._id, job, self._plans[0], services.parameters, lambda: self._stopping.version
+        )
         self._waiting: dict[int, tuple[str, str, int]] = {}
         self._passes = tuple(self._passes_of(at, own) for at, own in enumerate(group_jobs(job)))
         self._groups = (
@@ -142,9 +146,11 @@ class SplitTrainer:
         current = await asyncio.to_thread(self._versions.latest)
         active.update(samples=samples, round=current.number, version=current.number)
         self._metrics.at(self._id, current.number, current.number)
+        self._stopping = Stopping(job.stop, any(own.held for own in turns))
         await to_the_end(asyncio.to_thread(self._take_up, current.number))
         if job.holdout and not samples.holdout:
             log.warning("run %s: a share of %g holds out no whole piece", self._id, job.holdout)
+        self._tell_best()
         began = time.monotonic()
         while True:
             number = current.number
@@ -159,9 +165,9 @@ class SplitTrainer:
                 active.update()
             if number >= job.rounds:
                 return ""
-            if number and job.stop != StopSpec():
-                spent = time.monotonic() - began
-                if why := await asyncio.to_thread(self._stops, number, spent, turns):
+            if number and self._stopping.looks:
+                last = await asyncio.to_thread(self._record, number)
+                if why := self._stopping.why(last, time.monotonic() - began):
                     return why
             current = await self._round(current, turns)
 
@@ -177,10 +183,14 @@ class SplitTrainer:
         link = self._services.link
         sent, received = dict(link.bytes_sent), dict(link.bytes_received)
         began = time.perf_counter()
-        if self._groups is not None:
-            made = await self._groups.trained(current, turns)
-        else:
-            made = await self._stepped(current, turns[0])
+        try:
+            if self._groups is not None:
+                made = await self._groups.trained(current, turns)
+            else:
+                made = await self._stepped(current, turns[0])
+        except NotFinite as error:
+            log.error("run %s: %s", self._id, error.message)
+            raise await asyncio.to_thread(self._diverged, current.number, error) from None
         stepping = time.perf_counter()
         record: TrainingRound | None = None
 
@@ -206,6 +216,7 @@ class SplitTrainer:
         async def commit() -> SplitVersion:
             after = await asyncio.to_thread(made.commit, recorded)
             assert record is not None
+            self._stopping.hear(record)
             if not self._due(number, turns):
                 await asyncio.to_thread(self._lines.write, number)
             self._announce(record, turns)
@@ -221,7 +232,6 @@ class SplitTrainer:
         version = PartsVersion(current.number, current.parameters)
         done = await self._passes[0].run(version, positions, CUT, gradients=True)
         loss, gradients, norm = await asyncio.to_thread(done.sum.mean, self._job.clip)
-        require_finite(loss, number)
         record = round_record(
             number, loss, positions, done.seconds, done.nodes_of(self._job.batch, 1, loss, norm)
         )
@@ -253,11 +263,28 @@ class SplitTrainer:
             record = self._record(number)
             record = replace(record, evaluation=evaluation, seconds={**record.seconds, "evaluate": spent})
             self._state.replace_record(self._id, number, to_json(record))
+            if self._stopping.hear(record):
+                mark_best(self._state, self._id, self._stopping.version, self._stopping.loss)
             self._lines.write(number)
 
         await to_the_end(asyncio.to_thread(write))
         self._services.activity.evaluated(self._id, number, evaluation)
         self._metrics.evaluated(self._id, evaluation)
+        self._tell_best()
+
+    def _tell_best(self) -> None:
+        if self._stopping.version is not None:
+            self._active.update(best_version=self._stopping.version, best_loss=self._stopping.loss)
+
+    def _diverged(self, number: int, error: NotFinite) -> FailedPrecondition:
+        """Why it ends after step `number`. Blocks."""
+        # Groups take steps of their own before anything comes of them.
+        stepped = number or self._job.groups
+        rate = getattr(self._versions.optimizer_at(max(number, 1)), "lr") if stepped else None  # noqa: B009
+        last = self._record(number) if number else None
+        clip = "" if self._job.clip else ", or set clip"
+        what = f"what the model gives ({error.message})"
+        return diverged(what, number + 1, rate, last, f"lower optimizer.lr{clip}")
 
     # What it works with
 
@@ -267,7 +294,10 @@ class SplitTrainer:
         await asyncio.to_thread(shutil.rmtree, self._cut.with_name("groups"), ignore_errors=True)
 
     def _take_up(self, number: int) -> None:
-        """What the file of records lacks after an end in the middle, up to round `number`."""
+        """What the file of records lacks after an end in the middle, up to round `number`; and what is best
+        so far."""
+        self._stopping.recall(every_record(self._state, self._id))
+        mark_best(self._state, self._id, self._stopping.version, self._stopping.loss)
         waits = number and evaluation_due(self._job, number) and self._record(number).evaluation is None
         self._lines.write(number - bool(waits))
 
@@ -275,19 +305,3 @@ class SplitTrainer:
         record = self._state.record(self._id, number)
         assert record is not None  # it was committed with its version
         return record_from(record)
-
-    def _stops(self, number: int, spent: float, turns: Sequence[SampleTurns]) -> str:
-        """Why it ends here; empty: it goes on. Blocks."""
-        stop = self._job.stop
-        if stop.seconds is not None and spent >= stop.seconds:
-            return f"{spent:.0f} s of training, of {stop.seconds:g}"
-        record = self._record(number)
-        evaluation = record.evaluation
-        held = any(own.held for own in turns)
-        loss = evaluation.loss if evaluation is not None else None if held else record.loss
-        if stop.loss is not None and loss is not None and loss <= stop.loss:
-            return f"the loss is {loss:.4g}, and {stop.loss:g} was wanted"
-        for name, wanted in stop.metrics.items():
-            if evaluation is not None and (share := evaluation.share(name)) >= wanted:
-                return f"{name} is {share:.4g}, and {wanted:g} was wanted"
-        return ""

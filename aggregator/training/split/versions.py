@@ -22,7 +22,7 @@ from aggregator.store.tensor_file import Spec, TensorFile, TensorFileWriter
 from aggregator.training.federated.updates import pieces
 from aggregator.training.split.plan import SplitPlan
 from edge_attention.core.combine import Mean
-from edge_attention.core.errors import InvalidTensor
+from edge_attention.core.errors import InvalidTensor, NotFinite
 from edge_attention.core.learning_rates import from_config as schedule_from
 from edge_attention.core.messages.training import SplitJob
 from edge_attention.core.optimizers import Optimizer
@@ -79,13 +79,11 @@ class GradientSum:
         """A piece: its mean loss, the gradients of that by parameter, and what it counts.
 
         Raises:
-            InvalidTensor: a gradient is not finite; names the parameter.
+            NotFinite: a gradient is not; names the parameter.
         """
         for name in self._names:
             if not np.isfinite(gradients[name]).all():
-                raise InvalidTensor(
-                    f"the gradient of {name} is not finite: lower the learning rate, or clip gradients"
-                )
+                raise NotFinite(f"the gradient of {name} is not finite")
         if not self._sums:
             self._sums = [np.array(gradients[name], np.float32) for name in self._names]
             self._loss, self._count = loss * count, count
@@ -127,10 +125,18 @@ class GradientSum:
 
 
 class SplitVersions:
-    """The versions of one run. Every call blocks."""
+    """The versions of one run. Every call blocks. `best`: which is kept besides the newest."""
 
-    def __init__(self, run: str, job: SplitJob, plan: SplitPlan, store: ParameterStore) -> None:
+    def __init__(
+        self,
+        run: str,
+        job: SplitJob,
+        plan: SplitPlan,
+        store: ParameterStore,
+        best: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self._run = run
+        self._best = best
         self._job = job
         self._plan = plan
         self._store = store
@@ -177,7 +183,7 @@ class SplitVersions:
             )  # fmt: skip
             self._store.commit_draft(draft, recorded())
             undo.pop_all()
-        self._store.prune(self._run, max(2, self._job.keep_versions))
+        self._store.prune(self._run, max(2, self._job.keep_versions), self._best())
         return self.latest()
 
     def merge(
@@ -233,7 +239,7 @@ class SplitVersions:
                             kept.write_at(f"s/{slot}/{index}", start, array)
             self._store.commit_draft(draft, recorded())
             undo.pop_all()
-        self._store.prune(self._run, max(2, self._job.keep_versions))
+        self._store.prune(self._run, max(2, self._job.keep_versions), self._best())
         return self.latest()
 
     @property

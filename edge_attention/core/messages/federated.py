@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from edge_attention.core.keywords import named_fields
 from edge_attention.core.messages.table import TableSpec
-from edge_attention.core.specs import EncodingSpec, OptimizerSpec, StrategySpec
+from edge_attention.core.specs import EncodingSpec, OptimizerSpec, ScheduleSpec, StrategySpec
 from edge_attention.core.tensors import Array
 
 
@@ -89,7 +89,8 @@ class FederatedModel:
 class LocalSpec:
     """What a node does in a round: `steps` steps of `batch` samples, or `epochs` passes over its rows.
 
-    `clip` above 0: an update's L2 norm over all parameters is at most that.
+    `clip` above 0: an update's L2 norm over all parameters is at most that. `clip_gradients` above 0: so is
+    the gradient's of each step. `schedule`: how the learning rate changes from round to round.
     """
 
     optimizer: OptimizerSpec
@@ -97,6 +98,8 @@ class LocalSpec:
     steps: int = 0
     epochs: float = 0.0
     clip: float = 0.0
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    clip_gradients: float = 0.0
 
 
 @named_fields
@@ -152,11 +155,15 @@ class StopSpec:
         loss: an evaluation's loss, or a round's where nothing is held out, is at most this.
         metrics: metric -> its share (`Evaluation.share`) is at least this.
         seconds: of training.
+        patience: so many evaluations (rounds, where nothing is held out) one after the other have had no
+            loss below the best before by more than `min_delta`; 0: it does not end for that.
     """
 
     loss: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
+    patience: int = 0
+    min_delta: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

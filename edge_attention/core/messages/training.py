@@ -94,6 +94,9 @@ class FusionJob:
     holdout: float = 0.0
     evaluate_every: int = 0
     patience_seconds: float | None = None
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    clip: float = 0.0
+    stop: StopSpec = field(default_factory=StopSpec)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class TrainingRun:
     """A run as it stands.
 
     `nodes`: what each node of the round under way does, for a person. `notes`: what whoever trains should
-    know of the model and the labels, a sentence each.
+    know of the model and the labels, a sentence each. `best_version`: of those evaluated, the one with the
+    lowest loss on the held-out samples, which is kept; None: none was evaluated.
     """
 
     id: str
@@ -126,6 +130,8 @@ class TrainingRun:
     samples: Samples | None = None
     nodes: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    best_version: int | None = None
+    best_loss: float | None = None
 
 
 COUNTED = ("tokens", "labels")
@@ -264,9 +270,26 @@ class PlannedModel:
 
 
 @dataclass(frozen=True)
+class PlanProblem:
+    """Why a run of the job would be refused. `node`: because of what it has; empty: of none in particular."""
+
+    node: str
+    text: str
+
+
+@dataclass(frozen=True)
 class PlanRunResponse:
+    """What a job would run.
+
+    `job_release`: what to allow on nodes for all that the job needs (core/job_release.py); empty: nothing
+    private leaves. `problems`: what a run would be refused for. `unchecked`: what was not looked at, and why.
+    """
+
     graphs: tuple[PlannedGraph, ...]
     models: tuple[PlannedModel, ...] = ()
+    job_release: str = ""
+    problems: tuple[PlanProblem, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -329,8 +352,11 @@ class DeleteRunResponse:
 
 @dataclass(frozen=True)
 class GetParametersRequest:
+    """`best`: of the versions evaluated the best, instead of one by its number."""
+
     run: str
     version: int | None = None
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -344,8 +370,11 @@ class ParametersChunk:
 
 @dataclass(frozen=True)
 class GetModelRequest:
+    """As GetParametersRequest."""
+
     run: str
     version: int | None = None
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -355,3 +384,29 @@ class ModelChunk:
     version: int
     size: int
     data: bytes
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """Of samples whose rows are on nodes, by `ids`, with the version as GetParametersRequest chooses it."""
+
+    run: str
+    version: int | None = None
+    best: bool = False
+    ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class PredictResponse:
+    """What a fusion run's model says of samples.
+
+    Attributes:
+        outputs: those of the head that need no labels, a row a sample.
+        mass: share of attention that each node's tokens received, the mean over the samples.
+        absent: how many of the samples a node lacks, of those that lack some.
+    """
+
+    version: int
+    outputs: Mapping[str, Array]
+    mass: Mapping[str, float]
+    absent: Mapping[str, int] = field(default_factory=dict)

@@ -8,6 +8,9 @@ A node goes   asked -> computes -> uploads -> finished
 Without a deadline a round waits for every node asked; with one, it goes on at the deadline without the
 others if it has its quorum, and otherwise as soon as it has. When its patience ends, it goes on with a
 quorum and is to be run again without.
+
+An answer that is not finite may be the node's fault or the model's: that is known when the others have
+answered. Where one of them is finite it is the node's, which is quarantined; where none is the run diverges.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ class LeaveOut(NamedTuple):
 
 
 class Quarantine(NamedTuple):
-    """As LeaveOut, and do not select the node again until a person brings it back."""
+    """As LeaveOut, and do not select the node again until a person brings it back. A node whose answer was
+    not finite is left out first, and quarantined at the end of the round."""
 
     node: str
     reason: str
@@ -59,7 +63,13 @@ class Again(NamedTuple):
     reason: str
 
 
-Action = Ask | LeaveOut | Quarantine | Close | Again
+class Diverge(NamedTuple):
+    """The round is over: what each node returned is not finite. To run it again is no use."""
+
+    reasons: Mapping[str, str]
+
+
+Action = Ask | LeaveOut | Quarantine | Close | Again | Diverge
 
 
 @dataclass(frozen=True)
@@ -103,13 +113,15 @@ class RoundState(Enum):
     """It has its quorum, and nobody is waited for any more."""
     WITHOUT_QUORUM = "without quorum"
     """It cannot have its quorum any more, or its patience has ended."""
+    DIVERGED = "diverged"
+    """Nothing that was returned is finite."""
 
 
 class Round:
     """Round `number` over parameters of `version`, asked of `selected` at `now`.
 
-    Events return actions, each once; after Close or Again there are none. Time counts first: an answer
-    that comes after the deadline, but before `tick` said so, is late all the same.
+    Events return actions, each once; after Close, Again or Diverge there are none. Time counts first: an
+    answer that comes after the deadline, but before `tick` said so, is late all the same.
 
     Attributes:
         needed: nodes that make its quorum.
@@ -133,6 +145,8 @@ class Round:
         self.left_out: dict[str, str] = {}
         """Node that is left out -> why; nodes in quarantine are in it too."""
         self.quarantined: dict[str, str] = {}
+        self.nonfinite: dict[str, str] = {}
+        """Node whose answer is not finite -> what it was; in `left_out`, too."""
         self.samples: dict[str, int] = {}
         """Node that has finished -> samples its update stands for."""
         self.seconds: dict[str, float] = {}
@@ -188,12 +202,20 @@ class Round:
         return [*actions, LeaveOut(node, reason), *self._settle(now)]
 
     def refused(self, node: str, reason: str, now: float) -> list[Action]:
-        """What the node returned must not be folded (NaN, a wrong shape): it is out, and stays out."""
+        """What the node returned must not be folded (a wrong shape, say): it is out, and stays out."""
         actions = self._settle(now)
         if not self._take_out(node, reason, now):
             return actions
         self.quarantined[node] = reason
         return [*actions, Quarantine(node, reason), *self._settle(now)]
+
+    def diverged(self, node: str, reason: str, now: float) -> list[Action]:
+        """What the node returned is not finite: it is out, and stays out if what another returned is."""
+        actions = self._settle(now)
+        if not self._take_out(node, reason, now):
+            return actions
+        self.nonfinite[node] = reason
+        return [*actions, LeaveOut(node, reason), *self._settle(now)]
 
     def lost(self, node: str, now: float) -> list[Action]:
         """The node's connection is gone; it may come back and still answer."""
@@ -258,11 +280,13 @@ class Round:
         assert set(parts) <= set(self.selected), "a node that was not asked"
         assert self.samples.keys() == self.seconds.keys()
         assert self.quarantined.keys() <= self.left_out.keys(), "in quarantine, and not left out"
+        assert self.nonfinite.keys() <= self.left_out.keys(), "not finite, and not left out"
         assert (self.wake is None) == self.over
         assert not (self.over and self._open), "over, and still waiting"
         if self.state is RoundState.OPEN:
             assert len(parts) == len(self.selected), "a node that was asked is nowhere"
-            assert len(self.samples) + len(self._open) >= self.needed, "it cannot have its quorum"
+            possible = len(self.samples) + len(self._open) >= self.needed
+            assert possible or (self.nonfinite and self._open), "it cannot have its quorum"
             assert self._open or not self._has_quorum, "everybody is here, and it waits"
         assert self.state is not RoundState.CLOSED or self._has_quorum, "closed without its quorum"
 
@@ -313,7 +337,11 @@ class Round:
         if self._has_quorum and (not self._open or now >= min(self._deadline, self._gives_up)):
             return self._close(now)
         possible = len(self.samples) + len(self._open)
-        if possible < self.needed:
+        if possible < self.needed and not (self.nonfinite and self._open and now < self._gives_up):
+            others = self._open or self.samples
+            if self.nonfinite and self.nonfinite.keys() == self.left_out.keys() and not others:
+                self._end(RoundState.DIVERGED, now)
+                return [Diverge(dict(self.nonfinite))]
             why = "; ".join(f"{node}: {reason}" for node, reason in self.left_out.items())
             return self._again(f"it needs {self.needed} nodes of {len(self.selected)}: {why}", now)
         if now >= self._gives_up:
@@ -325,6 +353,13 @@ class Round:
             )
         return []
 
+    def _alone(self) -> list[Action]:
+        """Those whose answers are not finite, where another's is: they, and nobody else, are at fault."""
+        if not self.samples:
+            return []
+        self.quarantined |= self.nonfinite
+        return [Quarantine(node, reason) for node, reason in self.nonfinite.items()]
+
     def _close(self, now: float) -> list[Action]:
         took = now - self._began
         late: list[Action] = []
@@ -333,8 +368,8 @@ class Round:
             late.append(LeaveOut(node, self.left_out[node]))
             self._note(node, progress.work, NodeWork.LEFT_OUT, now)
         self._end(RoundState.CLOSED, now)
-        return [*late, Close(tuple(node for node in self.selected if node in self.samples))]
+        return [*late, *self._alone(), Close(tuple(node for node in self.selected if node in self.samples))]
 
     def _again(self, reason: str, now: float) -> list[Action]:
         self._end(RoundState.WITHOUT_QUORUM, now)
-        return [Again(f"round {self.number} cannot end: {reason}")]
+        return [*self._alone(), Again(f"round {self.number} cannot end: {reason}")]

@@ -56,6 +56,7 @@ def local_step(
     control: bool = False,
     penalty: bool = False,
     weighted: bool = False,
+    clip: bool = False,
 ) -> bytes:
     """The graph of one local step: `gradient` and behind it the optimizer's operations.
 
@@ -64,10 +65,11 @@ def local_step(
     and `count` int64 [] if the optimizer counts its steps (`count` of them were taken before). With
     `proximal` `anchor/<i>` and `mu` []: the gradient gets `mu (x - anchor)` (FedProx, arXiv:1812.06127).
     With `control` `control/<i>`, which it gets as it is (SCAFFOLD, arXiv:1910.06378). With `penalty`
-    `extra/<i>` and `penalty_weight` []: it gets `penalty_weight extra`. Outputs, each `next/` and the name
-    of the input it replaces: `x/<i>`, `slot/<s>/<i>`, `count`, and `loss_sum` with the loss added. With
-    `weighted`, where `gradient` has LOSS_WEIGHT, `loss_sum` gets the loss times that, and the input
-    WEIGHT_SUM that itself.
+    `extra/<i>` and `penalty_weight` []: it gets `penalty_weight extra`. With `clip` `max_gradient` []: a
+    gradient, with all of these, that is longer over all parameters is scaled down to that length. Outputs,
+    each `next/` and the name of the input it replaces: `x/<i>`, `slot/<s>/<i>`, `count`, and `loss_sum` with
+    the loss added. With `weighted`, where `gradient` has LOSS_WEIGHT, `loss_sum` gets the loss times that,
+    and the input WEIGHT_SUM that itself.
 
     Raises:
         InvalidGraph: a data input has the name of one of these, or an output is missing.
@@ -80,14 +82,20 @@ def local_step(
     update = _update(b, optimizer)
     mu = b.input("mu", FLOAT, []) if proximal else ""
     penalty_weight = b.input("penalty_weight", FLOAT, []) if penalty else ""
-    for i, shape in enumerate(shapes):
-        x, g = b.input(f"x/{i}", FLOAT, shape), f"grad/{i}"
+    inputs = [b.input(f"x/{i}", FLOAT, shape) for i, shape in enumerate(shapes)]
+    gradients: list[str] = []
+    for i, (x, shape) in enumerate(zip(inputs, shapes, strict=True)):
+        g = f"grad/{i}"
         if proximal:
             g = b("Add", g, b("Mul", mu, b("Sub", x, b.input(f"anchor/{i}", FLOAT, shape))))
         if control:
             g = b("Add", g, b.input(f"control/{i}", FLOAT, shape))
         if penalty:
             g = b("Add", g, b("Mul", penalty_weight, b.input(f"extra/{i}", FLOAT, shape)))
+        gradients.append(g)
+    if clip:
+        gradients = _clipped(b, gradients, shapes)
+    for i, (x, g, shape) in enumerate(zip(inputs, gradients, shapes, strict=True)):
         slots = [b.input(f"slot/{slot}/{i}", FLOAT, shape) for slot in optimizer.slots]
         names = (f"x/{i}", *(f"slot/{slot}/{i}" for slot in optimizer.slots))
         for name, value in zip(names, update(x, g, slots), strict=True):
@@ -103,6 +111,16 @@ def local_step(
     except onnx.checker.ValidationError as error:
         raise InvalidGraph(f"the step of {optimizer.name} is not a valid graph: {error}") from error
     return serialize(model)
+
+
+def _clipped(b: Builder, gradients: list[str], shapes: Shapes) -> list[str]:
+    squares = [
+        b("ReduceSumSquare", g, keepdims=0) for g, s in zip(gradients, shapes, strict=True) if 0 not in s
+    ]
+    norm = b("Sqrt", b("Sum", b.const(np.float32(0)), *squares))
+    # Of length 0 the quotient is infinite, and 1 is less.
+    scale = b("Min", b.const(np.float32(1)), b("Div", b.input("max_gradient", FLOAT, []), norm))
+    return [b("Mul", g, scale) for g in gradients]
 
 
 def step_and_update(step: bytes, update: bytes) -> bytes:

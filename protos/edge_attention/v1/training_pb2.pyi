@@ -85,6 +85,9 @@ class FusionJob(_message.Message):
     HOLDOUT_FIELD_NUMBER: _builtins.int
     EVALUATE_EVERY_FIELD_NUMBER: _builtins.int
     PATIENCE_SECONDS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     scale: _builtins.float
     """Multiplies the scores. Absent: 1 / sqrt(key_dim)."""
@@ -99,6 +102,8 @@ class FusionJob(_message.Message):
     """Evaluate on them every so many rounds, and after the last. 0: after the last only."""
     patience_seconds: _builtins.float
     """Seconds a round may wait for a node before the run fails. Absent: the server's default."""
+    clip: _builtins.float
+    """Above 0: a round's gradient, over all parameters, has at most this L2 norm."""
     @_builtins.property
     def encoders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Encoder]: ...
     @_builtins.property
@@ -109,6 +114,14 @@ class FusionJob(_message.Message):
 
     @_builtins.property
     def optimizer(self) -> Global___Optimizer: ...
+    @_builtins.property
+    def schedule(self) -> Global___Strategy:
+        """How the learning rate changes from round to round: constant, linear, cosine, step, with options. Absent:
+        constant.
+        """
+
+    @_builtins.property
+    def stop(self) -> Global___Stop: ...
     def __init__(
         self,
         *,
@@ -125,10 +138,13 @@ class FusionJob(_message.Message):
         holdout: _builtins.float = ...,
         evaluate_every: _builtins.int = ...,
         patience_seconds: _builtins.float | None = ...,
+        schedule: Global___Strategy | None = ...,
+        clip: _builtins.float = ...,
+        stop: Global___Stop | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_patience_seconds", b"_patience_seconds", "_scale", b"_scale", "head", b"head", "optimizer", b"optimizer", "patience_seconds", b"patience_seconds", "queries", b"queries", "scale", b"scale"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_patience_seconds", b"_patience_seconds", "_scale", b"_scale", "head", b"head", "optimizer", b"optimizer", "patience_seconds", b"patience_seconds", "queries", b"queries", "scale", b"scale", "schedule", b"schedule", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_patience_seconds", b"_patience_seconds", "_scale", b"_scale", "batch", b"batch", "encoders", b"encoders", "evaluate_every", b"evaluate_every", "head", b"head", "holdout", b"holdout", "missing", b"missing", "name", b"name", "optimizer", b"optimizer", "patience_seconds", b"patience_seconds", "queries", b"queries", "rounds", b"rounds", "scale", b"scale", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_patience_seconds", b"_patience_seconds", "_scale", b"_scale", "batch", b"batch", "clip", b"clip", "encoders", b"encoders", "evaluate_every", b"evaluate_every", "head", b"head", "holdout", b"holdout", "missing", b"missing", "name", b"name", "optimizer", b"optimizer", "patience_seconds", b"patience_seconds", "queries", b"queries", "rounds", b"rounds", "scale", b"scale", "schedule", b"schedule", "seed", b"seed", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__patience_seconds: _TypeAlias = _typing.Literal["patience_seconds"]  # noqa: Y015
     _WhichOneofArgType__patience_seconds: _TypeAlias = _typing.Literal["_patience_seconds", b"_patience_seconds"]  # noqa: Y015
@@ -826,13 +842,23 @@ class Local(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
     CLIP_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    CLIP_GRADIENTS_FIELD_NUMBER: _builtins.int
     batch: _builtins.int
     steps: _builtins.int
     epochs: _builtins.float
     clip: _builtins.float
     """Above 0: an update's L2 norm over all parameters is at most this."""
+    clip_gradients: _builtins.float
+    """Above 0: the gradient of each step, over all parameters, has at most this L2 norm."""
     @_builtins.property
     def optimizer(self) -> Global___Optimizer: ...
+    @_builtins.property
+    def schedule(self) -> Global___Strategy:
+        """How the learning rate of local steps, or where gradients are averaged that of the server's optimizer, changes
+        from round to round. Absent: constant.
+        """
+
     def __init__(
         self,
         *,
@@ -841,10 +867,12 @@ class Local(_message.Message):
         steps: _builtins.int = ...,
         epochs: _builtins.float = ...,
         clip: _builtins.float = ...,
+        schedule: Global___Strategy | None = ...,
+        clip_gradients: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["optimizer", b"optimizer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["optimizer", b"optimizer", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "clip", b"clip", "epochs", b"epochs", "optimizer", b"optimizer", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "clip", b"clip", "clip_gradients", b"clip_gradients", "epochs", b"epochs", "optimizer", b"optimizer", "schedule", b"schedule", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -998,10 +1026,17 @@ class Stop(_message.Message):
     LOSS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    MIN_DELTA_FIELD_NUMBER: _builtins.int
     loss: _builtins.float
     """An evaluation's loss, or a round's loss where nothing is held out, is at most this."""
     seconds: _builtins.float
     """Seconds of training."""
+    patience: _builtins.int
+    """Above 0: so many evaluations (rounds, where nothing is held out) one after the other have not had a loss
+    below the best before by more than `min_delta`.
+    """
+    min_delta: _builtins.float
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metric -> its share of the held-out samples (of `tokens`, where that is a metric) is at least this."""
@@ -1012,10 +1047,12 @@ class Stop(_message.Message):
         loss: _builtins.float | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         seconds: _builtins.float | None = ...,
+        patience: _builtins.int = ...,
+        min_delta: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_seconds", b"_seconds", "loss", b"loss", "seconds", b"seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_seconds", b"_seconds", "loss", b"loss", "metrics", b"metrics", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_seconds", b"_seconds", "loss", b"loss", "metrics", b"metrics", "min_delta", b"min_delta", "patience", b"patience", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
@@ -1262,6 +1299,8 @@ class TrainingRun(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    BEST_VERSION_FIELD_NUMBER: _builtins.int
+    BEST_LOSS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     state: Global___RunState.ValueType
@@ -1273,6 +1312,9 @@ class TrainingRun(_message.Message):
     created: _builtins.float
     waiting: _builtins.str
     """What the run waits for now, for a person; empty when it does not wait."""
+    best_version: _builtins.int
+    """Of the versions that were evaluated, the one with the lowest loss on the held-out samples, which is kept."""
+    best_loss: _builtins.float
     @_builtins.property
     def samples(self) -> Global___Samples: ...
     @_builtins.property
@@ -1298,12 +1340,21 @@ class TrainingRun(_message.Message):
         samples: Global___Samples | None = ...,
         nodes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        best_version: _builtins.int | None = ...,
+        best_loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_loss", b"_best_loss", "_best_version", b"_best_version", "best_loss", b"best_loss", "best_version", b"best_version", "samples", b"samples"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "detail", b"detail", "id", b"id", "name", b"name", "nodes", b"nodes", "notes", b"notes", "round", b"round", "rounds", b"rounds", "samples", b"samples", "state", b"state", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_loss", b"_best_loss", "_best_version", b"_best_version", "best_loss", b"best_loss", "best_version", b"best_version", "created", b"created", "detail", b"detail", "id", b"id", "name", b"name", "nodes", b"nodes", "notes", b"notes", "round", b"round", "rounds", b"rounds", "samples", b"samples", "state", b"state", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__best_loss: _TypeAlias = _typing.Literal["best_loss"]  # noqa: Y015
+    _WhichOneofArgType__best_loss: _TypeAlias = _typing.Literal["_best_loss", b"_best_loss"]  # noqa: Y015
+    _WhichOneofReturnType__best_version: _TypeAlias = _typing.Literal["best_version"]  # noqa: Y015
+    _WhichOneofArgType__best_version: _TypeAlias = _typing.Literal["_best_version", b"_best_version"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_loss) -> _WhichOneofReturnType__best_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_version) -> _WhichOneofReturnType__best_version | None: ...
 
 Global___TrainingRun: _TypeAlias = TrainingRun  # noqa: Y015
 
@@ -1780,28 +1831,69 @@ class PlanRunResponse(_message.Message):
 
     GRAPHS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    JOB_RELEASE_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    UNCHECKED_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    job_release: _builtins.str
+    """What to give to `edge-node --allow-release` for all that the job needs: `job:` and a fingerprint. Empty if
+    nothing private leaves.
+    """
     checksum: _builtins.int
     @_builtins.property
     def graphs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedGraph]: ...
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedModel]: ...
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanProblem]:
+        """What a run of the job would be refused for, a sentence each, by node."""
+
+    @_builtins.property
+    def unchecked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was not looked at, and why, a sentence each."""
+
     def __init__(
         self,
         *,
         graphs: _abc.Iterable[Global___PlannedGraph] | None = ...,
         models: _abc.Iterable[Global___PlannedModel] | None = ...,
+        job_release: _builtins.str = ...,
+        problems: _abc.Iterable[Global___PlanProblem] | None = ...,
+        unchecked: _abc.Iterable[_builtins.str] | None = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "graphs", b"graphs", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "graphs", b"graphs", "job_release", b"job_release", "models", b"models", "problems", b"problems", "unchecked", b"unchecked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
 
 Global___PlanRunResponse: _TypeAlias = PlanRunResponse  # noqa: Y015
+
+@_typing.final
+class PlanProblem(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Empty: no node's in particular."""
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanProblem: _TypeAlias = PlanProblem  # noqa: Y015
 
 @_typing.final
 class PlannedModel(_message.Message):
@@ -2272,21 +2364,25 @@ class GetParametersRequest(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     version: _builtins.int
     """Absent: the latest."""
+    best: _builtins.bool
+    """The best of those evaluated, instead of a version by its number."""
     checksum: _builtins.int
     def __init__(
         self,
         *,
         run: _builtins.str = ...,
         version: _builtins.int | None = ...,
+        best: _builtins.bool = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_version", b"_version", "checksum", b"checksum", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_version", b"_version", "checksum", b"checksum", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_version", b"_version", "best", b"best", "checksum", b"checksum", "run", b"run", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
@@ -2335,21 +2431,25 @@ class GetModelRequest(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     version: _builtins.int
     """Absent: the latest."""
+    best: _builtins.bool
+    """The best of those evaluated, instead of a version by its number."""
     checksum: _builtins.int
     def __init__(
         self,
         *,
         run: _builtins.str = ...,
         version: _builtins.int | None = ...,
+        best: _builtins.bool = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_version", b"_version", "checksum", b"checksum", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_version", b"_version", "checksum", b"checksum", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_version", b"_version", "best", b"best", "checksum", b"checksum", "run", b"run", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
@@ -2391,3 +2491,127 @@ class GetModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
 
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
+
+@_typing.final
+class PredictRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    version: _builtins.int
+    """Absent: the latest."""
+    best: _builtins.bool
+    checksum: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the samples, as the nodes' datasets have them."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        version: _builtins.int | None = ...,
+        best: _builtins.bool = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        checksum: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_version", b"_version", "checksum", b"checksum", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_version", b"_version", "best", b"best", "checksum", b"checksum", "ids", b"ids", "run", b"run", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+
+Global___PredictRequest: _TypeAlias = PredictRequest  # noqa: Y015
+
+@_typing.final
+class PredictResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MassEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AbsentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    MASS_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    checksum: _builtins.int
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
+        """The head's outputs that need no labels, a row a sample."""
+
+    @_builtins.property
+    def mass(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Share of attention that each node's tokens received, the mean over the samples."""
+
+    @_builtins.property
+    def absent(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How many of the samples each node lacks, where it lacks some."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        outputs: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
+        mass: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        absent: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        checksum: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "absent", b"absent", "checksum", b"checksum", "mass", b"mass", "outputs", b"outputs", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
+    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
+
+Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015

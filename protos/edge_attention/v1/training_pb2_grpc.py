@@ -85,6 +85,11 @@ class TrainingServiceStub(object):
                 request_serializer=edge__attention_dot_v1_dot_training__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=edge__attention_dot_v1_dot_training__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.Predict = channel.unary_unary(
+                '/edge_attention.v1.TrainingService/Predict',
+                request_serializer=edge__attention_dot_v1_dot_training__pb2.PredictRequest.SerializeToString,
+                response_deserializer=edge__attention_dot_v1_dot_training__pb2.PredictResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer(object):
@@ -153,7 +158,15 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """The model of a federated run, or of one through the split, as an ONNX file with a version's parameters in it, in chunks.
+        """The model of a run as an ONNX file with a version's parameters in it, in chunks. Of a fusion run it has the
+        encoders, the attention and what of the head needs no labels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Predict(self, request, context):
+        """What a fusion run's model says of samples whose rows are on the nodes, by their ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,6 +224,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=edge__attention_dot_v1_dot_training__pb2.GetModelRequest.FromString,
                     response_serializer=edge__attention_dot_v1_dot_training__pb2.GetModelResponse.SerializeToString,
+            ),
+            'Predict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Predict,
+                    request_deserializer=edge__attention_dot_v1_dot_training__pb2.PredictRequest.FromString,
+                    response_serializer=edge__attention_dot_v1_dot_training__pb2.PredictResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -484,6 +502,33 @@ class TrainingService(object):
             '/edge_attention.v1.TrainingService/GetModel',
             edge__attention_dot_v1_dot_training__pb2.GetModelRequest.SerializeToString,
             edge__attention_dot_v1_dot_training__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Predict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_attention.v1.TrainingService/Predict',
+            edge__attention_dot_v1_dot_training__pb2.PredictRequest.SerializeToString,
+            edge__attention_dot_v1_dot_training__pb2.PredictResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,7 +50,11 @@ class TrainingServiceStub:
     GetParameters: _grpc.UnaryStreamMultiCallable[_training_pb2.GetParametersRequest, _training_pb2.GetParametersResponse]
     """A version's parameters as a safetensors file, in chunks."""
     GetModel: _grpc.UnaryStreamMultiCallable[_training_pb2.GetModelRequest, _training_pb2.GetModelResponse]
-    """The model of a federated run, or of one through the split, as an ONNX file with a version's parameters in it, in chunks."""
+    """The model of a run as an ONNX file with a version's parameters in it, in chunks. Of a fusion run it has the
+    encoders, the attention and what of the head needs no labels.
+    """
+    Predict: _grpc.UnaryUnaryMultiCallable[_training_pb2.PredictRequest, _training_pb2.PredictResponse]
+    """What a fusion run's model says of samples whose rows are on the nodes, by their ids."""
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -74,7 +78,11 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     GetParameters: _aio.UnaryStreamMultiCallable[_training_pb2.GetParametersRequest, _training_pb2.GetParametersResponse]  # type: ignore[assignment]
     """A version's parameters as a safetensors file, in chunks."""
     GetModel: _aio.UnaryStreamMultiCallable[_training_pb2.GetModelRequest, _training_pb2.GetModelResponse]  # type: ignore[assignment]
-    """The model of a federated run, or of one through the split, as an ONNX file with a version's parameters in it, in chunks."""
+    """The model of a run as an ONNX file with a version's parameters in it, in chunks. Of a fusion run it has the
+    encoders, the attention and what of the head needs no labels.
+    """
+    Predict: _aio.UnaryUnaryMultiCallable[_training_pb2.PredictRequest, _training_pb2.PredictResponse]  # type: ignore[assignment]
+    """What a fusion run's model says of samples whose rows are on the nodes, by their ids."""
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Training runs."""
@@ -155,6 +163,16 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.GetModelResponse], _abc.AsyncIterator[_training_pb2.GetModelResponse]]:
-        """The model of a federated run, or of one through the split, as an ONNX file with a version's parameters in it, in chunks."""
+        """The model of a run as an ONNX file with a version's parameters in it, in chunks. Of a fusion run it has the
+        encoders, the attention and what of the head needs no labels.
+        """
+
+    @_abc_1.abstractmethod
+    def Predict(
+        self,
+        request: _training_pb2.PredictRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.PredictResponse, _abc.Awaitable[_training_pb2.PredictResponse]]:
+        """What a fusion run's model says of samples whose rows are on the nodes, by their ids."""
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

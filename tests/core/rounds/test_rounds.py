@@ -15,6 +15,7 @@ from edge_attention.core.rounds.synchronous import (
     Again,
     Ask,
     Close,
+    Diverge,
     LeaveOut,
     Quarantine,
     Round,
@@ -148,6 +149,45 @@ def test_who_returns_what_must_not_be_folded_is_quarantined_even_after_it_finish
     assert r.left_out == r.quarantined
 
 
+def test_who_alone_returns_what_is_not_finite_is_quarantined_once_others_have_answered():
+    r = begun()
+    assert r.diverged("b", "NaN", 1.0) == [LeaveOut("b", "NaN")], "whether it is alone is to be seen"
+    r.check()
+    assert not r.over
+    assert r.finished("a", 1, 2.0) == []
+    assert r.finished("c", 1, 3.0) == [
+        Quarantine("b", "NaN"), Again("round 41 cannot end: it needs 3 nodes of 3: b: NaN")
+    ]  # fmt: skip
+    r.check()
+    r = begun(quorum=0.6)
+    r.diverged("b", "NaN", 1.0)
+    r.finished("a", 1, 2.0)
+    assert r.finished("c", 1, 3.0) == [Quarantine("b", "NaN"), Close(("a", "c"))]
+    assert r.quarantined == {"b": "NaN"}
+
+
+def test_where_nothing_is_finite_nobody_is_at_fault():
+    r = begun()
+    for node in "ab":
+        assert r.diverged(node, f"NaN of {node}", 1.0) == [LeaveOut(node, f"NaN of {node}")]
+    assert r.diverged("c", "NaN of c", 2.0) == [
+        LeaveOut("c", "NaN of c"), Diverge({node: f"NaN of {node}" for node in "abc"})
+    ]  # fmt: skip
+    assert (r.state, r.quarantined) == (RoundState.DIVERGED, {})
+    r.check()
+
+
+def test_a_node_that_fails_besides_leaves_open_who_is_at_fault():
+    r = begun("ab")
+    r.diverged("a", "NaN", 1.0)
+    assert r.failed("b", "away", 2.0) == [
+        LeaveOut("b", "away"), Again("round 41 cannot end: it needs 2 nodes of 2: a: NaN; b: away")
+    ]  # fmt: skip
+    r = begun("ab")
+    r.diverged("a", "NaN", 1.0)
+    assert isinstance(r.tick(120.0)[-1], Again), "patience ends"
+
+
 def test_the_minimum_counts_like_a_quorum():
     r = begun("abcd", quorum=0.25, minimum=3, deadline_seconds=5.0)
     assert r.needed == 3
@@ -271,7 +311,9 @@ def test_check_finds_a_state_that_cannot_be(broken):
 
 
 EVENTS = st.tuples(
-    st.sampled_from(["started", "progress", "finished", "failed", "refused", "lost", "back", "tick"]),
+    st.sampled_from(
+        ["started", "progress", "finished", "failed", "refused", "diverged", "lost", "back", "tick"]
+    ),
     st.sampled_from("abcdez"),
     st.floats(0.0, 8.0),
 )
@@ -292,6 +334,7 @@ def test_whatever_happens_a_round_ends_once_and_for_a_reason(count, quorum, dead
     actions = r.start()
     done = set()
     arguments = {"progress": (1, 2), "finished": (5,), "failed": ("why",), "refused": ("why",)}
+    arguments["diverged"] = ("why",)
     for name, node, seconds in [*events, ("tick", "", patience)]:
         now += seconds
         before = r.over
@@ -312,10 +355,14 @@ def check(r, rules, actions, done, now):
     asked = [a.node for a in actions if isinstance(a, Ask)]
     assert asked == list(r.selected), "each is asked once"
     gone = [a.node for a in actions if isinstance(a, LeaveOut | Quarantine)]
-    assert len(gone) == len(set(gone)), "each is left out once"
+    for kind in (LeaveOut, Quarantine):
+        named = [a.node for a in actions if isinstance(a, kind)]
+        assert len(named) == len(set(named)), "each is left out once, and quarantined once"
     assert set(gone) == set(r.left_out)
     assert set(r.quarantined) == {a.node for a in actions if isinstance(a, Quarantine)}
-    ends = [a for a in actions if isinstance(a, Close | Again)]
+    ends = [a for a in actions if isinstance(a, Close | Again | Diverge)]
+    if r.samples:
+        assert not r.over or r.nonfinite.keys() <= r.quarantined.keys(), "they alone are at fault"
     assert len(ends) == r.over
     if not r.over:
         assert now < rules.patience_seconds, "no wait is longer than patience"
@@ -335,5 +382,9 @@ def check(r, rules, actions, done, now):
         assert r.needed <= len(people) == len(r.samples)
         if any(reason.startswith("not done") for reason in r.left_out.values()):
             assert now >= min(rules.patience_seconds, rules.deadline_seconds or math.inf), "not before time"
+    elif isinstance(ends[0], Diverge):
+        assert ends[0].reasons == r.nonfinite == r.left_out
+        assert not r.samples
+        assert not r.quarantined
     else:
         assert len(ends[0].reason) > len("round 1 cannot end: ")

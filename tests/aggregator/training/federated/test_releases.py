@@ -16,6 +16,7 @@ from aggregator.training.federated.planner import plan
 from aggregator.training.federated.programs import Programs
 from aggregator.training.federated.releases import planned, releases, texts
 from edge_attention.core.encodings import from_config
+from edge_attention.core.job_release import JobRelease
 from edge_attention.core.messages.program import Append, Batch, Program, Return, Run, Stored
 from edge_attention.core.messages.training import ConsensusSpec, EncodingSpec, LocalSpec, OptimizerSpec
 from edge_attention.core.release import Release
@@ -282,6 +283,12 @@ def test_whatever_is_bound_to_a_released_graph_nothing_private_comes_out(world, 
     assert not any(message.tensors for message in messages)
 
 
+def whole(world):
+    """What to allow for all of the job."""
+    needed = releases(world.plan, world.job, world.view).values()
+    return JobRelease(frozenset(release.digest for release in needed)).flag
+
+
 def test_every_attack_is_tried(world):
     assert attacks(world).keys() == set(ATTACKS)
 
@@ -296,18 +303,22 @@ def test_the_refusal_says_which_input_came_from_elsewhere(world):
 def test_without_the_release_the_flag_is_named(world):
     node = LocalNode(Store(1 << 24), world.node.datasets, Releases())
     error = honest(world, node)[-1].error
-    names = {role: release.digest for role, release in releases(world.plan, world.job, world.view).items()}
     assert error.name == "PrivateTensor"
-    assert error.message.endswith(f"--allow-release sha256:{names['attention']}")
+    assert error.message.endswith(f"--allow-release {whole(world)}")
 
 
 def test_the_graph_s_own_digest_is_refused_with_the_remedy(world):
     node = LocalNode(Store(1 << 24), world.node.datasets, Releases([world.plan.graphs["attention"].digest]))
     error = honest(world, node)[-1].error
-    assert (
-        f"--allow-release sha256:{releases(world.plan, world.job, world.view)['attention'].digest}"
-        in error.message
-    )
+    assert f"--allow-release {whole(world)}" in error.message
+
+
+def test_a_job_s_release_lets_leave_what_its_releases_do_and_nothing_else(world):
+    node = LocalNode(Store(1 << 24), world.node.datasets, Releases([whole(world)]))
+    assert honest(world, node)[-1].error is None
+    for attack in attacks(world):
+        messages = run(world, *attacks(world)[attack], node=node)
+        assert messages[-1].error.name == "PrivateTensor", attack
 
 
 def test_a_release_is_its_text(world):

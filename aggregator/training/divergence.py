@@ -1,0 +1,34 @@
+"""A run whose loss is no number any more, said as such: what has become of it, and what is likely to help."""
+
+from __future__ import annotations
+
+from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.messages.training import TrainingRound
+
+__all__ = ["diverged"]
+
+
+def diverged(
+    what: str, number: int, rate: float | None, last: TrainingRound | None, remedy: str
+) -> FailedPrecondition:
+    """Why a run ends in round `number`, in which `what` is not finite.
+
+    `rate`: the learning rate that parameters have moved by, or are moved by on nodes in this very round;
+    None: no step was taken yet. `last`: the record of the round before, if there is one. `remedy`: what
+    to change.
+
+    >>> print(diverged("the loss", 1, None, None, "").message)  # doctest: +ELLIPSIS
+    the loss is not finite from round 1 on: no step was taken before, so it is not the learning rate: look...
+    """
+    said = f"{what} is not finite from round {number} on: "
+    if rate is None:
+        return FailedPrecondition(
+            f"{said}no step was taken before, so it is not the learning rate: look for NaN, infinity or very "
+            "large numbers in the data, and in the model's initial values"
+        )
+    said += f"a learning rate of {rate:g} is likely too high; "
+    if last is not None and last.number:
+        said += f"the last finite loss was {last.loss:.6g}, of round {last.number}"
+    else:
+        said += "no loss was finite before, so look at the data, too: NaN, or numbers too large"
+    return FailedPrecondition(f"{said}. To mend it: {remedy}")

@@ -1,0 +1,134 @@
+"""`edge-attention predict`: what a run's trained model says of rows that are here, or on the nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from edge_attention.cli.array_files import read_inputs, write_outputs
+from edge_attention.cli.connection import connect
+from edge_attention.cli.output import json_option, print_json, print_table, say
+from edge_attention.cli.versions import best_option, chosen_version, version_option
+from edge_attention.client.predictions import Prediction
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.tensors import Array
+
+_EPILOG = """
+\b
+Examples:
+  edge-attention predict digits --input x=pixels.npy --output said.npz
+  edge-attention predict patients --id P17 --id P18
+  edge-attention predict patients --ids today.txt --best --json
+  edge-attention predict patients --input a/x=labs.npy --input b/x=images.npy
+"""
+SHOWN = 20
+"""Samples of which a person is shown what is said."""
+WIDTH = 8
+"""Numbers of one output that are shown of a sample."""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("run")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="INPUT=FILE.npy|FILE.npz",
+    help="Rows, which stay here: of an input, of a fusion run NODE/INPUT; or an .npz of arrays by input.",
+)
+@click.option(
+    "--id", "ids", multiple=True, metavar="ID", help="Of a fusion run: a sample whose rows are on the nodes."
+)
+@click.option(
+    "--ids",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A text file of ids, one a line.",
+)
+@version_option
+@best_option
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the outputs as an .npz file."
+)
+@json_option
+@click.pass_obj
+def predict(
+    address: str,
+    run: str,
+    inputs: tuple[str, ...],
+    ids: tuple[str, ...],
+    file: Path | None,
+    version: int | None,
+    best: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """What the model that RUN has trained says of rows: its outputs, a row a sample.
+
+    Rows given here stay here: the model comes, and is run. Samples of a fusion run that are on the nodes are
+    named by their ids: the nodes work on their rows as in training.
+    """
+    chosen = chosen_version(version, best)
+    named = (*ids, *_ids_of(file))
+    if bool(inputs) == bool(named):
+        raise click.UsageError("give rows with --input, or samples with --id or --ids; one of both")
+    rows = read_inputs(inputs)
+    with connect(address) as client:
+        found = client.run(run)
+        answer = found.predict(rows or named, chosen)
+    if output is not None:
+        write_outputs(output, answer)
+    if as_json:
+        print_json(
+            {
+                "run": found.id,
+                "version": answer.version,
+                "outputs": str(output) if output is not None else dict(answer),
+                "ids": named,
+                "mass": answer.mass,
+                "absent": answer.absent,
+            }
+        )
+        return
+    _print(found.id, answer, named, output)
+
+
+def _ids_of(file: Path | None) -> tuple[str, ...]:
+    if file is None:
+        return ()
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"--ids {file} cannot be read as text: {error}") from None
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _print(run: str, answer: Prediction, ids: tuple[str, ...], output: Path | None) -> None:
+    count = max((len(array) for array in answer.values()), default=0)
+    say(f"run {run}, version {answer.version}: {count:,} samples")
+    for node, share in answer.mass.items():
+        lacks = f", lacks {answer.absent[node]:,} of the samples" if node in answer.absent else ""
+        say(f"  {node}: {share:.1%} of the attention{lacks}")
+    if output is not None:
+        say(f"wrote {', '.join(answer)} to {output}")
+        return
+    names = list(answer)
+    print_table(
+        ("sample", *names),
+        (
+            (ids[i] if ids else i, *(_said(answer[name], i) for name in names))
+            for i in range(min(count, SHOWN))
+        ),
+    )
+    if count > SHOWN:
+        say(f"and {count - SHOWN:,} more; --output FILE.npz has all")
+
+
+def _said(array: Array, row: int) -> str:
+    if row >= len(array):
+        return "-"
+    numbers = np.asarray(array[row]).reshape(-1)
+    shown = " ".join(f"{number:.4g}" for number in numbers[:WIDTH].tolist())
+    return shown + (f" ... of {numbers.size:,}" if numbers.size > WIDTH else "")

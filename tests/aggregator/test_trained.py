@@ -1,0 +1,153 @@
+"""What was trained is used: one ONNX file, and samples on the nodes by their ids, equal to one machine."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import onnxruntime
+import pytest
+import small_job
+import small_model
+import test_federated
+import test_fusion
+from house import House
+from planned_here import planned_here as planned_here
+
+from edge_attention.client.predictions import predicted
+from edge_attention.core.errors import FailedPrecondition, InvalidGraph, NotFound, Unavailable
+from edge_attention.core.messages.training import MissingSamples
+from edge_attention.jobs.job import Head
+
+
+def trained(ask, few=None, **changed):
+    """What `ask(house, run)` gives of a fusion run that has ended. `few`: the samples that b has."""
+
+    async def scenario(house):
+        job, files = small_job.job(**{"holdout": 0.2, "rounds": 3, **changed})
+        for data in files.values():
+            house.state.put_blob(data)
+        flag = (await house.runs.plan(job)).job_release
+        for lab in "ab":
+            rows = few if lab == "b" else None
+            house.node(lab, datasets=small_job.datasets(lab, rows), releases=[flag])
+        run = (await house.runs.start(job)).id
+        _, info = await test_fusion.ended(house, run)
+        assert info.state.value == "finished", info.detail
+        return await ask(house, run)
+
+    with House() as house:
+        return asyncio.run(scenario(house))
+
+
+async def model_of(house, run, **chosen):
+    async with house.runs.model(run, chosen.pop("version", None), **chosen) as (version, path):
+        return version, path.read_bytes()
+
+
+def one_machine(parameters, feeds, count):
+    whole = small_job.one_machine()
+    return whole.evaluate(parameters, {**feeds, "y": np.zeros(count, np.int64)})["probabilities"]
+
+
+def test_a_fusion_model_in_one_file_and_by_ids_is_the_model_of_one_machine():
+    ids = [small_job.IDS[i] for i in (7, 0, 29, 12)]
+
+    async def ask(house, run):
+        version, model = await model_of(house, run)
+        said = await house.runs.predict(run, None, False, tuple(ids))
+        nobody = house.runs.predict(run, None, False, ("P1", "stranger"))
+        with pytest.raises(NotFound, match="id 'stranger': no node has a row of it"):
+            await nobody
+        return version, model, said, house.parameters.load(run, version).parameters
+
+    version, model, said, parameters = trained(ask)
+    positions = np.array([7, 0, 29, 12])
+    feeds = {f"{lab}/x": small_job.X[lab][positions] for lab in "ab"}
+    truth = one_machine(parameters, feeds, 4)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    assert sorted(value.name for value in session.get_inputs()) == ["a/x", "b/x"]
+    names = [value.name for value in session.get_outputs()]
+    assert names == ["probabilities"]
+    np.testing.assert_allclose(session.run(None, feeds)[0], truth, atol=1e-5)
+    np.testing.assert_allclose(said.outputs["probabilities"], truth, atol=1e-5)
+    assert said.version == version == 3
+    assert abs(sum(said.mass.values()) - 1) < 1e-5
+    assert said.absent == {}
+    nested = {lab: {"x": small_job.X[lab][positions]} for lab in "ab"}
+    np.testing.assert_allclose(predicted(model, nested)["probabilities"], truth, atol=1e-5)
+
+
+def test_samples_that_a_node_lacks():
+    few = np.array([3, 1, 2])
+
+    async def ask(house, run):
+        _, model = await model_of(house, run)
+        said = await house.runs.predict(run, None, False, ("P0", "P1"))
+        house.membership.get("b").state = house.membership.get("b").state.__class__.LOST
+        with pytest.raises(Unavailable, match="node b, which has rows of the samples, is not here"):
+            await house.runs.predict(run, None, False, ("P1",))
+        return model, said
+
+    few = np.concatenate([few, np.arange(8, 30)])
+    model, said = trained(ask, few=few, missing=MissingSamples.ATTEND)
+    assert said.absent == {"b": 1}
+    only = predicted(model, {"a/x": small_job.X["a"][:1]})["probabilities"]
+    np.testing.assert_allclose(said.outputs["probabilities"][:1], only, atol=1e-5)
+    both = predicted(model, {lab: {"x": small_job.X[lab][1:2]} for lab in "ab"})["probabilities"]
+    np.testing.assert_allclose(said.outputs["probabilities"][1:], both, atol=1e-5)
+
+
+def test_a_sample_that_the_run_would_leave_out_is_refused():
+    async def ask(house, run):
+        await house.runs.predict(run, None, False, ("P0", "P1"))
+
+    with pytest.raises(NotFound, match="id 'P0': b/x has no row"):
+        trained(ask, few=np.arange(1, 30))
+
+
+def test_a_head_that_says_nothing_without_labels():
+    import onnx
+
+    head = onnx.load_model_from_string(small_job.HEAD)
+    del head.graph.output[:]
+    whole = onnx.load_model_from_string(small_job.HEAD)
+    head.graph.output.extend(value for value in whole.graph.output if value.name == "loss")
+
+    async def ask(house, run):
+        with pytest.raises(InvalidGraph, match="give it one, as the logits, beside its loss"):
+            await model_of(house, run)
+
+    trained(ask, head=Head("a", "labels", head.SerializeToString(), {"y": "y"}))
+
+
+def test_the_best_version_is_what_is_exported():
+    async def ask(house, run):
+        best = house.runs.describe(run).best_version
+        assert best is not None
+        chosen, model = await model_of(house, run, best=True)
+        stream = house.runs.parameters(run, None, best=True)
+        assert chosen == best == stream.version
+        return model, house.parameters.load(run, best).parameters
+
+    model, parameters = trained(ask, rounds=6, evaluate_every=1)
+    feeds = {f"{lab}/x": small_job.X[lab] for lab in "ab"}
+    truth = one_machine(parameters, feeds, small_job.SAMPLES)
+    np.testing.assert_allclose(predicted(model, feeds)["probabilities"], truth, atol=1e-5)
+
+
+def test_a_federated_model_is_asked_with_rows_alone():
+    async def scenario(house):
+        run, _ = await test_federated.started(house, rounds=2, holdout=0.0)
+        await test_federated.ended(house, run)
+        with pytest.raises(FailedPrecondition, match="is no fusion run"):
+            await house.runs.predict(run, None, False, ("P1",))
+        with pytest.raises(FailedPrecondition, match="no version was evaluated"):
+            await model_of(house, run, best=True)
+        _, model = await model_of(house, run)
+        weight, bias = test_federated.parameters(house, run)
+        x = small_model.X["a"]
+        np.testing.assert_allclose(predicted(model, {"x": x})["logits"], x @ weight + bias, atol=1e-5)
+
+    with House() as house:
+        asyncio.run(scenario(house))
