@@ -3,6 +3,11 @@
 Boxes are node processes in control groups of a share of a core each, so that two cores stand for three of
 them, the aggregator and the clients; for that one must be root. One box has the whole model; then all three
 have it, and then each has a third of its layers, with enough requests under way that all of them compute.
+Each request runs by itself: what is compared is boxes, and not batches.
+
+The share: three of 0.4 are 1.2 of two cores, and the aggregator with its clients takes 0.2 (measured), so the
+boxes have what they are given; more would have them wait for each other, and of less everything is slower by
+as much. What a call costs a box beside its graphs is slowed with it, so the ratio does not depend on it.
 """
 
 from __future__ import annotations
@@ -64,7 +69,7 @@ async def _deployed(
     fleet: ServeFleet, path: Path, name: str, plan: str, nodes: tuple[str, ...]
 ) -> AsyncServedModel:
     sizes = {"batch": 1, "sequence": LENGTH}
-    return await fleet.client.deploy(path, name, plan=plan, nodes=nodes, dimensions=sizes)
+    return await fleet.client.deploy(path, name, plan=plan, nodes=nodes, dimensions=sizes, max_batch=1)
 
 
 async def _rate(model: AsyncServedModel, feeds: dict[str, Array], seconds: float) -> float:
