@@ -114,8 +114,8 @@ class StepGraph:
             elif dtype.kind in "ib":
                 numbers.append(name)
         if not pasts:
-            beside = f"; {BESIDE}" if states else ""
-            raise FailedPrecondition(f"it has no inputs of keys and values of earlier tokens{beside}")
+            remedy = f"; {BESIDE}" if states else ""
+            raise FailedPrecondition(f"it has no inputs of keys and values of earlier tokens{remedy}")
         flat = [name for name in numbers if len(self.shape(name)) == 2]
         if len(states) > 1:
             raise FailedPrecondition(f"of {', '.join(states)[:160]} one may be what an encoder made")
