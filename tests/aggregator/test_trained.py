@@ -14,9 +14,17 @@ import test_fusion
 from house import House
 from planned_here import planned_here as planned_here
 
+from aggregator.bounds.bounds import PREDICTED_SAMPLES
+from aggregator.training.service import TrainingApi
 from edge_attention.client.predictions import predicted
-from edge_attention.core.errors import FailedPrecondition, InvalidGraph, NotFound, Unavailable
-from edge_attention.core.messages.training import MissingSamples
+from edge_attention.core.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidGraph,
+    NotFound,
+    Unavailable,
+)
+from edge_attention.core.messages.training import MissingSamples, PredictRequest
 from edge_attention.jobs.job import Head
 
 
@@ -148,6 +156,17 @@ def test_a_federated_model_is_asked_with_rows_alone():
         weight, bias = test_federated.parameters(house, run)
         x = small_model.X["a"]
         np.testing.assert_allclose(predicted(model, {"x": x})["logits"], x @ weight + bias, atol=1e-5)
+
+    with House() as house:
+        asyncio.run(scenario(house))
+
+
+def test_a_call_asks_about_so_many_samples_and_no_more():
+    async def scenario(house):
+        api = TrainingApi(house.runs)
+        for ids in ((), ("P1",) * (PREDICTED_SAMPLES + 1)):
+            with pytest.raises(InvalidArgument, match=r"bound predicted-samples: .* 1 to 4,096"):
+                await api.predict(PredictRequest("r", ids=ids), None)
 
     with House() as house:
         asyncio.run(scenario(house))

@@ -341,7 +341,7 @@ def test_every_call_that_changes_something_says_so():
         "DescribeContext",
         "ListContexts",
     }
-    reading |= {"PlanRun", "WatchRun", "DescribeRun", "ListRuns", "GetParameters", "GetModel"}
+    reading |= {"PlanRun", "WatchRun", "DescribeRun", "ListRuns", "GetParameters", "GetModel", "Predict"}
     reading |= {"Upload", "Download"}  # by digest: twice is once
     reading |= {"Infer", "Generate", "DescribeModel", "ListModels", "WatchModel"}
     reading |= {"ListEnsembles", "ExportContext"}
