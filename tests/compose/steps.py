@@ -285,6 +285,8 @@ def upgraded(world: World) -> None:
         sets = [{one["name"] for one in node["datasets"]} for node in json.loads(data_left)]
         whole = all(found >= set(data.FILES) for found in sets)
         need(f"each has its datasets after {what}", whole, sets)
+    # The network was made anew, and may have other addresses.
+    world.said.address = f"{own_address(world.fleet)}:{world.variables['AGGREGATOR_PORT']}"
 
 
 def fourth(world: World) -> None:
