@@ -191,6 +191,10 @@ class LocalFleet:
             self.wait_ready(name, timeout)
         return child
 
+    def start_child(self, name: str, module: str, flags: Sequence[str]) -> Child:
+        """Start another program of ours, whose `main` is in `module`; it ends with the fleet."""
+        return self._start(name, module, flags)
+
     def wait_ready(self, name: str, timeout: float = 30.0) -> None:
         """Return when the node has said that the aggregator registered it."""
         self.child(name).wait_for(r"registered with \S+ as ", timeout)

@@ -35,6 +35,7 @@ _COMMANDS = {
     "predict": "edge_attention.cli.predict:predict",
     "train": "edge_attention.cli.train:train",
     "undeploy": "edge_attention.cli.deployed:undeploy",
+    "simulate": "edge_attention.cli.simulate:simulate",
     "up": "edge_attention.cli.up:up",
 }
 

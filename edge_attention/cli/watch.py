@@ -31,10 +31,19 @@ _COUNTS = re.compile(r"\d+ of \d+ chunks|, idle [\d.]+ s|\bin \d+ s|[\d.]+ s ago
 """Of the sentences that say what a run waits for: what only counts on."""
 
 
-def watch(run: Run, record: Path | None, as_json: bool, *, table: bool = False, after: int = 0) -> None:
+def watch(
+    run: Run,
+    record: Path | None,
+    as_json: bool,
+    *,
+    table: bool = False,
+    after: int = 0,
+    goes_on: bool = True,
+) -> None:
     """Follow `run` after round `after` to its end, its rounds also into `record`.
 
-    `table`: as a live table; as lines where stdout is no terminal. Ctrl-C ends the following and not the run.
+    `table`: as a live table; as lines where stdout is no terminal. Ctrl-C ends the following and not the run,
+    which it says; of a run that does not go on without us it is KeyboardInterrupt, as elsewhere.
     """
     if as_json:
         follow = _follow_json
@@ -45,6 +54,8 @@ def watch(run: Run, record: Path | None, as_json: bool, *, table: bool = False, 
     try:
         follow(run, record, after)
     except KeyboardInterrupt:
+        if not goes_on:
+            raise
         say(
             "",
             f"stopped watching; run {run.id} goes on.",

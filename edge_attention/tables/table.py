@@ -63,6 +63,24 @@ class Table:
         columns = {name: TableColumn(array) for name, array in arrays.items()}
         return cls(columns, None if ids is None else Ids.of(ids))
 
+    def take(self, rows: Array) -> Table:
+        """Only some rows. `rows`: int64, each one that is there."""
+        columns = {
+            name: TableColumn(
+                column.values[rows],
+                None if column.missing is None else column.missing[rows],
+                column.words,
+            )
+            for name, column in self.columns.items()
+        }
+        ids = None if self.ids is None else Ids.of(self.ids[row].decode() for row in rows.tolist())
+        lines = self.lines
+        if lines is not None:
+            lines = RowLines(
+                np.arange(len(rows)), np.array([lines.of(row) for row in rows.tolist()], np.int64)
+            )
+        return Table(columns, ids, lines, self.set_aside, {}, self.decided)
+
     def place(self, row: int) -> str:
         """Where a row is: `line 7` of a text file, else `row 5`."""
         return f"row {row}" if self.lines is None else f"line {self.lines.of(row)}"

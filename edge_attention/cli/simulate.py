@@ -1,0 +1,208 @@
+"""`edge-attention simulate`: a job's nodes on this machine, many in a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_attention.cli.local_fleet import LocalFleet
+from edge_attention.cli.output import json_option, print_json, print_table, say
+from edge_attention.cli.watch import watch
+from edge_attention.client.sync import Client
+from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from edge_attention.core.messages.fleet import NodeState
+from edge_attention.jobs.federated_job import FederatedJob
+from edge_attention.jobs.job_file import read_job
+from edge_attention.simulation.partition import Sharing, partition
+from edge_attention.simulation.scenario import NodeCourse, courses, read_scenario
+from edge_attention.tables.options import split_file
+from edge_attention.tables.reading import read_table
+
+MOST_NODES = 2_000
+STARTED_SECONDS = 120.0
+"""That nodes have to come, those that the scenario has come late apart."""
+LEASE_SECONDS = "30"
+"""Nodes share two cores or four: one that is silent for so long is not lost yet."""
+
+_EPILOG = """
+The job runs as it would on a fleet: the real aggregator and its strategies, nodes that train with the same
+graphs, over gRPC on loopback. Nodes share a few processes, what is loaded into these, and this machine's cores:
+how long a round takes says nothing of a fleet's.
+
+A scenario (--scenario) has nodes that are slow, fail, or come late:
+
+\b
+  [[slow]]
+  nodes = "10%"        # a share, a number, or a list of names
+  times = 4.0          # as long as its graphs take
+  [[failing]]
+  nodes = 5
+  every = 20.0         # seconds between two failures, on average
+  down = 3.0           # seconds it is away
+  [[late]]
+  nodes = ["node-1"]
+  after = 10.0         # seconds after the others
+
+\b
+Examples:
+  edge-attention simulate job.toml --nodes 100 --data digits.csv
+  edge-attention simulate job.toml --nodes 50 --data digits.csv --split dirichlet --by label --alpha 0.3
+  edge-attention simulate job.toml --nodes 10 --data visits.parquet --split column --by hospital
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("job", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--nodes", "count", type=click.IntRange(1, MOST_NODES), default=10, help="How many nodes.")
+@click.option("--data", required=True, metavar="FILE", help="The rows of all nodes: .csv, .npz or .parquet.")
+@click.option(
+    "--split",
+    "kind",
+    type=click.Choice(["iid", "dirichlet", "column"]),
+    default="iid",
+    help="Rows by lot, by a Dirichlet law over the labels of --by, or a node a value of --by.",
+)
+@click.option("--by", default="", metavar="COLUMN", help="The column that rows are shared by.")
+@click.option("--alpha", type=float, default=1.0, help="Of the Dirichlet law: less is more uneven.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of who gets which rows.")
+@click.option(
+    "--scenario",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Who is slow, fails or comes late: TOML, see below.",
+)
+@click.option("--processes", type=click.IntRange(1, 64), help="That nodes share.  [default: cores]")
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Append one JSON object a round to this file.",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the run and its parameters, for an aggregator later. By default they go with the "
+    "simulation.",
+)
+@json_option
+def simulate(
+    job: Path,
+    count: int,
+    data: str,
+    kind: Any,
+    by: str,
+    alpha: float,
+    seed: int,
+    scenario: Path | None,
+    processes: int | None,
+    record: Path | None,
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    """Run the federated job of the TOML file JOB over many nodes on this machine."""
+    wanted = read_job(job)
+    if not isinstance(wanted, FederatedJob):
+        raise InvalidArgument(
+            f"{job} is no federated job: only those have nodes that are alike, each with rows of its own. "
+            "Run it over `edge-attention up`"
+        )
+    names = [f"node-{at + 1}" for at in range(count)]
+    found = courses(read_scenario(scenario) if scenario else {}, names)
+    table = read_table(*split_file(data))
+    rows = partition(table, Sharing(kind, by, alpha), count, seed)
+    if not as_json:
+        least, most = min(map(len, rows)), max(map(len, rows))
+        say(f"{count:,} nodes of {least:,} to {most:,} rows, {sum(map(len, rows)):,} in all")
+    began = time.monotonic()
+    hosts = min(count, processes or len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory(prefix="edge-simulate-") as folder:
+        nodes = [
+            {"name": name, "rows": {wanted.dataset: share.tolist()}, **asdict(found[name])}
+            for name, share in zip(names, rows, strict=True)
+        ]
+        with (
+            _fleet(Path(folder), wanted.dataset, data, nodes, hosts, state) as fleet,
+            Client(fleet.address, timeout=300.0) as client,
+        ):
+            _wait(client, fleet, [name for name in names if not found[name].after])
+            ready = time.monotonic()
+            run = client.train(replace(wanted, nodes=tuple(names)))
+            watch(run, record, as_json, goes_on=False)
+            _report(found, ready - began, time.monotonic() - ready, as_json)
+
+
+@contextmanager
+def _fleet(
+    folder: Path,
+    dataset: str,
+    data: str,
+    nodes: Sequence[Mapping[str, Any]],
+    hosts: int,
+    state: Path | None,
+) -> Iterator[LocalFleet]:
+    """An aggregator, and the processes that nodes share; all are ended when it is left."""
+    with LocalFleet(state) as fleet:
+        fleet.start_aggregator("--lease", LEASE_SECONDS)
+        for host in range(hosts):
+            file = folder / f"nodes-{host}.json"
+            said = {
+                "aggregator": fleet.address,
+                "threads": 1,
+                "files": {dataset: _absolute(data)},
+                "nodes": nodes[host::hosts],
+            }
+            file.write_text(json.dumps(said), encoding="utf-8")
+            fleet.start_child(f"nodes {host + 1}", "edge_node.many", [str(file)])
+        yield fleet
+
+
+def _absolute(data: str) -> str:
+    file, question, options = data.partition("?")
+    return f"{Path(file).absolute()}{question}{options}"
+
+
+def _wait(client: Client, fleet: LocalFleet, names: Sequence[str]) -> None:
+    """Return when the aggregator has all of `names`.
+
+    Raises:
+        FailedPrecondition: a process of nodes has ended.
+        DeadlineExceeded: they do not come.
+    """
+    until = time.monotonic() + STARTED_SECONDS
+    while True:
+        there = {node.name for node in client.nodes() if node.state is NodeState.READY}
+        lacking = [name for name in names if name not in there]
+        if not lacking:
+            return
+        for child in fleet.children.values():
+            if not child.running:
+                raise FailedPrecondition(f"{child.name} ended as it started:", child.last_lines())
+        if time.monotonic() > until:
+            raise DeadlineExceeded(
+                f"{len(lacking):,} of {len(names):,} nodes did not come within {STARTED_SECONDS:g} s, "
+                f"{lacking[0]} among them"
+            )
+        time.sleep(0.1)
+
+
+def _report(found: Mapping[str, NodeCourse], start: float, run: float, as_json: bool) -> None:
+    """What it took, and what was simulated."""
+    kinds = {
+        "slow": sum(course.times > 1 for course in found.values()),
+        "failing": sum(course.every > 0 for course in found.values()),
+        "late": sum(course.after > 0 for course in found.values()),
+    }
+    if as_json:
+        print_json({"simulated": {"nodes": len(found), **kinds, "start_seconds": start, "run_seconds": run}})
+        return
+    print_table(
+        ("nodes", "slow", "failing", "late", "seconds to start", "seconds of the run"),
+        [(len(found), *kinds.values(), f"{start:.1f}", f"{run:.1f}")],
+    )
