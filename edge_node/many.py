@@ -1,13 +1,14 @@
 """Many nodes in one process, for simulations: `python -m edge_attention.cli.child edge_node.many FILE`.
 
-FILE is JSON: where the aggregator listens, files of data, and for each node its name, its rows of each file, how
-slow it is, when it fails and when it comes. Nodes share graphs, so that each is loaded once, and run them in
-this process; what they are asked for leaves them. Nothing here is for data that must not leave a box.
+FILE is JSON: where the aggregator listens, files of data, and for each node its name, its rows of each file,
+how slow it is, when it fails and when it comes. Nodes share graphs, so that each is loaded once, and run them
+in this process; what they are asked for leaves them. Nothing here is for data that must not leave a box.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 
 STORE_BYTES = 1 << 30
 """Of a node, at most: none takes it before it is needed."""
-LEAVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class ManyNodes:
     tables: dict[str, Table]
     engine: runtime.Runtime
     links: dict[str, SimulatedLink] = field(default_factory=dict)
-    leaving: bool = False
+    left: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """Until all have left."""
@@ -123,14 +123,14 @@ class ManyNodes:
         await asyncio.gather(*map(self._live, self.settings.nodes))
 
     def leave(self) -> None:
-        self.leaving = True
+        self.left.set()
         for one in list(self.links.values()):
             one.sever()
 
     async def _live(self, node: SimulatedNode) -> None:
         await self._pause(node.after)
         chance = random.Random(node.seed)
-        while not self.leaving:
+        while not self.left.is_set():
             held = executor.LocalNode(
                 stores.Store(STORE_BYTES, None, STORE_BYTES // 2),
                 {name: self._dataset(name, rows) for name, rows in node.rows.items()},
@@ -152,9 +152,8 @@ class ManyNodes:
             await self._pause(node.down)
 
     async def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self.leaving and (left := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, 0.2))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.left.wait(), seconds)
 
     def _dataset(self, name: str, rows: list[int] | None) -> LocalDataset:
         table = self.tables[name]

@@ -35,7 +35,7 @@ LEASE_SECONDS = "30"
 
 _EPILOG = """
 The job runs as it would on a fleet: the real aggregator and its strategies, nodes that train with the same
-graphs, over gRPC on loopback. Nodes share a few processes, what is loaded into these, and this machine's cores:
+graphs, over gRPC on loopback. Nodes share a few processes, what is loaded there, and this machine's cores:
 how long a round takes says nothing of a fleet's.
 
 A scenario (--scenario) has nodes that are slow, fail, or come late:

@@ -96,8 +96,19 @@ def courses(scenario: Mapping[str, Any], names: Sequence[str]) -> dict[str, Node
             where = f"[[{kind}]] number {number}"
             said = _numbers(table, fields, where)
             for name in _meant(table.get("nodes"), names, random, where):
-                found[name] = replace(found[name], **said)
+                found[name] = _said(found[name], said)
     return found
+
+
+def _said(course: NodeCourse, said: Mapping[str, float]) -> NodeCourse:
+    """The course with what a table says; it says nothing of the seed."""
+    return replace(
+        course,
+        times=said.get("times", course.times),
+        every=said.get("every", course.every),
+        down=said.get("down", course.down),
+        after=said.get("after", course.after),
+    )
 
 
 def _numbers(table: Mapping[str, Any], fields: Mapping[str, float], where: str) -> dict[str, float]:
@@ -136,7 +147,7 @@ def _meant(nodes: Any, names: Sequence[str], random: np.random.Generator, where:
         count = round(share / 100 * len(names)) if 0 <= share <= 100 else -1
     if not 0 <= count <= len(names):
         raise InvalidArgument(
-            f'{where}: nodes is {shown(repr(nodes), 80)}; give a number up to {len(names)}, a share as '
-            '"10%", or a list of names"
+            f"{where}: nodes is {shown(repr(nodes), 80)}; give a number up to {len(names)}, a share as '10%', "
+            "or a list of names"
         )
     return [names[at] for at in sorted(random.choice(len(names), count, replace=False).tolist())]
