@@ -37,6 +37,7 @@ NAMES = (
     "serve",
     "decode",
     "split",
+    "simulate",
 )
 RESULTS = Path(__file__).parent / "results.json"
 

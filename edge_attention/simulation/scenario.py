@@ -147,7 +147,7 @@ def _meant(nodes: Any, names: Sequence[str], random: np.random.Generator, where:
         count = round(share / 100 * len(names)) if 0 <= share <= 100 else -1
     if not 0 <= count <= len(names):
         raise InvalidArgument(
-            f"{where}: nodes is {shown(repr(nodes), 80)}; give a number up to {len(names)}, a share as '10%', "
-            "or a list of names"
+            f"{where}: nodes is {shown(repr(nodes), 80)}; give a number up to {len(names)}, a share as "
+            "'10%', or a list of names"
         )
     return [names[at] for at in sorted(random.choice(len(names), count, replace=False).tolist())]

@@ -1,0 +1,97 @@
+"""`edge-attention simulate`: many nodes in a few processes, as real ones to the aggregator."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+
+from edge_attention.graphs.builders import attention_rows
+
+JOB = """
+name = "first"
+dataset = "rows"
+strategy = "fedavg"
+rounds = 3
+holdout = 0.2
+evaluate_every = 3
+[model]
+file = "model.onnx"
+loss = { name = "cross_entropy", output = "logits" }
+inputs = { labels = "label" }
+[local]
+optimizer = { name = "sgd", lr = 0.1 }
+batch = 32
+epochs = 1
+"""
+SCENARIO = """
+[[slow]]
+nodes = "25%"
+times = 2.0
+[[failing]]
+nodes = 2
+every = 2.0
+down = 0.5
+[[late]]
+nodes = ["node-1"]
+after = 2.0
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((3, 8))
+    label = random.integers(3, size=800)
+    features = (centres[label] + random.standard_normal((800, 8))).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", features=features, label=label)
+    (tmp_path / "model.onnx").write_bytes(attention_rows(features=8, classes=3))
+    (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "scenario.toml").write_text(SCENARIO)
+    return tmp_path
+
+
+def simulate(folder, *words):
+    command = [sys.executable, "-m", "edge_attention.cli.main", "simulate", "job.toml", "--data", "rows.npz"]
+    return subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_a_job_over_many_uneven_slow_failing_and_late_nodes(folder):
+    words = ["--split", "dirichlet", "--by", "label", "--alpha", "0.5", "--scenario", "scenario.toml"]
+    done = simulate(folder, "--nodes", "12", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    *rounds, told = done.stdout.split("\n{\n")
+    run = json.loads(rounds[0].splitlines()[-1])
+    assert (run["state"], run["round"]) == ("finished", 3)
+    assert run["samples"]["complete"] <= 800
+    simulated = json.loads("{" + told)["simulated"]
+    assert {name: simulated[name] for name in ("nodes", "slow", "failing", "late")} == {
+        "nodes": 12,
+        "slow": 3,
+        "failing": 2,
+        "late": 1,
+    }
+    left = [
+        p.pid for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or ())
+    ]
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nodes", "500"], "800 rows are too few for 500 nodes"),
+        (["--split", "dirichlet"], "rows shared by dirichlet need a column"),
+        (["--split", "column", "--by", "nothing"], "no column 'nothing'; it has features, label"),
+        (["--data", "none.csv"], "none.csv"),
+    ],
+)
+def test_what_cannot_be_simulated_is_said_before_anything_starts(folder, words, said):
+    done = simulate(folder, *words)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
