@@ -134,7 +134,7 @@ class ManyNodes:
             held = executor.LocalNode(
                 stores.Store(STORE_BYTES, None, STORE_BYTES // 2),
                 {name: self._dataset(name, rows) for name, rows in node.rows.items()},
-                release.Releases((), True),
+                release.Releases((), own_data=True),
             )
             one = SimulatedLink(node, Dial(self.settings.aggregator), node.name, held, self.engine)
             self.links[node.name] = one
