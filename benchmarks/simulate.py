@@ -19,7 +19,7 @@ from edge_attention.cli.local_fleet import LocalFleet
 from edge_attention.demo.digits import Digits
 from edge_attention.demo.federated_jobs import digit_model
 from edge_attention.jobs.job_file import read_job
-from edge_attention.simulation.partition import Sharing, partition
+from edge_attention.simulation.partition import RowSharing, partition
 from edge_attention.tables.reading import read_table
 
 BOUND = 1 / 20
@@ -71,7 +71,7 @@ def _apart(folder: Path, nodes: int) -> float:
     table = read_table(folder / "digits.npz")
     with np.load(folder / "digits.npz") as file:
         arrays = dict(file)
-    for number, rows in enumerate(partition(table, Sharing(), nodes, 0)):
+    for number, rows in enumerate(partition(table, RowSharing(), nodes, 0)):
         np.savez(folder / f"{number}.npz", **{column: array[rows] for column, array in arrays.items()})
     began = time.perf_counter()
     with LocalFleet() as fleet:

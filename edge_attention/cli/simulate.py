@@ -22,7 +22,7 @@ from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, Inv
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job_file import read_job
-from edge_attention.simulation.partition import Sharing, partition
+from edge_attention.simulation.partition import RowSharing, partition
 from edge_attention.simulation.scenario import NodeCourse, courses, read_scenario
 from edge_attention.tables.options import split_file
 from edge_attention.tables.reading import read_table
@@ -116,7 +116,7 @@ def simulate(
     names = [f"node-{at + 1}" for at in range(count)]
     found = courses(read_scenario(scenario) if scenario else {}, names)
     table = read_table(*split_file(data))
-    rows = partition(table, Sharing(kind, by, alpha), count, seed)
+    rows = partition(table, RowSharing(kind, by, alpha), count, seed)
     if not as_json:
         least, most = min(map(len, rows)), max(map(len, rows))
         say(f"{count:,} nodes of {least:,} to {most:,} rows, {sum(map(len, rows)):,} in all")

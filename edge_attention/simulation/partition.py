@@ -1,6 +1,6 @@
 """Which rows of a table each simulated node has: evenly, by a Dirichlet law over labels, or by a column.
 
-    rows_of = partition(table, Sharing("dirichlet", "label", alpha=0.3), nodes=100, seed=1)
+    rows_of = partition(table, RowSharing("dirichlet", "label", alpha=0.3), nodes=100, seed=1)
     rows_of[7]      # int64, ascending: the rows of the eighth node
 
 Every row belongs to one node, and every node has some.
@@ -17,7 +17,7 @@ from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array, Int64
 from edge_attention.tables.table import Table
 
-__all__ = ["LEAST_ROWS", "Sharing", "partition"]
+__all__ = ["LEAST_ROWS", "RowSharing", "partition"]
 
 LEAST_ROWS = 2
 """Of a node: one to learn from and one to hold out."""
@@ -25,7 +25,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Sharing:
+class RowSharing:
     """How rows are shared out.
 
     Attributes:
@@ -49,7 +49,7 @@ class Sharing:
             raise InvalidArgument(f"alpha is {self.alpha:g}; it must be above 0")
 
 
-def partition(table: Table, sharing: Sharing, nodes: int, seed: int) -> list[Int64]:
+def partition(table: Table, sharing: RowSharing, nodes: int, seed: int) -> list[Int64]:
     """The rows of each node, int64, ascending.
 
     Raises:

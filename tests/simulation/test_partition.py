@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.simulation.partition import LEAST_ROWS, Sharing, partition
+from edge_attention.simulation.partition import LEAST_ROWS, RowSharing, partition
 from edge_attention.tables.table import Table
 
 
@@ -27,7 +27,7 @@ def table(rows, values=10):
 )
 def test_each_row_is_one_nodes_and_each_node_has_some(nodes, more, kind, alpha, seed):
     rows = LEAST_ROWS * nodes + more
-    sharing = Sharing(kind, "label", alpha)
+    sharing = RowSharing(kind, "label", alpha)
     found = partition(table(rows), sharing, nodes, seed)
     assert len(found) == nodes
     assert sorted(np.concatenate(found).tolist()) == list(range(rows))
@@ -42,7 +42,7 @@ def test_a_small_alpha_leaves_nodes_few_labels_and_a_large_one_all():
     labels = rows.columns["label"].values
 
     def distinct(alpha):
-        parts = partition(rows, Sharing("dirichlet", "label", alpha), 20, 0)
+        parts = partition(rows, RowSharing("dirichlet", "label", alpha), 20, 0)
         return np.mean([len(np.unique(labels[part])) for part in parts])
 
     assert distinct(100) > 9.5
@@ -52,21 +52,24 @@ def test_a_small_alpha_leaves_nodes_few_labels_and_a_large_one_all():
 def test_a_node_a_value():
     rows = table(300, values=6)
     labels = rows.columns["label"].values
-    for node, part in enumerate(partition(rows, Sharing("column", "label"), 6, 0)):
+    for node, part in enumerate(partition(rows, RowSharing("column", "label"), 6, 0)):
         assert set(labels[part]) == {node}
-    two = partition(rows, Sharing("column", "label"), 2, 0)
+    two = partition(rows, RowSharing("column", "label"), 2, 0)
     assert set(labels[two[0]]) == {0, 2, 4}
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Sharing("dirichlet"), "rows shared by dirichlet need a column"),
-        (lambda: Sharing("dirichlet", "label", 0.0), "alpha is 0; it must be above 0"),
-        (lambda: partition(table(9), Sharing(), 5, 0), "9 rows are too few for 5 nodes.*at most 4"),
-        (lambda: partition(table(90), Sharing("column", "y"), 5, 0), "no column 'y'; it has label, x"),
-        (lambda: partition(table(90), Sharing("column", "x"), 5, 0), "column 'x' is float32"),
-        (lambda: partition(table(90, 3), Sharing("column", "label"), 5, 0), "has 3 values, and there are 5"),
+        (lambda: RowSharing("dirichlet"), "rows shared by dirichlet need a column"),
+        (lambda: RowSharing("dirichlet", "label", 0.0), "alpha is 0; it must be above 0"),
+        (lambda: partition(table(9), RowSharing(), 5, 0), "9 rows are too few for 5 nodes.*at most 4"),
+        (lambda: partition(table(90), RowSharing("column", "y"), 5, 0), "no column 'y'; it has label, x"),
+        (lambda: partition(table(90), RowSharing("column", "x"), 5, 0), "column 'x' is float32"),
+        (
+            lambda: partition(table(90, 3), RowSharing("column", "label"), 5, 0),
+            "has 3 values, and there are 5",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_said(make, said):
