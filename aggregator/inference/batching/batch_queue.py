@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -334,18 +334,29 @@ class BatchQueue:
             )
             actions.append(Refuse(one.number, DeadlineExceeded(text)))
         self._wake = math.inf
+        waiting = self._waiting()
+        alike: dict[Hashable, list[Queued]] = {}
+        for one in waiting if len(self._batches) < self.slots else ():
+            if one.joins:
+                alike.setdefault(one.kind, []).append(one)
         held: set[int] = set()
         """Those that wait for company."""
-        while len(self._batches) < self.slots:
-            first = next((one for one in self._waiting() if one.number not in held), None)
-            if first is None:
+        since: dict[Hashable, float] = {}
+        """When the first of a kind came that does: for those that came later it is too early, too."""
+        for first in waiting:
+            if len(self._batches) >= self.slots:
                 break
-            found, rows, full, wanted = self._joined(first)
+            if first.state is not QueuedState.QUEUED or first.number in held:
+                continue
+            if first.joins and first.arrived >= since.get(first.kind, math.inf):
+                continue
+            found, rows, full, wanted = self._joined(first, alike.get(first.kind, ()))
             if wanted is not None:
                 actions.append(wanted)
             ready = first.arrived + self._patience(first)
             if self._batches and not full and now < ready:
                 held.update(one.number for one in found)
+                since[first.kind] = first.arrived
                 self._wake = min(self._wake, ready)
                 continue
             actions.append(self._start(found, rows, now))
@@ -361,18 +372,20 @@ class BatchQueue:
         self._batches[self._numbers] = _Batch(requests[0].kind, tuple(requests), now)
         return StartBatch(self._numbers, tuple(one.number for one in requests), max(rows, 1))
 
-    def _joined(self, first: Queued) -> tuple[list[Queued], int, bool, WantSize | None]:
-        """Who goes with `first`, as many as there is a size for; rows; whether no more of those that wait, or
-        come, can join; and a size that would be of use."""
+    def _joined(
+        self, first: Queued, alike: Sequence[Queued]
+    ) -> tuple[list[Queued], int, bool, WantSize | None]:
+        """Who of those `alike` goes with `first`, as many as there is a size for; rows; whether no more of
+        those that wait, or come, can join; and a size that would be of use."""
         if not first.joins or first.rows >= self.max_batch:
             return [first], first.rows, True, None
-        limit = self._share(first)
+        limit = self._share(first, alike)
         found, rows = [first], first.rows
         best, best_rows = [first], first.rows
         wanted: WantSize | None = None
         full = False
-        for one in self._waiting():
-            if one is first or not one.joins or one.kind != first.kind:
+        for one in alike:
+            if one is first or one.state is not QueuedState.QUEUED:
                 continue
             if rows + one.rows > self.max_batch:
                 full = True
@@ -395,15 +408,15 @@ class BatchQueue:
         known = self._took.get(first.kind)
         return known.least if known is not None and len(self._batches) >= self.gathers else 0.0
 
-    def _share(self, first: Queued) -> int:
+    def _share(self, first: Queued, alike: Sequence[Queued]) -> int:
         """Rows that a batch with `first` has at most."""
         if not self.gathers:
             return self.max_batch
-        alike = sum(one.rows for one in self._waiting() if one.joins and one.kind == first.kind)
-        alike += sum(
+        rows = sum(one.rows for one in alike if one.state is QueuedState.QUEUED)
+        rows += sum(
             one.rows for batch in self._batches.values() if batch.kind == first.kind for one in batch.requests
         )
-        return min(max(-(-alike // self.gathers), 1), self.max_batch)
+        return min(max(-(-rows // self.gathers), 1), self.max_batch)
 
     def check(self) -> None:
         """Raises AssertionError unless what must always hold does; for tests."""

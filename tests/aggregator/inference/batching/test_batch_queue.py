@@ -296,3 +296,27 @@ def test_unasked_a_full_batch_waits_for_nobody():
     assert started(q.came(asked(5, 1.0, rows=16), 1.0)) == [(5,)]
     assert started(q.came(asked(6, 1.0, kind="j"), 1.0)) == [(6,)], "of its kind nothing is known"
     q.check()
+
+
+def test_unasked_those_that_wait_for_company_are_looked_at_once_and_not_each_for_itself(monkeypatch):
+    """Of n that wait an event would take n times n: a burst would hold up the event loop."""
+    q = queue(slots=64, max_batch=16, delay=0.0, gathers=16)
+    q.came(asked(0), 0.0)
+    q.done(1, 1.0)
+    for number in range(1, 17):
+        assert started(q.came(asked(number, 10.0), 10.0)) == [(number,)]
+    for number in range(17, 100):
+        assert not started(q.came(asked(number, 10.1), 10.1))
+    looked, joined = [], q._joined
+
+    def noted(first, *more):
+        looked.append(first.number)
+        return joined(first, *more)
+
+    monkeypatch.setattr(q, "_joined", noted)
+    assert not started(q.came(asked(100, 10.2), 10.2))
+    assert looked == [17]
+    # Whoever came before one of a higher priority has waited long enough all the same, and takes it along.
+    assert not started(q.came(asked(101, 10.3, priority=1), 10.3))
+    assert started(q.tick(11.15))[0] == (23, 101, *range(17, 22))
+    q.check()
