@@ -272,8 +272,16 @@ class NodeMeasures:
         self._measures.shared(each - NO_LINKS.byte_seconds, both, now)
 
     def unknown(self, nodes: Sequence[str], now: float) -> tuple[str, ...]:
-        """Those of `nodes` that were not measured for HALF_LIFE."""
-        return tuple(node for node in nodes if now - self._known.get(node, -inf) > HALF_LIFE)
+        """Those of `nodes` that were not measured for HALF_LIFE, or whose links never were.
+
+        Answers tell of the link of a step's last node alone: one that never is the last would be taken for
+        next door.
+        """
+        return tuple(
+            node
+            for node in nodes
+            if now - self._known.get(node, -inf) > HALF_LIFE or not self._measures.reached(node)
+        )
 
     def told(self, node: NodeTold) -> NodeTold:
         """The node with what was measured of it: nothing, if it is another box than was measured."""
@@ -281,7 +289,7 @@ class NodeMeasures:
         if self._like.setdefault(node.name, like) != like:
             self._forget(node.name)
             self._like[node.name] = like
-        link = self._links().to(node.name)
+        link = self._measures.link(node.name, NO_LINKS)
         box = self._measures.box(stated_box(node.name, node.threads))
         return replace(
             node,
@@ -307,6 +315,7 @@ class NodeMeasures:
         last_first = sorted(self._known, key=lambda name: -self._known[name])
         for name in {*old, *last_first[MOST_NODES:]}:
             self._forget(name)
+        self._measures.keep(self._known)  # nodes may have gone before they answered anything
         # Those that were only asked about.
         self._like = {name: like for name, like in self._like.items() if name in self._known}
 

@@ -51,8 +51,11 @@ class WorkInHand:
             del self._under_way[node], self._seconds[node]
 
     def took(self, model: str, node: str, elements: int, seconds: float) -> None:
-        """It computed a request of so many elements."""
-        paces, pace = self._pace.setdefault(model, {}), max(seconds, 0.0) / (elements + 1)
+        """It computed a request of so many elements. 0 seconds say nothing, as those of a node that does not
+        say."""
+        if not seconds > 0:
+            return
+        paces, pace = self._pace.setdefault(model, {}), seconds / (elements + 1)
         before = paces.get(node)
         mean = pace if before is None else before[0] + NEW * (pace - before[0])
         paces[node] = mean, self._clock()

@@ -328,3 +328,27 @@ def test_a_node_that_was_not_measured_is_in_no_plan_of_several():
     # What fits no other way is taken.
     small = [replace(node, memory_limit=int(0.6 * costs.weights), measured=False) for node in told]
     assert len(chosen(*small)[0]) > 1
+
+
+def test_a_node_that_is_never_the_last_of_a_step_is_measured_before_a_plan():
+    """Answers say nothing of its link, which would be taken for one that costs nothing."""
+    measures, now = NodeMeasures(), time.monotonic()
+    measures.ran(WORK, segments(), {"a": 2, "b": 2}, now)
+    a, b = map(measures.told, NODES)
+    assert measures.unknown("ab", now) == ("a",)
+    assert (a.measured, a.latency) == (False, 0.0)
+    assert b.measured
+    assert b.latency > 0
+    measures.ran(WORK, [alone("a")], {"a": 2, "b": 2}, now)
+    assert measures.unknown("ab", now) == ()
+    assert measures.told(NODES[0]).measured
+
+
+def test_nodes_that_were_only_warmed_are_not_kept_for_ever():
+    measures = NodeMeasures()
+    for number in range(50):
+        one = replace(alone("a"), node=f"n{number}")
+        measures.ran(WORK, [one], {f"n{number}": 2}, float(number), links=False)
+    measures.ran(WORK, [alone("a")], {"a": 2}, 50.0)
+    measures.tidy(51.0)
+    assert set(measures._measures._boxes) == {"a"}

@@ -9,7 +9,7 @@ by steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,6 +115,16 @@ class FleetMeasures:
         for key in [key for key in self._segments if key[0] == box]:
             del self._segments[key]
 
+    def keep(self, boxes: Container[str]) -> None:
+        """Of others nothing is kept."""
+        for box in [box for box in self._boxes if box not in boxes]:
+            self.forget(box)
+
+    def reached(self, box: str) -> bool:
+        """Whether anything was measured of its link."""
+        found = self._boxes.get(box)
+        return found is not None and found.way.measured
+
     def box(self, stated: ComputeBox) -> ComputeBox:
         """The box with what was measured of it, if anything was."""
         found = self._boxes.get(stated.name)
@@ -138,26 +148,30 @@ class FleetMeasures:
         """Seconds that a byte of one link makes the others wait; 0: not measured, or none."""
         return math.exp(self._hub.value) if self._hub is not None else 0.0
 
+    def link(self, box: str, stated: BoxLinks) -> BoxLink:
+        """The box's link with what was measured of it in place of what is stated."""
+        link, found = stated.to(box), self._boxes.get(box)
+        if found is None or not found.way.measured:
+            return link
+        line = found.way.line
+        skew = math.exp(found.skew.value if found.skew else 0.0)
+        return BoxLink(
+            line.fixed / 2,
+            1 / line.each if line.each else math.inf,
+            1 / (skew * line.each) if line.each else math.inf,
+            link.both,
+            link.medium,
+        )
+
     def links(self, stated: BoxLinks) -> BoxLinks:
         """The links with what was measured of each in place of what is stated.
 
         With latencies that were measured a step takes beside them what requests say, and not what is stated.
         """
-        of = dict(stated.of)
-        for name, found in self._boxes.items():
-            if not found.way.measured:
-                continue
-            link, line = stated.to(name), found.way.line
-            skew = math.exp(found.skew.value if found.skew else 0.0)
-            of[name] = BoxLink(
-                line.fixed / 2,
-                1 / line.each if line.each else math.inf,
-                1 / (skew * line.each) if line.each else math.inf,
-                link.both,
-                link.medium,
-            )
-        if not any(found.way.measured for found in self._boxes.values()):
+        measured = {name: self.link(name, stated) for name in self._boxes if self.reached(name)}
+        if not measured:
             return stated
+        of = {**stated.of, **measured}
         requests = self._requests.line
         each = self.shared_byte
         hub = stated.hub

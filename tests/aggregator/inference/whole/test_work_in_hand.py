@@ -79,3 +79,11 @@ def test_of_what_has_gone_nothing_is_kept(clock):
     work.keep("b")
     work.forget("m")
     assert not any((work._seconds, work._under_way, work._turns, work._pace))
+
+
+def test_a_node_that_does_not_say_what_it_took_is_not_the_quickest(clock):
+    work = WorkInHand(clock)
+    for _ in range(50):
+        work.took("m", "a", 100, 0.0)
+        work.took("m", "b", 100, 0.010)
+    assert shared_out(work, [100] * 10) == {"a": 500, "b": 500}
