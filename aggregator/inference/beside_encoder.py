@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aggregator.inference.decoder_files import JOINED, decoder_model
 from aggregator.inference.placement import even_layers
+from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.schedule.pieces import DecoderForm
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import Schedule
@@ -40,8 +41,20 @@ def _plan_beside(plan: CutPlan, stepped: SteppedModel) -> CutPlan:
     """As many stages, of about as many bytes each, of the same parts; of one stage the same cut and shares.
 
     What the encoder's parts share otherwise than by heads or tokens the first part does alone.
+
+    Raises FailedPrecondition: there is no such plan.
     """
+    if plan.mean:
+        raise FailedPrecondition(
+            "by averaging, what the encoder makes is not what its file makes: deploy it by another plan"
+        )
     stages = [_stage_beside(stage) for stage in plan.stages]
+    parts = [part for stage in stages for part in stage.parts]
+    if sorted(parts) != list(range(len(parts))):
+        raise FailedPrecondition(
+            "by a plan in which a stage by batch comes before others, its decoder would have parts that do "
+            "nothing: deploy it by heads, tokens or layers"
+        )
     if len(stages) == 1:
         return CutPlan((replace(stages[0], layers=range(_ANY_LAYERS)),), halves=plan.halves)
     rows = even_layers(layers_of(stepped), len(stages))

@@ -179,7 +179,7 @@ def _whole(
         holders = holders or by_word("replicate", Crossing.GATHER, _names(request), [1], request.replicas)[1]
     whole = write_whole(model, Path(request.into))
     looks = request.rows or request.rows_whole
-    meet = rows_meet(model, inputs) if looks else ""
+    meet = _meets(model, inputs, request) if looks else ""
     size = sum(model.places[name].nbytes for name in whole.weights)
     plan = CutPlan((Stage(layers, (0,)),))
     return PlannedParts(
@@ -200,6 +200,17 @@ def _whole(
     )
 
 
+def _meets(model: OpenModel, inputs: tuple[ModelTensor, ...], request: CutRequest) -> str:
+    """`rows_meet`. Any file is served as it is: where nobody asked for batches, one that cannot be looked at
+    is, too."""
+    try:
+        return rows_meet(model, inputs)
+    except Exception as problem:
+        if request.rows:
+            raise
+        return f"whether its rows meet cannot be told ({problem!r:.200})"
+
+
 def _sessions(model: OpenModel, plan: CutPlan, folder: Path) -> tuple[str, str]:
     """Cut a decoder for sessions, too: what serving it takes; or why that cannot be."""
     try:
@@ -211,6 +222,11 @@ def _sessions(model: OpenModel, plan: CutPlan, folder: Path) -> tuple[str, str]:
 
 def _with_decoder(planned: PlannedParts, files: list[Path], folder: Path) -> PlannedParts:
     """The same with the decoder beside it, for the same nodes. Raises where that cannot be served."""
+    if planned.lacking:
+        raise FailedPrecondition(
+            f"the encoder's parts do not do all of it ({planned.lacking}), and its decoder would take what "
+            "they make for all: give a plan of the whole encoder"
+        )
     form, model, schedule = write_beside(files, loads_plan(planned.plan), folder)
     more = _node_bytes(schedule, {p: planned.holders[p] for p in range(len(form.caches))}, model)
     parts = tuple(

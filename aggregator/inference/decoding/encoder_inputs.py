@@ -116,5 +116,10 @@ def _fitted(wanted: ModelTensor, array: Array) -> Array:
                 f"input {wanted.name!r} of the encoder is {array.dtype.name}; it takes "
                 f"{wanted.data_type.value}"
             )
-        array = array.astype(wanted.data_type.value)
+        given, array = array, array.astype(wanted.data_type.value)
+        if kinds == "ii" and not np.array_equal(given, array):
+            raise InvalidTensor(
+                f"input {wanted.name!r} of the encoder has numbers that {wanted.data_type.value}, which it "
+                "takes, does not hold"
+            )
     return np.ascontiguousarray(array)

@@ -7,7 +7,7 @@
 A session is its tokens, and how many of them are stored. What a node stored that has gone is stored again
 by sending the tokens once more, through whoever takes over: to the rest of the machine that is a session
 with more new tokens. A trip takes what waits when it begins: sessions join and leave between two of them, and
-those with few rows go first, so that a long prompt holds up nobody.
+those with few rows go first, so that a long prompt, or memory, holds up nobody.
 
 A session beside an encoder has a memory, too: what that made. It is stored before the first token goes, by
 trips of its own, and again, as the tokens are, where a node that stored it has gone.
@@ -189,6 +189,11 @@ class DecoderSession:
         """Tokens of its memory that are not stored."""
         return self.memory_length - self.remembered
 
+    @property
+    def rows(self) -> int:
+        """Rows that are to go until its call is answered."""
+        return self.length - self.stored + self.forgets
+
 
 class SessionScheduler:
     """The sessions of one decoder.
@@ -333,6 +338,7 @@ class SessionScheduler:
             if chunk.states is not None:
                 session.remembered = chunk.stop
                 if session.phase is DecodePhase.FLIES:
+                    session.since = now  # behind those that wait already, as with a long prompt
                     self._turn(session, DecodePhase.WAITS)
                 continue
             session.stored = chunk.stop
@@ -345,7 +351,7 @@ class SessionScheduler:
             if chunk.stop > wanted:
                 session.answered.append(np.array(rows[max(wanted - chunk.start, 0) :]))
             if session.stored < session.length:
-                session.since = now  # behind those that wait already
+                session.since = now
                 self._turn(session, DecodePhase.WAITS)
                 continue
             session.used = now
@@ -614,7 +620,7 @@ class SessionScheduler:
             waiting = [
                 s for s in self.sessions.values() if s.phase is DecodePhase.WAITS and s.number not in flying
             ]
-            for session in sorted(waiting, key=lambda s: (s.length - s.stored > FEW, s.since, s.number)):
+            for session in sorted(waiting, key=lambda s: (s.rows > FEW, s.since, s.number)):
                 if len(group) >= FLIGHT_SESSIONS:
                     break
                 own, lacking = self._placed(session)

@@ -181,8 +181,13 @@ def _generation(decoder: str, request: CheckedRequest, arrays: bool) -> Generati
 
 
 def _ids(text: str) -> tuple[int, ...]:
+    if text.count(",") >= PROMPT_TOKENS:
+        raise InvalidArgument(
+            f"bound prompt-tokens: parameter 'decoder_input_ids' has {text.count(',') + 1:,} tokens, and has "
+            f"{PROMPT_TOKENS:,} at most"
+        )
     try:
-        return tuple(int(part) for part in text[: 20 * PROMPT_TOKENS].split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InvalidArgument("parameter 'decoder_input_ids' is no list of token ids, as '1,2'") from None
 

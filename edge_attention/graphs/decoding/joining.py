@@ -13,6 +13,7 @@ which took them as inputs. What comes of it is a decoder with a past that takes 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,6 +249,9 @@ def _write(joined: _Joined, into: Path) -> OpenModel:
             for key, value in said.items():
                 tensor.external_data.add(key=key, value=str(value))
             at = -(-(at + place.nbytes) // 64) * 64
+        # Nobody has a digest of these: what a power cut left half written would be taken for weights.
+        file.flush()
+        os.fsync(file.fileno())
     path = into / "model.onnx"
     try:
         path.write_bytes(serialize(joined.model))

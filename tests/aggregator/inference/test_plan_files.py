@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from aggregator.inference import cutting
 from aggregator.inference.cut_request import CutRequest, NodeTold
 from aggregator.inference.cutting import cut_as_asked
 from aggregator.inference.deployed import described_bytes
@@ -79,6 +80,27 @@ def test_a_dimension_that_is_called_as_a_number_is_one_without_a_name(tmp_path, 
     made = cut_as_asked(asked)
     assert made.inputs[0].shape == ("?", "4")
     assert made.shapes == {"x": (3, 4)}
+
+
+def test_a_model_that_cannot_be_looked_at_is_served_as_it_is_all_the_same(tmp_path, monkeypatch):
+    """Nobody asked whether its rows go together; where somebody did, it is an error."""
+
+    def fails(model, inputs):
+        raise IndexError("an operator that nobody knows")
+
+    monkeypatch.setattr(cutting, "rows_meet", fails)
+    for rows, into in ((False, "a"), (True, "b")):
+        (tmp_path / into).mkdir()
+        asked = CutRequest(
+            str(MODEL), str(tmp_path / into), "replicate", nodes=NODES, rows=rows, rows_whole=True
+        )
+        if rows:
+            with pytest.raises(IndexError):
+                cut_as_asked(asked)
+        else:
+            made = cut_as_asked(asked)
+            assert "nobody knows" in made.rows
+            assert not made.apart
 
 
 def test_a_model_whose_description_would_fit_in_no_message_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,21 @@ def test_files_that_do_not_go_together_are_refused_with_the_remedy(tmp_path):
     ):
         with pytest.raises(FailedPrecondition, match=why):
             as_steps(joined_decoder(files, tmp_path / "joined"))
+
+
+def test_weights_that_are_copied_are_on_the_disk_when_there_is_a_model_of_them(tmp_path, monkeypatch):
+    """Nothing would tell weights that a power cut left half written."""
+    synced, sync = [], os.fsync
+
+    def note(number):
+        assert not (tmp_path / "joined/model.onnx").exists()
+        synced.append((Path(os.readlink(f"/proc/self/fd/{number}")).name, os.fstat(number).st_size))
+        sync(number)
+
+    monkeypatch.setattr("os.fsync", note)
+    opened = joined_decoder(files_of("t5"), tmp_path / "joined")
+    monkeypatch.undo()
+    assert synced == [("weights.bin", (opened.path.parent / "weights.bin").stat().st_size)]
 
 
 def test_a_decoders_file_alone_says_that_it_goes_with_its_encoder():

@@ -104,6 +104,36 @@ def test_a_call_flies_and_is_answered_by_its_new_tokens():
     m.check()
 
 
+def test_a_long_memory_holds_up_nobody(monkeypatch):
+    """As a long prompt: a session that joins has what its encoder made stored between others' tokens."""
+    monkeypatch.setattr(scheduling, "CHUNK_ROWS", 4)
+    memory = CacheForm(2, 4, 4, memory=True)
+    form = DecoderForm(
+        "ids", "at", "logits", 10, 100, ROWS, caches=((CACHE, memory),), states="states", states_width=4
+    )
+    m = SessionScheduler(form, Nodes(p0=["a"]), lambda node: 1 << 30)
+    nothing = np.zeros((16, 0), np.float32)
+    writes = m.open("me", 0.0, np.zeros((1, 4), np.float32))
+    (flight,) = flights(m.extend(writes.number, [3], 0.0, 9.0))
+    (flight,) = flights(m.landed(flight.number, nothing, 0.1))
+    m.landed(flight.number, logits(flight), 0.2)
+    joins = m.open("me", 0.3, np.zeros((40, 4), np.float32))
+    (flight,) = flights(m.extend(joins.number, [4], 0.3, 9.0))
+    for now in (1, 2):
+        assert flight.memory
+        assert not m.extend(writes.number, [5], now, 9.0 + now)
+        (flight,) = flights(m.landed(flight.number, nothing, now + 0.1))
+        assert [chunk.ids for chunk in flight.chunks] == [(5,)], (
+            "its token is next, and not all of the memory"
+        )
+        _, went = m.landed(flight.number, logits(flight), now + 0.2)
+        flight = went.flight
+        m.check()
+    while flight.memory:
+        (flight,) = flights(m.landed(flight.number, nothing, 5.0))
+    assert [chunk.ids for chunk in flight.chunks] == [(4,)]
+
+
 def test_sessions_that_wait_go_together_and_short_ones_first(monkeypatch):
     monkeypatch.setattr(scheduling, "CHUNK_ROWS", 4)
     m, _ = machine()

@@ -12,13 +12,16 @@ from decoder_runs import WholeEncoderDecoder
 from house import House, until
 
 from aggregator.inference.beside_encoder import write_beside
+from aggregator.inference.cutting import _with_decoder
 from aggregator.inference.decoder_files import decoder_model
 from aggregator.inference.decoding import scheduling
 from aggregator.inference.decoding.programs import cache_scope
 from aggregator.inference.decoding.serving import DecoderServing
+from aggregator.inference.deployed import PlannedParts
 from aggregator.inference.holding import roomiest
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.core.schedule.saved_plan import dumps_plan
 
 EXPORTS = Path(__file__).parents[3] / "graphs/decoding/exports"
 LAYERS = 1 << 20
@@ -164,3 +167,17 @@ def test_sessions_begin_with_what_an_encoder_made(tmp_path):
         for shape in ((0, 24), (3, 23), (1, 3, 24)):
             with pytest.raises(InvalidArgument, match="takes"):
                 fleet.serving.open("me", np.zeros(shape, np.float32))
+
+
+def test_no_decoder_beside_an_encoder_that_is_not_exact_or_not_whole(tmp_path):
+    files = [EXPORTS / f"t5_decoder{kind}.onnx" for kind in ("", "_with_past")]
+    batch = Stage(range(1), (0, 1), Cut.BATCH), Stage(range(1, 3), (2,))
+    for plan, why in (
+        (CutPlan((Stage(range(LAYERS), (0, 1), Cut.BATCH),), mean=True), "by averaging"),
+        (CutPlan(batch), "before others"),
+    ):
+        with pytest.raises(FailedPrecondition, match=why):
+            write_beside(files, plan, tmp_path)
+    planned = PlannedParts((), (), {}, dumps_plan(PLANS["replicate"]), "", (), {}, {}, lacking="heads 3 of 4")
+    with pytest.raises(FailedPrecondition, match="heads 3 of 4"):
+        _with_decoder(planned, files, tmp_path)

@@ -58,6 +58,15 @@ def test_arrays_are_one_row_of_what_the_encoder_takes():
             encoder_feeds(inputs, given, (), padded=True)
 
 
+def test_numbers_that_do_not_fit_are_refused_and_not_cut_off():
+    short = (ModelTensor("input_ids", DataType("int32"), ("batch", "tokens")),)
+    for wrong in (2**32 + 5, -(2**31) - 1):
+        with pytest.raises(InvalidTensor, match="int32"):
+            encoder_feeds(short, {"input_ids": np.array([[1, wrong]])}, (), padded=False)
+    found = encoder_feeds(short, {"input_ids": np.array([[1, 2**31 - 1]])}, (), padded=False)
+    assert found.arrays["input_ids"].tolist() == [[1, 2**31 - 1]]
+
+
 def test_what_an_encoder_made_is_its_first_output_of_three_dimensions():
     made = np.arange(24, dtype=np.float32).reshape(1, 6, 4)
     results = {"pooled": np.zeros((1, 4), np.float32), "last_hidden_state": made}

@@ -16,6 +16,7 @@ from aggregator.bounds.budget import Budgets
 from aggregator.inference.generation import service
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
+from aggregator.inference.generation.request import PROMPT_TOKENS
 from aggregator.inference.generation.streamed_models import ServedDecoder, StreamedDecoders
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.protocol import streaming
@@ -175,5 +176,10 @@ def test_where_an_encoder_takes_arrays_these_are_the_inputs(tmp_path):
     assert opened[0]["input_features"].shape == (1, 8, 24)
     with pytest.raises(InvalidArgument, match="no list of token ids"):
         asyncio.run(answers(made, given, decoder_input_ids="x"))
+    with pytest.raises(InvalidArgument, match="bound prompt-tokens"):
+        asyncio.run(answers(made, given, decoder_input_ids="66," * PROMPT_TOKENS + "67"))
+    padded = "66" + " " * 20 * PROMPT_TOKENS + ",67"  # what is behind so many characters counts, too
+    found = asyncio.run(answers(made, given, max_tokens=6, decoder_input_ids=padded))
+    assert tuple(int(t) for one in outputs(found, "output_ids") for t in one) == begun
     with pytest.raises(FailedPrecondition, match="decoder_start_token_id"):
         asyncio.run(answers(made, given))
