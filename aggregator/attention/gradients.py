@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +28,7 @@ from edge_attention.core.errors import (
     ResourceExhausted,
 )
 from edge_attention.core.messages.attention import (
+    ATTEND_BYTES,
     GRADIENT_SCORES,
     AttendGradientsRequest,
     AttendGradientsResponse,
@@ -62,20 +65,22 @@ class AttendGradients:
             PrivateTensor: gradients of tokens that a node computed from its data were asked for.
             Unavailable, DeadlineExceeded: a node that holds tokens did not answer; says which and why.
         """
+        began = time.monotonic()
         context = self._contexts.get(request.context)
         context = replace(context, segments=list(context.segments))  # as it is now
+        deadline = min(deadline_of(_as_attend(request)), seconds)
         span, scale, view = _checked(context, request)
-        parts = (
-            await asyncio.to_thread(_parts, context, view)
-            if _large(context, request)
-            else _parts(context, view)
-        )
+        if _large(context, request):
+            async with self._turns.plans.turn(caller, 0, deadline):
+                parts = await asyncio.to_thread(_parts, context, view)
+        else:
+            parts = _parts(context, view)
+        size = _required(context, request, len(span), parts)
         tiles = sum(len(seen.tiles) for _, _, seen in parts)
         spec, count = context.spec, len(request.queries)
         tokens = library.TILE * tiles
         work = float(2.5 * count * spec.query_heads * (spec.key_dim + spec.value_dim)) * tokens
-        size = _bytes(context, count, len(span), request.tokens)
-        deadline = min(deadline_of(_as_attend(request)), seconds)
+        deadline = max(deadline - (time.monotonic() - began), 0.0)
         async with self._turns.attend(work, len(parts)).turn(caller, size, deadline) as turn:
             return await self._ask(context, request, span, scale, parts, max(deadline - turn.waited, 0.05))
 
@@ -90,6 +95,9 @@ class AttendGradients:
     ) -> AttendGradientsResponse:
         spec = context.spec
         shares: dict[str, Float32] = {}
+        """Of segments that have come before one that goes before them."""
+        dqueries = np.zeros(request.queries.shape, np.float32)
+        turns = deque(segment.id for segment, _, _ in parts)
         dkeys = dvalues = None
         if request.tokens:
             dkeys = np.zeros((len(span), spec.key_heads, spec.key_dim), np.float32)
@@ -101,6 +109,8 @@ class AttendGradients:
             for name, array in arrays.items():
                 require(array, name, shape=array.shape)
             shares[answer.shard] = arrays["dq"]
+            while turns and turns[0] in shares:  # in order of position: the same bits, whoever comes first
+                np.add(dqueries, shares.pop(turns.popleft()), out=dqueries)
             if dkeys is None or dvalues is None:
                 return
             segment, seen = by_id[answer.shard]
@@ -124,9 +134,6 @@ class AttendGradients:
                     f"the gradients of context {spec.name!r} lack {len(outcome.missing)} of {len(parts)} "
                     f"segments ({outcome.why}); a gradient is whole or none: ask again when they are there"
                 )
-        dqueries = np.zeros(request.queries.shape, np.float32)
-        for segment, _, _ in parts:  # in order of position, whoever came first: the same bits each time
-            dqueries += shares[segment.id]
         return AttendGradientsResponse(dqueries, dkeys, dvalues)
 
     def _errand(
@@ -234,6 +241,37 @@ def _parts(context: StoredContext, view: Visibility) -> list[tuple[StoredSegment
         if (seen := of_segment(view, segment.positions, library.TILE)) is not None:
             parts.append((segment, cover, seen))
     return parts
+
+
+def _required(
+    context: StoredContext,
+    request: AttendGradientsRequest,
+    tokens: int,
+    parts: list[tuple[StoredSegment, range, SegmentView]],
+) -> int:
+    """The bytes that an answer over `parts` takes here, at most. Before any node is asked.
+
+    Raises:
+        ResourceExhausted: more than one call may, here or at a node.
+    """
+    spec, count = context.spec, len(request.queries)
+    # A node computes whole tiles, however few of their tokens are asked for.
+    columns = max((len(seen.tiles) for _, _, seen in parts), default=0) * library.TILE
+    if (scores := count * spec.query_heads * columns) > GRADIENT_SCORES:
+        raise ResourceExhausted(
+            f"bound gradient-scores: {count:,} queries of {spec.query_heads} heads over tiles of {columns:,} "
+            f"tokens have {scores:,} scores; gradients are of {GRADIENT_SCORES:,} at most: ask for fewer "
+            "queries or tokens at a time"
+        )
+    # All but the first segment's share of the queries' may have to wait for that.
+    size = _bytes(context, count, tokens, request.tokens) + len(parts) * request.queries.nbytes
+    if size > ATTEND_BYTES:
+        raise ResourceExhausted(
+            f"bound attend-bytes: gradients of {count:,} queries over {len(parts):,} segments of context "
+            f"{spec.name!r} take {size:,} bytes of the aggregator's memory; one call may have "
+            f"{ATTEND_BYTES:,}: ask for fewer queries at a time"
+        )
+    return size
 
 
 def _bytes(context: StoredContext, queries: int, tokens: int, with_tokens: bool) -> int:

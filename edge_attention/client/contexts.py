@@ -30,6 +30,7 @@ from edge_attention.core.arrays import as_float32, as_int64
 from edge_attention.core.errors import (
     AlreadyExists,
     EdgeAttentionError,
+    EmptyContext,
     InvalidArgument,
     InvalidGraph,
     InvalidTensor,
@@ -361,6 +362,8 @@ class AsyncContext:
         """
         spec = self.spec
         queries = _float32(queries, "queries", ("queries", spec.query_heads, spec.key_dim))
+        if not len(queries):
+            raise InvalidTensor("queries holds no queries; give at least one")
         rows = (len(queries), spec.query_heads, spec.value_dim)
         out, dout = _float32(out, "out", rows), _float32(dout, "dout", rows)
         lse = as_float32(lse, "lse")
@@ -378,7 +381,10 @@ class AsyncContext:
                 require_whole(whole, what, low, MAX_POSITION)
         seconds = self._connection.timeout if deadline is None else deadline
         began = time.monotonic()
-        stored = (await self.describe(timeout=deadline)).tokens
+        there = await self.describe(timeout=deadline)
+        stored = there.tokens
+        if not stored:
+            raise EmptyContext(f"context {self.name!r} has no tokens yet; append some first")
         request = wire.AttendGradientsRequest(
             self.name,
             queries,
@@ -393,7 +399,7 @@ class AsyncContext:
             tokens=values_of.switch(tokens, "tokens"),
         )
         left = max(1e-3, seconds - (time.monotonic() - began))
-        return await find_gradients(self._connection, spec, request, left)
+        return await find_gradients(self._connection, spec, request, left, len(there.segments))
 
     def _reply_bytes(self, queries: int, segments: int) -> int:
         """At most so many bytes in the larger of request and reply, weights apart."""

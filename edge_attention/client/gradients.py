@@ -19,7 +19,7 @@ __all__ = ["Gradients", "find_gradients"]
 HALF = MIB * 3 // 2
 """Bytes that queries, and tokens, may take of one message."""
 TILE = 512
-"""Tokens that one call is about at least: a node computes whole tiles."""
+"""Tokens that a node computes at once, however few of them a call is about."""
 AT_ONCE = 4
 
 
@@ -41,20 +41,28 @@ class Gradients:
 
 
 async def find_gradients(
-    connection: ClientConnection, spec: wire.ContextSpec, whole: wire.AttendGradientsRequest, seconds: float
+    connection: ClientConnection,
+    spec: wire.ContextSpec,
+    whole: wire.AttendGradientsRequest,
+    seconds: float,
+    segments: int,
 ) -> Gradients:
-    """The gradients that `whole` asks for, whose `until` is given, within `seconds`."""
+    """The gradients that `whole` asks for, whose `until` is given, within `seconds`.
+
+    `segments`: of the context: each one's share of the queries' gradient may have to wait at the aggregator.
+    """
     began = time.monotonic()
     count, heads = len(whole.queries), spec.query_heads
     assert whole.until is not None
-    most = max(
-        1,
-        min(
-            HALF // (4 * heads * (spec.key_dim + spec.value_dim + 2)), wire.GRADIENT_SCORES // (heads * TILE)
-        ),
+    most = min(
+        HALF // (4 * heads * (spec.key_dim + spec.value_dim + 2)),
+        wire.GRADIENT_SCORES // (heads * 2 * TILE),
+        (wire.ATTEND_BYTES - MIB * 4) // (4 * heads * spec.key_dim * max(segments, 1)),
     )
-    step = min(count, most)
-    stretch = max(1, wire.GRADIENT_SCORES // (step * heads))
+    step = min(count, max(1, most))
+    # Where a stretch begins and ends in the middle of tiles it has a part of one more of them.
+    tiles = max(2, wire.GRADIENT_SCORES // (step * heads * TILE))
+    stretch = (tiles - 1) * TILE + 1
     if whole.tokens:
         stretch = min(stretch, max(1, HALF // (4 * spec.key_heads * (spec.key_dim + spec.value_dim))))
     gate = asyncio.Semaphore(AT_ONCE)

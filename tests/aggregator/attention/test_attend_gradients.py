@@ -12,11 +12,13 @@ import reference
 from house import House
 
 from aggregator.attention.gradients import AttendGradients
+from aggregator.bounds.turns import Turns
 from edge_attention.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
     InvalidTensor,
     MessageTooLarge,
+    Overloaded,
     ResourceExhausted,
     Unavailable,
 )
@@ -180,3 +182,55 @@ def test_a_query_that_saw_nothing_adds_nothing():
         found = asyncio.run(scenario(house))
     assert not found.dqueries.any()
     assert not found.dkeys.any()
+
+
+def alike(count):
+    per = np.zeros((count, 4), np.float32)
+    return AttendGradientsRequest(
+        "c", np.ones((count, 4, 8), np.float32), per, np.ones((count, 4, 6), np.float32), per
+    )
+
+
+def test_what_a_node_computes_counts_in_whole_tiles():
+    async def scenario(house):
+        _, gradients = await filled(house)
+        with pytest.raises(
+            ResourceExhausted, match=r"bound gradient-scores: 10,000 .* over tiles of 512 tokens"
+        ):
+            await gradients.find(replace(alike(10_000), until=2))
+
+    with House() as house:
+        asyncio.run(scenario(house))
+
+
+def test_shares_that_wait_to_be_summed_are_bounded_and_counted(monkeypatch):
+    *_, out, lse = truth(seen())
+
+    async def scenario(house):
+        _, gradients = await filled(house, "abc")
+        monkeypatch.setattr("aggregator.attention.gradients.ATTEND_BYTES", 4 * QUERIES.nbytes)
+        assert (await gradients.find(request(out, lse))).dqueries.any()
+        monkeypatch.setattr("aggregator.attention.gradients.ATTEND_BYTES", 4 * QUERIES.nbytes - 1)
+        with pytest.raises(ResourceExhausted, match="bound attend-bytes: gradients of 5 queries over 3 segm"):
+            await gradients.find(request(out, lse))
+
+    with House() as house:
+        asyncio.run(scenario(house))
+
+
+def test_large_ones_are_planned_in_turn(monkeypatch):
+    *_, out, lse = truth(seen())
+    monkeypatch.setattr("aggregator.attention.gradients._large", lambda context, request: True)
+
+    async def scenario(house):
+        turns = Turns()
+        await filled(house)
+        gradients = AttendGradients(house.contexts, house.trips, turns)
+        async with turns.plans.turn("other", 0, 60):
+            with pytest.raises(Overloaded):
+                await gradients.find(request(out, lse, deadline_seconds=0.1), "me")
+        return await gradients.find(request(out, lse), "me")
+
+    with House() as house:
+        found = asyncio.run(scenario(house))
+    np.testing.assert_allclose(found.dqueries, truth(seen())[0], atol=1e-5)
