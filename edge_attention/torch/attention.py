@@ -167,6 +167,11 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
                 )
         heads, length, dim = query.shape[-3:]
         key_heads, tokens = key.shape[-3:-1]
+        if not all((heads, length, dim, key_heads, tokens, value.shape[-1])):
+            raise InvalidTensor(
+                f"query {list(query.shape)}, key {list(key.shape)} and value {list(value.shape)} have one "
+                "head, token and element at least"
+            )
         if key.shape[-1] != dim or value.shape[-3:-1] != key.shape[-3:-1]:
             raise InvalidTensor(
                 f"query {list(query.shape)}, key {list(key.shape)} and value {list(value.shape)} do not fit: "
@@ -176,10 +181,10 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
             raise InvalidTensor(
                 f"query has {heads} heads and key {key_heads}; with enable_gqa=True query's may be a multiple"
             )
-        if not tokens or not length:
-            raise InvalidTensor("query, key and value have one token at least")
         width = value.shape[-1]
         batch = math.prod(lead)
+        if not batch:
+            return query.new_zeros(*lead, heads, length, width)
         # The heads of several samples are heads of one context, as far as one has room for them.
         fit = min(
             _HEADS // heads,
@@ -205,7 +210,8 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
             if not needs:
                 lease.end()
             out.append(found.reshape(-1, heads, length, width))
-        self._made.forget()
+        with suppress(EdgeAttentionError):  # what is there all the same is dropped at the next call
+            self._made.forget()
         return torch.cat(out).reshape(*lead, heads, length, width)
 
     def _remembered(
@@ -303,13 +309,20 @@ class _Made:
         return lease
 
     def forget(self, all_of_them: bool = False) -> None:
-        """Drop the contexts that nothing needs any more; or all."""
+        """Drop the contexts that nothing needs any more; or all. Where one cannot be dropped, the next call
+        tries again."""
         with self._lock:
             names = list(self._there) if all_of_them else [self.ended.pop() for _ in range(len(self.ended))]
             contexts = [found for name in names if (found := self._there.pop(name, None)) is not None]
-        for context in contexts:
-            with suppress(NotFound):
-                context.drop()
+        try:
+            while contexts:
+                with suppress(NotFound):
+                    contexts[-1].drop()
+                contexts.pop()
+        finally:
+            with self._lock:
+                self._there |= {context.name: context for context in contexts}
+            self.ended += [context.name for context in contexts]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Made:
         return _Made(self._client)
@@ -337,7 +350,10 @@ class _Attend(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
                 f"FleetAttention: {len(answer.missing)} parts of the keys did not answer in "
                 f"{seen.deadline:g} s ({lacking}); give it a longer deadline, or replicas"
             )
-        ctx.lease, ctx.seen, ctx.where, ctx.tokens = lease, seen, where, answer.tokens
+        # A memory may have grown since: what the answer stands on is what its gradients are of.
+        stands = max((part.stop for part in answer.coverage), default=answer.tokens)
+        ctx.until = answer.tokens if key.numel() else stands
+        ctx.lease, ctx.seen, ctx.where = lease, seen, where
         ctx.save_for_backward(query, torch.tensor(answer.out), torch.tensor(answer.lse))
         ctx.kinds = [(tensor.dtype, tensor.device) for tensor in (key, value)]
         return _tensor(answer.out, query.dtype, query.device)
@@ -358,7 +374,7 @@ class _Attend(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
                 scale=seen.scale,
                 positions=ctx.where if seen.masked else None,
                 deadline=seen.deadline,
-                until=ctx.tokens,
+                until=ctx.until,
                 tokens=tokens,
             )
         except NotFound as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ _TYPES = {
     torch.uint8: TensorProto.UINT8,
     torch.bool: TensorProto.BOOL,
 }
+_LARGEST = (1 << 31) - (1 << 24)
+"""Bytes of weights in the file itself, at most: protobuf has 2 GiB, and the graph lies there, too."""
 _PAGE = 4096
 """Bytes that tensors beside a file begin at multiples of, so that they can be mapped."""
 
@@ -62,8 +65,14 @@ def write_file(
     size = sum(tensor.nbytes for tensor in tensors.values())
     numbers = sum(tensor.numel() for tensor in tensors.values())
     beside = path.with_name(f"{path.name}.data") if (size > most if external is None else external) else None
+    if beside is None and size > _LARGEST:
+        raise InvalidArgument(
+            f"the weights have {size:,} bytes, and a file has {_LARGEST:,} at most: leave external out, or "
+            "external=True, which puts them beside it"
+        )
     files = (path,) if beside is None else (path, beside)
     written = ModuleFiles(files, numbers, size)
+    temporary, ahead = (path.with_name(f".{path.name}.{kind}{os.getpid()}") for kind in ("", "data."))
     try:
         if beside is None:
             for name, tensor in tensors.items():
@@ -71,7 +80,7 @@ def write_file(
                 proto.dims.extend(tensor.shape)
                 proto.raw_data = _bytes(tensor)
         else:
-            with beside.open("wb") as data:
+            with ahead.open("wb") as data:
                 for name, tensor in tensors.items():
                     proto = model.graph.initializer.add(name=name, data_type=_TYPES[tensor.dtype])
                     proto.dims.extend(tensor.shape)
@@ -84,12 +93,16 @@ def write_file(
                     ):
                         proto.external_data.add(key=key, value=str(value))
                     data.write(_bytes(tensor))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_bytes(model.SerializeToString(deterministic=True))
+        if beside is not None:
+            ahead.replace(beside)
         temporary.replace(path)
     except OSError as error:
-        written.remove()
         raise InvalidArgument(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        for one in (temporary, ahead):  # what was at `path` before is still there
+            with suppress(OSError):
+                one.unlink(missing_ok=True)
     return written
 
 

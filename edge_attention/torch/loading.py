@@ -115,6 +115,9 @@ def load(
         strange = []
     if strict and (missing or misshapen or strange):
         raise InvalidArgument(_unfit(module, values, missing, misshapen, strange))
+    for name, array in chosen.items():  # before the first is changed
+        if array.dtype.name != "bfloat16" and array.dtype.kind not in "biuf":
+            raise InvalidTensor(f"{name} is {array.dtype}, which is no number; nothing was loaded")
     with torch.no_grad():
         for name, array in chosen.items():
             target = parameters.get(name, buffers.get(name))
@@ -222,6 +225,4 @@ def _is_safetensors(data: bytes) -> bool:
 def _tensor(array: Array) -> Tensor:
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
-    if array.dtype.kind not in "biuf":
-        raise InvalidTensor(f"a value is {array.dtype}, which is no number")
     return torch.from_numpy(np.array(array))

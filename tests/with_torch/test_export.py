@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from edge_attention.core.errors import InvalidArgument, InvalidGraph  # noqa: E4
 from edge_attention.core.messages.federated import LossSpec  # noqa: E402
 from edge_attention.graphs.models.model import gradient_graph, load_model  # noqa: E402
 from edge_attention.graphs.models.trained import trained_onnx  # noqa: E402
-from edge_attention.torch import ExportWarning, export, load  # noqa: E402
+from edge_attention.torch import ExportWarning, contents, export, load  # noqa: E402
 
 
 def quietly(*arguments, **options):
@@ -211,4 +212,26 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(said, tmp_path):
     make, options = WRONG[said]
     with pytest.raises((InvalidGraph, InvalidArgument), match=said):
         quietly(make(), torch.randn(3, 4), tmp_path / "m.onnx", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch, external):
+    file = tmp_path / "m.onnx"
+    file.write_bytes(b"good")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(InvalidArgument, match="No space left"):
+        quietly(Tab(), torch.randn(4, 16), file, external=external)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert file.read_bytes() == b"good"
+
+
+def test_weights_past_a_file_lie_beside_it_or_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(contents, "_LARGEST", 100)
+    with pytest.raises(InvalidArgument, match="a file has 100 at most: leave external out"):
+        quietly(Tab(), torch.randn(4, 16), tmp_path / "m.onnx", external=False)
     assert not list(tmp_path.iterdir())

@@ -12,8 +12,11 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.functional import scaled_dot_product_attention as attention  # noqa: E402
 
-from edge_attention import InvalidTensor, Unimplemented  # noqa: E402
+from edge_attention import InvalidTensor, Unavailable, Unimplemented  # noqa: E402
+from edge_attention.client.gradients import Gradients  # noqa: E402
+from edge_attention.client.results import Answer  # noqa: E402
 from edge_attention.torch import FleetAttention  # noqa: E402
+from edge_attention.torch.attention import _Attend, _Lease, _QueryView  # noqa: E402
 
 
 def made(*shape, seed=0):
@@ -146,3 +149,58 @@ def test_what_it_does_not_do_is_said(client):
     with pytest.raises(InvalidTensor, match="do not fit"):
         attend(q, q, q[:, :, :3])
     assert np.isfinite(attend(q, q, q).numpy()).all()
+
+
+class Recalled:
+    """A context that keeps what it was asked, whose drop fails at first."""
+
+    name = "torch-x"
+
+    def __init__(self):
+        self.dropped = 0
+        self.until = None
+
+    def drop(self):
+        self.dropped += 1
+        if self.dropped == 1:
+            raise Unavailable("the aggregator is away")
+
+    def attend(self, queries, **_):
+        return Answer(queries, queries[..., 0], True, (range(10),), {}, (), tokens=15)
+
+    def gradients(self, queries, *_, until, **__):
+        self.until = until
+        return Gradients(queries, None, None, 1)
+
+
+def test_keys_that_could_not_be_forgotten_are_at_the_next_call(client):
+    attend, context = FleetAttention(client), Recalled()
+    attend._made._there[context.name] = context
+    attend._made.ended.append(context.name)
+    q = torch.randn(1, 2, 3, 4)
+    assert attend(q, q, q).shape == q.shape  # which is not lost by it
+    assert context.dropped == 1
+    attend._made._there[context.name] = context
+    context.dropped = 0
+    with pytest.raises(Unavailable):
+        attend.close()
+    attend.close()
+    assert context.dropped == 2
+    assert not attend._made._there
+
+
+def test_gradients_over_a_memory_are_of_what_the_answer_stood_on(client):
+    """It may have grown since it was asked, by tokens of which the answer knows nothing."""
+    context = Recalled()
+    q = made(4, 3, 4)
+    seen = _QueryView(False, None, None, 60.0)
+    _Attend.apply(q, q.new_zeros(0), q.new_zeros(0), _Lease(context), seen, False).sum().backward()
+    assert context.until == 10
+
+
+def test_no_rows_are_none_and_no_heads_are_refused(client):
+    q = torch.randn(0, 2, 6, 4)
+    assert FleetAttention(client)(q, q, q).shape == q.shape
+    none = torch.randn(1, 0, 6, 4)
+    with pytest.raises(InvalidTensor, match="one head, token and element at least"):
+        FleetAttention(client)(none, none, none)

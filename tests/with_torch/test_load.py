@@ -15,7 +15,7 @@ from modules import Tab, Words, zeroed  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edge_attention.client.runs import AsyncRun  # noqa: E402
-from edge_attention.core.errors import InvalidArgument  # noqa: E402
+from edge_attention.core.errors import InvalidArgument, InvalidTensor  # noqa: E402
 from edge_attention.jobs.parameters import Parameters, write_safetensors  # noqa: E402
 from edge_attention.torch import load  # noqa: E402
 
@@ -128,3 +128,16 @@ def test_what_can_be_no_values_is_refused(tmp_path):
             load(module, source)
     with pytest.raises(InvalidArgument, match="version is of a run"):
         load(module, {}, version=3)
+
+
+def test_what_is_no_number_is_refused_before_anything_is_changed():
+    module = nn.Linear(2, 2)
+    before = module.weight.detach().clone()
+    tensors = [
+        onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), "weight"),
+        onnx.helper.make_tensor("bias", onnx.TensorProto.FLOAT8E4M3FN, [2], [1.0, 2.0]),
+    ]
+    graph = onnx.helper.make_graph([], "g", [], [], tensors)
+    with pytest.raises(InvalidTensor, match="bias is float8_e4m3fn"):
+        load(module, onnx.helper.make_model(graph).SerializeToString())
+    assert torch.equal(module.weight, before)
