@@ -86,6 +86,11 @@ class SimulatedLink(link.NodeLink):
     def __init__(self, settings: SimulatedNode, *args: Any) -> None:
         super().__init__(*args)
         self._times = settings.times
+        self._severed = False
+
+    async def run(self) -> tuple[int, str]:
+        """As a node's; who was severed before does not begin."""
+        return (1, "") if self._severed else await super().run()
 
     def _run(self, work: Any, seconds: float | None) -> None:
         if self._times > 1:
@@ -100,9 +105,16 @@ class SimulatedLink(link.NodeLink):
         return found
 
     def sever(self) -> None:
-        """Be gone at once: what runs is lost."""
-        if not self._left.done():
-            self._left.set_result((1, ""))
+        """Be gone at once: what runs is lost, and it does not come back."""
+        self._severed = True
+        left = getattr(self, "_left", None)
+        if left is not None and not left.done():
+            left.set_result((1, ""))
+
+    def _step(self, event: Any, *args: Any, **kwargs: Any) -> None:
+        # A daemon's process ends with it; in this one its session would connect again.
+        if not self._severed:
+            super()._step(event, *args, **kwargs)
 
 
 @dataclass
