@@ -305,10 +305,10 @@ class SplitRecipe(JobRecipe):
         try:
             for job in self._jobs:
                 await self._plan_of(job)
+            split_checks.require_alike(self._plans)
         except BaseException:
             await self.discard()
             raise
-        split_checks.require_alike(self._plans)
 
     async def _plan_of(self, job: SplitJob) -> None:
         nodes = self._nodes(job)

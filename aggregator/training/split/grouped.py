@@ -18,6 +18,7 @@ from aggregator.training.split.plan import CUT, SplitPlan
 from aggregator.training.split.samples import SampleTurns
 from aggregator.training.split.step import require_finite
 from aggregator.training.split.versions import SplitVersion, SplitVersions
+from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.training import NodeRound, SplitJob
 
 __all__ = ["GroupRounds"]
@@ -62,7 +63,7 @@ class GroupRounds:
         Raises:
             EdgeAttentionError: a group cannot go on, or did not within the run's patience; names it.
         """
-        found = await together(self._of_group(group, current, own) for group, own in enumerate(turns))
+        found = await together(self._named(group, current, own) for group, own in enumerate(turns))
         weights = [one.samples for one in found]
         whole = sum(weights)
         loss = sum(
@@ -76,6 +77,12 @@ class GroupRounds:
         record = round_record(current.number + 1, loss, None, seconds, nodes)
         trained = [one.parameters for one in found]
         return MadeRound(record, lambda recorded: self._versions.merge(current, trained, weights, recorded))
+
+    async def _named(self, group: int, current: SplitVersion, turns: SampleTurns) -> _Trained:
+        try:
+            return await self._of_group(group, current, turns)
+        except EdgeAttentionError as error:
+            raise type(error)(f"group {group}: {error.message}") from error
 
     async def _of_group(self, group: int, current: SplitVersion, turns: SampleTurns) -> _Trained:
         job, passes = self._job, self._passes[group]

@@ -289,7 +289,7 @@ class SplitPasses:
                     perform(machine.renewed(now))
                     continue
                 if kind == "collect":
-                    running.have(found)
+                    await asyncio.to_thread(running.have, found)
                     perform(machine.collected(now))
                     continue
                 answers[piece] = found
@@ -453,7 +453,7 @@ class PassOfSamples:
             self.seconds["graphs"] = self.seconds.get("graphs", 0.0) + run.run
 
     def have(self, sums: Mapping[str, Array]) -> None:
-        """The sums that nodes have made of all pieces' gradients, by result."""
+        """The sums that nodes have made of all pieces' gradients, by result. Blocks as `add` does."""
         self.sum.take(self._loss, {name: sums[grad(name)] for name in self._plan.names}, self._count)
 
     def lap(self, stage: str, seconds: float) -> None:

@@ -280,7 +280,8 @@ class SplitTrainer:
         """Why it ends after step `number`. Blocks."""
         # Groups take steps of their own before anything comes of them.
         stepped = number or self._job.groups
-        rate = getattr(self._versions.optimizer_at(max(number, 1)), "lr") if stepped else None  # noqa: B009
+        at = max(number * self._job.local_steps, 1)
+        rate = getattr(self._versions.optimizer_at(at), "lr") if stepped else None  # noqa: B009
         last = self._record(number) if number else None
         clip = "" if self._job.clip else ", or set clip"
         what = f"what the model gives ({error.message})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from aggregator.store.tensor_file import TensorFile
+from aggregator.training.job_recipes import SplitRecipe
 from aggregator.training.split.checks import check, require_alike
+from aggregator.training.split.grouped import GroupRounds
 from aggregator.training.split.groups import deployment_of, group_jobs, together
 from aggregator.training.split.local_steps import LocalSteps
-from edge_attention.core.errors import InvalidArgument, Unavailable
+from aggregator.training.split.trainer import SplitTrainer
+from aggregator.training.split.versions import optimizer_at
+from edge_attention.core.errors import InvalidArgument, NotFinite, Unavailable
 from edge_attention.core.messages.training import (
     FederatedModel,
     LossSpec,
@@ -130,3 +135,42 @@ def test_the_first_failure_of_a_group_ends_the_others():
 
     assert asyncio.run(main()) == [1, 2]
     assert ended == [True]
+
+
+def test_a_failure_names_its_group(tmp_path):
+    rounds = GroupRounds(JOB, (), (), SimpleNamespace(), tmp_path)
+
+    async def of_group(group, current, turns):
+        if group:
+            raise NotFinite("the gradient of w is not finite")
+        await asyncio.sleep(60)
+
+    rounds._of_group = of_group
+    with pytest.raises(NotFinite, match=r"^group 1: the gradient of w is not finite"):
+        asyncio.run(rounds.trained(SimpleNamespace(number=0), [None, None]))
+
+
+def test_a_divergence_names_the_rate_of_the_step_that_it_came_of():
+    trainer = SimpleNamespace(
+        _job=JOB,
+        _versions=SimpleNamespace(optimizer_at=partial(optimizer_at, JOB)),
+        _record=lambda number: None,
+    )
+    said = SplitTrainer._diverged(trainer, 2, NotFinite("the gradient of w is not finite")).message
+    # The fourth of the run's six steps, of a rate that falls from 0.1 to 0.
+    assert "a learning rate of 0.05 is likely too high" in said
+
+
+def test_of_groups_that_are_refused_no_plan_stays_on_the_disk(tmp_path):
+    recipe = SplitRecipe(JOB, SimpleNamespace())
+
+    async def planned(job):
+        folder = tmp_path / job.nodes[0]
+        folder.mkdir()
+        recipe._folders.append(folder)
+        recipe._plans.append(SimpleNamespace(names=(job.nodes[0],), shapes=((2,),)))
+
+    recipe._plan_of = planned
+    with pytest.raises(InvalidArgument, match="groups, number 1"):
+        asyncio.run(recipe.plan())
+    assert not list(tmp_path.iterdir())
