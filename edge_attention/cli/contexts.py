@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
 from edge_attention.cli.progress import append_progress
 from edge_attention.client.results import Appended
-from edge_attention.core.errors import InvalidTensor
+from edge_attention.core.errors import EdgeAttentionError, InvalidTensor
 from edge_attention.core.messages.attention import Context
 from edge_attention.jobs.array_files import load_npz
 
@@ -111,12 +112,13 @@ def append(address: str, name: str, file: Path, node: str | None, as_json: bool)
             with append_progress(as_json) as told:
                 appended = context.append(arrays["keys"], arrays["values"], node=node, progress=told)
         except KeyboardInterrupt:
-            now = context.describe(timeout=5.0).tokens
-            say(
-                f"stopped: context {name} has {now:,} tokens, {now - before:,} more than before; an append "
-                f"stores its tokens in order, so what is left of {file} begins there",
-                err=True,
-            )
+            with suppress(EdgeAttentionError):  # which says less than Ctrl-C does
+                now = context.describe(timeout=5.0).tokens
+                say(
+                    f"stopped: context {name} has {now:,} tokens, {now - before:,} more than before; an "
+                    f"append stores its tokens in order, so what is left of {file} begins there",
+                    err=True,
+                )
             raise
         except InvalidTensor as error:
             raise InvalidTensor(f"{file}, for context {name!r}: {error.message}") from None

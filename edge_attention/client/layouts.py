@@ -47,8 +47,10 @@ class QueryForm:
             InvalidTensor: another shape.
         """
         found = as_int64(given, "positions")
-        if self.batch is None or found.shape == (self.batch, self.count):
-            return found.ravel() if found.ndim == 2 else found
+        if self.batch is None:
+            return found
+        if found.shape == (self.batch, self.count):
+            return found.ravel()
         if found.shape != (self.count,):
             raise InvalidTensor(
                 f"positions has shape {list(found.shape)}; give [{self.count}] for all {self.batch} rows "

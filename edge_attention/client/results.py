@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -138,7 +138,7 @@ def join(parts: Sequence[AttendResponse], client_seconds: float) -> Answer:
     mass: dict[str, Float32] = {}
     for shard in shards:
         mass[shard.node] = mass[shard.node] + shard.mass if shard.node in mass else shard.mass
-    missing = tuple({gap.shard: gap for part in parts for gap in part.missing}.values())
+    missing = _missing(parts)
     covered = joined(stretch for part in parts for stretch in part.coverage)
     if len(parts) > 1:  # what one of them lacks the whole does not stand on
         covered = _without(covered, joined(stretch for gap in missing for stretch in gap.stretches))
@@ -159,6 +159,29 @@ def join(parts: Sequence[AttendResponse], client_seconds: float) -> Answer:
         missing=missing,
         seconds=seconds | {"client": client_seconds},
         calls=len(parts),
+    )
+
+
+def _missing(parts: Sequence[AttendResponse]) -> tuple[Missing, ...]:
+    """Each shard that some part lacks, with all that parts lack of it: their queries see others of its
+    tokens."""
+    found: dict[str, Missing] = {}
+    for gap in (gap for part in parts for gap in part.missing):
+        before = found.setdefault(gap.shard, gap)
+        if before.stretches != gap.stretches:
+            found[gap.shard] = _both(before, gap)
+    return tuple(found.values())
+
+
+def _both(one: Missing, other: Missing) -> Missing:
+    """What is missing of a shard, of two parts' queries."""
+    stretches = joined((*one.stretches, *other.stretches))
+    bounds = tuple(edge for part in stretches for edge in (part.start, part.stop))
+    return replace(
+        other,
+        tokens=range(stretches[0].start, stretches[-1].stop),
+        count=sum(map(len, stretches)),
+        bounds=bounds if len(stretches) > 1 else (),
     )
 
 

@@ -17,6 +17,8 @@ import pytest
 from edge_attention.cli import main as cli_main
 from edge_attention.cli import output
 from edge_attention.cli.output import print_list
+from edge_attention.client.sync import Context
+from edge_attention.core.errors import Unavailable
 from edge_attention.core.messages import fleet
 from edge_attention.core.messages.training import RunState
 
@@ -443,3 +445,20 @@ def test_every_command_prints_through_what_escapes():
     """`click.echo` is for cli/output.py alone."""
     folder = Path(output.__file__).parent
     assert [p.name for p in sorted(folder.glob("*.py")) if "click.echo(" in p.read_text()] == ["output.py"]
+
+
+def test_ctrl_c_in_an_append_stays_ctrl_c_where_nobody_answers_any_more(run, monkeypatch, tmp_path, client):
+    client.create_context("memory", query_heads=4, key_heads=2, key_dim=16, value_dim=8)
+    np.savez(tmp_path / "t.npz", keys=np.ones((3, 2, 16), np.float32), values=np.ones((3, 2, 8), np.float32))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    def nobody(*_, **__):
+        raise Unavailable("nobody answers")
+
+    monkeypatch.setattr(Context, "append", interrupted)
+    monkeypatch.setattr(Context, "describe", nobody)
+    code, out, err = run("contexts", "append", "memory", tmp_path / "t.npz")
+    assert code in (1, 130)
+    assert "nobody answers" not in out + err

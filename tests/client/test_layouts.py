@@ -76,3 +76,8 @@ def test_other_shapes_are_said():
 def test_a_layout_that_is_none(filled):
     with pytest.raises(InvalidArgument, match="layout is 'heads'; it must be one of tokens, torch"):
         filled.attend(QUERIES[0], layout="heads")
+
+
+def test_positions_of_queries_without_a_batch_are_one_row(filled):
+    with pytest.raises(InvalidTensor, match="positions"):
+        filled.attend(QUERIES[0, :4], causal=True, positions=[[1, 2], [3, 4]])
