@@ -18,8 +18,8 @@ The shell performs the actions, and tells what came of them. Times are readings 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -175,6 +175,8 @@ class DecoderSession:
     closing: bool = False
     nodes: set[str] = field(default_factory=set)
     """All that may store something of it."""
+    counted: Mapping[str, int] = field(default_factory=dict)
+    """By node the bytes of it that are counted there."""
 
     @property
     def length(self) -> int:
@@ -224,6 +226,8 @@ class SessionScheduler:
         self._next_slot = 0
         self._spent: set[int] = set()
         """Slots in which a lost flight may still write: they are nobody's again."""
+        self._stored: Counter[tuple[str, str | None]] = Counter()
+        """Bytes by node and owner; of None all owners'."""
         self._now = 0.0
 
     # Events
@@ -280,6 +284,7 @@ class SessionScheduler:
             raise error
         session.asked, session.answered, session.tries = session.length, [], 0
         session.tokens += ids
+        self._count(session)
         session.began = session.since = session.used = now
         session.deadline = deadline
         self._turn(session, DecodePhase.WAITS)
@@ -294,6 +299,7 @@ class SessionScheduler:
             raise InvalidArgument(f"the session has {session.length} tokens: it cannot keep {length}")
         session.used = now
         del session.tokens[length:]
+        self._count(session)
         self._keep(session, length)
 
     def close(self, number: int, now: float) -> list[Action]:
@@ -401,6 +407,7 @@ class SessionScheduler:
                 found.append(ForgetSession(chunk.slot, tuple(sorted(session.nodes))))
                 session.slot, session.place, session.lives = self._new_slot(), (), ()
                 session.nodes.clear()
+                self._count(session)
             if not clean or lacks is not None:
                 self._lose(session)
             if chunk.states is None:
@@ -483,15 +490,19 @@ class SessionScheduler:
 
     def stored_bytes(self, node: str, but: DecoderSession | None = None, owner: str | None = None) -> int:
         """What sessions store on a node; `but`: without this one; `owner`: only that one's."""
-        return sum(
-            self._bytes(session, part, session.length)
-            for session in self.sessions.values()
-            for part, at in enumerate(session.place)
-            if at == node and session is not but and owner in (None, session.owner)
-        )
+        size = self._stored[node, owner]
+        if but is not None and owner in (None, but.owner):
+            size -= but.counted.get(node, 0)
+        return size
 
     def check(self) -> None:
         """Raises AssertionError where what always holds does not."""
+        stored: Counter[tuple[str, str | None]] = Counter()
+        for session in self.sessions.values():
+            for part, at in enumerate(session.place):
+                for owner in (None, session.owner):
+                    stored[at, owner] += self._bytes(session, part, session.length)
+        assert stored == self._stored, "what nodes store is counted wrong"
         flying = [chunk.session for flight in self._flights.values() for chunk in flight.chunks]
         assert len(set(flying)) == len(flying), "a session is on two trips"
         slots = [session.slot for session in self.sessions.values()]
@@ -558,6 +569,19 @@ class SessionScheduler:
         of_memory = self.form.token_bytes(part, memory=True) * TILE * -(-max(stop - start, 1) // TILE)
         return each * TILE * -(-tokens // TILE) + (of_memory if session.memory is not None else 0)
 
+    def _count(self, session: DecoderSession) -> None:
+        """Its length or its place is another one, or it has gone: have that counted."""
+        now = Counter[str]()
+        if session.number in self.sessions:
+            for part, at in enumerate(session.place):
+                now[at] += self._bytes(session, part, session.length)
+        for node in {*session.counted, *now}:
+            for key in ((node, None), (node, session.owner)):
+                self._stored[key] += now[node] - session.counted.get(node, 0)
+                if not self._stored[key]:
+                    del self._stored[key]
+        session.counted = now
+
     def _turn(self, session: DecoderSession, phase: DecodePhase, *words: str) -> None:
         self.transitions.append((self._now, (f"session {session.number}", *words), session.phase, phase))
         session.phase = phase
@@ -581,6 +605,7 @@ class SessionScheduler:
         """Its call ends with `error`; the session is as before it, or goes."""
         flies = session.phase is DecodePhase.FLIES
         del session.tokens[session.asked :]
+        self._count(session)
         session.answered, session.deadline, session.used = [], math.inf, self._now
         self._turn(session, DecodePhase.IDLE, error.message)
         session.alone = False
@@ -596,6 +621,7 @@ class SessionScheduler:
             session.closing = True
             return []
         del self.sessions[session.number]
+        self._count(session)
         return [ForgetSession(session.slot, tuple(sorted(session.nodes)))]
 
     def _land(self, number: int) -> Flight | None:
@@ -715,7 +741,10 @@ class SessionScheduler:
         """From now on it is stored there: what another process had of it is to be stored again."""
         if self._moved(session, place):
             self._lose(session)
-        session.place, session.lives = place, lives
+        if session.place != place:
+            session.place = place
+            self._count(session)
+        session.lives = lives
         session.nodes.update(place)
 
     def _spans(self, session: DecoderSession, start: int, stop: int) -> tuple[TokenSpan, ...]:
