@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-torch test-kills test-cuts test-models test-split test-corpus test-upgrade test-year check compat bench protos graphs dashboards format clean help
+.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-torch test-kills test-cuts test-models test-split test-corpus test-upgrade test-year check compat bench protos graphs dashboards errors format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,6 +100,9 @@ protos: .venv/dev ## Generate the Python code of protos/ anew.
 
 graphs: .venv/dev ## Build the attention graphs anew.
 	$(BIN)/python -m edge_attention.graphs.attention.library_build
+
+errors: .venv/dev ## Write docs/errors.md anew: wrong calls of the client, made to a fleet on this machine.
+	$(BIN)/python -m tools.errors_page
 
 dashboards: .venv/dev ## Build the Grafana dashboards anew.
 	$(BIN)/python -m deploy.grafana.build

@@ -182,11 +182,16 @@ def list_tokens(state: Path | None, as_json: bool) -> None:
 @token.command()
 @click.argument("token_id", metavar="ID")
 @_state_option
-def revoke(token_id: str, state: Path | None) -> None:
+@_json_option
+def revoke(token_id: str, state: Path | None, as_json: bool) -> None:
     """Revoke the token ID. Calls with an access token end; certificates had by a join token stay good."""
     with _opened(state) as opened:
         row = opened.registry.revoke_token(token_id, time.time())
         opened.audit.write("token_revoked", subject=f"{row.role}/{row.name or '*'}", token=row.id)
+        now_is = opened.registry.token(row.id)
+    if as_json:
+        click.echo(json.dumps(_described(now_is, time.time())))
+        return
     click.echo(f"token {row.id} ({row.role}) is revoked")
     if row.kind == "join" and row.used:
         click.echo(
@@ -208,8 +213,7 @@ def list_certificates(state: Path | None, as_json: bool) -> None:
     with _opened(state) as opened:
         rows = opened.registry.certificates()
     if as_json:
-        fields = ("serial", "role", "name", "token", "issued", "ends", "revoked")
-        click.echo(json.dumps([{f: getattr(r, f) for f in fields} | {"state": r.state(now)} for r in rows]))
+        click.echo(json.dumps([_certified(row, now) for row in rows]))
         return
     _table(
         ("name", "role", "state", "ends", "enrolled with"),
@@ -222,7 +226,8 @@ def list_certificates(state: Path | None, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), help="Of several with that name, the one in this role.")
 @_state_option
-def revoke_certificate(name: str, role: str | None, state: Path | None) -> None:
+@_json_option
+def revoke_certificate(name: str, role: str | None, state: Path | None, as_json: bool) -> None:
     """Revoke all certificates of NAME: it is shut out within a second, and cannot enrol again by itself."""
     from edge_attention.trust.names import require_role
 
@@ -236,6 +241,11 @@ def revoke_certificate(name: str, role: str | None, state: Path | None) -> None:
         }
         for row in rows:
             opened.audit.write("revoked", subject=row.subject, serial=row.serial)
+        gone = {row.serial for row in rows}
+        now_are = [row for row in opened.registry.certificates() if row.serial in gone]
+    if as_json:
+        click.echo(json.dumps([_certified(row, now) for row in now_are]))
+        return
     for row in rows:
         click.echo(f"{row.role} {row.name} is revoked")
         if row.token in valid:
@@ -262,6 +272,11 @@ def _end(text: str, now: float) -> float | None:
 
 def _described(row: Any, now: float) -> dict[str, Any]:
     fields = ("id", "kind", "role", "name", "created", "expires", "uses", "used", "revoked")
+    return {field: getattr(row, field) for field in fields} | {"state": row.state(now)}
+
+
+def _certified(row: Any, now: float) -> dict[str, Any]:
+    fields = ("serial", "role", "name", "token", "issued", "ends", "revoked")
     return {field: getattr(row, field) for field in fields} | {"state": row.state(now)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edge_attention.cli.connection import credentials
-from edge_attention.cli.output import say
+from edge_attention.cli.output import json_option, print_json, say
 from edge_attention.client.dial import enrol_client
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.trust.certificates import ends, moment
@@ -31,8 +31,11 @@ Example, the first on the aggregator's machine:
     help="Folder for the key and the certificate.  [default: edge-attention's own --identity]",
 )
 @click.option("--name", default="", show_default=False, help="The name asked for.  [default: the token's]")
+@json_option
 @click.pass_obj
-def enrol(address: str, token: str | None, token_file: Path | None, identity: Path | None, name: str) -> None:
+def enrol(
+    address: str, token: str | None, token_file: Path | None, identity: Path | None, name: str, as_json: bool
+) -> None:
     """Make a client certificate with a join token; later commands show it with --identity."""
     if (token is None) == (token_file is None):
         raise InvalidArgument("give the join token: --token eaj_..., or --token-file FILE")
@@ -41,4 +44,8 @@ def enrol(address: str, token: str | None, token_file: Path | None, identity: Pa
     if folder is None:
         raise FailedPrecondition("give a folder for the key and the certificate: --identity DIR")
     made = enrol_client(address, text, folder, name, credentials().authority)
-    say(f"enrolled as {made.role} {made.name}, until {moment(ends(made.certificate))}; kept in {folder}")
+    until = ends(made.certificate)
+    if as_json:
+        print_json({"role": made.role, "name": made.name, "ends": until, "identity": str(folder)})
+        return
+    say(f"enrolled as {made.role} {made.name}, until {moment(until)}; kept in {folder}")

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from edge_attention.cli.output import print_json, print_table, say
 from edge_attention.client.plans import JobPlan
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.training import PlannedGraph, PlannedModel
 from edge_attention.core.release import ANY_COLUMN, Release, columns_of
+from edge_attention.jobs.federated_job import FederatedJob
+from edge_attention.jobs.job import FusionJob
+from edge_attention.jobs.job_file import read_job
+from edge_attention.jobs.split_job import SplitJob
+
+T = TypeVar("T")
 
 _SHOWN = 6
 """Names of a list that are shown."""
+
+
+def of_file(call: Callable[[FusionJob | FederatedJob | SplitJob], T], file: Path) -> T:
+    """`call` with the job of `file`, which is named where the job is refused."""
+    job = read_job(file)
+    try:
+        return call(job)
+    except InvalidArgument as error:
+        raise type(error)(f"{file}: {error.message}") from None
 
 
 def release_flags(graphs: Sequence[PlannedGraph]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import onnx
 
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, require_rich, say
-from edge_attention.cli.plan import print_plan
+from edge_attention.cli.plan import of_file, print_plan
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.core.placement.cuts.boxes import ComputeBox
 from edge_attention.core.placement.cuts.choice import FAMILIES, Choice, PlanWanted, PredictedPlan
@@ -25,7 +25,6 @@ from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.planning import plan_model, reference_slowness
 from edge_attention.jobs.boxes_file import TEMPLATE, read_boxes
-from edge_attention.jobs.job_file import read_job
 
 _EPILOG = """
 Examples:
@@ -106,9 +105,9 @@ def plan(
     if file is None:
         raise click.UsageError("give the model, or the job: edge-attention plan FILE; or --template")
     if file.suffix == ".toml":
-        job = read_job(file)
         with connect(address) as client:
-            print_plan(client.plan(job), file, as_json)
+            if not print_plan(of_file(client.plan, file), file, as_json):
+                raise click.exceptions.Exit(1)
         return
     if boxes_file is None:
         raise click.UsageError(

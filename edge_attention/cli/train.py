@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from edge_attention.cli.commands import Commands
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_list, say, waiting
-from edge_attention.cli.plan import print_plan
+from edge_attention.cli.plan import of_file, print_plan
 from edge_attention.cli.versions import best_option, chosen_version, version_option
 from edge_attention.cli.watch import watch
 from edge_attention.client.sync import Client, Run
-from edge_attention.core.errors import InvalidArgument
-from edge_attention.jobs.federated_job import FederatedJob
-from edge_attention.jobs.job import FusionJob
-from edge_attention.jobs.job_file import read_job
-from edge_attention.jobs.split_job import SplitJob
-
-T = TypeVar("T")
 
 _EPILOG = """
 Examples:
@@ -90,11 +83,11 @@ def train(
         elif stopped:
             _stop(client, stopped, as_json)
         elif job and plan:
-            if not print_plan(_of_file(client.plan, job), job, as_json):
+            if not print_plan(of_file(client.plan, job), job, as_json):
                 raise click.exceptions.Exit(1)
         elif job:
             _touch(record)  # before the run starts
-            run = _of_file(client.train, job) if job.is_file() else client.run(str(job))
+            run = of_file(client.train, job) if job.is_file() else client.run(str(job))
             _left(run, as_json) if detach else watch(run, record, as_json, table=table)
 
 
@@ -209,15 +202,6 @@ def export_run(
 def _touch(record: Path | None) -> None:
     if record:
         record.open("a").close()
-
-
-def _of_file(call: Callable[[FusionJob | FederatedJob | SplitJob], T], file: Path) -> T:
-    """`call` with the job of `file`, which is named where the job is refused."""
-    job = read_job(file)
-    try:
-        return call(job)
-    except InvalidArgument as error:
-        raise type(error)(f"{file}: {error.message}") from None
 
 
 def _left(run: Run, as_json: bool) -> None:

@@ -178,7 +178,7 @@ class AsyncClient:
             "replicas": replicas,
         }
         whole = {
-            what: require_whole(size, f"context {values.said(name)}: {what}", 1)
+            what: require_whole(size, f"context {values.said(name)}: {what}", 1, wire.CONTEXT_LIMITS[what])
             for what, size in sizes.items()
         }
         spec = wire.ContextSpec(values.text(name, "name"), **whole).check()
@@ -227,6 +227,7 @@ class AsyncClient:
             InvalidArgument: it is no such file.
             AlreadyExists: the name is taken.
         """
+        progress = values.called(progress, "progress")
         found = await asyncio.to_thread(read_context, values.path(file, "file"))
         spec = found.spec
         context = await self.create_context(
@@ -329,9 +330,8 @@ class AsyncClient:
             ResourceExhausted: it does not fit; says where and by how much.
         """
         request = request_of(name, plan, nodes, replicas, dimensions, halves, max_batch, max_queue_delay)
-        if progress is not None and not callable(progress):
-            raise InvalidArgument(f"progress is {values.said(progress)}; give what can be called")
-        return await deploy(self.connection, model, request, progress or (lambda _: None), tokenizer, decoder)
+        told = values.called(progress, "progress") or (lambda _: None)
+        return await deploy(self.connection, model, request, told, tokenizer, decoder)
 
     async def models(self) -> list[DeployedModel]:
         """All deployed models, those that are coming or going included."""

@@ -24,6 +24,7 @@ from edge_attention.core.tensors import Array, Float32, Int64
 from edge_attention.jobs.parameters import read_safetensors, safetensors_metadata
 
 FORMAT = "edge-attention context 1"
+_REMEDY = "make one with: edge-attention contexts export NAME FILE"
 _SIZES = ("query_heads", "key_heads", "key_dim", "value_dim", "replicas")
 
 
@@ -153,12 +154,15 @@ def read_context(file: Path) -> ContextFile:
         raise InvalidArgument(f"{file} cannot be read: {error.strerror}") from None
     except ValueError as error:  # an empty file cannot be mapped
         raise InvalidArgument(f"{file} cannot be read: {error}") from None
-    arrays = read_safetensors(data, str(file))
+    try:
+        arrays = read_safetensors(data, str(file))
+    except DataLoss as error:
+        raise DataLoss(f"{error.message}; {_REMEDY}") from None
     metadata = safetensors_metadata(data)
     if metadata.get("format") != FORMAT or arrays.keys() != {"keys", "values", "positions"}:
         raise InvalidArgument(
-            f"{file} is no exported context: it has {', '.join(sorted(arrays)[:5]) or 'no tensors'}; make "
-            "one with: edge-attention contexts export NAME FILE"
+            f"{file} is no exported context: it has {', '.join(sorted(arrays)[:5]) or 'no tensors'}; "
+            f"{_REMEDY}"
         )
     sizes = {name: metadata.get(name, "") for name in _SIZES}
     if not all(size.isdecimal() and len(size) < 7 for size in sizes.values()):

@@ -128,17 +128,18 @@ class AsyncContext:
         """
         spec = self.spec
         values_of.choice(layout, "layout", ("tokens", "torch"))
-        keys = arranged_tokens(keys, "keys", layout)
-        values = arranged_tokens(values, "values", layout)
+        keys = arranged_tokens(keys, "keys", layout, (spec.key_heads, spec.key_dim))
+        values = arranged_tokens(values, "values", layout, (spec.key_heads, spec.value_dim))
         keys = _float32(keys, "keys", ("tokens", spec.key_heads, spec.key_dim))
+        if layout == "torch" and len(values) != len(keys):
+            raise InvalidTensor(f"values has {len(values)} tokens, keys {len(keys)}; give as many of both")
         values = _float32(values, "values", (len(keys), spec.key_heads, spec.value_dim))
         if not len(keys):
             raise InvalidTensor("keys has no tokens; append at least one")
         step = max(1, APPEND_CALL // spec.token_bytes)
         request_id = _request_id(request_id)
         node = None if node is None else values_of.text(node, "node")
-        if progress is not None and not callable(progress):
-            raise InvalidArgument(f"progress is {values_of.said(progress)}; it must be a function or None")
+        progress = values_of.called(progress, "progress")
         done: list[wire.AppendResponse] = []
         for at in range(0, len(keys), step):
             stop = min(at + step, len(keys))
@@ -201,7 +202,7 @@ class AsyncContext:
         """
         if rows is not None and (not isinstance(rows, range) or rows.step != 1 or rows.start < 0):
             raise InvalidArgument(
-                f"rows is {values_of.said(rows)}; give a range of consecutive rows from 0 on"
+                f"rows is {values_of.said(rows)}; give a range of consecutive rows, as range(0, 1000)"
             )
         if rows is not None and max(rows.start, rows.stop) > MAX_POSITION:
             raise InvalidArgument(f"rows is {rows}; a dataset has no row past {MAX_POSITION:,}")
@@ -269,7 +270,7 @@ class AsyncContext:
         """
         began = time.monotonic()
         values_of.choice(layout, "layout", ("tokens", "torch"))
-        flat, form = arranged_queries(queries, layout)
+        flat, form = arranged_queries(queries, layout, (self.spec.query_heads, self.spec.key_dim))
         queries = _float32(flat, "queries", ("queries", self.spec.query_heads, self.spec.key_dim))
         count = len(queries)
         if positions is not None:
@@ -379,6 +380,7 @@ class AsyncContext:
         for what, whole, low in (("window", window, 1), ("until", until, 1)):
             if whole is not None:
                 require_whole(whole, what, low, MAX_POSITION)
+        causal, tokens = values_of.switch(causal, "causal"), values_of.switch(tokens, "tokens")
         seconds = self._connection.timeout if deadline is None else deadline
         began = time.monotonic()
         there = await self.describe(timeout=deadline)
@@ -392,11 +394,11 @@ class AsyncContext:
             dout,
             np.einsum("qhd,qhd->qh", dout, out),
             positions,
-            values_of.switch(causal, "causal"),
+            causal,
             window,
             scale,
             until=stored if until is None else min(until, stored),
-            tokens=values_of.switch(tokens, "tokens"),
+            tokens=tokens,
         )
         left = max(1e-3, seconds - (time.monotonic() - began))
         return await find_gradients(self._connection, spec, request, left, len(there.segments))
@@ -439,7 +441,7 @@ class AsyncContext:
         """
         if not isinstance(positions, range) or positions.step != 1 or positions.start < 0 or not positions:
             raise InvalidArgument(
-                f"positions is {values_of.said(positions)}; give a range of consecutive positions from 0 on"
+                f"positions is {values_of.said(positions)}; give consecutive ones, as range(0, 1000)"
             )
         if positions.stop > MAX_POSITION:
             raise InvalidArgument(f"positions is {positions}; no context has one past {MAX_POSITION:,}")
@@ -467,6 +469,7 @@ class AsyncContext:
             PrivateTensor: some are of a node's own data, and do not leave it.
             Unavailable: nobody is there who has some of them.
         """
+        progress = values_of.called(progress, "progress")
         writer = ContextWriter(values_of.path(file, "file"))
         request = wire.ExportContextRequest(self.name)
         done = total = 0

@@ -108,7 +108,10 @@ class AsyncEnsemble:
             Unavailable: no member has.
         """
         if not isinstance(inputs, Mapping):
-            raise InvalidArgument(f"inputs is {values.said(inputs)}; give a mapping of names to arrays")
+            raise InvalidArgument(
+                f"inputs is {values.said(inputs)}; give arrays by input, as "
+                f"{{{next((one.name for one in self.info.inputs), 'x')!r}: array}}"
+            )
         seconds = INFER_SECONDS
         if deadline is not None:
             seconds = values.above(deadline, "deadline", MAX_DEADLINE)

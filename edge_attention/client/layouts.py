@@ -11,6 +11,7 @@ A batch attends to one context: its rows are more queries.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,6 +27,9 @@ from edge_attention.core.tensors import Array, Float32, Int64
 __all__ = ["Layout", "QueryForm", "arranged_queries", "arranged_tokens"]
 
 Layout = Literal["tokens", "torch"]
+HeadsAndDim = tuple[int, int]
+"""Heads, and dimension, that a context has."""
+_IN: Mapping[Layout, str] = {"tokens": "", "torch": "in PyTorch's layout "}
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,14 @@ class QueryForm:
         return found[0] if self.batch is None else found
 
 
-def arranged_queries(queries: ArrayLike, layout: Layout) -> tuple[Float32, QueryForm]:
+def arranged_queries(
+    queries: ArrayLike, layout: Layout, sizes: HeadsAndDim | None = None
+) -> tuple[Float32, QueryForm]:
     """Queries as [queries, heads, dim], those of a batch's rows one after another, and how they were given.
 
     Raises:
-        InvalidTensor: no numbers, or not three or four dimensions in PyTorch's layout.
+        InvalidTensor: no numbers, or not three or four dimensions in PyTorch's layout; or, of what is to be
+            turned, other `sizes`: of the shape that was given, as nobody knows another.
     """
     found = as_float32(queries, "queries")
     if layout == "torch" and found.ndim not in (3, 4):
@@ -98,6 +105,14 @@ def arranged_queries(queries: ArrayLike, layout: Layout) -> tuple[Float32, Query
             f"queries has shape {list(found.shape)}; in PyTorch's layout it is [heads, queries, dim] or "
             "[batch, heads, queries, dim]"
         )
+    if sizes is not None and (layout == "torch" or found.ndim == 4):
+        axis = found.shape[-3 if layout == "torch" else -2]
+        if (axis, found.shape[-1]) != sizes:
+            one = f"{sizes[0]}, queries, " if layout == "torch" else f"queries, {sizes[0]}, "
+            raise InvalidTensor(
+                f"queries has shape {list(found.shape)}; {_IN[layout]}it must be [{one}{sizes[1]}] or "
+                f"[batch, {one}{sizes[1]}]"
+            )
     if found.ndim != 4:
         if layout == "torch":
             found = np.ascontiguousarray(found.swapaxes(0, 1))
@@ -110,11 +125,11 @@ def arranged_queries(queries: ArrayLike, layout: Layout) -> tuple[Float32, Query
     )
 
 
-def arranged_tokens(array: ArrayLike, what: str, layout: Layout) -> Float32:
+def arranged_tokens(array: ArrayLike, what: str, layout: Layout, sizes: HeadsAndDim | None = None) -> Float32:
     """Keys or values as [tokens, heads, dim].
 
     Raises:
-        InvalidTensor: no numbers, or not what PyTorch's layout is.
+        InvalidTensor: no numbers, or not what PyTorch's layout is, with these `sizes`.
     """
     found = as_float32(array, what)
     if layout == "tokens":
@@ -125,5 +140,9 @@ def arranged_tokens(array: ArrayLike, what: str, layout: Layout) -> Float32:
         raise InvalidTensor(
             f"{what} has shape {list(found.shape)}; in PyTorch's layout it is [heads, tokens, dim] or "
             "[1, heads, tokens, dim]: a context holds one sequence, so make one a sequence"
+        )
+    if sizes is not None and (found.shape[0], found.shape[2]) != sizes:
+        raise InvalidTensor(
+            f"{what} has shape {list(found.shape)}; {_IN[layout]}it must be [{sizes[0]}, tokens, {sizes[1]}]"
         )
     return np.ascontiguousarray(found.swapaxes(0, 1))

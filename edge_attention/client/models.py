@@ -27,6 +27,7 @@ from edge_attention.core.errors import (
     InvalidGraph,
     InvalidTensor,
 )
+from edge_attention.core.keywords import hint
 from edge_attention.core.messages import inference as wire
 from edge_attention.core.messages.inference import DeployedModel, DeployProgress
 from edge_attention.core.tensors import Array, DataType, require_name
@@ -131,7 +132,10 @@ class AsyncServedModel:
             DeadlineExceeded: says what was waited for.
         """
         if not isinstance(inputs, Mapping):
-            raise InvalidArgument(f"inputs is {values.said(inputs)}; give a mapping of names to arrays")
+            raise InvalidArgument(
+                f"inputs is {values.said(inputs)}; give arrays by input, as "
+                f"{{{next((one.name for one in self.info.inputs), 'x')!r}: array}}"
+            )
         seconds = self._connection.timeout if deadline is None else deadline
         seconds = min(values.above(seconds, "deadline", MAX_DEADLINE), MAX_DEADLINE)
         arrays = {
@@ -236,7 +240,9 @@ class AsyncServedModel:
             InvalidArgument: names what is of a wrong type. What the server refuses the iteration raises.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
-            raise InvalidArgument(f"inputs is {values.said(inputs)}; give a mapping of names to arrays")
+            raise InvalidArgument(
+                f"inputs is {values.said(inputs)}; give arrays by input, as {{'input_ids': array}}"
+            )
         arrays = {
             values.text(name, "a name in inputs"): self._converted(name, value)
             for name, value in (inputs or {}).items()
@@ -342,6 +348,7 @@ def request_of(
             known = ", ".join(wire.WORDS_OF_PLANS)
             raise InvalidArgument(
                 f"plan {str(plan)[:80]!r} is none of {known}, and no file that can be read: {error.strerror}"
+                + hint(str(plan)[:80], wire.WORDS_OF_PLANS)
             ) from None
     if dimensions is not None and not isinstance(dimensions, Mapping):
         raise InvalidArgument(f"dimensions is {values.said(dimensions)}; give a mapping of names to sizes")
@@ -373,7 +380,7 @@ def _decoders(decoder: str | Path | Sequence[str | Path]) -> list[Path]:
         raise InvalidArgument(f"decoder is {values.said(decoder)}; give the path of a file, or of two")
     found = [values.path(one, "decoder") for one in several]
     if lacking := [path for path in found if not path.is_file()]:
-        raise InvalidArgument(f"the decoder's file {str(lacking[0])!r} is not there")
+        raise InvalidArgument(f"the decoder's file {str(lacking[0])!r} is not there; give its path, or two")
     if len(found) > len(wire.DECODER_FILES):
         raise InvalidArgument(f"decoder names {len(found)} files; give one, or two: without and with a past")
     return found

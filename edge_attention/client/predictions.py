@@ -13,8 +13,9 @@ from edge_attention.core.keywords import hint
 from edge_attention.core.messages.training import PredictResponse
 from edge_attention.core.printable import RUNTIME_WORDS
 from edge_attention.core.tensors import Array
+from edge_attention.jobs import values
 
-__all__ = ["Prediction", "Rows", "joined", "predicted"]
+__all__ = ["Prediction", "Rows", "flattened", "joined", "predicted"]
 
 Rows = Mapping[str, Array | Mapping[str, Array]]
 """Input -> array, a row a sample; of a fusion run also node -> input -> array."""
@@ -114,19 +115,34 @@ def predicted(model: bytes, rows: Rows) -> dict[str, Array]:
     return {name: np.concatenate([np.atleast_1d(part[i]) for part in found]) for i, name in enumerate(names)}
 
 
-def _feeds(inputs: Sequence[Any], rows: Rows) -> dict[str, Array]:
-    """What the session is given: `rows` by its inputs, all of one length."""
+def flattened(rows: Rows) -> dict[str, Array]:
+    """`rows` as arrays by the model's inputs, of a node `<node>/<input>`.
+
+    Raises:
+        InvalidArgument: what is to be a name is none.
+        InvalidTensor: what is to be an array is none.
+    """
     given: dict[str, Any] = {}
     for name, value in rows.items():
-        inner = value if isinstance(value, Mapping) else None
-        given |= (
-            {f"{name}/{key}": each for key, each in inner.items()} if inner is not None else {name: value}
-        )
+        called = values.text(name, "a name in rows")
+        if isinstance(value, Mapping):
+            within = f"a name in rows[{called!r}]"
+            given |= {f"{called}/{values.text(key, within)}": each for key, each in value.items()}
+        else:
+            given[called] = value
+    return {name: as_numbers(value, f"rows[{name!r}]") for name, value in given.items()}
+
+
+def _feeds(inputs: Sequence[Any], rows: Rows) -> dict[str, Array]:
+    """What the session is given: `rows` by its inputs, all of one length."""
+    given = flattened(rows)
     takes = {value.name: value for value in inputs}
     for name in given:
         if name not in takes:
             wanted = ", ".join(n for n in takes if not n.endswith(PRESENT))
-            raise InvalidArgument(f"the model has no input {name!r}{hint(name, takes)}; it takes {wanted}")
+            raise InvalidArgument(
+                f"rows[{name!r}]: the model has no input {name!r}{hint(name, takes)}; it takes {wanted}"
+            )
     if not given:
         raise InvalidArgument(f"there are no rows; the model takes {', '.join(takes)}")
     feeds = {name: _array(name, takes[name], value) for name, value in given.items()}
@@ -157,12 +173,15 @@ def _with_absent(takes: Mapping[str, Any], feeds: dict[str, Array], count: int) 
     return feeds
 
 
-def _array(name: str, takes: Any, value: Any) -> Array:
-    array = as_numbers(value, f"rows[{name!r}]")
+def _array(name: str, takes: Any, array: Array) -> Array:
     wanted = _TYPES.get(takes.type)
-    if wanted is None:
-        raise InvalidTensor(f"input {name!r} takes {takes.type}, which is not given as rows")
     shape = tuple(takes.shape)
+    if wanted is None or not shape:
+        what = takes.type if wanted is None else "one number for all rows"
+        raise InvalidTensor(
+            f"input {name!r} takes {what}, which is not given as rows; save the model (run.save_onnx, "
+            "edge-attention train export RUN --onnx FILE) and run it with ONNX Runtime"
+        )
     fits = array.ndim == len(shape) and all(
         not isinstance(want, int) or want == have
         for want, have in zip(shape[1:], array.shape[1:], strict=True)

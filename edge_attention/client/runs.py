@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge_attention.client.connection import ClientConnection
-from edge_attention.client.predictions import Prediction, Rows, joined, predicted
+from edge_attention.client.predictions import Prediction, Rows, flattened, joined, predicted
 from edge_attention.core.errors import (
     Cancelled,
     DataLoss,
@@ -214,10 +214,16 @@ class AsyncRun:
             FailedPrecondition: no version yet; or ids, and no fusion run.
         """
         if isinstance(rows, Mapping):
+            arrays = flattened(rows)  # before the model comes for nothing
             number, data = await self._loaded(version)
-            outputs = await asyncio.to_thread(predicted, data, rows)
+            outputs = await asyncio.to_thread(predicted, data, arrays)
             return Prediction(outputs, number)
-        ids = values.texts(rows, "rows, which are ids,")
+        if not isinstance(rows, tuple | list) or not all(isinstance(one, str) for one in rows):
+            raise InvalidArgument(
+                f"rows is {values.said(rows)}; give arrays by input, as {{'x': array}}, or a list of the ids "
+                "of samples on nodes"
+            )
+        ids = values.texts(rows, "rows")
         if not ids:
             raise InvalidArgument("rows is empty; give ids of samples, or arrays by input")
         return joined([await self._asked(ids[at : at + IDS], version) for at in range(0, len(ids), IDS)])
@@ -229,7 +235,8 @@ class AsyncRun:
 
     async def _loaded(self, version: WhichVersion) -> tuple[int, bytes]:
         """The model of `version`; the last one that was asked for, without asking again, where it is that."""
-        if self._model_held is not None and self._model_held[0] == version:
+        number, best = _checked(version)
+        if self._model_held is not None and self._model_held[0] == number and not best:
             return self._model_held
         data, number = await self._model(version)
         self._model_held = number, data
@@ -251,11 +258,13 @@ class AsyncRun:
 
 
 def _checked(version: WhichVersion) -> tuple[int | None, bool]:
-    """Its number, and whether it is the best that is asked for."""
-    if version == BEST:
+    """Its number, None for the latest; and whether it is the best that is asked for."""
+    if isinstance(version, str):  # asked first: what an array equals is an array
+        if version != BEST:
+            raise InvalidArgument(
+                f"version is {values.said(version)}; give its number, {BEST!r}, or None for the latest"
+            )
         return None, True
-    if isinstance(version, str):
-        raise InvalidArgument(f"version is {values.said(version)}; give its number, or {BEST!r}")
     return None if version is None else require_whole(version, "version"), False
 
 

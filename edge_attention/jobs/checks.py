@@ -13,6 +13,10 @@ from edge_attention.jobs import values
 __all__ = ["require_number", "require_sizes", "require_whole"]
 
 
+ENDLESS = 2**31 - 1
+"""A limit from which on nobody is told of it who is not past it."""
+
+
 def require_number(value: Any, what: str, above: float, most: float) -> None:
     """Refuse `value`, called `what` in the error, unless it is a number above `above` and at most `most`."""
     values.above(value, what, most, above)
@@ -20,11 +24,15 @@ def require_number(value: Any, what: str, above: float, most: float) -> None:
 
 def require_whole(value: Any, what: str, low: int = 0, high: int = 2**32 - 1) -> int:
     """`value` as an int; refused unless it is a whole number from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise InvalidArgument(
-            f"{what} is {values.said(value)}; it must be a whole number from {low} to {high}"
-        )
-    return int(value)
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if whole and low <= value <= high:
+        return int(value)
+    wanted = "a whole number"
+    if high < ENDLESS or (whole and value > high):
+        wanted += f" from {low} to {high}"
+    elif low > -ENDLESS:
+        wanted += f", {low} or above"
+    raise InvalidArgument(f"{what} is {values.said(value)}; it must be {wanted}")
 
 
 def require_sizes(sizes: Any, what: str) -> dict[str, int]:

@@ -53,7 +53,7 @@ def read_safetensors(data: bytes | mmap, what: str = "the file") -> dict[str, Ar
     """
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= size <= min(_HEADER_LIMIT, len(data) - 8):
-        raise DataLoss(f"{what} is no safetensors file, or is cut short: {len(data):,} bytes came")
+        raise DataLoss(f"{what} is no safetensors file, or is cut short: it has {len(data):,} bytes")
     try:
         header = json.loads(data[8 : 8 + size].decode("utf-8"))
         header.pop("__metadata__", None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from edge_attention.core.keywords import hint
 
 __all__ = [
     "above",
+    "called",
     "choice",
     "finite",
     "is_finite",
@@ -43,16 +44,22 @@ M = TypeVar("M", bound=Enum)
 
 MOST = 1e12
 """What no number of a job is above."""
+ENDLESS = 1e9
+"""What is not near any number that somebody means."""
 SHOWN = 200
 """Characters of a value in an error."""
 
 
 def said(value: Any) -> str:
-    """`value` as an error shows it: as it is written, unless that is long or fails."""
+    """`value` as an error shows it: as it is written, unless that is long or fails; of an array its form."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"an array, {value.dtype} {list(value.shape)}"
     try:
         found = repr(value)
     except Exception:  # a value's own
         found = f"a {type(value).__name__}"
+    if "\n" in found:  # a table's, a tensor's
+        found = " ".join(found.split())
     return found if len(found) <= SHOWN else f"{found[: SHOWN - 3]}..."
 
 
@@ -128,6 +135,14 @@ def switch(value: Any, what: str) -> bool:
     return bool(value)
 
 
+def called(value: Any, what: str) -> Callable[..., Any] | None:
+    """`value` if it is None or can be called, as a function."""
+    if value is None or callable(value):
+        found: Callable[..., Any] | None = value
+        return found
+    raise InvalidArgument(f"{what} is {said(value)}; it must be a function or None")
+
+
 def finite(value: Any, what: str) -> float:
     """`value` as a float, if it is a finite number; of True and False 1 and 0."""
     if not is_finite(value):
@@ -153,9 +168,11 @@ def number(value: Any, what: str, least: float = 0.0) -> float:
 def above(value: Any, what: str, most: float = MOST, low: float = 0.0) -> float:
     """`value` as a float, if it is a number above `low` and at most `most`."""
     if not _is_number(value) or not low < value <= most:
-        raise InvalidArgument(
-            f"{what} is {said(value)}; it must be a number above {low:g} and at most {most:g}"
-        )
+        # Of limits that nobody comes near only who is past them is told.
+        past = _is_number(value) and value > most
+        limits = [f"above {low:g}"] if past or low > -ENDLESS else []
+        limits += [f"at most {most:g}"] if past or most < ENDLESS else []
+        raise InvalidArgument(f"{what} is {said(value)}; it must be a number {' and '.join(limits)}".rstrip())
     return float(value)
 
 

@@ -118,7 +118,9 @@ class Fake:
 
     async def create(self, request, context):
         if request.spec.name in self.contexts:
-            raise errors.AlreadyExists(f"context {request.spec.name!r} is there")
+            raise errors.AlreadyExists(
+                f"there is a context {request.spec.name!r} already; drop it, or choose another name"
+            )
         self.contexts[request.spec.name] = (request.spec, [], [])
         return a.CreateContextResponse(self.told(request.spec.name))
 

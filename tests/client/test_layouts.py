@@ -73,6 +73,31 @@ def test_other_shapes_are_said():
         arranged_tokens(np.zeros((2, 2, 5, 8), np.float32), "keys", "torch")
 
 
+@pytest.mark.parametrize(
+    ("layout", "given", "said"),
+    [
+        (
+            "torch",
+            (5, 4, 8),
+            r"shape \[5, 4, 8\]; in PyTorch's layout it must be \[4, queries, 8\]",
+        ),
+        ("torch", (3, 5, 4, 8), r"shape \[3, 5, 4, 8\]; .* or \[batch, 4, queries, 8\]"),
+        ("tokens", (3, 4, 5, 8), r"shape \[3, 4, 5, 8\]; it must be .* or \[batch, queries, 4, 8\]"),
+    ],
+)
+def test_a_wrong_shape_is_said_as_it_was_given(filled, layout, given, said):
+    with pytest.raises(InvalidTensor, match=said):
+        filled.attend(np.zeros(given, np.float32), layout=layout)
+
+
+def test_wrong_keys_and_values_are_said_as_they_were_given(filled):
+    keys, values = KEYS.swapaxes(0, 1), VALUES.swapaxes(0, 1)
+    with pytest.raises(InvalidTensor, match=r"keys has shape \[40, 2, 8\]; .* be \[2, tokens, 8\]"):
+        filled.append(KEYS, values, layout="torch")
+    with pytest.raises(InvalidTensor, match="values has 39 tokens, keys 40; give as many of both"):
+        filled.append(keys, values[:, 1:], layout="torch")
+
+
 def test_a_layout_that_is_none(filled):
     with pytest.raises(InvalidArgument, match="layout is 'heads'; it must be one of tokens, torch"):
         filled.attend(QUERIES[0], layout="heads")

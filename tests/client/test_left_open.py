@@ -52,6 +52,18 @@ for _ in range(20):
     del client
 gc.collect()
 """,
+    "in a cycle, and nobody is there": """
+def left():
+    try:
+        client = Client("127.0.0.1:1")
+        client.itself = client
+        client.nodes()
+    except Exception:
+        pass
+for _ in range(20):
+    left()
+gc.collect()
+""",
     "asyncio, open": """
 async def main():
     global client

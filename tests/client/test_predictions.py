@@ -45,6 +45,21 @@ def test_a_node_that_is_left_out_lacks_all_samples():
     np.testing.assert_array_equal(predicted(model(), {"a/x": np.ones((3, 2))})["y"], np.ones((3, 2)))
 
 
+def test_an_input_that_is_no_row_a_sample_is_refused_with_a_way_out():
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "scale"], ["y"])],
+        "scaled",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2]),
+            helper.make_tensor_value_info("scale", TensorProto.FLOAT, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    with pytest.raises(InvalidTensor, match=r"'scale' takes one number for all rows, .*run\.save_onnx"):
+        predicted(made.SerializeToString(), {"x": np.ones((2, 2)), "scale": 2.0})
+
+
 @pytest.mark.parametrize(
     ("rows", "error", "said"),
     [

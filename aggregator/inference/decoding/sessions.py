@@ -214,7 +214,9 @@ class DecoderSessions:
         assert planned is not None
         if not planned.decoder:
             why = planned.sessions or "it was deployed by an earlier release; deploy it again"
-            raise FailedPrecondition(f"model {deployed.name!r} has no sessions: {why}")
+            raise FailedPrecondition(
+                f"model {deployed.name!r} has no sessions, so it is asked with infer, not generate: {why}"
+            )
         if not deployed.life.live:
             raise NotFound(_GONE)
         model = decoder_model(deployed.folder.model, deployed.folder.decoder)

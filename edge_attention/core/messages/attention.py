@@ -16,6 +16,15 @@ it fits a message also where the answer is partial and has a bound beside it."""
 TOKEN_BYTES = 1024 * 1024
 """Bytes of one token's keys and values: it fits a message, and a tile of them a node."""
 
+CONTEXT_LIMITS: Mapping[str, int] = {
+    "query_heads": 1024,
+    "key_heads": 1024,
+    "key_dim": 4096,
+    "value_dim": 4096,
+    "replicas": 64,
+}
+"""What of a context is at most so large."""
+
 ATTEND_QUERIES = 65_536
 """Queries of one attend."""
 
@@ -48,8 +57,7 @@ class ContextSpec:
             InvalidArgument: a bad name, a size out of range, or heads that do not divide.
         """
         require_name(self.name, "context")
-        limits = {"query_heads": 1024, "key_heads": 1024, "key_dim": 4096, "value_dim": 4096, "replicas": 64}
-        for name, limit in limits.items():
+        for name, limit in CONTEXT_LIMITS.items():
             size = getattr(self, name)
             if not 1 <= size <= limit:
                 raise InvalidArgument(f"context {self.name!r}: {name} is {size}; it must be 1 to {limit}")
