@@ -2,7 +2,7 @@
 
 import { columnChart, rangeBar, stacked } from "/charts.js";
 import { h } from "/dom.js";
-import { colour, label, live, names } from "/fleet.js";
+import { colour, label, live, named, names } from "/fleet.js";
 import { bytes, clock, count, percent, plural, short, some, took } from "/format.js";
 import { figure, legend, section, strips } from "/parts.js";
 import { record } from "/records.js";
@@ -14,11 +14,10 @@ export const links = [["memory", "Memory"], ["queries", "Queries"]];
 export function sections({ state, at, width }) {
   return [
     section("memory", "Who holds what", "contexts", contextMaps(state)),
-    h("div", { class: "two", key: "queries-and-latest" },
-      h("div", {},
-        section("queries", "Queries", "answers", answers(state, at, width("answers"))),
-        section("mass", "Attention by node", "masses", massStrips(state, at))),
-      section("latest", "Latest queries", "asked", latestQueries(state))),
+    h("div", { class: "two", key: "queries-and-mass" },
+      section("queries", "Queries", "answers", answers(state, at, width("answers"))),
+      section("mass", "Attention by node", "masses", massStrips(state, at))),
+    section("latest", "Latest queries", "asked", latestQueries(state)),
   ];
 }
 
@@ -59,6 +58,17 @@ function totals(state, now) {
   return { ...sum, answered: sum.exact + sum.partial, all: sum.exact + sum.partial + sum.failed };
 }
 
+/** The nodes whose attention is drawn, and how many more there are. */
+function attended(state, now) {
+  const seen = new Set(spans(state, now).flatMap(([, span]) => (span ? Object.keys(span.mass) : [])));
+  return { rows: [...new Set([...names(state), ...seen])].filter((name) => seen.has(name)).slice(0, STRIPS), all: seen.size };
+}
+
+/** Pixels of the chart of answers beside so many strips, and of each strip: both cards are as high. */
+const CHART = 120, STRIP = 20, ROW = 25, BESIDE = 60, TALLEST = 64;
+const chartHeight = (rows) => Math.max(CHART, rows * ROW - BESIDE);
+const stripHeight = (rows) => Math.max(STRIP, Math.min(TALLEST, (CHART + BESIDE) / rows - (ROW - STRIP)));
+
 function answers(state, now, width) {
   if (!Object.keys(state.queries).length)
     return h("div", { class: "card empty", key: "empty" },
@@ -76,9 +86,9 @@ function answers(state, now, width) {
       figure("exact", sum.answered ? percent(sum.exact / sum.answered) : "none"),
       figure("mean", sum.answered ? took(sum.seconds / sum.answered) : "none"),
       figure("slowest", sum.answered ? took(sum.slowest) : "none")),
-    columnChart({ columns, width: Math.min(width, 440), label: told }),
+    columnChart({ columns, width: Math.min(width, 640), height: chartHeight(attended(state, now).rows.length), label: told }),
     h("p", { class: "axis" }, h("span", {}, "5 minutes ago"), h("span", {}, "now")),
-    h("p", { class: "legend" }, legend("exact", "c0"), legend("partial", "kpartial"), legend("failed", "kfailed")));
+    h("p", { class: "legend" }, legend("exact", "kexact"), legend("partial", "kpartial"), legend("failed", "kfailed")));
 }
 
 function latestQueries(state) {
@@ -92,7 +102,7 @@ function latestQueries(state) {
       h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "wide" }, "At"), h("th", { scope: "col" }, "Context"),
         h("th", { scope: "col" }, "Answer"), h("th", { scope: "col", class: "num" }, "Took"), h("th", { scope: "col", class: "wide" }, "Of that"))),
       h("tbody", {}, latest.map(([number, query]) => row(number, query)))),
-    h("p", { class: "legend wide inset" }, legend("in graphs, at the slowest node", "c2"), legend("in its queue", "c1"), legend("network", "c0"), legend("merge", "c3")));
+    h("p", { class: "legend wide inset" }, legend("in graphs, at the slowest node", "s0"), legend("in its queue", "s1"), legend("network", "s2"), legend("merge", "s3")));
 }
 
 function row(number, query) {
@@ -100,13 +110,13 @@ function row(number, query) {
   const graphs = seconds.node_run;
   const away = (seconds.wait ?? graphs ?? 0) - (graphs ?? 0);
   const network = seconds.network ?? Math.max(0, away); // an aggregator that does not tell queues apart
-  const parts = [["graphs", graphs, "c2"], ["queue", seconds.queue, "c1"], ["network", network, "c0"], ["merge", seconds.merge, "c3"]]
+  const parts = [["graphs", graphs, "s0"], ["queue", seconds.queue, "s1"], ["network", network, "s2"], ["merge", seconds.merge, "s3"]]
     .filter(([, s]) => s !== undefined && s !== null);
   const badge = { exact: ["good", "exact"], partial: ["warn", "partial"], failed: ["bad", "failed"] }[query.outcome];
   const bound = query.outcome === "partial" ? `${percent(query.share)} of the tokens; off by ${query.bound === null ? "nobody knows how much" : `at most ${short(query.bound)}`}` : "";
   return h("tr", { key: number, "data-outcome": query.outcome },
     h("td", { class: "at wide" }, clock(query.time)),
-    h("td", {}, h("span", { class: "name" }, query.context), h("span", { class: "sub narrow" }, clock(query.time)), h("span", { class: "sub" }, plural(query.queries, "query", "queries"))),
+    h("td", {}, named(query.context), h("span", { class: "sub narrow" }, clock(query.time)), h("span", { class: "sub" }, plural(query.queries, "query", "queries"))),
     h("td", {}, h("span", { class: `badge ${badge[0]}` }, badge[1]), bound ? h("span", { class: "sub" }, bound) : null,
       query.why.map((why) => h("span", { class: "sub" }, why))),
     h("td", { class: "num" }, took(seconds.all)),
@@ -115,13 +125,12 @@ function row(number, query) {
 
 function massStrips(state, now) {
   const columns = spans(state, now);
-  const seen = new Set(columns.flatMap(([, span]) => (span ? Object.keys(span.mass) : [])));
-  if (!seen.size)
+  const { rows, all } = attended(state, now);
+  if (!rows.length)
     return h("div", { class: "card empty", key: "empty" }, h("p", { class: "soft" },
       "When queries are answered, this shows what share of the global attention each node's tokens received, over the last five minutes."));
-  const rows = [...new Set([...names(state), ...seen])].filter((name) => seen.has(name)).slice(0, STRIPS);
   return strips({ key: "now", rows, columns: columns.map(([start, span]) => [clock(start), whole(span, rows)]), from: "5 minutes ago", to: "now",
-    more: seen.size - rows.length, said: (node, mean) => `${node} received ${mean} of attention on average over the last five minutes` });
+    more: all - rows.length, tall: stripHeight(rows.length), said: (node, mean) => `${node} received ${mean} of attention on average over the last five minutes` });
 }
 
 /** The masses of a span; a node that took no part in its answers received nothing of their attention. */
@@ -146,7 +155,7 @@ function map(name, context, state) {
   const copies = context.replicas === 1 ? "one copy" : `${context.replicas} copies`;
   const gone = context.away.reduce((sum, [a, b]) => sum + b - a, 0);
   return h("article", { class: "card", key: name, "data-context": name },
-    h("div", { class: "head" }, h("h3", { class: "name" }, name),
+    h("div", { class: "head" }, h("h3", {}, named(name)),
       h("span", { class: "soft small" },
         `${plural(context.tokens, "token")} · ${bytes(context.bytes)} · ${context.heads[0]} query heads over ${context.heads[1]} · ${copies}`)),
     context.tokens === 0 ? h("p", { class: "soft" }, "Nothing in it yet.") : [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from aggregator.attention.activity import AttendActivity, Query, Span
 from aggregator.attention.contexts import Contexts, StoredContext
 from aggregator.fleet.membership import Membership
-from aggregator.observe.page import Fleet, PagePart, Trouble, number
+from aggregator.observe.page import Fleet, Lack, PagePart, Trouble, number
 from edge_attention.core.messages.attention import Context
 
 CONTEXTS = 100
@@ -58,34 +59,32 @@ class AttentionPage:
         return {context.spec.name: self._described[context.id][1:] for context in stored}
 
 
-def lacks(contexts: Iterable[Context]) -> dict[str, str]:
-    """Node -> a sentence on the tokens that no live node holds and it does."""
-    return {
-        node: "Nobody else that is here holds its "
-        + " and ".join(f"{count:,} tokens of {context!r}" for context, count in counts.items())
-        + ": answers over them are partial."
-        for node, counts in _only_there(contexts).items()
-    }
-
-
-def _only_there(contexts: Iterable[Context]) -> dict[str, dict[str, int]]:
-    """Node -> context -> tokens that no live node holds and it does."""
-    found: dict[str, dict[str, int]] = {}
+def lacks(contexts: Iterable[Context]) -> tuple[Lack, ...]:
+    """The tokens that no live node holds, by context and by who does."""
+    counts: Counter[tuple[str, frozenset[str]]] = Counter()
     for context in contexts:
         for segment in context.segments:
             if not segment.live:
-                for name in segment.holders:
-                    counts = found.setdefault(name, {})
-                    counts[context.spec.name] = counts.get(context.spec.name, 0) + segment.count
-    return found
+                counts[context.spec.name, frozenset(segment.holders)] += segment.count
+    return tuple(
+        Lack(holders, f"tokens of {name!r}", count, "answers over them are partial")
+        for (name, holders), count in counts.items()
+    )
 
 
 def troubles(now: float, queries: Iterable[Query], spans: Iterable[Span]) -> Iterator[tuple[str, Trouble]]:
-    """Answers of the last minutes that were partial or failed, with the last cause."""
+    """Answers of the last minutes that were partial or failed, with the last cause.
+
+    `queries`: the oldest first.
+    """
     recent = [span for span in spans if now - span.start < RECENT_SECONDS]
     counts = {outcome: sum(span.outcomes[outcome] for span in recent) for outcome in ("partial", "failed")}
     total = sum(sum(span.outcomes.values()) for span in recent)
-    last = {query.outcome: query for query in queries}
+    last: dict[str, Query] = {}
+    latest: dict[str, str] = {}
+    for query in queries:
+        last[query.outcome] = query
+        latest[query.context] = query.outcome
     for outcome, count in counts.items():
         if count and outcome in last:
             query = last[outcome]
@@ -93,7 +92,9 @@ def troubles(now: float, queries: Iterable[Query], spans: Iterable[Span]) -> Ite
             why = f" The last, at {clock}: {'; '.join(query.why[:NAMED])}." if query.why else ""
             kind = "were partial" if outcome == "partial" else "failed"
             text = f"{count:,} of {total:,} queries in the last five minutes {kind}.{why}"
-            yield f"answers/{outcome}", Trouble("warn", text)
+            # What was asked of that context since was answered in full: what was wrong is over.
+            over = latest[query.context] == "exact"
+            yield f"answers/{outcome}", Trouble("warn", text, over=over)
 
 
 def _context(context: StoredContext, described: Context) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 
 from aggregator.fleet.membership import Member, Membership
 from aggregator.http.guard import COOKIE, PageGuard, address_of
+from aggregator.http.runbook import as_html, read_runbook
 from edge_attention.core.errors import (
     EdgeAttentionError,
     Internal,
@@ -150,7 +151,7 @@ class Scraped:
 
 
 class Page:
-    """The page's files, recipes' scripts among them, and the way in: /, /signin, /signout.
+    """The page's files, recipes' scripts among them, and the way in: /, /runbook, /signin, /signout.
 
     Args:
         scripts: of recipes, by the recipe's name; /recipes.js imports them, in this order.
@@ -173,12 +174,15 @@ class Page:
             self._files[name] = script.read_bytes()
             imported.append(name)
         self._files["recipes.js"] = recipes_module(imported)
+        frame, said = self._files["runbook.html"].decode(), as_html(read_runbook())
+        self._files["runbook.html"] = frame.replace("<!-- runbook -->", said).encode()
         names = list(self._files)
         guard.open |= {f"/{name}" for name in names if not name.endswith(".html")}
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/", self.index),
+            web.get("/runbook", self.runbook),
             web.get("/signin", self.form),
             web.post("/signin", self.sign_in),
             web.post("/signout", self.sign_out),
@@ -187,6 +191,10 @@ class Page:
 
     async def index(self, request: web.Request) -> web.Response:
         return self._file(request, "index.html")
+
+    async def runbook(self, request: web.Request) -> web.Response:
+        """What to do when an alert fires: alerts point to its headings."""
+        return self._file(request, "runbook.html")
 
     async def file(self, request: web.Request) -> web.Response:
         return self._file(request, request.path[1:])

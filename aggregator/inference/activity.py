@@ -34,18 +34,26 @@ class AnswerLine:
 
 @dataclass
 class ModelTimes:
-    """Of a model's requests: mean seconds by stage, in graphs by part, and bytes each way."""
+    """Of a model's requests: mean seconds by stage, in graphs by part, and bytes each way.
+
+    `together`: the share of them that ran with others; `rows`: of the batches of those, the mean.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     part_seconds: dict[str, float] = field(default_factory=dict)
     bytes_down: float = 0.0
     bytes_up: float = 0.0
+    together: float | None = None
+    rows: float | None = None
 
     def add(self, report: InferReport) -> None:
         _mean(self.seconds, report.seconds)
         _mean(self.part_seconds, report.part_seconds)
         self.bytes_down += (report.bytes_down - self.bytes_down) * (_NEW if self.bytes_down else 1)
         self.bytes_up += (report.bytes_up - self.bytes_up) * (_NEW if self.bytes_up else 1)
+        self.together = _nearer(self.together, float(report.rows > 0))
+        if report.rows:
+            self.rows = _nearer(self.rows, float(report.rows))
 
 
 class InferenceActivity:
@@ -86,6 +94,10 @@ class InferenceActivity:
         self._count += 1
         line = AnswerLine(self._count, self._clock(), model, outcome, shapes, dict(seconds), why[:300])
         self.latest.append(line)
+
+
+def _nearer(mean: float | None, value: float) -> float:
+    return value if mean is None else mean + (value - mean) * _NEW
 
 
 def _mean(means: dict[str, float], new: Mapping[str, float]) -> None:

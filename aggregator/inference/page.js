@@ -2,8 +2,8 @@
 
 import { stacked } from "/charts.js";
 import { h } from "/dom.js";
-import { colour, label, live } from "/fleet.js";
-import { bytes, clock, count, percent, plural, took } from "/format.js";
+import { colour, label, live, named } from "/fleet.js";
+import { bytes, clock, count, percent, plural, short, took } from "/format.js";
 import { figure, legend, section } from "/parts.js";
 import { record } from "/records.js";
 
@@ -49,19 +49,23 @@ function cards(state) {
 function card(key, model, state) {
   const mean = model.seconds.all;
   return h("article", { class: "card", key, "data-model": model.name, "data-state": model.state },
-    h("div", { class: "head" }, h("h3", { class: "name" }, model.name),
+    h("div", { class: "head" }, h("h3", {}, named(model.name)),
       h("span", { class: `badge ${STATES[model.state] ?? "note"}` }, model.state),
       h("span", { class: "soft small push" }, `version ${model.version} · ${bytes(model.bytes)} · plan ${model.plan}`)),
     model.detail ? h("p", { class: "waits" }, `${model.detail[0].toUpperCase()}${model.detail.slice(1)}.`) : null,
     model.text ? h("p", { class: "soft" }, model.text) : null,
     model.batching ? h("p", { class: "soft small" }, `${model.batching[0].toUpperCase()}${model.batching.slice(1)}.`) : null,
+    // What has become of its plan since: planned anew, when and why.
+    model.notes.length ? h("ul", { class: "notes soft small" }, model.notes.map((note) => h("li", {}, `${note[0].toUpperCase()}${note.slice(1).replace(/\.$/, "")}.`))) : null,
     model.coverage < 1 ? h("p", { class: "failed" }, `The parts do ${percent(model.coverage)} of the model: ${model.lacking}`) : null,
     h("dl", { class: "figures" },
       figure("requests", count(model.requests)),
       model.rates.requests ? figure("requests now", rate(model.rates.requests)) : null,
       model.rates.tokens ? figure("tokens now", rate(model.rates.tokens)) : null,
       model.failed ? figure("failed", model.rates.failures ? `${count(model.failed)}, now ${rate(model.rates.failures)}` : count(model.failed)) : null,
-      figure("under way", model.queued ? `${count(model.in_flight)}, ${count(model.queued)} of them waiting` : count(model.in_flight)),
+      figure("under way", count(model.in_flight)),
+      figure("in the queue", count(model.queued)),
+      model.rows ? figure("run together", `${percent(model.together)}, ${short(model.rows)} rows a batch`) : null,
       mean ? figure("mean", took(mean)) : null,
       model.seconds.queue > 0.001 ? figure("of that waiting", took(model.seconds.queue)) : null,
       model.down ? figure("activations a request", `${bytes(model.down)} down, ${bytes(model.up)} up`) : null),
@@ -101,7 +105,7 @@ function parts(model, state) {
 
 function time(seconds, slowest) {
   if (!seconds) return "";
-  return [stacked([[seconds, "c2"], [Math.max(slowest - seconds, 0), "c0"]], `${took(seconds)} in graphs, ${took(slowest)} at the slowest part`), took(seconds)];
+  return [stacked([[seconds, "s0"], [Math.max(slowest - seconds, 0), "rest"]], `${took(seconds)} in graphs, ${took(slowest)} at the slowest part`), took(seconds)];
 }
 
 function requests(state) {
@@ -114,15 +118,15 @@ function requests(state) {
       h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "wide" }, "At"), h("th", { scope: "col" }, "Model"), h("th", { scope: "col" }, "Answer"),
         h("th", { scope: "col", class: "num" }, "Took"), h("th", { scope: "col", class: "wide" }, "Of that"))),
       h("tbody", {}, latest.map(([number, line]) => row(number, line)))),
-    h("p", { class: "legend wide inset" }, legend("until it was ready", "c1"), legend("waiting for nodes", "c0"), legend("folding here", "c3")));
+    h("p", { class: "legend wide inset" }, legend("until it was ready", "s1"), legend("waiting for nodes", "s2"), legend("folding here", "s3")));
 }
 
 function row(number, line) {
   const badge = { exact: ["good", "exact"], partial: ["warn", "partial"], failed: ["bad", "failed"] }[line.outcome];
-  const spent = [["ready", line.seconds.ready, "c1"], ["nodes", line.seconds.wait, "c0"], ["fold", line.seconds.fold, "c3"]].filter(([, s]) => s);
+  const spent = [["ready", line.seconds.ready, "s1"], ["nodes", line.seconds.wait, "s2"], ["fold", line.seconds.fold, "s3"]].filter(([, s]) => s);
   return h("tr", { key: number, "data-outcome": line.outcome },
     h("td", { class: "at wide" }, clock(line.time)),
-    h("td", {}, h("span", { class: "name" }, line.model), h("span", { class: "sub" }, line.shapes)),
+    h("td", {}, named(line.model), h("span", { class: "sub" }, line.shapes)),
     h("td", {}, h("span", { class: `badge ${badge[0]}` }, badge[1]), line.why ? h("span", { class: "sub" }, line.why) : null),
     h("td", { class: "num" }, took(line.seconds.all)),
     h("td", { class: "wide" }, spent.length ? [stacked(spent.map(([, s, mark]) => [s, mark]), spent.map(([name, s]) => `${name} ${took(s)}`).join(", "))] : ""));

@@ -7,11 +7,13 @@ from typing import Any
 
 from aggregator.inference.activity import AnswerLine, InferenceActivity, ModelTimes
 from aggregator.inference.deployments import Deployments
-from aggregator.observe.page import Fleet, PagePart, Trouble, number
+from aggregator.observe.page import Fleet, Lack, PagePart, Trouble, number
 from edge_attention.core.messages.inference import DeployedModel, DeploymentState
 
 MODELS, PARTS = 32, 64
 """That the page is told of: deployments, and parts of each."""
+NOTES, NOTE = 8, 400
+"""Of a deployment's notes: the latest so many, and so much of each."""
 
 
 class InferencePage:
@@ -33,20 +35,16 @@ class InferencePage:
                 "infers": {str(line.number): _line(line) for line in self._activity.latest},
             },
             holders=holders,
-            lacks=dict(_lacks(models)),
+            lacks=tuple(_lacks(models)),
             troubles=dict(_troubles(models)),
         )
 
 
-def _lacks(models: Iterable[DeployedModel]) -> Iterator[tuple[str, str]]:
+def _lacks(models: Iterable[DeployedModel]) -> Iterator[Lack]:
     for model in models:
         for part in model.parts:
             if not part.live and model.state is DeploymentState.WAITING:
-                for node in part.holders:
-                    yield (
-                        node,
-                        f"It holds part {part.part} of model {model.name}, which nobody else here has.",
-                    )
+                yield Lack(frozenset(part.holders), f"part {part.part} of model {model.name}")
 
 
 def _troubles(models: Iterable[DeployedModel]) -> Iterator[tuple[str, Trouble]]:
@@ -70,6 +68,7 @@ def _model(model: DeployedModel, times: ModelTimes | None, rates: Mapping[str, f
         "created": model.created,
         "bytes": model.bytes,
         "plan": model.plan,
+        "notes": [note[:NOTE] for note in model.notes[-NOTES:] if note],
         "text": model.plan_text,
         "coverage": number(model.coverage, 4),
         "lacking": model.lacking,
@@ -98,6 +97,8 @@ def _model(model: DeployedModel, times: ModelTimes | None, rates: Mapping[str, f
         else {},
         "down": number(times.bytes_down, 3) if times else 0,
         "up": number(times.bytes_up, 3) if times else 0,
+        "together": number(times.together, 3) if times else None,
+        "rows": number(times.rows, 3) if times else None,
     }
 
 

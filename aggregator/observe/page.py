@@ -15,15 +15,41 @@ Sections = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Trouble:
-    """`severity`: "bad" where answers or runs suffer, "warn" where they will, "note" otherwise.
+    """What is wrong, or was.
 
-    `since`: seconds since 1970. `remedy`: what to do; empty where it ends by itself.
+    Attributes:
+        severity: "bad" where answers or runs suffer, "warn" where they will, "note" otherwise.
+        remedy: what to do; empty where it ends by itself, or where `more` says it.
+        since: seconds since 1970; of several nodes, when the first of them began.
+        over: it was wrong and is over: told apart from what is wrong now, until whoever looks puts it away.
+        nodes: all that it is true of, where it is of nodes.
+        more: id of the part of the page that has the whole of it; empty: there is no more.
     """
 
     severity: str
     text: str
     remedy: str = ""
     since: float | None = None
+    over: bool = False
+    nodes: tuple[str, ...] = ()
+    more: str = ""
+
+
+@dataclass(frozen=True)
+class Lack:
+    """Something that nobody here has, and that nodes which are away do.
+
+    Attributes:
+        holders: of it, all of them away.
+        what: it is called: `tokens of 'memory'`, `part 3 of model bert`.
+        count: how many, where it is counted.
+        so: what follows of it, as half a sentence.
+    """
+
+    holders: frozenset[str]
+    what: str
+    count: int = 0
+    so: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,14 +85,14 @@ class PagePart:
         sections: of its own, for the recipe's script, which draws them.
         tile: its line, which the page draws by itself.
         holders: nodes that were given something to keep, also before they have come.
-        lacks: node -> a sentence on what nobody else that is here holds of what it does.
+        lacks: what nobody that is here holds, and nodes that are away do.
         troubles: by a key that lasts as long as the trouble does.
     """
 
     sections: Sections = field(default_factory=dict)
     tile: Tile | None = None
     holders: frozenset[str] = frozenset()
-    lacks: Mapping[str, str] = field(default_factory=dict)
+    lacks: tuple[Lack, ...] = ()
     troubles: Mapping[str, Trouble] = field(default_factory=dict)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.messages.training import TrainingRound
 
-__all__ = ["diverged"]
+__all__ = ["NOT_FINITE", "diverged"]
+
+NOT_FINITE = " is not finite from round "
+"""What says of a run's end that it diverged (remedies.py)."""
 
 
 def diverged(
@@ -20,7 +23,7 @@ def diverged(
     >>> print(diverged("the loss", 1, None, None, "").message)  # doctest: +ELLIPSIS
     the loss is not finite from round 1 on: no step was taken before, so it is not the learning rate: look...
     """
-    said = f"{what} is not finite from round {number} on: "
+    said = f"{what}{NOT_FINITE}{number} on: "
     if rate is None:
         return FailedPrecondition(
             f"{said}no step was taken before, so it is not the learning rate: look for NaN, infinity or very "

@@ -2,7 +2,7 @@
 
 import { lineChart } from "/charts.js";
 import { h } from "/dom.js";
-import { label, names } from "/fleet.js";
+import { label, named, names } from "/fleet.js";
 import { clock, count, percent, plural, short, some, took, when } from "/format.js";
 import { figure, section, strips } from "/parts.js";
 import { record } from "/records.js";
@@ -40,8 +40,9 @@ function runCards(state, width, redraw) {
   return [
     runs.slice(0, shown).map(([id, run]) => card(id, run, state, width, redraw)),
     runs.length > shown ? h("details", { class: "card", key: "earlier" }, h("summary", {}, plural(runs.length - shown, "earlier run")),
-      h("ul", {}, runs.slice(shown).map(([id, run]) => h("li", { key: id },
-        `${id}: ${run.state}, round ${count(run.round)} of ${count(run.rounds)}, begun ${when(run.created)}`)))) : null,
+      h("ul", {}, runs.slice(shown).map(([id, run]) => h("li", { key: id, id: `run-${id}` },
+        `${id}: ${run.state}, round ${count(run.round)} of ${count(run.rounds)}, begun ${when(run.created)}`,
+        run.state === "failed" ? failed(run) : null)))) : null,
   ];
 }
 
@@ -57,11 +58,11 @@ function card(id, run, state, width, redraw) {
   const metrics = Object.keys(curves?.evaluation.y ?? {}).filter((name) => name !== "loss");
   const waits = run.state === "running" && run.waiting;
   const sentence = run.waiting.includes(" waits for ") ? run.waiting : `waits for ${run.waiting}`;
-  return h("article", { class: "card", key: id, "data-run": id, "data-state": run.state },
-    h("div", { class: "head" }, h("h3", { class: "name" }, id), h("span", { class: `badge ${STATES[run.state] ?? "note"}` }, run.state),
+  return h("article", { class: "card", id: `run-${id}`, key: id, "data-run": id, "data-state": run.state },
+    h("div", { class: "head" }, h("h3", {}, named(id)), h("span", { class: `badge ${STATES[run.state] ?? "note"}` }, run.state),
       h("span", { class: "soft small push" }, `${run.name}, begun ${when(run.created)}`)),
     waits ? h("p", { class: "waits" }, `${sentence[0].toUpperCase()}${sentence.slice(1)}.`) : null,
-    run.detail ? h("p", { class: run.state === "failed" ? "failed" : "soft" }, run.detail) : null,
+    run.state === "failed" ? failed(run) : run.detail ? h("p", { class: "soft" }, run.detail) : null,
     h("dl", { class: "figures" },
       figure("round", `${count(run.round)} of ${count(run.rounds)}`),
       figure("version", count(run.version)),
@@ -80,11 +81,14 @@ function card(id, run, state, width, redraw) {
     ] : null);
 }
 
+/** Why it failed and what to do: said here only, and pointed to from what was wrong. */
+const failed = (run) => h("div", { class: "failed" }, h("p", {}, run.detail), run.remedy ? h("p", { class: "soft small" }, run.remedy) : null);
+
 function lossChart(id, curves, width, redraw) {
   const { loss, evaluation } = curves;
   const values = loss.y.loss.filter((value) => value !== null);
-  const lines = [{ name: "loss", x: loss.x, y: loss.y.loss, mark: "c0" }];
-  if (evaluation.y.loss?.length) lines.push({ name: "held-out loss", x: evaluation.x, y: evaluation.y.loss, mark: "c1 dashed" });
+  const lines = [{ name: "loss", x: loss.x, y: loss.y.loss, mark: "s0" }];
+  if (evaluation.y.loss?.length) lines.push({ name: "held-out loss", x: evaluation.x, y: evaluation.y.loss, mark: "s1 dashed" });
   if (!values.length) return null;
   const told = `Loss from ${short(values[0])} at round ${loss.x[0]} to ${short(values.at(-1))} at round ${loss.x.at(-1)}; arrow keys read it out`;
   return h("div", { class: "losses" },
@@ -112,7 +116,7 @@ function roundsTable(state) {
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "At"), h("th", { scope: "col" }, "Run"), h("th", { scope: "col", class: "num" }, "Round"),
         h("th", { scope: "col", class: "num" }, "Loss"), h("th", { scope: "col", class: "num wide" }, "Took"), h("th", { scope: "col", class: "wide" }, "Nodes"))),
       h("tbody", {}, latest.map((round) => h("tr", { key: `${round.run}/${round.number}` },
-        h("td", { class: "at" }, clock(round.time)), h("td", { class: "name" }, round.run), h("td", { class: "num" }, count(round.number)),
+        h("td", { class: "at" }, clock(round.time)), h("td", {}, named(round.run)), h("td", { class: "num" }, count(round.number)),
         h("td", { class: "num" }, round.loss === null ? "not finite" : short(round.loss)),
         h("td", { class: "num wide" }, took(round.seconds)), h("td", { class: "wide" }, plural(round.nodes, "node"), left(round.left_out)))))));
 }

@@ -9,6 +9,7 @@ from typing import Any
 from aggregator.observe.page import Fleet, PagePart, Trouble, number
 from aggregator.training.activity import RoundLine, RunActivity, RunCurves
 from aggregator.training.curve import Curve
+from aggregator.training.remedies import remedy_of
 from aggregator.training.runs import Runs
 from edge_attention.core.messages.training import RunState, TrainingRun
 
@@ -58,8 +59,9 @@ def troubles(runs: Iterable[TrainingRun], started: float) -> Iterator[tuple[str,
             text = f"Run {run.id}: {run.waiting}." if whole else f"Run {run.id} waits for {run.waiting}."
             yield f"run/{run.id}", Trouble("warn", text)
         elif run.state is RunState.FAILED and run.created > started:
-            remedy = f"When that is put right: edge-attention train resume {run.id}"
-            yield f"run/{run.id}", Trouble("bad", f"Run {run.id} failed: {run.detail}", remedy)
+            # Why, and what to do, is said once: where the run is drawn.
+            text = f"Run {run.id} failed after round {run.round:,} of {run.rounds:,}."
+            yield f"run/{run.id}", Trouble("bad", text, over=True, more=f"run-{run.id}")
 
 
 def _run(run: TrainingRun) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def _run(run: TrainingRun) -> dict[str, Any]:
         "name": run.name,
         "state": run.state.value,
         "detail": run.detail,
+        "remedy": remedy_of(run),
         "round": run.round,
         "rounds": run.rounds,
         "version": run.version,

@@ -11,6 +11,8 @@ import metric_names
 import pytest
 import yaml
 
+from aggregator.http.runbook import as_html
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/prometheus"
 ALERTS = {
@@ -26,6 +28,12 @@ ALERTS = {
     "EdgeStragglers",
     "EdgeTrainingStalled",
 }
+
+PAGE = (
+    '{{ if match "^https?://" $externalLabels.page }}{{ $externalLabels.page }}'
+    "{{ else }}https://localhost:9464{{ end }}"
+)
+"""What links of alerts begin with: the page's address, if prometheus.yml says it."""
 
 
 def rules(kind):
@@ -134,15 +142,20 @@ def test_an_alert_says_what_and_what_to_do(rule):
 @pytest.mark.parametrize("rule", rules("alert"), ids=lambda rule: rule["alert"])
 def test_an_alert_has_its_paragraph_in_the_runbook(rule):
     anchor = rule["alert"].lower()
-    assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{anchor}"
+    base, _, place = rule["annotations"]["runbook_url"].partition("/runbook#")
+    assert (base, place) == (PAGE, anchor)
     runbook = (ROOT / "docs/runbook.md").read_text()
+    assert f'<h2 id="{anchor}">' in as_html(runbook), "where the link points on the aggregator's page"
     section = re.search(rf"^## {rule['alert']}\n(.*?)(?=^## |\Z)", runbook, re.MULTILINE | re.DOTALL)
     assert section, f"docs/runbook.md has no heading {rule['alert']}"
     for word in ("**Means.**", "**Look.**", "**Do.**", "```console"):
         assert word in section[1], f"{rule['alert']}: no {word}"
 
 
-def test_the_runbook_has_no_alert_that_is_none():
+def test_the_runbook_lists_every_alert_and_none_that_is_none():
+    listed = re.findall(r"^\| \[(Edge\w+)\]\(#(\w+)\)", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in listed} == ALERTS
+    assert all(place == name.lower() for name, place in listed)
     headings = set(re.findall(r"^## (Edge\w+)$", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE))
     assert headings == ALERTS
 

@@ -20,7 +20,7 @@ from schools import Schools
 from aggregator.server import RECIPES, ServerSettings, running
 from edge_attention.cli.local_fleet import AGGREGATOR
 from edge_attention.core.messages.fleet import DescribeAggregatorRequest, ListNodesRequest
-from edge_attention.core.messages.training import RunState
+from edge_attention.core.messages.training import LocalSpec, OptimizerSpec, RunState
 from edge_attention.wire.services import DESCRIBE_AGGREGATOR
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "aggregator"))
@@ -54,9 +54,11 @@ def lively(tmp_path):
     browsers.find()
     with Schools(tmp_path, *LEASE, "--metrics-port", "0", names=NODES, store=True) as own:
         job = schools.job(rounds=30, nodes=NODES, holdout=0.2, evaluate_every=5)
-        own.allow(job)
+        rate = LocalSpec(OptimizerSpec("sgd", {"lr": 1e30}), batch=16, steps=10)
+        steep = schools.job(rounds=5, name="steep", nodes=NODES, local=rate)
+        own.allow(job, steep)
         own.start()
-        own.job = job
+        own.job, own.steep = job, steep
         context = own.client.create_context("memory", **SPEC)
         keys, values = tokens(TOKENS)
         for i, node in enumerate(NODES):
@@ -127,9 +129,77 @@ def test_a_node_that_is_killed_is_wrong_in_words_and_right_when_it_is_back(livel
     lively.fleet.wait_ready("b")
     browser.wait("ready", "#nodes-table tr[data-node=b]")
     browser.wait("finished", f"[data-run={run.id}]")
-    until(lambda: not browser.count("[data-trouble='node/b']"), "the end of the trouble")
+    until(lambda: not browser.count("[data-trouble='nodes/missed']"), "the end of the trouble")
     browser.wait("Node b is ready", "#news")
     assert browser.complaints() == []
+
+
+def test_what_was_wrong_is_told_apart_from_what_is_and_can_be_put_away(lively, browser, tmp_path):
+    url = page_of(lively.fleet)
+    browser.go(url)
+    browser.wait("All is well", "h1")
+    run = lively.client.train(lively.steep)
+    until(lambda: run.describe().state is RunState.FAILED, "the run that diverges")
+    reason, card = run.describe().detail, f"[data-run={run.id}]"
+    browser.wait(f"What was wrong.*Run {run.id} failed after round", "#past")
+    assert browser.text("h1") == "All is well", "nothing is wrong now"
+    browser.wait("start it anew", card)
+    browser.wait(f"runs delete {run.id}", card)
+    assert "train resume" not in browser.text(), "it would end so again"
+    assert browser.text().count(reason) == 1
+    browser.run("document.querySelector('#past a').click()")
+    until(lambda: browser.run("return document.querySelector(':target')?.dataset.run") == run.id, "its card")
+
+    # A bad day: two nodes at once, of one cause.
+    for node in ("b", "c"):
+        lively.fleet.kill(node)
+    alone = "Nodes b and c are lost. Nobody else that is here holds their 400 tokens of 'memory'"
+    browser.wait(alone, "#troubles")
+    assert browser.count("#troubles [data-trouble]") == 1, "one sentence for all of one cause"
+    browser.wait("Nodes b and c are lost|Node c is lost", "#news")
+    assert not lively.context.attend(queries(2), deadline=5.0).exact
+    browser.wait("partial.*of the tokens", "#queries-table tbody tr")
+    browser.shots(browsers.folder(tmp_path), "page-bad-day")
+
+    browser.run("document.querySelector('#past button').focus()")
+    browser.press("\ue007")  # Enter
+    until(lambda: not browser.count("#past *"), "the end of what was wrong")
+    assert browser.run("return document.activeElement.id") == "main", "the keyboard goes on from here"
+    browser.go(url)
+    browser.wait(alone, "#troubles")
+    assert not browser.count("#past *"), "it stays away"
+    run.delete()
+    until(lambda: not browser.count(card), "the end of the run that was deleted")
+    assert browser.complaints() == []
+
+
+def test_names_stay_on_a_line_and_cards_side_by_side_end_together(lively, browser):
+    name = "ward-7-vital-signs-" * 3 + "of-the-night"
+    keys, values = tokens(40)
+    context = lively.client.create_context(name, **SPEC)
+    context.append(keys, values, node="a")
+    browser.go(page_of(lively.fleet))
+    assert context.attend(queries(2)).exact
+    assert lively.context.attend(queries(2)).exact
+    browser.wait("ward-7", "#queries-table tbody tr")
+    browser.wait("a.*b.*c", "#masses")
+    lines = """
+        return [...document.querySelectorAll('.name')].filter(e => e.offsetParent && !e.closest('details'))
+            .map(e => [e.innerText, e.offsetHeight / parseFloat(getComputedStyle(e).lineHeight)])"""
+    try:
+        for size in browsers.SIZES:
+            browser.look(size, "light")
+            assert browser.run("return document.documentElement.scrollWidth") <= browsers.SIZES[size][0]
+            found = browser.run(lines)
+            assert name in [text for text, _ in found]
+            assert [text for text, count in found if count > 1.5] == []
+    finally:
+        browser.look("desktop", "light")
+    edges = "return [...document.querySelectorAll('.two .card')].map(e => e.getBoundingClientRect().toJSON())"
+    left, right = browser.run(edges)
+    assert (left["top"], left["bottom"]) == (right["top"], right["bottom"])
+    whole = browser.run("return document.querySelector('#asked .card').getBoundingClientRect().toJSON()")
+    assert (left["left"], right["right"]) == (whole["left"], whole["right"]), "no hole beside or below them"
 
 
 def test_nodes_may_be_called_what_every_object_of_a_script_has(fleet, browser):

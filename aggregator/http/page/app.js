@@ -44,6 +44,7 @@ function render() {
   const page = { state, at, width, redraw: draw };
   const first = !$("recipes").hasChildNodes();
   patch($("troubles"), troubles(at));
+  patch($("past"), past(at));
   patch($("tiles"), tiles(page));
   patch($("nodes"), nodesTable(state, at, all("columns", state)));
   patch($("recipes"), all("sections", page));
@@ -55,7 +56,7 @@ function render() {
 }
 
 function troubles(at) {
-  const found = Object.entries(state.troubles).sort((a, b) => a[1].rank - b[1].rank);
+  const found = ranked().filter(([, one]) => !one.over);
   const serious = found.filter(([, one]) => one.severity !== "note").length;
   const wrong = found.filter(([, one]) => one.severity === "bad").length;
   let title = "All is well";
@@ -65,9 +66,47 @@ function troubles(at) {
   else if (!Object.keys(state.nodes).length) title = "Ready for its first node";
   patch($("state-title"), title);
   document.title = serious ? `(${serious}) Edge Attention` : "Edge Attention";
-  return found.map(([key, one]) => h("div", { key, class: `trouble ${one.severity}`, "data-trouble": key },
-    h("p", {}, h("span", { class: "word" }, WORDS[one.severity]), one.text, one.since ? ` For ${span(at - one.since)} now.` : ""),
-    one.remedy ? h("p", {}, one.remedy) : null));
+  return found.map(([key, one]) => trouble(key, one, at));
+}
+
+const ranked = () => Object.entries(state.troubles).sort((a, b) => a[1].rank - b[1].rank);
+
+function trouble(key, one, at) {
+  const since = one.since ? ` ${one.nodes.length > 1 ? "The first for" : "For"} ${span(at - one.since)} now.` : "";
+  return h("div", { key, class: `trouble ${one.over ? "over" : one.severity}`, "data-trouble": key },
+    h("p", {}, one.over ? null : h("span", { class: "word" }, WORDS[one.severity]), one.text, since,
+      one.more ? [" ", h("a", { href: `#${one.more}` }, "Why, and what to do")] : null),
+    one.remedy ? h("p", {}, one.remedy) : null,
+    one.over ? h("button", { type: "button", "aria-label": `Put away: ${one.text}`, onclick: () => putAway(key, one.text) }, "Put away") : null);
+}
+
+// What was wrong and is over is put away by whoever has seen it, in this browser.
+
+const KEPT = "edge-attention-put-away", MOST = 100;
+let away = record(remembered());
+
+function remembered() {
+  try {
+    return JSON.parse(localStorage.getItem(KEPT) ?? "[]").filter((one) => Array.isArray(one) && one.length === 2);
+  } catch {
+    return []; // storage is off, or holds what is none of this page's
+  }
+}
+
+function putAway(key, text) {
+  away[key] = text;
+  try {
+    localStorage.setItem(KEPT, JSON.stringify(Object.entries(away).slice(-MOST)));
+  } catch {
+    // Then it is put away for as long as the page is open.
+  }
+  render();
+  ($("past").querySelector("button") ?? $("main")).focus({ preventScroll: true });
+}
+
+function past(at) {
+  const found = ranked().filter(([key, one]) => one.over && away[key] !== one.text);
+  return found.length ? [h("h2", { key: "title" }, "What was wrong"), found.map(([key, one]) => trouble(key, one, at))] : null;
 }
 
 function tiles(page) {
@@ -93,7 +132,9 @@ let spoken = 0;
 
 function speak() {
   const is = {
-    troubles: record(Object.entries(state.troubles).map(([key, one]) => [key, one.text])),
+    troubles: record(Object.entries(state.troubles)),
+    away: record(Object.entries(state.troubles).filter(([key]) => key.startsWith("nodes/"))
+      .flatMap(([, one]) => one.nodes.map((name) => [name, one.text]))),
     nodes: record(Object.entries(state.nodes).map(([name, node]) => [name, node.state])),
     recipes: record(recipes.flatMap((one, at) => (one.news?.(state) ?? []).map(([key, word, text]) => [`${at}/${key}`, [word, text]]))),
   };
@@ -101,9 +142,11 @@ function speak() {
   told = is;
   if (!before) return;
   const said = [];
-  for (const [key, text] of Object.entries(is.troubles)) if (!(key in before.troubles) && !key.startsWith("node/")) said.push(text);
-  for (const [name, word] of Object.entries(is.nodes))
-    if (before.nodes[name] !== word) said.push(is.troubles[`node/${name}`] ?? `Node ${name} is ${STATES[word]?.[1] ?? word}.`);
+  // A sentence that several nodes have in common is news when one more has it; that of nodes that are away is told below.
+  const fresh = (one, old) => !old || (one.over && !old.over) || one.nodes.some((name) => !old.nodes.includes(name));
+  for (const [key, one] of Object.entries(is.troubles)) if (!key.startsWith("nodes/") && fresh(one, before.troubles[key])) said.push(one.text);
+  const changed = Object.entries(is.nodes).filter(([name, word]) => before.nodes[name] !== word);
+  said.push(...new Set(changed.map(([name, word]) => is.away[name] ?? `Node ${name} is ${STATES[word]?.[1] ?? word}.`)));
   for (const [key, [word, text]] of Object.entries(is.recipes)) if (before.recipes[key]?.[0] !== word) said.push(text);
   if (!said.length) return;
   news = [...news, ...said.slice(0, TOLD).map((text) => h("p", { key: (spoken += 1) }, text))].slice(-TOLD);

@@ -116,8 +116,8 @@ export function columnChart({ columns, width, height = 120, label }) {
 }
 
 /** A strip of cells, darker with their share of `top`: cells: [[share or null, said]]. */
-export function heatStrip(cells, top, label) {
-  return h("svg", { viewBox: `0 0 ${cells.length} 1`, preserveAspectRatio: "none", height: 20, class: "crisp", role: "img", "aria-label": label },
+export function heatStrip(cells, top, label, height = 20) {
+  return h("svg", { viewBox: `0 0 ${cells.length} 1`, preserveAspectRatio: "none", height, class: "crisp", role: "img", "aria-label": label },
     h("rect", { class: "sunk", width: cells.length, height: 1 }),
     cells.map(([share, said], i) => share === null || share === undefined ? null
       : h("rect", { class: "heat", x: i, width: 1, height: 1, "fill-opacity": (0.06 + 0.94 * Math.min(1, share / top)).toFixed(3) },

@@ -18,8 +18,11 @@ export const live = (node) => node !== undefined && (node.state === "ready" || n
 export const names = (state) => Object.keys(state.nodes).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
 
 export function label(name) {
-  return h("span", { class: "label" }, h("i", { class: `key ${colour(name)}` }), h("span", { class: "name" }, name));
+  return h("span", { class: "label" }, h("i", { class: `key ${colour(name)}` }), named(name));
 }
+
+/** A name on one line, whatever its length: the whole of it is its title. */
+export const named = (name) => h("span", { class: "name", title: name }, name);
 
 /** How nodes reach the aggregator, as far as this page knows. */
 export function address(self) {

@@ -12,8 +12,9 @@ export const section = (id, title, body, ...content) =>
 export const figure = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
 export const legend = (name, mark) => h("span", {}, h("i", { class: `key ${mark}` }), name);
 
-/** A heat strip a node. columns: [[name, { node: share }]], in order; said: a sentence on a node and its mean. */
-export function strips({ key, card = true, rows, columns, from, to, more = 0, said }) {
+/** A heat strip a node. columns: [[name, { node: share }]], in order; said: a sentence on a node and its mean;
+    tall: pixels of a strip. */
+export function strips({ key, card = true, rows, columns, from, to, more = 0, said, tall = 20 }) {
   const top = Math.max(1e-9, ...columns.flatMap(([, mass]) => rows.map((node) => mass[node] ?? 0)));
   const mean = (node) => {
     const shares = columns.map(([, mass]) => mass[node]).filter((share) => share !== undefined && share !== null);
@@ -23,7 +24,7 @@ export function strips({ key, card = true, rows, columns, from, to, more = 0, sa
     h("div", { class: "bars" },
       rows.map((node) => [
         label(node),
-        heatStrip(columns.map(([name, mass]) => [mass[node], `${name}: ${percent(mass[node])}`]), top, said(node, percent(mean(node)))),
+        heatStrip(columns.map(([name, mass]) => [mass[node], `${name}: ${percent(mass[node])}`]), top, said(node, percent(mean(node))), tall),
         h("span", { class: "value" }, percent(mean(node)))]),
       h("span", {}), h("span", { class: "axis", "aria-hidden": "true" }, h("span", {}, from), h("span", {}, to)), h("span", { class: "value" }, "mean")),
     h("p", { class: "legend" }, h("span", {}, "0%", h("i", { class: "ramp" }), percent(top)),

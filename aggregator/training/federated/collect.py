@@ -32,6 +32,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.training import FederatedJob
 from edge_attention.core.rounds.selection import select
 from edge_attention.core.rounds.synchronous import (
+    QUARANTINED,
     Action,
     Again,
     Ask,
@@ -152,7 +153,7 @@ class Collector(ABC):
         """The node works for this run no more; what records say of it."""
         log.error("run %s: node %s is quarantined: %s", self.run, node, reason)
         self._services.metrics.updates.labels("refused").inc()
-        self.quarantined[node] = f"quarantined: {reason}"
+        self.quarantined[node] = f"{QUARANTINED}{reason}"
         return self.quarantined[node]
 
     async def next_event(self, wake: float | None) -> Callable[[float], Sequence[Any]] | None:

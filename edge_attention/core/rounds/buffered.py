@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.rounds.progress import NodeProgress, NodeWork, name_nodes, seconds_until
+from edge_attention.core.rounds.synchronous import QUARANTINED
 from edge_attention.core.rounds.synchronous import Again as Again
 from edge_attention.core.rounds.synchronous import Quarantine as Quarantine
 from edge_attention.core.transitions import Transition, recent
@@ -266,7 +267,7 @@ class Buffered:
         texts = dict.fromkeys(self._idle, "idle")
         texts |= {node: progress.describe(now) for node, progress in self._at_work().items()}
         texts |= {node: f"failed: {reason}" for node, reason in self.failures.items()}
-        texts |= {node: f"quarantined: {reason}" for node, reason in self.quarantined.items()}
+        texts |= {node: f"{QUARANTINED}{reason}" for node, reason in self.quarantined.items()}
         return {node: texts[node] for node in self._turns if node in texts}
 
     def check(self) -> None:
@@ -309,7 +310,8 @@ class Buffered:
             return [*actions, self._step(now)]
         actions += self._ask(now)
         if not self._busy:
-            why = "; ".join(f"{node}: {text}" for node, text in (self.failures | self.quarantined).items())
+            quarantined = {node: f"{QUARANTINED}{reason}" for node, reason in self.quarantined.items()}
+            why = "; ".join(f"{node}: {text}" for node, text in (self.failures | quarantined).items())
             return [*actions, self._give_up(f"no node can be asked: {why}", now)]
         if now >= self._heard + self._rules.patience_seconds:
             waited = name_nodes(self._at_work(), now)

@@ -29,6 +29,9 @@ from edge_attention.core.rounds.selection import share_of
 from edge_attention.core.rounds.timings import Timings
 from edge_attention.core.transitions import Transition, recent
 
+QUARANTINED = "quarantined: "
+"""What the reason begins with for which a node takes no more part in a run."""
+
 
 class Ask(NamedTuple):
     """Run the round's task on the node, and run it again whenever the node was away."""

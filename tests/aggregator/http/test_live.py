@@ -91,7 +91,7 @@ def test_who_holds_what_and_what_is_out_of_reach():
         state = (await port.get("/api/state")).json
         assert state["nodes"]["b"]["state"] == "lost"
         assert state["contexts"]["memory"]["away"] == [[300, 500]]
-        assert "200 tokens of 'memory'" in state["troubles"]["node/b"]["text"]
+        assert "200 tokens of 'memory'" in state["troubles"]["nodes/missed"]["text"]
 
     run(scenario)
 

@@ -113,5 +113,19 @@ def test_text_can_be_read_on_what_it_stands_on(theme):
         assert contrast(colours[word], colours["card"]) >= 4.5, word
         assert contrast(colours["text"], colours[f"{word}-back"]) >= 7, word
         assert contrast(colours["soft"], colours[f"{word}-back"]) >= 4.5, word
-    for mark in [f"c{i}" for i in range(8)]:
+    for mark in [*(f"c{i}" for i in range(8)), "s0", "s1", "s2"]:
         assert contrast(colours[mark], colours["card"]) >= 3, mark
+
+
+def test_colours_of_nodes_are_of_nodes_alone():
+    """Stages, outcomes and curves have marks of their own: nothing but fleet.js gives out a node's."""
+    for name in SCRIPTS:
+        assert not re.search(r"""["'`\s]c[0-9]["'`\s]""", PAGE[name]), name
+    assert "`c${colours.size % 8}`" in PAGE["fleet.js"]
+    for theme in re.findall(r":root \{(.*?)\}", PAGE["style.css"], re.S):
+        nodes, stages = (re.findall(rf"--{mark}\d: (#[0-9a-f]{{6}})", theme) for mark in "cs")
+        assert (len(nodes), len(stages)) == (8, 3)
+        assert not set(nodes) & set(stages)
+        for colour in stages:
+            parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+            assert max(parts) - min(parts) < 64, f"{colour}: a stage is nearly grey, so that it is no node's"

@@ -7,11 +7,14 @@ import dataclasses
 from aggregator.attention import page as attention_page
 from aggregator.attention.activity import Query, Span
 from aggregator.http.troubles import LOST_SECONDS, troubles
-from aggregator.observe.page import Fleet, PagePart
+from aggregator.observe.page import Fleet, Lack, PagePart
 from aggregator.training import page as training_page
+from aggregator.training.divergence import diverged
+from aggregator.training.remedies import remedy_of
 from edge_attention.core.messages.attention import Context, ContextSpec, Segment
 from edge_attention.core.messages.fleet import Node, NodeState
 from edge_attention.core.messages.training import RunState, TrainingRun
+from edge_attention.core.rounds.synchronous import QUARANTINED
 
 NOW = 100_000.0
 NOTHING = Fleet(NOW, (), "1.0", NOW - 60, {})
@@ -35,11 +38,11 @@ def run(state=RunState.RUNNING, **changed):
     return TrainingRun("r-1", "r", state, **{**fields, **changed})
 
 
-def found(contexts=(), runs=(), queries=(), spans=(), **fleet):
+def found(contexts=(), runs=(), queries=(), spans=(), lacks=(), **fleet):
     """What is wrong with such a fleet, where recipes tell this."""
     seen = dataclasses.replace(NOTHING, **fleet)
     answers = dict(attention_page.troubles(NOW, queries, spans))
-    asked = PagePart(lacks=attention_page.lacks(contexts), troubles=answers)
+    asked = PagePart(lacks=(*attention_page.lacks(contexts), *lacks), troubles=answers)
     trained = PagePart(troubles=dict(training_page.troubles(runs, seen.started)))
     return troubles(seen, [trained, asked])
 
@@ -53,47 +56,94 @@ def test_a_fleet_that_is_well_has_none():
 def test_a_lost_node_is_worse_if_nobody_else_has_its_tokens():
     nodes = [node("a"), node("b", NodeState.LOST, 30.0)]
     replicated = found(nodes=nodes, contexts=[context(("ab", "a"))])
-    assert replicated["node/b"]["severity"] == "warn"
-    assert replicated["node/b"]["since"] == NOW - 30
+    assert replicated["nodes/lost"]["severity"] == "warn"
+    assert replicated["nodes/lost"]["since"] == NOW - 30
     alone = found(nodes=nodes, contexts=[context(("ab", "a"), ("b", ""), ("b", ""))])
-    assert alone["node/b"]["severity"] == "bad"
-    assert "200 tokens of 'memory'" in alone["node/b"]["text"]
-    assert "--name b" in alone["node/b"]["remedy"]
+    assert set(alone) == {"nodes/missed"}
+    assert alone["nodes/missed"]["severity"] == "bad"
+    assert alone["nodes/missed"]["text"] == (
+        "Node b is lost. Nobody else that is here holds its 200 tokens of 'memory': answers over them "
+        "are partial."
+    )
+    assert "--name b" in alone["nodes/missed"]["remedy"]
+
+
+def test_all_nodes_of_one_cause_have_one_sentence():
+    nodes = [node("a"), *(node(name, NodeState.LOST, 30.0 + i) for i, name in enumerate("bcd"))]
+    told = found(nodes=nodes, contexts=[context(("bc", ""), ("b", ""), ("ad", "a"))])
+    assert {key: (one["text"], one["nodes"]) for key, one in told.items()} == {
+        "nodes/missed": (
+            "Nodes b and c are lost. Nobody else that is here holds their 200 tokens of 'memory': answers "
+            "over them are partial.",
+            ("b", "c"),
+        ),
+        "nodes/lost": ("Node d is lost.", ("d",)),
+    }
+    assert told["nodes/missed"]["since"] == NOW - 31, "when the first of them began"
+    assert "what they share" in told["nodes/missed"]["remedy"]
+    many = found(nodes=[node(f"n{i:02}", NodeState.LOST, 5.0) for i in range(40)])
+    assert many["nodes/lost"]["text"] == "Nodes n00, n01, n02, n03, n04, n05 and 34 more are lost."
+    assert len(many["nodes/lost"]["nodes"]) == 40
+    leaving = found(nodes=[node("a", NodeState.DRAINING), node("b", NodeState.DRAINING)])
+    assert leaving["nodes/draining"]["text"] == "Nodes a and b finish what they have and leave."
+    full = found(nodes=[node("a", memory=950), node("b", memory=920), node("c")])
+    assert full["memory"]["text"] == "Nodes a and b have each stored over 90% of what they may."
+    ended = found(days={"a": -0.1, "b": -1.0, "server": -0.2})
+    assert ended["certificates"]["text"] == "The certificates of a and b have ended."
+    assert "--tls-certificate" in ended["certificate/server"]["remedy"], "no node is started for it"
+
+
+def test_what_recipes_miss_of_the_same_nodes_follows_their_sentence():
+    missed = (
+        Lack(frozenset("b"), "part 3 of model bert"),
+        Lack(frozenset("b"), "part 4 of model bert"),
+        Lack(frozenset("x"), "part 5 of model bert"),
+    )
+    told = found(
+        nodes=[node("b", NodeState.LOST, 9.0), node("x", NodeState.SUSPECT)],
+        contexts=[context(("b", ""))],
+        lacks=missed,
+    )
+    assert told["nodes/missed"]["text"] == (
+        "Node b is lost. Nobody else that is here holds its 100 tokens of 'memory': answers over them are "
+        "partial. Nobody else that is here holds its part 3 of model bert and part 4 of model bert."
+    )
+    assert told["nodes/suspect"]["text"].endswith("holds its part 5 of model bert.")
 
 
 def test_a_node_lost_long_ago_is_news_only_if_it_is_missed():
     nodes = [node("b", NodeState.LOST, LOST_SECONDS + 1)]
     assert found(nodes=nodes) == {}
-    assert set(found(nodes=nodes, contexts=[context(("b", ""))])) == {"node/b"}
+    assert set(found(nodes=nodes, contexts=[context(("b", ""))])) == {"nodes/missed"}
 
 
 def test_a_node_that_was_revoked_is_not_told_to_start_again():
     revoked = {"b": 0.0, "c": 0.0}
     for state in (NodeState.SUSPECT, NodeState.LOST):
         nodes = [node("a"), node("b", state, 30.0)]
-        told = found(nodes=nodes, revoked=revoked)["node/b"]
+        told = found(nodes=nodes, revoked=revoked)["nodes/shut-out"]
         assert told["severity"] == "note"
         assert "was revoked at 1970-01-01 00:00:00 UTC by an operator" in told["text"]
         assert "token create --role node --name b" in told["remedy"]
         assert "--store" not in told["remedy"]
     told = found(nodes=nodes, revoked=revoked, contexts=[context(("b", ""), ("c", ""))])
-    assert {told[key]["severity"] for key in ("node/b", "node/c")} == {"bad"}
-    assert "revoked" in told["node/c"]["text"], "one that has not come since the aggregator started, too"
+    assert {key: one["severity"] for key, one in told.items()} == {"nodes/shut-out-missed": "bad"}
+    assert told["nodes/shut-out-missed"]["nodes"] == ("b", "c"), "one that has not come since the start, too"
     assert found(nodes=[node("b")], revoked=revoked) == {}, "one that is here was let in again"
 
 
 def test_a_holder_that_never_came_is_named():
     told = found(contexts=[context(("c", ""))])
-    assert "has not come since the aggregator started" in told["node/c"]["text"]
+    assert "has not come since the aggregator started" in told["nodes/absent"]["text"]
 
 
 def test_the_worst_comes_first():
     nodes = [node("a", NodeState.DRAINING), node("b", NodeState.SUSPECT), node("c", NodeState.LOST)]
     told = found(nodes=nodes, contexts=[context(("c", ""))])
     assert [(key, one["severity"]) for key, one in sorted(told.items(), key=lambda i: i[1]["rank"])] == [
-        ("node/c", "bad"),
-        ("node/b", "warn"),
-        ("node/a", "note"),
+        ("nodes/missed", "bad"),
+        ("nodes/suspect", "warn"),
+        ("nodes/draining", "note"),
     ]
 
 
@@ -101,7 +151,7 @@ def test_memory_near_its_limit_and_another_release():
     told = found(
         nodes=[node("a", memory=901), node("b", software="0.9"), node("c", NodeState.LOST, 1e9, 999, "0")]
     )
-    assert set(told) == {"memory/a", "versions"}
+    assert set(told) == {"memory", "versions"}
     assert "b (0.9)" in told["versions"]["text"]
 
 
@@ -113,10 +163,30 @@ def test_runs_that_wait_say_for_what_and_those_that_failed_why():
     assert found(runs=[run(waiting="round 4 waits for b: asked")])["run/r-1"]["text"] == (
         "Run r-1: round 4 waits for b: asked."
     )
-    failed = found(runs=[run(RunState.FAILED, detail="no quorum")])["run/r-1"]
-    assert failed["severity"] == "bad"
-    assert "no quorum" in failed["text"]
     assert found(runs=[run(RunState.FAILED, detail="x", created=NOW - 3600)]) == {}
+
+
+def test_a_run_that_failed_was_wrong_and_its_reason_is_said_where_it_is_drawn():
+    told = found(nodes=[node("a", NodeState.LOST, 9.0)], runs=[run(RunState.FAILED, detail="no quorum")])
+    failed = told["run/r-1"]
+    assert (failed["text"], failed["over"]) == ("Run r-1 failed after round 1 of 9.", True)
+    assert failed["more"] == "run-r-1"
+    assert failed["rank"] > told["nodes/lost"]["rank"], "what is wrong now comes before what was, however bad"
+
+
+def test_a_run_is_not_to_be_resumed_where_that_cannot_work():
+    def remedy(detail):
+        return remedy_of(run(RunState.FAILED, detail=detail))
+
+    assert "train resume r-1" in remedy("the disk is full")
+    out = "round 3 takes at least 2 nodes, 1 of 3 may take part: " + "; ".join(
+        f"{name}: {QUARANTINED}NaN" for name in "ab"
+    )
+    for text in (out, diverged("the loss", 2, 10.0, None, "lower optimizer.lr").message):
+        assert "resume r-1" not in remedy(text)
+        assert "start it anew" in remedy(text)
+        assert "runs delete r-1" in remedy(text)
+    assert remedy_of(run()) == ""
 
 
 def test_partial_answers_of_the_last_minutes_with_the_last_cause():
@@ -127,8 +197,16 @@ def test_partial_answers_of_the_last_minutes_with_the_last_cause():
     assert set(told) == {"answers/partial"}
     assert told["answers/partial"]["text"].startswith("2 of 5 queries in the last five minutes were partial.")
     assert "node 'b' is lost" in told["answers/partial"]["text"]
+    assert not told["answers/partial"]["over"]
     assert found(spans=[old], queries=[query]) == {}
+    other, since = (dataclasses.replace(query, number=n, context=c, outcome="exact", why=()) for n, c in
+                    ((8, "other"), (9, "memory")))  # fmt: skip
+    spans = [Span(NOW - 10, outcomes)]
+    assert not found(spans=spans, queries=[query, other])["answers/partial"]["over"]
+    assert found(spans=spans, queries=[query, other, since])["answers/partial"]["over"], (
+        "answered in full since"
+    )
 
 
 def test_a_certificate_that_has_ended():
-    assert set(found(days={"a": 3.0, "b": -0.1})) == {"certificate/b"}
+    assert set(found(days={"a": 3.0, "b": -0.1})) == {"certificates"}

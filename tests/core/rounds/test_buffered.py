@@ -144,7 +144,7 @@ def test_with_nobody_left_it_gives_up_at_once_and_says_why():
     b.failed("a", "out of memory", 1.0)
     quarantine, again = b.refused("b", "NaN", 2.0)
     assert quarantine == Quarantine("b", "NaN")
-    assert again == Again("round 1 cannot end: no node can be asked: a: out of memory; b: NaN")
+    assert again == Again("round 1 cannot end: no node can be asked: a: out of memory; b: quarantined: NaN")
     assert (b.over, b.wake, b.waits(2.0), b.tick(500.0)) == (True, None, "", [])
 
 
