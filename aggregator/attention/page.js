@@ -2,7 +2,7 @@
 
 import { columnChart, rangeBar, stacked } from "/charts.js";
 import { h } from "/dom.js";
-import { colour, label, live, named, names } from "/fleet.js";
+import { colour, label, linked, live, named, names } from "/fleet.js";
 import { bytes, clock, count, percent, plural, short, some, took } from "/format.js";
 import { figure, legend, section, strips } from "/parts.js";
 import { record } from "/records.js";
@@ -19,6 +19,40 @@ export function sections({ state, at, width }) {
       section("mass", "Attention by node", "masses", massStrips(state, at))),
     section("latest", "Latest queries", "asked", latestQueries(state)),
   ];
+}
+
+/** A context: who holds it, and how it was answered. A node: what it holds, and the attention it received. */
+export function own({ state, at }, kind, name) {
+  if (kind === "context" && name in state.contexts) {
+    const asked = Object.entries(state.queries).filter(([, query]) => query.context === name).sort((a, b) => b[0] - a[0]);
+    const { dims, segments } = state.contexts[name];
+    return [
+      map(name, state.contexts[name], state),
+      h("p", { key: "facts", class: "soft" }, `Keys of ${dims[0]} numbers and values of ${dims[1]}, in ${plural(segments, "segment")}.`),
+      section("latest", "How it was answered", "asked", queriesTable(asked, "No query of it is remembered.")),
+      shares(asked, state),
+    ];
+  }
+  if (kind === "node" && name in state.nodes) {
+    const held = Object.entries(state.contexts).filter(([, context]) => context.holders[name]?.length);
+    const columns = spans(state, at).filter(([, span]) => span && name in span.mass).length;
+    return [
+      section("memory", "What it holds", "contexts", held.length ? held.map(([one, context]) => map(one, context, state)) : h("p", { class: "card soft" }, "No tokens.")),
+      columns ? section("mass", "Attention", "masses", strips({ key: "now", rows: [name], columns: spans(state, at).map(([start, span]) => [clock(start), whole(span, [name])]),
+        from: "5 minutes ago", to: "now", tall: 40, said: (node, mean) => `${node} received ${mean} of attention on average over the last five minutes` })) : null,
+    ];
+  }
+  return null;
+}
+
+/** The attention that each node received, query by query. */
+function shares(asked, state) {
+  const told = asked.filter(([, query]) => Object.keys(query.mass).length).reverse();
+  const rows = names(state).filter((node) => told.some(([, query]) => node in query.mass)).slice(0, STRIPS);
+  if (!rows.length) return null;
+  return section("mass", "Attention by node, query by query", "masses", strips({ key: "asked", rows,
+    columns: told.map(([, query]) => [clock(query.time), record([...rows.map((node) => [node, 0]), ...Object.entries(query.mass)])]),
+    from: clock(told[0][1].time), to: clock(told.at(-1)[1].time), said: (node, mean) => `${node} received ${mean} of attention on average` }));
 }
 
 export function tiles({ state, at }) {
@@ -93,9 +127,11 @@ function answers(state, now, width) {
 
 function latestQueries(state) {
   const latest = Object.entries(state.queries).sort((a, b) => b[0] - a[0]).slice(0, LISTED);
-  if (!latest.length)
-    return h("div", { class: "card empty", key: "empty" }, h("p", { class: "soft" },
-      "Each query is told here: whether its answer is exact, and if not by how much it can be off and why."));
+  return queriesTable(latest, "Each query is told here: whether its answer is exact, and if not by how much it can be off and why.");
+}
+
+function queriesTable(latest, without) {
+  if (!latest.length) return h("div", { class: "card empty", key: "empty" }, h("p", { class: "soft" }, without));
   return h("div", { class: "card scroll", key: "table", role: "region", tabindex: 0, "aria-labelledby": "latest-title" },
     h("table", { id: "queries-table" },
       h("caption", { class: "unseen" }, "The latest queries, the newest first"),
@@ -155,7 +191,7 @@ function map(name, context, state) {
   const copies = context.replicas === 1 ? "one copy" : `${context.replicas} copies`;
   const gone = context.away.reduce((sum, [a, b]) => sum + b - a, 0);
   return h("article", { class: "card", key: name, "data-context": name },
-    h("div", { class: "head" }, h("h3", {}, named(name)),
+    h("div", { class: "head" }, h("h3", {}, linked("context", name)),
       h("span", { class: "soft small" },
         `${plural(context.tokens, "token")} · ${bytes(context.bytes)} · ${context.heads[0]} query heads over ${context.heads[1]} · ${copies}`)),
     context.tokens === 0 ? h("p", { class: "soft" }, "Nothing in it yet.") : [

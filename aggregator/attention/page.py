@@ -94,7 +94,7 @@ def troubles(now: float, queries: Iterable[Query], spans: Iterable[Span]) -> Ite
             text = f"{count:,} of {total:,} queries in the last five minutes {kind}.{why}"
             # What was asked of that context since was answered in full: what was wrong is over.
             over = latest[query.context] == "exact"
-            yield f"answers/{outcome}", Trouble("warn", text, over=over)
+            yield f"answers/{outcome}", Trouble("warn", text, since=query.time if over else None, over=over)
 
 
 def _context(context: StoredContext, described: Context) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from aggregator.fleet.registration import description_bytes, require_modest
 from edge_attention.core.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from edge_attention.core.messages.fleet import Node, NodeState
 from edge_attention.core.messages.link import PROTOCOL, SPOKEN, Heartbeat, Register
-from edge_attention.core.transitions import Transition, recent
+from edge_attention.core.transitions import Transition
 
+TURNS = 512
+"""Changes of nodes' states that are remembered."""
 MEMBERS = 10_000
 """Nodes remembered, those that are gone included."""
 DESCRIPTIONS = 7 * 512 * 1024
@@ -82,13 +84,13 @@ class Membership:
 
     Attributes:
         pace: what the size of the fleet asks of each node.
-        transitions: the last changes of nodes' states, for the log.
+        transitions: the last changes of nodes' states: (name, why), for the log and the page.
     """
 
     def __init__(self, lease: float, new_session: Callable[[], str]) -> None:
         self.lease = lease
         self.pace = pace_of(0, lease)
-        self.transitions: deque[Transition] = recent()
+        self.transitions: deque[Transition] = deque(maxlen=TURNS)
         self._new_session = new_session
         self._members: dict[str, Member] = {}
         self._by_name: tuple[Member, ...] | None = None

@@ -21,6 +21,8 @@ from edge_attention.core.messages.fleet import Node, NodeState
 
 NODES = 1000
 """Nodes a page is told of; the live and those heard of last come first."""
+TURNS = 12
+"""Of a node's changes of state, the last so many."""
 QUIET_SECONDS = 5.0
 """A node that is connected and silent for less is not silent: heartbeats are seconds apart. In a large fleet
 they are further apart: there it is for less than QUIET_BEATS of them."""
@@ -51,6 +53,8 @@ class Snapshots:
         self._facts = facts
         self._revoked = revoked
         self._software = version("edge-attention")
+        self._epoch = time.time() - time.monotonic()
+        """Of the steady clock, in seconds since 1970; found once, so that what was told stays as it is."""
 
     def take(self) -> Sections:
         now, steady = time.time(), time.monotonic()
@@ -105,9 +109,19 @@ class Snapshots:
                 # In an earlier life of the aggregator it was given something to keep.
                 state = self._membership.state(name).value
                 found[name] = {"state": state, "seen": False, "since": int(self._status.started)}
+        for name, turns in self._turns().items():
+            if name in found:
+                found[name]["turns"] = turns[-TURNS:]
         for name, left in days.items():
             if name in found:
                 found[name]["days"] = round(left, 1)
+        return found
+
+    def _turns(self) -> dict[str, list[tuple[int, str, str]]]:
+        """Changes of state that are remembered, by node, the oldest first: when, why, what it became."""
+        found: dict[str, list[tuple[int, str, str]]] = {}
+        for steady, (name, *why), _, state in self._membership.transitions:
+            found.setdefault(name, []).append((int(steady + self._epoch), " ".join(why), state.value))
         return found
 
 

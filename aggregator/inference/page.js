@@ -2,7 +2,7 @@
 
 import { stacked } from "/charts.js";
 import { h } from "/dom.js";
-import { colour, label, live, named } from "/fleet.js";
+import { colour, label, linked, live, named } from "/fleet.js";
 import { bytes, clock, count, percent, plural, short, took } from "/format.js";
 import { figure, legend, section } from "/parts.js";
 import { record } from "/records.js";
@@ -16,6 +16,14 @@ export function sections({ state }) {
     section("models", "Models", "deployed", cards(state)),
     section("infers", "Latest requests to models", "inferred", requests(state)),
   ];
+}
+
+/** A model: each of its versions that is there, and its requests. */
+export function own({ state }, kind, name) {
+  const versions = Object.entries(state.models).filter(([, model]) => kind === "model" && model.name === name);
+  if (!versions.length) return null;
+  const asked = Object.entries(state.infers).filter(([, line]) => line.model === name).sort((a, b) => b[0] - a[0]);
+  return [versions.map(([key, model]) => card(key, model, state)), section("infers", "Its requests", "inferred", requestsTable(asked))];
 }
 
 export function tiles({ state }) {
@@ -49,7 +57,7 @@ function cards(state) {
 function card(key, model, state) {
   const mean = model.seconds.all;
   return h("article", { class: "card", key, "data-model": model.name, "data-state": model.state },
-    h("div", { class: "head" }, h("h3", {}, named(model.name)),
+    h("div", { class: "head" }, h("h3", {}, linked("model", model.name)),
       h("span", { class: `badge ${STATES[model.state] ?? "note"}` }, model.state),
       h("span", { class: "soft small push" }, `version ${model.version} · ${bytes(model.bytes)} · plan ${model.plan}`)),
     model.detail ? h("p", { class: "waits" }, `${model.detail[0].toUpperCase()}${model.detail.slice(1)}.`) : null,
@@ -108,8 +116,9 @@ function time(seconds, slowest) {
   return [stacked([[seconds, "s0"], [Math.max(slowest - seconds, 0), "rest"]], `${took(seconds)} in graphs, ${took(slowest)} at the slowest part`), took(seconds)];
 }
 
-function requests(state) {
-  const latest = Object.entries(state.infers).sort((a, b) => b[0] - a[0]).slice(0, LISTED);
+const requests = (state) => requestsTable(Object.entries(state.infers).sort((a, b) => b[0] - a[0]).slice(0, LISTED));
+
+function requestsTable(latest) {
   if (!latest.length)
     return h("div", { class: "card empty", key: "empty" }, h("p", { class: "soft" }, "Each request to a model is told here: how it ended, and where its time went."));
   return h("div", { class: "card scroll", key: "table", role: "region", tabindex: 0, "aria-labelledby": "infers-title" },

@@ -20,7 +20,8 @@ class Trouble:
     Attributes:
         severity: "bad" where answers or runs suffer, "warn" where they will, "note" otherwise.
         remedy: what to do; empty where it ends by itself, or where `more` says it.
-        since: seconds since 1970; of several nodes, when the first of them began.
+        since: seconds since 1970; of several nodes, when the first of them began; of what is over, when it
+            was so last, if that can be told.
         over: it was wrong and is over: told apart from what is wrong now, until whoever looks puts it away.
         nodes: all that it is true of, where it is of nodes.
         more: id of the part of the page that has the whole of it; empty: there is no more.

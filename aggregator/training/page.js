@@ -2,7 +2,7 @@
 
 import { lineChart } from "/charts.js";
 import { h } from "/dom.js";
-import { label, named, names } from "/fleet.js";
+import { label, linked, named, names } from "/fleet.js";
 import { clock, count, percent, plural, short, some, took, when } from "/format.js";
 import { figure, section, strips } from "/parts.js";
 import { record } from "/records.js";
@@ -14,9 +14,33 @@ export const links = [["training", "Training"]];
 export function sections({ state, width, redraw }) {
   return [
     section("training", "Training", "runs", runCards(state, width("runs"), redraw)),
-    section("rounds", "Rounds as they happen", "committed", roundsTable(state)),
+    section("rounds", "Rounds as they happen", "committed", roundsTable(rounds(state).slice(0, LISTED), "Each round of a run is told here when its version is committed.")),
   ];
 }
+
+/** A run: how it stands, and its rounds. A node: what it does for runs, and where it was left out. */
+export function own({ state, width, redraw }, kind, name) {
+  if (kind === "run" && name in state.runs) {
+    const run = state.runs[name];
+    return [
+      card(name, run, state, width("own-body"), redraw),
+      run.notes.length ? h("ul", { class: "notes soft", key: "notes" }, run.notes.map((note) => h("li", {}, note))) : null,
+      section("rounds", "Its rounds", "committed", roundsTable(rounds(state).filter((round) => round.run === name), "No round is remembered since the aggregator started.")),
+    ];
+  }
+  if (kind === "node" && name in state.nodes) {
+    const at = Object.entries(state.runs).filter(([, run]) => run.state === "running" && name in run.nodes);
+    const out = rounds(state).filter((round) => name in round.left_out);
+    if (!at.length && !out.length) return null;
+    return section("training", "Training", "runs", h("ul", { class: "card" },
+      at.map(([id, run]) => h("li", { key: id }, linked("run", id), `: ${run.nodes[name]}`)),
+      out.map((round) => h("li", { key: `${round.run}/${round.number}` }, h("span", { class: "at" }, `${clock(round.time)} `), linked("run", round.run),
+        ` went without it in round ${count(round.number)}: ${round.left_out[name]}`))));
+  }
+  return null;
+}
+
+const rounds = (state) => Object.values(state.rounds).sort((a, b) => b.time - a.time || b.number - a.number);
 
 export function tiles({ state }) {
   const going = Object.values(state.runs).filter((run) => run.state === "running");
@@ -41,7 +65,7 @@ function runCards(state, width, redraw) {
     runs.slice(0, shown).map(([id, run]) => card(id, run, state, width, redraw)),
     runs.length > shown ? h("details", { class: "card", key: "earlier" }, h("summary", {}, plural(runs.length - shown, "earlier run")),
       h("ul", {}, runs.slice(shown).map(([id, run]) => h("li", { key: id, id: `run-${id}` },
-        `${id}: ${run.state}, round ${count(run.round)} of ${count(run.rounds)}, begun ${when(run.created)}`,
+        linked("run", id), `: ${run.state}, round ${count(run.round)} of ${count(run.rounds)}, begun ${when(run.created)}`,
         run.state === "failed" ? failed(run) : null)))) : null,
   ];
 }
@@ -59,13 +83,14 @@ function card(id, run, state, width, redraw) {
   const waits = run.state === "running" && run.waiting;
   const sentence = run.waiting.includes(" waits for ") ? run.waiting : `waits for ${run.waiting}`;
   return h("article", { class: "card", id: `run-${id}`, key: id, "data-run": id, "data-state": run.state },
-    h("div", { class: "head" }, h("h3", {}, named(id)), h("span", { class: `badge ${STATES[run.state] ?? "note"}` }, run.state),
+    h("div", { class: "head" }, h("h3", {}, linked("run", id)), h("span", { class: `badge ${STATES[run.state] ?? "note"}` }, run.state),
       h("span", { class: "soft small push" }, `${run.name}, begun ${when(run.created)}`)),
     waits ? h("p", { class: "waits" }, `${sentence[0].toUpperCase()}${sentence.slice(1)}.`) : null,
     run.state === "failed" ? failed(run) : run.detail ? h("p", { class: "soft" }, run.detail) : null,
     h("dl", { class: "figures" },
       figure("round", `${count(run.round)} of ${count(run.rounds)}`),
       figure("version", count(run.version)),
+      run.best === null ? null : figure("best version", count(run.best)),
       loss ? figure("loss", short(loss.y)) : null,
       held ? figure("held-out loss", short(held.y)) : null,
       metrics.map((name) => [name, last(curves.evaluation, name)]).filter(([, v]) => v).map(([name, value]) => figure(`held out: ${name}`, percent(value.y))),
@@ -106,10 +131,8 @@ function doing(run, state) {
     told.length > 40 ? h("span", {}, `and ${told.length - 40} more`) : null);
 }
 
-function roundsTable(state) {
-  const latest = Object.values(state.rounds).sort((a, b) => b.time - a.time || b.number - a.number).slice(0, LISTED);
-  if (!latest.length)
-    return h("div", { class: "card empty", key: "empty" }, h("p", { class: "soft" }, "Each round of a run is told here when its version is committed."));
+function roundsTable(latest, without) {
+  if (!latest.length) return h("div", { class: "card empty", key: "empty" }, h("p", { class: "soft" }, without));
   return h("div", { class: "card scroll", key: "table", role: "region", tabindex: 0, "aria-labelledby": "rounds-title" },
     h("table", { id: "rounds-table" },
       h("caption", { class: "unseen" }, "The latest rounds, the newest first"),

@@ -16,6 +16,8 @@ from edge_attention.core.messages.training import RunState, TrainingRun
 RUNS = 20
 NODES = 1000
 """Nodes of one run that the page is told of."""
+NOTES, NOTE = 8, 400
+"""Of a run's notes so many, and so much of each."""
 
 
 class TrainingPage:
@@ -61,7 +63,7 @@ def troubles(runs: Iterable[TrainingRun], started: float) -> Iterator[tuple[str,
         elif run.state is RunState.FAILED and run.created > started:
             # Why, and what to do, is said once: where the run is drawn.
             text = f"Run {run.id} failed after round {run.round:,} of {run.rounds:,}."
-            yield f"run/{run.id}", Trouble("bad", text, over=True, more=f"run-{run.id}")
+            yield f"run/{run.id}", Trouble("bad", text, over=True, more=f"run/{run.id}")
 
 
 def _run(run: TrainingRun) -> dict[str, Any]:
@@ -75,6 +77,8 @@ def _run(run: TrainingRun) -> dict[str, Any]:
         "version": run.version,
         "created": run.created,
         "waiting": run.waiting,
+        "notes": [note[:NOTE] for note in run.notes[:NOTES]],
+        "best": run.best_version,
         "samples": dataclasses.asdict(run.samples) if run.samples is not None else None,
         "nodes": dict(list(run.nodes.items())[:NODES]),
     }

@@ -148,7 +148,10 @@ def test_what_was_wrong_is_told_apart_from_what_is_and_can_be_put_away(lively, b
     assert "train resume" not in browser.text(), "it would end so again"
     assert browser.text().count(reason) == 1
     browser.run("document.querySelector('#past a').click()")
-    until(lambda: browser.run("return document.querySelector(':target')?.dataset.run") == run.id, "its card")
+    browser.wait(f"Run {run.id}", "#own-title")
+    assert browser.text().count(reason) == 1
+    browser.run("document.querySelector('#own > p a').click()")
+    browser.wait("^Fleet$", "#fleet-title")
 
     # A bad day: two nodes at once, of one cause.
     for node in ("b", "c"):
@@ -173,15 +176,57 @@ def test_what_was_wrong_is_told_apart_from_what_is_and_can_be_put_away(lively, b
     assert browser.complaints() == []
 
 
+def test_a_run_a_context_and_a_node_have_pages_of_their_own(lively, browser, tmp_path):
+    assert lively.context.attend(queries(2)).exact
+    run = lively.client.train(lively.job)
+    assert list(run)[-1].number == 30
+    browser.go(page_of(lively.fleet))
+    browser.wait("finished", f"[data-run={run.id}]")
+    made = browsers.folder(tmp_path)
+
+    browser.run("document.querySelector('#nodes-table tr[data-node=b] a').click()")
+    browser.wait("Node b", "#own-title")
+    browser.wait("200", "#own-body [data-node=b]")
+    browser.wait("ready: registered", "#own-body")
+    browser.wait("memory", "#contexts [data-context=memory]")
+    assert browser.run("return document.activeElement.id") == "main"
+    assert not browser.run("return document.getElementById('fleet').offsetParent"), "the one page makes way"
+    lively.fleet.kill("b")
+    browser.wait("lost: ", "#own-body")
+    browser.shots(made, "page-node")
+    lively.begin("b")
+    lively.fleet.wait_ready("b")
+
+    browser.run("document.querySelector('[data-context=memory] a').click()")
+    browser.wait("Context memory", "#own-title")
+    browser.wait("exact", "#queries-table tbody tr")
+    browser.wait("a.*b.*c", "#masses")
+    browser.shots(made, "page-context")
+
+    url = f"{page_of(lively.fleet)}#run/{run.id}"
+    browser.go(url)
+    browser.wait(f"Run {run.id}", "#own-title")
+    until(lambda: browser.count("#rounds-table tbody tr") == 30, "all of its rounds")
+    browser.wait_for(f"[data-run={run.id}] .losses path.curve")
+    browser.shots(made, "page-run")
+    browser.go(url.replace(run.id, "none-123456"))
+    browser.wait("There is no run of this name", "#own-body")
+    ids = browser.run("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    browser.run("document.querySelector('#sections a').click()")
+    browser.wait("^Fleet$", "#fleet-title")
+    assert browser.complaints() == []
+
+
 def test_names_stay_on_a_line_and_cards_side_by_side_end_together(lively, browser):
-    name = "ward-7-vital-signs-" * 3 + "of-the-night"
+    name = "ward-7-vital-signs-" * 2 + "of-the-night"
     keys, values = tokens(40)
     context = lively.client.create_context(name, **SPEC)
     context.append(keys, values, node="a")
     browser.go(page_of(lively.fleet))
     assert context.attend(queries(2)).exact
     assert lively.context.attend(queries(2)).exact
-    browser.wait("ward-7", "#queries-table tbody tr")
+    browser.wait("memory.*ward-7", "#queries-table tbody")
     browser.wait("a.*b.*c", "#masses")
     lines = """
         return [...document.querySelectorAll('.name')].filter(e => e.offsetParent && !e.closest('details'))

@@ -6,11 +6,12 @@
 //             since 1970, width(id) the pixels inside of a card in the element of that id, redraw() draws again
 //   tiles     the same => [[name, value, more]], for the line at the top
 //   columns   (state) => [{ title, cells }] of the table of nodes; cells has a node's text by its name
+//   own       ({ state, at, width, redraw }, kind, name) => what it has to tell on the page of one thing, as that of a node
 //   news      (state) => [[key, word, sentence]]; a sentence is spoken when the word of its key changes
 
 import { h, patch } from "/dom.js";
 import { follow } from "/feed.js";
-import { live, nodesTable, STATES } from "/fleet.js";
+import { live, nodePage, nodesTable, STATES } from "/fleet.js";
 import { bytes, span, when } from "/format.js";
 import recipes from "/recipes.js";
 import { record } from "/records.js";
@@ -25,8 +26,19 @@ let connected = false;
 /** What the recipes that export `name` give for it. */
 const all = (name, ...given) => recipes.filter((one) => name in one).flatMap((one) => one[name](...given));
 
+/** What has a page of its own is named in the address: #node/NAME. Everything else is on one page. */
+function chosen() {
+  const [, kind, name] = location.hash.match(/^#([a-z]+)\/(.+)$/) ?? [];
+  if (!kind) return null;
+  try {
+    return { kind, name: decodeURIComponent(name) };
+  } catch {
+    return { kind, name };
+  }
+}
+
 /** Pixels inside of a card in the element `id`; before it is drawn, in all of the page. */
-const width = (id) => Math.max(260, (document.getElementById(id) ?? $("recipes")).clientWidth - 34);
+const width = (id) => Math.max(260, (document.getElementById(id) ?? $(chosen() ? "own" : "recipes")).clientWidth - 34);
 
 const now = () => Date.now() / 1000 + (state?.skew ?? 0);
 
@@ -42,17 +54,28 @@ function draw() {
 function render() {
   const at = connected ? now() : state.until;
   const page = { state, at, width, redraw: draw };
-  const first = !$("recipes").hasChildNodes();
+  const one = chosen(), body = $(one ? "own-body" : "recipes");
+  for (const id of ["tiles", "fleet", "recipes"]) $(id).hidden = one !== null;
+  $("own").hidden = one === null;
+  const first = !body.hasChildNodes();
   patch($("troubles"), troubles(at));
   patch($("past"), past(at));
-  patch($("tiles"), tiles(page));
-  patch($("nodes"), nodesTable(state, at, all("columns", state)));
-  patch($("recipes"), all("sections", page));
+  // What is not shown is not kept: ids are there once.
+  patch($("tiles"), one ? null : tiles(page));
+  patch($("nodes"), one ? null : nodesTable(state, at, all("columns", state)));
+  patch($("recipes"), one ? null : all("sections", page));
+  patch($("own-title"), one ? `${one.kind[0].toUpperCase()}${one.kind.slice(1)} ${one.name}` : null);
+  patch($("own-body"), one ? ownPage(one, page) : null);
   if (first) draw(); // only now is it known how wide each element is
   const self = state.aggregator.self;
   patch($("about"), `Edge Attention ${self.software}; the aggregator has run since ${when(self.started)}, nodes dial ${self.address}.`);
   $("signout").hidden = !state.you;
   if (state.you) patch($("you"), `${state.you.name} (${state.you.role})`);
+}
+
+function ownPage({ kind, name }, page) {
+  const found = [kind === "node" ? nodePage(state, page.at, name, all("columns", state)) : null, all("own", page, kind, name)].flat(Infinity).filter(Boolean);
+  return found.length ? found : h("div", { class: "card empty", key: "empty" }, h("p", {}, `There is no ${kind} of this name, or there is none any more.`));
 }
 
 function troubles(at) {
@@ -72,18 +95,18 @@ function troubles(at) {
 const ranked = () => Object.entries(state.troubles).sort((a, b) => a[1].rank - b[1].rank);
 
 function trouble(key, one, at) {
-  const since = one.since ? ` ${one.nodes.length > 1 ? "The first for" : "For"} ${span(at - one.since)} now.` : "";
+  const since = one.since && !one.over ? ` ${one.nodes.length > 1 ? "The first for" : "For"} ${span(at - one.since)} now.` : "";
   return h("div", { key, class: `trouble ${one.over ? "over" : one.severity}`, "data-trouble": key },
     h("p", {}, one.over ? null : h("span", { class: "word" }, WORDS[one.severity]), one.text, since,
       one.more ? [" ", h("a", { href: `#${one.more}` }, "Why, and what to do")] : null),
     one.remedy ? h("p", {}, one.remedy) : null,
-    one.over ? h("button", { type: "button", "aria-label": `Put away: ${one.text}`, onclick: () => putAway(key, one.text) }, "Put away") : null);
+    one.over ? h("button", { type: "button", "aria-label": `Put away: ${one.text}`, onclick: () => putAway(key, one) }, "Put away") : null);
 }
 
 // What was wrong and is over is put away by whoever has seen it, in this browser.
 
 const KEPT = "edge-attention-put-away", MOST = 100;
-let away = record(remembered());
+const away = record(remembered());
 
 function remembered() {
   try {
@@ -93,19 +116,30 @@ function remembered() {
   }
 }
 
-function putAway(key, text) {
-  away[key] = text;
+/** What tells one end of it from the next. */
+const mark = (one) => one.since ?? one.text;
+
+function putAway(key, one) {
+  away[key] = mark(one);
+  keep();
+  render();
+  ($("past").querySelector("button") ?? $("main")).focus({ preventScroll: true });
+}
+
+function keep() {
   try {
     localStorage.setItem(KEPT, JSON.stringify(Object.entries(away).slice(-MOST)));
   } catch {
     // Then it is put away for as long as the page is open.
   }
-  render();
-  ($("past").querySelector("button") ?? $("main")).focus({ preventScroll: true });
 }
 
 function past(at) {
-  const found = ranked().filter(([key, one]) => one.over && away[key] !== one.text);
+  // What is told no more, or is wrong again, is not put away any longer.
+  const gone = Object.keys(away).filter((key) => !state.troubles[key]?.over);
+  for (const key of gone) delete away[key];
+  if (gone.length) keep();
+  const found = ranked().filter(([key, one]) => one.over && away[key] !== mark(one));
   return found.length ? [h("h2", { key: "title" }, "What was wrong"), found.map(([key, one]) => trouble(key, one, at))] : null;
 }
 
@@ -169,6 +203,14 @@ follow(
   },
 );
 
+addEventListener("hashchange", () => {
+  if (!state) return;
+  render();
+  if (chosen()) {
+    scrollTo(0, 0);
+    $("main").focus({ preventScroll: true });
+  } else document.getElementById(location.hash.slice(1))?.scrollIntoView();
+});
 setInterval(draw, 1000);
 new ResizeObserver(draw).observe($("recipes"));
 patch($("sections"), [["fleet", "Fleet"], ...recipes.flatMap((one) => one.links ?? [])]

@@ -2,7 +2,8 @@
 
 import { meter } from "/charts.js";
 import { h } from "/dom.js";
-import { bytes, count, percent, plural, some, span } from "/format.js";
+import { bytes, clock, count, percent, plural, some, span, when } from "/format.js";
+import { figure } from "/parts.js";
 
 export const STATES = { ready: ["good", "ready"], suspect: ["warn", "connection broke"], lost: ["bad", "lost"], draining: ["note", "leaving"] };
 
@@ -20,6 +21,9 @@ export const names = (state) => Object.keys(state.nodes).sort((a, b) => a.locale
 export function label(name) {
   return h("span", { class: "label" }, h("i", { class: `key ${colour(name)}` }), named(name));
 }
+
+/** The name of something that has a page of its own, and leads there. */
+export const linked = (kind, name) => h("a", { class: "own", href: `#${kind}/${encodeURIComponent(name)}` }, named(name));
 
 /** A name on one line, whatever its length: the whole of it is its title. */
 export const named = (name) => h("span", { class: "name", title: name }, name);
@@ -57,13 +61,38 @@ function row(name, node, more, now) {
   const share = node.limit ? node.memory / node.limit : 0;
   const kept = node.seen ? `${bytes(node.memory)} of ${bytes(node.limit)}` : "";
   return h("tr", { key: name, class: live(node) ? "" : "gone", "data-node": name, "data-state": node.state },
-    h("th", { scope: "row" }, label(name), node.seen ? h("span", { class: "sub" }, about(node)) : null),
+    h("th", { scope: "row" }, h("span", { class: "label" }, h("i", { class: `key ${colour(name)}` }), linked("node", name)), node.seen ? h("span", { class: "sub" }, about(node)) : null),
     h("td", {}, h("span", { class: `badge ${mark}` }, word), silent ? h("span", { class: "sub" }, silent) : null,
       node.days !== undefined ? h("span", { class: "sub" }, `certificate: ${node.days} days left`) : null),
     h("td", {}, node.seen ? [meter(share, share > 0.9 ? "away" : `fill ${colour(name)}`, `${percent(share)} of its memory limit`), h("span", { class: "sub" }, kept)] : ""),
     more.map((text) => h("td", { class: "num wide" }, text)),
     h("td", { class: "num wide" }, node.seen ? count(node.tasks) : ""),
     h("td", { class: "wide small" }, node.seen ? releases(node.releases) : ""));
+}
+
+/** A node on a page of its own: how it is, what it has, and what became of it. columns: as of the table. */
+export function nodePage(state, now, name, columns) {
+  const node = state.nodes[name];
+  if (!node) return null;
+  const [mark, word] = STATES[node.state] ?? ["note", node.state];
+  const turns = [...(node.turns ?? [])].reverse();
+  return [
+    h("div", { class: "card", key: "facts", "data-node": name },
+      h("p", { class: "head" }, h("span", { class: `badge ${mark}` }, word),
+        node.since ? h("span", { class: "soft small" }, node.seen ? `silent for ${span(now - node.since)}` : "not seen since the aggregator started") : null),
+      h("dl", { class: "figures" },
+        node.seen ? [figure("memory", `${bytes(node.memory)} of ${bytes(node.limit)}`), figure("threads", count(node.threads)), figure("computes on", node.provider),
+          figure("tasks", count(node.tasks)), figure("release", node.software || "unknown")] : null,
+        columns.map(({ title, cells }) => figure(title.toLowerCase(), cells[name] ?? "none")),
+        node.days !== undefined ? figure("certificate", `${node.days} days left`) : null),
+      node.seen ? h("p", {}, "Its data: ", node.datasets.map((d) => `${d.name} (${plural(d.rows, "row")})`).join(", ") || "none",
+        ". Lets leave: ", releases(node.releases), ".") : null),
+    h("section", { key: "turns", "aria-labelledby": "turns-title" }, h("h3", { id: "turns-title" }, "What became of it"),
+      turns.length
+        ? h("ul", { class: "card" }, turns.map(([time, why, state], i) => h("li", { key: `${turns.length - i}` },
+          h("span", { class: "at" }, `${when(time)}, ${clock(time)} `), `${STATES[state]?.[1] ?? state}: ${why}`)))
+        : h("p", { class: "card soft" }, "Nothing is remembered of it: it has not come since the aggregator started.")),
+  ];
 }
 
 function about(node) {

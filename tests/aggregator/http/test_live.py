@@ -90,6 +90,10 @@ def test_who_holds_what_and_what_is_out_of_reach():
         b.lose()
         state = (await port.get("/api/state")).json
         assert state["nodes"]["b"]["state"] == "lost"
+        turns = state["nodes"]["b"]["turns"]
+        assert turns[0][1:] == ["registered", "ready"]
+        assert [became for _, _, became in turns] == ["ready", "suspect"], "lost is what the test has made it"
+        assert abs(turns[0][0] - state["now"]) < 3600, "seconds since 1970"
         assert state["contexts"]["memory"]["away"] == [[300, 500]]
         assert "200 tokens of 'memory'" in state["troubles"]["nodes/missed"]["text"]
 

@@ -170,7 +170,7 @@ def test_a_run_that_failed_was_wrong_and_its_reason_is_said_where_it_is_drawn():
     told = found(nodes=[node("a", NodeState.LOST, 9.0)], runs=[run(RunState.FAILED, detail="no quorum")])
     failed = told["run/r-1"]
     assert (failed["text"], failed["over"]) == ("Run r-1 failed after round 1 of 9.", True)
-    assert failed["more"] == "run-r-1"
+    assert failed["more"] == "run/r-1"
     assert failed["rank"] > told["nodes/lost"]["rank"], "what is wrong now comes before what was, however bad"
 
 
