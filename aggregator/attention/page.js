@@ -99,7 +99,7 @@ function attended(state, now) {
 }
 
 /** Pixels of the chart of answers beside so many strips, and of each strip: both cards are as high. */
-const CHART = 120, STRIP = 20, ROW = 25, BESIDE = 60, TALLEST = 64;
+const CHART = 120, STRIP = 20, ROW = 25, BESIDE = 60, TALLEST = 120;
 const chartHeight = (rows) => Math.max(CHART, rows * ROW - BESIDE);
 const stripHeight = (rows) => Math.max(STRIP, Math.min(TALLEST, (CHART + BESIDE) / rows - (ROW - STRIP)));
 

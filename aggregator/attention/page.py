@@ -90,7 +90,8 @@ def troubles(now: float, queries: Iterable[Query], spans: Iterable[Span]) -> Ite
             query = last[outcome]
             clock = time.strftime("%H:%M:%S", time.localtime(query.time))
             why = f" The last, at {clock}: {'; '.join(query.why[:NAMED])}." if query.why else ""
-            kind = "were partial" if outcome == "partial" else "failed"
+            were = "was partial" if count == 1 else "were partial"
+            kind = were if outcome == "partial" else "failed"
             text = f"{count:,} of {total:,} queries in the last five minutes {kind}.{why}"
             # What was asked of that context since was answered in full: what was wrong is over.
             over = latest[query.context] == "exact"

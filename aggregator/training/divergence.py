@@ -5,15 +5,14 @@ from __future__ import annotations
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.messages.training import TrainingRound
 
-__all__ = ["NOT_FINITE", "diverged"]
-
-NOT_FINITE = " is not finite from round "
-"""What says of a run's end that it diverged (remedies.py)."""
+__all__ = ["Diverged", "diverged"]
 
 
-def diverged(
-    what: str, number: int, rate: float | None, last: TrainingRound | None, remedy: str
-) -> FailedPrecondition:
+class Diverged(FailedPrecondition):
+    """What ends a run that diverged: resumed, it would do so again."""
+
+
+def diverged(what: str, number: int, rate: float | None, last: TrainingRound | None, remedy: str) -> Diverged:
     """Why a run ends in round `number`, in which `what` is not finite.
 
     `rate`: the learning rate that parameters have moved by, or are moved by on nodes in this very round;
@@ -23,9 +22,9 @@ def diverged(
     >>> print(diverged("the loss", 1, None, None, "").message)  # doctest: +ELLIPSIS
     the loss is not finite from round 1 on: no step was taken before, so it is not the learning rate: look...
     """
-    said = f"{what}{NOT_FINITE}{number} on: "
+    said = f"{what} is not finite from round {number} on: "
     if rate is None:
-        return FailedPrecondition(
+        return Diverged(
             f"{said}no step was taken before, so it is not the learning rate: look for NaN, infinity or very "
             "large numbers in the data, and in the model's initial values"
         )
@@ -34,4 +33,4 @@ def diverged(
         said += f"the last finite loss was {last.loss:.6g}, of round {last.number}"
     else:
         said += "no loss was finite before, so look at the data, too: NaN, or numbers too large"
-    return FailedPrecondition(f"{said}. To mend it: {remedy}")
+    return Diverged(f"{said}. To mend it: {remedy}")

@@ -136,10 +136,10 @@ function roundsTable(latest, without) {
   return h("div", { class: "card scroll", key: "table", role: "region", tabindex: 0, "aria-labelledby": "rounds-title" },
     h("table", { id: "rounds-table" },
       h("caption", { class: "unseen" }, "The latest rounds, the newest first"),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "At"), h("th", { scope: "col" }, "Run"), h("th", { scope: "col", class: "num" }, "Round"),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "wide" }, "At"), h("th", { scope: "col" }, "Run"), h("th", { scope: "col", class: "num" }, "Round"),
         h("th", { scope: "col", class: "num" }, "Loss"), h("th", { scope: "col", class: "num wide" }, "Took"), h("th", { scope: "col", class: "wide" }, "Nodes"))),
       h("tbody", {}, latest.map((round) => h("tr", { key: `${round.run}/${round.number}` },
-        h("td", { class: "at" }, clock(round.time)), h("td", {}, named(round.run)), h("td", { class: "num" }, count(round.number)),
+        h("td", { class: "at wide" }, clock(round.time)), h("td", {}, named(round.run)), h("td", { class: "num" }, count(round.number)),
         h("td", { class: "num" }, round.loss === null ? "not finite" : short(round.loss)),
         h("td", { class: "num wide" }, took(round.seconds)), h("td", { class: "wide" }, plural(round.nodes, "node"), left(round.left_out)))))));
 }

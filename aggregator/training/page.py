@@ -11,6 +11,7 @@ from aggregator.training.activity import RoundLine, RunActivity, RunCurves
 from aggregator.training.curve import Curve
 from aggregator.training.remedies import remedy_of
 from aggregator.training.runs import Runs
+from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.training import RunState, TrainingRun
 
 RUNS = 20
@@ -32,7 +33,7 @@ class TrainingPage:
         runs = self._runs.overview(RUNS)
         return PagePart(
             sections={
-                "runs": {run.id: _run(run) for run in runs},
+                "runs": {run.id: _run(run, self._runs.error_of(run.id)) for run in runs},
                 "curves": self._curves_of(runs),
                 "rounds": {f"{r.run}/{r.number}": _round(r) for r in self._activity.rounds},
             },
@@ -66,12 +67,12 @@ def troubles(runs: Iterable[TrainingRun], started: float) -> Iterator[tuple[str,
             yield f"run/{run.id}", Trouble("bad", text, over=True, more=f"run/{run.id}")
 
 
-def _run(run: TrainingRun) -> dict[str, Any]:
+def _run(run: TrainingRun, error: EdgeAttentionError | None) -> dict[str, Any]:
     return {
         "name": run.name,
         "state": run.state.value,
         "detail": run.detail,
-        "remedy": remedy_of(run),
+        "remedy": remedy_of(run, error),
         "round": run.round,
         "rounds": run.rounds,
         "version": run.version,

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from aggregator.training.divergence import NOT_FINITE
+from aggregator.training.divergence import Diverged
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
 from edge_attention.core.messages.training import RunState, TrainingRun
-from edge_attention.core.rounds.synchronous import QUARANTINED
 
-__all__ = ["remedy_of"]
+__all__ = ["InQuarantine", "remedy_of"]
 
 
-def remedy_of(run: TrainingRun) -> str:
+class InQuarantine(FailedPrecondition):
+    """What ends a run that lacks nodes which are in quarantine: they stay there when it is resumed."""
+
+
+def remedy_of(run: TrainingRun, error: EdgeAttentionError | None) -> str:
     """What whoever looks at the run can do; empty where it has not failed.
 
     A resumed run goes on with its own job, and without the nodes that are in quarantine: where one of these
-    was its end, it would end so again.
+    was its end, it would end so again. `error`: its end; None: not known, as of an earlier process' run.
 
-    >>> remedy_of(TrainingRun("r-1", "r", RunState.FAILED, "the disk is full", 3, 9, 3, 0.0))
+    >>> failed = TrainingRun("r-1", "r", RunState.FAILED, "the node is away", 3, 9, 3, 0.0)
+    >>> remedy_of(failed, FailedPrecondition("the node is away"))
     'When that is put right: edge-attention train resume r-1. To forget it: edge-attention runs delete r-1'
     """
     if run.state is not RunState.FAILED:
         return ""
-    if QUARANTINED in run.detail:
+    forget = f"To forget it: edge-attention runs delete {run.id}"
+    if error is None:
+        return forget
+    if isinstance(error, InQuarantine):
         said = (
             "Nodes in quarantine take no more part in this run, and resuming it does not bring them back. "
             "See what they return, leave them out of the job or name others, and start it anew"
         )
-    elif NOT_FINITE in run.detail:
+    elif isinstance(error, Diverged):
         said = "It would end so again: start it anew with the job mended"
     else:
         said = f"When that is put right: edge-attention train resume {run.id}"
-    return f"{said}. To forget it: edge-attention runs delete {run.id}"
+    return f"{said}. {forget}"

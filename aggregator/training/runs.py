@@ -360,6 +360,11 @@ class Runs:
         busy = going | self._resuming | self._deleting
         return tuple(r for r in self.list() if r.state is not RunState.RUNNING and r.id not in busy)
 
+    def error_of(self, id: str) -> EdgeAttentionError | None:
+        """What the run with this id failed with; None: it did not, or in an earlier process."""
+        active = self._active.get(id)
+        return active.error if active is not None else None
+
     def overview(self, count: int) -> tuple[TrainingRun, ...]:
         """Those going on, then the latest, at most `count`; cheap enough to be asked every second."""
         runs = sorted(
@@ -528,6 +533,7 @@ class Runs:
             await self._end(active, RunState.FINISHED, await self._train(active, recipe))
         except EdgeAttentionError as error:
             log.error("run %s failed: %s", id, error.message)
+            active.error = error
             await self._end(active, RunState.FAILED, error.message)
         except asyncio.CancelledError:
             # Here, not in `stop`: whoever called that may have gone meanwhile.

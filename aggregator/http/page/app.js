@@ -212,6 +212,7 @@ addEventListener("hashchange", () => {
   } else document.getElementById(location.hash.slice(1))?.scrollIntoView();
 });
 setInterval(draw, 1000);
-new ResizeObserver(draw).observe($("recipes"));
+const resized = new ResizeObserver(draw);
+for (const id of ["recipes", "own"]) resized.observe($(id));
 patch($("sections"), [["fleet", "Fleet"], ...recipes.flatMap((one) => one.links ?? [])]
   .map(([id, words]) => h("a", { key: id, href: `#${id}` }, words)));

@@ -2,7 +2,7 @@
 
 import { meter } from "/charts.js";
 import { h } from "/dom.js";
-import { bytes, clock, count, percent, plural, some, span, when } from "/format.js";
+import { bytes, count, percent, plural, since, some, span } from "/format.js";
 import { figure } from "/parts.js";
 
 export const STATES = { ready: ["good", "ready"], suspect: ["warn", "connection broke"], lost: ["bad", "lost"], draining: ["note", "leaving"] };
@@ -90,7 +90,7 @@ export function nodePage(state, now, name, columns) {
     h("section", { key: "turns", "aria-labelledby": "turns-title" }, h("h3", { id: "turns-title" }, "What became of it"),
       turns.length
         ? h("ul", { class: "card" }, turns.map(([time, why, state], i) => h("li", { key: `${turns.length - i}` },
-          h("span", { class: "at" }, `${when(time)}, ${clock(time)} `), `${STATES[state]?.[1] ?? state}: ${why}`)))
+          h("span", { class: "at" }, `${since(time, now)} `), `${STATES[state]?.[1] ?? state}: ${why}`)))
         : h("p", { class: "card soft" }, "Nothing is remembered of it: it has not come since the aggregator started.")),
   ];
 }

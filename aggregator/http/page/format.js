@@ -55,3 +55,6 @@ export function some(items, limit = 3) {
   if (items.length <= limit) return items.length > 1 ? `${items.slice(0, -1).join(", ")} and ${items.at(-1)}` : items.join("");
   return `${items.slice(0, limit).join(", ")} and ${items.length - limit} more`;
 }
+
+/** When something was: the time of day alone, if it was on the day of `at`. */
+export const since = (time, at) => (new Date(time * 1000).toDateString() === new Date(at * 1000).toDateString() ? clock(time) : when(time));

@@ -11,6 +11,7 @@ from typing import Any
 from aggregator.training.federated.collect import PATIENT_SECONDS, Collected, Collector, Divergence
 from aggregator.training.federated.updates import Update
 from aggregator.training.federated.work import Basis
+from aggregator.training.remedies import InQuarantine
 from edge_attention.core.errors import (
     DeadlineExceeded,
     EdgeAttentionError,
@@ -81,6 +82,8 @@ class Buffer(Collector):
                         log.info("run %s: it came to this so: %s", self.run, told(state.transitions))
                         if self._nonfinite.keys() == set(self._nodes):
                             raise Divergence(self._nonfinite, self._nonfinite.keys() <= self._without_loss)
+                        if self.quarantined:
+                            raise InQuarantine(reason)
                         raise FailedPrecondition(reason) if self._hopeless else DeadlineExceeded(reason)
                     case TakeStep(contributions):
                         self.say("", "")

@@ -18,6 +18,7 @@ from aggregator.training.federated.plan import asked_of
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.updates import NotFiniteLoss, Update
 from aggregator.training.federated.work import Basis, Work
+from aggregator.training.remedies import InQuarantine
 from aggregator.training.services import Services
 from edge_attention.core.combine import Combine, from_config
 from edge_attention.core.errors import (
@@ -224,8 +225,9 @@ class Synchronous(Collector):
         eligible = [n for n in self._nodes if n not in self.quarantined and n not in self._accused]
         out = {**self.quarantined, **self._accused}
         why = "; ".join(f"{node}: {reason}" for node, reason in out.items())
+        ended = InQuarantine if self.quarantined else FailedPrecondition
         if len(eligible) < job.selection.minimum:
-            raise FailedPrecondition(
+            raise ended(
                 f"round {basis.number} takes at least {job.selection.minimum} nodes, {len(eligible)} of "
                 f"{len(self._nodes)} may take part: {why}"
             )
@@ -233,7 +235,7 @@ class Synchronous(Collector):
             self._combine.require(asked_of(job, len(eligible)))
         except InvalidArgument as error:
             if out:
-                raise FailedPrecondition(f"round {basis.number}: {error.message}; {why}") from None
+                raise ended(f"round {basis.number}: {error.message}; {why}") from None
             raise
         while True:
             there = [n for n in eligible if patient or membership.live(n)]

@@ -10,11 +10,11 @@ from aggregator.http.troubles import LOST_SECONDS, troubles
 from aggregator.observe.page import Fleet, Lack, PagePart
 from aggregator.training import page as training_page
 from aggregator.training.divergence import diverged
-from aggregator.training.remedies import remedy_of
+from aggregator.training.remedies import InQuarantine, remedy_of
+from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.messages.attention import Context, ContextSpec, Segment
 from edge_attention.core.messages.fleet import Node, NodeState
 from edge_attention.core.messages.training import RunState, TrainingRun
-from edge_attention.core.rounds.synchronous import QUARANTINED
 
 NOW = 100_000.0
 NOTHING = Fleet(NOW, (), "1.0", NOW - 60, {})
@@ -175,18 +175,15 @@ def test_a_run_that_failed_was_wrong_and_its_reason_is_said_where_it_is_drawn():
 
 
 def test_a_run_is_not_to_be_resumed_where_that_cannot_work():
-    def remedy(detail):
-        return remedy_of(run(RunState.FAILED, detail=detail))
-
-    assert "train resume r-1" in remedy("the disk is full")
-    out = "round 3 takes at least 2 nodes, 1 of 3 may take part: " + "; ".join(
-        f"{name}: {QUARANTINED}NaN" for name in "ab"
-    )
-    for text in (out, diverged("the loss", 2, 10.0, None, "lower optimizer.lr").message):
-        assert "resume r-1" not in remedy(text)
-        assert "start it anew" in remedy(text)
-        assert "runs delete r-1" in remedy(text)
-    assert remedy_of(run()) == ""
+    failed = run(RunState.FAILED)
+    assert "train resume r-1" in remedy_of(failed, FailedPrecondition("node 'b' is lost"))
+    ends = InQuarantine("a: NaN"), diverged("the loss", 2, 10.0, None, "lower optimizer.lr")
+    for error in ends:
+        assert "resume r-1" not in remedy_of(failed, error)
+        assert "start it anew" in remedy_of(failed, error)
+        assert "runs delete r-1" in remedy_of(failed, error)
+    assert remedy_of(failed, None) == "To forget it: edge-attention runs delete r-1", "nobody knows any more"
+    assert remedy_of(run(), None) == ""
 
 
 def test_partial_answers_of_the_last_minutes_with_the_last_cause():
